@@ -1,0 +1,297 @@
+"""The pretraining methods, one class each in the order of its paper.
+
+``forward(batch)`` takes the dict of ``data.py`` and returns a dict of scalars with ``loss`` and its
+named parts; the training loop knows no method. Shapes stand at the end of the lines: B images,
+C classes, K templates per class, T = C*K, P cells, D embedding, Q queue.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from networks import ProjectedUNet, ProjectionHead
+from utils.geometry import correspond
+from utils.losses import nt_xent, patch_nt_xent, soft_info_nce
+from utils.sampling import label_at, sample_patches
+
+SCALES = 3  # up1, up2, up3
+
+
+class PSCL(nn.Module):
+    """What both variants share: the query encoder and the sampling of patches at three scales.
+
+    Args:
+        num_classes: C.
+        channels, hidden_dim, embed_dim, groups: see ``networks.ProjectedUNet``.
+        temperature: of both losses.
+        global_local_ratio: r in (1 - r) * image loss + r * patch loss.
+        top_k: K at the coarsest scale; None for the variant's own default.
+        sample_ratio: K grows by this factor from scale to scale.
+        label_guided: False sets the label map to zero, so that sampling is random (ablation).
+        scale_weights: weight of each scale's patch loss.
+    """
+
+    needs_annotated: ClassVar[bool] = True
+    needs_groups: ClassVar[bool] = False
+    default_top_k: ClassVar[int]
+    normalise_keys: ClassVar[bool]  # whether patches are matched by cosine or by raw product
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 4,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        hidden_dim: int = 128,
+        embed_dim: int = 64,
+        groups: int = 4,
+        temperature: float = 0.5,
+        global_local_ratio: float = 0.7,
+        top_k: int | None = None,
+        sample_ratio: int = 2,
+        label_guided: bool = True,
+        scale_weights: Sequence[float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups)
+        self.num_classes = num_classes
+        self.temperature = temperature
+        self.ratio = global_local_ratio
+        first = self.default_top_k if top_k is None else top_k
+        self.templates = [first * sample_ratio**scale for scale in range(SCALES)]
+        self.label_guided = label_guided
+        self.scale_weights = tuple(scale_weights)
+
+    def draw_noise(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Uniform noise in [0, 1) that orders equally pure cells, from PyTorch's global generator."""
+        return torch.rand(tuple(shape), device=device)
+
+    def sample(
+        self, maps_q: Sequence[Tensor], maps_k: Sequence[Tensor], head_k: ProjectionHead, batch: Any, scale: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose and match the patches of one scale, and project them (paper, patch sampling).
+
+        Args:
+            maps_q, maps_k: up1, up2, up3 of both views, (B, c, H, W) each.
+            head_k: the head that projects view k.
+            batch: with the ``geometry`` of the views and the ``label`` of image 0.
+            scale: 0, 1, 2.
+
+        Returns:
+            The patches of view q and of view k, (B, C, K, D) in single precision, and their purity
+            (C, K).
+        """
+        map_q, map_k = maps_q[scale], maps_k[scale]
+        templates = self.templates[scale]
+        places = correspond(batch["geometry"], *map_q.shape[-2:], device=map_q.device)
+        label = label_at(batch["label"][0].float(), batch["geometry"][0], *map_q.shape[-2:])  # (C, h'w')
+        noise = self.draw_noise(label.shape, label.device)
+        if not self.label_guided:
+            label = torch.zeros_like(label)
+        with torch.no_grad():
+            keys = head_k.patch(take(map_k, places.key), scale).float()  # (B, D, P)
+            if self.normalise_keys:
+                keys = F.normalize(keys, dim=1)
+            with torch.autocast(keys.device.type, enabled=False):
+                patches = sample_patches(keys, places, label, noise, templates)
+        query = self.encoder_q.decode.patch(take(map_q, patches.query), scale)  # (B, D, T)
+        key = head_k.patch(take(map_k, patches.key), scale)  # (B, D, T)
+        shape = (len(query), self.num_classes, templates, -1)
+        return (
+            query.float().transpose(1, 2).reshape(shape),
+            key.float().transpose(1, 2).reshape(shape),
+            patches.purity,
+        )
+
+    def combine(self, image: Tensor, patch: Tensor) -> Tensor:
+        """(1 - r) * image loss + r * patch loss."""
+        return (1 - self.ratio) * image + self.ratio * patch
+
+
+class PSCL_SimCLR(PSCL):
+    """PSCL on SimCLR: one encoder, negatives from the batch, patches of other classes.
+
+    Args:
+        intra_view_negatives: whether patches of the same image and view may be negatives.
+        settings: see ``PSCL``.
+    """
+
+    default_top_k = 4
+    normalise_keys = False
+
+    def __init__(self, *, intra_view_negatives: bool = True, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.intra_view_negatives = intra_view_negatives
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``."""
+        # Two passes, not one of both views joined: BatchNorm's statistics are per view.
+        image_q, maps_q = self.encoder_q(batch["view_q"])  # (B, D), 3 x (B, c, H, W)
+        image_k, maps_k = self.encoder_q(batch["view_k"])
+        losses = {}
+        for scale in range(SCALES):
+            query, key, _ = self.sample(maps_q, maps_k, self.encoder_q.decode, batch, scale)
+            with torch.autocast(query.device.type, enabled=False):
+                loss = patch_nt_xent(query, key, self.temperature, self.intra_view_negatives)
+            losses[f"patch_up{scale + 1}"] = self.scale_weights[scale] * loss
+        with torch.autocast(image_q.device.type, enabled=False):
+            image = nt_xent(image_q, image_k, self.temperature)
+        patch = torch.stack(list(losses.values())).mean()
+        return {"loss": self.combine(image, patch), "image": image, "patch": patch, **losses}
+
+
+class PSCL_MoCo(PSCL):
+    """PSCL on MoCo: a momentum encoder makes the keys, queues keep them, targets are soft.
+
+    A key that comes from the row's own production batch is a positive too, and so is a new one of
+    the row's class, both with weights that decay while the key ages in the queue. Shuffling the
+    keys within the batch, as MoCo does against leaking BatchNorm statistics between devices, would
+    change nothing on one device and is left out.
+
+    Args:
+        momentum: of the key encoder; its parameters only, BatchNorm buffers are its own.
+        queue_size: Q, entries of the queues.
+        group_decay: decay per step of the image queue's same-batch weight.
+        patch_group_decay: decay per step of the patch queue's same-batch weight.
+        freshness_decay: decay per step of the patch queue's weight whatever the batch.
+        settings: see ``PSCL``.
+    """
+
+    needs_groups = True
+    default_top_k = 30
+    normalise_keys = True
+
+    queue: Tensor
+    patch_queue: Tensor
+    queue_ptr: Tensor
+    queue_group: Tensor
+    group_affinity: Tensor
+    patch_group_affinity: Tensor
+    freshness: Tensor
+
+    def __init__(
+        self,
+        *,
+        momentum: float = 0.99,
+        queue_size: int = 504,
+        group_decay: float = 0.2,
+        patch_group_decay: float = 0.5,
+        freshness_decay: float = 0.2,
+        embed_dim: int = 64,
+        **settings: Any,
+    ) -> None:
+        super().__init__(embed_dim=embed_dim, **settings)
+        self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
+        self.average = get_ema_multi_avg_fn(momentum)
+        self.decays = (group_decay, patch_group_decay, freshness_decay)
+        self.register_buffer("queue", torch.randn(queue_size, embed_dim))  # (Q, D)
+        # Entry e of class c is row e*C + c; the published files hold a fourth, unused scale.
+        rows = queue_size * self.num_classes
+        self.register_buffer("patch_queue", torch.randn(SCALES + 1, rows, embed_dim))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+        self.register_buffer("queue_group", torch.full((queue_size,), -1))
+        for name in ("group_affinity", "patch_group_affinity", "freshness"):
+            self.register_buffer(name, torch.zeros(queue_size))
+
+    @torch.no_grad()
+    def update_key_encoder(self) -> None:
+        """k = momentum * k + (1 - momentum) * q, parameters only."""
+        self.average(list(self.encoder_k.parameters()), list(self.encoder_q.parameters()), None)
+
+    def image_targets(self, group: Tensor) -> Tensor:
+        """Soft targets (B, Q) of the image queue for images of the production batches (B,)."""
+        return self.group_affinity * (self.queue_group == group[:, None])
+
+    def patch_targets(self, group: Tensor) -> Tensor:
+        """Soft targets (B, C, Q*C) of the patch queue: entries of the row's class only."""
+        affinity = self.patch_group_affinity * (self.queue_group == group[:, None]) + self.freshness
+        same_class = torch.eye(self.num_classes, device=group.device)
+        return torch.einsum("bq,cd->bcqd", affinity, same_class).flatten(2)
+
+    @torch.no_grad()
+    def enqueue(self, image_k: Tensor, patch_k: Tensor, group: Tensor) -> None:
+        """Write the batch's keys over the oldest and age all weights, the newest included.
+
+        Args:
+            image_k: (B, D) unit vectors.
+            patch_k: (3, B, C, D) purity-weighted sums of the key patches.
+            group: (B,) production batches.
+        """
+        size = len(self.queue)
+        kept = slice(max(0, len(image_k) - size), None)  # a batch larger than the queue: its end
+        count = len(image_k[kept])
+        entry = (self.queue_ptr + torch.arange(count, device=group.device)) % size
+        self.queue[entry] = image_k[kept]
+        by_entry = self.patch_queue.view(SCALES + 1, size, self.num_classes, -1)
+        by_entry[:SCALES, entry] = patch_k[:, kept]
+        self.queue_group[entry] = group[kept]
+        weights = (self.group_affinity, self.patch_group_affinity, self.freshness)
+        for weight, decay in zip(weights, self.decays, strict=True):
+            weight[entry] = 1.0
+            weight.mul_(decay)
+        self.queue_ptr.copy_((self.queue_ptr + count) % size)
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``.
+
+        ``patch_up1..3`` are means over the annotated image's rows, as in the published log;
+        ``patch`` is the mean over all rows of all scales.
+        """
+        self.update_key_encoder()
+        image_q, maps_q = self.encoder_q(batch["view_q"])  # (B, D), 3 x (B, c, H, W)
+        with torch.no_grad():
+            image_k, maps_k = self.encoder_k(batch["view_k"])
+        group = batch["group"]
+        targets = self.patch_targets(group)  # (B, C, Q*C)
+        rows, sums, parts = [], [], {}
+        for scale in range(SCALES):
+            query, key, purity = self.sample(maps_q, maps_k, self.encoder_k.decode, batch, scale)
+            with torch.autocast(query.device.type, enabled=False):
+                query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+                weight = self.scale_weights[scale] * self.templates[scale] * purity  # (C, K)
+                loss = soft_info_nce(
+                    query, key, self.patch_queue[scale].clone(), targets[:, :, None], weight, self.temperature
+                )  # (B, C, K)
+            sums.append(torch.einsum("bckd,ck->bcd", key, purity))
+            rows.append(loss.flatten(1))
+            parts[f"patch_up{scale + 1}"] = loss[0].mean().detach()
+        with torch.autocast(image_q.device.type, enabled=False):
+            image_q, image_k = F.normalize(image_q.float(), dim=1), F.normalize(image_k.float(), dim=1)
+            ones = image_q.new_ones(len(image_q))
+            image = soft_info_nce(
+                image_q, image_k, self.queue.clone(), self.image_targets(group), ones, self.temperature
+            ).mean()
+        patch = torch.cat(rows, dim=1).mean()
+        self.enqueue(image_k, torch.stack(sums), group)
+        return {"loss": self.combine(image, patch), "image": image, "patch": patch, **parts}
+
+
+def take(features: Tensor, index: Tensor) -> Tensor:
+    """Features (B, c, H, W) at flat positions (B, P): (B, c, P).
+
+    Rows of a channels-last map are gathered whole, which is one contiguous read per position.
+    """
+    images, channels = features.shape[:2]
+    rows = features.permute(0, 2, 3, 1).reshape(-1, channels)  # (B*H*W, c)
+    first = torch.arange(images, device=index.device)[:, None] * (len(rows) // images)
+    return rows.index_select(0, (index + first).flatten()).view(images, -1, channels).transpose(1, 2)
+
+
+METHODS: dict[str, type[nn.Module]] = {"moco": PSCL_MoCo, "simclr": PSCL_SimCLR}
+
+
+def build_method(self_mode: str, settings: Mapping[str, Any]) -> nn.Module:
+    """Make the method called ``self_mode`` from those of the settings that its class takes."""
+    cls = METHODS[self_mode]
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if issubclass(base, nn.Module) and base is not nn.Module:
+            names |= {p.name for p in inspect.signature(base).parameters.values()}
+    return cls(**{name: value for name, value in settings.items() if name in names})

@@ -1,0 +1,198 @@
+"""The UNet and its heads. Knows no loss and no data.
+
+Attribute names such as ``encode.inc.con1`` are those of the published checkpoints: state dicts are
+exchanged with them without translation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each pixel of (B, C, H, W), eps 1e-5.
+
+    In channels-last memory the two permutations are views, so nothing is copied.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) over C."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class DoubleConv(nn.Module):
+    """Twice (3x3 convolution without bias, norm, LeakyReLU 0.01): (B, in, H, W) to (B, out, H, W).
+
+    Args:
+        channels_in, channels_out: numbers of channels.
+        layer_norm: whether the second norm is a LayerNorm over channels (first: BatchNorm always).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, layer_norm: bool = False) -> None:
+        super().__init__()
+        self.con1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels_out)
+        self.con2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.norm2 = ChannelLayerNorm(channels_out) if layer_norm else nn.BatchNorm2d(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) to (B, out, H, W)."""
+        x = F.leaky_relu(self.norm1(self.con1(x)), 0.01, inplace=True)
+        return F.leaky_relu(self.norm2(self.con2(x)), 0.01, inplace=True)
+
+
+class Down(nn.Module):
+    """Max-pool by 2, then DoubleConv: (B, in, H, W) to (B, out, H//2, W//2)."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv = DoubleConv(channels_in, channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halve the grid."""
+        return self.conv(F.max_pool2d(x, 2))
+
+
+class Up(nn.Module):
+    """Transposed convolution to half the channels, joined with the skip, then DoubleConv."""
+
+    def __init__(self, channels_in: int) -> None:
+        super().__init__()
+        half = channels_in // 2
+        self.up = nn.ConvTranspose2d(channels_in, half, 3, stride=2, padding=1)
+        self.conv = DoubleConv(channels_in, half, layer_norm=True)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(B, c, h, w) and the skip (B, c/2, H, W) to (B, c/2, H, W)."""
+        x = self.up(x)
+        rows, columns = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return self.conv(torch.cat([skip, x], dim=1))
+
+
+class Encoder(nn.Module):
+    """Everything of the UNet but its last layer: stem, three downs, three ups.
+
+    Args:
+        channels: channels at full, 1/2, 1/4 and 1/8 of the image's size.
+    """
+
+    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256)) -> None:
+        super().__init__()
+        c0, c1, c2, c3 = channels
+        self.inc = DoubleConv(3, c0)
+        self.down1 = Down(c0, c1)
+        self.down2 = Down(c1, c2)
+        self.down3 = Down(c2, c3)
+        self.up1 = Up(c3)
+        self.up2 = Up(c2)
+        self.up3 = Up(c1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) to x4 (1/8 of the size), up1 (1/4), up2 (1/2) and up3 (full size)."""
+        x1 = self.inc(image)  # (B, c0, H, W)
+        x2 = self.down1(x1)  # (B, c1, H/2, W/2)
+        x3 = self.down2(x2)  # (B, c2, H/4, W/4)
+        x4 = self.down3(x3)  # (B, c3, H/8, W/8)
+        up1 = self.up1(x4, x3)
+        up2 = self.up2(up1, x2)
+        up3 = self.up3(up2, x1)
+        return x4, up1, up2, up3
+
+
+class PixelClassifier(nn.Module):
+    """One linear layer per pixel: (B, c, H, W) to class logits (B, C, H, W)."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.outc = nn.Module()
+        self.outc.fc1 = nn.Linear(channels, num_classes)
+
+    def forward(self, up3: Tensor) -> Tensor:
+        """Logits of each pixel."""
+        return self.outc.fc1(up3.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ProjectionHead(nn.Module):
+    """Embeddings of the whole image and of single positions at the three decoder scales.
+
+    Args:
+        channels: the encoder's.
+        hidden_dim: hidden units of the image head, and at most of a patch head.
+        embed_dim: D.
+        groups: groups of the patch heads' 1x1 convolutions.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        hidden_dim: int = 128,
+        embed_dim: int = 64,
+        groups: int = 4,
+    ) -> None:
+        super().__init__()
+        c0, c1, c2, c3 = channels
+        self.mlp = nn.Sequential(
+            nn.Linear(c3, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, embed_dim)
+        )
+        for scale, c in enumerate((c2, c1, c0), start=1):
+            hidden = min(hidden_dim, c)
+            self.add_module(f"conv_x4up{scale}_conv1", nn.Conv2d(c, hidden, 1, groups=groups))
+            self.add_module(f"conv_x4up{scale}_norm1", ChannelLayerNorm(hidden))
+            self.add_module(f"conv_x4up{scale}_conv2", nn.Conv2d(hidden, embed_dim, 1, groups=groups))
+
+    def image(self, x4: Tensor) -> Tensor:
+        """Embedding of each image: (B, c3, H/8, W/8) to (B, D)."""
+        return self.mlp(x4.mean(dim=(2, 3)))
+
+    def patch(self, features: Tensor, scale: int) -> Tensor:
+        """Embedding of positions at scale 0, 1, 2 (up1, up2, up3): (B, c, P) to (B, D, P).
+
+        The head is a function of each pixel alone, so it is applied to just the positions wanted.
+        """
+        name = f"conv_x4up{scale + 1}"
+        x = self.get_submodule(f"{name}_conv1")(features.unsqueeze(-1))
+        x = F.relu(self.get_submodule(f"{name}_norm1")(x), inplace=True)
+        return self.get_submodule(f"{name}_conv2")(x).squeeze(-1)
+
+
+class UNet(nn.Module):
+    """Encoder with a segmentation layer: (B, 3, H, W) to (B, C, H, W), any H, W >= 8.
+
+    Args:
+        num_classes: C.
+        channels: channels at full, 1/2, 1/4 and 1/8 of the image's size.
+    """
+
+    def __init__(self, num_classes: int = 4, channels: Sequence[int] = (32, 64, 128, 256)) -> None:
+        super().__init__()
+        self.encode = Encoder(channels)
+        self.decode = PixelClassifier(channels[0], num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Class logits of each pixel."""
+        return self.decode(self.encode(image)[-1])
+
+
+class ProjectedUNet(nn.Module):
+    """Encoder with the projection head in the place of the segmentation layer (pretraining)."""
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        hidden_dim: int = 128,
+        embed_dim: int = 64,
+        groups: int = 4,
+    ) -> None:
+        super().__init__()
+        self.encode = Encoder(channels)
+        self.decode = ProjectionHead(channels, hidden_dim, embed_dim, groups)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Image embedding (B, D), and the maps up1, up2, up3 from which patches are projected."""
+        x4, *maps = self.encode(image)
+        return self.decode.image(x4), (maps[0], maps[1], maps[2])

@@ -1,0 +1,177 @@
+"""The layering, read from the source: who may import whom, and how long and how documented code is.
+
+Nothing is imported here: the files are parsed, so a lazy import inside a function counts as well.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LONGEST_FUNCTION = 60  # lines, docstring included: one screen
+
+ENGINE = {"data", "model", "networks", "utils"}
+SCRIPT = {"config", "config_run"}
+# Room -> the project's own names that it may import. Imports only go down.
+ALLOWED: dict[str, set[str]] = {
+    "config": set(),
+    "utils": {"utils"},
+    "networks": {"utils"},
+    "data": {"utils"},
+    "model": {"networks", "utils"},
+    "config_run": {"config"} | ENGINE,
+    "train": SCRIPT,
+    "train_defect": SCRIPT | {"dataset"},
+    "predict": SCRIPT | ENGINE,
+    "reproduce": SCRIPT | ENGINE,
+    "dataset": {"dataset", "config", "data", "utils"},
+    "benchmarks": {"benchmarks"} | SCRIPT | ENGINE,
+}
+OUTSIDE = "(outside its folder)"
+OURS = set(ALLOWED) | {"tests", OUTSIDE}
+
+
+def source_files() -> list[Path]:
+    """Every Python file outside tests and hidden folders (`.venv` is not walked)."""
+    files = list(ROOT.glob("*.py"))
+    for folder in ROOT.iterdir():
+        if folder.is_dir() and folder.name != "tests" and not folder.name.startswith("."):
+            files += folder.rglob("*.py")
+    return sorted(files)
+
+
+def room_of(path: Path) -> str:
+    """`utils/losses.py` -> `utils`; `model.py` -> `model`."""
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_rooms(source: str, room: str) -> set[str]:
+    """The project's own names that a source text imports, at any depth and however written."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [relative_target(node, room)] if node.level else [node.module or ""]
+        elif isinstance(node, ast.Call) and is_dynamic_import(node):
+            names = [ast.literal_eval(node.args[0])]
+        found |= {name.split(".")[0] for name in names}
+    return found & OURS
+
+
+def relative_target(node: ast.ImportFrom, room: str) -> str:
+    """One dot stays in the folder; more leave it, which no room may do."""
+    return room if node.level == 1 else OUTSIDE
+
+
+def is_dynamic_import(node: ast.Call) -> bool:
+    """Whether this is `__import__("x")` or `import_module("x")` with a literal name."""
+    called = node.func
+    name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+    literal = bool(node.args) and isinstance(node.args[0], ast.Constant)
+    return literal and name in {"__import__", "import_module"}
+
+
+def functions(source: str) -> Iterator[tuple[str, int]]:
+    """(name, number of lines) of every function, nested ones and methods included."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def undocumented(source: str) -> list[str]:
+    """The module and its public functions, classes and methods that have no docstring."""
+    tree = ast.parse(source)
+    missing = [] if ast.get_docstring(tree) else ["the module"]
+    return missing + undocumented_in(tree, prefix="")
+
+
+def undocumented_in(scope: ast.Module | ast.ClassDef, prefix: str) -> list[str]:
+    missing: list[str] = []
+    for node in scope.body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if node.name.startswith("_"):
+            continue
+        if not ast.get_docstring(node):
+            missing.append(prefix + node.name)
+        if isinstance(node, ast.ClassDef):
+            missing += undocumented_in(node, prefix=f"{prefix}{node.name}.")
+    return missing
+
+
+def relative_name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", source_files(), ids=relative_name)
+def test_imports_only_go_down(path: Path) -> None:
+    room = room_of(path)
+    assert room in ALLOWED, (
+        f"{relative_name(path)}: a new room at the top; give it a row in ALLOWED"
+    )
+    too_high = imported_rooms(path.read_text(encoding="utf-8"), room) - ALLOWED[room]
+    assert not too_high, f"{relative_name(path)} imports {sorted(too_high)}: {room} may not"
+
+
+@pytest.mark.parametrize("path", source_files(), ids=relative_name)
+def test_public_names_have_docstrings(path: Path) -> None:
+    missing = undocumented(path.read_text(encoding="utf-8"))
+    assert not missing, f"{relative_name(path)}: no docstring on {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("path", source_files(), ids=relative_name)
+def test_a_function_fits_on_a_screen(path: Path) -> None:
+    found = functions(path.read_text(encoding="utf-8"))
+    long = [f"{name} ({lines} lines)" for name, lines in found if lines > LONGEST_FUNCTION]
+    assert not long, f"{relative_name(path)}: longer than {LONGEST_FUNCTION} lines: {long}"
+
+
+def test_the_files_are_found() -> None:
+    found = {relative_name(path) for path in source_files()}
+    assert {"config.py", "config_run.py", "model.py", "networks.py", "utils/losses.py"} <= found
+    assert not any(name.startswith(("tests/", ".venv/")) for name in found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import config",
+        "import config as settings",
+        "from config import Config",
+        "import torch, config",
+        "def late():\n    from config import Config\n",
+        "if TYPE_CHECKING:\n    import config\n",
+        "import importlib\nimportlib.import_module('config')",
+        "__import__('config')",
+    ],
+)
+def test_every_way_to_import_is_seen(source: str) -> None:
+    assert imported_rooms(source, "utils") == {"config"}
+
+
+def test_relative_imports_stay_in_their_folder() -> None:
+    assert imported_rooms("from . import geometry", "utils") == {"utils"}
+    assert imported_rooms("from .geometry import ViewGeometry", "utils") == {"utils"}
+    assert imported_rooms("from .. import config", "utils") == {OUTSIDE}
+
+
+def test_names_that_only_look_like_ours_do_not_count() -> None:
+    assert imported_rooms("import torch.utils.data\nfrom torch.utils import data", "data") == set()
+    assert imported_rooms("import configparser\nimport model_zoo", "data") == set()
+
+
+def test_missing_docstrings_are_seen() -> None:
+    source = "class A:\n    def go(self): ...\n    def _own(self): ...\ndef _own(): ...\n"
+    assert undocumented(source) == ["the module", "A", "A.go"]
+
+
+def test_function_length_counts_the_first_and_the_last_line() -> None:
+    source = "def outer():\n    def inner():\n        return 1\n    return inner\n"
+    assert dict(functions(source)) == {"outer": 4, "inner": 2}

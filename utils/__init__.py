@@ -1,0 +1,1 @@
+"""The building blocks: each module is one noun and imports nothing from the top level."""

@@ -1,0 +1,351 @@
+"""Checkpoint files: atomic saving, safe loading, published key names, asserted transfer.
+
+The published program's file format is kept (``{'moco': state, 'epoch': ...}`` and so on), so that
+the models its authors publish load here.  Everything that is named differently inside this program
+is translated in this module and nowhere else.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+WRAPPERS = ("moco", "finetune", "super")
+"""Where a checkpoint keeps its network: pretraining, ``fine.pt``, ``sup.pt``."""
+
+_PUBLISHED_TO_INSIDE = {"queue2": "patch_queue"}
+_INSIDE_TO_PUBLISHED = {inside: published for published, inside in _PUBLISHED_TO_INSIDE.items()}
+_PARALLEL_PREFIX = "module."  # torch.nn.DataParallel puts it before every key
+_QUERY_ENCODER = "encoder_q."
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, written or used; the message names the file and the cure."""
+
+
+# --- saving ---------------------------------------------------------------------------------------
+
+
+def save(path: str | Path, obj: Mapping[str, Any]) -> None:
+    """Write ``obj`` to ``path`` so that the path holds either the old file or the whole new one.
+
+    The bytes go to a temporary file in the same folder, are forced to the disk, and only then take
+    the place of ``path``.  Equal contents give equal bytes whatever the path.
+
+    Args:
+        path: the file; missing parent folders are made.
+        obj: tensors, numbers (NumPy's too), text, bytes, None and dicts, lists, tuples of these,
+            which is what :func:`load` reads back.
+
+    Raises:
+        CheckpointError: the disk is full or may not be written to; ``path`` is as it was before.
+        TypeError: ``obj`` holds something that :func:`load` would refuse.
+    """
+    _require_plain(obj, "checkpoint")
+    path = Path(path)
+    buffer = io.BytesIO()
+    torch.save(obj, buffer)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:  # an interrupt, too, must not leave the temporary file behind
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror or error}); free disk space or give a "
+            "folder that may be written to"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the renaming itself to the disk (Windows cannot open a folder and does without)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no fsync for folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_PLAIN = (str, bytes, int, float, bool, type(None), torch.Size, torch.dtype, torch.device)
+
+
+def _require_plain(obj: object, where: str) -> None:
+    """Raise TypeError unless :func:`load` can read ``obj`` back without running any code."""
+    if isinstance(obj, Mapping):
+        for key, value in obj.items():
+            _require_plain(key, f"a key of {where}")
+            _require_plain(value, f"{where}[{key!r}]")
+    elif isinstance(obj, (list, tuple)) and type(obj) in (list, tuple):
+        for i, value in enumerate(obj):
+            _require_plain(value, f"{where}[{i}]")
+    elif not (
+        type(obj) in _PLAIN
+        or isinstance(obj, Tensor)
+        or (isinstance(obj, np.generic) and obj.dtype.kind in "biuf" and obj.itemsize <= 8)
+    ):
+        raise TypeError(f"{where} is a {type(obj).__name__}: make it a tensor, number or text")
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+class _NumberKind:
+    """Stands in for ``numpy.dtype`` while a file is read: a kind of number, nothing else."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if re.fullmatch(r"b1|[iu][1248]|f[248]", str(code)) is None:
+            raise CheckpointError(
+                f"refused, because it holds a NumPy value of kind {code!r}, which "
+                "is no number; save tensors, numbers and text only"
+            )
+        self.code = str(code)
+        self.order = "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1] if state[1] in ("<", ">") else "="
+
+
+def _number(kind: _NumberKind, data: bytes) -> Any:
+    """Stand in for NumPy's scalar maker while a file is read; returns a plain Python number."""
+    return np.frombuffer(data, np.dtype(kind.order + kind.code), count=1)[0].item()
+
+
+# Names that published files hold, and what is run in their place.  NumPy's own unpickling code is
+# never reached, so the same list serves NumPy 1 (numpy.core) and NumPy 2 (numpy._core).
+_ALLOWED: list[tuple[Callable[..., Any], str]] = [
+    (_NumberKind, "numpy.dtype"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
+]
+
+
+def load(
+    path: str | Path, map_location: str | torch.device | dict[str, str] | None = "cpu"
+) -> dict[str, Any]:
+    """Read a checkpoint without running anything that stands in it.
+
+    Tensors, numbers, text and their dicts, lists and tuples are read; NumPy numbers come back as
+    Python's.  Both of PyTorch's file formats (zip, and the older one) are read.
+
+    Raises:
+        CheckpointError: the file is missing, empty, damaged, not a checkpoint, or holds anything
+            else than data.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror or error}); give the path of a checkpoint "
+            "file (.pt)"
+        ) from error
+    if not start:
+        raise CheckpointError(f"{path}: the file is empty; copy it again or train it again")
+    if start[:2] != b"PK" and start[:1] != b"\x80":
+        raise CheckpointError(
+            f"{path}: not a checkpoint (it begins with {start!r}); give a file of this program (.pt)"
+        )
+    try:
+        with torch.serialization.safe_globals(list(_ALLOWED)):
+            loaded = torch.load(path, map_location=map_location, weights_only=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except MemoryError:
+        raise
+    # A damaged file makes the reader fail in any way whatever, so every failure is caught.
+    except Exception as error:
+        raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(loaded).__name__}, not a dict of named tensors; give a "
+            "checkpoint of this program"
+        )
+    return dict(loaded)
+
+
+def _why_unreadable(error: Exception) -> str:
+    text = str(error)
+    foreign = re.search(r"GLOBAL\s+([\w.]+)", text)
+    if foreign is not None:
+        return (
+            f"refused, because it holds '{foreign[1]}', which is code and not data; save tensors, "
+            "numbers and text only (state_dict(), not the model)"
+        )
+    if "CUDA" in text and "map_location" in text:
+        return "its tensors are for a device that is absent here; load it with map_location='cpu'"
+    reason = (text.strip().splitlines() or [""])[0][:120] or type(error).__name__
+    return f"damaged, cut off or no checkpoint ({reason}); copy it again or train it again"
+
+
+# --- key names ------------------------------------------------------------------------------------
+
+
+def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of this program's modules to the published ones, as files hold them."""
+    return _rename(state_dict, _INSIDE_TO_PUBLISHED)
+
+
+def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename published keys to those of this program's modules; DataParallel's prefix is dropped.
+
+    Names that are the same on both sides, and names this program does not know, stay.
+
+    Raises:
+        CheckpointError: two keys become one.
+    """
+    return _rename(state_dict, _PUBLISHED_TO_INSIDE)
+
+
+def _rename(state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        bare = key
+        while bare.startswith(_PARALLEL_PREFIX):
+            bare = bare[len(_PARALLEL_PREFIX) :]
+        new = names.get(bare, bare)
+        if new in renamed:
+            raise CheckpointError(f"two tensors are called {new!r} (the second as {key!r})")
+        renamed[new] = value
+    return renamed
+
+
+def network_state(
+    checkpoint: Mapping[str, Any], *, source: str | Path = "checkpoint"
+) -> dict[str, Tensor]:
+    """Find the network in a checkpoint and return its tensors under ``encode.*``, ``decode.*``.
+
+    Args:
+        checkpoint: what :func:`load` returned: a file of pretraining (``'moco'``, of which the
+            query encoder is taken), of fine-tuning (``'finetune'``), of supervised training
+            (``'super'``), or a bare state dict of one of these.
+        source: the file's name, for the message of an error.
+
+    Raises:
+        CheckpointError: no network is found.
+    """
+    state: Mapping[str, Any] = checkpoint
+    for wrapper in WRAPPERS:
+        if isinstance(checkpoint.get(wrapper), Mapping):
+            state = checkpoint[wrapper]
+            break
+    tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    try:
+        tensors = from_published(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    query = {
+        key[len(_QUERY_ENCODER) :]: value
+        for key, value in tensors.items()
+        if key.startswith(_QUERY_ENCODER)
+    }
+    network = query or tensors
+    if not any(key.startswith("encode.") for key in network):
+        found = ", ".join(map(str, list(state)[:4])) or "nothing"
+        raise CheckpointError(
+            f"{source}: no network in it (found: {found}); give a file of pretraining "
+            "(moco<epochs>.pt), fine.pt or sup.pt"
+        )
+    return network
+
+
+# --- transfer -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What :func:`transfer` did, tensor by tensor.
+
+    ``matched`` tensors of the ``total`` that the module has under the prefix were copied (all, or
+    there would be no report).  The lists are over all keys, and so, after a transfer, tell of the
+    rest: ``missing`` the file lacks, ``unexpected`` the module lacks, ``mismatched`` differ in
+    shape.
+    """
+
+    matched: int
+    total: int
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Say it in one line for the log, naming the parts that were not loaded."""
+        kept = sorted({key.split(".")[0] for key in self.missing + self.mismatched})
+        rest = f"; not loaded: {', '.join(kept)}" if kept else ""
+        return f"{self.matched} of {self.total} tensors loaded{rest}"
+
+
+def transfer(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    prefix: str = "encode.",
+    source: str | Path = "checkpoint",
+) -> TransferReport:
+    """Copy every tensor whose key begins with ``prefix`` from ``state`` into ``module``.
+
+    Under the prefix the two must agree exactly, buffers included; ``prefix=''`` asks it of all.
+    Nothing is copied unless everything fits.
+
+    Args:
+        module: the network; its own keys begin with the prefix too.
+        state: as :func:`network_state` returns it.
+        prefix: what to copy.
+        source: the file's name, for the message of an error.
+
+    Raises:
+        CheckpointError: nothing matched, tensors are missing or unexpected, or shapes differ (one
+            line for each tensor).
+    """
+    own = module.state_dict()
+    shared = [key for key in own if key in state]
+    mismatched = [key for key in shared if own[key].shape != state[key].shape]
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    wanted = [key for key in own if key.startswith(prefix)]
+    found = [key for key in shared if key.startswith(prefix)]
+    if not found:
+        raise CheckpointError(
+            f"{source}: nothing matched: none of the network's {len(wanted)} tensors "
+            f"'{prefix}*' is in it (found: {', '.join(list(state)[:3]) or 'no tensors'}); give a "
+            "checkpoint of this program"
+        )
+    problems = []
+    for keys, text in ((missing, "missing in the file"), (unexpected, "unknown to the network")):
+        named = [key for key in keys if key.startswith(prefix)]
+        if named:
+            problems.append(f"{source}: {len(named)} tensors {text}: {', '.join(named)}")
+    problems += [
+        f"{source}: {key} has shape {tuple(state[key].shape)}, in the network "
+        f"{tuple(own[key].shape)}; use the settings the file was trained with"
+        for key in mismatched
+        if key.startswith(prefix)
+    ]
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    with torch.no_grad():
+        for key in found:
+            own[key].copy_(state[key])
+    return TransferReport(len(found), len(wanted), missing, unexpected, mismatched)

@@ -1,0 +1,91 @@
+"""Colour jitter as a value: drawn once from a numpy generator, applied to 8-bit pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as F
+from torch import Tensor
+
+PROBABILITY = 0.8
+STEPS = ("brightness", "contrast", "saturation", "hue")
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Change of brightness, contrast, saturation and hue of one view (published loader).
+
+    Attributes:
+        order: the steps in the order in which they are applied; empty = the image stays as it is.
+        brightness, contrast, saturation: factors, 1 = no change.
+        hue: shift of the hue in turns of the colour wheel, 0 = no change.
+    """
+
+    order: tuple[str, ...] = ()
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+
+    @classmethod
+    def draw(
+        cls, rng: np.random.Generator, strength: float, probability: float = PROBABILITY
+    ) -> ColorJitter:
+        """Draw a jitter: with ``probability`` all four steps in random order, else none.
+
+        Factors are uniform in [max(0, 1 - 0.8 strength), 1 + 0.8 strength], the hue shift in
+        [-0.2 strength, 0.2 strength].
+        """
+        order = tuple(STEPS[i] for i in rng.permutation(len(STEPS)))
+        reach = 0.8 * strength
+        brightness, contrast, saturation = rng.uniform(
+            max(0.0, 1.0 - reach), 1.0 + reach, 3
+        ).tolist()
+        hue = float(rng.uniform(-0.2 * strength, 0.2 * strength))
+        if rng.random() >= probability:
+            return cls()
+        return cls(order, brightness, contrast, saturation, hue)
+
+    def apply(self, image: Tensor) -> Tensor:
+        """Jitter a uint8 image (1 or 3, H, W), values rounded to whole levels after every step.
+
+        Every step is torchvision's, save that the mean which contrast needs is summed in integers:
+        torch's parallel sum depends on the number of threads, and with it the pixels would. Gray
+        images (one channel) have neither hue nor saturation.
+        """
+        if not self.order:
+            return image
+        return self._apply_gray(image) if image.shape[0] == 1 else self._apply_colour(image)
+
+    def _apply_gray(self, image: Tensor) -> Tensor:
+        """Pixel by pixel the same function of the gray level, so a table of 256 levels will do."""
+        counts = torch.bincount(image.flatten(), minlength=256)
+        table = torch.arange(256, dtype=torch.uint8).view(1, 1, 256)
+        for step in self.order:
+            if step == "brightness":
+                table = F.adjust_brightness(table, self.brightness)
+            elif step == "contrast":
+                total = int((counts * table.flatten().long()).sum())
+                table = _blend(table, total / image.numel(), self.contrast)
+        return torch.from_numpy(table.numpy().reshape(256)[image.numpy()])
+
+    def _apply_colour(self, image: Tensor) -> Tensor:
+        for step in self.order:
+            if step == "brightness":
+                image = F.adjust_brightness(image, self.brightness)
+            elif step == "contrast":
+                gray = F.rgb_to_grayscale(image)
+                image = _blend(image, int(gray.long().sum()) / gray.numel(), self.contrast)
+            elif step == "saturation":
+                image = F.adjust_saturation(image, self.saturation)
+            else:
+                image = F.adjust_hue(image, self.hue)
+        return image
+
+
+def _blend(image: Tensor, level: float, factor: float) -> Tensor:
+    """``factor * image + (1 - factor) * level`` in whole levels, as torchvision rounds (down)."""
+    mixed = image.float().mul_(factor).add_(level * (1.0 - factor))
+    return mixed.clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,117 @@
+"""The losses as pure functions: tensors in, a scalar out, always in single precision."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross-entropy over 2B embeddings (Chen 2020, equation 1).
+
+    Args:
+        query, key: (B, D) embeddings of the two views, any length; row i of both is one image.
+        temperature: divides the cosine similarities.
+
+    Returns:
+        The mean over the 2B rows. With one image there is no negative and the loss is 0.
+    """
+    rows = F.normalize(torch.cat([query, key]).float(), dim=1)  # (2B, D)
+    logits = rows @ rows.T / temperature  # (2B, 2B)
+    logits = logits.masked_fill(torch.eye(len(rows), dtype=torch.bool, device=rows.device), -torch.inf)
+    target = torch.arange(len(rows), device=rows.device).roll(len(query))
+    return F.cross_entropy(logits, target)
+
+
+def patch_nt_xent(
+    query: Tensor, key: Tensor, temperature: float, intra_view_negatives: bool = True
+) -> Tensor:
+    """NT-Xent over the patches of one decoder scale (paper, patch loss of PSCL-SimCLR).
+
+    Every patch of both views is a row. Its positive is its correspondent in the other view, its
+    negatives are all rows of another class; rows of its own class are neither.
+
+    Args:
+        query, key: (B, C, K, D) patch embeddings of the two views; [b, c, k] of both is one place.
+        temperature: divides the cosine similarities.
+        intra_view_negatives: whether rows of the same image and view may be negatives.
+
+    Returns:
+        The mean cross-entropy over the 2*B*C*K rows.
+    """
+    images, classes, templates, dim = query.shape
+    count = images * classes * templates
+    rows = F.normalize(torch.stack([query, key]).float().reshape(2 * count, dim), dim=1)
+    logits = rows @ rows.T / temperature  # (2N, 2N)
+    positive = (logits.diagonal(count), logits.diagonal(-count))  # q to k, k to q: (N,) each
+
+    row = torch.arange(2 * count, device=query.device)
+    label = row // templates % classes
+    excluded = label[:, None] == label[None, :]
+    if not intra_view_negatives:
+        view_of_image = row // (classes * templates)
+        excluded = excluded | (view_of_image[:, None] == view_of_image[None, :])
+    negatives = logits.masked_fill(excluded, -torch.inf).logsumexp(dim=1)
+    own = torch.cat(positive)
+    return (torch.logaddexp(own, negatives) - own).mean()
+
+
+def soft_info_nce(
+    query: Tensor, key: Tensor, queue: Tensor, queue_target: Tensor, row_weight: Tensor, temperature: float
+) -> Tensor:
+    """InfoNCE with soft targets over [positive, queue] (paper, losses of PSCL-MoCo), row by row.
+
+    The targets are not normalised: the positive has 1, each queue entry what ``queue_target`` says,
+    and the whole row is multiplied by ``row_weight``.
+
+    Args:
+        query, key: (..., D) unit vectors; the same row of both is a positive pair.
+        queue: (Q, D) keys of earlier batches.
+        queue_target: (..., Q) soft targets of the queue's entries, broadcast over the rows.
+        row_weight: (...), broadcast over the rows.
+        temperature: divides the similarities.
+
+    Returns:
+        (...) cross-entropies; the caller takes the mean.
+    """
+    positive = (query * key).sum(dim=-1, keepdim=True)  # (..., 1)
+    logits = torch.cat([positive, query @ queue.T], dim=-1).float() / temperature  # (..., 1 + Q)
+    log_probability = logits.log_softmax(dim=-1)
+    own, others = log_probability[..., 0], log_probability[..., 1:]
+    return -row_weight * (own + (queue_target * others).sum(dim=-1))
+
+
+def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1e-4) -> Tensor:
+    """Dice loss per class, averaged over the images (published program).
+
+    Args:
+        logits: (B, C, H, W).
+        mask: (B, H, W) class ids.
+        smooth: added to the doubled intersection and to the sum of the areas.
+
+    Returns:
+        (C,) values of 1 - (2*sum(p*t) + smooth) / (sum(p) + sum(t) + smooth).
+    """
+    probability = logits.float().softmax(dim=1).flatten(2)  # (B, C, H*W)
+    truth = F.one_hot(mask, logits.shape[1]).movedim(-1, 1).flatten(2).float()  # (B, C, H*W)
+    overlap = 2 * (probability * truth).sum(dim=2) + smooth
+    area = probability.sum(dim=2) + truth.sum(dim=2) + smooth
+    return (1 - overlap / area).mean(dim=0)
+
+
+def supervised_loss(logits: Tensor, mask: Tensor, class_weight: Tensor) -> dict[str, Tensor]:
+    """Half weighted cross-entropy, half Dice loss of the non-background classes (published program).
+
+    Args:
+        logits: (B, C, H, W).
+        mask: (B, H, W) class ids 0 to C-1.
+        class_weight: (C,) weights of the cross-entropy, which is divided by the number of pixels.
+
+    Returns:
+        ``loss`` and its parts ``cross_entropy`` and ``dice``.
+    """
+    weighted = F.cross_entropy(logits.float(), mask, class_weight, reduction="none")
+    cross_entropy = weighted.mean()
+    dice = dice_loss(logits, mask)[1:].mean()
+    return {"loss": 0.5 * cross_entropy + 0.5 * dice, "cross_entropy": cross_entropy, "dice": dice}

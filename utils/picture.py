@@ -1,0 +1,329 @@
+"""Pictures of masks: coloured, as gray files, and as contact sheets to judge a test set by eye."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Array = NDArray[Any]
+Picture = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+# Class 0 in dark gray; then Okabe and Ito's colours, told apart by colour-blind readers too
+# (Wong, Nature Methods 8, 441, 2011).
+_PALETTE: tuple[Colour, ...] = (
+    (51, 51, 51),
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+# Errors, drawn on the darkened image: magenta, light blue and white differ in lightness as well.
+_ERRORS: tuple[tuple[str, Colour], ...] = (
+    ("false positive", (235, 50, 140)),
+    ("false negative", (90, 160, 255)),
+    ("wrong class", (255, 255, 255)),
+)
+_COLUMNS = ("image", "truth", "prediction", "error")
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+
+_GAP = 10  # pixels between panels, and around the sheet
+_TEXT = 16  # font size
+_LINE = 26  # height of a line of text
+_PAPER: Colour = (255, 255, 255)
+_INK: Colour = (20, 20, 20)
+_FAINT: Colour = (110, 110, 110)
+
+
+class PictureError(ValueError):
+    """A picture cannot be written; the message names the file and the cure."""
+
+
+def palette(num_classes: int) -> Picture:
+    """Return the colours of class 0 ... C-1, uint8 [C, 3], all different (up to 256 classes).
+
+    The first eight are safe for colour-blind readers; more are spread over hue and lightness.
+    """
+    colours = list(_PALETTE[:num_classes])
+    step = 0
+    while len(colours) < num_classes:
+        hue = (0.11 + step * 0.61803398875) % 1.0  # golden ratio: neighbours lie far apart
+        lightness = (0.70, 0.45, 0.82, 0.33)[step % 4]
+        red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.75)
+        colour = (round(255 * red), round(255 * green), round(255 * blue))
+        if colour not in colours:
+            colours.append(colour)
+        step += 1
+    return np.array(colours, dtype=np.uint8).reshape(-1, 3)
+
+
+def colour_mask(mask: Array, num_classes: int) -> Picture:
+    """Colour a mask of class ids [H, W] with :func:`palette`; returns RGB uint8 [H, W, 3].
+
+    Raises:
+        ValueError: an id lies outside 0 ... C-1.
+    """
+    ids = _class_ids(mask, num_classes)
+    return palette(num_classes)[ids]
+
+
+def _class_ids(mask: Array, num_classes: int) -> Array:
+    ids = np.asarray(mask)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise ValueError(f"a mask is [H, W] of integers, not {ids.dtype} {ids.shape}")
+    if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
+        wrong = int(ids.min() if ids.min() < 0 else ids.max())
+        raise ValueError(f"mask holds class id {wrong}; ids must lie in 0 ... {num_classes - 1}")
+    return ids
+
+
+def save_prediction(path: str | Path, mask: Array, mapping: Sequence[int]) -> Path:
+    """Write a mask of class ids [H, W] as a gray, lossless PNG: class c becomes ``mapping[c]``.
+
+    Args:
+        path: the file; the source image's suffix, if it has one, becomes ``.png``.  Missing
+            folders are made.
+        mask: class ids 0 ... C-1.
+        mapping: gray value 0 ... 255 of every class.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: an id has no gray value, or a gray value lies outside 0 ... 255.
+        PictureError: the file cannot be written.
+    """
+    gray = np.array(mapping)
+    if gray.ndim != 1 or gray.dtype.kind not in "iu" or gray.min() < 0 or gray.max() > 255:
+        raise ValueError(f"mapping is gray values 0 ... 255, one for each class, not {mapping}")
+    path = Path(path)
+    if path.suffix.lower() in _IMAGE_SUFFIXES:
+        path = path.with_suffix("")
+    path = path.with_name(path.name + ".png")  # not with_suffix: a stem may hold dots of its own
+    _save_png(path, gray.astype(np.uint8)[_class_ids(mask, len(gray))])
+    return path
+
+
+def _save_png(path: Path, pixels: Picture) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, format="PNG")
+    except OSError as error:
+        raise PictureError(
+            f"{path}: cannot be written ({error.strerror or error}); free disk space or give an "
+            "output_dir that may be written to"
+        ) from error
+
+
+def error_map(image: Array, truth: Array, prediction: Array) -> Picture:
+    """Darken the image and colour the wrong pixels; returns RGB uint8 [H, W, 3].
+
+    Magenta: a class where the truth is background (false positive).  Light blue: background where
+    the truth is a class (false negative).  White: one class taken for another.
+    """
+    rgb = _as_rgb(image).mean(2, keepdims=True) * 0.4
+    shown = np.repeat(rgb, 3, axis=2).astype(np.uint8)
+    wrong = np.asarray(truth) != np.asarray(prediction)
+    positive = wrong & (np.asarray(truth) == 0)
+    negative = wrong & (np.asarray(prediction) == 0)
+    kinds = (positive, negative, wrong & ~positive & ~negative)
+    for (_, colour), where in zip(_ERRORS, kinds, strict=True):
+        shown[where] = colour
+    return shown
+
+
+def contact_sheet(
+    path: str | Path,
+    rows: Sequence[tuple[Array, Array, Array]],
+    titles: Sequence[str],
+    num_classes: int,
+    max_rows: int = 8,
+    *,
+    heading: str = "",
+    class_names: Sequence[str] | None = None,
+    panel: int = 384,
+) -> Path:
+    """Write a sheet of rows image | truth | prediction | error, each with its name and Dice.
+
+    Args:
+        path: the PNG to write; missing folders are made.
+        rows: (image, truth, prediction) of each picture; image uint8 (or float 0 ... 1) [H, W] or
+            [H, W, 3], masks of class ids [H, W].  Sizes may differ from row to row.
+        titles: name of each row, such as the file name.
+        num_classes: C.
+        max_rows: at most so many rows, taken evenly from the first to the last.
+        heading: words at the top left.
+        class_names: names for the legend; default ``0 background``, ``1``, ``2`` ...
+        panel: largest side of a picture on the sheet, in pixels.  Smaller ones are enlarged by a
+            whole factor, larger ones reduced.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: no rows, or shapes or ids that do not fit.
+        PictureError: the file cannot be written.
+    """
+    if not rows or len(rows) != len(titles):
+        raise ValueError(f"{len(rows)} rows and {len(titles)} titles: give one title for each row")
+    take = np.linspace(0, len(rows) - 1, min(max(max_rows, 1), len(rows))).round().astype(int)
+    drawn = [_row_panels(rows[i], num_classes, panel) for i in take]
+    cell = max(tile.width for tiles in drawn for tile in tiles)
+    width = _GAP + len(_COLUMNS) * (cell + _GAP)
+    legend = _legend_lines(num_classes, class_names, width)
+    top = _GAP + _LINE * (2 + len(legend)) + _GAP
+    height = top + sum(_LINE + tiles[0].height + _GAP for tiles in drawn)
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    count = f"{len(take)} of {len(rows)} images"
+    count_at = width - _GAP - math.ceil(draw.textlength(count, font=_font()))
+    _text(draw, (_GAP, _GAP), heading, count_at - 2 * _GAP)
+    _text(draw, (count_at, _GAP), count, width, _FAINT)
+    for line, entries in enumerate(legend):
+        _draw_legend(draw, entries, _GAP + _LINE * (1 + line))
+    for column, name in enumerate(_COLUMNS):
+        at = (_GAP + column * (cell + _GAP), top - _GAP - _LINE + 6)
+        _text(draw, at, name, cell, _FAINT)
+    for i, tiles in zip(take, drawn, strict=True):
+        dice = _dice_text(rows[i][1], rows[i][2], num_classes)
+        dice_at = width - _GAP - math.ceil(draw.textlength(dice, font=_font()))
+        _text(draw, (_GAP, top), titles[i], dice_at - 2 * _GAP)
+        _text(draw, (dice_at, top), dice, width)
+        for column, tile in enumerate(tiles):
+            sheet.paste(tile, (_GAP + column * (cell + _GAP), top + _LINE))
+        top += _LINE + tiles[0].height + _GAP
+    path = Path(path)
+    _save_png(path, np.asarray(sheet))
+    return path
+
+
+def _row_panels(row: tuple[Array, Array, Array], num_classes: int, panel: int) -> list[Image.Image]:
+    """Draw one row's four pictures, all scaled alike."""
+    image, truth, prediction = (np.asarray(part) for part in row)
+    if not image.shape[:2] == truth.shape == prediction.shape:
+        raise ValueError(
+            f"image {image.shape}, truth {truth.shape} and prediction {prediction.shape} differ "
+            "in size"
+        )
+    pictures = (
+        _as_rgb(image),
+        colour_mask(truth, num_classes),
+        colour_mask(prediction, num_classes),
+        error_map(image, truth, prediction),
+    )
+    height, width = truth.shape
+    factor: float = panel / max(height, width)
+    if factor >= 1:
+        factor = math.floor(factor)  # whole, so that every pixel becomes an equal square
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    tiles = []
+    for i, picture in enumerate(pictures):
+        # Only a reduced photograph is smoothed; masks keep their colours.
+        smooth = i == 0 and factor < 1
+        how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+        tiles.append(Image.fromarray(picture).resize(size, how))
+    return tiles
+
+
+def _as_rgb(image: Array) -> Picture:
+    """Turn uint8, or float 0 ... 1, [H, W] or [H, W, 1 or 3] into RGB uint8 [H, W, 3]."""
+    pixels = np.asarray(image)
+    if pixels.dtype.kind == "f":
+        pixels = np.clip(np.nan_to_num(pixels) * 255 + 0.5, 0, 255).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"an image is uint8 or float 0 ... 1, not {pixels.dtype}")
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+        raise ValueError(f"an image is [H, W] or [H, W, 3], not {pixels.shape}")
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def _dice_text(truth: Array, prediction: Array, num_classes: int) -> str:
+    """Return the Dice of one image, mean and by class, over the classes it has or is given."""
+    dice = {}
+    for c in range(1, num_classes):
+        size = int((truth == c).sum()) + int((prediction == c).sum())
+        if size:
+            dice[c] = 2 * int(((truth == c) & (prediction == c)).sum()) / size
+    if not dice:
+        return "Dice -  (background only)"
+    classes = "   ".join(f"{c}: {value:.2f}" for c, value in list(dice.items())[:8])
+    return f"Dice {sum(dice.values()) / len(dice):.3f}   ({classes})"
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(_TEXT)
+
+
+def _text(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, ink: Colour = _INK
+) -> None:
+    """Write text; what is wider than ``width`` pixels loses its middle."""
+    font = _font()
+    text = shown = _drawable(text)
+    keep = len(text)
+    while keep > 1 and draw.textlength(shown, font=font) > width:
+        keep -= 1
+        shown = f"{text[: (keep + 1) // 2]}...{text[len(text) - keep // 2 :]}"
+    draw.text(at, shown, fill=ink, font=font)
+
+
+def _drawable(text: str) -> str:
+    """Replace what the built-in font cannot draw: accents are dropped, other signs become ``?``."""
+    font = _font()
+    blank = bytes(font.getmask("\uffff"))  # the box that stands for an unknown sign
+    drawn = []
+    for sign in text:
+        if not sign.isascii() and bytes(font.getmask(sign)) == blank:
+            base = unicodedata.normalize("NFKD", sign)[0]
+            sign = base if base.isascii() else "?"
+        drawn.append(sign if sign.isprintable() else "?")
+    return "".join(drawn)
+
+
+_Entry = tuple[str, Colour, int]  # words, colour, left edge
+
+
+def _legend_lines(
+    num_classes: int, class_names: Sequence[str] | None, width: int
+) -> list[list[_Entry]]:
+    """Lay the legend out in lines of at most ``width`` pixels."""
+    names = list(class_names or ["0 background", *map(str, range(1, num_classes))])
+    names = [_drawable(name) for name in names]
+    if len(names) != num_classes:
+        raise ValueError(f"{len(names)} class names for {num_classes} classes: give one for each")
+    colours = [tuple(int(v) for v in colour) for colour in palette(num_classes)]
+    entries = [*zip(names, colours, strict=True), *_ERRORS]
+    font = _font()
+    lines: list[list[_Entry]] = [[]]
+    left = _GAP
+    for i, (words, colour) in enumerate(entries):
+        if i == num_classes:
+            left += 3 * _GAP  # sets the errors apart from the classes
+        needed = _LINE + math.ceil(font.getlength(words)) + 2 * _GAP
+        if lines[-1] and left + needed > width:
+            lines.append([])
+            left = _GAP
+        lines[-1].append((words, colour, left))  # type: ignore[arg-type]
+        left += needed
+    return lines
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, entries: Sequence[_Entry], top: int) -> None:
+    side = _TEXT
+    for words, colour, left in entries:
+        box = (left, top + 3, left + side, top + 3 + side)
+        draw.rectangle(box, fill=colour, outline=_FAINT)
+        draw.text((left + side + 6, top), words, fill=_INK, font=_font())

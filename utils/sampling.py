@@ -1,0 +1,188 @@
+"""The paper's contribution: choosing pure patches in the annotated image, matching them elsewhere.
+
+A *cell* is a place of the grid that the two views share (see ``utils.geometry.correspond``). In the
+annotated image K cells are chosen for each class by its label map; these C*K patches are the
+*templates*. Every other image contributes, for each template in turn, its most similar cell, each
+cell once. Batched tensor code: the loops are over the few classes and over rounds of conflict
+resolution, and the rare case that rounds cannot decide is settled template by template.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils.geometry import Correspondence, ViewGeometry, resize
+
+_CANDIDATES = 48  # best cells of each template that take part in the rounds; real images need few
+_ROUNDS_PER_CHECK = 8  # rounds between two looks whether all conflicts are resolved
+
+
+def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> Tensor:
+    """The annotated image's warped label (C, H, W) on the cells of a map of ``rows x columns``.
+
+    Returns:
+        (C, h'*w'), 0 to 255 with fractions where classes meet.
+    """
+    return resize(label, geometry.size(rows, columns)).flatten(1)
+
+
+def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor]:
+    """Choose the purest cells of each class in the annotated image.
+
+    For each class in turn, the cells with the largest ``label + 0.1*noise + history``; then the
+    history of the cells taken falls by the maximum of the whole label map, so that later classes
+    take other cells while there are any. A crop with fewer than ``templates`` cells gives them
+    all, repeated in order.
+
+    Args:
+        label: (C, P) label map, 0 to 255; all zero for random sampling.
+        noise: (C, P) uniform in [0, 1).
+        templates: K.
+
+    Returns:
+        The cells, int64 (C, K), and their purity (C, K): the values that won, divided by the class's
+        sum of them.
+    """
+    classes, cells = label.shape
+    count = min(templates, cells)
+    history = label.new_zeros(cells)
+    peak = label.max()
+    value = label.new_empty(classes, count)
+    index = torch.empty(classes, count, dtype=torch.long, device=label.device)
+    noise = 0.1 * noise
+    for c in range(classes):
+        value[c], index[c] = (label[c] + noise[c] + history).topk(count)
+        history[index[c]] -= peak
+    if count < templates:
+        order = torch.arange(templates, device=label.device) % count
+        value, index = value[:, order], index[:, order]
+    total = value.sum(dim=1, keepdim=True)
+    return index, torch.where(total == 0, 1.0 / templates, value / total)
+
+
+def match(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
+    """Give each template in turn its most similar cell; a cell taken becomes unattractive.
+
+    Exactly the published rule: template 0 takes its most similar cell (the first of equals), whose
+    similarity is then lowered, for all templates, by the image's largest similarity; template 1
+    chooses next, and so on. Similarities are single-precision features' products summed in double
+    precision, so that near-ties do not depend on the order of a library's additions.
+
+    As long as no lowered cell can win (checked), this is a serial dictatorship, and deferred
+    acceptance gives the same result in few rounds: every template asks for its best candidate that
+    has not turned it down, a cell keeps the earliest template that ever asked. Each template's best
+    few cells by single precision take part. Images that these do not decide follow the rule
+    template by template.
+
+    Args:
+        template: (D, T).
+        keys: (B, D, P).
+        valid: (B, P) whether a cell exists in the image; each image has at least one.
+
+    Returns:
+        The cell of each template, int64 (B, T).
+    """
+    cell, settled = _match_by_rounds(template, keys, valid)
+    if not bool(settled.all()):
+        open_images = (~settled).nonzero().squeeze(1)
+        cell[open_images] = _match_in_turn(template, keys[open_images], valid[open_images])
+    return cell
+
+
+def _match_by_rounds(template: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Deferred acceptance: cells (B, T), and for which images (B,) they are surely exact."""
+    images, cells, templates = len(keys), valid.shape[1], template.shape[1]
+    similarity = (template.T @ keys).masked_fill_(~valid[:, None, :], -torch.inf)
+    rough, cell = similarity.topk(min(_CANDIDATES, cells), dim=2)
+    del similarity
+    cell, order = cell.sort(dim=2)
+    value = _exact_products(template, keys, cell).masked_fill_(rough.gather(2, order).isinf(), -torch.inf)
+    # Best first, equal values in the order of their cells, as argmax would take them.
+    value, order = value.sort(dim=2, descending=True, stable=True)
+    cell = cell.gather(2, order)
+
+    number = torch.arange(templates, device=keys.device).expand(images, -1)
+    holder = torch.full((images, cells), templates, device=keys.device)
+    rank = torch.zeros_like(number)[:, :, None]
+    last = cell.shape[2] - 1
+    for start in range(0, templates, _ROUNDS_PER_CHECK):
+        for _ in range(min(_ROUNDS_PER_CHECK, templates - start)):
+            wish = cell.gather(2, rank).squeeze(2)
+            holder.scatter_reduce_(1, wish, number, "amin")
+            refused = holder.gather(1, wish) < number
+            rank = (rank + refused[:, :, None]).clamp_(max=last)
+        if not refused.any():
+            break
+    won = value.gather(2, rank).squeeze(2)
+    # Exact if all got a cell that no cell taken before could beat at its lowered value, and that
+    # surely beats those that are no candidates (known in single precision only).
+    error = 1e-5 * template.norm(dim=0).max() * keys.norm(dim=1).amax(dim=1)[:, None]  # (B, 1)
+    peak = value[:, :, 0].amax(dim=1, keepdim=True)
+    exact = ~refused & (won > value[:, :, 0] - peak + error)
+    if last + 1 < cells:
+        exact &= won > rough[:, :, last] + error
+    return cell.gather(2, rank).squeeze(2), exact.all(dim=1)
+
+
+def _exact_products(template: Tensor, keys: Tensor, cell: Tensor) -> Tensor:
+    """Products of each template with its candidate cells (B, T, L), in double precision."""
+    images, templates, count = cell.shape
+    index = cell.flatten(1)[:, None, :].expand(-1, keys.shape[1], -1)
+    candidate = keys.gather(2, index).view(images, -1, templates, count)  # (B, D, T, L)
+    return torch.einsum("dt,bdtl->btl", template.double(), candidate.double())
+
+
+def _match_in_turn(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
+    """The published rule as it stands, template by template, all images at once."""
+    similarity = template.double().T @ keys.double()  # (B, T, P)
+    similarity.masked_fill_(~valid[:, None, :], -torch.inf)
+    peak = similarity.amax(dim=(1, 2))[:, None, None]
+    chosen = []
+    for t in range(template.shape[1]):
+        cell = similarity[:, t].argmax(dim=1)[:, None]  # (B, 1)
+        chosen.append(cell)
+        at = cell[:, None, :].expand(-1, template.shape[1], 1)
+        similarity.scatter_(2, at, similarity.gather(2, at) - peak)
+    return torch.cat(chosen, dim=1)
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The patches of one scale: for each image, class and rank a place, seen in both views.
+
+    Attributes:
+        query, key: (B, C*K) index into the flattened map of view q and of view k.
+        purity: (C, K), summing to 1 for each class.
+    """
+
+    query: Tensor
+    key: Tensor
+    purity: Tensor
+
+
+def sample_patches(
+    keys: Tensor, places: Correspondence, label: Tensor, noise: Tensor, templates: int
+) -> Patches:
+    """Choose in the annotated image (number 0 of the batch) and match in all others.
+
+    Args:
+        keys: (B, D, P) key embeddings at the cells of each image (zero or anything in padding).
+        places: where the P cells lie in both maps.
+        label: (C, h'*w') of the annotated image, see ``label_at``.
+        noise: (C, h'*w') uniform in [0, 1).
+        templates: K.
+
+    Returns:
+        The patches of all B images.
+    """
+    keys = keys.detach().float()
+    own, purity = choose(label, noise, templates)
+    own = own.flatten()[None, :]  # (1, T)
+    cells = own
+    if len(keys) > 1:
+        others = match(keys[0][:, own[0]], keys[1:], places.valid[1:])
+        cells = torch.cat([own, others])
+    return Patches(places.query.gather(1, cells), places.key.gather(1, cells), purity)
