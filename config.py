@@ -1,4 +1,4 @@
-"""Every setting once: name, type, default, unit, meaning and source; validation; flags made from it.
+"""Every setting once: name, type, default, unit, meaning, source; validation; the flags.
 
 A ``Config`` that exists is valid: whatever is wrong is raised as one ``ConfigError`` that holds one
 line per problem. Scripts give their own defaults to ``parse_config``, the command line overrides
@@ -140,237 +140,157 @@ class Config:
         ConfigError: one line per setting that is not of its type or not in its range.
     """
 
-    name: str = setting(
-        "Experiment", "aluminum", "stem of the run folders, NAME_SELFMODE",
-        pattern=NAME_PATTERN,
-        allowed="1 to 64 letters, digits, '_', and inside also ' .+-'",
-    )  # fmt: skip
-    data_dir: str = setting(
-        "Experiment", "dataset/aluminum", "folder of the images and masks",
-        decides=ALL_STAGES, pattern=PATH_PATTERN, allowed=PATH_MEANING,
-    )  # fmt: skip
-    output_dir: str = setting(
-        "Experiment", ".", "folder in which the run folders are made",
-        source=OURS, pattern=PATH_PATTERN, allowed=PATH_MEANING,
-    )  # fmt: skip
-    stages: str = setting(
-        "Experiment", "self-fine",
+    # fmt: off
+    name: str = setting("Experiment", "aluminum", "stem of the run folders, NAME_SELFMODE",
+        pattern=NAME_PATTERN, allowed="1 to 64 letters, digits, '_', and inside also ' .+-'")
+    data_dir: str = setting("Experiment", "dataset/aluminum", "folder of the images and masks",
+        decides=ALL_STAGES, pattern=PATH_PATTERN, allowed=PATH_MEANING)
+    output_dir: str = setting("Experiment", ".", "folder in which the run folders are made",
+        source=OURS, pattern=PATH_PATTERN, allowed=PATH_MEANING)
+    stages: str = setting("Experiment", "self-fine",
         "what to run: self (pretraining), fine (fine-tuning), sup (supervised), or several joined "
         "by '-'",
-        pattern=STAGES_PATTERN, allowed="self, fine, sup, or several joined by '-', each once",
-    )  # fmt: skip
-    self_mode: str = setting(
-        "Experiment", "simclr",
+        pattern=STAGES_PATTERN, allowed="self, fine, sup, or several joined by '-', each once")
+    self_mode: str = setting("Experiment", "simclr",
         "pretraining method: " + ", ".join(f"{k} = {v}" for k, v in SELF_MODES.items()),
-        decides="self fine", choices=tuple(SELF_MODES),
-    )  # fmt: skip
-    data_size: str = setting(
-        "Experiment", "1",
+        decides="self fine", choices=tuple(SELF_MODES))
+    data_size: str = setting("Experiment", "1",
         "annotated images: 1, 5 or f (all of them), or several such as 15f, one after the other",
-        pattern=NOTHING_TWICE + "[15f]+", allowed="1, 5, f, or several such as 15f, each once",
-    )  # fmt: skip
-    multi_round: bool = setting(
-        "Experiment", True,
-        "repeat with each of the five annotated images; False: only with number 0",
-    )  # fmt: skip
-    repeats: str = setting(
-        "Experiment", "",
+        pattern=NOTHING_TWICE + "[15f]+", allowed="1, 5, f, or several such as 15f, each once")
+    multi_round: bool = setting("Experiment", True,
+        "repeat with each of the five annotated images; False: only with number 0")
+    repeats: str = setting("Experiment", "",
         "numbers of the annotated images as digits, such as 014, whatever multi_round says; empty: "
         "01234, or 0 without multi_round",
-        source=OURS, pattern=NOTHING_TWICE + "[0-9]*", allowed="digits such as 01234, each once",
-    )  # fmt: skip
+        source=OURS, pattern=NOTHING_TWICE + "[0-9]*", allowed="digits such as 01234, each once")
     num_classes: int = setting(
         "Experiment", 4, "classes of the masks, class 0 being the matrix or background",
-        unit="classes", decides=ALL_STAGES, limits={"at least": 2, "at most": 256},
-    )  # fmt: skip
+        unit="classes", decides=ALL_STAGES, limits={"at least": 2, "at most": 256})
     image_size: int = setting(
         "Experiment", 0, "images are resized to this height and width at loading; 0: as they are",
-        unit="pixels", source=OURS, decides=ALL_STAGES, limits={"at least": 0, "at most": 32768},
-    )  # fmt: skip
-    mapping: tuple[int, ...] = setting(
-        "Experiment", (),
+        unit="pixels", source=OURS, decides=ALL_STAGES, limits={"at least": 0, "at most": 32768})
+    mapping: tuple[int, ...] = setting("Experiment", (),
         "gray of each class in the pictures of predictions; empty: 0,128,64,255 for 4 classes, "
-        "else evenly spread",
-        unit="gray value", limits={"at least": 0, "at most": 255},
-    )  # fmt: skip
-    class_weight: tuple[float, ...] = setting(
-        "Experiment", (),
+        "else evenly spread", unit="gray value", limits={"at least": 0, "at most": 255})
+    class_weight: tuple[float, ...] = setting("Experiment", (),
         "weight of each class in the cross-entropy; empty: 1,1,10,10 for 4 classes, else all 1",
-        decides="fine sup", limits=NOT_NEGATIVE,
-    )  # fmt: skip
+        decides="fine sup", limits=NOT_NEGATIVE)
     use_unlabelled: bool = setting(
         "Experiment", False, "pretrain on the images of train_unlabelled too",
-        source=OURS, decides="self fine",
-    )  # fmt: skip
+        source=OURS, decides="self fine")
 
-    seed: int = setting(
-        "Running", 0, "seed of all random numbers",
-        source=OURS, decides=ALL_STAGES, limits={"at least": 0, "at most": 2**32 - 1},
-    )  # fmt: skip
-    device: str = setting(
-        "Running", "auto", "where to compute: auto, cpu, cuda, cuda:N or mps",
+    seed: int = setting("Running", 0, "seed of all random numbers",
+        source=OURS, decides=ALL_STAGES, limits={"at least": 0, "at most": 2**32 - 1})
+    device: str = setting("Running", "auto", "where to compute: auto, cpu, cuda, cuda:N or mps",
         source=OURS, pattern="auto|cpu|mps|cuda(?::[0-9]{1,3})?",
-        allowed="auto, cpu, cuda, cuda:N or mps",
-    )  # fmt: skip
-    amp: str = setting(
-        "Running", "auto",
+        allowed="auto, cpu, cuda, cuda:N or mps")
+    amp: str = setting("Running", "auto",
         "mixed precision: auto (where the device gains by it), off, bf16 (bfloat16)",
-        source=OURS, decides=ALL_STAGES, choices=("auto", "off", "bf16"),
-    )  # fmt: skip
-    workers: int = setting(
-        "Running", 0, "processes that prepare batches; 0: the main process does",
-        unit="processes", source=OURS, limits={"at least": 0, "at most": 256},
-    )  # fmt: skip
-    threads: int = setting(
-        "Running", 0, "CPU threads that compute; 0: PyTorch's choice",
-        unit="threads", source=OURS, limits={"at least": 0, "at most": 1024},
-    )  # fmt: skip
+        source=OURS, decides=ALL_STAGES, choices=("auto", "off", "bf16"))
+    workers: int = setting("Running", 0, "processes that prepare batches; 0: the main process does",
+        unit="processes", source=OURS, limits={"at least": 0, "at most": 256})
+    threads: int = setting("Running", 0, "CPU threads that compute; 0: PyTorch's choice",
+        unit="threads", source=OURS, limits={"at least": 0, "at most": 1024})
     save_seconds: float = setting(
         "Running", 60.0, "at most this much training is lost when a run is killed",
-        unit="seconds", source=OURS, limits=NOT_NEGATIVE,
-    )  # fmt: skip
+        unit="seconds", source=OURS, limits=NOT_NEGATIVE)
     overwrite: bool = setting(
-        "Running", False, "train anew over a run whose settings differ", source=OURS
-    )
+        "Running", False, "train anew over a run whose settings differ", source=OURS)
     resume: str = setting(
         "Running", "auto", "auto: go on where a run was cut off; never: start it again",
-        source=OURS, choices=("auto", "never"),
-    )  # fmt: skip
+        source=OURS, choices=("auto", "never"))
 
-    channels: tuple[int, ...] = setting(
-        "Network", (32, 64, 128, 256),
+    channels: tuple[int, ...] = setting("Network", (32, 64, 128, 256),
         "channels of the UNet at full, 1/2, 1/4 and 1/8 size, each twice the one before",
         unit="channels", published="channel", decides=ALL_STAGES,
-        limits={"at least": 1, "at most": 65536},
-    )  # fmt: skip
-    embed_dim: int = setting(
-        "Network", 64, "length of the embeddings that are contrasted",
-        unit="channels", published="confea", limits={"at least": 1, "at most": 65536},
-    )  # fmt: skip
-    hidden_dim: int = setting(
-        "Network", 128, "hidden units of the projection heads",
-        unit="channels", published="hidfea", limits={"at least": 1, "at most": 65536},
-    )  # fmt: skip
-    groups: int = setting(
-        "Network", 4, "groups of the 1x1 convolutions of the patch heads",
-        unit="groups", published="multihead", limits={"at least": 1, "at most": 65536},
-    )  # fmt: skip
+        limits={"at least": 1, "at most": 65536})
+    embed_dim: int = setting("Network", 64, "length of the embeddings that are contrasted",
+        unit="channels", published="confea", limits={"at least": 1, "at most": 65536})
+    hidden_dim: int = setting("Network", 128, "hidden units of the projection heads",
+        unit="channels", published="hidfea", limits={"at least": 1, "at most": 65536})
+    groups: int = setting("Network", 4, "groups of the 1x1 convolutions of the patch heads",
+        unit="groups", published="multihead", limits={"at least": 1, "at most": 65536})
 
     random_crop: float = setting(
         "Views", 0.2, "a view's crop keeps at least 1 - random_crop of each side",
-        unit="fraction", published="random_c", limits={"at least": 0, "below": 1},
-    )  # fmt: skip
+        unit="fraction", published="random_c", limits={"at least": 0, "below": 1})
     self_jitter: float = setting(
         "Views", 0.2, "strength d of the colour jitter in pretraining: 0.8*d, hue 0.2*d",
-        limits=JITTER,
-    )  # fmt: skip
-    fine_jitter: float = setting(
-        "Views", 0.1, "the same in fine-tuning and supervised training",
-        decides="fine sup", limits=JITTER,
-    )  # fmt: skip
+        limits=JITTER)
+    fine_jitter: float = setting("Views", 0.1,
+        "strength d of the colour jitter in fine-tuning and supervised training",
+        decides="fine sup", limits=JITTER)
 
     self_batch_size: int = setting(
         "Pretraining", 8, "images per batch, the annotated one comes on top",
-        unit="images", limits=COUNT,
-    )  # fmt: skip
+        unit="images", limits=COUNT)
     self_max_epoch: int = setting(
-        "Pretraining", 200, "length of pretraining", unit="epochs", limits=COUNT
-    )
+        "Pretraining", 200, "length of pretraining", unit="epochs", limits=COUNT)
     self_lr: float = setting("Pretraining", 1e-4, "learning rate", limits=POSITIVE)
     self_optimizer: str = setting(
-        "Pretraining", "adam", "optimizer: adam or adamw", choices=("adam", "adamw")
-    )
+        "Pretraining", "adam", "optimizer: adam or adamw", choices=("adam", "adamw"))
     self_weight_decay: float = setting(
-        "Pretraining", 1e-3, "weight decay, of adamw only", limits=NOT_NEGATIVE
-    )
+        "Pretraining", 1e-3, "weight decay, of adamw only", limits=NOT_NEGATIVE)
     self_schedule: bool = setting(
-        "Pretraining", False, "learning rate x 0.1 at 50 % and again at 75 % of the epochs"
-    )
+        "Pretraining", False, "learning rate x 0.1 at 50 % and again at 75 % of the epochs")
     save_every: int = setting(
         "Pretraining", 10, "a checkpoint named by the epochs done is kept this often",
-        unit="epochs", decides="", limits=COUNT,
-    )  # fmt: skip
+        unit="epochs", decides="", limits=COUNT)
 
     temperature: float = setting(
-        "Method", 0.5, "temperature of the image loss and of the patch loss", limits=POSITIVE
-    )
-    global_local_ratio: float = setting(
-        "Method", 0.7, "r in (1 - r) * image loss + r * patch loss",
-        unit="fraction", limits=FRACTION,
-    )  # fmt: skip
-    top_k: int | None = setting(
-        "Method", None,
+        "Method", 0.5, "temperature of the image loss and of the patch loss", limits=POSITIVE)
+    global_local_ratio: float = setting("Method", 0.7, "r in (1 - r) * image loss + r * patch loss",
+        unit="fraction", limits=FRACTION)
+    top_k: int | None = setting("Method", None,
         "patches per class and image at the coarsest scale; None: 4 for simclr, 30 for moco",
-        unit="patches", limits={"at least": 1, "at most": 65536},
-    )  # fmt: skip
-    sample_ratio: int = setting(
-        "Method", 2, "the patches grow by this factor from scale to scale",
-        limits={"at least": 1, "at most": 64},
-    )  # fmt: skip
+        unit="patches", limits={"at least": 1, "at most": 65536})
+    sample_ratio: int = setting("Method", 2, "the patches grow by this factor from scale to scale",
+        limits={"at least": 1, "at most": 64})
     label_guided: bool = setting(
         "Method", True, "choose patches by the annotated image's label map; False: at random",
-        published="Patch_sup",
-    )  # fmt: skip
+        published="Patch_sup")
     scale_weights: tuple[float, ...] = setting(
         "Method", (1.0, 1.0, 1.0), "weights of the patch losses at 1/4, 1/2 and full size",
-        published="self_scale_weight", limits=NOT_NEGATIVE,
-    )  # fmt: skip
+        published="self_scale_weight", limits=NOT_NEGATIVE)
     intra_view_negatives: bool = setting(
         "Method", True, "PSCL-SimCLR: patches of the same image and view may be negatives",
-        published="simclrinner",
-    )  # fmt: skip
+        published="simclrinner")
     momentum: float = setting(
-        "Method", 0.99, "share of the key encoder that each step keeps", limits=FRACTION
-    )
-    queue_size: int = setting(
-        "Method", 504, "images that the queues remember",
-        unit="images", limits={"at least": 1, "at most": 10_000_000},
-    )  # fmt: skip
-    group_decay: float = setting(
-        "Method", 0.2,
+        "Method", 0.99, "share of the momentum encoder that each step keeps", limits=FRACTION)
+    queue_size: int = setting("Method", 504, "images that the queues remember",
+        unit="images", limits={"at least": 1, "at most": 10_000_000})
+    group_decay: float = setting("Method", 0.2,
         "PSCL-MoCo: decay per step of the image queue's weight of the same production batch",
-        published="lab_size_decay", limits=FRACTION,
-    )  # fmt: skip
-    patch_group_decay: float = setting(
-        "Method", 0.5, "the same of the patch queue", published="patch_size_decay", limits=FRACTION
-    )
-    freshness_decay: float = setting(
-        "Method", 0.2,
+        published="lab_size_decay", limits=FRACTION)
+    patch_group_decay: float = setting("Method", 0.5,
+        "PSCL-MoCo: decay per step of the patch queue's weight of the same production batch",
+        published="patch_size_decay", limits=FRACTION)
+    freshness_decay: float = setting("Method", 0.2,
         "PSCL-MoCo: decay per step of the patch queue's weight whatever the production batch",
-        published="patch_lab_decay", limits=FRACTION,
-    )  # fmt: skip
+        published="patch_lab_decay", limits=FRACTION)
 
     fine_batch_size: int = setting(
         "Fine-tuning and supervised", 6, "images per batch; never more than there are",
-        unit="images", limits=COUNT,
-    )  # fmt: skip
-    fine_max_epoch: int | None = setting(
-        "Fine-tuning and supervised", None,
+        unit="images", limits=COUNT)
+    fine_max_epoch: int | None = setting("Fine-tuning and supervised", None,
         "length of the training; None: 1000, 500, 50 for data size 1, 5, f",
-        unit="epochs", limits=COUNT,
-    )  # fmt: skip
-    eval_every: int | None = setting(
-        "Fine-tuning and supervised", None,
+        unit="epochs", limits=COUNT)
+    eval_every: int | None = setting("Fine-tuning and supervised", None,
         "evaluated this often and after the last epoch; None: 200, 100, 10 for data size 1, 5, f",
-        unit="epochs", limits=COUNT,
-    )  # fmt: skip
+        unit="epochs", limits=COUNT)
     fine_lr_encoder: float = setting(
         "Fine-tuning and supervised", 1e-4, "learning rate of stem and downs in fine-tuning",
-        published="fineturn_lr_en", decides="fine", limits=NOT_NEGATIVE,
-    )  # fmt: skip
+        published="fineturn_lr_en", decides="fine", limits=NOT_NEGATIVE)
     fine_lr_decoder: float = setting(
         "Fine-tuning and supervised", 1e-3, "learning rate of ups and decode in fine-tuning",
-        decides="fine", limits=POSITIVE,
-    )  # fmt: skip
+        decides="fine", limits=POSITIVE)
     sup_lr: float = setting(
         "Fine-tuning and supervised", 1e-3, "learning rate in supervised training",
-        decides="sup", limits=POSITIVE,
-    )  # fmt: skip
-    pretrained: str = setting(
-        "Fine-tuning and supervised", "",
+        decides="sup", limits=POSITIVE)
+    pretrained: str = setting("Fine-tuning and supervised", "",
         "file that fine-tuning starts from; empty: the last checkpoint of the run's pretraining",
-        source=OURS, decides="fine", pattern=f"(?:{PATH_PATTERN})?", allowed=PATH_MEANING,
-    )  # fmt: skip
+        source=OURS, decides="fine", pattern=f"(?:{PATH_PATTERN})?", allowed=PATH_MEANING)
+    # fmt: on
 
     def __post_init__(self) -> None:
         values, problems = check({name: getattr(self, name) for name in FIELDS})
@@ -497,24 +417,25 @@ def _convert(field: dataclasses.Field[Any], value: Any) -> Any:
         return text
     if kind.endswith("None") and value is None:
         return None
-    number = float if "float" in kind else int
+    whole = "float" not in kind
     if kind.startswith("tuple"):
         if not isinstance(value, list | tuple):
             raise TypeError
-        return tuple(_number(number, entry, rules["limits"]) for entry in value)
-    return _number(number, value, rules["limits"])
+        return tuple(_number(entry, whole, rules["limits"]) for entry in value)
+    return _number(value, whole, rules["limits"])
 
 
-def _number(number: type[int] | type[float], value: Any, limits: Mapping[str, float]) -> float:
-    """A finite number of the wanted type within the limits."""
-    wanted = numbers.Integral if number is int else numbers.Real
+def _number(value: Any, whole: bool, limits: Mapping[str, float]) -> Any:
+    """The value as int (whole) or float; ValueError if it is not finite or not in the limits."""
+    wanted = numbers.Integral if whole else numbers.Real
     if isinstance(value, bool) or not isinstance(value, wanted):
         raise TypeError
-    converted = number(value)
-    inside = all(COMPARISONS[word](converted, bound) for word, bound in limits.items())
-    if not math.isfinite(converted) or not inside:
+    convert: Any = int if whole else float
+    number = convert(value)
+    inside = all(COMPARISONS[word](number, bound) for word, bound in limits.items())
+    if not math.isfinite(number) or not inside:
         raise ValueError
-    return converted
+    return number
 
 
 def _combinations(c: Mapping[str, Any]) -> Iterable[str]:
@@ -546,10 +467,9 @@ def _combinations(c: Mapping[str, Any]) -> Iterable[str]:
         yield f"embed_dim: found {c['embed_dim']}; allowed: {kind}"
     if channels and channels[0] % groups:
         yield f"channels: found {_found(channels)}; allowed: each {kind}"
-    elif channels and "hidden_dim" in c:
-        # The patch head of a scale has min(hidden_dim, its channels) hidden units.
-        if any(min(c["hidden_dim"], width) % groups for width in channels[:3]):
-            yield f"hidden_dim: found {c['hidden_dim']}; allowed: {kind}"
+    # The patch head of a scale has min(hidden_dim, its channels) hidden units.
+    elif any(min(c.get("hidden_dim", groups), width) % groups for width in (channels or ())[:3]):
+        yield f"hidden_dim: found {c['hidden_dim']}; allowed: {kind}"
 
 
 def allowed_values(name: str) -> str:
@@ -691,10 +611,12 @@ def _from_words(field: dataclasses.Field[Any], words: Sequence[str]) -> Any:
         if plain not in BOOLEANS:
             raise ValueError
         return BOOLEANS[plain]
-    if plain == "none" and not isinstance(field.default, int | float):
-        return () if kind.startswith("tuple") else None
+    if plain == "none" and kind.endswith("None"):
+        return None
     number = float if "float" in kind else int
     if kind.startswith("tuple"):
+        if plain == "none":
+            return ()
         return tuple(number(entry) for entry in re.split(r"[,\s]+", plain.strip("()[], ")) if entry)
     return number(plain)
 
@@ -725,11 +647,12 @@ def help_text(defaults: Mapping[str, Any] | None = None) -> str:
         prog=script,
         usage=f"python {script} [--setting value ...]",
         description=(
-            "Pretrain a UNet by patch-sampled contrastive learning, fine-tune it on a few annotated"
-            "\nimages and score it on the test set. Every setting is a flag.\n\nexamples:\n"
+            "Pretrain a UNet by patch-sampled contrastive learning, fine-tune it on a few\n"
+            "annotated images and score it on the test set. Every setting is a flag.\n\n"
+            "examples:\n"
             f"  python {script} -stages self-fine\n"
-            f"  python {script} -stages self --self_mode moco --repeats 0 --self_max_epoch 20\n"
-            f"  python {script} -stages sup --data_dir dataset/mine --data_size 15f --device cpu"
+            f"  python {script} -stages self --self_mode moco --self_max_epoch 20\n"
+            f"  python {script} -stages sup --data_dir dataset/mine --device cpu"
         ),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
             prog, max_help_position=27, width=width

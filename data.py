@@ -43,6 +43,29 @@ LAYOUT = """\
 
 Batch = dict[str, Any]
 
+__all__ = [
+    "Batches",
+    "DataError",
+    "DataReport",
+    "ImageStore",
+    "Sample",
+    "SegmentationDataset",
+    "TwoViewDataset",
+    "annotated_split",
+    "check_data",
+    "find_split",
+    "finetuning_batches",
+    "number_groups",
+    "one_hot",
+    "parse_name",
+    "pretraining_batches",
+    "pretraining_samples",
+    "read_image",
+    "read_mask",
+    "test_items",
+    "to_input",
+]
+
 
 # ---------------------------------------------------------------- names and folders
 
@@ -163,6 +186,7 @@ def check_data(
         raise DataError(missing_set(root))
     check = _Check(root, num_classes, ImageStore(image_size))
     supervised = bool({"fine", "sup"} & set(stages))
+    repeats = tuple(repeats)
     splits = [
         annotated_split(root, s, int(r)) for s in sizes for r in (repeats if s != "f" else "0")
     ]
@@ -231,7 +255,7 @@ class _Check:
     def classes(self, split: str, samples: list[Sample], what: str) -> None:
         """Warn of classes that no mask of these samples shows."""
         masks = [self.store.mask(s.mask) for s in samples if s.mask is not None]
-        seen = {int(c) for mask in masks for c in mask.unique()}
+        seen = {c for mask in masks for c in np.flatnonzero(np.bincount(mask.numpy().ravel()))}
         absent = [str(c) for c in range(self.num_classes) if c not in seen]
         if samples and absent:
             self.warnings.append(
@@ -294,10 +318,11 @@ class _Check:
             folder = sample.image.parent.parent / "gt"
             other = [p.name for p in _list_files(folder) if p.stem == sample.image.stem]
             found = f" (there is {other[0]})" if other else ""
-
+            wanted = folder / f"{sample.image.stem}{MASK_SUFFIX}"
+            self.problems.append(f"{sample.image}: no mask{found}; save its mask as {wanted}")
             return False
         try:
-            mask = self.store.mask(sample.mask)
+            highest = int(self.store.mask(sample.mask).numpy().max())
             size = self.store.file_size("mask", sample.mask)
         except DataError as error:
             self.problems.append(str(error))
@@ -309,9 +334,9 @@ class _Check:
                 "a mask has the size of its image"
             )
             return False
-        if int(mask.max()) >= self.num_classes:
+        if highest >= self.num_classes:
             self.problems.append(
-                f"{sample.mask}: value {int(mask.max())} in a mask of {self.num_classes} classes; "
+                f"{sample.mask}: value {highest} in a mask of {self.num_classes} classes; "
                 f"class ids are 0..{self.num_classes - 1}: correct the mask or give --num_classes"
             )
             return False
@@ -358,7 +383,7 @@ def generator(seed: int, stream: int, epoch: int, number: int = 0) -> np.random.
 
 
 class Draw(NamedTuple):
-    """Which sample to make: image number ``image`` with the random numbers (stream, epoch, number)."""
+    """Which sample to make: image number ``image``, by the generator (stream, epoch, number)."""
 
     stream: int
     epoch: int

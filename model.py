@@ -25,7 +25,19 @@ from utils.sampling import label_at, sample_patches
 SCALES = 3  # up1, up2, up3
 
 
-class PSCL(nn.Module):
+class Method(nn.Module):
+    """A pretraining method as the training loop sees it: a module whose forward gives losses."""
+
+    needs_annotated: ClassVar[bool] = False  # image 0 of every batch is annotated
+    needs_groups: ClassVar[bool] = False  # production batches are used
+
+    @staticmethod
+    def log_note(queue_size: int, batch_size: int) -> str:
+        """What a reader of the log should know about the loss; empty if it simply falls."""
+        return ""
+
+
+class PSCL(Method):
     """What both variants share: the query encoder and the sampling of patches at three scales.
 
     Args:
@@ -39,8 +51,7 @@ class PSCL(nn.Module):
         scale_weights: weight of each scale's patch loss.
     """
 
-    needs_annotated: ClassVar[bool] = True
-    needs_groups: ClassVar[bool] = False
+    needs_annotated = True
     default_top_k: ClassVar[int]
     normalise_keys: ClassVar[bool]  # whether patches are matched by cosine or by raw product
 
@@ -70,11 +81,16 @@ class PSCL(nn.Module):
         self.scale_weights = tuple(scale_weights)
 
     def draw_noise(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Uniform noise in [0, 1) that orders equally pure cells, from PyTorch's global generator."""
+        """Uniform noise in [0, 1), from the global generator: it orders equally pure cells."""
         return torch.rand(tuple(shape), device=device)
 
     def sample(
-        self, maps_q: Sequence[Tensor], maps_k: Sequence[Tensor], head_k: ProjectionHead, batch: Any, scale: int
+        self,
+        maps_q: Sequence[Tensor],
+        maps_k: Sequence[Tensor],
+        head_k: ProjectionHead,
+        batch: Any,
+        scale: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Choose and match the patches of one scale, and project them (paper, patch sampling).
 
@@ -90,8 +106,10 @@ class PSCL(nn.Module):
         """
         map_q, map_k = maps_q[scale], maps_k[scale]
         templates = self.templates[scale]
-        places = correspond(batch["geometry"], *map_q.shape[-2:], device=map_q.device)
-        label = label_at(batch["label"][0].float(), batch["geometry"][0], *map_q.shape[-2:])  # (C, h'w')
+        rows, columns = map_q.shape[-2:]
+        geometry = batch["geometry"]
+        places = correspond(geometry, rows, columns, map_q.device)
+        label = label_at(batch["label"][0].float(), geometry[0], rows, columns)  # (C, h'*w')
         noise = self.draw_noise(label.shape, label.device)
         if not self.label_guided:
             label = torch.zeros_like(label)
@@ -200,6 +218,14 @@ class PSCL_MoCo(PSCL):
         for name in ("group_affinity", "patch_group_affinity", "freshness"):
             self.register_buffer(name, torch.zeros(queue_size))
 
+    @staticmethod
+    def log_note(queue_size: int, batch_size: int) -> str:
+        """The loss rises while real keys replace the noise that the queues start with."""
+        return (
+            f"The loss rises at first: the queue of {queue_size} keys starts as noise, easy "
+            f"to tell apart, and is full of real keys after {-(-queue_size // batch_size)} steps"
+        )
+
     @torch.no_grad()
     def update_key_encoder(self) -> None:
         """k = momentum * k + (1 - momentum) * q, parameters only."""
@@ -257,16 +283,29 @@ class PSCL_MoCo(PSCL):
                 query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
                 weight = self.scale_weights[scale] * self.templates[scale] * purity  # (C, K)
                 loss = soft_info_nce(
-                    query, key, self.patch_queue[scale].clone(), targets[:, :, None], weight, self.temperature
+                    query,
+                    key,
+                    self.patch_queue[scale].clone(),
+                    targets[:, :, None],
+                    weight,
+                    self.temperature,
                 )  # (B, C, K)
             sums.append(torch.einsum("bckd,ck->bcd", key, purity))
             rows.append(loss.flatten(1))
             parts[f"patch_up{scale + 1}"] = loss[0].mean().detach()
         with torch.autocast(image_q.device.type, enabled=False):
-            image_q, image_k = F.normalize(image_q.float(), dim=1), F.normalize(image_k.float(), dim=1)
+            image_q, image_k = (
+                F.normalize(image_q.float(), dim=1),
+                F.normalize(image_k.float(), dim=1),
+            )
             ones = image_q.new_ones(len(image_q))
             image = soft_info_nce(
-                image_q, image_k, self.queue.clone(), self.image_targets(group), ones, self.temperature
+                image_q,
+                image_k,
+                self.queue.clone(),
+                self.image_targets(group),
+                ones,
+                self.temperature,
             ).mean()
         patch = torch.cat(rows, dim=1).mean()
         self.enqueue(image_k, torch.stack(sums), group)
@@ -281,17 +320,19 @@ def take(features: Tensor, index: Tensor) -> Tensor:
     images, channels = features.shape[:2]
     rows = features.permute(0, 2, 3, 1).reshape(-1, channels)  # (B*H*W, c)
     first = torch.arange(images, device=index.device)[:, None] * (len(rows) // images)
-    return rows.index_select(0, (index + first).flatten()).view(images, -1, channels).transpose(1, 2)
+    return (
+        rows.index_select(0, (index + first).flatten()).view(images, -1, channels).transpose(1, 2)
+    )
 
 
-METHODS: dict[str, type[nn.Module]] = {"moco": PSCL_MoCo, "simclr": PSCL_SimCLR}
+METHODS: dict[str, type[Method]] = {"moco": PSCL_MoCo, "simclr": PSCL_SimCLR}
 
 
-def build_method(self_mode: str, settings: Mapping[str, Any]) -> nn.Module:
+def build_method(self_mode: str, settings: Mapping[str, Any]) -> Method:
     """Make the method called ``self_mode`` from those of the settings that its class takes."""
     cls = METHODS[self_mode]
     names: set[str] = set()
     for base in cls.__mro__:
-        if issubclass(base, nn.Module) and base is not nn.Module:
+        if issubclass(base, Method):
             names |= {p.name for p in inspect.signature(base).parameters.values()}
     return cls(**{name: value for name, value in settings.items() if name in names})

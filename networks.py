@@ -109,12 +109,11 @@ class PixelClassifier(nn.Module):
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.outc = nn.Module()
-        self.outc.fc1 = nn.Linear(channels, num_classes)
+        self.outc = nn.ModuleDict({"fc1": nn.Linear(channels, num_classes)})
 
     def forward(self, up3: Tensor) -> Tensor:
         """Logits of each pixel."""
-        return self.outc.fc1(up3.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.outc["fc1"](up3.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ProjectionHead(nn.Module):
@@ -143,7 +142,9 @@ class ProjectionHead(nn.Module):
             hidden = min(hidden_dim, c)
             self.add_module(f"conv_x4up{scale}_conv1", nn.Conv2d(c, hidden, 1, groups=groups))
             self.add_module(f"conv_x4up{scale}_norm1", ChannelLayerNorm(hidden))
-            self.add_module(f"conv_x4up{scale}_conv2", nn.Conv2d(hidden, embed_dim, 1, groups=groups))
+            self.add_module(
+                f"conv_x4up{scale}_conv2", nn.Conv2d(hidden, embed_dim, 1, groups=groups)
+            )
 
     def image(self, x4: Tensor) -> Tensor:
         """Embedding of each image: (B, c3, H/8, W/8) to (B, D)."""

@@ -38,9 +38,7 @@ class Recorder:
             model, "sample_patches", lambda *a: self.patches.append(sample(*a)) or self.patches[-1]
         )
         info_nce = model.soft_info_nce
-        monkeypatch.setattr(
-            model, "soft_info_nce", lambda *a: self.calls.append(a) or info_nce(*a)
-        )
+        monkeypatch.setattr(model, "soft_info_nce", lambda *a: self.calls.append(a) or info_nce(*a))
 
     def start(self, golden: Golden, prefix: str) -> None:
         self.noise = iter([golden[f"{prefix}in/noise_scale{s}"] for s in (1, 2, 3)])

@@ -166,7 +166,7 @@ def load(
         raise CheckpointError(f"{path}: the file is empty; copy it again or train it again")
     if start[:2] != b"PK" and start[:1] != b"\x80":
         raise CheckpointError(
-            f"{path}: not a checkpoint (it begins with {start!r}); give a file of this program (.pt)"
+            f"{path}: not a checkpoint (it begins with {start!r}); give a file of this program"
         )
     try:
         with torch.serialization.safe_globals(list(_ALLOWED)):

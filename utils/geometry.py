@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ViewGeometry:
-    """Flip, quarter turns and crop of one view (paper section on data augmentation, published loader).
+    """Flip, quarter turns and crop of one view (paper: data augmentation; published loader).
 
     Attributes:
         flip: whether the image is flipped upside down (rows reversed), before the rotation.
@@ -147,7 +147,9 @@ def correspond(
     # Back from the cropped to the rotated grid, then undo the turns, then the flip.
     i, j = row + top, column + left
     source_row = torch.where(
-        turns == 0, i, torch.where(turns == 1, j, torch.where(turns == 2, rows - 1 - i, rows - 1 - j))
+        turns == 0,
+        i,
+        torch.where(turns == 1, j, torch.where(turns == 2, rows - 1 - i, rows - 1 - j)),
     )
     source_column = torch.where(
         turns == 0, j,

@@ -188,14 +188,16 @@ def _is_deep_colour(picture: Image.Image, raw: bytes) -> bool:
 
 def _decode_with_opencv(path: str | Path, raw: bytes) -> NDArray[Any]:
     """Decode what Pillow has no mode for, in RGB order."""
-    level = cv2.getLogLevel()
-    cv2.setLogLevel(0)  # a broken file gets our line, not OpenCV's
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(
+        cv2.utils.logging.LOG_LEVEL_SILENT
+    )  # a broken file gets our line, not OpenCV's
     try:
         pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         pixels = None
     finally:
-        cv2.setLogLevel(level)
+        cv2.utils.logging.setLogLevel(level)
     if pixels is None:
         raise _broken(path)
     return np.asarray(pixels[..., 2::-1] if pixels.ndim == 3 else pixels)

@@ -19,7 +19,9 @@ def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """
     rows = F.normalize(torch.cat([query, key]).float(), dim=1)  # (2B, D)
     logits = rows @ rows.T / temperature  # (2B, 2B)
-    logits = logits.masked_fill(torch.eye(len(rows), dtype=torch.bool, device=rows.device), -torch.inf)
+    logits = logits.masked_fill(
+        torch.eye(len(rows), dtype=torch.bool, device=rows.device), -torch.inf
+    )
     target = torch.arange(len(rows), device=rows.device).roll(len(query))
     return F.cross_entropy(logits, target)
 
@@ -58,7 +60,12 @@ def patch_nt_xent(
 
 
 def soft_info_nce(
-    query: Tensor, key: Tensor, queue: Tensor, queue_target: Tensor, row_weight: Tensor, temperature: float
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    queue_target: Tensor,
+    row_weight: Tensor,
+    temperature: float,
 ) -> Tensor:
     """InfoNCE with soft targets over [positive, queue] (paper, losses of PSCL-MoCo), row by row.
 
@@ -101,7 +108,7 @@ def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1e-4) -> Tensor:
 
 
 def supervised_loss(logits: Tensor, mask: Tensor, class_weight: Tensor) -> dict[str, Tensor]:
-    """Half weighted cross-entropy, half Dice loss of the non-background classes (published program).
+    """Half weighted cross-entropy, half mean Dice loss without background (published program).
 
     Args:
         logits: (B, C, H, W).

@@ -41,6 +41,7 @@ _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 _GAP = 10  # pixels between panels, and around the sheet
 _TEXT = 16  # font size
 _LINE = 26  # height of a line of text
+_NARROWEST = 150  # width of a column: four of them hold a name and its Dice
 _PAPER: Colour = (255, 255, 255)
 _INK: Colour = (20, 20, 20)
 _FAINT: Colour = (110, 110, 110)
@@ -179,7 +180,7 @@ def contact_sheet(
         raise ValueError(f"{len(rows)} rows and {len(titles)} titles: give one title for each row")
     take = np.linspace(0, len(rows) - 1, min(max(max_rows, 1), len(rows))).round().astype(int)
     drawn = [_row_panels(rows[i], num_classes, panel) for i in take]
-    cell = max(tile.width for tiles in drawn for tile in tiles)
+    cell = max(_NARROWEST, *(tile.width for tiles in drawn for tile in tiles))
     width = _GAP + len(_COLUMNS) * (cell + _GAP)
     legend = _legend_lines(num_classes, class_names, width)
     top = _GAP + _LINE * (2 + len(legend)) + _GAP
@@ -187,9 +188,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     count = f"{len(take)} of {len(rows)} images"
-    count_at = width - _GAP - math.ceil(draw.textlength(count, font=_font()))
-    _text(draw, (_GAP, _GAP), heading, count_at - 2 * _GAP)
-    _text(draw, (count_at, _GAP), count, width, _FAINT)
+    _two_texts(draw, _GAP, width, heading, count)
     for line, entries in enumerate(legend):
         _draw_legend(draw, entries, _GAP + _LINE * (1 + line))
     for column, name in enumerate(_COLUMNS):
@@ -197,9 +196,7 @@ def contact_sheet(
         _text(draw, at, name, cell, _FAINT)
     for i, tiles in zip(take, drawn, strict=True):
         dice = _dice_text(rows[i][1], rows[i][2], num_classes)
-        dice_at = width - _GAP - math.ceil(draw.textlength(dice, font=_font()))
-        _text(draw, (_GAP, top), titles[i], dice_at - 2 * _GAP)
-        _text(draw, (dice_at, top), dice, width)
+        _two_texts(draw, top, width, titles[i], dice)
         for column, tile in enumerate(tiles):
             sheet.paste(tile, (_GAP + column * (cell + _GAP), top + _LINE))
         top += _LINE + tiles[0].height + _GAP
@@ -278,6 +275,13 @@ def _text(
         keep -= 1
         shown = f"{text[: (keep + 1) // 2]}...{text[len(text) - keep // 2 :]}"
     draw.text(at, shown, fill=ink, font=font)
+
+
+def _two_texts(draw: ImageDraw.ImageDraw, top: int, width: int, left: str, right: str) -> None:
+    """Write one text from the left edge and one up to the right edge, which has the precedence."""
+    right_at = width - _GAP - math.ceil(draw.textlength(right, font=_font()))
+    _text(draw, (_GAP, top), left, right_at - 2 * _GAP)
+    _text(draw, (right_at, top), right, width)
 
 
 def _drawable(text: str) -> str:

@@ -43,8 +43,8 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
         templates: K.
 
     Returns:
-        The cells, int64 (C, K), and their purity (C, K): the values that won, divided by the class's
-        sum of them.
+        The cells, int64 (C, K), and their purity (C, K): the values that won, divided by the
+        class's sum of them.
     """
     classes, cells = label.shape
     count = min(templates, cells)
@@ -99,7 +99,9 @@ def _match_by_rounds(template: Tensor, keys: Tensor, valid: Tensor) -> tuple[Ten
     rough, cell = similarity.topk(min(_CANDIDATES, cells), dim=2)
     del similarity
     cell, order = cell.sort(dim=2)
-    value = _exact_products(template, keys, cell).masked_fill_(rough.gather(2, order).isinf(), -torch.inf)
+    value = _exact_products(template, keys, cell).masked_fill_(
+        rough.gather(2, order).isinf(), -torch.inf
+    )
     # Best first, equal values in the order of their cells, as argmax would take them.
     value, order = value.sort(dim=2, descending=True, stable=True)
     cell = cell.gather(2, order)

@@ -1,0 +1,303 @@
+"""Make a small synthetic set in place of NEU-Seg: steel strip with three kinds of surface defect.
+
+The pictures are drawn by the functions below from random numbers, none is a photograph. They follow
+the look of camera images of hot-rolled strip: rolling texture, uneven light, grain, and on it dark
+streaks (1, as inclusions), dark blotches (2, as patches) and bright lines (3, as scratches).
+
+    python dataset/make_demo.py --out dataset/NEU_Seg-standin --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+VERSION = 1  # raise it whenever other pictures come out
+SIDE = 200
+TRAIN_IMAGES, TEST_IMAGES = 24, 12
+COMPLETE = 8  # the first so many training images show all three defects
+RECORD = "standin.json"
+DEFAULT_FOLDER = Path(__file__).resolve().parent / "NEU_Seg-standin"
+INCLUSION, PATCH, SCRATCH = 1, 2, 3
+
+NOTE = """\
+SYNTHETIC pictures, made by dataset/make_demo.py: not NEU-Seg and not photographs.
+They stand in for that set so that the demo runs without a download; scores on them say nothing
+about real steel. Classes: 0 background, 1 inclusion, 2 patch, 3 scratch.
+Delete the folder at any time: the demo makes it again.
+"""
+
+Field = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Coil:
+    """What the pictures of one production batch share.
+
+    Attributes:
+        name: the first field of the file names.
+        level: mean gray level.
+        grain: standard deviation of the pixel noise in gray levels.
+        texture: standard deviation of the rolling texture in gray levels.
+        upright: whether the rolling direction runs from top to bottom (else left to right).
+    """
+
+    name: str
+    level: float
+    grain: float
+    texture: float
+    upright: bool
+
+
+COILS = (
+    Coil("coil11", level=112, grain=4.5, texture=3.5, upright=True),
+    Coil("coil12", level=146, grain=6.0, texture=3.0, upright=True),
+    Coil("coil13", level=82, grain=4.0, texture=5.0, upright=False),
+    Coil("coil14", level=126, grain=8.0, texture=4.0, upright=False),
+)
+
+
+def make_demo_set(folder: str | Path = DEFAULT_FOLDER, seed: int = 0) -> Path:
+    """Write the stand-in set to ``folder``, unless it is already there, and return the folder.
+
+    The set is written beside the folder and then renamed, so it is there in full or not at all. A
+    set of another seed or version is replaced.
+
+    Raises:
+        FileExistsError: the folder holds something that this function did not make.
+    """
+    folder = Path(folder)
+    wanted = {"version": VERSION, "seed": seed, "files": 2 * _number_of_images()}
+    if _is_complete(folder, wanted):
+        return folder
+    if folder.exists() and not (folder / RECORD).is_file() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: holds other files; give another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)  # mkdtemp's folders are private
+        _write_set(temporary, seed)
+        (temporary / "README.txt").write_text(NOTE, encoding="utf-8")
+        (temporary / RECORD).write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except OSError:
+        if not _is_complete(folder, wanted):  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def draw_picture(
+    rng: np.random.Generator, coil: Coil, defects: Sequence[int]
+) -> tuple[Pixels, Pixels]:
+    """Draw one picture and its mask, both uint8 (SIDE, SIDE), with these defects (class ids)."""
+    image = coil.level * rng.uniform(0.75, 1.25) + _surface(rng, coil)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    contrast = rng.uniform(0.6, 1.3)
+    if PATCH in defects:
+        shade, rough, where = _patches(rng)
+        image = image + contrast * shade + rough * _grain(rng)
+        mask[where] = PATCH
+    if INCLUSION in defects:
+        shade, where = _inclusions(rng)
+        shade, where = _along(shade, coil), _along(where, coil) & (mask != PATCH)
+        image = image - contrast * rng.uniform(30, 52) * np.where(mask == PATCH, 0, shade)
+        mask[where] = INCLUSION
+    if SCRATCH in defects:
+        shade, where = _scratches(rng)
+        image = image + contrast * rng.uniform(55, 95) * _along(shade, coil)
+        mask[_along(where, coil)] = SCRATCH
+    image = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.6), np.float64)  # the lens
+    image = image + rng.normal(0, coil.grain, mask.shape)
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8), mask
+
+
+def _number_of_images() -> int:
+    return TRAIN_IMAGES + TEST_IMAGES + 5 * 1 + 2 * 5
+
+
+def _is_complete(folder: Path, wanted: dict[str, int]) -> bool:
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return found == wanted and len(list(folder.glob("*/*/*.png"))) == wanted["files"]
+
+
+def _write_set(root: Path, seed: int) -> None:
+    """Write the folders train_numf, test_numf, sup_num1_0..4 and sup_num5_0..1."""
+    train = []
+    for number in range(TRAIN_IMAGES + TEST_IMAGES):
+        rng = np.random.default_rng([seed, VERSION, number])
+        coil = COILS[number % len(COILS)]
+        name = f"{coil.name}_{number:03d}_0_0.png"
+        if number < TRAIN_IMAGES:
+            defects = _defects(number, COMPLETE)
+            train.append((name, *draw_picture(rng, coil, defects)))
+            _write(root / "train_numf", *train[-1])
+        else:
+            defects = _defects(number - TRAIN_IMAGES, complete=4)
+            _write(root / "test_numf", name, *draw_picture(rng, coil, defects))
+    for repeat in range(5):
+        _write(root / f"sup_num1_{repeat}", *train[repeat])
+    for repeat in range(2):
+        for number in (
+            repeat,
+            repeat + 4,
+            *range(COMPLETE + 3 * repeat, COMPLETE + 3 * repeat + 3),
+        ):
+            _write(root / f"sup_num5_{repeat}", *train[number])
+
+
+def _defects(number: int, complete: int) -> tuple[int, ...]:
+    """Which defects a picture shows: all for the first ones, then one or two in turn."""
+    if number < complete:
+        return INCLUSION, PATCH, SCRATCH
+    turns = ((INCLUSION,), (PATCH,), (SCRATCH,), (INCLUSION, SCRATCH), (PATCH,), (INCLUSION, PATCH))
+    return turns[(number - complete) % len(turns)]
+
+
+def _write(folder: Path, name: str, image: Pixels, mask: Pixels) -> None:
+    for part, pixels in (("img", image), ("gt", mask)):
+        path = folder / part / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+
+
+# ---------------------------------------------------------------- the picture's parts
+
+
+def _noise(
+    rng: np.random.Generator, across: float, along: float | None = None, columns: int = SIDE
+) -> Field:
+    """Noise (SIDE, columns), mean 0, deviation 1, smooth over ``along`` rows, ``across`` columns.
+
+    Broad noise is made on a coarser grid and enlarged, which looks the same and takes a tenth of
+    the time.
+    """
+    sigmas = (across if along is None else along), across
+    steps = [max(1, int(sigma / 2.5)) for sigma in sigmas]
+    margin = 8  # more than the blur reaches on the coarse grid
+    sides = [-(-n // step) + 2 * margin for n, step in zip((SIDE, columns), steps, strict=True)]
+    white = rng.standard_normal(sides).astype(np.float32)
+    sigma_rows, sigma_columns = (sigma / step for sigma, step in zip(sigmas, steps, strict=True))
+    smooth = cv2.GaussianBlur(white, (0, 0), sigmaX=sigma_columns, sigmaY=sigma_rows)
+    smooth = smooth[margin:-margin, margin:-margin]
+    size = smooth.shape[1] * steps[1], smooth.shape[0] * steps[0]
+    smooth = cv2.resize(smooth, size, interpolation=cv2.INTER_CUBIC)[:SIDE, :columns]
+    return np.asarray((smooth - smooth.mean()) / smooth.std(), np.float32)
+
+
+def _along(field: NDArray, coil: Coil) -> NDArray:
+    """Turn a field drawn with the rolling direction upright to the coil's direction."""
+    return field if coil.upright else field.T
+
+
+def _surface(rng: np.random.Generator, coil: Coil) -> Field:
+    """Uneven light, rolling texture and mottling, in gray levels about 0."""
+    row, column = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)
+    light = rng.normal(0, 7) * row + rng.normal(0, 12) * column
+    light = light - rng.uniform(0, 9) * (row**2 + column**2) + 4 * _noise(rng, 35)
+    fine = _noise(rng, 0.7, 18)
+    broad = _noise(rng, 5, 45)
+    rolling = coil.texture * (0.6 * fine + 0.8 * broad)
+    return np.asarray(light + _along(rolling, coil) + 1.5 * _noise(rng, 2), np.float32)
+
+
+def _patches(rng: np.random.Generator) -> tuple[Field, Field, NDArray[np.bool_]]:
+    """Two to five dark blotches on brighter, rough ground: shade, roughness (0..1), mask."""
+    row, column = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    height = np.full((SIDE, SIDE), -9.0, np.float32)
+    for _ in range(rng.integers(2, 6)):
+        centre = rng.uniform(5, SIDE - 5, 2)
+        radii = rng.uniform(18, 58), rng.uniform(11, 27)
+        angle = rng.uniform(0, np.pi)
+        u = (row - centre[0]) * np.cos(angle) + (column - centre[1]) * np.sin(angle)
+        v = (column - centre[1]) * np.cos(angle) - (row - centre[0]) * np.sin(angle)
+        height = np.maximum(height, 1 - np.hypot(u / radii[0], v / radii[1]))
+    height = height + 0.30 * _noise(rng, 10) + 0.09 * _noise(rng, 3)
+    where = cv2.GaussianBlur(height, (0, 0), 2) > 0
+    dark = np.clip(0.5 + height / 0.55, 0, 1) * (1 + 0.12 * _noise(rng, 6))
+    ground = np.clip(1.35 + 1.1 * height + 0.2 * _noise(rng, 18), 0, 1)
+    shade = rng.uniform(15, 60) * ground - rng.uniform(80, 115) * dark
+    return np.asarray(shade, np.float32), np.asarray(ground, np.float32), where
+
+
+def _grain(rng: np.random.Generator) -> Field:
+    """Coarse grain of rough ground: bright specks among dark ones, in gray levels."""
+    return np.asarray(9 * _noise(rng, 0.7) + 5 * _noise(rng, 1.6), np.float32)
+
+
+def _inclusions(rng: np.random.Generator) -> tuple[Field, NDArray[np.bool_]]:
+    """Three to nine spindles along the rolling direction (upright): shade 0..1 and mask."""
+    shade = np.zeros((SIDE, SIDE), np.float32)
+    where = np.zeros((SIDE, SIDE), bool)
+    row, column = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    middle = rng.uniform(25, SIDE - 25)
+    wander = 2.0 * _noise(rng, 1, 22, columns=1)
+    for _ in range(rng.integers(3, 10)):
+        length, width = rng.uniform(10, 42), rng.uniform(1.8, 5.5)
+        u = (row - rng.uniform(0, SIDE)) / length
+        v = column - np.clip(rng.normal(middle, 28), 4, SIDE - 4) - wander
+        edge = width * (1 - np.abs(u) ** 1.6) + 0.8 * _noise(rng, 1.5, 6) - np.abs(v)
+        inside = (np.abs(u) < 1) & (edge > -0.3)
+        strength = rng.uniform(0.6, 1.0) * np.clip(0.4 + edge / 3.5, 0, 1)
+        strength = strength * np.clip(1 + 0.2 * _noise(rng, 1.2, 5), 0.4, 1.3)
+        shade = np.maximum(shade, np.where(np.abs(u) < 1, strength, 0))
+        where |= inside
+    return shade, where
+
+
+def _scratches(rng: np.random.Generator) -> tuple[Field, NDArray[np.bool_]]:
+    """One to three bundles of bright lines, nearly along the rolling direction: shade, mask."""
+    shade = np.zeros((SIDE, SIDE), np.float32)
+    where = np.zeros((SIDE, SIDE), bool)
+    row, column = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    for _ in range(rng.integers(1, 4)):
+        start, slope = rng.uniform(12, SIDE - 12), rng.normal(0, 0.03)
+        top = rng.uniform(-60, 90)
+        bottom = top + rng.uniform(80, 240)
+        for offset in rng.uniform(-9, 9, rng.integers(1, 4)):
+            width = rng.choice([rng.uniform(0.9, 2.2), rng.uniform(2.2, 5.0)], p=[0.75, 0.25])
+            line = start + offset + slope * row + 0.5 * _noise(rng, 1, 30, columns=1)
+            ends = np.clip(np.minimum(row - top, bottom - row) / 12, 0, 1)
+            broken = 0.8 + 0.22 * _noise(rng, 1, 24, columns=1) + 0.16 * _noise(rng, 1, 5)
+            across = np.abs(column - line) / width
+            broken = np.clip(broken + 0.1 * _noise(rng, 0.8), 0.15, 1.3)
+            light = ends * broken * np.exp(-(across**4) / 2) * rng.uniform(0.55, 1.1)
+            shade = np.maximum(shade, light) - 0.12 * ends * np.exp(-((across - 2.2) ** 2))
+            where |= (across < 1.15) & (ends > 0.3)
+    return np.asarray(shade, np.float32), where
+
+
+def main() -> int:
+    """Command line: make the set and say where it is."""
+    parser = argparse.ArgumentParser(description="Make the synthetic stand-in for NEU-Seg.")
+    parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of the set")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    given = parser.parse_args()
+    try:
+        print(make_demo_set(given.out, given.seed))
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

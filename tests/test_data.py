@@ -1,0 +1,512 @@
+"""Finding, checking, views and batches, on small sets made here."""
+
+import os
+import random
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+from data import DataError, ImageStore, Sample, check_data, find_split
+from utils.geometry import ViewGeometry
+from utils.jitter import ColorJitter
+
+GOLDEN = Path(__file__).parent / "golden" / "views.npz"
+NAMES = [f"{15 * (i % 3 + 1)}_s{i}_0_0" for i in range(7)]
+
+
+def write(folder: Path, name: str, shape=(32, 32), classes=4, seed=0, suffix=".png", mask=True):
+    rng = np.random.default_rng([seed, *name.encode()])
+    (folder / "img").mkdir(parents=True, exist_ok=True)
+    pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "img" / f"{name}{suffix}")
+    if mask:
+        (folder / "gt").mkdir(parents=True, exist_ok=True)
+        ids = rng.integers(0, classes, shape[:2], dtype=np.uint8)
+        Image.fromarray(ids).save(folder / "gt" / f"{name}.png")
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A sound set: 7 training images in 3 batches, 3 test images, annotated images."""
+    for name in NAMES:
+        write(tmp_path / "train_numf", name)
+    for name in ("15_t0_0_0", "30_t1_0_0", "30_t2_0_0"):
+        write(tmp_path / "test_numf", name)
+    for repeat in range(2):
+        write(tmp_path / f"sup_num1_{repeat}", NAMES[repeat])
+    for name in NAMES[:5]:
+        write(tmp_path / "sup_num5_0", name)
+    return tmp_path
+
+
+def check(root: Path, **changes):
+    settings = {"num_classes": 4, "stages": ("self", "fine"), "self_mode_needs_groups": True}
+    return check_data(root, **(settings | changes))
+
+
+# ---------------------------------------------------------------- names and folders
+
+
+@pytest.mark.parametrize(
+    ("stem", "ids"),
+    [
+        ("45_s7_0_0", ("45", "s7")),
+        ("45-s7-0-0", ("45", "s7")),
+        ("970C-90M-AR_235_0_0", ("970C-90M-AR", "235")),
+        ("45_s7", ("45", "s7")),
+        ("picture", ("", "picture")),
+        ("_x", ("", "_x")),
+        ("45_", ("", "45_")),
+        ("", ("", "")),
+        ("時効 45_試料7_0_0", ("時効 45", "試料7")),
+    ],
+)
+def test_names(stem, ids):
+    assert data.parse_name(stem) == ids
+
+
+def test_name_of_the_published_loader():
+    assert "_".join(data.parse_name("45_s7_0_0")) == str(np.load(GOLDEN)["out/id"])
+
+
+def test_images_are_found_with_their_masks(tmp_path):
+    for name, suffix in (("b_2", ".TIF"), ("a_1", ".jpg"), ("ü_3", ".BMP")):
+        write(tmp_path / "s", name, suffix=suffix, mask=name != "a_1")
+    for stray in ("Thumbs.db", ".hidden.png", "notes.txt"):
+        (tmp_path / "s" / "img" / stray).write_bytes(b"x")
+    (tmp_path / "s" / "img" / "folder.png").mkdir()
+    found = find_split(tmp_path, "s")
+    assert [(s.name, s.mask and s.mask.name) for s in found] == [
+        ("a_1.jpg", None),
+        ("b_2.TIF", "b_2.png"),
+        ("ü_3.BMP", "ü_3.png"),
+    ]
+    assert find_split(tmp_path, "absent") == []
+
+
+def test_annotated_folders(root):
+    assert data.annotated_split(root, "1", 3) == "sup_num1_3"
+    assert data.annotated_split(root, "5", 0) == "sup_num5_0"
+    assert data.annotated_split(root, "f") == "train_numf"
+    write(root / "sup_numf", NAMES[0])
+    assert data.annotated_split(root, "f", 2) == "sup_numf"
+
+
+def test_unlabelled_images_join_pretraining_when_wanted(root):
+    write(root / "train_unlabelled", "99_u_0_0", mask=False)
+    assert len(data.pretraining_samples(root, use_unlabelled=False)) == 7
+    names = [s.name for s in data.pretraining_samples(root, use_unlabelled=True)]
+    assert len(names) == 8 and names[-1] == "99_u_0_0.png"
+
+
+def test_groups_number_the_batches():
+    names = ["30_a_0_0.png", "15_b_0_0.png", "plain.png", "30_c_0_0.png", "other.png", "plain.png"]
+    groups = data.number_groups([Sample(Path(str(i)) / n, None) for i, n in enumerate(names)])
+    assert groups == {
+        "15_b_0_0.png": 0,
+        "30_a_0_0.png": 1,
+        "30_c_0_0.png": 1,
+        "other.png": 2,
+        "plain.png": 3,
+    }
+
+
+# ---------------------------------------------------------------- checking
+
+
+def test_sound_set_passes(root):
+    report = check(root, sizes="15f", repeats="0")
+    assert report.warnings == ()
+
+
+def test_files_are_decoded_once(root, monkeypatch):
+    report = check(root)
+    shutil.rmtree(root / "test_numf")
+    monkeypatch.setattr("utils.imagefile.read_image", None)
+    samples = [Sample(root / "test_numf/img/15_t0_0_0.png", root / "test_numf/gt/15_t0_0_0.png")]
+    assert len(list(data.test_items(samples, report.store))) == 1
+
+
+def spoil_empty(root: Path) -> None:
+    (root / "train_numf/img/15_s0_0_0.png").write_bytes(b"")
+
+
+def spoil_size(root: Path) -> None:
+    Image.fromarray(np.zeros((30, 32), np.uint8)).save(root / "test_numf/gt/15_t0_0_0.png")
+
+
+def spoil_class(root: Path) -> None:
+    Image.fromarray(np.full((32, 32), 7, np.uint8)).save(root / "sup_num1_0/gt/15_s0_0_0.png")
+
+
+def spoil_colour(root: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 9, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(root / "test_numf/gt/15_t0_0_0.png")
+
+
+def spoil_mask(root: Path) -> None:
+    (root / "test_numf/gt/30_t1_0_0.png").rename(root / "test_numf/gt/30_t1_0_0.jpg")
+
+
+def spoil_folder(root: Path) -> None:
+    shutil.rmtree(root / "sup_num1_0")
+
+
+def spoil_images(root: Path) -> None:
+    shutil.rmtree(root / "test_numf" / "img")
+    (root / "test_numf" / "img").mkdir()
+    (root / "test_numf" / "img" / "a_b.webp").write_bytes(b"x")
+
+
+def spoil_twin(root: Path) -> None:
+    write(root / "train_numf", NAMES[0], suffix=".bmp")
+
+
+def spoil_shape(root: Path) -> None:
+    write(root / "train_numf", NAMES[3], shape=(40, 32))
+
+
+def spoil_tiny(root: Path) -> None:
+    write(root / "test_numf", "15_t0_0_0", shape=(15, 32))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (spoil_empty, ["15_s0_0_0.png: ", "0 bytes", "copy"]),
+        (spoil_size, ["gt/15_t0_0_0.png: ", "32x30", "32x32"]),
+        (spoil_class, ["gt/15_s0_0_0.png: ", "value 7", "0..3", "--num_classes"]),
+        (spoil_colour, ["gt/15_t0_0_0.png: ", "coloured"]),
+        (spoil_mask, ["img/30_t1_0_0.png: ", "no mask", "30_t1_0_0.jpg", "gt/30_t1_0_0.png"]),
+        (spoil_folder, ["sup_num1_0/img: ", "no such folder", "--repeats"]),
+        (spoil_images, ["test_numf/img: ", "no image", "a_b.webp", "put the test images"]),
+        (spoil_twin, ["train_numf/img: ", "15_s0_0_0.bmp, 15_s0_0_0.png", "rename"]),
+        (spoil_shape, [f"{NAMES[3]}.png: ", "32x40", "32x32", "--image_size N", "32"]),
+        (spoil_tiny, ["15_t0_0_0.png: ", "32x15", "16"]),
+    ],
+)
+def test_each_problem_is_one_line_with_file_and_cure(root, spoil, parts):
+    spoil(root)
+    with pytest.raises(DataError) as caught:
+        check(root)
+    message = str(caught.value).replace(os.sep, "/")
+    assert "\n" not in message and message.startswith(str(root).replace(os.sep, "/"))
+    assert [part for part in parts if part not in message] == []
+
+
+def test_all_problems_are_listed_at_once(root):
+    for spoil in (spoil_empty, spoil_class, spoil_mask):
+        spoil(root)
+    with pytest.raises(DataError) as caught:
+        check(root)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_long_lists_are_cut(root):
+    for number in range(40):
+        write(root / "test_numf", f"9_x{number}_0_0", mask=False)
+    with pytest.raises(DataError) as caught:
+        check(root)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 31 and lines[-1] == "and 10 more"
+
+
+def test_different_sizes_matter_only_within_a_batch(root):
+    write(root / "test_numf", "15_t0_0_0", shape=(40, 32))
+    check(root)
+    write(root / "sup_num5_0", NAMES[0], shape=(40, 32))
+    with pytest.raises(DataError, match="sup_num5_0 has 32x32 too.*--image_size"):
+        check(root, stages=("fine",), sizes="5")
+    check(root, stages=("fine",), sizes="5", image_size=24)
+    write(root / "sup_num1_0", NAMES[0], shape=(40, 32))
+    check(root, stages=("fine",))
+    with pytest.raises(DataError, match="pretraining"):
+        check(root)
+    check(root, needs_annotated=False)
+
+
+def test_only_what_a_run_needs_is_read(root):
+    shutil.rmtree(root / "train_numf" / "gt")
+    shutil.rmtree(root / "test_numf")
+    check(root, stages=("self",))
+    shutil.rmtree(root / "sup_num1_0")
+    check(root, stages=("self",), needs_annotated=False)
+    shutil.rmtree(root / "train_numf")
+    with pytest.raises(DataError, match="train_numf"):
+        check(root, stages=("self",), needs_annotated=False)
+    with pytest.raises(DataError, match="train_unlabelled.*--use_unlabelled"):
+        check(root, stages=("self",), use_unlabelled=True)
+
+
+def test_warnings(root):
+    write(root / "train_numf", "plain")
+    write(root / "train_numf", "other")
+    (root / "train_numf" / "img" / "scan.webp").write_bytes(b"x")
+    write(root / "sup_num1_0", NAMES[0], classes=2)
+    for name in ("15_t0_0_0", "30_t1_0_0", "30_t2_0_0"):
+        write(root / "test_numf", name, classes=3)
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / "test_numf/gt/lonely.png")
+    warnings = check(root).warnings
+    expected = [
+        ("scan.webp", "left out"),
+        ("sup_num1_0", "class 2, 3 does not occur"),
+        ("lonely.png", "without an image"),
+        ("test_numf", "class 3 does not occur"),
+        ("other.png", "2 file name(s) without a production batch"),
+    ]
+    assert len(warnings) == len(expected)
+    for line, parts in zip(warnings, expected, strict=True):
+        assert all(part in line for part in parts) and "\n" not in line
+    assert len(check(root, self_mode_needs_groups=False).warnings) == 4
+
+
+def test_missing_set_says_how_to_lay_one_out(tmp_path):
+    with pytest.raises(DataError) as caught:
+        check(tmp_path / "nowhere")
+    for part in ("nowhere: no such folder", "--data_dir", "sup_num1_0", "train_defect.py"):
+        assert part in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        check(tmp_path / "dataset" / "aluminum")
+    for part in ("paper's set", "376x376", "academic", "authors", "sup_num1_0", "train_defect.py"):
+        assert part in str(caught.value)
+
+
+# ---------------------------------------------------------------- views
+
+
+def golden_dataset(tmp_path: Path) -> tuple[data.TwoViewDataset, dict[str, np.ndarray]]:
+    golden = dict(np.load(GOLDEN))
+    for part, key in (("img", "in/image"), ("gt", "in/mask")):
+        (tmp_path / "g" / part).mkdir(parents=True)
+        Image.fromarray(golden[key]).save(tmp_path / "g" / part / "45_s7_0_0.png")
+    samples = find_split(tmp_path, "g")
+    return data.TwoViewDataset(samples, samples, ImageStore(), num_classes=4, seed=0), golden
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_views_equal_the_published_loader(tmp_path, monkeypatch, number):
+    dataset, golden = golden_dataset(tmp_path)
+    drawn = {key: golden[f"draw{number}/in/{key}"] for key in ("flip", "rot_k", "r")}
+    geometry = ViewGeometry(bool(drawn["flip"] == 1), int(drawn["rot_k"]), *drawn["r"].tolist())
+    monkeypatch.setattr(ViewGeometry, "draw", lambda rng, random_crop: geometry)
+    monkeypatch.setattr(ColorJitter, "draw", lambda rng, strength: ColorJitter())
+    item = dataset[data.Draw(data.ANNOTATED, 0, 0, 0)]
+    for key in ("view_q", "view_k", "label"):
+        expected = golden[f"draw{number}/out/{key}"]
+        assert item[key].dtype == torch.float32
+        largest = np.abs(expected).max()
+        np.testing.assert_allclose(item[key].numpy(), expected, rtol=0, atol=1e-4 * largest)
+
+
+def test_gray_is_replicated_before_normalisation():
+    gray = torch.tensor([[[0, 51, 255]]], dtype=torch.uint8)
+    result = data.to_input(gray)
+    for channel, (mean, std) in enumerate(
+        [(0.49139968, 0.24703223), (0.48215841, 0.24348513), (0.44653091, 0.26158784)]
+    ):
+        expected = (np.array([0, 0.2, 1]) - mean) / std
+        np.testing.assert_allclose(result[channel, 0], expected, rtol=1e-5)
+    assert torch.equal(data.to_input(gray.expand(3, -1, -1)), result)
+
+
+def test_one_hot_is_255_at_the_class():
+    label = data.one_hot(torch.tensor([[0, 2], [1, 2]], dtype=torch.uint8), 4)
+    assert label.tolist() == [
+        [[255, 0], [0, 0]],
+        [[0, 0], [255, 0]],
+        [[0, 255], [0, 255]],
+        [[0, 0], [0, 0]],
+    ]
+
+
+def test_the_two_views_have_their_own_jitter(root):
+    samples = find_split(root, "train_numf")
+    dataset = data.TwoViewDataset(samples, (), ImageStore(), num_classes=4, seed=0, random_crop=0)
+    differ = 0
+    for index in range(len(samples)):
+        item = dataset[data.Draw(data.TRAIN, 0, index, index)]
+        image = dataset.store.image(samples[index].image)
+        before = data.normalise(item["geometry"].apply(image.float() / 255))
+        plain_k = torch.equal(item["view_k"], before)
+        plain_q = torch.equal(item["view_q"], data.to_input(image))
+        differ += plain_k != plain_q
+    assert differ  # a jitter shared by both views would make them plain together
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24, 3)])
+def test_rectangular_images_keep_their_shape(tmp_path, shape):
+    write(tmp_path / "sup_num1_0", "15_a_0_0", shape=shape)
+    samples, store = find_split(tmp_path, "sup_num1_0"), ImageStore()
+    for epoch in range(6):
+        views = data.TwoViewDataset(samples, samples, store, num_classes=4, seed=1)
+        item = views[data.Draw(data.ANNOTATED, epoch, 0, 0)]
+        assert item["view_q"].shape == item["view_k"].shape == (3, *shape[:2])
+        assert item["label"].shape == (4, *shape[:2])
+        fine = data.SegmentationDataset(samples, store, seed=1)[data.Draw(data.FINE, epoch, 0, 0)]
+        assert fine["image"].shape == (3, *shape[:2]) and fine["mask"].shape == shape[:2]
+
+
+def test_fine_tuning_mask_follows_the_image(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 4, (20, 20), dtype=np.uint8)
+    for part, pixels in (("img", ids * 60), ("gt", ids)):
+        (tmp_path / "s" / part).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "s" / part / "a_b.png")
+    dataset = data.SegmentationDataset(find_split(tmp_path, "s"), ImageStore(), seed=3)
+    seen = set()
+    for epoch in range(60):
+        item = dataset[data.Draw(data.FINE, epoch, 0, 0)]
+        # Jitter maps gray levels one to one here, so each class keeps one value of its own.
+        values = [item["image"][0][item["mask"] == c].unique().numel() for c in range(4)]
+        assert values == [1, 1, 1, 1] and item["mask"].dtype == torch.int64
+        seen.add(tuple(item["mask"].flatten().tolist()))
+    assert len(seen) == 8  # flip and four turns: the eight symmetries of the square
+
+
+def test_test_images_are_unchanged(root):
+    samples, store = find_split(root, "test_numf"), ImageStore()
+    items = list(data.test_items(samples, store))
+    assert [name for _, _, name in items] == ["15_t0_0_0.png", "30_t1_0_0.png", "30_t2_0_0.png"]
+    for (image, mask, _), sample in zip(items, samples, strict=True):
+        pixels = np.asarray(Image.open(sample.image)) / 255
+        np.testing.assert_allclose(image[1], (pixels - 0.48215841) / 0.24348513, rtol=1e-4)
+        np.testing.assert_array_equal(mask, np.asarray(Image.open(sample.mask)))
+        assert mask.dtype == torch.int64
+
+
+# ---------------------------------------------------------------- batches
+
+
+def pretraining(root: Path, batch_size=3, seed=0, workers=0, annotated="sup_num5_0"):
+    extra = find_split(root, annotated) if annotated else []
+    return data.pretraining_batches(
+        find_split(root, "train_numf"),
+        extra,
+        ImageStore(),
+        num_classes=4,
+        batch_size=batch_size,
+        seed=seed,
+        workers=workers,
+    )
+
+
+def assert_same(first: Iterable[data.Batch], second: Iterable[data.Batch]) -> None:
+    for a, b in zip(list(first), list(second), strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            same = torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key]
+            assert same, key
+
+
+def test_pretraining_batch_holds_what_the_method_needs(root):
+    batches = pretraining(root)
+    items = list(batches.epoch(0))
+    assert len(items) == len(batches) == 2  # seven images: the last one is left out
+    for batch in items:
+        assert batch["view_q"].shape == batch["view_k"].shape == (4, 3, 32, 32)
+        assert batch["label"].shape == (1, 4, 32, 32)
+        assert batch["group"].dtype == torch.int64 and len(batch["geometry"]) == 4
+        # groups 15, 30, 45 are numbered 0, 1, 2
+        assert batch["group"].tolist() == [int(n.split("_")[0]) // 15 - 1 for n in batch["name"]]
+    names = [name for batch in items for name in batch["name"][1:]]
+    assert len(set(names)) == 6 and set(names) <= {f"{name}.png" for name in NAMES}
+
+
+def test_without_annotated_image_there_is_no_label(root):
+    batch = next(iter(pretraining(root, annotated="").epoch(0)))
+    assert "label" not in batch and batch["view_q"].shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "steps", "size"), [(8, 1, 8), (7, 1, 8), (1, 7, 2), (4, 1, 5)]
+)
+def test_number_and_size_of_batches(root, batch_size, steps, size):
+    batches = pretraining(root, batch_size=batch_size)
+    sizes = [len(batch["name"]) for batch in batches.epoch(0)]
+    assert sizes == [size] * steps and len(batches) == steps
+
+
+def test_annotated_image_is_drawn_anew_for_each_step(root):
+    batches = pretraining(root, batch_size=1)
+    first = [batch for epoch in range(4) for batch in batches.epoch(epoch)]
+    assert {batch["name"][0] for batch in first} == {f"{name}.png" for name in NAMES[:5]}
+    assert len({batch["geometry"][0] for batch in first}) == len(first)
+    for batch in first:  # the label really belongs to the view: it has gone the same way
+        sample = next(s for s in find_split(root, "sup_num5_0") if s.name == batch["name"][0])
+        ids = torch.from_numpy(np.array(Image.open(sample.mask)))
+        expected = batch["geometry"][0].apply((ids[None] == torch.arange(4)[:, None, None]) * 255.0)
+        torch.testing.assert_close(batch["label"][0], expected)
+
+
+def test_epochs_and_seeds_differ_and_repeat(root):
+    batches = pretraining(root)
+    again = list(batches.epoch(2))
+    torch.rand(3), random.random(), np.random.random()  # other generators play no part
+    assert_same(again, pretraining(root).epoch(2))
+    for other in (batches.epoch(1), pretraining(root, seed=1).epoch(2)):
+        other = list(other)
+        assert [b["name"] for b in other] != [b["name"] for b in again]
+        assert all(a["geometry"] != b["geometry"] for a, b in zip(again, other, strict=True))
+
+
+def test_a_sample_does_not_depend_on_its_place_in_the_batch(root):
+    large = next(iter(pretraining(root, batch_size=7).epoch(0)))
+    for batch in pretraining(root, batch_size=2).epoch(0):
+        for place, name in enumerate(batch["name"][1:], start=1):
+            other = large["name"].index(name, 1)
+            assert torch.equal(batch["view_k"][place], large["view_k"][other])
+
+
+def test_worker_processes_change_nothing(root):
+    alone, helped = pretraining(root), pretraining(root, workers=2)
+    for epoch in (0, 3, 1):  # persistent workers must follow the epoch
+        assert_same(alone.epoch(epoch), helped.epoch(epoch))
+    assert len(helped) == len(alone)
+
+
+def test_an_epoch_can_be_left_early(root):
+    batches = pretraining(root, batch_size=1)
+    next(iter(batches.epoch(0)))
+    assert_same(batches.epoch(0), pretraining(root, batch_size=1).epoch(0))
+
+
+def test_errors_of_the_preparing_thread_arrive(root):
+    batches = pretraining(root)
+    (root / "train_numf" / "img" / f"{NAMES[2]}.png").write_bytes(b"")
+    with pytest.raises(DataError, match="empty file"):
+        for epoch in range(3):
+            list(batches.epoch(epoch))
+
+
+def test_fine_tuning_keeps_the_last_partial_batch(root):
+    def finetuning(workers: int) -> data.Batches:
+        samples = find_split(root, "sup_num5_0")
+        return data.finetuning_batches(samples, ImageStore(), batch_size=2, seed=0, workers=workers)
+
+    batches = finetuning(0)
+    first = list(batches.epoch(0))
+    assert [len(batch["name"]) for batch in first] == [2, 2, 1] and len(batches) == 3
+    names = [name for batch in first for name in batch["name"]]
+    assert sorted(names) == [f"{name}.png" for name in sorted(NAMES[:5])]
+    assert first[0]["image"].shape == (2, 3, 32, 32) and first[0]["mask"].shape == (2, 32, 32)
+    orders = {tuple(n for b in batches.epoch(e) for n in b["name"]) for e in range(6)}
+    assert len(orders) > 1
+    assert_same(batches.epoch(4), finetuning(1).epoch(4))
+
+
+@pytest.mark.skipif("PSCL_DATA" not in os.environ, reason="PSCL_DATA names no folder of real sets")
+@pytest.mark.parametrize("name", ["uhcs", "neuseg", "metaldam", "superalloy", "ebc"])
+def test_real_sets_pass_the_check(name):
+    root = Path(os.environ["PSCL_DATA"]) / name
+    if not root.is_dir():
+        pytest.skip(f"PSCL_DATA has no {name}")
+    classes = {"metaldam": 5, "superalloy": 3, "ebc": 3}.get(name, 4)
+    report = check(root, num_classes=classes, sizes="15", repeats="012")
+    for sample in find_split(root, "train_numf"):
+        assert report.store.image(sample.image).shape[0] == 1  # all of them are gray
+        assert sample.batch

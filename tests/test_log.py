@@ -1,0 +1,355 @@
+"""Logs: bytes that repeat, resuming exactly, valid JSON always, meters, lines of the formats."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils import log
+from utils.log import (
+    AverageMeter,
+    LogError,
+    RunLog,
+    environment_line,
+    evaluation_lines,
+    format_epoch,
+    progress,
+)
+from utils.metrics import Scores
+
+
+def entries(folder: Path) -> list[dict[str, object]]:
+    def refuse(name: str) -> object:
+        raise AssertionError(f"{name} is no JSON")
+
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def run(folder: Path, stage: str, epochs: range, resume_at: dict[str, int] | None = None) -> None:
+    with RunLog(folder, stage, resume_at) as run_log:
+        run_log.header(["first", "second"])
+        for epoch in epochs:
+            run_log.line(f"Epoch {epoch} µ")
+            run_log.metrics({"epoch": epoch})
+
+
+def test_every_line_is_in_the_file_at_once(tmp_path: Path) -> None:
+    run_log = RunLog(tmp_path / "run" / "1_0", "self")
+    run_log.header(["head"])
+    run_log.line("钢 ± 1")
+    run_log.metrics({"loss": 0.5})
+    text = (tmp_path / "run" / "1_0" / "log_self.txt").read_bytes()
+    assert text == "head\n钢 ± 1\n".encode()
+    assert entries(tmp_path / "run" / "1_0") == [{"stage": "self", "loss": 0.5}]
+    assert run_log.offsets() == {"text": len(text), "metrics_lines": 1}
+    run_log.close()
+
+
+def test_a_fresh_start_drops_this_stage_and_keeps_the_others(tmp_path: Path) -> None:
+    run(tmp_path, "self", range(2))
+    run(tmp_path, "fine", range(3))
+    run(tmp_path, "self", range(5, 6))
+    assert entries(tmp_path) == [
+        *({"stage": "fine", "epoch": e} for e in range(3)),
+        {"stage": "self", "epoch": 5},
+    ]
+    assert (tmp_path / "log_self.txt").read_text("utf-8") == "first\nsecond\nEpoch 5 µ\n"
+    assert (tmp_path / "log_fine.txt").read_text("utf-8").count("Epoch") == 3
+    assert sorted(os.listdir(tmp_path)) == ["log_fine.txt", "log_self.txt", "metrics.jsonl"]
+
+
+def test_a_resumed_run_writes_the_bytes_of_an_unbroken_one(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(whole, "self", range(6))
+    run(broken, "self", range(3))
+    with RunLog(broken, "self", {"text": 10**6, "metrics_lines": 10**6}) as run_log:
+        saved = run_log.offsets()
+    run(broken, "self", range(3, 5), saved)  # goes on for two epochs and is killed ...
+    with open(broken / "metrics.jsonl", "ab") as file:
+        file.write(b'{"stage": "self", "epo')  # ... in the middle of a line
+    with open(broken / "log_self.txt", "ab") as file:
+        file.write(b"Epo")
+    run(broken, "self", range(3, 6), saved)
+    for name in ("log_self.txt", "metrics.jsonl"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_resuming_keeps_what_another_stage_wrote_in_between(tmp_path: Path) -> None:
+    run(tmp_path, "self", range(2))
+    with RunLog(tmp_path, "self", {"text": 10**6, "metrics_lines": 2}) as run_log:
+        saved = run_log.offsets()
+        run_log.metrics({"epoch": 99})
+    run(tmp_path, "fine", range(1))
+    run(tmp_path, "self", range(2, 3), saved)
+    assert [(e["stage"], e["epoch"]) for e in entries(tmp_path)] == [
+        ("self", 0),
+        ("self", 1),
+        ("fine", 0),
+        ("self", 2),
+    ]
+
+
+def test_resuming_without_the_old_logs_begins_new_ones(tmp_path: Path) -> None:
+    run(tmp_path, "self", range(4, 5), {"text": 500, "metrics_lines": 4})
+    assert (tmp_path / "log_self.txt").read_text("utf-8") == "first\nsecond\nEpoch 4 µ\n"
+    assert entries(tmp_path) == [{"stage": "self", "epoch": 4}]
+
+
+def test_half_lines_of_a_killed_run_are_dropped(tmp_path: Path) -> None:
+    whole = b'{"stage": "fine", "epoch": 1}'
+    (tmp_path / "metrics.jsonl").write_bytes(b'ne", "epoch": 0}\n' + whole + b'\n{"stage": "fi')
+    RunLog(tmp_path, "self").close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole + b"\n"
+
+
+def test_metrics_are_always_valid_json(tmp_path: Path) -> None:
+    with RunLog(tmp_path, "sup") as run_log:
+        run_log.metrics(
+            {
+                "nan": math.nan,
+                "inf": -math.inf,
+                "list": [1, math.nan, (2.5,)],
+                "numpy": np.float64("nan"),
+                "int": np.int64(3),
+                "array": np.array([1.0, np.inf]),
+                "tensor": torch.tensor([0.5, math.nan]),
+                "nested": {1: torch.tensor(2)},
+                "text": 'ü "钢" \udc80',
+                "none": None,
+                "bool": True,
+            }
+        )
+    assert entries(tmp_path) == [
+        {
+            "stage": "sup",
+            "nan": None,
+            "inf": None,
+            "list": [1, None, [2.5]],
+            "numpy": None,
+            "int": 3,
+            "array": [1.0, None],
+            "tensor": [0.5, None],
+            "nested": {"1": 2},
+            "text": 'ü "钢" \udc80',
+            "none": None,
+            "bool": True,
+        }
+    ]
+
+
+def test_the_terminal_shows_lines_and_the_file_holds_no_notes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunLog(tmp_path, "self") as run_log:
+        run_log.header(["head"])
+        run_log.line("line")
+        run_log.note("took 3 s")
+    assert capsys.readouterr().out == "head\nline\ntook 3 s\n"
+    assert (tmp_path / "log_self.txt").read_text() == "head\nline\n"
+
+
+def test_quiet_and_disabled_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(tmp_path / "quiet", "self", quiet=True) as run_log:
+        run_log.line("line")
+    assert (tmp_path / "quiet" / "log_self.txt").read_text() == "line\n"
+    with RunLog(tmp_path / "other_process", "self", enabled=False) as run_log:
+        run_log.header(["head"])
+        run_log.line("line")
+        run_log.metrics({"epoch": 1})
+        assert run_log.offsets() == {"text": 0, "metrics_lines": 0}
+    assert not (tmp_path / "other_process").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_without_the_signs_or_gone_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ascii_terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_terminal)
+    with RunLog(tmp_path, "self") as run_log:
+        run_log.line("1 ± 2")
+        assert ascii_terminal.buffer.getvalue() == b"1 \\xb1 2\n"  # type: ignore[attr-defined]
+        reading, writing = os.pipe()
+        os.close(reading)
+        with open(writing, "w") as gone:
+            monkeypatch.setattr(sys, "stdout", gone)
+            run_log.line("nobody reads this")
+            monkeypatch.undo()
+            with pytest.raises(BrokenPipeError):
+                gone.close()
+    assert (tmp_path / "log_self.txt").read_text("utf-8") == "1 ± 2\nnobody reads this\n"
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LogError) as error:
+        RunLog(tmp_path / "file" / "1_0", "self")
+    assert str(tmp_path / "file" / "1_0" / "log_self.txt") in str(error.value)
+    assert "\n" not in str(error.value)
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(LogError, match=r"metrics\.jsonl"):
+        RunLog(tmp_path / "run", "self")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "log_self.txt").symlink_to("/dev/full")
+    run_log = RunLog(tmp_path, "self")
+    with pytest.raises(LogError, match=r"log_self\.txt: cannot be written.*free disk space"):
+        run_log.line("text")
+    with pytest.raises(LogError):
+        run_log.close()
+
+
+def test_a_failed_cut_leaves_the_metrics_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, "self", range(2))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(log.os, "replace", fail)
+    with pytest.raises(LogError, match="No space left"):
+        RunLog(tmp_path, "self")
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["log_self.txt", "metrics.jsonl"]
+
+
+# --- meters ---------------------------------------------------------------------------------------
+
+
+def test_meters_give_last_and_average() -> None:
+    meters = AverageMeter()
+    assert meters.read() == {}
+    for value in (1.0, 2.0, 6.0):
+        meters.add("loss", torch.tensor(value, requires_grad=True) * 1)
+        meters.add("rate", value / 2)
+    meters.add("rare", torch.tensor(4, dtype=torch.int64))
+    assert meters.read() == {"loss": (6.0, 3.0), "rate": (3.0, 1.5), "rare": (4.0, 4.0)}
+    assert list(meters.read()) == ["loss", "rate", "rare"]
+    meters.reset()
+    assert meters.read() == {}
+
+
+def test_meters_copy_what_they_are_given_and_keep_no_graph() -> None:
+    meters = AverageMeter()
+    loss = torch.tensor(1.0, requires_grad=True)
+    buffer = (loss * 1).detach()
+    meters.add("loss", buffer)
+    buffer.fill_(100.0)  # as a replayed graph does
+    meters.add("loss", loss * 3)
+    assert meters.read() == {"loss": (3.0, 2.0)}
+    buffer.fill_(8.0)
+    meters.add("loss", buffer)
+    buffer.fill_(100.0)
+    assert meters.read() == {"loss": (8.0, 4.0)}
+    assert not any(t.requires_grad for t in (*meters._sum.values(), *meters._last.values()))
+
+
+def test_meters_add_half_precision_in_single() -> None:
+    meters = AverageMeter()
+    for _ in range(1000):
+        meters.add("loss", torch.tensor(1.0, dtype=torch.bfloat16))  # bfloat16 stalls at 256
+    assert meters.read()["loss"] == (1.0, 1.0)
+
+
+def test_reading_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    meters = AverageMeter()
+    for name in "abcd":
+        meters.add(name, torch.tensor(1.0))
+    waits = []
+    for way in ("item", "tolist", "cpu", "__float__"):
+        real = getattr(torch.Tensor, way)
+
+        def count(self: torch.Tensor, *args: object, real: object = real) -> object:
+            waits.append(1)
+            return real(self, *args)  # type: ignore[operator]
+
+        monkeypatch.setattr(torch.Tensor, way, count)
+    meters.add("a", torch.tensor(2.0))
+    assert len(waits) == 0
+    meters.read()
+    assert len(waits) == 1
+
+
+# --- bar and lines --------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_shows_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream, shows in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress(3, "epochs") as bar:
+            for _ in range(3):
+                bar.update()
+            bar.refresh()
+        assert ("epochs" in stream.getvalue()) == shows
+
+
+def test_log_lines_stay_whole_beside_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", screen)
+    with RunLog(tmp_path, "self") as run_log, progress(3, "epochs") as bar:
+        bar.update()
+        run_log.line("Loss 1")
+    # The bar is wiped with blanks before the line begins at the left edge.
+    before, _, _ = screen.getvalue().partition("Loss 1\n")
+    assert before.endswith("\r") and before.rstrip("\r").endswith(" ")
+
+
+def test_the_epoch_line_has_the_published_form() -> None:
+    meters = {"loss": (0.5, 1.25), "image_loss": (2.0, 2.0), "rate": (1e-4, math.nan)}
+    assert format_epoch(3, 200, 24, 25, meters) == (
+        "Epoch: [3/200][24/25] Loss 0.5000 (avg:1.2500) Image_loss 2.0000 (avg:2.0000) "
+        "Rate 0.0001 (avg:nan)"
+    )
+    assert format_epoch(0, 1, 0, 1, {"x": (0.0, 2.5e-5)}).endswith("X 0.0000 (avg:2.5e-05)")
+
+
+def scores(dice3: float, scored: int) -> Scores:
+    return Scores(0.95, 0.7, (0.6, 0.8, dice3), 0.55, (0.5, 0.6, 0.25), (9, 1, 1, 1), scored, 2)
+
+
+def test_evaluation_lines_stand_alone() -> None:
+    assert evaluation_lines(scores(0.7, 3)) == [
+        "ACC: 0.9500",
+        "Dice: 0.7000",
+        "Dice1: 0.6000",
+        "Dice2: 0.8000",
+        "Dice3: 0.7000",
+        "mIoU: 0.5500",
+        "IoU1: 0.5000",
+        "IoU2: 0.6000",
+        "IoU3: 0.2500",
+    ]
+    lines = evaluation_lines(scores(math.nan, 2))
+    assert "Dice3: nan" in lines and lines[-1] == "Classes scored: 2 of 3"
+
+
+def test_the_environment_is_one_line_without_a_clock() -> None:
+    line = environment_line(torch.device("cpu"), "bf16")
+    assert line == environment_line("cpu", "bf16") and "\n" not in line
+    for part in (f"torch {torch.__version__}", f"numpy {np.__version__}", "amp bf16", "cpu ("):
+        assert part in line
+    assert f"threads {torch.get_num_threads()}" in line
+    assert environment_line("cpu").endswith("amp off")
+    assert environment_line("cpu", True).endswith("amp on")
