@@ -1,31 +1,45 @@
 """The same program with the defaults of the surface-defect demo: ``python train_defect.py``.
 
-Without dataset/NEU_Seg-demo a synthetic stand-in set is made beside it and used in its place.
+Without dataset/NEU_Seg-demo a synthetic stand-in set is made and used in its place, with a budget
+of about three minutes on two processor cores.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
-from config import Config
+from config import Config, ConfigError
 from config_run import main
-from dataset.make_demo import DEFAULT_FOLDER, make_demo_set
+from dataset.make_demo import make_demo_set
 
 REAL = Path("dataset/NEU_Seg-demo")
+STANDIN = Path("dataset/NEU_Seg-standin")
 EXPERIMENT: dict[str, Any] = dict(
     name="defect",
-    data_dir=REAL if REAL.is_dir() else DEFAULT_FOLDER,
+    data_dir=REAL,
     stages="self-fine",
     self_mode="simclr",
     data_size="f",
     multi_round=False,
 )
+if not REAL.is_dir():
+    EXPERIMENT |= dict(
+        name="standin",
+        data_dir=STANDIN,
+        image_size=128,
+        self_max_epoch=10,
+        fine_max_epoch=20,
+        eval_every=10,
+    )
 
 
 def prepare(config: Config) -> None:
     """Make the stand-in set if it is what the run reads."""
-    if Path(config.data_dir) == DEFAULT_FOLDER:
-        make_demo_set(DEFAULT_FOLDER)
+    if Path(config.data_dir) == STANDIN:
+        try:
+            make_demo_set(STANDIN)
+        except OSError as error:
+            raise ConfigError(f"{STANDIN}: the stand-in set cannot be made: {error}") from None
 
 
 if __name__ == "__main__":

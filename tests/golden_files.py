@@ -17,30 +17,34 @@ class Golden:
     """One npz file; keys are paths."""
 
     def __init__(self, name: str) -> None:
-        self.file = np.load(FOLDER / f"{name}.npz")
+        with np.load(FOLDER / f"{name}.npz") as file:
+            self.arrays: dict[str, np.ndarray] = dict(file)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.arrays
 
     def __getitem__(self, key: str) -> Tensor:
-        array = self.file[key]
+        array = self.arrays[key]
         if array.dtype.kind == "U":
-            raise TypeError(key)
-        return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
+            raise TypeError(f"{key} holds text")
+        return torch.from_numpy(array.copy())  # a test may change what it reads
 
     def text(self, key: str) -> list[str]:
         """A string array."""
-        return [str(x) for x in np.atleast_1d(self.file[key])]
+        return [str(x) for x in np.atleast_1d(self.arrays[key])]
 
     def state(self) -> dict[str, Tensor]:
         """The state dict, under the published key names."""
-        keys = [k for k in self.file.files if k.startswith("state/")]
-        return {k.removeprefix("state/"): self[k] for k in keys}
+        keys = [key for key in self.arrays if key.startswith("state/")]
+        return {key.removeprefix("state/"): self[key] for key in keys}
 
-    def geometry(self, prefix: str) -> list[ViewGeometry]:
-        """The views of a batch."""
-        flip, turns = self[f"{prefix}/in/flip"], self[f"{prefix}/in/rot_k"]
-        parts = [self[f"{prefix}/in/r{i}"].tolist() for i in (1, 2, 3, 4)]
+    def geometry(self, prefix: str = "") -> list[ViewGeometry]:
+        """The views of a batch whose keys start with ``prefix``, which ends in a slash."""
+        flip, turns = self[f"{prefix}in/flip"].tolist(), self[f"{prefix}in/rot_k"].tolist()
+        crops = zip(*(self[f"{prefix}in/r{i}"].tolist() for i in (1, 2, 3, 4)), strict=True)
         return [
-            ViewGeometry(int(flip[b]) == 1, int(turns[b]), *(p[b] for p in parts))
-            for b in range(len(flip))
+            ViewGeometry(f == 1, turn, *crop)
+            for f, turn, crop in zip(flip, turns, crops, strict=True)
         ]
 
 

@@ -1,6 +1,7 @@
 """Finding, checking, views and batches, on small sets made here."""
 
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Iterable
@@ -467,6 +468,14 @@ def test_worker_processes_change_nothing(root):
     for epoch in (0, 3, 1):  # persistent workers must follow the epoch
         assert_same(alone.epoch(epoch), helped.epoch(epoch))
     assert len(helped) == len(alone)
+
+
+def test_datasets_travel_to_processes_started_afresh(root):
+    batches = pretraining(root)
+    key = next(iter(batches.order))[0]
+    item, copy = batches.dataset[key], pickle.loads(pickle.dumps(batches.dataset))[key]
+    assert_same([item], [copy])
+    assert pickle.loads(pickle.dumps(data.collate)) is data.collate
 
 
 def test_an_epoch_can_be_left_early(root):

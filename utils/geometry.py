@@ -59,6 +59,23 @@ class ViewGeometry:
         top, bottom, left, right = self.crop_box(rows, columns)
         return bottom - top, right - left
 
+    def index_steps(self, rows: int, columns: int) -> tuple[int, int, int]:
+        """The grid of indices 0 ... rows*columns - 1 through flip, rotation and crop.
+
+        Returns:
+            The index at its first cell, and by how much it grows from a row to the next and from a
+            column to the next.
+        """
+        # Index at row i, column j of the flipped grid: start + i * down + j * right.
+        start, down, right = ((rows - 1) * columns, -columns, 1) if self.flip else (0, columns, 1)
+        for _ in range(self.quarter_turns % 4):
+            # Counter-clockwise: row i, column j of the turned grid was row j, column width - 1 - i.
+            start, down, right = start + (columns - 1) * right, -right, down
+            rows, columns = columns, rows
+        box_rows, box_columns = (columns, rows) if self.quarter_turns % 2 else (rows, columns)
+        top, _, left, _ = self.crop_box(box_rows, box_columns)
+        return start + top * down + left * right, down, right
+
     def cut(self, image: Tensor) -> Tensor:
         """Flip, rotate and crop without resizing: (..., H, W) to (..., h', w')."""
         top, bottom, left, right = self.crop_box(image.shape[-2], image.shape[-1])
@@ -95,20 +112,18 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 class Correspondence:
     """Where the cells of the cropped grid lie in the two views' feature maps, for B images.
 
-    Images differ in h' x w'; cells beyond an image's own are padding, where ``valid`` is false and
-    both indices are 0.
+    Images differ in h' x w'; cells beyond an image's own are padding, where ``valid`` is false,
+    ``key`` is some position of the map, and ``query`` means nothing.
 
     Attributes:
         query: (B, P) index into the flattened H*W map of view q.
         key: (B, P) index into the flattened H*W map of view k.
         valid: (B, P) bool.
-        sizes: h', w' of each image, on the host.
     """
 
     query: Tensor
     key: Tensor
     valid: Tensor
-    sizes: tuple[tuple[int, int], ...]
 
 
 def correspond(
@@ -117,8 +132,8 @@ def correspond(
     """Which position of view q and which of view k show the same material, cell by cell.
 
     The published program flips, rotates and crops a grid of indices for view q and resizes the
-    grid of view k to the crop's h' x w' by nearest; here both follow from the cell's coordinates,
-    for all images of the batch at once.
+    grid of view k to the crop's h' x w' by nearest. The first is a linear function of the cell's
+    row and column, the second a rounding of them, so both are computed for the whole batch at once.
 
     Args:
         geometry: the view k of each of the B images.
@@ -128,39 +143,15 @@ def correspond(
     Returns:
         The ``Correspondence`` of the batch; cell p of an image is row p // w', column p % w'.
     """
-    sizes = tuple(view.size(rows, columns) for view in geometry)
-    table = torch.tensor(
-        [
-            (*size, view.crop_box(rows, columns)[0], view.crop_box(rows, columns)[2],
-             view.quarter_turns % 4, int(view.flip))
-            for view, size in zip(geometry, sizes, strict=True)
-        ]
-    ).to(device)  # fmt: skip
-    height, width, top, left, turns, flip = table[:, :, None].unbind(1)  # each (B, 1)
-    cell = torch.arange(max(h * w for h, w in sizes), device=device)[None, :]  # (1, P)
-    valid = cell < height * width  # (B, P)
-    row, column = cell // width, cell % width
-
-    key_row = _nearest(row, rows, height)
-    key_column = _nearest(column, columns, width)
-
-    # Back from the cropped to the rotated grid, then undo the turns, then the flip.
-    i, j = row + top, column + left
-    source_row = torch.where(
-        turns == 0,
-        i,
-        torch.where(turns == 1, j, torch.where(turns == 2, rows - 1 - i, rows - 1 - j)),
-    )
-    source_column = torch.where(
-        turns == 0, j,
-        torch.where(turns == 1, columns - 1 - i, torch.where(turns == 2, columns - 1 - j, i)),
-    )  # fmt: skip
-    source_row = torch.where(flip == 1, rows - 1 - source_row, source_row)
-
-    zero = cell.new_zeros(())
-    query = torch.where(valid, source_row * columns + source_column, zero)
-    key = torch.where(valid, key_row * columns + key_column, zero)
-    return Correspondence(query, key, valid, sizes)
+    sizes = [view.size(rows, columns) for view in geometry]
+    linear = [view.index_steps(rows, columns) for view in geometry]
+    table = torch.tensor([(*s, *n) for s, n in zip(sizes, linear, strict=True)]).to(device)
+    height, width, first, down, right = table[:, :, None].unbind(1)  # each (B, 1)
+    cell = torch.arange(max(h * w for h, w in sizes), device=device)  # (P,)
+    row, column = cell // width, cell % width  # (B, P)
+    query = first + row * down + column * right
+    key = _nearest(row, rows, height) * columns + _nearest(column, columns, width)
+    return Correspondence(query, key, cell < height * width)
 
 
 def _nearest(index: Tensor, old: int, new: Tensor) -> Tensor:

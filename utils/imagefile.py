@@ -188,16 +188,15 @@ def _is_deep_colour(picture: Image.Image, raw: bytes) -> bool:
 
 def _decode_with_opencv(path: str | Path, raw: bytes) -> NDArray[Any]:
     """Decode what Pillow has no mode for, in RGB order."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(
-        cv2.utils.logging.LOG_LEVEL_SILENT
-    )  # a broken file gets our line, not OpenCV's
+    log = getattr(cv2.utils, "logging", cv2)  # it moved into a module with OpenCV 5
+    level = log.getLogLevel()
+    log.setLogLevel(0)  # a broken file gets our line, not OpenCV's
     try:
         pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         pixels = None
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        log.setLogLevel(level)
     if pixels is None:
         raise _broken(path)
     return np.asarray(pixels[..., 2::-1] if pixels.ndim == 3 else pixels)

@@ -43,20 +43,23 @@ def patch_nt_xent(
         The mean cross-entropy over the 2*B*C*K rows.
     """
     images, classes, templates, dim = query.shape
-    count = images * classes * templates
-    rows = F.normalize(torch.stack([query, key]).float().reshape(2 * count, dim), dim=1)
-    logits = rows @ rows.T / temperature  # (2N, 2N)
-    positive = (logits.diagonal(count), logits.diagonal(-count))  # q to k, k to q: (N,) each
+    rows = F.normalize(torch.stack([query, key]).float(), dim=-1)  # (2, B, C, K, D)
+    positive = (rows[0] * rows[1]).sum(dim=-1).transpose(0, 1).flatten(1) / temperature  # (C, B*K)
+    by_class = rows.permute(2, 0, 1, 3, 4).reshape(classes, -1, dim)  # (C, M, D), M = 2*B*K
+    pair = torch.arange(2 * images, device=query.device).repeat_interleave(templates)  # (M,)
 
-    row = torch.arange(2 * count, device=query.device)
-    label = row // templates % classes
-    excluded = label[:, None] == label[None, :]
-    if not intra_view_negatives:
-        view_of_image = row // (classes * templates)
-        excluded = excluded | (view_of_image[:, None] == view_of_image[None, :])
-    negatives = logits.masked_fill(excluded, -torch.inf).logsumexp(dim=1)
-    own = torch.cat(positive)
-    return (torch.logaddexp(own, negatives) - own).mean()
+    losses = []
+    for c in range(classes):
+        # Rows of one class against those of all others: the blocks of the similarity matrix that
+        # a class mask would leave, and no more memory than these.
+        others = torch.cat([by_class[:c], by_class[c + 1 :]]).flatten(0, 1)  # ((C-1)*M, D)
+        logits = (by_class[c] / temperature) @ others.T  # (M, (C-1)*M)
+        if not intra_view_negatives:
+            same = pair[:, None] == pair.repeat(classes - 1)  # image and view agree
+            logits = logits.masked_fill(same, -torch.inf)
+        own = positive[c].repeat(2)  # (M,)
+        losses.append(torch.logaddexp(own, logits.logsumexp(dim=1)) - own)
+    return torch.cat(losses).mean()
 
 
 def soft_info_nce(

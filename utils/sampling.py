@@ -16,7 +16,7 @@ from torch import Tensor
 
 from utils.geometry import Correspondence, ViewGeometry, resize
 
-_CANDIDATES = 48  # best cells of each template that take part in the rounds; real images need few
+_CANDIDATES = 64  # best cells of each template that take part in the rounds; real images need few
 _ROUNDS_PER_CHECK = 8  # rounds between two looks whether all conflicts are resolved
 
 
@@ -46,16 +46,17 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
         The cells, int64 (C, K), and their purity (C, K): the values that won, divided by the
         class's sum of them.
     """
-    classes, cells = label.shape
+    cells = label.shape[1]
     count = min(templates, cells)
     history = label.new_zeros(cells)
-    peak = label.max()
-    value = label.new_empty(classes, count)
-    index = torch.empty(classes, count, dtype=torch.long, device=label.device)
-    noise = 0.1 * noise
-    for c in range(classes):
-        value[c], index[c] = (label[c] + noise[c] + history).topk(count)
-        history[index[c]] -= peak
+    taken = (-label.max()).expand(count)
+    values, indices = [], []
+    for score in (label + 0.1 * noise).unbind():
+        value, index = (score + history).topk(count)
+        history.index_add_(0, index, taken)
+        values.append(value)
+        indices.append(index)
+    value, index = torch.stack(values), torch.stack(indices)  # (C, K) each
     if count < templates:
         order = torch.arange(templates, device=label.device) % count
         value, index = value[:, order], index[:, order]
@@ -94,39 +95,58 @@ def match(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
 
 def _match_by_rounds(template: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Deferred acceptance: cells (B, T), and for which images (B,) they are surely exact."""
-    images, cells, templates = len(keys), valid.shape[1], template.shape[1]
+    cells = valid.shape[1]
     similarity = (template.T @ keys).masked_fill_(~valid[:, None, :], -torch.inf)
     rough, cell = similarity.topk(min(_CANDIDATES, cells), dim=2)
     del similarity
     cell, order = cell.sort(dim=2)
-    value = _exact_products(template, keys, cell).masked_fill_(
-        rough.gather(2, order).isinf(), -torch.inf
-    )
+    value = _exact_products(template, keys, cell)
+    value.masked_fill_(rough.gather(2, order).isinf(), -torch.inf)
     # Best first, equal values in the order of their cells, as argmax would take them.
     value, order = value.sort(dim=2, descending=True, stable=True)
     cell = cell.gather(2, order)
-
-    number = torch.arange(templates, device=keys.device).expand(images, -1)
-    holder = torch.full((images, cells), templates, device=keys.device)
-    rank = torch.zeros_like(number)[:, :, None]
-    last = cell.shape[2] - 1
-    for start in range(0, templates, _ROUNDS_PER_CHECK):
-        for _ in range(min(_ROUNDS_PER_CHECK, templates - start)):
-            wish = cell.gather(2, rank).squeeze(2)
-            holder.scatter_reduce_(1, wish, number, "amin")
-            refused = holder.gather(1, wish) < number
-            rank = (rank + refused[:, :, None]).clamp_(max=last)
-        if not refused.any():
-            break
-    won = value.gather(2, rank).squeeze(2)
+    won, chosen, refused = _accept(value, cell, cells)
     # Exact if all got a cell that no cell taken before could beat at its lowered value, and that
     # surely beats those that are no candidates (known in single precision only).
     error = 1e-5 * template.norm(dim=0).max() * keys.norm(dim=1).amax(dim=1)[:, None]  # (B, 1)
-    peak = value[:, :, 0].amax(dim=1, keepdim=True)
-    exact = ~refused & (won > value[:, :, 0] - peak + error)
-    if last + 1 < cells:
-        exact &= won > rough[:, :, last] + error
-    return cell.gather(2, rank).squeeze(2), exact.all(dim=1)
+    best = value[:, :, 0]
+    exact = ~refused & (won > best - best.amax(dim=1, keepdim=True) + error)
+    if cell.shape[2] < cells:
+        exact &= won > rough[:, :, -1] + error
+    return chosen, exact.all(dim=1)
+
+
+def _accept(value: Tensor, cell: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rounds of asking and turning down, until nobody is turned down.
+
+    Args:
+        value, cell: (B, T, L) candidates of each template, best first.
+        cells: P.
+
+    Returns:
+        Value and cell that each template got, and whether it got none (B, T).
+    """
+    images, templates, count = cell.shape
+    number = torch.arange(templates, device=cell.device).expand(images, -1).contiguous()
+    # A template that ran out of candidates asks for a cell that is never given: number P.
+    cell = torch.nn.functional.pad(cell, (0, _ROUNDS_PER_CHECK), value=cells)
+    first = torch.arange(images * templates, device=cell.device).view(images, -1) * cell.shape[2]
+    holder = torch.full((images, cells + 1), templates, device=cell.device)
+    holder[:, cells] = -1
+    rank = torch.zeros_like(number)
+    for _ in range(0, templates, _ROUNDS_PER_CHECK):
+        at = first + rank
+        for _ in range(_ROUNDS_PER_CHECK):
+            wish = cell.take(at)
+            holder.scatter_reduce_(1, wish, number, "amin")
+            refused = holder.gather(1, wish) < number
+            at += refused
+        rank = (at - first).clamp_(max=count)
+        if not refused.any():
+            break
+    last = rank.clamp(max=count - 1)[:, :, None]
+    won, chosen = value.gather(2, last).squeeze(2), cell.gather(2, last).squeeze(2)
+    return won, chosen, refused | (rank == count)
 
 
 def _exact_products(template: Tensor, keys: Tensor, cell: Tensor) -> Tensor:

@@ -1,0 +1,262 @@
+"""Views against the published loader, plain loops, torchvision, and images of coordinates."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.v2.functional as tv
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.golden_files import Golden, assert_agrees
+from utils.geometry import ViewGeometry, correspond, resize
+
+MEAN = torch.tensor((0.49139968, 0.48215841, 0.44653091))[:, None, None]
+STD = torch.tensor((0.24703223, 0.24348513, 0.26158784))[:, None, None]
+ORIENTATIONS = list(itertools.product((False, True), (1, 2, 3, 4)))
+
+
+@st.composite
+def crops(draw: st.DrawFn) -> tuple[float, float]:
+    """Extent and start of one side's crop, from a thousandth to all of it."""
+    extent = draw(st.one_of(st.floats(1e-3, 1.0), st.floats(0.8, 1.0), st.just(1.0)))
+    return extent, draw(st.one_of(st.just(0.0), st.just(1.0), st.floats(0, 1))) * (1 - extent)
+
+
+@st.composite
+def views(draw: st.DrawFn) -> ViewGeometry:
+    flip, turns = draw(st.sampled_from(ORIENTATIONS))
+    (height, top), (width, left) = draw(crops()), draw(crops())
+    return ViewGeometry(flip, turns, height, width, top, left)
+
+
+SIDES = st.integers(1, 40)
+
+
+# --- the published loader -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw", range(8))
+def test_views_and_labels_of_the_published_loader(draw: int):
+    golden = Golden("views")
+    image = golden["in/image"].permute(2, 0, 1) / 255
+    label = F.one_hot(golden["in/mask"].long(), 4).permute(2, 0, 1) * 255.0
+    flip, turns = int(golden[f"draw{draw}/in/flip"]), int(golden[f"draw{draw}/in/rot_k"])
+    view = ViewGeometry(flip == 1, turns, *golden[f"draw{draw}/in/r"].tolist())
+    assert_agrees((image - MEAN) / STD, golden[f"draw{draw}/out/view_q"])
+    assert_agrees((view.apply(image) - MEAN) / STD, golden[f"draw{draw}/out/view_k"])
+    assert_agrees(view.apply(label), golden[f"draw{draw}/out/label"])
+
+
+# --- apply, cut, apply_mask -----------------------------------------------------------------------
+
+
+def slow_cut(image: list[list[int]], view: ViewGeometry) -> list[list[int]]:
+    """Flip, turn and crop nested lists: the upside-down image is turned counter-clockwise."""
+    rows = image[::-1] if view.flip else image
+    for _ in range(view.quarter_turns):
+        # The last column becomes the first row.
+        rows = [[row[column] for row in rows] for column in reversed(range(len(rows[0])))]
+    height, width = len(rows), len(rows[0])
+    top, left = int(view.top * height), int(view.left * width)
+    bottom = int(view.top * height + view.height * height)
+    right = int(view.left * width + view.width * width)
+    bottom, right = max(bottom, top + 1), max(right, left + 1)  # at least one position
+    return [row[left:right] for row in rows[top:bottom]]
+
+
+@given(views(), SIDES, SIDES)
+def test_cut_flips_turns_and_crops(view: ViewGeometry, height: int, width: int):
+    image = torch.arange(height * width).reshape(height, width)
+    expected = slow_cut(image.tolist(), view)
+    assert view.cut(image).tolist() == expected
+    assert view.size(height, width) == (len(expected), len(expected[0]))
+    # Leading axes are carried along.
+    both = torch.stack([image, -image])[:, None]
+    assert view.cut(both)[1, 0].tolist() == [[-value for value in row] for row in expected]
+
+
+def test_the_eight_orientations_of_a_small_image_by_hand():
+    image = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    by_hand = {
+        (False, 4): [[0, 1, 2], [3, 4, 5]],
+        (False, 1): [[2, 5], [1, 4], [0, 3]],
+        (False, 2): [[5, 4, 3], [2, 1, 0]],
+        (False, 3): [[3, 0], [4, 1], [5, 2]],
+        (True, 4): [[3, 4, 5], [0, 1, 2]],
+        (True, 1): [[5, 2], [4, 1], [3, 0]],
+        (True, 2): [[2, 1, 0], [5, 4, 3]],
+        (True, 3): [[0, 3], [1, 4], [2, 5]],
+    }
+    for orientation in ORIENTATIONS:
+        assert ViewGeometry(*orientation).cut(image).tolist() == by_hand[orientation]
+
+
+@given(views(), SIDES, SIDES)
+def test_apply_resizes_the_cut_as_torchvision_does(view: ViewGeometry, height: int, width: int):
+    generator = torch.Generator().manual_seed(height * 41 + width)
+    image = torch.rand(2, 3, height, width, generator=generator)
+    cut = torch.tensor([[slow_cut(c.tolist(), view) for c in picture] for picture in image])
+    expected = tv.resize(cut, [height, width], tv.InterpolationMode.BILINEAR, antialias=True)
+    actual = view.apply(image)
+    assert actual.shape == image.shape
+    assert torch.allclose(actual, expected, atol=1e-5)
+    assert torch.equal(view.apply(image[0, 0]), actual[0, 0])
+
+
+@given(views(), SIDES, SIDES)
+def test_apply_mask_takes_the_nearest_centre(view: ViewGeometry, height: int, width: int):
+    mask = torch.arange(height * width).reshape(height, width)
+    cut = slow_cut(mask.tolist(), view)
+
+    def nearest(new: int, old: int) -> list[set[int]]:
+        """Whose centre is nearest to that of each new pixel; on the border of two, either."""
+        places = [Fraction(2 * i + 1, 2) * old / new for i in range(new)]
+        return [{floor(x)} | ({floor(x) - 1} if x.denominator == 1 else set()) for x in places]
+
+    actual = view.apply_mask(mask)
+    assert actual.shape == mask.shape and actual.dtype == mask.dtype
+    rows, columns = nearest(height, len(cut)), nearest(width, len(cut[0]))
+    for i, j in itertools.product(range(height), range(width)):
+        allowed = {cut[r][c] for r in rows[i] for c in columns[j]}
+        assert int(actual[i, j]) in allowed
+
+
+def test_a_view_that_changes_nothing_changes_nothing():
+    image = torch.rand(3, 7, 5)
+    mask = torch.randint(4, (7, 5), dtype=torch.uint8)
+    assert torch.equal(ViewGeometry(False, 4).apply(image), image)
+    assert torch.equal(ViewGeometry(False, 4).apply_mask(mask), mask)
+
+
+def test_resize_of_a_plane_keeps_it_a_plane_between_the_borders():
+    """Centres are aligned: enlarging a ramp by two gives steps of a half, clamped at the ends."""
+    ramp = torch.arange(4.0)[None].expand(2, 4)
+    expected = [0.0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0]
+    assert resize(ramp, (2, 8))[0].tolist() == pytest.approx(expected)
+
+
+# --- crop_box and draw ----------------------------------------------------------------------------
+
+
+@given(views(), st.integers(1, 2000), st.integers(1, 2000))
+@example(ViewGeometry(False, 1, 1e-3, 1e-3, 0.999, 0.999), 1, 1)
+def test_the_crop_box_is_never_empty_and_inside(view: ViewGeometry, rows: int, columns: int):
+    top, bottom, left, right = view.crop_box(rows, columns)
+    turned = (columns, rows) if view.quarter_turns in (1, 3) else (rows, columns)
+    assert 0 <= top < bottom <= turned[0]
+    assert 0 <= left < right <= turned[1]
+
+
+@pytest.mark.parametrize("random_crop", [0.0, 0.2, 1.0])
+def test_draws_are_uniform_over_what_is_allowed(random_crop: float):
+    rng = np.random.default_rng(5)
+    drawn = [ViewGeometry.draw(rng, random_crop) for _ in range(4000)]
+    counts = [sum((v.flip, v.quarter_turns) == o for v in drawn) for o in ORIENTATIONS]
+    # Binomial with p 1/8: the standard deviation is 21; five of it.
+    assert all(abs(count - 500) < 105 for count in counts)
+    for view in drawn:
+        assert type(view.flip) is bool and type(view.quarter_turns) is int
+        for extent, start in ((view.height, view.top), (view.width, view.left)):
+            assert 1 - random_crop <= extent <= 1 and extent > 0
+            assert 0 <= start <= 1 - extent
+    spread = random_crop / 12**0.5 / 4000**0.5
+    for side in ("height", "width"):
+        mean = sum(getattr(v, side) for v in drawn) / 4000
+        assert abs(mean - (1 - random_crop / 2)) <= 5 * spread
+    if random_crop == 0:
+        assert {(v.height, v.width, v.top, v.left) for v in drawn} == {(1.0, 1.0, 0.0, 0.0)}
+    else:
+        # U(0, 1 - extent) has half of it as its mean, and both sides are drawn separately.
+        share = [v.top / (1 - v.height) for v in drawn]
+        assert abs(sum(share) / 4000 - 0.5) < 5 / 12**0.5 / 4000**0.5
+        assert abs(np.corrcoef([(v.height, v.width) for v in drawn], rowvar=False)[0, 1]) < 0.08
+
+
+def test_the_same_seed_draws_the_same_views():
+    def draw(seed: int) -> list[ViewGeometry]:
+        rng = np.random.default_rng(seed)
+        return [ViewGeometry.draw(rng, 0.2) for _ in range(5)]
+
+    assert draw(3) == draw(3) != draw(4)
+
+
+# --- correspondence -------------------------------------------------------------------------------
+
+
+def slow_correspondence(view: ViewGeometry, rows: int, columns: int) -> tuple[list, list]:
+    """The published way: grids of indices, one flipped, turned and cropped, one resized."""
+    grid = torch.arange(rows * columns).reshape(rows, columns)
+    query = torch.tensor(slow_cut(grid.tolist(), view))
+    key = F.interpolate(grid[None, None].float(), size=tuple(query.shape), mode="nearest")
+    return query.flatten().tolist(), key.long().flatten().tolist()
+
+
+@settings(max_examples=150)
+@given(st.lists(views(), min_size=1, max_size=4), SIDES, SIDES)
+def test_correspondence_of_a_batch(batch: list[ViewGeometry], rows: int, columns: int):
+    places = correspond(batch, rows, columns)
+    expected = [slow_correspondence(view, rows, columns) for view in batch]
+    longest = max(len(query) for query, _ in expected)
+    assert places.query.shape == places.key.shape == places.valid.shape == (len(batch), longest)
+    assert places.query.dtype == places.key.dtype == torch.int64
+    for b, (query, key) in enumerate(expected):
+        own = len(query)
+        assert places.query[b, :own].tolist() == query
+        assert places.key[b, :own].tolist() == key
+        assert places.valid[b].tolist() == [True] * own + [False] * (longest - own)
+    # Features are gathered in the padding too, so it must point into the map.
+    assert ((places.key >= 0) & (places.key < rows * columns)).all()
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_correspondence_on_grids_of_real_size(orientation: tuple[bool, int]):
+    rng = np.random.default_rng(sum(orientation))
+    for rows, columns in ((94, 94), (188, 141), (376, 376), (97, 389)):
+        drawn = ViewGeometry.draw(rng, 0.2)
+        view = ViewGeometry(*orientation, drawn.height, drawn.width, drawn.top, drawn.left)
+        places = correspond([view], rows, columns)
+        query, key = slow_correspondence(view, rows, columns)
+        assert places.query[0].tolist() == query
+        assert places.key[0].tolist() == key
+
+
+@settings(max_examples=200)
+@given(views(), st.integers(2, 40), st.integers(2, 40))
+def test_both_views_show_the_same_material(view: ViewGeometry, rows: int, columns: int):
+    """Each pixel's value is its own coordinate: cell by cell, the two views must read alike.
+
+    A cell's key pixel is the floor of its place in the enlarged crop, and so up to half a pixel of
+    the crop and half a pixel of the view beside it; a shrunk crop (turned, H != W) also blurs.
+    """
+    assume(max(rows, columns) <= 2 * min(rows, columns))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    view_q = torch.stack([row, column]).float()  # view q has no geometry
+    view_k = view.apply(view_q)
+    places = correspond([view], rows, columns)
+    there = view_q.flatten(1)[:, places.query[0]]
+    here = view_k.flatten(1)[:, places.key[0]]
+    height, width = view.size(rows, columns)
+    shrink = [height / rows, width / columns]  # along the axes of view k
+    if view.quarter_turns in (1, 3):
+        shrink.reverse()  # along the axes of view q, whose coordinates are compared
+    for axis in (0, 1):
+        allowed = 0.5 + 0.5 * shrink[axis] + (0.5 * shrink[axis] if shrink[axis] > 1 else 0)
+        assert (there[axis] - here[axis]).abs().max() <= allowed + 1e-3
+
+
+def test_without_a_crop_both_views_show_exactly_the_same():
+    image: Tensor = torch.rand(6, 6)
+    for orientation in ORIENTATIONS:
+        view = ViewGeometry(*orientation)
+        places = correspond([view], 6, 6)
+        assert sorted(places.query[0].tolist()) == list(range(36))
+        seen_q = image.flatten()[places.query[0]]
+        assert torch.equal(seen_q, view.apply(image).flatten()[places.key[0]])

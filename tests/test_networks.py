@@ -1,0 +1,190 @@
+"""The networks against the published program's maps, hand-counted parameters, and plain loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from networks import ChannelLayerNorm, ProjectedUNet, ProjectionHead, UNet
+from tests.golden_files import Golden, assert_agrees
+
+CHANNELS = (8, 16, 32, 64)
+
+
+def small_projected() -> ProjectedUNet:
+    return ProjectedUNet(CHANNELS, hidden_dim=24, embed_dim=16)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden("unet")
+
+
+def load(golden: Golden) -> UNet:
+    unet = UNet(4, CHANNELS)
+    unet.load_state_dict(golden.state())
+    return unet
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_maps_and_logits_of_the_published_unet(golden: Golden, memory_format: torch.memory_format):
+    unet = load(golden).to(memory_format=memory_format).eval()
+    image = golden["in/image"].contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        maps, logits = unet.encode(image), unet(image)
+    for name, value in zip(("x4", "up1", "up2", "up3"), maps, strict=True):
+        assert_agrees(value, golden[f"out/{name}_eval"])
+    assert_agrees(logits, golden["out/logits_eval"])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_training_pass_of_the_published_unet(golden: Golden, memory_format: torch.memory_format):
+    unet = load(golden).to(memory_format=memory_format).train()
+    before = unet.encode.inc.norm1.running_mean.clone()
+    logits = unet(golden["in/image"].contiguous(memory_format=memory_format))
+    assert_agrees(logits, golden["out/logits_train"])
+    assert_agrees(unet.encode.inc.norm1.running_mean, golden["out/running_mean_after_train"])
+    assert not torch.equal(unet.encode.inc.norm1.running_mean, before)
+
+
+def test_the_default_networks_have_the_published_numbers_of_parameters():
+    assert sum(p.numel() for p in UNet().parameters()) == 2_142_148
+    assert sum(p.numel() for p in ProjectedUNet().parameters()) == 2_192_992
+
+
+def test_state_dicts_have_the_published_names_and_shapes(golden: Golden):
+    def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+        return {name: value.shape for name, value in state.items()}
+
+    assert shapes(UNet(4, CHANNELS).state_dict()) == shapes(golden.state())
+    moco = Golden("pscl_moco_steps").state()
+    for encoder in ("encoder_q.", "encoder_k."):
+        published = {k.removeprefix(encoder): v for k, v in moco.items() if k.startswith(encoder)}
+        assert shapes(small_projected().state_dict()) == shapes(published)
+
+
+def test_a_published_name_decides_which_weight_it_is(golden: Golden):
+    """Loaded by name, not by order: two tensors of one shape, exchanged, give another result."""
+    state = golden.state()
+    a, b = "encode.up3.conv.norm1.weight", "encode.up3.conv.norm2.weight"
+    state[a], state[b] = state[b], state[a]
+    unet = UNet(4, CHANNELS)
+    unet.load_state_dict(state)
+    logits = unet.eval()(golden["in/image"])
+    assert (logits - golden["out/logits_eval"]).abs().max() > 1e-2
+
+
+@settings(max_examples=25)
+@given(st.integers(8, 45), st.integers(8, 45), st.integers(2, 5), st.integers(1, 2))
+def test_any_size_gives_the_right_shapes(height: int, width: int, classes: int, images: int):
+    unet, projected = UNet(classes, (4, 8, 16, 32)), ProjectedUNet((4, 8, 16, 32), 8, 12)
+    image = torch.randn(images, 3, height, width)
+    with torch.no_grad():
+        maps, logits = unet.eval().encode(image), unet(image)
+        embedding, projected_maps = projected.eval()(image)
+    # Pooling floors at each of the levels, which is the floor of the eighth.
+    levels = [(32, 8), (16, 4), (8, 2), (4, 1)]
+    shapes = [(images, c, height // d, width // d) for c, d in levels]
+    assert [tuple(m.shape) for m in maps] == shapes
+    assert [tuple(m.shape) for m in projected_maps] == shapes[1:]
+    assert tuple(logits.shape) == (images, classes, height, width)
+    assert tuple(embedding.shape) == (images, 12)
+
+
+@pytest.mark.parametrize("scale", [0, 1, 2])
+def test_projecting_positions_is_projecting_the_map_and_gathering(scale: int):
+    torch.manual_seed(scale)
+    head = ProjectionHead(CHANNELS, hidden_dim=24, embed_dim=16)
+    randomise(head)
+    channels = (32, 16, 8)[scale]
+    full = torch.randn(2, channels, 5, 7)
+    index = torch.randint(35, (2, 11))
+    gather = index[:, None].expand(-1, channels, -1)
+    some = head.patch(full.flatten(2).gather(2, gather), scale)
+    everywhere = published_patch_head(head, full, scale).flatten(2)  # (B, D, H*W)
+    assert some.shape == (2, 16, 11)
+    assert_agrees(some, everywhere.gather(2, index[:, None].expand(-1, 16, -1)), 1e-6)
+
+
+def published_patch_head(head: ProjectionHead, maps: Tensor, scale: int) -> Tensor:
+    """The head on a whole map, layer by layer: grouped 1x1, LayerNorm, ReLU, grouped 1x1."""
+    first, norm, second = (
+        head.get_submodule(f"conv_x4up{scale + 1}_{name}") for name in ("conv1", "norm1", "conv2")
+    )
+    assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
+    assert first.groups == second.groups == 4
+    x = first(maps)
+    mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
+    x = (x - mean) / (var + 1e-5).sqrt()
+    x = x * norm.weight[:, None, None] + norm.bias[:, None, None]
+    return second(x.clamp(min=0))
+
+
+def randomise(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+
+
+def test_published_embeddings_and_patches_are_those_of_the_head():
+    golden = Golden("pscl_simclr_step")
+    projected = small_projected()
+    state = {k.removeprefix("encoder_q."): v for k, v in golden.state().items()}
+    projected.load_state_dict(state)
+    for view in ("q", "k"):
+        with torch.no_grad():
+            embedding, maps = projected.train()(golden[f"in/x_{view}"])
+        assert_agrees(embedding, golden[f"out/{view}"])
+        for scale in range(3):
+            index = golden[f"out/index_{view}_scale{scale + 1}"]
+            flat = maps[scale].flatten(2)
+            there = flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))
+            patches = projected.decode.patch(there, scale).transpose(1, 2).flatten(0, 1)
+            assert_agrees(patches, golden[f"out/{view}_dense{scale + 1}"])
+
+
+@pytest.mark.parametrize("make", [lambda: UNet(3, CHANNELS), small_projected])
+def test_channels_last_gives_what_the_default_format_gives(make):
+    torch.manual_seed(0)
+    network = make().train()
+    image = torch.randn(2, 3, 29, 37)
+    reference = flatten(network(image))
+    last = network.to(memory_format=torch.channels_last)
+    for a, b in zip(flatten(last(image.to(memory_format=torch.channels_last))), reference, strict=True):
+        assert_agrees(a, b, 1e-5)
+
+
+def flatten(output) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    return [tensor for part in output for tensor in flatten(part)]
+
+
+def test_layer_norm_is_over_the_channels_of_each_pixel():
+    torch.manual_seed(1)
+    norm = ChannelLayerNorm(5)
+    randomise(norm)
+    x = 3 * torch.randn(2, 5, 2, 3)
+    actual = norm(x)
+    for b in range(2):
+        for i in range(2):
+            for j in range(3):
+                pixel = x[b, :, i, j].double()
+                unit = (pixel - pixel.mean()) / ((pixel - pixel.mean()).pow(2).mean() + 1e-5).sqrt()
+                expected = unit * norm.weight.double() + norm.bias.double()
+                assert_agrees(actual[b, :, i, j], expected, 1e-5)
+
+
+def test_gradients_reach_every_parameter():
+    torch.manual_seed(2)
+    projected = small_projected()
+    embedding, maps = projected(torch.randn(2, 3, 24, 40))
+    patches = [projected.decode.patch(maps[s].flatten(2)[:, :, ::7], s) for s in range(3)]
+    # The sum over channels of a normalised map is constant: weigh the outputs at random.
+    loss = sum((x * torch.randn_like(x)).sum() for x in [embedding, *patches])
+    loss.backward()
+    for name, parameter in projected.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
