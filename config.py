@@ -165,7 +165,11 @@ class Config:
         source=OURS, pattern=NOTHING_TWICE + "[0-9]*", allowed="digits such as 01234, each once")
     num_classes: int = setting(
         "Experiment", 4, "classes of the masks, class 0 being the matrix or background",
-        unit="classes", decides=ALL_STAGES, limits={"at least": 2, "at most": 256})
+        unit="classes", decides=ALL_STAGES, limits={"at least": 2, "at most": 255})
+    ignore_label: int | None = setting("Experiment", None,
+        "value of mask pixels that nobody labelled, such as 255: they count in no loss, no "
+        "sampling and no score; None: every pixel has a class",
+        source=OURS, decides=ALL_STAGES, limits={"at least": 2, "at most": 255})
     image_size: int = setting(
         "Experiment", 0, "images are resized to this height and width at loading; 0: as they are",
         unit="pixels", source=OURS, decides=ALL_STAGES, limits={"at least": 0, "at most": 32768})
@@ -449,6 +453,9 @@ def _combinations(c: Mapping[str, Any]) -> Iterable[str]:
         yield f"mapping: found {_found(c['mapping'])}; allowed: each gray once"
     if c.get("class_weight") and not any(c["class_weight"]):
         yield f"class_weight: found {_found(c['class_weight'])}; allowed: at least one above 0"
+    if classes and (c.get("ignore_label") or classes) < classes:
+        kind = f"None or at least num_classes, {classes}"
+        yield f"ignore_label: found {c['ignore_label']}; allowed: {kind}"
     if 0 < c.get("image_size", 0) < 8:
         yield f"image_size: found {c['image_size']}; allowed: 0 or at least 8 pixels"
     if "scale_weights" in c and len(c["scale_weights"]) != 3:

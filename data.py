@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.geometry import ViewGeometry
 from utils.imagefile import DataError, ImageStore, read_image, read_mask
 from utils.jitter import ColorJitter
+from utils.losses import IGNORED
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 MASK_SUFFIX = ".png"
@@ -156,6 +157,7 @@ def check_data(
     *,
     num_classes: int,
     image_size: int = 0,
+    ignore_label: int | None = None,
     stages: Sequence[str] = ("self", "fine"),
     sizes: Iterable[str] = ("1",),
     repeats: Iterable[int | str] = (0,),
@@ -168,7 +170,7 @@ def check_data(
     Args:
         data_dir: the set's folder.
         num_classes: C; a class id of C or more in a mask is an error.
-        image_size: see ``ImageStore``.
+        image_size, ignore_label: see ``ImageStore``.
         stages: any of 'self', 'fine', 'sup'.
         sizes, repeats: which annotated images: data sizes '1', '5', 'f', and numbers of repeats.
         use_unlabelled: pretraining reads ``train_unlabelled`` too.
@@ -184,7 +186,7 @@ def check_data(
     root = Path(data_dir)
     if not root.is_dir():
         raise DataError(missing_set(root))
-    check = _Check(root, num_classes, ImageStore(image_size))
+    check = _Check(root, num_classes, ImageStore(image_size, ignore_label))
     supervised = bool({"fine", "sup"} & set(stages))
     repeats = tuple(repeats)
     splits = [
@@ -322,7 +324,9 @@ class _Check:
             self.problems.append(f"{sample.image}: no mask{found}; save its mask as {wanted}")
             return False
         try:
-            highest = int(self.store.mask(sample.mask).numpy().max())
+            mask = self.store.mask(sample.mask).numpy()
+            labelled = mask[mask != IGNORED] if self.store.ignore_label is not None else mask
+            highest = int(labelled.max(initial=0))
             size = self.store.file_size("mask", sample.mask)
         except DataError as error:
             self.problems.append(str(error))
@@ -337,7 +341,8 @@ class _Check:
         if highest >= self.num_classes:
             self.problems.append(
                 f"{sample.mask}: value {highest} in a mask of {self.num_classes} classes; "
-                f"class ids are 0..{self.num_classes - 1}: correct the mask or give --num_classes"
+                f"class ids are 0..{self.num_classes - 1}: correct the mask, or give --num_classes "
+                "or, for pixels that nobody labelled, --ignore_label"
             )
             return False
         return True
@@ -373,8 +378,12 @@ def normalise(image: Tensor) -> Tensor:
 
 
 def one_hot(mask: Tensor, num_classes: int) -> Tensor:
-    """Class ids (H, W) to a label map: float (C, H, W), 255 where the class is, else 0."""
-    return F.one_hot(mask.long(), num_classes).permute(2, 0, 1).float() * 255
+    """Class ids (H, W) to a label map: float (C, H, W), 255 where the class is, else 0.
+
+    A pixel that nobody labelled is of no class.
+    """
+    ids = mask.long().where(mask != IGNORED, num_classes)
+    return F.one_hot(ids, num_classes + 1)[..., :num_classes].permute(2, 0, 1).float() * 255
 
 
 def generator(seed: int, stream: int, epoch: int, number: int = 0) -> np.random.Generator:

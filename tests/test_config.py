@@ -28,6 +28,7 @@ DEFAULTS = {
     "multi_round": True,
     "repeats": "",
     "num_classes": 4,
+    "ignore_label": None,
     "image_size": 0,
     "mapping": (),
     "class_weight": (),
@@ -133,7 +134,8 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("self_mode", ["moco", "simclr"]),
     ("data_size", ["1", "5", "f", "15f", "f1"]),
     ("repeats", ["", "0", "4", "314", "0123456789"]),
-    ("num_classes", [2, 5, 256]),
+    ("num_classes", [2, 5, 255]),
+    ("ignore_label", [None, 4, 255]),
     ("image_size", [0, 8, 376]),
     ("seed", [0, 2**32 - 1]),
     ("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15", "mps"]),
@@ -169,7 +171,8 @@ BAD: list[tuple[str, list[Any]]] = [
     ("self_mode", ["", "MoCo", "mo", None, ["moco"], "moco\n"]),
     ("data_size", ["", "2", "11", "1-5", "5 f", "fif", 1, "1\n"]),
     ("repeats", ["00", "0,1", "a", "-1", 0, None, "\u0661", "010"]),
-    ("num_classes", [1, 0, -4, 257, 4.0, "4", None, True]),
+    ("num_classes", [1, 0, -4, 256, 4.0, "4", None, True]),
+    ("ignore_label", [0, 1, 3, 256, "255", True]),
     ("image_size", [-1, 1, 7, 32769, 0.5]),
     (
         "mapping",
@@ -481,7 +484,7 @@ def test_the_table_has_one_row_per_setting_with_five_cells():
         ({}, {"class_weight": (1, 1, 10, 10), "mapping": (0, 128, 64, 255)}),
         ({"num_classes": 2}, {"class_weight": (1, 1), "mapping": (0, 255)}),
         ({"num_classes": 6}, {"class_weight": (1,) * 6, "mapping": (0, 51, 102, 153, 204, 255)}),
-        ({"num_classes": 256}, {"mapping": tuple(range(256))}),
+        ({"num_classes": 255}, {"mapping": tuple(round(255 * c / 254) for c in range(255))}),
         ({"class_weight": (1, 2, 3, 4)}, {"class_weight": (1, 2, 3, 4)}),
         ({"mapping": (3, 2, 1, 0)}, {"mapping": (3, 2, 1, 0)}),
         ({}, {"fine_max_epoch": None, "eval_every": None}),
@@ -493,7 +496,7 @@ def test_resolved(values, expected):
     assert made.resolved() == made
 
 
-@pytest.mark.parametrize("classes", range(2, 257))
+@pytest.mark.parametrize("classes", range(2, 256))
 def test_the_grays_are_distinct_for_every_number_of_classes(classes):
     mapping = Config(num_classes=classes).resolved().mapping
     assert len(set(mapping)) == classes and min(mapping) == 0 and max(mapping) == 255
@@ -542,7 +545,7 @@ NEVER = {
     "name", "output_dir", "stages", "data_size", "multi_round", "repeats", "mapping", "device",
     "workers", "threads", "save_seconds", "overwrite", "resume", "save_every",
 }  # fmt: skip
-ALWAYS = {"data_dir", "num_classes", "image_size", "seed", "amp", "channels"}
+ALWAYS = {"data_dir", "num_classes", "ignore_label", "image_size", "seed", "amp", "channels"}
 FINE_AND_SUP = {"class_weight", "fine_jitter", "fine_batch_size", "fine_max_epoch", "eval_every"}
 FINE_ONLY = {"fine_lr_encoder", "fine_lr_decoder", "pretrained"}
 

@@ -519,3 +519,12 @@ def test_real_sets_pass_the_check(name):
     for sample in find_split(root, "train_numf"):
         assert report.store.image(sample.image).shape[0] == 1  # all of them are gray
         assert sample.batch
+
+
+def test_the_ignore_label_becomes_255_and_no_class(tmp_path: Path) -> None:
+    mask = np.array([[0, 1], [7, 7]], np.uint8).repeat(16, 0).repeat(16, 1)
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    ids = ImageStore(ignore_label=7).mask(tmp_path / "m.png")
+    assert sorted(set(ids.flatten().tolist())) == [0, 1, 255]
+    label = data.one_hot(ids, 2)
+    assert label[:, 0, 0].tolist() == [255, 0] and label[:, 31, 31].tolist() == [0, 0]

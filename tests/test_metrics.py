@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.golden_files import Golden
+from utils.losses import IGNORED
 from utils.metrics import SegmentationScores, confusion, format_mean_std, mean_std
 
 
@@ -66,7 +67,7 @@ def test_confusion_agrees_with_scikit_learn() -> None:
     assert scores.compute().iou == pytest.approx(iou[1:].tolist())
 
 
-@pytest.mark.parametrize(("wrong", "name"), [(4, "4"), (255, "255"), (-1, "-1")])
+@pytest.mark.parametrize(("wrong", "name"), [(4, "4"), (254, "254"), (-1, "-1")])
 def test_an_id_that_is_no_class_is_named(wrong: int, name: str) -> None:
     good, bad = torch.zeros(3, dtype=torch.int64), torch.tensor([0, wrong, 0])
     with pytest.raises(ValueError, match=rf"truth holds class id {name};.*0 \.\.\. 3"):
@@ -170,3 +171,13 @@ def test_what_is_not_known_is_a_dash() -> None:
     assert format_mean_std([0.25]) == "0.2500 ± -"
     assert format_mean_std([]) == "- ± -"
     assert format_mean_std([0.5, math.nan]) == "- ± -"
+
+
+def test_pixels_that_nobody_labelled_are_not_counted() -> None:
+    truth = torch.tensor([[0, 1], [IGNORED, IGNORED]])
+    prediction = torch.tensor([[0, 1], [1, 0]])
+    assert confusion(prediction, truth, 2).tolist() == [[1, 0], [0, 1]]
+    scores = SegmentationScores(2)
+    scores.add(prediction, truth)
+    assert scores.compute().acc == 1.0
+    assert scores.compute().truth_pixels == (1, 1)

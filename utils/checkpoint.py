@@ -10,8 +10,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def save(path: str | Path, obj: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(obj, buffer)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
@@ -69,6 +69,13 @@ def save(path: str | Path, obj: Mapping[str, Any]) -> None:
                 temporary.unlink()
             raise
         _sync_folder(path.parent)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the system refuses into one line."""
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be written ({error.strerror or error}); free disk space or give a "
@@ -106,6 +113,116 @@ def _require_plain(obj: object, where: str) -> None:
         or (isinstance(obj, np.generic) and obj.dtype.kind in "biuf" and obj.itemsize <= 8)
     ):
         raise TypeError(f"{where} is a {type(obj).__name__}: make it a tensor, number or text")
+
+
+# --- the state of a training ----------------------------------------------------------------------
+
+
+class StateFile:
+    """What a training needs to go on after it was killed, and the same from one save before.
+
+    A state is a dict with at least ``settings`` (what decides the result), ``finished``,
+    ``evaluations`` and ``outputs`` (names of the files that the training writes, relative to its
+    folder). While a training lasts there are two files, so that one that was damaged costs little;
+    a finished one leaves a small one.
+
+    Args:
+        path: such as ``1_0/state_self.pt``; the older one is ``1_0/state_self.previous.pt``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.previous = self.path.with_name(f"{self.path.stem}.previous{self.path.suffix}")
+        self._damaged = False
+
+    def load(self, say: Callable[[str], object] | None = None) -> dict[str, Any] | None:
+        """The newest state that can be read; None if there is none.
+
+        Args:
+            say: told in one line when the newest is damaged and the one before is taken.
+
+        Raises:
+            CheckpointError: there is a state, and none can be read.
+        """
+        paths = [path for path in (self.path, self.previous) if path.exists()]
+        problems = []
+        for path in paths:
+            try:
+                state = load(path)
+                if not {"settings", "finished", "evaluations", "outputs"} <= state.keys():
+                    raise CheckpointError(f"{path}: not the state of a training; train it again")
+            except CheckpointError as error:
+                problems.append(str(error))
+                continue
+            self._damaged = path != self.path
+            if problems and say is not None:
+                say(f"{self.path}: damaged; going on from {self.previous.name}")
+            return state
+        if problems:
+            raise CheckpointError(f"{problems[0]}, which --overwrite does")
+        return None
+
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """Save the first state of a training; one of an earlier training goes."""
+        save(self.path, state)
+        self._remove_previous()
+        self._damaged = False
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Save a state and keep the one before, unless it is damaged."""
+        if not self._damaged and self.path.exists():
+            with _writing(self.path):
+                os.replace(self.path, self.previous)
+        save(self.path, state)
+        self._damaged = False
+
+    def finish(self, state: Mapping[str, Any]) -> None:
+        """Save the last state, and keep no other."""
+        save(self.path, state)
+        self._remove_previous()
+
+    def _remove_previous(self) -> None:
+        with _writing(self.previous):
+            self.previous.unlink(missing_ok=True)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """'name was old, is new' for each setting that differs; a list equals its tuple."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, (list, tuple)) and isinstance(now, (list, tuple)):
+            before, now = list(before), list(now)
+        if before != now:
+            lines.append(f"{name} was {before}, is {now}")
+    return lines
+
+
+def remove_outputs(run_dir: str | Path, names: Iterable[str]) -> None:
+    """Remove the files of these names, relative to ``run_dir``, and folders that are then empty.
+
+    Names that lead out of the folder are left alone: they may come out of somebody else's file.
+
+    Raises:
+        CheckpointError: a file cannot be removed.
+    """
+    run_dir = Path(run_dir)
+    inside = [Path(n) for n in names if not Path(n).is_absolute() and ".." not in Path(n).parts]
+    for name in inside:
+        with _writing(run_dir / name):
+            (run_dir / name).unlink(missing_ok=True)
+    for folder in dict.fromkeys(run_dir / name.parent for name in inside):
+        if folder != run_dir:
+            with suppress(OSError):  # somebody put more into it, or it was never made
+                folder.rmdir()
+
+
+def remove_leftovers(run_dir: str | Path) -> None:
+    """Remove the temporary files of processes that were killed; only for who holds the folder."""
+    for path in Path(run_dir).glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            with _writing(path):
+                path.unlink(missing_ok=True)
 
 
 # --- loading --------------------------------------------------------------------------------------

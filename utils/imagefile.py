@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from utils.losses import IGNORED
+
 Pixels = NDArray[np.uint8]
 PNG_MAGIC, TIFF_MAGICS = b"\x89PNG", (b"II*\0", b"MM\0*")
 
@@ -116,10 +118,11 @@ class ImageStore:
 
     Args:
         image_size: side in pixels to which everything is resized at loading; 0 = as they are.
+        ignore_label: value of mask pixels that nobody labelled; in memory they become 255.
     """
 
-    def __init__(self, image_size: int = 0) -> None:
-        self.image_size = image_size
+    def __init__(self, image_size: int = 0, ignore_label: int | None = None) -> None:
+        self.image_size, self.ignore_label = image_size, ignore_label
         # numpy, not torch: worker processes that are started afresh get plain copies this way,
         # where every tensor would hold a file descriptor of shared memory.
         self._pixels: dict[tuple[str, Path], Pixels] = {}
@@ -149,6 +152,8 @@ class ImageStore:
             if self.image_size:
                 resize = resize_image if kind == "image" else resize_mask
                 pixels = resize(pixels, self.image_size)
+            if kind == "mask" and self.ignore_label is not None:
+                pixels = np.where(pixels == self.ignore_label, np.uint8(IGNORED), pixels)
             if kind == "image":
                 pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
             self._pixels[key] = np.ascontiguousarray(pixels)

@@ -115,7 +115,7 @@ class RunLog:
     def note(self, text: str) -> None:
         """Show a line on the terminal only: the place for times, rates and dates."""
         if not self._quiet:
-            _to_terminal(text)
+            to_terminal(text)
 
     def metrics(self, values: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``; nan and infinities become null."""
@@ -209,7 +209,7 @@ def _cut_metrics(path: Path, stage: str, keep: int) -> int:
     return own
 
 
-def _to_terminal(text: str) -> None:
+def to_terminal(text: str) -> None:
     """Print a line above any progress bar; a terminal that went away does not stop a training."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     printable = text.encode(encoding, errors="backslashreplace").decode(encoding)

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IGNORED = 255
+"""Class id, in memory, of a pixel that nobody labelled."""
+
 
 def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """Normalised temperature-scaled cross-entropy over 2B embeddings (Chen 2020, equation 1).
@@ -85,8 +88,9 @@ def soft_info_nce(
     Returns:
         (...) cross-entropies; the caller takes the mean.
     """
+    query, key, queue = query.float(), key.float(), queue.float()
     positive = (query * key).sum(dim=-1, keepdim=True)  # (..., 1)
-    logits = torch.cat([positive, query @ queue.T], dim=-1).float() / temperature  # (..., 1 + Q)
+    logits = torch.cat([positive, query @ queue.T], dim=-1) / temperature  # (..., 1 + Q)
     log_probability = logits.log_softmax(dim=-1)
     own, others = log_probability[..., 0], log_probability[..., 1:]
     return -row_weight * (own + (queue_target * others).sum(dim=-1))
@@ -97,14 +101,16 @@ def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1e-4) -> Tensor:
 
     Args:
         logits: (B, C, H, W).
-        mask: (B, H, W) class ids.
+        mask: (B, H, W) class ids; pixels of id ``IGNORED`` are left out.
         smooth: added to the doubled intersection and to the sum of the areas.
 
     Returns:
         (C,) values of 1 - (2*sum(p*t) + smooth) / (sum(p) + sum(t) + smooth).
     """
-    probability = logits.float().softmax(dim=1).flatten(2)  # (B, C, H*W)
-    truth = F.one_hot(mask, logits.shape[1]).movedim(-1, 1).flatten(2).float()  # (B, C, H*W)
+    labelled = (mask != IGNORED).flatten(1)[:, None]  # (B, 1, H*W)
+    probability = logits.float().softmax(dim=1).flatten(2) * labelled  # (B, C, H*W)
+    classes = F.one_hot(mask.where(mask != IGNORED, 0), logits.shape[1])  # (B, H, W, C)
+    truth = classes.movedim(-1, 1).flatten(2).float() * labelled  # (B, C, H*W)
     overlap = 2 * (probability * truth).sum(dim=2) + smooth
     area = probability.sum(dim=2) + truth.sum(dim=2) + smooth
     return (1 - overlap / area).mean(dim=0)
@@ -115,13 +121,16 @@ def supervised_loss(logits: Tensor, mask: Tensor, class_weight: Tensor) -> dict[
 
     Args:
         logits: (B, C, H, W).
-        mask: (B, H, W) class ids 0 to C-1.
-        class_weight: (C,) weights of the cross-entropy, which is divided by the number of pixels.
+        mask: (B, H, W) class ids 0 to C-1; pixels of id ``IGNORED`` are left out.
+        class_weight: (C,) weights of the cross-entropy, which is divided by the number of labelled
+            pixels.
 
     Returns:
         ``loss`` and its parts ``cross_entropy`` and ``dice``.
     """
-    weighted = F.cross_entropy(logits.float(), mask, class_weight, reduction="none")
-    cross_entropy = weighted.mean()
+    total = F.cross_entropy(
+        logits.float(), mask, class_weight, ignore_index=IGNORED, reduction="sum"
+    )
+    cross_entropy = total / (mask != IGNORED).sum().clamp(min=1)
     dice = dice_loss(logits, mask)[1:].mean()
     return {"loss": 0.5 * cross_entropy + 0.5 * dice, "cross_entropy": cross_entropy, "dice": dice}

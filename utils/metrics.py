@@ -14,13 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from utils.losses import IGNORED
+
 
 def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     """Count pixels by true class (row) and predicted class (column).
 
     Args:
         prediction: integer class ids, any shape.
-        truth: integer class ids, the same shape, on the same device.
+        truth: integer class ids, the same shape, on the same device; pixels of id ``IGNORED``
+            (255) are not counted when C is less.
         num_classes: C; every id must lie in 0 ... C-1.
 
     Returns:
@@ -36,11 +39,12 @@ def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
         )
     if truth.device.type == "cpu":
         _check_ids(prediction, "prediction", num_classes)
-        _check_ids(truth, "truth", num_classes)
-    index = (truth.long() * num_classes + prediction.long()).flatten()  # (pixels,)
+        _check_ids(truth[truth != IGNORED], "truth", num_classes)
+    labelled = (truth != IGNORED).flatten()
+    index = (truth.long() * num_classes + prediction.long()).flatten() * labelled  # (pixels,)
     # Not torch.bincount: on an accelerator it reads the largest index back, and so waits.
     counts = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=index.device)
-    counts.scatter_add_(0, index, torch.ones_like(index))
+    counts.scatter_add_(0, index, labelled.long())
     return counts.view(num_classes, num_classes)  # (C, C)
 
 

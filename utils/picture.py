@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.losses import IGNORED
+
 Array = NDArray[Any]
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -45,6 +47,7 @@ _NARROWEST = 150  # width of a column: four of them hold a name and its Dice
 _PAPER: Colour = (255, 255, 255)
 _INK: Colour = (20, 20, 20)
 _FAINT: Colour = (110, 110, 110)
+_UNLABELLED: Colour = (150, 150, 150)
 
 
 class PictureError(ValueError):
@@ -72,11 +75,16 @@ def palette(num_classes: int) -> Picture:
 def colour_mask(mask: Array, num_classes: int) -> Picture:
     """Colour a mask of class ids [H, W] with :func:`palette`; returns RGB uint8 [H, W, 3].
 
+    Pixels that nobody labelled (id 255) are gray.
+
     Raises:
         ValueError: an id lies outside 0 ... C-1.
     """
-    ids = _class_ids(mask, num_classes)
-    return palette(num_classes)[ids]
+    mask = np.asarray(mask)
+    unlabelled = mask == IGNORED
+    coloured = palette(num_classes)[_class_ids(np.where(unlabelled, 0, mask), num_classes)]
+    coloured[unlabelled] = _UNLABELLED
+    return coloured
 
 
 def _class_ids(mask: Array, num_classes: int) -> Array:
@@ -135,7 +143,7 @@ def error_map(image: Array, truth: Array, prediction: Array) -> Picture:
     """
     rgb = _as_rgb(image).mean(2, keepdims=True) * 0.4
     shown = np.repeat(rgb, 3, axis=2).astype(np.uint8)
-    wrong = np.asarray(truth) != np.asarray(prediction)
+    wrong = (np.asarray(truth) != np.asarray(prediction)) & (np.asarray(truth) != IGNORED)
     positive = wrong & (np.asarray(truth) == 0)
     negative = wrong & (np.asarray(prediction) == 0)
     kinds = (positive, negative, wrong & ~positive & ~negative)
@@ -249,6 +257,7 @@ def _as_rgb(image: Array) -> Picture:
 
 def _dice_text(truth: Array, prediction: Array, num_classes: int) -> str:
     """Return the Dice of one image, mean and by class, over the classes it has or is given."""
+    prediction = np.where(truth == IGNORED, 0, prediction)
     dice = {}
     for c in range(1, num_classes):
         size = int((truth == c).sum()) + int((prediction == c).sum())

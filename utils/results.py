@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import load
+from utils.checkpoint import CheckpointError, StateFile
 from utils.metrics import format_mean_std
 
 COLUMNS = ("best on test: epoch", "ACC", "Dice", "mIoU", "last: epoch", "ACC", "Dice", "mIoU")
 SCORES = ("acc", "dice", "miou")
 
+Evaluation = dict[str, Any]
 
-def read_results(experiment: Path, stage: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+
+class ResultsError(ValueError):
+    """``eval.txt`` cannot be written; the message names the file and the cure."""
+
+
+def read_results(experiment: Path, stage: str) -> dict[str, tuple[Evaluation, Evaluation]]:
     """Best and last evaluation of each finished run below an experiment's folder.
 
     Args:
@@ -21,15 +29,17 @@ def read_results(experiment: Path, stage: str) -> dict[str, tuple[dict[str, Any]
         stage: 'fine' or 'sup'.
 
     Returns:
-        Folder name of the run -> (evaluation with the best ACC on the test set, the last one).
+        Folder name of the run -> (evaluation with the best ACC on the test set, the last one). A
+        run whose state cannot be read is not among them: its own training says so.
     """
     results = {}
     for path in sorted(experiment.glob(f"*/state_{stage}.pt")):
-        state = load(path)
-        evaluations = state["evaluations"]
-        if state["finished"] and evaluations:
-            best = max(evaluations, key=lambda e: e["acc"])  # the first of equals, as it was kept
-            results[path.parent.name] = (best, evaluations[-1])
+        with suppress(CheckpointError):
+            state = StateFile(path).load()
+            if state is not None and state["finished"] and state["evaluations"]:
+                evaluations = state["evaluations"]
+                best = max(evaluations, key=lambda e: e["acc"])  # of equals the first, as in *.pt
+                results[path.parent.name] = (best, evaluations[-1])
     return results
 
 
@@ -38,14 +48,13 @@ def table(experiment: Path, stage: str) -> list[str]:
     results = read_results(experiment, stage)
     rows: list[tuple[str, ...]] = [("run", *COLUMNS)]
     for size in dict.fromkeys(name.split("_")[0] for name in results):
-        group = [results[name] for name in results if name.split("_")[0] == size]
-        for name, pair in results.items():
-            if name.split("_")[0] == size:
-                cells = [[str(e["epoch"]), *(f"{e[s]:.4f}" for s in SCORES)] for e in pair]
-                rows.append((name, *cells[0], *cells[1]))
+        group = {n: pair for n, pair in results.items() if n.split("_")[0] == size}
+        for name, pair in group.items():
+            cells = [[str(e["epoch"]), *(f"{e[s]:.4f}" for s in SCORES)] for e in pair]
+            rows.append((name, *cells[0], *cells[1]))
         if len(group) > 1:
             means = [
-                ["", *(format_mean_std([pair[i][s] for pair in group]) for s in SCORES)]
+                ["", *(format_mean_std([pair[i][s] for pair in group.values()]) for s in SCORES)]
                 for i in (0, 1)
             ]
             rows.append((f"{size}: mean ± std", *means[0], *means[1]))
@@ -54,7 +63,11 @@ def table(experiment: Path, stage: str) -> list[str]:
 
 
 def write_results(experiment: Path, stage: str) -> None:
-    """Write ``eval.txt`` of an experiment from the runs that are finished."""
+    """Write ``eval.txt`` of an experiment from the runs that are finished.
+
+    Raises:
+        ResultsError: it cannot be written; an older one is as it was.
+    """
     lines = [
         f"{experiment.name}, stage {stage}: scores on the test set",
         "best on test: the evaluation with the highest ACC on the test set, as in the paper's "
@@ -65,7 +78,20 @@ def write_results(experiment: Path, stage: str) -> None:
         "",
         *table(experiment, stage),
     ]
-    (experiment / "eval.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path = experiment / "eval.txt"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.write_bytes(("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+    except OSError as error:
+        raise ResultsError(
+            f"{path}: cannot be written ({error.strerror or error}); free disk space or give an "
+            "output_dir that may be written to"
+        ) from error
 
 
 def results_table(folders: Mapping[Path, str]) -> str:
