@@ -239,7 +239,8 @@ class PSCL_MoCo(PSCL):
         """Soft targets (B, C, Q*C) of the patch queue: entries of the row's class only."""
         affinity = self.patch_group_affinity * (self.queue_group == group[:, None]) + self.freshness
         same_class = torch.eye(self.num_classes, device=group.device)
-        return torch.einsum("bq,cd->bcqd", affinity, same_class).flatten(2)
+        # A product, not an einsum, which autocast would round.
+        return (affinity[:, None, :, None] * same_class[:, None, :]).flatten(2)
 
     @torch.no_grad()
     def enqueue(self, image_k: Tensor, patch_k: Tensor, group: Tensor) -> None:
@@ -290,7 +291,7 @@ class PSCL_MoCo(PSCL):
                     weight,
                     self.temperature,
                 )  # (B, C, K)
-            sums.append(torch.einsum("bckd,ck->bcd", key, purity))
+                sums.append(torch.einsum("bckd,ck->bcd", key, purity))
             rows.append(loss.flatten(1))
             parts[f"patch_up{scale + 1}"] = loss[0].mean().detach()
         with torch.autocast(image_q.device.type, enabled=False):

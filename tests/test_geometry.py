@@ -199,7 +199,7 @@ def slow_correspondence(view: ViewGeometry, rows: int, columns: int) -> tuple[li
     return query.flatten().tolist(), key.long().flatten().tolist()
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.lists(views(), min_size=1, max_size=4), SIDES, SIDES)
 def test_correspondence_of_a_batch(batch: list[ViewGeometry], rows: int, columns: int):
     places = correspond(batch, rows, columns)
@@ -228,7 +228,7 @@ def test_correspondence_on_grids_of_real_size(orientation: tuple[bool, int]):
         assert places.key[0].tolist() == key
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(views(), st.integers(2, 40), st.integers(2, 40))
 def test_both_views_show_the_same_material(view: ViewGeometry, rows: int, columns: int):
     """Each pixel's value is its own coordinate: cell by cell, the two views must read alike.

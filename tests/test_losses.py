@@ -289,7 +289,9 @@ def test_dice_loss_in_closed_form():
 def run_soft(query: Tensor, key: Tensor) -> Tensor:
     rows = query.shape[0]
     queue = randn(6, query.shape[-1], seed=9)
-    return soft_info_nce(query, key, queue, torch.full((rows, 6), 0.3), torch.ones(rows), 0.5).mean()
+    return soft_info_nce(
+        query, key, queue, torch.full((rows, 6), 0.3), torch.ones(rows), 0.5
+    ).mean()
 
 
 CONTRASTIVE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
@@ -357,7 +359,8 @@ def test_supervised_gradients_are_finite_where_classes_are_absent_or_certain():
         mask = torch.zeros(2, 5, 5, dtype=torch.long)
         loss = supervised_loss(logits, mask, torch.tensor([1.0, 1, 10, 10]))["loss"]
         loss.backward()
-        assert loss.isfinite() and logits.grad.isfinite().all()
+        assert loss.isfinite()
+        assert logits.grad is not None and logits.grad.isfinite().all()
 
 
 def test_pixels_that_nobody_labelled_change_no_supervised_loss() -> None:
@@ -366,6 +369,9 @@ def test_pixels_that_nobody_labelled_change_no_supervised_loss() -> None:
     logits, mask = torch.randn(1, 4, 4, 6), torch.randint(4, (1, 4, 6))
     wider = torch.cat([logits, 9 * torch.randn(1, 4, 4, 5)], dim=3)
     unlabelled = torch.cat([mask, torch.full((1, 4, 5), IGNORED)], dim=2)
-    alone, padded = supervised_loss(logits, mask, weight), supervised_loss(wider, unlabelled, weight)
+    alone, padded = (
+        supervised_loss(logits, mask, weight),
+        supervised_loss(wider, unlabelled, weight),
+    )
     for name, value in alone.items():
         torch.testing.assert_close(padded[name], value)

@@ -1,46 +1,528 @@
-"""Both PSCL variants against the published program's own steps."""
+"""What every pretraining method promises, and how its queues, encoders and settings behave."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import inspect
+import itertools
+from collections import deque
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import Golden, assert_agrees
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 import model
-from model import METHODS, PSCL_MoCo, PSCL_SimCLR, build_method, take
+from config import SELF_MODES, Config
+from model import METHODS, PSCL, PSCL_MoCo, PSCL_SimCLR, build_method
+from tests.golden_files import Golden, assert_agrees
+from tests.recorder import Recorder
 from utils.checkpoint import from_published, to_published
+from utils.geometry import ViewGeometry
+from utils.sampling import sample_patches
 
 SMALL = {"channels": (8, 16, 32, 64), "hidden_dim": 24, "embed_dim": 16}
+TINY = {"channels": (4, 8, 16, 32), "hidden_dim": 8, "embed_dim": 8, "top_k": 2, "queue_size": 5}
+NEW_BUFFERS = {"queue_group", "group_affinity", "patch_group_affinity", "freshness"}
 
 
-def golden_batch(golden: Golden, prefix: str) -> dict:
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return Recorder(monkeypatch)
+
+
+def make_batch(classes: int, height: int, width: int, images: int = 3, seed: int = 0) -> dict:
+    rng, random = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    views = [ViewGeometry.draw(rng, 0.2) for _ in range(images)]
+    mask = torch.randint(classes, (height, width), generator=random)
+    label = 255.0 * F.one_hot(mask, classes).permute(2, 0, 1)
     return {
-        "view_q": golden[f"{prefix}in/x_q"],
-        "view_k": golden[f"{prefix}in/x_k"],
-        "geometry": golden.geometry(prefix.rstrip("/")) if prefix else golden.geometry("."),
-        "label": golden[f"{prefix}in/y_sup"],
+        "view_q": torch.randn(images, 3, height, width, generator=random),
+        "view_k": torch.randn(images, 3, height, width, generator=random),
+        "geometry": views,
+        "label": views[0].apply(label)[None],
+        "group": torch.randint(3, (images,), generator=random),
+        "name": [f"15_{i}_0_0.png" for i in range(images)],
     }
 
 
-class Recorder:
-    """Feeds the golden noise to a method, and keeps what it sampled and what its losses saw."""
+def make(self_mode: str, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    return build_method(self_mode, {**TINY, **settings}).train()
 
-    def __init__(self, method: model.PSCL, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.noise: Iterator = iter(())
-        self.patches: list = []
-        self.calls: list[tuple] = []
-        monkeypatch.setattr(method, "draw_noise", lambda shape, device: next(self.noise))
-        sample = model.sample_patches
-        monkeypatch.setattr(
-            model, "sample_patches", lambda *a: self.patches.append(sample(*a)) or self.patches[-1]
+
+# --- queues ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 8),
+    st.integers(2, 4),
+    st.lists(st.integers(1, 10), min_size=1, max_size=6),
+    st.integers(0, 2**31),
+)
+def test_queues_of_any_size_hold_the_newest_keys(
+    size: int, classes: int, batches: list[int], seed: int
+):
+    """Against a list that forgets from its front; batches of any size, larger than it too."""
+    decays = {"group_affinity": 0.2, "patch_group_affinity": 0.5, "freshness": 0.3}
+    method = PSCL_MoCo(
+        **(TINY | {"queue_size": size}), num_classes=classes, freshness_decay=decays["freshness"]
+    )
+    random = torch.Generator().manual_seed(seed)
+    noise, noise_of_patches = method.queue.clone(), method.patch_queue.clone()
+    newest: deque[dict[str, Any]] = deque(maxlen=size)
+    for step, images in enumerate(batches):
+        image_k = torch.randn(images, 8, generator=random)
+        patch_k = torch.randn(3, images, classes, 8, generator=random)
+        group = torch.randint(3, (images,), generator=random)
+        method.enqueue(image_k, patch_k, group)
+        newest.extend(
+            {"key": image_k[i], "patch": patch_k[:, i], "group": int(group[i]), "step": step}
+            for i in range(images)
         )
-        info_nce = model.soft_info_nce
-        monkeypatch.setattr(model, "soft_info_nce", lambda *a: self.calls.append(a) or info_nce(*a))
 
-    def start(self, golden: Golden, prefix: str) -> None:
-        self.noise = iter([golden[f"{prefix}in/noise_scale{s}"] for s in (1, 2, 3)])
-        self.patches.clear()
-        self.calls.clear()
+    rows_of = method.patch_queue.view(4, size, classes, 8)
+    first = int(method.queue_ptr)  # the oldest, the next to be written over
+    places = [(first - len(newest) + n) % size for n in range(len(newest))]
+    for place, entry in zip(places, newest, strict=True):
+        assert torch.equal(method.queue[place], entry["key"])
+        assert torch.equal(rows_of[:3, place], entry["patch"])
+        assert int(method.queue_group[place]) == entry["group"]
+        for name, decay in decays.items():
+            expected = decay ** (len(batches) - entry["step"])
+            assert float(getattr(method, name)[place]) == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(rows_of[3], noise_of_patches.view(4, size, classes, 8)[3])  # unused
+    for place in set(range(size)) - set(places):  # never written
+        assert torch.equal(method.queue[place], noise[place])
+        assert int(method.queue_group[place]) == -1
+        assert all(float(getattr(method, name)[place]) == 0 for name in decays)
+    assert first == sum(min(n, size) for n in batches) % size
+
+    check_targets(method, group=torch.tensor([2, 0, 7]))
+
+
+def check_targets(method: PSCL_MoCo, group: Tensor) -> None:
+    """Soft targets entry by entry."""
+    image, patch = method.image_targets(group), method.patch_targets(group)
+    size, classes = len(method.queue), method.num_classes
+    assert image.shape == (len(group), size)
+    assert patch.shape == (len(group), classes, size * classes)
+    for b, e in itertools.product(range(len(group)), range(size)):
+        same = int(group[b]) == int(method.queue_group[e])
+        assert float(image[b, e]) == (float(method.group_affinity[e]) if same else 0)
+        affinity = float(method.freshness[e])
+        affinity += float(method.patch_group_affinity[e]) if same else 0
+        for c, d in itertools.product(range(classes), range(classes)):
+            expected = affinity if c == d else 0
+            assert float(patch[b, c, e * classes + d]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("queue_size", [1, 2, 3, 4, 7])
+def test_steps_with_queues_that_are_no_multiple_of_the_batch(queue_size: int):
+    method = make("moco", queue_size=queue_size)
+    for step in range(3):
+        losses = method(make_batch(4, 32, 32, seed=step))
+        losses["loss"].backward()
+        assert all(value.isfinite() for value in losses.values())
+    expected = 3 * min(3, queue_size) % queue_size
+    assert int(method.queue_ptr) == expected
+    assert (method.queue.norm(dim=1) - 1).abs().max() < 1e-5  # no noise is left
+
+
+# --- the momentum encoder -------------------------------------------------------------------------
+
+
+def test_key_encoder_starts_as_the_query_encoder_and_follows_it_slowly():
+    method = make("moco", momentum=0.9)
+    pairs = [
+        (q, dict(method.encoder_k.named_parameters())[name])
+        for name, q in method.encoder_q.named_parameters()
+    ]
+    assert all(torch.equal(q, k) for q, k in pairs)
+    with torch.no_grad():
+        for q, _ in pairs:
+            q.add_(torch.randn_like(q))
+    before = [(q.clone(), k.clone()) for q, k in pairs]
+    method.update_key_encoder()
+    for (q, k), (q_before, k_before) in zip(pairs, before, strict=True):
+        assert torch.equal(q, q_before)
+        assert torch.allclose(k, 0.9 * k_before + 0.1 * q_before, atol=1e-6)
+
+
+def test_key_encoder_makes_the_keys(recorder: Recorder):
+    batch = make_batch(4, 32, 40)
+    method = make("moco", momentum=1.0)
+    perturbed = copy.deepcopy(method)
+    with torch.no_grad():
+        for parameter in perturbed.encoder_k.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    calls = []
+    for each in (method, perturbed):
+        torch.manual_seed(1)
+        each(batch)
+        calls.append(recorder.take("soft_info_nce"))
+    for scale in range(4):  # the three decoder scales, then the image
+        original, other = calls[0][scale], calls[1][scale]
+        assert (original["key"] - other["key"]).abs().max() > 1e-2
+    assert torch.equal(calls[0][3]["query"], calls[1][3]["query"])
+    assert not torch.equal(method.queue, perturbed.queue)
+
+
+def test_key_encoder_is_used_after_its_update(recorder: Recorder):
+    """The keys are those of the encoder as it is after the step's update, in training mode."""
+    method = make("moco", momentum=0.5)
+    with torch.no_grad():
+        for parameter in method.encoder_q.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    twin = copy.deepcopy(method.encoder_k)
+    with torch.no_grad():
+        for k, q in zip(twin.parameters(), method.encoder_q.parameters(), strict=True):
+            k.copy_(0.5 * k + 0.5 * q)
+    batch = make_batch(4, 32, 40)
+    method(batch)
+    with torch.no_grad():
+        expected = F.normalize(twin.train()(batch["view_k"])[0], dim=1)
+    assert_agrees(recorder.take("soft_info_nce")[3]["key"], expected, 1e-5)
+    # BatchNorm: statistics of its own view, in buffers of its own.
+    mean_q = method.encoder_q.encode.inc.norm1.running_mean
+    mean_k = method.encoder_k.encode.inc.norm1.running_mean
+    assert_agrees(mean_k, twin.encode.inc.norm1.running_mean, 1e-5)
+    assert not torch.allclose(mean_q, mean_k, rtol=1e-3)
+
+
+@pytest.mark.parametrize("self_mode", METHODS)
+def test_only_what_learns_gets_gradients(self_mode: str):
+    method = make(self_mode)
+    method(make_batch(4, 32, 40))["loss"].backward()
+    for name, parameter in method.named_parameters():
+        if name.startswith("encoder_k."):
+            assert parameter.grad is None and not parameter.requires_grad
+        elif name.startswith("encoder_q.encode."):
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    assert all(not buffer.requires_grad for buffer in method.buffers())
+
+
+def test_simclr_passes_the_views_one_by_one():
+    """BatchNorm counts two passes, and its running mean is that of q, then k."""
+    method = make("simclr")
+    norm, twin = method.encoder_q.encode.inc.norm1, copy.deepcopy(method.encoder_q.encode.inc)
+    batch = make_batch(4, 32, 40)
+    batch["view_k"] = batch["view_k"] + 5
+    method(batch)
+    twin(batch["view_q"])
+    twin(batch["view_k"])
+    assert int(norm.num_batches_tracked) == 2
+    assert_agrees(norm.running_mean, twin.norm1.running_mean, 1e-5)
+
+
+# --- settings reach what they govern --------------------------------------------------------------
+
+
+def measured_momentum(method: Any) -> float:
+    q, k = method.encoder_q.encode.inc.con1.weight, method.encoder_k.encode.inc.con1.weight
+    with torch.no_grad():
+        q.fill_(0)
+        k.fill_(1)
+    method.update_key_encoder()
+    return round(float(k.mean()), 5)
+
+
+def channels_of(method: Any) -> tuple[int, ...]:
+    encode = method.encoder_q.encode
+    blocks = [encode.inc, encode.down1.conv, encode.down2.conv, encode.down3.conv]
+    return tuple(block.con2.out_channels for block in blocks)
+
+
+# Each setting of a method with another value than its default, and how to read it from the object.
+READ: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "num_classes": (3, lambda m: m.num_classes),
+    "channels": ((4, 8, 16, 32), channels_of),
+    "hidden_dim": (20, lambda m: m.encoder_q.decode.mlp[0].out_features),
+    "embed_dim": (12, lambda m: m.encoder_q.decode.mlp[2].out_features),
+    "groups": (2, lambda m: m.encoder_q.decode.conv_x4up1_conv1.groups),
+    "temperature": (0.3, lambda m: m.temperature),
+    "global_local_ratio": (0.4, lambda m: float(m.combine(torch.tensor(0.0), torch.tensor(1.0)))),
+    "top_k": (7, lambda m: m.templates[0]),
+    "sample_ratio": (3, lambda m: m.templates[2] / m.templates[1]),
+    "label_guided": (False, lambda m: m.label_guided),
+    "scale_weights": ((0.5, 2.0, 3.0), lambda m: m.scale_weights),
+    "intra_view_negatives": (False, lambda m: m.intra_view_negatives),
+    "momentum": (0.75, measured_momentum),
+    "queue_size": (11, lambda m: len(m.queue)),
+    "group_decay": (0.15, lambda m: m.decays[0]),
+    "patch_group_decay": (0.25, lambda m: m.decays[1]),
+    "freshness_decay": (0.35, lambda m: m.decays[2]),
+}
+QUEUE_ONLY = {"momentum", "queue_size", "group_decay", "patch_group_decay", "freshness_decay"}
+APPLIES = {
+    "moco": set(READ) - {"intra_view_negatives"},
+    "simclr": set(READ) - QUEUE_ONLY,
+}
+
+
+def test_the_settings_tested_are_those_of_the_methods():
+    fields = {f.name: f.metadata["group"] for f in Config.__dataclass_fields__.values()}
+    assert {name for name, group in fields.items() if group == "Method"} <= set(READ)
+    assert set(READ) <= set(fields)
+    assert set(APPLIES) == set(METHODS) == set(SELF_MODES)
+    for self_mode, cls in METHODS.items():
+        taken = {
+            parameter.name
+            for base in cls.__mro__
+            if issubclass(base, PSCL)
+            for parameter in inspect.signature(base).parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        assert taken == APPLIES[self_mode]
+
+
+@pytest.mark.parametrize(
+    ("self_mode", "name"), [(m, n) for m in METHODS for n in sorted(APPLIES[m])]
+)
+def test_every_setting_reaches_the_method(self_mode: str, name: str):
+    small = {"channels": (8, 16, 32, 64), "hidden_dim": 24, "queue_size": 6}
+    value, read = READ[name]
+    by_default = Config(self_mode=self_mode, **{k: v for k, v in small.items() if k != name})
+    changed = Config(self_mode=self_mode, **(small | {name: value}))
+    assert read(build_method(self_mode, changed.to_dict())) == pytest.approx(value)
+    assert read(build_method(self_mode, by_default.to_dict())) != pytest.approx(value)
+
+
+@pytest.mark.parametrize("self_mode", METHODS)
+def test_a_setting_unknown_to_a_method_is_an_error_of_its_class(self_mode: str):
+    with pytest.raises(TypeError, match="temprature"):
+        METHODS[self_mode](**TINY_OF[self_mode], temprature=0.3)
+
+
+TINY_OF = {mode: {k: v for k, v in TINY.items() if k in APPLIES[mode]} for mode in APPLIES}
+
+
+@pytest.mark.parametrize(
+    ("self_mode", "expected"), [("moco", [30, 60, 120]), ("simclr", [4, 8, 16])]
+)
+def test_patches_by_default(self_mode: str, expected: list[int]):
+    method = build_method(self_mode, Config(self_mode=self_mode, queue_size=6).to_dict())
+    assert method.templates == expected
+
+
+def test_scale_weights_multiply_the_losses_of_their_scales():
+    batch, parts = make_batch(4, 32, 32), {}
+    for self_mode in METHODS:
+        for weights in ((1.0, 1.0, 1.0), (0.5, 0.0, 3.0)):
+            method = make(self_mode, scale_weights=weights)
+            torch.manual_seed(3)
+            losses = method(batch)
+            parts[weights] = [float(losses[f"patch_up{s}"].detach()) for s in (1, 2, 3)]
+        plain, weighted = parts.values()
+        expected = [0.5 * plain[0], 0.0, 3.0 * plain[2]]
+        assert weighted == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("self_mode", METHODS)
+def test_total_is_the_weighted_sum_of_both_losses(self_mode: str):
+    for ratio in (0.0, 0.3, 1.0):
+        losses = make(self_mode, global_local_ratio=ratio)(make_batch(4, 32, 32))
+        expected = (1 - ratio) * losses["image"] + ratio * losses["patch"]
+        assert float(losses["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+@pytest.mark.parametrize("self_mode", METHODS)
+@pytest.mark.parametrize("label_guided", [True, False])
+def test_random_sampling_sees_no_label(self_mode: str, label_guided: bool, recorder: Recorder):
+    batch = make_batch(4, 32, 40)
+    make(self_mode, label_guided=label_guided)(batch)
+    calls = recorder.take("sample_patches")
+    assert len(calls) == 3
+    for scale, call in enumerate(calls):
+        rows, columns = 32 * 2**scale // 4, 40 * 2**scale // 4
+        cells = int(np.prod(batch["geometry"][0].size(rows, columns)))
+        assert call["label"].shape == call["noise"].shape == (4, cells)
+        assert bool((call["label"] != 0).any()) == label_guided
+        assert call["noise"].min() >= 0 and call["noise"].max() < 1
+
+
+@pytest.mark.parametrize(("self_mode", "unit"), [("moco", True), ("simclr", False)])
+def test_moco_matches_by_cosine_and_simclr_by_product(
+    self_mode: str, unit: bool, recorder: Recorder
+):
+    make(self_mode)(make_batch(4, 32, 40))
+    for call in recorder.take("sample_patches"):
+        length = call["keys"].norm(dim=1)
+        assert bool(((length - 1).abs() < 1e-5).all()) == unit
+
+
+# --- what every method promises -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("self_mode", METHODS)
+def test_two_steps_with_any_number_of_classes_on_rectangles(self_mode: str, classes: int):
+    method = make(self_mode, num_classes=classes)
+    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], 1e-3)
+    for step in range(2):
+        losses = method(make_batch(classes, 40, 56, seed=step))
+        assert all(v.shape == () and bool(v.isfinite()) for v in losses.values())
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+    for name, value in method.state_dict().items():
+        assert value.isfinite().all(), name
+
+
+@pytest.mark.parametrize("self_mode", METHODS)
+@pytest.mark.parametrize("size", [(16, 16), (17, 30), (51, 37)])
+def test_a_step_on_any_size(self_mode: str, size: tuple[int, int]):
+    """Grids with fewer cells than templates, odd sides, one image besides the annotated one."""
+    losses = make(self_mode, top_k=5)(make_batch(4, *size, images=2))
+    losses["loss"].backward()
+    assert all(bool(value.isfinite()) for value in losses.values())
+
+
+@pytest.mark.parametrize("self_mode", METHODS)
+def test_the_seed_decides_the_step(self_mode: str):
+    batch, found = make_batch(4, 32, 32), []
+    for seed in (1, 1, 2):
+        method = make(self_mode, label_guided=False)  # the choice is the noise's alone
+        torch.manual_seed(seed)
+        found.append(float(method(batch)["patch"].detach()))
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("self_mode", METHODS)
+def test_learning_on_one_batch_lowers_the_loss(self_mode: str):
+    method = make(self_mode)
+    if isinstance(method, PSCL_MoCo):
+        # Or the batch becomes its own negatives.
+        method.enqueue = lambda *keys: None  # type: ignore[method-assign]
+    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], 3e-3)
+    batch, found = make_batch(4, 24, 24), []
+    for _ in range(12):
+        torch.manual_seed(0)
+        loss = method(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(float(loss.detach()))
+    assert found[-1] < found[0] - 0.1
+
+
+@pytest.mark.parametrize("self_mode", METHODS)
+def test_channels_last_and_default_format_agree(
+    self_mode: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+):
+    batch = make_batch(4, 40, 32)
+    expected = make(self_mode)(batch)
+    # The same patches for both: similarities that differ by a rounding may exchange two.
+    patches = iter([call["result"] for call in recorder.take("sample_patches")])
+    monkeypatch.setattr(model, "sample_patches", lambda *arguments: next(patches))
+    method = make(self_mode).to(memory_format=torch.channels_last)
+    last = {k: batch[k].to(memory_format=torch.channels_last) for k in ("view_q", "view_k")}
+    for name, value in method(batch | last).items():
+        assert_agrees(value, expected[name].detach(), 1e-5)
+
+
+# --- half precision -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("self_mode", METHODS)
+def test_steps_under_autocast(self_mode: str, recorder: Recorder):
+    """Convolutions are rounded; choosing, matching and losses are not."""
+    exact, rounded = make(self_mode), make(self_mode)
+    for step in range(2):
+        batch = make_batch(4, 40, 32, seed=step)
+        torch.manual_seed(step)
+        expected = exact(batch)
+        for name in recorder.calls:
+            recorder.take(name)
+        torch.manual_seed(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = rounded(batch)
+        losses["loss"].backward()
+        for name, value in losses.items():
+            assert value.dtype == torch.float32
+            assert float(value.detach()) == pytest.approx(float(expected[name].detach()), rel=0.1)
+        for call in recorder.take("sample_patches"):
+            arguments = {k: v for k, v in call.items() if k not in ("result", "autocast")}
+            again = sample_patches(**arguments)  # outside autocast
+            assert call["keys"].dtype == call["label"].dtype == torch.float32
+            assert torch.equal(call["result"].query, again.query)
+            assert torch.equal(call["result"].key, again.key)
+            assert torch.equal(call["result"].purity, again.purity)
+            assert not call["autocast"]
+        for call in recorder.take("soft_info_nce") + recorder.take("patch_nt_xent"):
+            assert not call["autocast"]
+            for value in call.values():
+                assert not isinstance(value, Tensor) or value.dtype == torch.float32
+
+
+def test_queues_and_soft_targets_under_autocast_are_not_rounded(recorder: Recorder):
+    method = make("moco", group_decay=0.3, patch_group_decay=0.7, freshness_decay=0.1)
+    for step in range(2):
+        batch = make_batch(4, 32, 32, seed=step) | {"group": torch.tensor([0, 1, 1])}
+        expected = method.patch_targets(batch["group"])
+        expected_image = method.image_targets(batch["group"])
+        with torch.autocast("cpu", torch.bfloat16):
+            method(batch)
+        calls, sampled = recorder.take("soft_info_nce"), recorder.take("sample_patches")
+        for scale, call in enumerate(calls[:3]):
+            assert torch.equal(call["queue_target"].squeeze(2), expected)
+            purity = sampled[scale]["result"].purity
+            sums = (call["key"] * purity[:, :, None]).sum(2)  # (B, C, D)
+            entry = (int(method.queue_ptr) - 3 + torch.arange(3)) % 5
+            stored = method.patch_queue[scale].view(5, 4, 8)[entry]
+            assert_agrees(stored, sums, 1e-6)
+        assert torch.equal(calls[3]["queue_target"], expected_image)
+    assert expected.unique().numel() == 3  # none, fresh, and fresh of the same batch
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_states_have_the_published_names_and_shapes():
+    def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+        return {name: value.shape for name, value in state.items()}
+
+    moco = to_published(PSCL_MoCo(top_k=3, queue_size=12, **SMALL).state_dict())
+    published = Golden("pscl_moco_steps").state()
+    assert shapes(moco) == shapes(published) | {name: torch.Size([12]) for name in NEW_BUFFERS}
+    of_simclr = to_published(PSCL_SimCLR(top_k=2, **SMALL).state_dict())
+    assert shapes(of_simclr) == shapes(Golden("pscl_simclr_step").state())
+
+
+@pytest.mark.parametrize("self_mode", METHODS)
+def test_a_state_that_was_saved_and_loaded_goes_on_alike(self_mode: str):
+    method = make(self_mode)
+    for step in range(2):
+        method(make_batch(4, 32, 32, seed=step))
+    saved = to_published({k: v.clone() for k, v in method.state_dict().items()})
+    torch.manual_seed(99)
+    loaded = build_method(self_mode, TINY).train()
+    loaded.load_state_dict(from_published(saved))
+    found = []
+    for each in (method, loaded):
+        torch.manual_seed(5)
+        found.append({k: float(v.detach()) for k, v in each(make_batch(4, 32, 32, seed=9)).items()})
+    assert found[0] == found[1]
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("self_mode", METHODS)
+def test_the_engine_finds_what_it_asks_for(self_mode: str):
+    cls = METHODS[self_mode]
+    assert isinstance(cls.needs_annotated, bool) and isinstance(cls.needs_groups, bool)
+    assert isinstance(cls.log_note(504, 9), str)
+    losses = make(self_mode)(make_batch(4, 32, 32))
+    assert next(iter(losses)) == "loss" and losses["loss"].requires_grad
+
+
+def test_log_note_counts_the_steps_until_the_queue_is_full():
+    assert "after 56 steps" in PSCL_MoCo.log_note(504, 9)
+    assert "after 3 steps" in PSCL_MoCo.log_note(5, 2)
+    assert PSCL_SimCLR.log_note(504, 9) == ""

@@ -59,7 +59,8 @@ def slow_choose(label: list, noise: list, templates: int) -> tuple[list, list]:
     indices, values = [], []
     for label_c, noise_c in zip(label, noise, strict=True):
         score = [label_c[p] + 0.1 * noise_c[p] + history[p] for p in range(cells)]
-        free, taken = set(range(cells)), []
+        free = set(range(cells))
+        taken: list[int] = []
         while free and len(taken) < templates:
             taken.append(max(free, key=lambda p: score[p]))
             free.remove(taken[-1])
@@ -184,7 +185,7 @@ class Counter:
         return self.original(*arguments)
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(
     st.integers(1, 3),
     st.integers(1, 12),

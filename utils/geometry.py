@@ -93,7 +93,7 @@ class ViewGeometry:
         if cut.shape == mask.shape:
             return cut
         rows, columns = (
-            ((torch.arange(new) + 0.5) * (old / new)).long().clamp(max=old - 1)
+            ((torch.arange(new) + 0.5) * (old / new)).long()
             for new, old in zip(mask.shape, cut.shape, strict=True)
         )
         return cut[rows[:, None], columns[None, :]]

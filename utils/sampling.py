@@ -154,12 +154,14 @@ def _exact_products(template: Tensor, keys: Tensor, cell: Tensor) -> Tensor:
     images, templates, count = cell.shape
     index = cell.flatten(1)[:, None, :].expand(-1, keys.shape[1], -1)
     candidate = keys.gather(2, index).view(images, -1, templates, count)  # (B, D, T, L)
-    return torch.einsum("dt,bdtl->btl", template.double(), candidate.double())
+    wide = torch.float32 if keys.is_mps else torch.float64  # MPS has no double precision
+    return torch.einsum("dt,bdtl->btl", template.to(wide), candidate.to(wide))
 
 
 def _match_in_turn(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
     """The published rule as it stands, template by template, all images at once."""
-    similarity = template.double().T @ keys.double()  # (B, T, P)
+    wide = torch.float32 if keys.is_mps else torch.float64
+    similarity = template.to(wide).T @ keys.to(wide)  # (B, T, P)
     similarity.masked_fill_(~valid[:, None, :], -torch.inf)
     peak = similarity.amax(dim=(1, 2))[:, None, None]
     chosen = []
