@@ -456,8 +456,8 @@ def _combinations(c: Mapping[str, Any]) -> Iterable[str]:
     if classes and (c.get("ignore_label") or classes) < classes:
         kind = f"None or at least num_classes, {classes}"
         yield f"ignore_label: found {c['ignore_label']}; allowed: {kind}"
-    if 0 < c.get("image_size", 0) < 8:
-        yield f"image_size: found {c['image_size']}; allowed: 0 or at least 8 pixels"
+    if 0 < c.get("image_size", 0) < 16:
+        yield f"image_size: found {c['image_size']}; allowed: 0 or at least 16 pixels"
     if "scale_weights" in c and len(c["scale_weights"]) != 3:
         yield f"scale_weights: found {len(c['scale_weights'])} values; allowed: 3 values"
     channels = c.get("channels")

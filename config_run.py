@@ -8,18 +8,15 @@ random numbers of an epoch follow from the seed and the epoch.
 from __future__ import annotations
 
 import hashlib
-import signal
+import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,8 +35,22 @@ from data import (
 )
 from model import METHODS, build_method
 from networks import UNet
-from utils.checkpoint import CheckpointError, load, network_state, save, to_published, transfer
+from utils.checkpoint import (
+    CheckpointError,
+    StateFile,
+    differences,
+    load,
+    network_state,
+    remove_leftovers,
+    remove_outputs,
+    save,
+    to_published,
+    transfer,
+)
+from utils.device import DeviceError, choose_device, choose_precision, mixed_seed, to_device
 from utils.imagefile import ImageStore
+from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
+from utils.lock import LockError, locked
 from utils.log import (
     AverageMeter,
     LogError,
@@ -48,16 +59,27 @@ from utils.log import (
     evaluation_lines,
     format_epoch,
     progress,
+    to_terminal,
 )
 from utils.losses import supervised_loss
 from utils.metrics import Scores, SegmentationScores
 from utils.picture import PictureError, contact_sheet, save_prediction
-from utils.results import results_table, write_results
+from utils.results import ResultsError, results_table, write_results
 
-USER_ERRORS = (ConfigError, DataError, CheckpointError, LogError, PictureError)
+USER_ERRORS = (
+    ConfigError,
+    DataError,
+    CheckpointError,
+    DeviceError,
+    LockError,
+    LogError,
+    PictureError,
+    ResultsError,
+)
 EVALUATION_BATCH = 8
 SHEET_ROWS = 8
 STAGE_NUMBERS = {"self": 1, "fine": 2, "sup": 3}  # keep the stages' random numbers apart
+WEIGHTS = "pretrained weights"
 
 
 class TrainingError(ValueError):
@@ -105,8 +127,10 @@ class Runner:
     def __init__(self, job: Job) -> None:
         self.job, self.config, self.device = job, job.config, job.device
         self.run_dir = experiment_dir(self.config, self.stage) / job.label
-        self.state_path = self.run_dir / f"state_{self.stage}.pt"
+        self.state = StateFile(self.run_dir / f"state_{self.stage}.pt")
         self.evaluations: list[dict[str, Any]] = []
+        self.settings: dict[str, Any] = {}
+        self.environment = ""
         self.epochs: int = 0
         self.module: nn.Module
         self.optimizer: torch.optim.Optimizer
@@ -119,12 +143,21 @@ class Runner:
         """Make ``module``, ``optimizer`` and ``batches``."""
         raise TypeError("a stage builds its own parts")
 
-    def settings(self) -> dict[str, Any]:
-        """What decides the result of this run: settings, and a fingerprint of the files."""
+    def decisive_settings(self, ahead: bool = False) -> dict[str, Any]:
+        """What decides the result of this run: settings, and a fingerprint of the files.
+
+        Args:
+            ahead: asked before the stages before this one have run.
+        """
         settings = self.config.training_settings(self.stage, self.job.size)
+        del settings["data_dir"]  # a set that was moved is the same: its files are compared
         settings["amp"] = "bf16" if self.job.amp is torch.bfloat16 else "off"
         settings["files"] = fingerprint(self.samples(), self.job.store)
         return settings
+
+    def outputs(self) -> list[str]:
+        """Names, relative to the run's folder, of the files that this stage writes alone."""
+        return [f"log_{self.stage}.txt"]
 
     def samples(self) -> list[Sample]:
         """The images this stage learns from or is scored on."""
@@ -138,6 +171,9 @@ class Runner:
         """What is trained on what, in words."""
         raise TypeError("a stage says what it does")
 
+    def before_training(self) -> None:
+        """Write what belongs at the start of the run."""
+
     def epoch_done(self, epoch: int) -> None:
         """Evaluate or write a checkpoint if it is time; ``epoch`` counts from 0."""
 
@@ -146,37 +182,115 @@ class Runner:
 
     # What all stages do.
 
+    def problems(self, ahead: bool = False) -> list[str]:
+        """Why this stage must not run, a line each; see ``decisive_settings``."""
+        if self.config.overwrite:
+            return []
+        try:
+            state = self.state.load()
+        except CheckpointError as error:
+            return [str(error)]
+        if state is None:
+            found = [path for path in self.foreign() if path.exists()][:1]
+            return [
+                f"{path}: would be overwritten or mixed up with this run, which has left no "
+                f"{self.state.path.name}; give --overwrite, or another --name"
+                for path in found
+            ]
+        settings = self.decisive_settings(ahead)
+        old = {k: v for k, v in state["settings"].items() if k != WEIGHTS or k in settings}
+        lines = differences(old, settings)
+        return lines and [
+            f"{self.run_dir}: holds a run of stage {self.stage} with other settings "
+            f"({'; '.join(lines)}); give --overwrite to train anew, or another --name"
+        ]
+
+    def foreign(self) -> list[Path]:
+        """Files that are somebody's own or published ones if no state of this stage is there."""
+        return [self.run_dir / name for name in self.outputs()]
+
+    def saved(self, say: Callable[[str], object] | None = None) -> dict[str, Any] | None:
+        """The state to go on from, None to start anew; see ``StateFile.load``."""
+        if self.config.overwrite or self.config.resume == "never":
+            return None
+        return self.state.load(say)
+
     def run(self) -> list[dict[str, Any]]:
         """Train to the end, or from where a killed run was saved; returns the evaluations."""
-        settings = self.settings()
-        state = self.saved_state(settings)
+        problems = self.problems()  # what fine-tuning starts from may be known only now
+        if problems:
+            raise ConfigError("\n".join(problems))
+        remove_leftovers(self.run_dir)
+        self.settings = self.decisive_settings()
+        state = self.saved(to_terminal)
         if state is not None and state["finished"]:
-            print(f"{self.run_dir}: stage {self.stage} is finished already, with these settings")
+            to_terminal(f"{self.run_dir}: stage {self.stage} is finished already")
+            self.state.remove_previous()
             return state["evaluations"]
         torch.manual_seed(mixed_seed(self.config.seed, STAGE_NUMBERS[self.stage]))
         self.build()
-        first = 0 if state is None else self.restore(state)
-        with RunLog(self.run_dir, self.stage, state["log"] if state else None) as self.log:
-            self.log.header(
-                [
-                    *self.header(),
-                    *self.config.describe(),
-                    environment_line(self.device, settings["amp"]),
-                ]
-            )
-            if state is not None:
+        resumed = state if state is not None and "module" in state else None
+        first = self.restore(resumed) if resumed else self.begin()
+        self.environment = environment_line(self.device, self.settings["amp"])
+        with RunLog(self.run_dir, self.stage, resumed["log"] if resumed else None) as self.log:
+            self.log.header([*self.header(), *self.config.describe(), self.environment])
+            if resumed is None:
+                self.before_training()
+            else:
                 self.log.note(f"Going on after epoch {first - 1} of the run that was stopped")
-            elif self.stage == "self":
-                self.epoch_done(-1)
-            self.train(first, settings)
+                if resumed["environment"] != self.environment:
+                    self.log.line(f"From epoch {first} on with {self.environment}")
+            self.train(first)
             self.finish()
-        save(
-            self.state_path,
-            {"settings": settings, "finished": True, "evaluations": self.evaluations},
-        )
+        self.state.finish(self.snapshot(finished=True))
         return self.evaluations
 
-    def train(self, first: int, settings: dict[str, Any]) -> None:
+    def begin(self) -> int:
+        """Mark the folder as this run's, remove what an earlier one wrote; returns epoch 0."""
+        old: dict[str, Any] | None = None
+        with suppress(CheckpointError):
+            old = self.state.load()
+        names = dict.fromkeys([*(old["outputs"] if old else []), *self.outputs()])
+        self.state.begin({**self.snapshot(), "outputs": list(names)})
+        remove_outputs(self.run_dir, names)
+        return 0
+
+    def snapshot(self, *, finished: bool = False, **more: Any) -> dict[str, Any]:
+        """What every state of this run holds, and more."""
+        common = {
+            "settings": self.settings,
+            "outputs": self.outputs(),
+            "evaluations": self.evaluations,
+            "finished": finished,
+        }
+        # Through text, so that the bytes do not tell which of these came out of a file.
+        return {**json.loads(json.dumps(common)), **more}
+
+    def save_state(self, epoch: int) -> None:
+        """Save all that training needs to go on with ``epoch``."""
+        self.state.save(
+            self.snapshot(
+                epoch=epoch,
+                module=self.module.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                log=self.log.offsets(),
+                environment=self.environment,
+            )
+        )
+
+    def restore(self, state: Mapping[str, Any]) -> int:
+        """Take a saved state over; returns the epoch to go on with."""
+        try:
+            self.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.state.path}: does not fit this program; train again with --overwrite"
+            ) from error
+        self.evaluations = state["evaluations"]
+        return int(state["epoch"])
+
+    def train(self, first: int) -> None:
         """Train the epochs from ``first`` on; save the state now and then."""
         saved = time.monotonic()
         with progress(self.epochs * len(self.batches), f"{self.job.label} {self.stage}") as bar:
@@ -188,18 +302,21 @@ class Runner:
                 if epoch == first:
                     took = time.monotonic() - started
                     self.log.note(f"First epoch took {took:.1f} s, {self.epochs - first} to do")
-                if epoch + 1 < self.epochs and time.monotonic() - saved > self.config.save_seconds:
-                    self.save_state(epoch + 1, settings)
+                if epoch + 1 < self.epochs and time.monotonic() - saved >= self.config.save_seconds:
+                    self.save_state(epoch + 1)
                     saved = time.monotonic()
 
     def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
         """One pass over the batches: one log line, one wait for the device."""
-        torch.manual_seed(mixed_seed(self.config.seed, STAGE_NUMBERS[self.stage], epoch + 1))
         self.module.train()
         meter = AverageMeter()
         names: list[list[str]] = []
         bad_step = torch.full((), float("inf"), device=self.device)
         for step, batch in enumerate(self.batches.epoch(epoch)):
+            if step == 0:  # not sooner: worker processes that start draw from the same numbers
+                torch.manual_seed(
+                    mixed_seed(self.config.seed, STAGE_NUMBERS[self.stage], epoch + 1)
+                )
             names.append(batch["name"])
             with self.precision():
                 losses = self.losses(to_device(batch, self.device))
@@ -211,6 +328,9 @@ class Runner:
             finite = losses["loss"].detach().isfinite()
             bad_step = torch.where(finite, bad_step, bad_step.clamp(max=step))
             step_done()
+        # The last step may have spoilt the weights after its own loss: they are about to be saved.
+        learned = torch.stack([p.detach().sum() for p in self.module.parameters()])
+        bad_step = torch.where(learned.isfinite().all(), bad_step, bad_step.clamp(max=step))
         meter.add("bad", bad_step)
         values = meter.read()
         bad, _ = values.pop("bad")
@@ -226,7 +346,7 @@ class Runner:
     def not_finite(self, epoch: int, step: int, names: Sequence[str]) -> str:
         """The message for a loss that is no number."""
         return (
-            f"{self.run_dir}: the loss is not finite in epoch {epoch}, step {step} "
+            f"{self.run_dir}: the numbers are not finite in epoch {epoch}, step {step} "
             f"({', '.join(names)}); what was saved before is kept. Look at these files, try a "
             "lower learning rate or --amp off"
         )
@@ -236,47 +356,6 @@ class Runner:
         if self.job.amp is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.job.amp)
-
-    def saved_state(self, settings: dict[str, Any]) -> dict[str, Any] | None:
-        """The state of an earlier run in this folder, if it is to be taken up.
-
-        Raises:
-            ConfigError: the folder holds a run with other settings.
-        """
-        if self.config.overwrite or not self.state_path.exists():
-            return None
-        state = load(self.state_path)
-        lines = differences(state.get("settings", {}), settings)
-        if lines:
-            raise ConfigError(
-                f"{self.run_dir}: holds a run of stage {self.stage} with other settings "
-                f"({'; '.join(lines)}); give --overwrite to train anew, or another --name"
-            )
-        if self.config.resume == "never":
-            return None
-        self.evaluations = state["evaluations"]
-        return state
-
-    def save_state(self, epoch: int, settings: dict[str, Any]) -> None:
-        """Save all that training needs to go on with ``epoch``."""
-        save(
-            self.state_path,
-            {
-                "settings": settings,
-                "finished": False,
-                "epoch": epoch,
-                "module": self.module.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "evaluations": self.evaluations,
-                "log": self.log.offsets(),
-            },
-        )
-
-    def restore(self, state: Mapping[str, Any]) -> int:
-        """Take a saved state over; returns the epoch to go on with."""
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return int(state["epoch"])
 
     def to_memory(self, module: nn.Module) -> nn.Module:
         """Move a network to the device, channels last: its norms and heads work per pixel."""
@@ -346,7 +425,8 @@ class SelfSupervised(Runner):
         ]
         if annotated:
             lines.append(
-                f"With every batch rides one of {self.images(annotated)} with labels: "
+                ("The annotated image" if len(annotated) == 1 else "One of the annotated images")
+                + " rides along in every batch: "
                 + ", ".join(s.name for s in annotated[:5])
                 + (" ..." if annotated[5:] else "")
             )
@@ -361,13 +441,28 @@ class SelfSupervised(Runner):
                 group["lr"] = self.config.self_lr * 0.1**drops
         super().train_epoch(epoch, step_done)
 
+    def outputs(self) -> list[str]:
+        """Also the checkpoints: at the start, each ``save_every`` epochs, at the end."""
+        end = self.config.self_max_epoch
+        due = dict.fromkeys([*range(0, end, self.config.save_every), end])
+        return [*super().outputs(), *(f"moco{done}.pt" for done in due)]
+
+    def foreign(self) -> list[Path]:
+        """Any ``moco*.pt``: fine-tuning might take it for one of this run."""
+        return [*sorted(self.run_dir.glob("moco*.pt")), *super().foreign()]
+
+    def before_training(self) -> None:
+        """Keep the network as it starts."""
+        self.epoch_done(-1)
+
     def epoch_done(self, epoch: int) -> None:
-        """Write ``moco<epochs done>.pt`` when it is due: at the start, each ``save_every``, the end."""
-        done = epoch + 1
-        if done % self.config.save_every == 0 or done == self.epochs:
+        """Write ``moco<epochs done>.pt`` when it is due."""
+        name = f"moco{epoch + 1}.pt"
+        if name in self.outputs():
             state = to_published(self.module.state_dict())
-            contents = {"moco": state, "epoch": done, "settings": self.settings()}
-            save(pretrained_path(self.config, self.job.size, self.job.repeat, done), contents)
+            save(
+                self.run_dir / name, {"moco": state, "epoch": epoch + 1, "settings": self.settings}
+            )
 
 
 class Supervised(Runner):
@@ -382,7 +477,6 @@ class Supervised(Runner):
         self.module = self.to_memory(self.network())
         self.optimizer = torch.optim.Adam(self.parameter_groups())
         self.epochs = c.epochs_for(self.job.size)
-        self.every = c.eval_every_for(self.job.size)
         self.class_weight = torch.tensor(c.class_weight, device=self.device)
         self.batches = finetuning_batches(
             samples,
@@ -416,32 +510,46 @@ class Supervised(Runner):
 
     def header(self) -> list[str]:
         """What is trained on what, and scored on what."""
-        samples = self.job.annotated()
+        samples, every = self.job.annotated(), self.config.eval_every_for(self.job.size)
         return [
             f"{self.start()} for {self.epochs} epochs on {self.images(samples)} with labels of "
             f"{self.config.data_dir}: {', '.join(s.name for s in samples[:5])}"
             + (" ..." if samples[5:] else ""),
-            f"Scored on {self.images(self.test)} of the test set every {self.every} epochs and "
+            f"Scored on {self.images(self.test)} of the test set every {every} epochs and "
             "after the last; Dice is pooled over the set, without background",
         ]
 
+    def due(self) -> list[int]:
+        """The epochs, counted from 0, that are evaluated."""
+        every, end = (
+            f(self.job.size) for f in (self.config.eval_every_for, self.config.epochs_for)
+        )
+        return [epoch for epoch in range(end) if (epoch + 1) % every == 0 or epoch + 1 == end]
+
+    def outputs(self) -> list[str]:
+        """Also the best and the last network, and the pictures."""
+        stage = self.stage
+        names = [picture_name(s.name) for s in find_split(self.config.data_dir, "test_numf")]
+        pictures = [f"epoch_{epoch}/{name}" for epoch in self.due() for name in names]
+        own = [f"{stage}.pt", f"{stage}_last.pt", f"sheet_{stage}.png"]
+        return [*super().outputs(), *own, *pictures]
+
     def epoch_done(self, epoch: int) -> None:
         """Evaluate when it is due; keep the best by ACC, and the last."""
-        done = epoch + 1
-        if done % self.every and done != self.epochs:
+        if epoch not in self.due():
             return
         scores = self.evaluate(epoch)
         entry = {"epoch": epoch, **scores.as_dict()}
-        best = max((e["acc"] for e in self.evaluations), default=-1.0)
+        best = all(scores.acc > e["acc"] for e in self.evaluations)
         self.evaluations = [*self.evaluations, entry]
         for line in evaluation_lines(scores):
             self.log.line(line)
         self.log.metrics({"evaluation": entry})
-        names = [f"{self.stage}.pt"] if scores.acc > best else []
-        names += [f"{self.stage}_last.pt"] if done == self.epochs else []
+        names = [f"{self.stage}.pt"] if best else []
+        names += [f"{self.stage}_last.pt"] if epoch + 1 == self.epochs else []
         for name in names:
             state = to_published(self.module.state_dict())
-            contents = {self.wrapper: state, **entry, "settings": self.settings()}
+            contents = {self.wrapper: state, **entry, "settings": self.settings}
             save(self.run_dir / name, contents)
 
     @torch.inference_mode()
@@ -458,7 +566,7 @@ class Supervised(Runner):
             scores.add(prediction, masks.to(self.device))
             classes = prediction.to(torch.uint8).cpu().numpy()
             for name, mask, picture in zip(names, masks, classes, strict=True):
-                save_prediction(folder / f"{Path(name).stem}.png", picture, self.config.mapping)
+                save_prediction(folder / picture_name(name), picture, self.config.mapping)
                 shown.append((None, mask.numpy(), picture))
         if epoch + 1 == self.epochs:
             pixels = [self.job.store.image(s.image).movedim(0, -1).squeeze(-1) for s in self.test]
@@ -479,24 +587,52 @@ class Supervised(Runner):
 
 
 class Finetune(Supervised):
-    """Training with labels that starts from a pretrained encoder; its stem and downs learn slower."""
+    """Training with labels from a pretrained encoder, whose stem and downs learn slower."""
 
     stage = "fine"
     wrapper = "finetune"
 
     def pretrained(self) -> Path:
-        """The file that the encoder comes from."""
-        return start_path(self.config, self.job.size, self.job.repeat)
+        """The file that the encoder comes from: ``pretrained``, or the run's own pretraining."""
+        if self.config.pretrained:
+            return Path(self.config.pretrained)
+        return self.run_dir / f"moco{self.config.self_max_epoch}.pt"
 
-    def settings(self) -> dict[str, Any]:
-        """Also what the encoder was at the start."""
-        settings = super().settings()
+    def made_first(self) -> bool:
+        """Whether this command is going to make the file that the encoder comes from."""
+        if self.config.pretrained or "self" not in self.config.stage_list:
+            return False
+        with suppress(CheckpointError):
+            state = SelfSupervised(self.job).saved()
+            return state is None or not state["finished"]
+        return True  # its own trouble is reported by pretraining
+
+    def decisive_settings(self, ahead: bool = False) -> dict[str, Any]:
+        """Also what the encoder is at the start, in the place of the file's name."""
+        settings = super().decisive_settings(ahead)
+        del settings["pretrained"]
+        if ahead and self.made_first():
+            return settings
         state = network_state(load(self.pretrained()), source=self.pretrained())
         digest = hashlib.sha256()
         for key in sorted(k for k in state if k.startswith("encode.")):
-            digest.update(state[key].contiguous().numpy().tobytes())
-        settings["pretrained weights"] = digest.hexdigest()[:16]
-        return settings
+            digest.update(state[key].float().contiguous().numpy().tobytes())
+        return {**settings, WEIGHTS: digest.hexdigest()[:16]}
+
+    def problems(self, ahead: bool = False) -> list[str]:
+        """Also if what it starts from is absent or does not fit."""
+        path = self.pretrained()
+        if ahead and self.made_first():
+            return super().problems(ahead)
+        if not path.exists():
+            others = ", ".join(sorted(p.name for p in path.parent.glob("moco*.pt")))
+            hint = f"--self_max_epoch (there is {others})" if others else "--pretrained FILE"
+            return [f"{path}: no such file; pretrain first (-stages self-fine), or give {hint}"]
+        try:
+            transfer(super().network(), network_state(load(path), source=path), source=path)
+        except CheckpointError as error:
+            return [str(error)]
+        return super().problems(ahead)
 
     def network(self) -> nn.Module:
         """The UNet with everything but its last layer pretrained."""
@@ -540,16 +676,9 @@ def experiment_dir(config: Config, stage: str) -> Path:
     return Path(config.output_dir) / f"{config.name}_{kind}"
 
 
-def pretrained_path(config: Config, size: str, repeat: int, epochs: int) -> Path:
-    """Where pretraining writes its checkpoint after so many epochs."""
-    return experiment_dir(config, "self") / run_label(size, repeat) / f"moco{epochs}.pt"
-
-
-def start_path(config: Config, size: str, repeat: int) -> Path:
-    """What fine-tuning starts from: ``pretrained``, or the run's own pretraining."""
-    if config.pretrained:
-        return Path(config.pretrained)
-    return pretrained_path(config, size, repeat, config.self_max_epoch)
+def picture_name(image: str) -> str:
+    """File name of the prediction of a test image."""
+    return f"{Path(image).stem}.png"
 
 
 def fingerprint(samples: Iterable[Sample], store: ImageStore) -> str:
@@ -557,42 +686,11 @@ def fingerprint(samples: Iterable[Sample], store: ImageStore) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(sample.name.encode(errors="backslashreplace"))
-        digest.update(store.image(sample.image).numpy().tobytes())
-        if sample.mask is not None:
-            digest.update(store.mask(sample.mask).numpy().tobytes())
+        files = [store.image(sample.image)]
+        files += [store.mask(sample.mask)] if sample.mask is not None else []
+        for pixels in files:
+            digest.update(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """'name was old, is new' for each setting that differs; tuples come back as they were."""
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        before, now = old.get(name), new.get(name)
-        if isinstance(before, (list, tuple)) and isinstance(now, (list, tuple)):
-            before, now = list(before), list(now)
-        if before != now:
-            lines.append(f"{name} was {before}, is {now}")
-    return lines
-
-
-# --- numbers and batches --------------------------------------------------------------------------
-
-
-def mixed_seed(*numbers: int) -> int:
-    """One seed out of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on the device, pictures channels last."""
-    moved = {}
-    for key, value in batch.items():
-        if isinstance(value, Tensor) and value.ndim == 4:
-            value = value.to(device, memory_format=torch.channels_last, non_blocking=True)
-        elif isinstance(value, Tensor):
-            value = value.to(device, non_blocking=True)
-        moved[key] = value
-    return moved
 
 
 def equal_sizes(
@@ -618,53 +716,6 @@ def equal_sizes(
         yield batch()
 
 
-def choose_device(name: str) -> torch.device:
-    """The device called ``name``; 'auto' takes CUDA, then MPS, then the CPU.
-
-    Raises:
-        ConfigError: this machine or this PyTorch does not have it.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            name = "cuda"
-        elif torch.backends.mps.is_available():
-            name = "mps"
-        else:
-            name = "cpu"
-    device = torch.device(name)
-    absent = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if absent:
-        raise ConfigError(
-            f"device: found {name}, which PyTorch does not see here; give --device auto"
-        )
-    return device
-
-
-def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast; 'auto' takes bf16 where the processor multiplies it natively."""
-    if amp == "off":
-        return None
-    if amp == "bf16" or native_bf16(device):
-        return torch.bfloat16
-    return None
-
-
-def native_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than fp32: CUDA from Ampere on, CPUs with AMX tiles."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    if device.type != "cpu":
-        return False
-    try:
-        return " amx_bf16 " in f"{Path('/proc/cpuinfo').read_text(encoding='utf-8')} ".replace(
-            "\n", " "
-        )
-    except OSError:
-        return False
-
-
 # --- an experiment --------------------------------------------------------------------------------
 
 
@@ -675,9 +726,9 @@ def run(config: Config) -> None:
         config: the settings.
 
     Raises:
-        ConfigError, DataError, CheckpointError, LogError, PictureError: something that the user
-            can mend; the message has one line per problem.
-        TrainingError: a loss that is not finite.
+        ConfigError, DataError, and the other ``USER_ERRORS``: something that the user can mend; the
+            message has one line per problem.
+        TrainingError: numbers that are not finite.
     """
     config = config.resolved()
     if config.threads:
@@ -689,6 +740,7 @@ def run(config: Config) -> None:
         config.data_dir,
         num_classes=config.num_classes,
         image_size=config.image_size,
+        ignore_label=config.ignore_label,
         stages=config.stage_list,
         sizes=config.sizes,
         repeats=config.repeat_list,
@@ -696,56 +748,28 @@ def run(config: Config) -> None:
         self_mode_needs_groups=method.needs_groups,
         needs_annotated=method.needs_annotated,
     )
-    runs = [(s, r) for s in config.sizes for r in (config.repeat_list if s != "f" else (0,))]
-    check_starts(config, runs)
-    for warning in report.warnings:
-        print(f"Warning: {warning}")
-    for size, repeat in runs:
-        job = Job(config, report.store, size, repeat, device, amp)
-        for stage in config.stage_list:
-            STAGES[stage](job).run()
-            if stage != "self":
-                write_results(experiment_dir(config, stage), stage)
+    jobs = [
+        Job(config, report.store, size, repeat, device, amp)
+        for size in config.sizes
+        for repeat in (config.repeat_list if size != "f" else (0,))
+    ]
+    stages = [STAGES[name] for name in config.stage_list]
+    with ExitStack() as stack:
+        for folder in dict.fromkeys(stage(job).run_dir for job in jobs for stage in stages):
+            stack.enter_context(locked(folder))
+        problems = [line for job in jobs for s in stages for line in s(job).problems(ahead=True)]
+        if problems:
+            raise ConfigError("\n".join(dict.fromkeys(problems)))
+        for warning in report.warnings:
+            to_terminal(f"Warning: {warning}")
+        for job in jobs:
+            for stage in stages:
+                stage(job).run()
+                if stage is not SelfSupervised:
+                    write_results(experiment_dir(config, stage.stage), stage.stage)
     folders = {experiment_dir(config, s): s for s in config.stage_list if s != "self"}
     if folders:
-        print(results_table(folders))
-
-
-def check_starts(config: Config, runs: Sequence[tuple[str, int]]) -> None:
-    """Make sure that what fine-tuning starts from is there and fits, unless it is made before.
-
-    Raises:
-        CheckpointError: all files that do not, a line or more each.
-    """
-    if "fine" not in config.stage_list or ("self" in config.stage_list and not config.pretrained):
-        return
-    problems = []
-    for path in dict.fromkeys(start_path(config, *r) for r in runs):
-        try:
-            network = UNet(config.num_classes, config.channels)
-            transfer(network, network_state(load(path), source=path), source=path)
-        except CheckpointError as error:
-            problems.append(str(error))
-    if problems:
-        hint = "pretrain first (-stages self-fine), or give --pretrained FILE or --self_max_epoch"
-        raise CheckpointError("\n".join([*problems, f"Fine-tuning cannot start: {hint}"]))
-
-
-@contextmanager
-def termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does, where a handler can be set."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        to_terminal(results_table(folders))
 
 
 def main(
@@ -762,21 +786,34 @@ def main(
 
     Returns:
         The exit code: 0, 2 for something the user can mend, 1 for numbers that went wrong, 130
-        when interrupted.
+        when interrupted, 143 when terminated.
     """
+    again = "The same command goes on from the last saved epoch"
     try:
         with termination_as_interrupt():
             config = parse_config(argv, **defaults)
+            if config.overwrite or config.resume == "never":
+                again = (
+                    "Without --overwrite and --resume never, the same command goes on from there"
+                )
             if prepare is not None:
                 prepare(config)
             run(config)
     except USER_ERRORS as error:
-        print(error, file=sys.stderr)
-        return 2
+        return complain(str(error), 2)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        what = str(error).partition("\n")[0] or "the machine's"
+        return complain(f"Out of memory: {what}; give a smaller batch, --top_k or --image_size", 2)
     except TrainingError as error:
-        print(error, file=sys.stderr)
-        return 1
+        return complain(str(error), 1)
+    except Termination:
+        return complain(f"Terminated. {again}.", TERMINATED)
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from the last saved epoch.", file=sys.stderr)
-        return 130
+        return complain(f"Interrupted. {again}.", INTERRUPTED)
     return 0
+
+
+def complain(text: str, code: int) -> int:
+    """Print a message to stderr; returns the exit code."""
+    print(text, file=sys.stderr)
+    return code

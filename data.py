@@ -7,7 +7,9 @@ on the number of worker processes nor on what was drawn before.
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -104,11 +106,14 @@ def find_split(data_dir: str | Path, split: str) -> list[Sample]:
     """Images of ``data_dir/split/img`` in the order of their names, each with its mask in ``gt``.
 
     Hidden files, ``Thumbs.db`` and files of other types are left out; a missing folder is empty.
+
+    Raises:
+        DataError: a folder that may not be listed.
     """
     folder = Path(data_dir) / split
-    masks = {p.stem: p for p in _list_files(folder / "gt") if p.suffix.lower() == MASK_SUFFIX}
+    masks = {_key(p): p for p in _list_files(folder / "gt") if p.suffix.lower() == MASK_SUFFIX}
     images = (p for p in _list_files(folder / "img") if p.suffix.lower() in IMAGE_SUFFIXES)
-    return [Sample(path, masks.get(path.stem)) for path in images]
+    return [Sample(path, masks.get(_key(path))) for path in images]
 
 
 def annotated_split(data_dir: str | Path, size: str, repeat: int = 0) -> str:
@@ -135,10 +140,25 @@ def number_groups(samples: Iterable[Sample]) -> dict[str, int]:
 
 
 def _list_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    return [path for path in _list_names(folder) if os.path.isfile(path)]
+
+
+def _list_names(folder: Path) -> list[Path]:
+    """What the folder holds, in order, but nothing hidden; DataError if it may not be listed."""
+    if not os.path.isdir(folder):
         return []
-    files = (p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
-    return sorted(p for p in files if p.name.lower() != "thumbs.db")
+    try:
+        names = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be listed ({error.strerror}); check its permissions"
+        ) from None
+    return [p for p in names if not p.name.startswith(".") and p.name.lower() != "thumbs.db"]
+
+
+def _key(path: Path) -> str:
+    """By which images and masks find each other: macOS writes an accent as a letter of its own."""
+    return unicodedata.normalize("NFC", path.stem)
 
 
 # ---------------------------------------------------------------- checking
@@ -184,7 +204,7 @@ def check_data(
         DataError: all problems found, one line each (after 30 lines only their number).
     """
     root = Path(data_dir)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(missing_set(root))
     check = _Check(root, num_classes, ImageStore(image_size, ignore_label))
     supervised = bool({"fine", "sup"} & set(stages))
@@ -214,7 +234,8 @@ def check_data(
 
 def missing_set(root: Path) -> str:
     """What to do when the set's folder is not there: several lines."""
-    lines = [f"{root}: no such folder; give the folder of your set with --data_dir. Its layout:"]
+    what = "a file, not a folder" if os.path.isfile(root) else "no such folder"
+    lines = [f"{root}: {what}; give the folder of your set with --data_dir. Its layout:"]
     if root.name in ("aluminum", "aluminium"):
         lines = [
             f"{root}: no such folder; this is the paper's set (198 images of 376x376, academic use"
@@ -234,11 +255,18 @@ class _Check:
     def folder(self, split: str, masks: bool = False) -> list[Sample]:
         """Check the images of a folder, and their masks if wanted; return the sound ones."""
         folder = self.root / split / "img"
-        samples = find_split(self.root, split)
+        try:
+            samples = find_split(self.root, split)
+        except DataError as error:
+            self.problems.append(str(error))
+            return []
         others = [p for p in _list_files(folder) if p.suffix.lower() not in IMAGE_SUFFIXES]
-        if not folder.is_dir():
+        no_files = [p for p in _list_names(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
+        no_files = [p for p in no_files if not os.path.isfile(p)]
+        self.problems += [_not_a_file(path) for path in no_files]
+        if not os.path.isdir(folder):
             self.problems.append(f"{folder}: no such folder; {_purpose(split)}")
-        elif not samples:
+        elif not samples and not no_files:
             found = f" (only files like {others[0].name})" if others else ""
             self.problems.append(f"{folder}: no image in it{found}; {_purpose(split)}")
         elif others:
@@ -246,11 +274,10 @@ class _Check:
                 f"{others[0]}: {len(others)} file(s) in this folder left out; "
                 f"read are {' '.join(IMAGE_SUFFIXES)}"
             )
-        for stem, count in Counter(s.image.stem for s in samples).items():
-            if count > 1:
-                same = ", ".join(s.name for s in samples if s.image.stem == stem)
-                self.problems.append(f"{folder}: {same} share one name; rename or remove one")
+        self._twins([s.image for s in samples])
         if masks:
+            gt = self.root / split / "gt"
+            self._twins([p for p in _list_files(gt) if p.suffix.lower() == MASK_SUFFIX])
             self._stray_masks(split, samples)
         return [s for s in samples if self._image(s.image) and (not masks or self._mask(s))]
 
@@ -296,10 +323,22 @@ class _Check:
             raise DataError("\n".join(lines))
         return DataReport(self.store, tuple(dict.fromkeys(self.warnings)))
 
+    def _twins(self, paths: list[Path]) -> None:
+        """No two images, or masks, of one folder may differ by their suffix alone."""
+        by_key = defaultdict(list)
+        for path in paths:
+            by_key[_key(path)].append(path)
+        for same in by_key.values():
+            if len(same) > 1:
+                names = ", ".join(path.name for path in same)
+                self.problems.append(
+                    f"{same[0].parent}: {names} share one name; rename or remove one"
+                )
+
     def _stray_masks(self, split: str, samples: list[Sample]) -> None:
-        stems = {s.image.stem for s in samples}
+        keys = {_key(s.image) for s in samples}
         for path in _list_files(self.root / split / "gt"):
-            if path.stem not in stems:
+            if _key(path) not in keys:
                 self.warnings.append(f"{path}: mask without an image; not used")
 
     def _image(self, path: Path) -> bool:
@@ -318,9 +357,12 @@ class _Check:
     def _mask(self, sample: Sample) -> bool:
         if sample.mask is None:
             folder = sample.image.parent.parent / "gt"
-            other = [p.name for p in _list_files(folder) if p.stem == sample.image.stem]
-            found = f" (there is {other[0]})" if other else ""
             wanted = folder / f"{sample.image.stem}{MASK_SUFFIX}"
+            if os.path.lexists(wanted):
+                self.problems.append(_not_a_file(wanted))
+                return False
+            other = [p.name for p in _list_files(folder) if _key(p) == _key(sample.image)]
+            found = f" (there is {other[0]})" if other else ""
             self.problems.append(f"{sample.image}: no mask{found}; save its mask as {wanted}")
             return False
         try:
@@ -336,6 +378,12 @@ class _Check:
             self.problems.append(
                 f"{sample.mask}: {_size_text(size)}, its image is {_size_text(image_size)}; "
                 "a mask has the size of its image"
+            )
+            return False
+        if not labelled.size:
+            self.problems.append(
+                f"{sample.mask}: no pixel has a class, all are {self.store.ignore_label}; label "
+                "some, or correct --ignore_label"
             )
             return False
         if highest >= self.num_classes:
@@ -357,6 +405,15 @@ def _purpose(split: str) -> str:
     if split == "test_numf":
         return "put the test images there, their masks in gt beside it"
     return "put annotated images there (masks in gt beside it), or choose other --repeats"
+
+
+def _not_a_file(path: Path) -> str:
+    """What is wrong with a name that stands for no file."""
+    if os.path.isdir(path):
+        return f"{path}: a folder, not a file; rename or remove it"
+    if os.path.islink(path):
+        return f"{path}: a link to {os.readlink(path)}, which is not there; mend or remove it"
+    return f"{path}: not a regular file; remove it"
 
 
 def _size_text(size: tuple[int, int]) -> str:

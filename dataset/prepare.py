@@ -173,8 +173,8 @@ def report_lines(settings: Settings, plan: Plan) -> list[str]:
     lines += ["", *_missing_classes(plan)]
     if plan.ignored and settings.ignored_as == IGNORED:
         plan.warnings.append(
-            f"{plan.ignored} pixels without a label are written as {IGNORED}: give "
-            f"--ignore_label {IGNORED} to train.py, or write them as a class with --ignored-as CLASS"
+            f"{plan.ignored} pixels without a label are written as {IGNORED}: train with "
+            f"--ignore_label {IGNORED}, or write them as a class with --ignored-as CLASS"
         )
     elif plan.rule.ids.tolist().count(IGNORED) and settings.ignored_as != IGNORED:
         lines.append(f"pixels without a label are written as class {settings.ignored_as}")

@@ -136,7 +136,7 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("repeats", ["", "0", "4", "314", "0123456789"]),
     ("num_classes", [2, 5, 255]),
     ("ignore_label", [None, 4, 255]),
-    ("image_size", [0, 8, 376]),
+    ("image_size", [0, 16, 376]),
     ("seed", [0, 2**32 - 1]),
     ("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15", "mps"]),
     ("amp", ["auto", "off", "bf16"]),
@@ -173,7 +173,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("repeats", ["00", "0,1", "a", "-1", 0, None, "\u0661", "010"]),
     ("num_classes", [1, 0, -4, 256, 4.0, "4", None, True]),
     ("ignore_label", [0, 1, 3, 256, "255", True]),
-    ("image_size", [-1, 1, 7, 32769, 0.5]),
+    ("image_size", [-1, 1, 15, 32769, 0.5]),
     (
         "mapping",
         [(0, 1, 2), (0, 1, 2, 2), (0, 1, 2, 256), (-1, 0, 1, 2), 5, "0123", (0.5, 1, 2, 3)],

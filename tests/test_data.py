@@ -1,5 +1,6 @@
 """Finding, checking, views and batches, on small sets made here."""
 
+import multiprocessing
 import os
 import pickle
 import random
@@ -468,6 +469,21 @@ def test_worker_processes_change_nothing(root):
     for epoch in (0, 3, 1):  # persistent workers must follow the epoch
         assert_same(alone.epoch(epoch), helped.epoch(epoch))
     assert len(helped) == len(alone)
+
+
+def test_worker_processes_started_afresh_change_nothing(root):
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)  # as on Windows and macOS
+    try:
+        helped = pretraining(root, workers=2)
+        batches = [list(helped.epoch(epoch)) for epoch in (0, 2)]
+        assert type(helped._loader._iterator._workers[0]).__name__ == "SpawnProcess"
+        del helped  # ends its processes
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    alone = pretraining(root)
+    for epoch, found in zip((0, 2), batches, strict=True):
+        assert_same(alone.epoch(epoch), found)
 
 
 def test_datasets_travel_to_processes_started_afresh(root):

@@ -165,7 +165,7 @@ class StateFile:
     def begin(self, state: Mapping[str, Any]) -> None:
         """Save the first state of a training; one of an earlier training goes."""
         save(self.path, state)
-        self._remove_previous()
+        self.remove_previous()
         self._damaged = False
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -179,9 +179,10 @@ class StateFile:
     def finish(self, state: Mapping[str, Any]) -> None:
         """Save the last state, and keep no other."""
         save(self.path, state)
-        self._remove_previous()
+        self.remove_previous()
 
-    def _remove_previous(self) -> None:
+    def remove_previous(self) -> None:
+        """Remove the older state, of which a finished training has no use."""
         with _writing(self.previous):
             self.previous.unlink(missing_ok=True)
 

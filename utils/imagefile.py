@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +16,35 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from torch import Tensor
 
 from utils.losses import IGNORED
 
 Pixels = NDArray[np.uint8]
-PNG_MAGIC, TIFF_MAGICS = b"\x89PNG", (b"II*\0", b"MM\0*")
+
+MAX_PIXELS = 400_000_000
+"""Largest image, 20000 x 20000: one that claims more is refused before memory is taken for it."""
+
+PNG_MAGIC = b"\x89PNG"
+# What a file begins with decides how it is read, whatever its name ends with.
+DECODERS: dict[bytes, type[ImageFile]] = {
+    PNG_MAGIC: PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+    b"BM": BmpImageFile,
+    b"II*\0": TiffImageFile,
+    b"MM\0*": TiffImageFile,
+    b"II+\0": TiffImageFile,  # with 64-bit offsets
+    b"MM\0+": TiffImageFile,
+}
+WIDTH, HEIGHT, BITS_PER_SAMPLE, ORIENTATION = 256, 257, 258, 274  # tags of a TIFF
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; _check_size has the one that counts
 
 
 class DataError(ValueError):
@@ -33,7 +60,8 @@ def read_image(path: str | Path) -> Pixels:
     in images and masks alike.
 
     Raises:
-        DataError: the file cannot be read, is cut short, or holds another kind of pixels.
+        DataError: the file cannot be read, is cut short, holds another kind of pixels, or claims
+            more than ``MAX_PIXELS``.
     """
     picture, raw = _open(path)
     if picture is None or _is_deep_colour(picture, raw):
@@ -43,7 +71,8 @@ def read_image(path: str | Path) -> Pixels:
     else:
         # Palettes, CMYK and the like become RGB; 1-bit and gray with transparency become gray.
         gray = picture.mode in ("1", "L", "LA", "La")
-        pixels = np.asarray(picture.convert("L" if gray else "RGB"))
+        with _decoding(path):
+            pixels = np.asarray(picture.convert("L" if gray else "RGB"))
     if pixels.dtype != np.uint8:
         if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 65535:
             raise DataError(f"{path}: pixels are {pixels.dtype}; save it with 8 or 16 bits")
@@ -59,9 +88,14 @@ def read_mask(path: str | Path) -> Pixels:
     """Read a mask as uint8 (H, W), pixel value = class id; a palette PNG keeps its indices.
 
     Raises:
-        DataError: the file cannot be read, is coloured, or holds values above 255.
+        DataError: the file cannot be read, is a JPEG, is coloured, holds fractions or values above
+            255, or claims more than ``MAX_PIXELS``.
     """
     picture, raw = _open(path)
+    if isinstance(picture, JpegImageFile):
+        raise DataError(
+            f"{path}: a JPEG, whatever its name; JPEG changes class ids: export the mask as PNG"
+        )
     if picture is None or _is_deep_colour(picture, raw):
         ids = _decode_with_opencv(path, raw)
     else:
@@ -71,12 +105,14 @@ def read_mask(path: str | Path) -> Pixels:
     if ids.ndim == 3:
         ids = ids[..., : 1 if ids.shape[-1] == 2 else 3]  # without transparency
         if (ids != ids[..., :1]).any():
-            colours = len(np.unique(ids.reshape(-1, 3), axis=0))
+            colours = len(np.unique(ids.astype(np.int64) @ (2**32, 2**16, 1)))
             raise DataError(
                 f"{path}: coloured mask ({colours} colours); "
                 "save one channel (8-bit gray or palette) with pixel value = class id"
             )
         ids = ids[..., 0]
+    if ids.dtype.kind == "f" and not (np.isfinite(ids).all() and (ids == np.rint(ids)).all()):
+        raise DataError(f"{path}: fractions in a mask; pixel values must be class ids")
     low, high = ids.min(), ids.max()
     if low < 0 or high > 255:
         value = high if high > 255 else low
@@ -149,18 +185,23 @@ class ImageStore:
         if key not in self._pixels:
             pixels = read_image(path) if kind == "image" else read_mask(path)
             self._file_sizes[key] = pixels.shape[0], pixels.shape[1]
+            if kind == "mask" and self.ignore_label not in (None, IGNORED):
+                if (pixels == IGNORED).any():  # it is no class, and in memory it means unlabelled
+                    raise DataError(
+                        f"{path}: value {IGNORED} in a mask whose unlabelled pixels are "
+                        f"{self.ignore_label}; correct the mask or --ignore_label"
+                    )
+                pixels = np.where(pixels == self.ignore_label, np.uint8(IGNORED), pixels)
             if self.image_size:
                 resize = resize_image if kind == "image" else resize_mask
                 pixels = resize(pixels, self.image_size)
-            if kind == "mask" and self.ignore_label is not None:
-                pixels = np.where(pixels == self.ignore_label, np.uint8(IGNORED), pixels)
             if kind == "image":
                 pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
             self._pixels[key] = np.ascontiguousarray(pixels)
         return self._pixels[key]
 
 
-def _open(path: str | Path) -> tuple[Image.Image | None, bytes]:
+def _open(path: str | Path) -> tuple[ImageFile | None, bytes]:
     """Decode with Pillow, which notices files that were cut short, and return the bytes too.
 
     None stands for a TIFF of a kind that Pillow does not know.
@@ -171,41 +212,118 @@ def _open(path: str | Path) -> tuple[Image.Image | None, bytes]:
         raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
     if not raw:
         raise DataError(f"{path}: empty file (0 bytes); copy it again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters is raised below, in one line
-            picture = Image.open(io.BytesIO(raw))
-            picture.load()
-    except Exception as error:  # decoders meet broken files with any exception
-        if isinstance(error, UnidentifiedImageError) and raw.startswith(TIFF_MAGICS):
+    decoder = next((kind for magic, kind in DECODERS.items() if raw.startswith(magic)), None)
+    if decoder is None:
+        raise DataError(f"{path}: not an image of type jpg, png, bmp or tif; export it as one")
+    tiff = decoder is TiffImageFile
+    with _decoding(path), _silence() if tiff else nullcontext():
+        if tiff:
+            raw = _upright(raw)
+        try:
+            picture = decoder(io.BytesIO(raw))
+        except SyntaxError:  # the kind of pixels is unknown
+            if not tiff:
+                raise
+            _check_tiff(path, raw)
             return None, raw
-        raise _broken(path) from None
+        _check_size(path, *picture.size)
+        ends = [tile[1][2:] for tile in picture.tile if tile[1] is not None]
+        if tuple(map(max, zip(*ends, strict=True))) != picture.size:
+            raise _broken(path)  # Pillow would take what the file lacks for black
+        picture.load()
     return picture, raw
 
 
-def _is_deep_colour(picture: Image.Image, raw: bytes) -> bool:
+@contextmanager
+def _decoding(path: str | Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into one line; what it warns of is not worth one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except DataError:
+        raise
+    except MemoryError:
+        raise DataError(f"{path}: does not fit into the memory; make the image smaller") from None
+    except Exception:  # decoders meet broken files with any exception
+        raise _broken(path) from None
+
+
+_stderr = threading.Lock()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Let libtiff and libpng, which print to file descriptor 2 themselves, print nowhere."""
+    with _stderr:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is no such descriptor, so nothing is printed
+            yield
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _check_size(path: str | Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{path}: {width}x{height} pixels, more than the {MAX_PIXELS // 1_000_000} million "
+            "that can be read; cut it into smaller images, or copy it again if it is not so large"
+        )
+    if min(width, height) < 1:
+        raise _broken(path)
+
+
+def _upright(raw: bytes) -> bytes:
+    """The bytes of a TIFF without its orientation, which Pillow and OpenCV would apply."""
+    order = "<" if raw.startswith(b"II") else ">"
+    if raw[2:4] in (b"+\0", b"\0+"):  # 64-bit offsets: longer counts and entries
+        start, count, head, step, value = *struct.unpack_from(f"{order}Q", raw, 8), "Q", 8, 20, 12
+    else:
+        start, count, head, step, value = *struct.unpack_from(f"{order}L", raw, 4), "H", 2, 12, 8
+    entries = struct.unpack_from(order + count, raw, start)[0]
+    edited = bytearray(raw)
+    for place in range(start + head, min(start + head + entries * step, len(raw) - step), step):
+        if struct.unpack_from(f"{order}H", raw, place)[0] == ORIENTATION:
+            struct.pack_into(f"{order}H", edited, place + value, 1)
+    return bytes(edited)
+
+
+def _check_tiff(path: str | Path, raw: bytes) -> None:
+    """Refuse a TIFF for OpenCV by what its header says; may raise anything if it is broken."""
+    tags = ImageFileDirectory_v2(raw[:16] if raw[2:4] in (b"+\0", b"\0+") else raw[:8])
+    stream = io.BytesIO(raw)
+    stream.seek(tags.next)
+    tags.load(stream)
+    _check_size(path, int(tags[WIDTH]), int(tags[HEIGHT]))
+    if max(tags.get(BITS_PER_SAMPLE, (1,))) > 16:
+        bits = max(tags[BITS_PER_SAMPLE])
+        raise DataError(f"{path}: pixels have {bits} bits; save it with 8 or 16 bits")
+
+
+def _is_deep_colour(picture: ImageFile, raw: bytes) -> bool:
     """16 bits with colour or transparency, of which Pillow keeps the high byte only."""
     if raw.startswith(PNG_MAGIC):
         return raw[24] == 16 and raw[25] != 0
-    bits = getattr(picture, "tag_v2", {}).get(258, (8,))  # 258: TIFF's bits per sample
+    bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
     return picture.mode in ("RGB", "RGBA", "RGBX") and max(bits) > 8
 
 
 def _decode_with_opencv(path: str | Path, raw: bytes) -> NDArray[Any]:
     """Decode what Pillow has no mode for, in RGB order."""
-    log = getattr(cv2.utils, "logging", cv2)  # it moved into a module with OpenCV 5
-    level = log.getLogLevel()
-    log.setLogLevel(0)  # a broken file gets our line, not OpenCV's
-    try:
+    with _decoding(path), _silence():
         pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        pixels = None
-    finally:
-        log.setLogLevel(level)
     if pixels is None:
         raise _broken(path)
     return np.asarray(pixels[..., 2::-1] if pixels.ndim == 3 else pixels)
 
 
 def _broken(path: str | Path) -> DataError:
-    return DataError(f"{path}: not an image, or cut short; copy or export it again")
+    return DataError(f"{path}: damaged or cut short, or not an image; copy or export it again")

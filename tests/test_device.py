@@ -1,0 +1,91 @@
+"""Devices, precision and seeds; what needs an accelerator is pretended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils import device as room
+from utils.device import DeviceError, choose_device, choose_precision, mixed_seed, to_device
+
+CPU = torch.device("cpu")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool = False) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(2, True, "cuda"), (0, True, "mps"), (0, False, "cpu")]
+)
+def test_auto_takes_the_best_there_is(
+    monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool, expected: str
+) -> None:
+    pretend(monkeypatch, cuda, mps)
+    assert choose_device("auto") == torch.device(expected)
+
+
+def test_a_device_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, cuda=2)
+    assert choose_device("cpu") == CPU
+    assert choose_device("cuda") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize(("name", "cuda"), [("cuda", 0), ("cuda:2", 2), ("mps", 2)])
+def test_a_device_that_is_absent_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, name: str, cuda: int
+) -> None:
+    pretend(monkeypatch, cuda)
+    with pytest.raises(DeviceError) as error:
+        choose_device(name)
+    assert name in str(error.value) and "--device auto" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_precision_follows_the_processor_only_when_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native in (False, True):
+        monkeypatch.setattr(room, "native_bf16", lambda device, native=native: native)
+        assert choose_precision("off", CPU) is None
+        assert choose_precision("bf16", CPU) is torch.bfloat16
+        assert choose_precision("auto", CPU) is (torch.bfloat16 if native else None)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True)])
+def test_bf16_is_native_from_ampere_on(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert room.native_bf16(torch.device("cuda")) is expected
+
+
+def test_bf16_is_native_on_a_cpu_that_lists_it(tmp_path: Path) -> None:
+    listed = tmp_path / "cpuinfo"
+    for flags, expected in (("fma avx2 amx_bf16 amx_tile", True), ("fma amx_bf16x", False)):
+        listed.write_text(f"flags : {flags}\nbugs : none\n")
+        assert room.native_bf16(CPU, str(listed)) is expected
+    listed.write_text("flags : fma amx_bf16\n")
+    assert room.native_bf16(CPU, str(listed))
+    assert not room.native_bf16(CPU, str(tmp_path / "absent"))
+    assert not room.native_bf16(torch.device("mps"), str(listed))
+
+
+def test_a_batch_moves_and_keeps_what_is_no_tensor() -> None:
+    picture = torch.randn(2, 3, 4, 5)
+    batch = {"image": picture, "mask": torch.ones(2, 4, 5), "name": ["a", "b"]}
+    moved = to_device(batch, CPU)
+    assert list(moved) == ["image", "mask", "name"] and moved["name"] == ["a", "b"]
+    assert torch.equal(moved["image"], picture) and torch.equal(moved["mask"], batch["mask"])
+    assert moved["image"].is_contiguous(memory_format=torch.channels_last)
+    assert batch["image"] is picture
+
+
+def test_mixed_seeds_differ_in_every_number_and_in_order() -> None:
+    seeds = {mixed_seed(a, b, c) for a in range(4) for b in range(4) for c in range(4)}
+    assert len(seeds) == 64
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert mixed_seed(1, 2) == mixed_seed(1, 2)

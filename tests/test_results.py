@@ -1,0 +1,82 @@
+"""The table of an experiment, from states written by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utils.checkpoint import save
+from utils.results import ResultsError, read_results, results_table, table, write_results
+
+
+def evaluation(epoch: int, acc: float, dice: float, miou: float) -> dict[str, Any]:
+    return {"epoch": epoch, "acc": acc, "dice": dice, "miou": miou}
+
+
+def state(folder: Path, run: str, *evaluations: dict[str, Any], finished: bool = True) -> None:
+    contents = {"settings": {}, "outputs": [], "finished": finished}
+    save(folder / run / "state_fine.pt", {**contents, "evaluations": list(evaluations)})
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    """Two runs of data size 1, one of all images, and some that do not count."""
+    folder = tmp_path / "steel_moco"
+    state(folder, "1_0", evaluation(1, 0.5, 0.9, 0.8), evaluation(3, 0.75, 0.25, 0.125))
+    state(folder, "1_1", evaluation(1, 0.5, 0.5, 0.25), evaluation(3, 0.5, 0.75, 0.5))
+    state(folder, "f", evaluation(0, 1.0, math.nan, math.nan))
+    state(folder, "1_2", evaluation(1, 0.9, 0.9, 0.9), finished=False)
+    state(folder, "1_3")
+    (folder / "1_4").mkdir()
+    (folder / "1_4" / "state_fine.pt").write_bytes(b"PK damaged")
+    (folder / "1_4" / "state_sup.pt").write_bytes(b"PK another stage")
+    return folder
+
+
+def test_the_best_is_by_acc_the_first_of_equals_and_the_last_is_the_last(experiment: Path) -> None:
+    results = read_results(experiment, "fine")
+    assert list(results) == ["1_0", "1_1", "f"]
+    assert [(best["epoch"], last["epoch"]) for best, last in results.values()] == [
+        (3, 3),
+        (1, 3),
+        (0, 0),
+    ]
+
+
+def test_the_table_has_each_run_and_the_mean_of_each_size(experiment: Path) -> None:
+    lines = table(experiment, "fine")
+    assert len({len(line) for line in lines}) == 1
+    # By hand: best ACC 0.75 and 0.5, mean 0.625, deviation 0.25 / sqrt(2) = 0.1768.
+    assert [" ".join(line.split()) for line in lines[1:]] == [
+        "1_0 3 0.7500 0.2500 0.1250 3 0.7500 0.2500 0.1250",
+        "1_1 1 0.5000 0.5000 0.2500 3 0.5000 0.7500 0.5000",
+        "1: mean ± std 0.6250 ± 0.1768 0.3750 ± 0.1768 0.1875 ± 0.0884"
+        " 0.6250 ± 0.1768 0.5000 ± 0.3536 0.3125 ± 0.2652",
+        "f 0 1.0000 nan nan 0 1.0000 nan nan",
+    ]
+
+
+def test_eval_txt_says_what_was_chosen_on_what(experiment: Path) -> None:
+    write_results(experiment, "fine")
+    text = (experiment / "eval.txt").read_text(encoding="utf-8")
+    assert text.splitlines()[0] == "steel_moco, stage fine: scores on the test set"
+    assert "chosen with the test set's labels" in text and "last: after the last epoch" in text
+    assert text.splitlines()[-5:] == table(experiment, "fine")
+    printed = results_table({experiment: "fine"})
+    assert printed.splitlines()[1].startswith(str(experiment))
+    assert printed.splitlines()[2:] == table(experiment, "fine")
+
+
+def test_no_finished_run_is_an_empty_table(tmp_path: Path) -> None:
+    (tmp_path / "steel_sup").mkdir()
+    write_results(tmp_path / "steel_sup", "sup")
+    assert len(table(tmp_path / "steel_sup", "sup")) == 1
+
+
+def test_a_table_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError) as error:
+        write_results(tmp_path / "absent", "fine")
+    assert "eval.txt" in str(error.value) and "\n" not in str(error.value)
