@@ -161,7 +161,7 @@ class Config:
         "repeat with each of the five annotated images; False: only with number 0")
     repeats: str = setting("Experiment", "",
         "numbers of the annotated images as digits, such as 014, whatever multi_round says; empty: "
-        "01234, or 0 without multi_round",
+        "those of 01234 that the set has, or 0 without multi_round",
         source=OURS, pattern=NOTHING_TWICE + "[0-9]*", allowed="digits such as 01234, each once")
     num_classes: int = setting(
         "Experiment", 4, "classes of the masks, class 0 being the matrix or background",
@@ -315,21 +315,22 @@ class Config:
         return tuple(self.data_size)
 
     @property
-    def repeat_list(self) -> tuple[int, ...]:
-        """The numbers of the annotated images in the order given (data size f has none)."""
-        return tuple(int(digit) for digit in self.resolved().repeats)
+    def repeat_list(self) -> tuple[int, ...] | None:
+        """The numbers of the annotated images in the order given; None: all that are there."""
+        if self.repeats or not self.multi_round:
+            return tuple(int(digit) for digit in self.repeats or "0")
+        return None
 
     def resolved(self) -> Config:
-        """Fill what was left open: repeats, top_k, class_weight and mapping.
+        """Fill what was left open: top_k, class_weight and mapping.
 
         ``fine_max_epoch`` and ``eval_every`` depend on the data size and stay as they are: ask
-        ``epochs_for`` and ``eval_every_for``.
+        ``epochs_for`` and ``eval_every_for``. ``repeats`` depends on the data: ask ``repeat_list``.
         """
         classes = self.num_classes
         spread = tuple(round(255 * label / (classes - 1)) for label in range(classes))
         return dataclasses.replace(
             self,
-            repeats=self.repeats or ("01234" if self.multi_round else "0"),
             top_k=TOP_K.get(self.self_mode) if self.top_k is None else self.top_k,
             class_weight=self.class_weight
             or (CLASS_WEIGHT_OF_4 if classes == 4 else (1.0,) * classes),

@@ -25,6 +25,7 @@ from data import (
     Batches,
     DataError,
     Sample,
+    annotated_repeats,
     annotated_split,
     check_data,
     find_split,
@@ -751,7 +752,7 @@ def run(config: Config) -> None:
     jobs = [
         Job(config, report.store, size, repeat, device, amp)
         for size in config.sizes
-        for repeat in (config.repeat_list if size != "f" else (0,))
+        for repeat in annotated_repeats(config.data_dir, size, config.repeat_list)
     ]
     stages = [STAGES[name] for name in config.stage_list]
     with ExitStack() as stack:

@@ -33,6 +33,7 @@ MEAN = (0.49139968, 0.48215841, 0.44653091)
 STD = (0.24703223, 0.24348513, 0.26158784)
 SMALLEST_SIDE = 16  # the UNet halves three times and its crops must keep a position at 1/4
 MAX_LINES = 30
+MOST_REPEATS = 5  # annotated images in turn, when nobody says which
 
 # Streams of random numbers: the first number after the seed.
 TRAIN, ANNOTATED, FINE, TRAIN_ORDER, ANNOTATED_CHOICE, FINE_ORDER = range(1, 7)
@@ -123,6 +124,23 @@ def annotated_split(data_dir: str | Path, size: str, repeat: int = 0) -> str:
     return "sup_numf" if (Path(data_dir) / "sup_numf").is_dir() else "train_numf"
 
 
+def annotated_repeats(
+    data_dir: str | Path, size: str, repeats: Iterable[int | str] | None = None
+) -> tuple[int, ...]:
+    """Which annotated images of a data size to run: those asked for, else those that are there.
+
+    Left open (None), these are the ones of 0 ... 4 that have a folder, and number 0 in any case;
+    data size 'f' takes all images at once and has number 0 only.
+    """
+    if size == "f":
+        return (0,)
+    if repeats is not None:
+        return tuple(int(r) for r in repeats)
+    root = Path(data_dir)
+    there = [r for r in range(MOST_REPEATS) if (root / annotated_split(root, size, r)).is_dir()]
+    return tuple(there) or (0,)
+
+
 def pretraining_samples(data_dir: str | Path, use_unlabelled: bool) -> list[Sample]:
     """All training images, with those of ``train_unlabelled`` when wanted."""
     extra = find_split(data_dir, "train_unlabelled") if use_unlabelled else []
@@ -180,7 +198,7 @@ def check_data(
     ignore_label: int | None = None,
     stages: Sequence[str] = ("self", "fine"),
     sizes: Iterable[str] = ("1",),
-    repeats: Iterable[int | str] = (0,),
+    repeats: Iterable[int | str] | None = (0,),
     use_unlabelled: bool = False,
     self_mode_needs_groups: bool = False,
     needs_annotated: bool = True,
@@ -192,7 +210,8 @@ def check_data(
         num_classes: C; a class id of C or more in a mask is an error.
         image_size, ignore_label: see ``ImageStore``.
         stages: any of 'self', 'fine', 'sup'.
-        sizes, repeats: which annotated images: data sizes '1', '5', 'f', and numbers of repeats.
+        sizes, repeats: which annotated images: data sizes '1', '5', 'f', and numbers of repeats,
+            see ``annotated_repeats``.
         use_unlabelled: pretraining reads ``train_unlabelled`` too.
         self_mode_needs_groups: pretraining uses the production batches.
         needs_annotated: an annotated image rides along in pretraining.
@@ -208,10 +227,16 @@ def check_data(
         raise DataError(missing_set(root))
     check = _Check(root, num_classes, ImageStore(image_size, ignore_label))
     supervised = bool({"fine", "sup"} & set(stages))
-    repeats = tuple(repeats)
-    splits = [
-        annotated_split(root, s, int(r)) for s in sizes for r in (repeats if s != "f" else "0")
-    ]
+    repeats = None if repeats is None else tuple(repeats)
+    splits = []
+    for size in sizes:
+        numbers = annotated_repeats(root, size, repeats)
+        splits += [annotated_split(root, size, number) for number in numbers]
+        if repeats is None and size != "f" and len(numbers) < MOST_REPEATS:
+            check.warnings.append(
+                f"{root}: {len(numbers)} of the {MOST_REPEATS} folders sup_num{size}_0 ... "
+                f"sup_num{size}_{MOST_REPEATS - 1} are there; as many repeats are run"
+            )
     pretraining = []
     if "self" in stages:
         pretraining += check.folder("train_numf")

@@ -476,9 +476,9 @@ def test_the_table_has_one_row_per_setting_with_five_cells():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({}, {"repeats": "01234", "top_k": 4}),
-        ({"self_mode": "moco"}, {"repeats": "01234", "top_k": 30}),
-        ({"multi_round": False}, {"repeats": "0"}),
+        ({}, {"repeats": "", "top_k": 4}),
+        ({"self_mode": "moco"}, {"repeats": "", "top_k": 30}),
+        ({"multi_round": False}, {"repeats": ""}),
         ({"multi_round": False, "repeats": "23"}, {"repeats": "23"}),
         ({"self_mode": "moco", "top_k": 7}, {"top_k": 7}),
         ({}, {"class_weight": (1, 1, 10, 10), "mapping": (0, 128, 64, 255)}),
@@ -512,7 +512,7 @@ def test_lists():
     assert made.sizes == ("f", "1")
     assert made.stage_list == ("self", "fine", "sup")
     assert made.repeat_list == (3, 1, 4)
-    assert Config().repeat_list == (0, 1, 2, 3, 4)
+    assert Config().repeat_list is None
     assert Config(multi_round=False).repeat_list == (0,)
     assert Config(stages="sup").stage_list == ("sup",)
 

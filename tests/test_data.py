@@ -471,13 +471,14 @@ def test_worker_processes_change_nothing(root):
     assert len(helped) == len(alone)
 
 
+@pytest.mark.slow
 def test_worker_processes_started_afresh_change_nothing(root):
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("spawn", force=True)  # as on Windows and macOS
     try:
         helped = pretraining(root, workers=2)
         batches = [list(helped.epoch(epoch)) for epoch in (0, 2)]
-        assert type(helped._loader._iterator._workers[0]).__name__ == "SpawnProcess"
+        assert {w._popen.method for w in helped._loader._iterator._workers} == {"spawn"}
         del helped  # ends its processes
     finally:
         multiprocessing.set_start_method(before, force=True)
@@ -544,3 +545,14 @@ def test_the_ignore_label_becomes_255_and_no_class(tmp_path: Path) -> None:
     assert sorted(set(ids.flatten().tolist())) == [0, 1, 255]
     label = data.one_hot(ids, 2)
     assert label[:, 0, 0].tolist() == [255, 0] and label[:, 31, 31].tolist() == [0, 0]
+
+
+def test_repeats_left_open_are_those_that_are_there(root: Path) -> None:
+    shutil.rmtree(root / "sup_num1_1", ignore_errors=True)
+    shutil.copytree(root / "sup_num1_0", root / "sup_num1_3")
+    assert data.annotated_repeats(root, "1") == (0, 3)
+    assert data.annotated_repeats(root, "1", "21") == (2, 1)
+    assert data.annotated_repeats(root, "f", "21") == data.annotated_repeats(root, "f") == (0,)
+    assert data.annotated_repeats(root / "nowhere", "1") == (0,)
+    warned = check_data(root, num_classes=4, repeats=None).warnings
+    assert any("2 of the 5 folders sup_num1_0 ... sup_num1_4 are there" in line for line in warned)

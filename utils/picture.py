@@ -5,10 +5,11 @@ from __future__ import annotations
 import colorsys
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -40,6 +41,7 @@ _ERRORS: tuple[tuple[str, Colour], ...] = (
 _COLUMNS = ("image", "truth", "prediction", "error")
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 
+OVERLAY_SIDE = 2048  # larger pictures are reduced for the overlay
 _GAP = 10  # pixels between panels, and around the sheet
 _TEXT = 16  # font size
 _LINE = 26  # height of a line of text
@@ -184,10 +186,61 @@ def contact_sheet(
         ValueError: no rows, or shapes or ids that do not fit.
         PictureError: the file cannot be written.
     """
+    _check_titles(rows, titles)
+    take = np.linspace(0, len(rows) - 1, min(max(max_rows, 1), len(rows))).round().astype(int)
+    shown = [(rows[i], titles[i]) for i in take]
+    count = f"{len(take)} of {len(rows)} images"
+    return _write_sheet(path, shown, num_classes, (heading, count), class_names, panel)
+
+
+def best_median_worst(
+    path: str | Path,
+    rows: Sequence[tuple[Array, Array, Array]],
+    titles: Sequence[str],
+    num_classes: int,
+    *,
+    heading: str = "",
+    class_names: Sequence[str] | None = None,
+    panel: int = 384,
+) -> Path:
+    """Write a sheet of the worst, the median and the best image by Dice, as ``contact_sheet``.
+
+    The Dice of an image is the mean over the classes that it has or is given, background left out.
+    Images without any such class come into it only when there is no other.  Of two images only the
+    worst and the best are shown, of one the best.
+    """
+    _check_titles(rows, titles)
+    picked = _picked_by_dice([image_dice(row[1], row[2], num_classes) for row in rows])
+    shown = [(rows[i], f"{word}: {titles[i]}") for word, i in picked]
+    count = f"worst, median, best of {len(rows)} images"
+    return _write_sheet(path, shown, num_classes, (heading, count), class_names, panel)
+
+
+def _picked_by_dice(dice: Sequence[Mapping[int, float]]) -> list[tuple[str, int]]:
+    """Pick (word, number) of the worst, median and best image, each image at most once."""
+    means = {i: sum(d.values()) / len(d) for i, d in enumerate(dice) if d}
+    order = sorted(means, key=lambda i: (means[i], i)) or [0]
+    places = {len(order) - 1: "best", 0: "worst", (len(order) - 1) // 2: "median"}
+    if len(order) < 3:
+        places = {0: "worst", len(order) - 1: "best"}
+    return [(places[place], order[place]) for place in sorted(places)]
+
+
+def _check_titles(rows: Sequence[object], titles: Sequence[str]) -> None:
     if not rows or len(rows) != len(titles):
         raise ValueError(f"{len(rows)} rows and {len(titles)} titles: give one title for each row")
-    take = np.linspace(0, len(rows) - 1, min(max(max_rows, 1), len(rows))).round().astype(int)
-    drawn = [_row_panels(rows[i], num_classes, panel) for i in take]
+
+
+def _write_sheet(
+    path: str | Path,
+    shown: Sequence[tuple[tuple[Array, Array, Array], str]],
+    num_classes: int,
+    head: tuple[str, str],
+    class_names: Sequence[str] | None,
+    panel: int,
+) -> Path:
+    """Draw (row, title) below one another, with words at the top left and right, and save."""
+    drawn = [_row_panels(row, num_classes, panel) for row, _ in shown]
     cell = max(_NARROWEST, *(tile.width for tiles in drawn for tile in tiles))
     width = _GAP + len(_COLUMNS) * (cell + _GAP)
     legend = _legend_lines(num_classes, class_names, width)
@@ -195,16 +248,14 @@ def contact_sheet(
     height = top + sum(_LINE + tiles[0].height + _GAP for tiles in drawn)
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    count = f"{len(take)} of {len(rows)} images"
-    _two_texts(draw, _GAP, width, heading, count)
+    _two_texts(draw, _GAP, width, *head)
     for line, entries in enumerate(legend):
         _draw_legend(draw, entries, _GAP + _LINE * (1 + line))
     for column, name in enumerate(_COLUMNS):
         at = (_GAP + column * (cell + _GAP), top - _GAP - _LINE + 6)
         _text(draw, at, name, cell, _FAINT)
-    for i, tiles in zip(take, drawn, strict=True):
-        dice = _dice_text(rows[i][1], rows[i][2], num_classes)
-        _two_texts(draw, top, width, titles[i], dice)
+    for ((_, truth, prediction), title), tiles in zip(shown, drawn, strict=True):
+        _two_texts(draw, top, width, title, _dice_text(truth, prediction, num_classes))
         for column, tile in enumerate(tiles):
             sheet.paste(tile, (_GAP + column * (cell + _GAP), top + _LINE))
         top += _LINE + tiles[0].height + _GAP
@@ -255,14 +306,30 @@ def _as_rgb(image: Array) -> Picture:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
-def _dice_text(truth: Array, prediction: Array, num_classes: int) -> str:
-    """Return the Dice of one image, mean and by class, over the classes it has or is given."""
+def image_dice(truth: Array, prediction: Array, num_classes: int) -> dict[int, float]:
+    """Dice of one image for each class that it has or is given, background left out.
+
+    Args:
+        truth: class ids [H, W]; pixels of id 255 are not counted.
+        prediction: class ids [H, W].
+        num_classes: C.
+
+    Returns:
+        Class -> Dice; empty if there is only background.
+    """
+    truth = np.asarray(truth)
     prediction = np.where(truth == IGNORED, 0, prediction)
-    dice = {}
+    dice: dict[int, float] = {}
     for c in range(1, num_classes):
         size = int((truth == c).sum()) + int((prediction == c).sum())
         if size:
             dice[c] = 2 * int(((truth == c) & (prediction == c)).sum()) / size
+    return dice
+
+
+def _dice_text(truth: Array, prediction: Array, num_classes: int) -> str:
+    """Return the Dice of one image in words, mean and by class."""
+    dice = image_dice(truth, prediction, num_classes)
     if not dice:
         return "Dice -  (background only)"
     classes = "   ".join(f"{c}: {value:.2f}" for c, value in list(dice.items())[:8])
@@ -340,3 +407,93 @@ def _draw_legend(draw: ImageDraw.ImageDraw, entries: Sequence[_Entry], top: int)
         box = (left, top + 3, left + side, top + 3 + side)
         draw.rectangle(box, fill=colour, outline=_FAINT)
         draw.text((left + side + 6, top), words, fill=_INK, font=_font())
+
+
+# --- overlays and overviews ----------------------------------------------------------------------
+
+
+def blend(image: Array, mask: Array, colours: Array, side: int) -> NDArray[np.uint8]:
+    """The image with its classes (all but 0) in colour, its longer side near ``side`` at most.
+
+    Larger pictures are reduced; ones below 400 pixels are enlarged by a whole factor.
+    """
+    height, width = mask.shape
+    longest = max(height, width)
+    factor = side / longest if longest > side else float(max(1, min(side, 400) // longest))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
+    pixels = cv2.resize(image, size, interpolation=how)
+    ids = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+    tinted = rgb * 0.55 + colours[ids] * 0.45
+    return np.where(ids[..., None] > 0, tinted, rgb).astype(np.uint8)
+
+
+def reduced(pixels: Array, side: int) -> Array:
+    """Take every n-th pixel, so that no side is longer than ``side``."""
+    step = -(-max(pixels.shape[:2]) // side)
+    return np.ascontiguousarray(pixels[::step, ::step])
+
+
+def bar_length(widest: float) -> float:
+    """The largest of 1, 2, 5, 10, 20, ... (and 0.5, 0.2, ...) that is at most ``widest``."""
+    power = 10.0 ** math.floor(math.log10(widest))
+    return power * max(step for step in (1, 2, 5) if step * power <= widest * (1 + 1e-9))
+
+
+def overlay(
+    image: Array, mask: Array, names: Sequence[str], colours: Array, um_per_px: float | None
+) -> NDArray[np.uint8]:
+    """Draw an image with its classes in colour, and a legend and a scale bar below it."""
+    picture = blend(image, mask, colours, OVERLAY_SIDE)
+    height, width = picture.shape[:2]
+    font = ImageFont.load_default(16)
+    per_px = (um_per_px or 1.0) * mask.shape[1] / width  # um (or px of the file) in a drawn pixel
+    bar = bar_length(max(width / 4 * per_px, per_px))
+    scale = f"{bar:g} {'um' if um_per_px else 'px'}"
+    entries: list[tuple[str, int, Any]] = [(scale, round(bar / per_px), None)]
+    entries += [
+        (name, 16, tuple(colour.tolist())) for name, colour in zip(names, colours, strict=True)
+    ]
+    page = max(width, 240)
+    places, left, line = [], 10, 0
+    for words, mark, _ in entries:
+        needed = mark + 8 + math.ceil(font.getlength(_drawable(words))) + 20
+        if left > 10 and left + needed > page:
+            left, line = 10, line + 1
+        places.append((left, height + 8 + 26 * line))
+        left += needed
+    canvas = Image.new("RGB", (page, height + 26 * (line + 1) + 10), (255, 255, 255))
+    canvas.paste(Image.fromarray(picture), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for (words, mark, colour), (x, y) in zip(entries, places, strict=True):
+        if colour is None:
+            draw.rectangle((x, y + 8, x + mark - 1, y + 12), fill=(20, 20, 20))
+        else:
+            draw.rectangle((x, y + 3, x + 16, y + 19), fill=colour, outline=(110, 110, 110))
+        draw.text((x + mark + 8, y), _drawable(words), fill=(20, 20, 20), font=font)
+    return np.asarray(canvas)
+
+
+def overview(
+    pictures: Sequence[Array], titles: Sequence[str], heading: str = ""
+) -> NDArray[np.uint8]:
+    """Pictures (H, W, 3) of at most 400 pixels a side in rows of four, each with its title."""
+    cell, columns = 410, min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    top = _GAP + (_LINE if heading else 0)
+    size = (_GAP + cell * columns, top + (cell + _LINE) * rows)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _text(draw, (_GAP, _GAP), heading, size[0] - 2 * _GAP)
+    for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        left, upper = _GAP + cell * (i % columns), top + (cell + _LINE) * (i // columns)
+        _text(draw, (left, upper), title, cell - 2 * _GAP)
+        sheet.paste(Image.fromarray(picture), (left, upper + _LINE))
+    return np.asarray(sheet)
+
+
+def save_picture(path: Path, pixels: Array) -> None:
+    """Write a PNG; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, format="PNG")

@@ -1,0 +1,75 @@
+"""Exported models against PyTorch, and what cannot be exported."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from networks import UNet
+from predict import main
+from utils import export
+from utils.checkpoint import save
+
+MEAN, STD = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
+
+
+def network() -> UNet:
+    torch.manual_seed(3)
+    net = UNet(3, (4, 8, 16, 32)).eval()
+    torch.nn.init.normal_(net.decode.outc["fc1"].weight, std=3)
+    return net
+
+
+def expected(image: np.ndarray) -> np.ndarray:
+    """Probabilities by the plain way: float32 (1, 3, H, W) of 0 ... 255."""
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (MEAN, STD))
+    with torch.no_grad():
+        return network()(torch.from_numpy((image / 255 - mean) / std)).softmax(1).numpy()
+
+
+@pytest.mark.parametrize("suffix", export.SUFFIXES)
+def test_an_exported_model_predicts_as_pytorch(tmp_path: Path, capsys, suffix: str) -> None:
+    missing = [n for n in export.ONNX_PACKAGES if importlib.util.find_spec(n) is None]
+    if suffix == ".onnx" and missing:
+        pytest.skip(f"not installed: {' '.join(missing)}")
+    state = {"finetune": network().state_dict(), "settings": {"num_classes": 3, "image_size": 20}}
+    save(tmp_path / "fine.pt", state)
+    path = tmp_path / f"model{suffix}"
+    assert main(["--weights", str(tmp_path / "fine.pt"), "--export", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("largest difference") == 3 and "resize images to 20x20" in said
+    every = "any H and W" in said
+    assert every or "multiples of 8 plus 4" in said
+    run = (export.load_onnx if suffix == ".onnx" else export.load_pt2)(path)
+    sizes = [(16 + i, 35 - 2 * i) for i in range(9)] if every else [(20, 20), (28, 84)]
+    for size in sizes:
+        image = np.random.default_rng(0).uniform(0, 255, (1, 3, *size)).astype(np.float32)
+        np.testing.assert_allclose(run(image), expected(image), atol=1e-4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fine.pt", path.name]
+
+
+@pytest.mark.parametrize("name", ["model.h5", "nowhere/model.pt2"])
+def test_a_bad_name_is_one_line(tmp_path: Path, capsys, name: str) -> None:
+    assert main(["--weights", "w", "--export", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert "; give a" in error and error.count("\n") == 1
+
+
+def test_missing_packages_are_named(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    assert main(["--weights", "w", "--export", str(tmp_path / "m.onnx")]) == 2
+    error = capsys.readouterr().err
+    assert "pip install onnx onnxscript onnxruntime" in error and error.count("\n") == 1
+
+
+def test_a_file_that_differs_is_not_written(tmp_path: Path) -> None:
+    model = export.Deployed(network(), MEAN, STD).eval()
+    with pytest.raises(export.ExportError, match="differs from PyTorch by"):
+        export.export(
+            model, tmp_path / "m.pt2", lambda p: np.zeros((3, *p.shape[:2]), np.float32), {}
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,361 @@
+"""Measurements of shapes whose answer is known by hand, slow twins, and scikit-image."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+# SciPy is installed with scikit-learn, which requires it.
+from scipy import stats  # type: ignore[import-untyped]
+
+from utils import measure
+from utils.measure import (
+    boundary_agreement,
+    by_batch,
+    compare_class,
+    find_particles,
+    kolmogorov_smirnov,
+    measure_class,
+    measure_mask,
+    over_fields,
+    recall_by_size,
+)
+
+
+def field(height: int = 100, width: int = 100, *boxes: tuple[int, int, int, int]):
+    """A field with rectangles (top, left, height, width)."""
+    binary = np.zeros((height, width), bool)
+    for top, left, h, w in boxes:
+        binary[top : top + h, left : left + w] = True
+    return binary
+
+
+def disc(side: int, radius: float):
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    return x**2 + y**2 <= radius**2
+
+
+def blobs(seed: int, shape=(90, 120), share=0.35):
+    """A random texture with particles of many shapes, holes, and noise."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=shape)
+    for axis in (0, 1):
+        noise = sum(np.roll(noise, k, axis) for k in range(-2, 3))
+    return noise > np.quantile(noise, 1 - share)
+
+
+# ---------------------------------------------------------------- one picture, by hand
+
+
+def test_rectangles_by_hand() -> None:
+    # 10x40 inside, 20x20 inside, 6x10 cut by the left edge, 3x3 noise.
+    binary = field(100, 100, (10, 20, 10, 40), (50, 50, 20, 20), (80, 0, 6, 10), (30, 80, 3, 3))
+    row, particles = measure_class(binary, um_per_px=0.5)
+    assert row["area_fraction"] == pytest.approx((400 + 400 + 60 + 9) / 10000)
+    assert (row["particles_whole"], row["particles_cut"], row["number"]) == (2, 1, 2.5)
+    assert row["number_per_mm2"] == pytest.approx(2.5 / (0.05 * 0.05))  # a field of 50 x 50 um
+    assert row["mean_area_um2"] == row["median_area_um2"] == row["max_area_um2"] == 100
+    diameter = math.sqrt(4 * 100 / math.pi)
+    for name in ("mean", "d10", "d50", "d90"):
+        assert row[f"{name}_diameter_um"] == pytest.approx(diameter)
+    assert row["std_diameter_um"] == pytest.approx(0, abs=1e-9)
+    assert row["mean_length_um"] == pytest.approx((20 + 10) / 2)
+    assert row["max_length_um"] == pytest.approx(20)
+    assert row["mean_aspect_ratio"] == pytest.approx((4 + 1) / 2)
+    assert math.isnan(row["astm_g"])
+    assert particles.border.tolist() == [False, False, True]
+    assert (particles.x[0], particles.y[0]) == (39.5, 14.5)
+
+
+def test_intercepts_of_rectangles_by_hand() -> None:
+    # Rows meet the 10x40 box 10 times and columns 40 times: 50 chords on 200 lines of 100 px.
+    row, _ = measure_class(field(100, 100, (10, 20, 10, 40)))
+    per_px = 50 / (200 * 100)
+    assert row["mean_intercept_px"] == pytest.approx(0.04 / per_px)  # 16 = 2 * 400 / (10 + 40)
+    assert row["mean_free_path_px"] == pytest.approx(0.96 / per_px)
+    # Moved to the left edge, its 10 rows are met with one crossing each: 5 + 40 chords.
+    row, _ = measure_class(field(100, 100, (10, 0, 10, 40)))
+    assert row["mean_intercept_px"] == pytest.approx(0.04 / (45 / 20000))
+
+
+def test_noise_counts_for_the_fraction_only() -> None:
+    clean = field(60, 60, (10, 10, 12, 12))
+    noisy = clean | field(60, 60, (40, 40, 3, 3))
+    row, _ = measure_class(noisy, minimum_px=10)
+    bare, _ = measure_class(clean, minimum_px=10)
+    assert row.pop("area_fraction") == pytest.approx(bare.pop("area_fraction") + 9 / 3600)
+    assert row == pytest.approx(bare, nan_ok=True)
+    assert measure_class(noisy, minimum_px=9)[0]["particles_whole"] == 2
+
+
+def test_disc() -> None:
+    row, particles = measure_class(disc(201, 80))
+    assert row["mean_diameter_px"] == pytest.approx(160, rel=0.003)
+    assert row["mean_aspect_ratio"] == pytest.approx(1, abs=0.01)
+    assert row["mean_length_px"] == pytest.approx(161, abs=1)
+    # The mean chord of a disc is pi r / 2 for lines of all directions, and of any one direction.
+    assert row["mean_intercept_px"] == pytest.approx(math.pi * 80 / 2, rel=0.01)
+    assert (particles.x[0], particles.y[0]) == (100, 100)
+
+
+def test_stripes_have_their_spacing_as_mean_free_path() -> None:
+    binary = np.zeros((50, 1000), bool)
+    binary[:, (np.arange(1000) % 20) < 5] = True
+    row, _ = measure_class(binary)
+    # Only rows cross: N_L over rows is 1/20, over rows and columns 1/40, bar the frame's cut.
+    assert row["mean_free_path_px"] == pytest.approx(15 * 2, rel=0.02)
+    assert row["mean_intercept_px"] == pytest.approx(5 * 2, rel=0.02)
+
+
+def test_an_empty_and_a_full_field() -> None:
+    empty, _ = measure_class(np.zeros((20, 30), bool), 0.1, grains=True)
+    assert empty["area_fraction"] == empty["number"] == empty["number_per_mm2"] == 0
+    full, _ = measure_class(np.ones((20, 30), bool), 0.1)
+    assert full["area_fraction"] == 1 and full["number"] == 0.5
+    for row, name in itertools.product(
+        (empty, full), ("mean_area_um2", "mean_length_um", "mean_intercept_um", "mean_free_path_um")
+    ):
+        assert math.isnan(row[name])
+
+
+def test_corner_to_corner_is_one_particle_and_holes_are_not_area() -> None:
+    binary = field(40, 40, (5, 5, 4, 4), (9, 9, 4, 4), (20, 20, 12, 12)) & ~field(
+        40, 40, (22, 22, 8, 8)
+    )
+    binary |= field(40, 40, (24, 24, 4, 4))  # an island in the hole
+    particles, labels, clean = find_particles(binary)
+    assert sorted(particles.area.tolist()) == [16, 32, 144 - 64]
+    assert sorted(particles.length.round(3).tolist())[0] == 4
+    assert 12 in particles.length and not np.isnan(particles.length).any()
+    np.testing.assert_array_equal(clean, binary)
+    assert sorted(np.bincount(labels.ravel())[1:].tolist()) == [16, 32, 80]
+
+
+@pytest.mark.parametrize("row", [0, 19])
+@pytest.mark.parametrize("column", [5, 0, 27])
+def test_each_edge_of_the_frame_cuts(row: int, column: int) -> None:
+    top = min(row, 16)
+    for binary in (field(20, 30, (top, min(column, 26), 4, 4)), field(20, 30, (8, 0, 4, 4))):
+        assert find_particles(binary)[0].border.tolist() == [True]
+    assert find_particles(field(20, 30, (1, 1, 18, 28)))[0].border.tolist() == [False]
+
+
+def test_the_astm_grain_size_number() -> None:
+    # ASTM E112, table of grain sizes: mean intercept in um of some G.
+    for g, intercept in [(0, 320.0), (2, 160.0), (5, 56.6), (8, 20.0), (10, 10.0), (12, 5.0)]:
+        assert measure.astm_grain_size(intercept) == pytest.approx(g, abs=0.02)
+    assert math.isnan(measure.astm_grain_size(0)) and math.isnan(measure.astm_grain_size(math.nan))
+
+
+def test_grains_between_boundaries() -> None:
+    # A grid of square grains of 38 px, boundaries 2 px, 1 um each: the mean intercept is near 38.
+    mask = np.ones((800, 800), np.uint8)
+    inside = (np.arange(800) % 40) < 38
+    mask[np.ix_(inside, inside)] = 0
+    (row, boundary), _ = measure_mask(mask, 2, um_per_px=1.0, grain_classes=[0])
+    assert row["mean_intercept_um"] == pytest.approx(38, rel=0.03)
+    assert row["astm_g"] == pytest.approx(-3.288 - 6.643856 * math.log10(0.038), abs=0.1)
+    assert row["class"] == 0 and boundary["class"] == 1 and math.isnan(boundary["astm_g"])
+
+
+def test_units_scale_and_names() -> None:
+    binary = blobs(0)
+    pixels, found = measure_class(binary)
+    scaled, _ = measure_class(binary, um_per_px=0.25)
+    powers = {"mean_area": 2, "max_area": 2, "mean_length": 1, "mean_intercept": 1}
+    for name, power in powers.items():
+        suffix = "2" if power == 2 else ""
+        assert scaled[f"{name}_um{suffix}"] == pytest.approx(
+            pixels[f"{name}_px{suffix}"] * 0.25**power
+        )
+    assert scaled["number_per_mm2"] == pytest.approx(pixels["number_per_Mpx"] * 16)
+    rows = found.rows(0.25)
+    assert len(rows) == len(found.area) and rows[0]["area_um2"] == found.area[0] / 16
+
+
+# ---------------------------------------------------------------- slow twins and scikit-image
+
+
+def slow_rectangle(ys, xs):
+    """Length and width of the smallest rectangle: a side lies along a side of the hull."""
+    corners = {(y + a, x + b) for y, x in zip(ys, xs, strict=True) for a in (0, 1) for b in (0, 1)}
+    points = np.array(sorted(corners), float)
+    directions = {math.atan2(*(q - p)) for p in points for q in points if (p != q).any()}
+    best = None
+    for angle in directions:
+        u = np.array([math.sin(angle), math.cos(angle)])  # points are (y, x)
+        v = np.array([math.cos(angle), -math.sin(angle)])
+        sides = sorted((np.ptp(points @ u), np.ptp(points @ v)))
+        if best is None or sides[0] * sides[1] < best[0] * best[1] - 1e-9:
+            best = sides
+    return best[1], best[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_smallest_rectangles_against_all_directions(seed: int) -> None:
+    binary = blobs(seed, (24, 30), 0.3)
+    particles, labels, _ = find_particles(binary, 3)
+    assert len(particles.area) >= 3
+    for i in range(len(particles.area)):
+        length, width = slow_rectangle(*np.nonzero(labels == i + 1))
+        assert particles.length[i] * particles.width[i] == pytest.approx(length * width, rel=1e-4)
+
+
+def test_a_rotated_bar_keeps_its_length() -> None:
+    y, x = np.mgrid[:200, :200] - 100.0
+    for angle in (0.1, 0.5, 0.9, 1.3):
+        u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+        particles, *_ = find_particles((abs(u) <= 60) & (abs(v) <= 10))
+        assert particles.length[0] == pytest.approx(120, abs=2)
+        assert particles.width[0] == pytest.approx(20, abs=2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_against_scikit_image(seed: int) -> None:
+    skimage = pytest.importorskip("skimage.measure")
+    binary = blobs(seed)
+    regions = [
+        r for r in skimage.regionprops(skimage.label(binary, connectivity=2)) if r.area >= 10
+    ]
+    particles, *_ = find_particles(binary)
+    order, expected = (
+        np.lexsort((particles.x, particles.y)),
+        sorted(regions, key=lambda r: r.centroid),
+    )
+    assert len(order) == len(expected) > 10
+    areas = [r.area for r in expected]
+    np.testing.assert_array_equal(particles.area[order], areas)
+    diameters = [r.equivalent_diameter_area for r in expected]
+    np.testing.assert_allclose(particles.diameter[order], diameters)
+    centres = np.array([r.centroid for r in expected])
+    np.testing.assert_allclose(particles.y[order], centres[:, 0], atol=1e-9)
+    np.testing.assert_allclose(particles.x[order], centres[:, 1], atol=1e-9)
+    h, w = binary.shape
+    cut = [r.bbox[0] == 0 or r.bbox[1] == 0 or r.bbox[2] == h or r.bbox[3] == w for r in expected]
+    np.testing.assert_array_equal(particles.border[order], cut)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_intercepts_against_walking_along_every_line(seed: int) -> None:
+    binary = blobs(seed, (40, 40))
+    chords = 0.0
+    for line in [*binary, *binary.T]:
+        for inside, places in itertools.groupby(range(len(line)), key=lambda i: line[i]):
+            run = list(places)
+            cut = (run[0] == 0) + (run[-1] == len(line) - 1)
+            chords += inside * (1 - cut / 2)
+    assert measure.intercepts_per_px(binary) == pytest.approx(chords / (80 * 40))
+
+
+# ---------------------------------------------------------------- sets
+
+
+def test_statistics_over_fields() -> None:
+    # E562's way by hand: 12, 15, 18 -> mean 15, s = 3, t(0.975, 2) = 4.303.
+    found = over_fields([12.0, 15.0, math.nan, 18.0])
+    assert (found.fields, found.mean, found.std) == (3, 15, 3)
+    assert found.confidence == pytest.approx(4.303 * 3 / math.sqrt(3), rel=1e-4)
+    assert found.relative_accuracy == pytest.approx(100 * found.confidence / 15)
+    one = over_fields([0.2])
+    assert one.mean == 0.2 and math.isnan(one.std) and math.isnan(one.confidence)
+    assert over_fields([]).fields == 0 and math.isnan(over_fields([]).mean)
+    assert math.isnan(over_fields([0.0, 0.0]).relative_accuracy)
+
+
+def test_batches_are_pooled_by_particle_and_ordered_by_number() -> None:
+    def rows(batch, *boxes):
+        return [
+            {"batch": batch, **row} for row in measure_mask(field(50, 50, *boxes).astype(int), 2)[0]
+        ]
+
+    ten, twenty = (5, 5, 10, 10), (5, 25, 10, 20)
+    fields = [*rows("120", ten), *rows("15", ten, twenty), *rows("15", ten), *rows("15"), *rows("")]
+    pooled = [row for row in by_batch(fields) if row["class"] == 1]
+    assert [row["batch"] for row in pooled] == ["15", "120", ""]
+    row = pooled[0]
+    assert (row["fields"], row["particles_whole"]) == (3, 3)
+    assert row["area_fraction"] == pytest.approx((300 + 100 + 0) / 3 / 2500)
+    spread = np.std([300, 100, 0], ddof=1) / 2500
+    assert row["area_fraction_ci95"] == pytest.approx(stats.t.ppf(0.975, 2) * spread / math.sqrt(3))
+    assert row["number_per_Mpx"] == pytest.approx(1 / 2500 * 1e6)
+    assert row["mean_area_px2"] == pytest.approx((100 + 200 + 100) / 3)
+    assert row["mean_length_px"] == pytest.approx((10 + 20 + 10) / 3)
+    assert math.isnan(pooled[2]["mean_area_px2"]) and pooled[2]["number_per_Mpx"] == 0
+
+
+# ---------------------------------------------------------------- against true masks
+
+
+def test_comparison_by_hand() -> None:
+    truth = field(60, 60, (5, 5, 10, 10), (30, 30, 4, 5), (0, 40, 10, 10))
+    prediction = field(
+        60, 60, (5, 10, 10, 10), (50, 50, 5, 5)
+    )  # half of the first, and a wrong one
+    row = compare_class(truth, prediction, um_per_px=2.0)
+    assert row["area_fraction_error"] == pytest.approx((125 - 220) / 3600)
+    assert row["number_error"] == 2 - 2.5
+    assert row["ks_diameter"] == pytest.approx(0.5)  # {100, 20} against {100, 25}
+    recall = recall_by_size([row, row])
+    assert recall[0] == ("0 ... 32 px", 0, 2)
+    assert recall[1] == ("32 ... 100 px", 0, 0)
+    assert recall[2] == ("100 ... 316 px", 2, 4)  # found: the half; not: the one at the frame
+    assert recall[-1] == ("3162 px and more", 0, 0)
+
+
+def test_a_shift_of_three_pixels() -> None:
+    truth, shifted = field(80, 80, (20, 20, 30, 30)), field(80, 80, (20, 23, 30, 30))
+    f1, distance = boundary_agreement(truth, shifted, 2)
+    assert distance == 3
+
+    def near(own, other):
+        ys, xs = np.nonzero(own)
+        others = np.argwhere(other)
+        away = [np.hypot(*(others - (y, x)).T).min() for y, x in zip(ys, xs, strict=True)]
+        return np.mean(np.array(away) <= 2), np.percentile(away, 95)
+
+    def ring(binary):
+        padded = np.pad(binary, 1, mode="edge")
+        inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        return binary & ~inner
+
+    assert ring(truth).sum() == 116
+    (a, p), (b, q) = near(ring(truth), ring(shifted)), near(ring(shifted), ring(truth))
+    assert f1 == pytest.approx(2 * a * b / (a + b)) and distance == pytest.approx(max(p, q))
+    assert boundary_agreement(truth, shifted, 3)[0] == 1
+    assert compare_class(truth, shifted, 0.1)["hausdorff95_um"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_boundaries_against_all_pairs(seed: int) -> None:
+    first, second = blobs(seed, (40, 50)), blobs(seed + 7, (40, 50))
+    outlines = [np.argwhere(measure.outline(b)) for b in (first, second)]
+    apart = np.linalg.norm(outlines[0][:, None] - outlines[1][None], axis=2)
+    near = (apart.min(1) <= 2).mean(), (apart.min(0) <= 2).mean()
+    f1, distance = boundary_agreement(first, second, 2)
+    assert f1 == pytest.approx(2 * near[0] * near[1] / sum(near))
+    expected = max(np.percentile(apart.min(1), 95), np.percentile(apart.min(0), 95))
+    assert distance == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_same_and_nothing() -> None:
+    binary, nothing = blobs(1), np.zeros((90, 120), bool)
+    same = compare_class(binary, binary)
+    assert same["area_fraction_error"] == same["number_error"] == same["ks_diameter"] == 0
+    assert same["boundary_f1"] == 1 and same["hausdorff95_px"] == 0
+    assert all(found == true for _, found, true in recall_by_size([same]))
+    missed = compare_class(binary, nothing)
+    assert missed["boundary_f1"] == 0 and missed["hausdorff95_px"] == math.inf
+    assert math.isnan(missed["ks_diameter"])
+    neither = compare_class(nothing, nothing)
+    assert math.isnan(neither["boundary_f1"]) and math.isnan(neither["hausdorff95_px"])
+
+
+def test_kolmogorov_smirnov_against_scipy() -> None:
+    rng = np.random.default_rng(0)
+    for n, m in [(5, 9), (30, 12), (1, 1)]:
+        first, second = rng.integers(0, 8, n), rng.integers(2, 9, m)
+        expected = stats.ks_2samp(first, second).statistic
+        assert kolmogorov_smirnov(first, second) == pytest.approx(expected)

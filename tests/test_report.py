@@ -1,0 +1,289 @@
+"""The page about an experiment, read back with an HTML parser; expected numbers by hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils import report
+from utils.checkpoint import save
+from utils.picture import best_median_worst, image_dice, palette
+from utils.report import ReportError, write_report
+
+NAME = 'Al<b>&"钢 µ'
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Text, cells, pictures and links of a page; fails when its tags are not balanced."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.pictures: list[tuple[str, Image.Image]] = []
+        self.rows: list[list[str]] = []
+        self.words: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        given = {name: value or "" for name, value in attrs}
+        self.links += [given[name] for name in ("href", "src") if name in given]
+        self.ids |= {given["id"]} if "id" in given else set()
+        if tag == "img":
+            encoded = given["src"].partition("base64,")[2]
+            picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
+            self.pictures.append((given["alt"], picture))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def evaluation(epoch: int, acc: float, dice: float) -> dict[str, Any]:
+    scores = {"acc": acc, "dice": dice, "dice1": dice - 0.125, "dice2": dice + 0.125, "miou": 0.1}
+    return {"epoch": epoch, **scores}
+
+
+def run(folder: Path, *evaluations: dict[str, Any], finished: bool = True, log: str = "") -> Path:
+    contents = {"settings": {}, "outputs": [], "finished": finished}
+    save(folder / "state_fine.pt", {**contents, "evaluations": list(evaluations)})
+    lines = [{"stage": "fine", "epoch": n, "loss": 1 / (1 + n)} for n in range(4)]
+    lines += [{"stage": "fine", "evaluation": e} for e in evaluations]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    (folder / "log_fine.txt").write_text(log, encoding="utf-8")
+    return folder
+
+
+LOG = """Fine-tuning on 1 image of <b>steel</b> & iron: 钢.png
+data_dir = my, "set"
+temperature = 0.25
+defaults: name=x, scale_weights=1.0,1.0,1.0, seed=0
+program 1.0.0, python 3.10.1
+Epoch: [0/1][1/1] Loss 1
+late = line
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    """Two finished runs of one image, one of all images, one that is not finished."""
+    folder = tmp_path / NAME
+    run(folder / "1_0", evaluation(1, 0.75, 0.5), evaluation(3, 0.5, 0.25), log=LOG)
+    seeded = LOG.replace("seed=0", "seed=1")
+    run(folder / "1_1", evaluation(1, 0.5, 0.25), evaluation(3, 0.75, 0.75), log=seeded)
+    run(folder / "1_2", evaluation(1, 0.9, 0.9), finished=False, log=LOG)
+    run(folder / "f", evaluation(0, 1.0, float("nan")), log=LOG)
+    (folder / "notes").mkdir()
+    return folder
+
+
+def noise(path: Path, width: int, height: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def test_scores_of_each_run_and_their_mean(experiment: Path) -> None:
+    path = write_report(experiment)
+    assert path == experiment / "report.html"
+    page = Page(path)
+    # Best by ACC: Dice 0.5 and 0.75; last: 0.25 and 0.75. Deviations 0.25 and 0.5 / sqrt(2).
+    scores = [r for r in page.rows if r[0] in ("run", "1_0", "1_1", "1_2", "f", "mean ± std")]
+    assert scores[0] == ["run", "epoch", "Dice", "Dice 1", "Dice 2", "ACC", "mIoU"]
+    assert scores[1] == ["1_0", "1", "0.5000", "0.3750", "0.6250", "0.7500", "0.1000"]
+    assert scores[2][:3] == ["1_1", "3", "0.7500"]
+    assert scores[3][:4] == ["mean ± std", "", "0.6250 ± 0.1768", "0.5000 ± 0.1768"]
+    assert scores[5][:3] == ["1_0", "3", "0.2500"]
+    assert scores[7][2] == "0.5000 ± 0.3536"
+    assert scores[9] == ["f", "0", "-", "-", "-", "1.0000", "0.1000"]
+    assert "one annotated image, 2 runs: Dice 0.5000 ± 0.3536 after the last epoch" in page.text
+    assert "can be read: 1_2." in page.text and "0.9000" not in page.text
+    assert "highest ACC on the test set" in page.text and "nothing chosen" in page.text
+
+
+def test_the_page_stands_alone_and_names_are_escaped(experiment: Path) -> None:
+    noise(experiment / "1_0" / "sheet_fine.png", 50, 40)
+    page = Page(write_report(experiment))
+    assert NAME in page.text and "<b>steel</b> & iron: 钢.png" in page.text
+    assert not page.tags & {"b", "script", "link", "iframe", "object"}
+    assert all(link.startswith(("#", "data:image/")) for link in page.links)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= page.ids
+    assert "url(" not in report._CSS and "@import" not in report._CSS
+
+
+def test_settings_are_read_from_the_log(experiment: Path) -> None:
+    text = Page(write_report(experiment)).text
+    changed, _, rest = text.partition("Changed from their defaults")[2].partition(
+        "At their defaults"
+    )
+    assert changed.split() == ["data_dir", "=", "my,", '"set"', "temperature", "=", "0.25"]
+    assert "scale_weights = 1.0,1.0,1.0" in rest and "late" not in rest
+    assert rest.endswith("Other settings in Fine-tuning of run 1_1 seed = 1")
+
+
+def test_every_run_has_its_curves_and_sheets(experiment: Path) -> None:
+    noise(experiment / "1_1" / "sheet_fine.png", 60, 40)
+    noise(experiment / "1_1" / "sheet_fine_extremes.png", 60, 50)
+    (experiment / "f" / "sheet_fine.png").write_bytes(b"\x89PNG no picture")
+    (experiment / "1_2" / "metrics.jsonl").unlink()
+    page = Page(write_report(experiment))
+    curves = [name for name, picture in page.pictures if picture.format == "PNG"]
+    assert curves == [f"Learning curves of run {name}" for name in ("1_0", "1_1", "f")]
+    sheets = [picture.size for _, picture in page.pictures if picture.format == "JPEG"]
+    assert sheets == [(60, 50), (60, 40)]  # those of few pictures first
+    assert "1_2: no curves yet" in page.text and "f/sheet_fine.png: cannot be read" in page.text
+
+
+def test_the_page_stays_small(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("1_0", "1_1", "1_2", "f"):
+        noise(experiment / name / "sheet_fine.png", 900, 700)
+    full = write_report(experiment).stat().st_size
+    assert full < 10_000_000
+    monkeypatch.setattr(report, "MAX_BYTES", full // 4)
+    path = write_report(experiment)
+    assert path.stat().st_size <= full // 4
+    sizes = [p.width for _, p in Page(path).pictures if p.format == "JPEG"]
+    assert len(sizes) == 4 and max(sizes) < 900
+    monkeypatch.setattr(report, "MAX_BYTES", 20_000)
+    path = write_report(experiment)
+    assert path.stat().st_size <= 20_000
+    assert "left out, the page would be too large" in Page(path).text
+
+
+def test_measurements_are_shown(experiment: Path) -> None:
+    folder = experiment / "1_0" / "predicted_钢 <i>"
+    folder.mkdir()
+    lines = [f"a<{n}>,15,1 α,0.123456,{n}.5,0.99,12.3456789" for n in range(70)]
+    head = "image,batch,class_name,area_fraction,number,d10_diameter_um,mean_area_um2"
+    text = "\n".join([head, *lines]) + "\n"
+    (folder / "measurements.csv").write_text(text, encoding="utf-8")
+    summary = (
+        "# Title\n\n- Scale: <0.1>\n\n## Area\n\n| class | um |\n| --- | --- |\n| a\\|b | 2 |\n"
+    )
+    (folder / "summary.md").write_text(summary, encoding="utf-8")
+    page = Page(write_report(experiment))
+    shown = [row for row in page.rows if row[0].startswith("a<")]
+    assert len(shown) == report.CSV_ROWS == 50
+    assert shown[3] == ["a<3>", "15", "1 α", "0.1235", "3.5", "12.35"]
+    assert ["image", "batch", "class name", "area fraction", "number", "mean area µm²"] in page.rows
+    assert page.rows[-53:-51] == [["class", "µm"], ["a|b", "2"]]
+    assert "the first 50 of 70 lines" in page.text and "Scale: <0.1>" in page.text
+    assert "1_0/predicted_钢 <i>" in page.text and "i" not in page.tags
+
+
+def test_odd_measurements_do_no_harm(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (experiment / "1_0" / "measurements.csv").write_bytes(b"")
+    (experiment / "1_1" / "measurements.csv").write_bytes(b"image,area_fraction\nshort\n\xff,1,2\n")
+    page = Page(write_report(experiment))
+    assert "holds no measurements" in page.text
+    assert ["short", ""] in page.rows and ["\ufffd", "1"] in page.rows
+    monkeypatch.setattr(report, "_TABLE_BYTES", 10)
+    assert "Too much for this page: see 1_1" in Page(write_report(experiment)).text
+
+
+def test_only_pretraining_has_nothing_to_score(tmp_path: Path) -> None:
+    (tmp_path / "x" / "1_0").mkdir(parents=True)
+    (tmp_path / "x" / "1_0" / "log_self.txt").write_text("Pretraining\n")
+    assert "nothing to score yet" in Page(write_report(tmp_path / "x")).text
+
+
+def test_what_cannot_be_written_is_one_line(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ReportError, match="holds no run") as error:
+        write_report(experiment / "absent")
+    assert str(experiment / "absent") in str(error.value)
+    write_report(experiment)
+    before = (experiment / "report.html").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(ReportError, match="No space left") as error:
+        write_report(experiment)
+    assert "\n" not in str(error.value)
+    assert (experiment / "report.html").read_bytes() == before
+    assert not list(experiment.glob(".report*"))
+
+
+# --- the worst, the median and the best image ----------------------------------------------------
+
+
+def found(share: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image of 8 x 8 whose ``share`` of 8 true columns are found: Dice 2 share / (8 + share)."""
+    truth = np.ones((8, 8), dtype=np.uint8)
+    prediction = np.zeros((8, 8), dtype=np.uint8)
+    prediction[:, :share] = 1
+    return np.full((8, 8), 20 + share, dtype=np.uint8), truth, prediction
+
+
+def test_the_dice_of_an_image_by_hand() -> None:
+    truth = np.array([[0, 1, 1, 2], [0, 1, 255, 0]], dtype=np.uint8)
+    prediction = np.array([[0, 1, 0, 1], [3, 1, 1, 0]], dtype=np.uint8)
+    # Class 1: 3 true, 3 predicted (the unlabelled pixel left out), 2 common.
+    assert image_dice(truth, prediction, 5) == {1: 4 / 6, 2: 0.0, 3: 0.0}
+    assert image_dice(truth * 0, prediction * 0, 5) == {}
+
+
+def grays(path: Path) -> list[int]:
+    """The gray values of the photographs on a sheet of panels of 8 x 8, from the top."""
+    panel = np.asarray(Image.open(path))[:, 10:18].reshape(-1, 24)  # columns of the first panel
+    flat = [int(row[0]) for row in panel if (row == row[0]).all() and 21 <= row[0] <= 28]
+    return list(dict.fromkeys(flat))  # letters are not of one gray over 8 columns
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ([5, 1, 8, 3, 7], [1, 5, 8]),
+        ([4, 2, 8, 6], [2, 4, 8]),
+        ([4, 2], [2, 4]),
+        ([3], [3]),
+    ],
+)
+def test_the_worst_median_and_best_are_picked(
+    tmp_path: Path, shares: list[int], expected: list[int]
+) -> None:
+    rows = [found(share) for share in shares]
+    empty = np.zeros((8, 8), dtype=np.uint8)
+    rows.append((empty + 28, empty, empty))  # only background: neither good nor bad
+    titles = [str(n) for n in range(len(rows))]
+    path = best_median_worst(tmp_path / "s.png", rows, titles, 2, panel=8)
+    assert [gray - 20 for gray in grays(path)] == expected
+
+
+def test_a_sheet_of_background_alone(tmp_path: Path) -> None:
+    empty = np.zeros((8, 8), dtype=np.uint8)
+    path = best_median_worst(tmp_path / "s.png", [(empty + 25, empty, empty)], ["a"], 2, panel=8)
+    assert grays(path) == [25]
+    sheet = np.asarray(Image.open(path))[-18:-10, 170:178]
+    assert (sheet == palette(2)[0]).all()
+    with pytest.raises(ValueError, match="one title for each"):
+        best_median_worst(path, [(empty, empty, empty)], [], 2)

@@ -1,0 +1,164 @@
+"""Tiles against the whole picture, and against sums written out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from networks import UNet
+from utils import tiling
+from utils.tiling import average_symmetries, cut_axis, predict_bands, resized_bands
+
+
+def unet(num_classes: int = 3) -> UNet:
+    """A small UNet with batch statistics and offsets that are not those of a fresh one."""
+    torch.manual_seed(0)
+    network = UNet(num_classes, (4, 8, 16, 32))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.normal_(module.bias)
+    return network.eval()
+
+
+def predictor(network: UNet):
+    @torch.inference_mode()
+    def predict(image):
+        x = torch.from_numpy(np.ascontiguousarray(image)).float().expand(3, -1, -1)[None]
+        return network(x)[0].softmax(0).numpy()
+
+    return predict
+
+
+def joined(bands):
+    tops, parts = zip(*bands, strict=True)
+    rows = [0, *np.cumsum([p.shape[1] for p in parts])]
+    assert list(tops) == rows[:-1]  # without gaps, from the top
+    return np.concatenate(parts, axis=1)
+
+
+def test_the_context_covers_what_a_pixel_depends_on() -> None:
+    network = UNet(2, (2, 4, 8, 16)).double().eval()
+    side = 256
+    farthest = 0
+    for row, column in [(120, 120), (121, 122), (124, 127), (127, 123)]:
+        # A max-pool passes a gradient to one pixel of four, so several pictures are tried.
+        for _ in range(4):
+            image = torch.randn(1, 3, side, side, dtype=torch.double, requires_grad=True)
+            (gradient,) = torch.autograd.grad(network(image)[0, 0, row, column], image)
+            seen = gradient.abs().sum(1)[0].nonzero()
+            farthest = max(farthest, int((seen - torch.tensor([row, column])).abs().max()))
+    assert 40 < farthest <= tiling.CONTEXT
+
+
+@pytest.mark.parametrize("height, width", [(400, 360), (403, 358), (397, 200), (100, 399)])
+def test_tiles_give_what_the_whole_picture_gives(height: int, width: int) -> None:
+    image = np.random.default_rng(1).normal(size=(height, width)).astype(np.float32)
+    predict = predictor(unet())
+    whole = predict(image)
+    assert whole.std() > 0.05  # the classes do differ from place to place
+    pieces = []
+
+    def counted(tile):
+        pieces.append(tile.shape)
+        return predict(tile)
+
+    tiled = joined(predict_bands(image, counted, 3, tile=256, overlap=160))
+    assert len(pieces) > 1 and max(max(p) for p in pieces) <= 256
+    np.testing.assert_allclose(tiled, whole, atol=2e-5)
+
+
+def test_too_small_an_overlap_is_close_but_not_equal() -> None:
+    """Shows that the test above can fail."""
+    image = np.random.default_rng(1).normal(size=(300, 300)).astype(np.float32)
+    predict = predictor(unet())
+    tiled = joined(predict_bands(image, predict, 3, tile=128, overlap=16))
+    difference = np.abs(tiled - predict(image))
+    assert difference.max() > 1e-3 and difference.mean() < 0.05
+
+
+def test_a_picture_of_at_most_one_tile_is_not_cut() -> None:
+    image = np.arange(15 * 20.0).reshape(15, 20)
+    bands = list(predict_bands(image, lambda tile: tile[None].astype(np.float32), 1, 20, 4))
+    assert len(bands) == 1
+    np.testing.assert_array_equal(bands[0][1][0], image)
+
+
+@pytest.mark.parametrize("length", [33, 40, 64, 65, 100, 1000, 1003])
+@pytest.mark.parametrize("tile, overlap", [(32, 0), (32, 5), (32, 16), (40, 24), (256, 160)])
+def test_weights_sum_to_one_and_places_keep_the_remainder(length, tile, overlap) -> None:
+    axis = cut_axis(length, tile, overlap)
+    total = np.zeros(length)
+    for start, weight in zip(axis.starts, axis.weights, strict=True):
+        assert start % 8 == 0 and len(weight) == axis.size
+        total[start : start + axis.size] += weight
+    np.testing.assert_allclose(total, 1, atol=1e-6)
+    assert axis.starts[0] == 0 and axis.starts[-1] + axis.size == length
+    assert axis.size <= tile and (length - axis.size) % 8 == 0
+    gaps = np.diff(axis.starts)
+    assert (axis.size - gaps >= overlap).all()
+
+
+def test_the_transition_is_a_raised_cosine() -> None:
+    axis = cut_axis(56, 40, 24)  # two tiles, 0...39 and 16...55; 4 of the 24 shared are context
+    assert axis.starts == [0, 16]
+    expected = np.zeros(40)
+    for i in range(40):
+        if i < 4:
+            expected[i] = 0
+        elif i < 20:
+            expected[i] = 0.5 - 0.5 * np.cos(np.pi * (i - 4 + 0.5) / 16)
+        else:
+            expected[i] = 1
+    np.testing.assert_allclose(axis.weights[1], expected, atol=1e-6)
+    np.testing.assert_allclose(axis.weights[0], expected[::-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("tile, overlap", [(32, 17), (32, -1), (8, 0), (100, 200)])
+def test_an_overlap_that_leaves_nothing_is_refused(tile: int, overlap: int) -> None:
+    with pytest.raises(ValueError, match=f"tile {tile} with overlap {overlap}.*smaller overlap"):
+        cut_axis(1000, tile, overlap)
+
+
+def test_memory_is_one_row_of_tiles() -> None:
+    image = np.zeros((4000, 64), np.uint8)
+    held = [
+        band.shape[1]
+        for _, band in predict_bands(
+            image, lambda tile: np.ones((2, *tile.shape), np.float32), 2, 64, 16
+        )
+    ]
+    assert max(held) <= 64 and sum(held) == 4000
+
+
+def test_the_average_over_views_turns_with_the_picture() -> None:
+    def lopsided(image):
+        right = np.arange(image.shape[1])[None, :] + 0.0 * image
+        return np.stack([image * right, image + np.roll(image, 1, axis=0)]).astype(np.float32)
+
+    image = np.random.default_rng(0).normal(size=(6, 9))
+    averaged = average_symmetries(lopsided)
+    given = averaged(image)
+    assert given.shape == (2, 6, 9)
+    for turned, back in [
+        (np.rot90(image), lambda p: np.rot90(p, axes=(1, 2))),
+        (image[:, ::-1], lambda p: p[:, :, ::-1]),
+        (image.T, lambda p: p.transpose(0, 2, 1)),
+    ]:
+        np.testing.assert_allclose(averaged(np.ascontiguousarray(turned)), back(given), atol=1e-4)
+    # By hand for the first channel: a column's weight, averaged over the 8 views, is the mean of
+    # all four distances from the sides: (W - 1 + H - 1) / 4.
+    np.testing.assert_allclose(given[0], image * (8 + 5) / 4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("height, width", [(7, 5), (40, 33), (3, 2)])
+def test_resizing_in_bands_is_bilinear(height: int, width: int) -> None:
+    probabilities = np.random.default_rng(0).random((3, 7, 9)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(probabilities)[None], (height, width), mode="bilinear"
+    )[0]
+    given = joined(resized_bands(probabilities, height, width, rows=8))
+    assert given.dtype == np.float32
+    np.testing.assert_allclose(given, expected.numpy(), atol=1e-6)

@@ -1,0 +1,174 @@
+"""Prediction of pictures of any size: overlapping tiles, smooth blending, bounded memory.
+
+The UNet pools three times, so what a pixel gets depends on its place modulo 8 and on the remainder
+of the picture's sides by 8 (an odd side is padded at both ends on the way up). Tiles therefore
+begin at multiples of 8 and have sides with the same remainder as the picture's. What a tile gives
+nearer to its cut edge than the network sees (``CONTEXT``) is not used, if the overlap is wide
+enough for that; the tiled prediction is then that of the whole picture, everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+Predict = Callable[[Array], Floats]
+"""A picture (H, W) or (H, W, 3) to class probabilities (C, H, W)."""
+
+GRID = 8  # pixels of the picture in one position of the coarsest map
+CONTEXT = 72  # a pixel's prediction depends on no pixel farther away than this
+BLEND = 16  # width of the transition between tiles, where the overlap has room for both
+DEFAULT_TILE = 768
+DEFAULT_OVERLAP = 2 * CONTEXT + BLEND
+SMALLEST_STEP = 2 * GRID
+VIEWS = 8  # flips and quarter turns of a picture
+
+
+class Axis(NamedTuple):
+    """Tiles along one side: their common length, first pixels, and weights (tiles, length)."""
+
+    size: int
+    starts: list[int]
+    weights: Floats
+
+
+def cut_axis(length: int, tile: int, overlap: int) -> Axis:
+    """Cut a side into tiles that cover it and overlap by at least ``overlap``.
+
+    The weights of a tile are 0 in its ``CONTEXT`` next to a cut edge, rise as a raised cosine over
+    the rest of the overlap, and are 1 inside; over all tiles they sum to 1 at every pixel.
+
+    Args:
+        length: pixels of the side. One that is at most ``tile`` is not cut.
+        tile: largest length of a tile.
+        overlap: smallest number of pixels that neighbours share.
+
+    Raises:
+        ValueError: the overlap leaves less than 16 pixels of a tile.
+    """
+    if overlap < 0 or tile - overlap < SMALLEST_STEP:
+        raise ValueError(
+            f"tile {tile} with overlap {overlap}: the overlap must lie in 0 ... "
+            f"{max(tile - SMALLEST_STEP, 0)}; give a larger tile or a smaller overlap"
+        )
+    if length <= tile:
+        return Axis(length, [0], np.ones((1, length), np.float32))
+    size = tile - (tile - length) % GRID
+    positions = (length - size) // GRID
+    gaps = -(-positions // ((size - overlap) // GRID))
+    starts = [GRID * (i * positions // gaps) for i in range(gaps + 1)]
+    context = min(CONTEXT, max(0, (overlap - BLEND) // 2))
+    rise = _rise(size, context, overlap - 2 * context)
+    weights = np.ones((len(starts), size))
+    weights[1:] *= rise
+    weights[:-1] *= rise[::-1]
+    total = np.zeros(length)
+    for start, weight in zip(starts, weights, strict=True):
+        total[start : start + size] += weight
+    for start, weight in zip(starts, weights, strict=True):
+        weight /= total[start : start + size]
+    return Axis(size, starts, weights.astype(np.float32))
+
+
+def _rise(size: int, context: int, ramp: int) -> Array:
+    """0 for ``context`` pixels, up to 1 within ``ramp`` more along half a cosine, then 1."""
+    inside = np.arange(size) + 0.5 - context
+    share = np.clip(inside / ramp, 0, 1) if ramp else (inside > 0).astype(float)
+    return (1 - np.cos(np.pi * share)) / 2
+
+
+def predict_bands(
+    image: Array,
+    predict: Predict,
+    num_classes: int,
+    tile: int = DEFAULT_TILE,
+    overlap: int = DEFAULT_OVERLAP,
+) -> Iterator[tuple[int, Floats]]:
+    """Predict a picture by tiles, and hand over finished rows from the top to the bottom.
+
+    At no time is more held than one row of tiles: C * tile * W numbers.
+
+    Args:
+        image: (H, W) or (H, W, 3).
+        predict: class probabilities of one tile.
+        num_classes: C.
+        tile: a picture whose sides are at most this is predicted in one piece.
+        overlap: pixels that neighbouring tiles share; 160 and more make tiling exact.
+
+    Yields:
+        first row, probabilities (C, rows, W).
+
+    Raises:
+        ValueError: see ``cut_axis``.
+    """
+    height, width = image.shape[:2]
+    down, across = cut_axis(height, tile, overlap), cut_axis(width, tile, overlap)
+    band = np.zeros((num_classes, down.size, width), np.float32)
+    top = 0
+    for start, row_weight in zip(down.starts, down.weights, strict=True):
+        done = start - top
+        if done:
+            yield top, band[:, :done].copy()
+            band[:, :-done] = band[:, done:].copy()
+            band[:, -done:] = 0
+            top = start
+        for left, column_weight in zip(across.starts, across.weights, strict=True):
+            columns = slice(left, left + across.size)
+            piece = predict(image[start : start + down.size, columns])
+            band[:, :, columns] += piece * (row_weight[:, None] * column_weight)
+    yield top, band
+
+
+def each_symmetry(predict: Predict, image: Array) -> Iterator[Floats]:
+    """Predict a picture's 8 flips and quarter turns; yields them turned back, itself first."""
+    for turns in range(4):
+        for flip in (False, True):
+            view = np.rot90(image, turns)
+            given = predict(np.ascontiguousarray(view[:, ::-1] if flip else view))
+            back = given[:, :, ::-1] if flip else given
+            yield np.rot90(back, -turns, axes=(1, 2)).astype(np.float32)
+
+
+def average_symmetries(predict: Predict) -> Predict:
+    """Average a prediction over the picture's 8 flips and quarter turns (test-time augmentation).
+
+    The result turns and flips with the picture, which a network's own does only roughly.
+    """
+
+    def averaged(image: Array) -> Floats:
+        total = np.zeros(1, np.float32)
+        for view in each_symmetry(predict, image):
+            total = total + view
+        return total / np.float32(VIEWS)
+
+    return averaged
+
+
+def resized_bands(
+    probabilities: Floats, height: int, width: int, rows: int = 512
+) -> Iterator[tuple[int, Floats]]:
+    """Enlarge or reduce (C, h, w) to (C, height, width), bilinear with aligned centres, in bands.
+
+    Yields:
+        first row, probabilities (C, up to ``rows``, width).
+    """
+    left, right, share = _neighbours(probabilities.shape[2], width)
+    above, below, part = _neighbours(probabilities.shape[1], height)
+    for top in range(0, height, rows):
+        take = slice(top, top + rows)
+        mix = part[take, None]
+        band = probabilities[:, above[take]] * (1 - mix) + probabilities[:, below[take]] * mix
+        band = band[:, :, left] * (1 - share) + band[:, :, right] * share
+        yield top, np.asarray(band, np.float32)
+
+
+def _neighbours(old: int, new: int) -> tuple[Array, Array, Floats]:
+    """For each new pixel the two old ones it lies between, and the share of the second."""
+    centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    first = np.floor(centre).astype(np.int64)
+    return first, np.minimum(first + 1, old - 1), np.asarray(centre - first, np.float32)
