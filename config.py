@@ -26,6 +26,10 @@ from typing import Any
 SELF_MODES = {
     "moco": "PSCL-MoCo",
     "simclr": "PSCL-SimCLR",
+    "plain-moco": "MoCo",
+    "plain-simclr": "SimCLR",
+    "byol": "BYOL",
+    "densecl": "DenseCL",
 }
 STAGES = ("self", "fine", "sup")  # in the order in which they run
 
@@ -272,6 +276,9 @@ class Config:
     freshness_decay: float = setting("Method", 0.2,
         "PSCL-MoCo: decay per step of the patch queue's weight whatever the production batch",
         published="patch_lab_decay", limits=FRACTION)
+    dense_grid: int = setting("Method", 7,
+        "DenseCL: the dense map is averaged over a grid of so many cells a side",
+        unit="cells", source="DenseCL's paper, `S`", limits={"at least": 1, "at most": 64})
 
     fine_batch_size: int = setting(
         "Fine-tuning and supervised", 6, "images per batch; never more than there are",

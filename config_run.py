@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from config import SELF_MODES, Config, ConfigError, parse_config
+from config import FIELDS, SELF_MODES, Config, ConfigError, format_value, parse_config
 from data import (
     Batches,
     DataError,
@@ -34,7 +34,7 @@ from data import (
     pretraining_samples,
     test_items,
 )
-from model import METHODS, build_method
+from model import METHODS, build_method, settings_of
 from networks import UNet
 from utils.checkpoint import (
     CheckpointError,
@@ -199,8 +199,11 @@ class Runner:
                 for path in found
             ]
         settings = self.decisive_settings(ahead)
+        unused = unused_settings(self.config)
         old = {k: v for k, v in state["settings"].items() if k != WEIGHTS or k in settings}
-        lines = differences(old, settings)
+        lines = differences(
+            *({k: v for k, v in each.items() if k not in unused} for each in (old, settings))
+        )
         return lines and [
             f"{self.run_dir}: holds a run of stage {self.stage} with other settings "
             f"({'; '.join(lines)}); give --overwrite to train anew, or another --name"
@@ -432,7 +435,24 @@ class SelfSupervised(Runner):
                 + (" ..." if annotated[5:] else "")
             )
         note = METHODS[c.self_mode].log_note(c.queue_size, batch + bool(annotated))
+        unused = [n for n in unused_settings(c) if getattr(c, n) != FIELDS[n].default]
+        if unused:
+            values = ", ".join(f"{n} = {format_value(getattr(c, n))}" for n in unused)
+            lines.append(f"Of no effect on {SELF_MODES[c.self_mode]}: {values}")
         return lines + ([note] if note else [])
+
+    def problems(self, ahead: bool = False) -> list[str]:
+        """Also if the method's loss means nothing for batches as small as these."""
+        c, method = self.config, METHODS[self.config.self_mode]
+        images = len(self.train_samples())
+        if min(c.self_batch_size, images) + bool(self.annotated()) >= method.least_images:
+            return super().problems(ahead)
+        name, least = SELF_MODES[c.self_mode], method.least_images
+        if images < least:
+            found = f"{c.data_dir}: {images} image to pretrain on; {name} needs {least} in a batch"
+            return [f"{found}; add images, or give another --self_mode"]
+        found = f"self_batch_size: found {c.self_batch_size}"
+        return [f"{found}; allowed: at least {least} with --self_mode {c.self_mode}"]
 
     def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
         """An epoch at its learning rate: a tenth from 50 %, a hundredth from 75 % if asked for."""
@@ -664,6 +684,13 @@ STAGES: dict[str, type[Runner]] = {"self": SelfSupervised, "fine": Finetune, "su
 
 
 # --- folders and files ----------------------------------------------------------------------------
+
+
+def unused_settings(config: Config) -> list[str]:
+    """The settings that are for other methods than the one chosen, in their order."""
+    taken = settings_of(config.self_mode)
+    methods = [n for n, field in FIELDS.items() if field.metadata["group"] == "Method"]
+    return [name for name in methods if name not in taken]
 
 
 def run_label(size: str, repeat: int) -> str:

@@ -95,12 +95,17 @@ class Encoder(nn.Module):
         self.up2 = Up(c2)
         self.up3 = Up(c1)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) to x4 (1/8 of the size), up1 (1/4), up2 (1/2) and up3 (full size)."""
+    def contract(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The way down, (B, 3, H, W) to x1 (full size), x2 (1/2), x3 (1/4) and x4 (1/8)."""
         x1 = self.inc(image)  # (B, c0, H, W)
         x2 = self.down1(x1)  # (B, c1, H/2, W/2)
         x3 = self.down2(x2)  # (B, c2, H/4, W/4)
         x4 = self.down3(x3)  # (B, c3, H/8, W/8)
+        return x1, x2, x3, x4
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) to x4 (1/8 of the size), up1 (1/4), up2 (1/2) and up3 (full size)."""
+        x1, x2, x3, x4 = self.contract(image)
         up1 = self.up1(x4, x3)
         up2 = self.up2(up1, x2)
         up3 = self.up3(up2, x1)
@@ -164,6 +169,30 @@ class ProjectionHead(nn.Module):
         return self.get_submodule(f"{name}_conv2")(x).squeeze(-1)
 
 
+class PredictionHead(nn.Module):
+    """BYOL's predictor, (B, D) to (B, D): linear, BatchNorm, ReLU, linear (Grill 2020, 3.3).
+
+    BatchNorm takes its statistics over the B images, so training needs two of them.
+
+    Args:
+        embed_dim: D.
+        hidden_dim: hidden units.
+    """
+
+    def __init__(self, embed_dim: int = 64, hidden_dim: int = 128) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(embed_dim, hidden_dim),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, embed_dim),
+        )
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Predict another network's embeddings from this one's."""
+        return self.mlp(embedding)
+
+
 class UNet(nn.Module):
     """Encoder with a segmentation layer: (B, 3, H, W) to (B, C, H, W), any H, W >= 8.
 
@@ -200,3 +229,7 @@ class ProjectedUNet(nn.Module):
         """Image embedding (B, D), and the maps up1, up2, up3 from which patches are projected."""
         x4, *maps = self.encode(image)
         return self.decode.image(x4), (maps[0], maps[1], maps[2])
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Image embedding (B, D) alone: it comes from x4, so the way up is not computed."""
+        return self.decode.image(self.encode.contract(image)[-1])

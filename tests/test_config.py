@@ -67,6 +67,7 @@ DEFAULTS = {
     "group_decay": 0.2,
     "patch_group_decay": 0.5,
     "freshness_decay": 0.2,
+    "dense_grid": 7,
     "fine_batch_size": 6,
     "fine_max_epoch": None,
     "eval_every": None,
@@ -131,7 +132,7 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("data_dir", ["/data/铝", "C:\\data", "with space", ".."]),
     ("output_dir", [".", "out/put"]),
     ("stages", ["self", "fine", "sup", "self-fine-sup", "sup-self", "fine-self"]),
-    ("self_mode", ["moco", "simclr"]),
+    ("self_mode", ["moco", "simclr", "plain-moco", "plain-simclr", "byol", "densecl"]),
     ("data_size", ["1", "5", "f", "15f", "f1"]),
     ("repeats", ["", "0", "4", "314", "0123456789"]),
     ("num_classes", [2, 5, 255]),
@@ -206,7 +207,7 @@ BAD: list[tuple[str, list[Any]]] = [
 BAD += [(n, [0, -1, NAN, INF, 10**400, "1"]) for n in ("temperature", "self_lr", "sup_lr")]
 BAD += [("fine_lr_decoder", [0, -1, NAN, INF]), ("fine_lr_encoder", [-1, NAN, INF])]
 BAD += [(n, [-0.1, 1.1, NAN, INF]) for n in ("momentum", "group_decay", "freshness_decay")]
-BAD += [("patch_group_decay", [-0.1, 1.1, NAN])]
+BAD += [("patch_group_decay", [-0.1, 1.1, NAN]), ("dense_grid", [0, -7, 65, 7.0, "7"])]
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("self_batch_size", "self_max_epoch")]
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("fine_batch_size", "fine_max_epoch")]
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("save_every", "eval_every")]
@@ -236,7 +237,11 @@ def test_every_setting_has_a_bad_value_above():
             f"seed: found 'x'; allowed: a whole number at least 0 and at most {2**32 - 1}",
         ),
         ({"multi_round": 1}, "multi_round: found 1; allowed: True or False"),
-        ({"self_mode": "simclar"}, "found 'simclar'; allowed: moco, simclr; did you mean simclr?"),
+        (
+            {"self_mode": "simclar"},
+            "found 'simclar'; allowed: moco, simclr, plain-moco, plain-simclr, byol, densecl; did "
+            "you mean simclr?",
+        ),
         ({"num_classes": 3, "mapping": (0, 9)}, "mapping: found 2 values; allowed: as many values"),
         ({"embed_dim": 6}, "embed_dim: found 6; allowed: a multiple of groups, 4"),
         ({"name": "x" * 9999}, "x...; allowed: 1 to 64 letters"),
@@ -362,7 +367,8 @@ def test_command_lines(line, expected):
         ("--", "unexpected word '--'; settings are given as --name value"),
         (
             "--self_mode mocco",
-            "self_mode: found 'mocco'; allowed: moco, simclr; did you mean moco?",
+            "self_mode: found 'mocco'; allowed: moco, simclr, plain-moco, plain-simclr, byol, "
+            "densecl; did you mean moco?",
         ),
         (["--data_dir", "a\nb"], "data_dir: found 'a\\nb'; allowed: a path"),
         (["--x\x1b[2J"], "unexpected word"),
@@ -502,9 +508,9 @@ def test_the_grays_are_distinct_for_every_number_of_classes(classes):
     assert len(set(mapping)) == classes and min(mapping) == 0 and max(mapping) == 255
 
 
-def test_a_method_that_samples_no_patches_has_no_top_k(monkeypatch):
-    monkeypatch.delitem(config.TOP_K, "simclr")
-    assert Config().resolved().top_k is None
+@pytest.mark.parametrize("self_mode", ["plain-moco", "plain-simclr", "byol", "densecl"])
+def test_a_method_that_samples_no_patches_has_no_top_k(self_mode):
+    assert Config(self_mode=self_mode).resolved().top_k is None
 
 
 def test_lists():
@@ -622,7 +628,7 @@ singles = st.fixed_dictionaries(
     {
         "data_dir": st.text(st.characters(exclude_categories=["C"]), min_size=1),
         "stages": st.sampled_from(["self", "fine", "sup", "self-sup", "self-fine-sup"]),
-        "self_mode": st.sampled_from(["moco", "simclr"]),
+        "self_mode": st.sampled_from(["moco", "simclr", "plain-simclr", "byol"]),
         "data_size": st.permutations("15f").flatmap(
             lambda p: st.integers(1, 3).map(lambda n: "".join(p[:n]))
         ),
