@@ -42,7 +42,7 @@ class PSCL(Method):
 
     Args:
         num_classes: C.
-        channels, hidden_dim, embed_dim, groups: see ``networks.ProjectedUNet``.
+        channels, hidden_dim, embed_dim, groups, norm: see ``networks.ProjectedUNet``.
         temperature: of both losses.
         global_local_ratio: r in (1 - r) * image loss + r * patch loss.
         top_k: K at the coarsest scale; None for the variant's own default.
@@ -63,6 +63,7 @@ class PSCL(Method):
         hidden_dim: int = 128,
         embed_dim: int = 64,
         groups: int = 4,
+        norm: str = "batch",
         temperature: float = 0.5,
         global_local_ratio: float = 0.7,
         top_k: int | None = None,
@@ -71,7 +72,7 @@ class PSCL(Method):
         scale_weights: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
-        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups)
+        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups, norm)
         self.num_classes = num_classes
         self.temperature = temperature
         self.ratio = global_local_ratio
