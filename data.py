@@ -232,22 +232,13 @@ def check_data(
         raise DataError(missing_set(root))
     check = _Check(root, num_classes, ImageStore(image_size, ignore_label))
     supervised = bool({"fine", "sup"} & set(stages))
-    repeats = None if repeats is None else tuple(repeats)
-    splits = []
-    for size in sizes:
-        numbers = annotated_repeats(root, size, repeats)
-        splits += [annotated_split(root, size, number) for number in numbers]
-        if repeats is None and size != "f" and len(numbers) < MOST_REPEATS:
-            check.warnings.append(
-                f"{root}: {len(numbers)} of the {MOST_REPEATS} folders sup_num{size}_0 ... "
-                f"sup_num{size}_{MOST_REPEATS - 1} are there; as many repeats are run"
-            )
+    splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
     pretraining = []
     if "self" in stages:
         pretraining += check.folder("train_numf")
         if use_unlabelled:
             pretraining += check.folder("train_unlabelled")
-    for split in dict.fromkeys(splits if supervised or needs_annotated else ()):
+    for split in splits if supervised or needs_annotated else ():
         annotated = check.folder(split, masks=True)
         check.classes(split, annotated, "annotated images")
         if supervised and len(annotated) > 1:
@@ -281,6 +272,21 @@ class _Check:
         self.root, self.num_classes, self.store = root, num_classes, store
         self.problems: list[str] = []
         self.warnings: list[str] = []
+
+    def annotated_splits(
+        self, sizes: Iterable[str], repeats: Sequence[int | str] | None
+    ) -> list[str]:
+        """Folders of annotated images that a run reads; warns when nobody chose and some lack."""
+        splits = []
+        for size in sizes:
+            numbers = annotated_repeats(self.root, size, repeats)
+            splits += [annotated_split(self.root, size, number) for number in numbers]
+            if repeats is None and size != "f" and len(numbers) < MOST_REPEATS:
+                self.warnings.append(
+                    f"{self.root}: {len(numbers)} of the {MOST_REPEATS} folders sup_num{size}_0 "
+                    f"... sup_num{size}_{MOST_REPEATS - 1} are there; as many repeats are run"
+                )
+        return list(dict.fromkeys(splits))
 
     def folder(self, split: str, masks: bool = False) -> list[Sample]:
         """Check the images of a folder, and their masks if wanted; return the sound ones."""
