@@ -103,6 +103,7 @@ def setting(
     choices: Sequence[str] = (),
     pattern: str = "",
     allowed: str = "",
+    later: bool = False,
 ) -> Any:
     """Make a dataclass field that knows what it means.
 
@@ -117,6 +118,8 @@ def setting(
         limits: bounds by the words of ``COMPARISONS``; of a tuple, for each entry.
         choices, pattern: the legal texts, or the regular expression of them.
         allowed: the legal values in words, where limits and choices do not say it.
+        later: runs were made before the setting existed, with what is now its default; there it
+            is left out of ``training_settings``, so that their files and new ones stay equal.
     """
     decides = GROUPS[group] if decides is None else decides
     metadata = {
@@ -130,6 +133,7 @@ def setting(
         "choices": tuple(choices),
         "pattern": pattern,
         "allowed": allowed,
+        "later": later,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -186,6 +190,9 @@ class Config:
     use_unlabelled: bool = setting(
         "Experiment", False, "pretrain on the images of train_unlabelled too",
         source=OURS, decides="self fine")
+    standardize: bool = setting("Experiment", False,
+        "every image is normalised by the mean and deviation of its own pixels; False: by fixed "
+        "ones", source=OURS, decides=ALL_STAGES, later=True)
 
     seed: int = setting("Running", 0, "seed of all random numbers",
         source=OURS, decides=ALL_STAGES, limits={"at least": 0, "at most": 2**32 - 1})
@@ -218,6 +225,10 @@ class Config:
         unit="channels", published="hidfea", limits={"at least": 1, "at most": 65536})
     groups: int = setting("Network", 4, "groups of the 1x1 convolutions of the patch heads",
         unit="groups", published="multihead", limits={"at least": 1, "at most": 65536})
+    norm: str = setting("Network", "batch",
+        "normalisation inside the UNet: batch (BatchNorm) or group (GroupNorm, which looks at one "
+        "image at a time)",
+        source=OURS, decides=ALL_STAGES, choices=("batch", "group"), later=True)
 
     random_crop: float = setting(
         "Views", 0.2, "a view's crop keeps at least 1 - random_crop of each side",
@@ -228,6 +239,21 @@ class Config:
     fine_jitter: float = setting("Views", 0.1,
         "strength d of the colour jitter in fine-tuning and supervised training",
         decides="fine sup", limits=JITTER)
+    fine_contrast: float = setting("Views", 0.0,
+        "strength d of a change of contrast after normalisation, in fine-tuning and supervised "
+        "training: gain exp(-d) to exp(d), offset -d to d; 0: none",
+        source=OURS, decides="fine sup", limits={"at least": 0, "at most": 2}, later=True)
+    fine_crop: int = setting("Views", 0,
+        "side of the random crops of fine-tuning and supervised training; 0: the whole image",
+        unit="pixels", source=OURS, decides="fine sup", limits={"at least": 0, "at most": 32768},
+        later=True)
+    fine_scale: float = setting("Views", 1.0,
+        "they are enlarged or reduced by up to this factor; 1: neither",
+        source=OURS, decides="fine sup", limits={"at least": 1, "at most": 2}, later=True)
+    fine_rotation: float = setting("Views", 0.0,
+        "they are turned by up to this angle either way, besides flip and quarter turns",
+        unit="degrees", source=OURS, decides="fine sup", limits={"at least": 0, "at most": 45},
+        later=True)
 
     self_batch_size: int = setting(
         "Pretraining", 8, "images per batch, the annotated one comes on top",
@@ -283,6 +309,9 @@ class Config:
     fine_batch_size: int = setting(
         "Fine-tuning and supervised", 6, "images per batch; never more than there are",
         unit="images", limits=COUNT)
+    fine_crops: int = setting("Fine-tuning and supervised", 1,
+        "crops (or whole images, without fine_crop) that a step sees of each of its images",
+        source=OURS, limits={"at least": 1, "at most": 1024}, later=True)
     fine_max_epoch: int | None = setting("Fine-tuning and supervised", None,
         "length of the training; None: 1000, 500, 50 for data size 1, 5, f",
         unit="epochs", limits=COUNT)
@@ -370,7 +399,7 @@ class Config:
         if size is not None:
             values["fine_max_epoch"] = self.epochs_for(size)
             values["eval_every"] = self.eval_every_for(size)
-        return {n: v for n, v in values.items() if stage in FIELDS[n].metadata["decides"]}
+        return {n: v for n, v in values.items() if _counts(FIELDS[n], stage, v)}
 
     def to_dict(self) -> dict[str, Any]:
         """All settings by name, as JSON knows them (tuples are lists)."""
@@ -397,6 +426,14 @@ class Config:
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
+# What a run that does not name these settings was made with.
+LATER: dict[str, Any] = {n: f.default for n, f in FIELDS.items() if f.metadata["later"]}
+
+
+def _counts(field: dataclasses.Field[Any], stage: str, value: Any) -> bool:
+    """Whether a setting of this value belongs to what decides a stage's result."""
+    left_out = field.metadata["later"] and value == field.default
+    return stage in field.metadata["decides"] and not left_out
 
 
 # Validation
@@ -464,8 +501,12 @@ def _combinations(c: Mapping[str, Any]) -> Iterable[str]:
     if classes and (c.get("ignore_label") or classes) < classes:
         kind = f"None or at least num_classes, {classes}"
         yield f"ignore_label: found {c['ignore_label']}; allowed: {kind}"
-    if 0 < c.get("image_size", 0) < 16:
-        yield f"image_size: found {c['image_size']}; allowed: 0 or at least 16 pixels"
+    for name in ("image_size", "fine_crop"):
+        if 0 < c.get(name, 0) < 16:
+            yield f"{name}: found {c[name]}; allowed: 0 or at least 16 pixels"
+    if 0 < c.get("image_size", 0) < c.get("fine_crop", 0):
+        kind = f"at most image_size, {c['image_size']}"
+        yield f"fine_crop: found {c['fine_crop']}; allowed: {kind}"
     if "scale_weights" in c and len(c["scale_weights"]) != 3:
         yield f"scale_weights: found {len(c['scale_weights'])} values; allowed: 3 values"
     channels = c.get("channels")

@@ -20,8 +20,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from config import FIELDS, SELF_MODES, Config, ConfigError, format_value, parse_config
+from config import FIELDS, LATER, SELF_MODES, Config, ConfigError, format_value, parse_config
 from data import (
+    Augmentation,
     Batches,
     DataError,
     Sample,
@@ -202,7 +203,10 @@ class Runner:
         unused = unused_settings(self.config)
         old = {k: v for k, v in state["settings"].items() if k != WEIGHTS or k in settings}
         lines = differences(
-            *({k: v for k, v in each.items() if k not in unused} for each in (old, settings))
+            *(
+                {k: v for k, v in (LATER | each).items() if k not in unused}
+                for each in (old, settings)
+            )
         )
         return lines and [
             f"{self.run_dir}: holds a run of stage {self.stage} with other settings "
@@ -398,6 +402,7 @@ class SelfSupervised(Runner):
             seed=c.seed,
             jitter_strength=c.self_jitter,
             random_crop=c.random_crop,
+            standardize=c.standardize,
             workers=c.workers,
         )
 
@@ -504,14 +509,30 @@ class Supervised(Runner):
             self.job.store,
             batch_size=min(c.fine_batch_size, len(samples)),
             seed=c.seed,
-            jitter_strength=c.fine_jitter,
+            augmentation=Augmentation(
+                c.fine_jitter, c.fine_contrast, c.fine_crop, c.fine_scale, c.fine_rotation
+            ),
+            crops=c.fine_crops,
+            standardize=c.standardize,
             workers=c.workers,
         )
         self.test = find_split(c.data_dir, "test_numf")
 
+    def problems(self, ahead: bool = False) -> list[str]:
+        """Also if an annotated image is smaller than the crops of it."""
+        side, lines = self.config.fine_crop, []
+        for sample in self.job.annotated():
+            rows, columns = self.job.store.image(sample.image).shape[-2:]
+            if min(rows, columns) < side:
+                lines.append(
+                    f"{sample.image}: {columns}x{rows} pixels; fine_crop: found {side}; give at "
+                    f"most {min(rows, columns)}, or 0"
+                )
+        return lines + super().problems(ahead)
+
     def network(self) -> nn.Module:
         """The UNet as it starts."""
-        return UNet(self.config.num_classes, self.config.channels)
+        return UNet(self.config.num_classes, self.config.channels, self.config.norm)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters at one learning rate."""
@@ -580,7 +601,8 @@ class Supervised(Runner):
         scores = SegmentationScores(self.config.num_classes)
         folder = self.run_dir / f"epoch_{epoch}"
         shown: list[tuple[Any, Any, Any]] = []
-        for images, masks, names in equal_sizes(test_items(self.test, self.job.store)):
+        items = test_items(self.test, self.job.store, self.config.standardize)
+        for images, masks, names in equal_sizes(items):
             with self.precision():
                 x = images.to(self.device, memory_format=torch.channels_last)
                 prediction = self.module(x).argmax(dim=1)

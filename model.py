@@ -37,7 +37,7 @@ class Method(nn.Module):
     """A pretraining method as the training loop sees it: an encoder, and a forward to losses.
 
     Args:
-        channels, hidden_dim, embed_dim, groups: see ``networks.ProjectedUNet``.
+        channels, hidden_dim, embed_dim, groups, norm: see ``networks.ProjectedUNet``.
     """
 
     needs_annotated: ClassVar[bool] = False  # image 0 of every batch is annotated
@@ -51,9 +51,10 @@ class Method(nn.Module):
         hidden_dim: int = 128,
         embed_dim: int = 64,
         groups: int = 4,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
-        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups)
+        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups, norm)
 
     @staticmethod
     def log_note(queue_size: int, batch_size: int) -> str:

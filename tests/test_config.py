@@ -33,6 +33,7 @@ DEFAULTS = {
     "mapping": (),
     "class_weight": (),
     "use_unlabelled": False,
+    "standardize": False,
     "seed": 0,
     "device": "auto",
     "amp": "auto",
@@ -45,9 +46,14 @@ DEFAULTS = {
     "embed_dim": 64,
     "hidden_dim": 128,
     "groups": 4,
+    "norm": "batch",
     "random_crop": 0.2,
     "self_jitter": 0.2,
     "fine_jitter": 0.1,
+    "fine_contrast": 0.0,
+    "fine_crop": 0,
+    "fine_scale": 1.0,
+    "fine_rotation": 0.0,
     "self_batch_size": 8,
     "self_max_epoch": 200,
     "self_lr": 0.0001,
@@ -69,6 +75,7 @@ DEFAULTS = {
     "freshness_decay": 0.2,
     "dense_grid": 7,
     "fine_batch_size": 6,
+    "fine_crops": 1,
     "fine_max_epoch": None,
     "eval_every": None,
     "fine_lr_encoder": 0.0001,
@@ -155,6 +162,13 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("fine_lr_encoder", [0, 1e-8]),
     ("scale_weights", [(0, 0, 1)]),
     ("pretrained", ["", "runs/moco200.pt"]),
+    ("standardize", [True, False]),
+    ("norm", ["batch", "group"]),
+    ("fine_contrast", [0, 2]),
+    ("fine_crop", [0, 16, 376]),
+    ("fine_scale", [1, 1.4, 2]),
+    ("fine_rotation", [0, 45]),
+    ("fine_crops", [1, 8, 1024]),
 ]
 
 
@@ -203,6 +217,12 @@ BAD: list[tuple[str, list[Any]]] = [
     ("scale_weights", [(), (1,), (1, 1), (1,) * 4, (1, 1, -1), (1, 1, NAN), 1]),
     ("queue_size", [0, -504, 1.0, 10**8]),
     ("pretrained", ["a\nb", None]),
+    ("norm", ["", "layer", "Batch", None]),
+    ("fine_contrast", [-0.1, 2.1, NAN, "0.2"]),
+    ("fine_crop", [-1, 1, 15, 32769, 128.0]),
+    ("fine_scale", [0.9, 0, 2.1, NAN, None]),
+    ("fine_rotation", [-1, 45.1, NAN, INF]),
+    ("fine_crops", [0, -1, 1025, 8.0, None]),
 ]
 BAD += [(n, [0, -1, NAN, INF, 10**400, "1"]) for n in ("temperature", "self_lr", "sup_lr")]
 BAD += [("fine_lr_decoder", [0, -1, NAN, INF]), ("fine_lr_encoder", [-1, NAN, INF])]
@@ -212,7 +232,8 @@ BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("self_batch_size", "self_m
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("fine_batch_size", "fine_max_epoch")]
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("save_every", "eval_every")]
 BOOLEAN = ["multi_round", "use_unlabelled", "overwrite", "self_schedule", "label_guided"]
-BAD += [(n, [0, 1, "True", None, np.True_]) for n in (*BOOLEAN, "intra_view_negatives")]
+BOOLEAN += ["standardize", "intra_view_negatives"]
+BAD += [(n, [0, 1, "True", None, np.True_]) for n in BOOLEAN]
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in BAD for v in values])
@@ -244,6 +265,10 @@ def test_every_setting_has_a_bad_value_above():
         ),
         ({"num_classes": 3, "mapping": (0, 9)}, "mapping: found 2 values; allowed: as many values"),
         ({"embed_dim": 6}, "embed_dim: found 6; allowed: a multiple of groups, 4"),
+        (
+            {"image_size": 64, "fine_crop": 65},
+            "fine_crop: found 65; allowed: at most image_size, 64",
+        ),
         ({"name": "x" * 9999}, "x...; allowed: 1 to 64 letters"),
         ({"mapping": (0, 300, 1, 2)}, "allowed: whole numbers, each at least 0 and at most 255"),
     ],
@@ -554,10 +579,17 @@ NEVER = {
 ALWAYS = {"data_dir", "num_classes", "ignore_label", "image_size", "seed", "amp", "channels"}
 FINE_AND_SUP = {"class_weight", "fine_jitter", "fine_batch_size", "fine_max_epoch", "eval_every"}
 FINE_ONLY = {"fine_lr_encoder", "fine_lr_decoder", "pretrained"}
+# Left out while they have their defaults, with which all runs were made before they existed.
+LATER: dict[str, Any] = {
+    "standardize": True, "norm": "group", "fine_contrast": 0.2, "fine_crop": 64,
+    "fine_scale": 1.4, "fine_rotation": 45, "fine_crops": 8,
+}  # fmt: skip
 
 
 def test_training_settings():
-    self_and_fine = set(DEFAULTS) - NEVER - ALWAYS - FINE_AND_SUP - FINE_ONLY - {"sup_lr"}
+    self_and_fine = (
+        set(DEFAULTS) - set(LATER) - NEVER - ALWAYS - FINE_AND_SUP - FINE_ONLY - {"sup_lr"}
+    )
     made = Config()
     assert set(made.training_settings("self")) == ALWAYS | self_and_fine
     assert set(made.training_settings("sup")) == ALWAYS | FINE_AND_SUP | {"sup_lr"}
@@ -576,6 +608,15 @@ def test_what_is_left_open_and_what_is_spelled_out_are_the_same_training():
         assert asked == json.loads(json.dumps(asked))
     assert Config().training_settings("sup", "5")["fine_max_epoch"] == 500
     assert Config().training_settings("sup")["fine_max_epoch"] is None
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_setting_that_came_later_decides_only_where_it_is_given(name):
+    given_ones = Config(**{name: LATER[name]})
+    for stage in ("self", "fine", "sup"):
+        asked, before = given_ones.training_settings(stage), Config().training_settings(stage)
+        decides = stage != "self" or name in ("standardize", "norm")
+        assert asked == (before | {name: LATER[name]} if decides else before)
 
 
 CHANGES: dict[str, Any] = {"seed": 1, "data_dir": "x", "amp": "off", "image_size": 64}

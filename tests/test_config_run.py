@@ -23,6 +23,7 @@ from tiny_set import ROOT, add, command, files, make_set, run_process, train
 import config_run
 from config_run import Finetune, Job, SelfSupervised, Supervised
 from networks import UNet
+from predict import Segmenter
 from utils.checkpoint import load, save
 
 
@@ -369,6 +370,55 @@ def test_pixels_that_nobody_labelled_do_not_count(data: Path, tmp_path: Path) ->
     assert train(own, tmp_path, ignore_label=200) == 0
     scores = entries(tmp_path / "tiny_simclr/1_0", "fine", "evaluation")[-1]
     assert sum(scores["truth_pixels"]) == 2 * 16 * 40
+
+
+RECIPE: dict[str, Any] = {
+    "standardize": True,
+    "norm": "group",
+    "fine_crop": 24,
+    "fine_scale": 1.4,
+    "fine_rotation": 45.0,
+    "fine_contrast": 0.2,
+    "fine_crops": 3,
+}
+
+
+@pytest.mark.parametrize("mode", ["simclr", "moco"])
+def test_the_recipe_for_images_of_differing_contrast(
+    data: Path, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path, stages="self-fine-sup", self_mode=mode, **RECIPE) == 0
+    for kind, stage in ((mode, "fine"), ("sup", "sup")):
+        run = tmp_path / f"tiny_{kind}" / "1_0"
+        saved = load(run / f"{stage}_last.pt")
+        assert saved["settings"]["standardize"] is True and saved["settings"]["fine_crops"] == 3
+        network = Segmenter(run / f"{stage}_last.pt", device="cpu")
+        assert network.standardize
+        # What was written while training is what the program for prediction says.
+        for name in ("15_t0", "30_t1"):
+            image = np.asarray(Image.open(data / "test_numf" / "img" / f"{name}.png"))
+            drawn = np.asarray(Image.open(run / "epoch_1" / f"{name}.png"))
+            said = np.array(network.mapping, np.uint8)[network(image)]
+            assert (drawn == said).mean() > 0.99
+    capsys.readouterr()
+    code = train(data, tmp_path, name="b", stages="sup", fine_crop=33)
+    refused(capsys, code, "15_0.png: 40x32 pixels; fine_crop: found 33; give at most 32")
+    code = train(data, tmp_path, stages="fine", self_mode=mode, overwrite=True)
+    refused(capsys, code, "moco2.pt: norm: ", "--norm group")
+    code = train(data, tmp_path, stages="sup", **{**RECIPE, "fine_crops": 4})
+    refused(capsys, code, "fine_crops was 3, is 4")
+
+
+def test_a_run_of_before_these_settings_goes_on_and_others_are_told_apart(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path, stages="sup") == 0
+    settings = load(tmp_path / "tiny_sup" / "1_0" / "sup.pt")["settings"]
+    assert not {*RECIPE} & {*settings}
+    capsys.readouterr()
+    assert train(data, tmp_path, stages="sup", fine_rotation=0) == 0
+    assert "finished already" in capsys.readouterr().out
+    refused(capsys, train(data, tmp_path, stages="sup", norm="group"), "norm was batch, is group")
 
 
 @pytest.mark.parametrize("mode", ["simclr", "moco"])

@@ -144,6 +144,51 @@ def test_images_are_resized_as_in_training(tmp_path: Path) -> None:
     np.testing.assert_array_equal(Segmenter(path, resize=0)(image), expected_mask(image))
 
 
+# ---------------------------------------------------------------- standardised images, GroupNorm
+
+
+def test_a_picture_is_standardised_as_a_whole_also_by_tiles(tmp_path: Path) -> None:
+    path = write_weights(tmp_path / "fine.pt", {"standardize": True})
+    image = picture(2, 331, 300)
+    image[:60] //= 4  # the tiles' own means differ much from the whole picture's
+    x = ((image - image.mean()) / image.std()).astype(np.float32)
+    with torch.no_grad():
+        expected = network()(torch.from_numpy(x).expand(1, 3, -1, -1)).softmax(1)[0].numpy()
+    segmenter = Segmenter(path, device="cpu")
+    assert "each standardised" in segmenter.about
+    np.testing.assert_allclose(segmenter.probabilities(image), expected, atol=1e-4)
+    np.testing.assert_allclose(Segmenter(path, tile=256).probabilities(image), expected, atol=1e-4)
+    darker = (image // 2 + 10).astype(np.uint8)
+    assert (segmenter(darker) == segmenter(image)).mean() > 0.99
+    plain = Segmenter(write_weights(tmp_path / "plain.pt", {}), device="cpu")
+    assert np.abs(plain.probabilities(image) - expected).max() > 0.01
+    turned = Segmenter(path, tta=True).probabilities(np.ascontiguousarray(np.rot90(image)))
+    expected = np.rot90(Segmenter(path, tta=True).probabilities(image), axes=(1, 2))
+    np.testing.assert_allclose(turned, expected, atol=1e-4)
+
+
+def test_views_of_a_standardised_picture_are_ranked_alike(tmp_path: Path) -> None:
+    segmenter = Segmenter(write_weights(tmp_path / "fine.pt", {"standardize": True}))
+    dark = picture(1, 48, 40) // 2
+    maps = segmenter.disagreement(dark)
+    np.testing.assert_allclose(segmenter.disagreement(2 * dark), maps, atol=1e-4)
+    assert maps.max() > 0
+
+
+@pytest.mark.parametrize("settings", [None, {"norm": "group"}])
+def test_a_model_with_group_norm_is_known_by_its_tensors(tmp_path: Path, settings) -> None:
+    torch.manual_seed(5)
+    group = UNet(3, CHANNELS, "group")
+    torch.nn.init.normal_(group.decode.outc["fc1"].weight, std=3)
+    contents = {"super": group.state_dict()} | ({"settings": settings} if settings else {})
+    save(tmp_path / "sup.pt", contents)
+    image = picture(1, 40, 48)
+    with torch.no_grad():
+        expected = group(to_input(torch.from_numpy(image.copy())[None])[None]).softmax(1)[0]
+    found = Segmenter(tmp_path / "sup.pt", device="cpu").probabilities(image)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-3)
+
+
 def test_measure_gives_a_row_per_class(weights: Path) -> None:
     mask = np.zeros((100, 100), np.uint8)
     mask[20:30, 20:60] = 2

@@ -398,6 +398,11 @@ def network_state(
     return network
 
 
+def norm_of(state: Mapping[str, Tensor]) -> str:
+    """'batch' or 'group', the setting ``norm`` of a network's tensors: BatchNorm has a mean."""
+    return "batch" if any(key.endswith("norm1.running_mean") for key in state) else "group"
+
+
 # --- transfer -------------------------------------------------------------------------------------
 
 
@@ -458,6 +463,11 @@ def transfer(
             f"{source}: nothing matched: none of the network's {len(wanted)} tensors "
             f"'{prefix}*' is in it (found: {', '.join(list(state)[:3]) or 'no tensors'}); give a "
             "checkpoint of this program"
+        )
+    if norm_of(state) != norm_of(own):
+        raise CheckpointError(
+            f"{source}: norm: its network was trained with --norm {norm_of(state)}, this one has "
+            f"{norm_of(own)}; give --norm {norm_of(state)}, or pretrain again"
         )
     problems = []
     for keys, text in ((missing, "missing in the file"), (unexpected, "unknown to the network")):
