@@ -24,6 +24,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,7 +50,7 @@ from utils.folder import (
 from utils.imagefile import resize_image, to_8_bit
 from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
 from utils.log import to_terminal
-from utils.picture import PictureError, palette
+from utils.picture import PictureError, class_colours, default_names
 from utils.summary import Item, Terms, warnings
 
 USER_ERRORS = (
@@ -155,13 +156,13 @@ class Segmenter:
     def _describe(self, settings: Mapping[str, Any]) -> None:
         """Names, colours and grays of the classes; what the settings lack gets its default."""
         c = self.num_classes
-        gray = tuple(settings.get("mapping") or ())
-        self.mapping = gray if len(gray) == c else Config(num_classes=c).resolved().mapping
-        names = [str(name) for name in settings.get("class_names") or ()]
-        default = ["0 background", *map(str, range(1, c))]
-        self.class_names = names if len(names) == c else default
-        colours = np.array(settings.get("class_colours") or (), np.uint8)
-        self.colours = colours if colours.shape == (c, 3) else palette(c)
+        look = Config(num_classes=c)
+        own = {name: settings[name] for name in look.appearance() if name in settings}
+        with suppress(ConfigError):  # of another number of classes, or of another program
+            look = Config.from_dict({**own, "num_classes": c})
+        self.mapping = look.resolved().mapping
+        self.class_names = list(look.class_names) or default_names(c)
+        self.colours = class_colours(c, look.class_colours)
 
     def __call__(self, image: Array) -> NDArray[np.uint8]:
         """Class ids, uint8 (H, W), of an image: see ``bands`` for what it may be."""

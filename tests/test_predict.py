@@ -169,10 +169,21 @@ def test_a_published_file_is_read_by_its_shapes(tmp_path: Path) -> None:
 
 def test_names_colours_and_grays_come_from_the_file(tmp_path: Path) -> None:
     own = {"mapping": [0, 9, 200], "class_names": ["Al", "Si", "Cu"]}
-    own["class_colours"] = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+    own["class_colours"] = ["000000", "#ff0000", "0000FF"]
     segmenter = Segmenter(write_weights(tmp_path / "fine.pt", own))
     assert segmenter.mapping == (0, 9, 200) and segmenter.class_names == ["Al", "Si", "Cu"]
-    assert segmenter.colours.tolist() == own["class_colours"]
+    assert segmenter.colours.tolist() == [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"class_names": ["Al", "Si"]}, {"class_colours": [[0, 0, 0]] * 3}, {"mapping": "gray"}],
+)
+def test_names_and_colours_that_do_not_fit_give_way_to_the_defaults(tmp_path: Path, own) -> None:
+    segmenter = Segmenter(write_weights(tmp_path / "fine.pt", own))
+    assert segmenter.class_names == ["0 background", "1", "2"]
+    assert segmenter.mapping == (0, 128, 255)
+    assert segmenter.colours.tolist() == [[51, 51, 51], [230, 159, 0], [86, 180, 233]]
 
 
 def test_a_run_folder_stands_for_its_file(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ _CHOICES = (
     "Best on test: the evaluation with the highest ACC on the test set, as in the paper's protocol",
     "Last epoch: after the last epoch, nothing chosen",
 )
-_NO_MATTER = {"repeats", "stages", "overwrite", "resume", "save_seconds"}
+_NO_MATTER = {
+    "repeats", "stages", "overwrite", "resume", "save_seconds", "report", "tensorboard",
+}  # fmt: skip
 _EXPLAINED = (
     ("Dice", "overlap of predicted and true regions of a class, 2|P∩G| / (|P|+|G|), pooled over "
      "the whole test set; without a number: mean over the classes, background left out. "
