@@ -51,10 +51,12 @@ from utils.imagefile import resize_image, to_8_bit
 from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
 from utils.log import to_terminal
 from utils.picture import PictureError, class_colours, default_names
+from utils.report import ReportError, runs_of, write_report
 from utils.summary import Item, Terms, warnings
 
 USER_ERRORS = (
-    ConfigError, DataError, CheckpointError, DeviceError, ExportError, PictureError, SettingsError,
+    ConfigError, DataError, CheckpointError, DeviceError, ExportError, PictureError, ReportError,
+    SettingsError,
 )  # fmt: skip
 Array = NDArray[Any]
 Row = dict[str, Any]
@@ -357,6 +359,8 @@ def read_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="of tiles (%(default)s px, which makes tiling exact)")  # fmt: skip
     add("--probabilities", action="store_true", help="also write them: .npy, float16 (H, W, C)")
     add("--particles", action="store_true", help="also write particles.csv, a line per particle")
+    add("--report", action="store_true",
+        help="also write report.html: the model's experiment and its measurements")  # fmt: skip
     add("--overwrite", action="store_true", help="predict again what is done")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
@@ -413,6 +417,7 @@ def _places(
 def predict_images(segmenter: Segmenter, o: argparse.Namespace) -> int:
     """``--images``: predict and measure; returns the exit code."""
     out, masks, items = _places(segmenter, o.images, o)
+    experiment = _experiment(segmenter, out) if o.report else None
     folder = Folder(
         segmenter,
         Path(o.images),
@@ -430,7 +435,25 @@ def predict_images(segmenter: Segmenter, o: argparse.Namespace) -> int:
         to_terminal(line.removeprefix("- "))
     fresh = len(results.done) - results.skipped
     to_terminal(f"{out}: {fresh} image(s) predicted, {results.skipped} were done already")
+    if experiment:
+        to_terminal(f"Report: {write_report(experiment)}")
     return _report_bad(results.bad)
+
+
+def _experiment(segmenter: Segmenter, out: Path) -> Path:
+    """The folder that the report is about: of all runs of the model's experiment."""
+    run = segmenter.path.resolve().parent
+    if run not in runs_of(run.parent):
+        raise ConfigError(
+            f"--report: {segmenter.path} is not in the folder of a run, and the report is about "
+            "runs; leave --report out, or give a run as --weights"
+        )
+    if out.resolve().parent not in (run, run.parent):
+        raise ConfigError(
+            f"--report: found --out {out}; the report shows what lies in {run.parent} or in its "
+            "runs, so leave --out out"
+        )
+    return segmenter.path.parent.parent
 
 
 def rank_images(segmenter: Segmenter, o: argparse.Namespace) -> int:

@@ -109,12 +109,12 @@ def test_curves_are_drawn_at_the_end_of_each_stage(finished: Path) -> None:
             assert picture.height == 24 + rows * (360 + 24)
 
 
-def test_the_sheet_of_extremes_has_the_worst_image_first(finished: Path) -> None:
+def test_the_sheet_of_extremes_shows_both_images_of_a_set_of_two(finished: Path) -> None:
     run = finished / "tiny_simclr" / "1_0"
     with Image.open(run / "sheet_fine_extremes.png") as sheet:
         extremes = sheet.size
     with Image.open(run / "sheet_fine.png") as sheet:
-        assert sheet.size == extremes  # two test images: the worst and the best are all
+        assert sheet.size == extremes  # the worst and the best
 
 
 def test_a_report_can_be_asked_for_at_any_time(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -243,6 +244,26 @@ def test_a_folder_with_all_outputs(tmp_path: Path, weights: Path) -> None:
     assert "0.1 µm per pixel" in summary and "By production batch" in summary
     assert Image.open(out / "sheet.png").size[0] > 1000
     assert {r["batch"] for r in rows_of(out / "batches.csv")} == {"15", "60", "Gefüge", ""}
+
+
+def test_a_report_with_the_measurements(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "steel_simclr" / "1_0"
+    weights = write_weights(run / "fine.pt", {"class_names": ["matrix", "θ phase", "void"]})
+    words = ["--images", str(write_images(tmp_path / "in", "30_a.png")), "--device", "cpu"]
+    words += ["--report", "--weights", str(weights)]
+    assert predict.main(words) == 2
+    assert "is not in the folder of a run" in capsys.readouterr().err
+    (run / "log_fine.txt").write_text("Fine-tuning\n")
+    assert predict.main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "so leave --out out" in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/report.html")) and not (tmp_path / "out").exists()
+    assert predict.main(words) == 0
+    page = (run.parent / "report.html").read_text(encoding="utf-8")
+    assert "θ phase" in page and "1_0/predicted_in" in page
+    sheet = re.search(
+        r"1_0/predicted_in: some of its images</figcaption><img src=.data:([^;]*)", page
+    )
+    assert sheet and sheet[1] == "image/jpeg"
 
 
 def test_what_is_done_is_skipped(tmp_path: Path, weights: Path, capsys) -> None:

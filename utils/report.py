@@ -130,7 +130,7 @@ def write_report(experiment_dir: str | Path) -> Path:
         ReportError: there is no run, or the page cannot be written.
     """
     folder = Path(experiment_dir)
-    runs = [p for p in sorted(folder.glob("*")) if p.is_dir() and _stages_of(p)]
+    runs = runs_of(folder)
     if not runs:
         raise ReportError(
             f"{folder}: holds no run; give the folder of an experiment, such as aluminum_simclr"
@@ -144,6 +144,11 @@ def write_report(experiment_dir: str | Path) -> Path:
     path = folder / REPORT
     _write(path, _html(folder.resolve().name, page).encode("utf-8", "backslashreplace"))
     return path
+
+
+def runs_of(experiment_dir: str | Path) -> list[Path]:
+    """The folders of an experiment's runs."""
+    return [p for p in sorted(Path(experiment_dir).glob("*")) if p.is_dir() and _stages_of(p)]
 
 
 def _stages_of(run: Path) -> list[str]:
@@ -271,16 +276,23 @@ def _sheets(page: _Page, runs: Sequence[Path]) -> None:
     )
     for run, path in found:
         name = f"{run.name}/{path.name}"
-        try:
-            with Image.open(path) as file:
-                picture = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        picture = _open(path)
+        if picture is None:
             page.add(f"<p>{_text(name)}: cannot be read, left out.</p>")
             continue
         words = (
             "worst, median and best test image by Dice" if _EXTREMES in path.stem else "test set"
         )
         page.add(_Picture(f"Run {run.name}: {words} ({name})", words, picture, False))
+
+
+def _open(path: Path) -> Image.Image | None:
+    """A picture; None if it is absent or cannot be read."""
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 def _encode(picture: Image.Image, room: int, drawn: bool) -> str | None:
@@ -330,6 +342,11 @@ def _measurements(page: _Page, folder: Path, runs: Sequence[Path]) -> None:
         else:
             room -= size
         page.add(*parts)
+        sheet = _open(place / "sheet.png")
+        if sheet is not None:
+            page.add(
+                _Picture(f"{name}: some of its images", "images and predictions", sheet, False)
+            )
 
 
 def _markdown(text: str) -> Iterator[str]:
