@@ -205,7 +205,7 @@ class Segmenter:
     def _piece(self, pixels: Array) -> NDArray[np.float32]:
         """Class probabilities (C, h, w) of pixels (h, w) or (h, w, 3)."""
         height, width = pixels.shape[:2]
-        image = torch.from_numpy(np.ascontiguousarray(pixels)).reshape(height, width, -1)
+        image = torch.from_numpy(np.array(pixels, order="C")).reshape(height, width, -1)
         x = to_input(image.movedim(2, 0).to(self.device))[None]
         missing = (0, max(0, SMALLEST_SIDE - width), 0, max(0, SMALLEST_SIDE - height))
         if any(missing):
