@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_set import make_set
 
 import config
+import predict
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,14 +78,15 @@ def test_a_training_command_runs(command: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("command", PREDICTING)
-def test_a_predicting_command_runs(command: str, folder: Path) -> None:
+def test_a_predicting_command_runs(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if command.endswith(".onnx"):
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package)
-    words = [sys.executable, str(ROOT / "predict.py"), *shlex.split(command)[2:]]
-    words += ["--device", "cpu", "--threads", "1"]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    words = [*shlex.split(command)[2:], "--device", "cpu", "--threads", "1"]
+    monkeypatch.chdir(folder)
+    assert predict.main(words) == 0
     if "--export" in words:
         assert (folder / words[words.index("--export") + 1]).is_file()
 

@@ -356,7 +356,7 @@ def _markdown(text: str) -> Iterator[str]:
         if not lines or lines[0].startswith("# "):
             continue
         if lines[0].startswith("#"):
-            yield f"<h4>{_text(lines.pop(0).lstrip('# '))}</h4>"
+            yield f"<h4>{_text(_units(lines.pop(0).lstrip('# ')))}</h4>"
         if len(lines) > 1 and all(line.startswith("|") for line in lines):
             head, _, *rows = [_cells(line) for line in lines]
             yield _table([_units(name) for name in head], rows)
