@@ -49,11 +49,14 @@ from utils.checkpoint import (
     to_published,
     transfer,
 )
+from utils.curve import CurveError, learning_curve
 from utils.device import DeviceError, choose_device, choose_precision, mixed_seed, to_device
+from utils.events import EventsError, clear, require_tensorboard
 from utils.imagefile import ImageStore
 from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
 from utils.lock import LockError, locked
 from utils.log import (
+    METRICS_FILE,
     AverageMeter,
     LogError,
     RunLog,
@@ -65,21 +68,32 @@ from utils.log import (
 )
 from utils.losses import supervised_loss
 from utils.metrics import Scores, SegmentationScores
-from utils.picture import PictureError, contact_sheet, save_prediction
+from utils.picture import (
+    PictureError,
+    best_median_worst,
+    class_colours,
+    contact_sheet,
+    save_prediction,
+)
+from utils.report import ReportError, write_report
 from utils.results import ResultsError, results_table, write_results
 
 USER_ERRORS = (
     ConfigError,
     DataError,
     CheckpointError,
+    CurveError,
     DeviceError,
+    EventsError,
     LockError,
     LogError,
     PictureError,
+    ReportError,
     ResultsError,
 )
 EVALUATION_BATCH = 8
 SHEET_ROWS = 8
+CURVES = "curves.png"
 STAGE_NUMBERS = {"self": 1, "fine": 2, "sup": 3}  # keep the stages' random numbers apart
 WEIGHTS = "pretrained weights"
 
@@ -180,7 +194,9 @@ class Runner:
         """Evaluate or write a checkpoint if it is time; ``epoch`` counts from 0."""
 
     def finish(self) -> None:
-        """Write what belongs at the end of the run."""
+        """Write what belongs at the end of the run: the curves of all its stages so far."""
+        curves = learning_curve(self.run_dir / CURVES, self.run_dir / METRICS_FILE)
+        self.log.note(f"Learning curves: {curves}")
 
     # What all stages do.
 
@@ -240,7 +256,9 @@ class Runner:
         resumed = state if state is not None and "module" in state else None
         first = self.restore(resumed) if resumed else self.begin()
         self.environment = environment_line(self.device, self.settings["amp"])
-        with RunLog(self.run_dir, self.stage, resumed["log"] if resumed else None) as self.log:
+        at = resumed["log"] if resumed else None
+        show = self.config.tensorboard
+        with RunLog(self.run_dir, self.stage, at, tensorboard=show) as self.log:
             self.log.header([*self.header(), *self.config.describe(), self.environment])
             if resumed is None:
                 self.before_training()
@@ -261,6 +279,7 @@ class Runner:
         names = dict.fromkeys([*(old["outputs"] if old else []), *self.outputs()])
         self.state.begin({**self.snapshot(), "outputs": list(names)})
         remove_outputs(self.run_dir, names)
+        clear(self.run_dir, self.stage)
         return 0
 
     def snapshot(self, *, finished: bool = False, **more: Any) -> dict[str, Any]:
@@ -573,7 +592,8 @@ class Supervised(Runner):
         stage = self.stage
         names = [picture_name(s.name) for s in find_split(self.config.data_dir, "test_numf")]
         pictures = [f"epoch_{epoch}/{name}" for epoch in self.due() for name in names]
-        own = [f"{stage}.pt", f"{stage}_last.pt", f"sheet_{stage}.png"]
+        own = [f"{stage}.pt", f"{stage}_last.pt"]
+        own += [f"sheet_{stage}.png", f"sheet_{stage}_extremes.png"]
         return [*super().outputs(), *own, *pictures]
 
     def epoch_done(self, epoch: int) -> None:
@@ -591,7 +611,8 @@ class Supervised(Runner):
         names += [f"{self.stage}_last.pt"] if epoch + 1 == self.epochs else []
         for name in names:
             state = to_published(self.module.state_dict())
-            contents = {self.wrapper: state, **entry, "settings": self.settings}
+            settings = {**self.settings, **self.config.appearance()}
+            contents = {self.wrapper: state, **entry, "settings": settings}
             save(self.run_dir / name, contents)
 
     @torch.inference_mode()
@@ -600,7 +621,7 @@ class Supervised(Runner):
         self.module.eval()
         scores = SegmentationScores(self.config.num_classes)
         folder = self.run_dir / f"epoch_{epoch}"
-        shown: list[tuple[Any, Any, Any]] = []
+        shown: list[tuple[Any, Any]] = []
         items = test_items(self.test, self.job.store, self.config.standardize)
         for images, masks, names in equal_sizes(items):
             with self.precision():
@@ -610,23 +631,37 @@ class Supervised(Runner):
             classes = prediction.to(torch.uint8).cpu().numpy()
             for name, mask, picture in zip(names, masks, classes, strict=True):
                 save_prediction(folder / picture_name(name), picture, self.config.mapping)
-                shown.append((None, mask.numpy(), picture))
+                shown.append((mask.numpy(), picture))
         if epoch + 1 == self.epochs:
-            pixels = [self.job.store.image(s.image).movedim(0, -1).squeeze(-1) for s in self.test]
-            rows = [(p.numpy(), *row[1:]) for p, row in zip(pixels, shown, strict=True)]
-            self.sheet = contact_sheet(
-                self.run_dir / f"sheet_{self.stage}.png",
-                rows,
-                [s.name for s in self.test],
-                self.config.num_classes,
-                SHEET_ROWS,
-                heading=f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}",
-            )
+            self.sheets(epoch, shown)
         return scores.compute()
 
+    def sheets(self, epoch: int, shown: Sequence[tuple[Any, Any]]) -> None:
+        """Write the contact sheets: images of the whole test set, and its worst, median and best.
+
+        Args:
+            epoch: the one of the predictions.
+            shown: true mask and prediction of each test image.
+        """
+        c = self.config
+        pixels = [self.job.store.image(s.image).movedim(0, -1).squeeze(-1) for s in self.test]
+        rows = [(p.numpy(), *row) for p, row in zip(pixels, shown, strict=True)]
+        names = [s.name for s in self.test]
+        how: dict[str, Any] = {
+            "heading": f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}",
+            "class_names": c.class_names,
+            "colours": class_colours(c.num_classes, c.class_colours),
+        }
+        path = self.run_dir / f"sheet_{self.stage}_extremes.png"
+        best_median_worst(path, rows, names, c.num_classes, **how)
+        path = self.run_dir / f"sheet_{self.stage}.png"
+        contact_sheet(path, rows, names, c.num_classes, SHEET_ROWS, **how)
+
     def finish(self) -> None:
-        """Say where the pictures are."""
-        self.log.note(f"Pictures of test images, truth and prediction: {self.sheet}")
+        """Also say where the pictures are."""
+        super().finish()
+        sheet = self.run_dir / f"sheet_{self.stage}.png"
+        self.log.note(f"Pictures of test images, truth and prediction: {sheet}")
 
 
 class Finetune(Supervised):
@@ -783,6 +818,8 @@ def run(config: Config) -> None:
     config = config.resolved()
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.tensorboard:
+        require_tensorboard()
     device = choose_device(config.device)
     amp = choose_precision(config.amp, device)
     method = METHODS[config.self_mode]
@@ -820,6 +857,9 @@ def run(config: Config) -> None:
     folders = {experiment_dir(config, s): s for s in config.stage_list if s != "self"}
     if folders:
         to_terminal(results_table(folders))
+    if config.report:
+        for folder in dict.fromkeys(experiment_dir(config, s) for s in config.stage_list):
+            to_terminal(f"Report: {write_report(folder)}")
 
 
 def main(

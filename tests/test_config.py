@@ -31,6 +31,8 @@ DEFAULTS = {
     "ignore_label": None,
     "image_size": 0,
     "mapping": (),
+    "class_names": (),
+    "class_colours": (),
     "class_weight": (),
     "use_unlabelled": False,
     "standardize": False,
@@ -42,6 +44,8 @@ DEFAULTS = {
     "save_seconds": 60.0,
     "overwrite": False,
     "resume": "auto",
+    "report": False,
+    "tensorboard": False,
     "channels": (32, 64, 128, 256),
     "embed_dim": 64,
     "hidden_dim": 128,
@@ -161,6 +165,8 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("fine_max_epoch", [None, 1]),
     ("fine_lr_encoder", [0, 1e-8]),
     ("scale_weights", [(0, 0, 1)]),
+    ("class_names", [("ferrite", "α-Al", "Mg2Si (coarse)", "x" * 40)]),
+    ("class_colours", [("000000", "#ffFF00", "e69f00", "e69f00")]),
     ("pretrained", ["", "runs/moco200.pt"]),
     ("standardize", [True, False]),
     ("norm", ["batch", "group"]),
@@ -194,6 +200,12 @@ BAD: list[tuple[str, list[Any]]] = [
         [(0, 1, 2), (0, 1, 2, 2), (0, 1, 2, 256), (-1, 0, 1, 2), 5, "0123", (0.5, 1, 2, 3)],
     ),
     ("class_weight", [(1,), (1,) * 5, (1, 1, 1, -1), (0,) * 4, (NAN, 1, 1, 1), (1, 1, 1, INF)]),
+    (
+        "class_names",
+        [("a", "b", "c"), ("a", "b", "c", "c"), ("a", "b", "c", ""), ("a", "b", "c", " d"), "abcd"],
+    ),
+    ("class_names", [("a", "b", "c", "d,e"), ("a", "b", "c", "x" * 41), ("a", "b", "c", 4), 4]),
+    ("class_colours", [("000000",) * 3, ("0",) * 4, ("red",) * 4, ("00000g",) * 4, (0,) * 4]),
     ("seed", [-1, 2**32, 1.0, "1", False]),
     ("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda0", "CPU", "cpu "]),
     ("amp", ["", "fp16", True, None]),
@@ -232,7 +244,7 @@ BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("self_batch_size", "self_m
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("fine_batch_size", "fine_max_epoch")]
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("save_every", "eval_every")]
 BOOLEAN = ["multi_round", "use_unlabelled", "overwrite", "self_schedule", "label_guided"]
-BOOLEAN += ["standardize", "intra_view_negatives"]
+BOOLEAN += ["standardize", "report", "tensorboard", "intra_view_negatives"]
 BAD += [(n, [0, 1, "True", None, np.True_]) for n in BOOLEAN]
 
 
@@ -350,6 +362,13 @@ def test_all_problems_come_together_one_line_each():
         (["--data_dir=a=b"], {"data_dir": "a=b"}),
         (["--repeats", ""], {}),
         ("--name none", {"name": "none"}),
+        ("--class_names a b c d --seed 3", {"class_names": ("a", "b", "c", "d"), "seed": 3}),
+        (["--class_names", "a b, c,d,e"], {"class_names": ("a b", "c", "d", "e")}),
+        (["--class_names", "a", "b,", "c,d,e"], {"class_names": ("a b", "c", "d", "e")}),
+        (["--class_names", "b c", "d", "e", "f"], {"class_names": ("b c", "d", "e", "f")}),
+        ("--class_names none", {}),
+        ("--class_colours=000000,#ffff00,E69F00,123456",
+         {"class_colours": ("000000", "#ffff00", "E69F00", "123456")}),
     ],
 )  # fmt: skip
 def test_command_lines(line, expected):
@@ -574,7 +593,8 @@ def test_describe_has_a_line_per_change_and_one_for_the_rest():
 # Which settings decide a result; a setting of one of these sets is nowhere else.
 NEVER = {
     "name", "output_dir", "stages", "data_size", "multi_round", "repeats", "mapping", "device",
-    "workers", "threads", "save_seconds", "overwrite", "resume", "save_every",
+    "workers", "threads", "save_seconds", "overwrite", "resume", "save_every", "report",
+    "tensorboard", "class_names", "class_colours",
 }  # fmt: skip
 ALWAYS = {"data_dir", "num_classes", "ignore_label", "image_size", "seed", "amp", "channels"}
 FINE_AND_SUP = {"class_weight", "fine_jitter", "fine_batch_size", "fine_max_epoch", "eval_every"}
@@ -656,12 +676,20 @@ widths = st.tuples(st.integers(1, 6), st.integers(1, 6)).map(
         "hidden_dim": 2 * ab[0],
     }
 )
+letters = st.characters(exclude_categories=["C", "Z"], exclude_characters=",")
+names = st.text(letters, min_size=1, max_size=40)
 classes = st.integers(2, 9).flatmap(
     lambda n: st.fixed_dictionaries(
         {
             "num_classes": st.just(n),
             "mapping": st.just(()) | st.permutations(range(9)).map(lambda p: tuple(p[:n])),
             "class_weight": st.just(()) | st.lists(positive, min_size=n, max_size=n).map(tuple),
+            "class_names": st.just(())
+            | st.lists(names, min_size=n, max_size=n, unique=True).map(tuple),
+            "class_colours": st.just(())
+            | st.lists(st.from_regex("[0-9a-fA-F]{6}", fullmatch=True), min_size=n, max_size=n).map(
+                tuple
+            ),
         }
     )
 )
