@@ -45,6 +45,7 @@ from config_run import (
 )
 from data import (
     Batches,
+    DataError,
     annotated_repeats,
     annotated_split,
     check_data,
@@ -102,7 +103,8 @@ ABLATIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
 ABLATED = "simclr"  # the method whose settings are varied, when nobody says which
 
 OPTIONS = {
-    "methods": "rows to run, such as: sup forest simclr; default: all (--ablate: simclr)",
+    "methods": "rows to run, such as: sup forest simclr; default: all; with --ablate one method, "
+    "default simclr",
     "budget": "paper: the published lengths; cpu: 20 epochs of pretraining, 300 of fine-tuning, "
     "evaluated every 100; settings given as flags win over both",
     "out": "folder of the table; default: results/NAME",
@@ -151,6 +153,14 @@ class Options:
     report: bool
     ablate: str
     command: str
+
+    @property
+    def stem(self) -> str:
+        """What the names of the files in ``out`` begin with; empty for the table itself."""
+        if not self.ablate:
+            return ""
+        method = self.variants[0].method
+        return f"ablate_{self.ablate}" + ("" if method == ABLATED else f"_{method}")
 
 
 def split_flags(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str], set[str]]:
@@ -254,28 +264,26 @@ def method_row(config: Config, method: str) -> Variant:
 
 
 def _ablation(config: Config, ablate: str, words: Sequence[str]) -> tuple[Variant, ...]:
-    """The values of the setting that is varied, for each method; the one in force is a main run."""
+    """The values of the setting that is varied; the one in force is a row of the table itself."""
     setting, values = ABLATIONS[ablate]
-    methods = words or [ABLATED]
-    problems = []
-    for method in methods:
-        problems += _choice("methods", method, METHODS)
-        if method in METHODS and not _takes(method, setting):
-            problems.append(f"--methods: {method} does not use {setting}, which {ablate} varies")
+    method = words[0] if words else ABLATED
+    problems = _choice("methods", method, METHODS)
+    if len(words) > 1:
+        problems.append(f"--methods: found {' '.join(words)}; --ablate takes one method")
+    if method in METHODS and not _takes(method, setting):
+        problems.append(f"--methods: {method} does not use {setting}, which {ablate} varies")
     if problems:
         raise ConfigError("\n".join(problems))
+    current = getattr(dataclasses.replace(config, self_mode=method).resolved(), setting)
     variants = []
-    for method in methods:
-        resolved = dataclasses.replace(config, self_mode=method).resolved()
-        current = getattr(resolved, setting)
-        for value in values if current in values else (current, *values):
-            text = format_value(value)
-            title = f"{TITLES[method]}, {setting} {text}"
-            if value == current:
-                variants.append(Variant(f"{method} {text}", title, method, config.name))
-                continue
+    for value in values if current in values else (current, *values):
+        text = format_value(value)
+        key, title = f"{method} {text}", f"{TITLES[method]}, {setting} {text}"
+        if value == current:
+            variants.append(Variant(key, title, method, config.name))
+        else:
             name = f"{config.name}-{ablate}-{text.replace(',', '-')}"
-            variants.append(Variant(f"{method} {text}", title, method, name, ((setting, value),)))
+            variants.append(Variant(key, title, method, name, ((setting, value),)))
     return tuple(variants)
 
 
@@ -388,8 +396,8 @@ class Work:
     def kind(self) -> str:
         """What takes the same time: training with labels is the same after any pretraining."""
         if self.stage == "self":
-            return f"{self.config.name} {self.variant.key}: pretraining"
-        return f"{self.config.name}: " + ("forest" if self.stage == "forest" else "with labels")
+            return f"pretraining, {self.variant.title}"
+        return "forest" if self.stage == "forest" else "training with labels"
 
     @property
     def title(self) -> str:
@@ -620,7 +628,7 @@ def plan(bench: Bench) -> None:
 def run_all(bench: Bench) -> None:
     """Do what is not done, with the table written after each repeat of a row."""
     config = bench.config
-    pace = Pace(Path(config.output_dir) / "seconds.json")
+    pace = Pace(Path(config.output_dir) / f"{config.name}_seconds.json")
     left = bench.to_do()
     total = len(bench.works())
     to_terminal(f"{total - len(left)} of {total} pieces of work are finished")
@@ -670,27 +678,31 @@ def _row(bench: Bench, variant: Variant, asked: bool) -> Row:
     results: dict[str, dict[int, Result]] = {protocol: {} for protocol in PROTOCOLS}
     stage = variant.stages[-1]
     for repeat in range(10) if bench.size != "f" else (0,):
-        runner = bench.runner(
-            Work(variant, repeat, stage, bench.settings_of(variant, repeat, stage))
-        )
-        if not runner.state.path.exists():
-            continue
-        state = runner.state.load()
-        if state is None or not state["finished"] or not state["evaluations"]:
-            continue
-        other = bench.other_settings(runner)
-        if other and asked and repeat in bench.repeats:
-            raise ConfigError("\n".join(other))
-        if other:
-            continue
-        evaluations = state["evaluations"]
-        best = max(evaluations, key=lambda e: e["acc"])  # of equals the first, as in fine.pt
-        for protocol, chosen in (("best", best), ("last", evaluations[-1])):
-            tally = _tally(bench, runner, chosen)
-            results[protocol][repeat] = Result(chosen["epoch"], tally)
-    paper = bench.options.ablate == "" and Path(bench.config.data_dir).resolve().name in PAPERS_SET
+        config = bench.settings_of(variant, repeat, stage)
+        try:
+            found = _results(bench, bench.runner(Work(variant, repeat, stage, config)))
+        except (CheckpointError, DataError, ResultsError):
+            if asked and repeat in bench.repeats:
+                raise
+            continue  # nobody asked for it
+        for protocol, result in found.items():
+            results[protocol][repeat] = result
+    paper = not bench.options.ablate and Path(bench.config.data_dir).resolve().name in PAPERS_SET
     published = PUBLISHED.get(variant.method) if paper and bench.size == "1" else None
     return Row(variant.key, variant.title, results, variant.shared, published)
+
+
+def _results(bench: Bench, runner: Runner) -> dict[str, Result]:
+    """What a run scored under each protocol; nothing unless it is finished and of this table."""
+    state = runner.state.load()
+    if state is None or not state["finished"] or not state["evaluations"]:
+        return {}
+    if bench.other_settings(runner):  # of runs that were asked for, it was complained about
+        return {}
+    evaluations = state["evaluations"]
+    best = max(evaluations, key=lambda e: e["acc"])  # of equals the first, as in fine.pt
+    chosen = {"best": best, "last": evaluations[-1]}
+    return {p: Result(e["epoch"], _tally(bench, runner, e)) for p, e in chosen.items()}
 
 
 def _tally(bench: Bench, runner: Runner, evaluation: Mapping[str, Any]) -> Tally:
@@ -726,12 +738,12 @@ def write_report(bench: Bench) -> Comparison:
         current = [v.key for v in options.variants if not v.settings]
         references = [*current[:1], "sup"]
     comparison = Comparison(rows_of(bench), bench.clusters, references, bench.repeats)
-    stem = f"ablate_{options.ablate}" if options.ablate else "table"
+    stem = options.stem or "table"
     what = f"{setting} varied" if options.ablate else "every method on one UNet"
     lines = [f"# {bench.config.name}: {what}", "", *notes(bench, comparison), ""]
     replace_file(options.out / f"{stem}.md", "\n".join([*lines, *comparison.markdown()]) + "\n")
     replace_file(options.out / f"{stem}.csv", comparison.csv())
-    values = f"{stem}_values" if options.ablate else "values"
+    values = f"{stem}_values" if options.ablate else "values"  # the single ones
     replace_file(options.out / f"{values}.csv", comparison.values_csv())
     panels = [
         (
@@ -757,7 +769,7 @@ def notes(bench: Bench, comparison: Comparison) -> list[str]:
         f"{number[size]}, repeats {' '.join(map(str, comparison.repeats))}; images {side}; "
         f"pretraining {c.self_max_epoch} epochs, fine-tuning and supervised {c.epochs_for(size)}, "
         f"evaluated every {c.eval_every_for(size)}; seed {c.seed}. Command, settings, versions and "
-        "a hash of the data: run.md.",
+        f"a hash of the data: {record_stem(bench.options)}.md.",
         "Dice and mIoU are pooled over the test set, class by class, and averaged over the "
         "classes but the background; ACC is the mean over images of the share of correct pixels; "
         "std is the sample deviation over repeats, which differ in the annotated image.",
@@ -806,10 +818,15 @@ def notes(bench: Bench, comparison: Comparison) -> list[str]:
 # --- the record -----------------------------------------------------------------------------------
 
 
-def write_record(bench: Bench, command: str) -> None:
+def record_stem(options: Options) -> str:
+    """Name of the record's files, without suffix."""
+    return f"{options.stem}_run" if options.ablate else "run"
+
+
+def write_record(bench: Bench, command: str = "") -> None:
     """Note in ``run.json`` and ``run.md`` how the numbers came about; commands are collected."""
     options, c = bench.options, bench.config
-    stem = f"ablate_{options.ablate}_run" if options.ablate else "run"
+    stem = record_stem(options)
     path = options.out / f"{stem}.json"
     old: dict[str, Any] = {}
     if path.exists():
@@ -831,7 +848,7 @@ def write_record(bench: Bench, command: str) -> None:
         split = annotated_split(c.data_dir, bench.size, repeat)
         splits[split] = find_split(c.data_dir, split)
     record = {
-        "commands": list(dict.fromkeys([*old.get("commands", []), command])),
+        "commands": list(dict.fromkeys([*old.get("commands", []), *[command] * bool(command)])),
         "environments": list(dict.fromkeys([*old.get("environments", []), environment])),
         "budget": options.budget,
         "seed": c.seed,
@@ -880,8 +897,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             plan(bench)
         elif options.report:
             write_report(bench)
-            if not (options.out / "run.json").exists() and not options.ablate:
-                write_record(bench, options.command)
+            if not (options.out / f"{record_stem(options)}.json").exists():
+                write_record(bench)
         else:
             run_all(bench)
         if not options.plan:

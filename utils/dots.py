@@ -95,8 +95,9 @@ def _draw_marks(
         if known:
             x = _x(sum(known.values()) / len(known), start, low, high) * n
             draw.line((x, y - 10 * n, x, y + 10 * n), fill=_INK, width=2 * n)
-        for repeat, value in known.items():
+        for number, (repeat, value) in enumerate(known.items()):
             x, r = _x(value, start, low, high) * n, 5 * n
+            y = (_row_y(i) + 3 * (number - (len(known) - 1) / 2)) * n  # equal ones stay visible
             draw.ellipse(
                 (x - r, y - r, x + r, y + r), fill=_colour(repeat), outline=_PAPER, width=n
             )

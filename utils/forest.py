@@ -95,20 +95,22 @@ class PixelForest:
 
     def __init__(self, seed: int, threads: int = 1, trees: int | None = None) -> None:
         self.seed = seed
+        self.channels = 1
         self.model = RandomForestClassifier(trees or TREES, random_state=seed, n_jobs=threads)
 
     def fit(self, images: Sequence[NDArray[np.uint8]], masks: Sequence[Ids]) -> int:
         """Learn from annotated images, uint8 (1 or 3, H, W), and their masks (H, W).
 
+        If none of them has colour, that of other images is not looked at.
         Pixels that nobody labelled (``IGNORED``) are left out; of a class with more than
         ``MOST_PIXELS``, that many are drawn.
 
         Returns:
             The number of pixels learnt from.
         """
-        features = np.concatenate(
-            [pixel_features(i).reshape(m.size, -1) for i, m in zip(images, masks, strict=True)]
-        )
+        self.channels = max(len(image) for image in images)
+        described = [pixel_features(with_channels(image, self.channels)) for image in images]
+        features = np.concatenate([f.reshape(-1, f.shape[-1]) for f in described])
         ids = np.concatenate([mask.ravel() for mask in masks])
         chosen = draw_pixels(ids, self.seed)
         self.model.fit(features[chosen], ids[chosen])
@@ -118,9 +120,18 @@ class PixelForest:
 
     def predict(self, image: NDArray[np.uint8]) -> Ids:
         """Class ids (H, W) of an image (1 or 3, H, W), of those classes that were learnt."""
-        features = pixel_features(image)
+        features = pixel_features(with_channels(image, self.channels))
         found = self.model.predict(features.reshape(-1, features.shape[-1]))
         return np.asarray(found.reshape(features.shape[:2]), np.uint8)
+
+
+def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """An image (1 or 3, H, W) with 1 or 3 channels: their mean, or the one three times."""
+    if len(image) == channels:
+        return image
+    if channels == 3:
+        return image.repeat(3, axis=0)
+    return np.rint(image.mean(axis=0, keepdims=True)).astype(np.uint8)
 
 
 def draw_pixels(ids: Ids, seed: int, most: int = MOST_PIXELS) -> NDArray[np.int64]:

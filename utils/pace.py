@@ -21,7 +21,7 @@ class Pace:
         self.path = path
         self.seconds: dict[str, float] = {}
         if path is not None:
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, TypeError):
                 found = json.loads(path.read_text(encoding="utf-8"))
                 self.seconds = {str(k): float(v) for k, v in dict(found).items()}
 
