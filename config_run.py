@@ -96,6 +96,8 @@ SHEET_ROWS = 8
 CURVES = "curves.png"
 STAGE_NUMBERS = {"self": 1, "fine": 2, "sup": 3}  # keep the stages' random numbers apart
 WEIGHTS = "pretrained weights"
+AGAIN = "The same command goes on from the last saved epoch"
+AGAIN_AFRESH = "Without --overwrite and --resume never, the same command goes on from there"
 
 
 class TrainingError(ValueError):
@@ -878,17 +880,33 @@ def main(
         The exit code: 0, 2 for something the user can mend, 1 for numbers that went wrong, 130
         when interrupted, 143 when terminated.
     """
-    again = "The same command goes on from the last saved epoch"
+    try:
+        config = parse_config(argv, **defaults)
+    except ConfigError as error:
+        return complain(str(error), 2)
+
+    def work() -> None:
+        if prepare is not None:
+            prepare(config)
+        run(config)
+
+    afresh = config.overwrite or config.resume == "never"
+    return exit_code(work, AGAIN_AFRESH if afresh else AGAIN)
+
+
+def exit_code(work: Callable[[], object], again: str = AGAIN) -> int:
+    """Do something that may train; whatever ends it early becomes a message and an exit code.
+
+    Args:
+        work: what to do.
+        again: what the user is told about starting it again.
+
+    Returns:
+        The exit code, see ``main``.
+    """
     try:
         with termination_as_interrupt():
-            config = parse_config(argv, **defaults)
-            if config.overwrite or config.resume == "never":
-                again = (
-                    "Without --overwrite and --resume never, the same command goes on from there"
-                )
-            if prepare is not None:
-                prepare(config)
-            run(config)
+            work()
     except USER_ERRORS as error:
         return complain(str(error), 2)
     except (torch.OutOfMemoryError, MemoryError) as error:
