@@ -48,7 +48,14 @@ from utils.checkpoint import (
     to_published,
     transfer,
 )
-from utils.device import DeviceError, choose_device, choose_precision, mixed_seed, to_device
+from utils.device import (
+    DeviceError,
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    mixed_seed,
+    to_device,
+)
 from utils.imagefile import ImageStore
 from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
 from utils.lock import LockError, locked
@@ -734,6 +741,7 @@ def run(config: Config) -> None:
     config = config.resolved()
     if config.threads:
         torch.set_num_threads(config.threads)
+    keep_freed_memory()
     device = choose_device(config.device)
     amp = choose_precision(config.amp, device)
     method = METHODS[config.self_mode]
