@@ -50,7 +50,14 @@ from utils.checkpoint import (
     transfer,
 )
 from utils.curve import CurveError, learning_curve
-from utils.device import DeviceError, choose_device, choose_precision, mixed_seed, to_device
+from utils.device import (
+    DeviceError,
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    mixed_seed,
+    to_device,
+)
 from utils.events import EventsError, clear, require_tensorboard
 from utils.imagefile import ImageStore
 from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
@@ -822,6 +829,7 @@ def run(config: Config) -> None:
         torch.set_num_threads(config.threads)
     if config.tensorboard:
         require_tensorboard()
+    keep_freed_memory()
     device = choose_device(config.device)
     amp = choose_precision(config.amp, device)
     method = METHODS[config.self_mode]

@@ -87,8 +87,8 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, c, h, w) and the skip (B, c/2, H, W) to (B, c/2, H, W)."""
-        # The bias is added outside: with one, a CPU's transposed convolution takes 4 to 16 times as
-        # long in bf16, and 1.3 to 2 times in single precision.
+        # The bias is added outside: with one, oneDNN's transposed convolution takes 4 to 16 times
+        # as long in bf16, 1.3 to 2 times in single precision.
         x = F.conv_transpose2d(x, self.up.weight, None, stride=2, padding=1)
         x = x + self.up.get_parameter("bias").to(x.dtype)[:, None, None]
         rows, columns = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]
