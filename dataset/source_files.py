@@ -155,7 +155,8 @@ def _is_plausible(raw: bytes) -> bool:
 
 
 def _float_to_8_bit(path: Path, pixels: Array) -> tuple[Array, str]:
-    values = pixels.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of a NaN that signals
+        values = pixels.astype(np.float64)
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise DataError(f"{path}: no finite value in it; export it again")
