@@ -738,7 +738,7 @@ def test_a_failure_leaves_no_half_set(tmp_path, monkeypatch, capsys, existing):
 REFUSALS = {
     # name: (mask files, options, what the one line says)
     "other size": ([png(STRIPES[:, :9]), png(STRIPES)], [], ["0_s0_0_0.png: 9x16", "16x16"]),
-    "broken mask": ([png(gray(1))[:150], png(STRIPES)], [], ["gt/0_s0_0_0.png: not an image"]),
+    "broken mask": ([png(gray(1))[:150], png(STRIPES)], [], ["gt/0_s0_0_0.png: damaged or cut"]),
     "empty mask": ([b"", png(STRIPES)], [], ["gt/0_s0_0_0.png: empty file"]),
     "strange colour": (
         [png(rgb(COLOURS)), png(rgb([*COLOURS[:3], (9, 8, 7)]))], ["--palette", SHIFTED],
