@@ -288,6 +288,10 @@ class Config:
     save_every: int = setting(
         "Pretraining", 10, "a checkpoint named by the epochs done is kept this often",
         unit="epochs", decides="", limits=COUNT)
+    probe: int = setting("Pretraining", 0,
+        "the frozen features are looked at this often: a linear classifier on the annotated "
+        "images' pixels scored on the test set, and a k-means picture; 0: never",
+        unit="epochs", source=OURS, decides="", limits={"at least": 0, "at most": 1_000_000})
 
     temperature: float = setting(
         "Method", 0.5, "temperature of the image loss and of the patch loss", limits=POSITIVE)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ from data import (
     check_data,
     find_split,
     finetuning_batches,
+    image_input,
     pretraining_batches,
     pretraining_samples,
     test_items,
@@ -81,6 +83,15 @@ from utils.picture import (
     class_colours,
     contact_sheet,
     save_prediction,
+)
+from utils.probe import (
+    COLLAPSED,
+    SPREAD_IMAGES,
+    alarm,
+    draw_clusters,
+    embedding_spreads,
+    look,
+    probe_line,
 )
 from utils.report import ReportError, write_report
 from utils.results import ResultsError, results_table, write_results
@@ -501,7 +512,8 @@ class SelfSupervised(Runner):
         """Also the checkpoints: at the start, each ``save_every`` epochs, at the end."""
         end = self.config.self_max_epoch
         due = dict.fromkeys([*range(0, end, self.config.save_every), end])
-        return [*super().outputs(), *(f"moco{done}.pt" for done in due)]
+        pictures = [f"probe_{done}.png" for done in range(end + 1) if self.probe_due(done)]
+        return [*super().outputs(), *(f"moco{done}.pt" for done in due), *pictures]
 
     def foreign(self) -> list[Path]:
         """Any ``moco*.pt``: fine-tuning might take it for one of this run."""
@@ -511,14 +523,60 @@ class SelfSupervised(Runner):
         """Keep the network as it starts."""
         self.epoch_done(-1)
 
+    def probe_due(self, epochs_done: int) -> bool:
+        """Whether the features are looked at now: before training, each ``probe``, at the end."""
+        every, end = self.config.probe, self.config.self_max_epoch
+        return bool(every) and (epochs_done % every == 0 or epochs_done == end)
+
+    @torch.inference_mode()
+    def probe(self, epochs_done: int) -> None:
+        """Look at the features as they are: a line, a picture, and an alarm after a collapse."""
+        c, store = self.config, self.job.store
+        train, test = self.train_samples(), find_split(c.data_dir, "test_numf")
+        encoder = self.module.get_submodule("encoder_q")
+        training = encoder.training
+
+        def encode(images: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+            with self.precision():
+                x = images.to(self.device, memory_format=torch.channels_last)
+                embedding, maps = encoder(x)
+            return embedding, maps
+
+        def items(samples: Sequence[Sample]) -> Iterator[tuple[Tensor, Tensor, str]]:
+            return test_items(samples, store, c.standardize)
+
+        few = [image_input(s, store, c.standardize) for s in evenly(train, SPREAD_IMAGES)]
+        with self.precision():
+            x = torch.stack(few).to(self.device, memory_format=torch.channels_last)
+            spreads = embedding_spreads(encoder, x)
+        rng = np.random.default_rng((c.seed, STAGE_NUMBERS[self.stage], epochs_done))
+        encoder.eval()  # BatchNorm's averages are used and stay as they are
+        try:
+            annotated = list(items(self.job.annotated()))
+            found = look(encode, annotated, items(test), c.num_classes, rng)
+            shown = [*self.job.annotated()[:1], *evenly(test, 3)]
+            pixels = [store.image(s.image).movedim(0, -1).squeeze(-1).numpy() for s in shown]
+            heading = f"{c.num_classes} clusters of the features after {epochs_done} epochs"
+            path = self.run_dir / f"probe_{epochs_done}.png"
+            draw_clusters(path, encode, items(shown), pixels, found.clusters, heading)
+        finally:
+            encoder.train(training)
+        self.log.line(probe_line(epochs_done, found.scores, spreads))
+        numbers = {**found.scores.as_dict(), **spreads._asdict()}
+        self.log.metrics({"probe": {"epochs_done": epochs_done, **numbers}})
+        if epochs_done and any(one < COLLAPSED for one in spreads):
+            self.log.line(alarm(epochs_done, spreads))
+
     def epoch_done(self, epoch: int) -> None:
-        """Write ``moco<epochs done>.pt`` when it is due."""
+        """Write ``moco<epochs done>.pt`` when it is due, and look at the features."""
         name = f"moco{epoch + 1}.pt"
         if name in self.outputs():
             state = to_published(self.module.state_dict())
             save(
                 self.run_dir / name, {"moco": state, "epoch": epoch + 1, "settings": self.settings}
             )
+        if self.probe_due(epoch + 1):
+            self.probe(epoch + 1)
 
 
 class Supervised(Runner):
@@ -772,6 +830,11 @@ def experiment_dir(config: Config, stage: str) -> Path:
     return Path(config.output_dir) / f"{config.name}_{kind}"
 
 
+def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most ``count`` of the samples, taken evenly from the first on."""
+    return list(samples[:: max(1, -(-len(samples) // count))])
+
+
 def picture_name(image: str) -> str:
     """File name of the prediction of a test image."""
     return f"{Path(image).stem}.png"
@@ -846,6 +909,7 @@ def run(config: Config) -> None:
         use_unlabelled=config.use_unlabelled,
         self_mode_needs_groups=method.needs_groups,
         needs_annotated=method.needs_annotated,
+        probe=config.probe > 0,
     )
     jobs = [
         Job(config, report.store, size, repeat, device, amp)

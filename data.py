@@ -63,6 +63,7 @@ __all__ = [
     "check_data",
     "find_split",
     "finetuning_batches",
+    "image_input",
     "number_groups",
     "one_hot",
     "own_statistics",
@@ -207,6 +208,7 @@ def check_data(
     use_unlabelled: bool = False,
     self_mode_needs_groups: bool = False,
     needs_annotated: bool = True,
+    probe: bool = False,
 ) -> DataReport:
     """Read and check every file that a run will need, before anything is trained.
 
@@ -220,6 +222,7 @@ def check_data(
         use_unlabelled: pretraining reads ``train_unlabelled`` too.
         self_mode_needs_groups: pretraining uses the production batches.
         needs_annotated: an annotated image rides along in pretraining.
+        probe: pretraining looks at its features by the annotated images and the test set.
 
     Returns:
         The decoded files, for the datasets to use, and warnings.
@@ -232,20 +235,21 @@ def check_data(
         raise DataError(missing_set(root))
     check = _Check(root, num_classes, ImageStore(image_size, ignore_label))
     supervised = bool({"fine", "sup"} & set(stages))
+    scored = supervised or (probe and "self" in stages)
     splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
     pretraining = []
     if "self" in stages:
         pretraining += check.folder("train_numf")
         if use_unlabelled:
             pretraining += check.folder("train_unlabelled")
-    for split in splits if supervised or needs_annotated else ():
+    for split in splits if scored or needs_annotated else ():
         annotated = check.folder(split, masks=True)
         check.classes(split, annotated, "annotated images")
         if supervised and len(annotated) > 1:
             check.one_size(split, annotated)
         if "self" in stages and needs_annotated:
             pretraining += annotated
-    if supervised:
+    if scored:
         check.classes("test_numf", check.folder("test_numf", masks=True), "test set")
     check.one_size("pretraining", pretraining)
     if "self" in stages and self_mode_needs_groups:
@@ -647,9 +651,14 @@ def test_items(
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Image float (3, H, W), mask int64 (H, W) and file name of each test image, unchanged."""
     for sample in samples:
-        image = store.image(sample.image)
-        own = own_statistics(image) if standardize else None
-        yield to_input(image, own), _mask_of(sample, store), sample.name
+        image = image_input(sample, store, standardize)
+        yield image, _mask_of(sample, store), sample.name
+
+
+def image_input(sample: Sample, store: ImageStore, standardize: bool = False) -> Tensor:
+    """Network input of a sample's image, unchanged: float (3, H, W)."""
+    image = store.image(sample.image)
+    return to_input(image, own_statistics(image) if standardize else None)
 
 
 def _mask_of(sample: Sample, store: ImageStore) -> Tensor:

@@ -65,6 +65,7 @@ DEFAULTS = {
     "self_weight_decay": 0.001,
     "self_schedule": False,
     "save_every": 10,
+    "probe": 0,
     "temperature": 0.5,
     "global_local_ratio": 0.7,
     "top_k": None,
@@ -175,6 +176,7 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("fine_scale", [1, 1.4, 2]),
     ("fine_rotation", [0, 45]),
     ("fine_crops", [1, 8, 1024]),
+    ("probe", [0, 1, 20]),
 ]
 
 
@@ -235,6 +237,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("fine_scale", [0.9, 0, 2.1, NAN, None]),
     ("fine_rotation", [-1, 45.1, NAN, INF]),
     ("fine_crops", [0, -1, 1025, 8.0, None]),
+    ("probe", [-1, 10**7, 1.0, None, True]),
 ]
 BAD += [(n, [0, -1, NAN, INF, 10**400, "1"]) for n in ("temperature", "self_lr", "sup_lr")]
 BAD += [("fine_lr_decoder", [0, -1, NAN, INF]), ("fine_lr_encoder", [-1, NAN, INF])]
@@ -594,7 +597,7 @@ def test_describe_has_a_line_per_change_and_one_for_the_rest():
 NEVER = {
     "name", "output_dir", "stages", "data_size", "multi_round", "repeats", "mapping", "device",
     "workers", "threads", "save_seconds", "overwrite", "resume", "save_every", "report",
-    "tensorboard", "class_names", "class_colours",
+    "tensorboard", "class_names", "class_colours", "probe",
 }  # fmt: skip
 ALWAYS = {"data_dir", "num_classes", "ignore_label", "image_size", "seed", "amp", "channels"}
 FINE_AND_SUP = {"class_weight", "fine_jitter", "fine_batch_size", "fine_max_epoch", "eval_every"}
