@@ -13,12 +13,14 @@ import pytest
 from tiny_set import make_set
 
 import config
+import reproduce
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^ *```bash\n(.*?)^ *```", README, re.S | re.M)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 TRAINING = [c for c in COMMANDS if re.match(r"python train\.py -", c)]
+TABLES = [c for c in COMMANDS if c.startswith("python reproduce.py ")]
 SMALL = (
     "--self_max_epoch 1 --fine_max_epoch 1 --channels 4,8,16,32 --hidden_dim 8 --embed_dim 8 "
     "--top_k 2 --queue_size 12 --device cpu --threads 1 --image_size 0"
@@ -37,8 +39,8 @@ def test_every_command_is_one_that_tests_or_ci_run() -> None:
         "pip install -r requirements.txt",
         "python train_defect.py",
     }
-    assert set(COMMANDS) - set(TRAINING) <= elsewhere
-    assert len(TRAINING) >= 7
+    assert set(COMMANDS) - set(TRAINING) - set(TABLES) <= elsewhere
+    assert len(TRAINING) >= 7 and len(TABLES) >= 4
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "train_defect.py" in makefile and "-r requirements.txt" in makefile
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
@@ -69,6 +71,24 @@ def test_a_training_command_runs(command: str, folder: Path) -> None:
         words, cwd=folder, env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", TABLES)
+def test_a_command_of_the_table_runs(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    words = [*shlex.split(command)[2:], *shlex.split(SMALL), "--repeats", "0"]
+    words += [] if "--ablate" in words else ["--methods", "sup", "simclr"]
+    assert reproduce.main(words) == 0
+    results = folder / "results" / "steel"
+    if "--plan" in words:
+        assert not results.exists()
+    elif "--ablate" in words:
+        assert (results / "ablate_ratio.md").is_file()
+    else:
+        for name in ("table.md", "table.csv", "values.csv", "values.png", "run.md", "run.json"):
+            assert name in README and (results / name).is_file()
 
 
 def test_the_files_it_names_are_written(folder: Path) -> None:
