@@ -9,11 +9,8 @@ table from what is finished, ``--ablate ratio`` varies one setting. ``-h`` lists
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
-import json
 import math
-import re
 import shlex
 import sys
 import tempfile
@@ -51,15 +48,16 @@ from data import (
     check_data,
     find_split,
     parse_name,
-    pretraining_samples,
 )
 from model import METHODS, Method
+from utils import record
 from utils.bootstrap import LEVEL, REPLICATES, number_clusters
 from utils.bootstrap import SEED as BOOTSTRAP_SEED
 from utils.checkpoint import CheckpointError, StateFile, differences, remove_leftovers
 from utils.comparison import PROTOCOLS, Comparison, Result, Row
 from utils.device import choose_device, choose_precision
 from utils.dots import dots_png
+from utils.flags import MANY, NONE, ONE, choice_problems, split_flags, value_problems
 from utils.forest import TREES, PixelForest, forest_settings
 from utils.imagefile import ImageStore
 from utils.lock import locked
@@ -113,7 +111,7 @@ OPTIONS = {
     "report": "write the table from what is finished, and stop",
     "ablate": "vary one setting: " + ", ".join(ABLATIONS),
 }
-SWITCHES = ("plan", "report")
+KINDS = dict.fromkeys(OPTIONS, ONE) | {"methods": MANY, "plan": NONE, "report": NONE}
 DECIDED = ("stages", "self_mode", "output_dir", "pretrained", "multi_round")
 
 
@@ -163,83 +161,49 @@ class Options:
         return f"ablate_{self.ablate}" + ("" if method == ABLATED else f"_{method}")
 
 
-def split_flags(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str], set[str]]:
-    """Words after each flag of this script, the words for ``config.py``, the settings in them."""
-    own: dict[str, list[str]] = {}
-    rest: list[str] = []
-    named: set[str] = set()
-    mine = ""
-    for word in argv:
-        flag = re.fullmatch(r"--?([^\W\d][\w-]*)(?:=(.*))?", word, re.DOTALL)
-        name = flag[1] if flag else ""
-        if flag and name in OPTIONS:
-            own[name] = [] if flag[2] is None else [flag[2]]
-            mine = "" if name in SWITCHES else name
-        elif mine and not flag and (mine == "methods" or not own[mine]):
-            own[mine].append(word)
-        else:
-            mine = ""
-            rest.append(word)
-            named |= {name} if flag else set()
-    return own, rest, named
-
-
 def read_options(argv: Sequence[str]) -> Options:
     """Read the command line.
 
     Raises:
         ConfigError: one line per problem.
     """
-    own, rest, named = split_flags(argv)
-    if {"h", "help"} & named:
+    flags = split_flags(argv, KINDS)
+    if {"h", "help"} & flags.named:
         print(_help(), end="")
         raise SystemExit(0)
     problems = [
         f"--{name}: decided by reproduce.py itself; choose rows with --methods, folders with --out "
         "and --runs"
         for name in DECIDED
-        if name in named
+        if name in flags.named
     ]
-    problems += [f"--{name}: no value found" for name, words in own.items()
-                 if not words and name not in SWITCHES]  # fmt: skip
-    problems += [f"--{name}: found {own[name][0]}; it takes no value" for name in SWITCHES
-                 if own.get(name)]  # fmt: skip
-    budget = "".join(own.get("budget", ["paper"]))
-    ablate = "".join(own.get("ablate", []))
-    problems += _choice("budget", budget, BUDGETS)
-    problems += _choice("ablate", ablate, ABLATIONS) if own.get("ablate") else []
+    problems += value_problems(flags, KINDS)
+    budget, ablate = flags.one("budget", "paper"), flags.one("ablate")
+    problems += choice_problems("budget", budget, BUDGETS)
+    problems += choice_problems("ablate", ablate, ABLATIONS) if ablate else []
     try:
-        config = parse_config(rest, **BUDGETS.get(budget, {}))
+        config = parse_config(flags.rest, **BUDGETS.get(budget, {}))
     except ConfigError as error:
         raise ConfigError("\n".join([*problems, str(error)])) from None
     if len(config.data_size) > 1:
         problems.append(f"data_size: found {config.data_size}; give one: a table is of one size")
     if problems:
         raise ConfigError("\n".join(problems))
-    changes: dict[str, Any] = {} if "name" in named else {"name": _set_name(config)}
-    if "save_every" not in named:
+    changes: dict[str, Any] = {} if "name" in flags.named else {"name": _set_name(config)}
+    if "save_every" not in flags.named:
         changes["save_every"] = config.self_max_epoch  # a table needs no checkpoints in between
     config = dataclasses.replace(config, **changes)
-    out = Path(own["out"][0]) if "out" in own else Path("results", config.name)
-    runs = own["runs"][0] if "runs" in own else str(out / "runs")
-    config = dataclasses.replace(config, output_dir=runs)
-    words = [w for text in own.get("methods", []) for w in text.split(",") if w]
+    out = Path(flags.one("out") or Path("results", config.name))
+    config = dataclasses.replace(config, output_dir=flags.one("runs") or str(out / "runs"))
+    words = [w for text in flags.own.get("methods", []) for w in text.split(",") if w]
     variants = _ablation(config, ablate, words) if ablate else _methods(config, words)
     command = shlex.join(["python", "reproduce.py", *argv])
-    return Options(config, variants, budget, out, "plan" in own, "report" in own, ablate, command)
+    plan, report = "plan" in flags.own, "report" in flags.own
+    return Options(config, variants, budget, out, plan, report, ablate, command)
 
 
 def _set_name(config: Config) -> str:
     return Path(config.data_dir).resolve().name or config.name
-
-
-def _choice(flag: str, found: str, known: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """A line if a word is not among the known ones."""
-    if found in known:
-        return []
-    near = difflib.get_close_matches(found, list(known), 1)
-    guess = f"; did you mean {near[0]}?" if near else ""
-    return [f"--{flag}: found {found[:60]!r}; allowed: {', '.join(known)}{guess}"]
 
 
 def all_methods() -> tuple[str, ...]:
@@ -252,7 +216,7 @@ def all_methods() -> tuple[str, ...]:
 def _methods(config: Config, words: Sequence[str]) -> tuple[Variant, ...]:
     """The rows that were asked for, in the table's order; all without any words."""
     known = all_methods()
-    problems = [line for word in words for line in _choice("methods", word, known)]
+    problems = [line for word in words for line in choice_problems("methods", word, known)]
     if problems:
         raise ConfigError("\n".join(problems))
     return tuple(method_row(config, m) for m in known if not words or m in words)
@@ -267,7 +231,7 @@ def _ablation(config: Config, ablate: str, words: Sequence[str]) -> tuple[Varian
     """The values of the setting that is varied; the one in force is a row of the table itself."""
     setting, values = ABLATIONS[ablate]
     method = words[0] if words else ABLATED
-    problems = _choice("methods", method, METHODS)
+    problems = choice_problems("methods", method, METHODS)
     if len(words) > 1:
         problems.append(f"--methods: found {' '.join(words)}; --ablate takes one method")
     if method in METHODS and not _takes(method, setting):
@@ -780,8 +744,8 @@ def notes(bench: Bench, comparison: Comparison) -> list[str]:
     shared = [row.title for row in comparison.rows if row.plain]
     if shared:
         lines.append(
-            f"{', '.join(shared)}: sees no annotated image, so one pretraining per seed is shared "
-            "by all its repeats; the deviation is that of the annotated image alone."
+            f"No annotated image in pretraining: {', '.join(shared)}. So one pretraining per seed "
+            "is shared by all repeats; the deviation is that of the annotated image alone."
         )
     if any(row.key == "forest" for row in comparison.rows):
         lines.append(
@@ -827,58 +791,43 @@ def record_stem(options: Options) -> str:
 def write_record(bench: Bench, command: str = "") -> None:
     """Note in ``run.json`` and ``run.md`` how the numbers came about; commands are collected."""
     options, c = bench.options, bench.config
-    stem = record_stem(options)
-    path = options.out / f"{stem}.json"
-    old: dict[str, Any] = {}
-    if path.exists():
-        try:
-            old = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            old = {}  # damaged: written anew
     amp = "bf16" if bench.amp is torch.bfloat16 else "off"
-    packages = [
-        f"{n} {metadata.version(n)}" for n in ("scikit-learn", "opencv-python-headless", "pillow")
-    ]
+    packages = [f"{n} {_version(n)}" for n in ("scikit-learn", "opencv-python-headless", "pillow")]
     environment = ", ".join([environment_line(bench.device, amp), *packages])
     splits = {s: find_split(c.data_dir, s) for s in ("train_numf", "test_numf")}
     if c.use_unlabelled:
-        splits["train_unlabelled"] = pretraining_samples(c.data_dir, True)[
-            len(splits["train_numf"]) :
-        ]
-    for repeat in bench.repeats:
-        split = annotated_split(c.data_dir, bench.size, repeat)
-        splits[split] = find_split(c.data_dir, split)
-    record = {
-        "commands": list(dict.fromkeys([*old.get("commands", []), *[command] * bool(command)])),
-        "environments": list(dict.fromkeys([*old.get("environments", []), environment])),
+        splits["train_unlabelled"] = find_split(c.data_dir, "train_unlabelled")
+    annotated = [annotated_split(c.data_dir, bench.size, repeat) for repeat in bench.repeats]
+    splits |= {split: find_split(c.data_dir, split) for split in annotated}
+    data = {
+        split: {"images": len(samples), "hash": fingerprint(samples, bench.store)}
+        for split, samples in splits.items()
+    }
+    names = {split: [sample.name for sample in splits[split]] for split in annotated}
+    facts = {
         "budget": options.budget,
         "seed": c.seed,
         "bootstrap": {"replicates": REPLICATES, "seed": BOOTSTRAP_SEED, "level": LEVEL},
-        "data": {
-            split: {"images": len(samples), "hash": fingerprint(samples, bench.store)}
-            for split, samples in splits.items()
-        },
-        "annotated": {s: [x.name for x in splits[s]] for s in splits if s.startswith("sup_")},
+        "data": data,
+        "annotated": names,
         "rows": {v.key: {"title": v.title, **dict(v.settings)} for v in options.variants},
         "settings": options.config.to_dict(),
         "forest": forest_settings(),
     }
-    replace_file(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    replace_file(options.out / f"{stem}.md", "\n".join(record_lines(record)) + "\n")
+    lines = ["Data (the hash is of names, decoded and resized pixels, and masks):", ""]
+    lines += [f"- {s}: {d['images']} images, {d['hash']}" for s, d in data.items()]
+    lines += ["", "Annotated images:", "", *(f"- {s}: {', '.join(n)}" for s, n in names.items())]
+    lines += ["", f"Settings (budget {options.budget}, seed {c.seed}):", ""]
+    lines += [f"- {line}" for line in options.config.describe()]
+    path = options.out / f"{record_stem(options)}.json"
+    record.write_record(path, command, environment, facts, lines)
 
 
-def record_lines(record: Mapping[str, Any]) -> list[str]:
-    """The record for people."""
-    changed = Config.from_dict(record["settings"]).describe()
-    lines = ["# How these numbers came about", "", "Commands, in the order of their first use:", ""]
-    lines += [f"    {command}" for command in record["commands"]]
-    lines += ["", "Environments:", "", *(f"- {e}" for e in record["environments"])]
-    lines += ["", "Data (the hash is of names, decoded and resized pixels, and masks):", ""]
-    lines += [f"- {s}: {d['images']} images, {d['hash']}" for s, d in record["data"].items()]
-    lines += ["", "Annotated images:", ""]
-    lines += [f"- {s}: {', '.join(names)}" for s, names in record["annotated"].items()]
-    lines += ["", f"Settings (budget {record['budget']}, seed {record['seed']}):", ""]
-    return [*lines, *(f"- {line}" for line in changed)]
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # OpenCV comes in packages of several names
+        return "of another package"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,13 @@ def test_what_took_so_long_will_take_so_long_again(tmp_path: Path) -> None:
     assert again.seconds == pace.seconds == {"pretraining": 120, "fine-tuning": 10}
 
 
+def test_what_another_process_learnt_is_kept(tmp_path: Path) -> None:
+    one, other = Pace(tmp_path / "seconds.json"), Pace(tmp_path / "seconds.json")
+    one.learn("a", 1)
+    other.learn("b", 2)
+    assert Pace(tmp_path / "seconds.json").seconds == {"a": 1, "b": 2}
+
+
 def test_no_work_says_nothing(tmp_path: Path) -> None:
     pace = Pace(tmp_path / "seconds.json")
     pace.learn("pretraining", 30, share=0)

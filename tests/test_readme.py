@@ -17,6 +17,7 @@ from tiny_set import make_set
 
 import config
 import predict
+import reproduce
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +26,7 @@ COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.spl
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.S | re.M)
 PREDICTING = [c for c in COMMANDS if c.startswith("python predict.py ")]
 TRAINING = [c for c in COMMANDS if re.match(r"python train\.py -", c)]
+TABLES = [c for c in COMMANDS if c.startswith("python reproduce.py ")]
 SMALL = (
     "--self_max_epoch 1 --fine_max_epoch 1 --channels 4,8,16,32 --hidden_dim 8 --embed_dim 8 "
     "--top_k 2 --queue_size 12 --device cpu --threads 1 --image_size 0"
@@ -43,8 +45,9 @@ def test_every_command_is_one_that_tests_or_ci_run() -> None:
         "pip install -r requirements.txt",
         "python train_defect.py",
     }
-    assert set(COMMANDS) - set(TRAINING) - set(PREDICTING) <= elsewhere
-    assert len(TRAINING) >= 7 and len(PREDICTING) >= 5 and len(SNIPPETS) == 2
+    assert set(COMMANDS) - set(TRAINING) - set(PREDICTING) - set(TABLES) <= elsewhere
+    assert len(TRAINING) >= 7 and len(PREDICTING) >= 5 and len(TABLES) >= 4
+    assert len(SNIPPETS) == 2
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "train_defect.py" in makefile and "-r requirements.txt" in makefile
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
@@ -115,6 +118,24 @@ def test_the_exported_model_runs_without_torch(folder: Path) -> None:
         expected = np.asarray(file)
     # A pixel on which two classes are as good as equal may fall to the other.
     assert (np.load(folder / "mask.npy") == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize("command", TABLES)
+def test_a_command_of_the_table_runs(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    words = [*shlex.split(command)[2:], *shlex.split(SMALL), "--repeats", "0"]
+    words += [] if "--ablate" in words else ["--methods", "sup", "simclr"]
+    assert reproduce.main(words) == 0
+    results = folder / "results" / "steel"
+    if "--plan" in words:
+        assert not results.exists()
+    elif "--ablate" in words:
+        assert (results / "ablate_ratio.md").is_file()
+    else:
+        for name in ("table.md", "table.csv", "values.csv", "values.png", "run.md", "run.json"):
+            assert name in README and (results / name).is_file()
 
 
 def test_the_files_it_names_are_written(folder: Path) -> None:

@@ -203,7 +203,7 @@ def test_the_table_holds_what_the_runs_scored(finished: Finished) -> None:
 
 def test_the_notes_say_what_a_reader_must_know(finished: Finished) -> None:
     text = finished.files["table.md"].decode()
-    assert "PSCL-SimCLR: sees no annotated image, so one pretraining per seed is shared" in text
+    assert "No annotated image in pretraining: PSCL-SimCLR. So one pretraining per seed is" in text
     assert "over the 2 test images, 10000 replicates, seed 0" in text
     assert "pretraining 2 epochs, fine-tuning and supervised 2, evaluated every 1; seed 0" in text
     assert "paper: Dice" not in text
@@ -484,7 +484,7 @@ def test_the_rows_are_those_of_the_paper_in_its_order() -> None:
         ("--ablate ratio --methods sup", ("--methods: found 'sup'",)),
         ("--ablate ratio --methods moco simclr", ("--ablate takes one method",)),
         ("--plan yes --image_sise 3", ("--image_sise", "did you mean --image_size?")),
-        ("--plan=yes", ("--plan: found yes; it takes no value",)),
+        ("--plan=yes", ("--plan: found 'yes'; it takes no value",)),
         ("--out", ("--out: no value found",)),
         ("--stages self", ("--stages: decided by reproduce.py itself",)),
         ("--self_mode moco", ("--self_mode: decided by reproduce.py itself", "--methods")),

@@ -19,15 +19,19 @@ class Pace:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.seconds: dict[str, float] = {}
-        if path is not None:
+        self.seconds = self._read()
+
+    def _read(self) -> dict[str, float]:
+        if self.path is not None:
             with suppress(OSError, ValueError, TypeError):
-                found = json.loads(path.read_text(encoding="utf-8"))
-                self.seconds = {str(k): float(v) for k, v in dict(found).items()}
+                found = dict(json.loads(self.path.read_text(encoding="utf-8")))
+                return {str(kind): float(seconds) for kind, seconds in found.items()}
+        return {}
 
     def learn(self, kind: str, seconds: float, share: float = 1.0) -> None:
         """Note that a share (0 ... 1) of a piece of work took so long; none of it says nothing."""
         if share > 0:
+            self.seconds |= self._read()  # another process may have learnt something
             self.seconds[kind] = seconds / share
             if self.path is not None:
                 text = json.dumps({k: round(v, 3) for k, v in self.seconds.items()}, indent=1)
