@@ -26,6 +26,10 @@ from typing import Any
 SELF_MODES = {
     "moco": "PSCL-MoCo",
     "simclr": "PSCL-SimCLR",
+    "plain-moco": "MoCo",
+    "plain-simclr": "SimCLR",
+    "byol": "BYOL",
+    "densecl": "DenseCL",
 }
 STAGES = ("self", "fine", "sup")  # in the order in which they run
 
@@ -68,6 +72,8 @@ PATH_PATTERN = r"[^\x00-\x1f\x7f]+"
 NOTHING_TWICE = r"(?!.*(.).*\1)"
 STAGES_PATTERN = r"(?!.*(self|fine|sup).*\1)(?:self|fine|sup)(?:-(?:self|fine|sup))*"
 PATH_MEANING = "a path without control characters"
+CLASS_NAME_PATTERN = r"(?=\S)[^\x00-\x1f\x7f,]{1,40}(?<=\S)"
+COLOUR_PATTERN = r"#?[0-9a-fA-F]{6}"
 
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True}
 BOOLEANS |= {"false": False, "0": False, "no": False, "off": False}
@@ -79,6 +85,7 @@ KINDS = {
     "float": "a number",
     "tuple[int, ...]": "whole numbers",
     "tuple[float, ...]": "numbers",
+    "tuple[str, ...]": "texts",
 }
 
 
@@ -180,6 +187,15 @@ class Config:
     mapping: tuple[int, ...] = setting("Experiment", (),
         "gray of each class in the pictures of predictions; empty: 0,128,64,255 for 4 classes, "
         "else evenly spread", unit="gray value", limits={"at least": 0, "at most": 255})
+    class_names: tuple[str, ...] = setting("Experiment", (),
+        "names of the classes in legends and tables; empty: 0 background, 1, 2 ...",
+        source=OURS, pattern=CLASS_NAME_PATTERN,
+        allowed="a name for each class, separated by commas, of 1 to 40 characters each")
+    class_colours: tuple[str, ...] = setting("Experiment", (),
+        "colours of the classes in pictures, six hexadecimal digits each, such as e69f00; empty: "
+        "colours that colour-blind readers tell apart",
+        source=OURS, pattern=COLOUR_PATTERN,
+        allowed="a colour for each class, separated by commas, such as 333333,e69f00")
     class_weight: tuple[float, ...] = setting("Experiment", (),
         "weight of each class in the cross-entropy; empty: 1,1,10,10 for 4 classes, else all 1",
         decides="fine sup", limits=NOT_NEGATIVE)
@@ -210,6 +226,12 @@ class Config:
     resume: str = setting(
         "Running", "auto", "auto: go on where a run was cut off; never: start it again",
         source=OURS, choices=("auto", "never"))
+    report: bool = setting(
+        "Running", False, "write report.html, a page on the experiment, when all runs are done",
+        source=OURS)
+    tensorboard: bool = setting(
+        "Running", False, "write the numbers of metrics.jsonl for TensorBoard too",
+        source=OURS)
 
     channels: tuple[int, ...] = setting("Network", (32, 64, 128, 256),
         "channels of the UNet at full, 1/2, 1/4 and 1/8 size, each twice the one before",
@@ -302,6 +324,9 @@ class Config:
     freshness_decay: float = setting("Method", 0.2,
         "PSCL-MoCo: decay per step of the patch queue's weight whatever the production batch",
         published="patch_lab_decay", limits=FRACTION)
+    dense_grid: int = setting("Method", 7,
+        "DenseCL: the dense map is averaged over a grid of so many cells a side",
+        unit="cells", source="DenseCL's paper, `S`", limits={"at least": 1, "at most": 64})
 
     fine_batch_size: int = setting(
         "Fine-tuning and supervised", 6, "images per batch; never more than there are",
@@ -398,6 +423,11 @@ class Config:
             values["eval_every"] = self.eval_every_for(size)
         return {n: v for n, v in values.items() if _counts(FIELDS[n], stage, v)}
 
+    def appearance(self) -> dict[str, Any]:
+        """Those settings, resolved and JSON-able, which say how classes are called and drawn."""
+        values = self.resolved().to_dict()
+        return {n: values[n] for n in ("mapping", "class_names", "class_colours")}
+
     def to_dict(self) -> dict[str, Any]:
         """All settings by name, as JSON knows them (tuples are lists)."""
         values = {name: getattr(self, name) for name in FIELDS}
@@ -463,6 +493,12 @@ def _convert(field: dataclasses.Field[Any], value: Any) -> Any:
         return text
     if kind.endswith("None") and value is None:
         return None
+    if kind == "tuple[str, ...]":
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        if not all(re.fullmatch(rules["pattern"], text) for text in value):
+            raise ValueError
+        return tuple(value)
     whole = "float" not in kind
     if kind.startswith("tuple"):
         if not isinstance(value, list | tuple):
@@ -487,12 +523,13 @@ def _number(value: Any, whole: bool, limits: Mapping[str, float]) -> Any:
 def _combinations(c: Mapping[str, Any]) -> Iterable[str]:
     """One line per rule between settings that is broken; rules of missing settings are skipped."""
     classes, groups = c.get("num_classes"), c.get("groups")
-    for name in ("mapping", "class_weight"):
+    for name in ("mapping", "class_names", "class_colours", "class_weight"):
         if classes and c.get(name) and len(c[name]) != classes:
             kind = f"as many values as num_classes, {classes}, or none"
             yield f"{name}: found {len(c[name])} values; allowed: {kind}"
-    if len(set(c.get("mapping", ()))) < len(c.get("mapping", ())):
-        yield f"mapping: found {_found(c['mapping'])}; allowed: each gray once"
+    for name, what in (("mapping", "gray"), ("class_names", "name")):
+        if len(set(c.get(name, ()))) < len(c.get(name, ())):
+            yield f"{name}: found {_found(c[name])}; allowed: each {what} once"
     if c.get("class_weight") and not any(c["class_weight"]):
         yield f"class_weight: found {_found(c['class_weight'])}; allowed: at least one above 0"
     if classes and (c.get("ignore_label") or classes) < classes:
@@ -666,6 +703,10 @@ def _from_words(field: dataclasses.Field[Any], words: Sequence[str]) -> Any:
         return BOOLEANS[plain]
     if plain == "none" and kind.endswith("None"):
         return None
+    if kind == "tuple[str, ...]":
+        # With commas, a name may hold blanks; without any, each word is one.
+        entries = text.split(",") if "," in text else words
+        return () if plain in ("", "none") else tuple(entry.strip() for entry in entries)
     number = float if "float" in kind else int
     if kind.startswith("tuple"):
         if plain == "none":
@@ -719,7 +760,8 @@ def help_text(defaults: Mapping[str, Any] | None = None) -> str:
         default = format_value((defaults or {}).get(name, field.default))
         text = f"{rules['help']} [{unit}default {default}]".replace("%", "%%")
         metavar = {"str": "TEXT", "bool": "BOOL"}.get(str(field.type), "N")
-        metavar = "N,N,.." if str(field.type).startswith("tuple") else metavar
+        if str(field.type).startswith("tuple"):
+            metavar = "TEXT,.." if "str" in str(field.type) else "N,N,.."
         sections[rules["group"]].add_argument(f"--{name}", metavar=metavar, help=text)
     page = parser.format_help()
     return page + "\nBOOL is True or False; the flag alone means True. -name works like --name.\n"

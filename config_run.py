@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import LATER, SELF_MODES, Config, ConfigError, parse_config
+from config import FIELDS, LATER, SELF_MODES, Config, ConfigError, format_value, parse_config
 from data import (
     Augmentation,
     Batches,
@@ -37,7 +37,7 @@ from data import (
     pretraining_samples,
     test_items,
 )
-from model import METHODS, build_method
+from model import METHODS, build_method, settings_of
 from networks import UNet
 from utils.checkpoint import (
     CheckpointError,
@@ -51,11 +51,21 @@ from utils.checkpoint import (
     to_published,
     transfer,
 )
-from utils.device import DeviceError, choose_device, choose_precision, mixed_seed, to_device
+from utils.curve import CurveError, learning_curve
+from utils.device import (
+    DeviceError,
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    mixed_seed,
+    to_device,
+)
+from utils.events import EventsError, clear, require_tensorboard
 from utils.imagefile import ImageStore
 from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
 from utils.lock import LockError, locked
 from utils.log import (
+    METRICS_FILE,
     AverageMeter,
     LogError,
     RunLog,
@@ -67,7 +77,13 @@ from utils.log import (
 )
 from utils.losses import supervised_loss
 from utils.metrics import Scores, SegmentationScores
-from utils.picture import PictureError, contact_sheet, save_prediction
+from utils.picture import (
+    PictureError,
+    best_median_worst,
+    class_colours,
+    contact_sheet,
+    save_prediction,
+)
 from utils.probe import (
     COLLAPSED,
     SPREAD_IMAGES,
@@ -77,22 +93,29 @@ from utils.probe import (
     look,
     probe_line,
 )
+from utils.report import ReportError, write_report
 from utils.results import ResultsError, results_table, write_results
 
 USER_ERRORS = (
     ConfigError,
     DataError,
     CheckpointError,
+    CurveError,
     DeviceError,
+    EventsError,
     LockError,
     LogError,
     PictureError,
+    ReportError,
     ResultsError,
 )
 EVALUATION_BATCH = 8
 SHEET_ROWS = 8
+CURVES = "curves.png"
 STAGE_NUMBERS = {"self": 1, "fine": 2, "sup": 3}  # keep the stages' random numbers apart
 WEIGHTS = "pretrained weights"
+AGAIN = "The same command goes on from the last saved epoch"
+AGAIN_AFRESH = "Without --overwrite and --resume never, the same command goes on from there"
 
 
 class TrainingError(ValueError):
@@ -191,7 +214,9 @@ class Runner:
         """Evaluate or write a checkpoint if it is time; ``epoch`` counts from 0."""
 
     def finish(self) -> None:
-        """Write what belongs at the end of the run."""
+        """Write what belongs at the end of the run: the curves of all its stages so far."""
+        curves = learning_curve(self.run_dir / CURVES, self.run_dir / METRICS_FILE)
+        self.log.note(f"Learning curves: {curves}")
 
     # What all stages do.
 
@@ -211,8 +236,14 @@ class Runner:
                 for path in found
             ]
         settings = self.decisive_settings(ahead)
+        unused = unused_settings(self.config)
         old = {k: v for k, v in state["settings"].items() if k != WEIGHTS or k in settings}
-        lines = differences(LATER | old, LATER | settings)
+        lines = differences(
+            *(
+                {k: v for k, v in (LATER | each).items() if k not in unused}
+                for each in (old, settings)
+            )
+        )
         return lines and [
             f"{self.run_dir}: holds a run of stage {self.stage} with other settings "
             f"({'; '.join(lines)}); give --overwrite to train anew, or another --name"
@@ -245,7 +276,9 @@ class Runner:
         resumed = state if state is not None and "module" in state else None
         first = self.restore(resumed) if resumed else self.begin()
         self.environment = environment_line(self.device, self.settings["amp"])
-        with RunLog(self.run_dir, self.stage, resumed["log"] if resumed else None) as self.log:
+        at = resumed["log"] if resumed else None
+        show = self.config.tensorboard
+        with RunLog(self.run_dir, self.stage, at, tensorboard=show) as self.log:
             self.log.header([*self.header(), *self.config.describe(), self.environment])
             if resumed is None:
                 self.before_training()
@@ -266,6 +299,7 @@ class Runner:
         names = dict.fromkeys([*(old["outputs"] if old else []), *self.outputs()])
         self.state.begin({**self.snapshot(), "outputs": list(names)})
         remove_outputs(self.run_dir, names)
+        clear(self.run_dir, self.stage)
         return 0
 
     def snapshot(self, *, finished: bool = False, **more: Any) -> dict[str, Any]:
@@ -445,7 +479,24 @@ class SelfSupervised(Runner):
                 + (" ..." if annotated[5:] else "")
             )
         note = METHODS[c.self_mode].log_note(c.queue_size, batch + bool(annotated))
+        unused = [n for n in unused_settings(c) if getattr(c, n) != FIELDS[n].default]
+        if unused:
+            values = ", ".join(f"{n} = {format_value(getattr(c, n))}" for n in unused)
+            lines.append(f"Of no effect on {SELF_MODES[c.self_mode]}: {values}")
         return lines + ([note] if note else [])
+
+    def problems(self, ahead: bool = False) -> list[str]:
+        """Also if the method's loss means nothing for batches as small as these."""
+        c, method = self.config, METHODS[self.config.self_mode]
+        images = len(self.train_samples())
+        if min(c.self_batch_size, images) + bool(self.annotated()) >= method.least_images:
+            return super().problems(ahead)
+        name, least = SELF_MODES[c.self_mode], method.least_images
+        if images < least:
+            found = f"{c.data_dir}: {images} image to pretrain on; {name} needs {least} in a batch"
+            return [f"{found}; add images, or give another --self_mode"]
+        found = f"self_batch_size: found {c.self_batch_size}"
+        return [f"{found}; allowed: at least {least} with --self_mode {c.self_mode}"]
 
     def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
         """An epoch at its learning rate: a tenth from 50 %, a hundredth from 75 % if asked for."""
@@ -608,7 +659,8 @@ class Supervised(Runner):
         stage = self.stage
         names = [picture_name(s.name) for s in find_split(self.config.data_dir, "test_numf")]
         pictures = [f"epoch_{epoch}/{name}" for epoch in self.due() for name in names]
-        own = [f"{stage}.pt", f"{stage}_last.pt", f"sheet_{stage}.png"]
+        own = [f"{stage}.pt", f"{stage}_last.pt"]
+        own += [f"sheet_{stage}.png", f"sheet_{stage}_extremes.png"]
         return [*super().outputs(), *own, *pictures]
 
     def epoch_done(self, epoch: int) -> None:
@@ -626,7 +678,8 @@ class Supervised(Runner):
         names += [f"{self.stage}_last.pt"] if epoch + 1 == self.epochs else []
         for name in names:
             state = to_published(self.module.state_dict())
-            contents = {self.wrapper: state, **entry, "settings": self.settings}
+            settings = {**self.settings, **self.config.appearance()}
+            contents = {self.wrapper: state, **entry, "settings": settings}
             save(self.run_dir / name, contents)
 
     @torch.inference_mode()
@@ -635,7 +688,7 @@ class Supervised(Runner):
         self.module.eval()
         scores = SegmentationScores(self.config.num_classes)
         folder = self.run_dir / f"epoch_{epoch}"
-        shown: list[tuple[Any, Any, Any]] = []
+        shown: list[tuple[Any, Any]] = []
         items = test_items(self.test, self.job.store, self.config.standardize)
         for images, masks, names in equal_sizes(items):
             with self.precision():
@@ -645,23 +698,37 @@ class Supervised(Runner):
             classes = prediction.to(torch.uint8).cpu().numpy()
             for name, mask, picture in zip(names, masks, classes, strict=True):
                 save_prediction(folder / picture_name(name), picture, self.config.mapping)
-                shown.append((None, mask.numpy(), picture))
+                shown.append((mask.numpy(), picture))
         if epoch + 1 == self.epochs:
-            pixels = [self.job.store.image(s.image).movedim(0, -1).squeeze(-1) for s in self.test]
-            rows = [(p.numpy(), *row[1:]) for p, row in zip(pixels, shown, strict=True)]
-            self.sheet = contact_sheet(
-                self.run_dir / f"sheet_{self.stage}.png",
-                rows,
-                [s.name for s in self.test],
-                self.config.num_classes,
-                SHEET_ROWS,
-                heading=f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}",
-            )
+            self.sheets(epoch, shown)
         return scores.compute()
 
+    def sheets(self, epoch: int, shown: Sequence[tuple[Any, Any]]) -> None:
+        """Write the contact sheets: images of the whole test set, and its worst, median and best.
+
+        Args:
+            epoch: the one of the predictions.
+            shown: true mask and prediction of each test image.
+        """
+        c = self.config
+        pixels = [self.job.store.image(s.image).movedim(0, -1).squeeze(-1) for s in self.test]
+        rows = [(p.numpy(), *row) for p, row in zip(pixels, shown, strict=True)]
+        names = [s.name for s in self.test]
+        how: dict[str, Any] = {
+            "heading": f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}",
+            "class_names": c.class_names,
+            "colours": class_colours(c.num_classes, c.class_colours),
+        }
+        path = self.run_dir / f"sheet_{self.stage}_extremes.png"
+        best_median_worst(path, rows, names, c.num_classes, **how)
+        path = self.run_dir / f"sheet_{self.stage}.png"
+        contact_sheet(path, rows, names, c.num_classes, SHEET_ROWS, **how)
+
     def finish(self) -> None:
-        """Say where the pictures are."""
-        self.log.note(f"Pictures of test images, truth and prediction: {self.sheet}")
+        """Also say where the pictures are."""
+        super().finish()
+        sheet = self.run_dir / f"sheet_{self.stage}.png"
+        self.log.note(f"Pictures of test images, truth and prediction: {sheet}")
 
 
 class Finetune(Supervised):
@@ -743,6 +810,13 @@ STAGES: dict[str, type[Runner]] = {"self": SelfSupervised, "fine": Finetune, "su
 # --- folders and files ----------------------------------------------------------------------------
 
 
+def unused_settings(config: Config) -> list[str]:
+    """The settings that are for other methods than the one chosen, in their order."""
+    taken = settings_of(config.self_mode)
+    methods = [n for n, field in FIELDS.items() if field.metadata["group"] == "Method"]
+    return [name for name in methods if name not in taken]
+
+
 def run_label(size: str, repeat: int) -> str:
     """Folder name of a run: '1_0', '5_3', 'f'."""
     return "f" if size == "f" else f"{size}_{repeat}"
@@ -816,6 +890,9 @@ def run(config: Config) -> None:
     config = config.resolved()
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.tensorboard:
+        require_tensorboard()
+    keep_freed_memory()
     device = choose_device(config.device)
     amp = choose_precision(config.amp, device)
     method = METHODS[config.self_mode]
@@ -854,6 +931,9 @@ def run(config: Config) -> None:
     folders = {experiment_dir(config, s): s for s in config.stage_list if s != "self"}
     if folders:
         to_terminal(results_table(folders))
+    if config.report:
+        for folder in dict.fromkeys(experiment_dir(config, s) for s in config.stage_list):
+            to_terminal(f"Report: {write_report(folder)}")
 
 
 def main(
@@ -872,17 +952,33 @@ def main(
         The exit code: 0, 2 for something the user can mend, 1 for numbers that went wrong, 130
         when interrupted, 143 when terminated.
     """
-    again = "The same command goes on from the last saved epoch"
+    try:
+        config = parse_config(argv, **defaults)
+    except ConfigError as error:
+        return complain(str(error), 2)
+
+    def work() -> None:
+        if prepare is not None:
+            prepare(config)
+        run(config)
+
+    afresh = config.overwrite or config.resume == "never"
+    return exit_code(work, AGAIN_AFRESH if afresh else AGAIN)
+
+
+def exit_code(work: Callable[[], object], again: str = AGAIN) -> int:
+    """Do something that may train; whatever ends it early becomes a message and an exit code.
+
+    Args:
+        work: what to do.
+        again: what the user is told about starting it again.
+
+    Returns:
+        The exit code, see ``main``.
+    """
     try:
         with termination_as_interrupt():
-            config = parse_config(argv, **defaults)
-            if config.overwrite or config.resume == "never":
-                again = (
-                    "Without --overwrite and --resume never, the same command goes on from there"
-                )
-            if prepare is not None:
-                prepare(config)
-            run(config)
+            work()
     except USER_ERRORS as error:
         return complain(str(error), 2)
     except (torch.OutOfMemoryError, MemoryError) as error:

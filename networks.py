@@ -87,10 +87,10 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, c, h, w) and the skip (B, c/2, H, W) to (B, c/2, H, W)."""
-        # The bias is added outside: a CPU's transposed convolution with one is 4 to 16 times as slow
-        # in bf16 (1.3 to 2 in single precision) as without.
+        # The bias is added outside: with one, oneDNN's transposed convolution takes 4 to 16 times
+        # as long in bf16, 1.3 to 2 times in single precision.
         x = F.conv_transpose2d(x, self.up.weight, None, stride=2, padding=1)
-        x = x + self.up.bias.to(x.dtype)[:, None, None]
+        x = x + self.up.get_parameter("bias").to(x.dtype)[:, None, None]
         rows, columns = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
         return self.conv(torch.cat([skip, x], dim=1))
@@ -115,12 +115,17 @@ class Encoder(nn.Module):
         self.up2 = Up(c2, norm)
         self.up3 = Up(c1, norm)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) to x4 (1/8 of the size), up1 (1/4), up2 (1/2) and up3 (full size)."""
+    def contract(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The way down, (B, 3, H, W) to x1 (full size), x2 (1/2), x3 (1/4) and x4 (1/8)."""
         x1 = self.inc(image)  # (B, c0, H, W)
         x2 = self.down1(x1)  # (B, c1, H/2, W/2)
         x3 = self.down2(x2)  # (B, c2, H/4, W/4)
         x4 = self.down3(x3)  # (B, c3, H/8, W/8)
+        return x1, x2, x3, x4
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) to x4 (1/8 of the size), up1 (1/4), up2 (1/2) and up3 (full size)."""
+        x1, x2, x3, x4 = self.contract(image)
         up1 = self.up1(x4, x3)
         up2 = self.up2(up1, x2)
         up3 = self.up3(up2, x1)
@@ -184,6 +189,30 @@ class ProjectionHead(nn.Module):
         return self.get_submodule(f"{name}_conv2")(x).squeeze(-1)
 
 
+class PredictionHead(nn.Module):
+    """BYOL's predictor, (B, D) to (B, D): linear, BatchNorm, ReLU, linear (Grill 2020, 3.3).
+
+    BatchNorm takes its statistics over the B images, so training needs two of them.
+
+    Args:
+        embed_dim: D.
+        hidden_dim: hidden units.
+    """
+
+    def __init__(self, embed_dim: int = 64, hidden_dim: int = 128) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(embed_dim, hidden_dim),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, embed_dim),
+        )
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Predict another network's embeddings from this one's."""
+        return self.mlp(embedding)
+
+
 class UNet(nn.Module):
     """Encoder with a segmentation layer: (B, 3, H, W) to (B, C, H, W), any H, W >= 8.
 
@@ -227,3 +256,7 @@ class ProjectedUNet(nn.Module):
         """Image embedding (B, D), and the maps up1, up2, up3 from which patches are projected."""
         x4, *maps = self.encode(image)
         return self.decode.image(x4), (maps[0], maps[1], maps[2])
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Image embedding (B, D) alone: it comes from x4, so the way up is not computed."""
+        return self.decode.image(self.encode.contract(image)[-1])

@@ -24,6 +24,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -60,11 +61,13 @@ from utils.folder import (
 from utils.imagefile import resize_image, to_8_bit
 from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
 from utils.log import to_terminal
-from utils.picture import PictureError, palette
+from utils.picture import PictureError, class_colours, default_names
+from utils.report import ReportError, runs_of, write_report
 from utils.summary import Item, Terms, warnings
 
 USER_ERRORS = (
-    ConfigError, DataError, CheckpointError, DeviceError, ExportError, PictureError, SettingsError,
+    ConfigError, DataError, CheckpointError, DeviceError, ExportError, PictureError, ReportError,
+    SettingsError,
 )  # fmt: skip
 Array = NDArray[Any]
 Row = dict[str, Any]
@@ -168,13 +171,13 @@ class Segmenter:
     def _describe(self, settings: Mapping[str, Any]) -> None:
         """Names, colours and grays of the classes; what the settings lack gets its default."""
         c = self.num_classes
-        gray = tuple(settings.get("mapping") or ())
-        self.mapping = gray if len(gray) == c else Config(num_classes=c).resolved().mapping
-        names = [str(name) for name in settings.get("class_names") or ()]
-        default = ["0 background", *map(str, range(1, c))]
-        self.class_names = names if len(names) == c else default
-        colours = np.array(settings.get("class_colours") or (), np.uint8)
-        self.colours = colours if colours.shape == (c, 3) else palette(c)
+        look = Config(num_classes=c)
+        own = {name: settings[name] for name in look.appearance() if name in settings}
+        with suppress(ConfigError):  # of another number of classes, or of another program
+            look = Config.from_dict({**own, "num_classes": c})
+        self.mapping = look.resolved().mapping
+        self.class_names = list(look.class_names) or default_names(c)
+        self.colours = class_colours(c, look.class_colours)
 
     def __call__(self, image: Array) -> NDArray[np.uint8]:
         """Class ids, uint8 (H, W), of an image: see ``bands`` for what it may be."""
@@ -222,7 +225,7 @@ class Segmenter:
     def _piece(self, pixels: Array, own: Statistics | None = None) -> NDArray[np.float32]:
         """Class probabilities (C, h, w) of pixels (h, w) or (h, w, 3)."""
         height, width = pixels.shape[:2]
-        image = torch.from_numpy(np.ascontiguousarray(pixels)).reshape(height, width, -1)
+        image = torch.from_numpy(np.array(pixels, order="C")).reshape(height, width, -1)
         x = to_input(image.movedim(2, 0).to(self.device), own)[None]
         missing = (0, max(0, SMALLEST_SIDE - width), 0, max(0, SMALLEST_SIDE - height))
         if any(missing):
@@ -379,6 +382,8 @@ def read_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="of tiles (%(default)s px, which makes tiling exact)")  # fmt: skip
     add("--probabilities", action="store_true", help="also write them: .npy, float16 (H, W, C)")
     add("--particles", action="store_true", help="also write particles.csv, a line per particle")
+    add("--report", action="store_true",
+        help="also write report.html: the model's experiment and its measurements")  # fmt: skip
     add("--overwrite", action="store_true", help="predict again what is done")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
@@ -435,6 +440,7 @@ def _places(
 def predict_images(segmenter: Segmenter, o: argparse.Namespace) -> int:
     """``--images``: predict and measure; returns the exit code."""
     out, masks, items = _places(segmenter, o.images, o)
+    experiment = _experiment(segmenter, out) if o.report else None
     folder = Folder(
         segmenter,
         Path(o.images),
@@ -452,7 +458,25 @@ def predict_images(segmenter: Segmenter, o: argparse.Namespace) -> int:
         to_terminal(line.removeprefix("- "))
     fresh = len(results.done) - results.skipped
     to_terminal(f"{out}: {fresh} image(s) predicted, {results.skipped} were done already")
+    if experiment:
+        to_terminal(f"Report: {write_report(experiment)}")
     return _report_bad(results.bad)
+
+
+def _experiment(segmenter: Segmenter, out: Path) -> Path:
+    """The folder that the report is about: of all runs of the model's experiment."""
+    run = segmenter.path.resolve().parent
+    if run not in runs_of(run.parent):
+        raise ConfigError(
+            f"--report: {segmenter.path} is not in the folder of a run, and the report is about "
+            "runs; leave --report out, or give a run as --weights"
+        )
+    if out.resolve().parent not in (run, run.parent):
+        raise ConfigError(
+            f"--report: found --out {out}; the report shows what lies in {run.parent} or in its "
+            "runs, so leave --out out"
+        )
+    return segmenter.path.parent.parent
 
 
 def rank_images(segmenter: Segmenter, o: argparse.Namespace) -> int:

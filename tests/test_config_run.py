@@ -63,10 +63,12 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str, lines: i
 
 def test_all_files_of_a_run_are_there_and_no_other(finished: Path) -> None:
     pictures = [f"epoch_{e}/{name}" for e in range(3) for name in ("15_t0.png", "30_t1.png")]
-    both = ["metrics.jsonl", *pictures]
+    both = ["curves.png", "metrics.jsonl", *pictures]
     fine = ["fine.pt", "fine_last.pt", "log_fine.txt", "sheet_fine.png", "state_fine.pt"]
+    fine += ["sheet_fine_extremes.png"]
     own = ["log_self.txt", "moco0.pt", "moco1.pt", "moco2.pt", "state_self.pt"]
     sup = ["log_sup.txt", "sheet_sup.png", "state_sup.pt", "sup.pt", "sup_last.pt"]
+    sup += ["sheet_sup_extremes.png"]
     expected = ["tiny_simclr/eval.txt", "tiny_sup/eval.txt"]
     for run in ("1_0", "1_1"):
         expected += [f"tiny_simclr/{run}/{name}" for name in both + fine + own]
@@ -84,6 +86,51 @@ def test_checkpoints_have_the_published_form(finished: Path) -> None:
     assert list(fine["finetune"]) == list(UNet(3, (4, 8, 16, 32)).state_dict())
     assert "super" in load(finished / "tiny_sup" / "1_0" / "sup.pt")
     assert load(run / "fine_last.pt")["epoch"] == 2
+
+
+def test_a_model_knows_how_its_classes_are_called_and_drawn(data: Path, tmp_path: Path) -> None:
+    look = {"class_names": ("steel", "a b", "β"), "class_colours": ("102030", "ff8000", "0000ff")}
+    assert train(data, tmp_path, stages="sup", mapping=(7, 90, 200), **look) == 0
+    run = tmp_path / "tiny_sup" / "1_0"
+    settings = load(run / "sup.pt")["settings"]
+    assert settings["mapping"] == [7, 90, 200] and settings["class_names"] == ["steel", "a b", "β"]
+    assert settings["class_colours"] == list(look["class_colours"])
+    assert settings["num_classes"] == 3 and settings["image_size"] == 0
+    for name in ("sheet_sup.png", "sheet_sup_extremes.png"):
+        pixels = np.asarray(Image.open(run / name)).reshape(-1, 3)
+        seen = {tuple(colour) for colour in np.unique(pixels, axis=0).tolist()}
+        assert {(16, 32, 48), (255, 128, 0), (0, 0, 255)} <= seen  # truth holds all classes
+        assert (230, 159, 0) not in seen  # the default of class 1
+
+
+def test_curves_are_drawn_at_the_end_of_each_stage(finished: Path) -> None:
+    # A row of panels of 360 pixels and margins of 24 for each stage.
+    for run, rows in (("tiny_simclr/1_0", 2), ("tiny_sup/1_1", 1)):
+        with Image.open(finished / run / "curves.png") as picture:
+            assert picture.height == 24 + rows * (360 + 24)
+
+
+def test_the_sheet_of_extremes_shows_both_images_of_a_set_of_two(finished: Path) -> None:
+    run = finished / "tiny_simclr" / "1_0"
+    with Image.open(run / "sheet_fine_extremes.png") as sheet:
+        extremes = sheet.size
+    with Image.open(run / "sheet_fine.png") as sheet:
+        assert sheet.size == extremes  # the worst and the best
+
+
+def test_a_report_can_be_asked_for_at_any_time(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    settings = {"stages": "self-fine-sup", "repeats": "01", "fine_max_epoch": 3}
+    assert train(data, out, report=True, **settings) == 0
+    printed = capsys.readouterr().out
+    assert "Epoch:" not in printed  # nothing is trained again
+    for folder in ("tiny_simclr", "tiny_sup"):
+        assert f"Report: {out / folder / 'report.html'}" in printed
+        page = (out / folder / "report.html").read_text(encoding="utf-8")
+        assert "worst, median and best test image by Dice" in page and "Run 1_1" in page
 
 
 def test_the_saved_network_makes_the_pictures_and_scores_of_the_log(

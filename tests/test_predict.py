@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -214,10 +215,21 @@ def test_a_published_file_is_read_by_its_shapes(tmp_path: Path) -> None:
 
 def test_names_colours_and_grays_come_from_the_file(tmp_path: Path) -> None:
     own = {"mapping": [0, 9, 200], "class_names": ["Al", "Si", "Cu"]}
-    own["class_colours"] = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+    own["class_colours"] = ["000000", "#ff0000", "0000FF"]
     segmenter = Segmenter(write_weights(tmp_path / "fine.pt", own))
     assert segmenter.mapping == (0, 9, 200) and segmenter.class_names == ["Al", "Si", "Cu"]
-    assert segmenter.colours.tolist() == own["class_colours"]
+    assert segmenter.colours.tolist() == [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"class_names": ["Al", "Si"]}, {"class_colours": [[0, 0, 0]] * 3}, {"mapping": "gray"}],
+)
+def test_names_and_colours_that_do_not_fit_give_way_to_the_defaults(tmp_path: Path, own) -> None:
+    segmenter = Segmenter(write_weights(tmp_path / "fine.pt", own))
+    assert segmenter.class_names == ["0 background", "1", "2"]
+    assert segmenter.mapping == (0, 128, 255)
+    assert segmenter.colours.tolist() == [[51, 51, 51], [230, 159, 0], [86, 180, 233]]
 
 
 def test_a_run_folder_stands_for_its_file(tmp_path: Path) -> None:
@@ -277,6 +289,26 @@ def test_a_folder_with_all_outputs(tmp_path: Path, weights: Path) -> None:
     assert "0.1 µm per pixel" in summary and "By production batch" in summary
     assert Image.open(out / "sheet.png").size[0] > 1000
     assert {r["batch"] for r in rows_of(out / "batches.csv")} == {"15", "60", "Gefüge", ""}
+
+
+def test_a_report_with_the_measurements(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "steel_simclr" / "1_0"
+    weights = write_weights(run / "fine.pt", {"class_names": ["matrix", "θ phase", "void"]})
+    words = ["--images", str(write_images(tmp_path / "in", "30_a.png")), "--device", "cpu"]
+    words += ["--report", "--weights", str(weights)]
+    assert predict.main(words) == 2
+    assert "is not in the folder of a run" in capsys.readouterr().err
+    (run / "log_fine.txt").write_text("Fine-tuning\n")
+    assert predict.main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "so leave --out out" in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/report.html")) and not (tmp_path / "out").exists()
+    assert predict.main(words) == 0
+    page = (run.parent / "report.html").read_text(encoding="utf-8")
+    assert "θ phase" in page and "1_0/predicted_in" in page
+    sheet = re.search(
+        r"1_0/predicted_in: some of its images</figcaption><img src=.data:([^;]*)", page
+    )
+    assert sheet and sheet[1] == "image/jpeg"
 
 
 def test_what_is_done_is_skipped(tmp_path: Path, weights: Path, capsys) -> None:

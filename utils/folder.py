@@ -313,6 +313,7 @@ class Folder:
                 most,
                 heading=heading,
                 class_names=s.class_names,
+                colours=s.colours,
             )
         elif pictures:
             save_picture(target, overview(pictures, titles))

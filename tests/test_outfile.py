@@ -1,0 +1,39 @@
+"""Result files are replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from utils.outfile import replace_file
+from utils.results import ResultsError
+
+
+def test_text_and_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "table.md"
+    replace_file(path, "Dice − sup ±\n")
+    assert path.read_bytes() == "Dice − sup ±\n".encode()
+    replace_file(path, b"\x89PNG")
+    assert path.read_bytes() == b"\x89PNG"
+    assert [p.name for p in path.parent.iterdir()] == ["table.md"]
+
+
+def test_a_failure_is_one_line_and_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "table.md"
+    replace_file(path, "old")
+
+    def full(*words: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(ResultsError, match=r"table\.md: cannot be written \(No space.*--out"):
+            replace_file(path, "new")
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsError, match="cannot be written"):
+        replace_file(tmp_path / "file" / "table.md", "new")
