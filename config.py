@@ -62,6 +62,7 @@ COMPARISONS = {
 }
 COUNT = {"at least": 1, "at most": 1_000_000}
 POSITIVE = {"above": 0}
+RATE = {"above": 0, "at most": 1e30}  # beyond single precision an optimizer cannot even start
 NOT_NEGATIVE = {"at least": 0}
 FRACTION = {"at least": 0, "at most": 1}
 # A jitter of d changes the hue by up to 0.2 * d of the colour circle, and half a circle is all.
@@ -278,7 +279,7 @@ class Config:
         unit="images", limits=COUNT)
     self_max_epoch: int = setting(
         "Pretraining", 200, "length of pretraining", unit="epochs", limits=COUNT)
-    self_lr: float = setting("Pretraining", 1e-4, "learning rate", limits=POSITIVE)
+    self_lr: float = setting("Pretraining", 1e-4, "learning rate", limits=RATE)
     self_optimizer: str = setting(
         "Pretraining", "adam", "optimizer: adam or adamw", choices=("adam", "adamw"))
     self_weight_decay: float = setting(
@@ -342,13 +343,13 @@ class Config:
         unit="epochs", limits=COUNT)
     fine_lr_encoder: float = setting(
         "Fine-tuning and supervised", 1e-4, "learning rate of stem and downs in fine-tuning",
-        published="fineturn_lr_en", decides="fine", limits=NOT_NEGATIVE)
+        published="fineturn_lr_en", decides="fine", limits={"at least": 0, "at most": 1e30})
     fine_lr_decoder: float = setting(
         "Fine-tuning and supervised", 1e-3, "learning rate of ups and decode in fine-tuning",
-        decides="fine", limits=POSITIVE)
+        decides="fine", limits=RATE)
     sup_lr: float = setting(
         "Fine-tuning and supervised", 1e-3, "learning rate in supervised training",
-        decides="sup", limits=POSITIVE)
+        decides="sup", limits=RATE)
     pretrained: str = setting("Fine-tuning and supervised", "",
         "file that fine-tuning starts from; empty: the last checkpoint of the run's pretraining",
         source=OURS, decides="fine", pattern=f"(?:{PATH_PATTERN})?", allowed=PATH_MEANING)

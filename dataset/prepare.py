@@ -71,7 +71,7 @@ def _check_folders(settings: Settings) -> None:
     problems = [
         f"{folder}: no such folder; correct {option}"
         for option, folder in (("--images", settings.images), ("--masks", settings.masks))
-        if not folder.is_dir()
+        if not os.path.isdir(folder)
     ]
     out = settings.out
     inputs = [settings.images.resolve(), settings.masks.resolve()]

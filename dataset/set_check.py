@@ -9,6 +9,7 @@ not found; a sample id that occurs in training and in test tells of those.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,9 +77,14 @@ def check_set(
     Raises:
         DataError: there is no such set, or the sheet cannot be written.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder; correct --check")
-    splits = sorted(p.name for p in root.iterdir() if (p / "img").is_dir())
+    try:
+        splits = sorted(p.name for p in root.iterdir() if os.path.isdir(p / "img"))
+    except OSError as error:
+        raise DataError(
+            f"{root}: cannot be listed ({error.strerror}); check its permissions"
+        ) from None
     if not splits:
         raise DataError(f"{root}: no folder with img in it; the layout is\n{LAYOUT}")
     problems: list[str] = []
@@ -100,7 +106,7 @@ def check_set(
 
 def _look(root: Path, split: str, problems: list[str]) -> Iterator[Seen]:
     """Read the images and masks of a folder."""
-    has_masks = (root / split / "gt").is_dir()
+    has_masks = os.path.isdir(root / split / "gt")
     for sample in find_split(root, split):
         try:
             image = read_image(sample.image)

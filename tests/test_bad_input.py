@@ -289,6 +289,7 @@ BAD_SETTINGS = {
     "ratio below 0": ("--global_local_ratio -0.1", "global_local_ratio: ", "-0.1", "at least 0"),
     "ratio nan": ("--global_local_ratio nan", "global_local_ratio: ", "nan", "at most 1"),
     "rate infinite": ("--self_lr inf", "self_lr: ", "inf", "above 0"),
+    "rate beyond single precision": ("--sup_lr 1e38", "sup_lr: ", "1e+38", "at most 1e+30"),
     "rate in words": ("--sup_lr fast", "sup_lr: ", "'fast'", "a number"),
     "epochs negative": ("--fine_max_epoch -3", "fine_max_epoch: ", "-3", "at least 1"),
     "epochs 0": ("--self_max_epoch 0", "self_max_epoch: ", "0", "at least 1"),

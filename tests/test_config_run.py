@@ -696,6 +696,20 @@ def test_numbers_that_are_not_finite_stop_the_run(
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
+@pytest.mark.parametrize(("stage", "rate"), [("self", "self_lr"), ("sup", "sup_lr")])
+def test_a_rate_far_too_high_stops_the_run(
+    data: Path, tmp_path: Path, capsys: Any, stage: str, rate: str
+) -> None:
+    assert train(data, tmp_path, stages=stage, fine_max_epoch=6, **{rate: 1e30}) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert re.search(r"the numbers are not finite in epoch [01], step [01] \(", error)
+    assert "15_0.png" in error and "lower learning rate" in error
+    for path in tmp_path.rglob("*.pt"):
+        tensors = [v for v in load(path).get("moco", {}).values() if v.is_floating_point()]
+        assert all(v.isfinite().all() for v in tensors), path
+
+
 def test_two_processes_do_not_share_a_folder(
     finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -805,6 +819,37 @@ def test_a_damaged_state_is_replaced_by_the_one_before(
     line = "state_self.pt: damaged; going on from state_self.previous.pt"
     assert shown.count(line) == 1 and "Epoch: [2/4]" in shown and "Epoch: [1/4]" not in shown
     assert files(Path("whole")) == files(Path("expected"))
+
+
+def test_a_state_that_does_not_fit_is_named_tensor_by_tensor(
+    data: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = config_run.Runner.save_state
+
+    def stop(self: Any, epoch: int) -> None:
+        original(self, epoch)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(config_run.Runner, "save_state", stop)
+        assert train(data, tmp_path, stages="sup") == 130
+    path = tmp_path / "tiny_sup" / "1_0" / "state_sup.pt"
+    state = load(path)
+    module = state["module"]
+    module["decode.outc.fc1.weight"] = module["decode.outc.fc1.weight"][:2]
+    module["strange"] = module.pop("decode.outc.fc1.bias")
+    save(path, state)
+    capsys.readouterr()
+    assert train(data, tmp_path, stages="sup") == 2
+    lines = capsys.readouterr().err.splitlines()
+    for part in (
+        "1 tensors missing in the file: decode.outc.fc1.bias",
+        "1 tensors unknown to the network: strange",
+        "decode.outc.fc1.weight has shape (2, 4), in the network (3, 4)",
+        "does not fit this program; train again with --overwrite",
+    ):
+        assert sum(line.startswith(f"{path}: ") and part in line for line in lines) == 1, part
+    assert len(lines) == 4
 
 
 def test_two_damaged_states_are_one_line(

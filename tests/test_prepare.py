@@ -911,6 +911,25 @@ def test_repeats_of_one_specimen_and_a_single_class_are_announced(tmp_path, caps
     assert "warning: one class in all masks" in capsys.readouterr().out
 
 
+def test_folders_that_may_not_be_listed_are_one_line(tmp_path, monkeypatch, capsys):
+    write_raw(tmp_path, [png(STRIPES)] * 2)
+    refused = {tmp_path / "img", tmp_path / "locked"}
+    (tmp_path / "locked").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(self):
+        if self in refused:
+            raise PermissionError(13, "Permission denied")
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    said = "cannot be listed (Permission denied); check its permissions\n"
+    assert run(tmp_path) == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'img'}: {said}"
+    assert program.main(["--check", str(tmp_path / "locked")]) == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'locked'}: {said}"
+
+
 def test_options_of_the_check_are_checked(tmp_path, capsys):
     for words in (["--num_classes", "400"], ["--num_classes", "-1"]):
         assert program.main(["--check", str(tmp_path), *words]) == 2
