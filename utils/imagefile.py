@@ -133,7 +133,12 @@ def to_8_bit(pixels: NDArray[Any]) -> Pixels:
         offset, scale = low, 255 / (high - low)
     else:
         offset, scale = 0, 255 / full
-    return ((pixels.astype(np.float64) - offset) * scale + 0.5).astype(np.uint8)
+    levels = np.maximum(np.arange(high + 1, dtype=np.float64) - offset, 0) * scale + 0.5
+    table = levels.astype(np.uint8)
+    result = np.empty(pixels.shape, np.uint8)
+    for top in range(0, len(pixels), 256):  # an index is made of eight bytes a pixel
+        result[top : top + 256] = table[pixels[top : top + 256]]
+    return result
 
 
 def resize_image(image: Pixels, size: int) -> Pixels:
