@@ -2,8 +2,8 @@
 
     python benchmarks/precision.py --data_dir dataset/uhcs --image_size 188 --steps 50
 
-Both start from the same weights and see the same batches and the same sampling noise; a line of JSON
-is printed after every step.
+Both start from the same weights and see the same batches and the same sampling noise; a line of
+JSON is printed after every step.
 """
 
 from __future__ import annotations
