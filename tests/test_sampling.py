@@ -395,3 +395,19 @@ def test_identical_images_are_matched_to_the_chosen_cells_themselves():
     patches = sample_patches(keys, places, label, torch.rand(4, cells), 6)
     assert torch.equal(patches.query, patches.query[:1].expand(3, -1))
     assert torch.equal(patches.key, patches.key[:1].expand(3, -1))
+
+
+@pytest.mark.parametrize(("cells", "count"), [(9001, 64), (8192, 64), (700, 5), (50, 7), (6, 6)])
+def test_the_largest_are_found_block_by_block(cells: int, count: int) -> None:
+    rng = np.random.default_rng(cells)
+    values = rng.permutation(6 * cells).reshape(2, 3, cells).astype(np.float32)
+    values[1, :, cells // 3 :] = -np.inf  # padding; fewer than count cells may be left
+    found, index = sampling._largest(torch.from_numpy(values), count)
+    for row, got, where in zip(
+        values.reshape(-1, cells),
+        found.reshape(-1, count).tolist(),
+        index.reshape(-1, count).tolist(),
+        strict=True,
+    ):
+        assert got == sorted(row.tolist(), reverse=True)[:count]
+        assert [row[i] for i in where] == got and len(set(where)) == count

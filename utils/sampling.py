@@ -17,6 +17,7 @@ from torch import Tensor
 from utils.geometry import Correspondence, ViewGeometry, resize
 
 _CANDIDATES = 64  # best cells of each template that take part in the rounds; real images need few
+_BLOCK = 32  # cells whose largest similarity stands for them while candidates are looked for
 _ROUNDS_PER_CHECK = 8  # rounds between two looks whether all conflicts are resolved
 
 
@@ -97,7 +98,7 @@ def _match_by_rounds(template: Tensor, keys: Tensor, valid: Tensor) -> tuple[Ten
     """Deferred acceptance: cells (B, T), and for which images (B,) they are surely exact."""
     cells = valid.shape[1]
     similarity = (template.T @ keys).masked_fill_(~valid[:, None, :], -torch.inf)
-    rough, cell = similarity.topk(min(_CANDIDATES, cells), dim=2)
+    rough, cell = _largest(similarity, min(_CANDIDATES, cells))
     del similarity
     cell, order = cell.sort(dim=2)
     value = _exact_products(template, keys, cell)
@@ -114,6 +115,26 @@ def _match_by_rounds(template: Tensor, keys: Tensor, valid: Tensor) -> tuple[Ten
     if cell.shape[2] < cells:
         exact &= won > rough[:, :, -1] + error
     return chosen, exact.all(dim=1)
+
+
+def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """``values.topk(count, dim=2)`` of (B, T, P), for the same values in a fraction of the time.
+
+    The ``count`` largest lie in the ``count`` blocks with the largest maxima, or in the rest that
+    fills no block. Among equal values the choice is free, as it is in topk.
+    """
+    blocks = values.shape[2] // _BLOCK
+    if blocks < 4 * count:
+        return values.topk(count, dim=2)
+    whole = blocks * _BLOCK
+    peaks = values[:, :, :whole].unflatten(2, (blocks, _BLOCK)).amax(dim=3)  # (B, T, blocks)
+    block = peaks.topk(count, dim=2, sorted=False).indices  # (B, T, count)
+    inside = torch.arange(_BLOCK, device=values.device)
+    index = (block[..., None] * _BLOCK + inside).flatten(2)  # (B, T, count * _BLOCK)
+    rest = torch.arange(whole, values.shape[2], device=values.device)
+    index = torch.cat([index, rest.expand(*index.shape[:2], -1)], dim=2)
+    largest, order = values.gather(2, index).topk(count, dim=2)
+    return largest, index.gather(2, order)
 
 
 def _accept(value: Tensor, cell: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,171 @@
+"""How long fine-tuning on one image takes, and evaluating the test set.
+
+    python benchmarks/finetune.py
+    python benchmarks/finetune.py --size 96 --json
+
+``plain`` is the unit: single precision, default memory format, glibc as it is, transposed
+convolutions with their bias. The others are what the engine does; its own stage is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+from benchmarks.measure import (  # noqa: E402
+    Case,
+    Result,
+    draw_set,
+    in_own_process,
+    interleaved,
+    now,
+    peak_megabytes,
+    pooled,
+    table,
+)
+from benchmarks.step import PlainUp  # noqa: E402
+from config import Config  # noqa: E402
+from config_run import Job, Supervised  # noqa: E402
+from data import ImageStore  # noqa: E402
+from utils.device import DeviceError, choose_device, keep_freed_memory, to_device  # noqa: E402
+
+VARIANTS: dict[str, torch.dtype | None] = {"plain": None, "fp32": None, "bf16": torch.bfloat16}
+PARTS = ("data", "forward", "backward", "optimizer")
+
+
+class Plain(Supervised):
+    """The same training with a network written plainly, in the default memory format."""
+
+    def network(self) -> nn.Module:
+        """The UNet with ``PlainUp``."""
+        network = super().network()
+        c1, c2, c3 = self.config.channels[1:]
+        for name, channels in (("up1", c3), ("up2", c2), ("up3", c1)):
+            setattr(network.get_submodule("encode"), name, PlainUp(channels))
+        return network
+
+    def to_memory(self, module: nn.Module) -> nn.Module:
+        """Move a network to the device as it is."""
+        return module.to(self.device)
+
+
+def measure(case: Case) -> Result:
+    """Seconds of the steps by parts, and of an evaluation of the drawn test set."""
+    if case["threads"]:
+        torch.set_num_threads(case["threads"])
+    plain = case["variant"] == "plain"
+    if not plain:
+        keep_freed_memory()
+    device = choose_device(case["device"])
+    found: dict[str, list[float]] = {name: [] for name in (*PARTS, "seconds", "evaluation")}
+    with tempfile.TemporaryDirectory() as folder:
+        draw_set(Path(folder) / "set", case["size"], case["images"], num_classes=4)
+        config = Config(data_dir=f"{folder}/set", output_dir=folder, stages="sup").resolved()
+        job = Job(config, ImageStore(), "1", 0, device, VARIANTS[case["variant"]])
+        stage = (Plain if plain else Supervised)(job)
+        torch.manual_seed(0)
+        stage.build()
+        for epoch in range(case["steps"] + 2):
+            marks = step(stage, epoch, plain)
+            if epoch >= 2:  # memory is still being mapped in the first two
+                for name, seconds in zip(PARTS, marks, strict=True):
+                    found[name].append(seconds)
+                found["seconds"].append(sum(marks))
+        for number in range(2):
+            start = now(device)
+            stage.evaluate(0)
+            if number:
+                found["evaluation"].append(now(device) - start)
+    return {**found, "megabytes": peak_megabytes(device)}
+
+
+def step(stage: Supervised, epoch: int, plain: bool) -> list[float]:
+    """Seconds of an epoch of one step: data, forward, backward, optimizer."""
+    stage.module.train()
+    marks = [now(stage.device)]
+    batch: dict[str, Any] = next(stage.batches.epoch(epoch))
+    if not plain:
+        batch = to_device(batch, stage.device)
+    else:
+        batch = {k: v.to(stage.device) if hasattr(v, "to") else v for k, v in batch.items()}
+    marks.append(now(stage.device))
+    with stage.precision():
+        loss = stage.losses(batch)["loss"]
+    marks.append(now(stage.device))
+    stage.optimizer.zero_grad()
+    loss.backward()
+    marks.append(now(stage.device))
+    stage.optimizer.step()
+    marks.append(now(stage.device))
+    return [b - a for a, b in itertools.pairwise(marks)]
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; SystemExit 2 with one line for what is not legal."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--size", type=int, default=376, help="pixels a side [376]")
+    add("--images", type=int, default=16, help="test images [16]")
+    add("--steps", type=int, default=5, help="timed steps of a round, after two to warm up [5]")
+    add("--rounds", type=int, default=3, help="rounds of all variants [3]")
+    add("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice [0]")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--case", type=json.loads, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    for name, least in (("size", 16), ("images", 1), ("steps", 1), ("rounds", 1), ("threads", 0)):
+        if getattr(given, name) < least:
+            parser.error(f"--{name}: found {getattr(given, name)}; at least {least}")
+    return given
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    given = parse(argv)
+    try:
+        if given.case is not None:
+            print(json.dumps(measure(given.case)))
+            return 0
+        device = choose_device(given.device)
+    except DeviceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    common = {n: getattr(given, n) for n in ("size", "images", "steps", "device", "threads")}
+    cases = [{"variant": name, **common} for name in VARIANTS]
+    results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
+    unit = pooled(results[0], "seconds")
+    rows = [
+        {
+            "variant": case["variant"],
+            "s/step": pooled(found, "seconds"),
+            "of plain": pooled(found, "seconds") / unit,
+            **{part: pooled(found, part) for part in PARTS},
+            "evaluation s/image": pooled(found, "evaluation") / given.images,
+            "GB": statistics.median(result["megabytes"] for result in found) / 1024,
+        }
+        for case, found in zip(cases, results, strict=True)
+    ]
+    head = {"size": given.size, "steps": given.steps, "rounds": given.rounds, "device": str(device)}
+    head |= {"threads": given.threads or torch.get_num_threads(), "torch": torch.__version__}
+    if given.json:
+        print(json.dumps({**head, "rows": rows}))
+    else:
+        print(", ".join(f"{name} {value}" for name, value in head.items()))
+        print("\n" + table(rows, list(rows[0])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

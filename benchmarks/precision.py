@@ -1,0 +1,93 @@
+"""Loss curves of the same pretraining in single precision and in bf16, step by step.
+
+    python benchmarks/precision.py --data_dir dataset/uhcs --image_size 188 --steps 50
+
+Both start from the same weights and see the same batches and the same sampling noise; a line of
+JSON is printed after every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+from benchmarks.step import PRECISIONS, precision  # noqa: E402
+from config import Config  # noqa: E402
+from data import Batch, ImageStore, find_split, pretraining_batches  # noqa: E402
+from model import METHODS, build_method  # noqa: E402
+from utils.device import choose_device, keep_freed_memory, mixed_seed, to_device  # noqa: E402
+
+
+def batches_of(config: Config, annotated: bool) -> Iterator[Batch]:
+    """Batches of the set, epoch after epoch."""
+    train = find_split(config.data_dir, "train_numf")
+    batches = pretraining_batches(
+        train,
+        find_split(config.data_dir, "sup_num1_0") if annotated else [],
+        ImageStore(config.image_size),
+        num_classes=config.num_classes,
+        batch_size=config.self_batch_size,
+        seed=config.seed,
+        jitter_strength=config.self_jitter,
+        random_crop=config.random_crop,
+    )
+    if not len(batches):
+        raise SystemExit(f"{config.data_dir}/train_numf/img: no image; give --data_dir")
+    for epoch in count():
+        yield from batches.epoch(epoch)
+
+
+def compare(config: Config, device: torch.device, steps: int) -> Iterator[dict[str, object]]:
+    """Losses of both precisions, one step after the other on the same batch and noise."""
+    runs = {}
+    for name in PRECISIONS:
+        torch.manual_seed(mixed_seed(config.seed, 1))
+        method = build_method(config.self_mode, config.to_dict())
+        method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        learning = [p for p in method.parameters() if p.requires_grad]
+        runs[name] = method.train(), torch.optim.Adam(learning, config.self_lr)
+    source = batches_of(config, METHODS[config.self_mode].needs_annotated)
+    for step, batch in enumerate(islice(source, steps)):
+        losses = {}
+        for name, (method, optimizer) in runs.items():
+            torch.manual_seed(mixed_seed(config.seed, 2, step))
+            with precision(PRECISIONS[name], device):
+                found = method(to_device(batch, device))
+            optimizer.zero_grad()
+            found["loss"].backward()
+            optimizer.step()
+            losses[name] = {key: round(value.item(), 5) for key, value in found.items()}
+        yield {"step": step, **losses}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--image_size", type=int, default=188)
+    parser.add_argument("--method", choices=tuple(METHODS), default="simclr")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args(argv)
+    if given.threads > 0:
+        torch.set_num_threads(given.threads)
+    keep_freed_memory()
+    config = Config(
+        data_dir=given.data_dir, image_size=given.image_size, self_mode=given.method
+    ).resolved()
+    for line in compare(config, choose_device(given.device), given.steps):
+        print(json.dumps(line), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
