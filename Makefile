@@ -50,4 +50,5 @@ $(RUN_STAMP): $(VENV_STAMP) requirements.txt
 
 $(DEV_STAMP): $(RUN_STAMP) requirements-dev.txt
 	$(INSTALL) -r requirements-dev.txt
+	$(INSTALL) --no-deps "lightly==1.6.*"
 	@touch $@

@@ -26,6 +26,10 @@ from typing import Any
 SELF_MODES = {
     "moco": "PSCL-MoCo",
     "simclr": "PSCL-SimCLR",
+    "plain-moco": "MoCo",
+    "plain-simclr": "SimCLR",
+    "byol": "BYOL",
+    "densecl": "DenseCL",
 }
 STAGES = ("self", "fine", "sup")  # in the order in which they run
 
@@ -68,6 +72,8 @@ PATH_PATTERN = r"[^\x00-\x1f\x7f]+"
 NOTHING_TWICE = r"(?!.*(.).*\1)"
 STAGES_PATTERN = r"(?!.*(self|fine|sup).*\1)(?:self|fine|sup)(?:-(?:self|fine|sup))*"
 PATH_MEANING = "a path without control characters"
+CLASS_NAME_PATTERN = r"(?=\S)[^\x00-\x1f\x7f,]{1,40}(?<=\S)"
+COLOUR_PATTERN = r"#?[0-9a-fA-F]{6}"
 
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True}
 BOOLEANS |= {"false": False, "0": False, "no": False, "off": False}
@@ -79,6 +85,7 @@ KINDS = {
     "float": "a number",
     "tuple[int, ...]": "whole numbers",
     "tuple[float, ...]": "numbers",
+    "tuple[str, ...]": "texts",
 }
 
 
@@ -99,6 +106,7 @@ def setting(
     choices: Sequence[str] = (),
     pattern: str = "",
     allowed: str = "",
+    later: bool = False,
 ) -> Any:
     """Make a dataclass field that knows what it means.
 
@@ -113,6 +121,8 @@ def setting(
         limits: bounds by the words of ``COMPARISONS``; of a tuple, for each entry.
         choices, pattern: the legal texts, or the regular expression of them.
         allowed: the legal values in words, where limits and choices do not say it.
+        later: runs were made before the setting existed, with what is now its default; there it
+            is left out of ``training_settings``, so that their files and new ones stay equal.
     """
     decides = GROUPS[group] if decides is None else decides
     metadata = {
@@ -126,6 +136,7 @@ def setting(
         "choices": tuple(choices),
         "pattern": pattern,
         "allowed": allowed,
+        "later": later,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -176,12 +187,24 @@ class Config:
     mapping: tuple[int, ...] = setting("Experiment", (),
         "gray of each class in the pictures of predictions; empty: 0,128,64,255 for 4 classes, "
         "else evenly spread", unit="gray value", limits={"at least": 0, "at most": 255})
+    class_names: tuple[str, ...] = setting("Experiment", (),
+        "names of the classes in legends and tables; empty: 0 background, 1, 2 ...",
+        source=OURS, pattern=CLASS_NAME_PATTERN,
+        allowed="a name for each class, separated by commas, of 1 to 40 characters each")
+    class_colours: tuple[str, ...] = setting("Experiment", (),
+        "colours of the classes in pictures, six hexadecimal digits each, such as e69f00; empty: "
+        "colours that colour-blind readers tell apart",
+        source=OURS, pattern=COLOUR_PATTERN,
+        allowed="a colour for each class, separated by commas, such as 333333,e69f00")
     class_weight: tuple[float, ...] = setting("Experiment", (),
         "weight of each class in the cross-entropy; empty: 1,1,10,10 for 4 classes, else all 1",
         decides="fine sup", limits=NOT_NEGATIVE)
     use_unlabelled: bool = setting(
         "Experiment", False, "pretrain on the images of train_unlabelled too",
         source=OURS, decides="self fine")
+    standardize: bool = setting("Experiment", False,
+        "every image is normalised by the mean and deviation of its own pixels; False: by fixed "
+        "ones", source=OURS, decides=ALL_STAGES, later=True)
 
     seed: int = setting("Running", 0, "seed of all random numbers",
         source=OURS, decides=ALL_STAGES, limits={"at least": 0, "at most": 2**32 - 1})
@@ -203,6 +226,12 @@ class Config:
     resume: str = setting(
         "Running", "auto", "auto: go on where a run was cut off; never: start it again",
         source=OURS, choices=("auto", "never"))
+    report: bool = setting(
+        "Running", False, "write report.html, a page on the experiment, when all runs are done",
+        source=OURS)
+    tensorboard: bool = setting(
+        "Running", False, "write the numbers of metrics.jsonl for TensorBoard too",
+        source=OURS)
 
     channels: tuple[int, ...] = setting("Network", (32, 64, 128, 256),
         "channels of the UNet at full, 1/2, 1/4 and 1/8 size, each twice the one before",
@@ -214,6 +243,10 @@ class Config:
         unit="channels", published="hidfea", limits={"at least": 1, "at most": 65536})
     groups: int = setting("Network", 4, "groups of the 1x1 convolutions of the patch heads",
         unit="groups", published="multihead", limits={"at least": 1, "at most": 65536})
+    norm: str = setting("Network", "batch",
+        "normalisation inside the UNet: batch (BatchNorm) or group (GroupNorm, which looks at one "
+        "image at a time)",
+        source=OURS, decides=ALL_STAGES, choices=("batch", "group"), later=True)
 
     random_crop: float = setting(
         "Views", 0.2, "a view's crop keeps at least 1 - random_crop of each side",
@@ -224,6 +257,21 @@ class Config:
     fine_jitter: float = setting("Views", 0.1,
         "strength d of the colour jitter in fine-tuning and supervised training",
         decides="fine sup", limits=JITTER)
+    fine_contrast: float = setting("Views", 0.0,
+        "strength d of a change of contrast after normalisation, in fine-tuning and supervised "
+        "training: gain exp(-d) to exp(d), offset -d to d; 0: none",
+        source=OURS, decides="fine sup", limits={"at least": 0, "at most": 2}, later=True)
+    fine_crop: int = setting("Views", 0,
+        "side of the random crops of fine-tuning and supervised training; 0: the whole image",
+        unit="pixels", source=OURS, decides="fine sup", limits={"at least": 0, "at most": 32768},
+        later=True)
+    fine_scale: float = setting("Views", 1.0,
+        "they are enlarged or reduced by up to this factor; 1: neither",
+        source=OURS, decides="fine sup", limits={"at least": 1, "at most": 2}, later=True)
+    fine_rotation: float = setting("Views", 0.0,
+        "they are turned by up to this angle either way, besides flip and quarter turns",
+        unit="degrees", source=OURS, decides="fine sup", limits={"at least": 0, "at most": 45},
+        later=True)
 
     self_batch_size: int = setting(
         "Pretraining", 8, "images per batch, the annotated one comes on top",
@@ -240,6 +288,10 @@ class Config:
     save_every: int = setting(
         "Pretraining", 10, "a checkpoint named by the epochs done is kept this often",
         unit="epochs", decides="", limits=COUNT)
+    probe: int = setting("Pretraining", 0,
+        "the frozen features are looked at this often: a linear classifier on the annotated "
+        "images' pixels scored on the test set, and a k-means picture; 0: never",
+        unit="epochs", source=OURS, decides="", limits={"at least": 0, "at most": 1_000_000})
 
     temperature: float = setting(
         "Method", 0.5, "temperature of the image loss and of the patch loss", limits=POSITIVE)
@@ -272,10 +324,16 @@ class Config:
     freshness_decay: float = setting("Method", 0.2,
         "PSCL-MoCo: decay per step of the patch queue's weight whatever the production batch",
         published="patch_lab_decay", limits=FRACTION)
+    dense_grid: int = setting("Method", 7,
+        "DenseCL: the dense map is averaged over a grid of so many cells a side",
+        unit="cells", source="DenseCL's paper, `S`", limits={"at least": 1, "at most": 64})
 
     fine_batch_size: int = setting(
         "Fine-tuning and supervised", 6, "images per batch; never more than there are",
         unit="images", limits=COUNT)
+    fine_crops: int = setting("Fine-tuning and supervised", 1,
+        "crops (or whole images, without fine_crop) that a step sees of each of its images",
+        source=OURS, limits={"at least": 1, "at most": 1024}, later=True)
     fine_max_epoch: int | None = setting("Fine-tuning and supervised", None,
         "length of the training; None: 1000, 500, 50 for data size 1, 5, f",
         unit="epochs", limits=COUNT)
@@ -363,7 +421,12 @@ class Config:
         if size is not None:
             values["fine_max_epoch"] = self.epochs_for(size)
             values["eval_every"] = self.eval_every_for(size)
-        return {n: v for n, v in values.items() if stage in FIELDS[n].metadata["decides"]}
+        return {n: v for n, v in values.items() if _counts(FIELDS[n], stage, v)}
+
+    def appearance(self) -> dict[str, Any]:
+        """Those settings, resolved and JSON-able, which say how classes are called and drawn."""
+        values = self.resolved().to_dict()
+        return {n: values[n] for n in ("mapping", "class_names", "class_colours")}
 
     def to_dict(self) -> dict[str, Any]:
         """All settings by name, as JSON knows them (tuples are lists)."""
@@ -390,6 +453,14 @@ class Config:
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
+# What a run that does not name these settings was made with.
+LATER: dict[str, Any] = {n: f.default for n, f in FIELDS.items() if f.metadata["later"]}
+
+
+def _counts(field: dataclasses.Field[Any], stage: str, value: Any) -> bool:
+    """Whether a setting of this value belongs to what decides a stage's result."""
+    left_out = field.metadata["later"] and value == field.default
+    return stage in field.metadata["decides"] and not left_out
 
 
 # Validation
@@ -422,6 +493,12 @@ def _convert(field: dataclasses.Field[Any], value: Any) -> Any:
         return text
     if kind.endswith("None") and value is None:
         return None
+    if kind == "tuple[str, ...]":
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        if not all(re.fullmatch(rules["pattern"], text) for text in value):
+            raise ValueError
+        return tuple(value)
     whole = "float" not in kind
     if kind.startswith("tuple"):
         if not isinstance(value, list | tuple):
@@ -446,19 +523,24 @@ def _number(value: Any, whole: bool, limits: Mapping[str, float]) -> Any:
 def _combinations(c: Mapping[str, Any]) -> Iterable[str]:
     """One line per rule between settings that is broken; rules of missing settings are skipped."""
     classes, groups = c.get("num_classes"), c.get("groups")
-    for name in ("mapping", "class_weight"):
+    for name in ("mapping", "class_names", "class_colours", "class_weight"):
         if classes and c.get(name) and len(c[name]) != classes:
             kind = f"as many values as num_classes, {classes}, or none"
             yield f"{name}: found {len(c[name])} values; allowed: {kind}"
-    if len(set(c.get("mapping", ()))) < len(c.get("mapping", ())):
-        yield f"mapping: found {_found(c['mapping'])}; allowed: each gray once"
+    for name, what in (("mapping", "gray"), ("class_names", "name")):
+        if len(set(c.get(name, ()))) < len(c.get(name, ())):
+            yield f"{name}: found {_found(c[name])}; allowed: each {what} once"
     if c.get("class_weight") and not any(c["class_weight"]):
         yield f"class_weight: found {_found(c['class_weight'])}; allowed: at least one above 0"
     if classes and (c.get("ignore_label") or classes) < classes:
         kind = f"None or at least num_classes, {classes}"
         yield f"ignore_label: found {c['ignore_label']}; allowed: {kind}"
-    if 0 < c.get("image_size", 0) < 16:
-        yield f"image_size: found {c['image_size']}; allowed: 0 or at least 16 pixels"
+    for name in ("image_size", "fine_crop"):
+        if 0 < c.get(name, 0) < 16:
+            yield f"{name}: found {c[name]}; allowed: 0 or at least 16 pixels"
+    if 0 < c.get("image_size", 0) < c.get("fine_crop", 0):
+        kind = f"at most image_size, {c['image_size']}"
+        yield f"fine_crop: found {c['fine_crop']}; allowed: {kind}"
     if "scale_weights" in c and len(c["scale_weights"]) != 3:
         yield f"scale_weights: found {len(c['scale_weights'])} values; allowed: 3 values"
     channels = c.get("channels")
@@ -621,6 +703,10 @@ def _from_words(field: dataclasses.Field[Any], words: Sequence[str]) -> Any:
         return BOOLEANS[plain]
     if plain == "none" and kind.endswith("None"):
         return None
+    if kind == "tuple[str, ...]":
+        # With commas, a name may hold blanks; without any, each word is one.
+        entries = text.split(",") if "," in text else words
+        return () if plain in ("", "none") else tuple(entry.strip() for entry in entries)
     number = float if "float" in kind else int
     if kind.startswith("tuple"):
         if plain == "none":
@@ -674,7 +760,8 @@ def help_text(defaults: Mapping[str, Any] | None = None) -> str:
         default = format_value((defaults or {}).get(name, field.default))
         text = f"{rules['help']} [{unit}default {default}]".replace("%", "%%")
         metavar = {"str": "TEXT", "bool": "BOOL"}.get(str(field.type), "N")
-        metavar = "N,N,.." if str(field.type).startswith("tuple") else metavar
+        if str(field.type).startswith("tuple"):
+            metavar = "TEXT,.." if "str" in str(field.type) else "N,N,.."
         sections[rules["group"]].add_argument(f"--{name}", metavar=metavar, help=text)
     page = parser.format_help()
     return page + "\nBOOL is True or False; the flag alone means True. -name works like --name.\n"

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import SELF_MODES, Config, ConfigError, parse_config
+from config import FIELDS, LATER, SELF_MODES, Config, ConfigError, format_value, parse_config
 from data import (
+    Augmentation,
     Batches,
     DataError,
     Sample,
@@ -30,11 +32,12 @@ from data import (
     check_data,
     find_split,
     finetuning_batches,
+    image_input,
     pretraining_batches,
     pretraining_samples,
     test_items,
 )
-from model import METHODS, build_method
+from model import METHODS, build_method, settings_of
 from networks import UNet
 from utils.checkpoint import (
     CheckpointError,
@@ -48,11 +51,21 @@ from utils.checkpoint import (
     to_published,
     transfer,
 )
-from utils.device import DeviceError, choose_device, choose_precision, mixed_seed, to_device
+from utils.curve import CurveError, learning_curve
+from utils.device import (
+    DeviceError,
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    mixed_seed,
+    to_device,
+)
+from utils.events import EventsError, clear, require_tensorboard
 from utils.imagefile import ImageStore
 from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
 from utils.lock import LockError, locked
 from utils.log import (
+    METRICS_FILE,
     AverageMeter,
     LogError,
     RunLog,
@@ -64,21 +77,41 @@ from utils.log import (
 )
 from utils.losses import supervised_loss
 from utils.metrics import Scores, SegmentationScores
-from utils.picture import PictureError, contact_sheet, save_prediction
+from utils.picture import (
+    PictureError,
+    best_median_worst,
+    class_colours,
+    contact_sheet,
+    save_prediction,
+)
+from utils.probe import (
+    COLLAPSED,
+    SPREAD_IMAGES,
+    alarm,
+    draw_clusters,
+    embedding_spreads,
+    look,
+    probe_line,
+)
+from utils.report import ReportError, write_report
 from utils.results import ResultsError, results_table, write_results
 
 USER_ERRORS = (
     ConfigError,
     DataError,
     CheckpointError,
+    CurveError,
     DeviceError,
+    EventsError,
     LockError,
     LogError,
     PictureError,
+    ReportError,
     ResultsError,
 )
 EVALUATION_BATCH = 8
 SHEET_ROWS = 8
+CURVES = "curves.png"
 STAGE_NUMBERS = {"self": 1, "fine": 2, "sup": 3}  # keep the stages' random numbers apart
 WEIGHTS = "pretrained weights"
 AGAIN = "The same command goes on from the last saved epoch"
@@ -181,7 +214,9 @@ class Runner:
         """Evaluate or write a checkpoint if it is time; ``epoch`` counts from 0."""
 
     def finish(self) -> None:
-        """Write what belongs at the end of the run."""
+        """Write what belongs at the end of the run: the curves of all its stages so far."""
+        curves = learning_curve(self.run_dir / CURVES, self.run_dir / METRICS_FILE)
+        self.log.note(f"Learning curves: {curves}")
 
     # What all stages do.
 
@@ -201,8 +236,14 @@ class Runner:
                 for path in found
             ]
         settings = self.decisive_settings(ahead)
+        unused = unused_settings(self.config)
         old = {k: v for k, v in state["settings"].items() if k != WEIGHTS or k in settings}
-        lines = differences(old, settings)
+        lines = differences(
+            *(
+                {k: v for k, v in (LATER | each).items() if k not in unused}
+                for each in (old, settings)
+            )
+        )
         return lines and [
             f"{self.run_dir}: holds a run of stage {self.stage} with other settings "
             f"({'; '.join(lines)}); give --overwrite to train anew, or another --name"
@@ -235,7 +276,9 @@ class Runner:
         resumed = state if state is not None and "module" in state else None
         first = self.restore(resumed) if resumed else self.begin()
         self.environment = environment_line(self.device, self.settings["amp"])
-        with RunLog(self.run_dir, self.stage, resumed["log"] if resumed else None) as self.log:
+        at = resumed["log"] if resumed else None
+        show = self.config.tensorboard
+        with RunLog(self.run_dir, self.stage, at, tensorboard=show) as self.log:
             self.log.header([*self.header(), *self.config.describe(), self.environment])
             if resumed is None:
                 self.before_training()
@@ -256,6 +299,7 @@ class Runner:
         names = dict.fromkeys([*(old["outputs"] if old else []), *self.outputs()])
         self.state.begin({**self.snapshot(), "outputs": list(names)})
         remove_outputs(self.run_dir, names)
+        clear(self.run_dir, self.stage)
         return 0
 
     def snapshot(self, *, finished: bool = False, **more: Any) -> dict[str, Any]:
@@ -283,12 +327,14 @@ class Runner:
 
     def restore(self, state: Mapping[str, Any]) -> int:
         """Take a saved state over; returns the epoch to go on with."""
+        path = self.state.path
         try:
-            self.module.load_state_dict(state["module"])
+            transfer(self.module, state["module"], prefix="", source=path)
             self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            tensors = f"{error}\n" if isinstance(error, CheckpointError) else ""  # named one by one
             raise CheckpointError(
-                f"{self.state.path}: does not fit this program; train again with --overwrite"
+                f"{tensors}{path}: does not fit this program; train again with --overwrite"
             ) from error
         self.evaluations = state["evaluations"]
         return int(state["epoch"])
@@ -397,6 +443,7 @@ class SelfSupervised(Runner):
             seed=c.seed,
             jitter_strength=c.self_jitter,
             random_crop=c.random_crop,
+            standardize=c.standardize,
             workers=c.workers,
         )
 
@@ -434,7 +481,24 @@ class SelfSupervised(Runner):
                 + (" ..." if annotated[5:] else "")
             )
         note = METHODS[c.self_mode].log_note(c.queue_size, batch + bool(annotated))
+        unused = [n for n in unused_settings(c) if getattr(c, n) != FIELDS[n].default]
+        if unused:
+            values = ", ".join(f"{n} = {format_value(getattr(c, n))}" for n in unused)
+            lines.append(f"Of no effect on {SELF_MODES[c.self_mode]}: {values}")
         return lines + ([note] if note else [])
+
+    def problems(self, ahead: bool = False) -> list[str]:
+        """Also if the method's loss means nothing for batches as small as these."""
+        c, method = self.config, METHODS[self.config.self_mode]
+        images = len(self.train_samples())
+        if min(c.self_batch_size, images) + bool(self.annotated()) >= method.least_images:
+            return super().problems(ahead)
+        name, least = SELF_MODES[c.self_mode], method.least_images
+        if images < least:
+            found = f"{c.data_dir}: {images} image to pretrain on; {name} needs {least} in a batch"
+            return [f"{found}; add images, or give another --self_mode"]
+        found = f"self_batch_size: found {c.self_batch_size}"
+        return [f"{found}; allowed: at least {least} with --self_mode {c.self_mode}"]
 
     def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
         """An epoch at its learning rate: a tenth from 50 %, a hundredth from 75 % if asked for."""
@@ -448,7 +512,8 @@ class SelfSupervised(Runner):
         """Also the checkpoints: at the start, each ``save_every`` epochs, at the end."""
         end = self.config.self_max_epoch
         due = dict.fromkeys([*range(0, end, self.config.save_every), end])
-        return [*super().outputs(), *(f"moco{done}.pt" for done in due)]
+        pictures = [f"probe_{done}.png" for done in range(end + 1) if self.probe_due(done)]
+        return [*super().outputs(), *(f"moco{done}.pt" for done in due), *pictures]
 
     def foreign(self) -> list[Path]:
         """Any ``moco*.pt``: fine-tuning might take it for one of this run."""
@@ -458,14 +523,60 @@ class SelfSupervised(Runner):
         """Keep the network as it starts."""
         self.epoch_done(-1)
 
+    def probe_due(self, epochs_done: int) -> bool:
+        """Whether the features are looked at now: before training, each ``probe``, at the end."""
+        every, end = self.config.probe, self.config.self_max_epoch
+        return bool(every) and (epochs_done % every == 0 or epochs_done == end)
+
+    @torch.inference_mode()
+    def probe(self, epochs_done: int) -> None:
+        """Look at the features as they are: a line, a picture, and an alarm after a collapse."""
+        c, store = self.config, self.job.store
+        train, test = self.train_samples(), find_split(c.data_dir, "test_numf")
+        encoder = self.module.get_submodule("encoder_q")
+        training = encoder.training
+
+        def encode(images: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+            with self.precision():
+                x = images.to(self.device, memory_format=torch.channels_last)
+                embedding, maps = encoder(x)
+            return embedding, maps
+
+        def items(samples: Sequence[Sample]) -> Iterator[tuple[Tensor, Tensor, str]]:
+            return test_items(samples, store, c.standardize)
+
+        few = [image_input(s, store, c.standardize) for s in evenly(train, SPREAD_IMAGES)]
+        with self.precision():
+            x = torch.stack(few).to(self.device, memory_format=torch.channels_last)
+            spreads = embedding_spreads(encoder, x)
+        rng = np.random.default_rng((c.seed, STAGE_NUMBERS[self.stage], epochs_done))
+        encoder.eval()  # BatchNorm's averages are used and stay as they are
+        try:
+            annotated = list(items(self.job.annotated()))
+            found = look(encode, annotated, items(test), c.num_classes, rng)
+            shown = [*self.job.annotated()[:1], *evenly(test, 3)]
+            pixels = [store.image(s.image).movedim(0, -1).squeeze(-1).numpy() for s in shown]
+            heading = f"{c.num_classes} clusters of the features after {epochs_done} epochs"
+            path = self.run_dir / f"probe_{epochs_done}.png"
+            draw_clusters(path, encode, items(shown), pixels, found.clusters, heading)
+        finally:
+            encoder.train(training)
+        self.log.line(probe_line(epochs_done, found.scores, spreads))
+        numbers = {**found.scores.as_dict(), **spreads._asdict()}
+        self.log.metrics({"probe": {"epochs_done": epochs_done, **numbers}})
+        if epochs_done and any(one < COLLAPSED for one in spreads):
+            self.log.line(alarm(epochs_done, spreads))
+
     def epoch_done(self, epoch: int) -> None:
-        """Write ``moco<epochs done>.pt`` when it is due."""
+        """Write ``moco<epochs done>.pt`` when it is due, and look at the features."""
         name = f"moco{epoch + 1}.pt"
         if name in self.outputs():
             state = to_published(self.module.state_dict())
             save(
                 self.run_dir / name, {"moco": state, "epoch": epoch + 1, "settings": self.settings}
             )
+        if self.probe_due(epoch + 1):
+            self.probe(epoch + 1)
 
 
 class Supervised(Runner):
@@ -486,14 +597,30 @@ class Supervised(Runner):
             self.job.store,
             batch_size=min(c.fine_batch_size, len(samples)),
             seed=c.seed,
-            jitter_strength=c.fine_jitter,
+            augmentation=Augmentation(
+                c.fine_jitter, c.fine_contrast, c.fine_crop, c.fine_scale, c.fine_rotation
+            ),
+            crops=c.fine_crops,
+            standardize=c.standardize,
             workers=c.workers,
         )
         self.test = find_split(c.data_dir, "test_numf")
 
+    def problems(self, ahead: bool = False) -> list[str]:
+        """Also if an annotated image is smaller than the crops of it."""
+        side, lines = self.config.fine_crop, []
+        for sample in self.job.annotated():
+            rows, columns = self.job.store.image(sample.image).shape[-2:]
+            if min(rows, columns) < side:
+                lines.append(
+                    f"{sample.image}: {columns}x{rows} pixels; fine_crop: found {side}; give at "
+                    f"most {min(rows, columns)}, or 0"
+                )
+        return lines + super().problems(ahead)
+
     def network(self) -> nn.Module:
         """The UNet as it starts."""
-        return UNet(self.config.num_classes, self.config.channels)
+        return UNet(self.config.num_classes, self.config.channels, self.config.norm)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters at one learning rate."""
@@ -534,7 +661,8 @@ class Supervised(Runner):
         stage = self.stage
         names = [picture_name(s.name) for s in find_split(self.config.data_dir, "test_numf")]
         pictures = [f"epoch_{epoch}/{name}" for epoch in self.due() for name in names]
-        own = [f"{stage}.pt", f"{stage}_last.pt", f"sheet_{stage}.png"]
+        own = [f"{stage}.pt", f"{stage}_last.pt"]
+        own += [f"sheet_{stage}.png", f"sheet_{stage}_extremes.png"]
         return [*super().outputs(), *own, *pictures]
 
     def epoch_done(self, epoch: int) -> None:
@@ -552,7 +680,8 @@ class Supervised(Runner):
         names += [f"{self.stage}_last.pt"] if epoch + 1 == self.epochs else []
         for name in names:
             state = to_published(self.module.state_dict())
-            contents = {self.wrapper: state, **entry, "settings": self.settings}
+            settings = {**self.settings, **self.config.appearance()}
+            contents = {self.wrapper: state, **entry, "settings": settings}
             save(self.run_dir / name, contents)
 
     @torch.inference_mode()
@@ -561,8 +690,9 @@ class Supervised(Runner):
         self.module.eval()
         scores = SegmentationScores(self.config.num_classes)
         folder = self.run_dir / f"epoch_{epoch}"
-        shown: list[tuple[Any, Any, Any]] = []
-        for images, masks, names in equal_sizes(test_items(self.test, self.job.store)):
+        shown: list[tuple[Any, Any]] = []
+        items = test_items(self.test, self.job.store, self.config.standardize)
+        for images, masks, names in equal_sizes(items):
             with self.precision():
                 x = images.to(self.device, memory_format=torch.channels_last)
                 prediction = self.module(x).argmax(dim=1)
@@ -570,23 +700,37 @@ class Supervised(Runner):
             classes = prediction.to(torch.uint8).cpu().numpy()
             for name, mask, picture in zip(names, masks, classes, strict=True):
                 save_prediction(folder / picture_name(name), picture, self.config.mapping)
-                shown.append((None, mask.numpy(), picture))
+                shown.append((mask.numpy(), picture))
         if epoch + 1 == self.epochs:
-            pixels = [self.job.store.image(s.image).movedim(0, -1).squeeze(-1) for s in self.test]
-            rows = [(p.numpy(), *row[1:]) for p, row in zip(pixels, shown, strict=True)]
-            self.sheet = contact_sheet(
-                self.run_dir / f"sheet_{self.stage}.png",
-                rows,
-                [s.name for s in self.test],
-                self.config.num_classes,
-                SHEET_ROWS,
-                heading=f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}",
-            )
+            self.sheets(epoch, shown)
         return scores.compute()
 
+    def sheets(self, epoch: int, shown: Sequence[tuple[Any, Any]]) -> None:
+        """Write the contact sheets: images of the whole test set, and its worst, median and best.
+
+        Args:
+            epoch: the one of the predictions.
+            shown: true mask and prediction of each test image.
+        """
+        c = self.config
+        pixels = [self.job.store.image(s.image).movedim(0, -1).squeeze(-1) for s in self.test]
+        rows = [(p.numpy(), *row) for p, row in zip(pixels, shown, strict=True)]
+        names = [s.name for s in self.test]
+        how: dict[str, Any] = {
+            "heading": f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}",
+            "class_names": c.class_names,
+            "colours": class_colours(c.num_classes, c.class_colours),
+        }
+        path = self.run_dir / f"sheet_{self.stage}_extremes.png"
+        best_median_worst(path, rows, names, c.num_classes, **how)
+        path = self.run_dir / f"sheet_{self.stage}.png"
+        contact_sheet(path, rows, names, c.num_classes, SHEET_ROWS, **how)
+
     def finish(self) -> None:
-        """Say where the pictures are."""
-        self.log.note(f"Pictures of test images, truth and prediction: {self.sheet}")
+        """Also say where the pictures are."""
+        super().finish()
+        sheet = self.run_dir / f"sheet_{self.stage}.png"
+        self.log.note(f"Pictures of test images, truth and prediction: {sheet}")
 
 
 class Finetune(Supervised):
@@ -668,6 +812,13 @@ STAGES: dict[str, type[Runner]] = {"self": SelfSupervised, "fine": Finetune, "su
 # --- folders and files ----------------------------------------------------------------------------
 
 
+def unused_settings(config: Config) -> list[str]:
+    """The settings that are for other methods than the one chosen, in their order."""
+    taken = settings_of(config.self_mode)
+    methods = [n for n, field in FIELDS.items() if field.metadata["group"] == "Method"]
+    return [name for name in methods if name not in taken]
+
+
 def run_label(size: str, repeat: int) -> str:
     """Folder name of a run: '1_0', '5_3', 'f'."""
     return "f" if size == "f" else f"{size}_{repeat}"
@@ -677,6 +828,11 @@ def experiment_dir(config: Config, stage: str) -> Path:
     """Folder of all runs of an experiment: ``<name>_<self_mode>``, or ``<name>_sup``."""
     kind = "sup" if stage == "sup" else config.self_mode
     return Path(config.output_dir) / f"{config.name}_{kind}"
+
+
+def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most ``count`` of the samples, taken evenly from the first on."""
+    return list(samples[:: max(1, -(-len(samples) // count))])
 
 
 def picture_name(image: str) -> str:
@@ -736,6 +892,9 @@ def run(config: Config) -> None:
     config = config.resolved()
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.tensorboard:
+        require_tensorboard()
+    keep_freed_memory()
     device = choose_device(config.device)
     amp = choose_precision(config.amp, device)
     method = METHODS[config.self_mode]
@@ -750,6 +909,7 @@ def run(config: Config) -> None:
         use_unlabelled=config.use_unlabelled,
         self_mode_needs_groups=method.needs_groups,
         needs_annotated=method.needs_annotated,
+        probe=config.probe > 0,
     )
     jobs = [
         Job(config, report.store, size, repeat, device, amp)
@@ -773,6 +933,9 @@ def run(config: Config) -> None:
     folders = {experiment_dir(config, s): s for s in config.stage_list if s != "self"}
     if folders:
         to_terminal(results_table(folders))
+    if config.report:
+        for folder in dict.fromkeys(experiment_dir(config, s) for s in config.stage_list):
+            to_terminal(f"Report: {write_report(folder)}")
 
 
 def main(

@@ -7,6 +7,7 @@ on the number of worker processes nor on what was drawn before.
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
 from collections import Counter, defaultdict
@@ -22,15 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.geometry import ViewGeometry
+from utils.geometry import ViewGeometry, Window
 from utils.imagefile import DataError, ImageStore, read_image, read_mask
-from utils.jitter import ColorJitter
+from utils.jitter import ColorJitter, ContrastJitter
 from utils.losses import IGNORED
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 MASK_SUFFIX = ".png"
 MEAN = (0.49139968, 0.48215841, 0.44653091)
 STD = (0.24703223, 0.24348513, 0.26158784)
+SMALLEST_DEVIATION = 1 / 255  # of an image that is standardised: one gray level
 SMALLEST_SIDE = 16  # the UNet halves three times and its crops must keep a position at 1/4
 MAX_LINES = 30
 MOST_REPEATS = 5  # annotated images in turn, when nobody says which
@@ -46,6 +48,8 @@ LAYOUT = """\
   `python train_defect.py` runs now, with a small set that it makes here."""
 
 Batch = dict[str, Any]
+Statistics = tuple[float, float]
+"""Mean and deviation of an image's own pixels, as shares of white."""
 
 __all__ = [
     "Batches",
@@ -59,8 +63,10 @@ __all__ = [
     "check_data",
     "find_split",
     "finetuning_batches",
+    "image_input",
     "number_groups",
     "one_hot",
+    "own_statistics",
     "parse_name",
     "pretraining_batches",
     "pretraining_samples",
@@ -202,6 +208,7 @@ def check_data(
     use_unlabelled: bool = False,
     self_mode_needs_groups: bool = False,
     needs_annotated: bool = True,
+    probe: bool = False,
 ) -> DataReport:
     """Read and check every file that a run will need, before anything is trained.
 
@@ -215,6 +222,7 @@ def check_data(
         use_unlabelled: pretraining reads ``train_unlabelled`` too.
         self_mode_needs_groups: pretraining uses the production batches.
         needs_annotated: an annotated image rides along in pretraining.
+        probe: pretraining looks at its features by the annotated images and the test set.
 
     Returns:
         The decoded files, for the datasets to use, and warnings.
@@ -227,29 +235,21 @@ def check_data(
         raise DataError(missing_set(root))
     check = _Check(root, num_classes, ImageStore(image_size, ignore_label))
     supervised = bool({"fine", "sup"} & set(stages))
-    repeats = None if repeats is None else tuple(repeats)
-    splits = []
-    for size in sizes:
-        numbers = annotated_repeats(root, size, repeats)
-        splits += [annotated_split(root, size, number) for number in numbers]
-        if repeats is None and size != "f" and len(numbers) < MOST_REPEATS:
-            check.warnings.append(
-                f"{root}: {len(numbers)} of the {MOST_REPEATS} folders sup_num{size}_0 ... "
-                f"sup_num{size}_{MOST_REPEATS - 1} are there; as many repeats are run"
-            )
+    scored = supervised or (probe and "self" in stages)
+    splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
     pretraining = []
     if "self" in stages:
         pretraining += check.folder("train_numf")
         if use_unlabelled:
             pretraining += check.folder("train_unlabelled")
-    for split in dict.fromkeys(splits if supervised or needs_annotated else ()):
+    for split in splits if scored or needs_annotated else ():
         annotated = check.folder(split, masks=True)
         check.classes(split, annotated, "annotated images")
         if supervised and len(annotated) > 1:
             check.one_size(split, annotated)
         if "self" in stages and needs_annotated:
             pretraining += annotated
-    if supervised:
+    if scored:
         check.classes("test_numf", check.folder("test_numf", masks=True), "test set")
     check.one_size("pretraining", pretraining)
     if "self" in stages and self_mode_needs_groups:
@@ -276,6 +276,21 @@ class _Check:
         self.root, self.num_classes, self.store = root, num_classes, store
         self.problems: list[str] = []
         self.warnings: list[str] = []
+
+    def annotated_splits(
+        self, sizes: Iterable[str], repeats: Sequence[int | str] | None
+    ) -> list[str]:
+        """Folders of annotated images that a run reads; warns when nobody chose and some lack."""
+        splits = []
+        for size in sizes:
+            numbers = annotated_repeats(self.root, size, repeats)
+            splits += [annotated_split(self.root, size, number) for number in numbers]
+            if repeats is None and size != "f" and len(numbers) < MOST_REPEATS:
+                self.warnings.append(
+                    f"{self.root}: {len(numbers)} of the {MOST_REPEATS} folders sup_num{size}_0 "
+                    f"... sup_num{size}_{MOST_REPEATS - 1} are there; as many repeats are run"
+                )
+        return list(dict.fromkeys(splits))
 
     def folder(self, split: str, masks: bool = False) -> list[Sample]:
         """Check the images of a folder, and their masks if wanted; return the sound ones."""
@@ -448,15 +463,33 @@ def _size_text(size: tuple[int, int]) -> str:
 # ---------------------------------------------------------------- samples
 
 
-def to_input(image: Tensor) -> Tensor:
+def to_input(image: Tensor, own: Statistics | None = None) -> Tensor:
     """Network input of an image: uint8 (1 or 3, H, W) to normalised float32 (3, H, W)."""
-    return normalise(image.float() / 255)
+    return normalise(image.float() / 255, own)
 
 
-def normalise(image: Tensor) -> Tensor:
-    """Subtract the fixed mean and divide by the deviation: float (1 or 3, H, W) to (3, H, W)."""
+def normalise(image: Tensor, own: Statistics | None = None) -> Tensor:
+    """Subtract the mean and divide by the deviation: float (1 or 3, H, W) to (3, H, W).
+
+    They are the fixed ones, or the image's own, the same for its three channels.
+    """
+    if own is not None:
+        return ((image - own[0]) / own[1]).expand(3, -1, -1)
     mean, std = image.new_tensor(MEAN), image.new_tensor(STD)
     return (image - mean[:, None, None]) / std[:, None, None]
+
+
+def own_statistics(image: Tensor) -> Statistics:
+    """Mean and deviation over all pixels and channels of a whole image, uint8 (c, H, W).
+
+    They are counted in whole numbers, so that they depend neither on the order of the pixels nor
+    on the number of threads. The deviation is at least one gray level.
+    """
+    counts = torch.bincount(image.flatten(), minlength=256).tolist()
+    pixels, total = image.numel(), sum(level * n for level, n in enumerate(counts))
+    squares = sum(level * level * n for level, n in enumerate(counts))
+    deviation = math.sqrt(pixels * squares - total * total) / pixels
+    return total / pixels / 255, max(deviation / 255, SMALLEST_DEVIATION)
 
 
 def one_hot(mask: Tensor, num_classes: int) -> Tensor:
@@ -498,6 +531,8 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         seed: seed of the run.
         jitter_strength: d of the colour jitter.
         random_crop: largest part of a side that the crop removes.
+        standardize: normalise by the image's own mean and deviation, taken before the jitter, which
+            would have no effect otherwise.
     """
 
     def __init__(
@@ -510,11 +545,13 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         seed: int,
         jitter_strength: float = 0.2,
         random_crop: float = 0.2,
+        standardize: bool = False,
     ) -> None:
         self.samples = {TRAIN: tuple(train), ANNOTATED: tuple(annotated)}
         self.groups = number_groups([*train, *annotated])
         self.store, self.num_classes, self.seed = store, num_classes, seed
         self.jitter_strength, self.random_crop = jitter_strength, random_crop
+        self.standardize = standardize
 
     def __len__(self) -> int:
         return len(self.samples[TRAIN])
@@ -526,9 +563,10 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         view_q = ColorJitter.draw(rng, self.jitter_strength).apply(image)
         view_k = ColorJitter.draw(rng, self.jitter_strength).apply(image)
         geometry = ViewGeometry.draw(rng, self.random_crop)
+        own = own_statistics(image) if self.standardize else None
         item = {
-            "view_q": to_input(view_q),
-            "view_k": normalise(geometry.apply(view_k.float() / 255)),
+            "view_q": to_input(view_q, own),
+            "view_k": normalise(geometry.apply(view_k.float() / 255), own),
             "geometry": geometry,
             "group": self.groups[sample.name],
             "name": sample.name,
@@ -539,17 +577,39 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         return item
 
 
+class Augmentation(NamedTuple):
+    """What is done to images trained on with labels, besides flip and quarter turns.
+
+    Attributes:
+        jitter: d of the colour jitter.
+        contrast: d of the change of contrast after normalisation.
+        crop: side of the random crops in pixels; 0: the whole image.
+        scale: largest factor by which they are enlarged or reduced.
+        rotation: largest angle by which they are turned, in degrees.
+    """
+
+    jitter: float = 0.1
+    contrast: float = 0.0
+    crop: int = 0
+    scale: float = 1.0
+    rotation: float = 0.0
+
+
+PUBLISHED_AUGMENTATION = Augmentation()
+
+
 class SegmentationDataset(Dataset[dict[str, Any]]):
     """Annotated images for fine-tuning and supervised training.
 
     An item is {"image": float (3, H, W), "mask": int64 (H, W), "name"}: colour jitter, flip and
-    quarter turns, no crop.
+    quarter turns, and what else is asked for.
 
     Args:
         samples: images with masks.
         store: decoded files.
         seed: seed of the run.
-        jitter_strength: d of the colour jitter.
+        augmentation: strengths.
+        standardize: normalise by the whole image's own mean and deviation, taken before the jitter.
     """
 
     def __init__(
@@ -558,32 +618,47 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         store: ImageStore,
         *,
         seed: int,
-        jitter_strength: float = 0.1,
+        augmentation: Augmentation = PUBLISHED_AUGMENTATION,
+        standardize: bool = False,
     ) -> None:
         self.samples = tuple(samples)
-        self.store, self.seed, self.jitter_strength = store, seed, jitter_strength
+        self.store, self.seed = store, seed
+        self.augmentation, self.standardize = augmentation, standardize
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         rng = generator(self.seed, draw.stream, draw.epoch, draw.number)
-        sample = self.samples[draw.image]
-        image = ColorJitter.draw(rng, self.jitter_strength).apply(self.store.image(sample.image))
+        sample, a = self.samples[draw.image], self.augmentation
+        pixels = self.store.image(sample.image)
+        jittered = ColorJitter.draw(rng, a.jitter).apply(pixels)
         geometry = ViewGeometry.draw(rng, random_crop=0.0)
-        return {
-            "image": normalise(geometry.apply(image.float() / 255)),
-            "mask": geometry.apply_mask(_mask_of(sample, self.store)),
-            "name": sample.name,
-        }
+        image = geometry.apply(jittered.float() / 255)
+        mask = geometry.apply_mask(_mask_of(sample, self.store))
+        if a.crop or a.scale != 1 or a.rotation:
+            size = (image.shape[-2], image.shape[-1])
+            window = Window.draw(rng, size, a.crop, a.scale, a.rotation)
+            image, mask = window.apply(image), window.apply_mask(mask)
+        image = normalise(image, own_statistics(pixels) if self.standardize else None)
+        if a.contrast:
+            image = ContrastJitter.draw(rng, a.contrast).apply(image)
+        return {"image": image, "mask": mask, "name": sample.name}
 
 
 def test_items(
-    samples: Iterable[Sample], store: ImageStore
+    samples: Iterable[Sample], store: ImageStore, standardize: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Image float (3, H, W), mask int64 (H, W) and file name of each test image, unchanged."""
     for sample in samples:
-        yield to_input(store.image(sample.image)), _mask_of(sample, store), sample.name
+        image = image_input(sample, store, standardize)
+        yield image, _mask_of(sample, store), sample.name
+
+
+def image_input(sample: Sample, store: ImageStore, standardize: bool = False) -> Tensor:
+    """Network input of a sample's image, unchanged: float (3, H, W)."""
+    image = store.image(sample.image)
+    return to_input(image, own_statistics(image) if standardize else None)
 
 
 def _mask_of(sample: Sample, store: ImageStore) -> Tensor:
@@ -622,10 +697,14 @@ class PretrainingOrder:
 
 
 class FinetuningOrder:
-    """The keys of an epoch's batches: all annotated images shuffled, a last partial batch kept."""
+    """The keys of an epoch's batches: all annotated images shuffled, a last partial batch kept.
 
-    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
+    Each image of a batch is in it ``crops`` times, by other random numbers each time.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, crops: int = 1) -> None:
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.crops = crops
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -635,7 +714,11 @@ class FinetuningOrder:
         order = generator(self.seed, FINE_ORDER, self.epoch).permutation(self.num_images).tolist()
         for start in range(0, self.num_images, self.batch_size):
             chosen = order[start : start + self.batch_size]
-            yield [Draw(FINE, self.epoch, index, index) for index in chosen]
+            yield [
+                Draw(FINE, self.epoch, crop * self.num_images + index, index)
+                for index in chosen
+                for crop in range(self.crops)
+            ]
 
 
 class Batches:
@@ -717,6 +800,7 @@ def pretraining_batches(
     seed: int,
     jitter_strength: float = 0.2,
     random_crop: float = 0.2,
+    standardize: bool = False,
     workers: int = 0,
 ) -> Batches:
     """Batches of {"view_q", "view_k", "geometry", "group", "name"}, see ``TwoViewDataset``.
@@ -732,6 +816,7 @@ def pretraining_batches(
         seed=seed,
         jitter_strength=jitter_strength,
         random_crop=random_crop,
+        standardize=standardize,
     )
     return Batches(dataset, PretrainingOrder(len(train), len(annotated), batch_size, seed), workers)
 
@@ -742,9 +827,13 @@ def finetuning_batches(
     *,
     batch_size: int,
     seed: int,
-    jitter_strength: float = 0.1,
+    augmentation: Augmentation = PUBLISHED_AUGMENTATION,
+    crops: int = 1,
+    standardize: bool = False,
     workers: int = 0,
 ) -> Batches:
-    """Batches of {"image", "mask", "name"}, see ``SegmentationDataset``."""
-    dataset = SegmentationDataset(samples, store, seed=seed, jitter_strength=jitter_strength)
-    return Batches(dataset, FinetuningOrder(len(samples), batch_size, seed), workers)
+    """Batches of {"image", "mask", "name"}, see ``SegmentationDataset`` and ``FinetuningOrder``."""
+    dataset = SegmentationDataset(
+        samples, store, seed=seed, augmentation=augmentation, standardize=standardize
+    )
+    return Batches(dataset, FinetuningOrder(len(samples), batch_size, seed, crops), workers)

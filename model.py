@@ -1,8 +1,9 @@
 """The pretraining methods, one class each in the order of its paper.
 
 ``forward(batch)`` takes the dict of ``data.py`` and returns a dict of scalars with ``loss`` and its
-named parts; the training loop knows no method. Shapes stand at the end of the lines: B images,
-C classes, K templates per class, T = C*K, P cells, D embedding, Q queue.
+named parts; the training loop knows no method. All share one UNet, its heads and the two views, so
+that only the objective differs. Shapes stand at the end of the lines: B images, C classes,
+K templates per class, T = C*K, P cells, D embedding, Q queue.
 """
 
 from __future__ import annotations
@@ -17,19 +18,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from networks import ProjectedUNet, ProjectionHead
+from networks import PredictionHead, ProjectedUNet, ProjectionHead
 from utils.geometry import correspond
-from utils.losses import nt_xent, patch_nt_xent, soft_info_nce
+from utils.losses import (
+    byol_loss,
+    dense_info_nce,
+    info_nce,
+    nt_xent,
+    patch_nt_xent,
+    soft_info_nce,
+)
 from utils.sampling import label_at, sample_patches
 
 SCALES = 3  # up1, up2, up3
 
 
 class Method(nn.Module):
-    """A pretraining method as the training loop sees it: a module whose forward gives losses."""
+    """A pretraining method as the training loop sees it: an encoder, and a forward to losses.
+
+    Args:
+        channels, hidden_dim, embed_dim, groups, norm: see ``networks.ProjectedUNet``.
+    """
 
     needs_annotated: ClassVar[bool] = False  # image 0 of every batch is annotated
     needs_groups: ClassVar[bool] = False  # production batches are used
+    least_images: ClassVar[int] = 1  # of a batch, for its loss to mean anything
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        hidden_dim: int = 128,
+        embed_dim: int = 64,
+        groups: int = 4,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups, norm)
 
     @staticmethod
     def log_note(queue_size: int, batch_size: int) -> str:
@@ -37,18 +62,84 @@ class Method(nn.Module):
         return ""
 
 
+class MomentumMethod(Method):
+    """A method with a momentum encoder: a copy that follows the one that learns (He 2020).
+
+    Its parameters follow; its BatchNorm works in training mode, on buffers of its own. ``forward``
+    updates it before it makes the keys. The papers update it after the optimizer's step, which is
+    the same sequence: the two encoders start equal, and nothing happens between the two moments.
+
+    Args:
+        momentum: share of the momentum encoder that each step keeps.
+        settings: see ``Method``.
+    """
+
+    def __init__(self, *, momentum: float = 0.99, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
+        self.average = get_ema_multi_avg_fn(momentum)
+
+    @torch.no_grad()
+    def update_key_encoder(self) -> None:
+        """k = momentum * k + (1 - momentum) * q, parameters only."""
+        self.average(list(self.encoder_k.parameters()), list(self.encoder_q.parameters()), None)
+
+
+class QueueMethod(MomentumMethod):
+    """A method that contrasts with a queue of earlier keys of whole images (He 2020).
+
+    Shuffling the keys within the batch, as MoCo does against leaking BatchNorm statistics between
+    devices, would change nothing on one device and is left out.
+
+    Args:
+        queue_size: Q, entries of the queue.
+        embed_dim: D.
+        settings: see ``MomentumMethod``.
+    """
+
+    queue: Tensor
+    queue_ptr: Tensor
+
+    def __init__(self, *, queue_size: int = 504, embed_dim: int = 64, **settings: Any) -> None:
+        super().__init__(embed_dim=embed_dim, **settings)
+        self.register_buffer("queue", torch.randn(queue_size, embed_dim))  # (Q, D)
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+    @staticmethod
+    def log_note(queue_size: int, batch_size: int) -> str:
+        """The loss rises while real keys replace the noise that the queues start with."""
+        return (
+            f"The loss rises at first: the queue of {queue_size} keys starts as noise, easy "
+            f"to tell apart, and is full of real keys after {-(-queue_size // batch_size)} steps"
+        )
+
+    @torch.no_grad()
+    def replace_oldest(self, images: int) -> tuple[Tensor, slice]:
+        """Make room for the keys of so many images; the pointer moves on.
+
+        Returns:
+            The entries (N,) that are written over, the oldest first, and which images' keys are
+            written there: all, or the last ones of a batch that is larger than the queue.
+        """
+        size = len(self.queue)
+        count = min(images, size)
+        entry = (self.queue_ptr + torch.arange(count, device=self.queue.device)) % size
+        self.queue_ptr.copy_((self.queue_ptr + count) % size)
+        return entry, slice(images - count, images)
+
+
 class PSCL(Method):
-    """What both variants share: the query encoder and the sampling of patches at three scales.
+    """What both variants share: the sampling of patches at three scales.
 
     Args:
         num_classes: C.
-        channels, hidden_dim, embed_dim, groups: see ``networks.ProjectedUNet``.
         temperature: of both losses.
         global_local_ratio: r in (1 - r) * image loss + r * patch loss.
         top_k: K at the coarsest scale; None for the variant's own default.
         sample_ratio: K grows by this factor from scale to scale.
         label_guided: False sets the label map to zero, so that sampling is random (ablation).
         scale_weights: weight of each scale's patch loss.
+        settings: see ``Method``.
     """
 
     needs_annotated = True
@@ -59,19 +150,15 @@ class PSCL(Method):
         self,
         *,
         num_classes: int = 4,
-        channels: Sequence[int] = (32, 64, 128, 256),
-        hidden_dim: int = 128,
-        embed_dim: int = 64,
-        groups: int = 4,
         temperature: float = 0.5,
         global_local_ratio: float = 0.7,
         top_k: int | None = None,
         sample_ratio: int = 2,
         label_guided: bool = True,
         scale_weights: Sequence[float] = (1.0, 1.0, 1.0),
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups)
+        super().__init__(**settings)
         self.num_classes = num_classes
         self.temperature = temperature
         self.ratio = global_local_ratio
@@ -165,30 +252,25 @@ class PSCL_SimCLR(PSCL):
         return {"loss": self.combine(image, patch), "image": image, "patch": patch, **losses}
 
 
-class PSCL_MoCo(PSCL):
+class PSCL_MoCo(PSCL, QueueMethod):
     """PSCL on MoCo: a momentum encoder makes the keys, queues keep them, targets are soft.
 
     A key that comes from the row's own production batch is a positive too, and so is a new one of
-    the row's class, both with weights that decay while the key ages in the queue. Shuffling the
-    keys within the batch, as MoCo does against leaking BatchNorm statistics between devices, would
-    change nothing on one device and is left out.
+    the row's class, both with weights that decay while the key ages in the queue.
 
     Args:
-        momentum: of the key encoder; its parameters only, BatchNorm buffers are its own.
-        queue_size: Q, entries of the queues.
+        queue_size: Q, entries of both queues.
         group_decay: decay per step of the image queue's same-batch weight.
         patch_group_decay: decay per step of the patch queue's same-batch weight.
         freshness_decay: decay per step of the patch queue's weight whatever the batch.
-        settings: see ``PSCL``.
+        settings: see ``PSCL`` and ``QueueMethod``.
     """
 
     needs_groups = True
     default_top_k = 30
     normalise_keys = True
 
-    queue: Tensor
     patch_queue: Tensor
-    queue_ptr: Tensor
     queue_group: Tensor
     group_affinity: Tensor
     patch_group_affinity: Tensor
@@ -197,7 +279,6 @@ class PSCL_MoCo(PSCL):
     def __init__(
         self,
         *,
-        momentum: float = 0.99,
         queue_size: int = 504,
         group_decay: float = 0.2,
         patch_group_decay: float = 0.5,
@@ -205,31 +286,14 @@ class PSCL_MoCo(PSCL):
         embed_dim: int = 64,
         **settings: Any,
     ) -> None:
-        super().__init__(embed_dim=embed_dim, **settings)
-        self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
-        self.average = get_ema_multi_avg_fn(momentum)
+        super().__init__(queue_size=queue_size, embed_dim=embed_dim, **settings)
         self.decays = (group_decay, patch_group_decay, freshness_decay)
-        self.register_buffer("queue", torch.randn(queue_size, embed_dim))  # (Q, D)
         # Entry e of class c is row e*C + c; the published files hold a fourth, unused scale.
         rows = queue_size * self.num_classes
         self.register_buffer("patch_queue", torch.randn(SCALES + 1, rows, embed_dim))
-        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
         self.register_buffer("queue_group", torch.full((queue_size,), -1))
         for name in ("group_affinity", "patch_group_affinity", "freshness"):
             self.register_buffer(name, torch.zeros(queue_size))
-
-    @staticmethod
-    def log_note(queue_size: int, batch_size: int) -> str:
-        """The loss rises while real keys replace the noise that the queues start with."""
-        return (
-            f"The loss rises at first: the queue of {queue_size} keys starts as noise, easy "
-            f"to tell apart, and is full of real keys after {-(-queue_size // batch_size)} steps"
-        )
-
-    @torch.no_grad()
-    def update_key_encoder(self) -> None:
-        """k = momentum * k + (1 - momentum) * q, parameters only."""
-        self.average(list(self.encoder_k.parameters()), list(self.encoder_q.parameters()), None)
 
     def image_targets(self, group: Tensor) -> Tensor:
         """Soft targets (B, Q) of the image queue for images of the production batches (B,)."""
@@ -251,19 +315,15 @@ class PSCL_MoCo(PSCL):
             patch_k: (3, B, C, D) purity-weighted sums of the key patches.
             group: (B,) production batches.
         """
-        size = len(self.queue)
-        kept = slice(max(0, len(image_k) - size), None)  # a batch larger than the queue: its end
-        count = len(image_k[kept])
-        entry = (self.queue_ptr + torch.arange(count, device=group.device)) % size
+        entry, kept = self.replace_oldest(len(image_k))
         self.queue[entry] = image_k[kept]
-        by_entry = self.patch_queue.view(SCALES + 1, size, self.num_classes, -1)
+        by_entry = self.patch_queue.view(SCALES + 1, len(self.queue), self.num_classes, -1)
         by_entry[:SCALES, entry] = patch_k[:, kept]
         self.queue_group[entry] = group[kept]
         weights = (self.group_affinity, self.patch_group_affinity, self.freshness)
         for weight, decay in zip(weights, self.decays, strict=True):
             weight[entry] = 1.0
             weight.mul_(decay)
-        self.queue_ptr.copy_((self.queue_ptr + count) % size)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``.
@@ -313,6 +373,170 @@ class PSCL_MoCo(PSCL):
         return {"loss": self.combine(image, patch), "image": image, "patch": patch, **parts}
 
 
+class MoCo(QueueMethod):
+    """Momentum contrast of whole images (He 2020, algorithm 1): no label, no production batch.
+
+    The paper has momentum 0.999, 65,536 keys and temperature 0.07; here the settings that all
+    methods share decide. The image embedding comes from x4, so that the ups do not learn.
+
+    Args:
+        temperature: of the loss.
+        settings: see ``QueueMethod``.
+    """
+
+    def __init__(self, *, temperature: float = 0.5, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.temperature = temperature
+        self.queue = F.normalize(self.queue, dim=1)  # as its program begins: unit vectors
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Loss of one batch: ``loss`` is ``image``, its only part."""
+        self.update_key_encoder()
+        query = self.encoder_q.embed(batch["view_q"])  # (B, D)
+        with torch.no_grad():
+            key = self.encoder_k.embed(batch["view_k"])  # (B, D)
+        with torch.autocast(query.device.type, enabled=False):
+            query, key = F.normalize(query.float(), dim=1), F.normalize(key.float(), dim=1)
+            loss = info_nce(query, key, self.queue.clone(), self.temperature)
+        self.enqueue(key)
+        return {"loss": loss, "image": loss}
+
+    @torch.no_grad()
+    def enqueue(self, key: Tensor) -> None:
+        """Write the batch's keys (B, D) over the oldest."""
+        entry, kept = self.replace_oldest(len(key))
+        self.queue[entry] = key[kept]
+
+
+class SimCLR(Method):
+    """Contrast of the two views within the batch (Chen 2020, algorithm 1): one encoder, no label.
+
+    The paper runs batches of 256 to 8192 images; a batch of 8 has 14 negatives a row. The image
+    embedding comes from x4, so that the ups do not learn.
+
+    Args:
+        temperature: of the loss.
+        settings: see ``Method``.
+    """
+
+    least_images = 2  # one image alone has no negatives
+
+    def __init__(self, *, temperature: float = 0.5, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.temperature = temperature
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Loss of one batch: ``loss`` is ``image``, its only part."""
+        # Two passes, as in PSCL-SimCLR: BatchNorm's statistics are per view.
+        image_q = self.encoder_q.embed(batch["view_q"])  # (B, D)
+        image_k = self.encoder_q.embed(batch["view_k"])  # (B, D)
+        with torch.autocast(image_q.device.type, enabled=False):
+            loss = nt_xent(image_q, image_k, self.temperature)
+        return {"loss": loss, "image": loss}
+
+
+class BYOL(MomentumMethod):
+    """Predict a momentum encoder's embedding of the other view (Grill 2020, algorithm 1).
+
+    No negatives and no label. ``encoder_q`` is the online network, ``encoder_k`` the target; only
+    the online one has a predictor. In the paper the momentum rises from 0.996 to 1, and the
+    projector has a BatchNorm; here the momentum is constant and the projector is that of all
+    methods. The image embedding comes from x4, so that the ups do not learn.
+
+    Args:
+        hidden_dim, embed_dim: also of the predictor.
+        settings: see ``MomentumMethod``.
+    """
+
+    least_images = 2  # the predictor's BatchNorm has one value per image
+
+    def __init__(self, *, hidden_dim: int = 128, embed_dim: int = 64, **settings: Any) -> None:
+        super().__init__(hidden_dim=hidden_dim, embed_dim=embed_dim, **settings)
+        self.predictor = PredictionHead(embed_dim, hidden_dim)
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Losses of one batch: ``loss`` is the sum of ``predict_k`` and ``predict_q``."""
+        self.update_key_encoder()
+        losses = {}
+        for seen, other in (("q", "k"), ("k", "q")):
+            online = self.encoder_q.embed(batch[f"view_{seen}"])  # (B, D)
+            prediction = self.predictor(online)  # (B, D)
+            with torch.no_grad():
+                target = self.encoder_k.embed(batch[f"view_{other}"])  # (B, D)
+            with torch.autocast(online.device.type, enabled=False):
+                losses[f"predict_{other}"] = byol_loss(prediction, target)
+        return {"loss": losses["predict_k"] + losses["predict_q"], **losses}
+
+
+class DenseCL(QueueMethod):
+    """MoCo of whole images and MoCo of the cells of a grid, half each (Wang 2021, figure 2).
+
+    The dense map is up3, averaged over the cells of a grid and projected by the patch head of up3.
+    The paper's is the backbone's last map as well, at 1/32 of the size; here the last map is at the
+    full size, so that the whole UNet learns. ``MoCo`` says which settings differ from its paper.
+
+    Args:
+        dense_grid: cells a side of the grid (S in the paper); P = dense_grid**2.
+        temperature: of both losses.
+        queue_size: Q, entries of both queues.
+        embed_dim: D.
+        settings: see ``QueueMethod``.
+    """
+
+    dense_queue: Tensor
+
+    def __init__(
+        self,
+        *,
+        dense_grid: int = 7,
+        temperature: float = 0.5,
+        queue_size: int = 504,
+        embed_dim: int = 64,
+        **settings: Any,
+    ) -> None:
+        super().__init__(queue_size=queue_size, embed_dim=embed_dim, **settings)
+        self.dense_grid = dense_grid
+        self.temperature = temperature
+        self.queue = F.normalize(self.queue, dim=1)
+        noise = F.normalize(torch.randn(queue_size, embed_dim), dim=1)
+        self.register_buffer("dense_queue", noise)  # (Q, D)
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Losses of one batch: ``loss``, and its halves ``image`` and ``dense``."""
+        self.update_key_encoder()
+        image_q, dense_q, features_q = self.encode(self.encoder_q, batch["view_q"])
+        with torch.no_grad():
+            image_k, dense_k, features_k = self.encode(self.encoder_k, batch["view_k"])
+        with torch.autocast(image_q.device.type, enabled=False):
+            image_q, image_k = F.normalize(image_q, dim=1), F.normalize(image_k, dim=1)
+            image = info_nce(image_q, image_k, self.queue.clone(), self.temperature)
+            dense = dense_info_nce(
+                dense_q,
+                dense_k,
+                features_q,
+                features_k,
+                self.dense_queue.clone(),
+                self.temperature,
+            )
+            mean_k = F.normalize(dense_k.mean(dim=2), dim=1)  # (B, D)
+        self.enqueue(image_k, mean_k)
+        return {"loss": 0.5 * image + 0.5 * dense, "image": image, "dense": dense}
+
+    def encode(self, encoder: ProjectedUNet, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of images (B, D) and of cells (B, D, P), and the cells' features (B, c, P)."""
+        image, maps = encoder(view)
+        features = F.adaptive_avg_pool2d(maps[-1], self.dense_grid).flatten(2)  # (B, c, P)
+        dense = encoder.decode.patch(features, SCALES - 1)  # (B, D, P)
+        return image.float(), dense.float(), features.float()
+
+    @torch.no_grad()
+    def enqueue(self, image_k: Tensor, mean_k: Tensor) -> None:
+        """Write over the oldest: the images' keys and the means of their dense keys, (B, D)."""
+        entry, kept = self.replace_oldest(len(image_k))
+        self.queue[entry] = image_k[kept]
+        self.dense_queue[entry] = mean_k[kept]
+
+
 def take(features: Tensor, index: Tensor) -> Tensor:
     """Features (B, c, H, W) at flat positions (B, P): (B, c, P).
 
@@ -326,14 +550,24 @@ def take(features: Tensor, index: Tensor) -> Tensor:
     )
 
 
-METHODS: dict[str, type[Method]] = {"moco": PSCL_MoCo, "simclr": PSCL_SimCLR}
+METHODS: dict[str, type[Method]] = {
+    "moco": PSCL_MoCo,
+    "simclr": PSCL_SimCLR,
+    "plain-moco": MoCo,
+    "plain-simclr": SimCLR,
+    "byol": BYOL,
+    "densecl": DenseCL,
+}
+
+
+def settings_of(self_mode: str) -> set[str]:
+    """Names of the settings that the class of a method takes, those of its bases included."""
+    bases = [base for base in METHODS[self_mode].__mro__ if issubclass(base, Method)]
+    parameters = [p for base in bases for p in inspect.signature(base).parameters.values()]
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def build_method(self_mode: str, settings: Mapping[str, Any]) -> Method:
     """Make the method called ``self_mode`` from those of the settings that its class takes."""
-    cls = METHODS[self_mode]
-    names: set[str] = set()
-    for base in cls.__mro__:
-        if issubclass(base, Method):
-            names |= {p.name for p in inspect.signature(base).parameters.values()}
-    return cls(**{name: value for name, value in settings.items() if name in names})
+    names = settings_of(self_mode)
+    return METHODS[self_mode](**{k: v for k, v in settings.items() if k in names})

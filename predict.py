@@ -24,6 +24,8 @@ import hashlib
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,12 +37,22 @@ from PIL import Image
 from torch import Tensor
 
 from config import Config, ConfigError
-from data import IMAGE_SUFFIXES, MEAN, STD, DataError, parse_name, to_input
+from data import (
+    IMAGE_SUFFIXES,
+    MEAN,
+    SMALLEST_DEVIATION,
+    STD,
+    DataError,
+    Statistics,
+    own_statistics,
+    parse_name,
+    to_input,
+)
 from networks import UNet
 from utils import measure, ranking, tiling
-from utils.checkpoint import CheckpointError, load, network_state, transfer
+from utils.checkpoint import CheckpointError, load, network_state, norm_of, transfer
 from utils.device import DeviceError, choose_device
-from utils.export import Deployed, ExportError, check_target, export
+from utils.export import Deployed, ExportError, Standardized, check_target, export
 from utils.folder import (
     Folder,
     SettingsError,
@@ -49,11 +61,13 @@ from utils.folder import (
 from utils.imagefile import resize_image, to_8_bit
 from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
 from utils.log import to_terminal
-from utils.picture import PictureError, palette
+from utils.picture import PictureError, class_colours, default_names
+from utils.report import ReportError, runs_of, write_report
 from utils.summary import Item, Terms, warnings
 
 USER_ERRORS = (
-    ConfigError, DataError, CheckpointError, DeviceError, ExportError, PictureError, SettingsError,
+    ConfigError, DataError, CheckpointError, DeviceError, ExportError, PictureError, ReportError,
+    SettingsError,
 )  # fmt: skip
 Array = NDArray[Any]
 Row = dict[str, Any]
@@ -91,7 +105,8 @@ class Segmenter:
         device: auto, cpu, cuda, cuda:N or mps.
         resize: images are predicted at N x N; 0: as they are; None: as in training.
         tta: average over the 8 flips and quarter turns (eight times the work).
-        tile, overlap: pictures with a side above ``tile`` are cut, see ``utils/tiling.py``.
+        tile, overlap: pictures with a side above ``tile`` are cut, see ``utils/tiling.py``; of a
+            network with GroupNorm every tile is normalised inside by itself.
 
     Attributes:
         num_classes: C.
@@ -119,7 +134,7 @@ class Segmenter:
         contents = load(self.path)
         state = network_state(contents, source=self.path)
         self.num_classes, channels = _shapes(state, self.path)
-        self.network = UNet(self.num_classes, channels)
+        self.network = UNet(self.num_classes, channels, norm_of(state))
         transfer(self.network, state, prefix="", source=self.path)
         self.digest = _digest(state)
         try:
@@ -133,18 +148,19 @@ class Segmenter:
         known = isinstance(settings, Mapping)
         values: Mapping[str, Any] = settings if isinstance(settings, Mapping) else {}
         self._describe(values)
+        self.standardize = bool(values.get("standardize"))
         trained = int(values.get("image_size") or 0)
         self.resize = trained if resize is None else resize
         _check_number("resize", self.resize, 0, least=SMALLEST_SIDE)
         try:
             tiling.cut_axis(1, tile, overlap)
         except ValueError as error:
-            raise ConfigError(str(error)) from None
+            raise ConfigError(f"--{error}") from None
         self.tile, self.overlap, self.tta = tile, overlap, tta
-        self._predict = tiling.average_symmetries(self._piece) if tta else self._piece
         shown = f"{self.num_classes} classes, channels {' '.join(map(str, channels))}"
         if known:
             how = f"resized to {trained}x{trained}" if trained else "as they are"
+            how += ", each standardised" if self.standardize else ""
             self.about = f"{self.path}: {shown}, trained on images {how}"
         else:
             self.about = (
@@ -155,13 +171,13 @@ class Segmenter:
     def _describe(self, settings: Mapping[str, Any]) -> None:
         """Names, colours and grays of the classes; what the settings lack gets its default."""
         c = self.num_classes
-        gray = tuple(settings.get("mapping") or ())
-        self.mapping = gray if len(gray) == c else Config(num_classes=c).resolved().mapping
-        names = [str(name) for name in settings.get("class_names") or ()]
-        default = ["0 background", *map(str, range(1, c))]
-        self.class_names = names if len(names) == c else default
-        colours = np.array(settings.get("class_colours") or (), np.uint8)
-        self.colours = colours if colours.shape == (c, 3) else palette(c)
+        look = Config(num_classes=c)
+        own = {name: settings[name] for name in look.appearance() if name in settings}
+        with suppress(ConfigError):  # of another number of classes, or of another program
+            look = Config.from_dict({**own, "num_classes": c})
+        self.mapping = look.resolved().mapping
+        self.class_names = list(look.class_names) or default_names(c)
+        self.colours = class_colours(c, look.class_colours)
 
     def __call__(self, image: Array) -> NDArray[np.uint8]:
         """Class ids, uint8 (H, W), of an image: see ``bands`` for what it may be."""
@@ -190,20 +206,27 @@ class Segmenter:
         pixels = as_pixels(image)
         height, width = pixels.shape[:2]
         small = resize_image(pixels, self.resize) if self.resize else pixels
-        bands = tiling.predict_bands(
-            small, self._predict, self.num_classes, self.tile, self.overlap
-        )
+        piece = self._piece_of(small)
+        predict = tiling.average_symmetries(piece) if self.tta else piece
+        bands = tiling.predict_bands(small, predict, self.num_classes, self.tile, self.overlap)
         if self.resize and (height, width) != small.shape[:2]:
             whole = np.concatenate([band for _, band in bands], axis=1)
             bands = tiling.resized_bands(whole, height, width)
         yield from bands
 
+    def _piece_of(self, whole: Array) -> tiling.Predict:
+        """Predict pieces of an image (h, w) or (h, w, 3), normalised as the whole image is."""
+        own = None
+        if self.standardize:
+            own = own_statistics(torch.from_numpy(np.array(whole)))
+        return partial(self._piece, own=own)
+
     @torch.inference_mode()
-    def _piece(self, pixels: Array) -> NDArray[np.float32]:
+    def _piece(self, pixels: Array, own: Statistics | None = None) -> NDArray[np.float32]:
         """Class probabilities (C, h, w) of pixels (h, w) or (h, w, 3)."""
         height, width = pixels.shape[:2]
-        image = torch.from_numpy(np.ascontiguousarray(pixels)).reshape(height, width, -1)
-        x = to_input(image.movedim(2, 0).to(self.device))[None]
+        image = torch.from_numpy(np.array(pixels, order="C")).reshape(height, width, -1)
+        x = to_input(image.movedim(2, 0).to(self.device), own)[None]
         missing = (0, max(0, SMALLEST_SIDE - width), 0, max(0, SMALLEST_SIDE - height))
         if any(missing):
             x = F.pad(x, missing, mode="replicate")
@@ -217,7 +240,7 @@ class Segmenter:
         """
         pixels = as_pixels(image)
         small = resize_image(pixels, self.resize) if self.resize else pixels
-        maps = ranking.disagreement(self._piece)
+        maps = ranking.disagreement(self._piece_of(small))
         count = len(ranking.MEASURES)
         bands = tiling.predict_bands(small, maps, count, self.tile, self.overlap)
         return np.concatenate([band for _, band in bands], axis=1)
@@ -232,7 +255,8 @@ class Segmenter:
 
         def reference(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
             with torch.no_grad():
-                x = to_input(torch.from_numpy(pixels).movedim(2, 0))
+                image = torch.from_numpy(pixels).movedim(2, 0)
+                x = to_input(image, own_statistics(image) if self.standardize else None)
                 return network(x[None])[0].softmax(dim=0).numpy()
 
         about = {
@@ -242,9 +266,10 @@ class Segmenter:
             "input": "image: float32 (1, 3, H, W), RGB, 0 ... 255",
             "output": "probabilities: float32 (1, C, H, W)",
         }
-        made = export(
-            Deployed(network, MEAN, STD).eval(), Path(path), reference, about, self.resize
-        )
+        deployed = Deployed(network, MEAN, STD)
+        if self.standardize:
+            deployed = Standardized(network, SMALLEST_DEVIATION)
+        made = export(deployed.eval(), Path(path), reference, about, self.resize)
         sides = f"any H and W from {SMALLEST_SIDE} on"
         if made.step > 1:
             rest = f" plus {made.remainder}" if made.remainder else ""
@@ -256,7 +281,8 @@ class Segmenter:
         return [
             f"{path}: {self.num_classes} classes, checked against PyTorch",
             f"input: image, float32 (1, 3, H, W), RGB 0 ... 255 (a gray image three times), "
-            f"{sides}; the normalisation is in the model",
+            f"{sides}; the normalisation is in the model"
+            + (", by each image's own mean and deviation" if self.standardize else ""),
             f"output: probabilities, float32 (1, {self.num_classes}, H, W); class: largest",
             *([f"size: resize images to {size} before, as predict.py does"] if self.resize else []),
             *(f"check at {h}x{w}: largest difference {d:.1e}" for h, w, d in made.differences),
@@ -356,6 +382,8 @@ def read_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="of tiles (%(default)s px, which makes tiling exact)")  # fmt: skip
     add("--probabilities", action="store_true", help="also write them: .npy, float16 (H, W, C)")
     add("--particles", action="store_true", help="also write particles.csv, a line per particle")
+    add("--report", action="store_true",
+        help="also write report.html: the model's experiment and its measurements")  # fmt: skip
     add("--overwrite", action="store_true", help="predict again what is done")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
@@ -412,6 +440,7 @@ def _places(
 def predict_images(segmenter: Segmenter, o: argparse.Namespace) -> int:
     """``--images``: predict and measure; returns the exit code."""
     out, masks, items = _places(segmenter, o.images, o)
+    experiment = _experiment(segmenter, out) if o.report else None
     folder = Folder(
         segmenter,
         Path(o.images),
@@ -427,9 +456,27 @@ def predict_images(segmenter: Segmenter, o: argparse.Namespace) -> int:
     results = folder.run()
     for line in warnings(segmenter, results):
         to_terminal(line.removeprefix("- "))
-    fresh = len(results.done) - results.skipped
-    to_terminal(f"{out}: {fresh} image(s) predicted, {results.skipped} were done already")
+    fresh, old = results.predicted, results.skipped
+    to_terminal(f"{out}: {fresh} image(s) predicted, {old} were done already")
+    if experiment:
+        to_terminal(f"Report: {write_report(experiment)}")
     return _report_bad(results.bad)
+
+
+def _experiment(segmenter: Segmenter, out: Path) -> Path:
+    """The folder that the report is about: of all runs of the model's experiment."""
+    run = segmenter.path.resolve().parent
+    if run not in runs_of(run.parent):
+        raise ConfigError(
+            f"--report: {segmenter.path} is not in the folder of a run, and the report is about "
+            "runs; leave --report out, or give a run as --weights"
+        )
+    if out.resolve().parent not in (run, run.parent):
+        raise ConfigError(
+            f"--report: found --out {out}; the report shows what lies in {run.parent} or in its "
+            "runs, so leave --out out"
+        )
+    return segmenter.path.parent.parent
 
 
 def rank_images(segmenter: Segmenter, o: argparse.Namespace) -> int:

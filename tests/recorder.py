@@ -11,13 +11,15 @@ import torch
 
 import model
 
+LOSSES = ("nt_xent", "patch_nt_xent", "soft_info_nce", "info_nce", "dense_info_nce", "byol_loss")
+
 
 class Recorder:
     """Keeps what the method handed to the sampler and to its losses, and what was sampled."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: dict[str, list[dict[str, Any]]] = {}
-        for name in ("sample_patches", "soft_info_nce", "patch_nt_xent"):
+        for name in ("sample_patches", *LOSSES):
             self.calls[name] = []
             monkeypatch.setattr(model, name, self.recording(name, getattr(model, name)))
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from networks import UNet
 from tests.golden_files import Golden
 from utils import checkpoint
 from utils.checkpoint import (
@@ -24,6 +25,7 @@ from utils.checkpoint import (
     from_published,
     load,
     network_state,
+    norm_of,
     save,
     to_published,
     transfer,
@@ -453,3 +455,17 @@ def test_shapes_that_differ_are_named_tensor_by_tensor() -> None:
         "encode.0.weight has shape (8, 1, 3, 3), in the network (4, 1, 3, 3)",
         "encode.0.bias has shape (8,), in the network (4,)",
     )
+
+
+@pytest.mark.parametrize(("own", "other"), [("batch", "group"), ("group", "batch")])
+def test_another_normalisation_is_one_line_with_the_cure(own: str, other: str) -> None:
+    network, file = (UNet(3, (4, 8, 16, 32), norm) for norm in (own, other))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        transfer(network, file.state_dict(), source="moco9.pt")
+    text = message(error)
+    assert text.startswith(f"moco9.pt: norm: its network was trained with --norm {other}, ")
+    assert f"give --norm {other}" in text
+    assert_same(dict(network.state_dict()), before)
+    assert norm_of(file.state_dict()) == other
+    assert norm_of(Golden("unet").state()) == "batch"

@@ -31,8 +31,11 @@ DEFAULTS = {
     "ignore_label": None,
     "image_size": 0,
     "mapping": (),
+    "class_names": (),
+    "class_colours": (),
     "class_weight": (),
     "use_unlabelled": False,
+    "standardize": False,
     "seed": 0,
     "device": "auto",
     "amp": "auto",
@@ -41,13 +44,20 @@ DEFAULTS = {
     "save_seconds": 60.0,
     "overwrite": False,
     "resume": "auto",
+    "report": False,
+    "tensorboard": False,
     "channels": (32, 64, 128, 256),
     "embed_dim": 64,
     "hidden_dim": 128,
     "groups": 4,
+    "norm": "batch",
     "random_crop": 0.2,
     "self_jitter": 0.2,
     "fine_jitter": 0.1,
+    "fine_contrast": 0.0,
+    "fine_crop": 0,
+    "fine_scale": 1.0,
+    "fine_rotation": 0.0,
     "self_batch_size": 8,
     "self_max_epoch": 200,
     "self_lr": 0.0001,
@@ -55,6 +65,7 @@ DEFAULTS = {
     "self_weight_decay": 0.001,
     "self_schedule": False,
     "save_every": 10,
+    "probe": 0,
     "temperature": 0.5,
     "global_local_ratio": 0.7,
     "top_k": None,
@@ -67,7 +78,9 @@ DEFAULTS = {
     "group_decay": 0.2,
     "patch_group_decay": 0.5,
     "freshness_decay": 0.2,
+    "dense_grid": 7,
     "fine_batch_size": 6,
+    "fine_crops": 1,
     "fine_max_epoch": None,
     "eval_every": None,
     "fine_lr_encoder": 0.0001,
@@ -131,7 +144,7 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("data_dir", ["/data/铝", "C:\\data", "with space", ".."]),
     ("output_dir", [".", "out/put"]),
     ("stages", ["self", "fine", "sup", "self-fine-sup", "sup-self", "fine-self"]),
-    ("self_mode", ["moco", "simclr"]),
+    ("self_mode", ["moco", "simclr", "plain-moco", "plain-simclr", "byol", "densecl"]),
     ("data_size", ["1", "5", "f", "15f", "f1"]),
     ("repeats", ["", "0", "4", "314", "0123456789"]),
     ("num_classes", [2, 5, 255]),
@@ -153,7 +166,17 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("fine_max_epoch", [None, 1]),
     ("fine_lr_encoder", [0, 1e-8]),
     ("scale_weights", [(0, 0, 1)]),
+    ("class_names", [("ferrite", "α-Al", "Mg2Si (coarse)", "x" * 40)]),
+    ("class_colours", [("000000", "#ffFF00", "e69f00", "e69f00")]),
     ("pretrained", ["", "runs/moco200.pt"]),
+    ("standardize", [True, False]),
+    ("norm", ["batch", "group"]),
+    ("fine_contrast", [0, 2]),
+    ("fine_crop", [0, 16, 376]),
+    ("fine_scale", [1, 1.4, 2]),
+    ("fine_rotation", [0, 45]),
+    ("fine_crops", [1, 8, 1024]),
+    ("probe", [0, 1, 20]),
 ]
 
 
@@ -179,6 +202,12 @@ BAD: list[tuple[str, list[Any]]] = [
         [(0, 1, 2), (0, 1, 2, 2), (0, 1, 2, 256), (-1, 0, 1, 2), 5, "0123", (0.5, 1, 2, 3)],
     ),
     ("class_weight", [(1,), (1,) * 5, (1, 1, 1, -1), (0,) * 4, (NAN, 1, 1, 1), (1, 1, 1, INF)]),
+    (
+        "class_names",
+        [("a", "b", "c"), ("a", "b", "c", "c"), ("a", "b", "c", ""), ("a", "b", "c", " d"), "abcd"],
+    ),
+    ("class_names", [("a", "b", "c", "d,e"), ("a", "b", "c", "x" * 41), ("a", "b", "c", 4), 4]),
+    ("class_colours", [("000000",) * 3, ("0",) * 4, ("red",) * 4, ("00000g",) * 4, (0,) * 4]),
     ("seed", [-1, 2**32, 1.0, "1", False]),
     ("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda0", "CPU", "cpu "]),
     ("amp", ["", "fp16", True, None]),
@@ -202,16 +231,24 @@ BAD: list[tuple[str, list[Any]]] = [
     ("scale_weights", [(), (1,), (1, 1), (1,) * 4, (1, 1, -1), (1, 1, NAN), 1]),
     ("queue_size", [0, -504, 1.0, 10**8]),
     ("pretrained", ["a\nb", None]),
+    ("norm", ["", "layer", "Batch", None]),
+    ("fine_contrast", [-0.1, 2.1, NAN, "0.2"]),
+    ("fine_crop", [-1, 1, 15, 32769, 128.0]),
+    ("fine_scale", [0.9, 0, 2.1, NAN, None]),
+    ("fine_rotation", [-1, 45.1, NAN, INF]),
+    ("fine_crops", [0, -1, 1025, 8.0, None]),
+    ("probe", [-1, 10**7, 1.0, None, True]),
 ]
 BAD += [(n, [0, -1, NAN, INF, 10**400, "1"]) for n in ("temperature", "self_lr", "sup_lr")]
 BAD += [("fine_lr_decoder", [0, -1, NAN, INF]), ("fine_lr_encoder", [-1, NAN, INF])]
 BAD += [(n, [-0.1, 1.1, NAN, INF]) for n in ("momentum", "group_decay", "freshness_decay")]
-BAD += [("patch_group_decay", [-0.1, 1.1, NAN])]
+BAD += [("patch_group_decay", [-0.1, 1.1, NAN]), ("dense_grid", [0, -7, 65, 7.0, "7"])]
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("self_batch_size", "self_max_epoch")]
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("fine_batch_size", "fine_max_epoch")]
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("save_every", "eval_every")]
 BOOLEAN = ["multi_round", "use_unlabelled", "overwrite", "self_schedule", "label_guided"]
-BAD += [(n, [0, 1, "True", None, np.True_]) for n in (*BOOLEAN, "intra_view_negatives")]
+BOOLEAN += ["standardize", "report", "tensorboard", "intra_view_negatives"]
+BAD += [(n, [0, 1, "True", None, np.True_]) for n in BOOLEAN]
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in BAD for v in values])
@@ -236,9 +273,17 @@ def test_every_setting_has_a_bad_value_above():
             f"seed: found 'x'; allowed: a whole number at least 0 and at most {2**32 - 1}",
         ),
         ({"multi_round": 1}, "multi_round: found 1; allowed: True or False"),
-        ({"self_mode": "simclar"}, "found 'simclar'; allowed: moco, simclr; did you mean simclr?"),
+        (
+            {"self_mode": "simclar"},
+            "found 'simclar'; allowed: moco, simclr, plain-moco, plain-simclr, byol, densecl; did "
+            "you mean simclr?",
+        ),
         ({"num_classes": 3, "mapping": (0, 9)}, "mapping: found 2 values; allowed: as many values"),
         ({"embed_dim": 6}, "embed_dim: found 6; allowed: a multiple of groups, 4"),
+        (
+            {"image_size": 64, "fine_crop": 65},
+            "fine_crop: found 65; allowed: at most image_size, 64",
+        ),
         ({"name": "x" * 9999}, "x...; allowed: 1 to 64 letters"),
         ({"mapping": (0, 300, 1, 2)}, "allowed: whole numbers, each at least 0 and at most 255"),
     ],
@@ -320,6 +365,13 @@ def test_all_problems_come_together_one_line_each():
         (["--data_dir=a=b"], {"data_dir": "a=b"}),
         (["--repeats", ""], {}),
         ("--name none", {"name": "none"}),
+        ("--class_names a b c d --seed 3", {"class_names": ("a", "b", "c", "d"), "seed": 3}),
+        (["--class_names", "a b, c,d,e"], {"class_names": ("a b", "c", "d", "e")}),
+        (["--class_names", "a", "b,", "c,d,e"], {"class_names": ("a b", "c", "d", "e")}),
+        (["--class_names", "b c", "d", "e", "f"], {"class_names": ("b c", "d", "e", "f")}),
+        ("--class_names none", {}),
+        ("--class_colours=000000,#ffff00,E69F00,123456",
+         {"class_colours": ("000000", "#ffff00", "E69F00", "123456")}),
     ],
 )  # fmt: skip
 def test_command_lines(line, expected):
@@ -362,7 +414,8 @@ def test_command_lines(line, expected):
         ("--", "unexpected word '--'; settings are given as --name value"),
         (
             "--self_mode mocco",
-            "self_mode: found 'mocco'; allowed: moco, simclr; did you mean moco?",
+            "self_mode: found 'mocco'; allowed: moco, simclr, plain-moco, plain-simclr, byol, "
+            "densecl; did you mean moco?",
         ),
         (["--data_dir", "a\nb"], "data_dir: found 'a\\nb'; allowed: a path"),
         (["--x\x1b[2J"], "unexpected word"),
@@ -502,9 +555,9 @@ def test_the_grays_are_distinct_for_every_number_of_classes(classes):
     assert len(set(mapping)) == classes and min(mapping) == 0 and max(mapping) == 255
 
 
-def test_a_method_that_samples_no_patches_has_no_top_k(monkeypatch):
-    monkeypatch.delitem(config.TOP_K, "simclr")
-    assert Config().resolved().top_k is None
+@pytest.mark.parametrize("self_mode", ["plain-moco", "plain-simclr", "byol", "densecl"])
+def test_a_method_that_samples_no_patches_has_no_top_k(self_mode):
+    assert Config(self_mode=self_mode).resolved().top_k is None
 
 
 def test_lists():
@@ -543,15 +596,23 @@ def test_describe_has_a_line_per_change_and_one_for_the_rest():
 # Which settings decide a result; a setting of one of these sets is nowhere else.
 NEVER = {
     "name", "output_dir", "stages", "data_size", "multi_round", "repeats", "mapping", "device",
-    "workers", "threads", "save_seconds", "overwrite", "resume", "save_every",
+    "workers", "threads", "save_seconds", "overwrite", "resume", "save_every", "report",
+    "tensorboard", "class_names", "class_colours", "probe",
 }  # fmt: skip
 ALWAYS = {"data_dir", "num_classes", "ignore_label", "image_size", "seed", "amp", "channels"}
 FINE_AND_SUP = {"class_weight", "fine_jitter", "fine_batch_size", "fine_max_epoch", "eval_every"}
 FINE_ONLY = {"fine_lr_encoder", "fine_lr_decoder", "pretrained"}
+# Left out while they have their defaults, with which all runs were made before they existed.
+LATER: dict[str, Any] = {
+    "standardize": True, "norm": "group", "fine_contrast": 0.2, "fine_crop": 64,
+    "fine_scale": 1.4, "fine_rotation": 45, "fine_crops": 8,
+}  # fmt: skip
 
 
 def test_training_settings():
-    self_and_fine = set(DEFAULTS) - NEVER - ALWAYS - FINE_AND_SUP - FINE_ONLY - {"sup_lr"}
+    self_and_fine = (
+        set(DEFAULTS) - set(LATER) - NEVER - ALWAYS - FINE_AND_SUP - FINE_ONLY - {"sup_lr"}
+    )
     made = Config()
     assert set(made.training_settings("self")) == ALWAYS | self_and_fine
     assert set(made.training_settings("sup")) == ALWAYS | FINE_AND_SUP | {"sup_lr"}
@@ -570,6 +631,15 @@ def test_what_is_left_open_and_what_is_spelled_out_are_the_same_training():
         assert asked == json.loads(json.dumps(asked))
     assert Config().training_settings("sup", "5")["fine_max_epoch"] == 500
     assert Config().training_settings("sup")["fine_max_epoch"] is None
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_setting_that_came_later_decides_only_where_it_is_given(name):
+    given_ones = Config(**{name: LATER[name]})
+    for stage in ("self", "fine", "sup"):
+        asked, before = given_ones.training_settings(stage), Config().training_settings(stage)
+        decides = stage != "self" or name in ("standardize", "norm")
+        assert asked == (before | {name: LATER[name]} if decides else before)
 
 
 CHANGES: dict[str, Any] = {"seed": 1, "data_dir": "x", "amp": "off", "image_size": 64}
@@ -609,12 +679,20 @@ widths = st.tuples(st.integers(1, 6), st.integers(1, 6)).map(
         "hidden_dim": 2 * ab[0],
     }
 )
+letters = st.characters(exclude_categories=["C", "Z"], exclude_characters=",")
+names = st.text(letters, min_size=1, max_size=40)
 classes = st.integers(2, 9).flatmap(
     lambda n: st.fixed_dictionaries(
         {
             "num_classes": st.just(n),
             "mapping": st.just(()) | st.permutations(range(9)).map(lambda p: tuple(p[:n])),
             "class_weight": st.just(()) | st.lists(positive, min_size=n, max_size=n).map(tuple),
+            "class_names": st.just(())
+            | st.lists(names, min_size=n, max_size=n, unique=True).map(tuple),
+            "class_colours": st.just(())
+            | st.lists(st.from_regex("[0-9a-fA-F]{6}", fullmatch=True), min_size=n, max_size=n).map(
+                tuple
+            ),
         }
     )
 )
@@ -622,7 +700,7 @@ singles = st.fixed_dictionaries(
     {
         "data_dir": st.text(st.characters(exclude_categories=["C"]), min_size=1),
         "stages": st.sampled_from(["self", "fine", "sup", "self-sup", "self-fine-sup"]),
-        "self_mode": st.sampled_from(["moco", "simclr"]),
+        "self_mode": st.sampled_from(["moco", "simclr", "plain-simclr", "byol"]),
         "data_size": st.permutations("15f").flatmap(
             lambda p: st.integers(1, 3).map(lambda n: "".join(p[:n]))
         ),

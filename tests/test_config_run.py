@@ -23,6 +23,7 @@ from tiny_set import ROOT, add, command, files, make_set, run_process, train
 import config_run
 from config_run import Finetune, Job, SelfSupervised, Supervised
 from networks import UNet
+from predict import Segmenter
 from utils.checkpoint import load, save
 
 
@@ -62,10 +63,12 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str, lines: i
 
 def test_all_files_of_a_run_are_there_and_no_other(finished: Path) -> None:
     pictures = [f"epoch_{e}/{name}" for e in range(3) for name in ("15_t0.png", "30_t1.png")]
-    both = ["metrics.jsonl", *pictures]
+    both = ["curves.png", "metrics.jsonl", *pictures]
     fine = ["fine.pt", "fine_last.pt", "log_fine.txt", "sheet_fine.png", "state_fine.pt"]
+    fine += ["sheet_fine_extremes.png"]
     own = ["log_self.txt", "moco0.pt", "moco1.pt", "moco2.pt", "state_self.pt"]
     sup = ["log_sup.txt", "sheet_sup.png", "state_sup.pt", "sup.pt", "sup_last.pt"]
+    sup += ["sheet_sup_extremes.png"]
     expected = ["tiny_simclr/eval.txt", "tiny_sup/eval.txt"]
     for run in ("1_0", "1_1"):
         expected += [f"tiny_simclr/{run}/{name}" for name in both + fine + own]
@@ -83,6 +86,51 @@ def test_checkpoints_have_the_published_form(finished: Path) -> None:
     assert list(fine["finetune"]) == list(UNet(3, (4, 8, 16, 32)).state_dict())
     assert "super" in load(finished / "tiny_sup" / "1_0" / "sup.pt")
     assert load(run / "fine_last.pt")["epoch"] == 2
+
+
+def test_a_model_knows_how_its_classes_are_called_and_drawn(data: Path, tmp_path: Path) -> None:
+    look = {"class_names": ("steel", "a b", "β"), "class_colours": ("102030", "ff8000", "0000ff")}
+    assert train(data, tmp_path, stages="sup", mapping=(7, 90, 200), **look) == 0
+    run = tmp_path / "tiny_sup" / "1_0"
+    settings = load(run / "sup.pt")["settings"]
+    assert settings["mapping"] == [7, 90, 200] and settings["class_names"] == ["steel", "a b", "β"]
+    assert settings["class_colours"] == list(look["class_colours"])
+    assert settings["num_classes"] == 3 and settings["image_size"] == 0
+    for name in ("sheet_sup.png", "sheet_sup_extremes.png"):
+        pixels = np.asarray(Image.open(run / name)).reshape(-1, 3)
+        seen = {tuple(colour) for colour in np.unique(pixels, axis=0).tolist()}
+        assert {(16, 32, 48), (255, 128, 0), (0, 0, 255)} <= seen  # truth holds all classes
+        assert (230, 159, 0) not in seen  # the default of class 1
+
+
+def test_curves_are_drawn_at_the_end_of_each_stage(finished: Path) -> None:
+    # A row of panels of 360 pixels and margins of 24 for each stage.
+    for run, rows in (("tiny_simclr/1_0", 2), ("tiny_sup/1_1", 1)):
+        with Image.open(finished / run / "curves.png") as picture:
+            assert picture.height == 24 + rows * (360 + 24)
+
+
+def test_the_sheet_of_extremes_shows_both_images_of_a_set_of_two(finished: Path) -> None:
+    run = finished / "tiny_simclr" / "1_0"
+    with Image.open(run / "sheet_fine_extremes.png") as sheet:
+        extremes = sheet.size
+    with Image.open(run / "sheet_fine.png") as sheet:
+        assert sheet.size == extremes  # the worst and the best
+
+
+def test_a_report_can_be_asked_for_at_any_time(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    settings = {"stages": "self-fine-sup", "repeats": "01", "fine_max_epoch": 3}
+    assert train(data, out, report=True, **settings) == 0
+    printed = capsys.readouterr().out
+    assert "Epoch:" not in printed  # nothing is trained again
+    for folder in ("tiny_simclr", "tiny_sup"):
+        assert f"Report: {out / folder / 'report.html'}" in printed
+        page = (out / folder / "report.html").read_text(encoding="utf-8")
+        assert "worst, median and best test image by Dice" in page and "Run 1_1" in page
 
 
 def test_the_saved_network_makes_the_pictures_and_scores_of_the_log(
@@ -369,6 +417,55 @@ def test_pixels_that_nobody_labelled_do_not_count(data: Path, tmp_path: Path) ->
     assert train(own, tmp_path, ignore_label=200) == 0
     scores = entries(tmp_path / "tiny_simclr/1_0", "fine", "evaluation")[-1]
     assert sum(scores["truth_pixels"]) == 2 * 16 * 40
+
+
+RECIPE: dict[str, Any] = {
+    "standardize": True,
+    "norm": "group",
+    "fine_crop": 24,
+    "fine_scale": 1.4,
+    "fine_rotation": 45.0,
+    "fine_contrast": 0.2,
+    "fine_crops": 3,
+}
+
+
+@pytest.mark.parametrize("mode", ["simclr", "moco"])
+def test_the_recipe_for_images_of_differing_contrast(
+    data: Path, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path, stages="self-fine-sup", self_mode=mode, **RECIPE) == 0
+    for kind, stage in ((mode, "fine"), ("sup", "sup")):
+        run = tmp_path / f"tiny_{kind}" / "1_0"
+        saved = load(run / f"{stage}_last.pt")
+        assert saved["settings"]["standardize"] is True and saved["settings"]["fine_crops"] == 3
+        network = Segmenter(run / f"{stage}_last.pt", device="cpu")
+        assert network.standardize
+        # What was written while training is what the program for prediction says.
+        for name in ("15_t0", "30_t1"):
+            image = np.asarray(Image.open(data / "test_numf" / "img" / f"{name}.png"))
+            drawn = np.asarray(Image.open(run / "epoch_1" / f"{name}.png"))
+            said = np.array(network.mapping, np.uint8)[network(image)]
+            assert (drawn == said).mean() > 0.99
+    capsys.readouterr()
+    code = train(data, tmp_path, name="b", stages="sup", fine_crop=33)
+    refused(capsys, code, "15_0.png: 40x32 pixels; fine_crop: found 33; give at most 32")
+    code = train(data, tmp_path, stages="fine", self_mode=mode, overwrite=True)
+    refused(capsys, code, "moco2.pt: norm: ", "--norm group")
+    code = train(data, tmp_path, stages="sup", **{**RECIPE, "fine_crops": 4})
+    refused(capsys, code, "fine_crops was 3, is 4")
+
+
+def test_a_run_of_before_these_settings_goes_on_and_others_are_told_apart(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path, stages="sup") == 0
+    settings = load(tmp_path / "tiny_sup" / "1_0" / "sup.pt")["settings"]
+    assert not {*RECIPE} & {*settings}
+    capsys.readouterr()
+    assert train(data, tmp_path, stages="sup", fine_rotation=0) == 0
+    assert "finished already" in capsys.readouterr().out
+    refused(capsys, train(data, tmp_path, stages="sup", norm="group"), "norm was batch, is group")
 
 
 @pytest.mark.parametrize("mode", ["simclr", "moco"])

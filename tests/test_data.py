@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import data
 from data import DataError, ImageStore, Sample, check_data, find_split
 from utils.geometry import ViewGeometry
 from utils.jitter import ColorJitter
+from utils.losses import IGNORED
 
 GOLDEN = Path(__file__).parent / "golden" / "views.npz"
 NAMES = [f"{15 * (i % 3 + 1)}_s{i}_0_0" for i in range(7)]
@@ -379,6 +381,126 @@ def test_test_images_are_unchanged(root):
         np.testing.assert_allclose(image[1], (pixels - 0.48215841) / 0.24348513, rtol=1e-4)
         np.testing.assert_array_equal(mask, np.asarray(Image.open(sample.mask)))
         assert mask.dtype == torch.int64
+
+
+# ---------------------------------------------------------------- standardised images, crops
+
+
+def standardised(pixels: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
+    """By NumPy's mean and deviation, of other pixels if given."""
+    from_ = pixels if before is None else before
+    return (pixels.astype(np.float64) - from_.mean()) / from_.std()
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 9), (3, 30, 20), (1, 400, 300)])
+def test_own_statistics_are_numpys(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    mean, deviation = data.own_statistics(torch.from_numpy(pixels))
+    assert mean == pytest.approx(pixels.mean() / 255, rel=1e-12)
+    assert deviation == pytest.approx(pixels.std() / 255, rel=1e-12)
+    x = data.to_input(torch.from_numpy(pixels), (mean, deviation))
+    np.testing.assert_allclose(x, np.broadcast_to(standardised(pixels), x.shape), atol=1e-5)
+
+
+def test_a_standardised_image_forgets_gain_and_offset():
+    pixels = np.random.default_rng(0).integers(0, 60, (1, 32, 32), dtype=np.uint8)
+    first, second = (torch.from_numpy(p) for p in (pixels, 4 * pixels + 7))
+    a, b = (data.to_input(image, data.own_statistics(image)) for image in (first, second))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    assert (data.to_input(first) - data.to_input(second)).abs().max() > 1
+
+
+def test_an_image_of_one_level_is_zero_and_finite():
+    image = torch.full((1, 16, 16), 77, dtype=torch.uint8)
+    assert data.own_statistics(image) == (77 / 255, 1 / 255)
+    assert data.to_input(image, data.own_statistics(image)).abs().max() < 1e-4
+
+
+def test_all_stages_standardise_by_the_whole_image_before_the_jitter(root):
+    samples, store = find_split(root, "sup_num1_0"), ImageStore()
+    pixels = store.image(samples[0].image)
+    kwargs: dict[str, Any] = {"seed": 1, "standardize": True}
+    views = data.TwoViewDataset(samples, (), store, num_classes=4, **kwargs)
+    item = views[data.Draw(data.TRAIN, 0, 0, 0)]
+    rng = data.generator(1, data.TRAIN, 0)
+    jittered = [ColorJitter.draw(rng, 0.2).apply(pixels).numpy() for _ in "qk"]
+    expected = standardised(jittered[0], pixels.numpy())
+    np.testing.assert_allclose(item["view_q"][:1], expected, atol=1e-5)
+    assert abs(expected.std() - 1) > 0.01  # the jitter is not undone
+    crop = data.Augmentation(jitter=0.0, crop=16)
+    fine = data.SegmentationDataset(samples, store, augmentation=crop, **kwargs)
+    whole = np.unique(standardised(pixels.numpy()))
+    seen = fine[data.Draw(data.FINE, 0, 0, 0)]["image"]
+    assert seen.shape == (3, 16, 16)
+    assert np.abs(seen.numpy().reshape(-1, 1) - whole).min(axis=1).max() < 1e-4
+    ((image, _, _),) = data.test_items(samples, store, standardize=True)
+    np.testing.assert_allclose(image[:1], standardised(pixels.numpy()), atol=1e-5)
+
+
+def test_crops_of_a_mask_follow_their_image(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 4, (20, 20), dtype=np.uint8)
+    for part, pixels in (("img", ids * 60), ("gt", ids)):
+        (tmp_path / "s" / part).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "s" / part / "a_b.png")
+    dataset = data.SegmentationDataset(
+        find_split(tmp_path, "s"), ImageStore(), seed=3, augmentation=data.Augmentation(crop=16)
+    )
+    seen = set()
+    for epoch in range(200):
+        item = dataset[data.Draw(data.FINE, epoch, 0, 0)]
+        assert item["mask"].shape == (16, 16)
+        for c in range(4):
+            values = item["image"][0][item["mask"] == c]
+            assert values.numel() and values.max() - values.min() < 1e-4
+        seen.add(tuple(item["mask"].flatten().tolist()))
+    assert len(seen) > 100  # of 8 * 25 places and symmetries
+
+
+def test_the_contrast_is_a_gain_and_an_offset_of_the_same_pixels(root):
+    samples, store = find_split(root, "sup_num1_0"), ImageStore()
+    plain, changed = (
+        data.SegmentationDataset(samples, store, seed=0, augmentation=data.Augmentation(contrast=c))
+        for c in (0.0, 0.4)
+    )
+    gains = set()
+    for epoch in range(5):
+        draw = data.Draw(data.FINE, epoch, 0, 0)
+        x, y = (d[draw]["image"].double().flatten() for d in (plain, changed))
+        gain, offset = np.polyfit(x, y, 1)
+        np.testing.assert_allclose(y, gain * x + offset, atol=1e-5)
+        assert abs(np.log(gain)) <= 0.4 and abs(offset) <= 0.4
+        gains.add(round(gain, 6))
+    assert len(gains) == 5
+
+
+def test_turned_and_scaled_crops_have_labels_where_the_image_is(root):
+    samples, store = find_split(root, "sup_num1_0"), ImageStore()
+    wild = data.Augmentation(crop=32, scale=1.5, rotation=45.0)
+    dataset = data.SegmentationDataset(samples, store, seed=0, augmentation=wild)
+    ignored = 0
+    for epoch in range(10):
+        item = dataset[data.Draw(data.FINE, epoch, 0, 0)]
+        assert item["image"].shape == (3, 32, 32) and item["image"].isfinite().all()
+        assert set(item["mask"].unique().tolist()) <= {0, 1, 2, 3, IGNORED}
+        ignored += int((item["mask"] == IGNORED).sum())
+    assert 0 < ignored < 10 * 32 * 32 / 2
+
+
+def test_a_step_has_several_crops_of_each_image(root):
+    samples = find_split(root, "sup_num5_0")
+
+    def batches(crops: int, epoch: int = 0) -> list[data.Batch]:
+        made = data.finetuning_batches(samples, ImageStore(), batch_size=2, seed=0, crops=crops)
+        return list(made.epoch(epoch))
+
+    first, three = batches(1), batches(3)
+    assert [len(b["name"]) for b in three] == [3 * len(b["name"]) for b in first]
+    for one, many in zip(first, three, strict=True):
+        assert many["name"] == [name for name in one["name"] for _ in range(3)]
+        # The first crop of each image is what it would have been alone; the others are others.
+        assert torch.equal(many["image"][::3], one["image"])
+        assert not torch.equal(many["image"][1::3], one["image"])
+    assert_same(batches(3, 1), batches(3, 1))
 
 
 # ---------------------------------------------------------------- batches

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,10 +72,45 @@ def test_bf16_is_native_on_a_cpu_that_lists_it(tmp_path: Path) -> None:
     for flags, expected in (("fma avx2 amx_bf16 amx_tile", True), ("fma amx_bf16x", False)):
         listed.write_text(f"flags : {flags}\nbugs : none\n")
         assert room.native_bf16(CPU, str(listed)) is expected
-    listed.write_text("flags : fma amx_bf16\n")
-    assert room.native_bf16(CPU, str(listed))
+    for last in ("amx_bf16", "avx512_bf16"):
+        listed.write_text(f"flags : fma {last}\n")
+        assert room.native_bf16(CPU, str(listed))
     assert not room.native_bf16(CPU, str(tmp_path / "absent"))
     assert not room.native_bf16(torch.device("mps"), str(listed))
+
+
+FAULTS = """
+import resource
+import torch
+from utils.device import keep_freed_memory
+print(keep_freed_memory())
+def count():
+    torch.empty(1 << 26, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+first = count()
+print(count() - first)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize("own", ["", "MALLOC_MMAP_MAX_"])
+def test_freed_memory_is_kept_unless_the_user_decides(own: str) -> None:
+    told = {name: text for name, text in os.environ.items() if "MALLOC" not in name}
+    told |= {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        **({own: "65536"} if own else {}),
+    }
+    told.pop("GLIBC_TUNABLES", None)
+    command = [sys.executable, "-c", FAULTS]
+    ran = subprocess.run(command, env=told, capture_output=True, text=True, check=True)
+    kept, faults = ran.stdout.split()
+    assert kept == str(not own)
+    assert own or int(faults) < 1000  # mapped afresh, 64 MB are 16,384 pages
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert room.keep_freed_memory() is False
 
 
 def test_a_batch_moves_and_keeps_what_is_no_tensor() -> None:

@@ -52,6 +52,23 @@ def test_an_exported_model_predicts_as_pytorch(tmp_path: Path, capsys, suffix: s
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fine.pt", path.name]
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_an_exported_model_standardises_each_image(tmp_path: Path, capsys, norm: str) -> None:
+    torch.manual_seed(3)
+    net = UNet(3, (4, 8, 16, 32), norm).eval()
+    torch.nn.init.normal_(net.decode.outc["fc1"].weight, std=3)
+    settings = {"num_classes": 3, "image_size": 24, "standardize": True}
+    save(tmp_path / "fine.pt", {"finetune": net.state_dict(), "settings": settings})
+    path = tmp_path / "model.pt2"
+    assert main(["--weights", str(tmp_path / "fine.pt"), "--export", str(path)]) == 0
+    assert "by each image's own mean and deviation" in capsys.readouterr().out
+    image = np.random.default_rng(0).uniform(0, 90, (1, 3, 24, 40)).astype(np.float32)
+    with torch.no_grad():
+        x = torch.from_numpy((image - image.mean()) / image.std())
+        standardised = net(x).softmax(1).numpy()
+    np.testing.assert_allclose(export.load_pt2(path)(image), standardised, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["model.h5", "nowhere/model.pt2"])
 def test_a_bad_name_is_one_line(tmp_path: Path, capsys, name: str) -> None:
     assert main(["--weights", "w", "--export", str(tmp_path / name)]) == 2

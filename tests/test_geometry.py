@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.golden_files import Golden, assert_agrees
-from utils.geometry import ViewGeometry, correspond, resize
+from utils.geometry import ViewGeometry, Window, correspond, resize
+from utils.losses import IGNORED
 
 MEAN = torch.tensor((0.49139968, 0.48215841, 0.44653091))[:, None, None]
 STD = torch.tensor((0.24703223, 0.24348513, 0.26158784))[:, None, None]
@@ -260,3 +261,89 @@ def test_without_a_crop_both_views_show_exactly_the_same():
         assert sorted(places.query[0].tolist()) == list(range(36))
         seen_q = image.flatten()[places.query[0]]
         assert torch.equal(seen_q, view.apply(image).flatten()[places.key[0]])
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+def coordinates(rows: int, columns: int) -> Tensor:
+    """An image whose two channels are each pixel's row and column."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([row, column]).float()
+
+
+@given(st.integers(16, 40), st.integers(16, 40), st.integers(0, 16), st.integers(0, 2**32 - 1))
+def test_a_plain_window_is_a_slice(rows: int, columns: int, side: int, seed: int):
+    image = coordinates(rows, columns)
+    window = Window.draw(np.random.default_rng(seed), (rows, columns), side)
+    seen = window.apply(image)
+    shape = (side, side) if side else (rows, columns)
+    assert seen.shape == (2, *shape)
+    top, left = (int(seen[i, 0, 0].round()) for i in (0, 1))
+    expected = image[:, top : top + shape[0], left : left + shape[1]]
+    torch.testing.assert_close(seen, expected, atol=1e-4, rtol=0)
+    mask = window.apply_mask((image[0] * columns + image[1]).long())
+    assert torch.equal(mask, (expected[0] * columns + expected[1]).long())
+
+
+def test_plain_windows_reach_every_place():
+    draws = [Window.draw(np.random.default_rng(seed), (18, 20), 16) for seed in range(200)]
+    assert {(w.row - 8, w.column - 8) for w in draws} == set(itertools.product(range(3), range(5)))
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_window_turns_counter_clockwise(turns: int):
+    image = coordinates(20, 20)
+    window = Window(20, 20, 10, 10, angle=90 * turns)
+    expected = torch.rot90(image, turns, (-2, -1))
+    torch.testing.assert_close(window.apply(image), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.8, 1.0, 1.7])
+@pytest.mark.parametrize("angle", [0.0, -30.0, 45.0])
+def test_a_window_by_the_formula(scale: float, angle: float):
+    """Row and column of each seen pixel, with loops: turn the offset from the centre back."""
+    window = Window(9, 12, 31.0, 34.5, scale, angle)
+    seen = window.apply(coordinates(64, 70))
+    turn = np.exp(1j * np.radians(angle))
+    for i, j in itertools.product(range(9), range(12)):
+        # Columns are real, rows upwards imaginary, so a product by exp(-i angle) turns clockwise.
+        offset = ((j + 0.5 - 6) - 1j * (i + 0.5 - 4.5)) / scale / turn
+        row, column = 31.0 - offset.imag - 0.5, 34.5 + offset.real - 0.5
+        np.testing.assert_allclose(seen[:, i, j], (row, column), atol=1e-3)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(1, 2), st.floats(0, 45))
+@settings(max_examples=50)
+def test_the_mask_follows_the_pixels_through_a_window(seed: int, scale: float, rotation: float):
+    image = coordinates(40, 50)
+    window = Window.draw(np.random.default_rng(seed), (40, 50), 32, scale, rotation)
+    ids = window.apply_mask((1000 + image[0] * 50 + image[1]).long())
+    row, column = window.apply(image)
+    labelled, place = ids != IGNORED, ids - 1000
+    # Interpolated, a pixel is at most half a pixel from the row and column of the nearest.
+    assert ((row - place // 50).abs()[labelled] <= 0.501).all()
+    assert ((column - place % 50).abs()[labelled] <= 0.501).all()
+    inside = window.places(40, 50)[2]
+    assert torch.equal(labelled, inside) and inside[14:18, 14:18].all()
+    assert image[0].min() <= row.min() and row.max() <= image[0].max()  # mirrored, not black
+
+
+def test_a_window_larger_than_the_image_is_unlabelled_outside():
+    window = Window.draw(np.random.default_rng(0), (20, 40), 32)
+    assert window.row == 16  # 32 rows on 20: it begins at the top
+    mask = window.apply_mask(torch.zeros(20, 40, dtype=torch.long))
+    assert (mask[:20] == 0).all() and (mask[20:] == IGNORED).all()
+
+
+def test_windows_are_drawn_in_their_ranges():
+    rng = np.random.default_rng(0)
+    draws = [Window.draw(rng, (188, 200), 128, 1.5, 30) for _ in range(2000)]
+    logs = np.log([w.scale for w in draws]) / np.log(1.5)
+    angles = np.array([w.angle for w in draws]) / 30
+    for values in (logs, angles):
+        assert -1 <= values.min() < -0.99 and 0.99 < values.max() <= 1
+        assert abs(values.mean()) < 0.05 and abs(values.std() - 3**-0.5) < 0.03
+    for w in draws:
+        half = min(64 / w.scale, 94)
+        assert half - 1e-9 <= w.row <= 188 - half + 1e-9

@@ -1,11 +1,13 @@
 """Colour jitter against torchvision's own functions on the same draws."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as F
 
-from utils.jitter import STEPS, ColorJitter
+from utils.jitter import STEPS, ColorJitter, ContrastJitter
 
 
 def torchvision_twin(image: torch.Tensor, jitter: ColorJitter) -> torch.Tensor:
@@ -97,3 +99,20 @@ def test_result_does_not_depend_on_threads():
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_contrast_is_a_gain_and_an_offset():
+    image = torch.tensor([[-1.5, 0.0, 2.0]])
+    assert ContrastJitter(2.0, -0.25).apply(image).tolist() == [[-3.25, -0.25, 3.75]]
+    assert torch.equal(ContrastJitter().apply(image), image)
+
+
+def test_contrast_fills_its_range_evenly_on_both_sides():
+    rng = np.random.default_rng(0)
+    draws = [ContrastJitter.draw(rng, 0.3) for _ in range(3000)]
+    for values in ([math.log(d.gain) for d in draws], [d.offset for d in draws]):
+        assert -0.3 <= min(values) < -0.299 and 0.299 < max(values) <= 0.3
+        assert abs(np.mean(values)) < 0.01 and abs(np.std(values) - 0.3 / math.sqrt(3)) < 0.005
+    assert (
+        abs(np.corrcoef([(math.log(d.gain), d.offset) for d in draws], rowvar=False)[0, 1]) < 0.06
+    )

@@ -15,7 +15,10 @@ from torch import Tensor
 from tests.golden_files import Golden, assert_agrees
 from utils.losses import (
     IGNORED,
+    byol_loss,
+    dense_info_nce,
     dice_loss,
+    info_nce,
     nt_xent,
     patch_nt_xent,
     soft_info_nce,
@@ -196,6 +199,129 @@ def test_soft_info_nce_without_soft_targets_is_moco():
         assert float(loss[i]) == pytest.approx(expected, rel=1e-4)
 
 
+# --- info_nce -------------------------------------------------------------------------------------
+
+
+def slow_info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> float:
+    """He 2020, equation 1: each query picks its key out of 1 + Q."""
+    losses = []
+    for q, k in zip(query.tolist(), key.tolist(), strict=True):
+        positive = sum(a * b for a, b in zip(q, k, strict=True)) / temperature
+        negatives = [
+            sum(a * b for a, b in zip(q, entry, strict=True)) / temperature
+            for entry in queue.tolist()
+        ]
+        losses.append(cross_entropy(positive, negatives))
+    return sum(losses) / len(losses)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 7), TEMPERATURES, SEEDS)
+def test_info_nce_is_equation_1(rows: int, queue: int, dim: int, temperature: float, seed: int):
+    query, key = torch.nn.functional.normalize(randn(2, rows, dim, seed=seed), dim=-1)
+    entries = torch.nn.functional.normalize(randn(queue, dim, seed=seed + 1), dim=-1)
+    actual = info_nce(query, key, entries, temperature)
+    assert actual.shape == ()
+    expected = slow_info_nce(query, key, entries, temperature)
+    assert float(actual) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_info_nce_in_closed_form(temperature: float):
+    query = torch.eye(8)[:3]
+    other = torch.eye(8)[3:]  # 5 keys at a right angle to every query
+    alike = info_nce(query, query, other, temperature)
+    assert float(alike) == pytest.approx(math.log(1 + 5 * math.exp(-1 / temperature)), abs=1e-6)
+    opposite = info_nce(query, -query, other, temperature)
+    assert float(opposite) == pytest.approx(math.log(1 + 5 * math.exp(1 / temperature)), rel=1e-5)
+    nothing = info_nce(query, query.roll(1, 0), other, temperature)
+    assert float(nothing) == pytest.approx(math.log(6), rel=1e-6)
+
+
+# --- dense_info_nce -------------------------------------------------------------------------------
+
+
+def slow_dense_info_nce(
+    query: Tensor, key: Tensor, features_q: Tensor, features_k: Tensor, queue: Tensor, t: float
+) -> float:
+    """Wang 2021, equations 2 and 4, cell by cell."""
+    images, _, cells = query.shape
+    losses = []
+    for b, i in itertools.product(range(images), range(cells)):
+        feature = features_q[b, :, i].tolist()
+        alike = [cosine(feature, features_k[b, :, j].tolist()) for j in range(cells)]
+        match = alike.index(max(alike))
+        q = query[b, :, i].tolist()
+        positive = cosine(q, key[b, :, match].tolist()) / t
+        losses.append(cross_entropy(positive, [cosine(q, n) / t for n in queue.tolist()]))
+    return sum(losses) / len(losses)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(2, 5), TEMPERATURES, SEEDS)
+def test_dense_info_nce_is_its_definition(
+    images: int, cells: int, queue: int, temperature: float, seed: int
+):
+    query, key = randn(2, images, 5, cells, seed=seed)
+    features_q, features_k = randn(2, images, 7, cells, seed=seed + 1)
+    entries = torch.nn.functional.normalize(randn(queue, 5, seed=seed + 2), dim=-1)
+    actual = dense_info_nce(query, key, features_q, features_k, entries, temperature)
+    assert actual.shape == ()
+    expected = slow_dense_info_nce(query, key, features_q, features_k, entries, temperature)
+    assert float(actual) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_dense_info_nce_finds_the_cells_that_were_moved():
+    """View k is view q with its cells in another order; features of any length tell which."""
+    order = torch.tensor([2, 0, 3, 1])
+    features = randn(2, 6, 4, seed=0)
+    projected = torch.eye(9)[:4].T.repeat(2, 1, 1)  # (2, 9, 4): a direction for each cell
+    queue = torch.eye(9)[4:]
+    moved = 3 * features[..., order], 5 * projected[..., order]
+    loss = dense_info_nce(projected, moved[1], features, moved[0], queue, 0.5)
+    assert float(loss) == pytest.approx(math.log(1 + 5 * math.exp(-1 / 0.5)), abs=1e-6)
+    # By projection alone, or by place, the positive would be another cell at a right angle.
+    unmoved = dense_info_nce(projected, moved[1], features, features, queue, 0.5)
+    assert float(unmoved) == pytest.approx(math.log(6), abs=1e-6)
+
+
+def test_dense_info_nce_learns_nothing_by_its_correspondence():
+    query, key = randn(2, 2, 5, 4, seed=1).requires_grad_()
+    features_q, features_k = (randn(2, 6, 4, seed=s).requires_grad_() for s in (2, 3))
+    dense_info_nce(query, key, features_q, features_k, randn(3, 5, seed=4), 0.5).backward()
+    assert features_q.grad is None and features_k.grad is None
+
+
+# --- byol_loss ------------------------------------------------------------------------------------
+
+
+def slow_byol(prediction: Tensor, target: Tensor) -> float:
+    """Grill 2020, equation 2: the squared distance of the two vectors on the unit sphere."""
+    losses = []
+    for p, t in zip(prediction.tolist(), target.tolist(), strict=True):
+        length_p, length_t = (math.sqrt(sum(x * x for x in v)) for v in (p, t))
+        pairs = zip(p, t, strict=True)
+        losses.append(sum((a / length_p - b / length_t) ** 2 for a, b in pairs))
+    return sum(losses) / len(losses)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 6), st.integers(1, 9), SEEDS)
+def test_byol_loss_is_equation_2(images: int, dim: int, seed: int):
+    prediction, target = randn(2, images, dim, seed=seed)
+    actual = byol_loss(prediction, target)
+    assert actual.shape == ()
+    assert float(actual) == pytest.approx(slow_byol(prediction, target), rel=1e-4, abs=1e-5)
+
+
+def test_byol_loss_in_closed_form():
+    one, other = torch.eye(4)[:2], torch.eye(4)[2:]
+    assert float(byol_loss(3 * one, 0.1 * one)) == pytest.approx(0, abs=1e-6)
+    assert float(byol_loss(one, 7 * other)) == pytest.approx(2)
+    assert float(byol_loss(one, -one)) == pytest.approx(4)
+    assert float(byol_loss(one, one + other)) == pytest.approx(2 - math.sqrt(2))
+
+
 # --- dice and supervised --------------------------------------------------------------------------
 
 
@@ -294,6 +420,14 @@ def run_soft(query: Tensor, key: Tensor) -> Tensor:
     ).mean()
 
 
+def run_queue(query: Tensor, key: Tensor) -> Tensor:
+    return info_nce(query, key, randn(6, query.shape[-1], seed=9), 0.5)
+
+
+def run_dense(query: Tensor, key: Tensor) -> Tensor:
+    return dense_info_nce(query, key, query, key, randn(6, query.shape[1], seed=9), 0.5)
+
+
 CONTRASTIVE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
     "nt_xent": (lambda q, k: nt_xent(q, k, 0.5), (4, 8)),
     "nt_xent, one image": (lambda q, k: nt_xent(q, k, 0.5), (1, 8)),
@@ -307,6 +441,10 @@ CONTRASTIVE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]
     "patch, one class, other images": (lambda q, k: patch_nt_xent(q, k, 0.5, False), (2, 1, 3, 8)),
     "patch, one row": (lambda q, k: patch_nt_xent(q, k, 0.5, False), (1, 1, 1, 8)),
     "soft_info_nce": (run_soft, (4, 8)),
+    "info_nce": (run_queue, (4, 8)),
+    "dense_info_nce": (run_dense, (2, 8, 5)),
+    "dense_info_nce, one cell": (run_dense, (1, 8, 1)),
+    "byol": (byol_loss, (4, 8)),
 }
 
 

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from networks import ChannelLayerNorm, ProjectedUNet, ProjectionHead, UNet
+from networks import (
+    ChannelLayerNorm,
+    PredictionHead,
+    ProjectedUNet,
+    ProjectionHead,
+    UNet,
+    normalisation,
+)
 from tests.golden_files import Golden, assert_agrees
 
 CHANNELS = (8, 16, 32, 64)
@@ -191,3 +198,67 @@ def test_gradients_reach_every_parameter():
     loss.backward()
     for name, parameter in projected.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_the_prediction_head_is_linear_batch_norm_relu_linear():
+    """BYOL's predictor: 64 * 128 + 128, 2 * 128, 128 * 64 + 64 parameters; then by its formula."""
+    assert sum(p.numel() for p in PredictionHead().parameters()) == 16_832
+    torch.manual_seed(0)
+    head, x = PredictionHead(4, 6), torch.randn(5, 4)
+    first, norm, _, last = head.mlp
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.uniform_(-1, 1)
+    hidden = x @ first.weight.T + first.bias
+    spread = ((hidden - hidden.mean(0)) ** 2).mean(0)
+    hidden = (hidden - hidden.mean(0)) / (spread + 1e-5).sqrt() * norm.weight + norm.bias
+    expected = hidden.clamp(min=0) @ last.weight.T + last.bias
+    assert_agrees(head(x).detach(), expected.detach(), 1e-5)
+
+
+# --- GroupNorm ------------------------------------------------------------------------------------
+
+
+def plain_group_norm(x: Tensor, groups: int) -> Tensor:
+    """Each image's channels in groups, less their mean, over their deviation (Wu and He 2018)."""
+    out = torch.empty_like(x)
+    size = x.shape[1] // groups
+    for image in range(len(x)):
+        for first in range(0, x.shape[1], size):
+            block = x[image, first : first + size].double()
+            variance = ((block - block.mean()) ** 2).mean()
+            out[image, first : first + size] = (block - block.mean()) / (variance + 1e-5).sqrt()
+    return out
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(4, 4), (12, 4), (32, 8), (256, 8)])
+def test_group_norm_by_plain_loops(channels: int, groups: int):
+    x = torch.randn(2, channels, 5, 6) * 3 + 1
+    torch.testing.assert_close(normalisation("group", channels)(x), plain_group_norm(x, groups))
+
+
+def test_group_norm_stands_where_batch_norm_does_under_the_same_names():
+    batch, group = UNet(3, CHANNELS), UNet(3, CHANNELS, "group")
+    learned = {name for name, _ in batch.named_parameters()}
+    assert {name for name, _ in group.named_parameters()} == learned == set(group.state_dict())
+    kinds = [type(m) for m in group.modules() if "Norm" in type(m).__name__]
+    # Stem and three downs have two each, the three ups one and a LayerNorm over channels.
+    assert kinds.count(nn.GroupNorm) == 11 and kinds.count(ChannelLayerNorm) == 3
+    assert nn.BatchNorm2d not in kinds
+    assert "norm1.running_mean" in " ".join(batch.state_dict())
+
+
+def test_with_group_norm_an_image_does_not_depend_on_its_company():
+    torch.manual_seed(0)
+    images = torch.randn(3, 3, 24, 32)
+    for network in (UNet(3, CHANNELS, "group"), ProjectedUNet(CHANNELS, 24, 16, norm="group")):
+        first = network.train()(images)
+        alone = network.eval()(images[:1])
+        for all_of_them, one in zip(flat(first), flat(alone), strict=True):
+            torch.testing.assert_close(all_of_them[:1], one, atol=1e-5, rtol=1e-4)
+    unet = UNet(3, CHANNELS).train()
+    assert (unet(images)[:1] - unet(images[:1])).abs().max() > 1e-2  # BatchNorm's does
+
+
+def flat(result: Tensor | tuple[Tensor, tuple[Tensor, ...]]) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else [result[0], *result[1]]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from utils.picture import (
     PictureError,
+    class_colours,
     colour_mask,
     contact_sheet,
     error_map,
@@ -123,6 +124,17 @@ def test_a_sheet_shows_every_panel_crisp(tmp_path: Path) -> None:
     assert count(sheet, (120, 60, 30)) == 80 * 80
     errors = sheet[-10 - 80 : -10, 10 + 3 * 160 :]  # without the text above
     assert count(errors, (28, 28, 28)) == 80 * 80 - 40 * 40  # 0.4 of the mean, 70
+
+
+def test_a_sheet_in_colours_of_ones_own(tmp_path: Path) -> None:
+    colours = class_colours(2, ["#0a0b0c", "FF8000"])
+    assert colours.tolist() == [[10, 11, 12], [255, 128, 0]]
+    path = contact_sheet(tmp_path / "s.png", [striped(40, 40)], ["a"], 2, panel=80, colours=colours)
+    sheet = np.asarray(Image.open(path))
+    box = 17 * 17 - 4 * 16
+    assert count(sheet, (255, 128, 0)) == 40 * 80 + 40 * 40 + box
+    assert count(sheet, tuple(palette(2)[1])) == 0
+    assert class_colours(3, ["0a0b0c", "ff8000"]).tolist() == palette(3).tolist()  # do not fit
 
 
 def test_sheets_of_mixed_sizes_and_many_rows(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -144,6 +145,51 @@ def test_images_are_resized_as_in_training(tmp_path: Path) -> None:
     np.testing.assert_array_equal(Segmenter(path, resize=0)(image), expected_mask(image))
 
 
+# ---------------------------------------------------------------- standardised images, GroupNorm
+
+
+def test_a_picture_is_standardised_as_a_whole_also_by_tiles(tmp_path: Path) -> None:
+    path = write_weights(tmp_path / "fine.pt", {"standardize": True})
+    image = picture(2, 331, 300)
+    image[:60] //= 4  # the tiles' own means differ much from the whole picture's
+    x = ((image - image.mean()) / image.std()).astype(np.float32)
+    with torch.no_grad():
+        expected = network()(torch.from_numpy(x).expand(1, 3, -1, -1)).softmax(1)[0].numpy()
+    segmenter = Segmenter(path, device="cpu")
+    assert "each standardised" in segmenter.about
+    np.testing.assert_allclose(segmenter.probabilities(image), expected, atol=1e-4)
+    np.testing.assert_allclose(Segmenter(path, tile=256).probabilities(image), expected, atol=1e-4)
+    darker = (image // 2 + 10).astype(np.uint8)
+    assert (segmenter(darker) == segmenter(image)).mean() > 0.99
+    plain = Segmenter(write_weights(tmp_path / "plain.pt", {}), device="cpu")
+    assert np.abs(plain.probabilities(image) - expected).max() > 0.01
+    turned = Segmenter(path, tta=True).probabilities(np.ascontiguousarray(np.rot90(image)))
+    expected = np.rot90(Segmenter(path, tta=True).probabilities(image), axes=(1, 2))
+    np.testing.assert_allclose(turned, expected, atol=1e-4)
+
+
+def test_views_of_a_standardised_picture_are_ranked_alike(tmp_path: Path) -> None:
+    segmenter = Segmenter(write_weights(tmp_path / "fine.pt", {"standardize": True}))
+    dark = picture(1, 48, 40) // 2
+    maps = segmenter.disagreement(dark)
+    np.testing.assert_allclose(segmenter.disagreement(2 * dark), maps, atol=1e-4)
+    assert maps.max() > 0
+
+
+@pytest.mark.parametrize("settings", [None, {"norm": "group"}])
+def test_a_model_with_group_norm_is_known_by_its_tensors(tmp_path: Path, settings) -> None:
+    torch.manual_seed(5)
+    group = UNet(3, CHANNELS, "group")
+    torch.nn.init.normal_(group.decode.outc["fc1"].weight, std=3)
+    contents = {"super": group.state_dict()} | ({"settings": settings} if settings else {})
+    save(tmp_path / "sup.pt", contents)
+    image = picture(1, 40, 48)
+    with torch.no_grad():
+        expected = group(to_input(torch.from_numpy(image.copy())[None])[None]).softmax(1)[0]
+    found = Segmenter(tmp_path / "sup.pt", device="cpu").probabilities(image)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-3)
+
+
 def test_measure_gives_a_row_per_class(weights: Path) -> None:
     mask = np.zeros((100, 100), np.uint8)
     mask[20:30, 20:60] = 2
@@ -169,10 +215,21 @@ def test_a_published_file_is_read_by_its_shapes(tmp_path: Path) -> None:
 
 def test_names_colours_and_grays_come_from_the_file(tmp_path: Path) -> None:
     own = {"mapping": [0, 9, 200], "class_names": ["Al", "Si", "Cu"]}
-    own["class_colours"] = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+    own["class_colours"] = ["000000", "#ff0000", "0000FF"]
     segmenter = Segmenter(write_weights(tmp_path / "fine.pt", own))
     assert segmenter.mapping == (0, 9, 200) and segmenter.class_names == ["Al", "Si", "Cu"]
-    assert segmenter.colours.tolist() == own["class_colours"]
+    assert segmenter.colours.tolist() == [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"class_names": ["Al", "Si"]}, {"class_colours": [[0, 0, 0]] * 3}, {"mapping": "gray"}],
+)
+def test_names_and_colours_that_do_not_fit_give_way_to_the_defaults(tmp_path: Path, own) -> None:
+    segmenter = Segmenter(write_weights(tmp_path / "fine.pt", own))
+    assert segmenter.class_names == ["0 background", "1", "2"]
+    assert segmenter.mapping == (0, 128, 255)
+    assert segmenter.colours.tolist() == [[51, 51, 51], [230, 159, 0], [86, 180, 233]]
 
 
 def test_a_run_folder_stands_for_its_file(tmp_path: Path) -> None:
@@ -234,6 +291,26 @@ def test_a_folder_with_all_outputs(tmp_path: Path, weights: Path) -> None:
     assert {r["batch"] for r in rows_of(out / "batches.csv")} == {"15", "60", "Gefüge", ""}
 
 
+def test_a_report_with_the_measurements(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "steel_simclr" / "1_0"
+    weights = write_weights(run / "fine.pt", {"class_names": ["matrix", "θ phase", "void"]})
+    words = ["--images", str(write_images(tmp_path / "in", "30_a.png")), "--device", "cpu"]
+    words += ["--report", "--weights", str(weights)]
+    assert predict.main(words) == 2
+    assert "is not in the folder of a run" in capsys.readouterr().err
+    (run / "log_fine.txt").write_text("Fine-tuning\n")
+    assert predict.main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "so leave --out out" in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/report.html")) and not (tmp_path / "out").exists()
+    assert predict.main(words) == 0
+    page = (run.parent / "report.html").read_text(encoding="utf-8")
+    assert "θ phase" in page and "1_0/predicted_in" in page
+    sheet = re.search(
+        r"1_0/predicted_in: some of its images</figcaption><img src=.data:([^;]*)", page
+    )
+    assert sheet and sheet[1] == "image/jpeg"
+
+
 def test_what_is_done_is_skipped(tmp_path: Path, weights: Path, capsys) -> None:
     images = write_images(tmp_path / "imgs", "a.png", "b.png")
     options = ["--weights", str(weights), "--images", str(images), "--out", str(tmp_path / "o")]
@@ -260,12 +337,14 @@ def test_another_scale_measures_and_draws_anew_without_predicting(
 ) -> None:
     images = write_images(tmp_path / "imgs", "a.png")
     options = ["--weights", str(weights), "--images", str(images), "--out", str(tmp_path / "o")]
-    assert main(options) == 0
+    assert main([*options, "--particles"]) == 0
+    assert (tmp_path / "o" / "particles.csv").exists()
     before = (tmp_path / "o" / "overlay" / "a.png").read_bytes()
     monkeypatch.setattr(Segmenter, "bands", None)  # predicting would fail
     assert main([*options, "--um_per_px", "0.3"]) == 0
     assert (tmp_path / "o" / "overlay" / "a.png").read_bytes() != before
     assert "number_per_mm2" in rows_of(tmp_path / "o" / "measurements.csv")[0]
+    assert not (tmp_path / "o" / "particles.csv").exists()  # its lengths were in pixels
 
 
 def test_a_run_goes_on_after_bad_files(tmp_path: Path, weights: Path, capsys) -> None:
@@ -281,7 +360,7 @@ def test_a_run_goes_on_after_bad_files(tmp_path: Path, weights: Path, capsys) ->
     assert "broken.png" in (tmp_path / "o" / "summary.md").read_text(encoding="utf-8")
 
 
-def test_comparison_with_true_masks(tmp_path: Path, weights: Path) -> None:
+def test_comparison_with_true_masks(tmp_path: Path, weights: Path, capsys) -> None:
     images = write_images(tmp_path / "imgs", "a.png", "sub/b.png", "c.png", "d.png")
     masks = tmp_path / "gt"
     for name in ("a.png", "sub/b.png"):
@@ -294,6 +373,9 @@ def test_comparison_with_true_masks(tmp_path: Path, weights: Path) -> None:
     out = tmp_path / "o"
     options = ["--weights", str(weights), "--images", str(images), "--masks", str(masks)]
     assert main([*options, "--out", str(out)]) == 1
+    assert "4 image(s) predicted, 0 were done" in capsys.readouterr().out
+    assert main([*options, "--out", str(out)]) == 1
+    assert "0 image(s) predicted, 4 were done" in capsys.readouterr().out
     rows = rows_of(out / "comparison.csv")
     assert [r["image"] for r in rows] == ["a"] * 3 + ["sub/b"] * 3
     predicted = np.asarray(Image.open(out / "classes" / "a.png"))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import model
 from model import PSCL, PSCL_MoCo, PSCL_SimCLR
 from tests.golden_files import Golden, assert_agrees
 from tests.recorder import Recorder
 from utils.checkpoint import from_published
+from utils.sampling import Patches, sample_patches
 
 SMALL = {"channels": (8, 16, 32, 64), "hidden_dim": 24, "embed_dim": 16}
 NEW_BUFFERS = {"queue_group", "group_affinity", "patch_group_affinity", "freshness"}
@@ -105,6 +107,39 @@ def moco_golden() -> Golden:
     return Golden("pscl_moco_steps")
 
 
+ONE_ROUNDING = 1.2e-7  # of a cosine similarity in single precision
+
+
+def with_published_ties(golden: Golden, ties: list[float]) -> Callable[..., Patches]:
+    """``sample_patches``, but of two equally similar cells the published one.
+
+    Weights after some optimizer steps differ between processors by roundings, and in step 4 two
+    cells are 2e-8 apart for the last template of an image, less than single precision can tell.
+    The gap between our cell and the published one is added to ``ties`` wherever they differ.
+    """
+    calls = iter([(step, scale) for step in range(5) for scale in (1, 2, 3)])
+
+    def sample(keys: Tensor, places: Any, *args: Any) -> Patches:
+        step, scale = next(calls)
+        found = sample_patches(keys, places, *args)
+        query, key = (golden[f"step{step}/out/index_{v}_scale{scale}"] for v in "qk")
+        own = cell_of(places, 0, found.query[0])
+        for image, rank in (found.query != query).nonzero().tolist():
+            similarity = keys[0, :, own[rank]].double() @ keys[image].double()  # (P,)
+            both = torch.stack([found.query[image, rank], query[image, rank]])
+            ours, theirs = similarity[cell_of(places, image, both)].tolist()
+            ties.append(abs(ours - theirs))
+        return Patches(query, key, found.purity) if ties else found
+
+    return sample
+
+
+def cell_of(places: Any, image: int, query: Tensor) -> Tensor:
+    """The cells (N,) of an image whose positions in view q are ``query`` (N,)."""
+    same = (places.query[image] == query[:, None]) & places.valid[image]
+    return same.int().argmax(dim=1)
+
+
 @pytest.fixture(scope="module")
 def moco_run(moco_golden: Golden) -> Iterator[dict[str, Any]]:
     """The five steps, each with what was sampled, what the losses saw, and the state after it."""
@@ -114,8 +149,10 @@ def moco_run(moco_golden: Golden) -> Iterator[dict[str, Any]]:
     method.train()
     optimizer = torch.optim.Adam(method.encoder_q.parameters(), 1e-4)
     groups: dict[str, int] = {}
-    steps = []
+    steps: list[dict[str, Any]] = []
+    ties: list[float] = []
     with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(model, "sample_patches", with_published_ties(moco_golden, ties))
         recorder = Recorder(monkeypatch)
         for step in range(5):
             prefix = f"step{step}/"
@@ -137,7 +174,13 @@ def moco_run(moco_golden: Golden) -> Iterator[dict[str, Any]]:
                     "buffers": {k: v.clone() for k, v in method.named_buffers() if "." not in k},
                 }
             )
-    yield {"method": method, "steps": steps}
+    yield {"method": method, "steps": steps, "ties": ties}
+
+
+def test_published_moco_indices_differ_in_a_tie_at_most(moco_run: dict):
+    # Of 3 x 84 patches in each of 5 steps a few may differ, by less than a rounding.
+    assert len(moco_run["ties"]) <= 3
+    assert all(gap < ONE_ROUNDING for gap in moco_run["ties"])
 
 
 @pytest.mark.parametrize("step", range(5))

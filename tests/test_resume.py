@@ -6,12 +6,14 @@ Processes are forked from a server that has the program loaded, so that starting
 from __future__ import annotations
 
 import contextlib
+import enum
 import multiprocessing
 import os
 import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
@@ -28,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "save_every": 2,
 }
 STAGES = {"simclr": "self-fine", "moco": "self-fine-sup"}
+PATIENCE = 250  # seconds for a run of one, on a busy machine
 ENDS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills as Unix knows them")
@@ -85,7 +88,7 @@ class Lab:
     def finish(self, folder: Path, mode: str) -> None:
         """The same command again, to its end, which must be that of the unbroken run."""
         process = self.start(folder, mode)
-        process.join(120)
+        process.join(PATIENCE)
         assert process.exitcode == 0, (folder / "err.txt").read_text()
         found, expected = files(folder / "run"), self.expected(mode)
         assert set(found) == set(expected)
@@ -96,7 +99,7 @@ class Lab:
         if mode not in self.unbroken:
             folder = self.root / f"unbroken_{mode}"
             process = self.start(folder, mode)
-            process.join(120)
+            process.join(PATIENCE)
             assert process.exitcode == 0, (folder / "err.txt").read_text()
             self.unbroken[mode] = files(folder / "run")
         return self.unbroken[mode]
@@ -116,8 +119,16 @@ def lines_written(folder: Path) -> int:
     return count
 
 
-def kill_at_random(lab: Lab, folder: Path, mode: str, how: signal.Signals, seed: int) -> bool:
-    """Kill a run at a random moment; whether it was still running then."""
+class Kill(enum.Enum):
+    """What a signal sent at a random moment met."""
+
+    ENDED = enum.auto()  # nothing: the run had come to its end, so this was no kill
+    EARLY = enum.auto()  # a process that had not begun to train
+    INTERRUPTED = enum.auto()  # a training
+
+
+def kill_at_random(lab: Lab, folder: Path, mode: str, how: signal.Signals, seed: int) -> Kill:
+    """Kill a run at a random moment: after a random line of its metrics, and a little longer."""
     expected = lab.expected(mode)
     total = sum(b.count(b"\n") for name, b in expected.items() if name.endswith(".jsonl"))
     rng = random.Random(seed)
@@ -126,17 +137,20 @@ def kill_at_random(lab: Lab, folder: Path, mode: str, how: signal.Signals, seed:
     while process.is_alive() and lines_written(folder) < wanted:
         time.sleep(0.002)
     process.join(delay)
-    os.kill(process.pid, how)
-    process.join(120)
-    if process.exitcode == 0:
-        return False
+    with contextlib.suppress(ProcessLookupError):  # it has just ended, as its exit code tells
+        if process.exitcode is None:
+            os.kill(process.pid, how)
+    process.join(PATIENCE)
     said = folder / "err.txt"
     error = said.read_text() if said.exists() else ""
+    if process.exitcode == 0:
+        assert not error, error
+        return Kill.ENDED
     if process.exitcode == ENDS[how]:
         assert how == signal.SIGKILL or (error.count("\n") == 1 and "same command" in error), error
     else:  # the signal came before the program had begun, and ended it as it ends any program
         assert process.exitcode in (-how, 1) and not error, (process.exitcode, error)
-    return True
+    return Kill.INTERRUPTED if list((folder / "run").rglob("state_*.pt")) else Kill.EARLY
 
 
 @pytest.mark.parametrize(
@@ -146,10 +160,13 @@ def kill_at_random(lab: Lab, folder: Path, mode: str, how: signal.Signals, seed:
 def test_a_killed_run_ends_as_an_unbroken_one(
     lab: Lab, tmp_path: Path, mode: str, how: signal.Signals
 ) -> None:
-    hit = any(kill_at_random(lab, tmp_path / str(i), mode, how, seed=i) for i in range(3))
-    assert hit
-    for folder in tmp_path.iterdir():
+    for seed in range(20):  # until one is interrupted: a busy machine decides what a kill meets
+        folder = tmp_path / str(seed)
+        met = kill_at_random(lab, folder, mode, how, seed)
         lab.finish(folder, mode)
+        if met is Kill.INTERRUPTED:
+            return
+    pytest.fail("of 20 kills none came while the run trained")
 
 
 @pytest.mark.parametrize(("call", "number"), [("replace", 2), ("fsync", 7)])
@@ -157,7 +174,7 @@ def test_a_kill_between_writing_and_renaming_harms_nothing(
     lab: Lab, tmp_path: Path, call: str, number: int
 ) -> None:
     process = lab.start(tmp_path, "simclr", (call, number))
-    process.join(120)
+    process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL
     assert list((tmp_path / "run").rglob(".*.tmp"))  # what was half done lies there
     lab.finish(tmp_path, "simclr")
@@ -166,17 +183,17 @@ def test_a_kill_between_writing_and_renaming_harms_nothing(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_thirty_kills(lab: Lab, tmp_path: Path) -> None:
-    hits = 0
+    met: Counter[Kill] = Counter()
     for seed in range(100):
         mode = ("simclr", "moco")[seed % 2]
         how = list(ENDS)[seed % 3]
         folder = tmp_path / str(seed)
         for again in range(1 + seed % 3):  # some runs are killed two and three times
-            hits += kill_at_random(lab, folder, mode, how, 1000 * seed + again)
+            met[kill_at_random(lab, folder, mode, how, 1000 * seed + again)] += 1
         lab.finish(folder, mode)
-        if hits >= 30:
+        if met[Kill.INTERRUPTED] >= 25 and met[Kill.INTERRUPTED] + met[Kill.EARLY] >= 30:
             return
-    pytest.fail(f"only {hits} kills")
+    pytest.fail(f"fewer than 30 kills, or fewer than 25 of runs that trained: {met}")
 
 
 @pytest.mark.slow
@@ -186,7 +203,7 @@ def test_a_kill_at_every_step_of_saving(lab: Lab, tmp_path: Path, call: str) -> 
     for number in range(1, 200, 3):
         folder = tmp_path / str(number)
         process = lab.start(folder, "moco", (call, number))
-        process.join(120)
+        process.join(PATIENCE)
         if process.exitcode == 0:
             assert number > 10
             return

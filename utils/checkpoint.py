@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -287,7 +288,10 @@ def load(
             f"{path}: not a checkpoint (it begins with {start!r}); give a file of this program"
         )
     try:
-        with torch.serialization.safe_globals(list(_ALLOWED)):
+        with torch.serialization.safe_globals(list(_ALLOWED)), warnings.catch_warnings():
+            # What torch warns of, such as an odd pickle protocol, is no news to a user: the file
+            # is read all the same, or refused below.
+            warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location=map_location, weights_only=True)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -314,7 +318,12 @@ def _why_unreadable(error: Exception) -> str:
         )
     if "CUDA" in text and "map_location" in text:
         return "its tensors are for a device that is absent here; load it with map_location='cpu'"
-    reason = (text.strip().splitlines() or [""])[0][:120] or type(error).__name__
+    # torch wraps its reason in advice on how to load the file unsafely, which is not repeated.
+    reason = text.split("WeightsUnpickler error:")[-1]
+    reason = next((line.strip() for line in reason.splitlines() if line.strip()), "")
+    if not reason or "Weights only load failed" in reason:
+        reason = type(error).__name__
+    reason = "".join(c if c.isprintable() else "?" for c in reason[:120])
     return f"damaged, cut off or no checkpoint ({reason}); copy it again or train it again"
 
 
@@ -389,6 +398,11 @@ def network_state(
     return network
 
 
+def norm_of(state: Mapping[str, Tensor]) -> str:
+    """'batch' or 'group', the setting ``norm`` of a network's tensors: BatchNorm has a mean."""
+    return "batch" if any(key.endswith("norm1.running_mean") for key in state) else "group"
+
+
 # --- transfer -------------------------------------------------------------------------------------
 
 
@@ -449,6 +463,11 @@ def transfer(
             f"{source}: nothing matched: none of the network's {len(wanted)} tensors "
             f"'{prefix}*' is in it (found: {', '.join(list(state)[:3]) or 'no tensors'}); give a "
             "checkpoint of this program"
+        )
+    if norm_of(state) != norm_of(own):
+        raise CheckpointError(
+            f"{source}: norm: its network was trained with --norm {norm_of(state)}, this one has "
+            f"{norm_of(own)}; give --norm {norm_of(state)}, or pretrain again"
         )
     problems = []
     for keys, text in ((missing, "missing in the file"), (unexpected, "unknown to the network")):

@@ -5,7 +5,6 @@ Drawn with Pillow alone, so that every run gets its curves, whatever else is ins
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.log import read_metrics
 from utils.picture import palette
 
 Colour = tuple[int, int, int]
@@ -225,20 +225,11 @@ def _number(value: Any) -> bool:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_bytes().splitlines()
+        return read_metrics(path)
     except OSError as error:
         raise CurveError(
             f"{path}: cannot be read ({error.strerror or error}); give the metrics.jsonl of a run"
         ) from error
-    entries = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # half a line, left when a run was killed
-            continue
-        if isinstance(entry, dict):
-            entries.append(entry)
-    return entries
 
 
 def ticks(low: float, high: float, most: int = 7, whole: bool = False) -> list[float]:

@@ -71,9 +71,32 @@ class Deployed(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
+    def normalise(self, image: Tensor) -> Tensor:
+        """What the network takes, from values 0 ... 1."""
+        return (image - self.mean) / self.std
+
     def forward(self, image: Tensor) -> Tensor:
         """RGB 0 ... 255 (B, 3, H, W) to class probabilities (B, C, H, W)."""
-        return self.network((image / 255 - self.mean) / self.std).softmax(dim=1)
+        return self.network(self.normalise(image / 255)).softmax(dim=1)
+
+
+class Standardized(Deployed):
+    """A network whose input is normalised by each image's own mean and deviation.
+
+    Args:
+        network: as above.
+        least: the smallest deviation that is divided by, for values 0 ... 1.
+    """
+
+    def __init__(self, network: nn.Module, least: float) -> None:
+        super().__init__(network, (0.0,) * 3, (1.0,) * 3)
+        self.least = least
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Each image less its mean, over its deviation."""
+        centred = image - image.mean(dim=(1, 2, 3), keepdim=True)
+        deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        return centred / deviation.clamp(min=self.least)
 
 
 def check_target(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from utils.losses import IGNORED
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,88 @@ class ViewGeometry:
             for new, old in zip(mask.shape, cut.shape, strict=True)
         )
         return cut[rows[:, None], columns[None, :]]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window laid over an image: somewhere, turned and scaled (training with labels).
+
+    What sticks out of the image shows it mirrored, and nobody has labelled it.
+
+    Attributes:
+        rows, columns: size of the result in pixels.
+        row, column: the window's centre, in pixels from the image's top and left edge.
+        scale: by how much the image is enlarged; below 1 it is reduced.
+        angle: by how much it is turned counter-clockwise, in degrees.
+    """
+
+    rows: int
+    columns: int
+    row: float
+    column: float
+    scale: float = 1.0
+    angle: float = 0.0
+
+    @classmethod
+    def draw(
+        cls,
+        rng: np.random.Generator,
+        size: tuple[int, int],
+        side: int = 0,
+        scale: float = 1.0,
+        rotation: float = 0.0,
+    ) -> Window:
+        """Draw a window that, before it is turned, lies inside the image if it fits there.
+
+        Args:
+            rng: random numbers.
+            size: rows and columns of the image.
+            side: rows and columns of the window; 0: those of the image.
+            scale: largest factor; the logarithm is uniform in -log(scale) ... log(scale).
+            rotation: largest angle either way, in degrees.
+        """
+        rows, columns = (side, side) if side else size
+        if scale == 1 and rotation == 0:  # whole pixels, which no resampling blurs
+            top = int(rng.integers(max(size[0] - rows, 0) + 1))
+            left = int(rng.integers(max(size[1] - columns, 0) + 1))
+            return cls(rows, columns, top + rows / 2, left + columns / 2)
+        reach = math.log(scale)
+        factor = math.exp(rng.uniform(-reach, reach))
+        angle = float(rng.uniform(-rotation, rotation))
+        half = (min(rows / factor, size[0]) / 2, min(columns / factor, size[1]) / 2)
+        row = float(rng.uniform(half[0], size[0] - half[0]))
+        column = float(rng.uniform(half[1], size[1] - half[1]))
+        return cls(rows, columns, row, column, factor, angle)
+
+    def places(self, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the window's pixels lie on an image of ``rows x columns``.
+
+        Returns:
+            Distance of each pixel's centre from the image's top edge and from its left edge, float
+            (h, w) in pixels, and whether it is inside.
+        """
+        down = (torch.arange(self.rows) + 0.5 - self.rows / 2)[:, None] / self.scale
+        right = (torch.arange(self.columns) + 0.5 - self.columns / 2)[None, :] / self.scale
+        cosine, sine = (f(math.radians(self.angle)) for f in (math.cos, math.sin))
+        y = self.row + right * sine + down * cosine
+        x = self.column + right * cosine - down * sine
+        return y, x, (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+
+    def apply(self, image: Tensor) -> Tensor:
+        """Look at a float image (c, H, W) through the window, bilinear: (c, h, w)."""
+        rows, columns = image.shape[-2:]
+        y, x, _ = self.places(rows, columns)
+        grid = torch.stack([2 * x / columns - 1, 2 * y / rows - 1], dim=-1)[None]
+        return F.grid_sample(
+            image[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False
+        )[0]
+
+    def apply_mask(self, mask: Tensor) -> Tensor:
+        """The same for class ids (H, W), by the nearest pixel; ``IGNORED`` outside: (h, w)."""
+        rows, columns = mask.shape
+        y, x, inside = self.places(rows, columns)
+        nearest = y.floor().long().clamp(0, rows - 1), x.floor().long().clamp(0, columns - 1)
+        return mask[nearest].masked_fill(~inside, IGNORED)
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:

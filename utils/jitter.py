@@ -1,7 +1,8 @@
-"""Colour jitter as a value: drawn once from a numpy generator, applied to 8-bit pixels."""
+"""Jitter of colours and contrast as values: drawn once from a numpy generator, then applied."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +84,31 @@ class ColorJitter:
             else:
                 image = F.adjust_hue(image, self.hue)
         return image
+
+
+@dataclass(frozen=True)
+class ContrastJitter:
+    """Change of contrast of a normalised image, for sets that differ in contrast.
+
+    ``ColorJitter`` works on 8-bit pixels and rounds them; this neither rounds nor clips.
+
+    Attributes:
+        gain: factor, 1 = no change.
+        offset: added after it, in the unit of the normalised image.
+    """
+
+    gain: float = 1.0
+    offset: float = 0.0
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, strength: float) -> ContrastJitter:
+        """Draw log(gain) and offset, both uniform in [-strength, strength]."""
+        reach, offset = rng.uniform(-strength, strength, 2).tolist()
+        return cls(math.exp(reach), offset)
+
+    def apply(self, image: Tensor) -> Tensor:
+        """``gain * image + offset`` of a float image of any shape."""
+        return image * self.gain + self.offset
 
 
 def _blend(image: Tensor, level: float, factor: float) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.events import Events
 from utils.metrics import Scores
 
 VERSION = "1.0.0"
@@ -56,11 +57,13 @@ class RunLog:
             which both are cut back.  Lines of other stages are always kept.
         quiet: nothing to the terminal.
         enabled: False makes every method do nothing (all processes but the first).
+        tensorboard: write the numbers of the metrics for TensorBoard too.
 
     Every line is flushed as it is written.
 
     Raises:
-        LogError: a file cannot be opened or written, here and in every writing method.
+        LogError, EventsError: a file cannot be opened or written, here and in every writing
+            method.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class RunLog:
         *,
         quiet: bool = False,
         enabled: bool = True,
+        tensorboard: bool = False,
     ) -> None:
         self.stage = stage
         self.text_path = Path(run_dir) / f"log_{stage}.txt"
@@ -79,6 +83,7 @@ class RunLog:
         self._text: BinaryIO | None = None
         self._metrics: BinaryIO | None = None
         self._metrics_lines = 0
+        self._events: Events | None = None
         if not enabled:
             return
         resume_at = resume_at or {}
@@ -93,6 +98,11 @@ class RunLog:
                 self.metrics_path, stage, resume_at.get("metrics_lines", 0)
             )
             self._metrics = open(self.metrics_path, "ab")  # noqa: SIM115
+        if tensorboard:
+            self._events = Events(run_dir, stage)
+            for entry in read_metrics(self.metrics_path):
+                if entry.get("stage") == stage:
+                    self._events.add(entry)
 
     def offsets(self) -> dict[str, int]:
         """Where the logs stand: bytes of the text log, lines of this stage among the metrics."""
@@ -121,9 +131,12 @@ class RunLog:
         """Append one line to ``metrics.jsonl``; nan and infinities become null."""
         if self._metrics is None:
             return
+        entry = _json_value({"stage": self.stage, **values})
         with _log_errors(self.metrics_path):
-            self._metrics.write(_json_line({"stage": self.stage, **values}))
+            self._metrics.write(_json_line(entry))
             self._metrics.flush()
+        if self._events is not None:
+            self._events.add(entry)
         self._metrics_lines += 1
 
     def close(self) -> None:
@@ -132,6 +145,8 @@ class RunLog:
             if file is not None:
                 with _log_errors(path):
                     file.close()
+        if self._events is not None:
+            self._events.close()
 
     def __enter__(self) -> RunLog:
         """Return the log itself."""
@@ -173,6 +188,21 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; half a line, left when a run was killed, is passed over.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    entries = []
+    for line in Path(path).read_bytes().splitlines():
+        with suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                entries.append(entry)
+    return entries
 
 
 def _cut_metrics(path: Path, stage: str, keep: int) -> int:
@@ -328,8 +358,8 @@ def _digits(value: float) -> str:
 def evaluation_lines(scores: Scores) -> list[str]:
     """Return the lines of an evaluation, each score alone on its line: ``ACC``, ``Dice``, ...
 
-    A class found in neither truth nor prediction has the score ``nan``; ``Classes scored`` tells
-    over how many classes the means then are.
+    A class that the whole test set lacks has the score ``nan``; ``Classes scored`` tells over how
+    many classes the means then are, and how often the others were predicted all the same.
     """
     lines = [f"ACC: {scores.acc:.4f}", f"Dice: {scores.mean_dice:.4f}"]
     lines += _class_lines("Dice", scores.dice)
@@ -337,6 +367,12 @@ def evaluation_lines(scores: Scores) -> list[str]:
     lines += _class_lines("IoU", scores.iou)
     if scores.classes_scored < len(scores.dice):
         lines.append(f"Classes scored: {scores.classes_scored} of {len(scores.dice)}")
+        counts = zip(scores.truth_pixels, scores.predicted_pixels, strict=False)
+        lines += [
+            f"Class {c} is not scored: no pixel of it in the truth, {predicted} predicted"
+            for c, (truth, predicted) in enumerate(counts)
+            if c and not truth
+        ]
     return lines
 
 

@@ -96,6 +96,71 @@ def soft_info_nce(
     return -row_weight * (own + (queue_target * others).sum(dim=-1))
 
 
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """InfoNCE over [positive, queue] with a one-hot target (He 2020, equation 1).
+
+    Args:
+        query, key: (N, D) unit vectors; the same row of both is a positive pair.
+        queue: (Q, D) keys of earlier batches, the negatives of every row.
+        temperature: divides the similarities.
+
+    Returns:
+        The mean cross-entropy over the N rows.
+    """
+    query, key, queue = query.float(), key.float(), queue.float()
+    positive = (query * key).sum(dim=1, keepdim=True)  # (N, 1)
+    negative = query @ queue.T  # (N, Q)
+    logits = torch.cat([positive, negative], dim=1) / temperature  # (N, 1 + Q)
+    target = torch.zeros(len(query), dtype=torch.long, device=query.device)
+    return F.cross_entropy(logits, target)
+
+
+def dense_info_nce(
+    query: Tensor,
+    key: Tensor,
+    features_q: Tensor,
+    features_k: Tensor,
+    queue: Tensor,
+    temperature: float,
+) -> Tensor:
+    """InfoNCE of the cells of two views' grids (Wang 2021, equations 2 and 4).
+
+    The positive of a cell of view q is the key of that cell of view k, of the same image, whose
+    features are the most similar by cosine. Which one that is carries no gradient.
+
+    Args:
+        query, key: (B, D, P) dense projections of the P cells of both views, of any length.
+        features_q, features_k: (B, c, P) the backbone's features of the same cells.
+        queue: (Q, D) dense keys of earlier images, unit vectors, the negatives of every cell.
+        temperature: divides the similarities.
+
+    Returns:
+        The mean cross-entropy over the B*P cells of view q.
+    """
+    with torch.no_grad():
+        unit_q = F.normalize(features_q.float(), dim=1)
+        unit_k = F.normalize(features_k.float(), dim=1)
+        match = (unit_q.transpose(1, 2) @ unit_k).argmax(dim=2)  # (B, P) cells of view k
+    query, key = F.normalize(query.float(), dim=1), F.normalize(key.float(), dim=1)
+    positive = key.gather(2, match[:, None].expand_as(key))  # (B, D, P)
+    rows_q, rows_k = (x.transpose(1, 2).flatten(0, 1) for x in (query, positive))  # (B*P, D)
+    return info_nce(rows_q, rows_k, queue, temperature)
+
+
+def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared distance of the unit vectors, 2 - 2 cos (Grill 2020, equation 2).
+
+    Args:
+        prediction: (B, D) of the online network from one view, of any length.
+        target: (B, D) projections of the target network from the other view.
+
+    Returns:
+        The mean over the B rows, from 0 to 4.
+    """
+    prediction, target = F.normalize(prediction.float(), dim=1), F.normalize(target.float(), dim=1)
+    return (2 - 2 * (prediction * target).sum(dim=1)).mean()
+
+
 def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1e-4) -> Tensor:
     """Dice loss per class, averaged over the images (published program).
 

@@ -74,8 +74,18 @@ def palette(num_classes: int) -> Picture:
     return np.array(colours, dtype=np.uint8).reshape(-1, 3)
 
 
-def colour_mask(mask: Array, num_classes: int) -> Picture:
-    """Colour a mask of class ids [H, W] with :func:`palette`; returns RGB uint8 [H, W, 3].
+def class_colours(num_classes: int, texts: Sequence[str] = ()) -> Picture:
+    """Colours of class 0 ... C-1 from six hexadecimal digits each; without them :func:`palette`."""
+    if len(texts) != num_classes:
+        return palette(num_classes)
+    rgb = [bytes.fromhex(text.removeprefix("#")) for text in texts]
+    return np.array([list(colour) for colour in rgb], dtype=np.uint8).reshape(-1, 3)
+
+
+def colour_mask(mask: Array, num_classes: int, colours: Array | None = None) -> Picture:
+    """Colour a mask of class ids [H, W]; returns RGB uint8 [H, W, 3].
+
+    The colours are uint8 [C, 3], those of :func:`palette` if none are given.
 
     Pixels that nobody labelled (id 255) are gray.
 
@@ -84,7 +94,8 @@ def colour_mask(mask: Array, num_classes: int) -> Picture:
     """
     mask = np.asarray(mask)
     unlabelled = mask == IGNORED
-    coloured = palette(num_classes)[_class_ids(np.where(unlabelled, 0, mask), num_classes)]
+    colours = palette(num_classes) if colours is None else colours
+    coloured = colours[_class_ids(np.where(unlabelled, 0, mask), num_classes)]
     coloured[unlabelled] = _UNLABELLED
     return coloured
 
@@ -163,6 +174,7 @@ def contact_sheet(
     *,
     heading: str = "",
     class_names: Sequence[str] | None = None,
+    colours: Array | None = None,
     panel: int = 384,
 ) -> Path:
     """Write a sheet of rows image | truth | prediction | error, each with its name and Dice.
@@ -176,6 +188,7 @@ def contact_sheet(
         max_rows: at most so many rows, taken evenly from the first to the last.
         heading: words at the top left.
         class_names: names for the legend; default ``0 background``, ``1``, ``2`` ...
+        colours: uint8 [C, 3]; default :func:`palette`.
         panel: largest side of a picture on the sheet, in pixels.  Smaller ones are enlarged by a
             whole factor, larger ones reduced.
 
@@ -190,7 +203,9 @@ def contact_sheet(
     take = np.linspace(0, len(rows) - 1, min(max(max_rows, 1), len(rows))).round().astype(int)
     shown = [(rows[i], titles[i]) for i in take]
     count = f"{len(take)} of {len(rows)} images"
-    return _write_sheet(path, shown, num_classes, (heading, count), class_names, panel)
+    colours = palette(num_classes) if colours is None else colours
+    names = class_names or default_names(num_classes)
+    return _write_sheet(path, shown, names, colours, (heading, count), panel)
 
 
 def best_median_worst(
@@ -201,6 +216,7 @@ def best_median_worst(
     *,
     heading: str = "",
     class_names: Sequence[str] | None = None,
+    colours: Array | None = None,
     panel: int = 384,
 ) -> Path:
     """Write a sheet of the worst, the median and the best image by Dice, as ``contact_sheet``.
@@ -213,7 +229,9 @@ def best_median_worst(
     picked = _picked_by_dice([image_dice(row[1], row[2], num_classes) for row in rows])
     shown = [(rows[i], f"{word}: {titles[i]}") for word, i in picked]
     count = f"worst, median, best of {len(rows)} images"
-    return _write_sheet(path, shown, num_classes, (heading, count), class_names, panel)
+    colours = palette(num_classes) if colours is None else colours
+    names = class_names or default_names(num_classes)
+    return _write_sheet(path, shown, names, colours, (heading, count), panel)
 
 
 def _picked_by_dice(dice: Sequence[Mapping[int, float]]) -> list[tuple[str, int]]:
@@ -234,16 +252,16 @@ def _check_titles(rows: Sequence[object], titles: Sequence[str]) -> None:
 def _write_sheet(
     path: str | Path,
     shown: Sequence[tuple[tuple[Array, Array, Array], str]],
-    num_classes: int,
+    names: Sequence[str],
+    colours: Array,
     head: tuple[str, str],
-    class_names: Sequence[str] | None,
     panel: int,
 ) -> Path:
     """Draw (row, title) below one another, with words at the top left and right, and save."""
-    drawn = [_row_panels(row, num_classes, panel) for row, _ in shown]
+    drawn = [_row_panels(row, colours, panel) for row, _ in shown]
     cell = max(_NARROWEST, *(tile.width for tiles in drawn for tile in tiles))
     width = _GAP + len(_COLUMNS) * (cell + _GAP)
-    legend = _legend_lines(num_classes, class_names, width)
+    legend = _legend_lines(names, colours, width)
     top = _GAP + _LINE * (2 + len(legend)) + _GAP
     height = top + sum(_LINE + tiles[0].height + _GAP for tiles in drawn)
     sheet = Image.new("RGB", (width, height), _PAPER)
@@ -255,7 +273,7 @@ def _write_sheet(
         at = (_GAP + column * (cell + _GAP), top - _GAP - _LINE + 6)
         _text(draw, at, name, cell, _FAINT)
     for ((_, truth, prediction), title), tiles in zip(shown, drawn, strict=True):
-        _two_texts(draw, top, width, title, _dice_text(truth, prediction, num_classes))
+        _two_texts(draw, top, width, title, _dice_text(truth, prediction, len(colours)))
         for column, tile in enumerate(tiles):
             sheet.paste(tile, (_GAP + column * (cell + _GAP), top + _LINE))
         top += _LINE + tiles[0].height + _GAP
@@ -264,7 +282,7 @@ def _write_sheet(
     return path
 
 
-def _row_panels(row: tuple[Array, Array, Array], num_classes: int, panel: int) -> list[Image.Image]:
+def _row_panels(row: tuple[Array, Array, Array], colours: Array, panel: int) -> list[Image.Image]:
     """Draw one row's four pictures, all scaled alike."""
     image, truth, prediction = (np.asarray(part) for part in row)
     if not image.shape[:2] == truth.shape == prediction.shape:
@@ -274,8 +292,8 @@ def _row_panels(row: tuple[Array, Array, Array], num_classes: int, panel: int) -
         )
     pictures = (
         _as_rgb(image),
-        colour_mask(truth, num_classes),
-        colour_mask(prediction, num_classes),
+        colour_mask(truth, len(colours), colours),
+        colour_mask(prediction, len(colours), colours),
         error_map(image, truth, prediction),
     )
     height, width = truth.shape
@@ -376,16 +394,19 @@ def _drawable(text: str) -> str:
 _Entry = tuple[str, Colour, int]  # words, colour, left edge
 
 
-def _legend_lines(
-    num_classes: int, class_names: Sequence[str] | None, width: int
-) -> list[list[_Entry]]:
+def default_names(num_classes: int) -> list[str]:
+    """Names of class 0 ... C-1 where nobody gave any."""
+    return ["0 background", *map(str, range(1, num_classes))]
+
+
+def _legend_lines(names: Sequence[str], colours: Array, width: int) -> list[list[_Entry]]:
     """Lay the legend out in lines of at most ``width`` pixels."""
-    names = list(class_names or ["0 background", *map(str, range(1, num_classes))])
+    num_classes = len(colours)
     names = [_drawable(name) for name in names]
     if len(names) != num_classes:
         raise ValueError(f"{len(names)} class names for {num_classes} classes: give one for each")
-    colours = [tuple(int(v) for v in colour) for colour in palette(num_classes)]
-    entries = [*zip(names, colours, strict=True), *_ERRORS]
+    drawn = [tuple(int(v) for v in colour) for colour in colours]
+    entries = [*zip(names, drawn, strict=True), *_ERRORS]
     font = _font()
     lines: list[list[_Entry]] = [[]]
     left = _GAP

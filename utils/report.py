@@ -35,7 +35,9 @@ _CHOICES = (
     "Best on test: the evaluation with the highest ACC on the test set, as in the paper's protocol",
     "Last epoch: after the last epoch, nothing chosen",
 )
-_NO_MATTER = {"repeats", "stages", "overwrite", "resume", "save_seconds"}
+_NO_MATTER = {
+    "repeats", "stages", "overwrite", "resume", "save_seconds", "report", "tensorboard",
+}  # fmt: skip
 _EXPLAINED = (
     ("Dice", "overlap of predicted and true regions of a class, 2|P∩G| / (|P|+|G|), pooled over "
      "the whole test set; without a number: mean over the classes, background left out. "
@@ -128,7 +130,7 @@ def write_report(experiment_dir: str | Path) -> Path:
         ReportError: there is no run, or the page cannot be written.
     """
     folder = Path(experiment_dir)
-    runs = [p for p in sorted(folder.glob("*")) if p.is_dir() and _stages_of(p)]
+    runs = runs_of(folder)
     if not runs:
         raise ReportError(
             f"{folder}: holds no run; give the folder of an experiment, such as aluminum_simclr"
@@ -142,6 +144,11 @@ def write_report(experiment_dir: str | Path) -> Path:
     path = folder / REPORT
     _write(path, _html(folder.resolve().name, page).encode("utf-8", "backslashreplace"))
     return path
+
+
+def runs_of(experiment_dir: str | Path) -> list[Path]:
+    """The folders of an experiment's runs."""
+    return [p for p in sorted(Path(experiment_dir).glob("*")) if p.is_dir() and _stages_of(p)]
 
 
 def _stages_of(run: Path) -> list[str]:
@@ -269,16 +276,23 @@ def _sheets(page: _Page, runs: Sequence[Path]) -> None:
     )
     for run, path in found:
         name = f"{run.name}/{path.name}"
-        try:
-            with Image.open(path) as file:
-                picture = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        picture = _open(path)
+        if picture is None:
             page.add(f"<p>{_text(name)}: cannot be read, left out.</p>")
             continue
         words = (
             "worst, median and best test image by Dice" if _EXTREMES in path.stem else "test set"
         )
         page.add(_Picture(f"Run {run.name}: {words} ({name})", words, picture, False))
+
+
+def _open(path: Path) -> Image.Image | None:
+    """A picture; None if it is absent or cannot be read."""
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 def _encode(picture: Image.Image, room: int, drawn: bool) -> str | None:
@@ -328,6 +342,11 @@ def _measurements(page: _Page, folder: Path, runs: Sequence[Path]) -> None:
         else:
             room -= size
         page.add(*parts)
+        sheet = _open(place / "sheet.png")
+        if sheet is not None:
+            page.add(
+                _Picture(f"{name}: some of its images", "images and predictions", sheet, False)
+            )
 
 
 def _markdown(text: str) -> Iterator[str]:
@@ -337,7 +356,7 @@ def _markdown(text: str) -> Iterator[str]:
         if not lines or lines[0].startswith("# "):
             continue
         if lines[0].startswith("#"):
-            yield f"<h4>{_text(lines.pop(0).lstrip('# '))}</h4>"
+            yield f"<h4>{_text(_units(lines.pop(0).lstrip('# ')))}</h4>"
         if len(lines) > 1 and all(line.startswith("|") for line in lines):
             head, _, *rows = [_cells(line) for line in lines]
             yield _table([_units(name) for name in head], rows)

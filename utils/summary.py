@@ -75,6 +75,7 @@ class Results:
     confusion: Tensor | None = None
     sizes: set[tuple[int, int]] = field(default_factory=set)
     done: list[tuple[Item, Path | None]] = field(default_factory=list)
+    predicted: int = 0
     skipped: int = 0
     bad: list[str] = field(default_factory=list)
     without_truth: list[str] = field(default_factory=list)
@@ -226,8 +227,10 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
 
 
 def number(value: float) -> str:
-    """Four digits; what is not known is ``-``."""
-    return "-" if math.isnan(value) else f"{value:.4g}"
+    """Four digits, more of large numbers; what is not known is ``-``."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def interval(values: Iterable[float]) -> str:
