@@ -9,7 +9,6 @@ table from what is finished, ``--ablate ratio`` varies one setting. ``-h`` lists
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import shlex
 import sys
@@ -49,7 +48,7 @@ from data import (
     find_split,
     parse_name,
 )
-from model import METHODS, Method
+from model import METHODS, settings_of
 from utils import record
 from utils.bootstrap import LEVEL, REPLICATES, number_clusters
 from utils.bootstrap import SEED as BOOTSTRAP_SEED
@@ -234,7 +233,7 @@ def _ablation(config: Config, ablate: str, words: Sequence[str]) -> tuple[Varian
     problems = choice_problems("methods", method, METHODS)
     if len(words) > 1:
         problems.append(f"--methods: found {' '.join(words)}; --ablate takes one method")
-    if method in METHODS and not _takes(method, setting):
+    if method in METHODS and setting not in settings_of(method):
         problems.append(f"--methods: {method} does not use {setting}, which {ablate} varies")
     if problems:
         raise ConfigError("\n".join(problems))
@@ -249,12 +248,6 @@ def _ablation(config: Config, ablate: str, words: Sequence[str]) -> tuple[Varian
             name = f"{config.name}-{ablate}-{text.replace(',', '-')}"
             variants.append(Variant(key, title, method, name, ((setting, value),)))
     return tuple(variants)
-
-
-def _takes(method: str, setting: str) -> bool:
-    """Whether a method's class, or one that it builds on, takes a setting."""
-    classes = [c for c in METHODS[method].__mro__ if issubclass(c, Method)]
-    return any(setting in inspect.signature(c).parameters for c in classes)
 
 
 def _help() -> str:
@@ -288,7 +281,7 @@ class ForestRun(Supervised):
 
     def decisive_settings(self, ahead: bool = False) -> dict[str, Any]:
         """The few settings that it looks at, and its own."""
-        names = ("num_classes", "ignore_label", "image_size", "seed")
+        names = ("num_classes", "ignore_label", "image_size", "standardize", "seed")
         settings = {name: getattr(self.config, name) for name in names}
         files = fingerprint(self.samples(), self.job.store)
         mapping = list(self.config.mapping)
@@ -297,7 +290,8 @@ class ForestRun(Supervised):
     def fit(self, trees: int | None = None) -> tuple[PixelForest, int]:
         """A forest that learnt from the annotated images, and from how many pixels."""
         samples, store = self.job.annotated(), self.job.store
-        forest = PixelForest(self.config.seed, torch.get_num_threads(), trees)
+        c = self.config
+        forest = PixelForest(c.seed, c.standardize, torch.get_num_threads(), trees)
         images = [store.image(s.image).numpy() for s in samples]
         masks = [store.mask(s.mask).numpy() for s in samples if s.mask is not None]
         return forest, forest.fit(images, masks)

@@ -56,8 +56,8 @@ def test_a_blurred_step_is_the_normal_distribution() -> None:
 
 
 def test_features_of_a_ramp() -> None:
-    # 255 counts as 1, so the ramp climbs by 2/255 a column: one tensor eigenvalue is its square.
-    features = pixel_features((2 * COLUMNS).astype(np.uint8)[None], sigmas=(1.0, 2.0))
+    # It climbs by 2/255 a column: one eigenvalue of the structure tensor is the square of that.
+    features = pixel_features((2 * COLUMNS / 255)[None], sigmas=(1.0, 2.0))
     assert features.shape == (64, 64, 1 + 2 * 7) and features.dtype == np.float32
     slope = 2 / 255
     for start in (1, 8):
@@ -69,16 +69,16 @@ def test_features_of_a_ramp() -> None:
 
 
 def test_turning_the_picture_turns_the_features() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (1, 40, 30)).astype(np.uint8)
+    image = np.random.default_rng(0).random((1, 40, 30)).astype(np.float32)
     turned = pixel_features(np.rot90(image, axes=(1, 2)))
     assert turned == pytest.approx(np.rot90(pixel_features(image)), abs=1e-5)
 
 
 def test_colour_adds_the_intensity_of_each_channel() -> None:
     image = np.random.default_rng(0).integers(0, 256, (3, 20, 20)).astype(np.uint8)
-    features = pixel_features(image, sigmas=(1.0,))
+    features = pixel_features(image.astype(np.float32), sigmas=(1.0,))
     assert features.shape == (20, 20, 3 + 3 + 6)
-    assert features[..., :3] == pytest.approx(np.moveaxis(image, 0, -1) / 255, abs=1e-6)
+    assert features[..., :3] == pytest.approx(np.moveaxis(image, 0, -1))
     assert with_channels(image[:1], 3).tolist() == [image[0].tolist()] * 3
     mean = np.rint(image.astype(float).mean(0))
     assert with_channels(image, 1)[0] == pytest.approx(mean)
@@ -111,10 +111,26 @@ def test_textures_of_equal_brightness_are_told_apart(small: None) -> None:
 def test_the_seed_decides_and_the_threads_do_not(small: None) -> None:
     found = []
     for seed, threads in ((0, 1), (0, 2), (1, 1)):
-        forest = PixelForest(seed, threads)
+        forest = PixelForest(seed, threads=threads)
         forest.fit([two_textures(0)[0]], [two_textures(0)[1]])
         found.append(forest.predict(two_textures(2)[0]).tobytes())
     assert found[0] == found[1] != found[2]
+
+
+def test_brightness_and_contrast_matter_unless_images_are_standardised(small: None) -> None:
+    image, mask = two_textures(0)
+    other = (image // 2 + 90).astype(np.uint8)
+    right = {}
+    for standardize in (False, True):
+        forest = PixelForest(seed=0, standardize=standardize)
+        forest.fit([image], [mask])
+        right[standardize] = (forest.predict(other) == mask).mean()
+    assert right[True] > 0.9 > 0.8 > right[False]
+    features = PixelForest(seed=0, standardize=True).features(image)[..., 0]
+    assert features.mean() == pytest.approx(0, abs=1e-5)
+    assert features.std() == pytest.approx(1, abs=1e-5)
+    flat = np.full((1, 20, 20), 7, np.uint8)
+    assert not PixelForest(seed=0, standardize=True).features(flat).any()
 
 
 def test_unlabelled_pixels_and_absent_classes(small: None) -> None:

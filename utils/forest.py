@@ -22,11 +22,11 @@ Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.uint8]
 
 TREES = 100
-SIGMAS = (1.0, 2.0, 4.0, 8.0)  # widths of the filters, in pixels
-MOST_PIXELS = 50_000  # of one class; more of them are drawn from
+SIGMAS = (0.5, 1.0, 2.0, 4.0)  # widths of the filters, in pixels
+MOST_PIXELS = 5_000  # of one class; more of them are drawn from
 
 
-def pixel_features(image: NDArray[np.uint8], sigmas: Sequence[float] = SIGMAS) -> Floats:
+def pixel_features(image: Floats, sigmas: Sequence[float] = SIGMAS) -> Floats:
     """Describe every pixel of an image.
 
     In this order: the intensity of each channel; then for every width sigma the intensity of each
@@ -34,14 +34,14 @@ def pixel_features(image: NDArray[np.uint8], sigmas: Sequence[float] = SIGMAS) -
     Laplacian, the larger and smaller eigenvalue of the Hessian, and of the structure tensor.
 
     Args:
-        image: uint8 (1 or 3, H, W).
+        image: float32 (1 or 3, H, W).
         sigmas: standard deviations of the Gaussians, pixels.
 
     Returns:
-        float32 (H, W, F), F = channels + (channels + 6) * number of sigmas; 255 counts as 1,
-        lengths are in pixels.
+        float32 (H, W, F), F = channels + (channels + 6) * number of sigmas; derivatives are by
+        pixels.
     """
-    channels = image.astype(np.float32) / 255
+    channels = image.astype(np.float32)
     gray = channels.mean(axis=0, dtype=np.float32)
     found = list(channels)
     for sigma in sigmas:
@@ -89,12 +89,20 @@ class PixelForest:
 
     Args:
         seed: of the trees and of the pixels drawn.
+        standardize: images are normalised by the mean and deviation of their own pixels; else 255
+            counts as 1.
         threads: that grow trees.
         trees: fewer, to see how long it takes; None: all.
     """
 
-    def __init__(self, seed: int, threads: int = 1, trees: int | None = None) -> None:
-        self.seed = seed
+    def __init__(
+        self,
+        seed: int,
+        standardize: bool = False,
+        threads: int = 1,
+        trees: int | None = None,
+    ) -> None:
+        self.seed, self.standardize = seed, standardize
         self.channels = 1
         self.model = RandomForestClassifier(trees or TREES, random_state=seed, n_jobs=threads)
 
@@ -109,7 +117,7 @@ class PixelForest:
             The number of pixels learnt from.
         """
         self.channels = max(len(image) for image in images)
-        described = [pixel_features(with_channels(image, self.channels)) for image in images]
+        described = [self.features(image) for image in images]
         features = np.concatenate([f.reshape(-1, f.shape[-1]) for f in described])
         ids = np.concatenate([mask.ravel() for mask in masks])
         chosen = draw_pixels(ids, self.seed)
@@ -118,9 +126,17 @@ class PixelForest:
         self.model.set_params(n_jobs=1)
         return len(chosen)
 
+    def features(self, image: NDArray[np.uint8]) -> Floats:
+        """What is known of every pixel of an image (1 or 3, H, W): (H, W, F)."""
+        pixels = with_channels(image, self.channels).astype(np.float32)
+        if self.standardize:
+            pixels -= pixels.mean(dtype=np.float64)
+            return pixel_features(pixels / max(float(pixels.std(dtype=np.float64)), 1.0))
+        return pixel_features(pixels / 255)
+
     def predict(self, image: NDArray[np.uint8]) -> Ids:
         """Class ids (H, W) of an image (1 or 3, H, W), of those classes that were learnt."""
-        features = pixel_features(with_channels(image, self.channels))
+        features = self.features(image)
         found = self.model.predict(features.reshape(-1, features.shape[-1]))
         return np.asarray(found.reshape(features.shape[:2]), np.uint8)
 
