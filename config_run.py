@@ -327,12 +327,14 @@ class Runner:
 
     def restore(self, state: Mapping[str, Any]) -> int:
         """Take a saved state over; returns the epoch to go on with."""
+        path = self.state.path
         try:
-            self.module.load_state_dict(state["module"])
+            transfer(self.module, state["module"], prefix="", source=path)
             self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            tensors = f"{error}\n" if isinstance(error, CheckpointError) else ""  # named one by one
             raise CheckpointError(
-                f"{self.state.path}: does not fit this program; train again with --overwrite"
+                f"{tensors}{path}: does not fit this program; train again with --overwrite"
             ) from error
         self.evaluations = state["evaluations"]
         return int(state["epoch"])

@@ -155,7 +155,7 @@ class Segmenter:
         try:
             tiling.cut_axis(1, tile, overlap)
         except ValueError as error:
-            raise ConfigError(str(error)) from None
+            raise ConfigError(f"--{error}") from None
         self.tile, self.overlap, self.tta = tile, overlap, tta
         shown = f"{self.num_classes} classes, channels {' '.join(map(str, channels))}"
         if known:
@@ -456,8 +456,8 @@ def predict_images(segmenter: Segmenter, o: argparse.Namespace) -> int:
     results = folder.run()
     for line in warnings(segmenter, results):
         to_terminal(line.removeprefix("- "))
-    fresh = len(results.done) - results.skipped
-    to_terminal(f"{out}: {fresh} image(s) predicted, {results.skipped} were done already")
+    fresh, old = results.predicted, results.skipped
+    to_terminal(f"{out}: {fresh} image(s) predicted, {old} were done already")
     if experiment:
         to_terminal(f"Report: {write_report(experiment)}")
     return _report_bad(results.bad)

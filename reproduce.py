@@ -448,14 +448,15 @@ class Bench:
 
     def works(self) -> list[Work]:
         """Everything that the rows need, repeat by repeat, so that a full row comes early."""
-        return [
-            Work(variant, repeat, stage, self.settings_of(variant, repeat, stage))
-            for number, repeat in enumerate(self.repeats)
-            for variant in self.options.variants
-            for stage in variant.stages
-            for repeat in ([0] if stage == "self" and variant.shared else [repeat])
-            if not (stage == "self" and variant.shared and number)
-        ]
+        works: dict[tuple[str, int, str], Work] = {}
+        for repeat in self.repeats:
+            for variant in self.options.variants:
+                for stage in variant.stages:
+                    number = 0 if stage == "self" and variant.shared else repeat
+                    config = self.settings_of(variant, number, stage)
+                    place = (variant.key, number, stage)
+                    works.setdefault(place, Work(variant, number, stage, config))
+        return list(works.values())
 
     def settings_of(self, variant: Variant, repeat: int, stage: str) -> Config:
         """The settings of a piece of work, as ``train.py`` would be given them."""

@@ -18,6 +18,7 @@ Array = NDArray[Any]
 Value = tuple[int, ...]  # one gray level, or red, green, blue
 Palette = tuple[tuple[int, Value], ...]  # class id (or IGNORED) and value
 
+LARGEST = 2.0**53  # whole numbers of float masks; above it not all can be written
 MOST_CLASSES = 32  # that are believed without a palette
 KINDS = ("auto", "ids", "levels", "colours")
 
@@ -72,8 +73,8 @@ def to_codes(path: Path, pixels: Array, colours: bool) -> NDArray[np.int64]:
         DataError: the values are not whole, or too large to be packed.
     """
     if pixels.dtype.kind == "f":
-        whole = np.nan_to_num(pixels, nan=-1.0)
-        broken = whole[whole != np.round(whole)]
+        whole = np.where(np.isnan(pixels), -1.0, pixels)
+        broken = whole[(whole != np.round(whole)) | (np.abs(whole) > LARGEST)]
         if broken.size:
             value = f"{path}: value {broken.flat[0]:g} in a mask"
             raise DataError(f"{value}; values must be whole numbers: threshold or round it")

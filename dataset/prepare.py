@@ -17,10 +17,11 @@ import re
 import shutil
 import sys
 import tempfile
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import cv2
 import numpy as np
@@ -42,6 +43,12 @@ from dataset.set_plan import (  # noqa: E402
     window,
 )
 from utils.imagefile import DataError, Pixels  # noqa: E402
+from utils.interrupt import (  # noqa: E402
+    INTERRUPTED,
+    TERMINATED,
+    Termination,
+    termination_as_interrupt,
+)
 
 REPORT, SOURCES = "prepare_report.txt", "prepare_sources.csv"
 
@@ -90,8 +97,9 @@ def _write_set(settings: Settings, plan: Plan, lines: list[str]) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         temporary.chmod(0o755)  # mkdtemp's folders are private
         _write_tiles(settings, plan, temporary)
-        (temporary / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (temporary / SOURCES).write_text(_sources_table(plan), encoding="utf-8")
+        for name, text in ((REPORT, "\n".join(lines) + "\n"), (SOURCES, _sources_table(plan))):
+            # A file name that is no valid text holds surrogates, which UTF-8 cannot write.
+            (temporary / name).write_bytes(text.encode("utf-8", "backslashreplace"))
         if out.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
             os.replace(out, old / out.name)
@@ -179,6 +187,12 @@ def report_lines(settings: Settings, plan: Plan) -> list[str]:
     elif plan.rule.ids.tolist().count(IGNORED) and settings.ignored_as != IGNORED:
         lines.append(f"pixels without a label are written as class {settings.ignored_as}")
     plan.warnings += _doubts(settings, plan)
+    single = [t[0].source.specimen for s, t in plan.splits.items() if s.startswith("sup_num1_")]
+    if len(set(single)) < len(single):
+        plan.warnings.append(
+            f"sup_num1_*: {len(single)} images of {len(set(single))} specimen(s): repeats with "
+            "images of one specimen are not independent"
+        )
     if not any(t.source.batch for t in plan.splits[SPLITS["train"]]):
         plan.warnings.append("no production batch is known; PSCL-MoCo needs --batch-from")
     lines += [f"warning: {line}" for line in plan.warnings]
@@ -342,16 +356,20 @@ def _read_table(path: Path) -> dict[str, dict[str, str]]:
         raise DataError(f"{path}: cannot be read ({reason}); correct --batch-from") from None
     delimiter = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
     reader = csv.DictReader(lines, delimiter=delimiter)
-    found = [name.strip().lower() for name in reader.fieldnames or []]
-    reader.fieldnames = found
+    try:
+        found = [name.strip().lower() for name in reader.fieldnames or []]
+        reader.fieldnames = found
+        rows = list(enumerate(reader, start=2))
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV file ({error}); correct --batch-from") from None
     if not {"file", "batch"} <= set(found):
         shown = ",".join(found)
         raise DataError(f"{path}: columns {shown}; the first line names them: file,batch,...")
     table: dict[str, dict[str, str]] = {}
     problems = []
-    for number, row in enumerate(reader, start=2):
+    for number, row in rows:
         values = {k: (v or "").strip() for k, v in row.items() if k and not isinstance(v, list)}
-        name = values["file"]
+        name = values["file"] = unicodedata.normalize("NFC", values["file"])
         if values.get("split", "") not in ("", *SPLITS):
             wrong = f"{path}: line {number}: split {values['split']!r}"
             problems.append(f"{wrong}; give {', '.join(SPLITS)} or none")
@@ -367,19 +385,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = _parser().parse_args(argv)
     try:
-        if given.check is not None:
-            sheet = given.sheet or Path(f"{given.check.resolve().name}_check.png")
-            lines, problems = check_set(
-                given.check, num_classes=given.num_classes, sheet=sheet, near=given.near
-            )
-            print("\n".join(lines))
-            print("\n".join(problems), file=sys.stderr, end="\n" if problems else "")
-            return 2 if problems else 0
-        print("\n".join(prepare(read_settings(given))))
+        with termination_as_interrupt():
+            if given.check is not None:
+                return _check(given)
+            _show(prepare(read_settings(given)), sys.stdout)
     except DataError as error:
-        print(error, file=sys.stderr)
+        _show([str(error)], sys.stderr)
         return 2
+    except MemoryError:
+        _show(["Out of memory: make the images smaller, or close other programs"], sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        _show(["Interrupted; no set was made or changed."], sys.stderr)
+        return TERMINATED if isinstance(stop, Termination) else INTERRUPTED
     return 0
+
+
+def _check(given: argparse.Namespace) -> int:
+    """``--check``; returns the exit code."""
+    wrong = []
+    if not 0 <= given.num_classes <= 255:
+        wrong.append(f"--num_classes {given.num_classes}: give 1 to 255")
+    if not 0 < given.near <= 1:
+        wrong.append(f"--near {given.near}: give a correlation above 0, at most 1")
+    if wrong:
+        raise DataError("\n".join(wrong))
+    sheet = given.sheet or Path(f"{given.check.resolve().name}_check.png")
+    lines, problems = check_set(
+        given.check, num_classes=given.num_classes, sheet=sheet, near=given.near
+    )
+    _show(lines, sys.stdout)
+    _show(problems, sys.stderr)
+    return 2 if problems else 0
+
+
+def _show(lines: Sequence[str], stream: TextIO) -> None:
+    """Print lines; what the terminal's encoding lacks is escaped."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    for line in lines:
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 if __name__ == "__main__":

@@ -274,6 +274,8 @@ def _annotated(seen: list[Seen], classes: int) -> list[str]:
                 lines.append(f"  {s.name}: without class {', '.join(own_absent)}")
             if s.digest not in train:
                 lines.append(f"  {s.name}: is not in train_numf")
+    if not any(s.split.startswith("sup_") for s in seen):
+        return ["no folder of annotated images (sup_num1_0, ...)"]
     return lines or ["every annotated image shows every class"]
 
 

@@ -6,6 +6,7 @@ Nothing is written here; ``dataset/prepare.py`` is the program.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -110,18 +111,18 @@ class Plan:
 def find_sources(settings: Settings, problems: list[str], warnings: list[str]) -> list[Source]:
     """Pair images with masks and find out batch, sample and specimen of each."""
     files = [p for p in _files(settings.images) if p.suffix.lower() in IMAGE_SUFFIXES]
-    masks = {p.name: p for p in _files(settings.masks)}
+    masks = {_plain(p.name): p for p in _files(settings.masks)}
     if settings.masks.resolve() == settings.images.resolve():
         of = {p: _mask_of(settings, p, masks, []) for p in files}
         files = [p for p in files if p not in of.values()]
     if not files:
         suffixes = " ".join(IMAGE_SUFFIXES)
         raise DataError(f"{settings.images}: no image in it ({suffixes}); give another --images")
-    stems = Counter(p.stem for p in files)
+    stems = Counter(_plain(p.stem) for p in files)
     sources = []
     used: set[Path] = set()
     for path in files:
-        if stems[path.stem] > 1:
+        if stems[_plain(path.stem)] > 1:
             problems.append(f"{path}: another image has this name too; rename or remove one")
         mask = _mask_of(settings, path, masks, problems)
         used |= {mask} if mask else set()
@@ -135,7 +136,8 @@ def find_sources(settings: Settings, problems: list[str], warnings: list[str]) -
         wanted = settings.mask_pattern.replace("{stem}", files[0].stem) or f"{files[0].stem}.*"
         problems.append(f"{settings.masks / wanted}: no image has a mask; give --mask-pattern")
     if settings.table is not None:
-        unknown = set(settings.table) - {p.name for p in files} - {p.stem for p in files}
+        known = {_plain(name) for p in files for name in (p.name, p.stem)}
+        unknown = set(settings.table) - known
         if unknown:
             first = sorted(unknown)[0]
             warnings.append(f"--batch-from: {len(unknown)} row(s) without an image, as {first}")
@@ -143,16 +145,27 @@ def find_sources(settings: Settings, problems: list[str], warnings: list[str]) -
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be listed ({error.strerror}); check its permissions"
+        ) from None
+
+
+def _plain(name: str) -> str:
+    """By which names find each other: macOS writes an accent as a letter of its own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _mask_of(
     settings: Settings, image: Path, masks: dict[str, Path], problems: list[str]
 ) -> Path | None:
+    stem = _plain(image.stem)
     if settings.mask_pattern:
-        mask = masks.get(settings.mask_pattern.replace("{stem}", image.stem))
+        mask = masks.get(_plain(settings.mask_pattern).replace("{stem}", stem))
         return None if mask == image else mask
-    found = [masks[n] for n in (image.stem + s for s in _SUFFIXES) if n in masks]
+    found = [masks[n] for n in (stem + s for s in _SUFFIXES) if n in masks]
     found = [p for p in found if p != image]
     if len(found) > 1:
         names = ", ".join(p.name for p in found)
@@ -164,7 +177,7 @@ def _identify(settings: Settings, source: Source, problems: list[str]) -> Source
     """Batch, sample and specimen from the table, the regular expression, or the name."""
     path = source.image
     if settings.table is not None:
-        row = settings.table.get(path.name) or settings.table.get(path.stem)
+        row = settings.table.get(_plain(path.name)) or settings.table.get(_plain(path.stem))
         if row is None:
             problems.append(f"{path}: not in the table of --batch-from; add a row for it")
             return source
@@ -240,6 +253,11 @@ def make_plan(settings: Settings) -> Plan:
     known = max(settings.num_classes, rule.num_classes)
     if settings.ignored_as != IGNORED:
         known = max(known, settings.ignored_as + 1)
+    if known < 2:
+        warnings.append(
+            f"one class in all masks ({rule.lines()[1]}): training needs 2; check the masks, or "
+            "give --palette"
+        )
     plan = Plan(rule, known, boxes, {}, warnings=warnings)
     plan.notes += [f"{count} image(s) of {note}" for note, count in sorted(scan.notes.items())]
     _split(settings, plan, _count(settings, plan, tiles))

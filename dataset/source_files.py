@@ -15,21 +15,34 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import TiffImagePlugin
 
-from utils.imagefile import PNG_MAGIC, DataError, Pixels, read_image, to_8_bit
+from utils.imagefile import (
+    PNG_MAGIC,
+    DataError,
+    Pixels,
+    check_size,
+    decoding,
+    open_picture,
+    read_bytes,
+    read_image,
+    silence,
+    to_8_bit,
+)
 
 Array = NDArray[Any]
 BIG_TIFF = (b"II+\0", b"MM\0+")
 TIFF = (b"II*\0", b"MM\0*", *BIG_TIFF)
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 OFFSETS, SAMPLES, COUNTS, PREDICTOR, SAMPLE_FORMAT = 273, 277, 279, 317, 339
+MOST_PACKED = 1100  # pixels a byte: deflate packs no tighter
+LARGEST = 1e100  # of float values; what is computed from them, and one over it, stays finite
 SMALLEST_SPAN = 64  # of 256 levels; below it the values are stretched, as in ``to_8_bit``
 
 
 def count_pages(path: Path) -> int:
     """Number of pages of a TIFF; 1 for any other file. Raises DataError."""
-    raw = _read_bytes(path)
+    raw = read_bytes(path)
     return max(1, len(list(_directories(raw)))) if raw.startswith(TIFF) else 1
 
 
@@ -73,40 +86,35 @@ def read_picture(path: Path, page: int = 1) -> tuple[Pixels, str]:
 def read_pixels(path: Path, page: int = 1, colours: bool = False) -> Array:
     """Read the values as the file holds them: (H, W), or (H, W, 3) RGB; any dtype.
 
-    Transparency is dropped. A palette file gives its indices, or its colours if ``colours``.
+    Transparency is dropped, and an orientation noted in the file is ignored, as in
+    ``utils.imagefile``. A palette file gives its indices, or its colours if ``colours``.
 
     Raises:
         DataError: the file cannot be read, or has no such page.
     """
-    raw = _read_bytes(path)
+    raw = read_bytes(path)
     if raw.startswith(TIFF):
         pages = list(_directories(raw))
         if page > max(1, len(pages)):
             raise DataError(f"{path}: no page {page}, it has {len(pages)}; choose another --page")
-        plain = _plain_tiff(raw, pages[page - 1]) if pages else None
-        if plain is not None:
-            return plain
+        if pages:
+            with decoding(path):
+                check_size(path, int(pages[page - 1][WIDTH]), int(pages[page - 1][HEIGHT]))
+                plain = _plain_tiff(raw, pages[page - 1])
+            if plain is not None:
+                return plain
     elif page > 1:
         raise DataError(f"{path}: no page {page}, it has 1; only a TIFF has several")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(raw))
-            picture.seek(page - 1)
-            picture.load()
-    except Exception:  # decoders meet broken files with any exception
+        picture = open_picture(path, raw, page)
+    except DataError:
+        if not raw.startswith(TIFF) or page > 1:
+            raise
+        picture = None  # a rare kind, if it is not damaged
+    if picture is None:
         return _with_opencv(path, raw, page)
-    return _from_pillow(path, raw, page, picture, colours)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
-    if not raw:
-        raise DataError(f"{path}: empty file (0 bytes); copy it again")
-    return raw
+    with decoding(path):
+        return _from_pillow(path, raw, page, picture, colours)
 
 
 def _from_pillow(path: Path, raw: bytes, page: int, picture: Any, colours: bool) -> Array:
@@ -129,32 +137,31 @@ def _from_pillow(path: Path, raw: bytes, page: int, picture: Any, colours: bool)
 
 
 def _with_opencv(path: Path, raw: bytes, page: int) -> Array:
+    """Decode what Pillow has no mode for, the first page only."""
     pixels = None
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        # A PNG that Pillow refuses is cut short, and OpenCV would fill it up.
-        if page == 1 and (raw.startswith(TIFF) or raw.startswith(PNG_MAGIC) and _has_end(raw)):
+    with decoding(path), silence():
+        if page == 1 and _is_plausible(raw):
             pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        pixels = None
-    finally:
-        cv2.utils.logging.setLogLevel(level)
     if pixels is None:
         what = "not an image, cut short, or of a rare kind"
         raise DataError(f"{path}: {what}; copy it again or export it as 8-bit PNG")
     return np.asarray(pixels[..., 2::-1] if pixels.ndim == 3 else pixels)
 
 
-def _has_end(raw: bytes) -> bool:
-    return b"IEND" in raw[-12:]
+def _is_plausible(raw: bytes) -> bool:
+    """Whether a TIFF can hold as many pixels as it claims: OpenCV takes the memory beforehand."""
+    pages = list(_directories(raw)) if raw.startswith(TIFF) else []
+    return not pages or int(pages[0][WIDTH]) * int(pages[0][HEIGHT]) <= len(raw) * MOST_PACKED
 
 
 def _float_to_8_bit(path: Path, pixels: Array) -> tuple[Array, str]:
-    values = pixels.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of a NaN that signals
+        values = pixels.astype(np.float64)
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise DataError(f"{path}: no finite value in it; export it again")
+    if np.abs(finite).max() > LARGEST:
+        raise DataError(f"{path}: values of {np.abs(finite).max():.0e} in it; export it again")
     low, high = float(finite.min()), float(finite.max())
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     full = next((f for f in (1.0, 255.0, 65535.0) if low >= 0 and high <= f), None)
@@ -162,7 +169,7 @@ def _float_to_8_bit(path: Path, pixels: Array) -> tuple[Array, str]:
         note, offset, scale = f"0..{full:g} scaled to 0..255", 0.0, 255 / full
     else:
         note = "smallest..largest value of each image stretched to 0..255"
-        offset, scale = low, 255 / (high - low) if high > low else 0.0
+        offset, scale = low, 255 / (high - low) if high - low > 1 / LARGEST else 0.0
     return ((values - offset) * scale + 0.5).astype(np.uint8), f"{pixels.dtype} values: {note}"
 
 
@@ -183,7 +190,7 @@ def _directories(raw: bytes) -> Iterator[dict[int, Any]]:
                 stream.seek(directory.next)
                 directory.load(stream)
                 tags = dict(directory)
-                if WIDTH in tags:
+                if WIDTH in tags and HEIGHT in tags:
                     yield tags | {-1: header[:2]}
         except Exception:  # whatever a broken file causes; reading it says so in one line
             return
@@ -209,15 +216,22 @@ def _plain_tiff(raw: bytes, tags: dict[int, Any]) -> Array | None:
     number = {1: "u", 2: "i", 3: "f"}.get(kind)
     if number is None or bits[0] not in ((16, 32, 64) if number == "f" else (8, 16, 32, 64)):
         return None
-    strips = [raw[o : o + c] for o, c in zip(tags[OFFSETS], tags[COUNTS], strict=False)]
-    try:
-        data = b"".join(strips if compression == 1 else map(zlib.decompress, strips))
-    except zlib.error:
-        return None
-    height, width = tags[HEIGHT], tags[WIDTH]
+    height, width = int(tags[HEIGHT]), int(tags[WIDTH])
     order = "<" if tags[-1] == b"II" else ">"
     kind_of_number = np.dtype(f"{order}{number}{bits[0] // 8}")
-    if len(data) < height * width * kind_of_number.itemsize:
+    size = height * width * kind_of_number.itemsize
+    if size > len(raw) * MOST_PACKED:
+        return None
+    data = bytearray()
+    for offset, length in zip(tags[OFFSETS], tags[COUNTS], strict=False):
+        strip = raw[offset : offset + length]
+        if compression != 1:
+            try:
+                strip = zlib.decompressobj().decompress(strip, max(1, size - len(data)))
+            except zlib.error:
+                return None
+        data += strip
+    if len(data) < size:
         return None
     values = np.frombuffer(data, kind_of_number, height * width).reshape(height, width)
     return values.astype(kind_of_number.newbyteorder("="))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -341,8 +342,14 @@ def test_evaluation_lines_stand_alone() -> None:
         "IoU2: 0.6000",
         "IoU3: 0.2500",
     ]
-    lines = evaluation_lines(scores(math.nan, 2))
-    assert "Dice3: nan" in lines and lines[-1] == "Classes scored: 2 of 3"
+    absent = dataclasses.replace(
+        scores(math.nan, 2), truth_pixels=(9, 1, 1, 0), predicted_pixels=(3, 1, 0, 7)
+    )
+    lines = evaluation_lines(absent)
+    assert "Dice3: nan" in lines and lines[-2:] == [
+        "Classes scored: 2 of 3",
+        "Class 3 is not scored: no pixel of it in the truth, 7 predicted",
+    ]
 
 
 def test_the_environment_is_one_line_without_a_clock() -> None:

@@ -107,13 +107,17 @@ def test_dice_is_pooled_over_the_set_and_not_a_mean_of_images() -> None:
     assert scores.compute().dice == pytest.approx((200 / 201,))  # a mean of images would be 1/2
 
 
-def test_a_class_that_nobody_has_is_left_out_of_the_mean() -> None:
-    scores = SegmentationScores(4)
-    scores.add(torch.tensor([[1, 1, 2]]), torch.tensor([[1, 1, 0]]))
+def test_a_class_that_the_truth_lacks_is_nan_and_left_out_of_the_mean() -> None:
+    scores = SegmentationScores(5)
+    scores.add(torch.tensor([[1, 1, 2, 0]]), torch.tensor([[1, 1, 0, 4]]))
     found = scores.compute()
-    assert found.dice[:2] == (1.0, 0.0)  # class 2 is predicted only: 0, and it counts
-    assert math.isnan(found.dice[2]) and math.isnan(found.iou[2])
+    # Class 2 is predicted only, class 3 is nowhere: neither can be found. Class 4 is missed: 0.
+    assert found.dice[0] == 1.0 and found.dice[3] == 0.0
+    for c in (1, 2):
+        assert math.isnan(found.dice[c]) and math.isnan(found.iou[c])
     assert (found.mean_dice, found.mean_iou, found.classes_scored) == (0.5, 0.5, 2)
+    assert found.truth_pixels == (1, 2, 0, 0, 1) and found.predicted_pixels == (1, 2, 1, 0, 0)
+    assert found.as_dict()["predicted_pixels"] == [1, 2, 1, 0, 0]
 
 
 def test_background_alone_and_no_images_give_nan() -> None:

@@ -221,9 +221,10 @@ def test_only_what_learns_gets_gradients(self_mode: str):
     assert all(not buffer.requires_grad for buffer in method.buffers())
 
 
-def test_simclr_passes_the_views_one_by_one():
+@pytest.mark.parametrize("self_mode", ["simclr", "plain-simclr"])
+def test_simclr_passes_the_views_one_by_one(self_mode: str):
     """BatchNorm counts two passes, and its running mean is that of q, then k."""
-    method = make("simclr")
+    method = make(self_mode)
     norm, twin = method.encoder_q.encode.inc.norm1, copy.deepcopy(method.encoder_q.encode.inc)
     batch = make_batch(4, 32, 40)
     batch["view_k"] = batch["view_k"] + 5

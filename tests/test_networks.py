@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from networks import ChannelLayerNorm, ProjectedUNet, ProjectionHead, UNet, normalisation
+from networks import (
+    ChannelLayerNorm,
+    PredictionHead,
+    ProjectedUNet,
+    ProjectionHead,
+    UNet,
+    normalisation,
+)
 from tests.golden_files import Golden, assert_agrees
 
 CHANNELS = (8, 16, 32, 64)
@@ -191,6 +198,22 @@ def test_gradients_reach_every_parameter():
     loss.backward()
     for name, parameter in projected.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_the_prediction_head_is_linear_batch_norm_relu_linear():
+    """BYOL's predictor: 64 * 128 + 128, 2 * 128, 128 * 64 + 64 parameters; then by its formula."""
+    assert sum(p.numel() for p in PredictionHead().parameters()) == 16_832
+    torch.manual_seed(0)
+    head, x = PredictionHead(4, 6), torch.randn(5, 4)
+    first, norm, _, last = head.mlp
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.uniform_(-1, 1)
+    hidden = x @ first.weight.T + first.bias
+    spread = ((hidden - hidden.mean(0)) ** 2).mean(0)
+    hidden = (hidden - hidden.mean(0)) / (spread + 1e-5).sqrt() * norm.weight + norm.bias
+    expected = hidden.clamp(min=0) @ last.weight.T + last.bias
+    assert_agrees(head(x).detach(), expected.detach(), 1e-5)
 
 
 # --- GroupNorm ------------------------------------------------------------------------------------

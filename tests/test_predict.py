@@ -337,12 +337,14 @@ def test_another_scale_measures_and_draws_anew_without_predicting(
 ) -> None:
     images = write_images(tmp_path / "imgs", "a.png")
     options = ["--weights", str(weights), "--images", str(images), "--out", str(tmp_path / "o")]
-    assert main(options) == 0
+    assert main([*options, "--particles"]) == 0
+    assert (tmp_path / "o" / "particles.csv").exists()
     before = (tmp_path / "o" / "overlay" / "a.png").read_bytes()
     monkeypatch.setattr(Segmenter, "bands", None)  # predicting would fail
     assert main([*options, "--um_per_px", "0.3"]) == 0
     assert (tmp_path / "o" / "overlay" / "a.png").read_bytes() != before
     assert "number_per_mm2" in rows_of(tmp_path / "o" / "measurements.csv")[0]
+    assert not (tmp_path / "o" / "particles.csv").exists()  # its lengths were in pixels
 
 
 def test_a_run_goes_on_after_bad_files(tmp_path: Path, weights: Path, capsys) -> None:
@@ -358,7 +360,7 @@ def test_a_run_goes_on_after_bad_files(tmp_path: Path, weights: Path, capsys) ->
     assert "broken.png" in (tmp_path / "o" / "summary.md").read_text(encoding="utf-8")
 
 
-def test_comparison_with_true_masks(tmp_path: Path, weights: Path) -> None:
+def test_comparison_with_true_masks(tmp_path: Path, weights: Path, capsys) -> None:
     images = write_images(tmp_path / "imgs", "a.png", "sub/b.png", "c.png", "d.png")
     masks = tmp_path / "gt"
     for name in ("a.png", "sub/b.png"):
@@ -371,6 +373,9 @@ def test_comparison_with_true_masks(tmp_path: Path, weights: Path) -> None:
     out = tmp_path / "o"
     options = ["--weights", str(weights), "--images", str(images), "--masks", str(masks)]
     assert main([*options, "--out", str(out)]) == 1
+    assert "4 image(s) predicted, 0 were done" in capsys.readouterr().out
+    assert main([*options, "--out", str(out)]) == 1
+    assert "0 image(s) predicted, 4 were done" in capsys.readouterr().out
     rows = rows_of(out / "comparison.csv")
     assert [r["image"] for r in rows] == ["a"] * 3 + ["sub/b"] * 3
     predicted = np.asarray(Image.open(out / "classes" / "a.png"))

@@ -3,11 +3,13 @@
 import csv
 import io
 import itertools
+import os
 import re
 import shlex
 import struct
 import subprocess
 import sys
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
 from dataset.set_plan import tile_starts
 from dataset.source_files import count_pages, read_picture, read_pixels
 from utils.imagefile import DataError
+from utils.interrupt import Termination
 from utils.picture import palette
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -738,7 +741,7 @@ def test_a_failure_leaves_no_half_set(tmp_path, monkeypatch, capsys, existing):
 REFUSALS = {
     # name: (mask files, options, what the one line says)
     "other size": ([png(STRIPES[:, :9]), png(STRIPES)], [], ["0_s0_0_0.png: 9x16", "16x16"]),
-    "broken mask": ([png(gray(1))[:150], png(STRIPES)], [], ["gt/0_s0_0_0.png: not an image"]),
+    "broken mask": ([png(gray(1))[:150], png(STRIPES)], [], ["gt/0_s0_0_0.png: damaged or cut"]),
     "empty mask": ([b"", png(STRIPES)], [], ["gt/0_s0_0_0.png: empty file"]),
     "strange colour": (
         [png(rgb(COLOURS)), png(rgb([*COLOURS[:3], (9, 8, 7)]))], ["--palette", SHIFTED],
@@ -840,6 +843,83 @@ def test_tables_are_checked(tmp_path, capsys):
     assert "1 row(s) without an image, as p9" in capsys.readouterr().out
 
 
+def test_a_table_that_is_no_table_is_one_line(tmp_path, capsys):
+    write_raw(tmp_path, [png(STRIPES)] * 2)
+    (tmp_path / "t.csv").write_text("file,batch\n" + "x" * 200_000 + ",1\n")
+    assert run(tmp_path, "--batch-from", str(tmp_path / "t.csv")) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"{tmp_path / 't.csv'}: not a CSV file") and err.count("\n") == 1
+
+
+def test_accents_of_two_kinds_find_each_other(tmp_path):
+    stems = write_raw(tmp_path, [png(STRIPES)] * 3, name="{0}_é_0_0")
+    for stem in stems:  # as macOS writes names
+        mask = tmp_path / "gt" / f"{stem}.png"
+        mask.rename(mask.with_stem(unicodedata.normalize("NFD", stem)))
+    rows = [f"{unicodedata.normalize('NFD', stem)},b{i}" for i, stem in enumerate(stems)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,batch", *rows]), encoding="utf-8")
+    assert run(tmp_path) == 0 and len(ids_of(tmp_path / "set")) == 3
+    assert run(tmp_path, "--batch-from", str(tmp_path / "t.csv"), out="named") == 0
+    names = ids_of(tmp_path / "named")
+    assert sorted(parse_name(name)[0] for name in names) == ["b0", "b1", "b2"]
+
+
+def test_a_tiff_is_not_turned_by_its_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pages = [Image.fromarray(STRIPES), Image.fromarray(STRIPES.T.copy())]
+    for compression in (None, "tiff_lzw"):
+        options = {"compression": compression} if compression else {}
+        path = tmp_path / "a.tif"
+        pages[0].save(path, save_all=True, append_images=pages[1:], exif=exif, **options)
+        assert Image.open(path).getexif()[0x0112] == 6
+        for page, expected in ((1, STRIPES), (2, STRIPES.T)):
+            assert (read_pixels(path, page) == expected).all()
+            assert (read_picture(path, page)[0] == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"), [(KeyboardInterrupt(), 130), (Termination(), 143), (MemoryError(), 2)]
+)
+def test_a_stop_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, stop, code):
+    write_raw(tmp_path, [png(STRIPES)] * 2)
+    before = files(tmp_path)
+    real, calls = program._write, []
+
+    def write(*words):
+        calls.append(words)
+        if len(calls) == 3:
+            raise stop
+        real(*words)
+
+    monkeypatch.setattr(program, "_write", write)
+    assert run(tmp_path) == code
+    assert capsys.readouterr().err.count("\n") == 1
+    assert files(tmp_path) == before and sorted(os.listdir(tmp_path)) == ["gt", "img"]
+
+
+def test_repeats_of_one_specimen_and_a_single_class_are_announced(tmp_path, capsys):
+    masks = [png(STRIPES)] * 4 + [png(STRIPES % 3)] * 4
+    rows = [f"{i}_s{i}_0_0.png,b,{i},{i // 4}" for i in range(8)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,batch,sample,specimen", *rows]))
+    write_raw(tmp_path, masks)
+    table = ("--batch-from", str(tmp_path / "t.csv"))
+    assert run(tmp_path, *table, "--test", "0", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "warning: sup_num1_*: 5 images of 2 specimen(s)" in out and "one class" not in out
+    assert run(tmp_path, *table, "--test", "0", "--dry-run", "--palette", "0=0 0=1 0=2 0=3") == 0
+    assert "warning: one class in all masks" in capsys.readouterr().out
+
+
+def test_options_of_the_check_are_checked(tmp_path, capsys):
+    for words in (["--num_classes", "400"], ["--num_classes", "-1"]):
+        assert program.main(["--check", str(tmp_path), *words]) == 2
+        assert f"--num_classes {words[1]}: give 1 to 255" in capsys.readouterr().err
+    for near in ("0", "1.5", "nan"):
+        assert program.main(["--check", str(tmp_path), "--near", near]) == 2
+        assert f"--near {float(near)}: give a corr" in capsys.readouterr().err
+
+
 def test_missing_options_and_folders(tmp_path, capsys):
     assert program.main(["--images", str(tmp_path / "no")]) == 2
     assert capsys.readouterr().err.count("not given") == 2
@@ -895,8 +975,7 @@ def test_the_old_set_survives_a_stop_between_the_renames(tmp_path, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(program.os, "replace", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "--overwrite")
+    assert run(tmp_path, "--overwrite") == 130
     assert files(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gt", "img", "set"]
 

@@ -70,6 +70,18 @@ def test_eval_txt_says_what_was_chosen_on_what(experiment: Path) -> None:
     assert printed.splitlines()[2:] == table(experiment, "fine")
 
 
+def test_it_says_over_which_classes_the_means_are(tmp_path: Path) -> None:
+    folder = tmp_path / "steel_sup"
+    state(folder, "1_0", {**evaluation(1, 0.5, 0.9, 0.8), "truth_pixels": [9, 0, 4, 1, 0]})
+    write_results(folder, "fine")
+    line = "2 of 4 classes scored: no pixel of class 1, 4 in the test set"
+    assert line in (folder / "eval.txt").read_text(encoding="utf-8").splitlines()
+    assert results_table({folder: "fine"}).splitlines()[-1] == line
+    state(folder, "1_0", {**evaluation(1, 0.5, 0.9, 0.8), "truth_pixels": [0, 7, 4, 1]})
+    write_results(folder, "fine")
+    assert "3 of 3 classes scored" in (folder / "eval.txt").read_text(encoding="utf-8").splitlines()
+
+
 def test_no_finished_run_is_an_empty_table(tmp_path: Path) -> None:
     (tmp_path / "steel_sup").mkdir()
     write_results(tmp_path / "steel_sup", "sup")

@@ -80,6 +80,7 @@ class Comparison:
         self.rows, self.clusters = list(rows), clusters
         self.references = list(references)
         self.repeats = sorted(set(repeats).union(*(row.repeats() for row in rows)))
+        self._differences: dict[tuple[str, str, str], Interval | None] = {}
 
     def best_plain(self, protocol: str) -> str:
         """Key of the best plain method; '' if none has a finished repeat."""
@@ -97,6 +98,12 @@ class Comparison:
 
     def difference(self, row: Row, name: str, protocol: str) -> Interval | None:
         """Dice of a row less that of a reference, over the repeats that both have; else None."""
+        place = (row.key, name, protocol)
+        if place not in self._differences:
+            self._differences[place] = self._difference(row, name, protocol)
+        return self._differences[place]
+
+    def _difference(self, row: Row, name: str, protocol: str) -> Interval | None:
         other = self.reference(name, protocol)
         if other is None or other is row:
             return None

@@ -161,6 +161,9 @@ class Folder:
         """Predict what is not done yet, measure everything, write the tables."""
         particles = self.out / "particles.csv" if self.with_particles else None
         begun = False
+        # Of an earlier run, perhaps at another scale.
+        for name in ("measurements.csv", "batches.csv", "particles.csv", "comparison.csv"):
+            (self.out / name).unlink(missing_ok=True)
         with progress(len(self.items), "images") as bar:
             for item in self.items:
                 try:
@@ -211,6 +214,7 @@ class Folder:
         else:
             image = read_image(item.path)
             mask = self.predict(item, image)
+            self.results.predicted += 1
             self.draw(item, image, mask)
             self.record.add(entry)
         return self.measure(item, mask)

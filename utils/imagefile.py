@@ -44,7 +44,7 @@ DECODERS: dict[bytes, type[ImageFile]] = {
 }
 WIDTH, HEIGHT, BITS_PER_SAMPLE, ORIENTATION = 256, 257, 258, 274  # tags of a TIFF
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; _check_size has the one that counts
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; check_size has the one that counts
 
 
 class DataError(ValueError):
@@ -71,7 +71,7 @@ def read_image(path: str | Path) -> Pixels:
     else:
         # Palettes, CMYK and the like become RGB; 1-bit and gray with transparency become gray.
         gray = picture.mode in ("1", "L", "LA", "La")
-        with _decoding(path):
+        with decoding(path):
             pixels = np.asarray(picture.convert("L" if gray else "RGB"))
     if pixels.dtype != np.uint8:
         if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 65535:
@@ -206,36 +206,66 @@ def _open(path: str | Path) -> tuple[ImageFile | None, bytes]:
 
     None stands for a TIFF of a kind that Pillow does not know.
     """
+    raw = read_bytes(path)
+    picture = open_picture(path, raw)
+    if picture is None:
+        with decoding(path):
+            _check_tiff(path, raw)
+    return picture, raw
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of an image file, a TIFF's without its orientation; raises DataError."""
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
     if not raw:
         raise DataError(f"{path}: empty file (0 bytes); copy it again")
-    decoder = next((kind for magic, kind in DECODERS.items() if raw.startswith(magic)), None)
+    if _decoder(raw) is TiffImageFile:
+        with decoding(path):
+            raw = _upright(raw)
+    return raw
+
+
+def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | None:
+    """Decode the bytes of a file with Pillow; None for a TIFF of a kind that Pillow does not know.
+
+    Args:
+        path: for the messages.
+        raw: as ``read_bytes`` returns them.
+        page: page of a TIFF, counted from 1.
+
+    Raises:
+        DataError: not an image, damaged, cut short, or larger than ``MAX_PIXELS``.
+    """
+    decoder = _decoder(raw)
     if decoder is None:
         raise DataError(f"{path}: not an image of type jpg, png, bmp or tif; export it as one")
     tiff = decoder is TiffImageFile
-    with _decoding(path), _silence() if tiff else nullcontext():
-        if tiff:
-            raw = _upright(raw)
+    with decoding(path), silence() if tiff else nullcontext():
         try:
             picture = decoder(io.BytesIO(raw))
+            if page > 1:
+                picture.seek(page - 1)
         except SyntaxError:  # the kind of pixels is unknown
             if not tiff:
                 raise
-            _check_tiff(path, raw)
-            return None, raw
-        _check_size(path, *picture.size)
+            return None
+        check_size(path, *picture.size)
         ends = [tile[1][2:] for tile in picture.tile if tile[1] is not None]
         if tuple(map(max, zip(*ends, strict=True))) != picture.size:
-            raise _broken(path)  # Pillow would take what the file lacks for black
+            raise broken(path)  # Pillow would take what the file lacks for black
         picture.load()
-    return picture, raw
+    return picture
+
+
+def _decoder(raw: bytes) -> type[ImageFile] | None:
+    return next((kind for magic, kind in DECODERS.items() if raw.startswith(magic)), None)
 
 
 @contextmanager
-def _decoding(path: str | Path) -> Iterator[None]:
+def decoding(path: str | Path) -> Iterator[None]:
     """Turn whatever a decoder raises into one line; what it warns of is not worth one."""
     try:
         with warnings.catch_warnings():
@@ -246,14 +276,14 @@ def _decoding(path: str | Path) -> Iterator[None]:
     except MemoryError:
         raise DataError(f"{path}: does not fit into the memory; make the image smaller") from None
     except Exception:  # decoders meet broken files with any exception
-        raise _broken(path) from None
+        raise broken(path) from None
 
 
 _stderr = threading.Lock()
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Let libtiff and libpng, which print to file descriptor 2 themselves, print nowhere."""
     with _stderr:
         try:
@@ -271,28 +301,37 @@ def _silence() -> Iterator[None]:
             os.close(kept)
 
 
-def _check_size(path: str | Path, width: int, height: int) -> None:
+def check_size(path: str | Path, width: int, height: int) -> None:
+    """Raise DataError when a file claims more than ``MAX_PIXELS``, or no pixel."""
     if width * height > MAX_PIXELS:
         raise DataError(
             f"{path}: {width}x{height} pixels, more than the {MAX_PIXELS // 1_000_000} million "
             "that can be read; cut it into smaller images, or copy it again if it is not so large"
         )
     if min(width, height) < 1:
-        raise _broken(path)
+        raise broken(path)
 
 
 def _upright(raw: bytes) -> bytes:
     """The bytes of a TIFF without its orientation, which Pillow and OpenCV would apply."""
     order = "<" if raw.startswith(b"II") else ">"
     if raw[2:4] in (b"+\0", b"\0+"):  # 64-bit offsets: longer counts and entries
-        start, count, head, step, value = *struct.unpack_from(f"{order}Q", raw, 8), "Q", 8, 20, 12
+        first, pointer, count, step, value = 8, "Q", "Q", 20, 12
     else:
-        start, count, head, step, value = *struct.unpack_from(f"{order}L", raw, 4), "H", 2, 12, 8
-    entries = struct.unpack_from(order + count, raw, start)[0]
+        first, pointer, count, step, value = 4, "L", "H", 12, 8
+    head = struct.calcsize(order + count)
     edited = bytearray(raw)
-    for place in range(start + head, min(start + head + entries * step, len(raw) - step), step):
-        if struct.unpack_from(f"{order}H", raw, place)[0] == ORIENTATION:
-            struct.pack_into(f"{order}H", edited, place + value, 1)
+    start = struct.unpack_from(order + pointer, raw, first)[0]
+    seen: set[int] = set()
+    while 0 < start < len(raw) - head and start not in seen:  # page by page
+        seen.add(start)
+        end = start + head + struct.unpack_from(order + count, raw, start)[0] * step
+        for place in range(start + head, min(end, len(raw) - step), step):
+            if struct.unpack_from(f"{order}H", raw, place)[0] == ORIENTATION:
+                struct.pack_into(f"{order}H", edited, place + value, 1)
+        if end > len(raw) - struct.calcsize(order + pointer):
+            break
+        start = struct.unpack_from(order + pointer, raw, end)[0]
     return bytes(edited)
 
 
@@ -302,7 +341,7 @@ def _check_tiff(path: str | Path, raw: bytes) -> None:
     stream = io.BytesIO(raw)
     stream.seek(tags.next)
     tags.load(stream)
-    _check_size(path, int(tags[WIDTH]), int(tags[HEIGHT]))
+    check_size(path, int(tags[WIDTH]), int(tags[HEIGHT]))
     if max(tags.get(BITS_PER_SAMPLE, (1,))) > 16:
         bits = max(tags[BITS_PER_SAMPLE])
         raise DataError(f"{path}: pixels have {bits} bits; save it with 8 or 16 bits")
@@ -318,12 +357,13 @@ def _is_deep_colour(picture: ImageFile, raw: bytes) -> bool:
 
 def _decode_with_opencv(path: str | Path, raw: bytes) -> NDArray[Any]:
     """Decode what Pillow has no mode for, in RGB order."""
-    with _decoding(path), _silence():
+    with decoding(path), silence():
         pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        raise _broken(path)
+        raise broken(path)
     return np.asarray(pixels[..., 2::-1] if pixels.ndim == 3 else pixels)
 
 
-def _broken(path: str | Path) -> DataError:
+def broken(path: str | Path) -> DataError:
+    """The one line for a file that its decoder cannot make sense of."""
     return DataError(f"{path}: damaged or cut short, or not an image; copy or export it again")

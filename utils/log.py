@@ -358,8 +358,8 @@ def _digits(value: float) -> str:
 def evaluation_lines(scores: Scores) -> list[str]:
     """Return the lines of an evaluation, each score alone on its line: ``ACC``, ``Dice``, ...
 
-    A class found in neither truth nor prediction has the score ``nan``; ``Classes scored`` tells
-    over how many classes the means then are.
+    A class that the whole test set lacks has the score ``nan``; ``Classes scored`` tells over how
+    many classes the means then are, and how often the others were predicted all the same.
     """
     lines = [f"ACC: {scores.acc:.4f}", f"Dice: {scores.mean_dice:.4f}"]
     lines += _class_lines("Dice", scores.dice)
@@ -367,6 +367,12 @@ def evaluation_lines(scores: Scores) -> list[str]:
     lines += _class_lines("IoU", scores.iou)
     if scores.classes_scored < len(scores.dice):
         lines.append(f"Classes scored: {scores.classes_scored} of {len(scores.dice)}")
+        counts = zip(scores.truth_pixels, scores.predicted_pixels, strict=False)
+        lines += [
+            f"Class {c} is not scored: no pixel of it in the truth, {predicted} predicted"
+            for c, (truth, predicted) in enumerate(counts)
+            if c and not truth
+        ]
     return lines
 
 

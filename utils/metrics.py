@@ -64,12 +64,14 @@ class Scores:
     Attributes:
         acc: mean over images of the share of correct pixels, background included.
         mean_dice: mean of ``dice`` over the classes that are scored.
-        dice: Dice of class 1 ... C-1; nan for a class found in neither truth nor prediction.
+        dice: Dice of class 1 ... C-1; nan for a class that the truth of the whole set lacks,
+            whatever was predicted: there is nothing to find, so 0 or 1 would say nothing.
         mean_iou: mean of ``iou`` over the same classes (the log's ``mIoU``).
         iou: intersection over union of class 1 ... C-1; nan as for ``dice``.
         truth_pixels: pixels of class 0 ... C-1 in the truth of the whole set.
         classes_scored: number of non-background classes that the two means are over.
         images: number of images.
+        predicted_pixels: pixels of class 0 ... C-1 in the predictions, where the truth has a label.
     """
 
     acc: float
@@ -80,6 +82,7 @@ class Scores:
     truth_pixels: tuple[int, ...]
     classes_scored: int
     images: int
+    predicted_pixels: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, float | int | list[int]]:
         """Return the scores flat, as one evaluation line of ``metrics.jsonl`` holds them."""
@@ -88,6 +91,7 @@ class Scores:
         flat["miou"] = self.mean_iou
         flat.update({f"iou{c}": value for c, value in enumerate(self.iou, start=1)})
         flat["truth_pixels"] = list(self.truth_pixels)
+        flat["predicted_pixels"] = list(self.predicted_pixels)
         flat["classes_scored"] = self.classes_scored
         flat["images"] = self.images
         return flat
@@ -115,25 +119,30 @@ class SegmentationScores:
         if not self._matrices:
             unknown = (math.nan,) * (self.num_classes - 1)
             no_pixels = (0,) * self.num_classes
-            return Scores(math.nan, math.nan, unknown, math.nan, unknown, no_pixels, 0, 0)
+            return Scores(
+                math.nan, math.nan, unknown, math.nan, unknown, no_pixels, 0, 0, no_pixels
+            )
         per_image = torch.stack(self._matrices).cpu()  # (images, C, C)
         correct = per_image.diagonal(dim1=1, dim2=2).sum(1).double()
         acc = float((correct / per_image.sum((1, 2))).mean())
         pooled = per_image.sum(0)  # (C, C)
         both = pooled.diagonal().double()  # |P ∩ G| of each class
         either = (pooled.sum(0) + pooled.sum(1)).double()  # |P| + |G| of each class
-        # 0 / 0, a class nobody has or predicts, is nan of itself and stays out of the means.
-        dice = 2 * both / either
-        iou = both / (either - both)
+        truth, predicted = pooled.sum(1), pooled.sum(0)
+        # A class that the truth lacks is nan and stays out of the means.
+        there = truth > 0
+        dice = torch.where(there, 2 * both / either, math.nan)
+        iou = torch.where(there, both / (either - both), math.nan)
         return Scores(
             acc=acc,
             mean_dice=float(dice[1:].nanmean()),
             dice=tuple(dice[1:].tolist()),
             mean_iou=float(iou[1:].nanmean()),
             iou=tuple(iou[1:].tolist()),
-            truth_pixels=tuple(int(n) for n in pooled.sum(1).tolist()),
-            classes_scored=int((either[1:] > 0).sum()),
+            truth_pixels=tuple(truth.tolist()),
+            classes_scored=int(there[1:].sum()),
             images=len(per_image),
+            predicted_pixels=tuple(predicted.tolist()),
         )
 
 

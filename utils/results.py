@@ -62,6 +62,17 @@ def table(experiment: Path, stage: str) -> list[str]:
     return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
 
 
+def scored_classes(experiment: Path, stage: str) -> str:
+    """Over which classes the means are; '' where the runs do not tell (or there are none)."""
+    for best, _ in read_results(experiment, stage).values():
+        pixels = best.get("truth_pixels", [])[1:]
+        if pixels:
+            absent = [str(c) for c, count in enumerate(pixels, start=1) if not count]
+            lacking = f": no pixel of class {', '.join(absent)} in the test set" if absent else ""
+            return f"{len(pixels) - len(absent)} of {len(pixels)} classes scored{lacking}"
+    return ""
+
+
 def write_results(experiment: Path, stage: str) -> None:
     """Write ``eval.txt`` of an experiment from the runs that are finished.
 
@@ -75,6 +86,7 @@ def write_results(experiment: Path, stage: str) -> None:
         "last: after the last epoch, nothing chosen",
         "Dice and mIoU: pooled over the set, mean over the non-background classes; ACC: mean over "
         "images; ± sample standard deviation over runs",
+        *filter(None, [scored_classes(experiment, stage)]),
         "",
         *table(experiment, stage),
     ]
@@ -99,4 +111,6 @@ def results_table(folders: Mapping[Path, str]) -> str:
     parts = []
     for folder, stage in folders.items():
         parts += ["", f"{folder} (also in {folder / 'eval.txt'})", *table(folder, stage)]
+        scored = scored_classes(folder, stage)
+        parts += [scored] if ":" in scored else []
     return "\n".join(parts)

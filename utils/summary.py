@@ -75,6 +75,7 @@ class Results:
     confusion: Tensor | None = None
     sizes: set[tuple[int, int]] = field(default_factory=set)
     done: list[tuple[Item, Path | None]] = field(default_factory=list)
+    predicted: int = 0
     skipped: int = 0
     bad: list[str] = field(default_factory=list)
     without_truth: list[str] = field(default_factory=list)

@@ -1,0 +1,370 @@
+"""How long a pretraining step takes, where the time goes, what the convolutions alone would take.
+
+    python benchmarks/step.py                                    # the paper's size, all methods
+    python benchmarks/step.py --size 96 --batch 4 --methods simclr --json
+    python benchmarks/step.py --growth --methods simclr          # over four sizes and four batches
+
+E, the unit, is forward and backward of the UNet with its projection head on one view, written
+plainly: single precision, default memory format, glibc as it is, the head on all positions. The
+floor is every convolution of the method's encoders by itself, in the precision of the row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+from benchmarks.measure import (  # noqa: E402
+    Case,
+    OperatorCalls,
+    Result,
+    convolution_seconds,
+    draw_set,
+    in_own_process,
+    interleaved,
+    now,
+    peak_megabytes,
+    pooled,
+    table,
+)
+from config import Config  # noqa: E402
+from data import Batch, Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
+from model import METHODS, SCALES, Method, build_method  # noqa: E402
+from networks import ProjectedUNet, Up  # noqa: E402
+from utils.device import DeviceError, choose_device, keep_freed_memory, to_device  # noqa: E402
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PARTS = ("encode", "sampling", "losses", "backward", "optimizer", "data")
+PAPER_IMAGES, PAPER_EPOCHS = 198, 200
+
+
+class PlainUp(Up):
+    """``Up`` as one would write it down: the transposed convolution with its bias."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(B, c, h, w) and the skip (B, c/2, H, W) to (B, c/2, H, W)."""
+        x = self.up(x)
+        rows, columns = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return self.conv(torch.cat([skip, x], dim=1))
+
+
+def measure_unit(case: Case) -> Result:
+    """E: seconds of forward and backward of the plain network on one view with its extra image."""
+    device, config = choose_device(case["device"]), Config()
+    network = ProjectedUNet(config.channels)
+    c1, c2, c3 = config.channels[1:]
+    network.encode.up1, network.encode.up2, network.encode.up3 = (
+        PlainUp(c3),
+        PlainUp(c2),
+        PlainUp(c1),
+    )
+    network.to(device)
+    view = torch.randn(case["batch"] + 1, 3, case["size"], case["size"], device=device)
+    seconds = []
+    for _ in range(case["steps"] + 1):
+        start = now(device)
+        image, maps = network(view)
+        patches = [network.decode.patch(maps[s].flatten(2), s) for s in range(SCALES)]
+        torch.stack([x.mean() for x in (image, *patches)]).sum().backward()
+        network.zero_grad()
+        seconds.append(now(device) - start)
+    return {"seconds": seconds[1:], "megabytes": peak_megabytes(device)}
+
+
+class Stopwatch:
+    """Adds up the seconds of the parts of a step; can count their calls in the same places."""
+
+    def __init__(self, method: Method, device: torch.device) -> None:
+        self.device = device
+        self.parts = dict.fromkeys(PARTS, 0.0)
+        self.calls: OperatorCalls | None = None
+        for module in method.modules():
+            if isinstance(module, ProjectedUNet):
+                self.wrap(module, "forward", "encode")
+        if hasattr(method, "sample"):
+            self.wrap(method, "sample", "sampling")
+
+    def wrap(self, module: nn.Module, name: str, part: str) -> None:
+        """Time a method of a module as ``part``."""
+        original = getattr(module, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            outer = self.calls.section if self.calls else ""
+            if self.calls:
+                self.calls.section = part
+            start = now(self.device)
+            result = original(*args, **kwargs)
+            self.parts[part] += now(self.device) - start
+            if self.calls:
+                self.calls.section = outer
+            return result
+
+        setattr(module, name, timed)
+
+    def step(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        next_batch: Callable[[], Batch],
+        dtype: torch.dtype,
+    ) -> dict[str, float]:
+        """One training step as the engine makes it; its seconds by part and as a whole."""
+        self.parts = dict.fromkeys(PARTS, 0.0)
+        marks = [now(self.device)]
+        batch = to_device(next_batch(), self.device)
+        marks.append(now(self.device))
+        with precision(dtype, self.device):
+            loss = method(batch)["loss"]
+        marks.append(now(self.device))
+        optimizer.zero_grad()
+        loss.backward()
+        marks.append(now(self.device))
+        optimizer.step()
+        marks.append(now(self.device))
+        data, forward, backward, update = (b - a for a, b in itertools.pairwise(marks))
+        losses = forward - self.parts["encode"] - self.parts["sampling"]
+        self.parts |= {"losses": losses, "backward": backward, "optimizer": update, "data": data}
+        return {**self.parts, "seconds": marks[-1] - marks[0]}
+
+
+def precision(dtype: torch.dtype, device: torch.device) -> Any:
+    """Autocast for bf16, nothing for single precision."""
+    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
+
+
+def prepare(case: Case, folder: Path) -> tuple[Method, Batches]:
+    """The method with the project's defaults, and batches of drawn pictures, enough for a run."""
+    config, cls = Config(), METHODS[case["method"]]
+    draw_set(folder, case["size"], case["batch"] * (case["steps"] + 2), config.num_classes)
+    torch.manual_seed(0)
+    method = build_method(case["method"], config.to_dict())
+    batches = pretraining_batches(
+        find_split(folder, "train_numf"),
+        find_split(folder, "sup_num1_0") if cls.needs_annotated else [],
+        ImageStore(),
+        num_classes=config.num_classes,
+        batch_size=case["batch"],
+        seed=0,
+        jitter_strength=config.self_jitter,
+        random_crop=config.random_crop,
+    )
+    return method, batches
+
+
+def measure_step(case: Case) -> Result:
+    """Seconds of a step of one method in one precision by parts, peak memory, calls."""
+    keep_freed_memory()
+    device, dtype = choose_device(case["device"]), PRECISIONS[case["precision"]]
+    with tempfile.TemporaryDirectory() as folder:
+        method, batches = prepare(case, Path(folder))
+        method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        learning = [p for p in method.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(learning, Config().self_lr)
+        watch = Stopwatch(method, device)
+        found: dict[str, list[float]] = {name: [] for name in (*PARTS, "seconds")}
+        source = batches.epoch(0)
+        first = 0.0
+        for number in range(case["steps"] + 1):
+            step = watch.step(method, optimizer, lambda: next(source), dtype)
+            first = first or step["data"]  # nobody prepared an epoch's first batch
+            for name in found if number else ():
+                found[name].append(step[name])
+        peak = peak_megabytes(device)
+        with OperatorCalls() as calls, precision(dtype, device):
+            watch.calls = calls
+            method(to_device(next(source), device))
+    own = sum(count for section, count in calls.counts.items() if section != "encode")
+    return {**found, "first_batch": [first], "megabytes": peak, "calls": own}
+
+
+def measure_floor(case: Case) -> Result:
+    """Seconds of the convolutions of a method's encoders, each by itself, summed."""
+    keep_freed_memory()
+    device, dtype = choose_device(case["device"]), PRECISIONS[case["precision"]]
+    with tempfile.TemporaryDirectory() as folder:
+        method, batches = prepare({**case, "steps": 0}, Path(folder))
+        method.to(device)
+        watch = Stopwatch(method, device)
+        with OperatorCalls() as calls:
+            watch.calls = calls
+            method(to_device(next(batches.epoch(0)), device))
+    found = calls.convolutions
+    alone = {c: convolution_seconds(c, dtype, device, case["steps"]) for c in dict.fromkeys(found)}
+    return {"seconds": [sum(alone[c] for c in found)], "convolutions": len(found)}
+
+
+MEASURES = {"unit": measure_unit, "step": measure_step, "floor": measure_floor}
+
+
+def measure(case: Case) -> Result:
+    """Measure a case in this process."""
+    if case["threads"]:
+        torch.set_num_threads(case["threads"])
+    return MEASURES[case["kind"]](case)
+
+
+def cases_of(given: argparse.Namespace) -> list[Case]:
+    """The unit, then step and floor of every method and precision."""
+    names = ("size", "batch", "steps", "device", "threads")
+    common = {name: getattr(given, name) for name in names}
+    cases: list[Case] = [{"kind": "unit", **common}]
+    for method, kind in itertools.product(given.methods, ("step", "floor")):
+        for name in given.precisions:
+            cases.append({"kind": kind, "method": method, "precision": name, **common})
+    return cases
+
+
+def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[str, Any]:
+    """Medians over the rounds: E, and a row for each method and precision."""
+    unit = pooled(results[0], "seconds")
+    floors = {
+        (case["method"], case["precision"]): pooled(found, "seconds")
+        for case, found in zip(cases, results, strict=True)
+        if case["kind"] == "floor"
+    }
+    rows = []
+    for case, found in zip(cases, results, strict=True):
+        if case["kind"] != "step":
+            continue
+        seconds = pooled(found, "seconds")
+        floor = floors[case["method"], case["precision"]]
+        parts = {part: pooled(found, part) for part in PARTS}
+        own = sum(parts[p] for p in ("sampling", "losses", "optimizer"))
+        steps = PAPER_IMAGES // case["batch"]
+        rows.append(
+            {
+                "method": case["method"],
+                "precision": case["precision"],
+                "seconds": seconds,
+                "in E": seconds / unit,
+                "floor": floor,
+                "floor in E": floor / unit,
+                "in floors": seconds / floor,
+                **parts,
+                "sampling+losses+optimizer": own / seconds,
+                "first batch": pooled(found, "first_batch"),
+                "GB": max(result["megabytes"] for result in found) / 1024,
+                "calls": found[0]["calls"],
+                "s/epoch": seconds * steps,
+                "h/run": seconds * steps * PAPER_EPOCHS / 3600,
+            }
+        )
+    gigabytes = max(result["megabytes"] for result in results[0]) / 1024
+    return {"E": unit, "E GB": gigabytes, "rows": rows}
+
+
+def growth(given: argparse.Namespace) -> dict[str, Any]:
+    """Seconds over four sizes and four batches, and the powers of pixels and images they follow."""
+    sizes = [max(16, round(given.size * f / 8) * 8) for f in (0.35, 0.5, 0.7, 1.0)]
+    images = [max(1, round(given.batch * f)) for f in (0.25, 0.5, 1.0, 2.0)]
+    cases = [
+        {**case, "size": size, "batch": batch}
+        for case in cases_of(given)
+        if case["kind"] == "step"
+        for size, batch in dict.fromkeys(
+            [*((size, given.batch) for size in sizes), *((given.size, batch) for batch in images)]
+        )
+    ]
+    results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
+    rows = [
+        {
+            **{name: case[name] for name in ("method", "precision", "size", "batch")},
+            **{name: pooled(found, name) for name in ("seconds", *PARTS)},
+            "GB": max(result["megabytes"] for result in found) / 1024,
+        }
+        for case, found in zip(cases, results, strict=True)
+    ]
+    slopes = []
+    for method, name in itertools.product(given.methods, given.precisions):
+        own = [r for r in rows if (r["method"], r["precision"]) == (method, name)]
+        by_size = [(2 * math.log(r["size"]), r) for r in own if r["batch"] == given.batch]
+        by_batch = [(math.log(r["batch"] + 1), r) for r in own if r["size"] == given.size]
+        for axis, points in (("pixels", by_size), ("images", by_batch)):
+            xs = [x for x, _ in points]
+            powers = {
+                part: statistics.linear_regression(xs, [math.log(r[part]) for _, r in points]).slope
+                for part in ("seconds", "sampling", "losses", "backward")
+                if all(r[part] > 0 for _, r in points)
+            }
+            slopes.append({"method": method, "precision": name, "power of": axis, **powers})
+    return {"rows": rows, "slopes": slopes}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; SystemExit 2 with one line for what is not legal."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--size", type=int, default=376, help="pixels a side [376]")
+    add("--batch", type=int, default=8, help="images, the annotated one comes on top [8]")
+    add("--methods", default=",".join(METHODS), help=f"some of {','.join(METHODS)} [all]")
+    add("--precisions", default="fp32,bf16", help="some of fp32,bf16 [both]")
+    add("--steps", type=int, default=3, help="timed steps of a round, after one to warm up [3]")
+    add("--rounds", type=int, default=3, help="rounds of all cases [3]")
+    add("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice [0]")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
+    add("--growth", action="store_true", help="over four sizes and four batches instead")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--case", type=json.loads, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    for name, known in (("methods", tuple(METHODS)), ("precisions", tuple(PRECISIONS))):
+        words = [word for word in getattr(given, name).split(",") if word]
+        wrong = [word for word in words if word not in known]
+        if wrong or not words:
+            parser.error(f"--{name}: found {', '.join(wrong) or 'none'}; known: {', '.join(known)}")
+        setattr(given, name, words)
+    for name, least in (("size", 16), ("batch", 1), ("steps", 1), ("rounds", 1), ("threads", 0)):
+        if getattr(given, name) < least:
+            parser.error(f"--{name}: found {getattr(given, name)}; at least {least}")
+    return given
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    given = parse(argv)
+    try:
+        if given.case is not None:
+            print(json.dumps(measure(given.case)))
+            return 0
+        device = choose_device(given.device)
+    except DeviceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    head = {name: getattr(given, name) for name in ("size", "batch", "steps", "rounds")}
+    head |= {"device": str(device), "threads": given.threads or torch.get_num_threads()}
+    head |= {"torch": torch.__version__}
+    if given.growth:
+        found = growth(given)
+    else:
+        cases = cases_of(given)
+        results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
+        found = summary(cases, results)
+    if given.json:
+        print(json.dumps({**head, **found}))
+        return 0
+    print(", ".join(f"{name} {value}" for name, value in head.items()))
+    if "E" in found:
+        print(f"E = {found['E']:.3g} s, {found['E GB']:.2g} GB")
+    for rows in (found["rows"], found.get("slopes", [])):
+        if rows:
+            print("\n" + table(rows, list(rows[0])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

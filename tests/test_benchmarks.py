@@ -1,0 +1,115 @@
+"""The benchmarks at sizes that take no time: what they report, not how fast it was."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks import measure, step
+from model import METHODS
+from networks import Encoder
+
+CASE = {"size": 16, "batch": 2, "steps": 1, "device": "cpu", "threads": 0}
+
+
+def test_a_step_is_reported_with_its_parts() -> None:
+    result = step.measure({"kind": "step", "method": "simclr", "precision": "fp32", **CASE})
+    (whole,) = result["seconds"]
+    parts = [result[name][0] for name in step.PARTS]
+    assert min(parts) > 0 and sum(parts) == pytest.approx(whole)
+    assert result["megabytes"] > 0 and 0 < result["calls"] < 2000
+
+
+def test_the_floor_counts_every_convolution_of_the_encoders() -> None:
+    """A UNet has 17: two in each of seven blocks, three transposed; one of MoCo's two learns."""
+    counts = {
+        name: step.measure({"kind": "floor", "method": name, "precision": "fp32", **CASE})
+        for name in ("simclr", "moco")
+    }
+    assert {name: result["convolutions"] for name, result in counts.items()} == {
+        "simclr": 34,
+        "moco": 34,
+    }
+    assert all(result["seconds"][0] > 0 for result in counts.values())
+
+
+def test_calls_are_counted_where_they_are_made() -> None:
+    calls = measure.OperatorCalls()
+    image, kernel = torch.ones(1, 3, 8, 8), torch.ones(2, 3, 3, 3, requires_grad=True)
+    with calls:
+        calls.section = "encode"
+        torch.nn.functional.conv2d(image, kernel, padding=1)
+        with torch.no_grad():
+            torch.nn.functional.conv2d(image, kernel)
+        calls.section = "losses"
+        torch.ones(2).exp()
+    assert calls.counts == {"encode": 2, "losses": 2}
+    (first, learns), (_, learns_not) = ((c[:2], c[-1]) for c in calls.convolutions)
+    assert first == ((1, 3, 8, 8), (2, 3, 3, 3)) and learns and not learns_not
+
+
+def test_the_unit_computes_what_the_encoder_computes() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder()
+    image = torch.randn(2, 3, 20, 28)
+    expected = encoder(image)
+    for name, channels in (("up1", 256), ("up2", 128), ("up3", 64)):
+        plain = step.PlainUp(channels)
+        plain.load_state_dict(getattr(encoder, name).state_dict())
+        setattr(encoder, name, plain)
+    for one, other in zip(encoder(image), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert step.measure({"kind": "unit", **CASE})["seconds"][0] > 0
+
+
+def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
+    given = step.parse(["--methods", "simclr", "--precisions", "bf16", "--batch", "8"])
+    cases = step.cases_of(given)
+    assert [case["kind"] for case in cases] == ["unit", "step", "floor"]
+    parts = {"encode": [3.0], "sampling": [0.5], "losses": [0.25], "backward": [5.0]}
+    whole = {"optimizer": [0.25], "data": [1.0], "seconds": [10.0, 90.0, 11.0]}
+    more = {"first_batch": [2.0], "megabytes": 2048.0, "calls": 300}
+    found = step.summary(
+        cases,
+        [
+            [{"seconds": [20.0, 22.0, 900.0], "megabytes": 1024.0}],
+            [{**parts, **whole, **more}],
+            [{"seconds": [5.5], "convolutions": 34}],
+        ],
+    )
+    assert found["E"] == 22.0 and found["E GB"] == 1.0
+    (row,) = found["rows"]
+    assert row["seconds"] == 11.0 and row["in E"] == 0.5 and row["in floors"] == 2.0
+    assert row["sampling+losses+optimizer"] == pytest.approx(1 / 11) and row["GB"] == 2.0
+    assert row["s/epoch"] == 24 * 11 and row["h/run"] == pytest.approx(24 * 11 * 200 / 3600)
+
+
+@pytest.mark.parametrize(
+    "words", [["--methods", "simcrl"], ["--precisions", "fp16"], ["--size", "8"], ["--rounds", "0"]]
+)
+def test_what_cannot_be_measured_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        step.parse(words)
+    assert stop.value.code == 2
+    assert words[1] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_every_method_is_measured_by_default() -> None:
+    assert step.parse([]).methods == list(METHODS)
+
+
+@pytest.mark.slow
+def test_the_command_prints_one_object(capfd: pytest.CaptureFixture[str]) -> None:
+    words = "--size 16 --batch 2 --methods simclr --precisions fp32 --rounds 1 --steps 1 --json"
+    assert step.main(words.split()) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["size"] == 16 and found["E"] > 0
+    (row,) = found["rows"]
+    assert row["method"] == "simclr" and all(
+        math.isfinite(row[name]) for name in ("seconds", "in E", "floor", *step.PARTS)
+    )

@@ -1,0 +1,531 @@
+"""The whole table on a tiny set: order, sharing, kills, reports, plans, ablations, refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_set
+import torch
+from PIL import Image
+from tiny_set import files, make_set
+from torch import Tensor
+
+import config_run
+import reproduce
+import utils.forest
+from model import METHODS, Method
+from networks import ProjectedUNet
+from utils.checkpoint import load
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills as Unix knows them")
+
+SMALL = [
+    *("--num_classes", "3", "--channels", "4,8,16,32", "--hidden_dim", "16", "--embed_dim", "8"),
+    *("--queue_size", "10", "--self_batch_size", "2", "--self_max_epoch", "2"),
+    *("--fine_max_epoch", "2", "--eval_every", "1", "--device", "cpu", "--amp", "off"),
+    *("--threads", "1", "--save_seconds", "0"),
+]
+TABLES = ("table.md", "table.csv", "values.csv", "values.png")
+
+
+class Plain(Method):
+    """A pretraining method that sees no annotated image, and so shares its pretraining."""
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        hidden_dim: int,
+        embed_dim: int,
+        groups: int,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups)
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        assert "label" not in batch
+        q, k = (self.encoder_q(batch[view])[0] for view in ("view_q", "view_k"))
+        return {"loss": (q - k).square().mean()}
+
+
+@contextlib.contextmanager
+def only_small() -> Iterator[None]:
+    """A forest of five trees, and a plain method under a name that is a legal self_mode."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils.forest, "TREES", 5)
+        patch.setattr(reproduce, "TREES", 5)
+        for name in METHODS:
+            if name not in ("moco", "simclr"):
+                patch.delitem(METHODS, name)
+        patch.setitem(METHODS, "simclr", Plain)
+        yield
+
+
+def run(data: Path, out: Path, *words: str, methods: str = "sup,forest,moco,simclr") -> int:
+    """The script in this process; returns its exit code."""
+    own = ["--data_dir", str(data), "--out", str(out), f"--methods={methods}"]
+    with only_small():
+        return reproduce.main([*own, *SMALL, *words])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_set(tmp_path_factory.mktemp("sets") / "steel")
+
+
+class Finished:
+    """An uninterrupted run of the table: what it wrote, and which trainings it did in turn."""
+
+    def __init__(self, data: Path, out: Path) -> None:
+        self.data, self.out = data, out
+        self.order: list[tuple[str, str, str]] = []
+        real = config_run.run
+
+        def noted(config: Any) -> None:
+            mode = "sup" if config.stages == "sup" else config.self_mode
+            self.order.append((config.stages, mode, config.repeats))
+            real(config)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(config_run, "run", noted)
+            assert run(data, out, "--repeats", "01") == 0
+        self.files = files(out)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return Finished(data, tmp_path_factory.mktemp("finished") / "steel")
+
+
+def evaluations(out: Path, run_dir: str, stage: str) -> list[dict[str, Any]]:
+    found = load(out / "runs" / run_dir / f"state_{stage}.pt")["evaluations"]
+    return list(found)
+
+
+# ---------------------------------------------------------------- what is run
+
+
+def test_all_methods_of_a_repeat_come_before_the_next_repeat(finished: Finished) -> None:
+    assert finished.order == [
+        ("sup", "sup", "0"),
+        ("self", "moco", "0"),
+        ("fine", "moco", "0"),
+        ("self", "simclr", "0"),
+        ("fine", "simclr", "0"),
+        ("sup", "sup", "1"),
+        ("self", "moco", "1"),
+        ("fine", "moco", "1"),
+        ("fine", "simclr", "1"),  # of the shared pretraining
+    ]
+    assert "runs/steel_forest/1_1/epoch_0/15_t0.png" in finished.files
+
+
+def test_a_shared_pretraining_is_trained_once_and_changes_no_number(
+    finished: Finished, tmp_path: Path
+) -> None:
+    assert "runs/steel_simclr/1_0/moco2.pt" in finished.files
+    assert not any("steel_simclr/1_1/moco" in name for name in finished.files)
+    assert "runs/steel_moco/1_1/moco2.pt" in finished.files  # it saw another annotated image
+    log = finished.files["runs/steel_simclr/1_1/log_fine.txt"].decode()
+    assert "steel_simclr/1_0/moco2.pt (81 of 81 tensors loaded" in log
+    # train.py, which pretrains each repeat, gets the same.
+    settings = {"repeats": "1", "stages": "self-fine", "save_every": 2, "top_k": None}
+    with only_small():
+        assert tiny_set.train(finished.data, tmp_path, name="steel", **settings) == 0
+    alone = load(tmp_path / "steel_simclr" / "1_1" / "state_fine.pt")["evaluations"]
+    assert alone == evaluations(finished.out, "steel_simclr/1_1", "fine")
+    weights = [
+        load(folder / "steel_simclr" / "1_1" / "fine_last.pt")["finetune"]
+        for folder in (tmp_path, finished.out / "runs")
+    ]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_what_is_finished_is_not_run_again(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(finished.data, finished.out, "--repeats", "01") == 0
+    assert "11 of 11 pieces of work are finished" in capsys.readouterr().out
+    assert files(finished.out) == finished.files
+
+
+def test_progress_is_told_with_an_estimate(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, tmp_path, "--repeats=0", methods="sup") == 0
+    said = capsys.readouterr().out
+    assert "0 of 1 pieces of work are finished" in said
+    assert (
+        "[1 of 1] no pretraining, repeat 0, supervised: about " in said and "that are left" in said
+    )
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_the_table_holds_what_the_runs_scored(finished: Finished) -> None:
+    lines = {
+        (line["protocol"], line["method"]): line
+        for line in csv.DictReader(finished.files["table.csv"].decode().splitlines())
+    }
+    assert [m for p, m in lines if p == "best"] == ["sup", "forest", "moco", "simclr"]
+    stages = {"sup": "sup", "forest": "forest", "moco": "fine", "simclr": "fine"}
+    for method, stage in stages.items():
+        runs = [evaluations(finished.out, f"steel_{method}/1_{r}", stage) for r in (0, 1)]
+        chosen = {"best": [max(e, key=lambda x: x["acc"]) for e in runs]}
+        chosen["last"] = [e[-1] for e in runs]
+        for protocol, found in chosen.items():
+            line = lines[protocol, method]
+            for score in ("dice", "acc", "miou"):
+                values = [e[score] for e in found]
+                mean, std = statistics.mean(values), statistics.stdev(values)
+                assert float(line[f"{score}_mean"]) == pytest.approx(mean, abs=1e-9)
+                assert float(line[f"{score}_std"]) == pytest.approx(std, abs=1e-9)
+    last = {m: float(lines["last", m]["dice_mean"]) for m in stages}
+    line = lines["last", "moco"]
+    assert float(line["dice_minus_sup_mean"]) == pytest.approx(last["moco"] - last["sup"])
+    assert float(line["dice_minus_best_plain_mean"]) == pytest.approx(last["moco"] - last["simclr"])
+
+
+def test_the_notes_say_what_a_reader_must_know(finished: Finished) -> None:
+    text = finished.files["table.md"].decode()
+    assert "PSCL-SimCLR: sees no annotated image, so one pretraining per seed is shared" in text
+    assert "over the 2 test images, 10000 replicates, seed 0" in text
+    assert "pretraining 2 epochs, fine-tuning and supervised 2, evaluated every 1; seed 0" in text
+    assert "paper: Dice" not in text
+
+
+def test_how_the_numbers_came_about_is_kept(finished: Finished) -> None:
+    record = json.loads(finished.files["run.json"])
+    assert record["commands"] == [
+        f"python reproduce.py --data_dir {finished.data} --out {finished.out} "
+        f"--methods=sup,forest,moco,simclr {' '.join(SMALL)} --repeats 01"
+    ]
+    assert record["seed"] == 0 and record["settings"]["self_max_epoch"] == 2
+    assert record["annotated"] == {"sup_num1_0": ["15_0.png"], "sup_num1_1": ["30_1.png"]}
+    assert record["data"]["test_numf"]["images"] == 2
+    assert f"torch {torch.__version__}" in record["environments"][0]
+    text = finished.files["run.md"].decode()
+    assert record["commands"][0] in text and record["data"]["test_numf"]["hash"] in text
+
+
+def test_the_hash_changes_with_one_pixel(finished: Finished, tmp_path: Path) -> None:
+    hashes = [json.loads(finished.files["run.json"])["data"]["test_numf"]["hash"]]
+    other = make_set(tmp_path / "steel")
+    for change in (0, 1):
+        if change:
+            path = other / "test_numf" / "img" / "15_t0.png"
+            pixels = np.array(Image.open(path))
+            pixels[0, 0] ^= 1
+            Image.fromarray(pixels).save(path)
+        assert run(other, tmp_path / f"out{change}", "--report", "--repeats=0") == 0
+        record = json.loads((tmp_path / f"out{change}" / "run.json").read_text())
+        assert record["commands"] == []  # a report is not what the numbers come from
+        hashes.append(record["data"]["test_numf"]["hash"])
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_tiles_of_one_sample_are_resampled_together(data: Path, tmp_path: Path) -> None:
+    tiled = make_set(tmp_path / "tiled")
+    for kind in ("img", "gt"):
+        folder = tiled / "test_numf" / kind
+        (folder / "15_t0.png").rename(folder / "15_t_0_0.png")
+        (folder / "30_t1.png").rename(folder / "15_t_0_1.png")
+    assert run(tiled, tmp_path / "out", "--repeats=0", methods="sup") == 0
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "over the 1 samples that the 2 test images come from" in text
+
+
+def test_the_papers_numbers_stand_beside_its_own_set(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "aluminum").symlink_to(data)
+    # A link would be resolved to the set's own name: the folder itself has to be called so.
+    papers = make_set(tmp_path / "papers" / "aluminum")
+    assert run(papers, tmp_path / "out", "--report", "--repeats=01") == 0
+    text = (tmp_path / "out" / "table.md").read_text()
+    line = next(x for x in text.splitlines() if x.startswith("| no pretraining "))
+    assert line.endswith("| 0.5134 | 0.0609 | 0.9167 |") and "0 of 2" in line
+
+
+def test_pictures_that_were_changed_are_noticed(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(finished.data, tmp_path, "--repeats=0", methods="forest") == 0
+    path = tmp_path / "runs" / "steel_forest" / "1_0" / "epoch_0" / "15_t0.png"
+    pixels = np.array(Image.open(path))
+    Image.fromarray(np.where(pixels == 255, 128, pixels).astype(np.uint8)).save(path)
+    capsys.readouterr()
+    assert run(finished.data, tmp_path, "--repeats=0", "--report", methods="forest") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "its pictures score" in error and "--overwrite" in error
+
+
+# ---------------------------------------------------------------- at any time
+
+
+def test_a_report_is_of_what_is_finished(finished: Finished, tmp_path: Path) -> None:
+    words = ("--runs", str(finished.out / "runs"), "--report")
+    assert run(finished.data, tmp_path, *words, "--repeats=01") == 0
+    assert all((tmp_path / name).read_bytes() == finished.files[name] for name in TABLES)
+    # Asked for one method and one repeat, it shows whatever else is finished.
+    assert run(finished.data, tmp_path / "b", *words, "--repeats=0", methods="sup") == 0
+    assert (tmp_path / "b" / "table.csv").read_bytes() == finished.files["table.csv"]
+    assert files(finished.out) == finished.files
+
+
+def test_a_plan_says_how_long_and_writes_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    assert run(data, tmp_path / "out", "--repeats=01", "--plan") == 0
+    said = capsys.readouterr().out
+    assert "11 of 11 pieces of work are to do" in said
+    for line in ("training with labels: 6 x", "forest: 2 x", "PSCL-MoCo: 2 x", "SimCLR: 1 x"):
+        assert line in said
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_plan_counts_what_is_left(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(finished.data, finished.out, "--repeats=01", "--plan") == 0
+    assert "0 of 11 pieces of work are to do" in capsys.readouterr().out
+    assert files(finished.out) == finished.files
+
+
+def test_other_settings_are_refused_before_anything_is_run(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ((), ("--report",)):
+        words = ("--repeats=01", "--fine_max_epoch", "3", *more)
+        assert run(finished.data, finished.out, *words) == 2
+        error = capsys.readouterr().err
+        assert "steel_sup/1_0: holds a run of stage sup with other settings" in error
+        assert "fine_max_epoch was 2, is 3" in error and "--name" in error
+    assert files(finished.out) == finished.files
+
+
+def test_a_folder_in_use_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "import sys; from utils.lock import locked\n"
+        f"with locked({str(tmp_path / 'runs' / 'steel_forest' / '1_0')!r}):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    import subprocess
+
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tiny_set.ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert run(data, tmp_path, "--repeats=0", methods="forest") == 2
+        holder.communicate("")
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "steel_forest/1_0: another process is training there" in error
+
+
+# ---------------------------------------------------------------- kills
+
+
+def run_in(data: str, out: str, kill_at: int) -> None:
+    """A process that dies at the n-th time that a file is put in its place."""
+    real, calls = os.replace, []
+
+    def deadly(*words: Any) -> None:
+        calls.append(words)
+        if len(calls) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*words)
+
+    os.replace = deadly  # type: ignore[assignment]
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        sys.exit(run(Path(data), Path(out), "--repeats=01"))
+
+
+def test_a_killed_table_ends_as_an_unbroken_one(finished: Finished, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny_set", "reproduce", "torch._dynamo"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
+        forkserver.ensure_running()
+    out = tmp_path / "steel"
+    for kill_at in (9, 25, 31, 40, 0):
+        process = context.Process(target=run_in, args=(str(finished.data), str(out), kill_at))
+        process.start()
+        process.join(120)
+        assert process.exitcode == (-signal.SIGKILL if kill_at else 0)
+    for name in TABLES:
+        assert (out / name).read_bytes() == finished.files[name]
+    # The runs themselves, too, are those of an unbroken table.
+    for name, contents in finished.files.items():
+        if name.endswith((".png", "moco2.pt", "metrics.jsonl")):
+            assert (out / name).read_bytes() == contents, name
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_being_stopped_is_one_line(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: signal.Signals,
+    code: int,
+) -> None:
+    monkeypatch.setattr(config_run, "run", lambda config: os.kill(os.getpid(), how))
+    assert run(data, tmp_path, "--repeats=0", methods="sup") == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "The same command goes on" in error
+
+
+# ---------------------------------------------------------------- ablations
+
+
+def test_an_ablation_varies_one_setting(finished: Finished, tmp_path: Path) -> None:
+    words = ("--repeats=0", "--ablate", "temperature", "--runs", str(finished.out / "runs"))
+    before = files(finished.out)
+    assert run(finished.data, tmp_path, *words, methods="moco") == 0
+    table = (tmp_path / "ablate_temperature_moco.md").read_text()
+    assert "| PSCL-MoCo, temperature 0.07 | 1 of 2 |" in table
+    assert "| PSCL-MoCo, temperature 0.5 | 2 of 2 |" in table  # the table's own runs
+    assert "| no pretraining | 2 of 2 |" in table
+    lines = list(csv.DictReader((tmp_path / "ablate_temperature_moco.csv").open()))
+    assert {x["method"] for x in lines} == {"sup", "moco 0.07", "moco 0.5"}
+    assert "dice_minus_moco_0.5_mean" in lines[0]
+    state = load(finished.out / "runs" / "steel-temperature-0.07_moco" / "1_0" / "state_self.pt")
+    assert state["settings"]["temperature"] == 0.07
+    after = files(finished.out)
+    assert {n: b for n, b in after.items() if n in before and "seconds" not in n} == {
+        n: b for n, b in before.items() if "seconds" not in n
+    }
+    for name in after.keys() - before.keys():
+        assert "steel-temperature-0.07_moco" in name
+        (finished.out / name).unlink()
+    (finished.out / "runs" / "steel_seconds.json").write_bytes(before["runs/steel_seconds.json"])
+
+
+@pytest.mark.parametrize("name", reproduce.ABLATIONS)
+def test_every_ablation_has_legal_values_of_a_setting_that_is_used(name: str) -> None:
+    options = reproduce.read_options(["--ablate", name, "--data_dir", "dataset/steel"])
+    setting, values = reproduce.ABLATIONS[name]
+    assert len(options.variants) == len(values)
+    names = [v.name for v in options.variants]
+    assert len(set(names)) == len(names) and names.count("steel") == 1
+    found = [dict(v.settings).get(setting, "as it is") for v in options.variants]
+    assert found.count("as it is") == 1
+    for variant in options.variants:
+        config = {"self_mode": variant.method, "name": variant.name, **dict(variant.settings)}
+        assert config_run.Config(**config)
+
+
+def test_a_value_of_the_command_line_is_one_more_variant() -> None:
+    options = reproduce.read_options(["--ablate", "temperature", "--temperature", "0.2"])
+    assert [v.key for v in options.variants] == ["simclr 0.2", "simclr 0.07", "simclr 0.5"]
+    assert not options.variants[0].settings
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_a_budget_gives_defaults_that_flags_win_over() -> None:
+    paper = reproduce.read_options([]).config
+    assert (paper.self_max_epoch, paper.epochs_for("1"), paper.eval_every_for("1")) == (
+        *(200, 1000, 200),
+    )
+    cpu = reproduce.read_options(["--budget", "cpu", "--fine_max_epoch", "50"]).config
+    assert (cpu.self_max_epoch, cpu.epochs_for("1"), cpu.eval_every_for("1")) == (20, 50, 100)
+    assert cpu.save_every == 20  # no checkpoints in between, unless asked for
+    assert reproduce.read_options(["--save_every=5"]).config.save_every == 5
+
+
+def test_names_and_folders_follow_the_set() -> None:
+    options = reproduce.read_options(["--data_dir", "dataset/steel/"])
+    assert options.config.name == "steel" and options.out == Path("results/steel")
+    assert options.config.output_dir == str(Path("results/steel/runs"))
+    options = reproduce.read_options(["--name", "a", "--runs", "b", "--out", "c"])
+    assert (options.config.name, options.config.output_dir) == ("a", "b")
+    assert options.out == Path("c")
+
+
+def test_the_rows_are_those_of_the_paper_in_its_order() -> None:
+    found = [v.key for v in reproduce.read_options([]).variants]
+    assert found[:2] == ["sup", "forest"] and found[-2:] == ["moco", "simclr"]
+    assert set(found) == {"sup", "forest", *METHODS}
+    words = ["--methods", "simclr", "sup", "--image_size", "64"]
+    options = reproduce.read_options(words)
+    assert [v.key for v in options.variants] == ["sup", "simclr"]
+    assert options.config.image_size == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("--methods sup simclrr", ("--methods: found 'simclrr'", "did you mean simclr?")),
+        ("--budget big", ("--budget: found 'big'", "paper, cpu")),
+        ("--ablate ratios", ("--ablate: found 'ratios'", "did you mean ratio?")),
+        ("--ablate negatives --methods moco", ("moco does not use intra_view_negatives",)),
+        ("--ablate ratio --methods sup", ("--methods: found 'sup'",)),
+        ("--ablate ratio --methods moco simclr", ("--ablate takes one method",)),
+        ("--plan yes --image_sise 3", ("--image_sise", "did you mean --image_size?")),
+        ("--plan=yes", ("--plan: found yes; it takes no value",)),
+        ("--out", ("--out: no value found",)),
+        ("--stages self", ("--stages: decided by reproduce.py itself",)),
+        ("--self_mode moco", ("--self_mode: decided by reproduce.py itself", "--methods")),
+        ("--data_size 15", ("data_size: found 15; give one",)),
+        ("--data_dir nowhere", ("nowhere: no such folder",)),
+        ("--name a/b", ("name: found 'a/b'",)),
+        ("stray", ("unexpected word 'stray'",)),
+    ],
+)
+def test_wrong_words_are_named(
+    words: str,
+    parts: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert reproduce.main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in parts) and "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_its_own_flags_and_all_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main(["-h"])
+    assert stop.value.code == 0
+    page = capsys.readouterr().out
+    assert all(f"--{name}" in page for name in (*reproduce.OPTIONS, "self_max_epoch", "device"))
+
+
+def test_colours_and_unlabelled_pixels_reach_the_forest(tmp_path: Path) -> None:
+    root = make_set(tmp_path / "steel")
+    mask = root / "sup_num1_0" / "gt" / "15_0.png"
+    pixels = np.array(Image.open(mask))
+    pixels[:5] = 255
+    Image.fromarray(pixels).save(mask)
+    image = root / "test_numf" / "img" / "15_t0.png"
+    gray = np.array(Image.open(image))
+    Image.fromarray(np.stack([gray, gray // 2, gray], axis=-1)).save(image)
+    words = ("--repeats=0", "--ignore_label=255")
+    assert run(root, tmp_path / "out", *words, methods="forest") == 0
+    log = (tmp_path / "out" / "runs" / "steel_forest" / "1_0" / "log_forest.txt").read_text()
+    assert f"Learnt from {27 * 40} pixels" in log
