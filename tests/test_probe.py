@@ -244,7 +244,7 @@ def entries(run: Path) -> list[dict[str, Any]]:
     return [line["probe"] for line in lines if "probe" in line]
 
 
-@pytest.mark.parametrize("mode", ["simclr", "moco"])
+@pytest.mark.parametrize("mode", ["simclr", "moco", "byol", "densecl"])
 def test_a_run_that_is_looked_at_ends_with_the_same_bytes(data: Path, tmp_path: Path, mode: str):
     kwargs: dict[str, Any] = {"stages": "self-fine", "self_mode": mode, "self_max_epoch": 3}
     for name, every in (("plain", 0), ("probed", 2)):
