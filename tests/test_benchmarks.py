@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import measure, step
+from benchmarks import finetune, measure, precision, step
+from config import Config
 from model import METHODS
 from networks import Encoder
 
@@ -85,6 +87,25 @@ def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
     assert row["seconds"] == 11.0 and row["in E"] == 0.5 and row["in floors"] == 2.0
     assert row["sampling+losses+optimizer"] == pytest.approx(1 / 11) and row["GB"] == 2.0
     assert row["s/epoch"] == 24 * 11 and row["h/run"] == pytest.approx(24 * 11 * 200 / 3600)
+
+
+@pytest.mark.parametrize("variant", list(finetune.VARIANTS))
+def test_fine_tuning_is_reported_with_its_parts(variant: str) -> None:
+    case = {"variant": variant, "size": 16, "images": 2, "steps": 1, "device": "cpu", "threads": 0}
+    result = finetune.measure(case)
+    parts = [result[name][0] for name in finetune.PARTS]
+    assert min(parts) > 0 and result["seconds"] == [pytest.approx(sum(parts))]
+    assert result["evaluation"][0] > 0 and result["megabytes"] > 0
+
+
+def test_both_precisions_start_from_the_same_loss(tmp_path: Path) -> None:
+    measure.draw_set(tmp_path / "set", 32, 2, num_classes=4)
+    config = Config(data_dir=str(tmp_path / "set"), self_batch_size=2).resolved()
+    lines = list(precision.compare(config, torch.device("cpu"), 2))
+    assert [line["step"] for line in lines] == [0, 1]
+    single, half = lines[0]["fp32"], lines[0]["bf16"]
+    assert set(single) == set(half) == {"loss", "image", "patch", *(f"patch_up{s}" for s in "123")}
+    assert single["loss"] == pytest.approx(half["loss"], rel=0.05) and single != half
 
 
 @pytest.mark.parametrize(
