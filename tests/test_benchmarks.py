@@ -134,3 +134,22 @@ def test_the_command_prints_one_object(capfd: pytest.CaptureFixture[str]) -> Non
     assert row["method"] == "simclr" and all(
         math.isfinite(row[name]) for name in ("seconds", "in E", "floor", *step.PARTS)
     )
+
+
+def test_growth_finds_the_power_that_seconds_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    def took(script: str, case: dict) -> dict:
+        pixels, images = case["size"] ** 2, case["batch"] + 1
+        return {
+            **{part: [1e-6 * pixels * images] for part in step.PARTS},
+            "seconds": [1e-9 * pixels**1.5 * images**2],
+            "megabytes": 512.0,
+        }
+
+    monkeypatch.setattr(step, "in_own_process", took)
+    words = "--size 160 --batch 8 --methods moco --precisions fp32 --rounds 1"
+    found = step.growth(step.parse(words.split()))
+    assert len({row["size"] for row in found["rows"]}) == 4
+    assert len({row["batch"] for row in found["rows"]}) == 4
+    by_pixels, by_images = found["slopes"]
+    assert by_pixels["seconds"] == pytest.approx(1.5) and by_images["seconds"] == pytest.approx(2)
+    assert by_pixels["losses"] == pytest.approx(1) and by_images["losses"] == pytest.approx(1)
