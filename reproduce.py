@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import config_run
-from config import SELF_MODES, Config, ConfigError, format_value, help_text, parse_config
+from config import SELF_MODES, Config, ConfigError, format_value, parse_config, settings_help
 from config_run import (
     STAGES,
     WEIGHTS,
@@ -259,7 +259,9 @@ def _takes(method: str, setting: str) -> bool:
 
 def _help() -> str:
     lines = [f"  --{name:9} {text}" for name, text in OPTIONS.items()]
-    return "\n".join([(__doc__ or "").strip(), "", *lines, "", "", help_text()])
+    # A setting that is refused, or hidden behind an own flag of its name, is none to offer.
+    settings = settings_help(left_out={*DECIDED, *OPTIONS})
+    return "\n".join([(__doc__ or "").strip(), "", *lines, "", settings])
 
 
 # --- the forest -----------------------------------------------------------------------------------
