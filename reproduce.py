@@ -848,7 +848,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.plan:
             plan(bench)
         elif options.report:
-            write_report(bench)
+            if not any(row.repeats() for row in write_report(bench).rows):
+                to_terminal(
+                    f"Warning: {bench.config.output_dir}: no finished run; the table is empty"
+                )
             if not (options.out / f"{record_stem(options)}.json").exists():
                 write_record(bench)
         else:
