@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -737,25 +737,39 @@ def help_text(defaults: Mapping[str, Any] | None = None) -> str:
     """The page of ``--help``, with a script's own defaults in place of the general ones."""
     script = Path(sys.argv[0]).name
     script = script if script.endswith(".py") else "train.py"
+    head = [
+        f"usage: python {script} [--setting value ...]",
+        "",
+        "Pretrain a UNet by patch-sampled contrastive learning, fine-tune it on a few",
+        "annotated images and score it on the test set. Every setting is a flag.",
+        "",
+        "examples:",
+        f"  python {script} -stages self-fine",
+        f"  python {script} -stages self --self_mode moco --self_max_epoch 20",
+        f"  python {script} -stages sup --data_dir dataset/mine --device cpu",
+    ]
+    return "\n".join([*head, "", settings_help(defaults)])
+
+
+def settings_help(defaults: Mapping[str, Any] | None = None, left_out: Collection[str] = ()) -> str:
+    """All settings by group, as the page of ``--help`` lists them.
+
+    Args:
+        defaults: a script's own, in place of the general ones.
+        left_out: settings that the script decides itself, or has a flag of that name for.
+    """
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
     parser = argparse.ArgumentParser(
-        prog=script,
-        usage=f"python {script} [--setting value ...]",
-        description=(
-            "Pretrain a UNet by patch-sampled contrastive learning, fine-tune it on a few\n"
-            "annotated images and score it on the test set. Every setting is a flag.\n\n"
-            "examples:\n"
-            f"  python {script} -stages self-fine\n"
-            f"  python {script} -stages self --self_mode moco --self_max_epoch 20\n"
-            f"  python {script} -stages sup --data_dir dataset/mine --device cpu"
-        ),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
             prog, max_help_position=27, width=width
         ),
+        usage=argparse.SUPPRESS,
         add_help=False,
     )
     sections = {title: parser.add_argument_group(title) for title in GROUPS}
     for name, field in FIELDS.items():
+        if name in left_out:
+            continue
         rules = field.metadata
         unit = f"{rules['unit']}, " if rules["unit"] else ""
         default = format_value((defaults or {}).get(name, field.default))

@@ -480,6 +480,11 @@ class SelfSupervised(Runner):
                 + ", ".join(s.name for s in annotated[:5])
                 + (" ..." if annotated[5:] else "")
             )
+        if c.probe and not METHODS[c.self_mode].trains_ups:
+            lines.append(
+                f"{SELF_MODES[c.self_mode]} trains the way down only: the probe sees it through "
+                "ups that stay as they were initialised, so compare epochs, not methods"
+            )
         note = METHODS[c.self_mode].log_note(c.queue_size, batch + bool(annotated))
         unused = [n for n in unused_settings(c) if getattr(c, n) != FIELDS[n].default]
         if unused:
@@ -791,6 +796,22 @@ class Finetune(Supervised):
     def start(self) -> str:
         """Where the weights come from and how many tensors matched."""
         return f"Fine-tuning from {self.pretrained()} ({self.report})"
+
+    def header(self) -> list[str]:
+        """Also a warning if pretraining saw the images in another form: it is allowed, and odd."""
+        first, *rest = super().header()
+        old = load(self.pretrained()).get("settings")
+        if not isinstance(old, Mapping):  # a published file: nothing is known
+            return [first, *rest]
+        lines = []
+        for name in ("standardize", "image_size"):
+            was, new = old.get(name, FIELDS[name].default), getattr(self.config, name)
+            if was != new:
+                lines.append(
+                    f"Warning: {self.pretrained()}: pretrained with {name} {was}, fine-tuned with "
+                    f"{new}; give --{name} {was} unless you mean it"
+                )
+        return [first, *lines, *rest]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Stem and downs at one rate, ups and the last layer at another."""

@@ -210,7 +210,7 @@ def check_data(
     needs_annotated: bool = True,
     probe: bool = False,
 ) -> DataReport:
-    """Read and check every file that a run will need, before anything is trained.
+    """Read, check and keep every file that a run will need, before anything is trained.
 
     Args:
         data_dir: the set's folder.
@@ -224,9 +224,6 @@ def check_data(
         needs_annotated: an annotated image rides along in pretraining.
         probe: pretraining looks at its features by the annotated images and the test set.
 
-    Returns:
-        The decoded files, for the datasets to use, and warnings.
-
     Raises:
         DataError: all problems found, one line each (after 30 lines only their number).
     """
@@ -239,9 +236,9 @@ def check_data(
     splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
     pretraining = []
     if "self" in stages:
-        pretraining += check.folder("train_numf")
-        if use_unlabelled:
-            pretraining += check.folder("train_unlabelled")
+        for split in ("train_numf", *(["train_unlabelled"] if use_unlabelled else [])):
+            pretraining += check.folder(split)
+    start = len(check.problems)
     for split in splits if scored or needs_annotated else ():
         annotated = check.folder(split, masks=True)
         check.classes(split, annotated, "annotated images")
@@ -250,7 +247,9 @@ def check_data(
         if "self" in stages and needs_annotated:
             pretraining += annotated
     if scored:
+        start = len(check.problems) if needs_annotated else start
         check.classes("test_numf", check.folder("test_numf", masks=True), "test set")
+        check.only_probed(start, supervised)
     check.one_size("pretraining", pretraining)
     if "self" in stages and self_mode_needs_groups:
         check.batches(pretraining)
@@ -320,6 +319,12 @@ class _Check:
             self._twins([p for p in _list_files(gt) if p.suffix.lower() == MASK_SUFFIX])
             self._stray_masks(split, samples)
         return [s for s in samples if self._image(s.image) and (not masks or self._mask(s))]
+
+    def only_probed(self, start: int, supervised: bool) -> None:
+        """Add a cure to the problems from ``start`` on, of files that only the probe reads."""
+        if not supervised:
+            cure = ", or leave out --probe, which alone reads it"
+            self.problems[start:] = [line + cure for line in self.problems[start:]]
 
     def classes(self, split: str, samples: list[Sample], what: str) -> None:
         """Warn of classes that no mask of these samples shows."""

@@ -43,6 +43,7 @@ class Method(nn.Module):
     needs_annotated: ClassVar[bool] = False  # image 0 of every batch is annotated
     needs_groups: ClassVar[bool] = False  # production batches are used
     least_images: ClassVar[int] = 1  # of a batch, for its loss to mean anything
+    trains_ups: ClassVar[bool] = True  # False: the ups stay as they were initialised
 
     def __init__(
         self,
@@ -384,6 +385,8 @@ class MoCo(QueueMethod):
         settings: see ``QueueMethod``.
     """
 
+    trains_ups = False
+
     def __init__(self, *, temperature: float = 0.5, **settings: Any) -> None:
         super().__init__(**settings)
         self.temperature = temperature
@@ -420,6 +423,7 @@ class SimCLR(Method):
     """
 
     least_images = 2  # one image alone has no negatives
+    trains_ups = False
 
     def __init__(self, *, temperature: float = 0.5, **settings: Any) -> None:
         super().__init__(**settings)
@@ -449,6 +453,7 @@ class BYOL(MomentumMethod):
     """
 
     least_images = 2  # the predictor's BatchNorm has one value per image
+    trains_ups = False
 
     def __init__(self, *, hidden_dim: int = 128, embed_dim: int = 64, **settings: Any) -> None:
         super().__init__(hidden_dim=hidden_dim, embed_dim=embed_dim, **settings)

@@ -50,7 +50,7 @@ from data import (
 )
 from networks import UNet
 from utils import measure, ranking, tiling
-from utils.checkpoint import CheckpointError, load, network_state, norm_of, transfer
+from utils.checkpoint import CheckpointError, channels_of, load, network_state, norm_of, transfer
 from utils.device import DeviceError, choose_device
 from utils.export import Deployed, ExportError, Standardized, check_target, export
 from utils.folder import (
@@ -72,6 +72,7 @@ USER_ERRORS = (
 Array = NDArray[Any]
 Row = dict[str, Any]
 
+DEFAULTS = {"min_px": measure.MINIMUM_PX, "boundary_px": measure.BOUNDARY_PX}
 SMALLEST_SIDE = 16  # smaller pictures are continued by their edge pixels
 
 
@@ -306,14 +307,12 @@ def _shapes(state: Mapping[str, Tensor], path: Path) -> tuple[int, tuple[int, ..
             f"{path}: holds a pretrained network, which knows no classes yet; fine-tune it "
             "(-stages fine) and give fine.pt"
         )
-    parts = ("inc", "down1.conv", "down2.conv", "down3.conv")
-    keys = [f"encode.{part}.con1.weight" for part in parts]
-    missing = [key for key in keys if key not in state]
-    if missing:
+    channels = channels_of(state)
+    if len(channels) < 4:
         raise CheckpointError(
-            f"{path}: {missing[0]} is missing; give a fine.pt or sup.pt of this program"
+            f"{path}: layers of the UNet are missing; give a fine.pt or sup.pt of this program"
         )
-    return len(state["decode.outc.fc1.weight"]), tuple(len(state[key]) for key in keys)
+    return len(state["decode.outc.fc1.weight"]), channels
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
@@ -403,8 +402,31 @@ def check_options(o: argparse.Namespace, num_classes: int) -> None:
         raise ConfigError(f"--masks: {o.masks} is no folder; give the folder of the true masks")
 
 
+# What ``--rank`` and ``--export`` do not look at: given all the same, a result would be missing.
+MEASURING = ("um_per_px", "min_px", "grain_classes", "boundary_px", "probabilities", "particles")
+OF_NO_EFFECT = {
+    "rank": (*MEASURING, "report"),
+    "export": ("out", "masks", *MEASURING, "report"),
+}
+
+
+def check_together(o: argparse.Namespace) -> None:
+    """Raise ConfigError, a line for each option that what was asked for has no use for."""
+    what = "rank" if o.rank else "export" if o.export else ""
+    lines = [
+        f"--{name}: of no effect with --{what}; leave it out"
+        for name in OF_NO_EFFECT.get(what, ())
+        if getattr(o, name) not in (None, False, [], DEFAULTS.get(name))
+    ]
+    if o.threads < 0:
+        lines.append(f"--threads: found {o.threads}; give 0 or a number of at least 1")
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
 def run(options: argparse.Namespace) -> int:
     """Predict, rank or export; returns 0, or 1 if some files could not be used."""
+    check_together(options)
     if options.threads > 0:
         torch.set_num_threads(options.threads)
     # Pillow takes pictures above 180 megapixels for an attack; here they are micrographs.
@@ -434,6 +456,12 @@ def _places(
     kind = "ranked" if o.rank else "predicted"
     out = Path(o.out or s.path.parent / f"{kind}_{name}")
     masks = Path(o.masks) if o.masks else None
+    for flag, given in (("rank" if o.rank else "images", Path(images)), ("masks", masks)):
+        if given and given.is_dir() and out.resolve() == given.resolve():
+            raise ConfigError(
+                f"--out: found {out}, the folder of --{flag}, which results would be mixed up with;"
+                " give a folder of its own"
+            )
     return out, masks, list_images(images, IMAGE_SUFFIXES, [out, *([masks] if masks else [])])
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import config_run
-from config import SELF_MODES, Config, ConfigError, format_value, help_text, parse_config
+from config import SELF_MODES, Config, ConfigError, format_value, parse_config, settings_help
 from config_run import (
     STAGES,
     WEIGHTS,
@@ -252,7 +252,9 @@ def _ablation(config: Config, ablate: str, words: Sequence[str]) -> tuple[Varian
 
 def _help() -> str:
     lines = [f"  --{name:9} {text}" for name, text in OPTIONS.items()]
-    return "\n".join([(__doc__ or "").strip(), "", *lines, "", "", help_text()])
+    # A setting that is refused, or hidden behind an own flag of its name, is none to offer.
+    settings = settings_help(left_out={*DECIDED, *OPTIONS})
+    return "\n".join([(__doc__ or "").strip(), "", *lines, "", settings])
 
 
 # --- the forest -----------------------------------------------------------------------------------
@@ -840,7 +842,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.plan:
             plan(bench)
         elif options.report:
-            write_report(bench)
+            if not any(row.repeats() for row in write_report(bench).rows):
+                to_terminal(
+                    f"Warning: {bench.config.output_dir}: no finished run; the table is empty"
+                )
             if not (options.out / f"{record_stem(options)}.json").exists():
                 write_record(bench)
         else:

@@ -329,8 +329,8 @@ BAD_SETTINGS = {
     "pretrained larger": (
         "--stages fine --pretrained {here}/other.pt",
         "other.pt: ",
-        "has shape (8, 3, 3, 3)",
-        "use the settings",
+        "channels: its network has 8,16,32,64, this one has 4,8,16,32",
+        "--channels 8,16,32,64",
     ),
     "other settings than the run there": (
         "--fine_max_epoch 2",

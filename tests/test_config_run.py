@@ -500,6 +500,25 @@ def test_fine_tuning_starts_from_any_file(finished: Path, data: Path, tmp_path: 
         assert f"Fine-tuning from {path} ({total} of {total} tensors loaded" in log
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"standardize": True}, ["standardize False, fine-tuned with True; give --standardize"]),
+        ({"image_size": 24}, ["image_size 0, fine-tuned with 24; give --image_size 0"]),
+        ({"fine_lr_encoder": 1e-5}, []),
+    ],
+)
+def test_the_log_warns_of_pretraining_on_images_in_another_form(
+    finished: Path, data: Path, tmp_path: Path, change: dict[str, Any], said: list[str]
+) -> None:
+    start = finished / "tiny_simclr" / "1_0" / "moco2.pt"
+    assert train(data, tmp_path, stages="fine", pretrained=str(start), **change) == 0
+    text = (tmp_path / "tiny_simclr" / "1_0" / "log_fine.txt").read_text()
+    warned = [line for line in text.splitlines() if line.startswith("Warning: ")]
+    assert len(warned) == len(said)
+    assert all(words in line for words, line in zip(said, warned, strict=True))
+
+
 def test_a_published_file_in_the_folder_is_the_start_of_fine_tuning(
     finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -444,6 +444,7 @@ def test_a_large_picture_has_a_reduced_overlay_with_a_true_bar() -> None:
         (["--images", "nowhere"], "nowhere: no such folder"),
         (["--weights", "nowhere.pt"], "nowhere.pt: cannot be read"),
         (["--device", "toaster"], "--device: found toaster; give auto"),
+        (["--threads", "-3"], "--threads: found -3; give 0 or"),
     ],
 )
 def test_a_bad_option_is_one_line(tmp_path, weights, capsys, change, said) -> None:
@@ -453,6 +454,33 @@ def test_a_bad_option_is_one_line(tmp_path, weights, capsys, change, said) -> No
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "of_no_effect"),
+    [
+        ("rank", [["--report"], ["--particles"], ["--um_per_px", "0.1"], ["--min_px", "20"]]),
+        ("export", [["--report"], ["--masks", "m"], ["--out", "o"], ["--grain_classes", "1"]]),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(weights, capsys, what, of_no_effect) -> None:
+    words = ["--weights", str(weights), f"--{what}", "model.pt2"]
+    for option in of_no_effect:
+        assert main([*words, *option]) == 2
+        error = capsys.readouterr().err
+        assert error == f"{option[0]}: of no effect with --{what}; leave it out\n"
+
+
+@pytest.mark.parametrize("flag", ["images", "rank", "masks"])
+def test_results_do_not_go_among_the_images(tmp_path, weights, capsys, flag) -> None:
+    """There a contact sheet would be an image of the set from then on."""
+    images, masks = (write_images(tmp_path / name, "a.png") for name in ("imgs", "gt"))
+    words = ["--weights", str(weights), "--rank" if flag == "rank" else "--images", str(images)]
+    out = masks if flag == "masks" else images
+    assert main([*words, "--masks", str(masks), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"--out: found {out}, the folder of --{flag}" in error
+    assert [p.name for p in out.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize("change", [["--min_px", "x"], ["--nonsense"]])
@@ -467,7 +495,7 @@ def test_an_option_that_cannot_be_read_is_one_line(capsys, change) -> None:
     ("state", "said"),
     [
         ({"decode.mlp.0.weight": torch.zeros(2, 2)}, "pretrained network"),
-        ({"decode.outc.fc1.weight": torch.zeros(3, 4)}, "encode.inc.con1.weight is missing"),
+        ({"decode.outc.fc1.weight": torch.zeros(3, 4)}, "layers of the UNet are missing"),
         ({}, "no network in it"),
     ],
 )

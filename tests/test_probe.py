@@ -318,8 +318,35 @@ def test_a_probe_needs_masks_and_a_test_set_and_says_so_before_training(
     assert train(root, tmp_path / "out", stages="self", probe=1) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "15_t0.png: no mask" in error
+    assert error.endswith(", or leave out --probe, which alone reads it\n")
+    assert train(root, tmp_path / "out", stages="self-fine", probe=1) == 2
+    assert "--probe" not in capsys.readouterr().err  # fine-tuning wants the masks, too
     assert not list((tmp_path / "out").rglob("*.pt"))
     assert train(root, tmp_path / "out", stages="self") == 0
+
+
+def test_a_probe_wants_the_annotated_image_that_the_method_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for mode, alone in (("byol", True), ("simclr", False)):
+        root = make_set(tmp_path / mode)
+        (root / "sup_num1_0" / "gt" / "15_0.png").unlink()
+        assert train(root, tmp_path / "out", stages="self", self_mode=mode, probe=1) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "sup_num1_0/img/15_0.png: no mask" in error
+        assert ("leave out --probe" in error) is alone
+
+
+@pytest.mark.parametrize(("mode", "said"), [("plain-moco", True), ("byol", True), ("moco", False)])
+def test_the_log_says_where_the_probe_looks_through_ups_that_nobody_trains(
+    data: Path, tmp_path: Path, mode: str, said: bool
+):
+    assert train(data, tmp_path, stages="self", self_mode=mode, probe=2) == 0
+    run = tmp_path / f"tiny_{mode}" / "1_0"
+    assert ("trains the way down only" in (run / "log_self.txt").read_text()) is said
+    first, last = (torch.load(run / f"moco{n}.pt", weights_only=True)["moco"] for n in ("0", "2"))
+    ups = [key for key in first if ".up3." in key and "encoder_k" not in key]
+    assert ups and all(torch.equal(first[key], last[key]) for key in ups) is said
 
 
 def test_images_that_may_be_probed(data: Path, tmp_path: Path):

@@ -403,6 +403,13 @@ def norm_of(state: Mapping[str, Tensor]) -> str:
     return "batch" if any(key.endswith("norm1.running_mean") for key in state) else "group"
 
 
+def channels_of(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The setting ``channels`` of a UNet's tensors; shorter where the state is of no whole UNet."""
+    parts = ("inc", "down1.conv", "down2.conv", "down3.conv")
+    keys = [f"encode.{part}.con1.weight" for part in parts]
+    return tuple(len(state[key]) for key in keys if key in state)
+
+
 # --- transfer -------------------------------------------------------------------------------------
 
 
@@ -448,8 +455,8 @@ def transfer(
         source: the file's name, for the message of an error.
 
     Raises:
-        CheckpointError: nothing matched, tensors are missing or unexpected, or shapes differ (one
-            line for each tensor).
+        CheckpointError: nothing matched, the networks are of other norms or channels, tensors are
+            missing or unexpected, or other shapes differ (one line for each tensor).
     """
     own = module.state_dict()
     shared = [key for key in own if key in state]
@@ -468,6 +475,13 @@ def transfer(
         raise CheckpointError(
             f"{source}: norm: its network was trained with --norm {norm_of(state)}, this one has "
             f"{norm_of(own)}; give --norm {norm_of(state)}, or pretrain again"
+        )
+    theirs, ours = channels_of(state), channels_of(own)
+    if theirs != ours and len(theirs) == len(ours):
+        text = ",".join(map(str, theirs))
+        raise CheckpointError(
+            f"{source}: channels: its network has {text}, this one has {','.join(map(str, ours))}; "
+            f"give --channels {text}, or pretrain again"
         )
     problems = []
     for keys, text in ((missing, "missing in the file"), (unexpected, "unknown to the network")):

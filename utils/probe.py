@@ -1,7 +1,9 @@
 """Looking at a pretrained network without fine-tuning it: pixel classifier, k-means, spread.
 
-The features of a pixel are those that pretraining shapes: up3 at the pixel, and up2 and up1 there,
-bilinearly between their positions. Classifier and k-means are linear in them, so their weights are
+The features of a pixel are up3 at the pixel, and up2 and up1 there, bilinearly between their
+positions. A method that trains the way down only (``Method.trains_ups``) does not even run the ups:
+what it learnt is then seen through ups with the weights, and BatchNorm averages of 0 and 1, that
+they were initialised with. Classifier and k-means are linear in them, so their weights are
 applied to each map at its own size and only the few results are enlarged.
 
 Nothing here uses the global random numbers, and nothing changes the network.
