@@ -436,6 +436,19 @@ class TransferReport:
         return f"{self.matched} of {self.total} tensors loaded{rest}"
 
 
+def _other_channels(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str | Path
+) -> list[str]:
+    """A line if two networks differ in the setting ``channels``; it stands before their tensors."""
+    theirs, ours = (",".join(map(str, channels_of(each))) for each in (state, own))
+    if theirs == ours or theirs.count(",") != ours.count(","):
+        return []
+    return [
+        f"{source}: channels: its network has {theirs}, this one has {ours}; give --channels "
+        f"{theirs}, or pretrain again"
+    ]
+
+
 def transfer(
     module: nn.Module,
     state: Mapping[str, Tensor],
@@ -455,8 +468,8 @@ def transfer(
         source: the file's name, for the message of an error.
 
     Raises:
-        CheckpointError: nothing matched, the networks are of other norms or channels, tensors are
-            missing or unexpected, or other shapes differ (one line for each tensor).
+        CheckpointError: nothing matched, the networks are of other norms, tensors are missing or
+            unexpected, or shapes differ (a line for each tensor, after one for ``channels``).
     """
     own = module.state_dict()
     shared = [key for key in own if key in state]
@@ -476,14 +489,7 @@ def transfer(
             f"{source}: norm: its network was trained with --norm {norm_of(state)}, this one has "
             f"{norm_of(own)}; give --norm {norm_of(state)}, or pretrain again"
         )
-    theirs, ours = channels_of(state), channels_of(own)
-    if theirs != ours and len(theirs) == len(ours):
-        text = ",".join(map(str, theirs))
-        raise CheckpointError(
-            f"{source}: channels: its network has {text}, this one has {','.join(map(str, ours))}; "
-            f"give --channels {text}, or pretrain again"
-        )
-    problems = []
+    problems = _other_channels(state, own, source)
     for keys, text in ((missing, "missing in the file"), (unexpected, "unknown to the network")):
         named = [key for key in keys if key.startswith(prefix)]
         if named:
