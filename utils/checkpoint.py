@@ -436,6 +436,22 @@ class TransferReport:
         return f"{self.matched} of {self.total} tensors loaded{rest}"
 
 
+def _same_kind(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise CheckpointError, one line, if two networks are of other norms or channels."""
+    if norm_of(state) != norm_of(own):
+        raise CheckpointError(
+            f"{source}: norm: its network was trained with --norm {norm_of(state)}, this one has "
+            f"{norm_of(own)}; give --norm {norm_of(state)}, or pretrain again"
+        )
+    theirs, ours = channels_of(state), channels_of(own)
+    if theirs != ours and len(theirs) == len(ours):
+        text = ",".join(map(str, theirs))
+        raise CheckpointError(
+            f"{source}: channels: its network has {text}, this one has {','.join(map(str, ours))}; "
+            f"give --channels {text}, or pretrain again"
+        )
+
+
 def transfer(
     module: nn.Module,
     state: Mapping[str, Tensor],
@@ -471,18 +487,7 @@ def transfer(
             f"'{prefix}*' is in it (found: {', '.join(list(state)[:3]) or 'no tensors'}); give a "
             "checkpoint of this program"
         )
-    if norm_of(state) != norm_of(own):
-        raise CheckpointError(
-            f"{source}: norm: its network was trained with --norm {norm_of(state)}, this one has "
-            f"{norm_of(own)}; give --norm {norm_of(state)}, or pretrain again"
-        )
-    theirs, ours = channels_of(state), channels_of(own)
-    if theirs != ours and len(theirs) == len(ours):
-        text = ",".join(map(str, theirs))
-        raise CheckpointError(
-            f"{source}: channels: its network has {text}, this one has {','.join(map(str, ours))}; "
-            f"give --channels {text}, or pretrain again"
-        )
+    _same_kind(state, own, source)
     problems = []
     for keys, text in ((missing, "missing in the file"), (unexpected, "unknown to the network")):
         named = [key for key in keys if key.startswith(prefix)]
