@@ -236,14 +236,8 @@ class Runner:
                 for path in found
             ]
         settings = self.decisive_settings(ahead)
-        unused = unused_settings(self.config)
         old = {k: v for k, v in state["settings"].items() if k != WEIGHTS or k in settings}
-        lines = differences(
-            *(
-                {k: v for k, v in (LATER | each).items() if k not in unused}
-                for each in (old, settings)
-            )
-        )
+        lines = setting_differences(self.config, old, settings)
         return lines and [
             f"{self.run_dir}: holds a run of stage {self.stage} with other settings "
             f"({'; '.join(lines)}); give --overwrite to train anew, or another --name"
@@ -831,6 +825,20 @@ STAGES: dict[str, type[Runner]] = {"self": SelfSupervised, "fine": Finetune, "su
 
 
 # --- folders and files ----------------------------------------------------------------------------
+
+
+def setting_differences(
+    config: Config, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> list[str]:
+    """In what the settings of a run on disk differ from those of this one, where it matters.
+
+    Neither settings that the method does not take matter, nor ones that the older run does not name
+    because they did not exist, as long as the new one leaves them at their defaults.
+    """
+    unused = unused_settings(config)
+    return differences(
+        *({k: v for k, v in (LATER | dict(each)).items() if k not in unused} for each in (old, new))
+    )
 
 
 def unused_settings(config: Config) -> list[str]:

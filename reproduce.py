@@ -38,6 +38,7 @@ from config_run import (
     fingerprint,
     picture_name,
     run_label,
+    setting_differences,
 )
 from data import (
     Batches,
@@ -52,7 +53,7 @@ from model import METHODS, settings_of
 from utils import record
 from utils.bootstrap import LEVEL, REPLICATES, number_clusters
 from utils.bootstrap import SEED as BOOTSTRAP_SEED
-from utils.checkpoint import CheckpointError, StateFile, differences, remove_leftovers
+from utils.checkpoint import CheckpointError, StateFile, remove_leftovers
 from utils.comparison import PROTOCOLS, Comparison, Result, Row
 from utils.device import choose_device, choose_precision
 from utils.dots import dots_png
@@ -497,7 +498,7 @@ class Bench:
         else:
             new = Runner.decisive_settings(runner)
         new.pop("pretrained", None)
-        lines = differences(old, new)
+        lines = setting_differences(runner.config, old, new)
         return lines and [
             f"{runner.run_dir}: holds a run of stage {runner.stage} with other settings "
             f"({'; '.join(lines)}); give the settings of that run, or another --name"
