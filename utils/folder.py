@@ -217,6 +217,7 @@ class Folder:
             self.results.predicted += 1
             self.draw(item, image, mask)
             self.record.add(entry)
+            del image  # it may be large, and so is what measuring needs
         return self.measure(item, mask)
 
     def predict(self, item: Item, image: Array) -> Array:

@@ -355,7 +355,11 @@ def compare_class(
           predicted so), and how many there are.
     """
     real, labels, _ = find_particles(truth, minimum_px)
-    hits = np.bincount(labels[prediction], minlength=len(real.area) + 1)[1:]
+    hits = np.zeros(len(real.area) + 1, np.int64)
+    for top in range(0, labels.shape[0], _ROWS):
+        rows = slice(top, top + _ROWS)
+        hits += np.bincount(labels[rows][prediction[rows]], minlength=len(hits))
+    hits = hits[1:]
     del labels  # four bytes a pixel, of what may be a large picture
     mine = find_particles(prediction, minimum_px)[0]
     f1, distance = boundary_agreement(truth, prediction, boundary_px)
