@@ -66,8 +66,8 @@ def read_image(path: str | Path) -> Pixels:
     picture, raw = _open(path)
     if picture is None or _is_deep_colour(picture, raw):
         pixels = _decode_with_opencv(path, raw)
-    elif picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
-        pixels = np.asarray(picture)
+    elif picture.mode in ("F", "I", "L", "RGB") or picture.mode.startswith("I;16"):
+        pixels = np.asarray(picture)  # no convert(), which copies what needs no change
     else:
         # Palettes, CMYK and the like become RGB; 1-bit and gray with transparency become gray.
         gray = picture.mode in ("1", "L", "LA", "La")
@@ -79,8 +79,10 @@ def read_image(path: str | Path) -> Pixels:
         pixels = to_8_bit(pixels)
     if pixels.ndim == 3:
         pixels = pixels[..., :3]
-        if (pixels == pixels[..., :1]).all():
+        bands = (pixels[top : top + 256] for top in range(0, len(pixels), 256))
+        if all((band == band[..., :1]).all() for band in bands):
             pixels = pixels[..., 0]
+    del picture, raw  # of a large image, as much again
     return np.array(pixels, np.uint8, order="C")  # a copy: Pillow's arrays are read-only
 
 
