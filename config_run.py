@@ -77,6 +77,7 @@ from utils.log import (
 )
 from utils.losses import supervised_loss
 from utils.metrics import Scores, SegmentationScores
+from utils.outfile import ResultsError
 from utils.picture import (
     PictureError,
     best_median_worst,
@@ -94,7 +95,7 @@ from utils.probe import (
     probe_line,
 )
 from utils.report import ReportError, write_report
-from utils.results import ResultsError, results_table, write_results
+from utils.results import results_table, write_results
 
 USER_ERRORS = (
     ConfigError,

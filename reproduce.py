@@ -63,10 +63,10 @@ from utils.imagefile import ImageStore
 from utils.lock import locked
 from utils.log import RunLog, environment_line, evaluation_lines, to_terminal
 from utils.metrics import SegmentationScores
-from utils.outfile import replace_file
+from utils.outfile import ResultsError, replace_file
 from utils.pace import Pace, duration
 from utils.picture import save_prediction
-from utils.results import ResultsError, write_results
+from utils.results import write_results
 from utils.tally import Tally, count_pictures
 
 # Rows of the paper's table in its order, then what it lacks; a method that is not here comes last.

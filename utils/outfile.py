@@ -6,14 +6,27 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from utils.results import ResultsError
+
+class ResultsError(ValueError):
+    """A result file cannot be written; the message names it and the cure."""
 
 
-def replace_file(path: str | Path, contents: str | bytes) -> None:
+def replace_file(
+    path: str | Path,
+    contents: str | bytes,
+    error: type[ValueError] = ResultsError,
+    flag: str = "--out",
+) -> None:
     """Write a file, text as UTF-8, by way of a temporary one beside it; missing folders are made.
 
+    Args:
+        path: the file.
+        contents: all of it.
+        error: what is raised.
+        flag: the setting that says where it goes, for the message.
+
     Raises:
-        ResultsError: it cannot be written; an older one is as it was.
+        ResultsError, or ``error``: it cannot be written; an older one is as it was.
     """
     path = Path(path)
     data = contents if isinstance(contents, bytes) else contents.encode("utf-8", "backslashreplace")
@@ -26,8 +39,8 @@ def replace_file(path: str | Path, contents: str | bytes) -> None:
         finally:
             with suppress(OSError):
                 temporary.unlink()
-    except OSError as error:
-        raise ResultsError(
-            f"{path}: cannot be written ({error.strerror or error}); free disk space or give an "
-            "--out that may be written to"
-        ) from error
+    except OSError as why:
+        raise error(
+            f"{path}: cannot be written ({why.strerror or why}); free disk space or give an "
+            f"{flag} that may be written to"
+        ) from why

@@ -10,7 +10,6 @@ import base64
 import csv
 import io
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from PIL import Image
 
 from utils.curve import CurveError, curve_picture
 from utils.metrics import format_mean_std
+from utils.outfile import replace_file
 from utils.results import Evaluation, read_results
 
 REPORT = "report.html"
@@ -142,7 +142,7 @@ def write_report(experiment_dir: str | Path) -> Path:
     _measurements(page, folder, runs)
     _settings(page, runs)
     path = folder / REPORT
-    _write(path, _html(folder.resolve().name, page).encode("utf-8", "backslashreplace"))
+    replace_file(path, _html(folder.resolve().name, page), ReportError, "output_dir")
     return path
 
 
@@ -528,19 +528,3 @@ def _figure(part: _Picture, uri: str | None) -> str:
     width, height = part.picture.size
     image = f'<img src="{uri}" alt="{_text(part.alt)}" width="{width}" height="{height}">'
     return f"<figure><figcaption>{_text(part.title)}</figcaption>{image}</figure>"
-
-
-def _write(path: Path, contents: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            temporary.write_bytes(contents)
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
-    except OSError as error:
-        raise ReportError(
-            f"{path}: cannot be written ({error.strerror or error}); free disk space or give an "
-            "output_dir that may be written to"
-        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,15 +9,12 @@ from typing import Any
 
 from utils.checkpoint import CheckpointError, StateFile
 from utils.metrics import format_mean_std
+from utils.outfile import replace_file
 
 COLUMNS = ("best on test: epoch", "ACC", "Dice", "mIoU", "last: epoch", "ACC", "Dice", "mIoU")
 SCORES = ("acc", "dice", "miou")
 
 Evaluation = dict[str, Any]
-
-
-class ResultsError(ValueError):
-    """``eval.txt`` cannot be written; the message names the file and the cure."""
 
 
 def read_results(experiment: Path, stage: str) -> dict[str, tuple[Evaluation, Evaluation]]:
@@ -90,20 +86,7 @@ def write_results(experiment: Path, stage: str) -> None:
         "",
         *table(experiment, stage),
     ]
-    path = experiment / "eval.txt"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            temporary.write_bytes(("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
-    except OSError as error:
-        raise ResultsError(
-            f"{path}: cannot be written ({error.strerror or error}); free disk space or give an "
-            "output_dir that may be written to"
-        ) from error
+    replace_file(experiment / "eval.txt", "\n".join(lines) + "\n", flag="output_dir")
 
 
 def results_table(folders: Mapping[Path, str]) -> str:
