@@ -33,6 +33,7 @@ from benchmarks.measure import (  # noqa: E402
     now,
     peak_megabytes,
     pooled,
+    require_least,
     table,
 )
 from benchmarks.step import PlainUp  # noqa: E402
@@ -125,9 +126,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--case", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
-    for name, least in (("size", 16), ("images", 1), ("steps", 1), ("rounds", 1), ("threads", 0)):
-        if getattr(given, name) < least:
-            parser.error(f"--{name}: found {getattr(given, name)}; at least {least}")
+    require_least(parser, given, size=16, images=1, steps=1, rounds=1, threads=0)
     return given
 
 

@@ -7,6 +7,7 @@ slows all of them.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -23,6 +24,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 Case = dict[str, Any]
 Result = dict[str, Any]
+
+
+def require_least(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, **limits: int
+) -> None:
+    """End with one line and exit code 2 if an option is below its least value."""
+    for name, least in limits.items():
+        if getattr(given, name) < least:
+            parser.error(f"--{name}: found {getattr(given, name)}; at least {least}")
 
 
 def now(device: torch.device) -> float:

@@ -40,6 +40,7 @@ from benchmarks.measure import (  # noqa: E402
     now,
     peak_megabytes,
     pooled,
+    require_least,
     table,
 )
 from config import Config  # noqa: E402
@@ -328,9 +329,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if wrong or not words:
             parser.error(f"--{name}: found {', '.join(wrong) or 'none'}; known: {', '.join(known)}")
         setattr(given, name, words)
-    for name, least in (("size", 16), ("batch", 1), ("steps", 1), ("rounds", 1), ("threads", 0)):
-        if getattr(given, name) < least:
-            parser.error(f"--{name}: found {getattr(given, name)}; at least {least}")
+    require_least(parser, given, size=16, batch=1, steps=1, rounds=1, threads=0)
     return given
 
 
