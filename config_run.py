@@ -620,7 +620,8 @@ class Supervised(Runner):
 
     def network(self) -> nn.Module:
         """The UNet as it starts."""
-        return UNet(self.config.num_classes, self.config.channels, self.config.norm)
+        c = self.config
+        return UNet(c.num_classes, c.channels, c.norm, c.recompute)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters at one learning rate."""

@@ -37,7 +37,7 @@ class Method(nn.Module):
     """A pretraining method as the training loop sees it: an encoder, and a forward to losses.
 
     Args:
-        channels, hidden_dim, embed_dim, groups, norm: see ``networks.ProjectedUNet``.
+        channels, hidden_dim, embed_dim, groups, norm, recompute: see ``networks.ProjectedUNet``.
     """
 
     needs_annotated: ClassVar[bool] = False  # image 0 of every batch is annotated
@@ -53,9 +53,10 @@ class Method(nn.Module):
         embed_dim: int = 64,
         groups: int = 4,
         norm: str = "batch",
+        recompute: int = 0,
     ) -> None:
         super().__init__()
-        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups, norm)
+        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups, norm, recompute)
 
     @staticmethod
     def log_note(queue_size: int, batch_size: int) -> str:

@@ -7,11 +7,13 @@ exchanged with them without translation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 NORM_GROUPS = 8
 
@@ -25,6 +27,15 @@ class ChannelLayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, H, W) over C."""
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def activated(self, input: Tensor) -> Tensor:
+        """The same, then LeakyReLU 0.01 in place.
+
+        It works on the rows themselves: in place on the view that ``forward`` returns, autograd
+        would copy every gradient, and the copies do not lie as the kernels like it.
+        """
+        rows = super().forward(input.permute(0, 2, 3, 1))
+        return F.leaky_relu(rows, 0.01, inplace=True).permute(0, 3, 1, 2)
 
 
 def normalisation(norm: str, channels: int) -> nn.Module:
@@ -60,8 +71,10 @@ class DoubleConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H, W)."""
-        x = F.leaky_relu(self.norm1(self.con1(x)), 0.01, inplace=True)
-        return F.leaky_relu(self.norm2(self.con2(x)), 0.01, inplace=True)
+        x = self.con2(F.leaky_relu(self.norm1(self.con1(x)), 0.01, inplace=True))
+        if isinstance(self.norm2, ChannelLayerNorm):
+            return self.norm2.activated(x)
+        return F.leaky_relu(self.norm2(x), 0.01, inplace=True)
 
 
 class Down(nn.Module):
@@ -96,16 +109,38 @@ class Up(nn.Module):
         return self.conv(torch.cat([skip, x], dim=1))
 
 
+@contextmanager
+def unnoticed(module: nn.Module) -> Iterator[None]:
+    """What BatchNorm notes of the pictures that pass meanwhile is forgotten again."""
+    noted = [(m, name, b) for m in module.modules() for name, b in m.named_buffers(recurse=False)]
+    for owner, name, buffer in noted:
+        setattr(owner, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for owner, name, buffer in noted:
+            setattr(owner, name, buffer)
+
+
 class Encoder(nn.Module):
     """Everything of the UNet but its last layer: stem, three downs, three ups.
 
     Args:
         channels: channels at full, 1/2, 1/4 and 1/8 of the image's size.
         norm: 'batch' or 'group', see ``normalisation``.
+        recompute: so many levels, the finest first, keep nothing inside their blocks for the
+            backward pass, which computes it again (Chen 2016, "sublinear memory cost"). Results
+            are the same; memory falls, time grows.
     """
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256), norm: str = "batch") -> None:
+    def __init__(
+        self,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        norm: str = "batch",
+        recompute: int = 0,
+    ) -> None:
         super().__init__()
+        self.recompute = recompute
         c0, c1, c2, c3 = channels
         self.inc = DoubleConv(3, c0, norm)
         self.down1 = Down(c0, c1, norm)
@@ -117,18 +152,32 @@ class Encoder(nn.Module):
 
     def contract(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The way down, (B, 3, H, W) to x1 (full size), x2 (1/2), x3 (1/4) and x4 (1/8)."""
-        x1 = self.inc(image)  # (B, c0, H, W)
-        x2 = self.down1(x1)  # (B, c1, H/2, W/2)
-        x3 = self.down2(x2)  # (B, c2, H/4, W/4)
-        x4 = self.down3(x3)  # (B, c3, H/8, W/8)
+        x1 = self.block(0, self.inc, image)  # (B, c0, H, W)
+        x2 = self.block(1, self.down1, x1)  # (B, c1, H/2, W/2)
+        x3 = self.block(2, self.down2, x2)  # (B, c2, H/4, W/4)
+        x4 = self.block(3, self.down3, x3)  # (B, c3, H/8, W/8)
         return x1, x2, x3, x4
+
+    def block(self, level: int, module: nn.Module, *inputs: Tensor) -> Tensor:
+        """A block at full size (level 0), 1/2 (1), 1/4 (2) or 1/8 (3), recomputed if asked to."""
+        if level >= self.recompute or not torch.is_grad_enabled():
+            output: Tensor = module(*inputs)
+            return output
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), unnoticed(module)  # of the first pass, of the second
+
+        output = checkpoint(
+            module, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        )
+        return output
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, 3, H, W) to x4 (1/8 of the size), up1 (1/4), up2 (1/2) and up3 (full size)."""
         x1, x2, x3, x4 = self.contract(image)
-        up1 = self.up1(x4, x3)
-        up2 = self.up2(up1, x2)
-        up3 = self.up3(up2, x1)
+        up1 = self.block(2, self.up1, x4, x3)
+        up2 = self.block(1, self.up2, up1, x2)
+        up3 = self.block(0, self.up3, up2, x1)
         return x4, up1, up2, up3
 
 
@@ -219,7 +268,7 @@ class UNet(nn.Module):
     Args:
         num_classes: C.
         channels: channels at full, 1/2, 1/4 and 1/8 of the image's size.
-        norm: 'batch' or 'group', see ``normalisation``.
+        norm, recompute: see ``Encoder``.
     """
 
     def __init__(
@@ -227,9 +276,10 @@ class UNet(nn.Module):
         num_classes: int = 4,
         channels: Sequence[int] = (32, 64, 128, 256),
         norm: str = "batch",
+        recompute: int = 0,
     ) -> None:
         super().__init__()
-        self.encode = Encoder(channels, norm)
+        self.encode = Encoder(channels, norm, recompute)
         self.decode = PixelClassifier(channels[0], num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -247,9 +297,10 @@ class ProjectedUNet(nn.Module):
         embed_dim: int = 64,
         groups: int = 4,
         norm: str = "batch",
+        recompute: int = 0,
     ) -> None:
         super().__init__()
-        self.encode = Encoder(channels, norm)
+        self.encode = Encoder(channels, norm, recompute)
         self.decode = ProjectionHead(channels, hidden_dim, embed_dim, groups)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:

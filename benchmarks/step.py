@@ -52,6 +52,7 @@ from utils.device import DeviceError, choose_device, keep_freed_memory, to_devic
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PARTS = ("encode", "sampling", "losses", "backward", "optimizer", "data")
 PAPER_IMAGES, PAPER_EPOCHS = 198, 200
+WARM_UP = 3  # steps of a method that are not timed: until then memory is still being mapped
 
 
 class PlainUp(Up):
@@ -152,9 +153,10 @@ def precision(dtype: torch.dtype, device: torch.device) -> Any:
 def prepare(case: Case, folder: Path) -> tuple[Method, Batches]:
     """The method with the project's defaults, and batches of drawn pictures, enough for a run."""
     config, cls = Config(), METHODS[case["method"]]
-    draw_set(folder, case["size"], case["batch"] * (case["steps"] + 2), config.num_classes)
+    draw_set(folder, case["size"], case["batch"] * (case["steps"] + WARM_UP + 1), config.num_classes)
     torch.manual_seed(0)
-    method = build_method(case["method"], config.to_dict())
+    settings = {**config.to_dict(), "recompute": case["recompute"]}
+    method = build_method(case["method"], settings)
     batches = pretraining_batches(
         find_split(folder, "train_numf"),
         find_split(folder, "sup_num1_0") if cls.needs_annotated else [],
@@ -181,10 +183,10 @@ def measure_step(case: Case) -> Result:
         found: dict[str, list[float]] = {name: [] for name in (*PARTS, "seconds")}
         source = batches.epoch(0)
         first = 0.0
-        for number in range(case["steps"] + 1):
+        for number in range(case["steps"] + WARM_UP):
             step = watch.step(method, optimizer, lambda: next(source), dtype)
             first = first or step["data"]  # nobody prepared an epoch's first batch
-            for name in found if number else ():
+            for name in found if number >= WARM_UP else ():
                 found[name].append(step[name])
         peak = peak_megabytes(device)
         with OperatorCalls() as calls, precision(dtype, device):
@@ -222,7 +224,7 @@ def measure(case: Case) -> Result:
 
 def cases_of(given: argparse.Namespace) -> list[Case]:
     """The unit, then step and floor of every method and precision."""
-    names = ("size", "batch", "steps", "device", "threads")
+    names = ("size", "batch", "steps", "device", "threads", "recompute")
     common = {name: getattr(given, name) for name in names}
     cases: list[Case] = [{"kind": "unit", **common}]
     for method, kind in itertools.product(given.methods, ("step", "floor")):
@@ -315,8 +317,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=8, help="images, the annotated one comes on top [8]")
     add("--methods", default=",".join(METHODS), help=f"some of {','.join(METHODS)} [all]")
     add("--precisions", default="fp32,bf16", help="some of fp32,bf16 [both]")
-    add("--steps", type=int, default=3, help="timed steps of a round, after one to warm up [3]")
+    add("--steps", type=int, default=3, help="timed steps of a round, after some to warm up [3]")
     add("--rounds", type=int, default=3, help="rounds of all cases [3]")
+    add("--recompute", type=int, default=0, help="levels that are recomputed, 0 to 4 [0]")
     add("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice [0]")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
     add("--growth", action="store_true", help="over four sizes and four batches instead")
@@ -329,7 +332,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if wrong or not words:
             parser.error(f"--{name}: found {', '.join(wrong) or 'none'}; known: {', '.join(known)}")
         setattr(given, name, words)
-    require_least(parser, given, size=16, batch=1, steps=1, rounds=1, threads=0)
+    require_least(parser, given, size=16, batch=1, steps=1, rounds=1, threads=0, recompute=0)
     return given
 
 

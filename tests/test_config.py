@@ -51,6 +51,7 @@ DEFAULTS = {
     "hidden_dim": 128,
     "groups": 4,
     "norm": "batch",
+    "recompute": 0,
     "random_crop": 0.2,
     "self_jitter": 0.2,
     "fine_jitter": 0.1,
@@ -171,6 +172,7 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("pretrained", ["", "runs/moco200.pt"]),
     ("standardize", [True, False]),
     ("norm", ["batch", "group"]),
+    ("recompute", [0, 1, 4]),
     ("fine_contrast", [0, 2]),
     ("fine_crop", [0, 16, 376]),
     ("fine_scale", [1, 1.4, 2]),
@@ -232,6 +234,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("queue_size", [0, -504, 1.0, 10**8]),
     ("pretrained", ["a\nb", None]),
     ("norm", ["", "layer", "Batch", None]),
+    ("recompute", [-1, 5, 1.0, True, None]),
     ("fine_contrast", [-0.1, 2.1, NAN, "0.2"]),
     ("fine_crop", [-1, 1, 15, 32769, 128.0]),
     ("fine_scale", [0.9, 0, 2.1, NAN, None]),
@@ -598,6 +601,7 @@ NEVER = {
     "name", "output_dir", "stages", "data_size", "multi_round", "repeats", "mapping", "device",
     "workers", "threads", "save_seconds", "overwrite", "resume", "save_every", "report",
     "tensorboard", "class_names", "class_colours", "probe",
+    "recompute",
 }  # fmt: skip
 ALWAYS = {"data_dir", "num_classes", "ignore_label", "image_size", "seed", "amp", "channels"}
 FINE_AND_SUP = {"class_weight", "fine_jitter", "fine_batch_size", "fine_max_epoch", "eval_every"}

@@ -262,3 +262,41 @@ def test_with_group_norm_an_image_does_not_depend_on_its_company():
 
 def flat(result: Tensor | tuple[Tensor, tuple[Tensor, ...]]) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else [result[0], *result[1]]
+
+
+def trained(recompute: int, norm: str = "batch") -> dict[str, Tensor]:
+    """Gradients, and what BatchNorm noted, after a pass forward and backward."""
+    torch.manual_seed(0)
+    unet = UNet(3, CHANNELS, norm, recompute).train()
+    weight = torch.randn(2, 3, 27, 34)
+    (unet(torch.randn(2, 3, 27, 34)) * weight).sum().backward()
+    gradients = {f"gradient of {n}": p.grad for n, p in unet.named_parameters()}
+    assert all(g is not None for g in gradients.values())
+    return {**gradients, **dict(unet.named_buffers())}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_recomputed_levels_change_nothing_that_is_learnt(levels: int, norm: str):
+    kept, recomputed = trained(0, norm), trained(levels, norm)
+    assert kept.keys() == recomputed.keys()
+    for name, value in kept.items():
+        assert torch.equal(value, recomputed[name]), name
+
+
+def test_recomputed_levels_keep_less_for_the_backward_pass():
+    sizes = []
+    for levels in range(5):
+        unet = UNet(3, CHANNELS, recompute=levels).train()
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            unet.encode(torch.randn(1, 3, 64, 64))
+        sizes.append(sum(kept.values()) - sum(p.nbytes for p in unet.parameters()))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[1] < 0.75 * sizes[0] and sizes[4] < 0.5 * sizes[0]
