@@ -587,12 +587,12 @@ def _problem(name: str, value: Any) -> str:
     return f"{line}; did you mean {near[0]}?" if near else line
 
 
-def _unknown(what: str, name: str, dashes: str = "") -> str:
-    """One line for a name that is no setting, with the nearest that is one."""
+def _unknown(what: str, name: str, dashes: str = "", beside: Sequence[str] = ()) -> str:
+    """One line for a name that is no setting, with the nearest that is one, or is ``beside``."""
     plain = str(name).replace("-", "_")
     published = {f.metadata["published"]: n for n, f in FIELDS.items() if f.metadata["published"]}
     near = published.get(plain) or next(
-        iter(difflib.get_close_matches(plain.lower(), FIELDS, 1, cutoff=0.5)), ""
+        iter(difflib.get_close_matches(plain.lower(), [*beside, *FIELDS], 1, cutoff=0.5)), ""
     )
     cure = f"did you mean {dashes}{near}?" if near else "--help lists all settings"
     return f"unknown {what} {dashes}{_shorten(str(name))}; {cure}"
@@ -628,7 +628,9 @@ def _build(values: Mapping[str, Any], problems: list[str]) -> Config:
 # Command line
 
 
-def parse_config(argv: list[str] | None = None, **defaults: Any) -> Config:
+def parse_config(
+    argv: list[str] | None = None, beside: Sequence[str] = (), **defaults: Any
+) -> Config:
     """Make the Config of a script from its own defaults and the command line, which wins.
 
     Every setting is a flag, ``--name value``, ``--name=value`` or ``-name value``, spelled in full.
@@ -636,12 +638,13 @@ def parse_config(argv: list[str] | None = None, **defaults: Any) -> Config:
 
     Args:
         argv: the words after the script's name; None for those of this process.
+        beside: names of flags that the script takes besides, to be guessed when one is misspelt.
         defaults: the script's settings.
 
     Raises:
         ConfigError: all problems together, one line each.
     """
-    words, problems = _read_flags(sys.argv[1:] if argv is None else argv)
+    words, problems = _read_flags(sys.argv[1:] if argv is None else argv, beside)
     if "help" in words:
         print(help_text(defaults), end="")
         raise SystemExit(0)
@@ -658,7 +661,9 @@ def parse_config(argv: list[str] | None = None, **defaults: Any) -> Config:
     return _build(values, problems)
 
 
-def _read_flags(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+def _read_flags(
+    argv: Sequence[str], beside: Sequence[str] = ()
+) -> tuple[dict[str, list[str]], list[str]]:
     """The words after each flag, and one line for each word that belongs to none.
 
     argparse would take ``-stage`` for ``-stages`` even where abbreviations are switched off, and
@@ -680,7 +685,7 @@ def _read_flags(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
             elif name == "help":
                 words[name] = []
             else:
-                problems.append(_unknown("flag", name, dashes))
+                problems.append(_unknown("flag", name, dashes, beside))
                 room = 1 if value is None else 0
         elif room:
             room -= 1

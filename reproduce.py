@@ -182,7 +182,7 @@ def read_options(argv: Sequence[str]) -> Options:
     problems += choice_problems("budget", budget, BUDGETS)
     problems += choice_problems("ablate", ablate, ABLATIONS) if ablate else []
     try:
-        config = parse_config(flags.rest, **BUDGETS.get(budget, {}))
+        config = parse_config(flags.rest, tuple(OPTIONS), **BUDGETS.get(budget, {}))
     except ConfigError as error:
         raise ConfigError("\n".join([*problems, str(error)])) from None
     if len(config.data_size) > 1:

@@ -461,6 +461,7 @@ def test_the_rows_are_those_of_the_paper_in_its_order() -> None:
         ("--ablate ratio --methods sup", ("--methods: found 'sup'",)),
         ("--ablate ratio --methods moco simclr", ("--ablate takes one method",)),
         ("--plan yes --image_sise 3", ("--image_sise", "did you mean --image_size?")),
+        ("--method sup", ("unknown flag --method", "did you mean --methods?")),
         ("--plan=yes", ("--plan: found 'yes'; it takes no value",)),
         ("--out", ("--out: no value found",)),
         ("--stages self", ("--stages: decided by reproduce.py itself",)),
