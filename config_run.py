@@ -254,14 +254,22 @@ class Runner:
             return None
         return self.state.load(say)
 
-    def run(self) -> list[dict[str, Any]]:
-        """Train to the end, or from where a killed run was saved; returns the evaluations."""
+    def ready(self) -> dict[str, Any] | None:
+        """Look at what is there already; returns the state to go on from, if there is one.
+
+        Raises:
+            ConfigError: this stage must not run.
+        """
         problems = self.problems()  # what fine-tuning starts from may be known only now
         if problems:
             raise ConfigError("\n".join(problems))
         remove_leftovers(self.run_dir)
         self.settings = self.decisive_settings()
-        state = self.saved(to_terminal)
+        return self.saved(to_terminal)
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train to the end, or from where a killed run was saved; returns the evaluations."""
+        state = self.ready()
         if state is not None and state["finished"]:
             to_terminal(f"{self.run_dir}: stage {self.stage} is finished already")
             self.state.remove_previous()

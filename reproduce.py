@@ -53,7 +53,7 @@ from model import METHODS, settings_of
 from utils import record
 from utils.bootstrap import LEVEL, REPLICATES, number_clusters
 from utils.bootstrap import SEED as BOOTSTRAP_SEED
-from utils.checkpoint import CheckpointError, StateFile, remove_leftovers
+from utils.checkpoint import CheckpointError, StateFile
 from utils.comparison import PROTOCOLS, Comparison, Result, Row
 from utils.device import choose_device, choose_precision
 from utils.dots import dots_png
@@ -301,12 +301,7 @@ class ForestRun(Supervised):
 
     def run(self) -> list[dict[str, Any]]:
         """Fit and score, unless that is done; a killed run starts again: it is short."""
-        problems = self.problems()
-        if problems:
-            raise ConfigError("\n".join(problems))
-        remove_leftovers(self.run_dir)
-        self.settings = self.decisive_settings()
-        state = self.saved(to_terminal)
+        state = self.ready()
         if state is not None and state["finished"]:
             return list(state["evaluations"])
         self.begin()

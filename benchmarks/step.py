@@ -153,7 +153,8 @@ def precision(dtype: torch.dtype, device: torch.device) -> Any:
 def prepare(case: Case, folder: Path) -> tuple[Method, Batches]:
     """The method with the project's defaults, and batches of drawn pictures, enough for a run."""
     config, cls = Config(), METHODS[case["method"]]
-    draw_set(folder, case["size"], case["batch"] * (case["steps"] + WARM_UP + 1), config.num_classes)
+    images = case["batch"] * (case["steps"] + WARM_UP + 1)
+    draw_set(folder, case["size"], images, config.num_classes)
     torch.manual_seed(0)
     settings = {**config.to_dict(), "recompute": case["recompute"]}
     method = build_method(case["method"], settings)
