@@ -24,7 +24,7 @@ _WHOLE = (
 )  # similarities that are held at once, 400 MiB; of more only slices' largest are
 _SLICE = 8  # cells of a slice
 _CHUNK = 2**22  # similarities that are computed at once to find the largest of slices
-_ROUNDS = (4, 16, 64)  # rounds after which a look is taken whether all conflicts are resolved
+_ROUNDS = (4, 8, 64)  # rounds after which a look is taken whether all conflicts are resolved
 
 
 def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> Tensor:
