@@ -23,7 +23,7 @@ _WHOLE = (
     100 * 2**20
 )  # similarities that are held at once, 400 MiB; of more only slices' largest are
 _SLICE = 8  # cells of a slice
-_CHUNK = 2**22  # similarities that are computed at once to find the largest of slices
+_CHUNK = 2**24  # similarities that are computed at once to find the largest of slices
 _ROUNDS = (4, 8, 64)  # rounds after which a look is taken whether all conflicts are resolved
 
 
@@ -150,7 +150,8 @@ def _candidates(
     # The matrix of all similarities would fill memory; only the largest of each slice is kept, and
     # the slices that may hold one of the best cells are computed again.
     strides = cells // _SLICE
-    slices = _largest(_peaks(template, keys, lowered, strides), count)[1]  # (B, T, count)
+    peaks = _peaks(template, keys, lowered, strides)
+    slices = _largest(peaks, min(count, strides))[1]  # (B, T, count)
     inside = torch.arange(0, _SLICE * strides, strides, device=keys.device)
     cell = (slices[..., None] + inside).flatten(2)  # (B, T, count * _SLICE)
     rest = torch.arange(_SLICE * strides, cells, device=keys.device)
