@@ -193,28 +193,43 @@ class PSCL(Method):
             The patches of view q and of view k, (B, C, K, D) in single precision, and their purity
             (C, K).
         """
-        map_q, map_k = maps_q[scale], maps_k[scale]
-        templates = self.templates[scale]
-        rows, columns = map_q.shape[-2:]
+        rows, columns = maps_q[scale].shape[-2:]
         geometry = batch["geometry"]
-        places = correspond(geometry, rows, columns, map_q.device)
+        rows_q, rows_k = rows_of(maps_q[scale]), rows_of(maps_k[scale])  # (B*H*W, c)
+        first = torch.arange(0, len(rows_q), rows * columns, device=rows_q.device)[
+            :, None
+        ]  # (B, 1)
+        places = correspond(geometry, rows, columns, rows_q.device)
         label = label_at(batch["label"][0].float(), geometry[0], rows, columns)  # (C, h'*w')
         noise = self.draw_noise(label.shape, label.device)
         if not self.label_guided:
             label = torch.zeros_like(label)
+        templates = self.templates[scale]
         with torch.no_grad():
-            keys = head_k.patch(take(map_k, places.key), scale).float()  # (B, D, P)
+            cells = F.embedding(places.key + first, rows_k)  # (B, P, c)
+            keys = head_k.patch(cells.transpose(1, 2), scale).float()  # (B, D, P)
             if self.normalise_keys:
                 keys = F.normalize(keys, dim=1)
             with torch.autocast(keys.device.type, enabled=False):
                 patches = sample_patches(keys, places, label, noise, templates)
-        query = self.encoder_q.decode.patch(take(map_q, patches.query), scale)  # (B, D, T)
-        key = head_k.patch(take(map_k, patches.key), scale)  # (B, D, T)
+        query = F.embedding(patches.query + first, rows_q)  # (B, T, c)
+        key = F.embedding(patches.key + first, rows_k)
+        query, key = self.project(query, key, head_k, scale)  # (B, T, D) each
         shape = (len(query), self.num_classes, templates, -1)
+        return query.view(shape), key.view(shape), patches.purity
+
+    def project(
+        self, query: Tensor, key: Tensor, head_k: ProjectionHead, scale: int
+    ) -> tuple[Tensor, Tensor]:
+        """Features of chosen patches (B, T, c) to embeddings (B, T, D), in single precision."""
+        head_q = self.encoder_q.decode
+        if head_k is head_q:
+            both = torch.cat([query, key]).transpose(1, 2)  # (2B, c, T)
+            query, key = head_q.patch(both, scale).transpose(1, 2).float().chunk(2)
+            return query, key
         return (
-            query.float().transpose(1, 2).reshape(shape),
-            key.float().transpose(1, 2).reshape(shape),
-            patches.purity,
+            head_q.patch(query.transpose(1, 2), scale).transpose(1, 2).float(),
+            head_k.patch(key.transpose(1, 2), scale).transpose(1, 2).float(),
         )
 
     def combine(self, image: Tensor, patch: Tensor) -> Tensor:
@@ -543,17 +558,9 @@ class DenseCL(QueueMethod):
         self.dense_queue[entry] = mean_k[kept]
 
 
-def take(features: Tensor, index: Tensor) -> Tensor:
-    """Features (B, c, H, W) at flat positions (B, P): (B, c, P).
-
-    Rows of a channels-last map are gathered whole, which is one contiguous read per position.
-    """
-    images, channels = features.shape[:2]
-    rows = features.permute(0, 2, 3, 1).reshape(-1, channels)  # (B*H*W, c)
-    first = torch.arange(images, device=index.device)[:, None] * (len(rows) // images)
-    return (
-        rows.index_select(0, (index + first).flatten()).view(images, -1, channels).transpose(1, 2)
-    )
+def rows_of(features: Tensor) -> Tensor:
+    """Features (B, c, H, W) as one row for each position, (B*H*W, c); channels last: a view."""
+    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
 
 METHODS: dict[str, type[Method]] = {

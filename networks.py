@@ -233,9 +233,11 @@ class ProjectionHead(nn.Module):
         The head is a function of each pixel alone, so it is applied to just the positions wanted.
         """
         name = f"conv_x4up{scale + 1}"
-        x = self.get_submodule(f"{name}_conv1")(features.unsqueeze(-1))
+        # A single row of pixels: features whose c numbers lie together are channels-last memory,
+        # which convolutions take, and give, without a copy. A single column is not.
+        x = self.get_submodule(f"{name}_conv1")(features.unsqueeze(2))
         x = F.relu(self.get_submodule(f"{name}_norm1")(x), inplace=True)
-        return self.get_submodule(f"{name}_conv2")(x).squeeze(-1)
+        return self.get_submodule(f"{name}_conv2")(x).squeeze(2)
 
 
 class PredictionHead(nn.Module):

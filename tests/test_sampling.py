@@ -243,6 +243,18 @@ def test_typical_images_are_settled_in_rounds_alone():
             assert match(few, keys, valid).tolist() == slow_match(few, keys, valid)
 
 
+@pytest.mark.parametrize("chunk", [1, 3000, 2**24])  # a slice, some, all at once
+@pytest.mark.parametrize("cells", [8, 300, 1203])  # fewer slices than candidates; a rest of 3
+def test_slices_whose_similarities_are_not_all_held(cells: int, chunk: int):
+    keys = torch.randn(3, 6, cells, generator=generator(cells))
+    template = torch.randn(6, 7, generator=generator(chunk))
+    valid = torch.arange(cells) < torch.tensor([[cells], [cells - 1], [cells // 2]])
+    keys = torch.where(valid[:, None], keys, 9 * template[:, :1])  # padding is what all want
+    with patch.object(sampling, "_WHOLE", 0), patch.object(sampling, "_CHUNK", chunk):
+        found = match(template, keys, valid).tolist()
+    assert found == slow_match(template, keys, valid)
+
+
 def crowd(templates: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
     """All templates want the same cells in the same order."""
     template = torch.ones(1, templates)

@@ -230,19 +230,14 @@ def correspond(
     """
     sizes = [view.size(rows, columns) for view in geometry]
     linear = [view.index_steps(rows, columns) for view in geometry]
-    table = torch.tensor([(*s, *n) for s, n in zip(sizes, linear, strict=True)]).to(device)
-    height, width, first, down, right = table[:, :, None].unbind(1)  # each (B, 1)
+    numbers = [(h, w, h * w, rows, columns, *n) for (h, w), n in zip(sizes, linear, strict=True)]
+    table = torch.tensor(numbers).T[:, :, None].to(device)
+    height, width, size, full_height, full_width, first, down, right = table.unbind()  # (B, 1) each
     cell = torch.arange(max(h * w for h, w in sizes), device=device)  # (P,)
     row, column = cell // width, cell % width  # (B, P)
-    query = first + row * down + column * right
-    key = _nearest(row, rows, height) * columns + _nearest(column, columns, width)
-    return Correspondence(query, key, cell < height * width)
-
-
-def _nearest(index: Tensor, old: int, new: Tensor) -> Tensor:
-    """Source index of torch's 'nearest' (not 'nearest-exact') resize from ``old`` to ``new``.
-
-    torch scales in single precision and takes the floor; so does this, to agree to the last cell.
-    """
-    scale = torch.full_like(new, old, dtype=torch.float32) / new.float()
-    return (index.float() * scale).floor().long().clamp(max=old - 1)
+    query = torch.addcmul(first, row, down).addcmul_(column, right)
+    # The source of a cell, by torch's 'nearest' (not 'nearest-exact') resize from the full size:
+    # torch scales in single precision and takes the floor; so does this, to agree to the last cell.
+    source_row = (row * (full_height / height)).long().clamp_(max=rows - 1)
+    source_column = (column * (full_width / width)).long().clamp_(max=columns - 1)
+    return Correspondence(query, source_column.add_(source_row, alpha=columns), cell < size)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORED = 255
 """Class id, in memory, of a pixel that nobody labelled."""
@@ -45,24 +48,54 @@ def patch_nt_xent(
     Returns:
         The mean cross-entropy over the 2*B*C*K rows.
     """
-    images, classes, templates, dim = query.shape
-    rows = F.normalize(torch.stack([query, key]).float(), dim=-1)  # (2, B, C, K, D)
-    positive = (rows[0] * rows[1]).sum(dim=-1).transpose(0, 1).flatten(1) / temperature  # (C, B*K)
-    by_class = rows.permute(2, 0, 1, 3, 4).reshape(classes, -1, dim)  # (C, M, D), M = 2*B*K
-    pair = torch.arange(2 * images, device=query.device).repeat_interleave(templates)  # (M,)
+    by_class = torch.stack([query.transpose(0, 1), key.transpose(0, 1)], dim=1).float()
+    unit = F.normalize(by_class, dim=-1)  # (C, 2, B, K, D)
+    loss: Tensor = _PatchNTXent.apply(unit, temperature, intra_view_negatives)
+    return loss
 
-    losses = []
-    for c in range(classes):
-        # Rows of one class against those of all others: the blocks of the similarity matrix that
-        # a class mask would leave, and no more memory than these.
-        others = torch.cat([by_class[:c], by_class[c + 1 :]]).flatten(0, 1)  # ((C-1)*M, D)
-        logits = (by_class[c] / temperature) @ others.T  # (M, (C-1)*M)
+
+class _PatchNTXent(torch.autograd.Function):
+    """The cross-entropy of ``patch_nt_xent`` on unit vectors (C, 2, B, K, D).
+
+    Written by hand because its matrix of similarities is the largest thing that a step of few
+    images holds besides its features: automatic differentiation would keep several of its size,
+    here one is changed in place into the logits, their softmax and the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor, temperature: float, intra_view_negatives: bool) -> Tensor:
+        """The loss; keeps the gradient of the logits."""
+        classes, _, images, templates, dim = unit.shape
+        rows = unit.view(-1, dim)  # (N, D), N = C*2*B*K
+        # The columns are those rows with the views swapped: the diagonal is the positives.
+        columns = unit.flip(1).view(-1, dim)
+        logits = (rows @ columns.T).div_(temperature)  # (N, N)
+        positive = logits.diagonal().clone()
+        size = len(rows) // classes
+        logits.view(classes, size, classes, size).diagonal(dim1=0, dim2=2).fill_(-torch.inf)
         if not intra_view_negatives:
-            same = pair[:, None] == pair.repeat(classes - 1)  # image and view agree
-            logits = logits.masked_fill(same, -torch.inf)
-        own = positive[c].repeat(2)  # (M,)
-        losses.append(torch.logaddexp(own, logits.logsumexp(dim=1)) - own)
-    return torch.cat(losses).mean()
+            group = logits.view(classes, 2, images, templates, classes, 2, images, templates)
+            for view in (0, 1):  # the image and the view of a row are those of a column
+                same = group[:, view, :, :, :, 1 - view]
+                same.diagonal(dim1=1, dim2=4).fill_(-torch.inf)
+        diagonal = logits.diagonal()
+        diagonal.copy_(positive)
+        peak = logits.amax(dim=1, keepdim=True)
+        total = logits.sub_(peak).exp_().sum(dim=1, keepdim=True)  # (N, 1)
+        logits.div_(total)
+        diagonal.sub_(1)
+        ctx.save_for_backward(rows, columns, logits)
+        ctx.shape, ctx.scale = unit.shape, 1 / (temperature * len(rows))
+        return (total.log_().add_(peak).squeeze(1) - positive).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """A unit vector is a row, and with its view swapped a column."""
+        rows, columns, slope = ctx.saved_tensors
+        of_row = (slope @ columns).view(ctx.shape)
+        of_column = (slope.T @ rows).view(ctx.shape).flip(1)
+        return (of_row + of_column) * (grad * ctx.scale), None, None
 
 
 def soft_info_nce(

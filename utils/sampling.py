@@ -12,13 +12,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.geometry import Correspondence, ViewGeometry, resize
 
 _CANDIDATES = 64  # best cells of each template that take part in the rounds; real images need few
-_BLOCK = 32  # cells whose largest similarity stands for them while candidates are looked for
-_ROUNDS_PER_CHECK = 8  # rounds between two looks whether all conflicts are resolved
+_BLOCK = 32  # neighbours whose largest stands for them while the largest of many are looked for
+_WHOLE = (
+    100 * 2**20
+)  # similarities that are held at once, 400 MiB; of more only slices' largest are
+_SLICE = 8  # cells of a slice
+_CHUNK = 2**24  # similarities that are computed at once to find the largest of slices
+_ROUNDS = (4, 8, 64)  # rounds after which a look is taken whether all conflicts are resolved
 
 
 def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> Tensor:
@@ -49,12 +55,14 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
     """
     cells = label.shape[1]
     count = min(templates, cells)
+    taken = label.amax().neg().expand(count)
     history = label.new_zeros(cells)
-    taken = (-label.max()).expand(count)
-    values, indices = [], []
+    values: list[Tensor] = []
+    indices: list[Tensor] = []
     for score in (label + 0.1 * noise).unbind():
+        if indices:
+            history.index_add_(0, indices[-1], taken)
         value, index = (score + history).topk(count)
-        history.index_add_(0, index, taken)
         values.append(value)
         indices.append(index)
     value, index = torch.stack(values), torch.stack(indices)  # (C, K) each
@@ -62,7 +70,7 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
         order = torch.arange(templates, device=label.device) % count
         value, index = value[:, order], index[:, order]
     total = value.sum(dim=1, keepdim=True)
-    return index, torch.where(total == 0, 1.0 / templates, value / total)
+    return index, (value / total).masked_fill_(total == 0, 1.0 / templates)
 
 
 def match(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
@@ -81,40 +89,97 @@ def match(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
 
     Args:
         template: (D, T).
-        keys: (B, D, P).
+        keys: (B, D, P), fastest if the D numbers of a cell lie together in memory.
         valid: (B, P) whether a cell exists in the image; each image has at least one.
 
     Returns:
         The cell of each template, int64 (B, T).
     """
-    cell, settled = _match_by_rounds(template, keys, valid)
-    if not bool(settled.all()):
-        open_images = (~settled).nonzero().squeeze(1)
-        cell[open_images] = _match_in_turn(template, keys[open_images], valid[open_images])
-    return cell
+    value, cell, bound = _preferences(template, keys, valid)
+    for rounds in _ROUNDS:
+        won, chosen = _accept(value, cell, valid.shape[1], rounds)
+        settled = (won > bound).all(dim=1)  # (B,)
+        if bool(settled.all()):
+            return chosen
+    open_images = (~settled).nonzero().squeeze(1)
+    chosen[open_images] = _match_in_turn(template, keys[open_images], valid[open_images])
+    return chosen
 
 
-def _match_by_rounds(template: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Deferred acceptance: cells (B, T), and for which images (B,) they are surely exact."""
+def _preferences(template: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each template's candidates, best first, and the value above which a win is surely exact.
+
+    Returns:
+        Value and cell of the candidates (B, T, L) and the bound (B, T).
+    """
     cells = valid.shape[1]
-    similarity = (template.T @ keys).masked_fill_(~valid[:, None, :], -torch.inf)
-    rough, cell = _largest(similarity, min(_CANDIDATES, cells))
-    del similarity
-    cell, order = cell.sort(dim=2)
-    value = _exact_products(template, keys, cell)
-    value.masked_fill_(rough.gather(2, order).isinf(), -torch.inf)
+    lowered = valid.log()  # 0 where a cell exists, -inf where it does not
+    rough, cell = _candidates(template, keys, lowered, min(_CANDIDATES, cells))
+    cell = cell.sort(dim=2).values
+    wide = torch.float32 if keys.is_mps else torch.float64  # MPS has no double precision
+    value = _products(template.to(wide), keys, lowered, cell)
     # Best first, equal values in the order of their cells, as argmax would take them.
     value, order = value.sort(dim=2, descending=True, stable=True)
-    cell = cell.gather(2, order)
-    won, chosen, refused = _accept(value, cell, cells)
-    # Exact if all got a cell that no cell taken before could beat at its lowered value, and that
-    # surely beats those that are no candidates (known in single precision only).
-    error = 1e-5 * template.norm(dim=0).max() * keys.norm(dim=1).amax(dim=1)[:, None]  # (B, 1)
+    # A win is exact if no cell taken before could beat it at its lowered value, and if it surely
+    # beats those that are no candidates (known in single precision only).
     best = value[:, :, 0]
-    exact = ~refused & (won > best - best.amax(dim=1, keepdim=True) + error)
+    bound = best - best.amax(dim=1, keepdim=True)
     if cell.shape[2] < cells:
-        exact &= won > rough[:, :, -1] + error
-    return chosen, exact.all(dim=1)
+        bound = torch.maximum(bound, rough[:, :, -1])
+    length = template.norm(dim=0).amax() * keys.norm(dim=1).amax(dim=1, keepdim=True)  # (B, 1)
+    return value, cell.gather(2, order), torch.add(bound, length, alpha=1e-5)
+
+
+def _candidates(
+    template: Tensor, keys: Tensor, lowered: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Each template's ``count`` most similar cells in single precision.
+
+    Args:
+        template, keys: see ``match``.
+        lowered: (B, P) 0, or -inf for cells that do not exist.
+        count: L.
+
+    Returns:
+        Similarity, best first, and cell (B, T, L).
+    """
+    images, _, cells = keys.shape
+    if images * template.shape[1] * cells <= _WHOLE:
+        rows = template.T.expand(images, -1, -1)  # (B, T, D)
+        return _largest(torch.baddbmm(lowered[:, None], rows, keys), count)
+    # The matrix of all similarities would fill memory; only the largest of each slice is kept, and
+    # the slices that may hold one of the best cells are computed again.
+    strides = cells // _SLICE
+    peaks = _peaks(template, keys, lowered, strides)
+    slices = _largest(peaks, min(count, strides))[1]  # (B, T, count)
+    inside = torch.arange(0, _SLICE * strides, strides, device=keys.device)
+    cell = (slices[..., None] + inside).flatten(2)  # (B, T, count * _SLICE)
+    rest = torch.arange(_SLICE * strides, cells, device=keys.device)
+    cell = torch.cat([cell, rest.expand(*cell.shape[:2], -1)], dim=2)
+    rough, order = _products(template, keys, lowered, cell).topk(count, dim=2)
+    return rough, cell.gather(2, order)
+
+
+def _peaks(template: Tensor, keys: Tensor, lowered: Tensor, strides: int) -> Tensor:
+    """Largest similarity in each slice of ``_SLICE`` cells, (B, T, strides).
+
+    Slice j holds the cells j, j + strides, j + 2*strides, ... The loop is over chunks of slices,
+    so few that the similarities of one stay in the processor's cache: they are written and read
+    there three times faster than in memory, which never holds more than a chunk of them.
+    """
+    images, _, _ = keys.shape
+    templates, whole = template.shape[1], _SLICE * strides
+    # ``lowered`` is added by the product itself: one more number of each cell, times one.
+    key = keys[:, :, :whole].unflatten(2, (_SLICE, strides)).permute(0, 2, 3, 1)
+    lowered = lowered[:, :whole].unflatten(1, (_SLICE, strides))[..., None]
+    rows = F.pad(template.T, (0, 1), value=1.0).expand(images * _SLICE, -1, -1)
+    chunk = max(1, _CHUNK // (images * _SLICE * templates))
+    peaks = []
+    for pair in zip(key.split(chunk, dim=2), lowered.split(chunk, dim=2), strict=True):
+        columns = torch.cat(pair, dim=3).flatten(0, 1).transpose(1, 2)  # (B*_SLICE, D + 1, n)
+        value = torch.bmm(rows, columns)  # (B*_SLICE, T, n)
+        peaks.append(value.unflatten(0, (images, _SLICE)).amax(dim=1))
+    return torch.cat(peaks, dim=2)
 
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -137,46 +202,51 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return largest, index.gather(2, order)
 
 
-def _accept(value: Tensor, cell: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rounds of asking and turning down, until nobody is turned down.
+def _accept(value: Tensor, cell: Tensor, cells: int, rounds: int) -> tuple[Tensor, Tensor]:
+    """Rounds of asking and turning down.
 
     Args:
         value, cell: (B, T, L) candidates of each template, best first.
         cells: P.
+        rounds: how many.
 
     Returns:
-        Value and cell that each template got, and whether it got none (B, T).
+        Value and cell that each template got (B, T); the value is -inf where it got none, or was
+        turned down in the last round.
     """
     images, templates, count = cell.shape
-    number = torch.arange(templates, device=cell.device).expand(images, -1).contiguous()
-    # A template that ran out of candidates asks for a cell that is never given: number P.
-    cell = torch.nn.functional.pad(cell, (0, _ROUNDS_PER_CHECK), value=cells)
-    first = torch.arange(images * templates, device=cell.device).view(images, -1) * cell.shape[2]
+    number = torch.arange(templates, device=cell.device).expand(images, -1)
+    # A template that ran out of candidates asks for cell number P, which has no value.
+    value = F.pad(value, (0, rounds), value=-torch.inf)
+    cell = F.pad(cell, (0, rounds), value=cells)
+    length = count + rounds
+    at = torch.arange(0, images * templates * length, length, device=cell.device).view(images, -1)
     holder = torch.full((images, cells + 1), templates, device=cell.device)
-    holder[:, cells] = -1
-    rank = torch.zeros_like(number)
-    for _ in range(0, templates, _ROUNDS_PER_CHECK):
-        at = first + rank
-        for _ in range(_ROUNDS_PER_CHECK):
-            wish = cell.take(at)
-            holder.scatter_reduce_(1, wish, number, "amin")
-            refused = holder.gather(1, wish) < number
-            at += refused
-        rank = (at - first).clamp_(max=count)
-        if not refused.any():
-            break
-    last = rank.clamp(max=count - 1)[:, :, None]
-    won, chosen = value.gather(2, last).squeeze(2), cell.gather(2, last).squeeze(2)
-    return won, chosen, refused | (rank == count)
+    for _ in range(rounds):
+        wish = cell.take(at)
+        holder.scatter_reduce_(1, wish, number, "amin")
+        refused = holder.gather(1, wish) < number
+        at += refused
+    return value.take(at).masked_fill_(refused, -torch.inf), cell.take(at)
 
 
-def _exact_products(template: Tensor, keys: Tensor, cell: Tensor) -> Tensor:
-    """Products of each template with its candidate cells (B, T, L), in double precision."""
-    images, templates, count = cell.shape
-    index = cell.flatten(1)[:, None, :].expand(-1, keys.shape[1], -1)
-    candidate = keys.gather(2, index).view(images, -1, templates, count)  # (B, D, T, L)
-    wide = torch.float32 if keys.is_mps else torch.float64  # MPS has no double precision
-    return torch.einsum("dt,bdtl->btl", template.to(wide), candidate.to(wide))
+def _products(template: Tensor, keys: Tensor, lowered: Tensor, cell: Tensor) -> Tensor:
+    """Products of each template with some cells, in the template's precision, as ``lowered``.
+
+    Args:
+        template, keys, lowered: see ``_candidates``.
+        cell: (B, T, L).
+
+    Returns:
+        (B, T, L).
+    """
+    images, dim, cells = keys.shape
+    first = torch.arange(0, images * cells, cells, device=cell.device)[:, None, None]
+    index = cell + first
+    row = F.embedding(index, keys.transpose(1, 2).reshape(-1, dim))  # (B, T, L, D)
+    column = template.T.expand(images, -1, -1).reshape(-1, dim, 1)  # (B*T, D, 1)
+    product = torch.bmm(row.to(template.dtype).flatten(0, 1), column).view_as(index)
+    return product.add_(lowered.take(index))
 
 
 def _match_in_turn(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
@@ -225,9 +295,8 @@ def sample_patches(
     """
     keys = keys.detach().float()
     own, purity = choose(label, noise, templates)
-    own = own.flatten()[None, :]  # (1, T)
-    cells = own
+    cells = own.view(1, -1)  # (1, T)
     if len(keys) > 1:
-        others = match(keys[0][:, own[0]], keys[1:], places.valid[1:])
-        cells = torch.cat([own, others])
+        template = keys[0].index_select(1, cells[0])  # (D, T)
+        cells = torch.cat([cells, match(template, keys[1:], places.valid[1:])])
     return Patches(places.query.gather(1, cells), places.key.gather(1, cells), purity)
