@@ -196,9 +196,8 @@ class PSCL(Method):
         rows, columns = maps_q[scale].shape[-2:]
         geometry = batch["geometry"]
         rows_q, rows_k = rows_of(maps_q[scale]), rows_of(maps_k[scale])  # (B*H*W, c)
-        first = torch.arange(0, len(rows_q), rows * columns, device=rows_q.device)[
-            :, None
-        ]  # (B, 1)
+        first = torch.arange(0, len(rows_q), rows * columns, device=rows_q.device)  # (B,)
+        first = first[:, None]
         places = correspond(geometry, rows, columns, rows_q.device)
         label = label_at(batch["label"][0].float(), geometry[0], rows, columns)  # (C, h'*w')
         noise = self.draw_noise(label.shape, label.device)

@@ -116,6 +116,27 @@ def test_patch_nt_xent_is_its_definition(
 
 
 @pytest.mark.parametrize("intra", [True, False])
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_the_gradient_of_patch_nt_xent_is_the_slope_of_its_definition(
+    temperature: float, intra: bool
+):
+    pair = randn(2, 2, 3, 2, 4, seed=3)
+    query, key = (x.clone().requires_grad_() for x in pair)
+    (3 * patch_nt_xent(query, key, temperature, intra)).backward()
+    exact, step = pair.double(), 1e-5
+    for place in itertools.product((0, 1), (0, 1), (0, 2), (1,), (0, 3)):
+        values = []
+        for change in (step, -step):
+            moved = exact.clone()
+            moved[place] += change
+            values.append(slow_patch_nt_xent(moved[0], moved[1], temperature, intra))
+        slope = 3 * (values[0] - values[1]) / (2 * step)
+        gradient = (query, key)[place[0]].grad
+        assert gradient is not None
+        assert float(gradient[place[1:]]) == pytest.approx(slope, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("intra", [True, False])
 def test_patch_nt_xent_in_closed_form(intra: bool):
     images, classes, templates = 3, 4, 5
     same = torch.ones(images, classes, templates, 2)

@@ -261,6 +261,7 @@ READ: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "embed_dim": (12, lambda m: m.encoder_q.decode.mlp[2].out_features),
     "groups": (2, lambda m: m.encoder_q.decode.conv_x4up1_conv1.groups),
     "norm": ("group", lambda m: type(m.encoder_q.encode.inc.norm1).__name__[:5].lower()),
+    "recompute": (2, lambda m: m.encoder_q.encode.recompute),
     "temperature": (0.3, lambda m: m.temperature),
     "global_local_ratio": (0.4, lambda m: float(m.combine(torch.tensor(0.0), torch.tensor(1.0)))),
     "top_k": (7, lambda m: m.templates[0]),
@@ -276,7 +277,7 @@ READ: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "dense_grid": (5, lambda m: m.dense_grid),
 }
 QUEUE_ONLY = {"momentum", "queue_size", "group_decay", "patch_group_decay", "freshness_decay"}
-OF_NETWORK = {"channels", "hidden_dim", "embed_dim", "groups", "norm"}
+OF_NETWORK = {"channels", "hidden_dim", "embed_dim", "groups", "norm", "recompute"}
 APPLIES = {
     "moco": set(READ) - {"intra_view_negatives", "dense_grid"},
     "simclr": set(READ) - QUEUE_ONLY - {"dense_grid"},

@@ -19,9 +19,7 @@ from utils.geometry import Correspondence, ViewGeometry, resize
 
 _CANDIDATES = 64  # best cells of each template that take part in the rounds; real images need few
 _BLOCK = 32  # neighbours whose largest stands for them while the largest of many are looked for
-_WHOLE = (
-    100 * 2**20
-)  # similarities that are held at once, 400 MiB; of more only slices' largest are
+_WHOLE = 100 * 2**20  # similarities held at once, 400 MiB; of more only the largest of slices
 _SLICE = 8  # cells of a slice
 _CHUNK = 2**24  # similarities that are computed at once to find the largest of slices
 _ROUNDS = (4, 8, 64)  # rounds after which a look is taken whether all conflicts are resolved
