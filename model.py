@@ -28,7 +28,7 @@ from utils.losses import (
     patch_nt_xent,
     soft_info_nce,
 )
-from utils.sampling import label_at, sample_patches
+from utils.sampling import Patches, label_at, sample_patches
 
 SCALES = 3  # up1, up2, up3
 
@@ -180,7 +180,7 @@ class PSCL(Method):
         head_k: ProjectionHead,
         batch: Any,
         scale: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Patches]:
         """Choose and match the patches of one scale, and project them (paper, patch sampling).
 
         Args:
@@ -190,8 +190,8 @@ class PSCL(Method):
             scale: 0, 1, 2.
 
         Returns:
-            The patches of view q and of view k, (B, C, K, D) in single precision, and their purity
-            (C, K).
+            The embeddings of the patches in view q and in view k, (B, C, K, D) in single precision,
+            and the patches themselves: their places, and their purity (C, K).
         """
         rows, columns = maps_q[scale].shape[-2:]
         geometry = batch["geometry"]
@@ -215,7 +215,7 @@ class PSCL(Method):
         key = F.embedding(patches.key + first, rows_k)
         query, key = self.project(query, key, head_k, scale)  # (B, T, D) each
         shape = (len(query), self.num_classes, templates, -1)
-        return query.view(shape), key.view(shape), patches.purity
+        return query.view(shape), key.view(shape), patches
 
     def project(
         self, query: Tensor, key: Tensor, head_k: ProjectionHead, scale: int
@@ -355,7 +355,8 @@ class PSCL_MoCo(PSCL, QueueMethod):
         targets = self.patch_targets(group)  # (B, C, Q*C)
         rows, sums, parts = [], [], {}
         for scale in range(SCALES):
-            query, key, purity = self.sample(maps_q, maps_k, self.encoder_k.decode, batch, scale)
+            query, key, patches = self.sample(maps_q, maps_k, self.encoder_k.decode, batch, scale)
+            purity = patches.purity  # (C, K)
             with torch.autocast(query.device.type, enabled=False):
                 query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
                 weight = self.scale_weights[scale] * self.templates[scale] * purity  # (C, K)

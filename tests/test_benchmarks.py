@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import finetune, measure, precision, step
+from benchmarks import finetune, matching, measure, precision, step
 from config import Config
-from model import METHODS
+from model import METHODS, build_method
 from networks import Encoder
+from tests.tiny_set import TINY, add, draw
+from utils.checkpoint import save, to_published
 
-CASE = {"size": 16, "batch": 2, "steps": 1, "device": "cpu", "threads": 0}
+CASE = {"size": 16, "batch": 2, "steps": 1, "device": "cpu", "threads": 0, "recompute": 0}
 
 
 def test_a_step_is_reported_with_its_parts() -> None:
@@ -153,3 +155,47 @@ def test_growth_finds_the_power_that_seconds_follow(monkeypatch: pytest.MonkeyPa
     by_pixels, by_images = found["slopes"]
     assert by_pixels["seconds"] == pytest.approx(1.5) and by_images["seconds"] == pytest.approx(2)
     assert by_pixels["losses"] == pytest.approx(1) and by_images["losses"] == pytest.approx(1)
+
+
+def pretrained(folder: Path, self_mode: str) -> str:
+    """A checkpoint of a network that has learnt nothing, with three classes."""
+    settings = {
+        **TINY,
+        "self_mode": self_mode,
+        "num_classes": 3,
+        "image_size": 0,
+        "ignore_label": None,
+    }
+    torch.manual_seed(0)
+    weights = build_method(self_mode, settings).state_dict()
+    save(folder / "moco0.pt", {"moco": to_published(weights), "settings": settings})
+    return str(folder / "moco0.pt")
+
+
+def test_equal_images_match_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where all images are the annotated one, each template's most similar cell is its own."""
+    for number in range(matching.BATCH):
+        add(tmp_path / "train_numf", f"15_{number}_0_0", 3, 3, (40, 48))
+    add(tmp_path / "sup_num1_0", "15_90_0_0", 3, 3, (40, 48))
+    words = [pretrained(tmp_path, "moco"), "--data_dir", str(tmp_path), "--json"]
+    assert matching.main(words) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["scale"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row["right"] > 0.9  # a neighbour may be as similar to the last digit
+        assert row["templates"] == pytest.approx(1)  # two pure cells of each class there are
+    mask = draw(3, 3, 40, 48)[1]
+    assert [rows[2][f"chance {c}"] for c in range(3)] == pytest.approx(
+        [(mask == c).mean() for c in range(3)]
+    )
+    assert rows[2]["chance"] == pytest.approx(1 / 3)
+
+
+def test_matching_needs_a_checkpoint_of_pscl_and_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data_dir", str(tmp_path)]
+    assert matching.main([pretrained(tmp_path, "byol"), *words]) == 2
+    assert "not of PSCL's pretraining" in capsys.readouterr().err
+    assert matching.main([pretrained(tmp_path, "simclr"), *words]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
