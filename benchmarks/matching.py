@@ -78,9 +78,16 @@ def judge(path: str, data_dir: str, repeat: int) -> list[dict[str, Any]]:
     """A row for each scale of a checkpoint, with the shares class by class."""
     method, settings = method_of(path)
     encoder = getattr(method, "encoder_k", method.encoder_q)
+    split = f"sup_num1_{repeat}"
+    annotated = next(iter(find_split(data_dir, split)), None)
     samples = find_split(data_dir, "train_numf")
-    annotated = find_split(data_dir, f"sup_num1_{repeat}")[0]
-    samples = [s for s in samples if s.name != annotated.name]
+    samples = [s for s in samples if annotated is None or s.name != annotated.name]
+    if annotated is None or len(samples) < BATCH:
+        one = "an" if annotated else "no"
+        raise DataError(
+            f"{data_dir}: found {len(samples)} other images in train_numf and {one} image in "
+            f"{split}; at least {BATCH} and one are needed"
+        )
     classes = settings["num_classes"]
     counts = torch.zeros(SCALES, 3, classes, dtype=torch.float64)  # right, at chance, templates
     number = 0

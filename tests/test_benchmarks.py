@@ -161,6 +161,9 @@ def pretrained(folder: Path, self_mode: str) -> str:
     """A checkpoint of a network that has learnt nothing, with three classes."""
     settings = {
         **TINY,
+        "channels": (16, 32, 64, 128),  # with fewer, many pixels have the same embedding
+        "hidden_dim": 32,
+        "embed_dim": 32,
         "self_mode": self_mode,
         "num_classes": 3,
         "image_size": 0,
