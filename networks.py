@@ -7,8 +7,8 @@ exchanged with them without translation.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -109,16 +109,24 @@ class Up(nn.Module):
         return self.conv(torch.cat([skip, x], dim=1))
 
 
-@contextmanager
-def unnoticed(module: nn.Module) -> Iterator[None]:
-    """What BatchNorm notes of the pictures that pass meanwhile is forgotten again."""
-    noted = [(m, name, b) for m in module.modules() for name, b in m.named_buffers(recurse=False)]
-    for owner, name, buffer in noted:
-        setattr(owner, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for owner, name, buffer in noted:
+class Unnoticed:
+    """What BatchNorm notes of the pictures that pass meanwhile is forgotten again.
+
+    Args:
+        module: holds the BatchNorms; a context that can be entered again after it was left.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        modules = self.module.modules()
+        self.noted = [(m, name, b) for m in modules for name, b in m.named_buffers(recurse=False)]
+        for owner, name, buffer in self.noted:
+            setattr(owner, name, buffer.clone())
+
+    def __exit__(self, *_: object) -> None:
+        for owner, name, buffer in self.noted:
             setattr(owner, name, buffer)
 
 
@@ -165,7 +173,7 @@ class Encoder(nn.Module):
             return output
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), unnoticed(module)  # of the first pass, of the second
+            return nullcontext(), Unnoticed(module)  # of the first pass, of the second
 
         output = checkpoint(
             module, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts

@@ -4,9 +4,10 @@
 
 PSCL takes the patches that it matches in unlabelled images for patches of the template's class. The
 masks of train_numf, which pretraining never sees, say how often that is true: with the network of
-each checkpoint, images unchanged, in batches as in training. ``chance`` is the class's share of the
-cells, which a match at random would have; ``templates`` is how often the patches chosen in the
-annotated image show their class themselves.
+each checkpoint, images unchanged, in batches as in training (a last incomplete one is left out).
+``chance`` is the class's share of the cells, which a match at random would have; ``templates`` is
+how often the patches chosen in the annotated image show their class themselves. Cells that nobody
+labelled are left out of all three.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
@@ -42,18 +42,42 @@ def method_of(path: str) -> tuple[PSCL, dict[str, Any]]:
         CheckpointError: the file is none of a PSCL method.
     """
     file = load(path)
-    settings = file.get("settings", {})
-    if not issubclass(METHODS.get(settings.get("self_mode", ""), object), PSCL):
+    settings: Any = file.get("settings")
+    weights: Any = file.get("moco")
+    complete = isinstance(settings, dict) and isinstance(weights, dict)
+    if not complete or not issubclass(METHODS.get(settings.get("self_mode"), object), PSCL):
         raise CheckpointError(f"{path}: not of PSCL's pretraining; give moco0.pt ... of such a run")
     method = build_method(settings["self_mode"], settings)
     assert isinstance(method, PSCL)
-    transfer(method, from_published(file["moco"]), prefix="", source=path)
+    transfer(method, from_published(weights), prefix="", source=path)
     return method.to(memory_format=torch.channels_last), settings  # type: ignore[call-overload]
 
 
 def masks_at(masks: Tensor, rows: int, columns: int) -> Tensor:
-    """The prevailing class of each cell: one-hot masks (B, C, H, W) to (B, rows*columns)."""
-    return resize(masks, (rows, columns)).argmax(dim=1).flatten(1)
+    """The prevailing class of each cell, C where nobody labelled.
+
+    Args:
+        masks: (B, C, H, W), one-hot as of ``data.one_hot``.
+        rows, columns: of the grid of cells.
+
+    Returns:
+        (B, rows*columns).
+    """
+    shares = resize(masks, (rows, columns)).flatten(2)  # (B, C, P)
+    return shares.argmax(dim=1).masked_fill(shares.sum(dim=1) < 1, masks.shape[1])
+
+
+def annotated_of(path: str, data_dir: str, split: str) -> tuple[str, Sample]:
+    """The annotated image beside which a checkpoint was trained, after its folder's name (1_0)."""
+    if not split:
+        size, _, number = Path(path).resolve().parent.name.partition("_")
+        if size not in ("1", "5") or not number.isdigit():
+            raise DataError(f"{path}: not in a folder such as 1_0; give --annotated sup_num1_0")
+        split = f"sup_num{size}_{number}"
+    sample = next(iter(find_split(data_dir, split)), None)
+    if sample is None:
+        raise DataError(f"{data_dir}/{split}/img: no image; give --annotated SPLIT")
+    return split, sample
 
 
 def batches(
@@ -74,23 +98,24 @@ def batches(
 
 
 @torch.no_grad()
-def judge(path: str, data_dir: str, repeat: int) -> list[dict[str, Any]]:
-    """A row for each scale of a checkpoint, with the shares class by class."""
+def judge(path: str, data_dir: str, split: str) -> list[dict[str, Any]]:
+    """A row for each scale of a checkpoint, with the shares class by class.
+
+    Raises:
+        CheckpointError, DataError: the file or the images do not serve.
+    """
     method, settings = method_of(path)
     encoder = getattr(method, "encoder_k", method.encoder_q)
-    split = f"sup_num1_{repeat}"
-    annotated = next(iter(find_split(data_dir, split)), None)
-    samples = find_split(data_dir, "train_numf")
-    samples = [s for s in samples if annotated is None or s.name != annotated.name]
-    if annotated is None or len(samples) < BATCH:
-        one = "an" if annotated else "no"
+    split, annotated = annotated_of(path, data_dir, split)
+    samples = [s for s in find_split(data_dir, "train_numf") if s.name != annotated.name]
+    if len(samples) < BATCH:
         raise DataError(
-            f"{data_dir}: found {len(samples)} other images in train_numf and {one} image in "
-            f"{split}; at least {BATCH} and one are needed"
+            f"{data_dir}/train_numf/img: found {len(samples)} images besides the annotated one; at "
+            f"least {BATCH} are needed"
         )
     classes = settings["num_classes"]
-    counts = torch.zeros(SCALES, 3, classes, dtype=torch.float64)  # right, at chance, templates
-    number = 0
+    # Of matches, of all cells, of templates: how many show class c, and how many are labelled.
+    hits, labelled = torch.zeros(2, SCALES, 3, classes, dtype=torch.float64)
     torch.manual_seed(0)
     for view, masks in batches(annotated, samples, settings):
         _, maps = encoder(view)
@@ -99,17 +124,19 @@ def judge(path: str, data_dir: str, repeat: int) -> list[dict[str, Any]]:
             _, _, patches = method.sample(maps, maps, encoder.decode, batch, scale)
             truth = masks_at(masks, *maps[scale].shape[-2:])  # (B, P)
             found = truth.gather(1, patches.key).view(len(view), classes, -1)  # (B, C, K)
-            hit = found == torch.arange(classes)[:, None]
-            counts[scale, 0] += hit[1:].double().mean(dim=(0, 2))
-            counts[scale, 1] += F.one_hot(truth[1:], classes).double().mean(dim=(0, 1))
-            counts[scale, 2] += hit[0].double().mean(dim=1)
-        number += 1
+            everywhere = truth[1:].expand(classes, -1, -1).flatten(1)  # (C, (B-1)*P)
+            for kind, cells in enumerate(
+                (found[1:].transpose(0, 1).flatten(1), everywhere, found[0])
+            ):
+                hits[scale, kind] += (cells == torch.arange(classes)[:, None]).sum(dim=1)
+                labelled[scale, kind] += (cells < classes).sum(dim=1)
     rows = []
-    for scale, shares in enumerate(counts / max(number, 1)):
-        row: dict[str, Any] = {"checkpoint": "/".join(Path(path).parts[-3:]), "scale": scale + 1}
-        for name, values in zip(("right", "chance", "templates"), shares.tolist(), strict=True):
-            row[name] = sum(values) / classes
-            row |= {f"{name} {c}": value for c, value in enumerate(values)}
+    for scale, shares in enumerate((hits / labelled).tolist()):
+        name = "/".join(Path(path).parts[-3:])
+        row: dict[str, Any] = {"checkpoint": name, "annotated": split, "scale": scale + 1}
+        for what, values in zip(("right", "chance", "templates"), shares, strict=True):
+            row[what] = sum(values) / classes
+            row |= {f"{what} {c}": value for c, value in enumerate(values)}
         rows.append(row)
     return rows
 
@@ -119,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("checkpoints", nargs="+", help="moco0.pt, moco20.pt ... of PSCL runs")
     parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--repeat", type=int, default=0, help="number of the annotated image [0]")
+    parser.add_argument("--annotated", default="", help="split of the annotated image [the run's]")
     parser.add_argument(
         "--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice [0]"
     )
@@ -128,7 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.threads > 0:
         torch.set_num_threads(given.threads)
     try:
-        rows = [r for path in given.checkpoints for r in judge(path, given.data_dir, given.repeat)]
+        rows = [
+            r for path in given.checkpoints for r in judge(path, given.data_dir, given.annotated)
+        ]
     except (CheckpointError, DataError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -320,7 +320,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precisions", default="fp32,bf16", help="some of fp32,bf16 [both]")
     add("--steps", type=int, default=3, help="timed steps of a round, after some to warm up [3]")
     add("--rounds", type=int, default=3, help="rounds of all cases [3]")
-    add("--recompute", type=int, default=0, help="levels that are recomputed, 0 to 4 [0]")
+    add("--recompute", type=int, default=0, choices=range(5), help="levels recomputed, 0-4 [0]")
     add("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice [0]")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
     add("--growth", action="store_true", help="over four sizes and four batches instead")
@@ -333,7 +333,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if wrong or not words:
             parser.error(f"--{name}: found {', '.join(wrong) or 'none'}; known: {', '.join(known)}")
         setattr(given, name, words)
-    require_least(parser, given, size=16, batch=1, steps=1, rounds=1, threads=0, recompute=0)
+    require_least(parser, given, size=16, batch=1, steps=1, rounds=1, threads=0)
     return given
 
 
@@ -348,7 +348,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DeviceError as error:
         print(error, file=sys.stderr)
         return 2
-    head = {name: getattr(given, name) for name in ("size", "batch", "steps", "rounds")}
+    names = ("size", "batch", "steps", "rounds", "recompute")
+    head = {name: getattr(given, name) for name in names}
     head |= {"device": str(device), "threads": given.threads or torch.get_num_threads()}
     head |= {"torch": torch.__version__}
     if given.growth:

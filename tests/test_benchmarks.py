@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import finetune, matching, measure, precision, step
 from config import Config
+from data import one_hot
 from model import METHODS, build_method
 from networks import Encoder
 from tests.tiny_set import TINY, add, draw
@@ -171,8 +172,10 @@ def pretrained(folder: Path, self_mode: str) -> str:
     }
     torch.manual_seed(0)
     weights = build_method(self_mode, settings).state_dict()
-    save(folder / "moco0.pt", {"moco": to_published(weights), "settings": settings})
-    return str(folder / "moco0.pt")
+    run = folder / self_mode / "1_0"
+    run.mkdir(parents=True)
+    save(run / "moco0.pt", {"moco": to_published(weights), "settings": settings})
+    return str(run / "moco0.pt")
 
 
 def test_equal_images_match_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,5 +203,15 @@ def test_matching_needs_a_checkpoint_of_pscl_and_masks(
     words = ["--data_dir", str(tmp_path)]
     assert matching.main([pretrained(tmp_path, "byol"), *words]) == 2
     assert "not of PSCL's pretraining" in capsys.readouterr().err
-    assert matching.main([pretrained(tmp_path, "simclr"), *words]) == 2
-    assert str(tmp_path) in capsys.readouterr().err
+    file = pretrained(tmp_path, "simclr")
+    assert matching.main([file, *words]) == 2
+    assert "sup_num1_0/img: no image; give --annotated" in capsys.readouterr().err
+    add(tmp_path / "sup_num1_0", "15_90_0_0", 3, 3, (40, 48))
+    assert matching.main([file, *words]) == 2
+    assert "train_numf/img: found 0 images besides the annotated one" in capsys.readouterr().err
+
+
+def test_cells_that_nobody_labelled_are_of_no_class() -> None:
+    mask = torch.tensor([[0, 0, 255, 255], [0, 1, 255, 255], [2, 2, 1, 1], [2, 2, 1, 255]])
+    cells = matching.masks_at(one_hot(mask, 3)[None], 4, 4)
+    assert torch.equal(cells[0].view(4, 4), mask.where(mask != 255, 3))

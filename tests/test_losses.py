@@ -136,6 +136,17 @@ def test_the_gradient_of_patch_nt_xent_is_the_slope_of_its_definition(
         assert float(gradient[place[1:]]) == pytest.approx(slope, rel=1e-3, abs=1e-5)
 
 
+def test_patch_nt_xent_is_in_single_precision_under_autocast_too():
+    query, key = (x.requires_grad_() for x in randn(2, 2, 3, 2, 4, seed=3).clone().unbind())
+    alone = patch_nt_xent(query, key, 0.07)
+    (expected,) = torch.autograd.grad(alone, query)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = patch_nt_xent(query, key, 0.07)
+    assert loss.dtype == torch.float32 and torch.equal(loss, alone)
+    loss.backward()
+    assert torch.equal(query.grad, expected)
+
+
 @pytest.mark.parametrize("intra", [True, False])
 def test_patch_nt_xent_in_closed_form(intra: bool):
     images, classes, templates = 3, 4, 5

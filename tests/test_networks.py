@@ -284,6 +284,15 @@ def test_recomputed_levels_change_nothing_that_is_learnt(levels: int, norm: str)
         assert torch.equal(value, recomputed[name]), name
 
 
+def test_a_recomputed_pass_can_be_gone_back_through_twice():
+    unet = UNet(3, CHANNELS, recompute=4).train()
+    loss = unet(torch.randn(2, 3, 24, 24)).square().sum()
+    once = torch.autograd.grad(loss, list(unet.parameters()), retain_graph=True)
+    again = torch.autograd.grad(loss, list(unet.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    assert {int(b) for n, b in unet.named_buffers() if n.endswith("batches_tracked")} == {1}
+
+
 def test_recomputed_levels_keep_less_for_the_backward_pass():
     sizes = []
     for levels in range(5):

@@ -185,6 +185,18 @@ class Counter:
         return self.original(*arguments)
 
 
+@pytest.mark.parametrize("cells", [3, 9, 31, 50])
+@pytest.mark.parametrize("templates", [1, 2])
+def test_of_cells_with_equal_features_the_first_is_taken(cells: int, templates: int):
+    """Whatever their number: a matrix product may sum the last odd rows in another order."""
+    for seed in range(20):
+        random = generator(seed)
+        keys = torch.randn(1, 64, 1, generator=random).expand(1, 64, cells).contiguous()
+        template = keys[0, :, :1] + 0.1 * torch.randn(64, templates, generator=random)
+        chosen = match(template, keys, torch.ones(1, cells, dtype=torch.bool))
+        assert chosen.tolist() == [list(range(templates))]
+
+
 @settings(max_examples=150)
 @given(
     st.integers(1, 3),
@@ -320,6 +332,8 @@ def test_images_settled_and_open_keep_their_places():
         cell = match(template, keys, valid)
     assert counter.calls == 1
     assert cell.tolist() == slow_match(template, keys, valid)
+    with patch.object(sampling, "_WHOLE", 0):  # room for one image at a time
+        assert torch.equal(match(template, keys, valid), cell)
 
 
 def test_by_hand():

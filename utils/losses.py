@@ -50,16 +50,17 @@ def patch_nt_xent(
     """
     by_class = torch.stack([query.transpose(0, 1), key.transpose(0, 1)], dim=1).float()
     unit = F.normalize(by_class, dim=-1)  # (C, 2, B, K, D)
-    loss: Tensor = _PatchNTXent.apply(unit, temperature, intra_view_negatives)
+    with torch.autocast(unit.device.type, enabled=False):
+        loss: Tensor = _PatchNTXent.apply(unit, temperature, intra_view_negatives)
     return loss
 
 
 class _PatchNTXent(torch.autograd.Function):
     """The cross-entropy of ``patch_nt_xent`` on unit vectors (C, 2, B, K, D).
 
-    Written by hand because its matrix of similarities is the largest thing that a step of few
-    images holds besides its features: automatic differentiation would keep several of its size,
-    here one is changed in place into the logits, their softmax and the gradient.
+    Written by hand because the matrix of similarities grows with the square of the patches:
+    automatic differentiation would keep several of its size, in many calls; here one is changed
+    in place into the logits, their softmax and the gradient.
     """
 
     @staticmethod

@@ -21,8 +21,8 @@ _CANDIDATES = 64  # best cells of each template that take part in the rounds; re
 _BLOCK = 32  # neighbours whose largest stands for them while the largest of many are looked for
 _WHOLE = 100 * 2**20  # similarities held at once, 400 MiB; of more only the largest of slices
 _SLICE = 8  # cells of a slice
-_CHUNK = 2**24  # similarities that are computed at once to find the largest of slices
-_ROUNDS = (4, 8, 64)  # rounds after which a look is taken whether all conflicts are resolved
+_CHUNK = 2**24  # similarities that are computed at once, 64 MiB, to find the largest of slices
+_ROUNDS = (4, 8, 64)  # rounds that are tried, from the start each time, until nobody is refused
 
 
 def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> Tensor:
@@ -100,7 +100,9 @@ def match(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
         if bool(settled.all()):
             return chosen
     open_images = (~settled).nonzero().squeeze(1)
-    chosen[open_images] = _match_in_turn(template, keys[open_images], valid[open_images])
+    at_once = max(1, _WHOLE // (2 * chosen.shape[1] * valid.shape[1]))  # similarities are doubles
+    for some in open_images.split(at_once):
+        chosen[some] = _match_in_turn(template, keys[some], valid[some])
     return chosen
 
 
@@ -111,11 +113,10 @@ def _preferences(template: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor,
         Value and cell of the candidates (B, T, L) and the bound (B, T).
     """
     cells = valid.shape[1]
-    lowered = valid.log()  # 0 where a cell exists, -inf where it does not
-    rough, cell = _candidates(template, keys, lowered, min(_CANDIDATES, cells))
+    absent = valid.log()  # 0 where a cell exists, -inf where it does not
+    rough, cell = _candidates(template, keys, absent, min(_CANDIDATES, cells))
     cell = cell.sort(dim=2).values
-    wide = torch.float32 if keys.is_mps else torch.float64  # MPS has no double precision
-    value = _products(template.to(wide), keys, lowered, cell)
+    value = _products(template, keys, absent, cell, exact=True)
     # Best first, equal values in the order of their cells, as argmax would take them.
     value, order = value.sort(dim=2, descending=True, stable=True)
     # A win is exact if no cell taken before could beat it at its lowered value, and if it surely
@@ -129,13 +130,13 @@ def _preferences(template: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor,
 
 
 def _candidates(
-    template: Tensor, keys: Tensor, lowered: Tensor, count: int
+    template: Tensor, keys: Tensor, absent: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
     """Each template's ``count`` most similar cells in single precision.
 
     Args:
         template, keys: see ``match``.
-        lowered: (B, P) 0, or -inf for cells that do not exist.
+        absent: (B, P) 0, or -inf for cells that do not exist; added to similarities.
         count: L.
 
     Returns:
@@ -144,36 +145,36 @@ def _candidates(
     images, _, cells = keys.shape
     if images * template.shape[1] * cells <= _WHOLE:
         rows = template.T.expand(images, -1, -1)  # (B, T, D)
-        return _largest(torch.baddbmm(lowered[:, None], rows, keys), count)
+        return _largest(torch.baddbmm(absent[:, None], rows, keys), count)
     # The matrix of all similarities would fill memory; only the largest of each slice is kept, and
     # the slices that may hold one of the best cells are computed again.
     strides = cells // _SLICE
-    peaks = _peaks(template, keys, lowered, strides)
+    peaks = _peaks(template, keys, absent, strides)
     slices = _largest(peaks, min(count, strides))[1]  # (B, T, count)
     inside = torch.arange(0, _SLICE * strides, strides, device=keys.device)
     cell = (slices[..., None] + inside).flatten(2)  # (B, T, count * _SLICE)
     rest = torch.arange(_SLICE * strides, cells, device=keys.device)
     cell = torch.cat([cell, rest.expand(*cell.shape[:2], -1)], dim=2)
-    rough, order = _products(template, keys, lowered, cell).topk(count, dim=2)
+    rough, order = _products(template, keys, absent, cell, exact=False).topk(count, dim=2)
     return rough, cell.gather(2, order)
 
 
-def _peaks(template: Tensor, keys: Tensor, lowered: Tensor, strides: int) -> Tensor:
+def _peaks(template: Tensor, keys: Tensor, absent: Tensor, strides: int) -> Tensor:
     """Largest similarity in each slice of ``_SLICE`` cells, (B, T, strides).
 
     Slice j holds the cells j, j + strides, j + 2*strides, ... The loop is over chunks of slices,
-    so few that the similarities of one stay in the processor's cache: they are written and read
-    there three times faster than in memory, which never holds more than a chunk of them.
+    of which only the similarities of one are held at a time: those of all would fill gigabytes,
+    and memory that is used again and again is several times as fast as so much of it.
     """
     images, _, _ = keys.shape
     templates, whole = template.shape[1], _SLICE * strides
-    # ``lowered`` is added by the product itself: one more number of each cell, times one.
+    # ``absent`` is added by the product itself: one more number of each cell, times one.
     key = keys[:, :, :whole].unflatten(2, (_SLICE, strides)).permute(0, 2, 3, 1)
-    lowered = lowered[:, :whole].unflatten(1, (_SLICE, strides))[..., None]
+    absent = absent[:, :whole].unflatten(1, (_SLICE, strides))[..., None]
     rows = F.pad(template.T, (0, 1), value=1.0).expand(images * _SLICE, -1, -1)
     chunk = max(1, _CHUNK // (images * _SLICE * templates))
     peaks = []
-    for pair in zip(key.split(chunk, dim=2), lowered.split(chunk, dim=2), strict=True):
+    for pair in zip(key.split(chunk, dim=2), absent.split(chunk, dim=2), strict=True):
         columns = torch.cat(pair, dim=3).flatten(0, 1).transpose(1, 2)  # (B*_SLICE, D + 1, n)
         value = torch.bmm(rows, columns)  # (B*_SLICE, T, n)
         peaks.append(value.unflatten(0, (images, _SLICE)).amax(dim=1))
@@ -228,23 +229,30 @@ def _accept(value: Tensor, cell: Tensor, cells: int, rounds: int) -> tuple[Tenso
     return value.take(at).masked_fill_(refused, -torch.inf), cell.take(at)
 
 
-def _products(template: Tensor, keys: Tensor, lowered: Tensor, cell: Tensor) -> Tensor:
-    """Products of each template with some cells, in the template's precision, as ``lowered``.
+def _products(
+    template: Tensor, keys: Tensor, absent: Tensor, cell: Tensor, *, exact: bool
+) -> Tensor:
+    """Products of each template with some cells, and ``absent`` added.
 
     Args:
-        template, keys, lowered: see ``_candidates``.
+        template, keys, absent: see ``_candidates``.
         cell: (B, T, L).
+        exact: in double precision, and such that equal cells have equal products.
 
     Returns:
         (B, T, L).
     """
     images, dim, cells = keys.shape
-    first = torch.arange(0, images * cells, cells, device=cell.device)[:, None, None]
-    index = cell + first
+    index = cell + torch.arange(0, images * cells, cells, device=cell.device)[:, None, None]
     row = F.embedding(index, keys.transpose(1, 2).reshape(-1, dim))  # (B, T, L, D)
-    column = template.T.expand(images, -1, -1).reshape(-1, dim, 1)  # (B*T, D, 1)
-    product = torch.bmm(row.to(template.dtype).flatten(0, 1), column).view_as(index)
-    return product.add_(lowered.take(index))
+    if exact:
+        wide = torch.float32 if keys.is_mps else torch.float64  # MPS has no double precision
+        # Not a matrix product: that sums the last few rows of an odd number in another order.
+        product = (row.to(wide) * template.T[None, :, None].to(wide)).sum(dim=3)
+    else:
+        column = template.T.expand(images, -1, -1).reshape(-1, dim, 1)  # (B*T, D, 1)
+        product = torch.bmm(row.flatten(0, 1), column).view_as(index)
+    return product.add_(absent.take(index))
 
 
 def _match_in_turn(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
