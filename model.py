@@ -179,43 +179,44 @@ class PSCL(Method):
         maps_k: Sequence[Tensor],
         head_k: ProjectionHead,
         batch: Any,
-        scale: int,
-    ) -> tuple[Tensor, Tensor, Patches]:
-        """Choose and match the patches of one scale, and project them (paper, patch sampling).
+    ) -> list[tuple[Tensor, Tensor, Patches]]:
+        """Choose and match the patches of all scales, and project them (paper, patch sampling).
 
         Args:
             maps_q, maps_k: up1, up2, up3 of both views, (B, c, H, W) each.
             head_k: the head that projects view k.
             batch: with the ``geometry`` of the views and the ``label`` of image 0.
-            scale: 0, 1, 2.
 
         Returns:
-            The embeddings of the patches in view q and in view k, (B, C, K, D) in single precision,
-            and the patches themselves: their places, and their purity (C, K).
+            Of each scale the embeddings of the patches in view q and in view k, (B, C, K, D) in
+            single precision, and the patches themselves: places, and purity (C, K).
         """
-        rows, columns = maps_q[scale].shape[-2:]
-        geometry = batch["geometry"]
-        rows_q, rows_k = rows_of(maps_q[scale]), rows_of(maps_k[scale])  # (B*H*W, c)
-        first = torch.arange(0, len(rows_q), rows * columns, device=rows_q.device)  # (B,)
-        first = first[:, None]
-        places = correspond(geometry, rows, columns, rows_q.device)
-        label = label_at(batch["label"][0].float(), geometry[0], rows, columns)  # (C, h'*w')
-        noise = self.draw_noise(label.shape, label.device)
+        geometry, label = batch["geometry"], batch["label"][0].float()
+        rows_q, rows_k = [rows_of(m) for m in maps_q], [rows_of(m) for m in maps_k]  # (B*H*W, c)
+        grids = [m.shape[-2:] for m in maps_q]
+        first, places, labels, keys = [], [], [], []
+        for scale, (rows, columns) in enumerate(grids):
+            steps = torch.arange(0, len(rows_q[scale]), rows * columns, device=label.device)
+            first.append(steps[:, None])  # (B, 1), where an image's rows begin
+            places.append(correspond(geometry, rows, columns, label.device))
+            labels.append(label_at(label, geometry[0], rows, columns))  # (C, h'*w')
+            with torch.no_grad():
+                cells = F.embedding(places[scale].key + first[scale], rows_k[scale])  # (B, P, c)
+                key = head_k.patch(cells.transpose(1, 2), scale).float()  # (B, D, P)
+                keys.append(F.normalize(key, dim=1) if self.normalise_keys else key)
+        noise = [self.draw_noise(on_cells.shape, label.device) for on_cells in labels]
         if not self.label_guided:
-            label = torch.zeros_like(label)
-        templates = self.templates[scale]
-        with torch.no_grad():
-            cells = F.embedding(places.key + first, rows_k)  # (B, P, c)
-            keys = head_k.patch(cells.transpose(1, 2), scale).float()  # (B, D, P)
-            if self.normalise_keys:
-                keys = F.normalize(keys, dim=1)
-            with torch.autocast(keys.device.type, enabled=False):
-                patches = sample_patches(keys, places, label, noise, templates)
-        query = F.embedding(patches.query + first, rows_q)  # (B, T, c)
-        key = F.embedding(patches.key + first, rows_k)
-        query, key = self.project(query, key, head_k, scale)  # (B, T, D) each
-        shape = (len(query), self.num_classes, templates, -1)
-        return query.view(shape), key.view(shape), patches
+            labels = [torch.zeros_like(on_cells) for on_cells in labels]
+        with torch.no_grad(), torch.autocast(label.device.type, enabled=False):
+            found = sample_patches(keys, places, labels, noise, self.templates)
+        sampled = []
+        for scale, patches in enumerate(found):
+            query = F.embedding(patches.query + first[scale], rows_q[scale])  # (B, T, c)
+            key = F.embedding(patches.key + first[scale], rows_k[scale])
+            query, key = self.project(query, key, head_k, scale)  # (B, T, D) each
+            shape = (len(query), self.num_classes, self.templates[scale], -1)
+            sampled.append((query.view(shape), key.view(shape), patches))
+        return sampled
 
     def project(
         self, query: Tensor, key: Tensor, head_k: ProjectionHead, scale: int
@@ -257,8 +258,8 @@ class PSCL_SimCLR(PSCL):
         image_q, maps_q = self.encoder_q(batch["view_q"])  # (B, D), 3 x (B, c, H, W)
         image_k, maps_k = self.encoder_q(batch["view_k"])
         losses = {}
-        for scale in range(SCALES):
-            query, key, _ = self.sample(maps_q, maps_k, self.encoder_q.decode, batch, scale)
+        sampled = self.sample(maps_q, maps_k, self.encoder_q.decode, batch)
+        for scale, (query, key, _) in enumerate(sampled):
             with torch.autocast(query.device.type, enabled=False):
                 loss = patch_nt_xent(query, key, self.temperature, self.intra_view_negatives)
             losses[f"patch_up{scale + 1}"] = self.scale_weights[scale] * loss
@@ -354,8 +355,8 @@ class PSCL_MoCo(PSCL, QueueMethod):
         group = batch["group"]
         targets = self.patch_targets(group)  # (B, C, Q*C)
         rows, sums, parts = [], [], {}
-        for scale in range(SCALES):
-            query, key, patches = self.sample(maps_q, maps_k, self.encoder_k.decode, batch, scale)
+        sampled = self.sample(maps_q, maps_k, self.encoder_k.decode, batch)
+        for scale, (query, key, patches) in enumerate(sampled):
             purity = patches.purity  # (C, K)
             with torch.autocast(query.device.type, enabled=False):
                 query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)

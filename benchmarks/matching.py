@@ -120,8 +120,8 @@ def judge(path: str, data_dir: str, split: str) -> list[dict[str, Any]]:
     for view, masks in batches(annotated, samples, settings):
         _, maps = encoder(view)
         batch = {"geometry": [UNCHANGED] * len(view), "label": masks[:1]}
-        for scale in range(SCALES):
-            _, _, patches = method.sample(maps, maps, encoder.decode, batch, scale)
+        sampled = method.sample(maps, maps, encoder.decode, batch)
+        for scale, (_, _, patches) in enumerate(sampled):
             truth = masks_at(masks, *maps[scale].shape[-2:])  # (B, P)
             found = truth.gather(1, patches.key).view(len(view), classes, -1)  # (B, C, K)
             everywhere = truth[1:].expand(classes, -1, -1).flatten(1)  # (C, (B-1)*P)

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Case = dict[str, Any]
 Result = dict[str, Any]
@@ -61,6 +63,7 @@ class OperatorCalls(TorchDispatchMode):
 
     Attributes:
         counts: calls by the ``section`` that was set when they were made.
+        views: those of them that compute nothing, but look at the same memory in another way.
         convolutions: arguments of the convolutions, tensors as their shapes, and whether a
             gradient will be wanted.
     """
@@ -69,6 +72,7 @@ class OperatorCalls(TorchDispatchMode):
         super().__init__()
         self.section = ""
         self.counts: dict[str, int] = {}
+        self.views: dict[str, int] = {}
         self.convolutions: list[tuple[Any, ...]] = []
 
     def __torch_dispatch__(
@@ -76,6 +80,9 @@ class OperatorCalls(TorchDispatchMode):
     ) -> Any:
         """Count and carry on."""
         self.counts[self.section] = self.counts.get(self.section, 0) + 1
+        aliases = [r.alias_info for r in func._schema.returns]
+        if any(alias is not None and not alias.is_write for alias in aliases):
+            self.views[self.section] = self.views.get(self.section, 0) + 1
         if func is torch.ops.aten.convolution.default and self.section == "encode":
             shapes = tuple(
                 tuple(a.shape if isinstance(a, torch.Tensor) else a)
@@ -85,6 +92,42 @@ class OperatorCalls(TorchDispatchMode):
             )
             self.convolutions.append((*shapes, torch.is_grad_enabled()))
         return func(*args, **(kwargs or {}))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that were made under it and are still alive.
+
+    Attributes:
+        live, peak: now, and at most so far. What a call needs inside itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Carry on and count what came of it."""
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if _is_tensor(t)}
+        result = func(*args, **(kwargs or {}))
+        for storage in [t.untyped_storage() for t in tree_leaves(result) if _is_tensor(t)]:
+            if id(storage) not in self.known | given:
+                self.known.add(id(storage))
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self.forget, id(storage), storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def forget(self, number: int, size: int) -> None:
+        """A tensor's memory was freed."""
+        self.known.discard(number)
+        self.live -= size
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 def convolution_seconds(

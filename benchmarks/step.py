@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run a
 
 from benchmarks.measure import (  # noqa: E402
     Case,
+    LiveBytes,
     OperatorCalls,
     Result,
     convolution_seconds,
@@ -45,9 +46,10 @@ from benchmarks.measure import (  # noqa: E402
 )
 from config import Config  # noqa: E402
 from data import Batch, Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
-from model import METHODS, SCALES, Method, build_method  # noqa: E402
+from model import METHODS, PSCL, SCALES, Method, build_method  # noqa: E402
 from networks import ProjectedUNet, Up  # noqa: E402
 from utils.device import DeviceError, choose_device, keep_freed_memory, to_device  # noqa: E402
+from utils.losses import patch_nt_xent  # noqa: E402
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PARTS = ("encode", "sampling", "losses", "backward", "optimizer", "data")
@@ -193,8 +195,11 @@ def measure_step(case: Case) -> Result:
         with OperatorCalls() as calls, precision(dtype, device):
             watch.calls = calls
             method(to_device(next(source), device))
-    own = sum(count for section, count in calls.counts.items() if section != "encode")
-    return {**found, "first_batch": [first], "megabytes": peak, "calls": own}
+    own, views = (
+        sum(count for section, count in counts.items() if section != "encode")
+        for counts in (calls.counts, calls.views)
+    )
+    return {**found, "first_batch": [first], "megabytes": peak, "calls": own, "views": views}
 
 
 def measure_floor(case: Case) -> Result:
@@ -213,7 +218,26 @@ def measure_floor(case: Case) -> Result:
     return {"seconds": [sum(alone[c] for c in found)], "convolutions": len(found)}
 
 
-MEASURES = {"unit": measure_unit, "step": measure_step, "floor": measure_floor}
+def measure_loss(case: Case) -> Result:
+    """Memory of PSCL-SimCLR's patch loss at the largest scale, above its patches' features."""
+    device, config = choose_device(case["device"]), Config()
+    method = build_method("simclr", config.to_dict())
+    assert isinstance(method, PSCL)
+    shape = (case["batch"] + 1, config.num_classes, method.templates[-1], config.embed_dim)
+    query, key = (torch.randn(shape, device=device, requires_grad=True) for _ in range(2))
+    with LiveBytes() as memory:
+        loss = patch_nt_xent(query, key, config.temperature)
+        forward = memory.peak
+        loss.backward()
+    return {"forward": [forward / 2**20], "backward": [memory.peak / 2**20]}
+
+
+MEASURES = {
+    "unit": measure_unit,
+    "step": measure_step,
+    "floor": measure_floor,
+    "loss": measure_loss,
+}
 
 
 def measure(case: Case) -> Result:
@@ -224,13 +248,15 @@ def measure(case: Case) -> Result:
 
 
 def cases_of(given: argparse.Namespace) -> list[Case]:
-    """The unit, then step and floor of every method and precision."""
+    """The unit, then step and floor of every method and precision, and PSCL-SimCLR's patch loss."""
     names = ("size", "batch", "steps", "device", "threads", "recompute")
     common = {name: getattr(given, name) for name in names}
     cases: list[Case] = [{"kind": "unit", **common}]
     for method, kind in itertools.product(given.methods, ("step", "floor")):
         for name in given.precisions:
             cases.append({"kind": kind, "method": method, "precision": name, **common})
+    if "simclr" in given.methods:
+        cases.append({"kind": "loss", **common})
     return cases
 
 
@@ -265,12 +291,17 @@ def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[
                 "first batch": pooled(found, "first_batch"),
                 "GB": max(result["megabytes"] for result in found) / 1024,
                 "calls": found[0]["calls"],
+                "of them views": found[0]["views"],
                 "s/epoch": seconds * steps,
                 "h/run": seconds * steps * PAPER_EPOCHS / 3600,
             }
         )
     gigabytes = max(result["megabytes"] for result in results[0]) / 1024
-    return {"E": unit, "E GB": gigabytes, "rows": rows}
+    losses = [
+        found[0] for case, found in zip(cases, results, strict=True) if case["kind"] == "loss"
+    ]
+    memory = [{k: v[0] for k, v in found.items()} for found in losses]
+    return {"E": unit, "E GB": gigabytes, "rows": rows, "patch loss MiB": memory}
 
 
 def growth(given: argparse.Namespace) -> dict[str, Any]:
@@ -364,6 +395,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(", ".join(f"{name} {value}" for name, value in head.items()))
     if "E" in found:
         print(f"E = {found['E']:.3g} s, {found['E GB']:.2g} GB")
+    for memory in found.get("patch loss MiB", []):
+        print(
+            f"PSCL-SimCLR's patch loss at the largest scale, above the features: "
+            f"{memory['forward']:.2f} MiB, {memory['backward']:.2f} MiB with the backward pass"
+        )
     for rows in (found["rows"], found.get("slopes", [])):
         if rows:
             print("\n" + table(rows, list(rows[0])))

@@ -51,9 +51,35 @@ def test_calls_are_counted_where_they_are_made() -> None:
             torch.nn.functional.conv2d(image, kernel)
         calls.section = "losses"
         torch.ones(2).exp()
-    assert calls.counts == {"encode": 2, "losses": 2}
+        torch.ones(2).view(2, 1)
+    assert calls.counts == {"encode": 2, "losses": 4} and calls.views == {"losses": 1}
     (first, learns), (_, learns_not) = ((c[:2], c[-1]) for c in calls.convolutions)
     assert first == ((1, 3, 8, 8), (2, 3, 3, 3)) and learns and not learns_not
+
+
+def test_bytes_are_counted_while_they_live() -> None:
+    with measure.LiveBytes() as memory:
+        x = torch.ones(1000)
+        y = x + 1
+        assert memory.live == 8000
+        rows = y.view(10, 100)  # the same memory
+        y += 1
+        del x
+        assert memory.live == 4000
+        z = y * 2
+        del y, z
+        assert memory.live == 4000 and memory.peak == 8000
+        del rows
+        assert memory.live == 0
+
+
+def test_the_patch_loss_holds_one_matrix_of_its_rows() -> None:
+    """In single precision; some copies of the features come on top."""
+    result = step.measure({"kind": "loss", **CASE})
+    rows = 2 * (CASE["batch"] + 1) * 4 * 16
+    matrix, features = 4 * rows**2 / 2**20, 4 * rows * 64 / 2**20
+    assert matrix <= result["forward"][0] <= matrix + 4 * features
+    assert result["forward"][0] <= result["backward"][0] <= 2 * matrix + 4 * features
 
 
 def test_the_unit_computes_what_the_encoder_computes() -> None:
@@ -73,18 +99,20 @@ def test_the_unit_computes_what_the_encoder_computes() -> None:
 def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
     given = step.parse(["--methods", "simclr", "--precisions", "bf16", "--batch", "8"])
     cases = step.cases_of(given)
-    assert [case["kind"] for case in cases] == ["unit", "step", "floor"]
+    assert [case["kind"] for case in cases] == ["unit", "step", "floor", "loss"]
     parts = {"encode": [3.0], "sampling": [0.5], "losses": [0.25], "backward": [5.0]}
     whole = {"optimizer": [0.25], "data": [1.0], "seconds": [10.0, 90.0, 11.0]}
-    more = {"first_batch": [2.0], "megabytes": 2048.0, "calls": 300}
+    more = {"first_batch": [2.0], "megabytes": 2048.0, "calls": 300, "views": 9}
     found = step.summary(
         cases,
         [
             [{"seconds": [20.0, 22.0, 900.0], "megabytes": 1024.0}],
             [{**parts, **whole, **more}],
             [{"seconds": [5.5], "convolutions": 34}],
+            [{"forward": [6.0], "backward": [7.0]}],
         ],
     )
+    assert found["patch loss MiB"] == [{"forward": 6.0, "backward": 7.0}]
     assert found["E"] == 22.0 and found["E GB"] == 1.0
     (row,) = found["rows"]
     assert row["seconds"] == 11.0 and row["in E"] == 0.5 and row["in floors"] == 2.0

@@ -359,13 +359,13 @@ def test_total_is_the_weighted_sum_of_both_losses(self_mode: str):
 def test_random_sampling_sees_no_label(self_mode: str, label_guided: bool, recorder: Recorder):
     batch = make_batch(4, 32, 40)
     make(self_mode, label_guided=label_guided)(batch)
-    calls = recorder.take("sample_patches")
+    calls = recorder.sampled()
     assert len(calls) == 3
     for scale, call in enumerate(calls):
         rows, columns = 32 * 2**scale // 4, 40 * 2**scale // 4
         cells = int(np.prod(batch["geometry"][0].size(rows, columns)))
-        assert call["label"].shape == call["noise"].shape == (4, cells)
-        assert bool((call["label"] != 0).any()) == label_guided
+        assert call["labels"].shape == call["noise"].shape == (4, cells)
+        assert bool((call["labels"] != 0).any()) == label_guided
         assert call["noise"].min() >= 0 and call["noise"].max() < 1
 
 
@@ -374,7 +374,7 @@ def test_moco_matches_by_cosine_and_simclr_by_product(
     self_mode: str, unit: bool, recorder: Recorder
 ):
     make(self_mode)(make_batch(4, 32, 40))
-    for call in recorder.take("sample_patches"):
+    for call in recorder.sampled():
         length = call["keys"].norm(dim=1)
         assert bool(((length - 1).abs() < 1e-5).all()) == unit
 
@@ -469,10 +469,10 @@ def test_steps_under_autocast(self_mode: str, recorder: Recorder):
         for name, value in losses.items():
             assert value.dtype == torch.float32
             assert float(value.detach()) == pytest.approx(float(expected[name].detach()), rel=0.1)
-        for call in recorder.take("sample_patches"):
-            arguments = {k: v for k, v in call.items() if k not in ("result", "autocast")}
-            again = sample_patches(**arguments)  # outside autocast
-            assert call["keys"].dtype == call["label"].dtype == torch.float32
+        for call in recorder.sampled():
+            arguments = {k: [v] for k, v in call.items() if k not in ("result", "autocast")}
+            (again,) = sample_patches(**arguments)  # outside autocast
+            assert call["keys"].dtype == call["labels"].dtype == torch.float32
             assert torch.equal(call["result"].query, again.query)
             assert torch.equal(call["result"].key, again.key)
             assert torch.equal(call["result"].purity, again.purity)
@@ -492,7 +492,7 @@ def test_queues_and_soft_targets_under_autocast_are_not_rounded(recorder: Record
         expected_image = method.image_targets(batch["group"])
         with torch.autocast("cpu", torch.bfloat16):
             method(batch)
-        calls, sampled = recorder.take("soft_info_nce"), recorder.take("sample_patches")
+        calls, sampled = recorder.take("soft_info_nce"), recorder.sampled()
         for scale, call in enumerate(calls[:3]):
             assert torch.equal(call["queue_target"].squeeze(2), expected)
             purity = sampled[scale]["result"].purity

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -79,7 +80,7 @@ def test_published_simclr_step(recorder: Recorder):
     losses = method(golden_batch(golden))
     for name, published in PARTS.items():
         assert_agrees(losses[name], golden[f"out/{published}"])
-    sampled, rows = recorder.take("sample_patches"), recorder.take("patch_nt_xent")
+    sampled, rows = recorder.sampled(), recorder.take("patch_nt_xent")
     for scale in range(3):
         patches = sampled[scale]["result"]
         assert torch.equal(patches.query, golden[f"out/index_q_scale{scale + 1}"])
@@ -110,26 +111,31 @@ def moco_golden() -> Golden:
 ONE_ROUNDING = 1.2e-7  # of a cosine similarity in single precision
 
 
-def with_published_ties(golden: Golden, ties: list[float]) -> Callable[..., Patches]:
+def with_published_ties(golden: Golden, ties: list[float]) -> Callable[..., list[Patches]]:
     """``sample_patches``, but of two equally similar cells the published one.
 
     Weights after some optimizer steps differ between processors by roundings, and in step 4 two
     cells are 2e-8 apart for the last template of an image, less than single precision can tell.
     The gap between our cell and the published one is added to ``ties`` wherever they differ.
     """
-    calls = iter([(step, scale) for step in range(5) for scale in (1, 2, 3)])
+    steps = itertools.count()
 
-    def sample(keys: Tensor, places: Any, *args: Any) -> Patches:
-        step, scale = next(calls)
-        found = sample_patches(keys, places, *args)
-        query, key = (golden[f"step{step}/out/index_{v}_scale{scale}"] for v in "qk")
-        own = cell_of(places, 0, found.query[0])
-        for image, rank in (found.query != query).nonzero().tolist():
-            similarity = keys[0, :, own[rank]].double() @ keys[image].double()  # (P,)
-            both = torch.stack([found.query[image, rank], query[image, rank]])
-            ours, theirs = similarity[cell_of(places, image, both)].tolist()
-            ties.append(abs(ours - theirs))
-        return Patches(query, key, found.purity) if ties else found
+    def sample(
+        keys: Sequence[Tensor], places: Sequence[Any], *others: Sequence[Any]
+    ) -> list[Patches]:
+        step, result = next(steps), []
+        for scale, found in enumerate(sample_patches(keys, places, *others)):
+            names = [f"step{step}/out/index_{view}_scale{scale + 1}" for view in "qk"]
+            query, key = (golden[name] for name in names)
+            own = cell_of(places[scale], 0, found.query[0])
+            for image, rank in (found.query != query).nonzero().tolist():
+                template = keys[scale][0, :, own[rank]].double()
+                similarity = template @ keys[scale][image].double()  # (P,)
+                both = torch.stack([found.query[image, rank], query[image, rank]])
+                ours, theirs = similarity[cell_of(places[scale], image, both)].tolist()
+                ties.append(abs(ours - theirs))
+            result.append(Patches(query, key, found.purity) if ties else found)
+        return result
 
     return sample
 
@@ -169,7 +175,7 @@ def moco_run(moco_golden: Golden) -> Iterator[dict[str, Any]]:
                 {
                     "losses": losses,
                     "gradients": gradients,
-                    "sampled": recorder.take("sample_patches"),
+                    "sampled": recorder.sampled(),
                     "info_nce": recorder.take("soft_info_nce"),
                     "buffers": {k: v.clone() for k, v in method.named_buffers() if "." not in k},
                 }

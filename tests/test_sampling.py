@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.golden_files import Golden
 from utils import sampling
 from utils.geometry import ViewGeometry, correspond
-from utils.sampling import choose, label_at, match, sample_patches
+from utils.sampling import choose, label_at, sample_patches
 
 SEEDS = st.integers(0, 2**31)
 
@@ -29,23 +29,27 @@ def generator(seed: int) -> torch.Generator:
 CASES = ("rare_and_absent_class", "not_label_guided", "more_templates_than_positions")
 
 
-@pytest.mark.parametrize("scale", [0, 1, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_published_indices(case: str, scale: int):
+def test_published_indices(case: str):
     golden = Golden("sampling_cases")
     views = golden.geometry(f"{case}/")
     label = golden[f"{case}/in/y_sup"][0]
     if not golden[f"{case}/in/label_guided"]:
         label = torch.zeros_like(label)
-    side = label.shape[-1] // (4, 2, 1)[scale]
-    features = golden[f"{case}/in/k_scale{scale + 1}"]  # (B, D, H*W)
-    noise = golden[f"{case}/in/noise_scale{scale + 1}"]
-    places = correspond(views, side, side)
-    keys = features.gather(2, places.key[:, None].expand(-1, features.shape[1], -1))
-    templates = int(golden[f"{case}/in/top_k"]) * 2**scale
-    patches = sample_patches(keys, places, label_at(label, views[0], side, side), noise, templates)
-    assert torch.equal(patches.query, golden[f"{case}/out/index_q_scale{scale + 1}"])
-    assert torch.equal(patches.key, golden[f"{case}/out/index_k_scale{scale + 1}"])
+    sides = [label.shape[-1] // factor for factor in (4, 2, 1)]
+    features = [golden[f"{case}/in/k_scale{n}"] for n in (1, 2, 3)]  # (B, D, H*W)
+    places = [correspond(views, side, side) for side in sides]
+    pairs = zip(features, places, strict=True)
+    patches = sample_patches(
+        [f.gather(2, p.key[:, None].expand(-1, f.shape[1], -1)) for f, p in pairs],
+        places,
+        [label_at(label, views[0], side, side) for side in sides],
+        [golden[f"{case}/in/noise_scale{n}"] for n in (1, 2, 3)],
+        [int(golden[f"{case}/in/top_k"]) * factor for factor in (1, 2, 4)],
+    )
+    for number, found in enumerate(patches, start=1):
+        assert torch.equal(found.query, golden[f"{case}/out/index_q_scale{number}"])
+        assert torch.equal(found.key, golden[f"{case}/out/index_k_scale{number}"])
 
 
 # --- choose ---------------------------------------------------------------------------------------
@@ -171,6 +175,11 @@ def slow_match(template: Tensor, keys: Tensor, valid: Tensor) -> list[list[int]]
                 other[cell] -= peak
         chosen.append(of_image)
     return chosen
+
+
+def match(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
+    """``sampling.match`` of one scale."""
+    return sampling.match([template], [keys], [valid])[0]
 
 
 class Counter:
@@ -336,6 +345,27 @@ def test_images_settled_and_open_keep_their_places():
         assert torch.equal(match(template, keys, valid), cell)
 
 
+@settings(max_examples=60)
+@given(
+    st.integers(1, 3), st.lists(st.tuples(st.integers(1, 9), st.integers(1, 90)), max_size=4), SEEDS
+)
+def test_scales_do_not_meddle_with_each_other(images: int, sizes: list[tuple[int, int]], seed: int):
+    """Each as if alone, whatever the others: some are settled in rounds and some are not."""
+    random = generator(seed)
+    one = crowd(80, 100)
+    template, keys, valid = [one[0]], [one[1].expand(images, -1, -1)], [one[2].expand(images, -1)]
+    for templates, cells in sizes:
+        template.append(torch.randint(-2, 3, (3, templates), generator=random).float())
+        keys.append(torch.randint(-2, 3, (images, 3, cells), generator=random).float())
+        count = torch.randint(1, cells + 1, (images, 1), generator=random)
+        valid.append(torch.arange(cells) < count)
+    order = torch.randperm(len(valid), generator=random).tolist()
+    template, keys, valid = ([part[n] for n in order] for part in (template, keys, valid))
+    found = sampling.match(template, keys, valid)
+    for t, k, v, cell in zip(template, keys, valid, found, strict=True):
+        assert cell.tolist() == slow_match(t, k, v)
+
+
 def test_by_hand():
     """The published rule on a matrix that fits on a page."""
     similarity = torch.tensor([[3.0, 9, 1, 0], [2, 8, 7, 0], [1, 6, 5, 2]])  # templates x cells
@@ -373,7 +403,7 @@ def test_patches_of_tiny_crops_are_where_the_slow_twins_say(
     noise = spread_noise(classes, own_cells, seed)
     features = torch.randn(images, 6, rows * columns, generator=generator(seed + 1))
     keys = features.gather(2, places.key[:, None].expand(-1, 6, cells))
-    patches = sample_patches(keys, places, label, noise, templates)
+    (patches,) = sample_patches([keys], [places], [label], [noise], [templates])
 
     own, _ = slow_choose(label.tolist(), noise.tolist(), templates)
     chosen = [[p for row in own for p in row]]
@@ -403,7 +433,7 @@ def test_patches_of_a_class_lie_in_it_in_both_views(flip: bool, turns: int):
         on_cells = label_at(label, view, *grid)
         noise = torch.rand(on_cells.shape, generator=generator(turns))
         keys = torch.zeros(1, 2, on_cells.shape[1])
-        patches = sample_patches(keys, places, on_cells, noise, 5)
+        (patches,) = sample_patches([keys], [places], [on_cells], [noise], [5])
         mask_q = mask[::scale, ::scale]
         mask_k = view.apply_mask(mask)[::scale, ::scale]
         wanted = torch.arange(3).repeat_interleave(5).tolist()
@@ -418,7 +448,7 @@ def test_identical_images_are_matched_to_the_chosen_cells_themselves():
     cells = places.valid.shape[1]
     keys = normalised(1, 8, cells, seed=11).expand(3, -1, -1)
     label = 255 * torch.rand(4, cells, generator=generator(12))
-    patches = sample_patches(keys, places, label, torch.rand(4, cells), 6)
+    (patches,) = sample_patches([keys], [places], [label], [torch.rand(4, cells)], [6])
     assert torch.equal(patches.query, patches.query[:1].expand(3, -1))
     assert torch.equal(patches.key, patches.key[:1].expand(3, -1))
 

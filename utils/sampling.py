@@ -9,6 +9,8 @@ resolution, and the rare case that rounds cannot decide is settled template by t
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +24,7 @@ _BLOCK = 32  # neighbours whose largest stands for them while the largest of man
 _WHOLE = 100 * 2**20  # similarities held at once, 400 MiB; of more only the largest of slices
 _SLICE = 8  # cells of a slice
 _CHUNK = 2**24  # similarities that are computed at once, 64 MiB, to find the largest of slices
-_ROUNDS = (4, 8, 64)  # rounds that are tried, from the start each time, until nobody is refused
+_ROUNDS = (4, 4, 56)  # rounds until it is looked, once more, and at last, whether all are settled
 
 
 def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> Tensor:
@@ -53,14 +55,14 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
     """
     cells = label.shape[1]
     count = min(templates, cells)
-    taken = label.amax().neg().expand(count)
+    peak = label.amax().expand(count)
     history = label.new_zeros(cells)
     values: list[Tensor] = []
     indices: list[Tensor] = []
     for score in (label + 0.1 * noise).unbind():
         if indices:
-            history.index_add_(0, indices[-1], taken)
-        value, index = (score + history).topk(count)
+            score = score + history.index_add_(0, indices[-1], peak, alpha=-1)
+        value, index = score.topk(count)
         values.append(value)
         indices.append(index)
     value, index = torch.stack(values), torch.stack(indices)  # (C, K) each
@@ -71,7 +73,9 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
     return index, (value / total).masked_fill_(total == 0, 1.0 / templates)
 
 
-def match(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
+def match(
+    templates: Sequence[Tensor], keys: Sequence[Tensor], valid: Sequence[Tensor]
+) -> list[Tensor]:
     """Give each template in turn its most similar cell; a cell taken becomes unattractive.
 
     Exactly the published rule: template 0 takes its most similar cell (the first of equals), whose
@@ -85,24 +89,25 @@ def match(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
     few cells by single precision take part. Images that these do not decide follow the rule
     template by template.
 
+    Scales have nothing to do with each other, but share the rounds, which are many small calls.
+
     Args:
-        template: (D, T).
-        keys: (B, D, P), fastest if the D numbers of a cell lie together in memory.
+        templates: (D, T) of each scale.
+        keys: (B, D, P) of each scale, fastest if the D numbers of a cell lie together in memory.
         valid: (B, P) whether a cell exists in the image; each image has at least one.
 
     Returns:
-        The cell of each template, int64 (B, T).
+        The cell of each template, int64 (B, T), of each scale.
     """
-    value, cell, bound = _preferences(template, keys, valid)
-    for rounds in _ROUNDS:
-        won, chosen = _accept(value, cell, valid.shape[1], rounds)
-        settled = (won > bound).all(dim=1)  # (B,)
-        if bool(settled.all()):
-            return chosen
-    open_images = (~settled).nonzero().squeeze(1)
-    at_once = max(1, _WHOLE // (2 * chosen.shape[1] * valid.shape[1]))  # similarities are doubles
-    for some in open_images.split(at_once):
-        chosen[some] = _match_in_turn(template, keys[some], valid[some])
+    scales = list(zip(templates, keys, valid, strict=True))
+    chosen, settled = _accept([_preferences(*scale) for scale in scales], valid)
+    if settled is None:
+        return chosen
+    for (template, key, there), cell, of_scale in zip(scales, chosen, settled, strict=True):
+        open_images = (~of_scale.all(dim=1)).nonzero().squeeze(1)
+        at_once = max(1, _WHOLE // (2 * cell.shape[1] * there.shape[1]))  # they are doubles
+        for some in open_images.split(at_once) if len(open_images) else ():
+            cell[some] = _match_in_turn(template, key[some], there[some])
     return chosen
 
 
@@ -201,32 +206,52 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return largest, index.gather(2, order)
 
 
-def _accept(value: Tensor, cell: Tensor, cells: int, rounds: int) -> tuple[Tensor, Tensor]:
-    """Rounds of asking and turning down.
+def _accept(
+    preferences: Sequence[tuple[Tensor, Tensor, Tensor]], valid: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor] | None]:
+    """Rounds of asking and turning down, of all scales at once.
 
     Args:
-        value, cell: (B, T, L) candidates of each template, best first.
-        cells: P.
-        rounds: how many.
+        preferences: of each scale the value and cell (B, T, L) of its templates' candidates, best
+            first, and the bound (B, T), as of ``_preferences``.
+        valid: (B, P) of each scale.
 
     Returns:
-        Value and cell that each template got (B, T); the value is -inf where it got none, or was
-        turned down in the last round.
+        The cell that each template got, int64 (B, T), of each scale, and None if all are surely
+        the right ones; else whether each is, (B, T) of each scale.
     """
-    images, templates, count = cell.shape
+    counts = [bound.shape[1] for _, _, bound in preferences]
+    sizes = [there.shape[1] for there in valid]
+    offsets = [0, *itertools.accumulate(sizes)]  # a scale's cells follow those of the one before
+    # A template that ran out of candidates asks for a cell that has no value.
+    length, none = _CANDIDATES + sum(_ROUNDS), offsets.pop()
+    value = _joined([v for v, _, _ in preferences], length, -torch.inf)
+    moved = zip(preferences, offsets, strict=True)
+    cell = _joined([c + offset if offset else c for (_, c, _), offset in moved], length, none)
+    bound = torch.cat([b for _, _, b in preferences], dim=1)
+    images, templates = bound.shape
     number = torch.arange(templates, device=cell.device).expand(images, -1)
-    # A template that ran out of candidates asks for cell number P, which has no value.
-    value = F.pad(value, (0, rounds), value=-torch.inf)
-    cell = F.pad(cell, (0, rounds), value=cells)
-    length = count + rounds
     at = torch.arange(0, images * templates * length, length, device=cell.device).view(images, -1)
-    holder = torch.full((images, cells + 1), templates, device=cell.device)
-    for _ in range(rounds):
-        wish = cell.take(at)
-        holder.scatter_reduce_(1, wish, number, "amin")
-        refused = holder.gather(1, wish) < number
-        at += refused
-    return value.take(at).masked_fill_(refused, -torch.inf), cell.take(at)
+    holder = torch.full((images, none + 1), templates, device=cell.device)
+    for rounds in _ROUNDS:
+        for _ in range(rounds):
+            wish = cell.take(at)
+            holder.scatter_reduce_(1, wish, number, "amin")
+            refused = holder.gather(1, wish) < number
+            at += refused
+        settled = (value.take(at) > bound) > refused  # and not refused
+        done = bool(settled.all())
+        if done:
+            break
+    wish = cell.take(at).split(counts, dim=1)
+    got = [c - offset if offset else c for c, offset in zip(wish, offsets, strict=True)]
+    return got, None if done else list(settled.split(counts, dim=1))
+
+
+def _joined(parts: Sequence[Tensor], length: int, value: float) -> Tensor:
+    """Join (B, T, L) of several scales to (B, all T, length), filled up with a value."""
+    filled = [F.pad(part, (0, length - part.shape[2]), value=value) for part in parts]
+    return torch.cat(filled, dim=1)
 
 
 def _products(
@@ -285,24 +310,32 @@ class Patches:
 
 
 def sample_patches(
-    keys: Tensor, places: Correspondence, label: Tensor, noise: Tensor, templates: int
-) -> Patches:
+    keys: Sequence[Tensor],
+    places: Sequence[Correspondence],
+    labels: Sequence[Tensor],
+    noise: Sequence[Tensor],
+    templates: Sequence[int],
+) -> list[Patches]:
     """Choose in the annotated image (number 0 of the batch) and match in all others.
 
-    Args:
+    Args, each with an entry for every scale:
         keys: (B, D, P) key embeddings at the cells of each image (zero or anything in padding).
         places: where the P cells lie in both maps.
-        label: (C, h'*w') of the annotated image, see ``label_at``.
+        labels: (C, h'*w') of the annotated image, see ``label_at``.
         noise: (C, h'*w') uniform in [0, 1).
         templates: K.
 
     Returns:
-        The patches of all B images.
+        The patches of all B images, of every scale.
     """
-    keys = keys.detach().float()
-    own, purity = choose(label, noise, templates)
-    cells = own.view(1, -1)  # (1, T)
-    if len(keys) > 1:
-        template = keys[0].index_select(1, cells[0])  # (D, T)
-        cells = torch.cat([cells, match(template, keys[1:], places.valid[1:])])
-    return Patches(places.query.gather(1, cells), places.key.gather(1, cells), purity)
+    keys = [key.detach().float() for key in keys]
+    own, purities = zip(*map(choose, labels, noise, templates), strict=True)  # (C, K) each
+    cells = [cell.view(1, -1) for cell in own]  # (1, T)
+    if len(keys[0]) > 1:
+        template = [key[0].index_select(1, cell[0]) for key, cell in zip(keys, cells, strict=True)]
+        others = match(template, [key[1:] for key in keys], [p.valid[1:] for p in places])
+        cells = [torch.cat(pair) for pair in zip(cells, others, strict=True)]  # (B, T)
+    return [
+        Patches(place.query.gather(1, cell), place.key.gather(1, cell), purity)
+        for place, cell, purity in zip(places, cells, purities, strict=True)
+    ]
