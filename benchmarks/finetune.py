@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run a
 from benchmarks.measure import (  # noqa: E402
     Case,
     Result,
+    add_common_options,
+    answer,
     draw_set,
     in_own_process,
     interleaved,
@@ -34,13 +35,12 @@ from benchmarks.measure import (  # noqa: E402
     peak_megabytes,
     pooled,
     require_least,
-    table,
 )
 from benchmarks.step import PlainUp  # noqa: E402
 from config import Config  # noqa: E402
 from config_run import Job, Supervised  # noqa: E402
 from data import ImageStore  # noqa: E402
-from utils.device import DeviceError, choose_device, keep_freed_memory, to_device  # noqa: E402
+from utils.device import choose_device, keep_freed_memory, to_device  # noqa: E402
 
 VARIANTS: dict[str, torch.dtype | None] = {"plain": None, "fp32": None, "bf16": torch.bfloat16}
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -120,11 +120,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", type=int, default=376, help="pixels a side [376]")
     add("--images", type=int, default=16, help="test images [16]")
     add("--steps", type=int, default=5, help="timed steps of a round, after two to warm up [5]")
-    add("--rounds", type=int, default=3, help="rounds of all variants [3]")
-    add("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice [0]")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
-    add("--json", action="store_true", help="print JSON instead of a table")
-    add("--case", type=json.loads, help=argparse.SUPPRESS)
+    add_common_options(parser)
     given = parser.parse_args(argv)
     require_least(parser, given, size=16, images=1, steps=1, rounds=1, threads=0)
     return given
@@ -133,37 +129,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = parse(argv)
-    try:
-        if given.case is not None:
-            print(json.dumps(measure(given.case)))
-            return 0
-        device = choose_device(given.device)
-    except DeviceError as error:
-        print(error, file=sys.stderr)
-        return 2
-    common = {n: getattr(given, n) for n in ("size", "images", "steps", "device", "threads")}
-    cases = [{"variant": name, **common} for name in VARIANTS]
-    results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
-    unit = pooled(results[0], "seconds")
-    rows = [
-        {
-            "variant": case["variant"],
-            "s/step": pooled(found, "seconds"),
-            "of plain": pooled(found, "seconds") / unit,
-            **{part: pooled(found, part) for part in PARTS},
-            "evaluation s/image": pooled(found, "evaluation") / given.images,
-            "GB": statistics.median(result["megabytes"] for result in found) / 1024,
-        }
-        for case, found in zip(cases, results, strict=True)
-    ]
-    head = {"size": given.size, "steps": given.steps, "rounds": given.rounds, "device": str(device)}
-    head |= {"threads": given.threads or torch.get_num_threads(), "torch": torch.__version__}
-    if given.json:
-        print(json.dumps({**head, "rows": rows}))
-    else:
-        print(", ".join(f"{name} {value}" for name, value in head.items()))
-        print("\n" + table(rows, list(rows[0])))
-    return 0
+
+    def report() -> Result:
+        common = {n: getattr(given, n) for n in ("size", "images", "steps", "device", "threads")}
+        cases = [{"variant": name, **common} for name in VARIANTS]
+        results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
+        unit = pooled(results[0], "seconds")
+        rows = [
+            {
+                "variant": case["variant"],
+                "s/step": pooled(found, "seconds"),
+                "of plain": pooled(found, "seconds") / unit,
+                **{part: pooled(found, part) for part in PARTS},
+                "evaluation s/image": pooled(found, "evaluation") / given.images,
+                "GB": statistics.median(result["megabytes"] for result in found) / 1024,
+            }
+            for case, found in zip(cases, results, strict=True)
+        ]
+        return {"rows": rows}
+
+    return answer(given, ("size", "images", "steps", "rounds"), measure, report)
 
 
 if __name__ == "__main__":

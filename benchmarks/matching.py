@@ -24,7 +24,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks.measure import table  # noqa: E402
+from benchmarks.measure import require_least, table  # noqa: E402
+from config_run import exit_code  # noqa: E402
 from data import DataError, Sample, find_split, image_input, one_hot  # noqa: E402
 from model import METHODS, PSCL, SCALES, build_method  # noqa: E402
 from utils.checkpoint import CheckpointError, from_published, load, transfer  # noqa: E402
@@ -152,17 +153,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = parser.parse_args(argv)
-    if given.threads > 0:
+    require_least(parser, given, threads=0)
+    if given.threads:
         torch.set_num_threads(given.threads)
-    try:
+
+    def work() -> None:
         rows = [
             r for path in given.checkpoints for r in judge(path, given.data_dir, given.annotated)
         ]
-    except (CheckpointError, DataError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(json.dumps(rows) if given.json else table(rows, list(rows[0])))
-    return 0
+        print(json.dumps(rows) if given.json else table(rows, list(rows[0])))
+
+    return exit_code(work, "The same command begins again")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a benchmark is run as a script
+
+from config_run import exit_code  # noqa: E402
+from utils.device import choose_device  # noqa: E402
+
 Case = dict[str, Any]
 Result = dict[str, Any]
 
@@ -35,6 +40,52 @@ def require_least(
     for name, least in limits.items():
         if getattr(given, name) < least:
             parser.error(f"--{name}: found {getattr(given, name)}; at least {least}")
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the benchmarks that measure cases in processes of their own."""
+    add = parser.add_argument
+    add("--rounds", type=int, default=3, help="rounds of all cases [3]")
+    add("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice [0]")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--case", type=json.loads, help=argparse.SUPPRESS)
+
+
+def answer(
+    given: argparse.Namespace,
+    names: Sequence[str],
+    measure: Callable[[Case], Result],
+    report: Callable[[], Result],
+) -> int:
+    """Measure the one case of this process, or print the report on all; returns the exit code.
+
+    Args:
+        given: the options, those of ``add_common_options`` among them.
+        names: of the options that decide the numbers and head the report.
+        measure: what a case's process does.
+        report: measures all cases; lists of rows that it gives become tables.
+    """
+
+    def work() -> None:
+        if given.case is not None:
+            print(json.dumps(measure(given.case)))
+            return
+        head = {name: getattr(given, name) for name in names}
+        head |= {"device": str(choose_device(given.device))}
+        head |= {"threads": given.threads or torch.get_num_threads(), "torch": torch.__version__}
+        found = report()
+        if given.json:
+            print(json.dumps({**head, **found}))
+            return
+        print(", ".join(f"{name} {value}" for name, value in head.items()))
+        for key, value in found.items():
+            if not isinstance(value, list):
+                print(f"{key} = {value:.3g}")
+            elif value:
+                print(f"\n{table(value, list(value[0]))}")
+
+    return exit_code(work, "Nothing of it was kept")
 
 
 def now(device: torch.device) -> float:

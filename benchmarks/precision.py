@@ -19,9 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
+from benchmarks.measure import require_least  # noqa: E402
 from benchmarks.step import PRECISIONS, precision  # noqa: E402
 from config import Config  # noqa: E402
-from data import Batch, ImageStore, find_split, pretraining_batches  # noqa: E402
+from config_run import exit_code  # noqa: E402
+from data import Batch, DataError, ImageStore, find_split, pretraining_batches  # noqa: E402
 from model import METHODS, build_method  # noqa: E402
 from utils.device import choose_device, keep_freed_memory, mixed_seed, to_device  # noqa: E402
 
@@ -40,7 +42,7 @@ def batches_of(config: Config, annotated: bool) -> Iterator[Batch]:
         random_crop=config.random_crop,
     )
     if not len(batches):
-        raise SystemExit(f"{config.data_dir}/train_numf/img: no image; give --data_dir")
+        raise DataError(f"{config.data_dir}/train_numf/img: no image; give another --data_dir")
     for epoch in count():
         yield from batches.epoch(epoch)
 
@@ -78,15 +80,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args(argv)
-    if given.threads > 0:
+    require_least(parser, given, steps=1, threads=0)
+    if given.threads:
         torch.set_num_threads(given.threads)
-    keep_freed_memory()
-    config = Config(
-        data_dir=given.data_dir, image_size=given.image_size, self_mode=given.method
-    ).resolved()
-    for line in compare(config, choose_device(given.device), given.steps):
-        print(json.dumps(line), flush=True)
-    return 0
+
+    def work() -> None:
+        keep_freed_memory()
+        config = Config(
+            data_dir=given.data_dir, image_size=given.image_size, self_mode=given.method
+        ).resolved()
+        for line in compare(config, choose_device(given.device), given.steps):
+            print(json.dumps(line), flush=True)
+
+    return exit_code(work, "The same command begins again")
 
 
 if __name__ == "__main__":

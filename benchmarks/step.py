@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import sys
@@ -34,6 +33,8 @@ from benchmarks.measure import (  # noqa: E402
     LiveBytes,
     OperatorCalls,
     Result,
+    add_common_options,
+    answer,
     convolution_seconds,
     draw_set,
     in_own_process,
@@ -42,13 +43,12 @@ from benchmarks.measure import (  # noqa: E402
     peak_megabytes,
     pooled,
     require_least,
-    table,
 )
 from config import Config  # noqa: E402
 from data import Batch, Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
 from model import METHODS, PSCL, SCALES, Method, build_method  # noqa: E402
 from networks import ProjectedUNet, Up  # noqa: E402
-from utils.device import DeviceError, choose_device, keep_freed_memory, to_device  # noqa: E402
+from utils.device import choose_device, keep_freed_memory, to_device  # noqa: E402
 from utils.losses import patch_nt_xent  # noqa: E402
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -300,8 +300,12 @@ def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[
     losses = [
         found[0] for case, found in zip(cases, results, strict=True) if case["kind"] == "loss"
     ]
-    memory = [{k: v[0] for k, v in found.items()} for found in losses]
-    return {"E": unit, "E GB": gigabytes, "rows": rows, "patch loss MiB": memory}
+    memory = [
+        {"patch loss, largest scale": name, "MiB above the features": found[name][0]}
+        for found in losses
+        for name in ("forward", "backward")
+    ]
+    return {"E": unit, "E GB": gigabytes, "rows": rows, "memory": memory}
 
 
 def growth(given: argparse.Namespace) -> dict[str, Any]:
@@ -350,13 +354,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--methods", default=",".join(METHODS), help=f"some of {','.join(METHODS)} [all]")
     add("--precisions", default="fp32,bf16", help="some of fp32,bf16 [both]")
     add("--steps", type=int, default=3, help="timed steps of a round, after some to warm up [3]")
-    add("--rounds", type=int, default=3, help="rounds of all cases [3]")
     add("--recompute", type=int, default=0, choices=range(5), help="levels recomputed, 0-4 [0]")
-    add("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice [0]")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
     add("--growth", action="store_true", help="over four sizes and four batches instead")
-    add("--json", action="store_true", help="print JSON instead of tables")
-    add("--case", type=json.loads, help=argparse.SUPPRESS)
+    add_common_options(parser)
     given = parser.parse_args(argv)
     for name, known in (("methods", tuple(METHODS)), ("precisions", tuple(PRECISIONS))):
         words = [word for word in getattr(given, name).split(",") if word]
@@ -371,39 +371,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = parse(argv)
-    try:
-        if given.case is not None:
-            print(json.dumps(measure(given.case)))
-            return 0
-        device = choose_device(given.device)
-    except DeviceError as error:
-        print(error, file=sys.stderr)
-        return 2
-    names = ("size", "batch", "steps", "rounds", "recompute")
-    head = {name: getattr(given, name) for name in names}
-    head |= {"device": str(device), "threads": given.threads or torch.get_num_threads()}
-    head |= {"torch": torch.__version__}
-    if given.growth:
-        found = growth(given)
-    else:
+
+    def report() -> Result:
+        if given.growth:
+            return growth(given)
         cases = cases_of(given)
         results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
-        found = summary(cases, results)
-    if given.json:
-        print(json.dumps({**head, **found}))
-        return 0
-    print(", ".join(f"{name} {value}" for name, value in head.items()))
-    if "E" in found:
-        print(f"E = {found['E']:.3g} s, {found['E GB']:.2g} GB")
-    for memory in found.get("patch loss MiB", []):
-        print(
-            f"PSCL-SimCLR's patch loss at the largest scale, above the features: "
-            f"{memory['forward']:.2f} MiB, {memory['backward']:.2f} MiB with the backward pass"
-        )
-    for rows in (found["rows"], found.get("slopes", [])):
-        if rows:
-            print("\n" + table(rows, list(rows[0])))
-    return 0
+        return summary(cases, results)
+
+    return answer(given, ("size", "batch", "steps", "rounds", "recompute"), measure, report)
 
 
 if __name__ == "__main__":

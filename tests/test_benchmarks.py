@@ -112,7 +112,7 @@ def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
             [{"forward": [6.0], "backward": [7.0]}],
         ],
     )
-    assert found["patch loss MiB"] == [{"forward": 6.0, "backward": 7.0}]
+    assert [list(row.values()) for row in found["memory"]] == [["forward", 6.0], ["backward", 7.0]]
     assert found["E"] == 22.0 and found["E GB"] == 1.0
     (row,) = found["rows"]
     assert row["seconds"] == 11.0 and row["in E"] == 0.5 and row["in floors"] == 2.0
@@ -127,6 +127,21 @@ def test_fine_tuning_is_reported_with_its_parts(variant: str) -> None:
     parts = [result[name][0] for name in finetune.PARTS]
     assert min(parts) > 0 and result["seconds"] == [pytest.approx(sum(parts))]
     assert result["evaluation"][0] > 0 and result["megabytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data_dir", "nowhere"], "nowhere/train_numf/img: no image"),
+        (["--data_dir", "nowhere", "--image_size", "-3"], "image_size: found -3"),
+        (["--data_dir", "nowhere", "--device", "cuda:99"], "device: found cuda:99"),
+    ],
+)
+def test_precision_says_what_is_wrong(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert precision.main(words) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_both_precisions_start_from_the_same_loss(tmp_path: Path) -> None:
