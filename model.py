@@ -201,9 +201,9 @@ class PSCL(Method):
             places.append(correspond(geometry, rows, columns, label.device))
             labels.append(label_at(label, geometry[0], rows, columns))  # (C, h'*w')
             with torch.no_grad():
-                cells = F.embedding(places[scale].key + first[scale], rows_k[scale])  # (B, P, c)
-                key = head_k.patch(cells.transpose(1, 2), scale).float()  # (B, D, P)
-                keys.append(F.normalize(key, dim=1) if self.normalise_keys else key)
+                keys.append(
+                    self.keys(rows_k[scale], places[scale].key + first[scale], head_k, scale)
+                )
         noise = [self.draw_noise(on_cells.shape, label.device) for on_cells in labels]
         if not self.label_guided:
             labels = [torch.zeros_like(on_cells) for on_cells in labels]
@@ -217,6 +217,12 @@ class PSCL(Method):
             shape = (len(query), self.num_classes, self.templates[scale], -1)
             sampled.append((query.view(shape), key.view(shape), patches))
         return sampled
+
+    def keys(self, rows: Tensor, index: Tensor, head: ProjectionHead, scale: int) -> Tensor:
+        """Key embeddings of cells at the rows ``index`` (B, P), (B, D, P) in single precision."""
+        cells = F.embedding(index, rows)  # (B, P, c)
+        keys = head.patch(cells.transpose(1, 2), scale).float()  # (B, D, P)
+        return F.normalize(keys, dim=1) if self.normalise_keys else keys
 
     def project(
         self, query: Tensor, key: Tensor, head_k: ProjectionHead, scale: int

@@ -114,7 +114,7 @@ class OperatorCalls(TorchDispatchMode):
 
     Attributes:
         counts: calls by the ``section`` that was set when they were made.
-        views: those of them that compute nothing, but look at the same memory in another way.
+        views: those that only look at the same memory in another way, but for in-place ones.
         convolutions: arguments of the convolutions, tensors as their shapes, and whether a
             gradient will be wanted.
     """
@@ -149,7 +149,8 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that were made under it and are still alive.
 
     Attributes:
-        live, peak: now, and at most so far. What a call needs inside itself is not seen.
+        live, peak: now, and at most so far. What a call needs inside itself is not seen, nor what a
+            tensor grows by later.
     """
 
     def __init__(self) -> None:

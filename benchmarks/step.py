@@ -101,6 +101,7 @@ class Stopwatch:
         for module in method.modules():
             if isinstance(module, ProjectedUNet):
                 self.wrap(module, "forward", "encode")
+                self.wrap(module, "embed", "encode")  # of methods that leave the way up out
         if hasattr(method, "sample"):
             self.wrap(method, "sample", "sampling")
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks import finetune, matching, measure, precision, step
 from config import Config
 from data import one_hot
-from model import METHODS, build_method
+from model import METHODS, PSCL, build_method
 from networks import Encoder
 from tests.tiny_set import TINY, add, draw
 from utils.checkpoint import save, to_published
@@ -20,23 +20,30 @@ from utils.checkpoint import save, to_published
 CASE = {"size": 16, "batch": 2, "steps": 1, "device": "cpu", "threads": 0, "recompute": 0}
 
 
-def test_a_step_is_reported_with_its_parts() -> None:
-    result = step.measure({"kind": "step", "method": "simclr", "precision": "fp32", **CASE})
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_is_reported_with_its_parts(method: str) -> None:
+    result = step.measure({"kind": "step", "method": method, "precision": "fp32", **CASE})
     (whole,) = result["seconds"]
-    parts = [result[name][0] for name in step.PARTS]
-    assert min(parts) > 0 and sum(parts) == pytest.approx(whole)
-    assert result["megabytes"] > 0 and 0 < result["calls"] < 2000
+    parts = {name: result[name][0] for name in step.PARTS}
+    assert sum(parts.values()) == pytest.approx(whole)
+    assert (parts.pop("sampling") > 0) == issubclass(METHODS[method], PSCL)
+    assert min(parts.values()) > 0
+    assert result["megabytes"] > 0 and 0 < result["views"] < result["calls"]
 
 
 def test_the_floor_counts_every_convolution_of_the_encoders() -> None:
-    """A UNet has 17: two in each of seven blocks, three transposed; one of MoCo's two learns."""
+    """A UNet has 17: two in each of seven blocks, three transposed; its way down has 8."""
     counts = {
         name: step.measure({"kind": "floor", "method": name, "precision": "fp32", **CASE})
-        for name in ("simclr", "moco")
+        for name in METHODS
     }
     assert {name: result["convolutions"] for name, result in counts.items()} == {
         "simclr": 34,
         "moco": 34,
+        "densecl": 34,
+        "plain-simclr": 16,
+        "plain-moco": 16,
+        "byol": 32,
     }
     assert all(result["seconds"][0] > 0 for result in counts.values())
 
@@ -73,7 +80,7 @@ def test_bytes_are_counted_while_they_live() -> None:
         assert memory.live == 0
 
 
-def test_the_patch_loss_holds_one_matrix_of_its_rows() -> None:
+def test_the_patch_loss_holds_one_matrix_of_its_rows_and_at_most_two() -> None:
     """In single precision; some copies of the features come on top."""
     result = step.measure({"kind": "loss", **CASE})
     rows = 2 * (CASE["batch"] + 1) * 4 * 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from unittest.mock import patch
 
 import numpy as np
@@ -183,14 +184,18 @@ def match(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
 
 
 class Counter:
-    """How often the rule was followed template by template."""
+    """How often, and for how many images each time, the rule was followed template by template."""
 
     def __init__(self) -> None:
-        self.calls = 0
+        self.images: list[int] = []
         self.original = sampling._match_in_turn
 
+    @property
+    def calls(self) -> int:
+        return len(self.images)
+
     def __call__(self, *arguments: Tensor) -> Tensor:
-        self.calls += 1
+        self.images.append(len(arguments[1]))
         return self.original(*arguments)
 
 
@@ -204,6 +209,19 @@ def test_of_cells_with_equal_features_the_first_is_taken(cells: int, templates: 
         template = keys[0, :, :1] + 0.1 * torch.randn(64, templates, generator=random)
         chosen = match(template, keys, torch.ones(1, cells, dtype=torch.bool))
         assert chosen.tolist() == [list(range(templates))]
+
+
+@pytest.mark.parametrize("cells", [129, 301])  # more than take part in the rounds: done in turn
+@pytest.mark.parametrize("templates", [1, 3, 33])
+@pytest.mark.parametrize("dim", [16, 64])
+def test_of_many_cells_with_equal_features_too(dim: int, templates: int, cells: int):
+    for seed, images in itertools.product(range(5), (1, 5)):
+        random = generator(seed)
+        keys = torch.randn(images, dim, 1, generator=random).repeat(1, 1, cells)
+        template = torch.randn(dim, templates, generator=random)
+        for layout in (keys, keys.transpose(1, 2).contiguous().transpose(1, 2)):
+            chosen = match(template, layout, torch.ones(images, cells) > 0)
+            assert chosen[:, 0].tolist() == [0] * images
 
 
 @settings(max_examples=150)

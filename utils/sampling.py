@@ -24,7 +24,7 @@ _BLOCK = 32  # neighbours whose largest stands for them while the largest of man
 _WHOLE = 100 * 2**20  # similarities held at once, 400 MiB; of more only the largest of slices
 _SLICE = 8  # cells of a slice
 _CHUNK = 2**24  # similarities that are computed at once, 64 MiB, to find the largest of slices
-_ROUNDS = (4, 4, 56)  # rounds until it is looked, once more, and at last, whether all are settled
+_ROUNDS = (4, 4, 56)  # rounds before the first, second and last look whether all are settled
 
 
 def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> Tensor:
@@ -76,7 +76,7 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
 def match(
     templates: Sequence[Tensor], keys: Sequence[Tensor], valid: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Give each template in turn its most similar cell; a cell taken becomes unattractive.
+    """Let the templates of a scale choose in turn their most similar cells; a taken one is lowered.
 
     Exactly the published rule: template 0 takes its most similar cell (the first of equals), whose
     similarity is then lowered, for all templates, by the image's largest similarity; template 1
@@ -94,7 +94,7 @@ def match(
     Args:
         templates: (D, T) of each scale.
         keys: (B, D, P) of each scale, fastest if the D numbers of a cell lie together in memory.
-        valid: (B, P) whether a cell exists in the image; each image has at least one.
+        valid: (B, P) of each scale, whether a cell exists in the image; there is at least one.
 
     Returns:
         The cell of each template, int64 (B, T), of each scale.
@@ -218,13 +218,13 @@ def _accept(
 
     Returns:
         The cell that each template got, int64 (B, T), of each scale, and None if all are surely
-        the right ones; else whether each is, (B, T) of each scale.
+        the right ones; else (B, T) of each scale, False where that is not known.
     """
     counts = [bound.shape[1] for _, _, bound in preferences]
     sizes = [there.shape[1] for there in valid]
     offsets = [0, *itertools.accumulate(sizes)]  # a scale's cells follow those of the one before
     # A template that ran out of candidates asks for a cell that has no value.
-    length, none = _CANDIDATES + sum(_ROUNDS), offsets.pop()
+    length, none = max(_CANDIDATES, sum(_ROUNDS)) + 1, offsets.pop()
     value = _joined([v for v, _, _ in preferences], length, -torch.inf)
     moved = zip(preferences, offsets, strict=True)
     cell = _joined([c + offset if offset else c for (_, c, _), offset in moved], length, none)
@@ -239,7 +239,7 @@ def _accept(
             holder.scatter_reduce_(1, wish, number, "amin")
             refused = holder.gather(1, wish) < number
             at += refused
-        settled = (value.take(at) > bound) > refused  # and not refused
+        settled = (value.take(at) > bound) & ~refused
         done = bool(settled.all())
         if done:
             break
@@ -283,7 +283,12 @@ def _products(
 def _match_in_turn(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
     """The published rule as it stands, template by template, all images at once."""
     wide = torch.float32 if keys.is_mps else torch.float64
-    similarity = template.to(wide).T @ keys.to(wide)  # (B, T, P)
+    # Filled up to round numbers: a product adds in another order at the edges of its blocks, and
+    # equal cells would differ by a rounding.
+    cells, templates = keys.shape[2], template.shape[1]
+    rows = F.pad(template.to(wide).T, (0, 0, 0, -templates % _BLOCK))
+    columns = F.pad(keys.to(wide), (0, -cells % _BLOCK))
+    similarity = (rows @ columns)[:, :templates, :cells]  # (B, T, P)
     similarity.masked_fill_(~valid[:, None, :], -torch.inf)
     peak = similarity.amax(dim=(1, 2))[:, None, None]
     chosen = []
