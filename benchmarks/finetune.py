@@ -27,7 +27,6 @@ from benchmarks.measure import (  # noqa: E402
     Case,
     Result,
     add_common_options,
-    answer,
     draw_set,
     in_own_process,
     interleaved,
@@ -35,6 +34,7 @@ from benchmarks.measure import (  # noqa: E402
     peak_megabytes,
     pooled,
     require_least,
+    run_benchmark,
 )
 from benchmarks.step import PlainUp  # noqa: E402
 from config import Config  # noqa: E402
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         return {"rows": rows}
 
-    return answer(given, ("size", "images", "steps", "rounds"), measure, report)
+    return run_benchmark(given, ("size", "images", "steps", "rounds"), measure, report)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     add("--case", type=json.loads, help=argparse.SUPPRESS)
 
 
-def answer(
+def run_benchmark(
     given: argparse.Namespace,
     names: Sequence[str],
     measure: Callable[[Case], Result],

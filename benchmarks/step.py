@@ -34,7 +34,6 @@ from benchmarks.measure import (  # noqa: E402
     OperatorCalls,
     Result,
     add_common_options,
-    answer,
     convolution_seconds,
     draw_set,
     in_own_process,
@@ -43,6 +42,7 @@ from benchmarks.measure import (  # noqa: E402
     peak_megabytes,
     pooled,
     require_least,
+    run_benchmark,
 )
 from config import Config  # noqa: E402
 from data import Batch, Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
@@ -380,7 +380,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
         return summary(cases, results)
 
-    return answer(given, ("size", "batch", "steps", "rounds", "recompute"), measure, report)
+    return run_benchmark(given, ("size", "batch", "steps", "rounds", "recompute"), measure, report)
 
 
 if __name__ == "__main__":
