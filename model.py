@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from networks import PredictionHead, ProjectedUNet, ProjectionHead
+from networks import FeatureMap, PredictionHead, ProjectedUNet, ProjectionHead, at_positions
 from utils.geometry import correspond
 from utils.losses import (
     byol_loss,
@@ -175,8 +175,8 @@ class PSCL(Method):
 
     def sample(
         self,
-        maps_q: Sequence[Tensor],
-        maps_k: Sequence[Tensor],
+        maps_q: Sequence[FeatureMap],
+        maps_k: Sequence[FeatureMap],
         head_k: ProjectionHead,
         batch: Any,
     ) -> list[tuple[Tensor, Tensor, Patches]]:
@@ -192,18 +192,12 @@ class PSCL(Method):
             single precision, and the patches themselves: places, and purity (C, K).
         """
         geometry, label = batch["geometry"], batch["label"][0].float()
-        rows_q, rows_k = [rows_of(m) for m in maps_q], [rows_of(m) for m in maps_k]  # (B*H*W, c)
-        grids = [m.shape[-2:] for m in maps_q]
-        first, places, labels, keys = [], [], [], []
-        for scale, (rows, columns) in enumerate(grids):
-            steps = torch.arange(0, len(rows_q[scale]), rows * columns, device=label.device)
-            first.append(steps[:, None])  # (B, 1), where an image's rows begin
-            places.append(correspond(geometry, rows, columns, label.device))
-            labels.append(label_at(label, geometry[0], rows, columns))  # (C, h'*w')
+        places, labels, keys = [], [], []
+        for scale, map_k in enumerate(maps_k):
+            places.append(correspond(geometry, *map_k.size, label.device))
+            labels.append(label_at(label, geometry[0], *map_k.size))  # (C, h'*w')
             with torch.no_grad():
-                keys.append(
-                    self.keys(rows_k[scale], places[scale].key + first[scale], head_k, scale)
-                )
+                keys.append(self.keys(map_k.whole(), places[scale].key, head_k, scale))
         noise = [self.draw_noise(on_cells.shape, label.device) for on_cells in labels]
         if not self.label_guided:
             labels = [torch.zeros_like(on_cells) for on_cells in labels]
@@ -211,16 +205,15 @@ class PSCL(Method):
             found = sample_patches(keys, places, labels, noise, self.templates)
         sampled = []
         for scale, patches in enumerate(found):
-            query = F.embedding(patches.query + first[scale], rows_q[scale])  # (B, T, c)
-            key = F.embedding(patches.key + first[scale], rows_k[scale])
+            query, key = maps_q[scale].at(patches.query), maps_k[scale].at(patches.key)  # (B, T, c)
             query, key = self.project(query, key, head_k, scale)  # (B, T, D) each
             shape = (len(query), self.num_classes, self.templates[scale], -1)
             sampled.append((query.view(shape), key.view(shape), patches))
         return sampled
 
-    def keys(self, rows: Tensor, index: Tensor, head: ProjectionHead, scale: int) -> Tensor:
-        """Key embeddings of cells at the rows ``index`` (B, P), (B, D, P) in single precision."""
-        cells = F.embedding(index, rows)  # (B, P, c)
+    def keys(self, features: Tensor, index: Tensor, head: ProjectionHead, scale: int) -> Tensor:
+        """Key embeddings of a map's cells ``index`` (B, P), (B, D, P) in single precision."""
+        cells = at_positions(features, index)  # (B, P, c)
         keys = head.patch(cells.transpose(1, 2), scale).float()  # (B, D, P)
         return F.normalize(keys, dim=1) if self.normalise_keys else keys
 
@@ -261,8 +254,8 @@ class PSCL_SimCLR(PSCL):
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``."""
         # Two passes, not one of both views joined: BatchNorm's statistics are per view.
-        image_q, maps_q = self.encoder_q(batch["view_q"])  # (B, D), 3 x (B, c, H, W)
-        image_k, maps_k = self.encoder_q(batch["view_k"])
+        image_q, maps_q = self.encoder_q.unfinished(batch["view_q"])  # (B, D), 3 maps
+        image_k, maps_k = self.encoder_q.unfinished(batch["view_k"])
         losses = {}
         sampled = self.sample(maps_q, maps_k, self.encoder_q.decode, batch)
         for scale, (query, key, _) in enumerate(sampled):
@@ -355,9 +348,9 @@ class PSCL_MoCo(PSCL, QueueMethod):
         ``patch`` is the mean over all rows of all scales.
         """
         self.update_key_encoder()
-        image_q, maps_q = self.encoder_q(batch["view_q"])  # (B, D), 3 x (B, c, H, W)
+        image_q, maps_q = self.encoder_q.unfinished(batch["view_q"])  # (B, D), 3 maps
         with torch.no_grad():
-            image_k, maps_k = self.encoder_k(batch["view_k"])
+            image_k, maps_k = self.encoder_k.unfinished(batch["view_k"])
         group = batch["group"]
         targets = self.patch_targets(group)  # (B, C, Q*C)
         rows, sums, parts = [], [], {}
@@ -563,11 +556,6 @@ class DenseCL(QueueMethod):
         entry, kept = self.replace_oldest(len(image_k))
         self.queue[entry] = image_k[kept]
         self.dense_queue[entry] = mean_k[kept]
-
-
-def rows_of(features: Tensor) -> Tensor:
-    """Features (B, c, H, W) as one row for each position, (B*H*W, c); channels last: a view."""
-    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
 
 METHODS: dict[str, type[Method]] = {

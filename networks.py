@@ -7,7 +7,7 @@ exchanged with them without translation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -26,7 +26,11 @@ class ChannelLayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, H, W) over C."""
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.rows(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def rows(self, input: Tensor) -> Tensor:
+        """Normalise (..., C) over C."""
+        return super().forward(input)
 
     def activated(self, input: Tensor) -> Tensor:
         """The same, then LeakyReLU 0.01 in place.
@@ -34,7 +38,7 @@ class ChannelLayerNorm(nn.LayerNorm):
         It works on the rows themselves: in place on the view that ``forward`` returns, autograd
         would copy every gradient, and the copies do not lie as the kernels like it.
         """
-        rows = super().forward(input.permute(0, 2, 3, 1))
+        rows = self.rows(input.permute(0, 2, 3, 1))
         return F.leaky_relu(rows, 0.01, inplace=True).permute(0, 3, 1, 2)
 
 
@@ -71,10 +75,41 @@ class DoubleConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H, W)."""
-        x = self.con2(F.leaky_relu(self.norm1(self.con1(x)), 0.01, inplace=True))
+        return self.second(self.first(x))
+
+    def first(self, x: Tensor) -> Tensor:
+        """The first convolution with what follows it: (B, in, H, W) to (B, out, H, W)."""
+        return F.leaky_relu(self.norm1(self.con1(x)), 0.01, inplace=True)
+
+    def second(self, x: Tensor) -> Tensor:
+        """The second convolution with what follows it: (B, out, H, W) to the same."""
+        x = self.con2(x)
         if isinstance(self.norm2, ChannelLayerNorm):
             return self.norm2.activated(x)
         return F.leaky_relu(self.norm2(x), 0.01, inplace=True)
+
+    def second_at(self, x: Tensor, index: Tensor) -> Tensor:
+        """``second`` at some positions alone, where its norm is over channels.
+
+        Args:
+            x: (B, out, H, W).
+            index: (B, T) positions in the flattened H*W map.
+
+        Returns:
+            (B, T, out).
+        """
+        if not isinstance(self.norm2, ChannelLayerNorm):
+            raise TypeError("a norm over positions needs all of them")
+        rows, columns = x.shape[-2:]
+        step = torch.arange(-1, 2, device=x.device)
+        row = (index // columns)[..., None] + step.repeat_interleave(3)  # (B, T, 9)
+        column = (index % columns)[..., None] + step.repeat(3)
+        near_row, near_column = row.clamp(0, rows - 1), column.clamp(0, columns - 1)
+        outside = (near_row != row) | (near_column != column)
+        around = at_positions(x, (near_row * columns + near_column).flatten(1))  # (B, T*9, out)
+        around = around.view(*row.shape, -1).masked_fill(outside[..., None], 0.0).flatten(2)
+        weight = self.con2.weight.permute(0, 2, 3, 1).flatten(1)  # (out, 9*out)
+        return F.leaky_relu(self.norm2.rows(F.linear(around, weight)), 0.01, inplace=True)
 
 
 class Down(nn.Module):
@@ -100,13 +135,73 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, c, h, w) and the skip (B, c/2, H, W) to (B, c/2, H, W)."""
+        return self.conv(self.join(x, skip))
+
+    def first(self, x: Tensor, skip: Tensor) -> Tensor:
+        """The same without ``self.conv.second``."""
+        return self.conv.first(self.join(x, skip))
+
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Bring (B, c, h, w) to the size of the skip (B, c/2, H, W) and join both: (B, c, H, W)."""
         # The bias is added outside: with one, oneDNN's transposed convolution takes 4 to 16 times
         # as long in bf16, 1.3 to 2 times in single precision.
         x = F.conv_transpose2d(x, self.up.weight, None, stride=2, padding=1)
         x += self.up.get_parameter("bias").to(x.dtype)[:, None, None]
         rows, columns = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return self.conv(torch.cat([skip, x], dim=1))
+        return torch.cat([skip, x], dim=1)
+
+
+def at_positions(features: Tensor, index: Tensor) -> Tensor:
+    """The features (B, c, H, W) at some positions (B, T) of the flattened map: (B, T, c)."""
+    images, channels, rows, columns = features.shape
+    first = torch.arange(0, images * rows * columns, rows * columns, device=index.device)
+    # Channels last: a view of one row for each position.
+    table = features.permute(0, 2, 3, 1).reshape(-1, channels)
+    return F.embedding(index + first[:, None], table)
+
+
+class FeatureMap:
+    """A map (B, c, H, W) of which some positions are wanted.
+
+    Attributes:
+        size: H, W.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+        self.size = (features.shape[-2], features.shape[-1])
+
+    def whole(self) -> Tensor:
+        """All of it, (B, c, H, W)."""
+        return self.features
+
+    def at(self, index: Tensor) -> Tensor:
+        """Positions (B, T) of the flattened map: (B, T, c)."""
+        return at_positions(self.features, index)
+
+
+class UnfinishedMap(FeatureMap):
+    """A map whose last convolution is computed where somebody asks for it.
+
+    The gradient of a few positions of it then passes few positions of that convolution.
+
+    Args:
+        features: what ``block.first`` gave.
+        block: whose ``second`` is left to do.
+    """
+
+    def __init__(self, features: Tensor, block: DoubleConv) -> None:
+        super().__init__(features)
+        self.block = block
+
+    def whole(self) -> Tensor:
+        """All of it, (B, c, H, W)."""
+        return self.block.second(self.features)
+
+    def at(self, index: Tensor) -> Tensor:
+        """Positions (B, T) of the flattened map: (B, T, c)."""
+        return self.block.second_at(self.features, index)
 
 
 class Unnoticed:
@@ -166,27 +261,52 @@ class Encoder(nn.Module):
         x4 = self.block(3, self.down3, x3)  # (B, c3, H/8, W/8)
         return x1, x2, x3, x4
 
-    def block(self, level: int, module: nn.Module, *inputs: Tensor) -> Tensor:
-        """A block at full size (level 0), 1/2 (1), 1/4 (2) or 1/8 (3), recomputed if asked to."""
+    def block(
+        self,
+        level: int,
+        module: nn.Module,
+        *inputs: Tensor,
+        run: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """A block at full size (level 0), 1/2 (1), 1/4 (2) or 1/8 (3), recomputed if asked to.
+
+        Args:
+            level: see above.
+            module: the block.
+            inputs: of the block.
+            run: what to compute with it; None: all of it.
+        """
+        run = run or module
         if level >= self.recompute or not torch.is_grad_enabled():
-            output: Tensor = module(*inputs)
+            output: Tensor = run(*inputs)
             return output
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), Unnoticed(module)  # of the first pass, of the second
 
         output = checkpoint(
-            module, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+            run, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
         )
         return output
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, 3, H, W) to x4 (1/8 of the size), up1 (1/4), up2 (1/2) and up3 (full size)."""
         x1, x2, x3, x4 = self.contract(image)
-        up1 = self.block(2, self.up1, x4, x3)
-        up2 = self.block(1, self.up2, up1, x2)
+        up1, up2 = self.expand(x4, x3, x2)
         up3 = self.block(0, self.up3, up2, x1)
         return x4, up1, up2, up3
+
+    def expand(self, x4: Tensor, x3: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        """The way up but for its last block: up1 (1/4) and up2 (1/2)."""
+        up1 = self.block(2, self.up1, x4, x3)
+        return up1, self.block(1, self.up2, up1, x2)
+
+    def unfinished(self, image: Tensor) -> tuple[Tensor, FeatureMap, FeatureMap, FeatureMap]:
+        """``forward`` without the last convolution: x4 as a tensor, the others as maps."""
+        x1, x2, x3, x4 = self.contract(image)
+        up1, up2 = self.expand(x4, x3, x2)
+        first = self.block(0, self.up3, up2, x1, run=self.up3.first)
+        return x4, FeatureMap(up1), FeatureMap(up2), UnfinishedMap(first, self.up3.conv)
 
 
 class PixelClassifier(nn.Module):
@@ -315,8 +435,17 @@ class ProjectedUNet(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Image embedding (B, D), and the maps up1, up2, up3 from which patches are projected."""
-        x4, *maps = self.encode(image)
-        return self.decode.image(x4), (maps[0], maps[1], maps[2])
+        x4, up1, up2, up3 = self.encode(image)
+        return self.decode.image(x4), (up1, up2, up3)
+
+    def unfinished(self, image: Tensor) -> tuple[Tensor, tuple[FeatureMap, FeatureMap, FeatureMap]]:
+        """The same for whom a few positions of the maps are enough.
+
+        The last convolution is a sixteenth of the network's work. Of up3 only the positions of the
+        chosen patches carry a gradient, and of view q only they are needed at all.
+        """
+        x4, up1, up2, up3 = self.encode.unfinished(image)
+        return self.decode.image(x4), (up1, up2, up3)
 
     def embed(self, image: Tensor) -> Tensor:
         """Image embedding (B, D) alone: it comes from x4, so the way up is not computed."""

@@ -60,12 +60,12 @@ WARM_UP = 3  # steps of a method that are not timed: until then memory is still 
 class PlainUp(Up):
     """``Up`` as one would write it down: the transposed convolution with its bias."""
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """(B, c, h, w) and the skip (B, c/2, H, W) to (B, c/2, H, W)."""
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Bring (B, c, h, w) to the size of the skip (B, c/2, H, W) and join both: (B, c, H, W)."""
         x = self.up(x)
         rows, columns = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return self.conv(torch.cat([skip, x], dim=1))
+        return torch.cat([skip, x], dim=1)
 
 
 def measure_unit(case: Case) -> Result:
@@ -97,25 +97,32 @@ class Stopwatch:
     def __init__(self, method: Method, device: torch.device) -> None:
         self.device = device
         self.parts = dict.fromkeys(PARTS, 0.0)
+        self.inside = 0.0  # seconds of the parts within the one that is being timed
         self.calls: OperatorCalls | None = None
         for module in method.modules():
             if isinstance(module, ProjectedUNet):
-                self.wrap(module, "forward", "encode")
-                self.wrap(module, "embed", "encode")  # of methods that leave the way up out
+                # Methods differ in how far they go: to the end, to the last convolution, to x4.
+                for name in ("forward", "unfinished", "embed"):
+                    self.wrap(module, name, "encode")
+                # The last convolution of all positions, when the sampling asks for it.
+                self.wrap(module.encode.up3.conv, "second", "encode")
         if hasattr(method, "sample"):
             self.wrap(method, "sample", "sampling")
 
     def wrap(self, module: nn.Module, name: str, part: str) -> None:
-        """Time a method of a module as ``part``."""
+        """Time a method of a module as ``part``; what it calls of another part is that part's."""
         original = getattr(module, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             outer = self.calls.section if self.calls else ""
             if self.calls:
                 self.calls.section = part
+            before, self.inside = self.inside, 0.0
             start = now(self.device)
             result = original(*args, **kwargs)
-            self.parts[part] += now(self.device) - start
+            seconds = now(self.device) - start
+            self.parts[part] += seconds - self.inside
+            self.inside = before + seconds
             if self.calls:
                 self.calls.section = outer
             return result
@@ -130,7 +137,7 @@ class Stopwatch:
         dtype: torch.dtype,
     ) -> dict[str, float]:
         """One training step as the engine makes it; its seconds by part and as a whole."""
-        self.parts = dict.fromkeys(PARTS, 0.0)
+        self.parts, self.inside = dict.fromkeys(PARTS, 0.0), 0.0
         marks = [now(self.device)]
         batch = to_device(next_batch(), self.device)
         marks.append(now(self.device))
