@@ -215,7 +215,9 @@ class PSCL(Method):
         """Key embeddings of a map's cells ``index`` (B, P), (B, D, P) in single precision."""
         cells = at_positions(features, index)  # (B, P, c)
         keys = head.patch(cells.transpose(1, 2), scale).float()  # (B, D, P)
-        return F.normalize(keys, dim=1) if self.normalise_keys else keys
+        if self.normalise_keys:  # as F.normalize does, but in place: they are large
+            keys.div_(keys.norm(dim=1, keepdim=True).clamp_min_(1e-12))
+        return keys
 
     def project(
         self, query: Tensor, key: Tensor, head_k: ProjectionHead, scale: int

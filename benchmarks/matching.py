@@ -119,11 +119,11 @@ def judge(path: str, data_dir: str, split: str) -> list[dict[str, Any]]:
     hits, labelled = torch.zeros(2, SCALES, 3, classes, dtype=torch.float64)
     torch.manual_seed(0)
     for view, masks in batches(annotated, samples, settings):
-        _, maps = encoder(view)
+        _, maps = encoder.unfinished(view)
         batch = {"geometry": [UNCHANGED] * len(view), "label": masks[:1]}
         sampled = method.sample(maps, maps, encoder.decode, batch)
         for scale, (_, _, patches) in enumerate(sampled):
-            truth = masks_at(masks, *maps[scale].shape[-2:])  # (B, P)
+            truth = masks_at(masks, *maps[scale].size)  # (B, P)
             found = truth.gather(1, patches.key).view(len(view), classes, -1)  # (B, C, K)
             everywhere = truth[1:].expand(classes, -1, -1).flatten(1)  # (C, (B-1)*P)
             for kind, cells in enumerate(

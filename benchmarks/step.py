@@ -104,8 +104,9 @@ class Stopwatch:
                 # Methods differ in how far they go: to the end, to the last convolution, to x4.
                 for name in ("forward", "unfinished", "embed"):
                     self.wrap(module, name, "encode")
-                # The last convolution of all positions, when the sampling asks for it.
-                self.wrap(module.encode.up3.conv, "second", "encode")
+                # The last convolution, of which PSCL's sampling asks for what it wants.
+                for name in ("second", "second_at"):
+                    self.wrap(module.encode.up3.conv, name, "encode")
         if hasattr(method, "sample"):
             self.wrap(method, "sample", "sampling")
 

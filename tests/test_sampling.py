@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.golden_files import Golden
 from utils import sampling
 from utils.geometry import ViewGeometry, correspond
-from utils.sampling import choose, label_at, sample_patches
+from utils.sampling import label_at, sample_patches
 
 SEEDS = st.integers(0, 2**31)
 
@@ -54,6 +54,11 @@ def test_published_indices(case: str):
 
 
 # --- choose ---------------------------------------------------------------------------------------
+
+
+def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor]:
+    """``sampling.choose`` of one scale."""
+    return sampling.choose([label], [noise], [templates])[0]
 
 
 def slow_choose(label: list, noise: list, templates: int) -> tuple[list, list]:
@@ -282,14 +287,20 @@ def test_typical_images_are_settled_in_rounds_alone():
             assert match(few, keys, valid).tolist() == slow_match(few, keys, valid)
 
 
-@pytest.mark.parametrize("chunk", [1, 3000, 2**24])  # a slice, some, all at once
-@pytest.mark.parametrize("cells", [8, 300, 1203])  # fewer slices than candidates; a rest of 3
-def test_slices_whose_similarities_are_not_all_held(cells: int, chunk: int):
+@pytest.mark.parametrize(
+    ("whole", "piece"), [(0, 1), (0, 3000), (0, 2**24), (9000, 1), (2**24, 1)]
+)  # a slice, some, all of an image at once; some or all of all images
+@pytest.mark.parametrize("slices", [8, 9])  # as many cells in them as candidates, and more
+@pytest.mark.parametrize("cells", [1600, 1203])  # a rest of 0 and 3
+def test_slices_whose_similarities_are_not_all_held(
+    cells: int, slices: int, whole: int, piece: int
+):
     keys = torch.randn(3, 6, cells, generator=generator(cells))
-    template = torch.randn(6, 7, generator=generator(chunk))
+    template = torch.randn(6, 7, generator=generator(piece))
     valid = torch.arange(cells) < torch.tensor([[cells], [cells - 1], [cells // 2]])
     keys = torch.where(valid[:, None], keys, 9 * template[:, :1])  # padding is what all want
-    with patch.object(sampling, "_WHOLE", 0), patch.object(sampling, "_CHUNK", chunk):
+    sizes = {"_SLICES": slices, "_WHOLE": whole, "_PIECE": piece}
+    with patch.multiple(sampling, **sizes):
         found = match(template, keys, valid).tolist()
     assert found == slow_match(template, keys, valid)
 
@@ -371,7 +382,8 @@ def test_scales_do_not_meddle_with_each_other(images: int, sizes: list[tuple[int
     """Each as if alone, whatever the others: some are settled in rounds and some are not."""
     random = generator(seed)
     one = crowd(80, 100)
-    template, keys, valid = [one[0]], [one[1].expand(images, -1, -1)], [one[2].expand(images, -1)]
+    template, keys = ([F.pad(part, (0, 0, 0, 2))] for part in one[:2])
+    keys, valid = [keys[0].expand(images, -1, -1)], [one[2].expand(images, -1)]
     for templates, cells in sizes:
         template.append(torch.randint(-2, 3, (3, templates), generator=random).float())
         keys.append(torch.randint(-2, 3, (images, 3, cells), generator=random).float())
@@ -465,8 +477,9 @@ def test_identical_images_are_matched_to_the_chosen_cells_themselves():
     places = correspond(views, 20, 26)
     cells = places.valid.shape[1]
     keys = normalised(1, 8, cells, seed=11).expand(3, -1, -1)
-    label = 255 * torch.rand(4, cells, generator=generator(12))
-    (patches,) = sample_patches([keys], [places], [label], [torch.rand(4, cells)], [6])
+    own = int(places.valid[0].sum())
+    label = 255 * torch.rand(4, own, generator=generator(12))
+    (patches,) = sample_patches([keys], [places], [label], [torch.rand(4, own)], [6])
     assert torch.equal(patches.query, patches.query[:1].expand(3, -1))
     assert torch.equal(patches.key, patches.key[:1].expand(3, -1))
 

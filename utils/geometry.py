@@ -197,8 +197,9 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 class Correspondence:
     """Where the cells of the cropped grid lie in the two views' feature maps, for B images.
 
-    Images differ in h' x w'; cells beyond an image's own are padding, where ``valid`` is false,
-    ``key`` is some position of the map, and ``query`` means nothing.
+    Images differ in h' x w'; P is H*W for all, so that tensors have the same size in every batch
+    and fit where those of the last one were. Cells beyond an image's own are padding, where
+    ``valid`` is false, ``key`` is some position of the map, and ``query`` means nothing.
 
     Attributes:
         query: (B, P) index into the flattened H*W map of view q.
@@ -230,14 +231,16 @@ def correspond(
     """
     sizes = [view.size(rows, columns) for view in geometry]
     linear = [view.index_steps(rows, columns) for view in geometry]
-    numbers = [(h, w, h * w, rows, columns, *n) for (h, w), n in zip(sizes, linear, strict=True)]
+    numbers = [(h, w, h * w, *n) for (h, w), n in zip(sizes, linear, strict=True)]
     table = torch.tensor(numbers).T[:, :, None].to(device)
-    height, width, size, full_height, full_width, first, down, right = table.unbind()  # (B, 1) each
-    cell = torch.arange(max(h * w for h, w in sizes), device=device)  # (P,)
+    height, width, size, first, down, right = table.unbind()  # (B, 1) each
+    cell = torch.arange(rows * columns, device=device)  # (P,)
     row, column = cell // width, cell % width  # (B, P)
     query = torch.addcmul(first, row, down).addcmul_(column, right)
     # The source of a cell, by torch's 'nearest' (not 'nearest-exact') resize from the full size:
     # torch scales in single precision and takes the floor; so does this, to agree to the last cell.
-    source_row = (row * (full_height / height)).long().clamp_(max=rows - 1)
-    source_column = (column * (full_width / width)).long().clamp_(max=columns - 1)
-    return Correspondence(query, source_column.add_(source_row, alpha=columns), cell < size)
+    full = torch.tensor([rows, columns], device=device)[:, None, None]
+    scaled = torch.stack([row, column]) * (full / table[:2])  # (2, B, P)
+    source_row, source_column = torch.minimum(scaled.long(), full - 1)
+    key = source_column.add_(source_row, alpha=columns)
+    return Correspondence(query, key, cell < size)

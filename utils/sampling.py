@@ -19,11 +19,13 @@ from torch import Tensor
 
 from utils.geometry import Correspondence, ViewGeometry, resize
 
-_CANDIDATES = 64  # best cells of each template that take part in the rounds; real images need few
+_CANDIDATES = 64  # best cells of each template that take part in the rounds
+_SLICES = 32  # slices of each template whose cells may be candidates
+_EFFORT = 4  # times as many of both for images that those did not decide
 _BLOCK = 32  # neighbours whose largest stands for them while the largest of many are looked for
-_WHOLE = 100 * 2**20  # similarities held at once, 400 MiB; of more only the largest of slices
-_SLICE = 8  # cells of a slice
-_CHUNK = 2**24  # similarities that are computed at once, 64 MiB, to find the largest of slices
+_SLICE = 8  # neighbouring cells of which only the largest similarity is kept at first
+_WHOLE = 100 * 2**20  # similarities held at once, 400 MiB; of more only pieces are
+_PIECE = 2**21  # similarities of a piece on a processor, 8 MiB: its cache holds them
 _ROUNDS = (4, 4, 56)  # rounds before the first, second and last look whether all are settled
 
 
@@ -36,38 +38,52 @@ def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> 
     return resize(label, geometry.size(rows, columns)).flatten(1)
 
 
-def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor]:
-    """Choose the purest cells of each class in the annotated image.
+def choose(
+    labels: Sequence[Tensor], noise: Sequence[Tensor], templates: Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """Choose the purest cells of each class in the annotated image, at each scale by itself.
 
     For each class in turn, the cells with the largest ``label + 0.1*noise + history``; then the
     history of the cells taken falls by the maximum of the whole label map, so that later classes
     take other cells while there are any. A crop with fewer than ``templates`` cells gives them
     all, repeated in order.
 
-    Args:
-        label: (C, P) label map, 0 to 255; all zero for random sampling.
+    Args, each with an entry for every scale:
+        labels: (C, P) label map, 0 to 255; all zero for random sampling.
         noise: (C, P) uniform in [0, 1).
         templates: K.
 
     Returns:
-        The cells, int64 (C, K), and their purity (C, K): the values that won, divided by the
-        class's sum of them.
+        Of each scale the cells, int64 (C, K), and their purity (C, K): the values that won, divided
+        by the class's sum of them.
     """
-    cells = label.shape[1]
-    count = min(templates, cells)
-    peak = label.amax().expand(count)
-    history = label.new_zeros(cells)
+    cells = [label.shape[1] for label in labels]
+    counts = [min(pair) for pair in zip(templates, cells, strict=True)]
+    scores = [label + 0.1 * n for label, n in zip(labels, noise, strict=True)]
+    filled = [F.pad(x, (0, max(cells) - x.shape[1]), value=-torch.inf) for x in scores]
+    score = torch.stack(filled, dim=1)  # (C, S, P), S scales
+    peaks = [-label.amax().expand(count) for label, count in zip(labels, counts, strict=True)]
+    fall = torch.stack([F.pad(peak, (0, max(counts) - len(peak))) for peak in peaks])  # (S, K)
+    history = torch.zeros_like(score[0])
     values: list[Tensor] = []
     indices: list[Tensor] = []
-    for score in (label + 0.1 * noise).unbind():
+    for of_class in score.unbind():
         if indices:
-            score = score + history.index_add_(0, indices[-1], peak, alpha=-1)
-        value, index = score.topk(count)
+            of_class = of_class + history.scatter_add_(1, indices[-1], fall)
+        value, index = of_class.topk(max(counts))
         values.append(value)
         indices.append(index)
-    value, index = torch.stack(values), torch.stack(indices)  # (C, K) each
-    if count < templates:
-        order = torch.arange(templates, device=label.device) % count
+    value, index = torch.stack(values, dim=1), torch.stack(indices, dim=1)  # (S, C, K) each
+    return [
+        _purity(v[:, :count], i[:, :count], wanted)
+        for v, i, count, wanted in zip(value, index, counts, templates, strict=True)
+    ]
+
+
+def _purity(value: Tensor, index: Tensor, templates: int) -> tuple[Tensor, Tensor]:
+    """Chosen cells (C, K), repeated in order if they are too few, and their purity from values."""
+    if index.shape[1] < templates:
+        order = torch.arange(templates, device=index.device) % index.shape[1]
         value, index = value[:, order], index[:, order]
     total = value.sum(dim=1, keepdim=True)
     return index, (value / total).masked_fill_(total == 0, 1.0 / templates)
@@ -86,10 +102,10 @@ def match(
     As long as no lowered cell can win (checked), this is a serial dictatorship, and deferred
     acceptance gives the same result in few rounds: every template asks for its best candidate that
     has not turned it down, a cell keeps the earliest template that ever asked. Each template's best
-    few cells by single precision take part. Images that these do not decide follow the rule
-    template by template.
+    few cells by single precision take part; more of them for images that these do not decide.
+    Images that are still open follow the rule template by template.
 
-    Scales have nothing to do with each other, but share the rounds, which are many small calls.
+    Scales have nothing to do with each other, but share what are many small calls.
 
     Args:
         templates: (D, T) of each scale.
@@ -99,91 +115,194 @@ def match(
     Returns:
         The cell of each template, int64 (B, T), of each scale.
     """
-    scales = list(zip(templates, keys, valid, strict=True))
-    chosen, settled = _accept([_preferences(*scale) for scale in scales], valid)
-    if settled is None:
-        return chosen
-    for (template, key, there), cell, of_scale in zip(scales, chosen, settled, strict=True):
-        open_images = (~of_scale.all(dim=1)).nonzero().squeeze(1)
-        at_once = max(1, _WHOLE // (2 * cell.shape[1] * there.shape[1]))  # they are doubles
-        for some in open_images.split(at_once) if len(open_images) else ():
-            cell[some] = _match_in_turn(template, key[some], there[some])
+    scales = [_Scale.of(*scale) for scale in zip(templates, keys, valid, strict=True)]
+    chosen, settled = _match_in_rounds(scales, 1)
+    for scale, cell, of_scale in zip(scales, chosen, settled or (), strict=bool(settled)):
+        open_images = (~of_scale).nonzero().squeeze(1)
+        if len(open_images):
+            cell[open_images] = _match_with_effort(scale.some(open_images))
     return chosen
 
 
-def _preferences(template: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each template's candidates, best first, and the value above which a win is surely exact.
+@dataclass(frozen=True)
+class _Scale:
+    """What is matched at one scale.
+
+    Attributes:
+        template, keys, valid: see ``match``.
+        peaks: of ``_peaks``, None where there are few cells.
+    """
+
+    template: Tensor
+    keys: Tensor
+    valid: Tensor
+    peaks: Tensor | None
+
+    @classmethod
+    def of(cls, template: Tensor, keys: Tensor, valid: Tensor) -> _Scale:
+        """With the peaks, if they are of use."""
+        few = keys.shape[2] <= 4 * _EFFORT * _SLICES * _SLICE
+        return cls(template, keys, valid, None if few else _peaks(template, keys, valid))
+
+    def some(self, images: Tensor) -> _Scale:
+        """The same of some images (b,)."""
+        peaks = None if self.peaks is None else self.peaks[images]
+        return _Scale(self.template, self.keys[images], self.valid[images], peaks)
+
+
+def _match_with_effort(scale: _Scale) -> Tensor:
+    """The cells (B, T) of images that the usual candidates did not decide."""
+    (cell,), settled = _match_in_rounds([scale], _EFFORT)
+    if settled is not None:
+        open_images = (~settled[0]).nonzero().squeeze(1)
+        at_once = max(1, _WHOLE // (2 * cell.shape[1] * scale.valid.shape[1]))  # they are doubles
+        for some in open_images.split(at_once):
+            cell[some] = _match_in_turn(scale.template, scale.keys[some], scale.valid[some])
+    return cell
+
+
+def _match_in_rounds(
+    scales: Sequence[_Scale], effort: int
+) -> tuple[list[Tensor], list[Tensor] | None]:
+    """The cells (B, T) of each scale by deferred acceptance among some candidates.
 
     Returns:
-        Value and cell of the candidates (B, T, L) and the bound (B, T).
+        The cells, and None if all are surely right; else of each scale (B,) which images' are.
     """
-    cells = valid.shape[1]
-    absent = valid.log()  # 0 where a cell exists, -inf where it does not
-    rough, cell = _candidates(template, keys, absent, min(_CANDIDATES, cells))
-    cell = cell.sort(dim=2).values
-    value = _products(template, keys, absent, cell, exact=True)
+    counts = [scale.template.shape[1] for scale in scales]
+    sizes = [scale.valid.shape[1] for scale in scales]
+    offsets = [0, *itertools.accumulate(sizes)]  # a scale's cells follow those of the one before
+    cell, settled = _accept(*_preferences(scales, offsets, effort), offsets[-1])
+    parts = zip(cell.split(counts, dim=1), offsets[:-1], strict=True)
+    chosen = [part - offset if offset else part for part, offset in parts]
+    if settled is None:
+        return chosen, None
+    return chosen, [part.all(dim=1) for part in settled.split(counts, dim=1)]
+
+
+def _preferences(
+    scales: Sequence[_Scale], offsets: Sequence[int], effort: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each template's candidates, best first, and the value above which a win is surely exact.
+
+    Args:
+        scales: what is matched.
+        offsets: number of the first cell of each scale, and the number of all.
+        effort: times as many candidates as usual.
+
+    Returns:
+        Value and cell of the candidates (B, T, L) and the bound (B, T), T the templates of all
+        scales. A scale with fewer cells is filled up with cells that do not exist.
+    """
+    counts = [scale.template.shape[1] for scale in scales]
+    length = max(min(effort * _CANDIDATES, scale.valid.shape[1]) for scale in scales)
+    found = [_candidates(scale, effort, length) for scale in scales]
+    rows, absents, cells, others, margins = (
+        torch.cat(parts, dim=1) for parts in zip(*found, strict=True)
+    )
+    first = [o for o, count in zip(offsets[:-1], counts, strict=True) for _ in range(count)]
+    shift = torch.tensor(first, device=cells.device)[:, None]  # (T, 1)
+    columns = torch.cat([scale.template for scale in scales], dim=1)  # (D, T)
+    wide = torch.float32 if rows.is_mps else torch.float64  # MPS has no double precision
+    # Not a matrix product: that sums the last few rows of an odd number in another order, and equal
+    # cells would differ.
+    value = (rows.to(wide) * columns.T[:, None].to(wide)).sum(dim=3).add_(absents)  # (B, T, L)
     # Best first, equal values in the order of their cells, as argmax would take them.
     value, order = value.sort(dim=2, descending=True, stable=True)
     # A win is exact if no cell taken before could beat it at its lowered value, and if it surely
     # beats those that are no candidates (known in single precision only).
     best = value[:, :, 0]
-    bound = best - best.amax(dim=1, keepdim=True)
-    if cell.shape[2] < cells:
-        bound = torch.maximum(bound, rough[:, :, -1])
-    length = template.norm(dim=0).amax() * keys.norm(dim=1).amax(dim=1, keepdim=True)  # (B, 1)
-    return value, cell.gather(2, order), torch.add(bound, length, alpha=1e-5)
+    peaks = [part.amax(dim=1, keepdim=True).expand_as(part) for part in best.split(counts, dim=1)]
+    bound = torch.maximum(best - torch.cat(peaks, dim=1), others)
+    cell = (cells + shift).gather(2, order)
+    return value, cell, torch.add(bound, margins, alpha=1e-5)
 
 
 def _candidates(
-    template: Tensor, keys: Tensor, absent: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    """Each template's ``count`` most similar cells in single precision.
+    scale: _Scale, effort: int, length: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Each template's most similar cells in single precision, in the order of their numbers.
 
     Args:
-        template, keys: see ``match``.
-        absent: (B, P) 0, or -inf for cells that do not exist; added to similarities.
-        count: L.
+        scale: what is matched.
+        effort: times as many candidates as usual.
+        length: L; if there are fewer, the first cell is repeated as one that does not exist.
 
     Returns:
-        Similarity, best first, and cell (B, T, L).
+        The cells' keys (B, T, L, D), 0 or -inf as they exist (B, T, L), the cells (B, T, L), the
+        largest similarity that another cell can have (B, T), and the largest length of a template
+        times that of a key (B, T), to which errors of rounding are proportional.
+    """
+    template, keys = scale.template, scale.keys
+    images, dim, cells = keys.shape
+    templates, count = template.shape[1], min(effort * _CANDIDATES, cells)
+    absent = scale.valid.log()  # 0 where a cell exists, -inf where it does not
+    table = keys.transpose(1, 2).reshape(-1, dim)  # a row for each cell of each image
+    start = torch.arange(0, images * cells, cells, device=keys.device)[:, None, None]
+    if scale.peaks is None:
+        rows = template.T.expand(images, -1, -1)  # (B, T, D)
+        rough, cell = torch.baddbmm(absent[:, None], rows, keys).topk(count, dim=2)
+        other = rough[:, :, -1] if count < cells else torch.full_like(rough[:, :, -1], -torch.inf)
+    else:
+        peak, slices = _largest(scale.peaks, effort * _SLICES)  # (B, T, S) each
+        inside = torch.arange(_SLICE, device=keys.device)
+        some = (slices[..., None] * _SLICE + inside).flatten(2)  # (B, T, S*_SLICE)
+        if cells % _SLICE:  # what fills no slice
+            rest = torch.arange(cells - cells % _SLICE, cells, device=keys.device)
+            some = torch.cat([some, rest.expand(images, templates, -1)], dim=2)
+        some = some + start
+        column = template.T.expand(images, -1, -1).reshape(-1, dim, 1)  # (B*T, D, 1)
+        similarity = torch.bmm(F.embedding(some, table).flatten(0, 1), column).view_as(some)
+        rough, order = similarity.add_(absent.take(some)).topk(count, dim=2)
+        cell = some.gather(2, order) - start
+        other = torch.maximum(peak[:, :, -1], rough[:, :, -1])
+    cell = cell.sort(dim=2).values
+    index = cell + start
+    there = absent.take(index)
+    if count < length:
+        index = F.pad(index, (0, length - count))
+        cell = F.pad(cell, (0, length - count))
+        there = F.pad(there, (0, length - count), value=-torch.inf)
+    longest = template.norm(dim=0).amax() * keys.norm(dim=1).amax(dim=1, keepdim=True)  # (B, 1)
+    return F.embedding(index, table), there, cell, other, longest.expand(-1, templates)
+
+
+def _peaks(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
+    """Largest similarity in each slice of ``_SLICE`` cells, (B, T, P // _SLICE).
+
+    -inf where none of the cells exists; where some do not, it may be too large.
+
+    All similarities at once may fill gigabytes; then the loop is over pieces that use the same
+    memory in turn. On a processor they are small, because to write and read the similarities
+    outside its cache takes longer than to compute them, and of one image, because cells that do not
+    exist come last and are left out.
     """
     images, _, cells = keys.shape
-    if images * template.shape[1] * cells <= _WHOLE:
-        rows = template.T.expand(images, -1, -1)  # (B, T, D)
-        return _largest(torch.baddbmm(absent[:, None], rows, keys), count)
-    # The matrix of all similarities would fill memory; only the largest of each slice is kept, and
-    # the slices that may hold one of the best cells are computed again.
-    strides = cells // _SLICE
-    peaks = _peaks(template, keys, absent, strides)
-    slices = _largest(peaks, min(count, strides))[1]  # (B, T, count)
-    inside = torch.arange(0, _SLICE * strides, strides, device=keys.device)
-    cell = (slices[..., None] + inside).flatten(2)  # (B, T, count * _SLICE)
-    rest = torch.arange(_SLICE * strides, cells, device=keys.device)
-    cell = torch.cat([cell, rest.expand(*cell.shape[:2], -1)], dim=2)
-    rough, order = _products(template, keys, absent, cell, exact=False).topk(count, dim=2)
-    return rough, cell.gather(2, order)
-
-
-def _peaks(template: Tensor, keys: Tensor, absent: Tensor, strides: int) -> Tensor:
-    """Largest similarity in each slice of ``_SLICE`` cells, (B, T, strides).
-
-    Slice j holds the cells j, j + strides, j + 2*strides, ... The loop is over chunks of slices,
-    of which only the similarities of one are held at a time: those of all would fill gigabytes,
-    and memory that is used again and again is several times as fast as so much of it.
-    """
-    images, _, _ = keys.shape
-    templates, whole = template.shape[1], _SLICE * strides
-    # ``absent`` is added by the product itself: one more number of each cell, times one.
-    key = keys[:, :, :whole].unflatten(2, (_SLICE, strides)).permute(0, 2, 3, 1)
-    absent = absent[:, :whole].unflatten(1, (_SLICE, strides))[..., None]
-    rows = F.pad(template.T, (0, 1), value=1.0).expand(images * _SLICE, -1, -1)
-    chunk = max(1, _CHUNK // (images * _SLICE * templates))
-    peaks = []
-    for pair in zip(key.split(chunk, dim=2), absent.split(chunk, dim=2), strict=True):
-        columns = torch.cat(pair, dim=3).flatten(0, 1).transpose(1, 2)  # (B*_SLICE, D + 1, n)
-        value = torch.bmm(rows, columns)  # (B*_SLICE, T, n)
-        peaks.append(value.unflatten(0, (images, _SLICE)).amax(dim=1))
-    return torch.cat(peaks, dim=2)
+    templates, slices = template.shape[1], cells // _SLICE
+    some = valid[:, : slices * _SLICE].unflatten(1, (slices, _SLICE)).any(dim=2)  # (B, slices)
+    together, at_once, ends = images, _WHOLE, [slices]
+    if images * templates * cells > _WHOLE and keys.device.type == "cpu":
+        together, at_once = 1, _PIECE
+        ends = (some * torch.arange(1, slices + 1)).amax(dim=1).tolist()
+    step = min(slices, max(1, at_once // (together * templates * _SLICE)))
+    # Cells as rows and templates as columns: the largest of a slice is then one of whole rows.
+    column = template.expand(together, -1, -1)  # (b, D, T)
+    memory = keys.new_empty(together, step, _SLICE, templates)
+    peaks = keys.new_empty(images, templates, slices)
+    of_images = (keys.transpose(1, 2), some.log()[..., None], peaks.transpose(1, 2))
+    for row, absent, peak, end in zip(*(x.split(together) for x in of_images), ends, strict=True):
+        pieces = (
+            row[:, : end * _SLICE].split(step * _SLICE, dim=1),
+            absent[:, :end].split(step, dim=1),
+            peak[:, :end].split(step, dim=1),
+        )
+        for r, a, out in zip(*pieces, strict=True):
+            value = memory if out.shape[1] == step else memory[:, : out.shape[1]]
+            torch.bmm(r, column, out=value.flatten(1, 2))  # (b, n, T)
+            torch.add(value.amax(dim=2), a, out=out)
+        if end < slices:
+            peak[:, end:] = -torch.inf
+    return peaks
 
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -200,36 +319,29 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     block = peaks.topk(count, dim=2, sorted=False).indices  # (B, T, count)
     inside = torch.arange(_BLOCK, device=values.device)
     index = (block[..., None] * _BLOCK + inside).flatten(2)  # (B, T, count * _BLOCK)
-    rest = torch.arange(whole, values.shape[2], device=values.device)
-    index = torch.cat([index, rest.expand(*index.shape[:2], -1)], dim=2)
+    if whole < values.shape[2]:
+        rest = torch.arange(whole, values.shape[2], device=values.device)
+        index = torch.cat([index, rest.expand(*index.shape[:2], -1)], dim=2)
     largest, order = values.gather(2, index).topk(count, dim=2)
     return largest, index.gather(2, order)
 
 
-def _accept(
-    preferences: Sequence[tuple[Tensor, Tensor, Tensor]], valid: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor] | None]:
-    """Rounds of asking and turning down, of all scales at once.
+def _accept(value: Tensor, cell: Tensor, bound: Tensor, none: int) -> tuple[Tensor, Tensor | None]:
+    """Rounds of asking and turning down.
 
     Args:
-        preferences: of each scale the value and cell (B, T, L) of its templates' candidates, best
-            first, and the bound (B, T), as of ``_preferences``.
-        valid: (B, P) of each scale.
+        value, cell, bound: of the templates' candidates, as of ``_preferences``.
+        none: number of a cell that no template can want.
 
     Returns:
-        The cell that each template got, int64 (B, T), of each scale, and None if all are surely
-        the right ones; else (B, T) of each scale, False where that is not known.
+        The cell that each template got, int64 (B, T), and None if all are surely the right ones;
+        else (B, T), False where that is not known.
     """
-    counts = [bound.shape[1] for _, _, bound in preferences]
-    sizes = [there.shape[1] for there in valid]
-    offsets = [0, *itertools.accumulate(sizes)]  # a scale's cells follow those of the one before
     # A template that ran out of candidates asks for a cell that has no value.
-    length, none = max(_CANDIDATES, sum(_ROUNDS)) + 1, offsets.pop()
-    value = _joined([v for v, _, _ in preferences], length, -torch.inf)
-    moved = zip(preferences, offsets, strict=True)
-    cell = _joined([c + offset if offset else c for (_, c, _), offset in moved], length, none)
-    bound = torch.cat([b for _, _, b in preferences], dim=1)
-    images, templates = bound.shape
+    images, templates, candidates = cell.shape
+    length = max(candidates, sum(_ROUNDS)) + 1
+    value = F.pad(value, (0, length - candidates), value=-torch.inf)
+    cell = F.pad(cell, (0, length - candidates), value=none)
     number = torch.arange(templates, device=cell.device).expand(images, -1)
     at = torch.arange(0, images * templates * length, length, device=cell.device).view(images, -1)
     holder = torch.full((images, none + 1), templates, device=cell.device)
@@ -243,41 +355,7 @@ def _accept(
         done = bool(settled.all())
         if done:
             break
-    wish = cell.take(at).split(counts, dim=1)
-    got = [c - offset if offset else c for c, offset in zip(wish, offsets, strict=True)]
-    return got, None if done else list(settled.split(counts, dim=1))
-
-
-def _joined(parts: Sequence[Tensor], length: int, value: float) -> Tensor:
-    """Join (B, T, L) of several scales to (B, all T, length), filled up with a value."""
-    filled = [F.pad(part, (0, length - part.shape[2]), value=value) for part in parts]
-    return torch.cat(filled, dim=1)
-
-
-def _products(
-    template: Tensor, keys: Tensor, absent: Tensor, cell: Tensor, *, exact: bool
-) -> Tensor:
-    """Products of each template with some cells, and ``absent`` added.
-
-    Args:
-        template, keys, absent: see ``_candidates``.
-        cell: (B, T, L).
-        exact: in double precision, and such that equal cells have equal products.
-
-    Returns:
-        (B, T, L).
-    """
-    images, dim, cells = keys.shape
-    index = cell + torch.arange(0, images * cells, cells, device=cell.device)[:, None, None]
-    row = F.embedding(index, keys.transpose(1, 2).reshape(-1, dim))  # (B, T, L, D)
-    if exact:
-        wide = torch.float32 if keys.is_mps else torch.float64  # MPS has no double precision
-        # Not a matrix product: that sums the last few rows of an odd number in another order.
-        product = (row.to(wide) * template.T[None, :, None].to(wide)).sum(dim=3)
-    else:
-        column = template.T.expand(images, -1, -1).reshape(-1, dim, 1)  # (B*T, D, 1)
-        product = torch.bmm(row.flatten(0, 1), column).view_as(index)
-    return product.add_(absent.take(index))
+    return cell.take(at), None if done else settled
 
 
 def _match_in_turn(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
@@ -334,10 +412,10 @@ def sample_patches(
         The patches of all B images, of every scale.
     """
     keys = [key.detach().float() for key in keys]
-    own, purities = zip(*map(choose, labels, noise, templates), strict=True)  # (C, K) each
-    cells = [cell.view(1, -1) for cell in own]  # (1, T)
+    own, purities = zip(*choose(labels, noise, templates), strict=True)  # (C, K) each
+    cells = [cell.reshape(1, -1) for cell in own]  # (1, T)
     if len(keys[0]) > 1:
-        template = [key[0].index_select(1, cell[0]) for key, cell in zip(keys, cells, strict=True)]
+        template = [key[0].T[cell[0]].T for key, cell in zip(keys, cells, strict=True)]  # (D, T)
         others = match(template, [key[1:] for key in keys], [p.valid[1:] for p in places])
         cells = [torch.cat(pair) for pair in zip(cells, others, strict=True)]  # (B, T)
     return [
