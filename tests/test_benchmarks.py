@@ -31,6 +31,34 @@ def test_a_step_is_reported_with_its_parts(method: str) -> None:
     assert result["megabytes"] > 0 and 0 < result["views"] < result["calls"]
 
 
+def test_what_a_part_calls_of_another_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling takes 2 s, then 5 s in the encoder, then 1 s; a whole pass of the encoder 7 s."""
+    clock = [0.0]
+    monkeypatch.setattr(step, "now", lambda device: clock[0])
+
+    class Busy(torch.nn.Module):
+        def last(self) -> None:
+            clock[0] += 5
+
+        def whole(self) -> None:
+            clock[0] += 2
+            self.last()
+
+        def sample(self) -> None:
+            clock[0] += 2
+            self.last()
+            clock[0] += 1
+
+    busy = Busy()
+    watch = step.Stopwatch(torch.nn.Module(), torch.device("cpu"))  # type: ignore[arg-type]
+    for name, part in (("last", "encode"), ("whole", "encode"), ("sample", "sampling")):
+        watch.wrap(busy, name, part)
+    busy.sample()
+    assert (watch.parts["sampling"], watch.parts["encode"]) == (3, 5)
+    busy.whole()
+    assert (watch.parts["sampling"], watch.parts["encode"]) == (3, 12)
+
+
 def test_the_floor_counts_every_convolution_of_the_encoders() -> None:
     """A UNet has 17: two in each of seven blocks, three transposed; its way down has 8.
 

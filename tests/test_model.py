@@ -29,6 +29,7 @@ from model import (
     build_method,
     settings_of,
 )
+from networks import FeatureMap, ProjectedUNet
 from tests.golden_files import Golden, assert_agrees
 from tests.recorder import LOSSES, Recorder
 from utils.checkpoint import from_published, to_published
@@ -447,6 +448,37 @@ def test_channels_last_and_default_format_agree(
     last = {k: batch[k].to(memory_format=torch.channels_last) for k in ("view_q", "view_k")}
     for name, value in method(batch | last).items():
         assert_agrees(value, expected[name].detach(), 1e-5)
+
+
+@pytest.mark.parametrize("recompute", [0, 4])
+@pytest.mark.parametrize("self_mode", PSCL_MODES)
+def test_the_last_convolution_at_the_patches_learns_what_it_learns_everywhere(
+    self_mode: str, recompute: int, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
+):
+    """Losses and the gradients of all parameters, against maps that are finished before."""
+    batch = make_batch(4, 40, 33)
+    method = make(self_mode, recompute=recompute)
+    torch.manual_seed(1)
+    losses = method(batch)
+    patches = iter([call["result"] for call in recorder.take("sample_patches")])
+    monkeypatch.setattr(model, "sample_patches", lambda *arguments: next(patches))
+
+    def finished(self: ProjectedUNet, image: Tensor) -> Any:
+        embedding, maps = self(image)
+        return embedding, [FeatureMap(features) for features in maps]
+
+    monkeypatch.setattr(ProjectedUNet, "unfinished", finished)
+    twin = make(self_mode)
+    expected = twin(batch)
+    losses["loss"].backward()
+    expected["loss"].backward()
+    for name, value in expected.items():
+        assert_agrees(losses[name].detach(), value.detach(), 1e-5)
+    learning = [(n, p) for n, p in twin.named_parameters() if p.requires_grad]
+    for name, parameter in learning:
+        gradient = method.get_parameter(name).grad
+        assert gradient is not None and parameter.grad is not None, name
+        assert_agrees(gradient, parameter.grad, 1e-4)
 
 
 # --- half precision -------------------------------------------------------------------------------

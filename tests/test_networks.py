@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from networks import (
     ChannelLayerNorm,
+    DoubleConv,
+    FeatureMap,
     PredictionHead,
     ProjectedUNet,
     ProjectionHead,
     UNet,
+    at_positions,
     normalisation,
 )
 from tests.golden_files import Golden, assert_agrees
@@ -198,6 +201,60 @@ def test_gradients_reach_every_parameter():
     loss.backward()
     for name, parameter in projected.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(1, 40), st.booleans())
+def test_the_second_convolution_at_positions_is_that_of_the_whole_map(
+    images: int, rows: int, columns: int, count: int, last: bool
+):
+    """Values and gradients; corners, edges, maps of one row or column, positions given twice."""
+    torch.manual_seed(rows * 7 + columns)
+    block = DoubleConv(3, 5, layer_norm=True).double()
+    randomise(block)
+    x = torch.randn(images, 5, rows, columns, dtype=torch.double)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    index = torch.randint(rows * columns, (images, count))
+    weight = torch.randn(images, count, 5, dtype=torch.double)
+    wanted = [x, block.con2.weight, *block.norm2.parameters()]
+    whole = block.second(x).flatten(2).transpose(1, 2)  # (B, H*W, 5)
+    expected = torch.stack([whole[b, index[b]] for b in range(images)])
+    found = block.second_at(x, index)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(
+        torch.autograd.grad((found * weight).sum(), wanted),
+        torch.autograd.grad((expected * weight).sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_norm_over_positions_needs_all_of_them():
+    with pytest.raises(TypeError, match="all of them"):
+        DoubleConv(3, 5).second_at(torch.randn(1, 5, 4, 4), torch.zeros(1, 1, dtype=torch.long))
+
+
+@pytest.mark.parametrize("recompute", [0, 1, 4])
+@pytest.mark.parametrize("size", [(24, 40), (27, 33)])
+def test_unfinished_maps_are_those_of_the_whole_pass(size: tuple[int, int], recompute: int):
+    torch.manual_seed(3)
+    projected = ProjectedUNet(CHANNELS, 24, 16, recompute=recompute).train()
+    image = torch.randn(2, 3, *size)
+    embedding, maps = projected(image)
+    again, unfinished = projected.unfinished(image)
+    assert torch.equal(embedding, again)
+    for expected, found in zip(maps, unfinished, strict=True):
+        assert found.size == expected.shape[-2:]
+        assert torch.equal(found.whole(), expected)
+        index = torch.randint(found.size[0] * found.size[1], (2, 9))
+        there = at_positions(expected, index)
+        assert torch.equal(FeatureMap(expected).at(index), there)
+        torch.testing.assert_close(found.at(index), there, atol=1e-5, rtol=1e-4)
+        for b, t in ((0, 0), (1, 8)):
+            row, column = divmod(int(index[b, t]), found.size[1])
+            assert torch.equal(there[b, t], expected[b, :, row, column])
 
 
 def test_the_prediction_head_is_linear_batch_norm_relu_linear():

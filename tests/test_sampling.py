@@ -157,6 +157,26 @@ def test_random_sampling_may_share_cells_and_ignores_the_label():
     assert index.tolist() == [best] * 3
 
 
+@settings(max_examples=60)
+@given(
+    st.integers(2, 5),
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 60)), min_size=1, max_size=4),
+    SEEDS,
+)
+def test_each_scale_is_chosen_as_if_alone(classes: int, sizes: list[tuple[int, int]], seed: int):
+    random = generator(seed)
+    labels = [255 * torch.rand(classes, cells, generator=random) for _, cells in sizes]
+    noise = [spread_noise(classes, cells, seed + n) for n, (_, cells) in enumerate(sizes)]
+    templates = [count for count, _ in sizes]
+    found = sampling.choose(labels, noise, templates)
+    for (index, purity), label, n, count in zip(found, labels, noise, templates, strict=True):
+        expected, values = slow_choose(label.tolist(), n.tolist(), count)
+        assert index.tolist() == expected
+        alone, purity_alone = choose(label, n, count)
+        assert torch.equal(alone, index)
+        torch.testing.assert_close(purity, purity_alone)
+
+
 # --- match ----------------------------------------------------------------------------------------
 
 
@@ -372,6 +392,25 @@ def test_images_settled_and_open_keep_their_places():
     assert cell.tolist() == slow_match(template, keys, valid)
     with patch.object(sampling, "_WHOLE", 0):  # room for one image at a time
         assert torch.equal(match(template, keys, valid), cell)
+
+
+@pytest.mark.parametrize(("effort", "calls"), [(1, 1), (4, 0)])
+def test_images_that_few_candidates_do_not_decide_get_more(effort: int, calls: int):
+    """Ten templates want the same ten of 300 cells; the other image is decided by four each."""
+    cells = 300
+    template = torch.ones(1, 10)
+    keys = torch.cat([torch.linspace(1, 2, cells)[None, None], torch.ones(1, 1, cells)])
+    template = torch.cat([template, torch.linspace(0, 1, 10)[None]])
+    keys = torch.cat([keys, torch.zeros_like(keys)], dim=1)
+    keys[1] = normalised(1, 2, cells, seed=1)[0]
+    valid = torch.ones(2, cells) > 0
+    counter = Counter()
+    with (
+        patch.object(sampling, "_match_in_turn", counter),
+        patch.multiple(sampling, _CANDIDATES=4, _EFFORT=effort),
+    ):
+        assert match(template, keys, valid).tolist() == slow_match(template, keys, valid)
+    assert counter.calls == calls
 
 
 @settings(max_examples=60)
