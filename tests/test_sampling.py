@@ -307,19 +307,19 @@ def test_typical_images_are_settled_in_rounds_alone():
             assert match(few, keys, valid).tolist() == slow_match(few, keys, valid)
 
 
-@pytest.mark.parametrize(
-    ("whole", "piece"), [(0, 1), (0, 3000), (0, 2**24), (9000, 1), (2**24, 1)]
-)  # a slice, some, all of an image at once; some or all of all images
+@pytest.mark.parametrize("cached", [("cpu",), ()])  # pieces of one image, or of all
+@pytest.mark.parametrize("piece", [1, 3000, 2**24])  # a slice, some, all at once
 @pytest.mark.parametrize("slices", [8, 9])  # as many cells in them as candidates, and more
 @pytest.mark.parametrize("cells", [1600, 1203])  # a rest of 0 and 3
 def test_slices_whose_similarities_are_not_all_held(
-    cells: int, slices: int, whole: int, piece: int
+    cells: int, slices: int, piece: int, cached: tuple[str, ...]
 ):
     keys = torch.randn(3, 6, cells, generator=generator(cells))
     template = torch.randn(6, 7, generator=generator(piece))
     valid = torch.arange(cells) < torch.tensor([[cells], [cells - 1], [cells // 2]])
     keys = torch.where(valid[:, None], keys, 9 * template[:, :1])  # padding is what all want
-    sizes = {"_SLICES": slices, "_WHOLE": whole, "_PIECE": piece}
+    whole = 0 if cached else 3 * 7 * 8 * 40  # forty slices of all images are a piece
+    sizes = {"_SLICES": slices, "_WHOLE": whole, "_PIECE": piece, "_CACHED": cached}
     with patch.multiple(sampling, **sizes):
         found = match(template, keys, valid).tolist()
     assert found == slow_match(template, keys, valid)

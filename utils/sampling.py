@@ -25,7 +25,8 @@ _EFFORT = 4  # times as many of both for images that those did not decide
 _BLOCK = 32  # neighbours whose largest stands for them while the largest of many are looked for
 _SLICE = 8  # neighbouring cells of which only the largest similarity is kept at first
 _WHOLE = 100 * 2**20  # similarities held at once, 400 MiB; of more only pieces are
-_PIECE = 2**21  # similarities of a piece on a processor, 8 MiB: its cache holds them
+_PIECE = 3 * 2**20  # similarities of a piece where a cache should hold them, 12 MiB
+_CACHED = ("cpu",)  # devices where it should; on others few large calls are better
 _ROUNDS = (4, 4, 56)  # rounds before the first, second and last look whether all are settled
 
 
@@ -130,7 +131,7 @@ class _Scale:
 
     Attributes:
         template, keys, valid: see ``match``.
-        peaks: of ``_peaks``, None where there are few cells.
+        peaks: of ``_peaks``, None where all similarities fit in memory.
     """
 
     template: Tensor
@@ -141,8 +142,11 @@ class _Scale:
     @classmethod
     def of(cls, template: Tensor, keys: Tensor, valid: Tensor) -> _Scale:
         """With the peaks, if they are of use."""
-        few = keys.shape[2] <= 4 * _EFFORT * _SLICES * _SLICE
-        return cls(template, keys, valid, None if few else _peaks(template, keys, valid))
+        images, _, cells = keys.shape
+        few = cells <= 4 * _EFFORT * _SLICES * _SLICE
+        if few or images * template.shape[1] * cells <= _WHOLE:
+            return cls(template, keys, valid, None)
+        return cls(template, keys, valid, _peaks(template, keys, valid))
 
     def some(self, images: Tensor) -> _Scale:
         """The same of some images (b,)."""
@@ -241,7 +245,7 @@ def _candidates(
     start = torch.arange(0, images * cells, cells, device=keys.device)[:, None, None]
     if scale.peaks is None:
         rows = template.T.expand(images, -1, -1)  # (B, T, D)
-        rough, cell = torch.baddbmm(absent[:, None], rows, keys).topk(count, dim=2)
+        rough, cell = _largest(torch.baddbmm(absent[:, None], rows, keys), count)
         other = rough[:, :, -1] if count < cells else torch.full_like(rough[:, :, -1], -torch.inf)
     else:
         peak, slices = _largest(scale.peaks, effort * _SLICES)  # (B, T, S) each
@@ -272,7 +276,7 @@ def _peaks(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
 
     -inf where none of the cells exists; where some do not, it may be too large.
 
-    All similarities at once may fill gigabytes; then the loop is over pieces that use the same
+    All similarities at once would fill gigabytes, so the loop is over pieces that use the same
     memory in turn. On a processor they are small, because to write and read the similarities
     outside its cache takes longer than to compute them, and of one image, because cells that do not
     exist come last and are left out.
@@ -281,7 +285,7 @@ def _peaks(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
     templates, slices = template.shape[1], cells // _SLICE
     some = valid[:, : slices * _SLICE].unflatten(1, (slices, _SLICE)).any(dim=2)  # (B, slices)
     together, at_once, ends = images, _WHOLE, [slices]
-    if images * templates * cells > _WHOLE and keys.device.type == "cpu":
+    if keys.device.type in _CACHED:
         together, at_once = 1, _PIECE
         ends = (some * torch.arange(1, slices + 1)).amax(dim=1).tolist()
     step = min(slices, max(1, at_once // (together * templates * _SLICE)))
