@@ -183,7 +183,7 @@ class PSCL(Method):
         """Choose and match the patches of all scales, and project them (paper, patch sampling).
 
         Args:
-            maps_q, maps_k: up1, up2, up3 of both views, (B, c, H, W) each.
+            maps_q, maps_k: up1, up2, up3 of both views, maps of (B, c, H, W) each.
             head_k: the head that projects view k.
             batch: with the ``geometry`` of the views and the ``label`` of image 0.
 

@@ -6,7 +6,6 @@ exchanged with them without translation.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -102,14 +101,12 @@ class DoubleConv(nn.Module):
         if not isinstance(self.norm2, ChannelLayerNorm):
             raise TypeError("a norm over positions needs all of them")
         rows, columns = x.shape[-2:]
-        steps = list(itertools.product((-1, 0, 1), repeat=2))
-        place = torch.stack([index // columns, index % columns], dim=-1)[:, :, None]  # (B, T, 1, 2)
-        near = place + torch.tensor(steps, device=x.device)  # (B, T, 9, 2)
-        last = torch.tensor([rows - 1, columns - 1], device=x.device)
-        inside = near.clamp(torch.zeros_like(last), last)
-        row, column = inside.unbind(dim=-1)
-        around = at_positions(x, torch.add(column, row, alpha=columns).flatten(1))  # (B, T*9, out)
-        outside = (inside != near).any(dim=-1, keepdim=True)
+        step = torch.arange(-1, 2, device=x.device)
+        row = (index // columns)[..., None] + step.repeat_interleave(3)  # (B, T, 9)
+        column = (index % columns)[..., None] + step.repeat(3)
+        near_row, near_column = row.clamp(0, rows - 1), column.clamp(0, columns - 1)
+        around = at_positions(x, (near_row * columns + near_column).flatten(1))  # (B, T*9, out)
+        outside = ((near_row != row) | (near_column != column))[..., None]
         around = around.view(*row.shape, -1).masked_fill(outside, 0.0).flatten(2)
         weight = self.con2.weight.permute(0, 2, 3, 1).flatten(1)  # (out, 9*out)
         return F.leaky_relu(self.norm2.rows(F.linear(around, weight)), 0.01, inplace=True)

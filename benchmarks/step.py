@@ -6,7 +6,8 @@
 
 E, the unit, is forward and backward of the UNet with its projection head on one view, written
 plainly: single precision, default memory format, glibc as it is, the head on all positions. The
-floor is every convolution of the method's encoders by itself, in the precision of the row.
+floor is every convolution of the method's encoders by itself, in the precision of the row; of the
+last one, which PSCL does at patches alone, only the pass over all of view k, without backward.
 """
 
 from __future__ import annotations

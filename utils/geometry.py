@@ -231,16 +231,15 @@ def correspond(
     """
     sizes = [view.size(rows, columns) for view in geometry]
     linear = [view.index_steps(rows, columns) for view in geometry]
-    numbers = [(h, w, h * w, *n) for (h, w), n in zip(sizes, linear, strict=True)]
+    numbers = [(h, w, h * w, rows, columns, *n) for (h, w), n in zip(sizes, linear, strict=True)]
     table = torch.tensor(numbers).T[:, :, None].to(device)
-    height, width, size, first, down, right = table.unbind()  # (B, 1) each
+    height, width, size, full_height, full_width, first, down, right = table.unbind()  # (B, 1) each
     cell = torch.arange(rows * columns, device=device)  # (P,)
     row, column = cell // width, cell % width  # (B, P)
     query = torch.addcmul(first, row, down).addcmul_(column, right)
     # The source of a cell, by torch's 'nearest' (not 'nearest-exact') resize from the full size:
     # torch scales in single precision and takes the floor; so does this, to agree to the last cell.
-    full = torch.tensor([rows, columns], device=device)[:, None, None]
-    scaled = torch.stack([row, column]) * (full / table[:2])  # (2, B, P)
-    source_row, source_column = torch.minimum(scaled.long(), full - 1)
+    source_row = (row * (full_height / height)).long().clamp_(max=rows - 1)
+    source_column = (column * (full_width / width)).long().clamp_(max=columns - 1)
     key = source_column.add_(source_row, alpha=columns)
     return Correspondence(query, key, cell < size)

@@ -39,52 +39,38 @@ def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> 
     return resize(label, geometry.size(rows, columns)).flatten(1)
 
 
-def choose(
-    labels: Sequence[Tensor], noise: Sequence[Tensor], templates: Sequence[int]
-) -> list[tuple[Tensor, Tensor]]:
-    """Choose the purest cells of each class in the annotated image, at each scale by itself.
+def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor]:
+    """Choose the purest cells of each class in the annotated image.
 
     For each class in turn, the cells with the largest ``label + 0.1*noise + history``; then the
     history of the cells taken falls by the maximum of the whole label map, so that later classes
     take other cells while there are any. A crop with fewer than ``templates`` cells gives them
     all, repeated in order.
 
-    Args, each with an entry for every scale:
-        labels: (C, P) label map, 0 to 255; all zero for random sampling.
+    Args:
+        label: (C, P) label map, 0 to 255; all zero for random sampling.
         noise: (C, P) uniform in [0, 1).
         templates: K.
 
     Returns:
-        Of each scale the cells, int64 (C, K), and their purity (C, K): the values that won, divided
-        by the class's sum of them.
+        The cells, int64 (C, K), and their purity (C, K): the values that won, divided by the
+        class's sum of them.
     """
-    cells = [label.shape[1] for label in labels]
-    counts = [min(pair) for pair in zip(templates, cells, strict=True)]
-    scores = [label + 0.1 * n for label, n in zip(labels, noise, strict=True)]
-    filled = [F.pad(x, (0, max(cells) - x.shape[1]), value=-torch.inf) for x in scores]
-    score = torch.stack(filled, dim=1)  # (C, S, P), S scales
-    peaks = [-label.amax().expand(count) for label, count in zip(labels, counts, strict=True)]
-    fall = torch.stack([F.pad(peak, (0, max(counts) - len(peak))) for peak in peaks])  # (S, K)
-    history = torch.zeros_like(score[0])
+    cells = label.shape[1]
+    count = min(templates, cells)
+    peak = label.amax().expand(count)
+    history = label.new_zeros(cells)
     values: list[Tensor] = []
     indices: list[Tensor] = []
-    for of_class in score.unbind():
+    for score in (label + 0.1 * noise).unbind():
         if indices:
-            of_class = of_class + history.scatter_add_(1, indices[-1], fall)
-        value, index = of_class.topk(max(counts))
+            score = score + history.index_add_(0, indices[-1], peak, alpha=-1)
+        value, index = score.topk(count)
         values.append(value)
         indices.append(index)
-    value, index = torch.stack(values, dim=1), torch.stack(indices, dim=1)  # (S, C, K) each
-    return [
-        _purity(v[:, :count], i[:, :count], wanted)
-        for v, i, count, wanted in zip(value, index, counts, templates, strict=True)
-    ]
-
-
-def _purity(value: Tensor, index: Tensor, templates: int) -> tuple[Tensor, Tensor]:
-    """Chosen cells (C, K), repeated in order if they are too few, and their purity from values."""
-    if index.shape[1] < templates:
-        order = torch.arange(templates, device=index.device) % index.shape[1]
+    value, index = torch.stack(values), torch.stack(indices)  # (C, K) each
+    if count < templates:
+        order = torch.arange(templates, device=label.device) % count
         value, index = value[:, order], index[:, order]
     total = value.sum(dim=1, keepdim=True)
     return index, (value / total).masked_fill_(total == 0, 1.0 / templates)
@@ -120,8 +106,10 @@ def match(
     chosen, settled = _match_in_rounds(scales, 1)
     for scale, cell, of_scale in zip(scales, chosen, settled or (), strict=bool(settled)):
         open_images = (~of_scale).nonzero().squeeze(1)
-        if len(open_images):
-            cell[open_images] = _match_with_effort(scale.some(open_images))
+        # Keys of candidates are gathered, of more candidates for fewer images at once.
+        gathered = _EFFORT * _SLICES * _SLICE * scale.template.numel()
+        for some in open_images.split(max(1, _WHOLE // gathered)) if len(open_images) else ():
+            cell[some] = _match_with_effort(scale.some(some))
     return chosen
 
 
@@ -156,12 +144,17 @@ class _Scale:
 
 def _match_with_effort(scale: _Scale) -> Tensor:
     """The cells (B, T) of images that the usual candidates did not decide."""
-    (cell,), settled = _match_in_rounds([scale], _EFFORT)
-    if settled is not None:
+    images = len(scale.keys)
+    cell = torch.zeros(images, scale.template.shape[1], dtype=torch.long, device=scale.keys.device)
+    open_images = torch.arange(images, device=cell.device)
+    if scale.peaks is not None:
+        (cell,), settled = _match_in_rounds([scale], _EFFORT)
+        if settled is None:
+            return cell
         open_images = (~settled[0]).nonzero().squeeze(1)
-        at_once = max(1, _WHOLE // (2 * cell.shape[1] * scale.valid.shape[1]))  # they are doubles
-        for some in open_images.split(at_once):
-            cell[some] = _match_in_turn(scale.template, scale.keys[some], scale.valid[some])
+    at_once = max(1, _WHOLE // (2 * cell.shape[1] * scale.valid.shape[1]))  # they are doubles
+    for some in open_images.split(at_once):
+        cell[some] = _match_in_turn(scale.template, scale.keys[some], scale.valid[some])
     return cell
 
 
@@ -200,12 +193,13 @@ def _preferences(
     """
     counts = [scale.template.shape[1] for scale in scales]
     length = max(min(effort * _CANDIDATES, scale.valid.shape[1]) for scale in scales)
-    found = [_candidates(scale, effort, length) for scale in scales]
+    found = [
+        _candidates(scale, effort, length, offset)
+        for scale, offset in zip(scales, offsets, strict=False)
+    ]
     rows, absents, cells, others, margins = (
         torch.cat(parts, dim=1) for parts in zip(*found, strict=True)
     )
-    first = [o for o, count in zip(offsets[:-1], counts, strict=True) for _ in range(count)]
-    shift = torch.tensor(first, device=cells.device)[:, None]  # (T, 1)
     columns = torch.cat([scale.template for scale in scales], dim=1)  # (D, T)
     wide = torch.float32 if rows.is_mps else torch.float64  # MPS has no double precision
     # Not a matrix product: that sums the last few rows of an odd number in another order, and equal
@@ -218,12 +212,11 @@ def _preferences(
     best = value[:, :, 0]
     peaks = [part.amax(dim=1, keepdim=True).expand_as(part) for part in best.split(counts, dim=1)]
     bound = torch.maximum(best - torch.cat(peaks, dim=1), others)
-    cell = (cells + shift).gather(2, order)
-    return value, cell, torch.add(bound, margins, alpha=1e-5)
+    return value, cells.gather(2, order), torch.add(bound, margins, alpha=1e-5)
 
 
 def _candidates(
-    scale: _Scale, effort: int, length: int
+    scale: _Scale, effort: int, length: int, offset: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Each template's most similar cells in single precision, in the order of their numbers.
 
@@ -231,6 +224,7 @@ def _candidates(
         scale: what is matched.
         effort: times as many candidates as usual.
         length: L; if there are fewer, the first cell is repeated as one that does not exist.
+        offset: added to the numbers of the cells.
 
     Returns:
         The cells' keys (B, T, L, D), 0 or -inf as they exist (B, T, L), the cells (B, T, L), the
@@ -268,7 +262,7 @@ def _candidates(
         cell = F.pad(cell, (0, length - count))
         there = F.pad(there, (0, length - count), value=-torch.inf)
     longest = template.norm(dim=0).amax() * keys.norm(dim=1).amax(dim=1, keepdim=True)  # (B, 1)
-    return F.embedding(index, table), there, cell, other, longest.expand(-1, templates)
+    return F.embedding(index, table), there, cell + offset, other, longest.expand(-1, templates)
 
 
 def _peaks(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
@@ -416,7 +410,7 @@ def sample_patches(
         The patches of all B images, of every scale.
     """
     keys = [key.detach().float() for key in keys]
-    own, purities = zip(*choose(labels, noise, templates), strict=True)  # (C, K) each
+    own, purities = zip(*map(choose, labels, noise, templates), strict=True)  # (C, K) each
     cells = [cell.reshape(1, -1) for cell in own]  # (1, T)
     if len(keys[0]) > 1:
         template = [key[0].T[cell[0]].T for key, cell in zip(keys, cells, strict=True)]  # (D, T)
