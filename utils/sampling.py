@@ -411,7 +411,7 @@ def sample_patches(
     """
     keys = [key.detach().float() for key in keys]
     own, purities = zip(*map(choose, labels, noise, templates), strict=True)  # (C, K) each
-    cells = [cell.reshape(1, -1) for cell in own]  # (1, T)
+    cells = [cell.view(1, -1) for cell in own]  # (1, T)
     if len(keys[0]) > 1:
         template = [key[0].T[cell[0]].T for key, cell in zip(keys, cells, strict=True)]  # (D, T)
         others = match(template, [key[1:] for key in keys], [p.valid[1:] for p in places])
