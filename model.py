@@ -212,9 +212,9 @@ class PSCL(Method):
         return sampled
 
     def keys(self, features: Tensor, index: Tensor, head: ProjectionHead, scale: int) -> Tensor:
-        """Key embeddings of a map's cells ``index`` (B, P), (B, D, P) in single precision."""
+        """Key embeddings of a map's cells ``index`` (B, P), to be matched: (B, d, P), d <= D."""
         cells = at_positions(features, index)  # (B, P, c)
-        keys = head.patch(cells.transpose(1, 2), scale).float()  # (B, D, P)
+        keys = head.coordinates(cells.transpose(1, 2), scale)  # (B, d, P)
         if self.normalise_keys:  # as F.normalize does, but in place: they are large
             keys.div_(keys.norm(dim=1, keepdim=True).clamp_min_(1e-12))
         return keys

@@ -361,12 +361,41 @@ class ProjectionHead(nn.Module):
 
         The head is a function of each pixel alone, so it is applied to just the positions wanted.
         """
+        embedded: Tensor = self.last(scale)(self.hidden(features, scale))
+        return embedded.squeeze(2)
+
+    def hidden(self, features: Tensor, scale: int) -> Tensor:
+        """What the last layer of ``patch`` gets: (B, c, P) to (B, hidden, 1, P)."""
         name = f"conv_x4up{scale + 1}"
         # A single row of pixels: features whose c numbers lie together are channels-last memory,
         # which convolutions take, and give, without a copy. A single column is not.
         x = self.get_submodule(f"{name}_conv1")(features.unsqueeze(2))
-        x = F.relu(self.get_submodule(f"{name}_norm1")(x), inplace=True)
-        return self.get_submodule(f"{name}_conv2")(x).squeeze(2)
+        return F.relu(self.get_submodule(f"{name}_norm1")(x), inplace=True)
+
+    def last(self, scale: int) -> nn.Conv2d:
+        """The last layer of ``patch``."""
+        layer = self.get_submodule(f"conv_x4up{scale + 1}_conv2")
+        assert isinstance(layer, nn.Conv2d)
+        return layer
+
+    def coordinates(self, features: Tensor, scale: int) -> Tensor:
+        """The embeddings of ``patch`` in as few numbers as hold them: (B, c, P) to (B, d, P).
+
+        Embeddings are W h + b of the hidden units h, so they lie in the space that the columns of W
+        and b span, of at most d = hidden + 1 dimensions (33 of 64 at the finest scale). With [W, b]
+        = QR and Q orthonormal, R [h, 1] has the lengths and inner products of the embeddings, in
+        half the memory and half the multiplications. For what is compared only among itself; in
+        single precision, no gradient reaches the last layer.
+        """
+        last = self.last(scale)
+        if last.in_channels + 1 >= last.out_channels or features.is_mps:  # MPS has no doubles
+            return self.patch(features, scale).float()
+        hidden = self.hidden(features, scale)
+        with torch.autocast(features.device.type, enabled=False):
+            weight = torch.block_diag(*last.weight.detach().flatten(1).chunk(last.groups))
+            columns = [weight, last.get_parameter("bias").detach()[:, None]]
+            r = torch.linalg.qr(torch.cat(columns, dim=1).double(), mode="r").R.float()  # (d, d)
+            return F.conv2d(hidden.float(), r[:, :-1, None, None], r[:, -1]).squeeze(2)
 
 
 class PredictionHead(nn.Module):

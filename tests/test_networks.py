@@ -120,6 +120,39 @@ def test_projecting_positions_is_projecting_the_map_and_gathering(scale: int):
     assert_agrees(some, everywhere.gather(2, index[:, None].expand(-1, 16, -1)), 1e-6)
 
 
+@pytest.mark.parametrize("scale", [0, 1, 2])
+@pytest.mark.parametrize("dead", [False, True])
+def test_coordinates_have_the_inner_products_of_embeddings(scale: int, dead: bool):
+    """In fewer numbers where the last layer has fewer inputs; also if its columns are dependent."""
+    torch.manual_seed(scale)
+    head = ProjectionHead(CHANNELS, hidden_dim=24, embed_dim=20)
+    randomise(head)
+    if dead:
+        nn.init.zeros_(head.last(scale).weight[:, :1])
+        nn.init.zeros_(head.last(scale).get_parameter("bias"))
+    features = torch.randn(2, (32, 16, 8)[scale], 50)
+    coordinates = head.coordinates(features, scale)
+    assert coordinates.shape == (2, (20, 17, 9)[scale], 50)
+    embedded = published_patch_head(head, features[..., None], scale).squeeze(3)  # (B, D, P)
+    expected = embedded.double().transpose(1, 2) @ embedded.double()  # (B, P, P)
+    found = coordinates.double().transpose(1, 2) @ coordinates.double()
+    assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+def test_coordinates_are_in_single_precision_whatever_the_network_computes_in():
+    """And equal features have equal ones, so that the first of equal cells is found."""
+    torch.manual_seed(0)
+    head = ProjectionHead()
+    features = torch.randn(1, 1001, 32)
+    features[:, 1:] = features[:, :1]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = head.coordinates(features.bfloat16().transpose(1, 2), 2)
+    exact = head.coordinates(features.transpose(1, 2), 2)
+    assert rounded.dtype == exact.dtype == torch.float32
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
+    assert torch.equal(exact, exact[..., :1].expand_as(exact))
+
+
 def published_patch_head(head: ProjectionHead, maps: Tensor, scale: int) -> Tensor:
     """The head on a whole map, layer by layer: grouped 1x1, LayerNorm, ReLU, grouped 1x1."""
     first, norm, second = (

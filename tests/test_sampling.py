@@ -295,7 +295,7 @@ def test_slices_whose_similarities_are_not_all_held(
     keys = torch.where(valid[:, None], keys, 9 * template[:, :1])  # padding is what all want
     keys[0, :, -1] = 5 * template[:, 0]  # a cell of the rest, where there is one
     whole = 0 if cached else 3 * 7 * 8 * 40  # forty slices of all images are a piece
-    sizes = {"_SLICES": slices, "_WHOLE": whole, "_PIECE": piece, "_CACHED": cached}
+    sizes = {"_SLICES": slices, "_HELD": 0, "_WHOLE": whole, "_PIECE": piece, "_CACHED": cached}
     with patch.multiple(sampling, **sizes):
         found = match(template, keys, valid).tolist()
     assert found == slow_match(template, keys, valid)
@@ -385,7 +385,7 @@ def test_images_that_few_candidates_do_not_decide_get_more(effort: int, whole: i
     counter = Counter()
     with (
         patch.object(sampling, "_match_in_turn", counter),
-        patch.multiple(sampling, _CANDIDATES=4, _SLICES=2, _EFFORT=effort, _WHOLE=whole),
+        patch.multiple(sampling, _CANDIDATES=4, _SLICES=2, _EFFORT=effort, _HELD=0, _WHOLE=whole),
     ):
         assert match(template, keys, valid).tolist() == slow_match(template, keys, valid)
     assert counter.calls == calls

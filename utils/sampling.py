@@ -24,7 +24,8 @@ _SLICES = 32  # slices of each template whose cells may be candidates
 _EFFORT = 4  # times as many of both for images that those did not decide
 _BLOCK = 32  # neighbours whose largest stands for them while the largest of many are looked for
 _SLICE = 8  # neighbouring cells of which only the largest similarity is kept at first
-_WHOLE = 100 * 2**20  # similarities held at once, 400 MiB; of more only pieces are
+_HELD = 12 * 2**20  # similarities of which each is looked at, 48 MiB; of more a slice's largest
+_WHOLE = 100 * 2**20  # similarities computed at once, 400 MiB; more are computed in pieces
 _PIECE = 3 * 2**20  # similarities of a piece where a cache should hold them, 12 MiB
 _CACHED = ("cpu",)  # devices where it should; on others few large calls are better
 _ROUNDS = (4, 4, 56)  # rounds before the first, second and last look whether all are settled
@@ -95,7 +96,7 @@ def match(
     Scales have nothing to do with each other, but share what are many small calls.
 
     Args:
-        templates: (D, T) of each scale.
+        templates: (D, T) of each scale, which may differ in D as in T and P.
         keys: (B, D, P) of each scale, fastest if the D numbers of a cell lie together in memory.
         valid: (B, P) of each scale, whether a cell exists in the image; there is at least one.
 
@@ -119,7 +120,7 @@ class _Scale:
 
     Attributes:
         template, keys, valid: see ``match``.
-        peaks: of ``_peaks``, None where all similarities fit in memory.
+        peaks: of ``_peaks``, None where every similarity is looked at.
     """
 
     template: Tensor
@@ -130,11 +131,9 @@ class _Scale:
     @classmethod
     def of(cls, template: Tensor, keys: Tensor, valid: Tensor) -> _Scale:
         """With the peaks, if they are of use."""
-        images, _, cells = keys.shape
-        few = cells <= 4 * _EFFORT * _SLICES * _SLICE
-        if few or images * template.shape[1] * cells <= _WHOLE:
-            return cls(template, keys, valid, None)
-        return cls(template, keys, valid, _peaks(template, keys, valid))
+        similarities = len(keys) * valid.shape[1] * template.shape[1]
+        few = similarities <= _HELD or valid.shape[1] <= 4 * _EFFORT * _SLICES * _SLICE
+        return cls(template, keys, valid, None if few else _peaks(template, keys, valid))
 
     def some(self, images: Tensor) -> _Scale:
         """The same of some images (b,)."""
@@ -197,14 +196,7 @@ def _preferences(
         _candidates(scale, effort, length, offset)
         for scale, offset in zip(scales, offsets, strict=False)
     ]
-    rows, absents, cells, others, margins = (
-        torch.cat(parts, dim=1) for parts in zip(*found, strict=True)
-    )
-    columns = torch.cat([scale.template for scale in scales], dim=1)  # (D, T)
-    wide = torch.float32 if rows.is_mps else torch.float64  # MPS has no double precision
-    # Not a matrix product: that sums the last few rows of an odd number in another order, and equal
-    # cells would differ.
-    value = (rows.to(wide) * columns.T[:, None].to(wide)).sum(dim=3).add_(absents)  # (B, T, L)
+    value, cells, others, margins = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     # Best first, equal values in the order of their cells, as argmax would take them.
     value, order = value.sort(dim=2, descending=True, stable=True)
     # A win is exact if no cell taken before could beat it at its lowered value, and if it surely
@@ -217,8 +209,8 @@ def _preferences(
 
 def _candidates(
     scale: _Scale, effort: int, length: int, offset: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Each template's most similar cells in single precision, in the order of their numbers.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each template's most similar cells by single precision, in the order of their numbers.
 
     Args:
         scale: what is matched.
@@ -227,9 +219,9 @@ def _candidates(
         offset: added to the numbers of the cells.
 
     Returns:
-        The cells' keys (B, T, L, D), 0 or -inf as they exist (B, T, L), the cells (B, T, L), the
-        largest similarity that another cell can have (B, T), and the largest length of a template
-        times that of a key (B, T), to which errors of rounding are proportional.
+        The similarities (B, T, L) in double precision, -inf where a cell does not exist, the cells
+        (B, T, L), the largest similarity that another cell can have (B, T), and the largest length
+        of a template times that of a key (B, T), to which errors of rounding are proportional.
     """
     template, keys = scale.template, scale.keys
     images, dim, cells = keys.shape
@@ -262,7 +254,11 @@ def _candidates(
         cell = F.pad(cell, (0, length - count))
         there = F.pad(there, (0, length - count), value=-torch.inf)
     longest = template.norm(dim=0).amax() * keys.norm(dim=1).amax(dim=1, keepdim=True)  # (B, 1)
-    return F.embedding(index, table), there, cell + offset, other, longest.expand(-1, templates)
+    wide = torch.float32 if keys.is_mps else torch.float64  # MPS has no double precision
+    # Not a matrix product: that sums the last few rows of an odd number in another order, and equal
+    # cells would differ.
+    exact = F.embedding(index, table).to(wide).mul_(template.T[:, None].to(wide)).sum(dim=3)
+    return exact.add_(there), cell + offset, other, longest.expand(-1, templates)
 
 
 def _peaks(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
@@ -270,22 +266,23 @@ def _peaks(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
 
     -inf where none of the cells exists; where some do not, it may be too large.
 
-    All similarities at once would fill gigabytes, so the loop is over pieces that use the same
-    memory in turn. On a processor they are small, because to write and read the similarities
-    outside its cache takes longer than to compute them, and of one image, because cells that do not
-    exist come last and are left out.
+    Where all similarities would fill gigabytes, the loop is over pieces that use the same memory in
+    turn. On a processor they are small, because to write and read the similarities outside its
+    cache takes longer than to compute them, and of one image, because cells that do not exist come
+    last and are left out.
     """
     images, _, cells = keys.shape
     templates, slices = template.shape[1], cells // _SLICE
     some = valid[:, : slices * _SLICE].unflatten(1, (slices, _SLICE)).any(dim=2)  # (B, slices)
     together, at_once, ends = images, _WHOLE, [slices]
-    if keys.device.type in _CACHED:
+    if images * templates * cells > _WHOLE and keys.device.type in _CACHED:
         together, at_once = 1, _PIECE
         ends = (some * torch.arange(1, slices + 1)).amax(dim=1).tolist()
     step = min(slices, max(1, at_once // (together * templates * _SLICE)))
     # Cells as rows and templates as columns: the largest of a slice is then one of whole rows.
     column = template.expand(together, -1, -1)  # (b, D, T)
     memory = keys.new_empty(together, step, _SLICE, templates)
+    product = memory.flatten(1, 2)
     peaks = keys.new_empty(images, templates, slices)
     of_images = (keys.transpose(1, 2), some.log()[..., None], peaks.transpose(1, 2))
     for row, absent, peak, end in zip(*(x.split(together) for x in of_images), ends, strict=True):
@@ -295,8 +292,11 @@ def _peaks(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
             peak[:, :end].split(step, dim=1),
         )
         for r, a, out in zip(*pieces, strict=True):
-            value = memory if out.shape[1] == step else memory[:, : out.shape[1]]
-            torch.bmm(r, column, out=value.flatten(1, 2))  # (b, n, T)
+            n = out.shape[1]
+            value, flat = (
+                (memory, product) if n == step else (memory[:, :n], product[:, : n * _SLICE])
+            )
+            torch.bmm(r, column, out=flat)  # (b, n * _SLICE, T)
             torch.add(value.amax(dim=2), a, out=out)
         if end < slices:
             peak[:, end:] = -torch.inf
@@ -400,7 +400,8 @@ def sample_patches(
     """Choose in the annotated image (number 0 of the batch) and match in all others.
 
     Args, each with an entry for every scale:
-        keys: (B, D, P) key embeddings at the cells of each image (zero or anything in padding).
+        keys: (B, D, P) key embeddings at the cells of each image (zero or anything in padding), or
+            numbers with the same inner products; D may differ from scale to scale.
         places: where the P cells lie in both maps.
         labels: (C, h'*w') of the annotated image, see ``label_at``.
         noise: (C, h'*w') uniform in [0, 1).
