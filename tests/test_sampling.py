@@ -302,6 +302,51 @@ def test_slices_whose_similarities_are_not_all_held(
     assert found[0][0] == cells - 1
 
 
+@settings(max_examples=100)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 14),
+    st.integers(129, 170),
+    st.sampled_from([1, 2]),
+    st.sampled_from([0, 2**20]),
+    SEEDS,
+)
+def test_slices_of_cells_that_are_often_equal(
+    images: int, templates: int, cells: int, effort: int, whole: int, seed: int
+):
+    """Few candidates from few slices: the best cell often lies in neither, or is one of equals."""
+    random = generator(seed)
+    template = torch.randint(-1, 3, (2, templates), generator=random).float()
+    keys = torch.randint(-1, 3, (images, 2, cells), generator=random).float()
+    few = torch.rand(images, 1, cells, generator=random) < 0.1
+    keys = torch.where(few, 2 * keys, keys)
+    keys[0] = torch.randn(2, cells, generator=random)  # the candidates often decide this one
+    valid = torch.arange(cells) < torch.randint(1, cells + 1, (images, 1), generator=random)
+    small = {"_CANDIDATES": 6, "_SLICES": 2, "_EFFORT": effort, "_HELD": 0, "_WHOLE": whole}
+    with patch.multiple(sampling, **small, _PIECE=200):
+        assert match(template, keys, valid).tolist() == slow_match(template, keys, valid)
+
+
+def test_a_slice_left_out_may_hold_the_next_best_cell():
+    """Of three cells in three slices two slices are looked into; the third template wants more."""
+    keys = torch.zeros(1, 1, 80)
+    keys[0, 0, 8], keys[0, 0, 30], keys[0, 0, 50] = 4.0, 3.0, 2.0
+    keys[0, 0, 9], keys[0, 0, 31] = 1.0, 1.5
+    template, valid = torch.ones(1, 3), torch.ones(1, 80) > 0
+    small = {"_CANDIDATES": 16, "_SLICES": 2, "_EFFORT": 1, "_HELD": 0}
+    with patch.multiple(sampling, **small):
+        assert match(template, keys, valid).tolist() == [[8, 30, 50]]
+
+
+@pytest.mark.parametrize("first", [0, 16, 40])
+def test_the_first_of_a_slice_of_equal_cells_may_be_no_candidate(first: int):
+    keys = torch.zeros(1, 1, 80)
+    keys[..., first : first + 8] = 5.0
+    small = {"_CANDIDATES": 4, "_SLICES": 2, "_EFFORT": 1, "_HELD": 0}
+    with patch.multiple(sampling, **small):
+        assert match(torch.ones(1, 1), keys, torch.ones(1, 80) > 0).tolist() == [[first]]
+
+
 def crowd(templates: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
     """All templates want the same cells in the same order."""
     template = torch.ones(1, templates)
