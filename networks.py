@@ -379,13 +379,17 @@ class ProjectionHead(nn.Module):
         return layer
 
     def coordinates(self, features: Tensor, scale: int) -> Tensor:
-        """The embeddings of ``patch`` in as few numbers as hold them: (B, c, P) to (B, d, P).
+        """Numbers with the inner products of ``patch``'s: (B, c, P) to (B, d, P), d <= D.
 
-        Embeddings are W h + b of the hidden units h, so they lie in the space that the columns of W
-        and b span, of at most d = hidden + 1 dimensions (33 of 64 at the finest scale). With [W, b]
-        = QR and Q orthonormal, R [h, 1] has the lengths and inner products of the embeddings, in
-        half the memory and half the multiplications. For what is compared only among itself; in
-        single precision, no gradient reaches the last layer.
+        For what is compared only among itself. Embeddings are W h + b of the hidden units h, so
+        they lie in the space that the columns of W and b span, of at most hidden + 1 dimensions.
+        With [W, b] = QR and Q orthonormal, R [h, 1] has their lengths and inner products. So d is
+        hidden + 1 where that is less than D (by default 33 of 64 at the finest scale alone), which
+        saves as much memory and as many multiplications of a comparison; else it is D.
+
+        Returns:
+            Numbers in single precision, computed in it where d < D (on CUDA as far as PyTorch's
+            convolutions are set to it); no gradient reaches the last layer then.
         """
         last = self.last(scale)
         if last.in_channels + 1 >= last.out_channels or features.is_mps:  # MPS has no doubles

@@ -370,6 +370,20 @@ def test_random_sampling_sees_no_label(self_mode: str, label_guided: bool, recor
         assert call["noise"].min() >= 0 and call["noise"].max() < 1
 
 
+@pytest.mark.parametrize("self_mode", PSCL_MODES)
+def test_keys_of_the_finest_map_are_matched_in_as_few_numbers_as_they_span(self_mode: str):
+    method = build_method(self_mode, Config().to_dict())
+    assert isinstance(method, PSCL)
+    index = torch.randint(36, (2, 20), generator=torch.Generator().manual_seed(0))
+    dims = []
+    with torch.no_grad():
+        for scale, channels in enumerate((128, 64, 32)):
+            features = torch.randn(2, channels, 6, 6)
+            keys = method.keys(features, index, method.encoder_q.decode, scale)
+            dims.append(keys.shape[1])
+    assert dims == [64, 64, 33]
+
+
 @pytest.mark.parametrize(("self_mode", "unit"), [("moco", True), ("simclr", False)])
 def test_moco_matches_by_cosine_and_simclr_by_product(
     self_mode: str, unit: bool, recorder: Recorder

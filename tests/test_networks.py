@@ -115,17 +115,19 @@ def test_projecting_positions_is_projecting_the_map_and_gathering(scale: int):
     index = torch.randint(35, (2, 11))
     gather = index[:, None].expand(-1, channels, -1)
     some = head.patch(full.flatten(2).gather(2, gather), scale)
+    assert head.last(scale).groups == 4
     everywhere = published_patch_head(head, full, scale).flatten(2)  # (B, D, H*W)
     assert some.shape == (2, 16, 11)
     assert_agrees(some, everywhere.gather(2, index[:, None].expand(-1, 16, -1)), 1e-6)
 
 
 @pytest.mark.parametrize("scale", [0, 1, 2])
+@pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("dead", [False, True])
-def test_coordinates_have_the_inner_products_of_embeddings(scale: int, dead: bool):
+def test_coordinates_have_the_inner_products_of_embeddings(scale: int, dead: bool, groups: int):
     """In fewer numbers where the last layer has fewer inputs; also if its columns are dependent."""
     torch.manual_seed(scale)
-    head = ProjectionHead(CHANNELS, hidden_dim=24, embed_dim=20)
+    head = ProjectionHead(CHANNELS, hidden_dim=24, embed_dim=20, groups=groups)
     randomise(head)
     if dead:
         nn.init.zeros_(head.last(scale).weight[:, :1])
@@ -140,7 +142,7 @@ def test_coordinates_have_the_inner_products_of_embeddings(scale: int, dead: boo
 
 
 def test_coordinates_are_in_single_precision_whatever_the_network_computes_in():
-    """And equal features have equal ones, so that the first of equal cells is found."""
+    """And equal features have equal ones here, so that the first of equal cells is found."""
     torch.manual_seed(0)
     head = ProjectionHead()
     features = torch.randn(1, 1001, 32)
@@ -159,7 +161,7 @@ def published_patch_head(head: ProjectionHead, maps: Tensor, scale: int) -> Tens
         head.get_submodule(f"conv_x4up{scale + 1}_{name}") for name in ("conv1", "norm1", "conv2")
     )
     assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
-    assert first.groups == second.groups == 4
+    assert first.groups == second.groups
     x = first(maps)
     mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
     x = (x - mean) / (var + 1e-5).sqrt()

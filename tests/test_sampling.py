@@ -347,6 +347,14 @@ def test_the_first_of_a_slice_of_equal_cells_may_be_no_candidate(first: int):
         assert match(torch.ones(1, 1), keys, torch.ones(1, 80) > 0).tolist() == [[first]]
 
 
+@pytest.mark.parametrize("cells", [5, 60, 600])
+def test_so_few_cells_have_no_slices_however_many_templates(cells: int):
+    template, keys = normalised(1, 4, 30, seed=cells)[0], normalised(2, 4, cells, seed=2)
+    valid = torch.ones(2, cells) > 0
+    with patch.object(sampling, "_HELD", 0):
+        assert match(template, keys, valid).tolist() == slow_match(template, keys, valid)
+
+
 def crowd(templates: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
     """All templates want the same cells in the same order."""
     template = torch.ones(1, templates)

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from utils.geometry import Correspondence, ViewGeometry, resize
 
-_CANDIDATES = 64  # best cells of each template that take part in the rounds
+_CANDIDATES = 64  # best cells of each template that take part in the rounds, <= _SLICES * _SLICE
 _SLICES = 32  # slices of each template whose cells may be candidates
 _EFFORT = 4  # times as many of both for images that those did not decide
 _BLOCK = 32  # neighbours whose largest stands for them while the largest of many are looked for
 _SLICE = 8  # neighbouring cells of which only the largest similarity is kept at first
-_HELD = 12 * 2**20  # similarities of which each is looked at, 48 MiB; of more a slice's largest
-_WHOLE = 100 * 2**20  # similarities computed at once, 400 MiB; more are computed in pieces
+_HELD = 12 * 2**20  # similarities that are kept and searched, 48 MiB; of more each slice's largest
+_WHOLE = 100 * 2**20  # of those, similarities computed at once, 400 MiB
 _PIECE = 3 * 2**20  # similarities of a piece where a cache should hold them, 12 MiB
 _CACHED = ("cpu",)  # devices where it should; on others few large calls are better
 _ROUNDS = (4, 4, 56)  # rounds before the first, second and last look whether all are settled
