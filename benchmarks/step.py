@@ -55,7 +55,7 @@ from utils.losses import patch_nt_xent  # noqa: E402
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PARTS = ("encode", "sampling", "losses", "backward", "optimizer", "data")
 PAPER_IMAGES, PAPER_EPOCHS = 198, 200
-WARM_UP = 3  # steps of a method that are not timed: until then memory is still being mapped
+WARM_UP = 6  # steps of a method that are not timed: until then memory is still being mapped
 
 
 class PlainUp(Up):
