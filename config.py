@@ -249,9 +249,10 @@ class Config:
         "image at a time)",
         source=OURS, decides=ALL_STAGES, choices=("batch", "group"), later=True)
     recompute: int = setting("Network", 0,
-        "levels of the UNet, the full size first, that compute their activations again in the "
-        "backward pass instead of keeping them: less memory, more time, the same result; at most 4",
-        unit="levels", source=OURS, decides="", limits={"at least": 0, "at most": 4})
+        "levels of the UNet, the full size first, that compute everything again in the backward "
+        "pass instead of keeping it, at most 4: less memory, more time, the same result; 0: only "
+        "what is cheap to compute, and nothing in fine-tuning; -1: nothing",
+        unit="levels", source=OURS, decides="", limits={"at least": -1, "at most": 4})
 
     random_crop: float = setting(
         "Views", 0.2, "a view's crop keeps at least 1 - random_crop of each side",

@@ -39,6 +39,7 @@ from data import (
 )
 from model import METHODS, build_method, settings_of
 from networks import UNet
+from utils.allocator import keep_freed_memory
 from utils.checkpoint import (
     CheckpointError,
     StateFile,
@@ -56,7 +57,6 @@ from utils.device import (
     DeviceError,
     choose_device,
     choose_precision,
-    keep_freed_memory,
     mixed_seed,
     to_device,
 )
@@ -629,7 +629,8 @@ class Supervised(Runner):
     def network(self) -> nn.Module:
         """The UNet as it starts."""
         c = self.config
-        return UNet(c.num_classes, c.channels, c.norm, c.recompute)
+        # Its batches are small: by default nothing is computed again, which is faster.
+        return UNet(c.num_classes, c.channels, c.norm, c.recompute or -1)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters at one learning rate."""

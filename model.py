@@ -197,7 +197,7 @@ class PSCL(Method):
             places.append(correspond(geometry, *map_k.size, label.device))
             labels.append(label_at(label, geometry[0], *map_k.size))  # (C, h'*w')
             with torch.no_grad():
-                keys.append(self.keys(map_k.whole(), places[scale].key, head_k, scale))
+                keys.append(self.keys(map_k, places[scale].key, head_k, scale))
         noise = [self.draw_noise(on_cells.shape, label.device) for on_cells in labels]
         if not self.label_guided:
             labels = [torch.zeros_like(on_cells) for on_cells in labels]
@@ -211,10 +211,10 @@ class PSCL(Method):
             sampled.append((query.view(shape), key.view(shape), patches))
         return sampled
 
-    def keys(self, features: Tensor, index: Tensor, head: ProjectionHead, scale: int) -> Tensor:
+    def keys(self, features: FeatureMap, index: Tensor, head: ProjectionHead, scale: int) -> Tensor:
         """Key embeddings of a map's cells ``index`` (B, P), to be matched: (B, d, P), d <= D."""
-        cells = at_positions(features, index)  # (B, P, c)
-        keys = head.coordinates(cells.transpose(1, 2), scale)  # (B, d, P)
+        # Without names, so that each is freed as soon as the next is there: they are large.
+        keys = head.coordinates(at_positions(features.whole(), index).transpose(1, 2), scale)
         if self.normalise_keys:  # as F.normalize does, but in place: they are large
             keys.div_(keys.norm(dim=1, keepdim=True).clamp_min_(1e-12))
         return keys

@@ -40,7 +40,8 @@ from benchmarks.step import PlainUp  # noqa: E402
 from config import Config  # noqa: E402
 from config_run import Job, Supervised  # noqa: E402
 from data import ImageStore  # noqa: E402
-from utils.device import choose_device, keep_freed_memory, to_device  # noqa: E402
+from utils.allocator import keep_freed_memory  # noqa: E402
+from utils.device import choose_device, to_device  # noqa: E402
 
 VARIANTS: dict[str, torch.dtype | None] = {"plain": None, "fp32": None, "bf16": torch.bfloat16}
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -73,7 +74,9 @@ def measure(case: Case) -> Result:
     found: dict[str, list[float]] = {name: [] for name in (*PARTS, "seconds", "evaluation")}
     with tempfile.TemporaryDirectory() as folder:
         draw_set(Path(folder) / "set", case["size"], case["images"], num_classes=4)
-        config = Config(data_dir=f"{folder}/set", output_dir=folder, stages="sup").resolved()
+        config = Config(
+            data_dir=f"{folder}/set", output_dir=folder, stages="sup", recompute=-1 if plain else 0
+        ).resolved()
         job = Job(config, ImageStore(), "1", 0, device, VARIANTS[case["variant"]])
         stage = (Plain if plain else Supervised)(job)
         torch.manual_seed(0)
@@ -132,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def report() -> Result:
         common = {n: getattr(given, n) for n in ("size", "images", "steps", "device", "threads")}
-        cases = [{"variant": name, **common} for name in VARIANTS]
+        cases = [{"variant": name, "plain": name == "plain", **common} for name in VARIANTS]
         results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
         unit = pooled(results[0], "seconds")
         rows = [

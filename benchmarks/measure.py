@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a benchmark is run as a script
 
 from config_run import exit_code  # noqa: E402
+from utils.allocator import start_again  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 
 Case = dict[str, Any]
@@ -63,12 +64,14 @@ def run_benchmark(
     Args:
         given: the options, those of ``add_common_options`` among them.
         names: of the options that decide the numbers and head the report.
-        measure: what a case's process does.
+        measure: what a case's process does; the allocator stays as it is for a ``plain`` case.
         report: measures all cases; lists of rows that it gives become tables.
     """
 
     def work() -> None:
         if given.case is not None:
+            if not given.case.get("plain"):
+                start_again()
             print(json.dumps(measure(given.case)))
             return
         head = {name: getattr(given, name) for name in names}

@@ -25,7 +25,8 @@ from config import Config  # noqa: E402
 from config_run import exit_code  # noqa: E402
 from data import Batch, DataError, ImageStore, find_split, pretraining_batches  # noqa: E402
 from model import METHODS, build_method  # noqa: E402
-from utils.device import choose_device, keep_freed_memory, mixed_seed, to_device  # noqa: E402
+from utils.allocator import keep_freed_memory  # noqa: E402
+from utils.device import choose_device, mixed_seed, to_device  # noqa: E402
 
 
 def batches_of(config: Config, annotated: bool) -> Iterator[Batch]:

@@ -49,7 +49,8 @@ from config import Config  # noqa: E402
 from data import Batch, Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
 from model import METHODS, PSCL, SCALES, Method, build_method  # noqa: E402
 from networks import ProjectedUNet, Up  # noqa: E402
-from utils.device import choose_device, keep_freed_memory, to_device  # noqa: E402
+from utils.allocator import keep_freed_memory  # noqa: E402
+from utils.device import choose_device, to_device  # noqa: E402
 from utils.losses import patch_nt_xent  # noqa: E402
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -72,7 +73,7 @@ class PlainUp(Up):
 def measure_unit(case: Case) -> Result:
     """E: seconds of forward and backward of the plain network on one view with its extra image."""
     device, config = choose_device(case["device"]), Config()
-    network = ProjectedUNet(config.channels)
+    network = ProjectedUNet(config.channels, recompute=-1)
     c1, c2, c3 = config.channels[1:]
     network.encode.up1, network.encode.up2, network.encode.up3 = (
         PlainUp(c3),
@@ -261,7 +262,7 @@ def cases_of(given: argparse.Namespace) -> list[Case]:
     """The unit, then step and floor of every method and precision, and PSCL-SimCLR's patch loss."""
     names = ("size", "batch", "steps", "device", "threads", "recompute")
     common = {name: getattr(given, name) for name in names}
-    cases: list[Case] = [{"kind": "unit", **common}]
+    cases: list[Case] = [{"kind": "unit", "plain": True, **common}]
     for method, kind in itertools.product(given.methods, ("step", "floor")):
         for name in given.precisions:
             cases.append({"kind": kind, "method": method, "precision": name, **common})
@@ -364,7 +365,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--methods", default=",".join(METHODS), help=f"some of {','.join(METHODS)} [all]")
     add("--precisions", default="fp32,bf16", help="some of fp32,bf16 [both]")
     add("--steps", type=int, default=3, help="timed steps of a round, after some to warm up [3]")
-    add("--recompute", type=int, default=0, choices=range(5), help="levels recomputed, 0-4 [0]")
+    add("--recompute", type=int, default=0, choices=range(-1, 5), help="as of a run, -1 to 4 [0]")
     add("--growth", action="store_true", help="over four sizes and four batches instead")
     add_common_options(parser)
     given = parser.parse_args(argv)

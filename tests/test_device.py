@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -77,43 +73,6 @@ def test_bf16_is_native_on_a_cpu_that_lists_it(tmp_path: Path) -> None:
         assert room.native_bf16(CPU, str(listed))
     assert not room.native_bf16(CPU, str(tmp_path / "absent"))
     assert not room.native_bf16(torch.device("mps"), str(listed))
-
-
-FAULTS = """
-import resource, torch
-from utils.device import keep_freed_memory
-print(keep_freed_memory())
-def faults(rounds):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(rounds):
-        several = [torch.empty(mb << 20, dtype=torch.uint8).fill_(1) for mb in (33, 64, 48, 40)]
-        del several
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults(10)  # until the pieces fit together
-print(faults(10) / (10 * (33 + 64 + 48 + 40) * 2**20 / resource.getpagesize()))
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-@pytest.mark.parametrize("own", ["", "MALLOC_MMAP_MAX_"])
-def test_freed_memory_is_kept_unless_the_user_decides(own: str) -> None:
-    told = {name: text for name, text in os.environ.items() if "MALLOC" not in name}
-    told |= {
-        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
-        **({own: "65536"} if own else {}),
-    }
-    told.pop("GLIBC_TUNABLES", None)
-    command = [sys.executable, "-c", FAULTS]
-    ran = subprocess.run(command, env=told, capture_output=True, text=True, check=True)
-    kept, share = ran.stdout.split()
-    assert kept == str(not own)
-    # The share of the pages that the system had to map anew: all of them, or next to none.
-    assert float(share) > 0.9 if own else float(share) < 0.1
-
-
-def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    assert room.keep_freed_memory() is False
 
 
 def test_a_batch_moves_and_keeps_what_is_no_tensor() -> None:

@@ -378,7 +378,7 @@ def test_keys_of_the_finest_map_are_matched_in_as_few_numbers_as_they_span(self_
     dims = []
     with torch.no_grad():
         for scale, channels in enumerate((128, 64, 32)):
-            features = torch.randn(2, channels, 6, 6)
+            features = FeatureMap(torch.randn(2, channels, 6, 6))
             keys = method.keys(features, index, method.encoder_q.decode, scale)
             dims.append(keys.shape[1])
     assert dims == [64, 64, 33]

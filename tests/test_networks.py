@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from networks import (
     ChannelLayerNorm,
@@ -271,7 +274,7 @@ def test_a_norm_over_positions_needs_all_of_them():
         DoubleConv(3, 5).second_at(torch.randn(1, 5, 4, 4), torch.zeros(1, 1, dtype=torch.long))
 
 
-@pytest.mark.parametrize("recompute", [0, 1, 4])
+@pytest.mark.parametrize("recompute", [-1, 0, 4])
 @pytest.mark.parametrize("size", [(24, 40), (27, 33)])
 def test_unfinished_maps_are_those_of_the_whole_pass(size: tuple[int, int], recompute: int):
     torch.manual_seed(3)
@@ -368,9 +371,9 @@ def trained(recompute: int, norm: str = "batch") -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+@pytest.mark.parametrize("levels", [0, 1, 2, 3, 4])
 def test_recomputed_levels_change_nothing_that_is_learnt(levels: int, norm: str):
-    kept, recomputed = trained(0, norm), trained(levels, norm)
+    kept, recomputed = trained(-1, norm), trained(levels, norm)
     assert kept.keys() == recomputed.keys()
     for name, value in kept.items():
         assert torch.equal(value, recomputed[name]), name
@@ -387,7 +390,7 @@ def test_a_recomputed_pass_can_be_gone_back_through_twice():
 
 def test_recomputed_levels_keep_less_for_the_backward_pass():
     sizes = []
-    for levels in range(5):
+    for levels in range(-1, 5):
         unet = UNet(3, CHANNELS, recompute=levels).train()
         kept: dict[int, int] = {}
 
@@ -400,4 +403,34 @@ def test_recomputed_levels_keep_less_for_the_backward_pass():
             unet.encode(torch.randn(1, 3, 64, 64))
         sizes.append(sum(kept.values()) - sum(p.nbytes for p in unet.parameters()))
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[1] < 0.75 * sizes[0] and sizes[4] < 0.5 * sizes[0]
+    assert sizes[1] < 0.6 * sizes[0] and sizes[-1] < 0.4 * sizes[0]
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts convolutions, and transposed ones, of a forward pass or of one that is recomputed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = self.transposed = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            self.transposed += args[6]
+            self.plain += not args[6]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("recompute", "again"), [(-1, (0, 0)), (0, (1, 3)), (4, (15, 6))])
+def test_by_default_the_stems_and_transposed_convolutions_alone_are_computed_again(
+    recompute: int, again: tuple[int, int]
+):
+    """Of 14 convolutions and 3 transposed ones; with whole blocks those within them once more.
+
+    A block that is computed again stops at its last convolution: of 7 blocks 7 first convolutions
+    and, for what the last norm keeps, 7 second ones; within them the stem's first once more.
+    """
+    unet = UNet(3, CHANNELS, recompute=recompute).train()
+    loss = unet(torch.randn(2, 3, 24, 24)).sum()
+    with Convolutions() as counted:
+        loss.backward()
+    assert (counted.plain, counted.transposed) == again

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -72,31 +69,6 @@ def native_bf16(device: torch.device, cpu_file: str = "/proc/cpuinfo") -> bool:
     except OSError:
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
-def keep_freed_memory() -> bool:
-    """Have glibc keep the memory of freed tensors for the next ones; call before large tensors.
-
-    By default every tensor above 32 MB is mapped afresh and its pages are cleared by the system one
-    by one: 2.4 million page faults, a quarter of the processor's time, in a PSCL-SimCLR step at
-    376x376. Kept memory is reused as it is. The price is that the process stays as large as it once
-    was, and up to half as large again because the pieces do not fit together without gaps. Whoever
-    sets one of glibc's own variables (MALLOC_MMAP_MAX_, MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES)
-    decides for himself.
-
-    Returns:
-        Whether glibc took it; False on other systems, where nothing is done.
-    """
-    own = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in own):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    trim_threshold, mmap_max = -1, -4  # names of malloc.h
-    # No mappings of their own for large pieces, and nothing given back (-1: without any threshold).
-    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, -1))
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

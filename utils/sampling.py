@@ -25,7 +25,8 @@ _EFFORT = 4  # times as many of both for images that those did not decide
 _BLOCK = 32  # neighbours whose largest stands for them while the largest of many are looked for
 _SLICE = 8  # neighbouring cells of which only the largest similarity is kept at first
 _HELD = 12 * 2**20  # similarities that are kept and searched, 48 MiB; of more each slice's largest
-_WHOLE = 100 * 2**20  # of those, similarities computed at once, 400 MiB
+_MANY = 100 * 2**20  # of more than these a processor computes such pieces as its cache holds
+_WHOLE = 32 * 2**20  # similarities computed at once else, 128 MiB
 _PIECE = 3 * 2**20  # similarities of a piece where a cache should hold them, 12 MiB
 _CACHED = ("cpu",)  # devices where it should; on others few large calls are better
 _ROUNDS = (4, 4, 56)  # rounds before the first, second and last look whether all are settled
@@ -275,7 +276,7 @@ def _peaks(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
     templates, slices = template.shape[1], cells // _SLICE
     some = valid[:, : slices * _SLICE].unflatten(1, (slices, _SLICE)).any(dim=2)  # (B, slices)
     together, at_once, ends = images, _WHOLE, [slices]
-    if images * templates * cells > _WHOLE and keys.device.type in _CACHED:
+    if images * templates * cells > _MANY and keys.device.type in _CACHED:
         together, at_once = 1, _PIECE
         ends = (some * torch.arange(1, slices + 1)).amax(dim=1).tolist()
     step = min(slices, max(1, at_once // (together * templates * _SLICE)))
