@@ -282,21 +282,23 @@ def test_typical_images_are_settled_in_rounds_alone():
             assert match(few, keys, valid).tolist() == slow_match(few, keys, valid)
 
 
-@pytest.mark.parametrize("cached", [("cpu",), ()])  # pieces of one image, or of all
+@pytest.mark.parametrize(  # pieces of one image; of all, with less to do or without a cache
+    ("many", "cached"), [(0, ("cpu",)), (2**30, ("cpu",)), (0, ())]
+)
 @pytest.mark.parametrize("piece", [1, 3000, 2**24])  # a slice, some, all at once
 @pytest.mark.parametrize("slices", [8, 9])  # as many cells in them as candidates, and more
 @pytest.mark.parametrize("cells", [1600, 1203])  # a rest of 0 and 3
 def test_slices_whose_similarities_are_not_all_held(
-    cells: int, slices: int, piece: int, cached: tuple[str, ...]
+    cells: int, slices: int, piece: int, many: int, cached: tuple[str, ...]
 ):
     keys = torch.randn(3, 6, cells, generator=generator(cells))
     template = torch.randn(6, 7, generator=generator(piece))
     valid = torch.arange(cells) < torch.tensor([[cells], [cells - 1], [cells // 2]])
     keys = torch.where(valid[:, None], keys, 9 * template[:, :1])  # padding is what all want
     keys[0, :, -1] = 5 * template[:, 0]  # a cell of the rest, where there is one
-    whole = 0 if cached else 3 * 7 * 8 * 40  # forty slices of all images are a piece
-    sizes = {"_SLICES": slices, "_HELD": 0, "_WHOLE": whole, "_PIECE": piece, "_CACHED": cached}
-    with patch.multiple(sampling, **sizes):
+    whole = 3 * 7 * 8 * 40  # forty slices of all images are a piece
+    sizes = {"_SLICES": slices, "_HELD": 0, "_MANY": many, "_WHOLE": whole, "_PIECE": piece}
+    with patch.multiple(sampling, **sizes, _CACHED=cached):
         found = match(template, keys, valid).tolist()
     assert found == slow_match(template, keys, valid)
     assert found[0][0] == cells - 1
@@ -323,7 +325,7 @@ def test_slices_of_cells_that_are_often_equal(
     keys[0] = torch.randn(2, cells, generator=random)  # the candidates often decide this one
     valid = torch.arange(cells) < torch.randint(1, cells + 1, (images, 1), generator=random)
     small = {"_CANDIDATES": 6, "_SLICES": 2, "_EFFORT": effort, "_HELD": 0, "_WHOLE": whole}
-    with patch.multiple(sampling, **small, _PIECE=200):
+    with patch.multiple(sampling, **small, _MANY=whole, _PIECE=200):
         assert match(template, keys, valid).tolist() == slow_match(template, keys, valid)
 
 
@@ -438,7 +440,8 @@ def test_images_that_few_candidates_do_not_decide_get_more(effort: int, whole: i
     counter = Counter()
     with (
         patch.object(sampling, "_match_in_turn", counter),
-        patch.multiple(sampling, _CANDIDATES=4, _SLICES=2, _EFFORT=effort, _HELD=0, _WHOLE=whole),
+        patch.multiple(sampling, _CANDIDATES=4, _SLICES=2, _EFFORT=effort, _HELD=0),
+        patch.multiple(sampling, _MANY=whole, _WHOLE=whole),
     ):
         assert match(template, keys, valid).tolist() == slow_match(template, keys, valid)
     assert counter.calls == calls
