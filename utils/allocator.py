@@ -27,8 +27,8 @@ def start_again() -> None:
 
     Tensors begin at multiples of 64 bytes, and the slivers cut off around them go into that cache,
     which counts as in use: between them freed memory does not grow together again, and a
-    PSCL-SimCLR step at 376x376 in bf16 takes 3.9 instead of 3.4 GB. glibc asks whether to
-    have the cache only when a process begins. Under a debugger nothing is done.
+    PSCL-SimCLR step at 376x376 in bf16 takes half a gigabyte more (results/speed). glibc asks
+    whether to have the cache only when a process begins. Under a debugger nothing is done.
     """
     if not ours() or "GLIBC_TUNABLES" in os.environ or sys.gettrace() or not sys.executable:
         return
