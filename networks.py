@@ -221,7 +221,9 @@ class Up(Lean):
 
     def first(self, x: Tensor, skip: Tensor) -> Tensor:
         """The same without ``self.conv.second``."""
-        return self.cheaply(self.conv.between, self.begin(x, skip))
+        # As a view: an output that was changed in place is kept by what recomputes it, which is
+        # kept by the output, until Python looks for such circles.
+        return self.cheaply(lambda x: self.conv.between(x).view_as(x), self.begin(x, skip))
 
     def begin(self, x: Tensor, skip: Tensor) -> Tensor:
         """As far as the output of the first convolution."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import platform
 import subprocess
@@ -76,8 +77,20 @@ def test_a_script_starts_again_once_as_the_same_process(own: str, tmp_path: Path
     assert said == [*expected, str(not own)]
 
 
+class Monitoring:
+    """Of Python 3.12 and later, with a debugger or without."""
+
+    DEBUGGER_ID = 0
+
+    def __init__(self, debugger: str | None) -> None:
+        self.debugger = debugger
+
+    def get_tool(self, number: int) -> str | None:
+        return self.debugger if number == self.DEBUGGER_ID else None
+
+
 @GLIBC
-def test_a_debugger_is_not_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whom_it_would_disturb_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does a process end that cannot be started again."""
     began = []
 
@@ -89,10 +102,22 @@ def test_a_debugger_is_not_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "execve", execve)
     monkeypatch.setattr(sys, "gettrace", lambda: None)
+    monkeypatch.setattr(sys, "monitoring", Monitoring(None), raising=False)
+    monkeypatch.setattr(sys, "argv", [__file__, "-x"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-O", __file__, "-x"])
     allocator.start_again()
     assert len(began) == 1
-    monkeypatch.setattr(sys, "gettrace", lambda: print)
-    allocator.start_again()
+    with monkeypatch.context() as traced:
+        traced.setattr(sys, "gettrace", lambda: print)
+        allocator.start_again()
+    with monkeypatch.context() as monitored:
+        monitored.setattr(sys, "monitoring", Monitoring("debugpy"), raising=False)
+        allocator.start_again()
+    # Through standard input; by a program that does something else.
+    for argv, orig in ((["-"], ["python", "-"]), ([__file__], ["python", "caller.py"])):
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setattr(sys, "orig_argv", orig)
+        allocator.start_again()
     assert len(began) == 1
 
 
@@ -105,8 +130,42 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("script", ["train.py", "train_defect.py"])
 def test_scripts_start_again_before_anything_large_is_imported(script: str) -> None:
-    lines = (ROOT / script).read_text().splitlines()
-    first = next(n for n, line in enumerate(lines) if line.strip() == "start_again()")
-    before = [line for line in lines[:first] if line.startswith(("import ", "from "))]
-    allowed = {"import sys", "from pathlib import Path", "from typing import Any"}
-    assert set(before) <= allowed | {"from utils.allocator import start_again"}
+    before = []
+    for node in ast.parse((ROOT / script).read_text()).body:
+        if isinstance(node, ast.If):
+            break
+        before.append(ast.unparse(node))
+    assert ast.unparse(node) == "if __name__ == '__main__':\n    start_again()"
+    imports = {line for line in before if line.startswith(("import ", "from "))}
+    small = {"import sys", "from pathlib import Path", "from typing import Any"}
+    assert imports <= small | {"from utils.allocator import start_again"}
+
+
+SMALL = """
+import ctypes
+from utils.allocator import start_again
+start_again()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+class Info(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_int) for n in "arena o s h hd u free_and_small used free k".split()]
+libc.mallinfo.restype = Info
+pieces = [libc.malloc(100) for _ in range(5)]
+before = libc.mallinfo().free_and_small
+for piece in pieces:
+    libc.free(piece)
+print(libc.mallinfo().free_and_small - before)
+"""
+
+
+@GLIBC
+def test_the_cache_of_small_pieces_is_off(tmp_path: Path) -> None:
+    """What is freed counts as free: 5 pieces of 112 bytes. In the cache it would not."""
+    script = tmp_path / "script.py"
+    script.write_text(SMALL)
+    for own, off in (({}, True), ({"MALLOC_MMAP_MAX_": "65536"}, False)):
+        command = [sys.executable, str(script)]
+        ran = subprocess.run(
+            command, env=environment(**own), capture_output=True, text=True, check=True
+        )
+        assert (int(ran.stdout) >= 5 * 112) == off

@@ -319,6 +319,16 @@ def test_fine_tuning_has_two_learning_rates(finished: Path, data: Path) -> None:
     assert not rates
 
 
+@pytest.mark.parametrize(("recompute", "lean"), [(0, False), (-1, False), (1, True)])
+def test_fine_tuning_computes_again_only_what_is_asked_for(
+    recompute: int, lean: bool, data: Path
+) -> None:
+    runner = Supervised(job(data, stages="sup", recompute=recompute))
+    runner.build()
+    assert isinstance(runner.module, UNet)
+    assert runner.module.encode.inc.lean == lean
+
+
 def test_supervised_training_has_one_learning_rate(data: Path) -> None:
     runner = Supervised(job(data, stages="sup", sup_lr=0.125))
     runner.build()

@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 
-OWN = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD")
+OWN = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 TUNABLES = "glibc.malloc.tcache_count=0"
 
 
@@ -22,15 +22,33 @@ def ours() -> bool:
     return os.environ.get("GLIBC_TUNABLES", TUNABLES) == TUNABLES
 
 
+def debugged() -> bool:
+    """Whether somebody traces this process: he would lose it."""
+    monitoring = getattr(sys, "monitoring", None)  # Python 3.12 and later
+    tool = monitoring.get_tool(monitoring.DEBUGGER_ID) if monitoring else None
+    return tool is not None or sys.gettrace() is not None
+
+
+def is_the_script() -> bool:
+    """Whether the process was started for the sake of the script that ``sys.argv`` names.
+
+    It was not where the script comes through standard input, or where a program that is doing
+    something else runs it.
+    """
+    argv = sys.argv
+    return os.path.isfile(argv[0]) and sys.orig_argv[-len(argv) :] == argv and bool(sys.executable)
+
+
 def start_again() -> None:
     """Start this script again, once, as the same process, without glibc's cache of small pieces.
 
     Tensors begin at multiples of 64 bytes, and the slivers cut off around them go into that cache,
     which counts as in use: between them freed memory does not grow together again, and a
     PSCL-SimCLR step at 376x376 in bf16 takes half a gigabyte more (results/speed). glibc asks
-    whether to have the cache only when a process begins. Under a debugger nothing is done.
+    whether to have the cache only when a process begins. Nothing is done under a debugger, nor
+    where the process is not the script's own.
     """
-    if not ours() or "GLIBC_TUNABLES" in os.environ or sys.gettrace() or not sys.executable:
+    if not ours() or "GLIBC_TUNABLES" in os.environ or debugged() or not is_the_script():
         return
     told = {**os.environ, "GLIBC_TUNABLES": TUNABLES}
     try:

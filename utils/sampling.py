@@ -25,9 +25,9 @@ _EFFORT = 4  # times as many of both for images that those did not decide
 _BLOCK = 32  # neighbours whose largest stands for them while the largest of many are looked for
 _SLICE = 8  # neighbouring cells of which only the largest similarity is kept at first
 _HELD = 12 * 2**20  # similarities that are kept and searched, 48 MiB; of more each slice's largest
-_MANY = 100 * 2**20  # of more than these a processor computes such pieces as its cache holds
-_WHOLE = 32 * 2**20  # similarities computed at once else, 128 MiB
-_PIECE = 3 * 2**20  # similarities of a piece where a cache should hold them, 12 MiB
+_WHOLE = 32 * 2**20  # similarities computed at once, 128 MiB
+_MANY = 100 * 2**20  # similarities of which so many are computed in pieces for a cache
+_PIECE = 3 * 2**20  # similarities of such a piece, 12 MiB
 _CACHED = ("cpu",)  # devices where it should; on others few large calls are better
 _ROUNDS = (4, 4, 56)  # rounds before the first, second and last look whether all are settled
 
