@@ -28,7 +28,7 @@ from utils.losses import (
     patch_nt_xent,
     soft_info_nce,
 )
-from utils.sampling import Patches, label_at, sample_patches
+from utils.sampling import CELLS, Patches, label_at, sample_patches
 
 SCALES = 3  # up1, up2, up3
 
@@ -194,7 +194,7 @@ class PSCL(Method):
         geometry, label = batch["geometry"], batch["label"][0].float()
         places, labels, keys = [], [], []
         for scale, map_k in enumerate(maps_k):
-            places.append(correspond(geometry, *map_k.size, label.device))
+            places.append(correspond(geometry, *map_k.size, label.device, CELLS))
             labels.append(label_at(label, geometry[0], *map_k.size))  # (C, h'*w')
             with torch.no_grad():
                 keys.append(self.keys(map_k, places[scale].key, head_k, scale))
@@ -202,7 +202,9 @@ class PSCL(Method):
         if not self.label_guided:
             labels = [torch.zeros_like(on_cells) for on_cells in labels]
         with torch.no_grad(), torch.autocast(label.device.type, enabled=False):
-            found = sample_patches(keys, places, labels, noise, self.templates)
+            found = sample_patches(
+                keys, places, labels, noise, self.templates, unit=self.normalise_keys
+            )
         sampled = []
         for scale, patches in enumerate(found):
             query, key = maps_q[scale].at(patches.query), maps_k[scale].at(patches.key)  # (B, T, c)

@@ -42,8 +42,7 @@ class Recorder:
         """What went into and came out of the sampler since the last time, a dict for each scale."""
         found = []
         for call in self.take("sample_patches"):
-            several = {k: v for k, v in call.items() if k != "autocast"}
+            several = {k: v for k, v in call.items() if isinstance(v, list | tuple)}
             for values in zip(*several.values(), strict=True):
-                one = dict(zip(several, values, strict=True))
-                found.append(one | {"autocast": call["autocast"]})
+                found.append(call | dict(zip(several, values, strict=True)))
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 from math import floor
 
@@ -201,11 +202,13 @@ def slow_correspondence(view: ViewGeometry, rows: int, columns: int) -> tuple[li
 
 
 @settings(max_examples=80)
-@given(st.lists(views(), min_size=1, max_size=4), SIDES, SIDES)
-def test_correspondence_of_a_batch(batch: list[ViewGeometry], rows: int, columns: int):
-    places = correspond(batch, rows, columns)
+@given(st.lists(views(), min_size=1, max_size=4), SIDES, SIDES, st.sampled_from([1, 2, 7, 256]))
+def test_correspondence_of_a_batch(
+    batch: list[ViewGeometry], rows: int, columns: int, multiple: int
+):
+    places = correspond(batch, rows, columns, multiple=multiple)
     expected = [slow_correspondence(view, rows, columns) for view in batch]
-    cells = rows * columns
+    cells = math.ceil(rows * columns / multiple) * multiple
     assert places.query.shape == places.key.shape == places.valid.shape == (len(batch), cells)
     assert places.query.dtype == places.key.dtype == torch.int64
     for b, (query, key) in enumerate(expected):

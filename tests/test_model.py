@@ -33,7 +33,7 @@ from networks import FeatureMap, ProjectedUNet
 from tests.golden_files import Golden, assert_agrees
 from tests.recorder import LOSSES, Recorder
 from utils.checkpoint import from_published, to_published
-from utils.geometry import ViewGeometry
+from utils.geometry import Correspondence, ViewGeometry
 from utils.sampling import sample_patches
 
 SMALL = {"channels": (8, 16, 32, 64), "hidden_dim": 24, "embed_dim": 16}
@@ -391,7 +391,7 @@ def test_moco_matches_by_cosine_and_simclr_by_product(
     make(self_mode)(make_batch(4, 32, 40))
     for call in recorder.sampled():
         length = call["keys"].norm(dim=1)
-        assert bool(((length - 1).abs() < 1e-5).all()) == unit
+        assert bool(((length - 1).abs() < 1e-5).all()) == call["unit"] == unit
 
 
 # --- what every method promises -------------------------------------------------------------------
@@ -457,7 +457,7 @@ def test_channels_last_and_default_format_agree(
     expected = make(self_mode)(batch)
     # The same patches for both: similarities that differ by a rounding may exchange two.
     patches = iter([call["result"] for call in recorder.take("sample_patches")])
-    monkeypatch.setattr(model, "sample_patches", lambda *arguments: next(patches))
+    monkeypatch.setattr(model, "sample_patches", lambda *_, **__: next(patches))
     method = make(self_mode).to(memory_format=torch.channels_last)
     last = {k: batch[k].to(memory_format=torch.channels_last) for k in ("view_q", "view_k")}
     for name, value in method(batch | last).items():
@@ -475,7 +475,7 @@ def test_the_last_convolution_at_the_patches_learns_what_it_learns_everywhere(
     torch.manual_seed(1)
     losses = method(batch)
     patches = iter([call["result"] for call in recorder.take("sample_patches")])
-    monkeypatch.setattr(model, "sample_patches", lambda *arguments: next(patches))
+    monkeypatch.setattr(model, "sample_patches", lambda *_, **__: next(patches))
 
     def finished(self: ProjectedUNet, image: Tensor) -> Any:
         embedding, maps = self(image)
@@ -516,8 +516,10 @@ def test_steps_under_autocast(self_mode: str, recorder: Recorder):
             assert value.dtype == torch.float32
             assert float(value.detach()) == pytest.approx(float(expected[name].detach()), rel=0.1)
         for call in recorder.sampled():
-            arguments = {k: [v] for k, v in call.items() if k not in ("result", "autocast")}
-            (again,) = sample_patches(**arguments)  # outside autocast
+            arguments = {k: [v] for k, v in call.items() if isinstance(v, Tensor | Correspondence)}
+            (again,) = sample_patches(  # outside autocast
+                **arguments, templates=[call["templates"]], unit=call["unit"]
+            )
             assert call["keys"].dtype == call["labels"].dtype == torch.float32
             assert torch.equal(call["result"].query, again.query)
             assert torch.equal(call["result"].key, again.key)

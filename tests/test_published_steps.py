@@ -121,10 +121,10 @@ def with_published_ties(golden: Golden, ties: list[float]) -> Callable[..., list
     steps = itertools.count()
 
     def sample(
-        keys: Sequence[Tensor], places: Sequence[Any], *others: Sequence[Any]
+        keys: Sequence[Tensor], places: Sequence[Any], *others: Any, **settings: Any
     ) -> list[Patches]:
         step, result = next(steps), []
-        for scale, found in enumerate(sample_patches(keys, places, *others)):
+        for scale, found in enumerate(sample_patches(keys, places, *others, **settings)):
             names = [f"step{step}/out/index_{view}_scale{scale + 1}" for view in "qk"]
             query, key = (golden[name] for name in names)
             own = cell_of(places[scale], 0, found.query[0])

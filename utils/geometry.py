@@ -197,9 +197,10 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 class Correspondence:
     """Where the cells of the cropped grid lie in the two views' feature maps, for B images.
 
-    Images differ in h' x w'; P is H*W for all, so that tensors have the same size in every batch
-    and fit where those of the last one were. Cells beyond an image's own are padding, where
-    ``valid`` is false, ``key`` is some position of the map, and ``query`` means nothing.
+    Images differ in h' x w'; P is H*W for all, or a little more, so that tensors have the same size
+    in every batch and fit where those of the last one were. Cells beyond an image's own are
+    padding, where ``valid`` is false, ``key`` is some position of the map, and ``query`` means
+    nothing.
 
     Attributes:
         query: (B, P) index into the flattened H*W map of view q.
@@ -213,7 +214,11 @@ class Correspondence:
 
 
 def correspond(
-    geometry: Sequence[ViewGeometry], rows: int, columns: int, device: torch.device | str = "cpu"
+    geometry: Sequence[ViewGeometry],
+    rows: int,
+    columns: int,
+    device: torch.device | str = "cpu",
+    multiple: int = 1,
 ) -> Correspondence:
     """Which position of view q and which of view k show the same material, cell by cell.
 
@@ -225,21 +230,22 @@ def correspond(
         geometry: the view k of each of the B images.
         rows, columns: H, W of the feature map.
         device: where the index tensors are made.
+        multiple: P is the next multiple of it from H*W on.
 
     Returns:
         The ``Correspondence`` of the batch; cell p of an image is row p // w', column p % w'.
     """
     sizes = [view.size(rows, columns) for view in geometry]
     linear = [view.index_steps(rows, columns) for view in geometry]
-    numbers = [(h, w, h * w, rows, columns, *n) for (h, w), n in zip(sizes, linear, strict=True)]
+    numbers = [(h, w, h * w, *n, rows, columns) for (h, w), n in zip(sizes, linear, strict=True)]
     table = torch.tensor(numbers).T[:, :, None].to(device)
-    height, width, size, full_height, full_width, first, down, right = table.unbind()  # (B, 1) each
-    cell = torch.arange(rows * columns, device=device)  # (P,)
+    _, width, size, first, down, right = table[:6].unbind()  # (B, 1) each
+    cell = torch.arange(-(-rows * columns // multiple) * multiple, device=device)  # (P,)
     row, column = cell // width, cell % width  # (B, P)
     query = torch.addcmul(first, row, down).addcmul_(column, right)
     # The source of a cell, by torch's 'nearest' (not 'nearest-exact') resize from the full size:
     # torch scales in single precision and takes the floor; so does this, to agree to the last cell.
-    source_row = (row * (full_height / height)).long().clamp_(max=rows - 1)
-    source_column = (column * (full_width / width)).long().clamp_(max=columns - 1)
-    key = source_column.add_(source_row, alpha=columns)
+    row_scale, column_scale = (table[6:] / table[:2]).unbind()
+    key = (column * column_scale).long().add_((row * row_scale).long(), alpha=columns)
+    key.clamp_(max=rows * columns - 1)  # of padding, whose rows go on below the map
     return Correspondence(query, key, cell < size)

@@ -19,16 +19,17 @@ from torch import Tensor
 
 from utils.geometry import Correspondence, ViewGeometry, resize
 
+CELLS = 256  # numbers of cells are rounded up to a multiple: so many blocks of slices, and no rest
 _CANDIDATES = 64  # best cells of each template that take part in the rounds, <= _SLICES * _SLICE
 _SLICES = 32  # slices of each template whose cells may be candidates
-_EFFORT = 4  # times as many of both for images that those did not decide
+_EFFORT = 4  # times as many of both for images that those did not decide, at most CELLS
 _BLOCK = 32  # neighbours whose largest stands for them while the largest of many are looked for
 _SLICE = 8  # neighbouring cells of which only the largest similarity is kept at first
 _HELD = 12 * 2**20  # similarities that are kept and searched, 48 MiB; of more each slice's largest
 _WHOLE = 32 * 2**20  # similarities computed at once, 128 MiB
-_MANY = 100 * 2**20  # similarities of which so many are computed in pieces for a cache
-_PIECE = 3 * 2**20  # similarities of such a piece, 12 MiB
-_CACHED = ("cpu",)  # devices where it should; on others few large calls are better
+_CACHED = ("cpu",)  # devices where they should fit a cache; on others few large calls are better
+_IMAGE = 10 * 2**20  # similarities of an image that are then computed at once, 40 MiB
+_PIECE = 3 * 2**20  # similarities of a piece of an image that has more, 12 MiB
 _ROUNDS = (4, 4, 56)  # rounds before the first, second and last look whether all are settled
 
 
@@ -41,7 +42,9 @@ def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> 
     return resize(label, geometry.size(rows, columns)).flatten(1)
 
 
-def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor]:
+def choose(
+    labels: Sequence[Tensor], noise: Sequence[Tensor], templates: Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
     """Choose the purest cells of each class in the annotated image.
 
     For each class in turn, the cells with the largest ``label + 0.1*noise + history``; then the
@@ -49,37 +52,57 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
     take other cells while there are any. A crop with fewer than ``templates`` cells gives them
     all, repeated in order.
 
+    Scales have nothing to do with each other, but share what are many small calls.
+
     Args:
-        label: (C, P) label map, 0 to 255; all zero for random sampling.
-        noise: (C, P) uniform in [0, 1).
-        templates: K.
+        labels: of each scale (C, P), the label map, 0 to 255; all zero for random sampling.
+        noise: of each scale (C, P), uniform in [0, 1).
+        templates: K of each scale.
 
     Returns:
-        The cells, int64 (C, K), and their purity (C, K): the values that won, divided by the
-        class's sum of them.
+        Of each scale the cells, int64 (C, K), and their purity (C, K): the values that won, divided
+        by the class's sum of them.
     """
-    cells = label.shape[1]
-    count = min(templates, cells)
-    peak = label.amax().expand(count)
-    history = label.new_zeros(cells)
-    values: list[Tensor] = []
-    indices: list[Tensor] = []
-    for score in (label + 0.1 * noise).unbind():
-        if indices:
-            score = score + history.index_add_(0, indices[-1], peak, alpha=-1)
-        value, index = score.topk(count)
-        values.append(value)
-        indices.append(index)
-    value, index = torch.stack(values), torch.stack(indices)  # (C, K) each
-    if count < templates:
-        order = torch.arange(templates, device=label.device) % count
-        value, index = value[:, order], index[:, order]
-    total = value.sum(dim=1, keepdim=True)
-    return index, (value / total).masked_fill_(total == 0, 1.0 / templates)
+    cells = [label.shape[1] for label in labels]
+    counts = [min(wanted, there) for wanted, there in zip(templates, cells, strict=True)]
+    label = _stacked(labels, -torch.inf)  # (S, C, P): S scales, filled up to the largest
+    scores = (label + 0.1 * _stacked(noise, 0.0)).unbind(dim=1)
+    most = torch.arange(max(counts), device=label.device)
+    taken = most < torch.tensor(counts, device=label.device)[:, None]  # (S, max K)
+    fall = taken * -label.amax(dim=(1, 2))[:, None]  # of a cell's history
+    history = torch.zeros_like(scores[0])
+    value, index = scores[0].topk(len(most))
+    found = [(value, index)]
+    for score in scores[1:]:
+        history.scatter_add_(1, index, fall)
+        value, index = (score + history).topk(len(most))
+        found.append((value, index))
+    values, indices = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+    chosen = []
+    for value, index, count, wanted in zip(values, indices, counts, templates, strict=True):
+        value, index = value[:, :count], index[:, :count]  # (C, count)
+        if count < wanted:
+            order = torch.arange(wanted, device=label.device) % count
+            value, index = value[:, order], index[:, order]
+        total = value.sum(dim=1, keepdim=True)
+        chosen.append((index, (value / total).masked_fill_(total == 0, 1.0 / wanted)))
+    return chosen
+
+
+def _stacked(parts: Sequence[Tensor], value: float) -> Tensor:
+    """Tensors (C, P) of different P, filled up with a value to the largest: (S, C, P)."""
+    longest = max(part.shape[1] for part in parts)
+    missing = [longest - part.shape[1] for part in parts]
+    return torch.stack(
+        [F.pad(p, (0, n), value=value) if n else p for p, n in zip(parts, missing, strict=True)]
+    )
 
 
 def match(
-    templates: Sequence[Tensor], keys: Sequence[Tensor], valid: Sequence[Tensor]
+    templates: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    valid: Sequence[Tensor],
+    unit: bool = False,
 ) -> list[Tensor]:
     """Let the templates of a scale choose in turn their most similar cells; a taken one is lowered.
 
@@ -98,13 +121,15 @@ def match(
 
     Args:
         templates: (D, T) of each scale, which may differ in D as in T and P.
-        keys: (B, D, P) of each scale, fastest if the D numbers of a cell lie together in memory.
+        keys: (B, D, P) of each scale, fastest if the D numbers of a cell lie together in memory
+            and P is a multiple of ``CELLS``, else they are copied.
         valid: (B, P) of each scale, whether a cell exists in the image; there is at least one.
+        unit: whether templates and keys are known to be no longer than 1, and need no measuring.
 
     Returns:
         The cell of each template, int64 (B, T), of each scale.
     """
-    scales = [_Scale.of(*scale) for scale in zip(templates, keys, valid, strict=True)]
+    scales = [_Scale.of(*scale, unit) for scale in zip(templates, keys, valid, strict=True)]
     chosen, settled = _match_in_rounds(scales, 1)
     for scale, cell, of_scale in zip(scales, chosen, settled or (), strict=bool(settled)):
         open_images = (~of_scale).nonzero().squeeze(1)
@@ -120,26 +145,37 @@ class _Scale:
     """What is matched at one scale.
 
     Attributes:
-        template, keys, valid: see ``match``.
+        template, keys, valid: see ``match``; the number of cells is a multiple of ``CELLS``.
+        reach: (B, 1) or (1, 1), the largest length of a template times that of a key, to which
+            errors of rounding are proportional.
         peaks: of ``_peaks``, None where every similarity is looked at.
     """
 
     template: Tensor
     keys: Tensor
     valid: Tensor
+    reach: Tensor
     peaks: Tensor | None
 
     @classmethod
-    def of(cls, template: Tensor, keys: Tensor, valid: Tensor) -> _Scale:
+    def of(cls, template: Tensor, keys: Tensor, valid: Tensor, unit: bool) -> _Scale:
         """With the peaks, if they are of use."""
+        missing = -valid.shape[1] % CELLS
+        if missing:
+            keys, valid = F.pad(keys, (0, missing)), F.pad(valid, (0, missing))
+        if unit:
+            reach = template.new_ones(len(keys), 1)
+        else:
+            reach = template.norm(dim=0).amax() * keys.norm(dim=1).amax(dim=1, keepdim=True)
         similarities = len(keys) * valid.shape[1] * template.shape[1]
         few = similarities <= _HELD or valid.shape[1] <= 4 * _EFFORT * _SLICES * _SLICE
-        return cls(template, keys, valid, None if few else _peaks(template, keys, valid))
+        return cls(template, keys, valid, reach, None if few else _peaks(template, keys, valid))
 
     def some(self, images: Tensor) -> _Scale:
         """The same of some images (b,)."""
         peaks = None if self.peaks is None else self.peaks[images]
-        return _Scale(self.template, self.keys[images], self.valid[images], peaks)
+        own = self.keys[images], self.valid[images], self.reach[images]
+        return _Scale(self.template, *own, peaks)
 
 
 def _match_with_effort(scale: _Scale) -> Tensor:
@@ -189,15 +225,13 @@ def _preferences(
 
     Returns:
         Value and cell of the candidates (B, T, L) and the bound (B, T), T the templates of all
-        scales. A scale with fewer cells is filled up with cells that do not exist.
+        scales.
     """
     counts = [scale.template.shape[1] for scale in scales]
-    length = max(min(effort * _CANDIDATES, scale.valid.shape[1]) for scale in scales)
     found = [
-        _candidates(scale, effort, length, offset)
-        for scale, offset in zip(scales, offsets, strict=False)
+        _candidates(scale, effort, offset) for scale, offset in zip(scales, offsets, strict=False)
     ]
-    value, cells, others, margins = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    value, cells, others, reach = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     # Best first, equal values in the order of their cells, as argmax would take them.
     value, order = value.sort(dim=2, descending=True, stable=True)
     # A win is exact if no cell taken before could beat it at its lowered value, and if it surely
@@ -205,79 +239,68 @@ def _preferences(
     best = value[:, :, 0]
     peaks = [part.amax(dim=1, keepdim=True).expand_as(part) for part in best.split(counts, dim=1)]
     bound = torch.maximum(best - torch.cat(peaks, dim=1), others)
-    return value, cells.gather(2, order), torch.add(bound, margins, alpha=1e-5)
+    return value, cells.gather(2, order), torch.add(bound, reach, alpha=1e-5)
 
 
-def _candidates(
-    scale: _Scale, effort: int, length: int, offset: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _candidates(scale: _Scale, effort: int, offset: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Each template's most similar cells by single precision, in the order of their numbers.
 
     Args:
         scale: what is matched.
         effort: times as many candidates as usual.
-        length: L; if there are fewer, the first cell is repeated as one that does not exist.
         offset: added to the numbers of the cells.
 
     Returns:
         The similarities (B, T, L) in double precision, -inf where a cell does not exist, the cells
-        (B, T, L), the largest similarity that another cell can have (B, T), and the largest length
-        of a template times that of a key (B, T), to which errors of rounding are proportional.
+        (B, T, L), the largest similarity that another cell can have (B, T), and the reach (B, T).
     """
     template, keys = scale.template, scale.keys
     images, dim, cells = keys.shape
-    templates, count = template.shape[1], min(effort * _CANDIDATES, cells)
+    templates, count = template.shape[1], effort * _CANDIDATES
     absent = scale.valid.log()  # 0 where a cell exists, -inf where it does not
     table = keys.transpose(1, 2).reshape(-1, dim)  # a row for each cell of each image
-    start = torch.arange(0, images * cells, cells, device=keys.device)[:, None, None]
     if scale.peaks is None:
         rows = template.T.expand(images, -1, -1)  # (B, T, D)
         rough, cell = _largest(torch.baddbmm(absent[:, None], rows, keys), count)
-        other = rough[:, :, -1] if count < cells else torch.full_like(rough[:, :, -1], -torch.inf)
+        other = rough[:, :, -1]
     else:
         peak, slices = _largest(scale.peaks, effort * _SLICES)  # (B, T, S) each
-        inside = torch.arange(_SLICE, device=keys.device)
-        some = (slices[..., None] * _SLICE + inside).flatten(2)  # (B, T, S*_SLICE)
-        if cells % _SLICE:  # what fills no slice
-            rest = torch.arange(cells - cells % _SLICE, cells, device=keys.device)
-            some = torch.cat([some, rest.expand(images, templates, -1)], dim=2)
-        some = some + start
+        start = torch.arange(0, len(table) // _SLICE, cells // _SLICE, device=keys.device)
+        index = slices + start[:, None, None]
+        there = F.embedding(index, absent.view(-1, _SLICE)).flatten(2)  # (B, T, S*_SLICE)
+        some = F.embedding(index, table.reshape(-1, _SLICE * dim)).view(-1, there.shape[2], dim)
         column = template.T.expand(images, -1, -1).reshape(-1, dim, 1)  # (B*T, D, 1)
-        similarity = torch.bmm(F.embedding(some, table).flatten(0, 1), column).view_as(some)
-        rough, order = similarity.add_(absent.take(some)).topk(count, dim=2)
-        cell = some.gather(2, order) - start
+        similarity = torch.bmm(some, column).view_as(there)
+        rough, order = similarity.add_(there).topk(count, dim=2)
+        inside = torch.arange(_SLICE, device=keys.device)
+        cell = torch.add(inside, slices[..., None], alpha=_SLICE).flatten(2).gather(2, order)
         other = torch.maximum(peak[:, :, -1], rough[:, :, -1])
     cell = cell.sort(dim=2).values
-    index = cell + start
-    there = absent.take(index)
-    if count < length:
-        index = F.pad(index, (0, length - count))
-        cell = F.pad(cell, (0, length - count))
-        there = F.pad(there, (0, length - count), value=-torch.inf)
-    longest = template.norm(dim=0).amax() * keys.norm(dim=1).amax(dim=1, keepdim=True)  # (B, 1)
+    index = cell + torch.arange(0, len(table), cells, device=keys.device)[:, None, None]
     wide = torch.float32 if keys.is_mps else torch.float64  # MPS has no double precision
     # Not a matrix product: that sums the last few rows of an odd number in another order, and equal
     # cells would differ.
-    exact = F.embedding(index, table).to(wide).mul_(template.T[:, None].to(wide)).sum(dim=3)
-    return exact.add_(there), cell + offset, other, longest.expand(-1, templates)
+    exact = (F.embedding(index, table) * template.T[:, None].to(wide)).sum(dim=3)
+    exact += absent.take(index)
+    return exact, cell + offset, other, scale.reach.expand(-1, templates)
 
 
 def _peaks(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
-    """Largest similarity in each slice of ``_SLICE`` cells, (B, T, P // _SLICE).
+    """Largest similarity in each slice of ``_SLICE`` cells, (B, T, P / _SLICE).
 
     -inf where none of the cells exists; where some do not, it may be too large.
 
-    Where all similarities would fill gigabytes, the loop is over pieces that use the same memory in
-    turn. On a processor they are small, because to write and read the similarities outside its
-    cache takes longer than to compute them, and of one image, because cells that do not exist come
-    last and are left out.
+    The loop is over pieces that use the same memory in turn, as all similarities would fill
+    gigabytes. On a processor they are small, because to write and read the similarities outside
+    its cache takes longer than to compute them, and of one image, because cells that do not exist
+    come last and are left out.
     """
-    images, _, cells = keys.shape
-    templates, slices = template.shape[1], cells // _SLICE
-    some = valid[:, : slices * _SLICE].unflatten(1, (slices, _SLICE)).any(dim=2)  # (B, slices)
+    images, templates = len(keys), template.shape[1]
+    some = valid.unflatten(1, (-1, _SLICE)).any(dim=2)  # (B, slices)
+    slices = some.shape[1]
     together, at_once, ends = images, _WHOLE, [slices]
-    if images * templates * cells > _MANY and keys.device.type in _CACHED:
-        together, at_once = 1, _PIECE
+    if keys.device.type in _CACHED:
+        together, at_once = 1, _IMAGE if slices * _SLICE * templates <= _IMAGE else _PIECE
         ends = (some * torch.arange(1, slices + 1)).amax(dim=1).tolist()
     step = min(slices, max(1, at_once // (together * templates * _SLICE)))
     # Cells as rows and templates as columns: the largest of a slice is then one of whole rows.
@@ -299,28 +322,27 @@ def _peaks(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
             )
             torch.bmm(r, column, out=flat)  # (b, n * _SLICE, T)
             torch.add(value.amax(dim=2), a, out=out)
-        if end < slices:
-            peak[:, end:] = -torch.inf
+        peak.narrow(1, end, slices - end).fill_(-torch.inf)
     return peaks
 
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """``values.topk(count, dim=2)`` of (B, T, P), for the same values in a fraction of the time.
 
-    The ``count`` largest lie in the ``count`` blocks with the largest maxima, or in the rest that
-    fills no block. Among equal values the choice is free, as it is in topk.
+    The ``count`` largest lie in the ``count`` blocks with the largest maxima. Among equal values
+    the choice is free, as it is in topk.
+
+    Args:
+        values: P a multiple of ``_BLOCK``.
+        count: how many are wanted.
     """
     blocks = values.shape[2] // _BLOCK
     if blocks < 4 * count:
         return values.topk(count, dim=2)
-    whole = blocks * _BLOCK
-    peaks = values[:, :, :whole].unflatten(2, (blocks, _BLOCK)).amax(dim=3)  # (B, T, blocks)
+    peaks = values.unflatten(2, (blocks, _BLOCK)).amax(dim=3)  # (B, T, blocks)
     block = peaks.topk(count, dim=2, sorted=False).indices  # (B, T, count)
     inside = torch.arange(_BLOCK, device=values.device)
-    index = (block[..., None] * _BLOCK + inside).flatten(2)  # (B, T, count * _BLOCK)
-    if whole < values.shape[2]:
-        rest = torch.arange(whole, values.shape[2], device=values.device)
-        index = torch.cat([index, rest.expand(*index.shape[:2], -1)], dim=2)
+    index = torch.add(inside, block[..., None], alpha=_BLOCK).flatten(2)  # (B, T, count * _BLOCK)
     largest, order = values.gather(2, index).topk(count, dim=2)
     return largest, index.gather(2, order)
 
@@ -350,7 +372,7 @@ def _accept(value: Tensor, cell: Tensor, bound: Tensor, none: int) -> tuple[Tens
             holder.scatter_reduce_(1, wish, number, "amin")
             refused = holder.gather(1, wish) < number
             at += refused
-        settled = (value.take(at) > bound) & ~refused
+        settled = (value.take(at) > bound) > refused  # both True would be neither
         done = bool(settled.all())
         if done:
             break
@@ -397,26 +419,29 @@ def sample_patches(
     labels: Sequence[Tensor],
     noise: Sequence[Tensor],
     templates: Sequence[int],
+    unit: bool = False,
 ) -> list[Patches]:
     """Choose in the annotated image (number 0 of the batch) and match in all others.
 
     Args, each with an entry for every scale:
         keys: (B, D, P) key embeddings at the cells of each image (zero or anything in padding), or
             numbers with the same inner products; D may differ from scale to scale.
-        places: where the P cells lie in both maps.
+        places: where the P cells lie in both maps, see ``match`` on P.
         labels: (C, h'*w') of the annotated image, see ``label_at``.
         noise: (C, h'*w') uniform in [0, 1).
         templates: K.
+
+    And ``unit``, whether all keys are known to be no longer than 1.
 
     Returns:
         The patches of all B images, of every scale.
     """
     keys = [key.detach().float() for key in keys]
-    own, purities = zip(*map(choose, labels, noise, templates), strict=True)  # (C, K) each
-    cells = [cell.view(1, -1) for cell in own]  # (1, T)
+    own, purities = zip(*choose(labels, noise, templates), strict=True)  # (C, K) each
+    cells = [cell.reshape(1, -1) for cell in own]  # (1, T)
     if len(keys[0]) > 1:
         template = [key[0].T[cell[0]].T for key, cell in zip(keys, cells, strict=True)]  # (D, T)
-        others = match(template, [key[1:] for key in keys], [p.valid[1:] for p in places])
+        others = match(template, [key[1:] for key in keys], [p.valid[1:] for p in places], unit)
         cells = [torch.cat(pair) for pair in zip(cells, others, strict=True)]  # (B, T)
     return [
         Patches(place.query.gather(1, cell), place.key.gather(1, cell), purity)
