@@ -325,14 +325,14 @@ def test_typical_images_are_settled_in_rounds_alone():
             assert match(few, keys, valid).tolist() == slow_match(few, keys, valid)
 
 
-@pytest.mark.parametrize(  # pieces of an image, images as they are, pieces of all without a cache
-    ("image", "cached"), [(0, ("cpu",)), (2**30, ("cpu",)), (0, ())]
+@pytest.mark.parametrize(  # pieces of an image; of all, for few templates or without a cache
+    ("few", "cached"), [(0, ("cpu",)), (7, ("cpu",)), (0, ())]
 )
 @pytest.mark.parametrize("piece", [1, 3000, 2**24])  # a slice, some, all at once
 @pytest.mark.parametrize("slices", [8, 9])  # as many cells in them as candidates, and more
 @pytest.mark.parametrize("cells", [1536, 1203])  # a multiple of 256, and filled up to one
 def test_slices_whose_similarities_are_not_all_held(
-    cells: int, slices: int, piece: int, image: int, cached: tuple[str, ...]
+    cells: int, slices: int, piece: int, few: int, cached: tuple[str, ...]
 ):
     keys = torch.randn(3, 6, cells, generator=generator(cells))
     template = torch.randn(6, 7, generator=generator(piece))
@@ -340,7 +340,7 @@ def test_slices_whose_similarities_are_not_all_held(
     keys = torch.where(valid[:, None], keys, 9 * template[:, :1])  # padding is what all want
     keys[0, :, -1] = 5 * template[:, 0]
     whole = 3 * 7 * 8 * 40  # forty slices of all images are a piece
-    sizes = {"_SLICES": slices, "_HELD": 0, "_IMAGE": image, "_WHOLE": whole, "_PIECE": piece}
+    sizes = {"_SLICES": slices, "_HELD": 0, "_FEW": few, "_WHOLE": whole, "_PIECE": piece}
     with patch.multiple(sampling, **sizes, _CACHED=cached):
         found = match(template, keys, valid).tolist()
     assert found == slow_match(template, keys, valid)
@@ -368,7 +368,7 @@ def test_slices_of_cells_that_are_often_equal(
     keys[0] = torch.randn(2, cells, generator=random)  # the candidates often decide this one
     valid = torch.arange(cells) < torch.randint(1, cells + 1, (images, 1), generator=random)
     small = {"_CANDIDATES": 6, "_SLICES": 2, "_EFFORT": effort, "_HELD": 0, "_WHOLE": whole}
-    with patch.multiple(sampling, **small, _IMAGE=whole, _PIECE=200):
+    with patch.multiple(sampling, **small, _FEW=7, _PIECE=200):
         assert match(template, keys, valid).tolist() == slow_match(template, keys, valid)
 
 

@@ -24,10 +24,7 @@ def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
         The mean over the 2B rows. With one image there is no negative and the loss is 0.
     """
     rows = F.normalize(torch.cat([query, key]).float(), dim=1)  # (2B, D)
-    logits = rows @ rows.T / temperature  # (2B, 2B)
-    logits = logits.masked_fill(
-        torch.eye(len(rows), dtype=torch.bool, device=rows.device), -torch.inf
-    )
+    logits = (rows @ rows.T / temperature).fill_diagonal_(-torch.inf)  # (2B, 2B)
     target = torch.arange(len(rows), device=rows.device).roll(len(query))
     return F.cross_entropy(logits, target)
 

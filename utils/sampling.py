@@ -27,9 +27,9 @@ _BLOCK = 32  # neighbours whose largest stands for them while the largest of man
 _SLICE = 8  # neighbouring cells of which only the largest similarity is kept at first
 _HELD = 12 * 2**20  # similarities that are kept and searched, 48 MiB; of more each slice's largest
 _WHOLE = 32 * 2**20  # similarities computed at once, 128 MiB
-_CACHED = ("cpu",)  # devices where they should fit a cache; on others few large calls are better
-_IMAGE = 10 * 2**20  # similarities of an image that are then computed at once, 40 MiB
-_PIECE = 3 * 2**20  # similarities of a piece of an image that has more, 12 MiB
+_PIECE = 3 * 2**20  # similarities of a piece for a cache, 12 MiB
+_CACHED = ("cpu",)  # devices that gain by such pieces; on others few large calls are better
+_FEW = 128  # templates up to which no device does
 _ROUNDS = (4, 4, 56)  # rounds before the first, second and last look whether all are settled
 
 
@@ -69,13 +69,13 @@ def choose(
     scores = (label + 0.1 * _stacked(noise, 0.0)).unbind(dim=1)
     most = torch.arange(max(counts), device=label.device)
     taken = most < torch.tensor(counts, device=label.device)[:, None]  # (S, max K)
-    fall = taken * -label.amax(dim=(1, 2))[:, None]  # of a cell's history
-    history = torch.zeros_like(scores[0])
+    loss = taken * label.amax(dim=(1, 2))[:, None]  # of a cell that was taken
+    lost = torch.zeros_like(scores[0])  # the history, with its sign turned
     value, index = scores[0].topk(len(most))
     found = [(value, index)]
     for score in scores[1:]:
-        history.scatter_add_(1, index, fall)
-        value, index = (score + history).topk(len(most))
+        lost.scatter_add_(1, index, loss)
+        value, index = (score - lost).topk(len(most))
         found.append((value, index))
     values, indices = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
     chosen = []
@@ -282,7 +282,7 @@ def _candidates(scale: _Scale, effort: int, offset: int) -> tuple[Tensor, Tensor
     # cells would differ.
     exact = (F.embedding(index, table) * template.T[:, None].to(wide)).sum(dim=3)
     exact += absent.take(index)
-    return exact, cell + offset, other, scale.reach.expand(-1, templates)
+    return exact, cell.add_(offset), other, scale.reach.expand(-1, templates)
 
 
 def _peaks(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
@@ -290,17 +290,17 @@ def _peaks(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
 
     -inf where none of the cells exists; where some do not, it may be too large.
 
-    The loop is over pieces that use the same memory in turn, as all similarities would fill
-    gigabytes. On a processor they are small, because to write and read the similarities outside
-    its cache takes longer than to compute them, and of one image, because cells that do not exist
-    come last and are left out.
+    Where all similarities would fill gigabytes, the loop is over pieces that use the same memory in
+    turn. For many templates on a processor they are small, because to write and read the
+    similarities outside its cache takes longer than to compute them, and of one image, because
+    cells that do not exist come last and are left out.
     """
     images, templates = len(keys), template.shape[1]
     some = valid.unflatten(1, (-1, _SLICE)).any(dim=2)  # (B, slices)
     slices = some.shape[1]
     together, at_once, ends = images, _WHOLE, [slices]
-    if keys.device.type in _CACHED:
-        together, at_once = 1, _IMAGE if slices * _SLICE * templates <= _IMAGE else _PIECE
+    if templates > _FEW and keys.device.type in _CACHED:
+        together, at_once = 1, _PIECE
         ends = (some * torch.arange(1, slices + 1)).amax(dim=1).tolist()
     step = min(slices, max(1, at_once // (together * templates * _SLICE)))
     # Cells as rows and templates as columns: the largest of a slice is then one of whole rows.
