@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.golden_files import Golden
 from utils import sampling
 from utils.geometry import ViewGeometry, correspond
-from utils.sampling import label_at, sample_patches
+from utils.sampling import choose, label_at, sample_patches
 
 SEEDS = st.integers(0, 2**31)
 
@@ -77,12 +77,6 @@ def slow_choose(label: list, noise: list, templates: int) -> tuple[list, list]:
     return indices, values
 
 
-def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor]:
-    """``sampling.choose`` of one scale."""
-    (chosen,) = sampling.choose([label], [noise], [templates])
-    return chosen
-
-
 def spread_noise(classes: int, cells: int, seed: int) -> Tensor:
     """Noise in [0, 1) without two equal values for a class, so that the order is beyond doubt."""
     order = [torch.randperm(cells, generator=generator(seed + c)) for c in range(classes)]
@@ -118,28 +112,6 @@ def test_choose_is_the_published_rule(
         total, size = sum(value), sum(map(abs, value))
         if size < 100 * abs(total):  # values of both signs cancel, and few digits remain
             assert row == pytest.approx([v / total for v in value], rel=1e-3, abs=1e-3)
-
-
-@settings(max_examples=60)
-@given(
-    st.integers(1, 4),
-    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 12)), min_size=2, max_size=4),
-    SEEDS,
-)
-def test_scales_choose_as_if_alone(classes: int, sizes: list[tuple[int, int]], seed: int):
-    labels = [
-        51.0 * torch.randint(6, (classes, cells), generator=generator(seed + cells))
-        for cells, _ in sizes
-    ]
-    noise = [spread_noise(classes, cells, seed) for cells, _ in sizes]
-    templates = [count for _, count in sizes]
-    found = sampling.choose(labels, noise, templates)
-    for label, own_noise, count, (index, purity) in zip(
-        labels, noise, templates, found, strict=True
-    ):
-        expected, _ = slow_choose(label.tolist(), own_noise.tolist(), count)
-        assert index.tolist() == expected
-        torch.testing.assert_close(purity, choose(label, own_noise, count)[1])
 
 
 def test_purity_sums_to_one_for_each_class():
@@ -294,19 +266,44 @@ def normalised(*shape: int, seed: int) -> Tensor:
     return F.normalize(torch.randn(*shape, generator=generator(seed)), dim=-2)
 
 
-@settings(max_examples=40)
-@given(st.integers(1, 3), st.integers(1, 25), st.integers(1, 300), st.integers(1, 8), SEEDS)
-def test_match_of_unit_vectors_that_nobody_measures(
-    images: int, templates: int, cells: int, dim: int, seed: int
-):
-    """Nearly equal ones among them: what roundings may decide is still looked at twice."""
-    keys = normalised(images, dim, cells, seed=seed)
-    near = keys[:, :, :1] + 1e-7 * normalised(images, dim, cells, seed=seed + 1)
-    keys = torch.where(torch.rand(cells, generator=generator(seed)) < 0.3, near, keys)
-    template = normalised(1, dim, templates, seed=seed + 2)[0]
-    valid = torch.arange(cells) < torch.randint(1, cells + 1, (images, 1))
-    (found,) = sampling.match([template], [keys], [valid], unit=True)
-    assert found.tolist() == slow_match(template, keys, valid)
+@pytest.mark.parametrize("unit", [True, False])
+@pytest.mark.parametrize("best", range(0, 200, 9))
+def test_the_best_of_many_that_single_precision_takes_for_equal(best: int, unit: bool):
+    """More than are candidates: whether one is surely the best hangs on how long vectors are."""
+    template = torch.full((3, 1), 0.5)
+    keys = torch.tensor([1.0, 2.0**-30, 0])[None, :, None].repeat(1, 1, 200)
+    keys[0, 2, best] = 2.0**-31
+    (found,) = sampling.match([template], [keys], [torch.ones(1, 200) > 0], unit)
+    assert found.tolist() == [[best]]
+
+
+def test_how_long_vectors_are_is_known_image_by_image():
+    """The second image alone is looked at again, with more candidates; they do not suffice."""
+    keys = torch.zeros(2, 3, 256)
+    keys[0, 0] = torch.linspace(0, 0.001, 256)
+    keys[1, 0], keys[1, 1], keys[1, 2, 200] = 1000.0, 1000 * 2.0**-30, 1000 * 2.0**-31
+    small = {"_CANDIDATES": 4, "_SLICES": 2, "_EFFORT": 2, "_HELD": 0}
+    with patch.multiple(sampling, **small):
+        assert match(torch.ones(3, 1), keys, torch.ones(2, 256) > 0).tolist() == [[255], [200]]
+
+
+@pytest.mark.parametrize("held", [0, 2**40])
+def test_valid_may_lie_in_memory_as_it_likes(held: int):
+    keys = normalised(2, 4, 1280, seed=1)
+    template = normalised(1, 4, 5, seed=2)[0]
+    valid = (torch.arange(1280)[:, None] < torch.tensor([1280, 900])).T
+    with patch.multiple(sampling, _HELD=held, _SLICES=8):
+        assert match(template, keys, valid).tolist() == slow_match(template, keys, valid)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4])
+def test_of_very_many_cells_with_equal_features_too(seed: int):
+    """More rows than a matrix product has in blocks of equal size."""
+    random = generator(seed)
+    row = torch.randn(1, 33, 1, generator=random)
+    keys = row.transpose(1, 2).repeat(1, 40000, 1).transpose(1, 2)
+    template = torch.randn(33, 10, generator=random)
+    assert int(match(template, keys, torch.ones(1, 40000) > 0)[0, 0]) == 0
 
 
 def test_typical_images_are_settled_in_rounds_alone():

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from utils.geometry import Correspondence, ViewGeometry, resize
 
-CELLS = 256  # numbers of cells are rounded up to a multiple: so many blocks of slices, and no rest
-_CANDIDATES = 64  # best cells of each template that take part in the rounds, <= _SLICES * _SLICE
+CELLS = 256  # numbers of cells are rounded up to a multiple of it, _BLOCK * _SLICE: no rest is left
+_CANDIDATES = 64  # best of a template that take part in the rounds, <= _SLICES * _SLICE, <= CELLS
 _SLICES = 32  # slices of each template whose cells may be candidates
-_EFFORT = 4  # times as many of both for images that those did not decide, at most CELLS
+_EFFORT = 4  # times as many of both for images that those did not decide
 _BLOCK = 32  # neighbours whose largest stands for them while the largest of many are looked for
 _SLICE = 8  # neighbouring cells of which only the largest similarity is kept at first
 _HELD = 12 * 2**20  # similarities that are kept and searched, 48 MiB; of more each slice's largest
@@ -42,9 +42,7 @@ def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> 
     return resize(label, geometry.size(rows, columns)).flatten(1)
 
 
-def choose(
-    labels: Sequence[Tensor], noise: Sequence[Tensor], templates: Sequence[int]
-) -> list[tuple[Tensor, Tensor]]:
+def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor]:
     """Choose the purest cells of each class in the annotated image.
 
     For each class in turn, the cells with the largest ``label + 0.1*noise + history``; then the
@@ -52,50 +50,33 @@ def choose(
     take other cells while there are any. A crop with fewer than ``templates`` cells gives them
     all, repeated in order.
 
-    Scales have nothing to do with each other, but share what are many small calls.
-
     Args:
-        labels: of each scale (C, P), the label map, 0 to 255; all zero for random sampling.
-        noise: of each scale (C, P), uniform in [0, 1).
-        templates: K of each scale.
+        label: (C, P) label map, 0 to 255; all zero for random sampling.
+        noise: (C, P) uniform in [0, 1).
+        templates: K.
 
     Returns:
-        Of each scale the cells, int64 (C, K), and their purity (C, K): the values that won, divided
-        by the class's sum of them.
+        The cells, int64 (C, K), and their purity (C, K): the values that won, divided by the
+        class's sum of them.
     """
-    cells = [label.shape[1] for label in labels]
-    counts = [min(wanted, there) for wanted, there in zip(templates, cells, strict=True)]
-    label = _stacked(labels, -torch.inf)  # (S, C, P): S scales, filled up to the largest
-    scores = (label + 0.1 * _stacked(noise, 0.0)).unbind(dim=1)
-    most = torch.arange(max(counts), device=label.device)
-    taken = most < torch.tensor(counts, device=label.device)[:, None]  # (S, max K)
-    loss = taken * label.amax(dim=(1, 2))[:, None]  # of a cell that was taken
-    lost = torch.zeros_like(scores[0])  # the history, with its sign turned
-    value, index = scores[0].topk(len(most))
-    found = [(value, index)]
-    for score in scores[1:]:
-        lost.scatter_add_(1, index, loss)
-        value, index = (score - lost).topk(len(most))
-        found.append((value, index))
-    values, indices = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
-    chosen = []
-    for value, index, count, wanted in zip(values, indices, counts, templates, strict=True):
-        value, index = value[:, :count], index[:, :count]  # (C, count)
-        if count < wanted:
-            order = torch.arange(wanted, device=label.device) % count
-            value, index = value[:, order], index[:, order]
-        total = value.sum(dim=1, keepdim=True)
-        chosen.append((index, (value / total).masked_fill_(total == 0, 1.0 / wanted)))
-    return chosen
-
-
-def _stacked(parts: Sequence[Tensor], value: float) -> Tensor:
-    """Tensors (C, P) of different P, filled up with a value to the largest: (S, C, P)."""
-    longest = max(part.shape[1] for part in parts)
-    missing = [longest - part.shape[1] for part in parts]
-    return torch.stack(
-        [F.pad(p, (0, n), value=value) if n else p for p, n in zip(parts, missing, strict=True)]
-    )
+    cells = label.shape[1]
+    count = min(templates, cells)
+    peak = label.amax().expand(count)
+    history = label.new_zeros(cells)
+    values: list[Tensor] = []
+    indices: list[Tensor] = []
+    for score in (label + 0.1 * noise).unbind():
+        if indices:
+            score = score + history.index_add_(0, indices[-1], peak, alpha=-1)
+        value, index = score.topk(count)
+        values.append(value)
+        indices.append(index)
+    value, index = torch.stack(values), torch.stack(indices)  # (C, K) each
+    if count < templates:
+        order = torch.arange(templates, device=label.device) % count
+        value, index = value[:, order], index[:, order]
+    total = value.sum(dim=1, keepdim=True)
+    return index, (value / total).masked_fill_(total == 0, 1.0 / templates)
 
 
 def match(
@@ -121,8 +102,8 @@ def match(
 
     Args:
         templates: (D, T) of each scale, which may differ in D as in T and P.
-        keys: (B, D, P) of each scale, fastest if the D numbers of a cell lie together in memory
-            and P is a multiple of ``CELLS``, else they are copied.
+        keys: (B, D, P) of each scale, copied unless P is a multiple of ``CELLS`` and the D numbers
+            of a cell lie together in memory.
         valid: (B, P) of each scale, whether a cell exists in the image; there is at least one.
         unit: whether templates and keys are known to be no longer than 1, and need no measuring.
 
@@ -146,7 +127,7 @@ class _Scale:
 
     Attributes:
         template, keys, valid: see ``match``; the number of cells is a multiple of ``CELLS``.
-        reach: (B, 1) or (1, 1), the largest length of a template times that of a key, to which
+        reach: (B, 1), the largest length of a template times that of a key, to which
             errors of rounding are proportional.
         peaks: of ``_peaks``, None where every similarity is looked at.
     """
@@ -267,10 +248,11 @@ def _candidates(scale: _Scale, effort: int, offset: int) -> tuple[Tensor, Tensor
         peak, slices = _largest(scale.peaks, effort * _SLICES)  # (B, T, S) each
         start = torch.arange(0, len(table) // _SLICE, cells // _SLICE, device=keys.device)
         index = slices + start[:, None, None]
-        there = F.embedding(index, absent.view(-1, _SLICE)).flatten(2)  # (B, T, S*_SLICE)
+        there = F.embedding(index, absent.reshape(-1, _SLICE)).flatten(2)  # (B, T, S*_SLICE)
         some = F.embedding(index, table.reshape(-1, _SLICE * dim)).view(-1, there.shape[2], dim)
         column = template.T.expand(images, -1, -1).reshape(-1, dim, 1)  # (B*T, D, 1)
         similarity = torch.bmm(some, column).view_as(there)
+        del some  # large
         rough, order = similarity.add_(there).topk(count, dim=2)
         inside = torch.arange(_SLICE, device=keys.device)
         cell = torch.add(inside, slices[..., None], alpha=_SLICE).flatten(2).gather(2, order)
@@ -280,7 +262,7 @@ def _candidates(scale: _Scale, effort: int, offset: int) -> tuple[Tensor, Tensor
     wide = torch.float32 if keys.is_mps else torch.float64  # MPS has no double precision
     # Not a matrix product: that sums the last few rows of an odd number in another order, and equal
     # cells would differ.
-    exact = (F.embedding(index, table) * template.T[:, None].to(wide)).sum(dim=3)
+    exact = F.embedding(index, table).to(wide).mul_(template.T[:, None].to(wide)).sum(dim=3)
     exact += absent.take(index)
     return exact, cell.add_(offset), other, scale.reach.expand(-1, templates)
 
@@ -372,7 +354,7 @@ def _accept(value: Tensor, cell: Tensor, bound: Tensor, none: int) -> tuple[Tens
             holder.scatter_reduce_(1, wish, number, "amin")
             refused = holder.gather(1, wish) < number
             at += refused
-        settled = (value.take(at) > bound) > refused  # both True would be neither
+        settled = (value.take(at) > bound) & ~refused
         done = bool(settled.all())
         if done:
             break
@@ -382,12 +364,11 @@ def _accept(value: Tensor, cell: Tensor, bound: Tensor, none: int) -> tuple[Tens
 def _match_in_turn(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
     """The published rule as it stands, template by template, all images at once."""
     wide = torch.float32 if keys.is_mps else torch.float64
-    # Filled up to round numbers: a product adds in another order at the edges of its blocks, and
-    # equal cells would differ by a rounding.
-    cells, templates = keys.shape[2], template.shape[1]
+    # Filled up to a round number, as P is: a product adds in another order at the edges of its
+    # blocks, and equal cells would differ by a rounding.
+    templates = template.shape[1]
     rows = F.pad(template.to(wide).T, (0, 0, 0, -templates % _BLOCK))
-    columns = F.pad(keys.to(wide), (0, -cells % _BLOCK))
-    similarity = (rows @ columns)[:, :templates, :cells]  # (B, T, P)
+    similarity = (rows @ keys.to(wide))[:, :templates]  # (B, T, P)
     similarity.masked_fill_(~valid[:, None, :], -torch.inf)
     peak = similarity.amax(dim=(1, 2))[:, None, None]
     chosen = []
@@ -437,8 +418,8 @@ def sample_patches(
         The patches of all B images, of every scale.
     """
     keys = [key.detach().float() for key in keys]
-    own, purities = zip(*choose(labels, noise, templates), strict=True)  # (C, K) each
-    cells = [cell.reshape(1, -1) for cell in own]  # (1, T)
+    own, purities = zip(*map(choose, labels, noise, templates), strict=True)  # (C, K) each
+    cells = [cell.view(1, -1) for cell in own]  # (1, T)
     if len(keys[0]) > 1:
         template = [key[0].T[cell[0]].T for key, cell in zip(keys, cells, strict=True)]  # (D, T)
         others = match(template, [key[1:] for key in keys], [p.valid[1:] for p in places], unit)
