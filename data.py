@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.geometry import ViewGeometry, Window
 from utils.imagefile import DataError, ImageStore, read_image, read_mask
 from utils.jitter import ColorJitter, ContrastJitter
-from utils.losses import IGNORED
+from utils.metrics import IGNORED
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 MASK_SUFFIX = ".png"

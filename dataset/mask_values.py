@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.imagefile import DataError, Pixels
-from utils.losses import IGNORED
+from utils.metrics import IGNORED
 
 Array = NDArray[Any]
 Value = tuple[int, ...]  # one gray level, or red, green, blue

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data import LAYOUT, Sample, find_split, parse_name
 from utils.imagefile import DataError, Pixels, read_image, read_mask
-from utils.losses import IGNORED
+from utils.metrics import IGNORED
 from utils.picture import colour_mask, palette
 
 SIDE = 32  # of the reduced pictures

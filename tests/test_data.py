@@ -18,7 +18,7 @@ import data
 from data import DataError, ImageStore, Sample, check_data, find_split
 from utils.geometry import ViewGeometry
 from utils.jitter import ColorJitter
-from utils.losses import IGNORED
+from utils.metrics import IGNORED
 
 GOLDEN = Path(__file__).parent / "golden" / "views.npz"
 NAMES = [f"{15 * (i % 3 + 1)}_s{i}_0_0" for i in range(7)]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tests.golden_files import Golden, assert_agrees
 from utils.geometry import ViewGeometry, Window, correspond, resize
-from utils.losses import IGNORED
+from utils.metrics import IGNORED
 
 MEAN = torch.tensor((0.49139968, 0.48215841, 0.44653091))[:, None, None]
 STD = torch.tensor((0.24703223, 0.24348513, 0.26158784))[:, None, None]

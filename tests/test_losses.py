@@ -14,7 +14,6 @@ from torch import Tensor
 
 from tests.golden_files import Golden, assert_agrees
 from utils.losses import (
-    IGNORED,
     byol_loss,
     dense_info_nce,
     dice_loss,
@@ -24,6 +23,7 @@ from utils.losses import (
     soft_info_nce,
     supervised_loss,
 )
+from utils.metrics import IGNORED
 
 SEEDS = st.integers(0, 2**31)
 TEMPERATURES = st.sampled_from([0.07, 0.5, 1.0, 2.0])

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.golden_files import Golden
-from utils.losses import IGNORED
-from utils.metrics import SegmentationScores, confusion, format_mean_std, mean_std
+from utils.metrics import IGNORED, SegmentationScores, confusion, format_mean_std, mean_std
 
 
 def slow_confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> list[list[int]]:

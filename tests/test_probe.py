@@ -26,7 +26,7 @@ from model import Method
 from networks import ProjectedUNet
 from utils import probe
 from utils.checkpoint import load
-from utils.losses import IGNORED
+from utils.metrics import IGNORED
 
 SIZE = (21, 26)
 

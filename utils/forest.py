@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 
-from utils.losses import IGNORED
+from utils.metrics import IGNORED
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.uint8]

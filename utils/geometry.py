@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.losses import IGNORED
+from utils.metrics import IGNORED
 
 
 @dataclass(frozen=True)

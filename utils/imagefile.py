@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from torch import Tensor
 
-from utils.losses import IGNORED
+from utils.metrics import IGNORED
 
 Pixels = NDArray[np.uint8]
 

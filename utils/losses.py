@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED = 255
-"""Class id, in memory, of a pixel that nobody labelled."""
+from utils.metrics import IGNORED
 
 
 def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:

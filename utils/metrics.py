@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils.losses import IGNORED
+IGNORED = 255
+"""Class id, in memory, of a pixel that nobody labelled."""
 
 
 def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.losses import IGNORED
+from utils.metrics import IGNORED
 
 Array = NDArray[Any]
 Picture = NDArray[np.uint8]

@@ -25,8 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from utils.losses import IGNORED
-from utils.metrics import Scores, SegmentationScores
+from utils.metrics import IGNORED, Scores, SegmentationScores
 from utils.picture import blend, overview, palette, save_picture
 
 Maps = Sequence[Tensor]

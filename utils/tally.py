@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.imagefile import DataError, read_mask
-from utils.losses import IGNORED
+from utils.metrics import IGNORED
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
