@@ -39,6 +39,19 @@ from data import (
 )
 from model import METHODS, build_method, settings_of
 from networks import UNet
+from pscl.losses import supervised_loss
+from report.curves import CurveError, learning_curve
+from report.page import ReportError, write_report
+from report.probe import (
+    COLLAPSED,
+    SPREAD_IMAGES,
+    alarm,
+    draw_clusters,
+    embedding_spreads,
+    look,
+    probe_line,
+)
+from report.results import results_table, write_results
 from utils.allocator import keep_freed_memory
 from utils.checkpoint import (
     CheckpointError,
@@ -52,7 +65,6 @@ from utils.checkpoint import (
     to_published,
     transfer,
 )
-from utils.curve import CurveError, learning_curve
 from utils.device import (
     DeviceError,
     choose_device,
@@ -60,10 +72,17 @@ from utils.device import (
     mixed_seed,
     to_device,
 )
+from utils.drawing import (
+    PictureError,
+    best_median_worst,
+    class_colours,
+    contact_sheet,
+    save_prediction,
+)
 from utils.events import EventsError, clear, require_tensorboard
+from utils.files import ResultsError
 from utils.imagefile import ImageStore
 from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
-from utils.lock import LockError, locked
 from utils.log import (
     METRICS_FILE,
     AverageMeter,
@@ -75,27 +94,8 @@ from utils.log import (
     progress,
     to_terminal,
 )
-from utils.losses import supervised_loss
 from utils.metrics import Scores, SegmentationScores
-from utils.outfile import ResultsError
-from utils.picture import (
-    PictureError,
-    best_median_worst,
-    class_colours,
-    contact_sheet,
-    save_prediction,
-)
-from utils.probe import (
-    COLLAPSED,
-    SPREAD_IMAGES,
-    alarm,
-    draw_clusters,
-    embedding_spreads,
-    look,
-    probe_line,
-)
-from utils.report import ReportError, write_report
-from utils.results import results_table, write_results
+from utils.run_folder import LockError, locked
 
 USER_ERRORS = (
     ConfigError,

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.geometry import ViewGeometry, Window
+from pscl.geometry import ViewGeometry, Window
+from utils.augmentation import ColorJitter, ContrastJitter
 from utils.imagefile import DataError, ImageStore, read_image, read_mask
-from utils.jitter import ColorJitter, ContrastJitter
 from utils.metrics import IGNORED
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")

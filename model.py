@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from networks import FeatureMap, PredictionHead, ProjectedUNet, ProjectionHead, at_positions
-from utils.geometry import correspond
-from utils.losses import (
+from pscl.geometry import correspond
+from pscl.losses import (
     byol_loss,
     dense_info_nce,
     info_nce,
@@ -28,7 +28,7 @@ from utils.losses import (
     patch_nt_xent,
     soft_info_nce,
 )
-from utils.sampling import CELLS, Patches, label_at, sample_patches
+from pscl.sampling import CELLS, Patches, label_at, sample_patches
 
 SCALES = 3  # up1, up2, up3
 

@@ -48,22 +48,22 @@ from data import (
     parse_name,
     to_input,
 )
-from networks import UNet
-from utils import measure, ranking, tiling
-from utils.checkpoint import CheckpointError, channels_of, load, network_state, norm_of, transfer
-from utils.device import DeviceError, choose_device
-from utils.export import Deployed, ExportError, Standardized, check_target, export
-from utils.folder import (
+from metallography import measure, ranking, tiling
+from metallography.export import Deployed, ExportError, Standardized, check_target, export
+from metallography.folder import (
     Folder,
     SettingsError,
     list_images,
 )
+from metallography.summary import Item, Terms, warnings
+from networks import UNet
+from report.page import ReportError, runs_of, write_report
+from utils.checkpoint import CheckpointError, channels_of, load, network_state, norm_of, transfer
+from utils.device import DeviceError, choose_device
+from utils.drawing import PictureError, class_colours, default_names
 from utils.imagefile import resize_image, to_8_bit
 from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
 from utils.log import to_terminal
-from utils.picture import PictureError, class_colours, default_names
-from utils.report import ReportError, runs_of, write_report
-from utils.summary import Item, Terms, warnings
 
 USER_ERRORS = (
     ConfigError, DataError, CheckpointError, DeviceError, ExportError, PictureError, ReportError,
@@ -106,8 +106,9 @@ class Segmenter:
         device: auto, cpu, cuda, cuda:N or mps.
         resize: images are predicted at N x N; 0: as they are; None: as in training.
         tta: average over the 8 flips and quarter turns (eight times the work).
-        tile, overlap: pictures with a side above ``tile`` are cut, see ``utils/tiling.py``; of a
-            network with GroupNorm every tile is normalised inside by itself.
+        tile, overlap: pictures with a side above ``tile`` are cut, see
+            ``metallography.tiling``; of a network with GroupNorm every tile is normalised inside
+            by itself.
 
     Attributes:
         num_classes: C.

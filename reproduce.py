@@ -24,6 +24,13 @@ from typing import Any
 import torch
 
 import config_run
+from comparison import record
+from comparison.bootstrap import LEVEL, REPLICATES, number_clusters
+from comparison.bootstrap import SEED as BOOTSTRAP_SEED
+from comparison.forest import TREES, PixelForest, forest_settings
+from comparison.pace import Pace, duration
+from comparison.table import PROTOCOLS, Comparison, Result, Row
+from comparison.tally import Tally, count_pictures
 from config import SELF_MODES, Config, ConfigError, format_value, parse_config, settings_help
 from config_run import (
     STAGES,
@@ -50,24 +57,17 @@ from data import (
     parse_name,
 )
 from model import METHODS, settings_of
-from utils import record
-from utils.bootstrap import LEVEL, REPLICATES, number_clusters
-from utils.bootstrap import SEED as BOOTSTRAP_SEED
+from report.dots import dots_png
+from report.results import write_results
 from utils.checkpoint import CheckpointError, StateFile
-from utils.comparison import PROTOCOLS, Comparison, Result, Row
+from utils.commandline import MANY, NONE, ONE, choice_problems, split_flags, value_problems
 from utils.device import choose_device, choose_precision
-from utils.dots import dots_png
-from utils.flags import MANY, NONE, ONE, choice_problems, split_flags, value_problems
-from utils.forest import TREES, PixelForest, forest_settings
+from utils.drawing import save_prediction
+from utils.files import ResultsError, replace_file
 from utils.imagefile import ImageStore
-from utils.lock import locked
 from utils.log import RunLog, environment_line, evaluation_lines, to_terminal
 from utils.metrics import SegmentationScores
-from utils.outfile import ResultsError, replace_file
-from utils.pace import Pace, duration
-from utils.picture import save_prediction
-from utils.results import write_results
-from utils.tally import Tally, count_pictures
+from utils.run_folder import locked
 
 # Rows of the paper's table in its order, then what it lacks; a method that is not here comes last.
 ORDER = ("sup", "plain-moco", "plain-simclr", "byol", "densecl", "moco", "simclr")

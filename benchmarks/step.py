@@ -49,9 +49,9 @@ from config import Config  # noqa: E402
 from data import Batch, Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
 from model import METHODS, PSCL, SCALES, Method, build_method  # noqa: E402
 from networks import ProjectedUNet, Up  # noqa: E402
+from pscl.losses import patch_nt_xent  # noqa: E402
 from utils.allocator import keep_freed_memory  # noqa: E402
 from utils.device import choose_device, to_device  # noqa: E402
-from utils.losses import patch_nt_xent  # noqa: E402
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PARTS = ("encode", "sampling", "losses", "backward", "optimizer", "data")

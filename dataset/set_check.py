@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from data import LAYOUT, Sample, find_split, parse_name
+from utils.drawing import colour_mask, palette
 from utils.imagefile import DataError, Pixels, read_image, read_mask
 from utils.metrics import IGNORED
-from utils.picture import colour_mask, palette
 
 SIDE = 32  # of the reduced pictures
 BLUR = 4.0  # standard deviation, on the reduced picture, of the shading that is taken away

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.geometry import ViewGeometry
+from pscl.geometry import ViewGeometry
 
 FOLDER = Path(__file__).parent / "golden"
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from config import SELF_MODES
 from model import BYOL, METHODS, DenseCL, MoCo, MomentumMethod, SimCLR, build_method
 from networks import ProjectedUNet, UNet
+from pscl.geometry import ViewGeometry
 from tests.golden_files import assert_agrees
 from tests.recorder import LOSSES, Recorder
 from utils.checkpoint import load, network_state, to_published, transfer
-from utils.geometry import ViewGeometry
 
 SMALL = {
     "channels": (4, 8, 16, 32),

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from utils.bootstrap import draw_counts, interval, number_clusters, replicates_of
-from utils.tally import Tally, count
+from comparison.bootstrap import draw_counts, interval, number_clusters, replicates_of
+from comparison.tally import Tally, count
 
 
 def tallies(seed: int, repeats: int, images: int, wrong: float) -> list[Tally]:

@@ -743,7 +743,7 @@ def test_two_processes_do_not_share_a_folder(
     finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hold = (
-        "import sys, time; sys.path.insert(0, sys.argv[2])\nfrom utils.lock import locked\n"
+        "import sys, time; sys.path.insert(0, sys.argv[2])\nfrom utils.run_folder import locked\n"
         "with locked(sys.argv[1]): print('held', flush=True); time.sleep(60)"
     )
     shutil.copytree(finished, tmp_path / "out")

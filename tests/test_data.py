@@ -16,8 +16,8 @@ from PIL import Image
 
 import data
 from data import DataError, ImageStore, Sample, check_data, find_split
-from utils.geometry import ViewGeometry
-from utils.jitter import ColorJitter
+from pscl.geometry import ViewGeometry
+from utils.augmentation import ColorJitter
 from utils.metrics import IGNORED
 
 GOLDEN = Path(__file__).parent / "golden" / "views.npz"

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from utils.dots import dots_png, value_range
+from report.dots import dots_png, value_range
 
 FIRST, SECOND = (0, 114, 178), (230, 159, 0)
 

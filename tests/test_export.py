@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from metallography import export
 from networks import UNet
 from predict import main
-from utils import export
 from utils.checkpoint import save
 
 MEAN, STD = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)

@@ -16,8 +16,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pscl.geometry import ViewGeometry, Window, correspond, resize
 from tests.golden_files import Golden, assert_agrees
-from utils.geometry import ViewGeometry, Window, correspond, resize
 from utils.metrics import IGNORED
 
 MEAN = torch.tensor((0.49139968, 0.48215841, 0.44653091))[:, None, None]

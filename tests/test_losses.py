@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.golden_files import Golden, assert_agrees
-from utils.losses import (
+from pscl.losses import (
     byol_loss,
     dense_info_nce,
     dice_loss,
@@ -23,6 +22,7 @@ from utils.losses import (
     soft_info_nce,
     supervised_loss,
 )
+from tests.golden_files import Golden, assert_agrees
 from utils.metrics import IGNORED
 
 SEEDS = st.integers(0, 2**31)

@@ -11,8 +11,8 @@ import pytest
 # SciPy is installed with scikit-learn, which requires it.
 from scipy import stats  # type: ignore[import-untyped]
 
-from utils import measure
-from utils.measure import (
+from metallography import measure
+from metallography.measure import (
     boundary_agreement,
     by_batch,
     compare_class,

@@ -30,11 +30,11 @@ from model import (
     settings_of,
 )
 from networks import FeatureMap, ProjectedUNet
+from pscl.geometry import Correspondence, ViewGeometry
+from pscl.sampling import sample_patches
 from tests.golden_files import Golden, assert_agrees
 from tests.recorder import LOSSES, Recorder
 from utils.checkpoint import from_published, to_published
-from utils.geometry import Correspondence, ViewGeometry
-from utils.sampling import sample_patches
 
 SMALL = {"channels": (8, 16, 32, 64), "hidden_dim": 24, "embed_dim": 16}
 TINY = {"channels": (4, 8, 16, 32), "hidden_dim": 8, "embed_dim": 8, "top_k": 2, "queue_size": 5}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.pace import Pace, duration
+from comparison.pace import Pace, duration
 
 
 def test_what_took_so_long_will_take_so_long_again(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from PIL import Image
 
 import predict
 from data import IMAGE_SUFFIXES, to_input
+from metallography.folder import RECORD, list_images
 from networks import UNet
 from predict import Segmenter, main
 from utils.checkpoint import CheckpointError, save
-from utils.folder import RECORD, list_images
+from utils.drawing import bar_length, overlay
 from utils.imagefile import resize_image
-from utils.picture import bar_length, overlay
 
 CHANNELS = (4, 8, 16, 32)
 

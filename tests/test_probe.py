@@ -24,7 +24,7 @@ import config_run
 from config_run import SelfSupervised
 from model import Method
 from networks import ProjectedUNet
-from utils import probe
+from report import probe
 from utils.checkpoint import load
 from utils.metrics import IGNORED
 

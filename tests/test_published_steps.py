@@ -12,10 +12,10 @@ from torch import Tensor
 
 import model
 from model import PSCL, PSCL_MoCo, PSCL_SimCLR
+from pscl.sampling import Patches, sample_patches
 from tests.golden_files import Golden, assert_agrees
 from tests.recorder import Recorder
 from utils.checkpoint import from_published
-from utils.sampling import Patches, sample_patches
 
 SMALL = {"channels": (8, 16, 32, 64), "hidden_dim": 24, "embed_dim": 16}
 NEW_BUFFERS = {"queue_group", "group_affinity", "patch_group_affinity", "freshness"}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import ranking
-from utils.summary import Item
+from metallography import ranking
+from metallography.summary import Item
 
 
 def by_column(image: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.record import write_record
+from comparison.record import write_record
 
 
 def test_commands_and_environments_are_collected(tmp_path: Path) -> None:

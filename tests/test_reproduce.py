@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 from tiny_set import files, make_set
 
+import comparison.forest
 import config_run
 import reproduce
-import utils.forest
 from model import METHODS
 from utils.checkpoint import load
 
@@ -44,7 +44,7 @@ TABLES = ("table.md", "table.csv", "values.csv", "values.png")
 def only_small() -> Iterator[None]:
     """A forest of five trees; three methods, one of which sees no annotated image."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils.forest, "TREES", 5)
+        patch.setattr(comparison.forest, "TREES", 5)
         patch.setattr(reproduce, "TREES", 5)
         for name in METHODS.keys() - {"moco", "simclr", "plain-simclr"}:
             patch.delitem(METHODS, name)
@@ -300,7 +300,7 @@ def test_a_folder_in_use_is_one_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = (
-        "import sys; from utils.lock import locked\n"
+        "import sys; from utils.run_folder import locked\n"
         f"with locked({str(tmp_path / 'runs' / 'steel_forest' / '1_0')!r}):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from report.results import read_results, results_table, table, write_results
 from utils.checkpoint import save
-from utils.outfile import ResultsError
-from utils.results import read_results, results_table, table, write_results
+from utils.files import ResultsError
 
 
 def evaluation(epoch: int, acc: float, dice: float, miou: float) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pscl import sampling
+from pscl.geometry import ViewGeometry, correspond
+from pscl.sampling import choose, label_at, sample_patches
 from tests.golden_files import Golden
-from utils import sampling
-from utils.geometry import ViewGeometry, correspond
-from utils.sampling import choose, label_at, sample_patches
 
 SEEDS = st.integers(0, 2**31)
 

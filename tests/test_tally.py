@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from comparison.tally import count, count_pictures, mean_of_known
+from utils.drawing import save_prediction
 from utils.imagefile import DataError
 from utils.metrics import SegmentationScores
-from utils.picture import save_prediction
-from utils.tally import count, count_pictures, mean_of_known
 
 TRUTH = np.array([[0, 0, 1], [1, 2, 255]], np.uint8)
 GUESS = np.array([[0, 1, 1], [2, 2, 2]], np.uint8)

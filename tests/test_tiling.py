@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from metallography import tiling
+from metallography.tiling import average_symmetries, cut_axis, predict_bands, resized_bands
 from networks import UNet
-from utils import tiling
-from utils.tiling import average_symmetries, cut_axis, predict_bands, resized_bands
 
 
 def unet(num_classes: int = 3) -> UNet:

@@ -1,6 +1,6 @@
 """The paper's contribution: choosing pure patches in the annotated image, matching them elsewhere.
 
-A *cell* is a place of the grid that the two views share (see ``utils.geometry.correspond``). In the
+A *cell* is a place of the grid that the two views share (see ``pscl.geometry.correspond``). In the
 annotated image K cells are chosen for each class by its label map; these C*K patches are the
 *templates*. Every other image contributes, for each template in turn, its most similar cell, each
 cell once. Batched tensor code: the loops are over the few classes and over rounds of conflict
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.geometry import Correspondence, ViewGeometry, resize
+from pscl.geometry import Correspondence, ViewGeometry, resize
 
 CELLS = 256  # numbers of cells are rounded up to a multiple of it, _BLOCK * _SLICE: no rest is left
 _CANDIDATES = 64  # best of a template that take part in the rounds, <= _SLICES * _SLICE, <= CELLS

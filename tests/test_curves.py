@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.curve import CurveError, best_evaluation, curve_picture, learning_curve, panels, ticks
+from report.curves import CurveError, best_evaluation, curve_picture, learning_curve, panels, ticks
 
 FALLING: list[dict[str, Any]] = [
     {"stage": "self", "epoch": n, "loss": 8.0 - n, "image": 1.0, "patch_up1": 2.0, "lr": 1e-4}

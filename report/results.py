@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import CheckpointError, StateFile
+from utils.files import replace_file
 from utils.metrics import format_mean_std
-from utils.outfile import replace_file
 
 COLUMNS = ("best on test: epoch", "ACC", "Dice", "mIoU", "last: epoch", "ACC", "Dice", "mIoU")
 SCORES = ("acc", "dice", "miou")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.tally import Tally
+from comparison.tally import Tally
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]

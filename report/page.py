@@ -19,10 +19,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from utils.curve import CurveError, curve_picture
+from report.curves import CurveError, curve_picture
+from report.results import Evaluation, read_results
+from utils.files import replace_file
 from utils.metrics import format_mean_std
-from utils.outfile import replace_file
-from utils.results import Evaluation, read_results
 
 REPORT = "report.html"
 MAX_BYTES = 9_500_000  # of the page; mail programs refuse much more

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from utils import lock
-from utils.lock import LOCK_FILE, LockError, locked
+from utils import run_folder as lock
+from utils.run_folder import LOCK_FILE, LockError, locked
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
-from utils.lock import locked
+from utils.run_folder import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

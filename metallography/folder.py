@@ -14,11 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils import measure
-from utils.imagefile import DataError, read_image, read_mask
-from utils.log import progress
-from utils.metrics import confusion
-from utils.picture import (
+from metallography import measure
+from metallography.summary import Item, Model, Results, Terms, summary, write_csv
+from utils.drawing import (
     OVERLAY_SIDE,
     blend,
     contact_sheet,
@@ -28,7 +26,9 @@ from utils.picture import (
     save_picture,
     save_prediction,
 )
-from utils.summary import Item, Model, Results, Terms, summary, write_csv
+from utils.imagefile import DataError, read_image, read_mask
+from utils.log import progress
+from utils.metrics import confusion
 
 Array = NDArray[Any]
 Row = dict[str, Any]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import report
+from report import page as report
+from report.page import ReportError, write_report
 from utils.checkpoint import save
-from utils.picture import best_median_worst, image_dice, palette
-from utils.report import ReportError, write_report
+from utils.drawing import best_median_worst, image_dice, palette
 
 NAME = 'Al<b>&"钢 µ'
 VOID = {"meta", "img"}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils import measure
+from metallography import measure
 
 Array = NDArray[Any]
 Row = dict[str, Any]

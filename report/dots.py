@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.curve import ticks
+from report.curves import ticks
 
 Colour = tuple[int, int, int]
 Values = Mapping[int, float]

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from utils.outfile import replace_file
+from utils.files import replace_file
 
 
 def write_record(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from utils.outfile import replace_file
+from utils.files import replace_file
 
 
 class Pace:

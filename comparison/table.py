@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.bootstrap import LEVEL, Interval, interval
+from comparison.bootstrap import LEVEL, Interval, interval
+from comparison.tally import Tally
 from utils.metrics import mean_std
-from utils.tally import Tally
 
 PROTOCOLS = {
     "best": "Best epoch on the test set (the paper's protocol)",

@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 # SciPy is installed with scikit-learn, which requires it.
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
-from utils.folder import count_confusion, read_truth, true_mask
+from metallography.folder import count_confusion, read_truth, true_mask
+from metallography.summary import Item, write_csv
+from metallography.tiling import VIEWS, Predict, each_symmetry
+from utils.drawing import blend, overview, reduced, save_picture
 from utils.imagefile import DataError, read_image
 from utils.log import progress
-from utils.picture import blend, overview, reduced, save_picture
-from utils.summary import Item, write_csv
-from utils.tiling import VIEWS, Predict, each_symmetry
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utils.flags import MANY, NONE, ONE, choice_problems, split_flags, value_problems
+from utils.commandline import MANY, NONE, ONE, choice_problems, split_flags, value_problems
 
 KINDS = {"methods": MANY, "out": ONE, "plan": NONE}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.picture import (
+from utils.drawing import (
     PictureError,
     class_colours,
     colour_mask,

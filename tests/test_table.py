@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pytest
 
-from utils.comparison import Comparison, Result, Row, exact, markdown_table
-from utils.tally import Tally
+from comparison.table import Comparison, Result, Row, exact, markdown_table
+from comparison.tally import Tally
 
 
 def result(epoch: int, hits: int) -> Result:

@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.drawing import palette
 from utils.log import read_metrics
-from utils.picture import palette
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]

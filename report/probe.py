@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from utils.drawing import blend, overview, palette, save_picture
 from utils.metrics import IGNORED, Scores, SegmentationScores
-from utils.picture import blend, overview, palette, save_picture
 
 Maps = Sequence[Tensor]
 """up1, up2, up3 of the images, (B, c, h, w) each."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.outfile import ResultsError, replace_file
+from utils.files import ResultsError, replace_file
 
 
 def test_text_and_bytes(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""From masks to numbers: prediction, measurement, ranking, export. Knows no training."""

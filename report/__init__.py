@@ -1,0 +1,1 @@
+"""For people: curves, pictures, the page on an experiment, the look at frozen features."""
