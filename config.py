@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.commandline import UserError
+
 # Values of self_mode with the method's name. A new method of model.py is one more line here.
 SELF_MODES = {
     "moco": "PSCL-MoCo",
@@ -90,7 +92,7 @@ KINDS = {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """Settings that cannot be used. The message holds one line per problem."""
 
 

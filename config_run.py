@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -25,7 +24,6 @@ from config import FIELDS, LATER, SELF_MODES, Config, ConfigError, format_value,
 from data import (
     Augmentation,
     Batches,
-    DataError,
     Sample,
     annotated_repeats,
     annotated_split,
@@ -40,8 +38,8 @@ from data import (
 from model import METHODS, build_method, settings_of
 from networks import UNet
 from pscl.losses import supervised_loss
-from report.curves import CurveError, learning_curve
-from report.page import ReportError, write_report
+from report.curves import learning_curve
+from report.page import write_report
 from report.probe import (
     COLLAPSED,
     SPREAD_IMAGES,
@@ -59,34 +57,20 @@ from utils.checkpoint import (
     differences,
     load,
     network_state,
-    remove_leftovers,
     remove_outputs,
     save,
     to_published,
     transfer,
 )
-from utils.device import (
-    DeviceError,
-    choose_device,
-    choose_precision,
-    mixed_seed,
-    to_device,
-)
-from utils.drawing import (
-    PictureError,
-    best_median_worst,
-    class_colours,
-    contact_sheet,
-    save_prediction,
-)
-from utils.events import EventsError, clear, require_tensorboard
-from utils.files import ResultsError
+from utils.commandline import AGAIN, AGAIN_AFRESH, TrainingError, complain, exit_code
+from utils.device import choose_device, choose_precision, mixed_seed, to_device
+from utils.drawing import best_median_worst, class_colours, contact_sheet, save_prediction
+from utils.events import clear, require_tensorboard
+from utils.files import remove_leftovers
 from utils.imagefile import ImageStore
-from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
 from utils.log import (
     METRICS_FILE,
     AverageMeter,
-    LogError,
     RunLog,
     environment_line,
     evaluation_lines,
@@ -95,32 +79,13 @@ from utils.log import (
     to_terminal,
 )
 from utils.metrics import Scores, SegmentationScores
-from utils.run_folder import LockError, locked
+from utils.run_folder import locked
 
-USER_ERRORS = (
-    ConfigError,
-    DataError,
-    CheckpointError,
-    CurveError,
-    DeviceError,
-    EventsError,
-    LockError,
-    LogError,
-    PictureError,
-    ReportError,
-    ResultsError,
-)
 EVALUATION_BATCH = 8
 SHEET_ROWS = 8
 CURVES = "curves.png"
 STAGE_NUMBERS = {"self": 1, "fine": 2, "sup": 3}  # keep the stages' random numbers apart
 WEIGHTS = "pretrained weights"
-AGAIN = "The same command goes on from the last saved epoch"
-AGAIN_AFRESH = "Without --overwrite and --resume never, the same command goes on from there"
-
-
-class TrainingError(ValueError):
-    """Numbers went wrong; the message says where and what is kept."""
 
 
 @dataclass(frozen=True)
@@ -925,8 +890,7 @@ def run(config: Config) -> None:
         config: the settings.
 
     Raises:
-        ConfigError, DataError, and the other ``USER_ERRORS``: something that the user can mend; the
-            message has one line per problem.
+        UserError: something that the user can mend; the message has one line per problem.
         TrainingError: numbers that are not finite.
     """
     config = config.resolved()
@@ -1006,36 +970,3 @@ def main(
 
     afresh = config.overwrite or config.resume == "never"
     return exit_code(work, AGAIN_AFRESH if afresh else AGAIN)
-
-
-def exit_code(work: Callable[[], object], again: str = AGAIN) -> int:
-    """Do something that may train; whatever ends it early becomes a message and an exit code.
-
-    Args:
-        work: what to do.
-        again: what the user is told about starting it again.
-
-    Returns:
-        The exit code, see ``main``.
-    """
-    try:
-        with termination_as_interrupt():
-            work()
-    except USER_ERRORS as error:
-        return complain(str(error), 2)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        what = str(error).partition("\n")[0] or "the machine's"
-        return complain(f"Out of memory: {what}; give a smaller batch, --top_k or --image_size", 2)
-    except TrainingError as error:
-        return complain(str(error), 1)
-    except Termination:
-        return complain(f"Terminated. {again}.", TERMINATED)
-    except KeyboardInterrupt:
-        return complain(f"Interrupted. {again}.", INTERRUPTED)
-    return 0
-
-
-def complain(text: str, code: int) -> int:
-    """Print a message to stderr; returns the exit code."""
-    print(text, file=sys.stderr)
-    return code

@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from pscl.geometry import ViewGeometry, Window
 from utils.augmentation import ColorJitter, ContrastJitter
-from utils.imagefile import DataError, ImageStore, read_image, read_mask
+from utils.files import IMAGE_SUFFIXES, DataError, list_files, list_names
+from utils.imagefile import ImageStore, read_image, read_mask
 from utils.metrics import IGNORED
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 MASK_SUFFIX = ".png"
 MEAN = (0.49139968, 0.48215841, 0.44653091)
 STD = (0.24703223, 0.24348513, 0.26158784)
@@ -118,8 +118,8 @@ def find_split(data_dir: str | Path, split: str) -> list[Sample]:
         DataError: a folder that may not be listed.
     """
     folder = Path(data_dir) / split
-    masks = {_key(p): p for p in _list_files(folder / "gt") if p.suffix.lower() == MASK_SUFFIX}
-    images = (p for p in _list_files(folder / "img") if p.suffix.lower() in IMAGE_SUFFIXES)
+    masks = {_key(p): p for p in list_files(folder / "gt") if p.suffix.lower() == MASK_SUFFIX}
+    images = (p for p in list_files(folder / "img") if p.suffix.lower() in IMAGE_SUFFIXES)
     return [Sample(path, masks.get(_key(path))) for path in images]
 
 
@@ -161,23 +161,6 @@ def number_groups(samples: Iterable[Sample]) -> dict[str, int]:
     keys = {s.name: (0, s.batch) if s.batch else (1, s.name) for s in samples}
     numbers = {key: number for number, key in enumerate(sorted(set(keys.values())))}
     return {name: numbers[key] for name, key in keys.items()}
-
-
-def _list_files(folder: Path) -> list[Path]:
-    return [path for path in _list_names(folder) if os.path.isfile(path)]
-
-
-def _list_names(folder: Path) -> list[Path]:
-    """What the folder holds, in order, but nothing hidden; DataError if it may not be listed."""
-    if not os.path.isdir(folder):
-        return []
-    try:
-        names = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be listed ({error.strerror}); check its permissions"
-        ) from None
-    return [p for p in names if not p.name.startswith(".") and p.name.lower() != "thumbs.db"]
 
 
 def _key(path: Path) -> str:
@@ -299,8 +282,8 @@ class _Check:
         except DataError as error:
             self.problems.append(str(error))
             return []
-        others = [p for p in _list_files(folder) if p.suffix.lower() not in IMAGE_SUFFIXES]
-        no_files = [p for p in _list_names(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
+        others = [p for p in list_files(folder) if p.suffix.lower() not in IMAGE_SUFFIXES]
+        no_files = [p for p in list_names(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
         no_files = [p for p in no_files if not os.path.isfile(p)]
         self.problems += [_not_a_file(path) for path in no_files]
         if not os.path.isdir(folder):
@@ -316,7 +299,7 @@ class _Check:
         self._twins([s.image for s in samples])
         if masks:
             gt = self.root / split / "gt"
-            self._twins([p for p in _list_files(gt) if p.suffix.lower() == MASK_SUFFIX])
+            self._twins([p for p in list_files(gt) if p.suffix.lower() == MASK_SUFFIX])
             self._stray_masks(split, samples)
         return [s for s in samples if self._image(s.image) and (not masks or self._mask(s))]
 
@@ -382,7 +365,7 @@ class _Check:
 
     def _stray_masks(self, split: str, samples: list[Sample]) -> None:
         keys = {_key(s.image) for s in samples}
-        for path in _list_files(self.root / split / "gt"):
+        for path in list_files(self.root / split / "gt"):
             if _key(path) not in keys:
                 self.warnings.append(f"{path}: mask without an image; not used")
 
@@ -406,7 +389,7 @@ class _Check:
             if os.path.lexists(wanted):
                 self.problems.append(_not_a_file(wanted))
                 return False
-            other = [p.name for p in _list_files(folder) if _key(p) == _key(sample.image)]
+            other = [p.name for p in list_files(folder) if _key(p) == _key(sample.image)]
             found = f" (there is {other[0]})" if other else ""
             self.problems.append(f"{sample.image}: no mask{found}; save its mask as {wanted}")
             return False

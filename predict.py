@@ -49,26 +49,24 @@ from data import (
     to_input,
 )
 from metallography import measure, ranking, tiling
-from metallography.export import Deployed, ExportError, Standardized, check_target, export
-from metallography.folder import (
-    Folder,
-    SettingsError,
-    list_images,
-)
+from metallography.export import Deployed, Standardized, check_target, export
+from metallography.folder import Folder, list_images
 from metallography.summary import Item, Terms, warnings
 from networks import UNet
-from report.page import ReportError, runs_of, write_report
+from report.page import runs_of, write_report
 from utils.checkpoint import CheckpointError, channels_of, load, network_state, norm_of, transfer
-from utils.device import DeviceError, choose_device
-from utils.drawing import PictureError, class_colours, default_names
+from utils.commandline import (
+    INTERRUPTED,
+    TERMINATED,
+    Termination,
+    UserError,
+    termination_as_interrupt,
+)
+from utils.device import choose_device
+from utils.drawing import class_colours, default_names
 from utils.imagefile import resize_image, to_8_bit
-from utils.interrupt import INTERRUPTED, TERMINATED, Termination, termination_as_interrupt
 from utils.log import to_terminal
 
-USER_ERRORS = (
-    ConfigError, DataError, CheckpointError, DeviceError, ExportError, PictureError, ReportError,
-    SettingsError,
-)  # fmt: skip
 Array = NDArray[Any]
 Row = dict[str, Any]
 
@@ -251,7 +249,7 @@ class Segmenter:
         """Write the model to an .onnx or .pt2 file, checked; returns what to know, in lines.
 
         Raises:
-            ExportError: a package is missing, or the file does not predict as PyTorch does.
+            UserError: a package is missing, or the file does not predict as PyTorch does.
         """
         network = copy.deepcopy(self.network).cpu().to(memory_format=torch.contiguous_format)
 
@@ -537,7 +535,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with termination_as_interrupt():
             return run(options)
-    except USER_ERRORS as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:

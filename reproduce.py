@@ -39,8 +39,6 @@ from config_run import (
     Job,
     Runner,
     Supervised,
-    complain,
-    exit_code,
     experiment_dir,
     fingerprint,
     picture_name,
@@ -49,7 +47,6 @@ from config_run import (
 )
 from data import (
     Batches,
-    DataError,
     annotated_repeats,
     annotated_split,
     check_data,
@@ -60,10 +57,22 @@ from model import METHODS, settings_of
 from report.dots import dots_png
 from report.results import write_results
 from utils.checkpoint import CheckpointError, StateFile
-from utils.commandline import MANY, NONE, ONE, choice_problems, split_flags, value_problems
+from utils.commandline import (
+    AGAIN,
+    AGAIN_AFRESH,
+    MANY,
+    NONE,
+    ONE,
+    UserError,
+    choice_problems,
+    complain,
+    exit_code,
+    split_flags,
+    value_problems,
+)
 from utils.device import choose_device, choose_precision
 from utils.drawing import save_prediction
-from utils.files import ResultsError, replace_file
+from utils.files import replace_file
 from utils.imagefile import ImageStore
 from utils.log import RunLog, environment_line, evaluation_lines, to_terminal
 from utils.metrics import SegmentationScores
@@ -368,7 +377,7 @@ class Bench:
     """The set, decoded once, the work of a table, and how far it is.
 
     Raises:
-        ConfigError, DataError, DeviceError: as ``config_run.run``, before anything is written.
+        ConfigError, DataError, UserError: as ``config_run.run``, before anything is written.
     """
 
     def __init__(self, options: Options) -> None:
@@ -638,7 +647,7 @@ def _row(bench: Bench, variant: Variant, asked: bool) -> Row:
         config = bench.settings_of(variant, repeat, stage)
         try:
             found = _results(bench, bench.runner(Work(variant, repeat, stage, config)))
-        except (CheckpointError, DataError, ResultsError):
+        except UserError:
             if asked and repeat in bench.repeats:
                 raise
             continue  # nobody asked for it
@@ -674,7 +683,7 @@ def _tally(bench: Bench, runner: Runner, evaluation: Mapping[str, Any]) -> Tally
             if not math.isclose(scores[name], evaluation[name], abs_tol=1e-6) and not (
                 math.isnan(scores[name]) and math.isnan(evaluation[name])
             ):
-                raise ResultsError(
+                raise UserError(
                     f"{folder}: its pictures score {name} {scores[name]:.4f}, the run says "
                     f"{evaluation[name]:.4f}; they were changed: train this run again (--overwrite)"
                 )
@@ -686,7 +695,7 @@ def write_report(bench: Bench) -> Comparison:
     """Write the table, all values and their plot from what is finished.
 
     Raises:
-        ConfigError, DataError, ResultsError: a run does not fit, or a file cannot be written.
+        ConfigError, DataError, UserError: a run does not fit, or a file cannot be written.
     """
     options = bench.options
     references = ["sup", "best plain"]
@@ -698,10 +707,12 @@ def write_report(bench: Bench) -> Comparison:
     stem = options.stem or "table"
     what = f"{setting} varied" if options.ablate else "every method on one UNet"
     lines = [f"# {bench.config.name}: {what}", "", *notes(bench, comparison), ""]
-    replace_file(options.out / f"{stem}.md", "\n".join([*lines, *comparison.markdown()]) + "\n")
-    replace_file(options.out / f"{stem}.csv", comparison.csv())
+    replace_file(
+        options.out / f"{stem}.md", "\n".join([*lines, *comparison.markdown()]) + "\n", "--out"
+    )
+    replace_file(options.out / f"{stem}.csv", comparison.csv(), "--out")
     values = f"{stem}_values" if options.ablate else "values"  # the single ones
-    replace_file(options.out / f"{values}.csv", comparison.values_csv())
+    replace_file(options.out / f"{values}.csv", comparison.values_csv(), "--out")
     panels = [
         (
             f"Dice, {title[0].lower()}{title[1:]}",
@@ -712,7 +723,7 @@ def write_report(bench: Bench) -> Comparison:
         )
         for protocol, title in PROTOCOLS.items()
     ]
-    replace_file(options.out / f"{values}.png", dots_png(panels))
+    replace_file(options.out / f"{values}.png", dots_png(panels), "--out")
     return comparison
 
 
@@ -850,7 +861,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             to_terminal(f"{options.out}: table written")
 
     afresh = options.config.overwrite or options.config.resume == "never"
-    return exit_code(work, config_run.AGAIN_AFRESH if afresh else config_run.AGAIN)
+    return exit_code(work, AGAIN_AFRESH if afresh else AGAIN)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
 from benchmarks.measure import require_least, table  # noqa: E402
-from config_run import exit_code  # noqa: E402
 from data import DataError, Sample, find_split, image_input, one_hot  # noqa: E402
 from model import METHODS, PSCL, SCALES, build_method  # noqa: E402
 from pscl.geometry import ViewGeometry, resize  # noqa: E402
 from utils.checkpoint import CheckpointError, from_published, load, transfer  # noqa: E402
+from utils.commandline import exit_code  # noqa: E402
 from utils.imagefile import ImageStore  # noqa: E402
 
 UNCHANGED = ViewGeometry(flip=False, quarter_turns=4)

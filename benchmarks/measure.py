@@ -26,8 +26,8 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a benchmark is run as a script
 
-from config_run import exit_code  # noqa: E402
 from utils.allocator import start_again  # noqa: E402
+from utils.commandline import exit_code  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 
 Case = dict[str, Any]

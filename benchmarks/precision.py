@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run a
 from benchmarks.measure import require_least  # noqa: E402
 from benchmarks.step import PRECISIONS, precision  # noqa: E402
 from config import Config  # noqa: E402
-from config_run import exit_code  # noqa: E402
 from data import Batch, DataError, ImageStore, find_split, pretraining_batches  # noqa: E402
 from model import METHODS, build_method  # noqa: E402
 from utils.allocator import keep_freed_memory  # noqa: E402
+from utils.commandline import exit_code  # noqa: E402
 from utils.device import choose_device, mixed_seed, to_device  # noqa: E402
 
 

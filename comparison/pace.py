@@ -35,7 +35,7 @@ class Pace:
             self.seconds[kind] = seconds / share
             if self.path is not None:
                 text = json.dumps({k: round(v, 3) for k, v in self.seconds.items()}, indent=1)
-                replace_file(self.path, text + "\n")
+                replace_file(self.path, text + "\n", "--out")
 
     def left(self, pieces: Mapping[str, float]) -> float:
         """Seconds of so many pieces of each kind; kinds of which nothing is known count nothing."""

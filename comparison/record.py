@@ -29,7 +29,7 @@ def write_record(
         lines: the facts for people.
 
     Raises:
-        ResultsError: a file cannot be written.
+        UserError: a file cannot be written.
     """
     old: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError):
@@ -39,8 +39,8 @@ def write_record(
         before = old.get(name) if isinstance(old.get(name), list) else []
         used[name] = [text for text in dict.fromkeys([*(before or []), new]) if text]
     record = {**used, **facts}
-    replace_file(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    replace_file(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n", "--out")
     text = ["# How these numbers came about", "", "Commands, in the order of their first use:", ""]
     text += [f"    {line}" for line in used["commands"]]
     text += ["", "Environments:", "", *(f"- {line}" for line in used["environments"]), ""]
-    replace_file(path.with_suffix(".md"), "\n".join([*text, *lines]) + "\n")
+    replace_file(path.with_suffix(".md"), "\n".join([*text, *lines]) + "\n", "--out")

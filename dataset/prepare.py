@@ -42,13 +42,13 @@ from dataset.set_plan import (  # noqa: E402
     read_ids,
     window,
 )
-from utils.imagefile import DataError, Pixels  # noqa: E402
-from utils.interrupt import (  # noqa: E402
+from utils.commandline import (  # noqa: E402
     INTERRUPTED,
     TERMINATED,
     Termination,
     termination_as_interrupt,
 )
+from utils.imagefile import DataError, Pixels  # noqa: E402
 
 REPORT, SOURCES = "prepare_report.txt", "prepare_sources.csv"
 

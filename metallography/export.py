@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from utils.commandline import UserError
+from utils.files import replacing
 
 Floats = NDArray[np.float32]
 Run = Callable[[Floats], Floats]
@@ -32,10 +34,6 @@ POOLED = 8  # the network halves a picture three times
 TOLERANCE = 1e-4  # of probabilities: other programs sum float32 in another order
 SIZES = {1: ((64, 96), (83, 102), (121, 77)), POOLED: ((64, 96), (88, 104), (136, 72))}
 """Height and width of the pictures of the check, by step; the remainder is added."""
-
-
-class ExportError(ValueError):
-    """A model cannot be exported; the message says what to do."""
 
 
 class Difference(NamedTuple):
@@ -100,14 +98,14 @@ class Standardized(Deployed):
 
 
 def check_target(path: Path) -> None:
-    """Raise ExportError if a file of this name cannot be written here."""
+    """Raise UserError if a file of this name cannot be written here."""
     if path.suffix not in SUFFIXES:
-        raise ExportError(f"--export: found {path}; give a name that ends in .onnx or .pt2")
+        raise UserError(f"--export: found {path}; give a name that ends in .onnx or .pt2")
     if not path.parent.is_dir():
-        raise ExportError(f"--export: {path.parent} is no folder; give a file in one that exists")
+        raise UserError(f"--export: {path.parent} is no folder; give a file in one that exists")
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if path.suffix == ".onnx" and missing:
-        raise ExportError(
+        raise UserError(
             f"--export: {path.name} needs packages that are missing here: pip install "
             f"{' '.join(missing)}; or give a name that ends in .pt2, which needs none"
         )
@@ -130,28 +128,23 @@ def export(
         side: of the images the model was made for; 0: any.
 
     Raises:
-        ExportError: a package is missing, or the file's predictions differ from PyTorch's.
+        UserError: a package is missing, or the file's predictions differ from PyTorch's.
     """
     check_target(path)
-    partial = path.with_name(f".partial-{path.name}")
-    with _quiet():
+    with _quiet(), replacing(path, "--export") as partial:
         program, step, remainder = trace(model, side % POOLED)
-        try:
-            write = _write_onnx if path.suffix == ".onnx" else _write_pt2
-            sides = {"side_step": step, "side_remainder": remainder}
-            write(program, partial, json.dumps({**about, **sides}))
-            load = load_onnx if path.suffix == ".onnx" else load_pt2
-            sizes = [(h + remainder, w + remainder) for h, w in SIZES[step]]
-            differences = list(compare(load(partial), reference, sizes))
-            wrong = [d for d in differences if not d.largest <= TOLERANCE]
-            if wrong:
-                raise ExportError(
-                    f"--export: {path} not written: it differs from PyTorch by {wrong[0].largest:g}"
-                    f" at {wrong[0].height}x{wrong[0].width} pixels; try the other of .onnx, .pt2"
-                )
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write = _write_onnx if path.suffix == ".onnx" else _write_pt2
+        sides = {"side_step": step, "side_remainder": remainder}
+        write(program, partial, json.dumps({**about, **sides}))
+        load = load_onnx if path.suffix == ".onnx" else load_pt2
+        sizes = [(h + remainder, w + remainder) for h, w in SIZES[step]]
+        differences = list(compare(load(partial), reference, sizes))
+        wrong = [d for d in differences if not d.largest <= TOLERANCE]
+        if wrong:
+            raise UserError(
+                f"--export: {path} not written: it differs from PyTorch by {wrong[0].largest:g}"
+                f" at {wrong[0].height}x{wrong[0].width} pixels; try the other of .onnx, .pt2"
+            )
     return Exported(step, remainder, differences)
 
 

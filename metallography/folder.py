@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metallography import measure
 from metallography.summary import Item, Model, Results, Terms, summary, write_csv
+from utils.commandline import UserError
 from utils.drawing import (
     OVERLAY_SIDE,
     blend,
@@ -36,10 +37,6 @@ Row = dict[str, Any]
 SHEET_PICTURES = 12
 COMPARED_ROWS = 8
 RECORD = "predicted.jsonl"
-
-
-class SettingsError(ValueError):
-    """The output folder holds predictions made with other settings."""
 
 
 def list_images(
@@ -78,7 +75,7 @@ class Record:
     """Which images are done, and with which settings: a line of JSON each.
 
     Raises:
-        SettingsError: the folder holds predictions made with other settings.
+        UserError: the folder holds predictions made with other settings.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
@@ -90,7 +87,7 @@ class Record:
             changed = [key for key in settings if old.get(key) != settings[key]]
             other = [f"{key} was {old.get(key)}, is {settings[key]}" for key in changed]
             if other:
-                raise SettingsError(
+                raise UserError(
                     f"{path.parent}: holds predictions made otherwise ({'; '.join(other)}); give "
                     "--overwrite or another --out"
                 )

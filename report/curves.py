@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.commandline import UserError
 from utils.drawing import palette
 from utils.log import read_metrics
 
@@ -47,10 +48,6 @@ _COLOURS: tuple[Colour, ...] = (
     (204, 121, 167),
     (86, 180, 233),
 )
-
-
-class CurveError(ValueError):
-    """Curves cannot be drawn or written; the message names the file and the cure."""
 
 
 @dataclass
@@ -97,7 +94,7 @@ def learning_curve(path_png: str | Path, metrics_jsonl: str | Path) -> Path:
         The path written.
 
     Raises:
-        CurveError: nothing can be read from the one, or the other cannot be written.
+        UserError: nothing can be read from the one, or the other cannot be written.
     """
     path = Path(path_png)
     picture = curve_picture(metrics_jsonl)
@@ -105,7 +102,7 @@ def learning_curve(path_png: str | Path, metrics_jsonl: str | Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, format="PNG", optimize=True)
     except OSError as error:
-        raise CurveError(
+        raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); free disk space or give an "
             "output_dir that may be written to"
         ) from error
@@ -119,11 +116,11 @@ def curve_picture(metrics_jsonl: str | Path) -> Image.Image:
         metrics_jsonl: the run's ``metrics.jsonl``; lines cut off by a kill are passed over.
 
     Raises:
-        CurveError: the file cannot be read, or holds no epoch yet.
+        UserError: the file cannot be read, or holds no epoch yet.
     """
     rows = panels(_read(Path(metrics_jsonl)))
     if not rows:
-        raise CurveError(f"{metrics_jsonl}: holds no epoch yet; train first")
+        raise UserError(f"{metrics_jsonl}: holds no epoch yet; train first")
     height = _MARGIN + len(rows) * (_PANEL + _MARGIN)
     picture = Image.new("RGB", (_WIDTH, height), _PAPER)
     for i, row in enumerate(rows):
@@ -227,7 +224,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     try:
         return read_metrics(path)
     except OSError as error:
-        raise CurveError(
+        raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); give the metrics.jsonl of a run"
         ) from error
 

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from report.curves import CurveError, curve_picture
+from report.curves import curve_picture
 from report.results import Evaluation, read_results
+from utils.commandline import UserError
 from utils.files import replace_file
 from utils.metrics import format_mean_std
 
@@ -93,10 +94,6 @@ ul.settings li { break-inside: avoid; } code { font-size: .92em; }
 """
 
 
-class ReportError(ValueError):
-    """The page cannot be made; the message names the file and the cure."""
-
-
 @dataclass
 class _Picture:
     """A picture of the page; ``body`` is filled in when all are known and share the room."""
@@ -127,12 +124,12 @@ def write_report(experiment_dir: str | Path) -> Path:
         The path written. The page is smaller than 10 MB: pictures are reduced as needed.
 
     Raises:
-        ReportError: there is no run, or the page cannot be written.
+        UserError: there is no run, or the page cannot be written.
     """
     folder = Path(experiment_dir)
     runs = runs_of(folder)
     if not runs:
-        raise ReportError(
+        raise UserError(
             f"{folder}: holds no run; give the folder of an experiment, such as aluminum_simclr"
         )
     page = _Page()
@@ -142,7 +139,7 @@ def write_report(experiment_dir: str | Path) -> Path:
     _measurements(page, folder, runs)
     _settings(page, runs)
     path = folder / REPORT
-    replace_file(path, _html(folder.resolve().name, page), ReportError, "output_dir")
+    replace_file(path, _html(folder.resolve().name, page))
     return path
 
 
@@ -257,7 +254,7 @@ def _curves(page: _Page, runs: Sequence[Path]) -> None:
         path = run / "metrics.jsonl"
         try:
             picture = curve_picture(path)
-        except CurveError:
+        except UserError:
             page.add(f"<p>{_text(run.name)}: no curves yet.</p>")
             continue
         page.add(_Picture(f"Run {run.name}", f"Learning curves of run {run.name}", picture, True))

@@ -73,7 +73,7 @@ def write_results(experiment: Path, stage: str) -> None:
     """Write ``eval.txt`` of an experiment from the runs that are finished.
 
     Raises:
-        ResultsError: it cannot be written; an older one is as it was.
+        UserError: it cannot be written; an older one is as it was.
     """
     lines = [
         f"{experiment.name}, stage {stage}: scores on the test set",
@@ -86,7 +86,7 @@ def write_results(experiment: Path, stage: str) -> None:
         "",
         *table(experiment, stage),
     ]
-    replace_file(experiment / "eval.txt", "\n".join(lines) + "\n", flag="output_dir")
+    replace_file(experiment / "eval.txt", "\n".join(lines) + "\n")
 
 
 def results_table(folders: Mapping[Path, str]) -> str:

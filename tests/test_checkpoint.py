@@ -30,6 +30,7 @@ from utils.checkpoint import (
     to_published,
     transfer,
 )
+from utils.commandline import UserError
 
 
 def message(error: pytest.ExceptionInfo[CheckpointError]) -> str:
@@ -104,7 +105,7 @@ def test_a_full_disk_harms_nothing(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(CheckpointError) as error:
+        with pytest.raises(UserError) as error:
             save(path, {"weight": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -125,7 +126,7 @@ def test_a_failure_at_any_step_harms_nothing(
         raise failure
 
     monkeypatch.setattr(checkpoint.os, step, fail)
-    expected = CheckpointError if isinstance(failure, OSError) else KeyboardInterrupt
+    expected = UserError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         save(path, {"epoch": 2})
     monkeypatch.undo()
@@ -151,7 +152,7 @@ def test_the_file_takes_its_place_only_after_it_is_on_the_disk(
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(UserError) as error:
         save(tmp_path / "file" / "a.pt", {"epoch": 1})
     assert str(tmp_path / "file" / "a.pt") in message(error)
 

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from utils.commandline import MANY, NONE, ONE, choice_problems, split_flags, value_problems
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from utils.commandline import (
+    MANY,
+    NONE,
+    ONE,
+    Termination,
+    choice_problems,
+    split_flags,
+    termination_as_interrupt,
+    value_problems,
+)
 
 KINDS = {"methods": MANY, "out": ONE, "plan": NONE}
 
@@ -41,3 +57,31 @@ def test_a_word_near_a_known_one() -> None:
         "--budget: found 'cpuu'; allowed: paper, cpu; did you mean cpu?"
     ]
     assert choice_problems("budget", "zzz", ["paper"]) == ["--budget: found 'zzz'; allowed: paper"]
+
+
+on_unix = pytest.mark.skipif(sys.platform == "win32", reason="signals as Unix knows them")
+
+
+@on_unix
+def test_sigterm_is_raised_as_an_interrupt() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt) as error, termination_as_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+    assert isinstance(error.value, Termination)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@on_unix
+def test_another_thread_changes_nothing() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[object] = []
+
+    def work() -> None:
+        with termination_as_interrupt():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from report.curves import CurveError, best_evaluation, curve_picture, learning_curve, panels, ticks
+from report.curves import best_evaluation, curve_picture, learning_curve, panels, ticks
+from utils.commandline import UserError
 
 FALLING: list[dict[str, Any]] = [
     {"stage": "self", "epoch": n, "loss": 8.0 - n, "image": 1.0, "patch_up1": 2.0, "lr": 1e-4}
@@ -132,12 +133,12 @@ def test_a_png_is_written(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_drawn_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(CurveError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         curve_picture(tmp_path / "metrics.jsonl")
-    with pytest.raises(CurveError, match="no epoch yet") as error:
+    with pytest.raises(UserError, match="no epoch yet") as error:
         curve_picture(write(tmp_path, {"stage": "self", "epoch": 0, "loss": None}))
     assert "metrics.jsonl" in str(error.value)
     (tmp_path / "file").write_text("")
-    with pytest.raises(CurveError, match="free disk space") as error:
+    with pytest.raises(UserError, match="free disk space") as error:
         learning_curve(tmp_path / "file" / "a.png", write(tmp_path, *FALLING))
     assert "\n" not in str(error.value)

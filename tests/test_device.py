@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from utils import device as room
-from utils.device import DeviceError, choose_device, choose_precision, mixed_seed, to_device
+from utils.commandline import UserError
+from utils.device import choose_device, choose_precision, mixed_seed, to_device
 
 CPU = torch.device("cpu")
 
@@ -41,7 +42,7 @@ def test_a_device_that_is_absent_is_one_line(
     monkeypatch: pytest.MonkeyPatch, name: str, cuda: int
 ) -> None:
     pretend(monkeypatch, cuda)
-    with pytest.raises(DeviceError) as error:
+    with pytest.raises(UserError) as error:
         choose_device(name)
     assert name in str(error.value) and "--device auto" in str(error.value)
     assert "\n" not in str(error.value)

@@ -10,7 +10,8 @@ import pytest
 from tiny_set import make_set, train
 
 from utils import events
-from utils.events import Events, EventsError, clear, scalars
+from utils.commandline import UserError
+from utils.events import Events, clear, scalars
 from utils.log import RunLog
 
 needs_tensorboard = pytest.mark.skipif(
@@ -88,5 +89,5 @@ def test_without_tensorboard_nothing_is_trained(tmp_path: Path, capsys, monkeypa
 
 def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
-    with pytest.raises(EventsError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         Events(tmp_path, "self")

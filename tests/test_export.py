@@ -85,7 +85,7 @@ def test_missing_packages_are_named(tmp_path: Path, capsys, monkeypatch) -> None
 
 def test_a_file_that_differs_is_not_written(tmp_path: Path) -> None:
     model = export.Deployed(network(), MEAN, STD).eval()
-    with pytest.raises(export.ExportError, match="differs from PyTorch by"):
+    with pytest.raises(export.UserError, match="differs from PyTorch by"):
         export.export(
             model, tmp_path / "m.pt2", lambda p: np.zeros((3, *p.shape[:2]), np.float32), {}
         )

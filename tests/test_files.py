@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import ResultsError, replace_file
+from utils.commandline import UserError
+from utils.files import replace_file
 
 
 def test_text_and_bytes(tmp_path: Path) -> None:
@@ -30,9 +31,9 @@ def test_a_failure_is_one_line_and_harms_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(ResultsError, match=r"table\.md: cannot be written \(No space.*--out"):
-            replace_file(path, "new")
+        with pytest.raises(UserError, match=r"table\.md: cannot be written \(No space.*--out"):
+            replace_file(path, "new", "--out")
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResultsError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         replace_file(tmp_path / "file" / "table.md", "new")

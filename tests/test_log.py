@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from utils import log
+from utils.commandline import UserError
 from utils.log import (
     AverageMeter,
-    LogError,
     RunLog,
     environment_line,
     evaluation_lines,
@@ -193,12 +193,12 @@ def test_a_terminal_without_the_signs_or_gone_does_not_stop_the_run(
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LogError) as error:
+    with pytest.raises(UserError) as error:
         RunLog(tmp_path / "file" / "1_0", "self")
     assert str(tmp_path / "file" / "1_0" / "log_self.txt") in str(error.value)
     assert "\n" not in str(error.value)
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    with pytest.raises(LogError, match=r"metrics\.jsonl"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
         RunLog(tmp_path / "run", "self")
 
 
@@ -206,9 +206,9 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "log_self.txt").symlink_to("/dev/full")
     run_log = RunLog(tmp_path, "self")
-    with pytest.raises(LogError, match=r"log_self\.txt: cannot be written.*free disk space"):
+    with pytest.raises(UserError, match=r"log_self\.txt: cannot be written.*free disk space"):
         run_log.line("text")
-    with pytest.raises(LogError):
+    with pytest.raises(UserError):
         run_log.close()
 
 
@@ -222,7 +222,7 @@ def test_a_failed_cut_leaves_the_metrics_as_they_were(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(log.os, "replace", fail)
-    with pytest.raises(LogError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         RunLog(tmp_path, "self")
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["log_self.txt", "metrics.jsonl"]

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.golden_files import Golden
-from utils.metrics import IGNORED, SegmentationScores, confusion, format_mean_std, mean_std
+from utils.metrics import (
+    IGNORED,
+    Scores,
+    SegmentationScores,
+    confusion,
+    dice,
+    format_mean_std,
+    image_dice,
+    mean_score,
+    mean_std,
+    pooled,
+)
 
 
 def slow_confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> list[list[int]]:
@@ -184,3 +196,34 @@ def test_pixels_that_nobody_labelled_are_not_counted() -> None:
     scores.add(prediction, truth)
     assert scores.compute().acc == 1.0
     assert scores.compute().truth_pixels == (1, 1)
+
+
+ABSENT = np.array([[[3, 0, 1], [0, 0, 0], [0, 0, 4]], [[2, 2, 0], [0, 0, 0], [0, 0, 0]]])
+"""Counts of two images: the truth has no class 1, which the second is given twice."""
+
+
+def test_all_scores_agree_when_a_class_is_absent() -> None:
+    scores = Scores.from_confusion(ABSENT)
+    again = SegmentationScores(3)
+    again.add(torch.tensor([[0, 0, 0, 2, 2, 2, 2, 2]]), torch.tensor([[0, 0, 0, 0, 2, 2, 2, 2]]))
+    again.add(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 0, 0, 0]]))
+    assert again.counts().tolist() == ABSENT.tolist()
+    assert str(again.compute()) == str(scores)  # as text, in which nan equals nan
+    # Class 2: shared 4, predicted 5, true 4.
+    assert math.isnan(scores.dice[0]) and scores.dice[1] == pytest.approx(8 / 9)
+    assert scores.mean_dice == pytest.approx(8 / 9) and scores.mean_iou == pytest.approx(4 / 5)
+    assert scores.acc == pytest.approx((7 / 8 + 2 / 4) / 2) and scores.classes_scored == 1
+    assert scores.predicted_pixels == (5, 2, 5) and scores.truth_pixels == (8, 0, 4)
+    # The same by resampling, each image once; and the second image twice, which lacks class 2 too.
+    assert mean_score(dice(pooled(ABSENT))) == pytest.approx(scores.mean_dice)
+    of_resamples = mean_score(dice(pooled(ABSENT, [[1, 1], [0, 2]])))
+    assert of_resamples[0] == pytest.approx(scores.mean_dice) and math.isnan(of_resamples[1])
+    # Of one image a class counts if truth or prediction has it.
+    first, second = image_dice(ABSENT)
+    assert math.isnan(first[1]) and first[2] == pytest.approx(8 / 9)
+    assert second[1] == 0 and math.isnan(second[2]) and mean_score(second) == 0
+
+
+def test_an_image_without_labels_has_no_accuracy() -> None:
+    counts = np.array([[[0, 0], [0, 0]], [[1, 1], [0, 2]]])
+    assert Scores.from_confusion(counts).acc == pytest.approx(3 / 4)

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from report import page as report
-from report.page import ReportError, write_report
+from report.page import write_report
 from utils.checkpoint import save
+from utils.commandline import UserError
 from utils.drawing import best_median_worst, image_dice, palette
 
 NAME = 'Al<b>&"钢 µ'
@@ -216,7 +217,7 @@ def test_only_pretraining_has_nothing_to_score(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_one_line(
     experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ReportError, match="holds no run") as error:
+    with pytest.raises(UserError, match="holds no run") as error:
         write_report(experiment / "absent")
     assert str(experiment / "absent") in str(error.value)
     write_report(experiment)
@@ -226,7 +227,7 @@ def test_what_cannot_be_written_is_one_line(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(ReportError, match="No space left") as error:
+    with pytest.raises(UserError, match="No space left") as error:
         write_report(experiment)
     assert "\n" not in str(error.value)
     assert (experiment / "report.html").read_bytes() == before

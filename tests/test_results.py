@@ -10,7 +10,7 @@ import pytest
 
 from report.results import read_results, results_table, table, write_results
 from utils.checkpoint import save
-from utils.files import ResultsError
+from utils.commandline import UserError
 
 
 def evaluation(epoch: int, acc: float, dice: float, miou: float) -> dict[str, Any]:
@@ -91,6 +91,6 @@ def test_no_finished_run_is_an_empty_table(tmp_path: Path) -> None:
 
 def test_a_table_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "no_folder").write_text("")
-    with pytest.raises(ResultsError) as error:
+    with pytest.raises(UserError) as error:
         write_results(tmp_path / "no_folder", "fine")
     assert "eval.txt" in str(error.value) and "\n" not in str(error.value)

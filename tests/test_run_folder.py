@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from utils import run_folder as lock
-from utils.run_folder import LOCK_FILE, LockError, locked
+from utils.commandline import UserError
+from utils.run_folder import LOCK_FILE, locked
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = """
@@ -36,7 +37,7 @@ def holder(tmp_path: Path) -> object:
 
 
 def test_the_second_process_gets_one_line(tmp_path: Path, holder: object) -> None:
-    with pytest.raises(LockError) as error, locked(tmp_path / "run"):
+    with pytest.raises(UserError) as error, locked(tmp_path / "run"):
         pytest.fail("got in")
     assert str(tmp_path / "run") in str(error.value) and "another process" in str(error.value)
     assert "\n" not in str(error.value)
@@ -87,7 +88,7 @@ def test_a_file_that_was_removed_meanwhile_is_no_lock(
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LockError) as error, locked(tmp_path / "file" / "run"):
+    with pytest.raises(UserError) as error, locked(tmp_path / "file" / "run"):
         pytest.fail("got in")
     assert str(tmp_path / "file" / "run") in str(error.value)
     assert "--output_dir" in str(error.value) and "\n" not in str(error.value)

@@ -11,8 +11,8 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from utils.commandline import UserError
+from utils.files import replace_file, writing
 
 WRAPPERS = ("moco", "finetune", "super")
 """Where a checkpoint keeps its network: pretraining, ``fine.pt``, ``sup.pt``."""
@@ -30,7 +33,7 @@ _PARALLEL_PREFIX = "module."  # torch.nn.DataParallel puts it before every key
 _QUERY_ENCODER = "encoder_q."
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be read, written or used; the message names the file and the cure."""
 
 
@@ -49,51 +52,13 @@ def save(path: str | Path, obj: Mapping[str, Any]) -> None:
             which is what :func:`load` reads back.
 
     Raises:
-        CheckpointError: the disk is full or may not be written to; ``path`` is as it was before.
+        UserError: the disk is full or may not be written to; ``path`` is as it was before.
         TypeError: ``obj`` holds something that :func:`load` would refuse.
     """
     _require_plain(obj, "checkpoint")
-    path = Path(path)
     buffer = io.BytesIO()
     torch.save(obj, buffer)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:  # an interrupt, too, must not leave the temporary file behind
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_folder(path.parent)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn what the system refuses into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror or error}); free disk space or give a "
-            "folder that may be written to"
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force the renaming itself to the disk (Windows cannot open a folder and does without)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no fsync for folders
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(path, buffer.getvalue())
 
 
 _PLAIN = (str, bytes, int, float, bool, type(None), torch.Size, torch.dtype, torch.device)
@@ -172,7 +137,7 @@ class StateFile:
     def save(self, state: Mapping[str, Any]) -> None:
         """Save a state and keep the one before, unless it is damaged."""
         if not self._damaged and self.path.exists():
-            with _writing(self.path):
+            with writing(self.path):
                 os.replace(self.path, self.previous)
         save(self.path, state)
         self._damaged = False
@@ -184,7 +149,7 @@ class StateFile:
 
     def remove_previous(self) -> None:
         """Remove the older state, of which a finished training has no use."""
-        with _writing(self.previous):
+        with writing(self.previous):
             self.previous.unlink(missing_ok=True)
 
 
@@ -206,25 +171,17 @@ def remove_outputs(run_dir: str | Path, names: Iterable[str]) -> None:
     Names that lead out of the folder are left alone: they may come out of somebody else's file.
 
     Raises:
-        CheckpointError: a file cannot be removed.
+        UserError: a file cannot be removed.
     """
     run_dir = Path(run_dir)
     inside = [Path(n) for n in names if not Path(n).is_absolute() and ".." not in Path(n).parts]
     for name in inside:
-        with _writing(run_dir / name):
+        with writing(run_dir / name):
             (run_dir / name).unlink(missing_ok=True)
     for folder in dict.fromkeys(run_dir / name.parent for name in inside):
         if folder != run_dir:
             with suppress(OSError):  # somebody put more into it, or it was never made
                 folder.rmdir()
-
-
-def remove_leftovers(run_dir: str | Path) -> None:
-    """Remove the temporary files of processes that were killed; only for who holds the folder."""
-    for path in Path(run_dir).glob(".*.tmp"):
-        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
-            with _writing(path):
-                path.unlink(missing_ok=True)
 
 
 # --- loading --------------------------------------------------------------------------------------

@@ -1,11 +1,90 @@
-"""A script's own flags, told apart from those of the settings that it passes on."""
+"""What all commands share: how they end, and a script's own flags beside the settings.
+
+Whatever the user can mend is a ``UserError``: its message becomes one line, or one line per
+problem, and the exit code 2. A traceback is a fault of this program.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
+
+INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + number of the signal
+AGAIN = "The same command goes on from the last saved epoch"
+AGAIN_AFRESH = "Without --overwrite and --resume never, the same command goes on from there"
+
+
+class UserError(ValueError):
+    """Something the user can mend: each line names the file or setting, the value, the cure."""
+
+
+class TrainingError(ValueError):
+    """Numbers went wrong; the message says where and what is kept."""
+
+
+class Termination(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Raise ``Termination`` when SIGTERM arrives, where a handler can be set (main thread)."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Termination
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def exit_code(work: Callable[[], object], again: str = AGAIN) -> int:
+    """Do the work of a command; whatever ends it early becomes a message and an exit code.
+
+    Args:
+        work: what to do.
+        again: what the user is told about starting it again.
+
+    Returns:
+        0, 2 for something the user can mend, 1 for numbers that went wrong, 130 when interrupted,
+        143 when terminated.
+    """
+    from torch import OutOfMemoryError  # not above: --help needs no torch
+
+    try:
+        with termination_as_interrupt():
+            work()
+    except UserError as error:
+        return complain(str(error), 2)
+    except (OutOfMemoryError, MemoryError) as error:
+        what = str(error).partition("\n")[0] or "the machine's"
+        return complain(f"Out of memory: {what}; give a smaller batch, --top_k or --image_size", 2)
+    except TrainingError as error:
+        return complain(str(error), 1)
+    except Termination:
+        return complain(f"Terminated. {again}.", TERMINATED)
+    except KeyboardInterrupt:
+        return complain(f"Interrupted. {again}.", INTERRUPTED)
+    return 0
+
+
+def complain(text: str, code: int) -> int:
+    """Print a message to stderr; returns the exit code."""
+    print(text, file=sys.stderr)
+    return code
+
 
 MANY = "many"  # takes all words up to the next flag
 ONE = "one"

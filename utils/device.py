@@ -9,16 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-class DeviceError(ValueError):
-    """A device that is not there; the message says what to give instead."""
+from utils.commandline import UserError
 
 
 def choose_device(name: str) -> torch.device:
     """The device called ``name``; 'auto' takes CUDA, then MPS, then the CPU.
 
     Raises:
-        DeviceError: this machine or this PyTorch does not have it.
+        UserError: this machine or this PyTorch does not have it.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -32,7 +30,7 @@ def choose_device(name: str) -> torch.device:
         device.type == "mps" and not torch.backends.mps.is_available()
     )
     if absent:
-        raise DeviceError(
+        raise UserError(
             f"device: found {name}, which PyTorch does not see here; give --device auto"
         )
     return device

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.files import IMAGE_SUFFIXES, replacing
 from utils.metrics import IGNORED
 
 Array = NDArray[Any]
@@ -39,7 +40,6 @@ _ERRORS: tuple[tuple[str, Colour], ...] = (
     ("wrong class", (255, 255, 255)),
 )
 _COLUMNS = ("image", "truth", "prediction", "error")
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 
 OVERLAY_SIDE = 2048  # larger pictures are reduced for the overlay
 _GAP = 10  # pixels between panels, and around the sheet
@@ -50,10 +50,6 @@ _PAPER: Colour = (255, 255, 255)
 _INK: Colour = (20, 20, 20)
 _FAINT: Colour = (110, 110, 110)
 _UNLABELLED: Colour = (150, 150, 150)
-
-
-class PictureError(ValueError):
-    """A picture cannot be written; the message names the file and the cure."""
 
 
 def palette(num_classes: int) -> Picture:
@@ -124,28 +120,27 @@ def save_prediction(path: str | Path, mask: Array, mapping: Sequence[int]) -> Pa
 
     Raises:
         ValueError: an id has no gray value, or a gray value lies outside 0 ... 255.
-        PictureError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     gray = np.array(mapping)
     if gray.ndim != 1 or gray.dtype.kind not in "iu" or gray.min() < 0 or gray.max() > 255:
         raise ValueError(f"mapping is gray values 0 ... 255, one for each class, not {mapping}")
     path = Path(path)
-    if path.suffix.lower() in _IMAGE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         path = path.with_suffix("")
     path = path.with_name(path.name + ".png")  # not with_suffix: a stem may hold dots of its own
-    _save_png(path, gray.astype(np.uint8)[_class_ids(mask, len(gray))])
+    save_picture(path, gray.astype(np.uint8)[_class_ids(mask, len(gray))])
     return path
 
 
-def _save_png(path: Path, pixels: Picture) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, format="PNG")
-    except OSError as error:
-        raise PictureError(
-            f"{path}: cannot be written ({error.strerror or error}); free disk space or give an "
-            "output_dir that may be written to"
-        ) from error
+def save_picture(path: str | Path, pixels: Array, flag: str = "output_dir") -> None:
+    """Write a PNG as a whole; missing folders are made.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with replacing(path, flag, durable=False) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
 
 
 def error_map(image: Array, truth: Array, prediction: Array) -> Picture:
@@ -197,7 +192,7 @@ def contact_sheet(
 
     Raises:
         ValueError: no rows, or shapes or ids that do not fit.
-        PictureError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     _check_titles(rows, titles)
     take = np.linspace(0, len(rows) - 1, min(max(max_rows, 1), len(rows))).round().astype(int)
@@ -278,7 +273,7 @@ def _write_sheet(
             sheet.paste(tile, (_GAP + column * (cell + _GAP), top + _LINE))
         top += _LINE + tiles[0].height + _GAP
     path = Path(path)
-    _save_png(path, np.asarray(sheet))
+    save_picture(path, np.asarray(sheet))
     return path
 
 
@@ -512,9 +507,3 @@ def overview(
         _text(draw, (left, upper), title, cell - 2 * _GAP)
         sheet.paste(Image.fromarray(picture), (left, upper + _LINE))
     return np.asarray(sheet)
-
-
-def save_picture(path: Path, pixels: Array) -> None:
-    """Write a PNG; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, format="PNG")

@@ -12,18 +12,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from utils.commandline import UserError
+
 FOLDER = "tensorboard"
 _FILES = "events.out.tfevents.*"
 
 
-class EventsError(ValueError):
-    """Event files cannot be written; the message says what to do."""
-
-
 def require_tensorboard() -> None:
-    """Raise EventsError if TensorBoard is not installed."""
+    """Raise UserError if TensorBoard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise EventsError(
+        raise UserError(
             "tensorboard: the package is not installed; pip install tensorboard, or leave out "
             "--tensorboard (metrics.jsonl holds the same numbers)"
         )
@@ -48,7 +46,7 @@ class Events:
         stage: ``self``, ``fine`` or ``sup``.
 
     Raises:
-        EventsError: TensorBoard is not installed, or a file cannot be written; also in the methods.
+        UserError: TensorBoard is not installed, or a file cannot be written; also in the methods.
     """
 
     def __init__(self, run_dir: str | Path, stage: str) -> None:
@@ -88,7 +86,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EventsError(
+        raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); free disk space or leave out "
             "--tensorboard"
         ) from error

@@ -1,46 +1,136 @@
-"""A small result file, replaced as a whole: whoever reads it meanwhile has the old one."""
+"""Files written as a whole, folders listed: a reader meanwhile has the old file, or the new one."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from utils.commandline import UserError
 
-class ResultsError(ValueError):
-    """A result file cannot be written; the message names it and the cure."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
-def replace_file(
-    path: str | Path,
-    contents: str | bytes,
-    error: type[ValueError] = ResultsError,
-    flag: str = "--out",
-) -> None:
-    """Write a file, text as UTF-8, by way of a temporary one beside it; missing folders are made.
+class DataError(UserError):
+    """Something is wrong with the user's image or mask files, a line each: 'file: what; cure'."""
+
+
+@contextmanager
+def writing(path: str | Path, flag: str = "output_dir") -> Iterator[None]:
+    """Turn what the system refuses while ``path`` is written into one line.
 
     Args:
-        path: the file.
-        contents: all of it.
-        error: what is raised.
+        path: the file or folder.
         flag: the setting that says where it goes, for the message.
 
     Raises:
-        ResultsError, or ``error``: it cannot be written; an older one is as it was.
+        UserError: the disk is full, or the path may not be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); free disk space or give an "
+            f"{flag} that may be written to"
+        ) from error
+
+
+@contextmanager
+def replacing(path: str | Path, flag: str = "output_dir", durable: bool = True) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place when the block ends without an error.
+
+    Args:
+        path: the file; missing folders are made.
+        flag: see ``writing``.
+        durable: the bytes are on the disk before the name is, so that after a power cut, too,
+            ``path`` holds the old file or the whole new one.
+
+    Raises:
+        UserError: it cannot be written; ``path`` is as it was.
     """
     path = Path(path)
-    data = contents if isinstance(contents, bytes) else contents.encode("utf-8", "backslashreplace")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(path, flag):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_bytes(data)
+            yield temporary
+            if durable:
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
-        finally:
+        finally:  # an interrupt, too, must not leave the temporary file behind
             with suppress(OSError):
                 temporary.unlink()
-    except OSError as why:
-        raise error(
-            f"{path}: cannot be written ({why.strerror or why}); free disk space or give an "
-            f"{flag} that may be written to"
-        ) from why
+        if durable:
+            _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the renaming itself to the disk (Windows cannot open a folder and does without)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no fsync for folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: str | Path, contents: str | bytes, flag: str = "output_dir") -> None:
+    """Write a file as a whole, see ``replacing``; text as UTF-8 with line feeds on every system."""
+    data = contents if isinstance(contents, bytes) else contents.encode("utf-8", "backslashreplace")
+    with replacing(path, flag) as temporary:
+        temporary.write_bytes(data)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files of killed processes; only for who holds the folder's lock."""
+    for path in Path(folder).glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            with writing(path):
+                path.unlink(missing_ok=True)
+
+
+def list_names(folder: str | Path) -> list[Path]:
+    """What a folder holds, in the order of the names; nothing hidden, no ``Thumbs.db``.
+
+    Raises:
+        DataError: the folder may not be listed. A missing one is empty.
+    """
+    folder = Path(folder)
+    if not os.path.isdir(folder):
+        return []
+    try:
+        names = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be listed ({error.strerror}); check its permissions"
+        ) from None
+    return [p for p in names if not p.name.startswith(".") and p.name.lower() != "thumbs.db"]
+
+
+def list_files(
+    folder: str | Path,
+    suffixes: Collection[str] = (),
+    *,
+    below: bool = False,
+    leave_out: Collection[Path] = (),
+) -> list[Path]:
+    """The files of a folder in the order of their paths; see ``list_names`` for what is left out.
+
+    Args:
+        folder: a missing one is empty.
+        suffixes: in lower case, such as ``IMAGE_SUFFIXES``; empty: files of any type.
+        below: the files of its folders too.
+        leave_out: folders that are not looked at, resolved.
+    """
+    found: list[Path] = []
+    for path in list_names(folder):
+        if below and os.path.isdir(path) and path.resolve() not in leave_out:
+            found += list_files(path, suffixes, below=True, leave_out=leave_out)
+        elif os.path.isfile(path) and (not suffixes or path.suffix.lower() in suffixes):
+            found.append(path)
+    return sorted(found)

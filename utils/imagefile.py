@@ -24,6 +24,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from torch import Tensor
 
+from utils.files import DataError
 from utils.metrics import IGNORED
 
 Pixels = NDArray[np.uint8]
@@ -45,10 +46,6 @@ DECODERS: dict[bytes, type[ImageFile]] = {
 WIDTH, HEIGHT, BITS_PER_SAMPLE, ORIENTATION = 256, 257, 258, 274  # tags of a TIFF
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; check_size has the one that counts
-
-
-class DataError(ValueError):
-    """Something is wrong with the user's files: one line each, 'file: what; cure'."""
 
 
 def read_image(path: str | Path) -> Pixels:

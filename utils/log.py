@@ -11,8 +11,8 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -23,27 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.events import Events
+from utils.files import replace_file, writing
 from utils.metrics import Scores
 
 VERSION = "1.0.0"
 """Version of this program, printed at the head of every log."""
 
 METRICS_FILE = "metrics.jsonl"
-
-
-class LogError(ValueError):
-    """A log cannot be opened or written; the message names the file and the cure."""
-
-
-@contextmanager
-def _log_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise LogError(
-            f"{path}: cannot be written ({error.strerror or error}); free disk space or give an "
-            "output_dir that may be written to"
-        ) from error
 
 
 class RunLog:
@@ -62,7 +48,7 @@ class RunLog:
     Every line is flushed as it is written.
 
     Raises:
-        LogError, EventsError: a file cannot be opened or written, here and in every writing
+        UserError, UserError: a file cannot be opened or written, here and in every writing
             method.
     """
 
@@ -87,13 +73,13 @@ class RunLog:
         if not enabled:
             return
         resume_at = resume_at or {}
-        with _log_errors(self.text_path):
+        with writing(self.text_path):
             self.text_path.parent.mkdir(parents=True, exist_ok=True)
             self._text = open(self.text_path, "ab")  # noqa: SIM115  (closed by close())
             if self._text.tell() > resume_at.get("text", 0):
                 self._text.truncate(resume_at.get("text", 0))
                 self._text.seek(0, os.SEEK_END)
-        with _log_errors(self.metrics_path):
+        with writing(self.metrics_path):
             self._metrics_lines = _cut_metrics(
                 self.metrics_path, stage, resume_at.get("metrics_lines", 0)
             )
@@ -132,7 +118,7 @@ class RunLog:
         if self._metrics is None:
             return
         entry = _json_value({"stage": self.stage, **values})
-        with _log_errors(self.metrics_path):
+        with writing(self.metrics_path):
             self._metrics.write(_json_line(entry))
             self._metrics.flush()
         if self._events is not None:
@@ -143,7 +129,7 @@ class RunLog:
         """Close both files; further lines are an error."""
         for path, file in ((self.text_path, self._text), (self.metrics_path, self._metrics)):
             if file is not None:
-                with _log_errors(path):
+                with writing(path):
                     file.close()
         if self._events is not None:
             self._events.close()
@@ -163,7 +149,7 @@ class RunLog:
 
     def _write(self, text: str) -> None:
         if self._text is not None:
-            with _log_errors(self.text_path):
+            with writing(self.text_path):
                 self._text.write(_encode(text + "\n"))
                 self._text.flush()
 
@@ -228,14 +214,7 @@ def _cut_metrics(path: Path, stage: str, keep: int) -> int:
         kept.append(line + b"\n")
     new = b"".join(kept)
     if new != old:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(new)
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+        replace_file(path, new)
     return own
 
 

@@ -1,8 +1,14 @@
 """Segmentation scores: confusion matrices, Dice, IoU, pixel accuracy, mean ± std over repeats.
 
-Words: Dice and IoU of a class are pooled over the whole test set (one ratio of sums, not a mean of
-ratios), and their means leave the background, class 0, out.  Accuracy (ACC) is the mean over images
-of each image's share of correct pixels, background included.
+Everything is a function of the confusion matrix of each image, counts (n, C, C) with the true class
+as the row, and there is one rule for a class that is absent:
+
+* Pooled over a set (one ratio of sums, not a mean of ratios) a class that the truth of the whole
+  set lacks is nan, whatever was predicted: there is nothing to find. Means leave it and the
+  background, class 0, out.
+* Of a single image a class counts if the truth or the prediction has it.
+
+Accuracy (ACC) is the mean over images of the share of correct pixels, background included.
 """
 
 from __future__ import annotations
@@ -11,11 +17,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 IGNORED = 255
 """Class id, in memory, of a pixel that nobody labelled."""
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
@@ -58,6 +69,56 @@ def _check_ids(ids: Tensor, what: str, num_classes: int) -> None:
         raise ValueError(f"{what} holds class id {wrong}; ids must lie in 0 ... {num_classes - 1}")
 
 
+def pooled(counts: ArrayLike, weights: ArrayLike | None = None) -> Floats:
+    """Sum the matrices (n, C, C) of images, each ``weights`` (..., n) times: (..., C, C)."""
+    matrices = np.asarray(counts, np.float64)
+    times = np.ones(len(matrices)) if weights is None else np.asarray(weights, np.float64)
+    return np.tensordot(times, matrices, axes=1)
+
+
+def dice(matrix: ArrayLike) -> Floats:
+    """Dice 2|P∩G| / (|P| + |G|) of each class by pooled counts (..., C, C): (..., C).
+
+    nan for a class that the truth lacks.
+    """
+    both, predicted, truth = _areas(matrix)
+    return ratio(2 * both, np.where(truth > 0, predicted + truth, 0))
+
+
+def iou(matrix: ArrayLike) -> Floats:
+    """Intersection over union of each class by pooled counts, as ``dice``."""
+    both, predicted, truth = _areas(matrix)
+    return ratio(both, np.where(truth > 0, predicted + truth - both, 0))
+
+
+def image_dice(matrix: ArrayLike) -> Floats:
+    """Dice of each class of a single image by its counts (..., C, C): (..., C).
+
+    nan for a class that neither truth nor prediction has.
+    """
+    both, predicted, truth = _areas(matrix)
+    return ratio(2 * both, predicted + truth)
+
+
+def mean_score(values: Floats) -> Floats:
+    """Mean of (..., C) over the known values of all classes but the background; nan if none."""
+    known = ~np.isnan(values[..., 1:])
+    total = np.where(known, values[..., 1:], 0.0).sum(-1)
+    return ratio(total, known.sum(-1))
+
+
+def ratio(above: Floats, below: NDArray[np.floating | np.integer]) -> Floats:
+    """``above / below``, nan where ``below`` is 0."""
+    known = below > 0
+    return np.where(known, above / np.where(known, below, 1), np.nan)
+
+
+def _areas(matrix: ArrayLike) -> tuple[Floats, Floats, Floats]:
+    """Pixels (..., C) of each class: shared, in the prediction, in the truth."""
+    counts = np.asarray(matrix, np.float64)
+    return np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-2), counts.sum(-1)
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of one test set.
@@ -84,6 +145,32 @@ class Scores:
     classes_scored: int
     images: int
     predicted_pixels: tuple[int, ...] = ()
+
+    @classmethod
+    def from_confusion(cls, counts: ArrayLike) -> Scores:
+        """The scores of a set by the confusion matrices (n, C, C) of its images.
+
+        An image without a labelled pixel has no accuracy and is left out of ``acc``. Of no image
+        everything is nan.
+        """
+        matrices = np.asarray(counts, np.int64)
+        matrix = matrices.sum(0)  # (C, C)
+        correct, labelled = np.trace(matrices, axis1=1, axis2=2), matrices.sum((1, 2))
+        shares = ratio(correct.astype(np.float64), labelled)
+        known = shares[~np.isnan(shares)]
+        of_class, overlap = dice(matrix), iou(matrix)
+        truth = matrix.sum(1)
+        return cls(
+            acc=float(known.mean()) if len(known) else math.nan,
+            mean_dice=float(mean_score(of_class)),
+            dice=tuple(of_class[1:].tolist()),
+            mean_iou=float(mean_score(overlap)),
+            iou=tuple(overlap[1:].tolist()),
+            truth_pixels=tuple(truth.tolist()),
+            classes_scored=int((truth[1:] > 0).sum()),
+            images=len(matrices),
+            predicted_pixels=tuple(matrix.sum(0).tolist()),
+        )
 
     def as_dict(self) -> dict[str, float | int | list[int]]:
         """Return the scores flat, as one evaluation line of ``metrics.jsonl`` holds them."""
@@ -115,36 +202,15 @@ class SegmentationScores:
         for one_prediction, one_truth in zip(prediction, truth, strict=True):
             self._matrices.append(confusion(one_prediction, one_truth, self.num_classes))
 
-    def compute(self) -> Scores:
-        """Read everything in one transfer and return the scores (all nan without any image)."""
+    def counts(self) -> Counts:
+        """The confusion matrices (n, C, C) of all images so far, in one transfer."""
         if not self._matrices:
-            unknown = (math.nan,) * (self.num_classes - 1)
-            no_pixels = (0,) * self.num_classes
-            return Scores(
-                math.nan, math.nan, unknown, math.nan, unknown, no_pixels, 0, 0, no_pixels
-            )
-        per_image = torch.stack(self._matrices).cpu()  # (images, C, C)
-        correct = per_image.diagonal(dim1=1, dim2=2).sum(1).double()
-        acc = float((correct / per_image.sum((1, 2))).mean())
-        pooled = per_image.sum(0)  # (C, C)
-        both = pooled.diagonal().double()  # |P ∩ G| of each class
-        either = (pooled.sum(0) + pooled.sum(1)).double()  # |P| + |G| of each class
-        truth, predicted = pooled.sum(1), pooled.sum(0)
-        # A class that the truth lacks is nan and stays out of the means.
-        there = truth > 0
-        dice = torch.where(there, 2 * both / either, math.nan)
-        iou = torch.where(there, both / (either - both), math.nan)
-        return Scores(
-            acc=acc,
-            mean_dice=float(dice[1:].nanmean()),
-            dice=tuple(dice[1:].tolist()),
-            mean_iou=float(iou[1:].nanmean()),
-            iou=tuple(iou[1:].tolist()),
-            truth_pixels=tuple(truth.tolist()),
-            classes_scored=int(there[1:].sum()),
-            images=len(per_image),
-            predicted_pixels=tuple(predicted.tolist()),
-        )
+            return np.zeros((0, self.num_classes, self.num_classes), np.int64)
+        return np.asarray(torch.stack(self._matrices).cpu().numpy(), np.int64)
+
+    def compute(self) -> Scores:
+        """The scores of all images so far."""
+        return Scores.from_confusion(self.counts())
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:

@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from utils.commandline import UserError
+
 LOCK_FILE = ".lock"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-
-
-class LockError(ValueError):
-    """A folder is in use or may not be written to; the message names it and the cure."""
 
 
 @contextmanager
@@ -26,7 +24,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     at the end, as is the folder if nothing was put into it.
 
     Raises:
-        LockError: another process holds the folder, or it cannot be written to.
+        UserError: another process holds the folder, or it cannot be written to.
     """
     folder = Path(folder)
     path = folder / LOCK_FILE
@@ -35,12 +33,12 @@ def locked(folder: str | Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _open_locked(path)
     except OSError as error:
-        raise LockError(
+        raise UserError(
             f"{folder}: cannot be written to ({error.strerror or error}); give an --output_dir "
             "that may be written to"
         ) from error
     if descriptor is None:
-        raise LockError(
+        raise UserError(
             f"{folder}: another process is training there; wait for it, or give another --name"
         )
     try:
