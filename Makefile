@@ -17,7 +17,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 
 help:
 	@echo "make demo    pretrain, fine-tune and compare on the stand-in set; DEMO_ARGS adds settings"
-	@echo "make test    format, lint, type check, tests; PYTEST_ARGS adds pytest flags"
+	@echo "make test    format, lint, types, tests but the slow ones; PYTEST_ARGS adds pytest flags"
+	@echo "             all tests: make test PYTEST_ARGS=\"-m ''\""
 	@echo "make clean   remove .venv and the caches; run folders stay"
 	@echo "PYTHON=python3.12 chooses the interpreter (>= 3.10), used when .venv is built"
 
@@ -28,7 +29,7 @@ test: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow" $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 
-import hypothesis
-import torch
+# Tests run side by side, those in processes of their own too: one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 # glibc's own default, said aloud: `keep_freed_memory` then leaves the process of the tests alone,
 # some of which measure its memory.
@@ -14,3 +19,9 @@ os.environ["MALLOC_TRIM_THRESHOLD_"] = "131072"
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts_as_python_has_them() -> None:
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
