@@ -38,9 +38,10 @@ from utils.imagefile import read_image, read_mask
 from utils.log import to_terminal
 
 SHEET_PICTURES, COMPARED_ROWS = 12, 8
-# What ``--rank`` and ``--export`` do not look at: given all the same, a result would be missing.
+# Options that a task does not look at: given all the same, a result would be missing.
 MEASURING = ("um_per_px", "min_px", "grain_classes", "boundary_px", "probabilities", "particles")
-OF_NO_EFFECT = {
+OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
+    "images": (),
     "rank": (*MEASURING, "report"),
     "export": ("out", "masks", "tta", *MEASURING, "report"),
 }
@@ -58,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", required=True, help="fine.pt or sup.pt, or the folder of a finished run")
     task = made.add_mutually_exclusive_group(required=True).add_argument
     task("--images", help="predict and measure: a folder of images with sub-folders, or one image")
-    task("--rank", metavar="IMAGES", help="sort images, those first whose 8 flips and turns the "
-         "model classifies most differently")  # fmt: skip
+    task("--rank", metavar="IMAGES", help="sort images by how much the model's predictions of "
+         "their 8 flips and turns disagree")  # fmt: skip
     task("--export", metavar="FILE", help="write the model for other programs: .onnx or .pt2")
     add("--out", help="folder of the results; default: predicted_<images> or ranked_<images>, "
         "beside the weights")  # fmt: skip
@@ -69,58 +70,62 @@ def parser() -> argparse.ArgumentParser:
     add("--grain_classes", type=int, nargs="*", default=[], metavar="CLASS",
         help="classes whose particles are grains: an ASTM grain-size number is given")  # fmt: skip
     add("--boundary_px", type=float, default=BOUNDARY_PX,
-        help="how far from the true outline a predicted one is right (%(default)s px)")  # fmt: skip
+        help="with --masks: outlines this close agree (%(default)s px)")  # fmt: skip
     add("--resize", type=int, help="predict at N x N pixels, 0: as they are; default: as trained")
     add("--tta", action="store_true", help="average over 8 flips and quarter turns")
     add("--tile", type=int, default=DEFAULT_TILE, help="largest side of a tile (%(default)s px)")
     add("--overlap", type=int, default=DEFAULT_OVERLAP,
-        help="of neighbouring tiles (%(default)s px or more: exact)")  # fmt: skip
+        help="pixels that tiles share (%(default)s: tiling is exact)")  # fmt: skip
     add("--probabilities", action="store_true", help="write them too: .npy, float16 (H, W, C)")
     add("--particles", action="store_true", help="write particles.csv too, a line per particle")
-    add("--report", action="store_true", help="write report.html too: the experiment of the "
-        "model with these measurements")  # fmt: skip
+    add("--report", action="store_true", help="write report.html too: the page on the "
+        "model's experiment, with these measurements")  # fmt: skip
     add("--overwrite", action="store_true", help="predict again the images that are done")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=int, default=0, help="CPU threads; 0: as many as PyTorch chooses")
     return made
 
 
-def run(o: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Predict, rank or export; returns 0, or 1 if some files could not be used."""
-    task = "export" if o.export else "rank" if o.rank else "images"
+    task = "export" if options.export else "rank" if options.rank else "images"
     default = parser().get_default
-    idle = [name for name in OF_NO_EFFECT.get(task, ()) if getattr(o, name) != default(name)]
-    if idle:
-        lines = [f"--{name}: of no effect with --{task}; leave it out" for name in idle]
+    lines = [
+        f"--{name}: of no effect with --{task}; leave it out"
+        for name in OF_NO_EFFECT[task]
+        if getattr(options, name) != default(name)
+    ]
+    if lines:
         raise ConfigError("\n".join(lines))
-    check_number("threads", o.threads, 0, least=1)
-    if o.threads:
-        torch.set_num_threads(o.threads)
-    if o.export:
-        check_target(Path(o.export))
-    segmenter = Segmenter(
-        o.weights, device=o.device, resize=o.resize, tta=o.tta, tile=o.tile, overlap=o.overlap
-    )
+    check_number("threads", options.threads, 0, least=1)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.export:
+        check_target(Path(options.export))
+    how = {name: getattr(options, name) for name in ("device", "resize", "tta", "tile", "overlap")}
+    segmenter = Segmenter(options.weights, **how)
     to_terminal(segmenter.about)
-    if o.export:
-        for line in segmenter.export(o.export):
+    if options.export:
+        for line in segmenter.export(options.export):
             to_terminal(line)
         return 0
-    bad = (rank_images if o.rank else predict_images)(segmenter, o)
+    bad = (rank_images if options.rank else predict_images)(segmenter, options)
     return complain(f"{len(bad)} file(s) could not be used:\n" + "\n".join(bad), 1) if bad else 0
 
 
-def places(segmenter: Segmenter, o: argparse.Namespace) -> tuple[Path, list[Item]]:
+def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, list[Item]]:
     """The folder of the results, and the images.
 
     Raises:
         UserError: there are no images or masks, or the results would lie among them.
     """
-    flag, kind = ("rank", "ranked") if o.rank else ("images", "predicted")
-    images, masks = Path(o.rank or o.images), Path(o.masks) if o.masks else None
+    flag, kind = ("rank", "ranked") if options.rank else ("images", "predicted")
+    images = Path(options.rank or options.images)
+    masks = Path(options.masks) if options.masks else None
     if masks and not masks.is_dir():
         raise ConfigError(f"--masks: {masks} is no folder; give the folder of the true masks")
-    out = Path(o.out or segmenter.path.parent / f"{kind}_{images.resolve().name or 'images'}")
+    beside = segmenter.path.parent / f"{kind}_{images.resolve().name or 'images'}"
+    out = Path(options.out or beside)
     for name, folder in ((flag, images), ("masks", masks)):
         if folder and folder.is_dir() and out.resolve() == folder.resolve():
             raise ConfigError(
@@ -130,12 +135,12 @@ def places(segmenter: Segmenter, o: argparse.Namespace) -> tuple[Path, list[Item
     return out, list_images(images, out, masks)
 
 
-def predict_images(segmenter: Segmenter, o: argparse.Namespace) -> list[str]:
+def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--images``: predict, measure, draw; returns a line for each file that cannot be used."""
-    out, items = places(segmenter, o)
-    experiment = experiment_of(segmenter, out) if o.report else None
-    terms = {name: getattr(o, name) for name in MEASURING}
-    folder = Folder(segmenter, items, out, overwrite=o.overwrite, **terms)
+    out, items = places(segmenter, options)
+    experiment = experiment_of(segmenter, out) if options.report else None
+    terms = {name: getattr(options, name) for name in MEASURING}
+    folder = Folder(segmenter, items, out, overwrite=options.overwrite, **terms)
     folder.run()
     write_tables(folder)
     draw_sheet(folder)
@@ -166,46 +171,45 @@ def experiment_of(segmenter: Segmenter, out: Path) -> Path:
 
 def draw_sheet(folder: Folder) -> None:
     """``sheet.png``: some images, beside their true masks where there are any."""
-    s, path = folder.segmenter, folder.out / "sheet.png"
-    compared = [done.item for done in folder.done if done.counts is not None]
-    chosen = compared or [done.item for done in folder.done]
+    segmenter, path = folder.segmenter, folder.out / "sheet.png"
+    compared = [image for image in folder.done if image.counts is not None]
+    chosen = compared or folder.done
     most = min(COMPARED_ROWS if compared else SHEET_PICTURES, len(chosen))
     chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, most).round().astype(int)]
-    titles = [item.name for item in chosen]
+    titles = [item.name for item, _, _ in chosen]
     rows, pictures = [], []
-    for item in chosen:
+    for item, _, _ in chosen:
         image, mask = read_image(item.path), read_mask(folder.file("classes", item))
         if compared and item.truth:
-            image, truth, mask = (
-                reduced(part, OVERLAY_SIDE) for part in (image, read_mask(item.truth), mask)
-            )
+            parts = (image, read_mask(item.truth), mask)
+            image, truth, mask = (reduced(part, OVERLAY_SIDE) for part in parts)
             rows.append((image, truth, mask))
         else:
-            pictures.append(blend(image, mask, s.colours, 360))
+            pictures.append(blend(image, mask, segmenter.colours, 360))
     if rows:
         contact_sheet(
             path,
             rows,
             titles,
-            s.num_classes,
+            segmenter.num_classes,
             heading=f"Taken evenly from {len(compared)}; above {OVERLAY_SIDE} pixels reduced",
-            class_names=s.class_names,
-            colours=s.colours,
+            class_names=segmenter.class_names,
+            colours=segmenter.colours,
         )
     elif pictures:
         save_picture(path, overview(pictures, titles), "--out")
 
 
-def rank_images(segmenter: Segmenter, o: argparse.Namespace) -> list[str]:
+def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--rank``: write ``ranking.csv`` and ``ranking.png``; returns what cannot be used."""
-    out, items = places(segmenter, o)
+    out, items = places(segmenter, options)
     found = ranking.rank(segmenter, items, out)
     if found.rows:
         sheet = overview(found.pictures, found.titles, ranking.HEADING)
         save_picture(out / "ranking.png", sheet, "--out")
         first = found.rows[0]["image"]
         to_terminal(f"{out}: {len(found.rows)} image(s) ranked; least sure of {first}")
-    for line in ranking.agreement_lines(found.rows) if o.masks else ():
+    for line in ranking.agreement_lines(found.rows) if options.masks else ():
         to_terminal(line)
     return found.bad
 
@@ -213,8 +217,9 @@ def rank_images(segmenter: Segmenter, o: argparse.Namespace) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 for bad files, 2, 130 or 143."""
     options = parser().parse_args(argv)
-    again = "The same command goes on with the images not done yet"
-    return exit_code(partial(run, options), again, smaller="a smaller --tile, such as 384")
+    rest = "goes on with the images not done yet" if options.images else "begins again"
+    smaller = "a smaller --tile, such as 384"
+    return exit_code(partial(run, options), f"The same command {rest}", smaller)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data import SMALLEST_DEVIATION, normalise
+from data import MEAN, SMALLEST_DEVIATION, STD
 from metallography.tiling import Floats
 from utils.commandline import UserError
 from utils.files import replacing
@@ -45,18 +45,23 @@ class Deployed(nn.Module):
         standardize: normalise by each image's own mean and standard deviation, not by fixed ones.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, standardize: bool) -> None:
         super().__init__()
         self.network, self.standardize = network, standardize
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB 0 ... 255 (B, 3, H, W) to class probabilities (B, C, H, W)."""
-        image = image / 255
+        image, mean, std = image / 255, self.mean, self.std
         if self.standardize:
-            centred = image - image.mean(dim=(1, 2, 3), keepdim=True)
-            deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-            return self.network(centred / deviation.clamp(min=SMALLEST_DEVIATION)).softmax(dim=1)
-        return self.network(normalise(image)).softmax(dim=1)
+            mean = image.mean(dim=(1, 2, 3), keepdim=True)
+            variance = (image - mean).square().mean(dim=(1, 2, 3), keepdim=True)
+            std = variance.sqrt().clamp(min=SMALLEST_DEVIATION)
+        return self.network((image - mean) / std).softmax(dim=1)
 
 
 def check_target(path: Path) -> None:

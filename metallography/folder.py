@@ -34,38 +34,27 @@ TABLES = ("measurements.csv", "batches.csv", "particles.csv", "comparison.csv")
 
 
 class Item(NamedTuple):
-    """An image to predict.
-
-    Attributes:
-        path: its file.
-        name: what its results are called below each output folder.
-        truth: where its true mask would lie; None where no true masks were given.
-    """
+    """An image to predict."""
 
     path: Path
-    name: str
-    truth: Path | None = None
+    name: str  # what its results are called below each output folder
+    truth: Path | None = None  # where its true mask would lie; None without --masks
 
     @property
     def batch(self) -> str:
         """The production batch, '' when the file name carries none."""
         return parse_name(self.path.stem)[0]
 
-    @property
-    def has_truth(self) -> bool:
-        """Whether there is a true mask of it."""
-        return self.truth is not None and self.truth.exists()
-
 
 def list_images(folder: Path, out: Path, masks: Path | None = None) -> list[Item]:
     """Images of a folder and its sub-folders (or one file), in the order of their paths.
 
-    Results are called by the image's path without its suffix; images that differ in nothing else
-    keep it. A true mask lies at the same place below ``masks`` and is a .png of the same name.
+    A name is the path without its suffix, and with it where two images differ in nothing else. A
+    true mask lies at the same place below ``masks`` and is a .png of the same name.
 
     Args:
         folder: of the images, or one image.
-        out, masks: folders of the results and of the true masks, which may lie below it.
+        out, masks: folders of the results and the true masks; images in them are not listed.
 
     Raises:
         DataError: no such folder, or no image in it.
@@ -93,7 +82,7 @@ def read_truth(item: Item, shape: tuple[int, ...], num_classes: int) -> Array | 
     Raises:
         DataError: it is not of the image's shape (H, W), or holds an id above C - 1.
     """
-    if item.truth is None or not item.has_truth:
+    if item.truth is None or not item.truth.exists():
         return None
     truth = read_mask(item.truth)
     if truth.shape != shape:
@@ -175,11 +164,11 @@ def _growing_table(path: Path) -> Iterator[Callable[[Sequence[Row]], None]]:
 
 
 class Done(NamedTuple):
-    """An image that was measured, its (height, width), its confusion matrix with the truth."""
+    """An image that was measured."""
 
     item: Item
-    size: tuple[int, int]
-    counts: Counts | None
+    size: tuple[int, int]  # height and width
+    counts: Counts | None  # confusion matrix (C, C), true class as the row; None without a truth
 
 
 @dataclass
@@ -190,14 +179,13 @@ class Folder:
         segmenter: what predicts.
         items: the images.
         out: the folder of the results.
-        um_per_px, min_px, grain_classes, boundary_px: how to measure, see ``measure.measure_mask``
-            and ``measure.compare_class``.
+        um_per_px, min_px, grain_classes: how to measure, see ``measure.measure_mask``.
+        boundary_px: see ``measure.compare_class``.
         probabilities, particles: write these too.
         overwrite: predict again what is done.
 
     Raises:
-        ConfigError: a term of measuring is out of range.
-        UserError: ``out`` cannot be used, see ``Record``.
+        UserError: a value is out of range, or ``out`` cannot be used, see ``Record``.
     """
 
     segmenter: Segmenter
@@ -212,21 +200,21 @@ class Folder:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        s, scale = self.segmenter, self.um_per_px
+        segmenter, scale = self.segmenter, self.um_per_px
         if scale is not None and not 0 < scale < math.inf:
             raise ConfigError(f"--um_per_px: found {scale}; give a number above 0, such as 0.1")
         check_number("min_px", self.min_px, least=1)
         check_number("boundary_px", self.boundary_px, least=0)
+        classes = range(segmenter.num_classes)
         for c in self.grain_classes:
-            if not 0 <= c < s.num_classes:
-                last = s.num_classes - 1
-                raise ConfigError(f"--grain_classes: found {c}; classes are 0 ... {last}")
+            if c not in classes:
+                raise ConfigError(f"--grain_classes: found {c}; classes are 0 ... {classes[-1]}")
         names = ("resize", "tta", "tile", "overlap")
-        settings = {"weights": s.digest} | {name: getattr(s, name) for name in names}
+        settings = {"weights": segmenter.digest} | {n: getattr(segmenter, n) for n in names}
         self.record = Record(self.out / RECORD, settings, self.overwrite)
         self.rows: list[Row] = []  # of measure_class, for each image and class
         self.compared: list[Row] = []  # of compare_class, likewise
-        self.diameters: list[list[Array]] = [[] for _ in range(s.num_classes)]  # whole particles
+        self.diameters: list[list[Array]] = [[] for _ in classes]  # of whole particles
         self.done: list[Done] = []
         self.predicted = self.skipped = 0  # images predicted now, and done already
         self.bad: list[str] = []  # a line for each file that could not be used
@@ -280,15 +268,15 @@ class Folder:
         mask = read_mask(wanted[0]) if done else self.predict(item, image)
         self.skipped += done
         self.predicted += not done
-        s = self.segmenter  # the overlay is drawn again at another scale, too: its bar changes
-        picture = overlay(image, mask, s.class_names, s.colours, self.um_per_px)
+        names, colours = self.segmenter.class_names, self.segmenter.colours
+        # Drawn again at another scale, too, because the scale bar changes.
+        picture = overlay(image, mask, names, colours, self.um_per_px)
         save_picture(self.file("overlay", item), picture, "--out")
         self.record.add(entry)
         return mask
 
     def predict(self, item: Item, image: Array) -> Array:
         """Predict an image, write its masks (and probabilities: float16 (H, W, C))."""
-        s = self.segmenter
         mask = np.empty(image.shape[:2], np.uint8)
         with ExitStack() as stack:
             file = None
@@ -296,19 +284,20 @@ class Folder:
                 path = self.file("probabilities", item, ".npy")
                 temporary = stack.enter_context(replacing(path, "--out", durable=False))
                 file = stack.enter_context(temporary.open("wb"))
-                shape = (*mask.shape, s.num_classes)
+                shape = (*mask.shape, self.segmenter.num_classes)
                 header = {"descr": "<f2", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
-            for top, band in s.bands(image):
+            for top, band in self.segmenter.bands(image):
                 mask[top : top + band.shape[1]] = band.argmax(axis=0)
                 if file:
                     file.write(np.ascontiguousarray(np.moveaxis(band, 0, 2), "<f2").data)
         save_picture(self.file("classes", item), mask, "--out")
-        save_picture(self.file("gray", item), np.array(s.mapping, np.uint8)[mask], "--out")
+        grays = np.array(self.segmenter.mapping, np.uint8)
+        save_picture(self.file("gray", item), grays[mask], "--out")
         return mask
 
     def measure(self, item: Item, mask: Array) -> list[Row]:
-        """Measure a mask, compare it with the true one if there is one; returns its particles."""
+        """Measure a mask, and compare it with the true one; returns its rows of particles.csv."""
         names, scale, least = self.segmenter.class_names, self.um_per_px, self.min_px
         truth = read_truth(item, mask.shape, len(names))
         rows, found = measure.measure_mask(mask, len(names), scale, least, self.grain_classes)

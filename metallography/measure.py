@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -159,22 +158,14 @@ def _std(values: Array) -> float:
 # --- a set of images ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Interval:
-    """Statistics of a quantity over the fields of a set (ASTM E562, section on statistics).
+class Interval(NamedTuple):
+    """Statistics of a quantity over the fields of a set (ASTM E562, section on statistics)."""
 
-    Attributes:
-        fields: number of values that are known (not nan).
-        mean, std: mean and sample standard deviation (n - 1).
-        confidence: half-width of the 95 % confidence interval, t * std / sqrt(n).
-        relative_accuracy: 100 * confidence / mean, in percent.
-    """
-
-    fields: int
+    fields: int  # number of values that are known (not nan)
     mean: float
-    std: float
-    confidence: float
-    relative_accuracy: float
+    std: float  # sample standard deviation (n - 1)
+    confidence: float  # half-width of the 95 % confidence interval, t * std / sqrt(n)
+    relative_accuracy: float  # 100 * confidence / mean, in percent
 
 
 def over_fields(values: Iterable[float]) -> Interval:

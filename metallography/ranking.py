@@ -44,18 +44,12 @@ HEADING = "Least sure first. Magenta: 2 or more of the 8 views give another clas
 
 
 class Ranking(NamedTuple):
-    """Images by how unsure the model is of them.
+    """Images by how unsure the model is of them, those it is least sure of first."""
 
-    Attributes:
-        rows: the lines of ``ranking.csv``, those it is least sure of first.
-        pictures, titles: of the first ``PICTURES``, with the regions in question.
-        bad: a line for each file that could not be used.
-    """
-
-    rows: list[Row]
-    pictures: list[Array]
-    titles: list[str]
-    bad: list[str]
+    rows: list[Row]  # the lines of ``ranking.csv``
+    pictures: list[Array]  # of the first ``PICTURES``, with the regions in question
+    titles: list[str]  # of the pictures
+    bad: list[str]  # a line for each file that could not be used
 
 
 def rank(segmenter: Segmenter, items: Sequence[Item], out: Path) -> Ranking:

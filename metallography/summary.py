@@ -91,8 +91,7 @@ def _class_tables(folder: Folder) -> Iterator[str]:
     for c, name in enumerate(folder.segmenter.class_names):
         rows = [row for row in folder.rows if row["class"] == c]
         share = measure.over_fields(100 * row["area_fraction"] for row in rows)
-        values = (share.mean, share.std, share.confidence, share.relative_accuracy)
-        fractions.append([name, share.fields, *map(number, values)])
+        fractions.append([name, share.fields, *map(number, share[1:])])
         others.append([name, *(interval(row[column] for row in rows) for column in columns)])
         d = np.concatenate(folder.diameters[c])
         spread = [d.mean(), *np.percentile(d, (10, 50, 90, 100))] if len(d) else [math.nan] * 5

@@ -63,8 +63,8 @@ def exit_code(
         smaller: what to give when memory runs out.
 
     Returns:
-        That of ``work``, else 0; 2 for something the user can mend, 1 for numbers that went wrong, 130 when interrupted,
-        143 when terminated.
+        That of ``work``, else 0; 2 for something the user can mend, 1 for numbers that went wrong,
+        130 when interrupted, 143 when terminated.
     """
     from torch import OutOfMemoryError  # not above: --help needs no torch
 
