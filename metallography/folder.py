@@ -64,7 +64,7 @@ def list_images(folder: Path, out: Path, masks: Path | None = None) -> list[Item
     paths = [folder] if one else list_files(folder, IMAGE_SUFFIXES, below=True, leave_out=hidden)
     if not paths:
         what = "no image in it" if folder.is_dir() else "no such folder"
-        raise DataError(f"{folder}: {what}; read are {' '.join(IMAGE_SUFFIXES)}")
+        raise DataError(f"{folder}: {what}; give a folder with images ({' '.join(IMAGE_SUFFIXES)})")
     below = [path.relative_to(folder.parent if one else folder) for path in paths]
     shared = Counter(str(path.with_suffix("")).lower() for path in below)
     items = []
