@@ -1,100 +1,67 @@
 """A trained network as one file that other programs can run: ONNX, or PyTorch's own .pt2.
 
-The file takes pictures of any size as float RGB 0 ... 255 and gives class probabilities; the
+The file takes images of any size as float RGB 0 ... 255 and gives class probabilities; the
 normalisation is in it. It is written beside its place, read back, compared with the network in
-PyTorch on pictures of three sizes, and only then put into its place.
+PyTorch on images of three sizes, and only then put into its place.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from data import MEAN, SMALLEST_DEVIATION, STD
+from metallography.tiling import Floats
 from utils.commandline import UserError
 from utils.files import replacing
 
-Floats = NDArray[np.float32]
 Run = Callable[[Floats], Floats]
 """An exported model: float32 (1, 3, H, W) to probabilities (1, C, H, W)."""
 
 SUFFIXES = (".onnx", ".pt2")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 SMALLEST_SIDE, LARGEST_SIDE = 16, 65536
-POOLED = 8  # the network halves a picture three times
+POOLED = 8  # the network halves an image three times
 TOLERANCE = 1e-4  # of probabilities: other programs sum float32 in another order
-SIZES = {1: ((64, 96), (83, 102), (121, 77)), POOLED: ((64, 96), (88, 104), (136, 72))}
-"""Height and width of the pictures of the check, by step; the remainder is added."""
-
-
-class Difference(NamedTuple):
-    """Exported against PyTorch on one picture: its size, and the largest difference."""
-
-    height: int
-    width: int
-    largest: float
-
-
-class Exported(NamedTuple):
-    """What was written: it takes sides of ``step`` n + ``remainder``; how equal it is."""
-
-    step: int
-    remainder: int
-    differences: list[Difference]
+CHECKED = ((64, 96), (83, 102), (121, 77))  # height and width of the images of the check
 
 
 class Deployed(nn.Module):
-    """A network with what comes before and after it.
+    """A network with the normalisation before it and the softmax after it.
 
     Args:
         network: normalised (B, 3, H, W) to logits (B, C, H, W).
-        mean, std: of the three channels, for values 0 ... 1.
+        standardize: normalise by each image's own mean and standard deviation, not by fixed ones.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, network: nn.Module, standardize: bool) -> None:
         super().__init__()
-        self.network = network
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
-
-    def normalise(self, image: Tensor) -> Tensor:
-        """What the network takes, from values 0 ... 1."""
-        return (image - self.mean) / self.std
+        self.network, self.standardize = network, standardize
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB 0 ... 255 (B, 3, H, W) to class probabilities (B, C, H, W)."""
-        return self.network(self.normalise(image / 255)).softmax(dim=1)
-
-
-class Standardized(Deployed):
-    """A network whose input is normalised by each image's own mean and deviation.
-
-    Args:
-        network: as above.
-        least: the smallest deviation that is divided by, for values 0 ... 1.
-    """
-
-    def __init__(self, network: nn.Module, least: float) -> None:
-        super().__init__(network, (0.0,) * 3, (1.0,) * 3)
-        self.least = least
-
-    def normalise(self, image: Tensor) -> Tensor:
-        """Each image less its mean, over its deviation."""
-        centred = image - image.mean(dim=(1, 2, 3), keepdim=True)
-        deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        return centred / deviation.clamp(min=self.least)
+        image, mean, std = image / 255, self.mean, self.std
+        if self.standardize:
+            mean = image.mean(dim=(1, 2, 3), keepdim=True)
+            variance = (image - mean).square().mean(dim=(1, 2, 3), keepdim=True)
+            std = variance.sqrt().clamp(min=SMALLEST_DEVIATION)
+        return self.network((image - mean) / std).softmax(dim=1)
 
 
 def check_target(path: Path) -> None:
@@ -115,37 +82,68 @@ def export(
     model: Deployed,
     path: Path,
     reference: Callable[[NDArray[np.uint8]], Floats],
-    about: Mapping[str, Any],
-    side: int = 0,
-) -> Exported:
+    facts: Mapping[str, Any],
+) -> list[str]:
     """Write a model (on the CPU, in evaluation mode), and check what was written.
 
     Args:
         model: the network as other programs see it.
         path: .onnx or .pt2; a file of that name is replaced.
         reference: what predictions are compared with: uint8 (H, W, 3) to (C, H, W).
-        about: facts on the model, stored in the file as JSON.
-        side: of the images the model was made for; 0: any.
+        facts: ``classes`` (their names), ``mapping`` (their gray values), and ``image_size`` N of
+            the training images, 0 if they were not resized; stored in the file as JSON.
+
+    Returns:
+        Lines on the file: what goes in, what comes out, and how well the check agreed.
 
     Raises:
         UserError: a package is missing, or the file's predictions differ from PyTorch's.
     """
     check_target(path)
-    with _quiet(), replacing(path, "--export") as partial:
-        program, step, remainder = trace(model, side % POOLED)
-        write = _write_onnx if path.suffix == ".onnx" else _write_pt2
-        sides = {"side_step": step, "side_remainder": remainder}
-        write(program, partial, json.dumps({**about, **sides}))
-        load = load_onnx if path.suffix == ".onnx" else load_pt2
-        sizes = [(h + remainder, w + remainder) for h, w in SIZES[step]]
-        differences = list(compare(load(partial), reference, sizes))
-        wrong = [d for d in differences if not d.largest <= TOLERANCE]
-        if wrong:
-            raise UserError(
-                f"--export: {path} not written: it differs from PyTorch by {wrong[0].largest:g}"
-                f" at {wrong[0].height}x{wrong[0].width} pixels; try the other of .onnx, .pt2"
-            )
-    return Exported(step, remainder, differences)
+    onnx = path.suffix == ".onnx"
+    with warnings.catch_warnings(), replacing(path, "--export") as partial:
+        warnings.simplefilter("ignore")  # the exporters remark on their own workings
+        program, step, remainder = trace(model.eval(), facts["image_size"] % POOLED)
+        about = {
+            **facts,
+            "input": "image: float32 (1, 3, H, W), RGB, 0 ... 255",
+            "output": "probabilities: float32 (1, C, H, W)",
+            "side_step": step,
+            "side_remainder": remainder,
+        }
+        (_write_onnx if onnx else _write_pt2)(program, partial, json.dumps(about))
+        run = load_onnx(partial) if onnx else load_pt2(partial)
+        checks = []
+        for size in CHECKED:
+            height, width = (side - side % step + remainder for side in size)
+            difference = largest_difference(run, reference, height, width)
+            if not difference <= TOLERANCE:
+                raise UserError(
+                    f"--export: {path} not written: it differs from PyTorch by {difference:g} at "
+                    f"{height}x{width} pixels; try the other of .onnx, .pt2"
+                )
+            checks.append(f"check at {height}x{width}: largest difference {difference:.1e}")
+    classes, side = len(facts["classes"]), facts["image_size"]
+    return [
+        f"{path}: {classes} classes, checked against PyTorch",
+        f"input: image, float32 (1, 3, H, W), RGB 0 ... 255 (a gray image three times), "
+        f"{_sides(step, remainder)}; the normalisation is in the model"
+        + (", by each image's own mean and standard deviation" if model.standardize else ""),
+        f"output: probabilities, float32 (1, {classes}, H, W); the class is the largest",
+        *([f"size: resize images to {side}x{side} before, as predict.py does"] if side else []),
+        *checks,
+    ]
+
+
+def _sides(step: int, remainder: int) -> str:
+    """Which heights and widths an exported model takes, in words."""
+    if step == 1:
+        return f"any H and W from {SMALLEST_SIDE} on"
+    rest = f" plus {remainder}" if remainder else ""
+    return (
+        f"H and W multiples of {step}{rest}, from {SMALLEST_SIDE + remainder} on "
+        f"(PyTorch {torch.__version__} can export no others, a newer one can)"
+    )
 
 
 def trace(model: Deployed, remainder: int = 0) -> tuple[torch.export.ExportedProgram, int, int]:
@@ -157,39 +155,33 @@ def trace(model: Deployed, remainder: int = 0) -> tuple[torch.export.ExportedPro
     Returns:
         The recording; step and remainder of the sides it takes.
     """
-    dim = torch.export.Dim
-    sizes = [dim(name, min=SMALLEST_SIDE, max=LARGEST_SIDE) for name in ("height", "width")]
-    least, most = SMALLEST_SIDE // POOLED, LARGEST_SIDE // POOLED
+
+    def record(size: tuple[int, int], sides: Sequence[Any]) -> torch.export.ExportedProgram:
+        shapes = {"image": {2: sides[0], 3: sides[1]}}
+        with torch.no_grad():
+            example = (torch.zeros(1, 3, *size),)
+            return torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
+
+    dim, least, most = torch.export.Dim, SMALLEST_SIDE, LARGEST_SIDE
     try:
-        return _record(model, (83, 102), sizes), 1, 0
+        sides = [dim(name, min=least, max=most) for name in ("height", "width")]
+        return record((83, 102), sides), 1, 0
     except (RuntimeError, ValueError, AssertionError):  # constraints on the sides
+        least, most = least // POOLED, most // POOLED
         counts = [dim(name, min=least, max=most) for name in ("rows", "columns")]
         linear = [POOLED * count + remainder if remainder else POOLED * count for count in counts]
-        size = (64 + remainder, 80 + remainder)
-        return _record(model, size, linear), POOLED, remainder
-
-
-def _record(
-    model: Deployed, size: tuple[int, int], sides: Sequence[Any]
-) -> torch.export.ExportedProgram:
-    example = torch.zeros(1, 3, *size)
-    shapes = {"image": {2: sides[0], 3: sides[1]}}
-    with torch.no_grad():
-        return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+        return record((64 + remainder, 80 + remainder), linear), POOLED, remainder
 
 
 def _write_pt2(program: torch.export.ExportedProgram, path: Path, about: str) -> None:
-    torch.export.save(program, path, extra_files={"about.json": about})
+    contents = io.BytesIO()  # of a path, PyTorch complains unless its name ends in .pt2
+    torch.export.save(program, contents, extra_files={"about.json": about})
+    path.write_bytes(contents.getvalue())
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, about: str) -> None:
-    written = torch.onnx.export(
-        program,
-        dynamo=True,
-        input_names=["image"],
-        output_names=["probabilities"],
-        verbose=False,
-    )
+    names = {"input_names": ["image"], "output_names": ["probabilities"]}
+    written = torch.onnx.export(program, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
     assert written is not None
     written.model.metadata_props["about"] = about
     written.save(str(path), external_data=False)
@@ -197,13 +189,8 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, about: str) -
 
 def load_pt2(path: Path) -> Run:
     """Read a .pt2 file."""
-    module = torch.export.load(path).module()
-
-    def run(image: Floats) -> Floats:
-        with torch.no_grad():
-            return module(torch.from_numpy(image)).numpy()
-
-    return run
+    module = torch.export.load(io.BytesIO(path.read_bytes())).module()
+    return lambda image: module(torch.from_numpy(image)).detach().numpy()
 
 
 def load_onnx(path: Path) -> Run:
@@ -214,25 +201,11 @@ def load_onnx(path: Path) -> Run:
     return lambda image: session.run(["probabilities"], {"image": image})[0]
 
 
-def compare(
-    run: Run,
-    reference: Callable[[NDArray[np.uint8]], Floats],
-    sizes: Sequence[tuple[int, int]],
-) -> Iterator[Difference]:
-    """Compare predictions on a random picture of each size (height, width)."""
-    rng = np.random.default_rng(0)
-    for height, width in sizes:
-        picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        image = np.ascontiguousarray(picture.transpose(2, 0, 1)[None], np.float32)
-        given, expected = run(image)[0], reference(picture)
-        same_shape = given.shape == expected.shape
-        largest = float(np.abs(given - expected).max()) if same_shape else float("inf")
-        yield Difference(height, width, largest)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' remarks on their own workings from the terminal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def largest_difference(
+    run: Run, reference: Callable[[NDArray[np.uint8]], Floats], height: int, width: int
+) -> float:
+    """How far two predictions of one random image differ at most; inf if their shapes do."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32)
+    given, expected = run(image)[0], reference(pixels)
+    return float(np.abs(given - expected).max()) if given.shape == expected.shape else math.inf

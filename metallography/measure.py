@@ -2,13 +2,12 @@
 
 Conventions, which hold for every number here:
 
-* A *particle* is a set of pixels of one class that touch by a side or a corner (8-connected) and
-  has at least ``minimum_px`` pixels; smaller ones are taken for noise.
+* What a particle is stands in ``metallography.particles``.
 * The area fraction counts every pixel of the class, noise and cut particles included
   (ASTM E562, E1245: each pixel is a point of the grid).
-* A particle that touches the frame is cut. It counts as one half (Jeffries' planimetric rule, ASTM
-  E112) and has no known size, so it is left out of all sizes. Large particles are cut more often
-  than small ones: where particles are not small against the field, mean sizes come out too low.
+* A particle that the frame cuts counts as one half (Jeffries' planimetric rule, ASTM E112). Its
+  size is unknown, so all sizes are of whole particles. Large particles are cut more often than
+  small ones: where particles are not small against the field, mean sizes come out too low.
 * Lengths are in the unit of the scale: um with ``um_per_px``, else px. Densities are per 10^6
   square units: per mm2 with a scale, per megapixel (Mpx) without.
 * What cannot be known (no particle, one field) is nan.
@@ -17,136 +16,30 @@ Conventions, which hold for every number here:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 # SciPy is installed with scikit-learn, which requires it.
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-Array = NDArray[Any]
-Row = dict[str, Any]
+from metallography.particles import (
+    MINIMUM_PX,
+    Array,
+    Particles,
+    Row,
+    find_particles,
+    row_bands,
+    unit_of,
+)
 
-MINIMUM_PX = 10
 BOUNDARY_PX = 2.0
 RECALL_EDGES_PX = (0, 32, 100, 316, 1000, 3162)
 """Areas in pixels at which the classes of particle size begin, half a decade each."""
-_ROWS = 256  # sums over labels go in bands, so that no picture-sized float arrays are made
 
-
-# --- particles ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Particles:
-    """The particles of one class in one picture, one entry of each array per particle.
-
-    Attributes:
-        area: pixels, holes not counted.
-        length, width: sides in px of the smallest-area rectangle of any direction around the
-            particle's pixels, taken as unit squares; length >= width.
-        x, y: centre of gravity in px; (0, 0) is the centre of the first pixel.
-        border: whether the particle touches the frame.
-    """
-
-    area: Array
-    length: Array
-    width: Array
-    x: Array
-    y: Array
-    border: Array
-
-    @property
-    def diameter(self) -> Array:
-        """Diameter in px of the circle of equal area, sqrt(4 A / pi) (ISO 9276-6)."""
-        return np.sqrt(4 * self.area / math.pi)
-
-    @property
-    def aspect(self) -> Array:
-        """Length / width of the smallest rectangle, 1 or more."""
-        return self.length / self.width
-
-    def inside(self) -> Particles:
-        """Only those that are whole."""
-        keep = ~self.border
-        return Particles(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
-
-    def rows(self, um_per_px: float | None = None) -> list[Row]:
-        """One dict per particle, in the unit of the scale; x and y stay in px."""
-        u, s = unit_of(um_per_px), um_per_px or 1.0
-        columns = {
-            "x_px": self.x,
-            "y_px": self.y,
-            f"area_{u}2": self.area * s * s,
-            f"diameter_{u}": self.diameter * s,
-            f"length_{u}": self.length * s,
-            f"width_{u}": self.width * s,
-            "aspect_ratio": self.aspect,
-            "cut_by_frame": self.border.astype(int),
-        }
-        lists = {name: values.tolist() for name, values in columns.items()}
-        return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-
-
-def find_particles(binary: Array, minimum_px: int = MINIMUM_PX) -> tuple[Particles, Array, Array]:
-    """Find the particles of a class.
-
-    Args:
-        binary: (H, W), true where the class is.
-        minimum_px: smallest area of a particle.
-
-    Returns:
-        The particles; labels int32 (H, W), 0 outside and for noise, else 1 + the particle's number;
-        nothing else is kept.  The third is ``labels > 0``.
-    """
-    pixels = np.ascontiguousarray(binary).view(np.uint8) if binary.dtype == bool else binary
-    pixels = np.asarray(pixels, np.uint8)
-    count, labels, statistics, centres = cv2.connectedComponentsWithStats(pixels, connectivity=8)
-    area = statistics[:, cv2.CC_STAT_AREA].astype(np.int64)
-    keep = area >= minimum_px
-    keep[0] = False
-    number = np.zeros(count, np.int32)
-    number[keep] = np.arange(1, keep.sum() + 1)
-    for top in range(0, labels.shape[0], _ROWS):
-        labels[top : top + _ROWS] = number[labels[top : top + _ROWS]]
-    frame = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    border = np.zeros(keep.sum() + 1, bool)
-    border[frame] = True
-    length, width = _rectangles(pixels, labels, int(keep.sum()))
-    x, y = centres[keep, 0], centres[keep, 1]
-    return Particles(area[keep], length, width, x, y, border[1:]), labels, labels > 0
-
-
-def _rectangles(pixels: Array, labels: Array, count: int) -> tuple[Array, Array]:
-    """Length and width of the smallest rectangle around each of the particles 1 ... count."""
-    length, width = np.full(count, np.nan), np.full(count, np.nan)
-    if not count:
-        return length, width
-    # Not RETR_CCOMP, which tells holes apart but takes a time that grows with their square.
-    contours, _ = cv2.findContours(pixels, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    corners = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]], np.float32)
-    for contour in contours:
-        column, row = contour[0, 0]
-        number = labels[row, column]
-        # Holes are followed the other way round, so that their area is positive.
-        if not number or cv2.contourArea(contour, oriented=True) > 0:
-            continue
-        hull = cv2.convexHull(contour)  # (points, 1, 2)
-        _, sides, _ = cv2.minAreaRect((hull + corners).reshape(-1, 2).astype(np.float32))
-        width[number - 1], length[number - 1] = sorted(sides)
-    return length, width
-
-
-# --- one picture ----------------------------------------------------------------------------------
-
-
-def unit_of(um_per_px: float | None) -> str:
-    """'um' with a scale, 'px' without."""
-    return "px" if um_per_px is None else "um"
+# --- one image ------------------------------------------------------------------------------------
 
 
 def density_column(um_per_px: float | None) -> str:
@@ -178,7 +71,7 @@ def measure_class(
     minimum_px: int = MINIMUM_PX,
     grains: bool = False,
 ) -> tuple[Row, Particles]:
-    """Measure one class of one picture.
+    """Measure one class of one image.
 
     Args:
         binary: (H, W), true where the class is.
@@ -187,7 +80,7 @@ def measure_class(
         grains: each particle is one grain, so that a grain-size number has a meaning.
 
     Returns:
-        The particles, and a row (``u`` stands for um or px):
+        A row (``u`` stands for um or px), and the particles:
 
         * ``area_fraction``: pixels of the class / all pixels (E562, E1245).
         * ``particles_whole``, ``particles_cut``, ``number`` = whole + cut / 2, and
@@ -201,9 +94,10 @@ def measure_class(
         * ``astm_g``: of ``mean_intercept_um``, only of grains with a scale (E112).
     """
     u, s = unit_of(um_per_px), um_per_px or 1.0
-    particles, _, clean = find_particles(binary, minimum_px)
-    whole = particles.inside()
-    number = len(whole.area) + (len(particles.area) - len(whole.area)) / 2
+    particles, labels = find_particles(binary, minimum_px)
+    clean = labels > 0
+    del labels  # four bytes a pixel, of what may be a large image
+    whole = particles.whole()
     fraction, lines = np.count_nonzero(clean) / clean.size, intercepts_per_px(clean)
     area, diameter, length = whole.area * s * s, whole.diameter * s, whole.length * s
     d10, d50, d90 = np.percentile(diameter, (10, 50, 90)) if len(diameter) else [math.nan] * 3
@@ -211,24 +105,24 @@ def measure_class(
         "area_fraction": np.count_nonzero(binary) / binary.size,
         "particles_whole": len(whole.area),
         "particles_cut": len(particles.area) - len(whole.area),
-        "number": number,
-        density_column(um_per_px): number * 1e6 / (binary.size * s * s),
-        f"mean_area_{u}2": _mean(area),
-        f"median_area_{u}2": float(np.median(area)) if len(area) else math.nan,
-        f"max_area_{u}2": float(area.max()) if len(area) else math.nan,
-        f"mean_diameter_{u}": _mean(diameter),
-        f"std_diameter_{u}": float(diameter.std(ddof=1)) if len(diameter) > 1 else math.nan,
+        "number": particles.number,
+        density_column(um_per_px): particles.number * 1e6 / (binary.size * s * s),
+        f"mean_area_{u}2": _known(np.mean, area),
+        f"median_area_{u}2": _known(np.median, area),
+        f"max_area_{u}2": _known(np.max, area),
+        f"mean_diameter_{u}": _known(np.mean, diameter),
+        f"std_diameter_{u}": _std(diameter),
         f"d10_diameter_{u}": float(d10),
         f"d50_diameter_{u}": float(d50),
         f"d90_diameter_{u}": float(d90),
-        f"mean_length_{u}": _mean(length),
-        f"max_length_{u}": float(length.max()) if len(length) else math.nan,
-        "mean_aspect_ratio": _mean(whole.aspect),
+        f"mean_length_{u}": _known(np.mean, length),
+        f"max_length_{u}": _known(np.max, length),
+        "mean_aspect_ratio": _known(np.mean, whole.aspect),
         f"mean_intercept_{u}": fraction / lines * s if lines else math.nan,
         f"mean_free_path_{u}": (1 - fraction) / lines * s if lines else math.nan,
     }
-    known = grains and um_per_px is not None
-    row["astm_g"] = astm_grain_size(row[f"mean_intercept_{u}"]) if known else math.nan
+    graded = grains and um_per_px is not None
+    row["astm_g"] = astm_grain_size(row[f"mean_intercept_{u}"]) if graded else math.nan
     return row, particles
 
 
@@ -251,45 +145,39 @@ def measure_mask(
     return [{"class": c, **row} for c, (row, _) in enumerate(measured)], [p for _, p in measured]
 
 
-def _mean(values: Array) -> float:
-    return float(values.mean()) if len(values) else math.nan
+def _known(statistic: Callable[[Array], Any], values: Array) -> float:
+    """A statistic of the values; nan where there are none."""
+    return float(statistic(values)) if len(values) else math.nan
 
 
-# --- a set of pictures ----------------------------------------------------------------------------
+def _std(values: Array) -> float:
+    """Sample standard deviation (n - 1); nan of fewer than two values."""
+    return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
-@dataclass(frozen=True)
-class Interval:
-    """Statistics of a quantity over the fields of a set (ASTM E562, section on statistics).
+# --- a set of images ------------------------------------------------------------------------------
 
-    Attributes:
-        fields: number of values that are known (not nan).
-        mean, std: mean and sample standard deviation (n - 1).
-        confidence: half-width of the 95 % confidence interval, t * std / sqrt(n).
-        relative_accuracy: 100 * confidence / mean, in percent.
-    """
 
-    fields: int
+class Interval(NamedTuple):
+    """Statistics of a quantity over the fields of a set (ASTM E562, section on statistics)."""
+
+    fields: int  # number of values that are known (not nan)
     mean: float
-    std: float
-    confidence: float
-    relative_accuracy: float
+    std: float  # sample standard deviation (n - 1)
+    confidence: float  # half-width of the 95 % confidence interval, t * std / sqrt(n)
+    relative_accuracy: float  # 100 * confidence / mean, in percent
 
 
 def over_fields(values: Iterable[float]) -> Interval:
     """Mean over fields with its 95 % confidence interval by Student's t."""
     known = np.array([v for v in values if not math.isnan(v)], float)
-    n = len(known)
-    mean = _mean(known)
-    if n < 2:
-        return Interval(n, mean, math.nan, math.nan, math.nan)
-    std = float(known.std(ddof=1))
-    confidence = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
+    n, mean, std = len(known), _known(np.mean, known), _std(known)
+    confidence = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n) if n > 1 else math.nan
     return Interval(n, mean, std, confidence, 100 * confidence / mean if mean else math.nan)
 
 
 def by_batch(rows: Sequence[Row], um_per_px: float | None = None) -> list[Row]:
-    """Pool the rows of pictures by production batch and class.
+    """Pool the rows of images by production batch and class.
 
     Args:
         rows: of ``measure_class``, with ``batch`` and ``class``. Batches that are numbers, such as
@@ -304,14 +192,14 @@ def by_batch(rows: Sequence[Row], um_per_px: float | None = None) -> list[Row]:
     u, density = unit_of(um_per_px), density_column(um_per_px)
     pooled = []
     for batch, c in sorted({(r["batch"], r["class"]) for r in rows}, key=_batch_order):
-        mine = [r for r in rows if r["batch"] == batch and r["class"] == c]
-        row: Row = {"batch": batch, "class": c, "fields": len(mine)}
+        fields = [r for r in rows if r["batch"] == batch and r["class"] == c]
+        row: Row = {"batch": batch, "class": c, "fields": len(fields)}
         for name in ("area_fraction", density):
-            interval = over_fields(r[name] for r in mine)
+            interval = over_fields(r[name] for r in fields)
             row |= {name: interval.mean, f"{name}_ci95": interval.confidence}
-        row["particles_whole"] = total = sum(r["particles_whole"] for r in mine)
+        row["particles_whole"] = total = sum(r["particles_whole"] for r in fields)
+        found = [r for r in fields if r["particles_whole"]]
         for name in (f"area_{u}2", f"diameter_{u}", f"length_{u}", "aspect_ratio"):
-            found = [r for r in mine if r["particles_whole"]]
             summed = math.fsum(r[f"mean_{name}"] * r["particles_whole"] for r in found)
             row[f"mean_{name}"] = summed / total if total else math.nan
         pooled.append(row)
@@ -326,7 +214,7 @@ def _batch_order(key: tuple[str, int]) -> tuple[bool, float, str, int]:
         return True, 0.0, batch, c
 
 
-# --- against masks made by hand -------------------------------------------------------------------
+# --- against true masks ---------------------------------------------------------------------------
 
 
 def compare_class(
@@ -354,31 +242,26 @@ def compare_class(
           below the next of ``RECALL_EDGES_PX``, how many are found (at least half of their pixels
           predicted so), and how many there are.
     """
-    real, labels, _ = find_particles(truth, minimum_px)
+    real, labels = find_particles(truth, minimum_px)
     hits = np.zeros(len(real.area) + 1, np.int64)
-    for top in range(0, labels.shape[0], _ROWS):
-        rows = slice(top, top + _ROWS)
+    for rows in row_bands(len(labels)):
         hits += np.bincount(labels[rows][prediction[rows]], minlength=len(hits))
-    hits = hits[1:]
-    del labels  # four bytes a pixel, of what may be a large picture
-    mine = find_particles(prediction, minimum_px)[0]
+    del labels  # four bytes a pixel, of what may be a large image
+    predicted = find_particles(prediction, minimum_px)[0]
     f1, distance = boundary_agreement(truth, prediction, boundary_px)
     row: Row = {
         "area_fraction_error": float(prediction.mean() - truth.mean()),
-        "number_error": _number(mine) - _number(real),
-        "ks_diameter": kolmogorov_smirnov(mine.inside().diameter, real.inside().diameter),
+        "number_error": predicted.number - real.number,
+        "ks_diameter": kolmogorov_smirnov(predicted.whole().diameter, real.whole().diameter),
         "boundary_f1": f1,
         f"hausdorff95_{unit_of(um_per_px)}": distance * (um_per_px or 1.0),
     }
+    found = 2 * hits[1:] >= real.area
     size = np.searchsorted(RECALL_EDGES_PX, real.area, side="right") - 1
     for i, edge in enumerate(RECALL_EDGES_PX):
-        row[f"found_{edge}_px"] = int(((2 * hits >= real.area) & (size == i)).sum())
+        row[f"found_{edge}_px"] = int((found & (size == i)).sum())
         row[f"true_{edge}_px"] = int((size == i).sum())
     return row
-
-
-def _number(particles: Particles) -> float:
-    return float(len(particles.area) - particles.border.sum() / 2)
 
 
 def kolmogorov_smirnov(first: Array, second: Array) -> float:
@@ -406,9 +289,9 @@ def boundary_agreement(
         (nan, nan) if neither has an outline, (0, inf) if one has none.
     """
     edges = outline(truth), outline(prediction)
-    if not edges[0].any() or not edges[1].any():
-        none = not edges[0].any() and not edges[1].any()
-        return (math.nan, math.nan) if none else (0.0, math.inf)
+    outlined = [bool(edge.any()) for edge in edges]
+    if not all(outlined):
+        return (0.0, math.inf) if any(outlined) else (math.nan, math.nan)
     shares, distances = [], []
     for own, other in (edges, edges[::-1]):
         field = cv2.distanceTransform((~other).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
@@ -423,12 +306,12 @@ def boundary_agreement(
 def recall_by_size(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
     """Sum rows of ``compare_class``: (size class in words, found, true) per class of size."""
     rows = list(rows)
-    bounds = [*map(str, RECALL_EDGES_PX[1:]), ""]
+    ends = [f" ... {end} px" for end in RECALL_EDGES_PX[1:]] + [" px and more"]
     return [
         (
-            f"{edge} ... {end} px" if end else f"{edge} px and more",
+            f"{edge}{end}",
             sum(r[f"found_{edge}_px"] for r in rows),
             sum(r[f"true_{edge}_px"] for r in rows),
         )
-        for edge, end in zip(RECALL_EDGES_PX, bounds, strict=True)
+        for edge, end in zip(RECALL_EDGES_PX, ends, strict=True)
     ]

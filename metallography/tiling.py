@@ -1,10 +1,10 @@
-"""Prediction of pictures of any size: overlapping tiles, smooth blending, bounded memory.
+"""Prediction of images of any size: overlapping tiles, smooth blending, bounded memory.
 
-The UNet pools three times, so what a pixel gets depends on its place modulo 8 and on the remainder
-of the picture's sides by 8 (an odd side is padded at both ends on the way up). Tiles therefore
-begin at multiples of 8 and have sides with the same remainder as the picture's. What a tile gives
-nearer to its cut edge than the network sees (``CONTEXT``) is not used, if the overlap is wide
-enough for that; the tiled prediction is then that of the whole picture, everywhere.
+The UNet pools three times, so what it says of a pixel depends on the pixel's place modulo 8 and on
+the remainder of the image's sides by 8 (an odd side is padded at both ends on the way up). Tiles
+therefore begin at multiples of 8 and have sides with the same remainder as the image's. Pixels that
+lie closer to a cut edge than the network sees (``CONTEXT``) are not used, if the overlap is wide
+enough for that; the tiled prediction is then that of the whole image, everywhere.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.commandline import UserError
+
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Predict = Callable[[Array], Floats]
-"""A picture (H, W) or (H, W, 3) to class probabilities (C, H, W)."""
+"""An image (H, W) or (H, W, 3) to class probabilities (C, H, W)."""
 
-GRID = 8  # pixels of the picture in one position of the coarsest map
+GRID = 8  # pixels of the image in one position of the coarsest map
 CONTEXT = 72  # a pixel's prediction depends on no pixel farther away than this
 BLEND = 16  # width of the transition between tiles, where the overlap has room for both
 DEFAULT_TILE = 768
 DEFAULT_OVERLAP = 2 * CONTEXT + BLEND
 SMALLEST_STEP = 2 * GRID
-VIEWS = 8  # flips and quarter turns of a picture
 
 
 class Axis(NamedTuple):
@@ -49,11 +50,11 @@ def cut_axis(length: int, tile: int, overlap: int) -> Axis:
         overlap: smallest number of pixels that neighbours share.
 
     Raises:
-        ValueError: the overlap leaves less than 16 pixels of a tile.
+        UserError: the overlap leaves less than 16 pixels of a tile.
     """
     if overlap < 0 or tile - overlap < SMALLEST_STEP:
-        raise ValueError(
-            f"tile {tile} with overlap {overlap}: the overlap must lie in 0 ... "
+        raise UserError(
+            f"--tile {tile} with overlap {overlap}: the overlap must lie in 0 ... "
             f"{max(tile - SMALLEST_STEP, 0)}; give a larger tile or a smaller overlap"
         )
     if length <= tile:
@@ -89,7 +90,7 @@ def predict_bands(
     tile: int = DEFAULT_TILE,
     overlap: int = DEFAULT_OVERLAP,
 ) -> Iterator[tuple[int, Floats]]:
-    """Predict a picture by tiles, and hand over finished rows from the top to the bottom.
+    """Predict an image by tiles; rows are handed over from the top as they are finished.
 
     At no time is more held than one row of tiles: C * tile * W numbers.
 
@@ -97,14 +98,14 @@ def predict_bands(
         image: (H, W) or (H, W, 3).
         predict: class probabilities of one tile.
         num_classes: C.
-        tile: a picture whose sides are at most this is predicted in one piece.
+        tile: an image whose sides are at most this is predicted in one piece.
         overlap: pixels that neighbouring tiles share; 160 and more make tiling exact.
 
     Yields:
         first row, probabilities (C, rows, W).
 
     Raises:
-        ValueError: see ``cut_axis``.
+        UserError: see ``cut_axis``.
     """
     height, width = image.shape[:2]
     down, across = cut_axis(height, tile, overlap), cut_axis(width, tile, overlap)
@@ -122,31 +123,6 @@ def predict_bands(
             piece = predict(image[start : start + down.size, columns])
             band[:, :, columns] += piece * (row_weight[:, None] * column_weight)
     yield top, band
-
-
-def each_symmetry(predict: Predict, image: Array) -> Iterator[Floats]:
-    """Predict a picture's 8 flips and quarter turns; yields them turned back, itself first."""
-    for turns in range(4):
-        for flip in (False, True):
-            view = np.rot90(image, turns)
-            given = predict(np.ascontiguousarray(view[:, ::-1] if flip else view))
-            back = given[:, :, ::-1] if flip else given
-            yield np.rot90(back, -turns, axes=(1, 2)).astype(np.float32)
-
-
-def average_symmetries(predict: Predict) -> Predict:
-    """Average a prediction over the picture's 8 flips and quarter turns (test-time augmentation).
-
-    The result turns and flips with the picture, which a network's own does only roughly.
-    """
-
-    def averaged(image: Array) -> Floats:
-        total = np.zeros(1, np.float32)
-        for view in each_symmetry(predict, image):
-            total = total + view
-        return total / np.float32(VIEWS)
-
-    return averaged
 
 
 def resized_bands(

@@ -61,7 +61,7 @@ def test_an_exported_model_standardises_each_image(tmp_path: Path, capsys, norm:
     save(tmp_path / "fine.pt", {"finetune": net.state_dict(), "settings": settings})
     path = tmp_path / "model.pt2"
     assert main(["--weights", str(tmp_path / "fine.pt"), "--export", str(path)]) == 0
-    assert "by each image's own mean and deviation" in capsys.readouterr().out
+    assert "by each image's own mean and standard deviation" in capsys.readouterr().out
     image = np.random.default_rng(0).uniform(0, 90, (1, 3, 24, 40)).astype(np.float32)
     with torch.no_grad():
         x = torch.from_numpy((image - image.mean()) / image.std())
@@ -84,9 +84,10 @@ def test_missing_packages_are_named(tmp_path: Path, capsys, monkeypatch) -> None
 
 
 def test_a_file_that_differs_is_not_written(tmp_path: Path) -> None:
-    model = export.Deployed(network(), MEAN, STD).eval()
+    model = export.Deployed(network(), standardize=False)
+    facts = {"classes": ["a", "b", "c"], "mapping": [0, 1, 2], "image_size": 0}
     with pytest.raises(export.UserError, match="differs from PyTorch by"):
         export.export(
-            model, tmp_path / "m.pt2", lambda p: np.zeros((3, *p.shape[:2]), np.float32), {}
+            model, tmp_path / "m.pt2", lambda p: np.zeros((3, *p.shape[:2]), np.float32), facts
         )
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Measurements of shapes whose answer is known by hand, slow twins, and scikit-image."""
+"""Measurements of shapes whose answer is known by hand, and slow twins."""
 
 from __future__ import annotations
 
@@ -16,36 +16,13 @@ from metallography.measure import (
     boundary_agreement,
     by_batch,
     compare_class,
-    find_particles,
     kolmogorov_smirnov,
     measure_class,
     measure_mask,
     over_fields,
     recall_by_size,
 )
-
-
-def field(height: int = 100, width: int = 100, *boxes: tuple[int, int, int, int]):
-    """A field with rectangles (top, left, height, width)."""
-    binary = np.zeros((height, width), bool)
-    for top, left, h, w in boxes:
-        binary[top : top + h, left : left + w] = True
-    return binary
-
-
-def disc(side: int, radius: float):
-    y, x = np.mgrid[:side, :side] - (side - 1) / 2
-    return x**2 + y**2 <= radius**2
-
-
-def blobs(seed: int, shape=(90, 120), share=0.35):
-    """A random texture with particles of many shapes, holes, and noise."""
-    rng = np.random.default_rng(seed)
-    noise = rng.normal(size=shape)
-    for axis in (0, 1):
-        noise = sum(np.roll(noise, k, axis) for k in range(-2, 3))
-    return noise > np.quantile(noise, 1 - share)
-
+from tests.masks import blobs, disc, field
 
 # ---------------------------------------------------------------- one picture, by hand
 
@@ -121,28 +98,6 @@ def test_an_empty_and_a_full_field() -> None:
         assert math.isnan(row[name])
 
 
-def test_corner_to_corner_is_one_particle_and_holes_are_not_area() -> None:
-    binary = field(40, 40, (5, 5, 4, 4), (9, 9, 4, 4), (20, 20, 12, 12)) & ~field(
-        40, 40, (22, 22, 8, 8)
-    )
-    binary |= field(40, 40, (24, 24, 4, 4))  # an island in the hole
-    particles, labels, clean = find_particles(binary)
-    assert sorted(particles.area.tolist()) == [16, 32, 144 - 64]
-    assert sorted(particles.length.round(3).tolist())[0] == 4
-    assert 12 in particles.length and not np.isnan(particles.length).any()
-    np.testing.assert_array_equal(clean, binary)
-    assert sorted(np.bincount(labels.ravel())[1:].tolist()) == [16, 32, 80]
-
-
-@pytest.mark.parametrize("row", [0, 19])
-@pytest.mark.parametrize("column", [5, 0, 27])
-def test_each_edge_of_the_frame_cuts(row: int, column: int) -> None:
-    top = min(row, 16)
-    for binary in (field(20, 30, (top, min(column, 26), 4, 4)), field(20, 30, (8, 0, 4, 4))):
-        assert find_particles(binary)[0].border.tolist() == [True]
-    assert find_particles(field(20, 30, (1, 1, 18, 28)))[0].border.tolist() == [False]
-
-
 def test_the_astm_grain_size_number() -> None:
     # ASTM E112, table of grain sizes: mean intercept in um of some G.
     for g, intercept in [(0, 320.0), (2, 160.0), (5, 56.6), (8, 20.0), (10, 10.0), (12, 5.0)]:
@@ -176,66 +131,7 @@ def test_units_scale_and_names() -> None:
     assert len(rows) == len(found.area) and rows[0]["area_um2"] == found.area[0] / 16
 
 
-# ---------------------------------------------------------------- slow twins and scikit-image
-
-
-def slow_rectangle(ys, xs):
-    """Length and width of the smallest rectangle: a side lies along a side of the hull."""
-    corners = {(y + a, x + b) for y, x in zip(ys, xs, strict=True) for a in (0, 1) for b in (0, 1)}
-    points = np.array(sorted(corners), float)
-    directions = {math.atan2(*(q - p)) for p in points for q in points if (p != q).any()}
-    best = None
-    for angle in directions:
-        u = np.array([math.sin(angle), math.cos(angle)])  # points are (y, x)
-        v = np.array([math.cos(angle), -math.sin(angle)])
-        sides = sorted((np.ptp(points @ u), np.ptp(points @ v)))
-        if best is None or sides[0] * sides[1] < best[0] * best[1] - 1e-9:
-            best = sides
-    return best[1], best[0]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_smallest_rectangles_against_all_directions(seed: int) -> None:
-    binary = blobs(seed, (24, 30), 0.3)
-    particles, labels, _ = find_particles(binary, 3)
-    assert len(particles.area) >= 3
-    for i in range(len(particles.area)):
-        length, width = slow_rectangle(*np.nonzero(labels == i + 1))
-        assert particles.length[i] * particles.width[i] == pytest.approx(length * width, rel=1e-4)
-
-
-def test_a_rotated_bar_keeps_its_length() -> None:
-    y, x = np.mgrid[:200, :200] - 100.0
-    for angle in (0.1, 0.5, 0.9, 1.3):
-        u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-        particles, *_ = find_particles((abs(u) <= 60) & (abs(v) <= 10))
-        assert particles.length[0] == pytest.approx(120, abs=2)
-        assert particles.width[0] == pytest.approx(20, abs=2)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_against_scikit_image(seed: int) -> None:
-    skimage = pytest.importorskip("skimage.measure")
-    binary = blobs(seed)
-    regions = [
-        r for r in skimage.regionprops(skimage.label(binary, connectivity=2)) if r.area >= 10
-    ]
-    particles, *_ = find_particles(binary)
-    order, expected = (
-        np.lexsort((particles.x, particles.y)),
-        sorted(regions, key=lambda r: r.centroid),
-    )
-    assert len(order) == len(expected) > 10
-    areas = [r.area for r in expected]
-    np.testing.assert_array_equal(particles.area[order], areas)
-    diameters = [r.equivalent_diameter_area for r in expected]
-    np.testing.assert_allclose(particles.diameter[order], diameters)
-    centres = np.array([r.centroid for r in expected])
-    np.testing.assert_allclose(particles.y[order], centres[:, 0], atol=1e-9)
-    np.testing.assert_allclose(particles.x[order], centres[:, 1], atol=1e-9)
-    h, w = binary.shape
-    cut = [r.bbox[0] == 0 or r.bbox[1] == 0 or r.bbox[2] == h or r.bbox[3] == w for r in expected]
-    np.testing.assert_array_equal(particles.border[order], cut)
+# ---------------------------------------------------------------- a slow twin
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,4 +1,4 @@
-"""Ranking by disagreement of views, on predictions whose disagreement is known by hand."""
+"""Ranking of images, on predictions whose disagreement between views is known by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from metallography import ranking
-from metallography.summary import Item
+from metallography.folder import list_images
+from metallography.views import disagreement
 
 
 def by_column(image: np.ndarray) -> np.ndarray:
@@ -22,22 +23,6 @@ def by_column(image: np.ndarray) -> np.ndarray:
     return np.stack([1 - one, one])
 
 
-def test_views_that_contradict_each_other() -> None:
-    # Of the 8 views of a square, 4 show any pixel in their left half: 4 votes against 4.
-    votes, mutual, entropy = ranking.disagreement(by_column)(np.ones((8, 8), np.uint8))
-    np.testing.assert_allclose(votes, 0.5)
-    np.testing.assert_allclose(mutual, math.log(2), rtol=1e-5)
-    np.testing.assert_allclose(entropy, math.log(2), rtol=1e-5)
-
-
-def test_even_odds_in_all_views_are_no_disagreement() -> None:
-    votes, mutual, entropy = ranking.disagreement(lambda x: np.full((2, *x.shape), 0.5))(
-        np.ones((6, 10), np.uint8)
-    )
-    assert votes.max() == 0 and mutual.max() < 1e-6
-    np.testing.assert_allclose(entropy, math.log(2), rtol=1e-5)
-
-
 class Model:
     num_classes = 2
 
@@ -45,12 +30,11 @@ class Model:
         return by_column(image).argmax(axis=0).astype(np.uint8)
 
     def disagreement(self, image: np.ndarray) -> np.ndarray:
-        return ranking.disagreement(by_column)(image)
+        return disagreement(by_column)(image)
 
 
 def test_images_come_in_the_order_of_their_disputed_share(tmp_path: Path) -> None:
     shares = {"a": 2, "b": 8, "c": 0, "d": 5}  # rows of 8 in which the views contradict each other
-    items = []
     for folder in ("img", "gt"):
         (tmp_path / folder).mkdir()
     for name, disputed in shares.items():
@@ -58,13 +42,10 @@ def test_images_come_in_the_order_of_their_disputed_share(tmp_path: Path) -> Non
         pixels[:disputed] = 200
         Image.fromarray(pixels).save(tmp_path / "img" / f"{name}.png")
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "gt" / f"{name}.png")
-        items.append(Item(tmp_path / "img" / f"{name}.png", name))
     (tmp_path / "img" / "bad.png").write_bytes(b"")
-    items.append(Item(tmp_path / "img" / "bad.png", "bad"))
     out = tmp_path / "out"
-    rows, bad = ranking.rank(
-        Model(), tmp_path / "img", items, out, tmp_path / "gt", lambda stem: ""
-    )
+    items = list_images(tmp_path / "img", out, tmp_path / "gt")
+    rows, pictures, titles, bad = ranking.rank(Model(), items, out)
     assert [row["image"] for row in rows] == ["b", "d", "a", "c"]
     # Half of the views vote for each class in those rows.
     assert [row["vote_disagreement"] for row in rows] == pytest.approx([0.5, 5 / 16, 1 / 8, 0])
@@ -75,9 +56,12 @@ def test_images_come_in_the_order_of_their_disputed_share(tmp_path: Path) -> Non
     assert ranking.agreement_lines(rows)[0].startswith(
         "Spearman, vote_disagreement and 1 - accuracy: 1.000"
     )
-    sheet = np.asarray(Image.open(out / "ranking.png")).astype(int)
-    magenta = (sheet[..., 0] - sheet[..., 1] > 50) & (sheet[..., 2] - sheet[..., 1] > 10)
-    assert magenta.sum() == (8 + 5 + 2 + 0) * 8 * 45**2  # 8 pixels enlarged 45 times
+    assert titles == ["1. b  0.5000", "2. d  0.3125", "3. a  0.1250", "4. c  0.0000"]
+    for picture, disputed in zip(pictures, (8, 5, 2, 0), strict=True):
+        assert picture.shape == (360, 360, 3)  # 8 pixels enlarged 45 times
+        shown = picture.astype(int)
+        magenta = (shown[..., 0] - shown[..., 1] > 50) & (shown[..., 2] - shown[..., 1] > 10)
+        assert magenta.sum() == disputed * 8 * 45**2
 
 
 def test_rank_correlation_by_hand() -> None:
@@ -89,5 +73,8 @@ def test_rank_correlation_by_hand() -> None:
 
 def test_quality_by_hand() -> None:
     found = ranking.quality(np.array([[5, 1, 0], [2, 2, 0], [0, 0, 0]]))
-    assert found == pytest.approx((0.7, 4 / 7))
-    assert math.isnan(ranking.quality(np.array([[4, 0], [0, 0]])).dice)
+    assert found == pytest.approx({"accuracy": 0.7, "dice": 4 / 7})
+    # A class that is only predicted counts, with a Dice of 0.
+    found = ranking.quality(np.array([[5, 1, 1], [2, 2, 0], [0, 0, 0]]))
+    assert found == pytest.approx({"accuracy": 7 / 11, "dice": (4 / 7 + 0) / 2})
+    assert math.isnan(ranking.quality(np.array([[4, 0], [0, 0]]))["dice"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metallography import tiling
-from metallography.tiling import average_symmetries, cut_axis, predict_bands, resized_bands
+from metallography.tiling import cut_axis, predict_bands, resized_bands
 from networks import UNet
 
 
@@ -131,26 +131,6 @@ def test_memory_is_one_row_of_tiles() -> None:
         )
     ]
     assert max(held) <= 64 and sum(held) == 4000
-
-
-def test_the_average_over_views_turns_with_the_picture() -> None:
-    def lopsided(image):
-        right = np.arange(image.shape[1])[None, :] + 0.0 * image
-        return np.stack([image * right, image + np.roll(image, 1, axis=0)]).astype(np.float32)
-
-    image = np.random.default_rng(0).normal(size=(6, 9))
-    averaged = average_symmetries(lopsided)
-    given = averaged(image)
-    assert given.shape == (2, 6, 9)
-    for turned, back in [
-        (np.rot90(image), lambda p: np.rot90(p, axes=(1, 2))),
-        (image[:, ::-1], lambda p: p[:, :, ::-1]),
-        (image.T, lambda p: p.transpose(0, 2, 1)),
-    ]:
-        np.testing.assert_allclose(averaged(np.ascontiguousarray(turned)), back(given), atol=1e-4)
-    # By hand for the first channel: a column's weight, averaged over the 8 views, is the mean of
-    # all four distances from the sides: (W - 1 + H - 1) / 4.
-    np.testing.assert_allclose(given[0], image * (8 + 5) / 4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("height, width", [(7, 5), (40, 33), (3, 2)])

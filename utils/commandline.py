@@ -50,34 +50,38 @@ def termination_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def exit_code(work: Callable[[], object], again: str = AGAIN) -> int:
+def exit_code(
+    work: Callable[[], int | None],
+    again: str = AGAIN,
+    smaller: str = "a smaller batch, --top_k or --image_size",
+) -> int:
     """Do the work of a command; whatever ends it early becomes a message and an exit code.
 
     Args:
-        work: what to do.
+        work: what to do; it may return an exit code of its own.
         again: what the user is told about starting it again.
+        smaller: what to give when memory runs out.
 
     Returns:
-        0, 2 for something the user can mend, 1 for numbers that went wrong, 130 when interrupted,
-        143 when terminated.
+        That of ``work``, else 0; 2 for something the user can mend, 1 for numbers that went wrong,
+        130 when interrupted, 143 when terminated.
     """
     from torch import OutOfMemoryError  # not above: --help needs no torch
 
     try:
         with termination_as_interrupt():
-            work()
+            return work() or 0
     except UserError as error:
         return complain(str(error), 2)
     except (OutOfMemoryError, MemoryError) as error:
         what = str(error).partition("\n")[0] or "the machine's"
-        return complain(f"Out of memory: {what}; give a smaller batch, --top_k or --image_size", 2)
+        return complain(f"Out of memory: {what}; give {smaller}", 2)
     except TrainingError as error:
         return complain(str(error), 1)
     except Termination:
         return complain(f"Terminated. {again}.", TERMINATED)
     except KeyboardInterrupt:
         return complain(f"Interrupted. {again}.", INTERRUPTED)
-    return 0
 
 
 def complain(text: str, code: int) -> int:

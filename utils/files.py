@@ -124,13 +124,14 @@ def list_files(
     Args:
         folder: a missing one is empty.
         suffixes: in lower case, such as ``IMAGE_SUFFIXES``; empty: files of any type.
-        below: the files of its folders too.
+        below: the files of its folders too, but not of links to folders, which may lead in circles.
         leave_out: folders that are not looked at, resolved.
     """
     found: list[Path] = []
     for path in list_names(folder):
-        if below and os.path.isdir(path) and path.resolve() not in leave_out:
-            found += list_files(path, suffixes, below=True, leave_out=leave_out)
+        if below and os.path.isdir(path):
+            if not path.is_symlink() and path.resolve() not in leave_out:
+                found += list_files(path, suffixes, below=True, leave_out=leave_out)
         elif os.path.isfile(path) and (not suffixes or path.suffix.lower() in suffixes):
             found.append(path)
     return sorted(found)

@@ -1,0 +1,263 @@
+"""A trained network, ready to predict: images in, maps of classes out, as NumPy arrays.
+
+A network that was trained with ``image_size`` N has seen images resized to N x N and nothing else,
+so images are resized in the same way here, and the class probabilities are brought back to the
+image's own size. That is right as long as the images have the field of view and the proportions of
+the training images; for others give ``resize``. Without ``image_size``, images are predicted as
+they are, large ones by tiles.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from config import Config, ConfigError
+from data import DataError, Statistics, own_statistics, to_input
+from metallography import export, measure, tiling, views
+from metallography.particles import MINIMUM_PX, Array, Row
+from metallography.tiling import Floats
+from networks import UNet
+from utils.checkpoint import CheckpointError, channels_of, load, network_state, norm_of, transfer
+from utils.device import choose_device
+from utils.drawing import class_colours, default_names
+from utils.imagefile import resize_image, to_8_bit
+
+SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are continued by their edge pixels
+
+
+def find_weights(path: str | Path) -> Path:
+    """The model file itself, or the ``fine.pt`` (else ``sup.pt``) of a run's folder.
+
+    Raises:
+        CheckpointError: there is none, or the folder holds several runs.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path  # a missing file is reported on loading
+    for pattern in ("fine.pt", "sup.pt", "*/fine.pt", "*/sup.pt"):
+        found = sorted(path.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(str(f.parent.name) for f in found)
+            raise CheckpointError(f"{path}: holds several runs ({names}); give one of them")
+    raise CheckpointError(f"{path}: no fine.pt or sup.pt in it; give the folder of a finished run")
+
+
+class Segmenter:
+    """A trained model, ready to predict: NumPy in, NumPy out.
+
+    Args:
+        weights: ``fine.pt`` or ``sup.pt`` of this or of the published program, or a run's folder.
+        device: auto, cpu, cuda, cuda:N or mps.
+        resize: images are predicted at N x N; 0: as they are; None: as in training.
+        tta: average over the 8 flips and quarter turns (eight times the work).
+        tile, overlap: images with a side above ``tile`` are cut, see ``metallography.tiling``. A
+            network with GroupNorm normalises inside by each tile's own statistics.
+
+    Attributes:
+        path, about, digest: the file that was loaded, one line on it, a checksum of its tensors.
+        num_classes: C.
+        class_names, mapping, colours: of class 0 ... C-1; gray values; RGB, uint8 (C, 3).
+        resize: as above, never None.
+        standardize: whether each image is normalised by its own mean and standard deviation.
+
+    Raises:
+        CheckpointError, ConfigError: the file or an option cannot be used.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path,
+        *,
+        device: str = "auto",
+        resize: int | None = None,
+        tta: bool = False,
+        tile: int = tiling.DEFAULT_TILE,
+        overlap: int = tiling.DEFAULT_OVERLAP,
+    ) -> None:
+        self.path = find_weights(weights)
+        contents = load(self.path)
+        state = network_state(contents, source=self.path)
+        self.num_classes, channels = _shapes(state, self.path)
+        self.network = UNet(self.num_classes, channels, norm_of(state))
+        transfer(self.network, state, prefix="", source=self.path)
+        self.digest = _digest(state)
+        try:
+            self.device = choose_device(device)
+        except RuntimeError:  # PyTorch on a name that is no device
+            raise ConfigError(
+                f"--device: found {device}; give auto, cpu, cuda, cuda:N or mps"
+            ) from None
+        self.network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        found = contents.get("settings")
+        settings: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+        self._describe(settings)
+        trained = int(settings.get("image_size") or 0)
+        self.standardize = bool(settings.get("standardize"))
+        self.resize = trained if resize is None else resize
+        check_number("resize", self.resize, 0, least=SMALLEST_SIDE)
+        tiling.cut_axis(1, tile, overlap)  # refuses what does not fit
+        self.tile, self.overlap, self.tta = tile, overlap, tta
+        size = f"resized to {trained}x{trained}" if trained else "as they are"
+        how = f"trained on images {size}" + (", each standardised" if self.standardize else "")
+        if settings is not found:
+            how = "no settings in it; if it was trained on resized images, give --resize"
+        shown = " ".join(map(str, channels))
+        self.about = f"{self.path}: {self.num_classes} classes, channels {shown}, {how}"
+
+    def _describe(self, settings: Mapping[str, Any]) -> None:
+        """Names, colours and grays of the classes; what the settings lack gets its default."""
+        c = self.num_classes
+        look = Config(num_classes=c)
+        own = {name: settings[name] for name in look.appearance() if name in settings}
+        with suppress(ConfigError):  # of another number of classes, or of another program
+            look = Config.from_dict({**own, "num_classes": c})
+        self.mapping = look.resolved().mapping
+        self.class_names = list(look.class_names) or default_names(c)
+        self.colours = class_colours(c, look.class_colours)
+
+    def __call__(self, image: Array) -> NDArray[np.uint8]:
+        """Class ids, uint8 (H, W), of an image: see ``bands`` for what it may be."""
+        pixels = as_pixels(image)
+        mask = np.empty(pixels.shape[:2], np.uint8)
+        for top, band in self.bands(pixels):
+            mask[top : top + band.shape[1]] = band.argmax(axis=0)
+        return mask
+
+    def probabilities(self, image: Array) -> Floats:
+        """Class probabilities, float32 (C, H, W)."""
+        return np.concatenate([band for _, band in self.bands(image)], axis=1)
+
+    def bands(self, image: Array) -> Iterator[tuple[int, Floats]]:
+        """Class probabilities by rows from the top, so that memory stays bounded.
+
+        Args:
+            image: uint8 or uint16, (H, W) or (H, W, 1, 3 or 4), colours as RGB; of any size.
+
+        Yields:
+            first row, probabilities (C, rows, W).
+
+        Raises:
+            DataError: the array is not of that kind.
+        """
+        pixels = as_pixels(image)
+        small = resize_image(pixels, self.resize) if self.resize else pixels
+        predict = self._predictor(small)
+        if self.tta:
+            predict = views.average_views(predict)
+        bands = tiling.predict_bands(small, predict, self.num_classes, self.tile, self.overlap)
+        if pixels.shape[:2] != small.shape[:2]:
+            whole = np.concatenate([band for _, band in bands], axis=1)
+            bands = tiling.resized_bands(whole, *pixels.shape[:2])
+        yield from bands
+
+    def disagreement(self, image: Array) -> Floats:
+        """Maps (3, h, w) of how far the 8 views differ, see ``views.disagreement``.
+
+        They are of the size at which the image is predicted.
+        """
+        pixels = as_pixels(image)
+        small = resize_image(pixels, self.resize) if self.resize else pixels
+        maps = views.disagreement(self._predictor(small))
+        bands = tiling.predict_bands(small, maps, len(views.MEASURES), self.tile, self.overlap)
+        return np.concatenate([band for _, band in bands], axis=1)
+
+    def _predictor(self, whole: Array) -> tiling.Predict:
+        """Predicts tiles of an image (h, w) or (h, w, 3), normalised as the whole image is."""
+        own = own_statistics(torch.from_numpy(np.array(whole))) if self.standardize else None
+        return partial(self._predict_tile, own=own)
+
+    @torch.inference_mode()
+    def _predict_tile(self, pixels: Array, own: Statistics | None) -> Floats:
+        """Class probabilities (C, h, w) of pixels (h, w) or (h, w, 3)."""
+        height, width = pixels.shape[:2]
+        image = torch.from_numpy(np.array(pixels, order="C")).reshape(height, width, -1)
+        x = to_input(image.movedim(2, 0).to(self.device), own)[None]
+        missing = (0, max(0, SMALLEST_SIDE - width), 0, max(0, SMALLEST_SIDE - height))
+        if any(missing):
+            x = F.pad(x, missing, mode="replicate")
+        logits = self.network(x.contiguous(memory_format=torch.channels_last))
+        return logits[0].softmax(dim=0)[:, :height, :width].cpu().numpy()
+
+    def export(self, path: str | Path) -> list[str]:
+        """Write the model to an .onnx or .pt2 file, checked; returns what to know, in lines.
+
+        Raises:
+            UserError: a package is missing, or the file does not predict as PyTorch does.
+        """
+        on_cpu = copy.copy(self)
+        on_cpu.device = torch.device("cpu")
+        on_cpu.network = copy.deepcopy(self.network).cpu().to(memory_format=torch.contiguous_format)
+        facts = {"classes": self.class_names, "mapping": self.mapping, "image_size": self.resize}
+        return export.export(
+            export.Deployed(on_cpu.network, self.standardize),
+            Path(path),
+            lambda pixels: on_cpu._predictor(pixels)(pixels),
+            facts,
+        )
+
+    def measure(
+        self,
+        mask: Array,
+        um_per_px: float | None = None,
+        minimum_px: int = MINIMUM_PX,
+        grain_classes: Sequence[int] = (),
+    ) -> list[Row]:
+        """Measure every class of a mask (H, W): one dict per class, ``measure.measure_class``."""
+        return measure.measure_mask(mask, self.num_classes, um_per_px, minimum_px, grain_classes)[0]
+
+
+def _shapes(state: Mapping[str, Tensor], path: Path) -> tuple[int, tuple[int, ...]]:
+    """Number of classes, and channels, by the tensors' shapes."""
+    if "decode.outc.fc1.weight" not in state:
+        raise CheckpointError(
+            f"{path}: holds a pretrained network, which knows no classes yet; fine-tune it "
+            "(-stages fine) and give fine.pt"
+        )
+    channels = channels_of(state)
+    if len(channels) < 4:
+        raise CheckpointError(
+            f"{path}: layers of the UNet are missing; give a fine.pt or sup.pt of this program"
+        )
+    return len(state["decode.outc.fc1.weight"]), channels
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode() + state[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def as_pixels(image: Array) -> NDArray[np.uint8]:
+    """Check an image array and make it uint8 (H, W) or (H, W, 3); see ``Segmenter.bands``."""
+    pixels = np.asarray(image)
+    fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
+    if not fits or not pixels.size or pixels.dtype not in (np.uint8, np.uint16):
+        raise DataError(
+            f"image: found {pixels.dtype} {pixels.shape}; give uint8 or uint16, (H, W) or (H, W, 3)"
+        )
+    if pixels.ndim == 3:
+        pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3]
+    return pixels if pixels.dtype == np.uint8 else to_8_bit(pixels)
+
+
+def check_number(name: str, value: float, *allowed: float, least: float) -> None:
+    """Raise ConfigError unless a value is one of ``allowed``, or finite and at least ``least``."""
+    if value not in allowed and not least <= value < math.inf:
+        also = "".join(f"{v} or " for v in allowed)
+        raise ConfigError(f"--{name}: found {value}; give {also}a number of at least {least}")

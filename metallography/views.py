@@ -1,0 +1,70 @@
+"""The 8 views of an image, its flips and quarter turns: their average, and where they disagree.
+
+A micrograph has no top and no handedness, so the views ought to agree; where they do not, what the
+network says hangs on more than the material.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+
+import numpy as np
+
+from metallography.tiling import Array, Floats, Predict
+
+VIEWS = 8
+MEASURES = ("vote_disagreement", "mutual_information", "entropy")
+
+
+def each_view(predict: Predict, image: Array) -> Iterator[Floats]:
+    """Predict an image's 8 views; yields the predictions turned back, the image's own first."""
+    for turns in range(4):
+        for flip in (False, True):
+            view = np.rot90(image, turns)
+            given = predict(np.ascontiguousarray(view[:, ::-1] if flip else view))
+            back = given[:, :, ::-1] if flip else given
+            yield np.rot90(back, -turns, axes=(1, 2)).astype(np.float32)
+
+
+def average_views(predict: Predict) -> Predict:
+    """Average a prediction over the image's 8 views (test-time augmentation).
+
+    The result turns and flips with the image, which a network's own does only roughly.
+    """
+
+    return lambda image: reduce(np.add, each_view(predict, image)) / np.float32(VIEWS)
+
+
+def disagreement(predict: Predict) -> Predict:
+    """Turn a prediction of class probabilities into one of disagreement between views.
+
+    Args:
+        predict: image (H, W) or (H, W, 3) to class probabilities (C, H, W).
+
+    Returns:
+        A function from an image to (3, H, W), a map for each of ``MEASURES``:
+
+        * vote disagreement: share of the views whose class is not the majority's, 0 ... 1 - 1/C.
+        * mutual information between class and view in nats: the entropy below less the mean of the
+          views' own entropies (Houlsby et al., arXiv:1112.5745, there between models).
+        * entropy of the views' average probabilities in nats, 0 ... ln C.
+    """
+
+    def maps(image: Array) -> Floats:
+        total = own = votes = np.zeros(1, np.float32)
+        for view in each_view(predict, image):
+            total = total + view
+            own = own + entropy(view)
+            votes = votes + (view.argmax(axis=0) == np.arange(len(view))[:, None, None])
+        of_average = entropy(total / VIEWS)
+        mutual = np.maximum(of_average - own / VIEWS, 0)  # rounding can make it negative
+        return np.stack([1 - votes.max(axis=0) / VIEWS, mutual, of_average]).astype(np.float32)
+
+    return maps
+
+
+def entropy(probabilities: Array) -> Floats:
+    """Entropy of each pixel in nats: (C, H, W) to (H, W)."""
+    tiny = np.finfo(np.float32).tiny
+    return -np.sum(probabilities * np.log(np.maximum(probabilities, tiny)), axis=0)

@@ -1,0 +1,92 @@
+"""Particles whose answer is known by hand, a slow twin, and scikit-image."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from metallography.particles import find_particles
+from tests.masks import blobs, field
+
+
+def test_corner_to_corner_is_one_particle_and_holes_are_not_area() -> None:
+    binary = field(40, 40, (5, 5, 4, 4), (9, 9, 4, 4), (20, 20, 12, 12)) & ~field(
+        40, 40, (22, 22, 8, 8)
+    )
+    binary |= field(40, 40, (24, 24, 4, 4))  # an island in the hole
+    particles, labels = find_particles(binary)
+    assert sorted(particles.area.tolist()) == [16, 32, 144 - 64]
+    assert sorted(particles.length.round(3).tolist())[0] == 4
+    assert 12 in particles.length and not np.isnan(particles.length).any()
+    np.testing.assert_array_equal(labels > 0, binary)
+    assert sorted(np.bincount(labels.ravel())[1:].tolist()) == [16, 32, 80]
+
+
+@pytest.mark.parametrize("row", [0, 19])
+@pytest.mark.parametrize("column", [5, 0, 27])
+def test_each_edge_of_the_frame_cuts(row: int, column: int) -> None:
+    top = min(row, 16)
+    for binary in (field(20, 30, (top, min(column, 26), 4, 4)), field(20, 30, (8, 0, 4, 4))):
+        assert find_particles(binary)[0].border.tolist() == [True]
+    assert find_particles(field(20, 30, (1, 1, 18, 28)))[0].border.tolist() == [False]
+
+
+def slow_rectangle(ys, xs):
+    """Length and width of the smallest rectangle: a side lies along a side of the hull."""
+    corners = {(y + a, x + b) for y, x in zip(ys, xs, strict=True) for a in (0, 1) for b in (0, 1)}
+    points = np.array(sorted(corners), float)
+    directions = {math.atan2(*(q - p)) for p in points for q in points if (p != q).any()}
+    best = None
+    for angle in directions:
+        u = np.array([math.sin(angle), math.cos(angle)])  # points are (y, x)
+        v = np.array([math.cos(angle), -math.sin(angle)])
+        sides = sorted((np.ptp(points @ u), np.ptp(points @ v)))
+        if best is None or sides[0] * sides[1] < best[0] * best[1] - 1e-9:
+            best = sides
+    return best[1], best[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_smallest_rectangles_against_all_directions(seed: int) -> None:
+    binary = blobs(seed, (24, 30), 0.3)
+    particles, labels = find_particles(binary, 3)
+    assert len(particles.area) >= 3
+    for i in range(len(particles.area)):
+        length, width = slow_rectangle(*np.nonzero(labels == i + 1))
+        assert particles.length[i] * particles.width[i] == pytest.approx(length * width, rel=1e-4)
+
+
+def test_a_rotated_bar_keeps_its_length() -> None:
+    y, x = np.mgrid[:200, :200] - 100.0
+    for angle in (0.1, 0.5, 0.9, 1.3):
+        u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+        particles, *_ = find_particles((abs(u) <= 60) & (abs(v) <= 10))
+        assert particles.length[0] == pytest.approx(120, abs=2)
+        assert particles.width[0] == pytest.approx(20, abs=2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_against_scikit_image(seed: int) -> None:
+    skimage = pytest.importorskip("skimage.measure")
+    binary = blobs(seed)
+    regions = [
+        r for r in skimage.regionprops(skimage.label(binary, connectivity=2)) if r.area >= 10
+    ]
+    particles, *_ = find_particles(binary)
+    order, expected = (
+        np.lexsort((particles.x, particles.y)),
+        sorted(regions, key=lambda r: r.centroid),
+    )
+    assert len(order) == len(expected) > 10
+    areas = [r.area for r in expected]
+    np.testing.assert_array_equal(particles.area[order], areas)
+    diameters = [r.equivalent_diameter_area for r in expected]
+    np.testing.assert_allclose(particles.diameter[order], diameters)
+    centres = np.array([r.centroid for r in expected])
+    np.testing.assert_allclose(particles.y[order], centres[:, 0], atol=1e-9)
+    np.testing.assert_allclose(particles.x[order], centres[:, 1], atol=1e-9)
+    h, w = binary.shape
+    cut = [r.bbox[0] == 0 or r.bbox[1] == 0 or r.bbox[2] == h or r.bbox[3] == w for r in expected]
+    np.testing.assert_array_equal(particles.border[order], cut)

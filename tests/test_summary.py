@@ -1,0 +1,84 @@
+"""What ``summary.md`` and the CSV files hold, on masks whose numbers are known by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metallography.folder import Folder, list_images
+from metallography.segmenter import Segmenter
+from metallography.summary import interval, number, warnings, write_tables
+from tests.trained_model import rows_of, write_weights
+
+
+@pytest.fixture
+def segmenter(tmp_path: Path) -> Segmenter:
+    settings = {"class_names": ["matrix", "a_b|c", "void"]}
+    return Segmenter(write_weights(tmp_path / "fine.pt", settings), device="cpu")
+
+
+def run(folder: Path, segmenter: Segmenter, monkeypatch, truth: np.ndarray | None) -> Folder:
+    """A folder whose only image is predicted as class 1 in its left half."""
+    (folder / "img").mkdir()
+    (folder / "gt").mkdir()
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(folder / "img" / "15_x.png")
+    if truth is not None:
+        Image.fromarray(truth).save(folder / "gt" / "15_x.png")
+    probabilities = np.zeros((3, 20, 30), np.float32)
+    probabilities[1, :, :15] = 1
+    monkeypatch.setattr(segmenter, "bands", lambda image: iter([(0, probabilities)]))
+    items = list_images(folder / "img", folder / "out", folder / "gt")
+    measured = Folder(segmenter, items, folder / "out", um_per_px=0.5)
+    measured.run()
+    write_tables(measured)
+    return measured
+
+
+def table(text: str, title: str) -> list[list[str]]:
+    """The cells of the table under a title that begins so."""
+    block = text.split(f"## {title}")[1].split("\n\n")[1].strip().split("\n")
+    return [line.strip("| \n").replace("\\|", "/").split(" | ") for line in block]
+
+
+def test_numbers_by_hand(tmp_path, segmenter, monkeypatch) -> None:
+    truth = np.zeros((20, 30), np.uint8)
+    truth[:, :10] = 1
+    run(tmp_path, segmenter, monkeypatch, truth)
+    text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    assert "- Scale: 0.5 µm per pixel" in text and "1 image(s), predicted at their own size" in text
+    head, _, matrix, named, void = table(text, "Area fraction")
+    assert head[:3] == ["class", "fields", "mean, %"]
+    assert named == ["a_b/c", "1", "50", "-", "-", "-"] and void[2] == "0" and matrix[2] == "50"
+    *_, named, void = table(text, "Over fields")
+    assert named[1] == f"{0.5 / (10 * 15 * 1e-6):.0f} ± -"  # one cut particle in 10 x 15 um
+    *_, named, void = table(text, "Against true masks")
+    # The truth lacks class 2, so its pooled Dice is unknown, whatever is predicted.
+    assert named[1] == f"{2 * 200 / (200 + 300):.4g}" and void[1] == "-"
+    *_, named, _ = table(text, "Particles found / all")
+    assert named == ["a_b/c", "-", "-", "1 / 1", "-", "-", "-"]
+    head, _, *counts = table(text, "Pixels")
+    assert counts == [["matrix", "300", "100", "0"], ["a_b/c", "0", "200", "0"],
+                      ["void", "0", "0", "0"]]  # fmt: skip
+    (row,) = [r for r in rows_of(tmp_path / "out" / "comparison.csv") if r["class"] == "1"]
+    assert float(row["area_fraction_error"]) == pytest.approx(100 / 600)
+    assert row["ks_diameter"] == "" and row["class_name"] == "a_b|c"
+
+
+def test_missing_true_masks_are_said(tmp_path, segmenter, monkeypatch) -> None:
+    folder = run(tmp_path, segmenter, monkeypatch, None)
+    (line,) = warnings(folder)
+    assert line == "Warning: 1 image(s) without a true mask (first: 15_x), not compared"
+    assert f"- {line}\n" in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "comparison.csv").read_text() == "image\n"
+
+
+def test_numbers_are_short_and_the_unknown_is_a_dash() -> None:
+    values = [1.23456, 12345.6, 1.5e10, 1e-5, math.nan, math.inf]
+    assert [number(v) for v in values] == ["1.235", "12346", "1.5e+10", "1e-05", "-", "inf"]
+    # t(0.975, 1) = 12.706; the deviation of 1 and 3 is the square root of 2.
+    assert interval([1.0, 3.0, math.nan]) == f"2 ± {12.706 * math.sqrt(2) / math.sqrt(2):.4g}"
+    assert interval([math.nan]) == "-"
