@@ -299,8 +299,8 @@ def test_the_files_and_columns_of_a_prediction_are_written(folder: Path) -> None
             columns = set(next(csv.reader(file))) - {"image", "batch", "class", "class_name"}
         section = text.partition(heading)[2].partition("\n## ")[0]
         cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
-        told = re.findall(r"`([^`]+)`", " ".join(cells))
-        told = {re.sub(r"_u(2?)$", rf"_{unit}\1", name) for name in told} - {"number_per_Mpx"}
+        names = re.findall(r"`([^`]+)`", " ".join(cells))
+        told = {re.sub(r"_u(2?)$", rf"_{unit}\1", name) for name in names} - {"number_per_Mpx"}
         columns = {re.sub(r"_\d+_px$", "_<a>_px", name) for name in columns}
         assert told == columns
 
@@ -310,8 +310,10 @@ def test_the_four_lines_of_python(folder: Path) -> None:
         names: dict[str, Any] = {"image": np.asarray(file)}
     with inside(folder):
         exec(SNIPPETS[0], names)
+    assert run(of("predict.py")[0], folder) == 0
+    with Image.open(folder / "steel_simclr/1_0/predicted_img/classes/15_t0.png") as file:
+        assert np.array_equal(names["mask"], np.asarray(file))
     counts = [int((names["mask"] == c).sum()) for c in range(4)]
-    assert names["mask"].shape == (32, 40) and sum(counts) == 32 * 40
     assert [row["area_fraction"] * 32 * 40 for row in names["table"]] == pytest.approx(counts)
 
 
