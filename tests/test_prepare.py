@@ -1000,7 +1000,8 @@ def test_the_old_set_survives_a_stop_between_the_renames(tmp_path, monkeypatch):
 
 
 def test_the_readme_shows_commands_that_the_program_takes(monkeypatch, tmp_path):
-    text = (ROOT / "dataset" / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    pages = [ROOT / "dataset" / "README.md", ROOT / "docs" / "data.md"]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
     lines = re.findall(r"^ *python dataset/prepare\.py (.*)$", text, re.MULTILINE)
     assert len(lines) >= 10
     monkeypatch.setattr(program, "_read_table", lambda path: {})
