@@ -16,13 +16,12 @@ from torch import Tensor
 
 from metallography import measure
 from metallography.summary import Item, Model, Results, Terms, summary, write_csv
+from report.sheets import contact_sheet, overview
 from utils.commandline import UserError
 from utils.drawing import (
     OVERLAY_SIDE,
     blend,
-    contact_sheet,
     overlay,
-    overview,
     reduced,
     save_picture,
     save_prediction,
@@ -296,14 +295,15 @@ class Folder:
         take = np.linspace(0, len(chosen) - 1, min(most, len(chosen))).round().astype(int)
         chosen = [chosen[i] for i in take]
         titles = [item.name for item, _ in chosen]
-        rows, pictures = [], []
+        rows, counts, pictures = [], [], []
         for item, path in chosen:
             image, mask = read_image(item.path), read_mask(self.file("classes", item))
             if path is None:
                 pictures.append(blend(image, mask, s.colours, 360))
             else:
-                image, mask = reduced(image, OVERLAY_SIDE), reduced(mask, OVERLAY_SIDE)
-                rows.append((image, reduced(read_mask(path), OVERLAY_SIDE), mask))
+                truth = read_mask(path)
+                counts.append(count_confusion(truth, mask, s.num_classes).numpy())
+                rows.append(tuple(reduced(part, OVERLAY_SIDE) for part in (image, truth, mask)))
         target = self.out / "sheet.png"
         if rows:
             heading = f"Taken evenly from {len(compared)}; above {OVERLAY_SIDE} pixels reduced"
@@ -311,8 +311,7 @@ class Folder:
                 target,
                 rows,
                 titles,
-                s.num_classes,
-                most,
+                np.stack(counts),
                 heading=heading,
                 class_names=s.class_names,
                 colours=s.colours,

@@ -32,7 +32,8 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from metallography.folder import count_confusion, read_truth, true_mask
 from metallography.summary import Item, write_csv
 from metallography.tiling import VIEWS, Predict, each_symmetry
-from utils.drawing import blend, overview, reduced, save_picture
+from report.sheets import overview
+from utils.drawing import blend, reduced, save_picture
 from utils.imagefile import DataError, read_image
 from utils.log import progress
 
