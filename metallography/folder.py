@@ -303,7 +303,8 @@ class Folder:
             else:
                 truth = read_mask(path)
                 counts.append(count_confusion(truth, mask, s.num_classes).numpy())
-                rows.append(tuple(reduced(part, OVERLAY_SIDE) for part in (image, truth, mask)))
+                image, mask = reduced(image, OVERLAY_SIDE), reduced(mask, OVERLAY_SIDE)
+                rows.append((image, reduced(truth, OVERLAY_SIDE), mask))
         target = self.out / "sheet.png"
         if rows:
             heading = f"Taken evenly from {len(compared)}; above {OVERLAY_SIDE} pixels reduced"

@@ -120,7 +120,7 @@ def _draw_losses(axes: Axes, title: str, epochs: Sequence[Entry], names: Mapping
     if "loss" in names:
         colours = [_INK, *colours[:-1]]
     for (name, words), colour in zip(names.items(), colours, strict=True):
-        _draw_curve(axes, epochs, name, words, color=colour, lw=1.6 if name == "loss" else 1.2)
+        _draw_curve(axes, epochs, name, words, color=colour, lw=1.8 if name == "loss" else 1.4)
     low, high = min(0, axes.dataLim.ymin), axes.dataLim.ymax
     axes.set_ylim(low, high + 0.03 * (high - low) if high > low else low + 1)
     _finish(axes, f"{title}: losses", "epoch, counted from 0")
@@ -132,7 +132,7 @@ def _draw_scores(axes: Axes, evaluations: Sequence[Entry], names: Mapping[str, s
     colours |= {"dice": _INK, "acc": _FAINT}
     marker = "o" if len(evaluations) <= _MOST_DOTS else ""
     for number, (name, words) in enumerate(names.items()):
-        width = 2 if name in ("dice", "acc") else 1.2
+        width = 2 if name in ("dice", "acc") else 1.4
         words = words if number < _MOST_NAMES else "_"  # which the legend leaves out
         _draw_curve(axes, evaluations, name, words, color=colours[name], lw=width, marker=marker)
     axes.set_ylim(0, 1.03)
@@ -140,7 +140,14 @@ def _draw_scores(axes: Axes, evaluations: Sequence[Entry], names: Mapping[str, s
     known = [e for e in evaluations if _known(e.get("acc"))]
     if known:
         best = max(known, key=lambda e: e["acc"])
-        ring = {"mec": _INK, "mfc": "none", "ms": 13, "mew": 1.6, "zorder": 4, "clip_on": False}
+        ring: dict[str, Any] = {
+            "mec": _INK,
+            "mfc": "none",
+            "ms": 13,
+            "mew": 1.6,
+            "zorder": 4,
+            "clip_on": False,
+        }
         axes.plot(best["epoch"], best["acc"], "o", **ring)
         dice = f", Dice {best['dice']:.3f}" if _known(best.get("dice")) else ""
         below += f"\nringed, best by ACC: epoch {best['epoch']}, ACC {best['acc']:.3f}{dice}"
@@ -176,9 +183,9 @@ def _finish(axes: Axes, title: str, below: str) -> None:
     handles, names = axes.get_legend_handles_labels()
     needed = 7 * max(map(len, names)) + 42  # pixels of an entry, 7 a letter
     columns = max(1, int(1.15 * axes.get_window_extent().width // needed))
-    where: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}
-    room = {"frameon": False, "borderpad": 0, "handlelength": 1.5, "columnspacing": 1.2}
-    axes.legend(handles, names, title=title, title_fontsize=12, ncols=columns, **where, **room)
+    how: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}
+    how |= {"frameon": False, "borderpad": 0, "handlelength": 1.5, "columnspacing": 1.2}
+    axes.legend(handles, names, title=title, title_fontsize=12, ncols=columns, **how)
     axes.set_xlabel(below, color=_FAINT)
     axes.set_xlim(0, max(1, axes.dataLim.xmax))
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))

@@ -38,12 +38,10 @@ TABLE_CHARACTERS = 1_000_000  # of all measurements; the rest of the page is for
 STAGES = {"self": "Pretraining", "fine": "Fine-tuning", "sup": "Supervised training"}
 CSV_ROWS = 50
 _PICTURE_CHARACTERS = 2_000_000
-_CHOICES = (
-    "Best on test: the evaluation with the highest ACC on the test set, as in the paper's protocol",
-    "Last epoch: after the last epoch, nothing chosen",
+_BEST = (
+    "Best on test: the evaluation with the highest ACC on the test set, as in the paper's protocol"
 )
-_SIZES = {"1": "one annotated image", "f": "all annotated images"}
-_DECISIVE = "Settings that decide the result"
+_LAST = "Last epoch: after the last epoch, nothing chosen"
 _NO_MATTER = {
     "repeats", "stages", "overwrite", "resume", "save_seconds", "report", "tensorboard",
 }  # fmt: skip
@@ -58,14 +56,9 @@ Row = Mapping[str, str]
 
 @dataclass
 class Picture:
-    """A picture of the page.
+    """A picture of the page, or why there is none; ``uri``: as it is encoded in the room left.
 
-    Attributes:
-        title: the words above it.
-        image: None: there is none, because of ``missing``.
-        alt: what it shows, for readers who cannot see it.
-        drawn: of lines and letters, so it is kept without loss.
-        uri: the encoded picture, once all are known and share the room of the page.
+    Lines and letters are ``drawn``: they are kept without loss.
     """
 
     title: str
@@ -114,6 +107,7 @@ def write_report(experiment_dir: str | Path) -> Path:
     measured = _measurements(folder, runs)
     content = {
         "name": folder.resolve().name,
+        "titles": STAGES,
         "stages": _scores(folder, runs),
         "curves": curves,
         "sheets": sheets,
@@ -157,12 +151,10 @@ def _scores(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
         groups = []
         for size in dict.fromkeys(name.split("_")[0] for name in results):
             group = {n: pair for n, pair in results.items() if n.split("_")[0] == size}
-            dice = _mean([_score(last, "dice") for _, last in group.values()])
-            images = _SIZES.get(size, f"{size} annotated images")
+            dice = _mean([last.get("dice", math.nan) for _, last in group.values()])
             tables = _score_tables(group)
-            groups.append({"images": images, "runs": len(group), "dice": dice, "tables": tables})
-        title = STAGES[stage]
-        stages.append({"name": stage, "title": title, "waiting": waiting, "groups": groups})
+            groups.append({"size": size, "runs": len(group), "dice": dice, "tables": tables})
+        stages.append({"name": stage, "waiting": waiting, "groups": groups})
     return stages
 
 
@@ -173,21 +165,14 @@ def _score_tables(group: Mapping[str, tuple[Evaluation, Evaluation]]) -> list[Ta
     names = ["dice", *(f"dice{c}" for c in classes), "acc", "miou"]
     head = ["run", "epoch", "Dice", *(f"Dice {c}" for c in classes), "ACC", "mIoU"]
     tables = []
-    for i, words in enumerate(_CHOICES):
-        rows = [
-            [run, str(pair[i].get("epoch", "-")), *(digits(_score(pair[i], n)) for n in names)]
-            for run, pair in group.items()
-        ]
+    for i, words in enumerate((_BEST, _LAST)):
+        chosen = {run: pair[i] for run, pair in group.items()}
+        scores = {run: [e.get(n, math.nan) for n in names] for run, e in chosen.items()}
+        rows = [[run, str(e["epoch"]), *map(digits, scores[run])] for run, e in chosen.items()]
         if len(group) > 1:
-            values = [[_score(pair[i], n) for pair in group.values()] for n in names]
-            rows.append(["mean ± std", "", *(_mean(v) for v in values)])
+            rows.append(["mean ± std", "", *map(_mean, zip(*scores.values(), strict=True))])
         tables.append(Table(words, head, rows, mean=len(group) > 1))
     return tables
-
-
-def _score(evaluation: Evaluation, name: str) -> float:
-    value = evaluation.get(name)
-    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -270,37 +255,34 @@ def _measurements(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
     found = []
     for place in dict.fromkeys(p for p in places if (p / "measurements.csv").is_file()):
         name = place.relative_to(folder).as_posix()
-        problem, tables = "", []
+        notes, tables = _prediction(place / "predicted.jsonl"), []
         try:
             tables = _tables(place)
-            problem = "" if tables else "measurements.csv: holds no measurements."
+            notes += [] if tables else ["measurements.csv: holds no measurements."]
         except (OSError, csv.Error) as error:
-            problem = f"measurements.csv: cannot be read ({error})."
-        room -= (size := sum(len(cell) for table in tables for row in table.rows for cell in row))
-        if room < 0:
-            problem, tables, room = f"Too much for this page: see {name}.", [], room + size
-        sheet = _open(place / "sheet.png")
-        picture = Picture(f"{name}: some of its images", sheet, "images and predictions")
-        about = _prediction(place / "predicted.jsonl")
-        found.append(
-            {"name": name, "about": about, "tables": tables, "problem": problem, "sheet": picture}
-        )
+            notes.append(f"measurements.csv: cannot be read ({error}).")
+        size = sum(len(cell) for table in tables for row in table.rows for cell in row)
+        if size > room:
+            tables, size = [], 0
+            notes.append(f"Too much for this page: see {name}.")
+        room -= size
+        sheet = Picture(f"{name}: some of its images", _open(place / "sheet.png"), "predictions")
+        found.append({"name": name, "notes": notes, "tables": tables, "sheet": sheet})
     return found
 
 
-def _prediction(record: Path) -> str:
-    """How a folder was predicted, in words, by the record that prediction left; '' without one."""
+def _prediction(record: Path) -> list[str]:
+    """How a folder was predicted, by the record that prediction left; empty without one."""
     lines: list[dict[str, Any]] = []
     with suppress(OSError):
         lines = read_metrics(record)
     if not lines:
-        return ""
-    size = lines[0].get("resize")
-    words = f"Predicted {f'resized to {size} x {size}' if size else 'at their own size'}"
+        return []
+    size, scale = lines[0].get("resize"), lines[-1].get("um_per_px")
+    how = f"resized to {size} x {size}" if size else "at their own size"
     views = ", 8 views averaged" if lines[0].get("tta") else ""
-    scale = lines[-1].get("um_per_px")
     unit = f"Scale: {scale:g} µm per pixel" if scale else "No scale given, lengths in pixels"
-    return f"{words}{views}. {unit}."
+    return [f"Predicted {how}{views}. {unit}."]
 
 
 def _tables(place: Path) -> list[Table]:
@@ -308,23 +290,18 @@ def _tables(place: Path) -> list[Table]:
     rows = _read_csv(place / "measurements.csv")
     if not rows:
         return []
-    names = {row.get("class", ""): row.get("class_name", "") for row in rows}
     tables = [_means("By class: mean ± 95 % over images", rows, _OF_MEANS)]
     if any(row.get("batch") for row in rows):
+        names = {row.get("class", ""): row.get("class_name", "") for row in rows}
         batches = _read_csv(place / "batches.csv")
         named = [{**row, "class": names.get(row.get("class", ""), "")} for row in batches]
         tables.append(_rows("By production batch (ci95: half-width)", named, _OF_BATCHES))
-    errors = _read_csv(place / "comparison.csv")
-    tables.append(
-        _means(
-            "Against true masks, prediction - truth: mean ± 95 % over images", errors, _OF_ERRORS
-        )
-    )
-    shown = rows[:CSV_ROWS]
+    caption = "Against true masks, prediction - truth: mean ± 95 % over images"
+    tables.append(_means(caption, _read_csv(place / "comparison.csv"), _OF_ERRORS))
     count = f"the first {CSV_ROWS} of {len(rows)}" if len(rows) > CSV_ROWS else f"all {len(rows)}"
-    where = f"{place.name}/measurements.csv"
-    caption = f"By image and class, {count} lines; all columns: {where}"
-    return [table for table in (*tables, _rows(caption, shown, _OF_IMAGES)) if table.rows]
+    caption = f"By image and class, {count} lines; all columns: {place.name}/measurements.csv"
+    tables.append(_rows(caption, rows[:CSV_ROWS], _OF_IMAGES))
+    return [table for table in tables if table.rows]
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -337,27 +314,31 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 def _means(caption: str, rows: Sequence[Row], columns: tuple[str, ...]) -> Table:
     """Means over images with their confidence, a row for each class."""
-    names = [n for n in (rows[0] if rows else ()) if n.startswith(columns)]
+    names = _known(rows, columns)
     lines = []
     for name in dict.fromkeys(row["class_name"] for row in rows if row.get("class_name")):
         mine = [row for row in rows if row["class_name"] == name]
-        lines.append(
-            [name, str(len(mine)), *(interval(_value(row[n]) for row in mine) for n in names)]
-        )
+        means = (interval(_value(row[n]) for row in mine) for n in names)
+        lines.append([name, str(len(mine)), *means])
     return Table(caption, ["class", "images", *map(_title, names)], lines)
 
 
 def _rows(caption: str, rows: Sequence[Row], columns: tuple[str, ...]) -> Table:
     """Rows as they are, those columns (the first twelve if none is known)."""
-    names = list(rows[0]) if rows else []
-    names = [n for n in names if n.startswith(columns)] or names[:12]
+    names = _known(rows, columns) or _known(rows, ("",))[:12]
     return Table(caption, [*map(_title, names)], [[_short(row[n]) for n in names] for row in rows])
+
+
+def _known(rows: Sequence[Row], columns: tuple[str, ...]) -> list[str]:
+    """The columns that begin so, but for those without any value."""
+    names = rows[0] if rows else ()
+    return [n for n in names if n.startswith(columns) and any(row[n] for row in rows)]
 
 
 def _title(column: str) -> str:
     """A column's name in words, with micrometres and squares as they are printed."""
-    text = re.sub(r"\bum(2?)\b", "µm\\1", column.replace("_", " "))
-    return re.sub(r"\b([µm]m)2\b", "\\1²", text)
+    text = re.sub(r"\bum(2?)\b", "µm\\1", column.replace("_", " ")).replace("astm g", "ASTM G")
+    return re.sub(r"\b([µm]m|px)2\b", "\\1²", text)
 
 
 def _value(cell: str) -> float:
@@ -377,26 +358,28 @@ def _short(cell: str) -> str:
 
 def _settings(runs: Sequence[Path]) -> dict[str, Any]:
     """What each stage was, once; settings of the first run; and where other runs have others."""
-    states = {}
-    for run in runs:
-        for stage in _stages_of(run):
-            with suppress(CheckpointError):
-                state = StateFile(run / f"state_{stage}.pt").load()
-                states |= {(run.name, stage): state} if state else {}
     stages: dict[str, dict[str, Any]] = {}
     usual: dict[str, str] = {}
     others = {}
-    for (run_name, stage), state in states.items():
-        title = f"{STAGES[stage]}, run {run_name}"
-        stages.setdefault(stage, {**state, "title": title})
+    complete = False  # older states hold those settings alone which decide the result
+    for run, stage in [(folder, name) for folder in runs for name in _stages_of(folder)]:
+        state = None
+        with suppress(CheckpointError):
+            state = StateFile(run / f"state_{stage}.pt").load()
+        if state is None:
+            continue
+        title = f"{STAGES[stage]}, run {run.name}"
+        about = {"about": state.get("about"), "environment": state.get("environment")}
+        stages.setdefault(stage, {"title": title, **about})
+        complete |= "config" in state
         values = state.get("config", state["settings"])
         own = {n: format_value(values[n]) for n in FIELDS if n in values}
         usual = own | usual
         other = {n: v for n, v in own.items() if usual[n] != v and n not in _NO_MATTER}
         others[f"Other settings in {title}"] = other
-    if not any("config" in state for state in states.values()):  # of an older program
-        return {"trained": [*stages.values()], "settings": {_DECISIVE: usual, **others}}
     kept = {n: v for n, v in usual.items() if v == format_value(FIELDS[n].default)}
     changed = {n: v for n, v in usual.items() if n not in kept}
-    lists = {"Changed from their defaults": changed, "At their defaults": kept, **others}
-    return {"trained": [*stages.values()], "settings": lists}
+    lists = {"Changed from their defaults": changed, "At their defaults": kept}
+    if not complete:
+        lists = {"Settings that decide the result": usual}
+    return {"trained": [*stages.values()], "settings": lists | others}

@@ -153,9 +153,9 @@ def contact_sheet(
     lefts = [GAP + column * (cell + GAP) for column in range(len(_COLUMNS))]
     width = lefts[-1] + cell + GAP
     names = class_names or default_names(len(colours))
+    errors = legend([*ERRORS], np.array([*ERRORS.values()]), width)
     parts = [paper(GAP, width), _two_ends(heading, note, width)]
-    parts += [legend(names, colours, width), legend([*ERRORS], [*ERRORS.values()], width)]
-    parts.append(text_line(_COLUMNS, lefts, width, FAINT))
+    parts += [legend(names, colours, width), errors, text_line(_COLUMNS, lefts, width, FAINT)]
     for title, matrix, tiles in zip(titles, counts, drawn, strict=True):
         parts += [_two_ends(title, _dice_text(matrix), width), beside(tiles, lefts, width)]
         parts.append(paper(GAP, width))

@@ -48,7 +48,7 @@ def legend(axes: Axes) -> tuple[str, list[str]]:
 def curve(axes: Axes, name: str) -> list[tuple[float, float]]:
     """The points of a curve by its name."""
     (line,) = (line for line in axes.get_lines() if line.get_label() == name)
-    return [(float(x), float(y)) for x, y in line.get_xydata()]
+    return list(zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True))
 
 
 # --- learning curves ------------------------------------------------------------------------------

@@ -205,18 +205,22 @@ def test_measurements_are_shown(experiment: Path) -> None:
 def test_means_by_class_have_their_confidence(experiment: Path) -> None:
     folder = measured(
         experiment / "1_0" / "predicted",
-        "image,batch,class,class_name,area_fraction,number_per_mm2,mean_diameter_um",
-        "a,,0,matrix,0.8,3,",
-        "a,,1,θ,0.2,7,2.5",
-        "b,,0,matrix,0.6,3,",
-        "b,,1,θ,0.4,7,",
+        "image,batch,class,class_name,area_fraction,number_per_mm2,mean_diameter_um,astm_g",
+        "a,,0,matrix,0.8,3,,",
+        "a,,1,θ,0.2,7,2.5,",
+        "b,,0,matrix,0.6,3,,",
+        "b,,1,θ,0.4,7,,",
     )
     page = Page(write_report(experiment))
     at = page.rows.index(["class", "images", "area fraction", "number per mm²", "mean diameter µm"])
     # By hand: std 0.2 / sqrt(2), t(0.975, 1) = 12.706, so 12.706 * 0.1 = 1.271.
     assert page.rows[at + 1] == ["matrix", "2", "0.7 ± 1.271", "3 ± 0", "-"]
     assert page.rows[at + 2] == ["θ", "2", "0.3 ± 1.271", "7 ± 0", "2.5 ± -"]
-    assert "By production batch" not in page.text and "Scale" not in page.text
+    assert (
+        "By production batch" not in page.text
+        and "ASTM G" not in page.text
+        and "Scale" not in page.text
+    )
     lines = [{"resize": 128, "tta": True, "weights": "1f"}, {"name": "a", "um_per_px": 0.25}]
     measured(folder, *map(json.dumps, lines), name="predicted.jsonl")
     text = Page(write_report(experiment)).text
@@ -226,13 +230,17 @@ def test_means_by_class_have_their_confidence(experiment: Path) -> None:
 def test_batches_and_true_masks_are_shown(experiment: Path) -> None:
     head = "image,batch,class,class_name,area_fraction"
     folder = measured(experiment / "predicted", head, "15_a,15,1,θ,0.2", "60_a,60,1,θ,0.4")
-    batches = ["batch,class,fields,area_fraction,area_fraction_ci95", "15,1,1,0.2,", "60,1,1,0.4,"]
+    batches = [
+        "batch,class,fields,area_fraction,area_fraction_ci95",
+        "15,1,1,0.2,",
+        "60,1,1,0.4,0.5",
+    ]
     measured(folder, *batches, name="batches.csv")
     errors = ["image,batch,class,class_name,area_fraction_error,boundary_f1", "15_a,15,1,θ,0.125,1"]
     measured(folder, *errors, name="comparison.csv")
     rows = Page(write_report(experiment)).rows
     assert ["batch", "class", "fields", "area fraction", "area fraction ci95"] in rows
-    assert ["60", "θ", "1", "0.4", ""] in rows
+    assert ["15", "θ", "1", "0.2", ""] in rows and ["60", "θ", "1", "0.4", "0.5"] in rows
     assert ["class", "images", "area fraction error", "boundary f1"] in rows
     assert ["θ", "1", "0.125 ± -", "1 ± -"] in rows
 

@@ -270,4 +270,5 @@ def _one_line(text: str) -> str:
 @cache
 def _font() -> ImageFont.FreeTypeFont:
     """Matplotlib's font, which has Greek letters and µ."""
-    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 14)
+    path = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(str(path), 14)
