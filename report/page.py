@@ -24,7 +24,7 @@ from PIL import Image
 from config import FIELDS, format_value
 from metallography.summary import interval, number
 from report.figures import curve_picture
-from report.results import Evaluation, read_results
+from report.results import Results, by_size, read_results
 from utils.checkpoint import CheckpointError, StateFile
 from utils.commandline import UserError
 from utils.files import list_files, list_names, replace_file
@@ -116,7 +116,9 @@ def write_report(experiment_dir: str | Path) -> Path:
     }
     pictures = [p for p in [*curves, *sheets, *(m["sheet"] for m in measured)] if p.image]
     text = _html(content)
-    _encode_all(pictures, MAX_BYTES - len(text.encode(errors="replace")) - 1000 * len(pictures))
+    _encode_all(
+        pictures, MAX_BYTES - len(text.encode(errors="backslashreplace")) - 1000 * len(pictures)
+    )
     replace_file(folder / REPORT, _html(content))
     return folder / REPORT
 
@@ -149,8 +151,7 @@ def _scores(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
         results = read_results(folder, stage)
         waiting = [r.name for r in runs if stage in _stages_of(r) and r.name not in results]
         groups = []
-        for size in dict.fromkeys(name.split("_")[0] for name in results):
-            group = {n: pair for n, pair in results.items() if n.split("_")[0] == size}
+        for size, group in by_size(results).items():
             dice = _mean([last.get("dice", math.nan) for _, last in group.values()])
             tables = _score_tables(group)
             groups.append({"size": size, "runs": len(group), "dice": dice, "tables": tables})
@@ -158,7 +159,7 @@ def _scores(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
     return stages
 
 
-def _score_tables(group: Mapping[str, tuple[Evaluation, Evaluation]]) -> list[Table]:
+def _score_tables(group: Results) -> list[Table]:
     """A table for each way to choose the network: Dice, that of each class, ACC, mIoU."""
     found = dict.fromkeys(n for pair in group.values() for e in pair for n in e)
     classes = sorted(int(n[4:]) for n in found if re.fullmatch(r"dice\d+", n))

@@ -17,9 +17,10 @@ COLUMNS = ("best on test: epoch", "ACC", "Dice", "mIoU", "last: epoch", "ACC", "
 SCORES = ("acc", "dice", "miou")
 
 Evaluation = dict[str, Any]
+Results = dict[str, tuple[Evaluation, Evaluation]]
 
 
-def read_results(experiment: Path, stage: str) -> dict[str, tuple[Evaluation, Evaluation]]:
+def read_results(experiment: Path, stage: str) -> Results:
     """Best and last evaluation of each finished run below an experiment's folder.
 
     Args:
@@ -41,12 +42,18 @@ def read_results(experiment: Path, stage: str) -> dict[str, tuple[Evaluation, Ev
     return results
 
 
+def by_size(results: Results) -> dict[str, Results]:
+    """The same by data size, which is how the name of a run begins: ``1``, ``5`` or ``f``."""
+    sizes: dict[str, Results] = {}
+    for run, pair in results.items():
+        sizes.setdefault(run.split("_")[0], {})[run] = pair
+    return sizes
+
+
 def table(experiment: Path, stage: str) -> list[str]:
     """Lines of a table: each finished run, then mean and deviation over each data size."""
-    results = read_results(experiment, stage)
     rows: list[list[str]] = [["run", *COLUMNS]]
-    for size in dict.fromkeys(name.split("_")[0] for name in results):
-        group = {n: pair for n, pair in results.items() if n.split("_")[0] == size}
+    for size, group in by_size(read_results(experiment, stage)).items():
         for name, pair in group.items():
             cells = ([str(e["epoch"]), *(f"{e[s]:.4f}" for s in SCORES)] for e in pair)
             rows.append([name, *chain(*cells)])
