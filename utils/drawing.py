@@ -180,9 +180,9 @@ def overlay(
     """
     picture = blend(image, mask, colours, OVERLAY_SIDE)
     width = picture.shape[1]
-    per_px = (um_per_px or 1.0) * mask.shape[1] / width  # um (or px of the file) in a drawn pixel
+    per_px = (um_per_px or 1.0) * mask.shape[1] / width  # µm (or px of the file) in a drawn pixel
     bar = bar_length(max(width / 4 * per_px, per_px))
-    scale = f"{bar:g} {'um' if um_per_px else 'px'}"
+    scale = f"{bar:g} {'µm' if um_per_px else 'px'}"
     page = max(width, 240)
     below = legend(names, colours, page, (scale, round(bar / per_px)))
     return np.vstack([beside([picture], [0], page), paper(8, page), below])
