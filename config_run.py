@@ -38,7 +38,7 @@ from data import (
 from model import METHODS, build_method, settings_of
 from networks import UNet
 from pscl.losses import supervised_loss
-from report.curves import learning_curve
+from report.figures import learning_curve
 from report.page import write_report
 from report.probe import (
     COLLAPSED,
@@ -50,6 +50,7 @@ from report.probe import (
     probe_line,
 )
 from report.results import results_table, write_results
+from report.sheets import write_sheets
 from utils.allocator import keep_freed_memory
 from utils.checkpoint import (
     CheckpointError,
@@ -64,7 +65,7 @@ from utils.checkpoint import (
 )
 from utils.commandline import AGAIN, AGAIN_AFRESH, TrainingError, complain, exit_code
 from utils.device import choose_device, choose_precision, mixed_seed, to_device
-from utils.drawing import best_median_worst, class_colours, contact_sheet, save_prediction
+from utils.drawing import class_colours, save_prediction
 from utils.events import clear, require_tensorboard
 from utils.files import remove_leftovers
 from utils.imagefile import ImageStore
@@ -677,29 +678,32 @@ class Supervised(Runner):
                 save_prediction(folder / picture_name(name), picture, self.config.mapping)
                 shown.append((mask.numpy(), picture))
         if epoch + 1 == self.epochs:
-            self.sheets(epoch, shown)
+            self.sheets(epoch, shown, scores.counts())
         return scores.compute()
 
-    def sheets(self, epoch: int, shown: Sequence[tuple[Any, Any]]) -> None:
+    def sheets(self, epoch: int, shown: Sequence[tuple[Any, Any]], counts: Any) -> None:
         """Write the contact sheets: images of the whole test set, and its worst, median and best.
 
         Args:
             epoch: the one of the predictions.
             shown: true mask and prediction of each test image.
+            counts: confusion matrices (n, C, C) of the images.
         """
         c = self.config
         pixels = [self.job.store.image(s.image).movedim(0, -1).squeeze(-1) for s in self.test]
         rows = [(p.numpy(), *row) for p, row in zip(pixels, shown, strict=True)]
         names = [s.name for s in self.test]
-        how: dict[str, Any] = {
-            "heading": f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}",
-            "class_names": c.class_names,
-            "colours": class_colours(c.num_classes, c.class_colours),
-        }
-        path = self.run_dir / f"sheet_{self.stage}_extremes.png"
-        best_median_worst(path, rows, names, c.num_classes, **how)
-        path = self.run_dir / f"sheet_{self.stage}.png"
-        contact_sheet(path, rows, names, c.num_classes, SHEET_ROWS, **how)
+        write_sheets(
+            self.run_dir,
+            self.stage,
+            rows,
+            names,
+            counts,
+            heading=f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}",
+            class_names=c.class_names,
+            colours=class_colours(c.num_classes, c.class_colours),
+            max_rows=SHEET_ROWS,
+        )
 
     def finish(self) -> None:
         """Also say where the pictures are."""

@@ -54,7 +54,7 @@ from data import (
     parse_name,
 )
 from model import METHODS, settings_of
-from report.dots import dots_png
+from report.figures import dots_png
 from report.results import write_results
 from utils.checkpoint import CheckpointError, StateFile
 from utils.commandline import (

@@ -1,7 +1,8 @@
 """One page about an experiment, ``report.html``: scores, curves, pictures, measurements, settings.
 
 The page is a single file without scripts: pictures are inside it, nothing is fetched. It can be
-mailed, opened in any browser and printed.
+mailed, opened in any browser and printed. Its words and looks stand in ``page.html``, beside this
+file; its numbers come from the states of the runs and the CSV files of predicted folders.
 """
 
 from __future__ import annotations
@@ -11,107 +12,77 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from report.curves import curve_picture
-from report.results import Evaluation, read_results
+from config import FIELDS, format_value
+from metallography.summary import interval, number
+from report.figures import curve_picture
+from report.results import Results, by_size, read_results
+from utils.checkpoint import CheckpointError, StateFile
 from utils.commandline import UserError
-from utils.files import replace_file
+from utils.files import list_files, list_names, replace_file
+from utils.log import read_metrics
 from utils.metrics import format_mean_std
+from utils.tables import digits
 
 REPORT = "report.html"
 MAX_BYTES = 9_500_000  # of the page; mail programs refuse much more
+TABLE_CHARACTERS = 1_000_000  # of all measurements; the rest of the page is for pictures
 STAGES = {"self": "Pretraining", "fine": "Fine-tuning", "sup": "Supervised training"}
 CSV_ROWS = 50
-_EXTREMES = "_extremes"  # in the name of a sheet of the worst, median and best image
-_TABLE_BYTES = 1_500_000  # of all measurements together; the rest of the page is for pictures
-_PICTURE_BYTES = 2_000_000
-_CHOICES = (
-    "Best on test: the evaluation with the highest ACC on the test set, as in the paper's protocol",
-    "Last epoch: after the last epoch, nothing chosen",
+_PICTURE_CHARACTERS = 2_000_000
+_BEST = (
+    "Best on test: the evaluation with the highest ACC on the test set, as in the paper's protocol"
 )
+_LAST = "Last epoch: after the last epoch, nothing chosen"
 _NO_MATTER = {
     "repeats", "stages", "overwrite", "resume", "save_seconds", "report", "tensorboard",
 }  # fmt: skip
-_EXPLAINED = (
-    ("Dice", "overlap of predicted and true regions of a class, 2|P∩G| / (|P|+|G|), pooled over "
-     "the whole test set; without a number: mean over the classes, background left out. "
-     "1 is perfect, 0 is no overlap."),
-    ("mIoU", "intersection over union, another measure of overlap, over the same classes; never "
-     "larger than Dice."),
-    ("ACC", "share of correct pixels, background included, mean over the test images. Where most "
-     "pixels are background it is high even if every particle is missed."),
-    ("Best on test", "the evaluation with the highest ACC on the test set, as in the paper's "
-     "protocol. It was chosen with the labels of the test set, so it flatters a little."),
-    ("Last epoch", "the network as it was after the last epoch. Nothing was chosen."),
-    ("±", "sample standard deviation over runs, each with other annotated images."),
-)  # fmt: skip
-_COLUMNS = (
-    "image", "batch", "class_name", "area_fraction", "number", "number_per", "mean_area",
-    "mean_diameter", "mean_length", "mean_aspect_ratio", "mean_intercept", "mean_free_path",
-)  # fmt: skip
-_CSS = """
-:root { color-scheme: light dark; --ink: #1c1e21; --faint: #5f656d; --paper: #fff; --line: #d5d9de;
-  --band: #f3f5f7; --accent: #0b5cad; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --faint: #a3a9b1; --paper: #16181b;
-  --line: #3a3f45; --band: #20242a; --accent: #7ab8f5; } }
-body { font: 16px/1.5 system-ui, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif;
-  color: var(--ink); background: var(--paper); max-width: 72rem; margin: 0 auto; padding: 1.5rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.3rem; margin: 2.2rem 0 .6rem; padding-bottom: .2rem;
-  border-bottom: 2px solid var(--line); }
-h3 { font-size: 1.05rem; margin: 1.4rem 0 .4rem; }
-h4 { font-size: .95rem; margin: 1rem 0 .3rem; color: var(--faint); }
-p, li, dd { max-width: 62rem; overflow-wrap: anywhere; }
-a { color: var(--accent); } nav a { margin-right: 1.2rem; }
-.faint, caption, figcaption { color: var(--faint); font-size: .9rem; text-align: left; }
-.key { font-size: 1.15rem; border-left: 4px solid var(--accent); padding: .2rem 0 .2rem .9rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums;
-  margin: .4rem 0 1rem; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child, .w { text-align: left; }
-td { white-space: nowrap; }
-th { vertical-align: bottom; } thead th { border-bottom: 2px solid var(--line); }
-tr.mean td { font-weight: 600; background: var(--band); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .92rem; }
-dt { font-weight: 600; } dd { margin: 0; }
-figure { margin: .6rem 0 1.2rem; } img { max-width: 100%; height: auto; border-radius: 4px; }
-ul.settings { columns: 17rem; list-style: none; padding: 0; font-size: .85rem; }
-ul.settings li { break-inside: avoid; } code { font-size: .92em; }
-@media print { :root { color-scheme: light; --ink: #000; --faint: #444; --paper: #fff;
-  --line: #bbb; --band: #f0f0f0; --accent: #000; }
-  body { max-width: none; padding: 0; font-size: 10pt; } nav { display: none; }
-  .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; }
-  h2, h3, h4 { break-after: avoid; } tr { break-inside: avoid; }
-  figure { break-inside: avoid; } img { width: auto; max-height: 22cm; } }
-"""
+# Beginnings of the columns that say most, of each file.
+_OF_MEANS = ("area_fraction", "number_per", "mean_", "astm_g")
+_OF_BATCHES = ("batch", "class", "fields", "area_fraction", "number_per", "particles", "mean_")
+_OF_ERRORS = ("area_fraction_error", "number_error", "ks_", "boundary_f1")
+_OF_IMAGES = ("image", "batch", "class_name", "number", *_OF_MEANS)
+
+Row = Mapping[str, str]
 
 
 @dataclass
-class _Picture:
-    """A picture of the page; ``body`` is filled in when all are known and share the room."""
+class Picture:
+    """A picture of the page, or why there is none; ``uri``: as it is encoded in the room left.
+
+    Lines and letters are ``drawn``: they are kept without loss.
+    """
 
     title: str
-    alt: str
-    picture: Image.Image
-    drawn: bool  # lines and letters: kept without loss
+    image: Image.Image | None
+    alt: str = ""
+    missing: str = ""
+    drawn: bool = False
+    uri: str = ""
 
 
 @dataclass
-class _Page:
-    """Parts of the page, text or pictures, in their order."""
+class Table:
+    """A table of the page; ``mean``: its last row is the mean of the others."""
 
-    parts: list[str | _Picture] = field(default_factory=list)
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    mean: bool = False
 
-    def add(self, *parts: str | _Picture) -> None:
-        self.parts += parts
+    @property
+    def words(self) -> set[int]:
+        """Numbers of the columns that hold words, which stand at the left."""
+        two_letters = re.compile(r"[^\W\d]{2}")
+        return {i for row in self.rows for i, cell in enumerate(row) if two_letters.search(cell)}
 
 
 def write_report(experiment_dir: str | Path) -> Path:
@@ -132,155 +103,106 @@ def write_report(experiment_dir: str | Path) -> Path:
         raise UserError(
             f"{folder}: holds no run; give the folder of an experiment, such as aluminum_simclr"
         )
-    page = _Page()
-    _scores(page, folder, runs)
-    _curves(page, runs)
-    _sheets(page, runs)
-    _measurements(page, folder, runs)
-    _settings(page, runs)
-    path = folder / REPORT
-    replace_file(path, _html(folder.resolve().name, page))
-    return path
+    curves, sheets = [_curves(run) for run in runs], _sheets(runs)
+    measured = _measurements(folder, runs)
+    content = {
+        "name": folder.resolve().name,
+        "titles": STAGES,
+        "stages": _scores(folder, runs),
+        "curves": curves,
+        "sheets": sheets,
+        "measured": measured,
+        **_settings(runs),
+    }
+    pictures = [p for p in [*curves, *sheets, *(m["sheet"] for m in measured)] if p.image]
+    text = _html(content)
+    _encode_all(
+        pictures, MAX_BYTES - len(text.encode(errors="backslashreplace")) - 1000 * len(pictures)
+    )
+    replace_file(folder / REPORT, _html(content))
+    return folder / REPORT
 
 
 def runs_of(experiment_dir: str | Path) -> list[Path]:
     """The folders of an experiment's runs."""
-    return [p for p in sorted(Path(experiment_dir).glob("*")) if p.is_dir() and _stages_of(p)]
+    return [path for path in list_names(experiment_dir) if path.is_dir() and _stages_of(path)]
 
 
 def _stages_of(run: Path) -> list[str]:
     """Stages that have left something in a run's folder."""
-    return [s for s in STAGES if any((run / f"{n}_{s}{x}").exists() for n, x in _TRACES)]
+    return [s for s in STAGES if any((run / n).exists() for n in (f"state_{s}.pt", f"log_{s}.txt"))]
 
 
-_TRACES = (("state", ".pt"), ("log", ".txt"))
+def _html(content: Mapping[str, Any]) -> str:
+    """Fill the template in; signs that HTML forbids become question marks."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    page = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = page.get_template("page.html").render(content)
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "?", text)
 
 
 # --- scores ---------------------------------------------------------------------------------------
 
 
-def _scores(page: _Page, folder: Path, runs: Sequence[Path]) -> None:
-    page.add('<h2 id="scores">Scores on the test set</h2>')
-    stages = dict.fromkeys(s for run in runs for s in _stages_of(run) if s != "self")
-    for stage in stages:
+def _scores(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """For each stage with labels: runs that are not finished, and tables for each data size."""
+    stages = []
+    for stage in dict.fromkeys(s for run in runs for s in _stages_of(run) if s != "self"):
         results = read_results(folder, stage)
         waiting = [r.name for r in runs if stage in _stages_of(r) and r.name not in results]
-        page.add(f"<h3>{STAGES[stage]}</h3>")
-        if waiting:
-            page.add(
-                f"<p>Not in the tables, because not finished or without a state_{stage}.pt that "
-                f"can be read: {_text(', '.join(waiting))}.</p>"
-            )
-        for size in dict.fromkeys(_size(name) for name in results):
-            group = {n: pair for n, pair in results.items() if _size(n) == size}
-            page.add(*_score_tables(size, group))
-    if not stages:
-        page.add("<p>Only pretraining so far: there is nothing to score yet.</p>")
-    items = "".join(f"<dt>{_text(n)}</dt><dd>{_text(words)}</dd>" for n, words in _EXPLAINED)
-    page.add(f"<h4>What the scores mean</h4><dl>{items}</dl>")
+        groups = []
+        for size, group in by_size(results).items():
+            dice = _mean([last.get("dice", math.nan) for _, last in group.values()])
+            tables = _score_tables(group)
+            groups.append({"size": size, "runs": len(group), "dice": dice, "tables": tables})
+        stages.append({"name": stage, "waiting": waiting, "groups": groups})
+    return stages
 
 
-def _size(run: str) -> str:
-    return run.split("_")[0]
-
-
-def _size_words(size: str) -> str:
-    words = {"1": "one annotated image", "f": "all annotated images"}
-    return words.get(size, f"{size} annotated images")
-
-
-def _score_tables(size: str, group: Mapping[str, tuple[Evaluation, Evaluation]]) -> list[str]:
-    """The words that matter most, then a table for each way to choose the network."""
-    names = _score_names(e for pair in group.values() for e in pair)
-    last = [_value(pair[1], "dice") for pair in group.values()]
-    count = f"{len(group)} run{'s' if len(group) > 1 else ''}"
-    parts = [
-        f'<p class="key">Trained with {_size_words(size)}, {count}: '
-        f"Dice <strong>{_mean(last)}</strong> after the last epoch.</p>"
-    ]
-    for i, words in enumerate(_CHOICES):
-        rows = [
-            [name, str(pair[i].get("epoch", "-")), *(_digits(_value(pair[i], n)) for n in names)]
-            for name, pair in group.items()
-        ]
-        mean = []
-        if len(group) > 1:
-            values = [[_value(pair[i], n) for pair in group.values()] for n in names]
-            mean = ["mean ± std", "", *(_mean(v) for v in values)]
-        head = ["run", "epoch", *(_score_word(n) for n in names)]
-        parts.append(_table(head, rows, caption=words, last=mean))
-    return parts
-
-
-def _score_names(evaluations: Iterable[Evaluation]) -> list[str]:
-    """Dice, that of each class, ACC, mIoU."""
-    found = dict.fromkeys(n for e in evaluations for n in e)
+def _score_tables(group: Results) -> list[Table]:
+    """A table for each way to choose the network: Dice, that of each class, ACC, mIoU."""
+    found = dict.fromkeys(n for pair in group.values() for e in pair for n in e)
     classes = sorted(int(n[4:]) for n in found if re.fullmatch(r"dice\d+", n))
-    return ["dice", *(f"dice{c}" for c in classes), "acc", "miou"]
-
-
-def _score_word(name: str) -> str:
-    if name in ("acc", "miou"):
-        return {"acc": "ACC", "miou": "mIoU"}[name]
-    return f"Dice {name[4:]}".strip()
-
-
-def _value(evaluation: Evaluation, name: str) -> float:
-    value = evaluation.get(name)
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def _digits(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "-"
+    names = ["dice", *(f"dice{c}" for c in classes), "acc", "miou"]
+    head = ["run", "epoch", "Dice", *(f"Dice {c}" for c in classes), "ACC", "mIoU"]
+    tables = []
+    for i, words in enumerate((_BEST, _LAST)):
+        chosen = {run: pair[i] for run, pair in group.items()}
+        scores = {run: [e.get(n, math.nan) for n in names] for run, e in chosen.items()}
+        rows = [[run, str(e["epoch"]), *map(digits, scores[run])] for run, e in chosen.items()]
+        if len(group) > 1:
+            rows.append(["mean ± std", "", *map(_mean, zip(*scores.values(), strict=True))])
+        tables.append(Table(words, head, rows, mean=len(group) > 1))
+    return tables
 
 
 def _mean(values: Sequence[float]) -> str:
-    return format_mean_std(values) if len(values) > 1 else _digits(values[0])
+    return format_mean_std(values) if len(values) > 1 else digits(values[0])
 
 
-# --- curves and pictures --------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
-def _curves(page: _Page, runs: Sequence[Path]) -> None:
-    page.add('<h2 id="curves">Learning curves</h2>')
-    page.add(
-        '<p class="faint">Losses should fall and level out. Scores are measured on test images '
-        "that the network never learned from: if they fall while the losses still fall, the "
-        "network is learning its training images by heart. In pretraining, the image loss compares "
-        "whole images and the patch loss small regions, on maps of a quarter (up1), half (up2) and "
-        "the full size (up3) of the image.</p>"
-    )
-    for run in runs:
-        path = run / "metrics.jsonl"
-        try:
-            picture = curve_picture(path)
-        except UserError:
-            page.add(f"<p>{_text(run.name)}: no curves yet.</p>")
-            continue
-        page.add(_Picture(f"Run {run.name}", f"Learning curves of run {run.name}", picture, True))
+def _curves(run: Path) -> Picture:
+    alt = f"Learning curves of run {run.name}"
+    try:
+        return Picture(f"Run {run.name}", curve_picture(run / "metrics.jsonl"), alt, drawn=True)
+    except UserError:
+        return Picture(f"Run {run.name}", None, missing="no curves yet")
 
 
-def _sheets(page: _Page, runs: Sequence[Path]) -> None:
-    # 'sheet_fine_extremes.png' before 'sheet_fine.png': few pictures that say much come first.
-    found = [(run, p) for run in runs for p in sorted(run.glob("sheet_*.png"), reverse=True)]
-    if not found:
-        return
-    page.add('<h2 id="pictures">Test images</h2>')
-    page.add(
-        '<p class="faint">From left to right: the image, its true classes, the predicted classes, '
-        "and the errors. Magenta: a class was found where there is background. Light blue: a class "
-        "was missed. White: one class was taken for another.</p>"
-    )
-    for run, path in found:
-        name = f"{run.name}/{path.name}"
-        picture = _open(path)
-        if picture is None:
-            page.add(f"<p>{_text(name)}: cannot be read, left out.</p>")
-            continue
-        words = (
-            "worst, median and best test image by Dice" if _EXTREMES in path.stem else "test set"
-        )
-        page.add(_Picture(f"Run {run.name}: {words} ({name})", words, picture, False))
+def _sheets(runs: Sequence[Path]) -> list[Picture]:
+    """The contact sheets; those of extremes first: few images that say much."""
+    pictures = []
+    for path in (p for run in runs for p in reversed(list_files(run, (".png",)))):
+        if path.name.startswith("sheet_"):
+            extremes = path.stem.endswith("_extremes")
+            words = "worst, median and best test image by Dice" if extremes else "test set"
+            name = f"{path.parent.name}/{path.name}"
+            image = _open(path)
+            title = f"Run {path.parent.name}: {words} ({name})" if image else name
+            pictures.append(Picture(title, image, words, missing="cannot be read, left out"))
+    return pictures
 
 
 def _open(path: Path) -> Image.Image | None:
@@ -292,236 +214,173 @@ def _open(path: Path) -> Image.Image | None:
         return None
 
 
-def _encode(picture: Image.Image, room: int, drawn: bool) -> str | None:
-    """A data URI of at most ``room`` characters, the largest and best that fits; None if none."""
+def _encode_all(pictures: Sequence[Picture], room: int) -> None:
+    """Encode pictures into at most ``room`` characters together; drawn ones, small, come first."""
+    for done, picture in enumerate(sorted(pictures, key=lambda p: not p.drawn)):
+        share = min(room // (len(pictures) - done), _PICTURE_CHARACTERS)
+        picture.uri = _encode(picture, share)
+        room -= len(picture.uri)
+
+
+def _encode(picture: Picture, room: int) -> str:
+    """A data URI of at most ``room`` characters, the largest and best that fits; '' if none."""
+    assert picture.image is not None
     for width, quality in ((1600, 80), (1600, 65), (1200, 65), (900, 60), (600, 50), (400, 40)):
-        small = picture
-        if picture.width > width:
-            size = (width, max(1, round(picture.height * width / picture.width)))
-            small = picture.resize(size, Image.Resampling.LANCZOS)
+        small = picture.image
+        if small.width > width:
+            size = (width, max(1, round(small.height * width / small.width)))
+            small = small.resize(size, Image.Resampling.LANCZOS)
         if max(small.size) > 65_000:  # JPEG knows no larger ones
             continue
         file = io.BytesIO()
-        if drawn:
+        if picture.drawn:
             small.save(file, format="PNG", optimize=True)
         else:
             # Colours in full resolution: thin coloured particles would fade otherwise.
             # Not optimize: it wants the file in one buffer, which pictures full of noise overflow.
             small.save(file, format="JPEG", quality=quality, subsampling=0)
-        kind = "png" if drawn else "jpeg"
+        kind = "png" if picture.drawn else "jpeg"
         uri = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
         if len(uri) <= room:
             return uri
-    return None
+    return ""
 
 
 # --- measurements ---------------------------------------------------------------------------------
 
 
-def _measurements(page: _Page, folder: Path, runs: Sequence[Path]) -> None:
-    places = [folder, *(p for run in runs for p in (run, *sorted(run.glob("*/"))))]
-    places += [p for p in sorted(folder.glob("*/")) if p not in places]
-    found = [p for p in places if (p / "measurements.csv").is_file()]
-    if found:
-        page.add('<h2 id="measurements">Measurements</h2>')
-    room = _TABLE_BYTES
-    for place in found:
+def _measurements(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """For each folder with a ``measurements.csv``: how it was made, its tables, its sheet."""
+    places = [folder, *(p for run in runs for p in (run, *list_names(run))), *list_names(folder)]
+    room = TABLE_CHARACTERS
+    found = []
+    for place in dict.fromkeys(p for p in places if (p / "measurements.csv").is_file()):
         name = place.relative_to(folder).as_posix()
-        parts = [f"<h3>{_text(name)}</h3>"]
-        summary = place / "summary.md"
-        with suppress(OSError):
-            if summary.is_file():
-                parts += _markdown(summary.read_text(encoding="utf-8", errors="replace"))
-        parts.append(_csv_table(place / "measurements.csv"))
-        size = sum(len(part.encode("utf-8", "backslashreplace")) for part in parts)
+        notes, tables = _prediction(place / "predicted.jsonl"), []
+        try:
+            tables = _tables(place)
+            notes += [] if tables else ["measurements.csv: holds no measurements."]
+        except (OSError, csv.Error) as error:
+            notes.append(f"measurements.csv: cannot be read ({error}).")
+        size = sum(len(cell) for table in tables for row in table.rows for cell in row)
         if size > room:
-            parts = [parts[0], f"<p>Too much for this page: see {_text(name)}.</p>"]
-        else:
-            room -= size
-        page.add(*parts)
-        sheet = _open(place / "sheet.png")
-        if sheet is not None:
-            page.add(
-                _Picture(f"{name}: some of its images", "images and predictions", sheet, False)
-            )
+            tables, size = [], 0
+            notes.append(f"Too much for this page: see {name}.")
+        room -= size
+        sheet = Picture(f"{name}: some of its images", _open(place / "sheet.png"), "predictions")
+        found.append({"name": name, "notes": notes, "tables": tables, "sheet": sheet})
+    return found
 
 
-def _markdown(text: str) -> Iterator[str]:
-    """The headings, lists and tables of a ``summary.md``."""
-    for block in re.split(r"\n\s*\n", text):
-        lines = [line.strip() for line in block.splitlines() if line.strip()]
-        if not lines or lines[0].startswith("# "):
-            continue
-        if lines[0].startswith("#"):
-            yield f"<h4>{_text(_units(lines.pop(0).lstrip('# ')))}</h4>"
-        if len(lines) > 1 and all(line.startswith("|") for line in lines):
-            head, _, *rows = [_cells(line) for line in lines]
-            yield _table([_units(name) for name in head], rows)
-        elif lines and all(line.startswith("- ") for line in lines):
-            yield "<ul>" + "".join(f"<li>{_text(line[2:])}</li>" for line in lines) + "</ul>"
-        elif lines:
-            yield f"<p>{_text(' '.join(lines))}</p>"
+def _prediction(record: Path) -> list[str]:
+    """How a folder was predicted, by the record that prediction left; empty without one."""
+    lines: list[dict[str, Any]] = []
+    with suppress(OSError):
+        lines = read_metrics(record)
+    if not lines:
+        return []
+    size, scale = lines[0].get("resize"), lines[-1].get("um_per_px")
+    how = f"resized to {size} x {size}" if size else "at their own size"
+    views = ", 8 views averaged" if lines[0].get("tta") else ""
+    unit = f"Scale: {scale:g} µm per pixel" if scale else "No scale given, lengths in pixels"
+    return [f"Predicted {how}{views}. {unit}."]
 
 
-def _cells(line: str) -> list[str]:
-    cells = re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))
-    return [cell.strip().replace("\\|", "|") for cell in cells]
-
-
-def _csv_table(path: Path) -> str:
-    """The first rows of a ``measurements.csv``, and its columns that say most."""
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            head, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, csv.Error) as error:
-        return f"<p>{_text(path.name)}: cannot be read ({_text(str(error))}).</p>"
+def _tables(place: Path) -> list[Table]:
+    """What was measured: by class, by batch, against true masks, and the first images."""
+    rows = _read_csv(place / "measurements.csv")
     if not rows:
-        return f"<p>{_text(path.name)}: holds no measurements.</p>"
-    known = [i for i, name in enumerate(head) if name.startswith(_COLUMNS)]
-    chosen = known or list(range(min(12, len(head))))
-    shown = [[_short(row[i]) if i < len(row) else "" for i in chosen] for row in rows[:CSV_ROWS]]
+        return []
+    tables = [_means("By class: mean ± 95 % over images", rows, _OF_MEANS)]
+    if any(row.get("batch") for row in rows):
+        names = {row.get("class", ""): row.get("class_name", "") for row in rows}
+        batches = _read_csv(place / "batches.csv")
+        named = [{**row, "class": names.get(row.get("class", ""), "")} for row in batches]
+        tables.append(_rows("By production batch (ci95: half-width)", named, _OF_BATCHES))
+    caption = "Against true masks, prediction - truth: mean ± 95 % over images"
+    tables.append(_means(caption, _read_csv(place / "comparison.csv"), _OF_ERRORS))
     count = f"the first {CSV_ROWS} of {len(rows)}" if len(rows) > CSV_ROWS else f"all {len(rows)}"
-    caption = f"By image and class, {count} lines; all columns: {path.parent.name}/{path.name}"
-    return _table([_units(head[i].replace("_", " ")) for i in chosen], shown, caption=caption)
+    caption = f"By image and class, {count} lines; all columns: {place.name}/measurements.csv"
+    tables.append(_rows(caption, rows[:CSV_ROWS], _OF_IMAGES))
+    return [table for table in tables if table.rows]
 
 
-def _units(text: str) -> str:
-    """Micrometres and squares as they are printed."""
-    text = re.sub(r"\bum(2?)\b", "µm\\1", text)
-    return re.sub(r"\b([µm]m)2\b", "\\1²", text)
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, by its head; none if there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        return [{k: v for k, v in row.items() if k} for row in csv.DictReader(file, restval="")]
 
 
-def _short(text: str) -> str:
+def _means(caption: str, rows: Sequence[Row], columns: tuple[str, ...]) -> Table:
+    """Means over images with their confidence, a row for each class."""
+    names = _known(rows, columns)
+    lines = []
+    for name in dict.fromkeys(row["class_name"] for row in rows if row.get("class_name")):
+        mine = [row for row in rows if row["class_name"] == name]
+        means = (interval(_value(row[n]) for row in mine) for n in names)
+        lines.append([name, str(len(mine)), *means])
+    return Table(caption, ["class", "images", *map(_title, names)], lines)
+
+
+def _rows(caption: str, rows: Sequence[Row], columns: tuple[str, ...]) -> Table:
+    """Rows as they are, those columns (the first twelve if none is known)."""
+    names = _known(rows, columns) or _known(rows, ("",))[:12]
+    return Table(caption, [*map(_title, names)], [[_short(row[n]) for n in names] for row in rows])
+
+
+def _known(rows: Sequence[Row], columns: tuple[str, ...]) -> list[str]:
+    """The columns that begin so, but for those without any value."""
+    names = rows[0] if rows else ()
+    return [n for n in names if n.startswith(columns) and any(row[n] for row in rows)]
+
+
+def _title(column: str) -> str:
+    """A column's name in words, with micrometres and squares as they are printed."""
+    text = re.sub(r"\bum(2?)\b", "µm\\1", column.replace("_", " ")).replace("astm g", "ASTM G")
+    return re.sub(r"\b([µm]m|px)2\b", "\\1²", text)
+
+
+def _value(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
+
+
+def _short(cell: str) -> str:
     """Four digits of a number that has more."""
-    if re.fullmatch(r"-?\d+\.\d+(e[-+]?\d+)?", text):
-        value = float(text)
-        return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
-    return text
+    return number(float(cell)) if re.fullmatch(r"-?\d+\.\d+(e[-+]?\d+)?", cell) else cell
 
 
 # --- settings -------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Head:
-    """The head of a text log: sentences, settings that were changed, all others, versions."""
-
-    sentences: list[str] = field(default_factory=list)
-    changed: dict[str, str] = field(default_factory=dict)
-    defaults: dict[str, str] = field(default_factory=dict)
-    versions: str = ""
-
-
-def _read_head(path: Path) -> _Head:
-    head = _Head()
-    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            line = line.rstrip("\n")
-            setting = re.fullmatch(r"(\w+) = (.*)", line)
-            if line.startswith(("Epoch: ", "From epoch ")):
-                break
-            if setting:
-                head.changed[setting[1]] = setting[2]
-            elif line.startswith("defaults: "):
-                pairs = re.split(r", (?=\w+=)", line.removeprefix("defaults: "))
-                head.defaults = {n: v for n, _, v in (pair.partition("=") for pair in pairs)}
-            elif line.startswith("program "):
-                head.versions = line
-            elif line:
-                head.sentences.append(line)
-    return head
-
-
-def _settings(page: _Page, runs: Sequence[Path]) -> None:
-    page.add('<h2 id="settings">Settings</h2>')
-    heads = {(r.name, s): _read_head(r / f"log_{s}.txt") for r in runs for s in _stages_of(r)}
-    for stage in dict.fromkeys(s for _, s in heads):
-        run, head = next((r, h) for (r, s), h in heads.items() if s == stage)
-        sentences = "".join(f"<li>{_text(s)}</li>" for s in head.sentences)
-        page.add(f"<h3>{STAGES[stage]}, run {_text(run)}</h3><ul>{sentences}</ul>")
-        if head.versions:
-            page.add(f'<p class="faint">Computed with {_text(head.versions)}.</p>')
-    first = next(iter(heads.values()))
-    if first.changed:
-        page.add("<h3>Changed from their defaults</h3>", _setting_list(first.changed))
-    if first.defaults:
-        page.add("<h3>At their defaults</h3>", _setting_list(first.defaults))
-    usual = {**first.defaults, **first.changed}
-    for (run, stage), head in heads.items():
-        own = {**head.defaults, **head.changed}
-        other = {n: v for n, v in own.items() if usual.get(n) != v and n not in _NO_MATTER}
-        if other:
-            name = f"{STAGES[stage]} of run {_text(run)}"
-            page.add(f"<h4>Other settings in {name}</h4>", _setting_list(other))
-
-
-def _setting_list(settings: Mapping[str, str]) -> str:
-    items = (f"<li>{_text(n)} = <code>{_text(v)}</code></li>" for n, v in settings.items())
-    return f'<ul class="settings">{"".join(items)}</ul>'
-
-
-# --- the page -------------------------------------------------------------------------------------
-
-
-def _text(text: str) -> str:
-    """Text for HTML; signs that HTML forbids become question marks."""
-    return escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "?", text))
-
-
-def _table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    caption: str = "",
-    last: Sequence[str] = (),
-) -> str:
-    words = {i for row in rows for i, cell in enumerate(row) if re.search("[^\\W\\d]{2}", cell)}
-
-    def line(cells: Iterable[str], tag: str) -> str:
-        left = (' class="w"' if i in words else "" for i in range(len(head)))
-        pairs = zip(left, cells, strict=False)
-        return "".join(f"<{tag}{how}>{_text(cell)}</{tag}>" for how, cell in pairs)
-
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    if last:
-        body += f'<tr class="mean">{line(last, "td")}</tr>'
-    title = f"<caption>{_text(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="wide"><table>{title}<thead><tr>{line(head, "th")}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _html(name: str, page: _Page) -> str:
-    """Join the parts; pictures share what the text leaves of ``MAX_BYTES``, small ones first."""
-    links = [
-        f'<a href="#{key}">{words}</a>'
-        for part in page.parts
-        if isinstance(part, str)
-        for key, words in re.findall(r'<h2 id="(\w+)">([^<]*)</h2>', part)
-    ]
-    head = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(name)}: report</title><style>{_CSS}</style></head><body>\n"
-        f"<h1>{_text(name)}</h1>\n<nav>{' '.join(links)}</nav>\n"
-    )
-    text = sum(len(p.encode("utf-8", "replace")) for p in page.parts if isinstance(p, str))
-    room = MAX_BYTES - len(head) - text - 1000 * len(page.parts)
-    pictures = [p for p in page.parts if isinstance(p, _Picture)]
-    drawn: dict[int, str] = {}
-    for left, part in zip(
-        range(len(pictures), 0, -1), sorted(pictures, key=lambda p: not p.drawn), strict=True
-    ):
-        uri = _encode(part.picture, min(room // left, _PICTURE_BYTES), part.drawn)
-        room -= len(uri or "")
-        drawn[id(part)] = _figure(part, uri)
-    parts = (part if isinstance(part, str) else drawn[id(part)] for part in page.parts)
-    return head + "\n".join(parts) + "\n</body></html>\n"
-
-
-def _figure(part: _Picture, uri: str | None) -> str:
-    if uri is None:
-        return f"<p>{_text(part.title)}: left out, the page would be too large.</p>"
-    width, height = part.picture.size
-    image = f'<img src="{uri}" alt="{_text(part.alt)}" width="{width}" height="{height}">'
-    return f"<figure><figcaption>{_text(part.title)}</figcaption>{image}</figure>"
+def _settings(runs: Sequence[Path]) -> dict[str, Any]:
+    """What each stage was, once; settings of the first run; and where other runs have others."""
+    stages: dict[str, dict[str, Any]] = {}
+    usual: dict[str, str] = {}
+    others = {}
+    complete = False  # older states hold those settings alone which decide the result
+    for run, stage in [(folder, name) for folder in runs for name in _stages_of(folder)]:
+        state = None
+        with suppress(CheckpointError):
+            state = StateFile(run / f"state_{stage}.pt").load()
+        if state is None:
+            continue
+        title = f"{STAGES[stage]}, run {run.name}"
+        about = {"about": state.get("about"), "environment": state.get("environment")}
+        stages.setdefault(stage, {"title": title, **about})
+        complete |= "config" in state
+        values = state.get("config", state["settings"])
+        own = {n: format_value(values[n]) for n in FIELDS if n in values}
+        usual = own | usual
+        other = {n: v for n, v in own.items() if usual[n] != v and n not in _NO_MATTER}
+        others[f"Other settings in {title}"] = other
+    kept = {n: v for n, v in usual.items() if v == format_value(FIELDS[n].default)}
+    changed = {n: v for n, v in usual.items() if n not in kept}
+    lists = {"Changed from their defaults": changed, "At their defaults": kept}
+    if not complete:
+        lists = {"Settings that decide the result": usual}
+    return {"trained": [*stages.values()], "settings": lists | others}

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from utils.drawing import blend, overview, palette, save_picture
+from report.sheets import overview
+from utils.drawing import blend, palette, save_picture
 from utils.metrics import IGNORED, Scores, SegmentationScores
 
 Maps = Sequence[Tensor]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import CheckpointError, StateFile
-from utils.files import replace_file
+from utils.files import list_names, replace_file
 from utils.metrics import format_mean_std
+from utils.tables import text
 
 COLUMNS = ("best on test: epoch", "ACC", "Dice", "mIoU", "last: epoch", "ACC", "Dice", "mIoU")
 SCORES = ("acc", "dice", "miou")
 
 Evaluation = dict[str, Any]
+Results = dict[str, tuple[Evaluation, Evaluation]]
 
 
-def read_results(experiment: Path, stage: str) -> dict[str, tuple[Evaluation, Evaluation]]:
+def read_results(experiment: Path, stage: str) -> Results:
     """Best and last evaluation of each finished run below an experiment's folder.
 
     Args:
@@ -29,33 +32,36 @@ def read_results(experiment: Path, stage: str) -> dict[str, tuple[Evaluation, Ev
         run whose state cannot be read is not among them: its own training says so.
     """
     results = {}
-    for path in sorted(experiment.glob(f"*/state_{stage}.pt")):
+    for run in list_names(experiment):
         with suppress(CheckpointError):
-            state = StateFile(path).load()
+            state = StateFile(run / f"state_{stage}.pt").load()
             if state is not None and state["finished"] and state["evaluations"]:
                 evaluations = state["evaluations"]
                 best = max(evaluations, key=lambda e: e["acc"])  # of equals the first, as in *.pt
-                results[path.parent.name] = (best, evaluations[-1])
+                results[run.name] = (best, evaluations[-1])
     return results
+
+
+def by_size(results: Results) -> dict[str, Results]:
+    """The same by data size, which is how the name of a run begins: ``1``, ``5`` or ``f``."""
+    sizes: dict[str, Results] = {}
+    for run, pair in results.items():
+        sizes.setdefault(run.split("_")[0], {})[run] = pair
+    return sizes
 
 
 def table(experiment: Path, stage: str) -> list[str]:
     """Lines of a table: each finished run, then mean and deviation over each data size."""
-    results = read_results(experiment, stage)
-    rows: list[tuple[str, ...]] = [("run", *COLUMNS)]
-    for size in dict.fromkeys(name.split("_")[0] for name in results):
-        group = {n: pair for n, pair in results.items() if n.split("_")[0] == size}
+    rows: list[list[str]] = [["run", *COLUMNS]]
+    for size, group in by_size(read_results(experiment, stage)).items():
         for name, pair in group.items():
-            cells = [[str(e["epoch"]), *(f"{e[s]:.4f}" for s in SCORES)] for e in pair]
-            rows.append((name, *cells[0], *cells[1]))
+            cells = ([str(e["epoch"]), *(f"{e[s]:.4f}" for s in SCORES)] for e in pair)
+            rows.append([name, *chain(*cells)])
         if len(group) > 1:
-            means = [
-                ["", *(format_mean_std([pair[i][s] for pair in group.values()]) for s in SCORES)]
-                for i in (0, 1)
-            ]
-            rows.append((f"{size}: mean ± std", *means[0], *means[1]))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+            choices = zip(*group.values(), strict=True)  # the best of all runs, the last of all
+            means = (["", *(format_mean_std([e[s] for e in es]) for s in SCORES)] for es in choices)
+            rows.append([f"{size}: mean ± std", *chain(*means)])
+    return text(rows)
 
 
 def scored_classes(experiment: Path, stage: str) -> str:

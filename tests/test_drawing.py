@@ -7,16 +7,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from utils.commandline import UserError
 from utils.drawing import (
     class_colours,
     colour_mask,
-    contact_sheet,
-    error_map,
+    legend,
     palette,
     save_prediction,
+    text_length,
+    text_line,
 )
 
 
@@ -90,100 +90,35 @@ def test_a_prediction_that_cannot_be_written(tmp_path: Path) -> None:
     assert str(tmp_path / "file" / "a.png") in str(error.value)
 
 
-def test_errors_are_told_apart() -> None:
-    image = np.full((1, 5), 100, dtype=np.uint8)
-    truth = np.array([[0, 1, 0, 1, 1]])
-    prediction = np.array([[0, 1, 2, 0, 2]])
-    right, also_right, positive, negative, wrong = error_map(image, truth, prediction)[0].tolist()
-    assert right == also_right == [40, 40, 40]  # the image, darkened
-    assert len({tuple(right), tuple(positive), tuple(negative), tuple(wrong)}) == 4
-    assert positive == [235, 50, 140] and negative == [90, 160, 255] and wrong == [255, 255, 255]
-
-
-def count(sheet: np.ndarray, colour: tuple[int, ...]) -> int:
-    return int((sheet == np.array(colour, dtype=np.uint8)).all(2).sum())
-
-
-def striped(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Class 1 in the left half of the truth; the prediction lacks its upper half."""
-    truth = np.zeros((height, width), dtype=np.int64)
-    truth[:, : width // 2] = 1
-    prediction = truth.copy()
-    prediction[: height // 2] = 0
-    return np.full((height, width, 3), (120, 60, 30), dtype=np.uint8), truth, prediction
-
-
-def test_a_sheet_shows_every_panel_crisp(tmp_path: Path) -> None:
-    row = striped(40, 40)
-    path = contact_sheet(tmp_path / "new" / "sheet.png", [row], ["a.png"], 2, panel=100)
-    sheet = np.asarray(Image.open(path))
-    # 40 -> factor 2 -> 80 pixels; halves of 40 x 80, the prediction's and the errors' 40 x 40.
-    box = 17 * 17 - 4 * 16  # the legend's square without its frame
-    assert count(sheet, tuple(palette(2)[1])) == 40 * 80 + 40 * 40 + box
-    assert count(sheet, (90, 160, 255)) == 40 * 40 + box
-    assert count(sheet, (120, 60, 30)) == 80 * 80
-    errors = sheet[-10 - 80 : -10, 10 + 3 * 160 :]  # without the text above
-    assert count(errors, (28, 28, 28)) == 80 * 80 - 40 * 40  # 0.4 of the mean, 70
-
-
-def test_a_sheet_in_colours_of_ones_own(tmp_path: Path) -> None:
-    colours = class_colours(2, ["#0a0b0c", "FF8000"])
-    assert colours.tolist() == [[10, 11, 12], [255, 128, 0]]
-    path = contact_sheet(tmp_path / "s.png", [striped(40, 40)], ["a"], 2, panel=80, colours=colours)
-    sheet = np.asarray(Image.open(path))
-    box = 17 * 17 - 4 * 16
-    assert count(sheet, (255, 128, 0)) == 40 * 80 + 40 * 40 + box
-    assert count(sheet, tuple(palette(2)[1])) == 0
+def test_colours_of_ones_own() -> None:
+    assert class_colours(2, ["#0a0b0c", "FF8000"]).tolist() == [[10, 11, 12], [255, 128, 0]]
     assert class_colours(3, ["0a0b0c", "ff8000"]).tolist() == palette(3).tolist()  # do not fit
 
 
-def test_sheets_of_mixed_sizes_and_many_rows(tmp_path: Path) -> None:
-    sizes = [(24, 40), (40, 24), (1, 1), (300, 64), (31, 33), (40, 40)]
-    rows = [striped(h, w) for h, w in sizes]
-    rows[1] = (rows[1][0][:, :, 0], *rows[1][1:])  # gray
-    rows[2] = (rows[2][0] / 255.0, *rows[2][1:])  # float
-    titles = ["x" * 500 + ".png", "钢 é", "", "d", "e", "f"]
-    heights = []
-    for max_rows in (1, 2, 6, 100):
-        path = contact_sheet(tmp_path / "s.png", rows, titles, 12, max_rows, panel=96)
-        with Image.open(path) as sheet:
-            assert sheet.mode == "RGB"
-            heights.append(sheet.height)
-    assert heights[0] < heights[1] < heights[2] == heights[3]
+def test_a_legend_breaks_into_lines_and_begins_with_the_bar() -> None:
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
+    names = ["matrix", "β", "钢\nsteel"]
+    wide, narrow = legend(names, colours, 900), legend(names, colours, 90)
+    assert wide.shape == (26, 900, 3) and narrow.shape == (3 * 26, 90, 3)
+    for strip in (wide, narrow):
+        for colour in colours:
+            assert (strip == colour).all(2).sum() == 15 * 15  # 17 x 17 with its frame
+    barred = legend(names, colours, 900, ("5 um", 40))
+    assert (barred[10, 10:50] == 20).all() and not (barred[10, 50:57] == 20).any()
+    red = np.flatnonzero((barred == colours[0]).all(2).any(0))
+    assert red[0] > 50 + text_length("5 um")
+    with pytest.raises(ValueError, match="2 class names for 3 classes"):
+        legend(names[:2], colours, 900)
 
 
-def test_rows_are_taken_from_the_first_to_the_last(tmp_path: Path) -> None:
-    rows = []
-    for gray in range(100, 109):
-        image, truth, _ = striped(32, 32)
-        rows.append((np.full_like(image, gray), truth, truth))
-    path = contact_sheet(tmp_path / "s.png", rows, ["t"] * 9, 2, 3, panel=32)
-    sheet = np.asarray(Image.open(path))
-    shown = [g for g in range(100, 109) if count(sheet, (g, g, g)) >= 32 * 32]
-    assert shown == [100, 104, 108]
+def test_greek_letters_are_drawn_as_they_are() -> None:
+    alpha, beta, box = (text_line([sign], [0], 40) for sign in ("α", "β", "\uffff"))
+    assert (alpha != beta).any() and (alpha != box).any()
 
 
-def test_masks_keep_their_colours_when_reduced(tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    truth = rng.integers(0, 3, (150, 170))
-    row = (np.zeros((150, 170), dtype=np.uint8), truth, truth)
-    path = contact_sheet(tmp_path / "s.png", [row], [""], 3, panel=85)
-    sheet = np.asarray(Image.open(path))
-    panels = sheet[-10 - 75 : -10, 10 + 160 : 10 + 160 + 85].reshape(-1, 3)
-    assert {tuple(c) for c in panels.tolist()} == {tuple(c) for c in palette(3).tolist()}
-
-
-def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
-    image, truth, prediction = striped(8, 8)
-    path = tmp_path / "s.png"
-    with pytest.raises(ValueError, match="0 rows"):
-        contact_sheet(path, [], [], 2)
-    with pytest.raises(ValueError, match="one title for each"):
-        contact_sheet(path, [(image, truth, prediction)], [], 2)
-    with pytest.raises(ValueError, match="differ in size"):
-        contact_sheet(path, [(image, truth[:4], prediction)], ["a"], 2)
-    with pytest.raises(ValueError, match="class names"):
-        contact_sheet(path, [(image, truth, prediction)], ["a"], 2, class_names=["one"])
-    with pytest.raises(ValueError, match="uint8"):
-        contact_sheet(path, [(image.astype(np.int64), truth, prediction)], ["a"], 2)
-    assert not path.exists()
+def test_a_long_text_loses_its_middle() -> None:
+    line = text_line(["x" * 500, "right"], [10, 200], 260)
+    ink = np.flatnonzero((line < 128).all(2).any(0))
+    assert not ((ink >= 190) & (ink < 200)).any()  # nothing runs into the next text
+    assert ink[0] >= 10 and ink[ink < 200].max() > 170 and ink[-1] > 200
+    assert (line == text_line(["x" * 400, "right"], [10, 200], 260)).all()

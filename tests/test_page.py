@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from config import Config
 from report import page as report
 from report.page import write_report
 from utils.checkpoint import save
 from utils.commandline import UserError
-from utils.drawing import best_median_worst, image_dice, palette
 
 NAME = 'Al<b>&"钢 µ'
 VOID = {"meta", "img"}
@@ -71,36 +71,31 @@ def evaluation(epoch: int, acc: float, dice: float) -> dict[str, Any]:
     return {"epoch": epoch, **scores}
 
 
-def run(folder: Path, *evaluations: dict[str, Any], finished: bool = True, log: str = "") -> Path:
-    contents = {"settings": {}, "outputs": [], "finished": finished}
+ABOUT = "Fine-tuning on 1 image of <b>steel</b> & iron: 钢.png"
+
+
+def run(folder: Path, *evaluations: dict[str, Any], finished: bool = True, **settings: Any) -> Path:
+    """A run with a state as training leaves it, of these settings, and four epochs of metrics."""
+    contents = {"settings": {"seed": 9}, "outputs": [], "finished": finished, "about": [ABOUT]}
+    contents |= {"config": Config(**settings).to_dict(), "environment": "program 1.0.0, python 3"}
     save(folder / "state_fine.pt", {**contents, "evaluations": list(evaluations)})
     lines = [{"stage": "fine", "epoch": n, "loss": 1 / (1 + n)} for n in range(4)]
     lines += [{"stage": "fine", "evaluation": e} for e in evaluations]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-    (folder / "log_fine.txt").write_text(log, encoding="utf-8")
     return folder
-
-
-LOG = """Fine-tuning on 1 image of <b>steel</b> & iron: 钢.png
-data_dir = my, "set"
-temperature = 0.25
-defaults: name=x, scale_weights=1.0,1.0,1.0, seed=0
-program 1.0.0, python 3.10.1
-Epoch: [0/1][1/1] Loss 1
-late = line
-"""
 
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Path:
     """Two finished runs of one image, one of all images, one that is not finished."""
     folder = tmp_path / NAME
-    run(folder / "1_0", evaluation(1, 0.75, 0.5), evaluation(3, 0.5, 0.25), log=LOG)
-    seeded = LOG.replace("seed=0", "seed=1")
-    run(folder / "1_1", evaluation(1, 0.5, 0.25), evaluation(3, 0.75, 0.75), log=seeded)
-    run(folder / "1_2", evaluation(1, 0.9, 0.9), finished=False, log=LOG)
-    run(folder / "f", evaluation(0, 1.0, float("nan")), log=LOG)
+    same = {"data_dir": 'my, "set"', "temperature": 0.25}
+    run(folder / "1_0", evaluation(1, 0.75, 0.5), evaluation(3, 0.5, 0.25), **same)
+    other = {**same, "seed": 1, "report": True}
+    run(folder / "1_1", evaluation(1, 0.5, 0.25), evaluation(3, 0.75, 0.75), **other)
+    run(folder / "1_2", evaluation(1, 0.9, 0.9), finished=False, **same)
+    run(folder / "f", evaluation(0, 1.0, float("nan")), **same)
     (folder / "notes").mkdir()
     return folder
 
@@ -135,17 +130,28 @@ def test_the_page_stands_alone_and_names_are_escaped(experiment: Path) -> None:
     assert not page.tags & {"b", "script", "link", "iframe", "object"}
     assert all(link.startswith(("#", "data:image/")) for link in page.links)
     assert {link[1:] for link in page.links if link.startswith("#")} <= page.ids
-    assert "url(" not in report._CSS and "@import" not in report._CSS
+    text = (experiment / "report.html").read_text(encoding="utf-8")
+    assert "url(" not in text and "@import" not in text
 
 
-def test_settings_are_read_from_the_log(experiment: Path) -> None:
+def test_settings_are_those_of_the_state(experiment: Path) -> None:
     text = Page(write_report(experiment)).text
-    changed, _, rest = text.partition("Changed from their defaults")[2].partition(
-        "At their defaults"
-    )
-    assert changed.split() == ["data_dir", "=", "my,", '"set"', "temperature", "=", "0.25"]
-    assert "scale_weights = 1.0,1.0,1.0" in rest and "late" not in rest
-    assert rest.endswith("Other settings in Fine-tuning of run 1_1 seed = 1")
+    about, _, lists = text.partition("Fine-tuning, run 1_0")[2].partition("Changed from")
+    assert about.split() == f"{ABOUT} Computed with program 1.0.0, python 3.".split()
+    changed, _, rest = lists.partition("At their defaults")
+    assert changed == ' their defaults data_dir = my, "set" temperature = 0.25 '
+    assert "scale_weights = 1.0,1.0,1.0" in rest and "overwrite = False" in rest
+    assert rest.endswith("Other settings in Fine-tuning, run 1_1 seed = 1")
+
+
+def test_older_runs_tell_what_decides_their_result(tmp_path: Path) -> None:
+    settings = {"seed": 7, "fine_lr_decoder": 1e-3, "files": "0123abcd"}
+    contents = {"settings": settings, "outputs": [], "finished": True, "evaluations": []}
+    save(tmp_path / "x" / "1_0" / "state_fine.pt", contents)
+    page = Page(write_report(tmp_path / "x"))
+    assert page.text.endswith("decide the result seed = 7 fine_lr_decoder = 1e-3")
+    (tmp_path / "x" / "1_0" / "state_fine.pt").write_bytes(b"PK damaged")
+    assert "No run has a state that can be read" in Page(write_report(tmp_path / "x")).text
 
 
 def test_every_run_has_its_curves_and_sheets(experiment: Path) -> None:
@@ -177,25 +183,66 @@ def test_the_page_stays_small(experiment: Path, monkeypatch: pytest.MonkeyPatch)
     assert "left out, the page would be too large" in Page(path).text
 
 
+def measured(folder: Path, *rows: str, name: str = "measurements.csv") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
 def test_measurements_are_shown(experiment: Path) -> None:
-    folder = experiment / "1_0" / "predicted_钢 <i>"
-    folder.mkdir()
-    lines = [f"a<{n}>,15,1 α,0.123456,{n}.5,0.99,12.3456789" for n in range(70)]
     head = "image,batch,class_name,area_fraction,number,d10_diameter_um,mean_area_um2"
-    text = "\n".join([head, *lines]) + "\n"
-    (folder / "measurements.csv").write_text(text, encoding="utf-8")
-    summary = (
-        "# Title\n\n- Scale: <0.1>\n\n## Area\n\n| class | um |\n| --- | --- |\n| a\\|b | 2 |\n"
-    )
-    (folder / "summary.md").write_text(summary, encoding="utf-8")
+    lines = [f"a<{n}>,15,1 α,0.123456,{n}.5,0.99,12.3456789" for n in range(70)]
+    measured(experiment / "1_0" / "predicted_钢 <i>", head, *lines)
     page = Page(write_report(experiment))
     shown = [row for row in page.rows if row[0].startswith("a<")]
     assert len(shown) == report.CSV_ROWS == 50
     assert shown[3] == ["a<3>", "15", "1 α", "0.1235", "3.5", "12.35"]
     assert ["image", "batch", "class name", "area fraction", "number", "mean area µm²"] in page.rows
-    assert page.rows[-53:-51] == [["class", "µm"], ["a|b", "2"]]
-    assert "the first 50 of 70 lines" in page.text and "Scale: <0.1>" in page.text
+    assert "the first 50 of 70 lines" in page.text
     assert "1_0/predicted_钢 <i>" in page.text and "i" not in page.tags
+
+
+def test_means_by_class_have_their_confidence(experiment: Path) -> None:
+    folder = measured(
+        experiment / "1_0" / "predicted",
+        "image,batch,class,class_name,area_fraction,number_per_mm2,mean_diameter_um,astm_g",
+        "a,,0,matrix,0.8,3,,",
+        "a,,1,θ,0.2,7,2.5,",
+        "b,,0,matrix,0.6,3,,",
+        "b,,1,θ,0.4,7,,",
+    )
+    page = Page(write_report(experiment))
+    at = page.rows.index(["class", "images", "area fraction", "number per mm²", "mean diameter µm"])
+    # By hand: std 0.2 / sqrt(2), t(0.975, 1) = 12.706, so 12.706 * 0.1 = 1.271.
+    assert page.rows[at + 1] == ["matrix", "2", "0.7 ± 1.271", "3 ± 0", "-"]
+    assert page.rows[at + 2] == ["θ", "2", "0.3 ± 1.271", "7 ± 0", "2.5 ± -"]
+    assert (
+        "By production batch" not in page.text
+        and "ASTM G" not in page.text
+        and "Scale" not in page.text
+    )
+    lines = [{"resize": 128, "tta": True, "weights": "1f"}, {"name": "a", "um_per_px": 0.25}]
+    measured(folder, *map(json.dumps, lines), name="predicted.jsonl")
+    text = Page(write_report(experiment)).text
+    assert "Predicted resized to 128 x 128, 8 views averaged. Scale: 0.25 µm per pixel." in text
+
+
+def test_batches_and_true_masks_are_shown(experiment: Path) -> None:
+    head = "image,batch,class,class_name,area_fraction"
+    folder = measured(experiment / "predicted", head, "15_a,15,1,θ,0.2", "60_a,60,1,θ,0.4")
+    batches = [
+        "batch,class,fields,area_fraction,area_fraction_ci95",
+        "15,1,1,0.2,",
+        "60,1,1,0.4,0.5",
+    ]
+    measured(folder, *batches, name="batches.csv")
+    errors = ["image,batch,class,class_name,area_fraction_error,boundary_f1", "15_a,15,1,θ,0.125,1"]
+    measured(folder, *errors, name="comparison.csv")
+    rows = Page(write_report(experiment)).rows
+    assert ["batch", "class", "fields", "area fraction", "area fraction ci95"] in rows
+    assert ["15", "θ", "1", "0.2", ""] in rows and ["60", "θ", "1", "0.4", "0.5"] in rows
+    assert ["class", "images", "area fraction error", "boundary f1"] in rows
+    assert ["θ", "1", "0.125 ± -", "1 ± -"] in rows
 
 
 def test_odd_measurements_do_no_harm(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +251,7 @@ def test_odd_measurements_do_no_harm(experiment: Path, monkeypatch: pytest.Monke
     page = Page(write_report(experiment))
     assert "holds no measurements" in page.text
     assert ["short", ""] in page.rows and ["\ufffd", "1"] in page.rows
-    monkeypatch.setattr(report, "_TABLE_BYTES", 10)
+    monkeypatch.setattr(report, "TABLE_CHARACTERS", 5)
     assert "Too much for this page: see 1_1" in Page(write_report(experiment)).text
 
 
@@ -232,59 +279,3 @@ def test_what_cannot_be_written_is_one_line(
     assert "\n" not in str(error.value)
     assert (experiment / "report.html").read_bytes() == before
     assert not list(experiment.glob(".report*"))
-
-
-# --- the worst, the median and the best image ----------------------------------------------------
-
-
-def found(share: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image of 8 x 8 whose ``share`` of 8 true columns are found: Dice 2 share / (8 + share)."""
-    truth = np.ones((8, 8), dtype=np.uint8)
-    prediction = np.zeros((8, 8), dtype=np.uint8)
-    prediction[:, :share] = 1
-    return np.full((8, 8), 20 + share, dtype=np.uint8), truth, prediction
-
-
-def test_the_dice_of_an_image_by_hand() -> None:
-    truth = np.array([[0, 1, 1, 2], [0, 1, 255, 0]], dtype=np.uint8)
-    prediction = np.array([[0, 1, 0, 1], [3, 1, 1, 0]], dtype=np.uint8)
-    # Class 1: 3 true, 3 predicted (the unlabelled pixel left out), 2 common.
-    assert image_dice(truth, prediction, 5) == {1: 4 / 6, 2: 0.0, 3: 0.0}
-    assert image_dice(truth * 0, prediction * 0, 5) == {}
-
-
-def grays(path: Path) -> list[int]:
-    """The gray values of the photographs on a sheet of panels of 8 x 8, from the top."""
-    panel = np.asarray(Image.open(path))[:, 10:18].reshape(-1, 24)  # columns of the first panel
-    flat = [int(row[0]) for row in panel if (row == row[0]).all() and 21 <= row[0] <= 28]
-    return list(dict.fromkeys(flat))  # letters are not of one gray over 8 columns
-
-
-@pytest.mark.parametrize(
-    ("shares", "expected"),
-    [
-        ([5, 1, 8, 3, 7], [1, 5, 8]),
-        ([4, 2, 8, 6], [2, 4, 8]),
-        ([4, 2], [2, 4]),
-        ([3], [3]),
-    ],
-)
-def test_the_worst_median_and_best_are_picked(
-    tmp_path: Path, shares: list[int], expected: list[int]
-) -> None:
-    rows = [found(share) for share in shares]
-    empty = np.zeros((8, 8), dtype=np.uint8)
-    rows.append((empty + 28, empty, empty))  # only background: neither good nor bad
-    titles = [str(n) for n in range(len(rows))]
-    path = best_median_worst(tmp_path / "s.png", rows, titles, 2, panel=8)
-    assert [gray - 20 for gray in grays(path)] == expected
-
-
-def test_a_sheet_of_background_alone(tmp_path: Path) -> None:
-    empty = np.zeros((8, 8), dtype=np.uint8)
-    path = best_median_worst(tmp_path / "s.png", [(empty + 25, empty, empty)], ["a"], 2, panel=8)
-    assert grays(path) == [25]
-    sheet = np.asarray(Image.open(path))[-18:-10, 170:178]
-    assert (sheet == palette(2)[0]).all()
-    with pytest.raises(ValueError, match="one title for each"):
-        best_median_worst(path, [(empty, empty, empty)], [], 2)

@@ -1,0 +1,266 @@
+"""Figures of numbers: a run's learning curves, and the single values behind a table.
+
+Matplotlib draws on its Agg canvas, without pyplot, which would change the importing program.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from utils.commandline import UserError
+from utils.drawing import palette
+from utils.files import replace_file
+from utils.log import read_metrics
+
+Entry = Mapping[str, Any]
+Values = Mapping[int, float]
+
+TITLES = {
+    "self": "Pretraining without labels",
+    "fine": "Fine-tuning with labels",
+    "sup": "Supervised training with labels",
+}
+_LOSS_NAMES = {"loss": "total loss", "dice": "Dice loss", "cross_entropy": "cross-entropy"}
+_NOT_LOSSES = {"stage", "epoch", "lr", "evaluation"}
+
+_DPI = 100
+_WIDTH, _PANEL, _MARGIN = 1200, 360, 24  # pixels: the picture, height of a panel, between panels
+_MOST_DOTS = 60  # evaluations; more would hide the lines
+_MOST_NAMES = 25  # of a legend; more would leave no room for the lines
+_INK, _FAINT, _GRID = "#141414", "#696969", "#e0e0e0"
+# Okabe and Ito's colours (Wong, Nature Methods 8, 441, 2011) without their yellow, which is too
+# pale for a line on white.
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+
+
+def learning_curve(png_path: str | Path, metrics_jsonl: str | Path) -> Path:
+    """Draw a run's learning curves into a PNG; missing folders are made.
+
+    Raises:
+        UserError: nothing can be read from the ``metrics.jsonl``, or the PNG cannot be written.
+    """
+    replace_file(png_path, _png(curve_picture(metrics_jsonl)))
+    return Path(png_path)
+
+
+def curve_picture(metrics_jsonl: str | Path) -> Image.Image:
+    """Draw a run's learning curves, 1200 pixels wide.
+
+    Args:
+        metrics_jsonl: the run's ``metrics.jsonl``; lines cut off by a kill are passed over.
+
+    Raises:
+        UserError: the file cannot be read, or holds no epoch yet.
+    """
+    try:
+        figure = curve_figure(read_metrics(metrics_jsonl))
+    except OSError as error:
+        raise UserError(
+            f"{metrics_jsonl}: cannot be read ({error.strerror or error}); give the metrics.jsonl "
+            "of a run"
+        ) from error
+    if not figure.axes:
+        raise UserError(f"{metrics_jsonl}: holds no epoch yet; train first")
+    return _drawn(figure)
+
+
+def curve_figure(entries: Iterable[Entry]) -> Figure:
+    """Draw the lines of a ``metrics.jsonl``: a row for each stage, losses left, scores right."""
+    stages: dict[str, list[Entry]] = {}
+    for entry in entries:
+        stages.setdefault(str(entry.get("stage")), []).append(entry)
+    rows = []
+    for stage, lines in stages.items():
+        epochs = [e for e in lines if _known(e.get("epoch"))]
+        scores = [e["evaluation"] for e in lines if isinstance(e.get("evaluation"), dict)]
+        scores = [e for e in scores if _known(e.get("epoch"))]
+        losses, scored = _loss_names(epochs), _score_names(scores)
+        if losses or scored:
+            rows.append((TITLES.get(stage, stage), epochs, losses, scores, scored))
+    figure = _figure(_WIDTH, _MARGIN + len(rows) * (_PANEL + _MARGIN))
+    grid = figure.add_gridspec(max(1, len(rows)), 2)
+    for i, (title, epochs, losses, scores, scored) in enumerate(rows):
+        left, right = (grid[i, 0], grid[i, 1]) if losses and scored else (grid[i, :], grid[i, :])
+        if losses:
+            _draw_losses(figure.add_subplot(left), title, epochs, losses)
+        if scored:
+            _draw_scores(figure.add_subplot(right), scores, scored)
+    return figure
+
+
+def _loss_names(epochs: Sequence[Entry]) -> dict[str, str]:
+    """The losses of a stage that are ever known, the total one first: key -> words."""
+    found = dict.fromkeys(n for e in epochs for n in e if n not in _NOT_LOSSES and _known(e[n]))
+    names = sorted(found, key=lambda name: name != "loss")
+    return {name: _LOSS_NAMES.get(name, name.replace("_", " ") + " loss") for name in names}
+
+
+def _score_names(evaluations: Sequence[Entry]) -> dict[str, str]:
+    """Mean Dice, ACC and the Dice of each class: key -> words; empty if none is ever known."""
+    found = dict.fromkeys(n for e in evaluations for n in e)
+    classes = sorted(int(n[4:]) for n in found if n.startswith("dice") and n[4:].isdecimal())
+    names = {"dice": "Dice", "acc": "ACC", **{f"dice{c}": f"Dice {c}" for c in classes}}
+    return names if any(_known(e.get(name)) for e in evaluations for name in names) else {}
+
+
+def _draw_losses(axes: Axes, title: str, epochs: Sequence[Entry], names: Mapping[str, str]) -> None:
+    colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(names))]
+    if "loss" in names:
+        colours = [_INK, *colours[:-1]]
+    for (name, words), colour in zip(names.items(), colours, strict=True):
+        _draw_curve(axes, epochs, name, words, color=colour, lw=1.8 if name == "loss" else 1.4)
+    low, high = min(0, axes.dataLim.ymin), axes.dataLim.ymax
+    axes.set_ylim(low, high + 0.03 * (high - low) if high > low else low + 1)
+    _finish(axes, f"{title}: losses", "epoch, counted from 0")
+
+
+def _draw_scores(axes: Axes, evaluations: Sequence[Entry], names: Mapping[str, str]) -> None:
+    """Draw the scores, with a ring around the highest ACC (of equals the first)."""
+    colours = {f"dice{c}": _darker(rgb) for c, rgb in enumerate(palette(256).tolist())}
+    colours |= {"dice": _INK, "acc": _FAINT}
+    marker = "o" if len(evaluations) <= _MOST_DOTS else ""
+    for number, (name, words) in enumerate(names.items()):
+        width = 2 if name in ("dice", "acc") else 1.4
+        words = words if number < _MOST_NAMES else "_"  # which the legend leaves out
+        _draw_curve(axes, evaluations, name, words, color=colours[name], lw=width, marker=marker)
+    axes.set_ylim(0, 1.03)
+    below = "epoch, counted from 0"
+    known = [e for e in evaluations if _known(e.get("acc"))]
+    if known:
+        best = max(known, key=lambda e: e["acc"])
+        ring: dict[str, Any] = {
+            "mec": _INK,
+            "mfc": "none",
+            "ms": 13,
+            "mew": 1.6,
+            "zorder": 4,
+            "clip_on": False,
+        }
+        axes.plot(best["epoch"], best["acc"], "o", **ring)
+        dice = f", Dice {best['dice']:.3f}" if _known(best.get("dice")) else ""
+        below += f"\nringed, best by ACC: epoch {best['epoch']}, ACC {best['acc']:.3f}{dice}"
+    _finish(axes, "Scores on the test set", below)
+
+
+def _darker(colour: Sequence[int]) -> str:
+    """A colour of the masks, dark enough for a line on white."""
+    red, green, blue = colour
+    factor = min(1.0, 165 / (0.3 * red + 0.59 * green + 0.11 * blue))
+    return "#" + "".join(f"{round(value * factor):02x}" for value in colour)
+
+
+def _draw_curve(axes: Axes, entries: Sequence[Entry], name: str, words: str, **how: Any) -> None:
+    """Draw one line; a value that is not known breaks it."""
+    x = np.array([e["epoch"] for e in entries], float)
+    y = np.array([e[name] if _known(e.get(name)) else math.nan for e in entries])
+    # The first curve lies on top.
+    how |= {"clip_on": False, "zorder": 3 - len(axes.get_lines()) / 1000}
+    axes.plot(x, y, label=words, ms=5, **how)
+    unknown = np.concatenate([[True], np.isnan(y), [True]])
+    alone = unknown[:-2] & ~unknown[1:-1] & unknown[2:]  # no line leads to these
+    if alone.any():
+        axes.plot(x[alone], y[alone], ms=5, **how | {"marker": "o", "ls": ""})
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _finish(axes: Axes, title: str, below: str) -> None:
+    """Words around the curves; title and legend stand above the axes and cover nothing."""
+    handles, names = axes.get_legend_handles_labels()
+    needed = 7 * max(map(len, names)) + 42  # pixels of an entry, 7 a letter
+    columns = max(1, int(1.15 * axes.get_window_extent().width // needed))
+    how: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}
+    how |= {"frameon": False, "borderpad": 0, "handlelength": 1.5, "columnspacing": 1.2}
+    axes.legend(handles, names, title=title, title_fontsize=12, ncols=columns, **how)
+    axes.set_xlabel(below, color=_FAINT)
+    axes.set_xlim(0, max(1, axes.dataLim.xmax))
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
+    _plain(axes, "y")
+
+
+def dots_png(panels: Sequence[tuple[str, Sequence[tuple[str, Values]]]]) -> bytes:
+    """Draw a dot for each repeat and a bar at their mean, a row for each method.
+
+    Args:
+        panels: (title, rows), drawn side by side with one axis of values, 0 ... 1; a row is
+            (name, repeat -> value), the same names in each panel.
+
+    Returns:
+        A PNG file's bytes.
+    """
+    names = [name for name, _ in panels[0][1]]
+    every = [found for _, rows in panels for _, found in rows]
+    known = [v for found in every for v in found.values() if math.isfinite(v)] or [0.0, 1.0]
+    room = 0.08 * (max(known) - min(known)) + 0.02
+    figure = _figure(490 * len(panels) + 260, 30 * len(names) + 140)
+    for i, (title, rows) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        for y, (_, found) in enumerate(rows):
+            _draw_row(axes, y, {r: v for r, v in sorted(found.items()) if math.isfinite(v)})
+        axes.set_title(title, loc="left", fontsize=12)
+        axes.set_xlim(max(0.0, min(known) - room), min(1.0, max(known) + room))
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_yticks(range(len(names)), names if i == 0 else [""] * len(names))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.tick_params("y", length=0)
+        _plain(axes, "x")
+    repeats = sorted({repeat for found in every for repeat in found})
+    handles = [axes.plot([], [], **_dot(r), label=f"annotated image {r}")[0] for r in repeats]
+    if handles:
+        handles += axes.plot([], [], "|", color=_INK, ms=14, mew=2, label="mean")
+        figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    return _png(_drawn(figure))
+
+
+def _draw_row(axes: Axes, y: int, found: Values) -> None:
+    """Draw the known values of a method; equal ones stay visible, a little below one another."""
+    if found:
+        axes.plot(math.fsum(found.values()) / len(found), y, "|", color=_INK, ms=17, mew=2)
+    for number, (repeat, value) in enumerate(found.items()):
+        axes.plot(value, y + 0.1 * (number - (len(found) - 1) / 2), clip_on=False, **_dot(repeat))
+
+
+def _dot(repeat: int) -> dict[str, Any]:
+    colour = _COLOURS[repeat % len(_COLOURS)]
+    return {"ls": "", "marker": "o", "color": colour, "ms": 7.5, "mec": "white", "mew": 0.7}
+
+
+def _figure(width: int, height: int) -> Figure:
+    """An empty figure of so many pixels."""
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+    return Figure((width / _DPI, height / _DPI), dpi=_DPI, facecolor="white", layout=layout)
+
+
+def _plain(axes: Axes, grid: str) -> None:
+    """Few lines around the data: a pale grid across one axis, no frame at the top and right."""
+    axes.grid(axis=grid, color=_GRID)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.tick_params(color=_FAINT, labelcolor=_FAINT)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _drawn(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _png(picture: Image.Image) -> bytes:
+    """A PNG that does not tell when and with what it was made: equal pictures, equal bytes."""
+    file = io.BytesIO()
+    picture.save(file, format="PNG", optimize=True)
+    return file.getvalue()

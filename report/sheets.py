@@ -1,0 +1,217 @@
+"""Contact sheets of images and masks; those of a test set with truth, prediction and errors.
+
+Set pixel by pixel, not plotted: masks keep their pixels and colours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from utils.drawing import (
+    FAINT,
+    GAP,
+    Array,
+    Picture,
+    as_rgb,
+    beside,
+    colour_mask,
+    default_names,
+    legend,
+    paper,
+    save_picture,
+    text_length,
+    text_line,
+)
+from utils.metrics import IGNORED, image_dice, mean_score
+
+Row = tuple[Array, Array, Array]
+
+# Drawn on the darkened image: magenta, light blue and white differ in lightness as well.
+ERRORS = {
+    "false positive": (235, 50, 140),
+    "false negative": (90, 160, 255),
+    "wrong class": (255, 255, 255),
+}
+_COLUMNS = ("image", "truth", "prediction", "error")
+_NARROWEST = 150  # pixels of a column: four of them hold a name and its Dice
+
+
+def write_sheets(
+    folder: str | Path,
+    stage: str,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    counts: Array,
+    *,
+    heading: str,
+    class_names: Sequence[str],
+    colours: Array,
+    max_rows: int = 8,
+) -> None:
+    """Write a stage's ``sheet_<stage>.png`` and ``sheet_<stage>_extremes.png`` into a run's folder.
+
+    The first has at most ``max_rows`` images, taken evenly; the second the worst, the median and
+    the best. All else is of all test images, as in ``contact_sheet``.
+
+    Raises:
+        ValueError: no rows, or numbers, shapes or ids that do not fit.
+        UserError: a file cannot be written.
+    """
+    most = min(max(max_rows, 1), len(rows))
+    evenly = np.linspace(0, len(rows) - 1, most).round().astype(int).tolist()
+    extremes = worst_median_best(counts)
+    sheets = {
+        "": (str(most), [(names[i], i) for i in evenly]),
+        "_extremes": (", ".join(extremes), [(f"{w}: {names[i]}", i) for w, i in extremes.items()]),
+    }
+    for suffix, (note, chosen) in sheets.items():
+        contact_sheet(
+            Path(folder, f"sheet_{stage}{suffix}.png"),
+            [rows[i] for _, i in chosen],
+            [title for title, _ in chosen],
+            counts[[i for _, i in chosen]],
+            colours=colours,
+            class_names=class_names,
+            heading=heading,
+            note=f"{note} of {len(rows)} images",
+        )
+
+
+def worst_median_best(counts: Array) -> dict[str, int]:
+    """Which image is the worst, the median and the best by Dice: word -> number.
+
+    The Dice of an image is the mean over the classes that truth or prediction has, background left
+    out. Images with background alone come into it only when there is no other. Of two images only
+    the worst and the best are named, of one the best.
+
+    Args:
+        counts: confusion matrices (n, C, C) of the images.
+    """
+    means = mean_score(image_dice(counts))  # (n,)
+    order = [i for i in np.argsort(means, kind="stable").tolist() if not np.isnan(means[i])] or [0]
+    words = {1: ["best"], 2: ["worst", "best"]}.get(len(order), ["worst", "median", "best"])
+    places = {"worst": 0, "median": (len(order) - 1) // 2, "best": -1}
+    return {word: order[places[word]] for word in words}
+
+
+def overview(pictures: Sequence[Array], titles: Sequence[str], heading: str = "") -> Picture:
+    """Pictures (H, W, 3) of at most 400 pixels a side in rows of four, each with its title."""
+    columns = min(4, len(pictures))
+    lefts = [GAP + 410 * column for column in range(columns)]
+    width = GAP + 410 * columns
+    parts = [paper(GAP, width)]
+    if heading:
+        parts.append(text_line([heading], [GAP], width))
+    for i in range(0, len(pictures), columns):
+        parts.append(text_line(titles[i : i + columns], lefts, width))
+        parts += [beside(pictures[i : i + columns], lefts, width), paper(GAP, width)]
+    return np.vstack(parts)
+
+
+def contact_sheet(
+    path: str | Path,
+    rows: Sequence[Row],
+    titles: Sequence[str],
+    counts: Array,
+    *,
+    colours: Array,
+    class_names: Sequence[str] = (),
+    heading: str = "",
+    note: str = "",
+    panel: int = 384,
+) -> None:
+    """Write a PNG of rows image | truth | prediction | error, each with its title and Dice.
+
+    Args:
+        path: the PNG; missing folders are made.
+        rows: (image, truth, prediction) of each row: uint8 (H, W) or (H, W, 3), class ids (H, W),
+            class ids (H, W). Sizes may differ from row to row.
+        titles: of each row, such as the file name.
+        counts: confusion matrices (n, C, C) of the rows, for their Dice.
+        colours: uint8 (C, 3).
+        class_names: for the legend; none: ``default_names``.
+        heading, note: words at the top, left and right.
+        panel: largest side of a picture on the sheet, in pixels. Smaller ones are enlarged by a
+            whole factor, larger ones reduced.
+
+    Raises:
+        ValueError: no rows, or numbers, shapes or ids that do not fit.
+        UserError: the file cannot be written.
+    """
+    if not rows or not len(rows) == len(titles) == len(counts):
+        raise ValueError(
+            f"{len(rows)} rows, {len(titles)} titles and {len(counts)} matrices: give one title "
+            "and one matrix for each row"
+        )
+    drawn = [_panels(row, colours, panel) for row in rows]
+    cell = max(_NARROWEST, *(tile.shape[1] for tiles in drawn for tile in tiles))
+    lefts = [GAP + column * (cell + GAP) for column in range(len(_COLUMNS))]
+    width = lefts[-1] + cell + GAP
+    names = class_names or default_names(len(colours))
+    errors = legend([*ERRORS], np.array([*ERRORS.values()]), width)
+    parts = [paper(GAP, width), _two_ends(heading, note, width)]
+    parts += [legend(names, colours, width), errors, text_line(_COLUMNS, lefts, width, FAINT)]
+    for title, matrix, tiles in zip(titles, counts, drawn, strict=True):
+        parts += [_two_ends(title, _dice_text(matrix), width), beside(tiles, lefts, width)]
+        parts.append(paper(GAP, width))
+    save_picture(path, np.vstack(parts))
+
+
+def _panels(row: Row, colours: Array, panel: int) -> list[Picture]:
+    """The four pictures of a row, all scaled alike."""
+    image, truth, prediction = row
+    if not image.shape[:2] == truth.shape == prediction.shape:
+        raise ValueError(
+            f"image {image.shape}, truth {truth.shape} and prediction {prediction.shape} differ "
+            "in size"
+        )
+    height, width = truth.shape
+    factor: float = panel / max(height, width)
+    if factor >= 1:
+        factor = math.floor(factor)  # whole, so that every pixel becomes an equal square
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    exact = Image.Resampling.NEAREST  # masks keep their colours
+    pictures = (
+        (as_rgb(image), Image.Resampling.LANCZOS if factor < 1 else exact),
+        (colour_mask(truth, len(colours), colours), exact),
+        (colour_mask(prediction, len(colours), colours), exact),
+        (error_map(image, truth, prediction), exact),
+    )
+    return [np.asarray(Image.fromarray(pixels).resize(size, how)) for pixels, how in pictures]
+
+
+def _dice_text(matrix: Array) -> str:
+    """The Dice of one image by its confusion matrix (C, C), mean and by class."""
+    dice = image_dice(matrix)
+    mean = float(mean_score(dice))
+    if math.isnan(mean):
+        return "Dice -  (background only)"
+    known = [(c, value) for c, value in enumerate(dice) if c and not math.isnan(value)]
+    return f"Dice {mean:.3f}   ({'   '.join(f'{c}: {value:.2f}' for c, value in known[:8])})"
+
+
+def error_map(image: Array, truth: Array, prediction: Array) -> Picture:
+    """Darken the image and colour the wrong pixels: RGB uint8 (H, W, 3).
+
+    Magenta: a class where the truth is background (false positive). Light blue: background where
+    the truth is a class (false negative). White: one class taken for another.
+    """
+    gray = as_rgb(image).mean(2, keepdims=True) * 0.4
+    shown = np.repeat(gray, 3, axis=2).astype(np.uint8)
+    wrong = (truth != prediction) & (truth != IGNORED)
+    positive, negative = wrong & (truth == 0), wrong & (prediction == 0)
+    kinds = (positive, negative, wrong & ~positive & ~negative)
+    for colour, where in zip(ERRORS.values(), kinds, strict=True):
+        shown[where] = colour
+    return shown
+
+
+def _two_ends(left: str, right: str, width: int) -> Picture:
+    """A line with one text at the left edge and one, which has the precedence, up to the right."""
+    right_at = max(width // 4, width - GAP - text_length(right))
+    return text_line([left, right], [GAP, right_at], width)
