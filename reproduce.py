@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from comparison.notes import write_table
 from comparison.options import read_options
 from comparison.pace import Pace, duration, timed
-from comparison.page import write_table
 from comparison.plan import Plan, Work
 from comparison.record import record_plan
 from config import ConfigError

@@ -37,15 +37,12 @@ MOST_PIXELS = 5_000  # learnt from of one class; a class with more is sampled at
 
 
 def pixel_features(image: Floats, sigmas: Sequence[float] = SIGMAS) -> Floats:
-    """Describe every pixel of an image, float32 (1 or 3, H, W), by filters.
+    """Describe every pixel of an image, float32 (1 or 3, H, W), by filters: float32 (H, W, F).
 
     In this order: the intensity of each channel; then for every sigma (pixels) the intensity of
     each channel blurred by a Gaussian, and of the mean over the channels the gradient's magnitude,
-    the Laplacian, the larger and smaller eigenvalue of the Hessian, and of the structure tensor.
-
-    Returns:
-        float32 (H, W, F), F = channels + (channels + 6) * number of sigmas; derivatives are per
-        pixel.
+    the Laplacian, the larger and smaller eigenvalue of the Hessian, and of the structure tensor
+    (derivatives per pixel). F = channels + (channels + 6) * number of sigmas.
     """
     channels = image.astype(np.float32)
     gray = channels.mean(axis=0, dtype=np.float32)
@@ -65,9 +62,8 @@ def pixel_features(image: Floats, sigmas: Sequence[float] = SIGMAS) -> Floats:
 
 def blur(pixels: Floats, sigma: float) -> Floats:
     """Average over a Gaussian window of (H, W); beyond its edges the image is mirrored."""
-    return np.asarray(
-        cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REFLECT), np.float32
-    )
+    smooth = cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    return np.asarray(smooth, np.float32)
 
 
 def gradient(pixels: Floats) -> tuple[Floats, Floats]:
@@ -91,31 +87,26 @@ def eigenvalues(a: Floats, b: Floats, c: Floats) -> tuple[Floats, Floats]:
 
 
 class PixelForest:
-    """A random forest on ``pixel_features``, with scikit-learn's defaults.
+    """A random forest of ``TREES`` trees on ``pixel_features``, else with scikit-learn's defaults.
 
     Args:
         seed: of the trees and of the pixels drawn.
         standardize: images are normalised by the mean and standard deviation of their own pixels;
             else gray 255 becomes 1.
-        threads: CPU threads that grow trees.
-        trees: how many; None: ``TREES``.
+        threads: CPU threads that grow the trees.
     """
 
-    def __init__(
-        self, seed: int, standardize: bool = False, threads: int = 1, trees: int | None = None
-    ) -> None:
+    def __init__(self, seed: int, standardize: bool = False, threads: int = 1) -> None:
         self.seed, self.standardize, self.channels = seed, standardize, 1
-        self.model = RandomForestClassifier(trees or TREES, random_state=seed, n_jobs=threads)
+        self.model = RandomForestClassifier(TREES, random_state=seed, n_jobs=threads)
 
     def fit(self, images: Sequence[NDArray[np.uint8]], masks: Sequence[Ids]) -> int:
         """Learn from annotated images, uint8 (1 or 3, H, W), and their masks (H, W).
 
         If none of them has colour, colour images are predicted by the mean of their channels.
-        Unlabelled pixels (``IGNORED``) are left out; of a class with more than ``MOST_PIXELS``,
-        that many are drawn.
 
         Returns:
-            The number of pixels learnt from.
+            The number of pixels learnt from, see ``draw_pixels``.
         """
         self.channels = max(len(image) for image in images)
         described = [self.features(image) for image in images]
@@ -152,7 +143,7 @@ def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
 
 
 def draw_pixels(ids: Ids, seed: int, most: int = MOST_PIXELS) -> NDArray[np.int64]:
-    """Indices of the pixels to learn from, ascending: at most ``most`` of each class in ``ids``."""
+    """Indices of the pixels to learn from: of the labelled ones at most ``most`` of each class."""
     rng = np.random.default_rng(seed)
     chosen = []
     for c in np.unique(ids[ids != IGNORED]):
@@ -192,10 +183,10 @@ class ForestRun(Runner):
         files = fingerprint(self.samples(), self.job.store)
         return {**settings, **forest_settings(), "files": files}
 
-    def fit(self, trees: int | None = None) -> tuple[PixelForest, int]:
+    def fit(self) -> tuple[PixelForest, int]:
         """A forest trained on the annotated images, and the number of pixels it learnt from."""
         c, store, samples = self.config, self.job.store, self.job.annotated()
-        forest = PixelForest(c.seed, c.standardize, torch.get_num_threads(), trees)
+        forest = PixelForest(c.seed, c.standardize, torch.get_num_threads())
         images = [store.image(s.image).numpy() for s in samples]
         masks = [store.mask(s.mask).numpy() for s in samples if s.mask is not None]
         return forest, forest.fit(images, masks)
@@ -207,17 +198,13 @@ class ForestRun(Runner):
             if state is not None and state["finished"]:
                 return list(state["evaluations"])
             self.begin()
-            samples, data_dir = self.job.annotated(), self.config.data_dir
-            names = ", ".join(s.name for s in samples[:5])
+            samples = self.job.annotated()
+            what = f"{self.images(samples)} with labels of {self.config.data_dir}"
+            names = ", ".join(sample.name for sample in samples[:5])
+            lines = [f"{name} = {value}" for name, value in self.settings.items()]
+            lines += [f"scikit-learn {metadata.version('scikit-learn')}"]
             with RunLog(self.run_dir, self.stage) as log:
-                log.header(
-                    [
-                        f"A random forest on {self.images(samples)} with labels of {data_dir}: "
-                        f"{names}",
-                        *(f"{name} = {value}" for name, value in self.settings.items()),
-                        f"scikit-learn {metadata.version('scikit-learn')}",
-                    ]
-                )
+                log.header([f"A random forest on {what}: {names}", *lines])
                 forest, pixels = self.fit()
                 log.line(f"Learnt from {pixels} pixels")
                 counts = self._predict(forest)

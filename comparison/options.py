@@ -162,15 +162,10 @@ def method_rows(config: Config, words: Sequence[str] = ()) -> tuple[Variant, ...
 
 
 def ablation_rows(config: Config, ablate: str, words: Sequence[str]) -> tuple[Variant, ...]:
-    """A row for each value of a setting; the runs of the value in force are the table's own.
-
-    Args:
-        config: the settings of the command line.
-        ablate: a key of ``ABLATIONS``.
-        words: the method; none: ``ABLATED``.
+    """A row for each value of a setting; the value of ``config`` has the runs of the table itself.
 
     Raises:
-        ConfigError: an unknown method, several, or one that does not use the setting.
+        ConfigError: the words are no method, several, or one that does not use the setting.
     """
     setting, values = ABLATIONS[ablate]
     method = words[0] if words else ABLATED
@@ -184,9 +179,12 @@ def ablation_rows(config: Config, ablate: str, words: Sequence[str]) -> tuple[Va
     current = getattr(dataclasses.replace(config, self_mode=method).resolved(), setting)
     variants = []
     for value in values if current in values else (current, *values):
-        text, title = format_value(value), f"{TITLES[method]}, {setting} {format_value(value)}"
-        changed = value != current
-        name = f"{config.name}-{ablate}-{text.replace(',', '-')}" if changed else config.name
-        settings = ((setting, value),) if changed else ()
-        variants.append(Variant(f"{method} {text}", title, method, name, settings))
+        text = format_value(value)
+        row = Variant(
+            f"{method} {text}", f"{TITLES[method]}, {setting} {text}", method, config.name
+        )
+        if value != current:
+            name = f"{config.name}-{ablate}-{text.replace(',', '-')}"
+            row = dataclasses.replace(row, name=name, settings=((setting, value),))
+        variants.append(row)
     return tuple(variants)

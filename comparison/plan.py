@@ -56,10 +56,11 @@ class Work:
 
     def left(self) -> float:
         """The share of it that is left: 0 (finished) ... 1 (not begun)."""
-        config, state = self.runner.config, self.runner.state.load()
-        if state is None or config.overwrite or config.resume == "never":
+        config, size = self.runner.config, self.runner.job.size
+        afresh = config.overwrite or config.resume == "never"
+        state = None if afresh else self.runner.state.load()
+        if state is None:
             return 1.0
-        size = self.runner.job.size
         epochs = config.self_max_epoch if self.runner.stage == "self" else config.epochs_for(size)
         return 0.0 if state["finished"] else max(1 - state.get("epoch", 0) / epochs, 0.0)
 
@@ -128,37 +129,32 @@ class Plan:
 
     def works(self) -> list[Work]:
         """Everything that the rows need, repeat by repeat, so that a full row comes early."""
-        works: dict[tuple[str, int, str], Work] = {}
-        for repeat in self.repeats:
-            for variant in self.options.variants:
-                for stage in variant.stages:
-                    number = 0 if stage == "self" and variant.shared else repeat
-                    work = self.work(variant, number, stage)
-                    works.setdefault((variant.key, number, stage), work)
-        return list(works.values())
+        places = dict.fromkeys(
+            (variant, 0 if stage == "self" and variant.shared else repeat, stage)
+            for repeat in self.repeats
+            for variant in self.options.variants
+            for stage in variant.stages
+        )
+        return [self.work(*place) for place in places]
 
     def to_do(self) -> dict[Work, float]:
-        """Work that is not finished, with the share of it that is left.
-
-        Where all fine-tuning is finished, nobody needs the pretraining any more.
-        """
+        """Work that is not finished, with the share of it that is left."""
         left = {work: share for work in self.works() if (share := work.left())}
         tuned = [w for w in left if w.runner.stage == "fine"]
-        wanted = {(w.variant.key, 0 if w.variant.shared else w.repeat) for w in tuned}
-        return {
-            work: share
-            for work, share in left.items()
-            if work.runner.stage != "self" or (work.variant.key, work.repeat) in wanted
-        }
+        wanted = {(w.variant, 0 if w.variant.shared else w.repeat) for w in tuned}
+        for work in [w for w in left if w.runner.stage == "self"]:
+            if (work.variant, work.repeat) not in wanted:  # all its fine-tuning is finished
+                del left[work]
+        return left
 
     def problems(self) -> list[str]:
-        """Runs in the folders that are not of this table, a line each."""
+        """Why the work cannot be done, or runs on disk are not of this table, a line each."""
         lines: list[str] = []
         for runner in (work.runner for work in self.works() if not self.config.overwrite):
             start = runner.config.pretrained or self._checkpoint(runner.config, runner.job.repeat)
             if runner.stage == "fine" and not Path(start).exists():
                 lines += other_settings(runner)
-            elif runner.run_dir.exists():
+            elif runner.run_dir.exists() or not self.options.report:
                 lines += runner.problems()
         return list(dict.fromkeys(lines))
 

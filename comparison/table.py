@@ -16,7 +16,7 @@ PROTOCOLS = {
     "last": "Last epoch (nothing chosen)",
 }
 SCORES = {"dice": "Dice", "acc": "ACC", "miou": "mIoU"}
-PUBLISHED = {"paper_dice": "paper: Dice", "paper_dice_std": "std", "paper_acc": "ACC"}
+PAPER = {"paper_dice": "paper: Dice", "paper_dice_std": "std", "paper_acc": "ACC"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ class Comparison:
             difference = self.difference(row, name, protocol) or (math.nan,) * 4
             for kind, value in zip(("mean", "low", "high", "repeats"), difference, strict=True):
                 found[f"dice_minus_{name.replace(' ', '_')}_{kind}"] = value
-        return found | dict(zip(PUBLISHED, row.published, strict=True))
+        return found | dict(zip(PAPER, row.published, strict=True))
 
     def markdown(self) -> list[str]:
         """Both protocols as tables, then every single value."""
@@ -124,7 +124,7 @@ class Comparison:
         return [*lines, "## All values", "", *markdown(head, body, right=True)]
 
     def _table(self, protocol: str) -> list[str]:
-        published = PUBLISHED if any(row.published[0] > 0 for row in self.rows) else {}
+        published = PAPER if any(row.published[0] > 0 for row in self.rows) else {}
         head, body = ["method", "repeats"], []
         for title in SCORES.values():
             head += [title, "std"]

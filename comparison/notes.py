@@ -1,4 +1,4 @@
-"""The written table: its rows out of the finished runs, notes for its readers, and its files."""
+"""The table as files: its rows out of the finished runs, and notes for its readers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_table(plan: Plan) -> Comparison:
             for row in comparison.rows
         ]
         panels.append((f"Dice, {title[0].lower()}{title[1:]}", values))
-    files = {
+    files: dict[str, str | bytes] = {
         "table.md": "\n".join([head(plan, comparison), *comparison.markdown(), ""]),
         "table.csv": comparison.csv(),
         "values.csv": comparison.values_csv(),
