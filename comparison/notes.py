@@ -58,13 +58,13 @@ def rows_of(plan: Plan) -> list[Row]:
 def _row(plan: Plan, variant: Variant, asked: bool) -> Row:
     """What the finished repeats of a row scored."""
     results = {}
-    for repeat in range(10) if plan.size != "f" else (0,):
+    for repeat in range(10) if plan.size != "f" else (0,):  # repeats are digits
         try:
             found = plan.results(variant, repeat)
         except UserError:
             if asked and repeat in plan.repeats:
                 raise
-            continue  # nobody asked for it
+            continue  # a run that nobody asked for hinders no table
         if found:
             results[repeat] = found
     papers = Path(plan.config.data_dir).resolve().name in PAPERS_SET and plan.size == "1"

@@ -14,7 +14,7 @@ from config import SELF_MODES, Config, ConfigError, format_value, parse_config, 
 from model import METHODS, settings_of
 from utils.commandline import MANY, NONE, ONE, choice_problems, split_flags, value_problems
 
-# Rows of the paper's table in its order, then what it lacks; a method that is not here comes last.
+# Rows in the order of the paper's table; a method that is not here comes last.
 ORDER = ("sup", "plain-moco", "plain-simclr", "byol", "densecl", "moco", "simclr")
 TITLES = {"sup": "no pretraining", "forest": "forest (no network)", **SELF_MODES}
 # The paper's aluminium set, one annotated image: Dice, its standard deviation, ACC.
@@ -41,7 +41,7 @@ ABLATIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "top_k": ("top_k", (1, 4, 10, 30)),
     "negatives": ("intra_view_negatives", (True, False)),
 }
-ABLATED = "simclr"  # the method whose settings are varied, when nobody says which
+ABLATED = "simclr"  # the method whose setting is varied unless --methods names another
 OPTIONS = {
     "methods": "rows to run, such as: sup forest simclr; default: all; with --ablate one method, "
     "default simclr",

@@ -1,4 +1,4 @@
-"""How long trainings take: seconds of each kind, timed on a few steps, then as it really took."""
+"""How long trainings take: seconds of each kind, from a few timed steps, then from whole ones."""
 
 from __future__ import annotations
 

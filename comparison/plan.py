@@ -42,7 +42,7 @@ class Work:
 
     @property
     def kind(self) -> str:
-        """Which others take the same time: training with labels is the same for all networks."""
+        """Work of one kind takes the same time: training with labels does after any pretraining."""
         named = {"self": f"pretraining, {self.variant.title}", "forest": "forest"}
         return named.get(self.runner.stage, "training with labels")
 
