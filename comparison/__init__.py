@@ -1,1 +1,1 @@
-"""The table of methods: repeats, resampling, the pixel classifier."""
+"""The table of methods: its plan, its runs and their resampling, the pixel classifier."""

@@ -1,4 +1,4 @@
-"""How sure a mean Dice, or a difference of two, is: resampling of repeats and of test images.
+"""How sure a difference of two mean Dice values is: resampling of repeats and of test images.
 
 Two things were left to chance: which images were annotated (the repeats), and which images are in
 the test set. A replicate draws both with replacement, as many as there are. What it drew serves
@@ -12,16 +12,11 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from comparison.tally import Tally
+from utils.metrics import Counts, Floats, dice, mean_score, pooled
 
-Counts = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-REPLICATES = 10_000
-SEED = 0
-LEVEL = 0.95
+REPLICATES, SEED, LEVEL = 10_000, 0, 0.95
+AT_ONCE = 500  # replicates pooled together: with many classes, all would fill the memory
 
 
 class Interval(NamedTuple):
@@ -44,19 +39,37 @@ def number_clusters(names: Sequence[Hashable]) -> Counts:
     return np.array([numbers[name] for name in names], np.int64)
 
 
+def mean_dice(counts: Counts, drawn: Counts) -> Floats:
+    """Mean Dice of resampled test sets: (R,); nan where the truth is nothing but background.
+
+    Args:
+        counts: confusion matrix of each test image, (n, C, C).
+        drawn: how often each image is drawn, (R, n).
+    """
+    parts = [drawn[start : start + AT_ONCE] for start in range(0, len(drawn), AT_ONCE)]
+    return np.concatenate([mean_score(dice(pooled(counts, part))) for part in parts])
+
+
+def _differences(runs: Sequence[Counts], others: Sequence[Counts], drawn: Counts) -> Floats:
+    """Difference in mean Dice of each repeat on resampled test sets: (R, repeats)."""
+    pairs = zip(runs, others, strict=True)
+    return np.stack([mean_dice(a, drawn) - mean_dice(b, drawn) for a, b in pairs], axis=1)
+
+
 def replicates_of(
-    tallies: Sequence[Tally],
-    others: Sequence[Tally] | None,
+    runs: Sequence[Counts],
+    others: Sequence[Counts],
     clusters: Counts,
     replicates: int = REPLICATES,
     seed: int = SEED,
 ) -> Floats:
-    """Mean Dice over the repeats, or its difference to another method's, of every replicate.
+    """Difference in mean Dice, averaged over the repeats, of every replicate.
 
     Args:
-        tallies: the method's, one for each repeat, of the same test images in the same order.
-        others: those of the method to subtract, for the same repeats; None: nothing.
-        clusters: number of the cluster that each image is drawn with, (images,).
+        runs: a method's confusion matrices (n, C, C), one entry for each repeat, of the same test
+            images in the same order.
+        others: those of the method to subtract, for the same repeats.
+        clusters: number of the cluster that each image is drawn with, (n,).
         replicates: how many.
         seed: of the draws; with one seed all methods see the same draws.
 
@@ -64,30 +77,17 @@ def replicates_of(
         (replicates,); nan where a replicate has no class to score.
     """
     rng = np.random.default_rng(seed)
-    images = draw_counts(int(clusters.max()) + 1, replicates, rng)[:, clusters]  # (R, images)
-    repeats = draw_counts(len(tallies), replicates, rng)  # (R, repeats)
-    values = np.stack([t.mean_dice(images) for t in tallies], axis=1)  # (R, repeats)
-    if others is not None:
-        values = values - np.stack([t.mean_dice(images) for t in others], axis=1)
-    return (np.where(repeats > 0, values, 0) * repeats).sum(1) / len(tallies)
+    images = draw_counts(int(clusters.max()) + 1, replicates, rng)[:, clusters]  # (R, n)
+    repeats = draw_counts(len(runs), replicates, rng)  # (R, repeats)
+    values = np.where(repeats > 0, _differences(runs, others, images), 0)
+    return (values * repeats).sum(1) / len(runs)
 
 
-def interval(
-    tallies: Sequence[Tally],
-    others: Sequence[Tally] | None,
-    clusters: Counts,
-    replicates: int = REPLICATES,
-    seed: int = SEED,
-) -> Interval:
-    """The value of the whole set and its ``LEVEL`` interval; arguments as ``replicates_of``."""
-    if not tallies:
-        return Interval(np.nan, np.nan, np.nan, 0)
-    whole = np.array([t.mean_dice() for t in tallies])
-    if others is not None:
-        whole = whole - np.array([t.mean_dice() for t in others])
-    found = replicates_of(tallies, others, clusters, replicates, seed)
-    known = found[~np.isnan(found)]
-    if not len(known):
-        return Interval(float(whole.mean()), np.nan, np.nan, len(tallies))
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(whole.mean()), float(low), float(high), len(tallies))
+def interval(runs: Sequence[Counts], others: Sequence[Counts], clusters: Counts) -> Interval:
+    """The difference on the whole test set and its ``LEVEL`` interval, see ``replicates_of``."""
+    value = float(_differences(runs, others, np.ones((1, len(clusters)), np.int64)).mean())
+    found = replicates_of(runs, others, clusters)
+    if np.isnan(found).all():
+        return Interval(value, np.nan, np.nan, len(runs))
+    low, high = np.nanquantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value, float(low), float(high), len(runs))

@@ -1,45 +1,48 @@
 """A pixel classifier as metallographers know it from Weka or ilastik: filters and a random forest.
 
-Every pixel is described by the answers of a few filters at several widths, and a forest learns from
-the pixels of the annotated images which class such an answer belongs to. It sees no shape larger
-than its widest filter, learns nothing from images without labels, and is done in seconds: what
-everybody would try first.
+Every pixel is described by the responses of a few filters at several scales, and a forest learns
+from the pixels of the annotated images which class such responses belong to. It sees no shape
+larger than its widest filter, learns nothing from images without labels, and is done in seconds:
+what everybody would try first. ``ForestRun`` trains and scores it in a run folder like a network's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 
-from utils.metrics import IGNORED
+from config_run import Job, Runner, fingerprint, picture_name
+from data import Sample, find_split
+from report.results import write_results
+from utils.checkpoint import StateFile
+from utils.drawing import save_prediction
+from utils.log import RunLog, evaluation_lines
+from utils.metrics import IGNORED, Counts, Scores, SegmentationScores
+from utils.run_folder import locked
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.uint8]
 
 TREES = 100
-SIGMAS = (0.5, 1.0, 2.0, 4.0)  # widths of the filters, in pixels
-MOST_PIXELS = 5_000  # of one class; more of them are drawn from
+SIGMAS = (0.5, 1.0, 2.0, 4.0)  # standard deviations of the filters, pixels
+MOST_PIXELS = 5_000  # learnt from of one class; a class with more is sampled at random
 
 
 def pixel_features(image: Floats, sigmas: Sequence[float] = SIGMAS) -> Floats:
-    """Describe every pixel of an image.
+    """Describe every pixel of an image, float32 (1 or 3, H, W), by filters: float32 (H, W, F).
 
-    In this order: the intensity of each channel; then for every width sigma the intensity of each
-    channel blurred by a Gaussian, and of the mean over the channels the gradient's magnitude, the
-    Laplacian, the larger and smaller eigenvalue of the Hessian, and of the structure tensor.
-
-    Args:
-        image: float32 (1 or 3, H, W).
-        sigmas: standard deviations of the Gaussians, pixels.
-
-    Returns:
-        float32 (H, W, F), F = channels + (channels + 6) * number of sigmas; derivatives are by
-        pixels.
+    In this order: the intensity of each channel; then for every sigma (pixels) the intensity of
+    each channel blurred by a Gaussian, and of the mean over the channels the gradient's magnitude,
+    the Laplacian, the larger and smaller eigenvalue of the Hessian, and of the structure tensor
+    (derivatives per pixel). F = channels + (channels + 6) * number of sigmas.
     """
     channels = image.astype(np.float32)
     gray = channels.mean(axis=0, dtype=np.float32)
@@ -51,7 +54,7 @@ def pixel_features(image: Floats, sigmas: Sequence[float] = SIGMAS) -> Floats:
         found.append(np.hypot(rows, columns))
         high, low = eigenvalues(*hessian(smooth))
         found += [high + low, high, low]
-        # Averaged over a window wider than the derivative, else one eigenvalue is always zero.
+        # Averaged over a window wider than the derivative, or one eigenvalue is always zero.
         tensor = [blur(p, 2 * sigma) for p in (rows * rows, rows * columns, columns * columns)]
         found += eigenvalues(*tensor)
     return np.stack(found, axis=-1, dtype=np.float32)
@@ -59,9 +62,8 @@ def pixel_features(image: Floats, sigmas: Sequence[float] = SIGMAS) -> Floats:
 
 def blur(pixels: Floats, sigma: float) -> Floats:
     """Average over a Gaussian window of (H, W); beyond its edges the image is mirrored."""
-    return np.asarray(
-        cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REFLECT), np.float32
-    )
+    smooth = cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    return np.asarray(smooth, np.float32)
 
 
 def gradient(pixels: Floats) -> tuple[Floats, Floats]:
@@ -85,36 +87,26 @@ def eigenvalues(a: Floats, b: Floats, c: Floats) -> tuple[Floats, Floats]:
 
 
 class PixelForest:
-    """A random forest of ``TREES`` trees on ``pixel_features``, scikit-learn's other defaults.
+    """A random forest of ``TREES`` trees on ``pixel_features``, else with scikit-learn's defaults.
 
     Args:
         seed: of the trees and of the pixels drawn.
-        standardize: images are normalised by the mean and deviation of their own pixels; else 255
-            counts as 1.
-        threads: that grow trees.
-        trees: fewer, to see how long it takes; None: all.
+        standardize: images are normalised by the mean and standard deviation of their own pixels;
+            else gray 255 becomes 1.
+        threads: CPU threads that grow the trees.
     """
 
-    def __init__(
-        self,
-        seed: int,
-        standardize: bool = False,
-        threads: int = 1,
-        trees: int | None = None,
-    ) -> None:
-        self.seed, self.standardize = seed, standardize
-        self.channels = 1
-        self.model = RandomForestClassifier(trees or TREES, random_state=seed, n_jobs=threads)
+    def __init__(self, seed: int, standardize: bool = False, threads: int = 1) -> None:
+        self.seed, self.standardize, self.channels = seed, standardize, 1
+        self.model = RandomForestClassifier(TREES, random_state=seed, n_jobs=threads)
 
     def fit(self, images: Sequence[NDArray[np.uint8]], masks: Sequence[Ids]) -> int:
         """Learn from annotated images, uint8 (1 or 3, H, W), and their masks (H, W).
 
-        If none of them has colour, that of other images is not looked at.
-        Pixels that nobody labelled (``IGNORED``) are left out; of a class with more than
-        ``MOST_PIXELS``, that many are drawn.
+        If none of them has colour, colour images are predicted by the mean of their channels.
 
         Returns:
-            The number of pixels learnt from.
+            The number of pixels learnt from, see ``draw_pixels``.
         """
         self.channels = max(len(image) for image in images)
         described = [self.features(image) for image in images]
@@ -122,12 +114,12 @@ class PixelForest:
         ids = np.concatenate([mask.ravel() for mask in masks])
         chosen = draw_pixels(ids, self.seed)
         self.model.fit(features[chosen], ids[chosen])
-        # One thread: several add the trees' probabilities up in any order, and ties with them.
+        # Several threads add the trees' probabilities up in any order, which decides ties.
         self.model.set_params(n_jobs=1)
         return len(chosen)
 
     def features(self, image: NDArray[np.uint8]) -> Floats:
-        """What is known of every pixel of an image (1 or 3, H, W): (H, W, F)."""
+        """``pixel_features`` (H, W, F) of an image (1 or 3, H, W), normalised."""
         pixels = with_channels(image, self.channels).astype(np.float32)
         if self.standardize:
             pixels -= pixels.mean(dtype=np.float64)
@@ -151,15 +143,88 @@ def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
 
 
 def draw_pixels(ids: Ids, seed: int, most: int = MOST_PIXELS) -> NDArray[np.int64]:
-    """Places of the pixels to learn from, in order: at most ``most`` of each class in ``ids``."""
+    """Indices of the pixels to learn from: of the labelled ones at most ``most`` of each class."""
     rng = np.random.default_rng(seed)
     chosen = []
     for c in np.unique(ids[ids != IGNORED]):
-        places = np.flatnonzero(ids == c)
-        chosen.append(places if len(places) <= most else rng.choice(places, most, replace=False))
+        found = np.flatnonzero(ids == c)
+        chosen.append(found if len(found) <= most else rng.choice(found, most, replace=False))
     return np.sort(np.concatenate(chosen))
 
 
 def forest_settings() -> dict[str, Any]:
-    """What decides a forest's result beside the images and the seed."""
+    """The forest's own settings, JSON-able."""
     return {"trees": TREES, "sigmas": list(SIGMAS), "most_pixels": MOST_PIXELS}
+
+
+class ForestRun(Runner):
+    """A run of the pixel classifier in the place of a network: trained once, evaluated once."""
+
+    stage = "forest"
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.run_dir = Path(self.config.output_dir) / f"{self.config.name}_forest" / job.label
+        self.state = StateFile(self.run_dir / "state_forest.pt")
+        self.test = find_split(self.config.data_dir, "test_numf")
+
+    def samples(self) -> list[Sample]:
+        """Annotated images and test images."""
+        return self.job.annotated() + self.test
+
+    def outputs(self) -> list[str]:
+        """Its log and its predictions."""
+        return ["log_forest.txt", *(f"epoch_0/{picture_name(s.name)}" for s in self.test)]
+
+    def decisive_settings(self, ahead: bool = False) -> dict[str, Any]:
+        """The few settings that it uses, its own, and a fingerprint of the files."""
+        names = ("num_classes", "ignore_label", "image_size", "standardize", "seed", "mapping")
+        settings = {name: self.config.to_dict()[name] for name in names}
+        files = fingerprint(self.samples(), self.job.store)
+        return {**settings, **forest_settings(), "files": files}
+
+    def fit(self) -> tuple[PixelForest, int]:
+        """A forest trained on the annotated images, and the number of pixels it learnt from."""
+        c, store, samples = self.config, self.job.store, self.job.annotated()
+        forest = PixelForest(c.seed, c.standardize, torch.get_num_threads())
+        images = [store.image(s.image).numpy() for s in samples]
+        masks = [store.mask(s.mask).numpy() for s in samples if s.mask is not None]
+        return forest, forest.fit(images, masks)
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train and evaluate unless that is done; one that was killed begins again: it is short."""
+        with locked(self.run_dir):
+            state = self.ready()
+            if state is not None and state["finished"]:
+                return list(state["evaluations"])
+            self.begin()
+            samples = self.job.annotated()
+            what = f"{self.images(samples)} with labels of {self.config.data_dir}"
+            names = ", ".join(sample.name for sample in samples[:5])
+            lines = [f"{name} = {value}" for name, value in self.settings.items()]
+            lines += [f"scikit-learn {metadata.version('scikit-learn')}"]
+            with RunLog(self.run_dir, self.stage) as log:
+                log.header([f"A random forest on {what}: {names}", *lines])
+                forest, pixels = self.fit()
+                log.line(f"Learnt from {pixels} pixels")
+                counts = self._predict(forest)
+                scores = Scores.from_confusion(counts)
+                for line in evaluation_lines(scores):
+                    log.line(line)
+                entry = {"epoch": 0, **scores.as_dict()}
+                log.metrics({"evaluation": entry})
+            self.evaluations = [{**entry, "confusion": counts.tolist()}]
+            self.state.finish(self.snapshot(finished=True))
+            write_results(self.run_dir.parent, self.stage)
+        return self.evaluations
+
+    def _predict(self, forest: PixelForest) -> Counts:
+        """Write the predictions of the test set; returns its confusion matrices (n, C, C)."""
+        scores, store = SegmentationScores(self.config.num_classes), self.job.store
+        for sample in self.test:
+            prediction = forest.predict(store.image(sample.image).numpy())
+            path = self.run_dir / "epoch_0" / picture_name(sample.name)
+            save_prediction(path, prediction, self.config.mapping)
+            if sample.mask is not None:
+                scores.add(torch.from_numpy(prediction), store.mask(sample.mask))
+        return scores.counts()

@@ -1,13 +1,21 @@
-"""How long work takes: seconds of each kind, as timed beforehand and as it then took."""
+"""How long trainings take: seconds of each kind, from a few timed steps, then from whole ones."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
+from comparison.forest import ForestRun
+from config_run import Runner, Supervised
 from utils.files import replace_file
+from utils.log import RunLog
 
 
 class Pace:
@@ -29,7 +37,7 @@ class Pace:
         return {}
 
     def learn(self, kind: str, seconds: float, share: float = 1.0) -> None:
-        """Note that a share (0 ... 1) of a piece of work took so long; none of it says nothing."""
+        """Note how long a share (0 ... 1) of a piece of work took; a share of 0 says nothing."""
         if share > 0:
             self.seconds |= self._read()  # another process may have learnt something
             self.seconds[kind] = seconds / share
@@ -37,9 +45,58 @@ class Pace:
                 text = json.dumps({k: round(v, 3) for k, v in self.seconds.items()}, indent=1)
                 replace_file(self.path, text + "\n", "--out")
 
-    def left(self, pieces: Mapping[str, float]) -> float:
-        """Seconds of so many pieces of each kind; kinds of which nothing is known count nothing."""
-        return sum(self.seconds.get(kind, 0.0) * number for kind, number in pieces.items())
+    def left(self, pieces: Iterable[tuple[str, float]]) -> float:
+        """Seconds of pieces of work, (kind, share) each; an unknown kind counts nothing."""
+        return sum(self.seconds.get(kind, 0.0) * share for kind, share in pieces)
+
+
+def timed(runner: Runner) -> float:
+    """Seconds that a whole training will take, by a few of its steps; nothing is kept."""
+    if isinstance(runner, ForestRun):
+        return _timed_forest(runner)
+    # Fine-tuning takes as long as training from scratch, which needs no pretrained network.
+    trial = (Supervised if runner.stage == "fine" else type(runner))(runner.job)
+    with tempfile.TemporaryDirectory() as folder:
+        trial.run_dir = Path(folder)
+        trial.log = RunLog(folder, trial.stage, enabled=False)
+        torch.manual_seed(runner.config.seed)
+        trial.build()
+        seconds = _step(trial, 2 if trial.stage == "self" else 6) * len(trial.batches)
+        seconds *= trial.epochs
+        if isinstance(trial, Supervised):
+            started = time.monotonic()
+            trial.evaluate(trial.epochs)  # no epoch of the training, so no contact sheet is drawn
+            seconds += (time.monotonic() - started) * len(trial.due())
+    return seconds
+
+
+class _EnoughError(Exception):
+    """So many steps were timed."""
+
+
+def _step(runner: Runner, steps: int) -> float:
+    """Seconds from one step to the next, averaged over some after a first one that sets up."""
+    ended: list[float] = []
+
+    def step_done() -> None:
+        next(runner.module.parameters()).sum().item()  # waits for the device
+        ended.append(time.monotonic())
+        if len(ended) > steps:
+            raise _EnoughError
+
+    with suppress(_EnoughError):
+        for epoch in itertools.count():
+            runner.train_epoch(epoch, step_done)
+    return (ended[-1] - ended[0]) / steps
+
+
+def _timed_forest(run: ForestRun) -> float:
+    """Seconds to train a forest, which is short, and to predict all images as fast as the first."""
+    started = time.monotonic()
+    forest, _ = run.fit()
+    trained = time.monotonic()
+    forest.predict(run.job.store.image(run.test[0].image).numpy())
+    return trained - started + (time.monotonic() - trained) * len(run.test)
 
 
 def duration(seconds: float) -> str:
@@ -50,6 +107,4 @@ def duration(seconds: float) -> str:
     if minutes < 90:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -1,7 +1,7 @@
 """How results came about: a JSON file for programs and the same in Markdown for people.
 
-A folder of results is filled by several commands, perhaps on several machines: what was used before
-is kept, in the order of its first use.
+A folder of results is filled by several commands, perhaps on several machines: those used before
+are kept, in the order of their first use.
 """
 
 from __future__ import annotations
@@ -9,10 +9,48 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from comparison.bootstrap import LEVEL, REPLICATES, SEED
+from comparison.forest import forest_settings
+from comparison.plan import Plan
+from config_run import fingerprint
+from data import annotated_split, find_split
 from utils.files import replace_file
+from utils.log import environment_line
+
+
+def record_plan(plan: Plan, command: str = "") -> None:
+    """Write ``run.json`` and ``run.md`` of a table; ``command`` as for ``write_record``."""
+    options, config = plan.options, plan.config
+    annotated = [annotated_split(config.data_dir, plan.size, repeat) for repeat in plan.repeats]
+    splits = ["train_numf", "test_numf", *["train_unlabelled"] * config.use_unlabelled, *annotated]
+    samples = {split: find_split(config.data_dir, split) for split in splits}
+    hashes = {split: fingerprint(found, plan.store) for split, found in samples.items()}
+    names = {split: [sample.name for sample in samples[split]] for split in annotated}
+    facts = {
+        "budget": options.budget,
+        "seed": config.seed,
+        "bootstrap": {"replicates": REPLICATES, "seed": SEED, "level": LEVEL},
+        "data": {s: {"images": len(samples[s]), "hash": hashes[s]} for s in samples},
+        "annotated": names,
+        "rows": {v.key: {"title": v.title, **dict(v.settings)} for v in options.variants},
+        "settings": options.config.to_dict(),
+        "forest": forest_settings(),
+    }
+    lines = ["Data (the hash is of names, decoded and resized pixels, and masks):", ""]
+    lines += [f"- {s}: {len(samples[s])} images, {hashes[s]}" for s in samples]
+    lines += ["", "Annotated images:", "", *(f"- {s}: {', '.join(names[s])}" for s in names)]
+    lines += ["", f"Settings (budget {options.budget}, seed {config.seed}):", ""]
+    lines += [f"- {line}" for line in options.config.describe()]
+    amp = "bf16" if plan.amp is torch.bfloat16 else "off"
+    packages = [f"{n} {_version(n)}" for n in ("scikit-learn", "opencv-python-headless", "pillow")]
+    environment = ", ".join([environment_line(plan.device, amp), *packages])
+    write_record(options.path("run.json"), command, environment, facts, lines)
 
 
 def write_record(
@@ -21,8 +59,7 @@ def write_record(
     """Write ``path`` (.json) and the file beside it that ends in .md.
 
     Args:
-        path: of the JSON file; what it holds of commands and environments is kept. A damaged one
-            is written anew.
+        path: of the JSON file, whose commands and environments are kept; a damaged one is replaced.
         command: as it was typed; '' for one that computed nothing.
         environment: versions and machine, one line.
         facts: everything else, JSON-able.
@@ -36,11 +73,18 @@ def write_record(
         old = dict(json.loads(path.read_text(encoding="utf-8")))
     used: dict[str, list[str]] = {}
     for name, new in (("commands", command), ("environments", environment)):
-        before = old.get(name) if isinstance(old.get(name), list) else []
-        used[name] = [text for text in dict.fromkeys([*(before or []), new]) if text]
-    record = {**used, **facts}
-    replace_file(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n", "--out")
+        before = old[name] if isinstance(old.get(name), list) else []
+        used[name] = [text for text in dict.fromkeys([*before, new]) if text]
+    record = json.dumps({**used, **facts}, indent=1, ensure_ascii=False)
+    replace_file(path, record + "\n", "--out")
     text = ["# How these numbers came about", "", "Commands, in the order of their first use:", ""]
     text += [f"    {line}" for line in used["commands"]]
     text += ["", "Environments:", "", *(f"- {line}" for line in used["environments"]), ""]
     replace_file(path.with_suffix(".md"), "\n".join([*text, *lines]) + "\n", "--out")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # OpenCV comes in packages of several names
+        return "of another package"

@@ -2,61 +2,57 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
+from functools import cached_property
 
 from comparison.bootstrap import LEVEL, Interval, interval
-from comparison.tally import Tally
-from utils.metrics import mean_std
+from utils.metrics import Counts, Scores, mean_std
+from utils.tables import csv_of_rows, digits, markdown
 
 PROTOCOLS = {
     "best": "Best epoch on the test set (the paper's protocol)",
     "last": "Last epoch (nothing chosen)",
 }
 SCORES = {"dice": "Dice", "acc": "ACC", "miou": "mIoU"}
-KEYS = ("mean", "low", "high", "repeats")
+PAPER = {"paper_dice": "paper: Dice", "paper_dice_std": "std", "paper_acc": "ACC"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
-    """What one repeat scored at one evaluation: its epoch, counted from 0, and its counts."""
+    """What a run scored at an evaluation: its epoch, from 0; confusion matrices, (n, C, C)."""
 
     epoch: int
-    tally: Tally
+    counts: Counts
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """The scores by their names in ``metrics.jsonl``: acc, dice, dice1 ..., miou, iou1 ..."""
+        found = Scores.from_confusion(self.counts).as_dict()
+        return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """A method, or a variant of one, with what its finished repeats scored.
 
     Attributes:
-        key: its name for programs.
-        title: its name for people.
-        results: protocol -> repeat -> result.
+        key, title: its name for programs, and for people.
+        results: repeat -> protocol -> result.
         plain: a pretraining method that sees no annotated image.
-        published: Dice, its deviation and ACC in the paper, nan where it gives none.
+        published: Dice, its standard deviation and ACC in the paper, nan where it gives none.
     """
 
     key: str
     title: str
-    results: dict[str, dict[int, Result]] = field(default_factory=dict)
+    results: Mapping[int, Mapping[str, Result]] = field(default_factory=dict)
     plain: bool = False
-    published: tuple[float, float, float] | None = None
-
-    def repeats(self) -> list[int]:
-        """Numbers of the finished repeats."""
-        return sorted(self.results.get("last", {}))
+    published: tuple[float, float, float] = (math.nan, math.nan, math.nan)
 
     def values(self, protocol: str, score: str) -> list[float]:
         """A score of each finished repeat, in the order of their numbers."""
-        found = self.results.get(protocol, {})
-        return [found[r].tally.scores()[score] for r in sorted(found)]
+        return [self.results[repeat][protocol].scores[score] for repeat in sorted(self.results)]
 
 
 class Comparison:
@@ -64,167 +60,113 @@ class Comparison:
 
     Args:
         rows: in the order of the table.
-        clusters: number of the cluster that each test image is resampled with.
-        references: heading -> key of the row to subtract; ``best plain`` stands for the plain
-            method with the highest mean Dice of those with the most repeats.
+        clusters: number of the cluster that each test image is resampled with, (n,).
+        references: keys of the rows to subtract; ``best plain`` stands for the plain method with
+            the highest mean Dice of those with the most repeats.
         repeats: numbers of the repeats that were asked for.
     """
 
     def __init__(
-        self,
-        rows: Sequence[Row],
-        clusters: NDArray[np.int64],
-        references: Sequence[str],
-        repeats: Iterable[int],
+        self, rows: list[Row], clusters: Counts, references: list[str], repeats: Iterable[int]
     ) -> None:
-        self.rows, self.clusters = list(rows), clusters
-        self.references = list(references)
-        self.repeats = sorted(set(repeats).union(*(row.repeats() for row in rows)))
+        self.rows, self.clusters, self.references = rows, clusters, references
+        self.repeats = sorted(set(repeats).union(*(row.results for row in rows)))
         self._differences: dict[tuple[str, str, str], Interval | None] = {}
-
-    def best_plain(self, protocol: str) -> str:
-        """Key of the best plain method; '' if none has a finished repeat."""
-        known = [row for row in self.rows if row.plain and row.repeats()]
-        if not known:
-            return ""
-        return max(
-            known, key=lambda row: (len(row.repeats()), mean_std(row.values(protocol, "dice"))[0])
-        ).key
 
     def reference(self, name: str, protocol: str) -> Row | None:
         """The row that a reference stands for, if it has a finished repeat."""
-        key = self.best_plain(protocol) if name == "best plain" else name
-        return next((row for row in self.rows if row.key == key and row.repeats()), None)
+
+        def rank(row: Row) -> tuple[int, float]:
+            return len(row.results), mean_std(row.values(protocol, "dice"))[0]
+
+        plain = name == "best plain"
+        rows = [row for row in self.rows if (row.plain if plain else row.key == name)]
+        return max((row for row in rows if row.results), key=rank, default=None)
 
     def difference(self, row: Row, name: str, protocol: str) -> Interval | None:
         """Dice of a row less that of a reference, over the repeats that both have; else None."""
         place = (row.key, name, protocol)
         if place not in self._differences:
-            self._differences[place] = self._difference(row, name, protocol)
+            other = self.reference(name, protocol) or row  # a row does not differ from itself
+            shared = sorted(row.results.keys() & other.results.keys()) if other is not row else []
+            runs, others = (
+                [each.results[r][protocol].counts for r in shared] for each in (row, other)
+            )
+            self._differences[place] = interval(runs, others, self.clusters) if shared else None
         return self._differences[place]
 
-    def _difference(self, row: Row, name: str, protocol: str) -> Interval | None:
-        other = self.reference(name, protocol)
-        if other is None or other is row:
-            return None
-        mine, theirs = row.results.get(protocol, {}), other.results[protocol]
-        shared = sorted(mine.keys() & theirs.keys())
-        if not shared:
-            return None
-        first = [mine[r].tally for r in shared]
-        return interval(first, [theirs[r].tally for r in shared], self.clusters)
-
-    # Markdown
+    def summary(self, row: Row, protocol: str) -> dict[str, float]:
+        """The numbers of a row by their columns in ``table.csv``; what is not known is nan."""
+        found: dict[str, float] = {}
+        for score in SCORES:
+            mean, std = mean_std(row.values(protocol, score))
+            found |= {f"{score}_mean": mean, f"{score}_std": std}
+        for name in self.references:
+            difference = self.difference(row, name, protocol) or (math.nan,) * 4
+            for kind, value in zip(("mean", "low", "high", "repeats"), difference, strict=True):
+                found[f"dice_minus_{name.replace(' ', '_')}_{kind}"] = value
+        return found | dict(zip(PAPER, row.published, strict=True))
 
     def markdown(self) -> list[str]:
         """Both protocols as tables, then every single value."""
         lines = []
         for protocol, title in PROTOCOLS.items():
             lines += [f"## {title}", "", *self._table(protocol), ""]
-        return [*lines, "## All values", "", *self._all_values()]
+        head, body = ["method", "repeat"], []
+        for protocol in PROTOCOLS:
+            head += [f"{protocol}: epoch", *SCORES.values()]
+        for row in self.rows:
+            for repeat, found in sorted(row.results.items()):
+                cells = [row.title, str(repeat)]
+                for result in (found[protocol] for protocol in PROTOCOLS):
+                    cells += [str(result.epoch), *(digits(result.scores[s]) for s in SCORES)]
+                body.append(cells)
+        return [*lines, "## All values", "", *markdown(head, body, right=True)]
 
     def _table(self, protocol: str) -> list[str]:
-        published = any(row.published for row in self.rows)
-        head = ["method", "repeats"]
+        published = PAPER if any(row.published[0] > 0 for row in self.rows) else {}
+        head, body = ["method", "repeats"], []
         for title in SCORES.values():
             head += [title, "std"]
         for name in self.references:
             other = self.reference(name, protocol)
             named = f"{name} ({other.key})" if name == "best plain" and other else name
             head.append(f"Dice − {named} [{LEVEL:.0%}]")
-        head += ["paper: Dice", "std", "ACC"] if published else []
-        body = []
         for row in self.rows:
-            cells = [row.title, f"{len(row.repeats())} of {len(self.repeats)}"]
-            for score in SCORES:
-                cells += [number(v) for v in mean_std(row.values(protocol, score))]
-            cells += [self._difference_text(row, n, protocol) for n in self.references]
-            if published:
-                cells += [number(v) for v in row.published or (math.nan,) * 3]
-            body.append(cells)
-        return markdown_table(head, body)
-
-    def _difference_text(self, row: Row, name: str, protocol: str) -> str:
-        found = self.difference(row, name, protocol)
-        if found is None:
-            return "-"
-        text = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-        fewer = found.repeats < len(row.repeats())
-        return f"{text} ({found.repeats} repeats)" if fewer else text
-
-    def _all_values(self) -> list[str]:
-        head = ["method", "repeat"]
-        for protocol in PROTOCOLS:
-            head += [f"{protocol}: epoch", *SCORES.values()]
-        body = []
-        for row in self.rows:
-            for repeat in row.repeats():
-                cells = [row.title, str(repeat)]
-                for protocol in PROTOCOLS:
-                    result = row.results[protocol][repeat]
-                    scores = result.tally.scores()
-                    cells += [str(result.epoch), *(number(scores[s]) for s in SCORES)]
-                body.append(cells)
-        return markdown_table(head, body)
-
-    # CSV
+            numbers = self.summary(row, protocol)
+            cells = [row.title, f"{len(row.results)} of {len(self.repeats)}"]
+            cells += [digits(numbers[f"{s}_{kind}"]) for s in SCORES for kind in ("mean", "std")]
+            for found in (self.difference(row, name, protocol) for name in self.references):
+                text = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]" if found else "-"
+                if found and found.repeats < len(row.results):
+                    text += f" ({found.repeats} repeats)"
+                cells.append(text)
+            body.append(cells + [digits(numbers[name]) for name in published])
+        return markdown([*head, *published.values()], body, right=True)
 
     def csv(self) -> str:
         """A line for each protocol and row: means, deviations, differences, published numbers."""
-        head = ["protocol", "method", "name", "repeats"]
-        head += [f"{score}_{kind}" for score in SCORES for kind in ("mean", "std")]
-        for name in self.references:
-            head += [f"dice_minus_{name.replace(' ', '_')}_{key}" for key in KEYS]
-        head += ["paper_dice", "paper_dice_std", "paper_acc"]
-        lines: list[list[object]] = [list(head)]
+        lines = []
         for protocol in PROTOCOLS:
             for row in self.rows:
-                line: list[object] = [protocol, row.key, row.title, len(row.repeats())]
-                for score in SCORES:
-                    line += [exact(v) for v in mean_std(row.values(protocol, score))]
-                for name in self.references:
-                    found = self.difference(row, name, protocol)
-                    line += [exact(v) for v in found] if found else [""] * len(KEYS)
-                line += [exact(v) for v in row.published or (math.nan,) * 3]
-                lines.append(line)
-        return csv_text(lines)
+                names = {"protocol": protocol, "method": row.key, "name": row.title}
+                numbers = {"repeats": len(row.results), **self.summary(row, protocol)}
+                lines.append({**names, **{name: exact(n) for name, n in numbers.items()}})
+        return csv_of_rows(lines)
 
     def values_csv(self) -> str:
         """A line for each row, repeat and protocol, with the scores of each class."""
-        lines: list[list[object]] = []
-        names: list[str] = []
+        head = ("method", "name", "repeat", "protocol", "epoch")
+        lines = []
         for row in self.rows:
-            for repeat in row.repeats():
+            for repeat, found in sorted(row.results.items()):
                 for protocol in PROTOCOLS:
-                    result = row.results[protocol][repeat]
-                    scores = result.tally.scores()
-                    names = list(scores)
-                    line = [row.key, row.title, repeat, protocol, result.epoch]
-                    lines.append([*line, *(exact(v) for v in scores.values())])
-        return csv_text([["method", "name", "repeat", "protocol", "epoch", *names], *lines])
-
-
-def number(value: float) -> str:
-    """Four decimals; what is not known is a dash."""
-    return "-" if math.isnan(value) else f"{value:.4f}"
+                    cells = (row.key, row.title, repeat, protocol, found[protocol].epoch)
+                    scores = {name: exact(n) for name, n in found[protocol].scores.items()}
+                    lines.append({**dict(zip(head, cells, strict=True)), **scores})
+        return csv_of_rows(lines, head)
 
 
 def exact(value: float) -> str:
-    """Ten decimals at most, nothing for what is not known."""
-    if isinstance(value, int):
-        return str(value)
+    """Ten decimals at most, nothing for what is not known (nan)."""
     return "" if math.isnan(value) else f"{value:.10f}".rstrip("0").rstrip(".")
-
-
-def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table: the first column to the left, the others to the right."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    rows = [head, rule, *body]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-
-
-def csv_text(lines: Iterable[Sequence[object]]) -> str:
-    """Lines as CSV with line feeds."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()

@@ -13,7 +13,8 @@ def test_what_took_so_long_will_take_so_long_again(tmp_path: Path) -> None:
     pace = Pace(tmp_path / "runs" / "seconds.json")
     pace.learn("pretraining", 30, share=0.25)
     pace.learn("fine-tuning", 10)
-    assert pace.left({"pretraining": 1.5, "fine-tuning": 2, "unknown": 7}) == 1.5 * 120 + 2 * 10
+    pieces = [("pretraining", 1), ("fine-tuning", 2), ("unknown", 7), ("pretraining", 0.5)]
+    assert pace.left(pieces) == 1.5 * 120 + 2 * 10
     again = Pace(tmp_path / "runs" / "seconds.json")
     assert again.seconds == pace.seconds == {"pretraining": 120, "fine-tuning": 10}
 

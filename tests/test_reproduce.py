@@ -7,6 +7,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -27,7 +28,7 @@ import comparison.forest
 import config_run
 import reproduce
 from model import METHODS
-from utils.checkpoint import load
+from utils.checkpoint import load, save
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills as Unix knows them")
 
@@ -45,7 +46,6 @@ def only_small() -> Iterator[None]:
     """A forest of five trees; three methods, one of which sees no annotated image."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison.forest, "TREES", 5)
-        patch.setattr(reproduce, "TREES", 5)
         for name in METHODS.keys() - {"moco", "simclr", "plain-simclr"}:
             patch.delitem(METHODS, name)
         yield
@@ -184,7 +184,7 @@ def test_the_notes_say_what_a_reader_must_know(finished: Finished) -> None:
     assert "No annotated image in pretraining: SimCLR. So one pretraining per seed is" in text
     assert "over the 2 test images, 10000 replicates, seed 0" in text
     assert "pretraining 2 epochs, fine-tuning and supervised 2, evaluated every 1; seed 0" in text
-    assert "paper: Dice" not in text
+    assert "paper: Dice" not in text and "Not finished" not in text and "Not scored" not in text
 
 
 def test_how_the_numbers_came_about_is_kept(finished: Finished) -> None:
@@ -238,10 +238,32 @@ def test_the_papers_numbers_stand_beside_its_own_set(data: Path, tmp_path: Path)
     assert line.endswith("| 0.5134 | 0.0609 | 0.9167 |") and "0 of 2" in line
 
 
+def forget_counts(out: Path) -> None:
+    """Make the states of all runs what they were before evaluations held confusion matrices."""
+    for path in (out / "runs").glob("*/*/state_*.pt"):
+        state = load(path)
+        state["evaluations"] = [
+            {name: value for name, value in entry.items() if name != "confusion"}
+            for entry in state["evaluations"]
+        ]
+        save(path, state)
+
+
+def test_runs_without_stored_counts_are_counted_from_their_pictures(
+    finished: Finished, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.out, tmp_path / "steel")
+    forget_counts(tmp_path / "steel")
+    assert run(finished.data, tmp_path / "steel", "--report", "--repeats=01") == 0
+    for name in TABLES:
+        assert (tmp_path / "steel" / name).read_bytes() == finished.files[name]
+
+
 def test_pictures_that_were_changed_are_noticed(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(finished.data, tmp_path, "--repeats=0", methods="forest") == 0
+    forget_counts(tmp_path)
     path = tmp_path / "runs" / "steel_forest" / "1_0" / "epoch_0" / "15_t0.png"
     pixels = np.array(Image.open(path))
     Image.fromarray(np.where(pixels == 255, 128, pixels).astype(np.uint8)).save(path)
@@ -249,6 +271,42 @@ def test_pictures_that_were_changed_are_noticed(
     assert run(finished.data, tmp_path, "--repeats=0", "--report", methods="forest") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "its pictures score" in error and "--overwrite" in error
+
+
+def test_all_scores_agree_when_the_test_set_lacks_a_class(tmp_path: Path) -> None:
+    root, out = make_set(tmp_path / "steel"), tmp_path / "out"
+    for path in (root / "test_numf" / "gt").iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask == 2, 0, mask).astype(np.uint8)).save(path)
+    assert run(root, out, "--repeats=0", methods="sup,forest") == 0
+    written = {name: (out / name).read_bytes() for name in TABLES}
+    forget_counts(out)
+    assert run(root, out, "--repeats=0", "--report", methods="sup,forest") == 0
+    assert all((out / name).read_bytes() == contents for name, contents in written.items())
+    folder = out / "runs" / "steel_forest"
+    # The class is predicted, and has no score for all that.
+    pictures = [np.array(Image.open(p)) for p in (folder / "1_0" / "epoch_0").iterdir()]
+    assert any((picture == 255).any() for picture in pictures)
+    log = (folder / "1_0" / "log_forest.txt").read_text().splitlines()
+    logged = dict(line.split(": ") for line in log if line.startswith(("ACC", "Dice", "mIoU")))
+    assert logged["Dice2"] == "nan" and logged["Dice"] == logged["Dice1"]
+    lines = [line.split() for line in (folder / "eval.txt").read_text().splitlines()]
+    of_run = next(cells for cells in lines if cells[:1] == ["1_0"])
+    assert of_run[2:5] == [logged[name] for name in ("ACC", "Dice", "mIoU")]
+    cells = next(x for x in (out / "table.md").read_text().splitlines() if "| forest" in x)
+    assert [c.strip() for c in cells.split("|")][3:9:2] == [
+        logged[name] for name in ("Dice", "ACC", "mIoU")
+    ]
+    values = {
+        (line["method"], line["protocol"]): line
+        for line in csv.DictReader((out / "values.csv").open())
+    }
+    line = values["forest", "last"]
+    assert line["dice2"] == line["iou2"] == "" and line["dice"] == line["dice1"]
+    for score, name in (("acc", "ACC"), ("dice", "Dice"), ("miou", "mIoU")):
+        assert f"{float(line[score]):.4f}" == logged[name]
+    table = (out / "table.md").read_text()
+    assert "Not scored, because no test image shows it: class 2." in table
 
 
 # ---------------------------------------------------------------- at any time
@@ -398,57 +456,7 @@ def test_an_ablation_varies_one_setting(finished: Finished, tmp_path: Path) -> N
     (finished.out / "runs" / "steel_seconds.json").write_bytes(before["runs/steel_seconds.json"])
 
 
-@pytest.mark.parametrize("name", reproduce.ABLATIONS)
-def test_every_ablation_has_legal_values_of_a_setting_that_is_used(name: str) -> None:
-    options = reproduce.read_options(["--ablate", name, "--data_dir", "dataset/steel"])
-    setting, values = reproduce.ABLATIONS[name]
-    assert len(options.variants) == len(values)
-    names = [v.name for v in options.variants]
-    assert len(set(names)) == len(names) and names.count("steel") == 1
-    found = [dict(v.settings).get(setting, "as it is") for v in options.variants]
-    assert found.count("as it is") == 1
-    for variant in options.variants:
-        config = {"self_mode": variant.method, "name": variant.name, **dict(variant.settings)}
-        assert config_run.Config(**config)
-
-
-def test_a_value_of_the_command_line_is_one_more_variant() -> None:
-    options = reproduce.read_options(["--ablate", "temperature", "--temperature", "0.2"])
-    assert [v.key for v in options.variants] == ["simclr 0.2", "simclr 0.07", "simclr 0.5"]
-    assert not options.variants[0].settings
-
-
 # ---------------------------------------------------------------- the command line
-
-
-def test_a_budget_gives_defaults_that_flags_win_over() -> None:
-    paper = reproduce.read_options([]).config
-    assert (paper.self_max_epoch, paper.epochs_for("1"), paper.eval_every_for("1")) == (
-        *(200, 1000, 200),
-    )
-    cpu = reproduce.read_options(["--budget", "cpu", "--fine_max_epoch", "50"]).config
-    assert (cpu.self_max_epoch, cpu.epochs_for("1"), cpu.eval_every_for("1")) == (20, 50, 100)
-    assert cpu.save_every == 20  # no checkpoints in between, unless asked for
-    assert reproduce.read_options(["--save_every=5"]).config.save_every == 5
-
-
-def test_names_and_folders_follow_the_set() -> None:
-    options = reproduce.read_options(["--data_dir", "dataset/steel/"])
-    assert options.config.name == "steel" and options.out == Path("results/steel")
-    assert options.config.output_dir == str(Path("results/steel/runs"))
-    options = reproduce.read_options(["--name", "a", "--runs", "b", "--out", "c"])
-    assert (options.config.name, options.config.output_dir) == ("a", "b")
-    assert options.out == Path("c")
-
-
-def test_the_rows_are_those_of_the_paper_in_its_order() -> None:
-    found = [v.key for v in reproduce.read_options([]).variants]
-    assert found[:2] == ["sup", "forest"] and found[-2:] == ["moco", "simclr"]
-    assert set(found) == {"sup", "forest", *METHODS}
-    words = ["--methods", "simclr", "sup", "--image_size", "64"]
-    options = reproduce.read_options(words)
-    assert [v.key for v in options.variants] == ["sup", "simclr"]
-    assert options.config.image_size == 64
 
 
 @pytest.mark.parametrize(

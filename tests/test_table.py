@@ -9,8 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from comparison.table import Comparison, Result, Row, exact, markdown_table
-from comparison.tally import Tally
+from comparison.table import Comparison, Result, Row, exact
 
 
 def result(epoch: int, hits: int) -> Result:
@@ -18,16 +17,13 @@ def result(epoch: int, hits: int) -> Result:
 
     Dice is 2 * hits / (50 + hits), IoU is hits / 50, ACC is (50 + hits) / 100.
     """
-    both = np.array([[50, hits]] * 2)
-    either = np.array([[50 + 100 - hits, 50 + hits]] * 2)
-    return Result(epoch, Tally(both, either, np.array([100, 100])))
+    return Result(epoch, np.array([[[50, 0], [50 - hits, hits]]] * 2))
 
 
 def row(key: str, hits: dict[int, tuple[int, int]], plain: bool = False, **more: object) -> Row:
     """A row whose repeats found so many at the best and at the last epoch."""
     results = {
-        "best": {r: result(99, best) for r, (best, _) in hits.items()},
-        "last": {r: result(299, last) for r, (_, last) in hits.items()},
+        r: {"best": result(99, best), "last": result(299, last)} for r, (best, last) in hits.items()
     }
     return Row(key, f"The {key}", results, plain, **more)
 
@@ -67,12 +63,13 @@ def test_means_and_deviations_by_hand(comparison: Comparison) -> None:
 
 
 def test_the_best_plain_method_is_of_those_with_all_repeats(comparison: Comparison) -> None:
-    assert comparison.best_plain("best") == comparison.best_plain("last") == "good"
+    for protocol in ("best", "last"):
+        assert comparison.reference("best plain", protocol) is GOOD
     assert any("Dice − best plain (good) [95%]" in line for line in comparison.markdown())
     assert cells(comparison.markdown(), "The good", 0)[10] == "-"
     only_early = Comparison([EARLY, SUP], np.array([0, 1]), ["best plain"], [0])
-    assert only_early.best_plain("best") == "early"
-    assert Comparison([SUP], np.array([0, 1]), [], [0]).best_plain("best") == ""
+    assert only_early.reference("best plain", "best") is EARLY
+    assert Comparison([SUP], np.array([0, 1]), [], [0]).reference("best plain", "best") is None
 
 
 def test_differences_are_of_the_repeats_that_both_have(comparison: Comparison) -> None:
@@ -125,10 +122,17 @@ def test_the_papers_columns_are_for_its_own_set_only() -> None:
     assert not any("paper:" in line for line in lines)
 
 
-def test_small_parts() -> None:
-    assert [exact(v) for v in (0.1, 1 / 3, math.nan, 3, -0.5)] == [
-        *("0.1", "0.3333333333", "", "3", "-0.5")
+def test_numbers_have_ten_decimals_at_most() -> None:
+    assert [exact(v) for v in (0.1, 1 / 3, math.nan, 3, -0.5, 10)] == [
+        *("0.1", "0.3333333333", "", "3", "-0.5", "10")
     ]
-    assert markdown_table(["a", "b"], [["x|y", "1"]]) == [
-        *("| a | b |", "| --- | ---: |", r"| x\|y | 1 |")
-    ]
+
+
+def test_a_class_that_the_truth_lacks_has_no_score() -> None:
+    # Class 1 is found in half of its pixels; class 2 is nowhere and predicted once.
+    found = Result(0, np.array([[[5, 0, 1], [2, 2, 0], [0, 0, 0]]]))
+    assert found.scores["dice"] == found.scores["dice1"] == pytest.approx(2 * 2 / (4 + 2))
+    assert math.isnan(found.scores["dice2"]) and math.isnan(found.scores["iou2"])
+    line = Comparison([Row("a", "A", {0: {"best": found, "last": found}})], np.array([0]), [], [0])
+    values = list(csv.DictReader(io.StringIO(line.values_csv())))[0]
+    assert values["dice1"] == values["dice"] == "0.6666666667" and values["dice2"] == ""

@@ -1,0 +1,190 @@
+"""The command line of ``reproduce.py``: which rows, trained how, written where."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config import SELF_MODES, Config, ConfigError, format_value, parse_config, settings_help
+from model import METHODS, settings_of
+from utils.commandline import MANY, NONE, ONE, choice_problems, split_flags, value_problems
+
+# Rows in the order of the paper's table; a method that is not here comes last.
+ORDER = ("sup", "plain-moco", "plain-simclr", "byol", "densecl", "moco", "simclr")
+TITLES = {"sup": "no pretraining", "forest": "forest (no network)", **SELF_MODES}
+# The paper's aluminium set, one annotated image: Dice, its standard deviation, ACC.
+PUBLISHED = {
+    "sup": (0.5134, 0.0609, 0.9167),
+    "plain-moco": (0.5696, math.nan, math.nan),
+    "plain-simclr": (0.5712, math.nan, math.nan),
+    "byol": (0.5437, math.nan, math.nan),
+    "densecl": (0.5622, math.nan, math.nan),
+    "moco": (0.6284, 0.0316, 0.9546),
+    "simclr": (0.6296, 0.0522, 0.9574),
+}
+BUDGETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "cpu": {"self_max_epoch": 20, "fine_max_epoch": 300, "eval_every": 100},
+}
+# One scale alone has the weight of all three, so that r keeps its meaning.
+SCALES = ((1.0, 1.0, 1.0), (3.0, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 3.0))
+ABLATIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "ratio": ("global_local_ratio", (0.0, 0.3, 0.5, 0.7, 1.0)),
+    "scales": ("scale_weights", SCALES),
+    "guided": ("label_guided", (True, False)),
+    "temperature": ("temperature", (0.07, 0.5)),
+    "top_k": ("top_k", (1, 4, 10, 30)),
+    "negatives": ("intra_view_negatives", (True, False)),
+}
+ABLATED = "simclr"  # the method whose setting is varied unless --methods names another
+OPTIONS = {
+    "methods": "rows to run, such as: sup forest simclr; default: all; with --ablate one method, "
+    "default simclr",
+    "budget": "paper: the published lengths; cpu: 20 epochs of pretraining, 300 of fine-tuning, "
+    "evaluated every 100; settings given as flags win over both",
+    "out": "folder of the table; default: results/NAME",
+    "runs": "folder of the run folders; default: OUT/runs",
+    "plan": "time a few steps, print how long everything will take, and stop",
+    "report": "write the table from what is finished, and stop",
+    "ablate": "vary one setting: " + ", ".join(ABLATIONS),
+}
+KINDS = dict.fromkeys(OPTIONS, ONE) | {"methods": MANY, "plan": NONE, "report": NONE}
+DECIDED = ("stages", "self_mode", "output_dir", "pretrained", "multi_round")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: a method, and the settings in which it differs from the others."""
+
+    key: str
+    title: str
+    method: str
+    name: str  # of its run folders
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def shared(self) -> bool:
+        """Whether one pretraining serves all repeats, because it sees no annotated image."""
+        return self.method in METHODS and not METHODS[self.method].needs_annotated
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of each of its runs."""
+        return ("self", "fine") if self.method in METHODS else (self.method,)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for, see ``OPTIONS``; ``command`` is the line as it was typed."""
+
+    config: Config
+    variants: tuple[Variant, ...]
+    budget: str
+    out: Path
+    plan: bool
+    report: bool
+    ablate: str
+    command: str
+
+    def path(self, name: str) -> Path:
+        """A file in ``out``: ``table.md``, ``run.json``; of an ablation ``ablate_ratio.md`` ..."""
+        if not self.ablate:
+            return self.out / name
+        method = self.variants[0].method
+        stem = f"ablate_{self.ablate}" + ("" if method == ABLATED else f"_{method}")
+        return self.out / (stem + f"_{name}".removeprefix("_table"))
+
+
+def read_options(argv: Sequence[str], about: str = "") -> Options:
+    """Read the command line; ``-h`` prints ``about`` and all flags, and exits with 0.
+
+    Raises:
+        ConfigError: one line per problem.
+    """
+    flags = split_flags(argv, KINDS)
+    if {"h", "help"} & flags.named:
+        lines = [f"  --{name:9} {text}" for name, text in OPTIONS.items()]
+        # A setting that is refused, or hidden behind a flag of its name, is not offered.
+        settings = settings_help(left_out={*DECIDED, *OPTIONS})
+        print("\n".join([about.strip(), "", *lines, "", settings]), end="")
+        raise SystemExit(0)
+    problems = [
+        f"--{name}: decided by reproduce.py itself; choose rows with --methods, folders with --out "
+        "and --runs"
+        for name in DECIDED
+        if name in flags.named
+    ]
+    problems += value_problems(flags, KINDS)
+    budget, ablate = flags.one("budget", "paper"), flags.one("ablate")
+    problems += choice_problems("budget", budget, BUDGETS)
+    problems += choice_problems("ablate", ablate, ABLATIONS) if ablate else []
+    try:
+        config = parse_config(flags.rest, tuple(OPTIONS), **BUDGETS.get(budget, {}))
+    except ConfigError as error:
+        raise ConfigError("\n".join([*problems, str(error)])) from None
+    if len(config.data_size) > 1:
+        problems.append(f"data_size: found {config.data_size}; give one: a table is of one size")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    name = config.name
+    if "name" not in flags.named:
+        name = Path(config.data_dir).resolve().name or name
+    out = Path(flags.one("out") or Path("results", name))
+    runs = flags.one("runs") or str(out / "runs")
+    config = dataclasses.replace(config, name=name, output_dir=runs)
+    if "save_every" not in flags.named:  # a table needs no checkpoints in between
+        config = dataclasses.replace(config, save_every=config.self_max_epoch)
+    words = [w for text in flags.own.get("methods", []) for w in text.split(",") if w]
+    variants = ablation_rows(config, ablate, words) if ablate else method_rows(config, words)
+    command = shlex.join(["python", "reproduce.py", *argv])
+    plan, report = "plan" in flags.own, "report" in flags.own
+    return Options(config, variants, budget, out, plan, report, ablate, command)
+
+
+def method_rows(config: Config, words: Sequence[str] = ()) -> tuple[Variant, ...]:
+    """The methods of these names in the table's order, or all; with the settings of ``config``.
+
+    Raises:
+        ConfigError: one line per name that is no method's.
+    """
+    first, *others = [m for m in ORDER if m == "sup" or m in METHODS]
+    known = dict.fromkeys([first, "forest", *others, *METHODS])
+    problems = [line for word in words for line in choice_problems("methods", word, known)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    chosen = [m for m in known if not words or m in words]
+    return tuple(Variant(m, TITLES.get(m, m), m, config.name) for m in chosen)
+
+
+def ablation_rows(config: Config, ablate: str, words: Sequence[str]) -> tuple[Variant, ...]:
+    """A row for each value of a setting; the value of ``config`` has the runs of the table itself.
+
+    Raises:
+        ConfigError: the words are no method, several, or one that does not use the setting.
+    """
+    setting, values = ABLATIONS[ablate]
+    method = words[0] if words else ABLATED
+    problems = choice_problems("methods", method, METHODS)
+    if len(words) > 1:
+        problems.append(f"--methods: found {' '.join(words)}; --ablate takes one method")
+    if method in METHODS and setting not in settings_of(method):
+        problems.append(f"--methods: {method} does not use {setting}, which {ablate} varies")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    current = getattr(dataclasses.replace(config, self_mode=method).resolved(), setting)
+    variants = []
+    for value in values if current in values else (current, *values):
+        text = format_value(value)
+        row = Variant(
+            f"{method} {text}", f"{TITLES[method]}, {setting} {text}", method, config.name
+        )
+        if value != current:
+            name = f"{config.name}-{ablate}-{text.replace(',', '-')}"
+            row = dataclasses.replace(row, name=name, settings=((setting, value),))
+        variants.append(row)
+    return tuple(variants)

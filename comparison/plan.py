@@ -1,0 +1,197 @@
+"""What a table needs: the trainings of all rows and repeats, how far they are, what they scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import config_run
+from comparison.bootstrap import number_clusters
+from comparison.forest import ForestRun
+from comparison.options import Options, Variant
+from comparison.table import Result
+from comparison.tally import counts_of
+from config import Config
+from config_run import STAGES, WEIGHTS, Job, Runner, experiment_dir, run_label, setting_differences
+from data import annotated_repeats, check_data, find_split, parse_name
+from model import METHODS
+from utils.checkpoint import CheckpointError
+from utils.device import choose_device, choose_precision
+from utils.log import to_terminal
+from utils.metrics import Counts
+
+NAMES = {"self": "pretraining", "fine": "fine-tuning", "sup": "supervised", "forest": "fit"}
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A piece of work: one stage of one run, which is done, or resumed, as a whole."""
+
+    variant: Variant
+    repeat: int
+    runner: Runner
+
+    @property
+    def for_all(self) -> bool:
+        """Whether it is the pretraining of all repeats."""
+        return self.runner.stage == "self" and self.variant.shared
+
+    @property
+    def kind(self) -> str:
+        """Work of one kind takes the same time: training with labels does after any pretraining."""
+        named = {"self": f"pretraining, {self.variant.title}", "forest": "forest"}
+        return named.get(self.runner.stage, "training with labels")
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        which = "pretraining for all repeats"
+        if not self.for_all:
+            which = f"repeat {self.repeat}, {NAMES[self.runner.stage]}"
+        return f"{self.variant.title}, {which}"
+
+    def left(self) -> float:
+        """The share of it that is left: 0 (finished) ... 1 (not begun)."""
+        config, size = self.runner.config, self.runner.job.size
+        afresh = config.overwrite or config.resume == "never"
+        state = None if afresh else self.runner.state.load()
+        if state is None:
+            return 1.0
+        epochs = config.self_max_epoch if self.runner.stage == "self" else config.epochs_for(size)
+        return 0.0 if state["finished"] else max(1 - state.get("epoch", 0) / epochs, 0.0)
+
+    def do(self) -> None:
+        """Do it, from where it was left."""
+        if isinstance(self.runner, ForestRun):
+            self.runner.run()
+        else:
+            config_run.run(self.runner.config)
+
+
+class Plan:
+    """The set, decoded once, and the trainings of a table on it.
+
+    Raises:
+        ConfigError, DataError, UserError: as ``config_run.run``, before anything is written.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        config = self.config = options.config.resolved()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.device = choose_device(config.device)
+        self.amp = choose_precision(config.amp, self.device)
+        self.size = config.data_size
+        self.repeats = annotated_repeats(config.data_dir, self.size, config.repeat_list)
+        methods = [METHODS[v.method] for v in options.variants if v.method in METHODS]
+        data = check_data(
+            config.data_dir,
+            num_classes=config.num_classes,
+            image_size=config.image_size,
+            ignore_label=config.ignore_label,
+            stages=("self", "fine", "sup") if methods and not options.report else ("sup",),
+            sizes=config.sizes,
+            repeats=config.repeat_list,
+            use_unlabelled=config.use_unlabelled,
+            self_mode_needs_groups=any(m.needs_groups for m in methods),
+            needs_annotated=any(m.needs_annotated for m in methods),
+        )
+        self.store = data.store
+        for warning in data.warnings:
+            to_terminal(f"Warning: {warning}")
+        # Tiles of one micrograph overlap or adjoin: they are no independent test images.
+        test = find_split(config.data_dir, "test_numf")
+        self.clusters = number_clusters([parse_name(s.image.stem) for s in test])
+        self._counted: dict[Path, Counts] = {}
+
+    def work(self, variant: Variant, repeat: int, stage: str) -> Work:
+        """A piece of work, with the settings that ``train.py`` would be given for it."""
+        values: dict[str, Any] = {"name": variant.name, "repeats": str(repeat)}
+        if stage != "forest":
+            values["stages"] = stage
+        if variant.method in METHODS:
+            values["self_mode"] = variant.method
+        config = dataclasses.replace(self.options.config, **values, **dict(variant.settings))
+        if stage == "fine" and variant.shared and repeat:
+            config = dataclasses.replace(config, pretrained=str(self._checkpoint(config, 0)))
+        job = Job(config.resolved(), self.store, self.size, repeat, self.device, self.amp)
+        return Work(variant, repeat, STAGES.get(stage, ForestRun)(job))
+
+    def _checkpoint(self, config: Config, repeat: int) -> Path:
+        """What the pretraining of a repeat ends with."""
+        run_dir = experiment_dir(config, "self") / run_label(self.size, repeat)
+        return run_dir / f"moco{config.self_max_epoch}.pt"
+
+    def works(self) -> list[Work]:
+        """Everything that the rows need, repeat by repeat, so that a full row comes early."""
+        places = dict.fromkeys(
+            (variant, 0 if stage == "self" and variant.shared else repeat, stage)
+            for repeat in self.repeats
+            for variant in self.options.variants
+            for stage in variant.stages
+        )
+        return [self.work(*place) for place in places]
+
+    def to_do(self) -> dict[Work, float]:
+        """Work that is not finished, with the share of it that is left."""
+        left = {work: share for work in self.works() if (share := work.left())}
+        tuned = [w for w in left if w.runner.stage == "fine"]
+        wanted = {(w.variant, 0 if w.variant.shared else w.repeat) for w in tuned}
+        for work in [w for w in left if w.runner.stage == "self"]:
+            if (work.variant, work.repeat) not in wanted:  # all its fine-tuning is finished
+                del left[work]
+        return left
+
+    def problems(self) -> list[str]:
+        """Why the work cannot be done, or runs on disk are not of this table, a line each."""
+        lines: list[str] = []
+        for runner in (work.runner for work in self.works() if not self.config.overwrite):
+            start = runner.config.pretrained or self._checkpoint(runner.config, runner.job.repeat)
+            if runner.stage == "fine" and not Path(start).exists():
+                lines += other_settings(runner)
+            elif runner.run_dir.exists() or not self.options.report:
+                lines += runner.problems()
+        return list(dict.fromkeys(lines))
+
+    def results(self, variant: Variant, repeat: int) -> dict[str, Result]:
+        """What a run scored under each protocol; empty unless it is finished and of this table.
+
+        Raises:
+            DataError, UserError: its pictures cannot be read, or were changed.
+        """
+        runner = self.work(variant, repeat, variant.stages[-1]).runner
+        state = None if other_settings(runner) else runner.state.load()
+        if state is None or not state["finished"] or not state["evaluations"]:
+            return {}
+        best = max(state["evaluations"], key=lambda e: e["acc"])  # of equals the first: as fine.pt
+        chosen = {"best": best, "last": state["evaluations"][-1]}
+        return {
+            protocol: Result(found["epoch"], counts_of(runner, found, self._counted))
+            for protocol, found in chosen.items()
+        }
+
+
+def other_settings(runner: Runner) -> list[str]:
+    """A line if a run has other settings than it should, whatever fine-tuning started from."""
+    try:
+        state = runner.state.load()
+    except CheckpointError as error:
+        return [str(error)]
+    if state is None:
+        return []
+    # Fine-tuning's own method reads the pretrained network, which may have been removed.
+    stage = Runner if runner.stage == "fine" else type(runner)
+    old, new = (
+        {k: v for k, v in settings.items() if k not in (WEIGHTS, "pretrained")}
+        for settings in (state["settings"], stage.decisive_settings(runner))
+    )
+    lines = setting_differences(runner.config, old, new)
+    return lines and [
+        f"{runner.run_dir}: holds a run of stage {runner.stage} with other settings "
+        f"({'; '.join(lines)}); give the settings of that run, or another --name"
+    ]

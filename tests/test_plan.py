@@ -1,0 +1,99 @@
+"""What a table needs and how far it is, from folders laid out by hand; nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_set import files, make_set
+
+import reproduce
+from comparison.options import read_options
+from comparison.plan import Plan, Work
+from utils.checkpoint import save
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return make_set(tmp_path / "steel")
+
+
+def plan_of(data: Path, *words: str) -> Plan:
+    own = ["--data_dir", str(data), "--out", str(data.parent / "out"), "--num_classes=3"]
+    return Plan(read_options([*own, "--device=cpu", "--threads=1", *words]))
+
+
+def finish(work: Work) -> None:
+    """Leave the state of a finished run that says nothing of its settings."""
+    state = {"settings": {}, "finished": True, "evaluations": [], "outputs": []}
+    save(work.runner.state.path, state)
+
+
+def test_repeat_by_repeat_a_shared_pretraining_once(data: Path) -> None:
+    plan = plan_of(data, "--methods=sup,forest,plain-simclr,moco", "--repeats=10")
+    assert [work.title for work in plan.works()] == [
+        "no pretraining, repeat 1, supervised",
+        "forest (no network), repeat 1, fit",
+        "SimCLR, pretraining for all repeats",
+        "SimCLR, repeat 1, fine-tuning",
+        "PSCL-MoCo, repeat 1, pretraining",
+        "PSCL-MoCo, repeat 1, fine-tuning",
+        "no pretraining, repeat 0, supervised",
+        "forest (no network), repeat 0, fit",
+        "SimCLR, repeat 0, fine-tuning",
+        "PSCL-MoCo, repeat 0, pretraining",
+        "PSCL-MoCo, repeat 0, fine-tuning",
+    ]
+    assert all(share == 1 for share in plan.to_do().values())
+    tuned = [w.runner.config.pretrained for w in plan.works() if w.runner.stage == "fine"]
+    shared = data.parent / "out" / "runs" / "steel_plain-simclr" / "1_0" / "moco200.pt"
+    assert tuned == [str(shared), "", "", ""]
+
+
+def test_a_pretraining_whose_fine_tuning_is_finished_is_not_wanted(data: Path) -> None:
+    words = ("--methods=plain-simclr,moco", "--repeats=01")
+    for work in plan_of(data, *words).works():
+        if work.runner.stage == "fine" and (work.variant.method, work.repeat) != ("moco", 1):
+            finish(work)
+    assert [w.title for w in plan_of(data, *words).to_do()] == [
+        "PSCL-MoCo, repeat 1, pretraining",
+        "PSCL-MoCo, repeat 1, fine-tuning",
+    ]
+
+
+@pytest.mark.parametrize(("epoch", "left"), [(0, 1.0), (150, 0.25), (250, 0.0)])
+def test_the_share_that_is_left_is_of_the_epochs(data: Path, epoch: int, left: float) -> None:
+    work = plan_of(data, "--methods=moco", "--repeats=0").works()[0]
+    state = {"settings": {}, "finished": False, "evaluations": [], "outputs": [], "epoch": epoch}
+    save(work.runner.state.path, state)
+    assert work.left() == left
+
+
+def test_a_damaged_state_is_named_and_overwrite_begins_again(data: Path) -> None:
+    words = ("--methods=sup,moco", "--repeats=0")
+    for work in plan_of(data, *words).works():
+        work.runner.run_dir.mkdir(parents=True, exist_ok=True)
+        work.runner.state.path.write_bytes(b"PK damaged")
+    lines = plan_of(data, *words).problems()
+    assert len(lines) == 3 and all("which --overwrite does" in line for line in lines)
+    afresh = plan_of(data, *words, "--overwrite")
+    assert afresh.problems() == [] and list(afresh.to_do().values()) == [1, 1, 1]
+    assert afresh.results(afresh.options.variants[0], 0) == {}
+
+
+def test_what_a_stage_cannot_do_is_said_before_anything_is_run(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(data.parent)
+    words = ["--data_dir", str(data), "--out", str(data.parent / "out"), "--num_classes=3"]
+    words += ["--methods=sup,plain-simclr", "--self_batch_size=1", "--repeats=0", "--device=cpu"]
+    assert reproduce.main(words) == 2
+    assert "self_batch_size: found 1" in capsys.readouterr().err
+    assert files(data.parent) == before
+
+
+def test_a_report_needs_no_images_to_pretrain_on(data: Path, tmp_path: Path) -> None:
+    for path in sorted((data / "train_numf").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    words = ("--methods=sup,moco", "--repeats=0", "--report")
+    assert plan_of(data, *words).problems() == []
