@@ -192,7 +192,7 @@ def draw_sheet(folder: Folder) -> None:
             path,
             rows,
             titles,
-            np.stack([image.counts for image in chosen]),
+            np.stack([image.counts for image in chosen if image.counts is not None]),
             heading=f"Taken evenly from {len(compared)}; above {OVERLAY_SIDE} pixels reduced",
             class_names=segmenter.class_names,
             colours=segmenter.colours,
