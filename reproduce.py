@@ -58,8 +58,6 @@ from report.dots import dots_png
 from report.results import write_results
 from utils.checkpoint import CheckpointError, StateFile
 from utils.commandline import (
-    AGAIN,
-    AGAIN_AFRESH,
     MANY,
     NONE,
     ONE,
@@ -860,8 +858,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.plan:
             to_terminal(f"{options.out}: table written")
 
-    afresh = options.config.overwrite or options.config.resume == "never"
-    return exit_code(work, AGAIN_AFRESH if afresh else AGAIN)
+    return exit_code(work)
 
 
 if __name__ == "__main__":
