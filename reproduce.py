@@ -56,7 +56,7 @@ from data import (
 from model import METHODS, settings_of
 from report.dots import dots_png
 from report.results import write_results
-from utils.checkpoint import CheckpointError, StateFile
+from utils.checkpoint import CheckpointError
 from utils.commandline import (
     MANY,
     NONE,
@@ -74,7 +74,7 @@ from utils.files import replace_file
 from utils.imagefile import ImageStore
 from utils.log import RunLog, environment_line, evaluation_lines, to_terminal
 from utils.metrics import SegmentationScores
-from utils.run_folder import locked
+from utils.run_folder import StateFile, locked
 
 # Rows of the paper's table in its order, then what it lacks; a method that is not here comes last.
 ORDER = ("sup", "plain-moco", "plain-simclr", "byol", "densecl", "moco", "simclr")
