@@ -526,12 +526,7 @@ def equal_sizes(
 
 
 def run(config: Config) -> None:
-    """Check everything that the experiment needs, then train and score it.
-
-    Raises:
-        UserError: something that the user can mend; the message has one line per problem.
-        TrainingError: numbers that are not finite.
-    """
+    """Check everything that the experiment needs (UserError), then train and score it."""
     config = config.resolved()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -593,10 +588,8 @@ def main(
 ) -> int:
     """Run an experiment from the command line; returns the exit code, see ``exit_code``.
 
-    Args:
-        argv: the words after the script's name; None for those of this process.
-        prepare: called with the settings before anything is checked.
-        defaults: the script's own settings, which the command line overrides.
+    ``defaults`` are the script's own settings, which the words ``argv`` override; ``prepare`` is
+    called with the outcome before anything is checked.
     """
 
     def work() -> None:

@@ -93,12 +93,12 @@ class RunLog:
             self._open_events(Path(run_dir) / EVENTS_FOLDER / stage)
 
     def _open_events(self, folder: Path) -> None:
-        """Write event files anew from the metrics that are kept; a page that is open forgets."""
+        """Write event files anew from the metrics that are kept."""
         require_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
 
         with writing(folder):
-            self._events = SummaryWriter(str(folder), purge_step=0)  # type: ignore[no-untyped-call]
+            self._events = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
         for entry in read_metrics(self.metrics_path):
             if entry.get("stage") == self.stage:
                 self._add_events(entry)
