@@ -564,7 +564,7 @@ def settings_help(defaults: Mapping[str, Any] | None = None, left_out: Collectio
     A script gives its own defaults, and leaves out what it decides itself or has a flag of that
     name for.
     """
-    width = min(max(shutil.get_terminal_size((100, 24)).columns, 40), 100)
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 100)
     lines: list[str] = []
     for name, field in FIELDS.items():
         rules, kind = field.metadata, str(field.type)
