@@ -409,7 +409,8 @@ def _convert(kind: str, rules: Mapping[str, Any], value: Any) -> Any:
         return value
     if not isinstance(value, numbers.Real if kind == "float" else numbers.Integral):
         raise TypeError
-    number = float(value) if kind == "float" else int(value)
+    convert: Any = float if kind == "float" else int
+    number = convert(value)
     inside = all(COMPARISONS[word](number, bound) for word, bound in rules["limits"].items())
     if not math.isfinite(number) or not inside:
         raise ValueError
@@ -437,8 +438,7 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
         yield "fine_crop", c["fine_crop"], f"at most image_size, {c['image_size']}"
     if len(c.get("scale_weights", (1, 1, 1))) != 3:
         yield "scale_weights", f"{len(c['scale_weights'])} values", "3 values"
-    first = channels[0] if channels else 0
-    if channels is not None and channels != tuple(first * 2**i for i in range(4)):
+    if channels is not None and channels != tuple((*channels, 0)[0] * 2**i for i in range(4)):
         legal = "4 values, each twice the one before, such as 32,64,128,256"
         yield "channels", found(channels), legal
         channels = None

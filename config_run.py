@@ -38,7 +38,6 @@ from utils.run_folder import RunFolder, differences, fingerprint, locked
 from utils.training import Training
 
 EVALUATION_BATCH = 8
-CURVES = "curves.png"
 WEIGHTS = "pretrained weights"
 
 
@@ -66,6 +65,8 @@ class Job:
 
 class Runner(Training):
     """A stage of a run: a training with settings, on the images of a set."""
+
+    batches: data.Batches
 
     def __init__(self, job: Job) -> None:
         folder = RunFolder(experiment_dir(job.config, self.stage) / job.label, self.stage)
@@ -100,7 +101,7 @@ class Runner(Training):
 
     def finish(self) -> None:
         """Draw the curves of all stages of the run so far."""
-        path = curves.learning_curve(self.run_dir / CURVES, self.run_dir / METRICS_FILE)
+        path = curves.learning_curve(self.run_dir / "curves.png", self.run_dir / METRICS_FILE)
         self.log.note(f"Learning curves: {path}")
 
     def to_memory(self, module: nn.Module) -> nn.Module:
@@ -193,8 +194,8 @@ class SelfSupervised(Runner):
         if images < least:
             what = f"{images} image to pretrain on; {SELF_MODES[c.self_mode]} needs {least}"
             return [f"{c.data_dir}: {what} in a batch; add images, or give another --self_mode"]
-        found = f"self_batch_size: found {c.self_batch_size}"
-        return [f"{found}; allowed: at least {least} with --self_mode {c.self_mode}"]
+        cure = f"allowed: at least {least} with --self_mode {c.self_mode}"
+        return [f"self_batch_size: found {c.self_batch_size}; {cure}"]
 
     def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
         """An epoch at its learning rate: a tenth from 50 %, a hundredth from 75 % if asked for."""
@@ -236,18 +237,19 @@ class SelfSupervised(Runner):
         test = find_split(c.data_dir, "test_numf")
         some = probe.evenly(self.train_samples, probe.SPREAD_IMAGES)
         shown = [*annotated[:1], *probe.evenly(test, 3)]
-        images = probe.Images(
-            torch.stack([data.image_input(s, store, c.standardize) for s in some]),
-            list(data.test_items(annotated, store, c.standardize)),
-            data.test_items(test, store, c.standardize),
-            list(data.test_items(shown, store, c.standardize)),
-            [self.pixels(sample) for sample in shown],
+        found = probe.probe(
+            self.module.get_submodule("encoder_q"),
+            images=torch.stack([data.image_input(s, store, c.standardize) for s in some]),
+            annotated=list(data.test_items(annotated, store, c.standardize)),
+            test=data.test_items(test, store, c.standardize),
+            shown=list(data.test_items(shown, store, c.standardize)),
+            pixels=[self.pixels(sample) for sample in shown],
+            num_classes=c.num_classes,
+            rng=np.random.default_rng((c.seed, self.number, epochs_done)),
+            precision=self.precision,
+            picture=self.run_dir / f"probe_{epochs_done}.png",
+            heading=f"{c.num_classes} clusters of the features after {epochs_done} epochs",
         )
-        rng = np.random.default_rng((c.seed, self.number, epochs_done))
-        path = self.run_dir / f"probe_{epochs_done}.png"
-        heading = f"{c.num_classes} clusters of the features after {epochs_done} epochs"
-        encoder = self.module.get_submodule("encoder_q")
-        found = probe.probe(encoder, images, c.num_classes, rng, self.precision, path, heading)
         for line in found.lines(epochs_done):
             self.log.line(line)
         self.log.metrics({"probe": {"epochs_done": epochs_done, **found.as_dict()}})
@@ -381,10 +383,11 @@ class Supervised(Runner):
         counts = scores.counts()
         if rows:
             c, names = self.config, [sample.name for sample in self.test]
-            look: dict[str, Any] = {"colours": class_colours(c.num_classes, c.class_colours)}
-            look |= {"heading": f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}"}
-            look |= {"class_names": c.class_names}
-            sheets.write_sheets(self.run_dir, self.stage, rows, names, counts, **look)
+            colours = class_colours(c.num_classes, c.class_colours)
+            title = f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}"
+            look: dict[str, Any] = {"class_names": c.class_names, "colours": colours}
+            where = (self.run_dir, self.stage)
+            sheets.write_sheets(*where, rows, names, counts, heading=title, **look)
             self.log.note(f"Pictures of test images: {self.run_dir / f'sheet_{self.stage}.png'}")
         return counts
 
@@ -434,8 +437,7 @@ class Finetune(Supervised):
             transfer(super().network(), self.encoder(), source=path)
         except CheckpointError as error:
             return [str(error)]
-        settings = {**self.decisive_settings(), **self.start_weights()}
-        return self.unsuitable() + self.conflicts(settings)
+        return self.unsuitable() + self.conflicts(self.identity())
 
     def network(self) -> nn.Module:
         """The UNet with everything but its last layer pretrained."""
@@ -460,12 +462,12 @@ class Finetune(Supervised):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Stem and downs at one rate, ups and the last layer at another."""
-        c, parts = self.config, dict(self.module.named_parameters())
-        early = [name for name in parts if name.startswith(("encode.inc.", "encode.down"))]
-        slow = [parts.pop(name) for name in early]
+        fast = dict(self.module.named_parameters())
+        early = [name for name in fast if name.startswith(("encode.inc.", "encode.down"))]
+        slow = [fast.pop(name) for name in early]
         return [
-            {"params": slow, "lr": c.fine_lr_encoder},
-            {"params": list(parts.values()), "lr": c.fine_lr_decoder},
+            {"params": slow, "lr": self.config.fine_lr_encoder},
+            {"params": list(fast.values()), "lr": self.config.fine_lr_decoder},
         ]
 
 
@@ -490,8 +492,7 @@ def setting_differences(
 def unused_settings(config: Config) -> list[str]:
     """The settings that are for other methods than the one chosen, in their order."""
     taken = settings_of(config.self_mode)
-    methods = [n for n, field in FIELDS.items() if field.metadata["group"] == "Method"]
-    return [name for name in methods if name not in taken]
+    return [n for n, f in FIELDS.items() if f.metadata["group"] == "Method" and n not in taken]
 
 
 def run_label(size: str, repeat: int) -> str:
@@ -555,7 +556,7 @@ def run(config: Config) -> None:
             to_terminal(f"Report: {page.write_report(folder)}")
 
 
-def open_set(config: Config) -> tuple[list[Job], list[str]]:
+def open_set(config: Config) -> tuple[list[Job], Sequence[str]]:
     """Decode and check the set (UserError); returns the runs on it, and what to warn of."""
     device = choose_device(config.device)
     amp = choose_precision(config.amp, device)
@@ -582,9 +583,7 @@ def open_set(config: Config) -> tuple[list[Job], list[str]]:
 
 
 def main(
-    argv: list[str] | None = None,
-    prepare: Callable[[Config], None] | None = None,
-    **defaults: Any,
+    argv: list[str] | None = None, prepare: Callable[[Config], None] | None = None, **defaults: Any
 ) -> int:
     """Run an experiment from the command line; returns the exit code, see ``exit_code``.
 

@@ -92,29 +92,15 @@ class Findings:
         return [line, alarm]
 
 
-@dataclass(frozen=True)
-class Images:
-    """The images that a network is probed with, as it takes them.
-
-    Attributes:
-        some: training images (B, 3, H, W), of which the spread is measured.
-        annotated: at least one image with its mask.
-        test: images with masks.
-        shown: those of the picture.
-        pixels: the shown ones as they are, uint8 (H, W) or (H, W, 3).
-    """
-
-    some: Tensor
-    annotated: Sequence[Item]
-    test: Iterable[Item]
-    shown: Sequence[Item]
-    pixels: Sequence[NDArray[Any]]
-
-
 @torch.inference_mode()
 def probe(
     encoder: nn.Module,
-    images: Images,
+    *,
+    images: Tensor,
+    annotated: Sequence[Item],
+    test: Iterable[Item],
+    shown: Sequence[Item],
+    pixels: Sequence[NDArray[Any]],
     num_classes: int,
     rng: np.random.Generator,
     precision: Callable[[], AbstractContextManager[object]],
@@ -125,7 +111,10 @@ def probe(
 
     Args:
         encoder: images to embeddings and maps, see ``embedding_spreads``; left as it was.
-        images: what it is probed with.
+        images: training images (B, 3, H, W), of which the spread is measured.
+        annotated: at least one image with its mask.
+        test: images with masks.
+        shown, pixels: the images of the picture, and as they are, uint8 (H, W) or (H, W, 3).
         num_classes: C, also of the clusters.
         rng: which pixels are taken.
         precision: makes the context in which the network computes.
@@ -139,13 +128,13 @@ def probe(
         return embedding, maps
 
     with precision():
-        batch = images.some.to(device, memory_format=torch.channels_last)
+        batch = images.to(device, memory_format=torch.channels_last)
         spreads = embedding_spreads(encoder, batch)
     training = encoder.training
     encoder.eval()  # BatchNorm's running statistics are used and stay as they are
     try:
-        scores, clusters = look(encode, images.annotated, images.test, num_classes, rng)
-        draw_clusters(picture, encode, images.shown, images.pixels, clusters, heading)
+        scores, clusters = look(encode, annotated, test, num_classes, rng)
+        draw_clusters(picture, encode, shown, pixels, clusters, heading)
     finally:
         encoder.train(training)
     return Findings(scores, spreads)
@@ -165,12 +154,8 @@ def look(
 ) -> tuple[Scores, Linear]:
     """Train a classifier on the annotated images' features, score it; cluster the test set's.
 
-    Args:
-        encode: the network, in evaluation mode.
-        annotated, test, num_classes, rng: see ``probe``.
-
-    Returns:
-        Scores of the classifier, and the function whose largest value is a pixel's cluster.
+    The network is in evaluation mode. Returns the classifier's scores, and the function whose
+    largest value is a pixel's cluster.
     """
     features, labels = [], []
     for image, mask, _ in annotated:
@@ -265,10 +250,9 @@ def fit_clusters(features: Tensor, count: int, seed: int) -> Linear:
 
 
 def _standardised(features: Tensor) -> tuple[NDArray[Any], Callable[[Tensor, Tensor], Linear]]:
-    """Features (P, F) of mean 0 and standard deviation 1 (constant ones: 0).
+    """Features (P, F) of mean 0 and standard deviation 1, constant ones 0.
 
-    Returns:
-        The features, and what makes a linear function of them one of features as they are.
+    Also what makes a linear function of them one of the features as they are.
     """
     values = features.double().cpu()
     mean, deviation = values.mean(dim=0).float(), values.std(dim=0, correction=0)
@@ -329,16 +313,7 @@ def draw_clusters(
     clusters: Linear,
     heading: str,
 ) -> None:
-    """Write a picture of images and, beside each, the cluster of every pixel.
-
-    Args:
-        path: the PNG.
-        encode: the network, in evaluation mode.
-        items: images as the network takes them.
-        pixels: the same as they are, uint8 (H, W) or (H, W, 3).
-        clusters: as ``look`` found them.
-        heading: words above.
-    """
+    """Write a picture of images and, beside each, the cluster of every pixel; see ``probe``."""
     colours = palette(len(clusters.bias))
     pictures, titles = [], []
     for (image, mask, name), shown in zip(items, pixels, strict=True):

@@ -132,9 +132,9 @@ def test_what_was_found_is_one_short_line() -> None:
         (
             KeyboardInterrupt(),
             130,
-            "Interrupted. Without --overwrite and --resume never, the ",
+            "Interrupted. The same command goes on from the last saved epoch",
         ),
-        (Termination(), 143, "Terminated. Without"),
+        (Termination(), 143, "Terminated. The same command goes on"),
         (MemoryError(), 2, "Out of memory: the machine's; give a smaller batch"),
     ],
 )

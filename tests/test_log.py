@@ -444,4 +444,3 @@ def test_the_environment_is_one_line_without_a_clock() -> None:
         assert part in line
     assert f"threads {torch.get_num_threads()}" in line
     assert environment_line("cpu").endswith("amp off")
-    assert environment_line("cpu", True).endswith("amp on")

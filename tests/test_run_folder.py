@@ -60,7 +60,8 @@ def test_the_newest_state_is_loaded_and_the_one_before_is_kept(tmp_path: Path) -
 def test_a_damaged_state_gives_way_to_the_one_before_and_never_takes_its_place(
     tmp_path: Path,
 ) -> None:
-    file, said = StateFile(tmp_path / "state_self.pt"), []
+    file = StateFile(tmp_path / "state_self.pt")
+    said: list[str] = []
     for epoch in (1, 2):
         file.save(state(epoch))
     file.path.write_bytes(b"PK\x03\x04 and no more")

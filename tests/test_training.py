@@ -237,8 +237,8 @@ def test_every_state_tells_its_settings_and_its_machine(
         assert train(data, tmp_path, stages="self", self_max_epoch=4) == 0
 
 
-LATER = ("standardize", "norm", "fine_contrast", "fine_crop", "fine_scale", "fine_rotation")
-LATER += ("fine_crops",)
+LATER = {"standardize", "norm", "fine_contrast", "fine_crop", "fine_scale", "fine_rotation"}
+LATER |= {"fine_crops"}
 OF_OLD = ("settings", "outputs", "evaluations", "finished")
 TO_GO_ON = ("epoch", "module", "optimizer", "log", "environment")
 

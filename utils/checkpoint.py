@@ -24,12 +24,10 @@ from torch import Tensor, nn
 from utils.commandline import UserError
 from utils.files import replace_file
 
-WRAPPERS = ("moco", "finetune", "super")
-"""Where a checkpoint keeps its network: pretraining, ``fine.pt``, ``sup.pt``."""
+WRAPPERS = ("moco", "finetune", "super")  # hold the network: pretraining, fine.pt, sup.pt
 
 _PUBLISHED_TO_INSIDE = {"queue2": "patch_queue"}
 _INSIDE_TO_PUBLISHED = {inside: published for published, inside in _PUBLISHED_TO_INSIDE.items()}
-_QUERY_ENCODER = "encoder_q."
 
 
 class CheckpointError(UserError):
@@ -184,12 +182,9 @@ def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename published keys to those of this program's modules; DataParallel's prefix is dropped.
+    """Rename published keys to those of this program's modules; unknown ones stay.
 
-    Names that are the same on both sides, and names this program does not know, stay.
-
-    Raises:
-        CheckpointError: two keys become one.
+    DataParallel's prefix is dropped. Raises CheckpointError if two keys become one.
     """
     return _rename(state_dict, _PUBLISHED_TO_INSIDE)
 
@@ -229,7 +224,7 @@ def network_state(
         tensors = from_published(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
-    start = _QUERY_ENCODER
+    start = "encoder_q."
     query = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
     network = query or tensors
     if not any(key.startswith("encode.") for key in network):
@@ -258,7 +253,7 @@ def channels_of(state: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What :func:`transfer` did, tensor by tensor.
+    """What :func:`transfer` did.
 
     ``matched`` tensors of the ``total`` that the module has under the prefix were copied (all, or
     there would be no report). The lists tell of the keys outside the prefix: ``missing`` in the

@@ -21,7 +21,10 @@ from types import FrameType
 from typing import Any
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + number of the signal
-AGAIN = "Without --overwrite and --resume never, the same command goes on from the last saved epoch"
+AGAIN = (
+    "The same command goes on from the last saved epoch, unless it says --overwrite or "
+    "--resume never"
+)
 
 
 class UserError(ValueError):

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
@@ -28,8 +27,7 @@ from utils.files import replace_file, writing
 from utils.metrics import Scores
 from utils.run_folder import remove_outputs
 
-VERSION = "1.0.0"
-"""Version of this program, printed at the head of every log."""
+VERSION = "1.0.0"  # of this program, printed at the head of every log
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -146,8 +144,9 @@ class RunLog:
 
     def close(self) -> None:
         """Close all files; further lines are an error."""
-        files = {self.text_path: self._text, self.metrics_path: self._metrics}
-        for path, file in {**files, EVENTS_FOLDER: self._events}.items():
+        files: list[Any] = [self._text, self._metrics, self._events]
+        names = (self.text_path, self.metrics_path, EVENTS_FOLDER)
+        for path, file in zip(names, files, strict=True):
             if file is not None:
                 with writing(path):
                     file.close()
@@ -155,12 +154,7 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(self, text: str) -> None:
@@ -232,8 +226,7 @@ def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
 def _cut_metrics(path: Path, stage: str, keep: int) -> int:
     """Keep the first ``keep`` lines of ``stage``, and all others; return how many of it there are.
 
-    Lines that are no JSON (half a line, left when a run was killed) go.  The file is replaced as a
-    whole, and only when something changes.
+    Lines that are no JSON (half a line, left when a run was killed) go.
     """
     if not path.exists():
         return 0
@@ -309,10 +302,9 @@ def progress(total: int, desc: str) -> tqdm[Any]:
     )
 
 
-def environment_line(device: torch.device | str, amp: bool | str = False) -> str:
+def environment_line(device: torch.device | str, amp: str = "off") -> str:
     """Return one line for the header: versions, device by name, CPU threads, mixed precision."""
     device = torch.device(device)
-    precision = amp if isinstance(amp, str) else ("on" if amp else "off")
     versions = [f"program {VERSION}", f"python {platform.python_version()}"]
     versions += [f"{name} {_version(name)}" for name in ("torch", "torchvision", "numpy")]
     return ", ".join(
@@ -320,7 +312,7 @@ def environment_line(device: torch.device | str, amp: bool | str = False) -> str
             *versions,
             f"device {device.type} ({_device_name(device)})",
             f"threads {torch.get_num_threads()}",
-            f"amp {precision}",
+            f"amp {amp}",
         ]
     )
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +25,6 @@ from utils.run_folder import RunFolder, differences
 
 Batch = dict[str, Any]
 Settings = Mapping[str, Any]
-
-
-class Epochs(Protocol):
-    """The batches of a training."""
-
-    def __len__(self) -> int:
-        """Batches of an epoch."""
-        ...
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, each with the names of its images under ``name``."""
-        ...
 
 
 class Training:
@@ -66,7 +55,7 @@ class Training:
         self.epochs: int = 0
         self.module: nn.Module
         self.optimizer: torch.optim.Optimizer
-        self.batches: Epochs
+        self.batches: Any  # their number in an epoch is len(), epoch(number) gives them
         self.log: RunLog
 
     # What a stage is.
@@ -91,7 +80,7 @@ class Training:
         """Names, relative to the run's folder, of the files that this stage writes alone."""
         return [f"log_{self.stage}.txt"]
 
-    def foreign(self) -> list[Any]:
+    def foreign(self) -> list[Path]:
         """Files that are somebody's own or published ones if no state of this stage is there."""
         return [self.run_dir / name for name in self.outputs()]
 
@@ -127,6 +116,10 @@ class Training:
         self.state.finish(self.snapshot(finished=True))
         return self.evaluations
 
+    def identity(self) -> dict[str, Any]:
+        """All that decides the result: a run on disk with another identity is another run."""
+        return {**self.decisive_settings(), **self.start_weights()}
+
     def conflicts(self, settings: Settings) -> list[str]:
         """Why what the folder holds must be neither gone on with nor written over, a line each."""
         if self.config.overwrite:
@@ -143,7 +136,7 @@ class Training:
         Raises:
             UserError: this stage must not run.
         """
-        self.settings = {**self.decisive_settings(), **self.start_weights()}
+        self.settings = self.identity()
         problems = self.conflicts(self.settings)
         if problems:
             raise UserError("\n".join(problems))
@@ -191,9 +184,14 @@ class Training:
 
     def save_state(self, epoch: int) -> None:
         """Save all that training needs to go on with ``epoch``."""
-        module, optimizer = self.module.state_dict(), self.optimizer.state_dict()
-        parts = {"module": module, "optimizer": optimizer, "log": self.log.offsets()}
-        self.state.save(self.snapshot(epoch=epoch, **parts))
+        self.state.save(
+            self.snapshot(
+                epoch=epoch,
+                module=self.module.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                log=self.log.offsets(),
+            )
+        )
 
     def write_head(self, first: int, resumed: Settings | None) -> None:
         """Write the head of the log; of a resumed run, where it goes on and on which machine."""
