@@ -145,8 +145,8 @@ class RunLog:
     def close(self) -> None:
         """Close all files; further lines are an error."""
         files: list[Any] = [self._text, self._metrics, self._events]
-        names = (self.text_path, self.metrics_path, EVENTS_FOLDER)
-        for path, file in zip(names, files, strict=True):
+        paths = (self.text_path, self.metrics_path, Path(EVENTS_FOLDER))
+        for path, file in zip(paths, files, strict=True):
             if file is not None:
                 with writing(path):
                     file.close()
