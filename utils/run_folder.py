@@ -79,8 +79,9 @@ class StateFile:
 
     A state is a dict with at least ``settings`` (what decides the result), ``finished``,
     ``evaluations`` and ``outputs`` (names of the files that the training writes, relative to its
-    folder). While a training lasts there are two files, so that one that was damaged costs little;
-    a finished one leaves a small one.
+    folder). Those of older programs lack ``config`` (all settings), ``environment`` and, in each
+    evaluation, ``confusion`` (matrices of the test images, (n, C, C)). While a training lasts there
+    are two files, so that one that was damaged costs little; a finished one leaves a small one.
 
     Args:
         path: such as ``1_0/state_self.pt``; the older one is ``1_0/state_self.previous.pt``.
