@@ -19,7 +19,7 @@ from comparison.pace import Pace, duration, timed
 from comparison.plan import Plan, Work
 from comparison.record import record_plan
 from config import ConfigError
-from utils.commandline import AGAIN, AGAIN_AFRESH, complain, exit_code
+from utils.commandline import complain, exit_code
 from utils.log import to_terminal
 
 
@@ -92,8 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (write_report if options.report else run_all)(plan)
         to_terminal(f"{options.out}: table written")
 
-    afresh = options.config.overwrite or options.config.resume == "never"
-    return exit_code(work, AGAIN_AFRESH if afresh else AGAIN)
+    return exit_code(work)
 
 
 if __name__ == "__main__":

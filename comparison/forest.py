@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -22,7 +21,6 @@ from sklearn.ensemble import RandomForestClassifier
 from config_run import Job, Runner, fingerprint, picture_name
 from data import Sample, find_split
 from report.results import write_results
-from utils.checkpoint import StateFile
 from utils.drawing import save_prediction
 from utils.log import RunLog, evaluation_lines
 from utils.metrics import IGNORED, Counts, Scores, SegmentationScores
@@ -160,12 +158,10 @@ def forest_settings() -> dict[str, Any]:
 class ForestRun(Runner):
     """A run of the pixel classifier in the place of a network: trained once, evaluated once."""
 
-    stage = "forest"
+    stage, number = "forest", 4
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.run_dir = Path(self.config.output_dir) / f"{self.config.name}_forest" / job.label
-        self.state = StateFile(self.run_dir / "state_forest.pt")
         self.test = find_split(self.config.data_dir, "test_numf")
 
     def samples(self) -> list[Sample]:
@@ -176,7 +172,7 @@ class ForestRun(Runner):
         """Its log and its predictions."""
         return ["log_forest.txt", *(f"epoch_0/{picture_name(s.name)}" for s in self.test)]
 
-    def decisive_settings(self, ahead: bool = False) -> dict[str, Any]:
+    def decisive_settings(self) -> dict[str, Any]:
         """The few settings that it uses, its own, and a fingerprint of the files."""
         names = ("num_classes", "ignore_label", "image_size", "standardize", "seed", "mapping")
         settings = {name: self.config.to_dict()[name] for name in names}

@@ -184,11 +184,9 @@ def other_settings(runner: Runner) -> list[str]:
         return [str(error)]
     if state is None:
         return []
-    # Fine-tuning's own method reads the pretrained network, which may have been removed.
-    stage = Runner if runner.stage == "fine" else type(runner)
     old, new = (
         {k: v for k, v in settings.items() if k not in (WEIGHTS, "pretrained")}
-        for settings in (state["settings"], stage.decisive_settings(runner))
+        for settings in (state["settings"], runner.decisive_settings())
     )
     lines = setting_differences(runner.config, old, new)
     return lines and [

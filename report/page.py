@@ -25,11 +25,12 @@ from config import FIELDS, format_value
 from metallography.summary import interval, number
 from report.figures import curve_picture
 from report.results import Results, by_size, read_results
-from utils.checkpoint import CheckpointError, StateFile
+from utils.checkpoint import CheckpointError
 from utils.commandline import UserError
 from utils.files import list_files, list_names, replace_file
 from utils.log import read_metrics
 from utils.metrics import format_mean_std
+from utils.run_folder import StateFile
 from utils.tables import digits
 
 REPORT = "report.html"
