@@ -27,7 +27,6 @@ from data import (
     Sample,
     annotated_repeats,
     annotated_split,
-    check_data,
     find_split,
     finetuning_batches,
     image_input,
@@ -35,6 +34,7 @@ from data import (
     pretraining_samples,
     test_items,
 )
+from dataset.check import check_data
 from model import METHODS, build_method, settings_of
 from networks import UNet
 from pscl.losses import supervised_loss

@@ -49,10 +49,10 @@ from data import (
     Batches,
     annotated_repeats,
     annotated_split,
-    check_data,
     find_split,
     parse_name,
 )
+from dataset.check import check_data
 from model import METHODS, settings_of
 from report.dots import dots_png
 from report.results import write_results

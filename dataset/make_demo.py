@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +19,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+from dataset.layout import replacing_set, write_png  # noqa: E402
+from utils.commandline import UserError, exit_code  # noqa: E402
+from utils.imagefile import Pixels  # noqa: E402
 
 VERSION = 1  # raise it whenever other pictures come out
 SIDE = 200
@@ -39,7 +42,6 @@ Delete the folder at any time: the demo makes it again.
 """
 
 Field = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -72,33 +74,25 @@ COILS = (
 def make_demo_set(folder: str | Path = DEFAULT_FOLDER, seed: int = 0) -> Path:
     """Write the stand-in set to ``folder``, unless it is already there, and return the folder.
 
-    The set is written beside the folder and then renamed, so it is there in full or not at all. A
-    set of another seed or version is replaced.
+    A set of another seed or version is replaced.
 
     Raises:
-        FileExistsError: the folder holds something that this function did not make.
+        UserError: the folder cannot be written, or holds something that is not such a set.
     """
     folder = Path(folder)
     wanted = {"version": VERSION, "seed": seed, "files": 2 * _number_of_images()}
     if _is_complete(folder, wanted):
         return folder
     if folder.exists() and not (folder / RECORD).is_file() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: holds other files; give another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        raise UserError(f"{folder}: holds other files; give another folder")
     try:
-        temporary.chmod(0o755)  # mkdtemp's folders are private
-        _write_set(temporary, seed)
-        (temporary / "README.txt").write_text(NOTE, encoding="utf-8")
-        (temporary / RECORD).write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except OSError:
+        with replacing_set(folder) as root:
+            _write_set(root, seed)
+            (root / "README.txt").write_text(NOTE, encoding="utf-8")
+            (root / RECORD).write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    except UserError:
         if not _is_complete(folder, wanted):  # else another process was faster
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -156,11 +150,8 @@ def _write_set(root: Path, seed: int) -> None:
     for repeat in range(5):
         _write(root / f"sup_num1_{repeat}", *train[repeat])
     for repeat in range(2):
-        for number in (
-            repeat,
-            repeat + 4,
-            *range(COMPLETE + 3 * repeat, COMPLETE + 3 * repeat + 3),
-        ):
+        few = COMPLETE + 3 * repeat
+        for number in (repeat, repeat + 4, few, few + 1, few + 2):
             _write(root / f"sup_num5_{repeat}", *train[number])
 
 
@@ -173,10 +164,8 @@ def _defects(number: int, complete: int) -> tuple[int, ...]:
 
 
 def _write(folder: Path, name: str, image: Pixels, mask: Pixels) -> None:
-    for part, pixels in (("img", image), ("gt", mask)):
-        path = folder / part / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    write_png(folder / "img" / name, image)
+    write_png(folder / "gt" / name, mask)
 
 
 # ---------------------------------------------------------------- the picture's parts
@@ -291,12 +280,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of the set")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     given = parser.parse_args()
-    try:
-        print(make_demo_set(given.out, given.seed))
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(make_demo_set(given.out, given.seed)), "No set was made")
 
 
 if __name__ == "__main__":

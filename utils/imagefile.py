@@ -8,7 +8,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor
 from utils.files import DataError
 from utils.metrics import IGNORED
 
+Array = NDArray[Any]
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 400_000_000
@@ -43,7 +44,8 @@ DECODERS: dict[bytes, type[ImageFile]] = {
     b"II+\0": TiffImageFile,  # with 64-bit offsets
     b"MM\0+": TiffImageFile,
 }
-WIDTH, HEIGHT, BITS_PER_SAMPLE, ORIENTATION = 256, 257, 258, 274  # tags of a TIFF
+BIG_TIFF = (b"+\0", b"\0+")  # bytes 2 and 3
+WIDTH, HEIGHT, BITS, ORIENTATION = 256, 257, 258, 274  # tags of a TIFF
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; check_size has the one that counts
 
@@ -61,24 +63,15 @@ def read_image(path: str | Path) -> Pixels:
             more than ``MAX_PIXELS``.
     """
     picture, raw = _open(path)
-    if picture is None or _is_deep_colour(picture, raw):
-        pixels = _decode_with_opencv(path, raw)
-    elif picture.mode in ("F", "I", "L", "RGB") or picture.mode.startswith("I;16"):
-        pixels = np.asarray(picture)  # no convert(), which copies what needs no change
-    else:
-        # Palettes, CMYK and the like become RGB; 1-bit and gray with transparency become gray.
-        gray = picture.mode in ("1", "L", "LA", "La")
-        with decoding(path):
-            pixels = np.asarray(picture.convert("L" if gray else "RGB"))
-    if pixels.dtype != np.uint8:
+    pixels = stored_values(path, raw, picture, colours=True)
+    if pixels.dtype == np.bool_:
+        pixels = pixels * np.uint8(255)
+    elif pixels.dtype != np.uint8:
         if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 65535:
             raise DataError(f"{path}: pixels are {pixels.dtype}; save it with 8 or 16 bits")
         pixels = to_8_bit(pixels)
     if pixels.ndim == 3:
-        pixels = pixels[..., :3]
-        bands = (pixels[top : top + 256] for top in range(0, len(pixels), 256))
-        if all((band == band[..., :1]).all() for band in bands):
-            pixels = pixels[..., 0]
+        pixels = pixels[..., :3] if has_colour(pixels) else pixels[..., 0]
     del picture, raw  # of a large image, as much again
     return np.array(pixels, np.uint8, order="C")  # a copy: Pillow's arrays are read-only
 
@@ -95,21 +88,14 @@ def read_mask(path: str | Path) -> Pixels:
         raise DataError(
             f"{path}: a JPEG, whatever its name; JPEG changes class ids: export the mask as PNG"
         )
-    if picture is None or _is_deep_colour(picture, raw):
-        ids = _decode_with_opencv(path, raw)
-    else:
-        ids = np.asarray(picture)
-        if picture.mode == "L" and raw.startswith(PNG_MAGIC) and raw[24] in (2, 4):
-            ids = ids // (255 // (2 ** raw[24] - 1))  # Pillow spreads 2 and 4 bits over 0..255
-    if ids.ndim == 3:
-        ids = ids[..., : 1 if ids.shape[-1] == 2 else 3]  # without transparency
-        if (ids != ids[..., :1]).any():
-            colours = len(np.unique(ids.astype(np.int64) @ (2**32, 2**16, 1)))
-            raise DataError(
-                f"{path}: coloured mask ({colours} colours); "
-                "save one channel (8-bit gray or palette) with pixel value = class id"
-            )
-        ids = ids[..., 0]
+    ids = few_bits(raw, stored_values(path, raw, picture, colours=False))
+    if has_colour(ids):
+        colours = len(np.unique(ids[..., :3].astype(np.int64) @ (2**32, 2**16, 1)))
+        raise DataError(
+            f"{path}: coloured mask ({colours} colours); "
+            "save one channel (8-bit gray or palette) with pixel value = class id"
+        )
+    ids = ids[..., 0] if ids.ndim == 3 else ids
     if ids.dtype.kind == "f" and not (np.isfinite(ids).all() and (ids == np.rint(ids)).all()):
         raise DataError(f"{path}: fractions in a mask; pixel values must be class ids")
     low, high = ids.min(), ids.max()
@@ -117,6 +103,12 @@ def read_mask(path: str | Path) -> Pixels:
         value = high if high > 255 else low
         raise DataError(f"{path}: value {value} in a mask; pixel values must be class ids")
     return np.array(ids, np.uint8, order="C")
+
+
+def has_colour(pixels: Array) -> bool:
+    """Whether the first three channels of (H, W, 3 or more) differ anywhere; False for (H, W)."""
+    bands = (pixels[top : top + 256, ..., :3] for top in range(0, len(pixels), 256))
+    return pixels.ndim == 3 and any((band != band[..., :1]).any() for band in bands)
 
 
 def to_8_bit(pixels: NDArray[Any]) -> Pixels:
@@ -208,14 +200,55 @@ class ImageStore:
 def _open(path: str | Path) -> tuple[ImageFile | None, bytes]:
     """Decode with Pillow, which notices files that were cut short, and return the bytes too.
 
-    None stands for a TIFF of a kind that Pillow does not know.
+    None stands for a TIFF of a kind that Pillow does not know, which is left to OpenCV.
     """
     raw = read_bytes(path)
     picture = open_picture(path, raw)
     if picture is None:
         with decoding(path):
-            _check_tiff(path, raw)
+            tags = tiff_pages(raw)[0]
+            check_size(path, int(tags[WIDTH]), int(tags[HEIGHT]))
+            bits = max(tags.get(BITS, (1,)))
+        if bits > 16:
+            raise DataError(f"{path}: pixels have {bits} bits; save it with 8 or 16 bits")
     return picture, raw
+
+
+def stored_values(path: str | Path, raw: bytes, picture: ImageFile | None, colours: bool) -> Array:
+    """The values that a file holds: (H, W), or (H, W, 3 or more) in RGB order; any number type.
+
+    Args:
+        path, raw, picture: file, bytes and decoded picture, see ``read_bytes``, ``open_picture``.
+        colours: a palette's indices become its colours, CMYK and the like become RGB.
+
+    Raises:
+        DataError: damaged, cut short, or of a kind that OpenCV does not know either.
+    """
+    if picture is None or is_deep_colour(raw, picture):
+        with decoding(path), silence():
+            pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            raise broken(path)
+        return np.asarray(pixels[..., 2::-1] if pixels.ndim == 3 else pixels)
+    plain = picture.mode in ("1", "F", "I", "L", "LA", "La", "RGB") or picture.mode[:4] == "I;16"
+    with decoding(path):  # no convert() of what needs no change: it copies
+        values = np.asarray(picture if plain or not colours else picture.convert("RGB"))
+    return values[..., 0] if values.ndim == 3 and values.shape[2] == 2 else values  # no opacity
+
+
+def few_bits(raw: bytes, values: Array) -> Array:
+    """Undo that Pillow spreads the levels of a gray PNG of 2 or 4 bits over 0..255."""
+    if raw.startswith(PNG_MAGIC) and raw[24] in (2, 4) and raw[25] == 0:
+        return values // (255 // (2 ** raw[24] - 1))
+    return values
+
+
+def is_deep_colour(raw: bytes, picture: ImageFile) -> bool:
+    """16 bits with colour or transparency, of which Pillow keeps the high byte only."""
+    if raw.startswith(PNG_MAGIC):
+        return raw[24] == 16 and raw[25] != 0
+    bits = getattr(picture, "tag_v2", {}).get(BITS, (8,))
+    return picture.mode in ("RGB", "RGBA", "RGBX") and max(bits) > 8
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -226,7 +259,7 @@ def read_bytes(path: str | Path) -> bytes:
         raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
     if not raw:
         raise DataError(f"{path}: empty file (0 bytes); copy it again")
-    if _decoder(raw) is TiffImageFile:
+    if is_tiff(raw):
         with decoding(path):
             raw = _upright(raw)
     return raw
@@ -246,14 +279,13 @@ def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | Non
     decoder = _decoder(raw)
     if decoder is None:
         raise DataError(f"{path}: not an image of type jpg, png, bmp or tif; export it as one")
-    tiff = decoder is TiffImageFile
-    with decoding(path), silence() if tiff else nullcontext():
+    with decoding(path), silence() if is_tiff(raw) else nullcontext():
         try:
             picture = decoder(io.BytesIO(raw))
             if page > 1:
                 picture.seek(page - 1)
         except SyntaxError:  # the kind of pixels is unknown
-            if not tiff:
+            if not is_tiff(raw):
                 raise
             return None
         check_size(path, *picture.size)
@@ -262,6 +294,11 @@ def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | Non
             raise broken(path)  # Pillow would take what the file lacks for black
         picture.load()
     return picture
+
+
+def is_tiff(raw: bytes) -> bool:
+    """Whether a file begins as a TIFF does."""
+    return _decoder(raw) is TiffImageFile
 
 
 def _decoder(raw: bytes) -> type[ImageFile] | None:
@@ -316,10 +353,26 @@ def check_size(path: str | Path, width: int, height: int) -> None:
         raise broken(path)
 
 
+def tiff_pages(raw: bytes) -> list[dict[int, Any]]:
+    """The tags of each page of a TIFF, as far as they can be read; of any other file none."""
+    stream, pages, seen = io.BytesIO(raw), [], set()
+    # Whatever a damaged file causes: reading its pixels says so in one line.
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        directory = ImageFileDirectory_v2(raw[:16] if raw[2:4] in BIG_TIFF else raw[:8])
+        while 0 < directory.next < len(raw) and directory.next not in seen:
+            seen.add(directory.next)
+            stream.seek(directory.next)
+            directory.load(stream)
+            if WIDTH in directory and HEIGHT in directory:
+                pages.append(dict(directory))
+    return pages
+
+
 def _upright(raw: bytes) -> bytes:
     """The bytes of a TIFF without its orientation, which Pillow and OpenCV would apply."""
     order = "<" if raw.startswith(b"II") else ">"
-    if raw[2:4] in (b"+\0", b"\0+"):  # 64-bit offsets: longer counts and entries
+    if raw[2:4] in BIG_TIFF:  # longer counts and entries
         first, pointer, count, step, value = 8, "Q", "Q", 20, 12
     else:
         first, pointer, count, step, value = 4, "L", "H", 12, 8
@@ -337,35 +390,6 @@ def _upright(raw: bytes) -> bytes:
             break
         start = struct.unpack_from(order + pointer, raw, end)[0]
     return bytes(edited)
-
-
-def _check_tiff(path: str | Path, raw: bytes) -> None:
-    """Refuse a TIFF for OpenCV by what its header says; may raise anything if it is broken."""
-    tags = ImageFileDirectory_v2(raw[:16] if raw[2:4] in (b"+\0", b"\0+") else raw[:8])
-    stream = io.BytesIO(raw)
-    stream.seek(tags.next)
-    tags.load(stream)
-    check_size(path, int(tags[WIDTH]), int(tags[HEIGHT]))
-    if max(tags.get(BITS_PER_SAMPLE, (1,))) > 16:
-        bits = max(tags[BITS_PER_SAMPLE])
-        raise DataError(f"{path}: pixels have {bits} bits; save it with 8 or 16 bits")
-
-
-def _is_deep_colour(picture: ImageFile, raw: bytes) -> bool:
-    """16 bits with colour or transparency, of which Pillow keeps the high byte only."""
-    if raw.startswith(PNG_MAGIC):
-        return raw[24] == 16 and raw[25] != 0
-    bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
-    return picture.mode in ("RGB", "RGBA", "RGBX") and max(bits) > 8
-
-
-def _decode_with_opencv(path: str | Path, raw: bytes) -> NDArray[Any]:
-    """Decode what Pillow has no mode for, in RGB order."""
-    with decoding(path), silence():
-        pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise broken(path)
-    return np.asarray(pixels[..., 2::-1] if pixels.ndim == 3 else pixels)
 
 
 def broken(path: str | Path) -> DataError:
