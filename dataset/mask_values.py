@@ -192,22 +192,20 @@ def find_rule(
     if colours and kind == "ids":
         raise DataError(f"{where}: coloured, not class ids; give --palette or --mask-kind colours")
     skipped = _in_channels(((IGNORED, value) for value in ignored), colours)
-    labelled = np.array(sorted(histogram), np.int64)
-    if not colours and -1 in histogram:
-        labelled = labelled[labelled != -1]
+    labelled = np.array([c for c in sorted(histogram) if colours or c != -1], np.int64)
+    if len(labelled) < len(histogram):
         skipped.append((IGNORED, (-1,)))
+    for _, value in skipped:
+        far = np.abs(_values(labelled, colours) - value).max(axis=1) > tolerance
+        labelled = labelled[far | (value[0] < 0)]  # -1 lies beside class 0 and is exact
+    found = None
     if palette:
-        entries, note = _in_channels(palette, colours), "--palette"
-        if not entries:
+        found = _in_channels(palette, colours), "--palette"
+        if not found[0]:
             raise DataError("--palette: colours only, but the masks are gray; give gray levels")
-    else:
-        for _, value in skipped:
-            far = np.abs(_values(labelled, colours) - value).max(axis=1) > tolerance
-            labelled = labelled[far | (value[0] < 0)]  # -1 lies beside class 0 and is exact
-        found = None
-        if not colours and kind != "levels" and not tolerance:
-            found = _ids(labelled.tolist(), where, kind, num_classes)
-        entries, note = found or _levels(labelled, where, histogram, colours, tolerance)
+    elif not colours and kind != "levels" and not tolerance:
+        found = _ids(labelled.tolist(), where, kind, num_classes)
+    entries, note = found or _levels(labelled, where, histogram, colours, tolerance)
     return MaskRule(colours, (*entries, *skipped), tolerance, note)
 
 

@@ -9,17 +9,14 @@ dataset/README.md shows the layout and examples.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import re
 import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
-
-import numpy as np
-from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
@@ -27,17 +24,17 @@ from data import name_key  # noqa: E402
 from dataset.check import SMALLEST_SIDE, Problems  # noqa: E402
 from dataset.layout import LAYOUT, replacing_set, write_png  # noqa: E402
 from dataset.mask_values import IGNORED, KINDS, parse_ignored, parse_palette  # noqa: E402
-from dataset.set_check import check_set, share_text  # noqa: E402
-from dataset.set_plan import EACH, SPLITS, Plan, Settings, Source, Table, Tile, make_plan  # noqa: E402
+from dataset.set_check import Entry, absent_classes, check_set, splits_table  # noqa: E402
+from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile, make_plan  # noqa: E402
 from utils.commandline import UserError, exit_code  # noqa: E402
 from utils.files import DataError  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
-from utils.tables import csv_of_rows, text  # noqa: E402
+from utils.tables import csv_of_rows  # noqa: E402
 
 REPORT, SOURCES = "prepare_report.txt", "prepare_sources.csv"
 
 
-def prepare(settings: Settings) -> list[str]:
+def prepare(settings: Namespace) -> list[str]:
     """Make the set, unless it is a dry run, and return the lines of the report.
 
     Raises:
@@ -56,7 +53,7 @@ def prepare(settings: Settings) -> list[str]:
     return lines
 
 
-def _check_folders(settings: Settings) -> None:
+def _check_folders(settings: Namespace) -> None:
     problems, out = Problems(), settings.out
     inputs = {"images": settings.images, "masks": settings.masks}
     for option, folder in inputs.items():
@@ -120,43 +117,37 @@ def report_lines(plan: Plan) -> list[str]:
         lines.append("cropped: {} top, {} bottom, {} left, {} right".format(*settings.crop))
     if settings.tile:
         lines.append(f"tiles: {settings.tile}x{settings.tile}, overlap {settings.overlap} or more")
-    lines += [*plan.notes, "", *_splits_table(plan), "", *_missing_classes(plan)]
+    images = {
+        split: [Entry(t.source.batch, t.source.specimen, t.box[2:], t.counts) for t in tiles]
+        for split, tiles in plan.splits.items()
+    }
+    lines += [*plan.notes, "", *splits_table(images, plan.num_classes, "specimens"), ""]
+    absent = {
+        split: absent_classes([entry.counts for entry in images[split]], plan.num_classes)
+        for split in sorted(images)
+        if split != SPLITS["unlabelled"]
+    }
+    missing = [f"{split}: class {ids} does not occur" for split, ids in absent.items() if ids]
+    lines += missing or ["every class occurs in every split"]
     if settings.ignored_as != IGNORED and any(i == IGNORED for i, _ in plan.rule.palette):
         lines.append(f"pixels without a label are written as class {settings.ignored_as}")
     return lines + [f"warning: {line}" for line in (*plan.warnings, *_warnings(plan))]
 
 
-def _splits_table(plan: Plan) -> list[str]:
-    rows: list[tuple[object, ...]] = [
-        ("split", "images", "specimens", "batches", "share of class 0, 1, ...")
-    ]
-    for split in sorted(plan.splits, key=lambda s: (s.startswith("sup"), s)):
-        tiles = plan.splits[split]
-        specimens = {t.source.specimen for t in tiles}
-        batches = {t.source.batch for t in tiles if t.source.batch}
-        shares = "" if split == SPLITS["unlabelled"] else share_text(_counts(plan, split))
-        rows.append((split, len(tiles), len(specimens), len(batches), shares))
-    return text(rows)
-
-
-def _counts(plan: Plan, split: str) -> NDArray[np.int64]:
-    """Pixels of each class (C,) in a split."""
-    return np.array([t.counts for t in plan.splits[split]]).sum(0)
-
-
 def _warnings(plan: Plan) -> list[str]:
     """What may have been meant otherwise, or harms training."""
     found = []
-    if plan.unlabelled and plan.settings.ignored_as == IGNORED:
+    train, test = (plan.splits.get(SPLITS[name], []) for name in ("train", "test"))
+    unlabelled = sum(int(t.counts[IGNORED]) for t in train + test if t.counts is not None)
+    if unlabelled:
         found.append(
-            f"{plan.unlabelled} pixels without a label are written as {IGNORED}: train with "
+            f"{unlabelled} pixels without a label are written as {IGNORED}: train with "
             f"--ignore_label {IGNORED}, or write them as a class with --ignored-as CLASS"
         )
-    tiles = [tile for own in plan.splits.values() for tile in own]
-    sizes = {tile.source.box[2:] for tile in tiles}
-    if len(sizes) > 1 and not plan.settings.tile:
+    sizes = {tile.box[2:] for tiles in plan.splits.values() for tile in tiles}
+    if len(sizes) > 1:
         found.append(f"{len(sizes)} image sizes; train with --image_size N, or give --tile here")
-    shares = _counts(plan, SPLITS["train"])
+    shares = plan.counts(train).sum(0)
     if "numbered" in plan.rule.note and shares[0] < shares.max():
         found.append(
             f"class 0 (background, left out of the mean Dice) is not the largest class, "
@@ -168,25 +159,15 @@ def _warnings(plan: Plan) -> list[str]:
             f"sup_num1_*: {len(single)} images of {len(set(single))} specimen(s): repeats with "
             "images of one specimen are not independent"
         )
-    if not any(t.source.batch for t in plan.splits[SPLITS["train"]]):
+    if not any(t.source.batch for t in train):
         found.append("no production batch is known; PSCL-MoCo needs --batch-from")
     return found
-
-
-def _missing_classes(plan: Plan) -> list[str]:
-    """Which classes training, test and the annotated images do not show."""
-    lines = []
-    for split in sorted(s for s in plan.splits if s != SPLITS["unlabelled"]):
-        absent = np.flatnonzero(_counts(plan, split) == 0).tolist()
-        if absent:
-            lines.append(f"{split}: class {', '.join(map(str, absent))} does not occur")
-    return lines or ["every class occurs in every split"]
 
 
 # ---------------------------------------------------------------- command line
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(ArgumentParser):
     """Errors in one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -194,8 +175,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"prepare.py: {message}; --help lists the options\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
+def _parser() -> ArgumentParser:
+    raw = RawDescriptionHelpFormatter
     parser = _Parser(description=__doc__, epilog=f"The layout:\n{LAYOUT}", formatter_class=raw)
     add = parser.add_argument
     add("--check", type=Path, metavar="DIR", help="look at a set that is laid out")
@@ -232,14 +213,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_settings(words: Sequence[str] | None = None) -> Settings:
+def read_settings(words: Sequence[str] | None = None) -> Namespace:
     """Settings from the words of the command line, None for those of this process.
 
     Raises:
         DataError: all options that are wrong, one line each.
     """
     problems = Problems()
-    given = _parser().parse_args(words, Settings())
+    given = _parser().parse_args(words)
     for option in ("images", "masks", "out"):
         if given.check is None and getattr(given, option) is None:
             problems.append(f"--{option}: not given; --images, --masks and --out are needed")
@@ -284,7 +265,7 @@ def _crop(words: str) -> tuple[int, ...]:
     return tuple(int(n) for n in sides.groups())
 
 
-def _batch_from(words: str) -> re.Pattern[str] | Table | None:
+def _batch_from(words: str) -> re.Pattern[str] | dict[str, dict[str, str]] | None:
     """A regular expression, or the rows of a CSV file by file name."""
     if words.lower().endswith(".csv"):
         return _read_table(Path(words))
@@ -299,7 +280,7 @@ def _batch_from(words: str) -> re.Pattern[str] | Table | None:
     return pattern
 
 
-def _read_table(path: Path) -> Table:
+def _read_table(path: Path) -> dict[str, dict[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -315,7 +296,7 @@ def _read_table(path: Path) -> Table:
     if not {"file", "batch"} <= set(head):
         shown = ",".join(head)
         raise DataError(f"{path}: columns {shown}; the first line names them: file,batch,...")
-    table: Table = {}
+    table: dict[str, dict[str, str]] = {}
     problems = Problems()
     for number, row in enumerate(rows, start=2):
         values = {k: (v or "").strip() for k, v in row.items() if k and not isinstance(v, list)}

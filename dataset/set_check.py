@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +19,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from data import Sample, find_split, parse_name
 from dataset.check import Problems, SetCheck, size_text
 from dataset.layout import LAYOUT
-from utils.drawing import colour_mask, overview, palette, save_picture
+from utils.drawing import blend, overview, palette, save_picture
 from utils.files import DataError, list_names
 from utils.imagefile import Array, ImageStore, Pixels, read_image, read_mask
 from utils.metrics import IGNORED
@@ -35,9 +34,18 @@ BLUR = 4.0  # standard deviation, on the reduced picture, of the shading that is
 FLATTEST = 0.5  # gray levels: a reduced picture with less contrast is like any other
 SHOWN = 10  # lines of one kind
 TURNED = "rotated or mirrored too"
-SIZE = "size; share of class 0, 1, ..."
-MOST_PAIRS, PAIR = 24, 400  # on the contact sheet; its width and height in pixels
+MOST_PAIRS, PANEL = 24, 196  # on the contact sheet; side of a picture in pixels
 Vectors = NDArray[np.float32]
+Counts = NDArray[np.int64]
+
+
+class Entry(NamedTuple):
+    """An image for the table of splits: where it comes from, (H, W), pixels of each mask value."""
+
+    batch: str
+    sample: str
+    size: tuple[int, ...]
+    counts: Counts | None  # (256,); None without a mask
 
 
 @dataclass(frozen=True)
@@ -46,20 +54,14 @@ class Seen:
 
     split: str
     sample: Sample
-    size: tuple[int, int]
+    entry: Entry
     digest: str
     vector: Vectors
-    counts: NDArray[np.int64] | None  # (256,) pixels of each mask value
 
     @property
     def name(self) -> str:
         """Folder and file name."""
         return f"{self.split}/{self.sample.name}"
-
-    @property
-    def ids(self) -> tuple[str, str]:
-        """Production batch and sample id, see ``parse_name``."""
-        return parse_name(self.sample.image.stem)
 
 
 class Copy(NamedTuple):
@@ -93,13 +95,18 @@ def check_set(
     if not splits:
         raise DataError(f"{root}: no folder with img in it; the layout is\n{LAYOUT}")
     problems = Problems()
-    seen = [s for split in splits for s in _look(root, split, num_classes, problems)]
-    classes = num_classes or 1 + max((_highest(s) for s in seen), default=0)
+    seen = {split: list(_look(root, split, num_classes, problems)) for split in splits}
+    everything = [s for own in seen.values() for s in own]
+    masks = [s.entry.counts for s in everything if s.entry.counts is not None]
+    highest = max((int(np.flatnonzero(m[:IGNORED]).max(initial=0)) for m in masks), default=0)
+    classes = num_classes or highest + 1
     lines = [f"{root}: {classes} classes{'' if num_classes else ' (highest id + 1)'}", ""]
-    lines += [*_table(splits, seen, classes), "", *_annotated(seen, classes)]
-    lines += [*_leaks(seen, near), *_expected(splits)]
-    if sheet is not None and any(s.counts is not None for s in seen):
-        _draw_sheet(sheet, seen, classes)
+    lines += splits_table({split: [s.entry for s in own] for split, own in seen.items()}, classes)
+    lines += ["", *_annotated(seen, classes), *_leaks(everything, near)]
+    wanted = ("train_numf", "test_numf", "sup_num1_0")
+    lines += [f"{name}: not there; some stages need it" for name in wanted if name not in splits]
+    if sheet is not None and masks:
+        _draw_sheet(sheet, everything, classes)
         lines.append(f"contact sheet: {sheet}")
     return lines, problems
 
@@ -119,14 +126,9 @@ def _look(root: Path, split: str, num_classes: int, problems: Problems) -> Itera
                     mask = check.store.mask(sample.mask).numpy()
                     counts = np.bincount(mask.ravel(), minlength=256)
             image = check.store.image(sample.image).permute(1, 2, 0).squeeze(2).numpy()
-            size = check.store.file_size("image", sample.image)
-            yield Seen(split, sample, size, same_in_any_orientation(image), reduce(image), counts)
-
-
-def _highest(seen: Seen) -> int:
-    if seen.counts is None:
-        return 0
-    return int(max(np.flatnonzero(seen.counts[:IGNORED]), default=0))
+            batch, number = parse_name(sample.image.stem)
+            entry = Entry(batch, f"{batch}_{number}", image.shape[:2], counts)
+            yield Seen(split, sample, entry, same_in_any_orientation(image), reduce(image))
 
 
 # ---------------------------------------------------------------- copies
@@ -199,15 +201,14 @@ def _leaks(seen: list[Seen], near: float) -> list[str]:
             same.append(f"{test.name} = {other.name}")
         else:
             alike.append(f"{test.name} ~ {other.name} ({correlation:.3f})")
-    in_test, elsewhere = ({s.ids for s in part if s.sample.batch} for part in (tests, others))
-    both = sorted("_".join(ids) for ids in in_test & elsewhere)
+    named = ({s.entry.sample for s in part if s.entry.batch} for part in (tests, others))
+    both = sorted(set.intersection(*named))
     count = f"of {len(tests)}"
+    near_text = f"near copies in test, correlation {near:g} and more"
     lines = _listed(f"copies of training images in test, {TURNED}: {len(same)} {count}", same)
-    lines += _listed(
-        f"near copies in test, correlation {near:g} and more: {len(alike)} {count}", alike
-    )
+    lines += _listed(f"{near_text}: {len(alike)} {count}", alike)
     lines += _listed(f"samples (batch_sampleID) both in test and elsewhere: {len(both)}", both)
-    for split in sorted({s.split for s in seen if not s.split.startswith("sup")}):
+    for split in dict.fromkeys(s.split for s in seen if not s.split.startswith("sup")):
         own = [s.digest for s in seen if s.split == split]
         extra = len(own) - len(set(own))
         if extra:
@@ -224,7 +225,33 @@ def _listed(head: str, items: list[str]) -> list[str]:
 # ---------------------------------------------------------------- report
 
 
-def share_text(counts: NDArray[np.int64]) -> str:
+def splits_table(
+    splits: Mapping[str, Sequence[Entry]], classes: int, samples: str = "samples"
+) -> list[str]:
+    """Lines of a table: images, sizes and shares of the classes in each split, sup_* last.
+
+    Args:
+        splits: the images of each split.
+        classes: C.
+        samples: what tells images of one batch apart.
+    """
+    share = "size; share of class 0, 1, ..."
+    rows: list[tuple[object, ...]] = [("split", "images", "masks", samples, "batches", share)]
+    for split, own in sorted(splits.items(), key=lambda s: (s[0].startswith("sup"), s[0])):
+        sizes = [n for n, _ in Counter(size_text(entry.size) for entry in own).most_common()]
+        about = ", ".join(sizes[:2] + ["..."] * (len(sizes) > 2))
+        masks = [entry.counts for entry in own if entry.counts is not None]
+        if masks:
+            total = np.sum(masks, axis=0)
+            about += f"; {share_text(total[:classes])}"
+            if total[IGNORED] and classes <= IGNORED:
+                about += f"; {total[IGNORED]} pixels without a label (255)"
+        ids, batches = {e.sample for e in own}, {e.batch for e in own if e.batch}
+        rows.append((split, len(own), len(masks), len(ids), len(batches), about))
+    return text(rows)
+
+
+def share_text(counts: Counts) -> str:
     """Shares of the pixels (C,) as text, such as ``.729 .146 .125``; '-' when there is none."""
     total = int(counts.sum())
     if not total:
@@ -232,82 +259,50 @@ def share_text(counts: NDArray[np.int64]) -> str:
     return " ".join(f"{v / total:.3f}".removeprefix("0") for v in counts.tolist())
 
 
-def _table(splits: list[str], seen: list[Seen], classes: int) -> list[str]:
-    rows: list[tuple[object, ...]] = [("split", "images", "masks", "samples", "batches", SIZE)]
-    for split in splits:
-        own = [s for s in seen if s.split == split]
-        ids = {s.ids for s in own}
-        batches = {batch for batch, _ in ids if batch}
-        sizes = [size for size, _ in Counter(size_text(s.size) for s in own).most_common()]
-        size = ", ".join(sizes[:2] + ["..."] * (len(sizes) > 2))
-        masks = [s.counts for s in own if s.counts is not None]
-        if masks:
-            total = np.sum(masks, axis=0)
-            size += f"; {share_text(total[:classes])}"
-            if total[IGNORED] and classes <= IGNORED:
-                size += f"; {total[IGNORED]} pixels without a label (255)"
-        rows.append((split, len(own), len(masks), len(ids), len(batches), size))
-    return text(rows)
+def absent_classes(masks: Sequence[Counts | None], classes: int) -> str:
+    """The classes that none of the masks shows, such as ``1, 3``."""
+    total = sum((counts for counts in masks if counts is not None), np.zeros(256, np.int64))
+    return ", ".join(map(str, np.flatnonzero(total[:classes] == 0)))
 
 
-def _annotated(seen: list[Seen], classes: int) -> list[str]:
+def _annotated(seen: Mapping[str, list[Seen]], classes: int) -> list[str]:
     """Classes that annotated images miss, and annotated images that training does not have."""
     lines = []
-    train = {s.digest for s in seen if s.split == "train_numf"}
-    splits = sorted({s.split for s in seen if s.split.startswith("sup_")})
-    for split in splits:
-        own = [s for s in seen if s.split == split]
-        masks = [s.counts for s in own if s.counts is not None]
-        absent = _absent(np.sum(masks, axis=0) if masks else np.zeros(256, int), classes)
+    train = {s.digest for s in seen.get("train_numf", [])}
+    annotated = {split: own for split, own in seen.items() if split.startswith("sup_")}
+    for split, own in annotated.items():
+        absent = absent_classes([s.entry.counts for s in own], classes)
         if absent:
             lines.append(f"{split}: class {absent} does not occur")
         for s in own:
-            if s.counts is not None:
-                if len(own) > 1 and _absent(s.counts, classes):
-                    lines.append(f"  {s.name}: without class {_absent(s.counts, classes)}")
-                if s.digest not in train:
-                    lines.append(f"  {s.name}: is not in train_numf")
-    if not splits:
+            own_absent = absent_classes([s.entry.counts], classes)
+            if s.entry.counts is not None and own_absent and len(own) > 1:
+                lines.append(f"  {s.name}: without class {own_absent}")
+            if s.entry.counts is not None and s.digest not in train:
+                lines.append(f"  {s.name}: is not in train_numf")
+    if not annotated:
         return ["no folder of annotated images (sup_num1_0, ...)"]
     return lines or ["every annotated image shows every class"]
 
 
-def _absent(counts: NDArray[np.int64], classes: int) -> str:
-    return ", ".join(str(c) for c in range(classes) if not counts[c])
-
-
-def _expected(splits: list[str]) -> list[str]:
-    wanted = ("train_numf", "test_numf", "sup_num1_0")
-    return [f"{name}: not there; some stages need it" for name in wanted if name not in splits]
-
-
-# ---------------------------------------------------------------- contact sheet
-
-
-def overlay(image: Pixels, mask: Pixels, classes: int) -> Pixels:
-    """The image in gray with the classes above 0 coloured, white where a value is no class."""
-    gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    shown = np.repeat(gray[..., None], 3, axis=2).astype(np.float32)
-    inside = mask < classes
-    colours = colour_mask(np.where(inside, mask, 0), classes).astype(np.float32)
-    marked = inside & (mask > 0)
-    shown[marked] = 0.45 * shown[marked] + 0.55 * colours[marked]
-    shown[~inside] = 255
-    return shown.astype(np.uint8)
-
-
 def _draw_sheet(path: Path, seen: list[Seen], classes: int) -> None:
-    """Pairs image | overlay, taken evenly from the images with masks outside sup_*."""
-    with_masks = [s for s in seen if s.counts is not None]
-    choice = [s for s in with_masks if not s.split.startswith("sup")] or with_masks
+    """Pairs of image and classes in colour, taken evenly from the masks outside sup_*.
+
+    Class 0 is not coloured, and a value that is no class is white.
+    """
+    masked = [s for s in seen if s.entry.counts is not None]
+    choice = [s for s in masked if not s.split.startswith("sup")] or masked
+    colours = np.full((256, 3), 255, np.uint8)
+    colours[:classes] = palette(classes)
+    legend = colours[:classes].repeat(max(1, 2 * PANEL // classes), axis=0)
+    pictures, titles = [legend[None].repeat(40, axis=0)], [f"colours of class 0 ... {classes - 1}"]
     take = np.linspace(0, len(choice) - 1, min(MOST_PAIRS, len(choice))).round().astype(int)
-    pictures = [palette(classes).repeat(PAIR // classes or 1, axis=0)[None].repeat(40, axis=0)]
-    titles = [f"colours of class 0 ... {classes - 1}"]
     for s in (choice[i] for i in take.tolist()):
-        image, mask = read_image(s.sample.image), read_mask(s.sample.mask)
-        if mask.shape == image.shape[:2]:  # otherwise it is reported as a problem
-            plain = np.asarray(Image.fromarray(image).convert("RGB"))
-            pair = Image.fromarray(np.hstack([plain, overlay(image, mask, classes)]))
-            pictures.append(np.asarray(ImageOps.contain(pair, (PAIR, PAIR))))
-            titles.append(s.name)
+        image, mask = read_image(s.sample.image), read_mask(str(s.sample.mask))
+        if mask.shape != image.shape[:2]:
+            continue  # reported as a problem
+        gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        pair = blend(image, np.zeros_like(mask), colours, PANEL), blend(gray, mask, colours, PANEL)
+        pictures.append(np.hstack(pair))
+        titles.append(s.name)
     save_picture(path, overview(pictures, titles), "--sheet")

@@ -5,8 +5,8 @@ Nothing is written here; ``dataset/prepare.py`` is the program.
 
 from __future__ import annotations
 
-import argparse
 import re
+from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
@@ -16,56 +16,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import name_key, parse_name
+from data import MOST_REPEATS, name_key, parse_name
 from dataset.check import SMALLEST_SIDE, Problems, size_text
-from dataset.mask_values import (
-    IGNORED,
-    Codes,
-    MaskRule,
-    Palette,
-    Value,
-    find_rule,
-    histogram_of,
-    to_codes,
-)
+from dataset.mask_values import IGNORED, Codes, MaskRule, find_rule, histogram_of, to_codes
+from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
 from dataset.source_files import count_pages, read_picture, read_pixels
 from utils.files import IMAGE_SUFFIXES, list_files
 from utils.imagefile import Array, DataError, Pixels, has_colour
 
 SPLITS = {"train": "train_numf", "test": "test_numf", "unlabelled": "train_unlabelled"}
-REPEATS = 5
 EACH = -1  # of --page
 _SUFFIXES = [s for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
-Table = dict[str, dict[str, str]]  # file name -> its row
-
-
-class Settings(argparse.Namespace):
-    """What is asked for; see ``--help``."""
-
-    images: Path
-    masks: Path
-    out: Path
-    mask_pattern: str
-    mask_kind: str
-    palette: Palette
-    ignored: tuple[Value, ...]
-    ignored_as: int
-    tolerance: int
-    num_classes: int
-    page: int  # 0: not given
-    crop: tuple[int, int, int, int]  # top, bottom, left, right
-    trim: int
-    tile: int
-    overlap: int
-    batch_from: re.Pattern[str] | Table | None
-    test: float
-    seed: int
-    dry_run: bool
-    overwrite: bool
-    check: Path | None
-    sheet: Path | None
-    near: float
 
 
 class Box(NamedTuple):
@@ -114,23 +76,22 @@ class Tile:
     source: Source
     name: str
     box: Box
-    counts: tuple[int, ...] = ()  # pixels of each class; empty without a mask
+    counts: Counts | None = None  # (256,) pixels of each class; None without a mask
 
     @property
     def annotated(self) -> bool:
         """Whether it has a mask that is to be used."""
-        return bool(self.counts) and self.source.split != "unlabelled"
+        return self.counts is not None and self.source.split != "unlabelled"
 
 
 @dataclass
 class Plan:
-    """The set before it is written."""
+    """The set before it is written; ``settings`` are the options of ``dataset/prepare.py``."""
 
-    settings: Settings
+    settings: Namespace
     rule: MaskRule
     num_classes: int
-    splits: dict[str, list[Tile]] = field(default_factory=dict)
-    unlabelled: int = 0  # pixels
+    splits: defaultdict[str, list[Tile]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -140,35 +101,48 @@ class Plan:
 
     def ids(self, source: Source) -> Pixels:
         """Class ids of its mask after cropping, uint8 (H, W); unlabelled as ``--ignored-as``."""
-        ids = self.rule.apply(read_codes(self.settings, source, self.rule.colours))
+        ids = self.rule.apply(_codes(self.settings, source, self.rule.colours))
         return np.where(ids == IGNORED, self.settings.ignored_as, ids).astype(np.uint8)
 
+    def counts(self, tiles: list[Tile]) -> Counts:
+        """Pixels of each class in each tile, (N, C); all need masks."""
+        return np.array([t.counts for t in tiles if t.counts is not None])[:, : self.num_classes]
 
-def make_plan(settings: Settings) -> Plan:
+
+def make_plan(settings: Namespace) -> Plan:
     """Read everything once, decide what is which class and which image goes where.
+
+    Args:
+        settings: the options of ``dataset/prepare.py``, see its ``read_settings``.
 
     Raises:
         DataError: all problems found, one line each (after 30 lines only their number).
     """
     problems, warnings = Problems(), list[str]()
-    scan, sources = _Scan(settings), []
+    notes: Counter[str] = Counter()
+    colours = settings.mask_kind == "colours"
+    sources = []
     for source in find_sources(settings, problems, warnings):
         with problems.collect():
-            sources.append(scan.fit(source))
-    rule = _find_rule(settings, sources, scan.colours, problems)
+            image, note = read_picture(source.image, source.page)
+            mask = _mask_pixels(settings, source) if source.mask else image
+            colours = colours or (source.mask is not None and has_colour(mask))
+            sources.append(_fit(settings, source, image.shape, mask.shape))
+            notes[note] += 1
+    rule = _find_rule(settings, sources, colours, problems)
     tiles = _cut(settings, sources, problems)
     problems.refuse()
     assert rule is not None  # without masks there is a problem
-    known = max(settings.num_classes, rule.num_classes)
+    num_classes = max(settings.num_classes, rule.num_classes)
     if settings.ignored_as != IGNORED:
-        known = max(known, settings.ignored_as + 1)
-    if known < 2:
+        num_classes = max(num_classes, settings.ignored_as + 1)
+    if num_classes < 2:
         warnings.append(
             f"one class in all masks ({rule.lines()[1]}): training needs 2; check the masks, or "
             "give --palette"
         )
-    plan = Plan(settings, rule, known, warnings=warnings)
-    plan.notes += [f"{count} image(s) of {note}" for note, count in sorted(scan.notes.items())]
+    plan = Plan(settings, rule, num_classes, warnings=warnings)
+    plan.notes += [f"{count} image(s) of {note}" for note, count in sorted(notes.items()) if note]
     _split(plan, _count(plan, tiles))
     _annotate(plan)
     return plan
@@ -177,7 +151,7 @@ def make_plan(settings: Settings) -> Plan:
 # ---------------------------------------------------------------- finding images
 
 
-def find_sources(settings: Settings, problems: Problems, warnings: list[str]) -> list[Source]:
+def find_sources(settings: Namespace, problems: Problems, warnings: list[str]) -> list[Source]:
     """Pair images with masks and find out batch, sample and specimen of each."""
     files = list_files(settings.images, IMAGE_SUFFIXES)
     masks = {name_key(p.name): p for p in list_files(settings.masks)}
@@ -219,7 +193,7 @@ def find_sources(settings: Settings, problems: Problems, warnings: list[str]) ->
     return sources
 
 
-def _masks_of(settings: Settings, image: Path, masks: dict[str, Path]) -> list[Path]:
+def _masks_of(settings: Namespace, image: Path, masks: dict[str, Path]) -> list[Path]:
     """The masks that an image could have, by name; ``masks`` has their paths."""
     stem = name_key(image.stem)
     names = [stem + suffix for suffix in _SUFFIXES]
@@ -228,7 +202,7 @@ def _masks_of(settings: Settings, image: Path, masks: dict[str, Path]) -> list[P
     return [masks[name] for name in names if name in masks and masks[name] != image]
 
 
-def _identify(settings: Settings, source: Source) -> Source:
+def _identify(settings: Namespace, source: Source) -> Source:
     """Batch, sample and specimen from the table, the regular expression, or the name."""
     path, given = source.image, settings.batch_from
     specimen = split = ""
@@ -243,10 +217,9 @@ def _identify(settings: Settings, source: Source) -> Source:
         if match is None:
             shown = f"--batch-from {given.pattern!r}"
             raise DataError(f"{path}: {shown} does not match this name; correct it")
-        named = match.groupdict()
-        first, second, *_ = [*match.groups(), ""]
-        batch = named.get("batch") or first or ""
-        sample = named.get("sample") or second or path.stem
+        named, plain = match.groupdict(), match.groups("")
+        batch = named.get("batch") or plain[0]
+        sample = named.get("sample") or "".join(plain[1:2]) or path.stem
         specimen = named.get("specimen") or ""
     else:
         batch, sample = parse_name(path.stem)
@@ -265,7 +238,7 @@ def _field(text: str) -> str:
     return re.sub(r"[\s_/\\:*?\"<>|]+", "-", text.strip()).strip("-.")
 
 
-def _pages(settings: Settings, source: Source, warnings: list[str]) -> list[Source]:
+def _pages(settings: Namespace, source: Source, warnings: list[str]) -> list[Source]:
     """The wanted pages of a file, as one source each."""
     pages = count_pages(source.image)
     source = replace(source, pages=pages, page=max(settings.page, 1))
@@ -283,35 +256,10 @@ def _pages(settings: Settings, source: Source, warnings: list[str]) -> list[Sour
 # ---------------------------------------------------------------- pixels
 
 
-class _Scan:
-    """Decodes every file once, so that all problems are found before anything is made."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.colours = settings.mask_kind == "colours"  # whether any mask is coloured
-        self.notes: Counter[str] = Counter()  # on how images were converted
-
-    def fit(self, source: Source) -> Source:
-        """The source with the parts of image and mask to use. Raises DataError."""
-        settings = self.settings
-        pixels, note = read_picture(source.image, source.page)
-        shape: tuple[int, ...] = pixels.shape
-        if source.mask:
-            mask = _mask_pixels(settings, source)
-            self.colours = self.colours or has_colour(mask)
-            shape = mask.shape
-        box, mask_box = _fit(settings, source, pixels.shape, shape)
-        if min(box.height, box.width) < SMALLEST_SIDE:
-            text = f"{source.image}: {size_text(box[2:])} pixels are used"
-            raise DataError(f"{text}; at least {SMALLEST_SIDE} a side are needed")
-        self.notes.update([note] if note else [])
-        return replace(source, box=box, mask_box=mask_box)
-
-
 def _fit(
-    settings: Settings, source: Source, image: tuple[int, ...], mask: tuple[int, ...]
-) -> tuple[Box, Box]:
-    """Crop image and mask (their shapes are given) to one size.
+    settings: Namespace, source: Source, image: tuple[int, ...], mask: tuple[int, ...]
+) -> Source:
+    """The source with the parts of image and mask (their shapes are given) that are used.
 
     A mask that has the size of the cropped image is not cropped again. With ``trim``, what one of
     them has more at the bottom and on the right is cut off, up to so many pixels.
@@ -327,18 +275,19 @@ def _fit(
             " a mask has the size of its image, before or after --crop; --trim cuts a few pixels"
         )
     height, width = min(box.height, mask_box.height), min(box.width, mask_box.width)
-    return (
-        box._replace(height=height, width=width),
-        mask_box._replace(height=height, width=width),
-    )
+    if min(height, width) < SMALLEST_SIDE:
+        text = f"{source.image}: {size_text((height, width))} pixels are used"
+        raise DataError(f"{text}; at least {SMALLEST_SIDE} a side are needed")
+    box, mask_box = (b._replace(height=height, width=width) for b in (box, mask_box))
+    return replace(source, box=box, mask_box=mask_box)
 
 
-def _crop(settings: Settings, whole: Box) -> Box:
+def _crop(settings: Namespace, whole: Box) -> Box:
     top, bottom, left, right = settings.crop
     return Box(top, left, max(0, whole.height - top - bottom), max(0, whole.width - left - right))
 
 
-def _mask_pixels(settings: Settings, source: Source) -> Array:
+def _mask_pixels(settings: Namespace, source: Source) -> Array:
     """The mask's own values; a mask of one page serves all pages of its image."""
     assert source.mask is not None
     pages = count_pages(source.mask)
@@ -349,21 +298,21 @@ def _mask_pixels(settings: Settings, source: Source) -> Array:
     return read_pixels(source.mask, source.page if pages > 1 else 1, colours)
 
 
-def read_codes(settings: Settings, source: Source, colours: bool) -> Codes:
-    """The used part of a source's mask as codes, (H, W), see ``to_codes``."""
+def _codes(settings: Namespace, source: Source, colours: bool) -> Codes:
+    """The used part of a source's mask, (H, W), see ``to_codes``."""
     assert source.mask is not None
     return to_codes(source.mask, source.mask_box.of(_mask_pixels(settings, source)), colours)
 
 
 def _find_rule(
-    settings: Settings, sources: list[Source], colours: bool, problems: Problems
+    settings: Namespace, sources: list[Source], colours: bool, problems: Problems
 ) -> MaskRule | None:
     """The rule for all masks; what is wrong with them is added to the problems."""
     histograms: list[tuple[Path, Counter[int]]] = []
     for source in sources:
         if source.mask:
             with problems.collect():
-                codes = read_codes(settings, source, colours)
+                codes = _codes(settings, source, colours)
                 histograms.append((source.mask, histogram_of(codes)))
     total = sum((histogram for _, histogram in histograms), Counter())
     rule = None
@@ -399,7 +348,7 @@ def tile_starts(side: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, side - tile, step), side - tile]
 
 
-def _cut(settings: Settings, sources: list[Source], problems: Problems) -> list[Tile]:
+def _cut(settings: Namespace, sources: list[Source], problems: Problems) -> list[Tile]:
     """Tiles of all sources, with their names."""
     same = Counter((s.batch, s.sample) for s in sources)
     number: Counter[tuple[str, str]] = Counter()
@@ -444,15 +393,14 @@ def _count(plan: Plan, tiles: list[Tile]) -> list[Tile]:
         for tile in own:
             if ids is not None:
                 counts = np.bincount(tile.box.of(ids).ravel(), minlength=256)
-                plan.unlabelled += int(counts[IGNORED])
-                tile = replace(tile, counts=tuple(counts[: plan.num_classes].tolist()))
+                tile = replace(tile, counts=counts)
             counted.append(tile)
     return counted
 
 
 def _split(plan: Plan, tiles: list[Tile]) -> None:
     """Fill ``plan.splits``: whole specimens to the test set, images without masks apart."""
-    test = _test_specimens(plan.settings, [t for t in tiles if t.annotated])
+    test = _test_specimens(plan, [t for t in tiles if t.annotated])
     left_out = 0
     for tile in tiles:
         in_test = tile.source.specimen in test
@@ -460,7 +408,7 @@ def _split(plan: Plan, tiles: list[Tile]) -> None:
             left_out += 1  # pretraining would see the test specimens
             continue
         split = "test" if in_test else "train" if tile.annotated else "unlabelled"
-        plan.splits.setdefault(SPLITS[split], []).append(tile)
+        plan.splits[SPLITS[split]].append(tile)
     if left_out:
         plan.notes.append(f"{left_out} image(s) without a mask left out: of a test specimen")
     if SPLITS["train"] not in plan.splits:
@@ -468,40 +416,40 @@ def _split(plan: Plan, tiles: list[Tile]) -> None:
         raise DataError(f"{where}: no annotated image is left to train on; lower --test")
 
 
-def _test_specimens(settings: Settings, annotated: list[Tile]) -> set[Hashable]:
+def _test_specimens(plan: Plan, annotated: list[Tile]) -> set[Hashable]:
     """The specimens that the table gives to the test set; without any, a draw among the others."""
     given: defaultdict[str, set[str]] = defaultdict(set)
     for tile in annotated:
         given[tile.source.specimen].add(tile.source.split)
     both = (s for s, splits in given.items() if {"train", "test"} <= splits)
-    Problems(f"specimen {s}: in training and in test; give it to one split" for s in both).refuse()
+    wrong = (f"specimen {s}: in training and in test; give it to one split" for s in both)
+    Problems(wrong).refuse()
     test: set[Hashable] = {s for s, splits in given.items() if "test" in splits}
-    if test or not settings.test:
+    if test or not plan.settings.test:
         return test
     free = [t for t in annotated if "train" not in given[t.source.specimen]]
     owners = [t.source.specimen for t in free]
     names = sorted(set(owners))
     if len(names) < 2:
         raise DataError(
-            f"{settings.images}: {len(names)} specimen(s) to draw a test set from "
+            f"{plan.settings.images}: {len(names)} specimen(s) to draw a test set from "
             f"({', '.join(names)}), 2 are needed; tell images apart by --batch-from, "
             "or give --test 0"
         )
-    counts = np.array([t.counts for t in free])
-    return draw_test_specimens(owners, counts, settings.test, settings.seed)
+    return draw_test_specimens(owners, plan.counts(free), plan.settings.test, plan.settings.seed)
 
 
 def _annotate(plan: Plan) -> None:
     """Add the sets of one and of five annotated images."""
     train, seed = plan.splits[SPLITS["train"]], plan.settings.seed
-    counts = np.array([t.counts for t in train])
-    specimens = [t.source.specimen for t in train]
-    single = [[index] for index in draw_single(specimens, counts, seed, REPEATS)]
-    for size, groups in ((1, single), (5, draw_groups(specimens, counts, seed, 5, REPEATS))):
+    counts, specimens = plan.counts(train), [t.source.specimen for t in train]
+    single = [[index] for index in draw_single(specimens, counts, seed, MOST_REPEATS)]
+    five = draw_groups(specimens, counts, seed, 5, MOST_REPEATS)
+    for size, groups in ((1, single), (5, five)):
         for k, group in enumerate(groups):
             plan.splits[f"sup_num{size}_{k}"] = [train[index] for index in group]
-        if len(groups) < REPEATS:
+        if len(groups) < MOST_REPEATS:
             plan.warnings.append(
-                f"{len(groups)} of {REPEATS} sets sup_num{size}_*: {len(train)} training image(s) "
-                "give no more different ones"
+                f"{len(groups)} of {MOST_REPEATS} sets sup_num{size}_*: {len(train)} training "
+                "image(s) give no more different ones"
             )
