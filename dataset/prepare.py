@@ -117,10 +117,13 @@ def report_lines(plan: Plan) -> list[str]:
         lines.append("cropped: {} top, {} bottom, {} left, {} right".format(*settings.crop))
     if settings.tile:
         lines.append(f"tiles: {settings.tile}x{settings.tile}, overlap {settings.overlap} or more")
-    images = {
-        split: [Entry(t.source.batch, t.source.specimen, t.box[2:], t.counts) for t in tiles]
-        for split, tiles in plan.splits.items()
-    }
+    images = {}
+    for split, tiles in plan.splits.items():
+        kept = split != SPLITS["unlabelled"]  # masks there are not written
+        images[split] = [
+            Entry(t.source.batch, t.source.specimen, t.box[2:], t.counts if kept else None)
+            for t in tiles
+        ]
     lines += [*plan.notes, "", *splits_table(images, plan.num_classes, "specimens"), ""]
     absent = {
         split: absent_classes([entry.counts for entry in images[split]], plan.num_classes)

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 import data
-from data import DataError, ImageStore, Sample, check_data, find_split
+from data import DataError, ImageStore, Sample, find_split
+from dataset.check import check_data
 from pscl.geometry import ViewGeometry
 from utils.augmentation import ColorJitter
 from utils.metrics import IGNORED
