@@ -75,10 +75,7 @@ def parse_name(stem: str) -> tuple[str, str]:
 def find_split(data_dir: str | Path, split: str) -> list[Sample]:
     """Images of ``data_dir/split/img`` in the order of their names, each with its mask in ``gt``.
 
-    A missing folder has no images.
-
-    Raises:
-        DataError: a folder that may not be listed.
+    A missing folder has no images; one that may not be listed raises DataError.
     """
     folder = Path(data_dir) / split
     masks = {name_key(p.stem): p for p in list_files(folder / "gt", [MASK_SUFFIX])}
@@ -88,9 +85,9 @@ def find_split(data_dir: str | Path, split: str) -> list[Sample]:
 
 def annotated_split(data_dir: str | Path, size: str, repeat: int = 0) -> str:
     """Folder name of the annotated images: data size '1', '5', ..., or 'f' (all images)."""
-    if size != "f":
-        return f"sup_num{size}_{repeat}"
-    return "sup_numf" if (Path(data_dir) / "sup_numf").is_dir() else "train_numf"
+    if size == "f":
+        return "sup_numf" if (Path(data_dir) / "sup_numf").is_dir() else "train_numf"
+    return f"sup_num{size}_{repeat}"
 
 
 def annotated_repeats(
@@ -237,8 +234,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
             "name": sample.name,
         }
         if draw.stream == ANNOTATED and sample.mask is not None:
-            label = one_hot(self.store.mask(sample.mask), self.num_classes)
-            item["label"] = geometry.apply(label)
+            item["label"] = geometry.apply(one_hot(self.store.mask(sample.mask), self.num_classes))
         return item
 
 
@@ -260,9 +256,6 @@ class Augmentation(NamedTuple):
     rotation: float = 0.0
 
 
-PUBLISHED_AUGMENTATION = Augmentation()
-
-
 @dataclass(eq=False)
 class SegmentationDataset(Dataset[dict[str, Any]]):
     """Annotated images for fine-tuning and supervised training.
@@ -275,7 +268,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     store: ImageStore
     _: KW_ONLY
     seed: int
-    augmentation: Augmentation = PUBLISHED_AUGMENTATION
+    augmentation: Augmentation = Augmentation()
     standardize: bool = False
 
     def __len__(self) -> int:
@@ -430,10 +423,9 @@ class Batches:
 
 
 def collate(items: Sequence[dict[str, Any]]) -> Batch:
-    """Join items to a batch.
+    """Join items to a batch: tensors are stacked, "group" becomes int64 (B,), others are lists.
 
-    Tensors are stacked, "group" becomes int64 (B,), "name" and "geometry" lists; "label", which
-    only the annotated image at index 0 has, becomes (1, C, H, W).
+    "label", which only the annotated image at index 0 has, becomes (1, C, H, W).
     """
     batch: Batch = {}
     for key, first in items[0].items():
@@ -458,8 +450,10 @@ def pretraining_batches(
     """Batches of {"view_q", "view_k", "geometry", "group", "name"}, see ``TwoViewDataset``.
 
     When ``annotated`` is not empty, each batch begins with one of its images, drawn anew for every
-    step, and has its "label" (1, C, H, W) too; B is then ``batch_size`` + 1. ``settings`` are the
-    other attributes of ``TwoViewDataset``.
+    step, and has its "label" (1, C, H, W) too; B is then ``batch_size`` + 1.
+
+    Args:
+        settings: other attributes of ``TwoViewDataset``.
     """
     dataset = TwoViewDataset(train, annotated, store, seed=seed, **settings)
     return Batches(dataset, PretrainingOrder(len(train), len(annotated), batch_size, seed), workers)

@@ -92,15 +92,14 @@ def check_data(
         num_classes: C; a class id of C or more in a mask is an error.
         image_size, ignore_label: see ``ImageStore``.
         stages: any of 'self', 'fine', 'sup'.
-        sizes, repeats: which annotated images: data sizes '1', '5', 'f', and which choices of them,
-            see ``annotated_repeats``.
+        sizes, repeats: data sizes '1', '5', 'f', and see ``annotated_repeats``.
         use_unlabelled: pretraining reads ``train_unlabelled`` too.
         self_mode_needs_groups: pretraining uses the production batches.
         needs_annotated: every batch of pretraining has an annotated image.
         probe: pretraining scores its features on the annotated images and the test set.
 
     Raises:
-        DataError: all problems found, one line each (after 30 lines only their number).
+        DataError: all problems found, see ``Problems.refuse``.
     """
     root = Path(data_dir)
     if not os.path.isdir(root):
@@ -111,8 +110,8 @@ def check_data(
     splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
     pretraining = []
     if "self" in stages:
-        for split in ("train_numf", *(["train_unlabelled"] if use_unlabelled else [])):
-            pretraining += check.folder(split)
+        pretraining += check.folder("train_numf")
+        pretraining += check.folder("train_unlabelled") if use_unlabelled else []
     probed = len(check.problems)
     for split in splits if scored or needs_annotated else ():
         annotated = check.folder(split, masks=True)
@@ -173,10 +172,7 @@ class SetCheck:
         sound: list[Sample] = []
         with self.problems.collect():
             samples = find_split(self.root, split)
-            self._images(split)
-            self._same_names([s.image for s in samples])
-            if masks:
-                self._masks(split, samples)
+            self._names(split, samples, masks)
             for sample in samples:
                 with self.problems.collect():
                     self.image(sample)
@@ -185,8 +181,8 @@ class SetCheck:
                     sound.append(sample)
         return sound
 
-    def _images(self, split: str) -> None:
-        """A folder must hold images; names that stand for no file are problems."""
+    def _names(self, split: str, samples: list[Sample], masks: bool) -> None:
+        """There must be images, no two images or masks of one name, and no names without a file."""
         folder, purpose = self.root / split / "img", PURPOSE.get(split, ANNOTATED)
         if not os.path.isdir(folder):
             raise DataError(f"{folder}: no such folder; {purpose}")
@@ -201,26 +197,17 @@ class SetCheck:
                 f"{others[0]}: {len(others)} file(s) in this folder left out; "
                 f"read are {' '.join(IMAGE_SUFFIXES)}"
             )
-
-    def _masks(self, split: str, samples: list[Sample]) -> None:
-        """Masks must be unambiguous; those without an image are worth a warning."""
-        files = list_files(self.root / split / "gt")
-        self._same_names([p for p in files if p.suffix.lower() == MASK_SUFFIX])
-        keys = {name_key(s.image.stem) for s in samples}
-        stray = [path for path in files if name_key(path.stem) not in keys]
-        self.warnings += [f"{path}: mask without an image; not used" for path in stray]
-
-    def _same_names(self, paths: list[Path]) -> None:
-        """No two images, or masks, of one folder may differ by their suffix alone."""
+        beside = list_files(self.root / split / "gt") if masks else []
         by_name = defaultdict(list)
-        for path in paths:
-            by_name[name_key(path.stem)].append(path)
-        for same in by_name.values():
+        for path in (*(s.image for s in samples), *beside):
+            if path.parent == folder or path.suffix.lower() == MASK_SUFFIX:
+                by_name[path.parent, name_key(path.stem)].append(path)
+        for (parent, _), same in by_name.items():
             if len(same) > 1:
                 names = ", ".join(path.name for path in same)
-                self.problems.append(
-                    f"{same[0].parent}: {names} share one name; rename or remove one"
-                )
+                self.problems.append(f"{parent}: {names} share one name; rename or remove one")
+        stray = [path for path in beside if (folder, name_key(path.stem)) not in by_name]
+        self.warnings += [f"{path}: mask without an image; not used" for path in stray]
 
     def image(self, sample: Sample) -> None:
         """Decode an image; raises DataError if it cannot be used."""

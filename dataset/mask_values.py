@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from utils.metrics import IGNORED
 Codes = NDArray[np.int64]
 Value = tuple[int, ...]  # one gray level, or red, green, blue
 Palette = tuple[tuple[int, Value], ...]  # class id (or IGNORED) and value
+Entries = list[tuple[int, Value]]
 
 LARGEST = 2.0**53  # whole numbers of float masks; above it not all can be written
 MOST_CLASSES = 32  # that are believed without a palette
@@ -163,35 +165,23 @@ def _text(value: Iterable[int]) -> str:
     return ",".join(map(str, value))
 
 
-def find_rule(
-    histogram: Mapping[int, int],
-    *,
-    where: str | Path = "masks",
-    colours: bool,
-    kind: str = "auto",
-    palette: Palette = (),
-    ignored: Sequence[Value] = (),
-    tolerance: int = 0,
-    num_classes: int = 0,
-) -> MaskRule:
+def find_rule(histogram: Mapping[int, int], colours: bool, settings: Namespace) -> MaskRule:
     """Choose the rule for a whole set.
 
     Args:
         histogram: code -> number of pixels, over all masks.
-        where: their folder, for the messages.
         colours: whether codes are colours.
-        kind: one of ``KINDS``.
-        palette: taken as it is when there is one.
-        ignored: values of unlabelled pixels, besides -1.
-        tolerance: values at most so far apart (in each channel) are one.
-        num_classes: C if known, else 0.
+        settings: options of ``dataset/prepare.py``: masks, mask_kind, palette, ignored, tolerance,
+            num_classes.
 
     Raises:
         DataError: the values cannot be told apart into classes.
     """
+    kind, palette, tolerance = settings.mask_kind, settings.palette, settings.tolerance
     if colours and kind == "ids":
-        raise DataError(f"{where}: coloured, not class ids; give --palette or --mask-kind colours")
-    skipped = _in_channels(((IGNORED, value) for value in ignored), colours)
+        cure = "give --palette or --mask-kind colours"
+        raise DataError(f"{settings.masks}: coloured, not class ids; {cure}")
+    skipped = _in_channels(((IGNORED, value) for value in settings.ignored), colours)
     labelled = np.array([c for c in sorted(histogram) if colours or c != -1], np.int64)
     if len(labelled) < len(histogram):
         skipped.append((IGNORED, (-1,)))
@@ -204,46 +194,45 @@ def find_rule(
         if not found[0]:
             raise DataError("--palette: colours only, but the masks are gray; give gray levels")
     elif not colours and kind != "levels" and not tolerance:
-        found = _ids(labelled.tolist(), where, kind, num_classes)
-    entries, note = found or _levels(labelled, where, histogram, colours, tolerance)
+        found = _ids(labelled.tolist(), settings)
+    entries, note = found or _levels(labelled, histogram, colours, settings)
     return MaskRule(colours, (*entries, *skipped), tolerance, note)
 
 
-def _in_channels(entries: Iterable[tuple[int, Value]], colours: bool) -> list[tuple[int, Value]]:
+def _in_channels(entries: Iterable[tuple[int, Value]], colours: bool) -> Entries:
     """Gray levels as colours or, of equal channels, the other way round; others are left out."""
     if colours:
         return [(i, v * 3 if len(v) == 1 else v) for i, v in entries]
     return [(i, v[:1]) for i, v in entries if len(set(v)) == 1]
 
 
-def _ids(
-    values: list[int], where: str | Path, kind: str, num_classes: int
-) -> tuple[list[tuple[int, Value]], str] | None:
+def _ids(values: list[int], settings: Namespace) -> tuple[Entries, str] | None:
     """Gray values (ascending) as class ids; None if they are levels of a picture."""
     labels = [v for v in values if v != IGNORED]
     if values and values[0] < 0:
-        value = values[0]
-        raise DataError(f"{where}: value {value} in them; give --ignore={value} or --palette")
+        cure = f"give --ignore={values[0]} or --palette"
+        raise DataError(f"{settings.masks}: value {values[0]} in them; {cure}")
     highest = max(labels, default=0)
     # Ids may miss a class, but gray levels of a picture lie far apart.
-    limit = num_classes - 1 if num_classes else 2 * len(labels)
-    if not num_classes and len(labels) > MOST_CLASSES:
+    limit = settings.num_classes - 1 if settings.num_classes else 2 * len(labels)
+    if not settings.num_classes and len(labels) > MOST_CLASSES:
         limit = -1
     two_levels = labels == [0] and IGNORED in values
-    if kind != "ids" and (not labels or highest > limit or two_levels):
+    if settings.mask_kind != "ids" and (not labels or highest > limit or two_levels):
         return None
     if highest >= IGNORED:
-        raise DataError(f"{where}: value {highest} is no class id (0..254); --mask-kind levels")
+        value = f"{settings.masks}: value {highest}"
+        raise DataError(f"{value} is no class id (0..254); give --mask-kind levels")
     also = f"; {IGNORED} taken as no label" if IGNORED in values else ""
     ids = [*labels, IGNORED] if also else labels
     return [(v, (v,)) for v in ids], f"values taken as class ids{also}"
 
 
 def _levels(
-    codes: Codes, where: str | Path, histogram: Mapping[int, int], colours: bool, tolerance: int
-) -> tuple[list[tuple[int, Value]], str]:
+    codes: Codes, histogram: Mapping[int, int], colours: bool, settings: Namespace
+) -> tuple[Entries, str]:
     """Group almost equal values and number the groups from dark to bright."""
-    what = "colours" if colours else "gray levels"
+    what, tolerance = "colours" if colours else "gray levels", settings.tolerance
     order = np.argsort([-histogram[c] for c in codes.tolist()], kind="stable")
     left = _values(codes, colours)[order]
     centres: list[Value] = []
@@ -252,7 +241,7 @@ def _levels(
         left = left[np.abs(left - left[0]).max(axis=1) > tolerance]
     if len(centres) > MOST_CLASSES:
         raise DataError(
-            f"{where}: {len(codes)} {what}, more than {MOST_CLASSES} of them over "
+            f"{settings.masks}: {len(codes)} {what}, more than {MOST_CLASSES} of them over "
             f"{tolerance} apart; raise --tolerance or name the classes with --palette"
         )
     weights = (0.299, 0.587, 0.114) if colours else (1.0,)

@@ -24,12 +24,12 @@ from data import name_key  # noqa: E402
 from dataset.check import SMALLEST_SIDE, Problems  # noqa: E402
 from dataset.layout import LAYOUT, replacing_set, write_png  # noqa: E402
 from dataset.mask_values import IGNORED, KINDS, parse_ignored, parse_palette  # noqa: E402
-from dataset.set_check import Entry, absent_classes, check_set, splits_table  # noqa: E402
+from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
 from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile, make_plan  # noqa: E402
 from utils.commandline import UserError, exit_code  # noqa: E402
 from utils.files import DataError  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
-from utils.tables import csv_of_rows  # noqa: E402
+from utils.tables import csv_text  # noqa: E402
 
 REPORT, SOURCES = "prepare_report.txt", "prepare_sources.csv"
 
@@ -85,23 +85,15 @@ def _write_tiles(plan: Plan, root: Path) -> None:
 
 def _sources(plan: Plan) -> str:
     """Where each image of the set comes from, as CSV."""
-    tiles = [(split, tile) for split in SPLITS.values() for tile in plan.splits.get(split, [])]
-    return csv_of_rows(
-        [
-            {
-                "name": f"{tile.name}.png",
-                "split": split,
-                "file": tile.source.image.name,
-                "page": tile.source.page,
-                "top": tile.source.box.top + tile.box.top,
-                "left": tile.source.box.left + tile.box.left,
-                "batch": tile.source.batch,
-                "sample": tile.source.sample,
-                "specimen": tile.source.specimen,
-            }
-            for split, tile in tiles
-        ]
-    )
+    head = ("name", "split", "file", "page", "top", "left", "batch", "sample", "specimen")
+    rows: list[tuple[object, ...]] = [head]
+    for split in SPLITS.values():
+        for tile in plan.splits.get(split, []):
+            source, box = tile.source, tile.source.box
+            place = source.page, box.top + tile.box.top, box.left + tile.box.left
+            ids = source.batch, source.sample, source.specimen
+            rows.append((f"{tile.name}.png", split, source.image.name, *place, *ids))
+    return csv_text(rows)
 
 
 # ---------------------------------------------------------------- report
@@ -125,12 +117,7 @@ def report_lines(plan: Plan) -> list[str]:
             for t in tiles
         ]
     lines += [*plan.notes, "", *splits_table(images, plan.num_classes, "specimens"), ""]
-    absent = {
-        split: absent_classes([entry.counts for entry in images[split]], plan.num_classes)
-        for split in sorted(images)
-        if split != SPLITS["unlabelled"]
-    }
-    missing = [f"{split}: class {ids} does not occur" for split, ids in absent.items() if ids]
+    missing = missing_classes(images, plan.num_classes)
     lines += missing or ["every class occurs in every split"]
     if settings.ignored_as != IGNORED and any(i == IGNORED for i, _ in plan.rule.palette):
         lines.append(f"pixels without a label are written as class {settings.ignored_as}")
@@ -192,9 +179,7 @@ def _parser() -> ArgumentParser:
     add("--mask-pattern", default="", help='mask name, such as "{stem}_mask.png"; default: stem')
     add("--mask-kind", choices=KINDS, default="auto", help="what mask values are; default: auto")
     add("--palette", default="", help='"0=0,0,0 1=255,0,0 ignore=255,255,255", or "0=0 1=128"')
-    add(
-        "--ignore", dest="ignored", default="", help='mask values without a label: "255"; -1 always'
-    )
+    add("--ignore", dest="ignored", default="", help="mask values without a label; -1 always is")
     add("--ignored-as", type=int, default=IGNORED, help="value written for them (255)")
     add("--tolerance", type=int, default=0, help="mask values so near (per channel) are one (0)")
     add("--page", default="", help="page of TIFFs of several pages, counted from 1, or each")
@@ -228,20 +213,16 @@ def read_settings(words: Sequence[str] | None = None) -> Namespace:
         if given.check is None and getattr(given, option) is None:
             problems.append(f"--{option}: not given; --images, --masks and --out are needed")
     some, pattern = "0 or more", given.mask_pattern
+    stem, below = "{stem} for the image's name", "0 or more, less than --tile"
     checks = (
         ("near", given.near, 0 < given.near <= 1, "a correlation above 0, at most 1"),
         ("num_classes", given.num_classes, 0 <= given.num_classes <= 255, "1 to 255"),
-        ("mask-pattern", repr(pattern), "{stem}" in (pattern or "{stem}"), "{stem} in it"),
+        ("mask-pattern", repr(pattern), "{stem}" in (pattern or "{stem}"), stem),
         ("ignored-as", given.ignored_as, 0 <= given.ignored_as <= 255, "0 to 255"),
         ("tolerance", given.tolerance, given.tolerance >= 0, some),
         ("trim", given.trim, given.trim >= 0, some),
         ("tile", given.tile, given.tile == 0 or given.tile >= SMALLEST_SIDE, "16 pixels or more"),
-        (
-            "overlap",
-            given.overlap,
-            0 <= given.overlap < max(given.tile, 1),
-            "0 or more, less than --tile",
-        ),
+        ("overlap", given.overlap, 0 <= given.overlap < max(given.tile, 1), below),
         ("test", given.test, 0 <= given.test < 1, "a share of 0 or more, below 1"),
         ("seed", given.seed, given.seed >= 0, some),
     )
@@ -335,12 +316,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 lines = prepare(settings)
             else:
                 sheet = settings.sheet or Path(f"{settings.check.resolve().name}_check.png")
-                lines, problems = check_set(
-                    settings.check,
-                    num_classes=settings.num_classes,
-                    sheet=sheet,
-                    near=settings.near,
-                )
+                classes, near = settings.num_classes, settings.near
+                lines, problems = check_set(settings.check, classes, sheet, near)
         except MemoryError:
             cure = "make the images smaller, or close other programs"
             raise UserError(f"Out of memory: {cure}") from None

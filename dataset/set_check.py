@@ -64,16 +64,8 @@ class Seen:
         return f"{self.split}/{self.sample.name}"
 
 
-class Copy(NamedTuple):
-    """A test image and the image elsewhere that is like it; correlation 1 when it is the same."""
-
-    test: Seen
-    other: Seen
-    correlation: float
-
-
 def check_set(
-    root: Path, *, num_classes: int = 0, sheet: Path | None = None, near: float = 0.9
+    root: Path, num_classes: int = 0, sheet: Path | None = None, near: float = 0.9
 ) -> tuple[list[str], Problems]:
     """Look at a set and draw its contact sheet.
 
@@ -176,8 +168,13 @@ def best_correlation(
     return np.concatenate(best), np.concatenate(which)
 
 
-def find_copies(tests: Sequence[Seen], others: Sequence[Seen], near: float) -> list[Copy]:
-    """Test images that are copies of an image elsewhere, the closest first."""
+def find_copies(
+    tests: Sequence[Seen], others: Sequence[Seen], near: float
+) -> list[tuple[Seen, Seen, float]]:
+    """Test images and the image elsewhere that each is a copy of, with their correlation.
+
+    The closest come first; the correlation is 1 when they are the same in any orientation.
+    """
     if not tests or not others:
         return []
     others = sorted(others, key=lambda s: s.split.startswith("sup"))  # copies of training images
@@ -186,10 +183,10 @@ def find_copies(tests: Sequence[Seen], others: Sequence[Seen], near: float) -> l
     copies = []
     for test, correlation, index in zip(tests, best.tolist(), which.tolist(), strict=True):
         if test.digest in digests:
-            copies.append(Copy(test, digests[test.digest], 1.0))
+            copies.append((test, digests[test.digest], 1.0))
         elif correlation >= near:
-            copies.append(Copy(test, others[index], correlation))
-    return sorted(copies, key=lambda copy: -copy.correlation)
+            copies.append((test, others[index], correlation))
+    return sorted(copies, key=lambda copy: -copy[2])
 
 
 def _leaks(seen: list[Seen], near: float) -> list[str]:
@@ -259,10 +256,15 @@ def share_text(counts: Counts) -> str:
     return " ".join(f"{v / total:.3f}".removeprefix("0") for v in counts.tolist())
 
 
-def absent_classes(masks: Sequence[Counts | None], classes: int) -> str:
-    """The classes that none of the masks shows, such as ``1, 3``."""
-    total = sum((counts for counts in masks if counts is not None), np.zeros(256, np.int64))
-    return ", ".join(map(str, np.flatnonzero(total[:classes] == 0)))
+def missing_classes(splits: Mapping[str, Sequence[Entry]], classes: int) -> list[str]:
+    """A line for each split with masks of which none shows one of the C classes."""
+    lines = []
+    for split, own in sorted(splits.items()):
+        masks = [entry.counts for entry in own if entry.counts is not None]
+        absent = np.flatnonzero(np.sum(masks, axis=0)[:classes] == 0).tolist() if masks else []
+        if absent:
+            lines.append(f"{split}: class {', '.join(map(str, absent))} does not occur")
+    return lines
 
 
 def _annotated(seen: Mapping[str, list[Seen]], classes: int) -> list[str]:
@@ -271,13 +273,10 @@ def _annotated(seen: Mapping[str, list[Seen]], classes: int) -> list[str]:
     train = {s.digest for s in seen.get("train_numf", [])}
     annotated = {split: own for split, own in seen.items() if split.startswith("sup_")}
     for split, own in annotated.items():
-        absent = absent_classes([s.entry.counts for s in own], classes)
-        if absent:
-            lines.append(f"{split}: class {absent} does not occur")
+        lines += missing_classes({split: [s.entry for s in own]}, classes)
         for s in own:
-            own_absent = absent_classes([s.entry.counts], classes)
-            if s.entry.counts is not None and own_absent and len(own) > 1:
-                lines.append(f"  {s.name}: without class {own_absent}")
+            if len(own) > 1:
+                lines += [f"  {line}" for line in missing_classes({s.name: [s.entry]}, classes)]
             if s.entry.counts is not None and s.digest not in train:
                 lines.append(f"  {s.name}: is not in train_numf")
     if not annotated:

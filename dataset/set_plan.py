@@ -318,16 +318,7 @@ def _find_rule(
     rule = None
     if total:
         with problems.collect():
-            rule = find_rule(
-                total,
-                where=settings.masks,
-                colours=colours,
-                kind=settings.mask_kind,
-                palette=settings.palette,
-                ignored=settings.ignored,
-                tolerance=settings.tolerance,
-                num_classes=settings.num_classes,
-            )
+            rule = find_rule(total, colours, settings)
     if rule is not None:
         found = (rule.problem(path, histogram) for path, histogram in histograms)
         problems += [line for line in found if line]

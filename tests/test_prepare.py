@@ -276,7 +276,9 @@ def test_the_printed_palette_gives_the_same_masks(tmp_path, capsys):
 
 
 def test_groups_of_values_lie_about_the_most_frequent():
-    rule = find_rule({96: 1, 100: 1000, 104: 5, 200: 9}, colours=False, tolerance=4)
+    words = "--images a --masks b --out c --tolerance 4"
+    settings = program.read_settings(words.split())
+    rule = find_rule({96: 1, 100: 1000, 104: 5, 200: 9}, False, settings)
     assert rule.palette == ((0, (100,)), (1, (200,)))
 
 
