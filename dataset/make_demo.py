@@ -13,8 +13,8 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -29,6 +29,7 @@ from utils.imagefile import Pixels  # noqa: E402
 VERSION = 1  # raise it whenever other pictures come out
 SIDE = 200
 TRAIN_IMAGES, TEST_IMAGES = 24, 12
+FILES = 2 * (TRAIN_IMAGES + TEST_IMAGES + 5 * 1 + 2 * 5)  # images and masks of all splits
 COMPLETE = 8  # the first so many training images show all three defects
 RECORD = "standin.json"
 DEFAULT_FOLDER = Path(__file__).resolve().parent / "NEU_Seg-standin"
@@ -44,23 +45,14 @@ Delete the folder at any time: the demo makes it again.
 Field = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Coil:
-    """What the pictures of one production batch share.
+class Coil(NamedTuple):
+    """What the pictures of one production batch share; standard deviations in gray levels."""
 
-    Attributes:
-        name: the first field of the file names.
-        level: mean gray level.
-        grain: standard deviation of the pixel noise in gray levels.
-        texture: standard deviation of the rolling texture in gray levels.
-        upright: whether the rolling direction runs from top to bottom (else left to right).
-    """
-
-    name: str
-    level: float
-    grain: float
-    texture: float
-    upright: bool
+    name: str  # the first field of the file names
+    level: float  # mean gray level
+    grain: float  # standard deviation of the pixel noise
+    texture: float  # standard deviation of the rolling texture
+    upright: bool  # whether the rolling direction runs from top to bottom (else left to right)
 
 
 COILS = (
@@ -80,7 +72,7 @@ def make_demo_set(folder: str | Path = DEFAULT_FOLDER, seed: int = 0) -> Path:
         UserError: the folder cannot be written, or holds something that is not such a set.
     """
     folder = Path(folder)
-    wanted = {"version": VERSION, "seed": seed, "files": 2 * _number_of_images()}
+    wanted = {"version": VERSION, "seed": seed, "files": FILES}
     if _is_complete(folder, wanted):
         return folder
     if folder.exists() and not (folder / RECORD).is_file() and any(folder.iterdir()):
@@ -105,7 +97,8 @@ def draw_picture(
     contrast = rng.uniform(0.6, 1.3)
     if PATCH in defects:
         shade, rough, where = _patches(rng)
-        image = image + contrast * shade + rough * _grain(rng)
+        grain = 9 * _noise(rng, 0.7) + 5 * _noise(rng, 1.6)  # specks, bright among dark
+        image = image + contrast * shade + rough * grain
         mask[where] = PATCH
     if INCLUSION in defects:
         shade, where = _inclusions(rng)
@@ -119,10 +112,6 @@ def draw_picture(
     image = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.6), np.float64)  # the lens
     image = image + rng.normal(0, coil.grain, mask.shape)
     return np.clip(image + 0.5, 0, 255).astype(np.uint8), mask
-
-
-def _number_of_images() -> int:
-    return TRAIN_IMAGES + TEST_IMAGES + 5 * 1 + 2 * 5
 
 
 def _is_complete(folder: Path, wanted: dict[str, int]) -> bool:
@@ -227,11 +216,6 @@ def _patches(rng: np.random.Generator) -> tuple[Field, Field, NDArray[np.bool_]]
     return np.asarray(shade, np.float32), np.asarray(ground, np.float32), where
 
 
-def _grain(rng: np.random.Generator) -> Field:
-    """Coarse grain of rough ground: bright specks among dark ones, in gray levels."""
-    return np.asarray(9 * _noise(rng, 0.7) + 5 * _noise(rng, 1.6), np.float32)
-
-
 def _inclusions(rng: np.random.Generator) -> tuple[Field, NDArray[np.bool_]]:
     """Three to nine spindles along the rolling direction (upright): shade 0..1 and mask."""
     shade = np.zeros((SIDE, SIDE), np.float32)
@@ -276,7 +260,7 @@ def _scratches(rng: np.random.Generator) -> tuple[Field, NDArray[np.bool_]]:
 
 def main() -> int:
     """Command line: make the set and say where it is."""
-    parser = argparse.ArgumentParser(description="Make the synthetic stand-in for NEU-Seg.")
+    parser = argparse.ArgumentParser(description="Make the synthetic stand-in for NEU-Seg")
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of the set")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     given = parser.parse_args()

@@ -53,11 +53,7 @@ def read_picture(path: Path, page: int = 1) -> tuple[Pixels, str]:
     8 and 16 bits are read as in ``utils.imagefile.read_image``. Float values are taken as 0..1,
     0..255 or 0..65535, the first of these that holds them; all other values, and those that would
     fill fewer than 64 of the 256 levels, are stretched from the smallest to the largest. NaN
-    becomes the smallest value.
-
-    Args:
-        path: the file.
-        page: page of a TIFF, counted from 1.
+    becomes the smallest value. Pages of a TIFF are counted from 1.
 
     Raises:
         DataError: the file cannot be read, or has no such page.

@@ -33,11 +33,11 @@ Pixels = NDArray[np.uint8]
 MAX_PIXELS = 400_000_000
 """Largest image, 20000 x 20000: one that claims more is refused before memory is taken for it."""
 
-PNG_MAGIC = b"\x89PNG"
+PNG_MAGIC, JPEG_MAGIC = b"\x89PNG", b"\xff\xd8\xff"
 # What a file begins with decides how it is read, whatever its name ends with.
 DECODERS: dict[bytes, type[ImageFile]] = {
     PNG_MAGIC: PngImageFile,
-    b"\xff\xd8\xff": JpegImageFile,
+    JPEG_MAGIC: JpegImageFile,
     b"BM": BmpImageFile,
     b"II*\0": TiffImageFile,
     b"MM\0*": TiffImageFile,
@@ -62,8 +62,7 @@ def read_image(path: str | Path) -> Pixels:
         DataError: the file cannot be read, is cut short, holds another kind of pixels, or claims
             more than ``MAX_PIXELS``.
     """
-    picture, raw = _open(path)
-    pixels = stored_values(path, raw, picture, colours=True)
+    pixels = _first_page(path, read_bytes(path), colours=True)
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
     elif pixels.dtype != np.uint8:
@@ -72,7 +71,6 @@ def read_image(path: str | Path) -> Pixels:
         pixels = to_8_bit(pixels)
     if pixels.ndim == 3:
         pixels = pixels[..., :3] if has_colour(pixels) else pixels[..., 0]
-    del picture, raw  # of a large image, as much again
     return np.array(pixels, np.uint8, order="C")  # a copy: Pillow's arrays are read-only
 
 
@@ -83,12 +81,12 @@ def read_mask(path: str | Path) -> Pixels:
         DataError: the file cannot be read, is a JPEG, is coloured, holds fractions or values above
             255, or claims more than ``MAX_PIXELS``.
     """
-    picture, raw = _open(path)
-    if isinstance(picture, JpegImageFile):
+    raw = read_bytes(path)
+    ids = few_bits(raw, _first_page(path, raw, colours=False))
+    if raw.startswith(JPEG_MAGIC):
         raise DataError(
             f"{path}: a JPEG, whatever its name; JPEG changes class ids: export the mask as PNG"
         )
-    ids = few_bits(raw, stored_values(path, raw, picture, colours=False))
     if has_colour(ids):
         colours = len(np.unique(ids[..., :3].astype(np.int64) @ (2**32, 2**16, 1)))
         raise DataError(
@@ -150,7 +148,7 @@ class ImageStore:
 
     Args:
         image_size: side in pixels to which everything is resized at loading; 0 = as they are.
-        ignore_label: value of mask pixels that nobody labelled; in memory they become 255.
+        ignore_label: value of unlabelled pixels in masks; in memory they become 255.
     """
 
     def __init__(self, image_size: int = 0, ignore_label: int | None = None) -> None:
@@ -182,7 +180,7 @@ class ImageStore:
             pixels = read_image(path) if kind == "image" else read_mask(path)
             self._file_sizes[key] = pixels.shape[0], pixels.shape[1]
             if kind == "mask" and self.ignore_label not in (None, IGNORED):
-                if (pixels == IGNORED).any():  # it is no class, and in memory it means unlabelled
+                if (pixels == IGNORED).any():  # in memory it would mean unlabelled
                     raise DataError(
                         f"{path}: value {IGNORED} in a mask whose unlabelled pixels are "
                         f"{self.ignore_label}; correct the mask or --ignore_label"
@@ -197,13 +195,9 @@ class ImageStore:
         return self._pixels[key]
 
 
-def _open(path: str | Path) -> tuple[ImageFile | None, bytes]:
-    """Decode with Pillow, which notices files that were cut short, and return the bytes too.
-
-    None stands for a TIFF of a kind that Pillow does not know, which is left to OpenCV.
-    """
-    raw = read_bytes(path)
-    picture = open_picture(path, raw)
+def _first_page(path: str | Path, raw: bytes, colours: bool) -> Array:
+    """The values of a file of 8 or 16 bits, see ``stored_values``; its bytes are given."""
+    picture = open_picture(path, raw)  # Pillow notices files that were cut short
     if picture is None:
         with decoding(path):
             tags = tiff_pages(raw)[0]
@@ -211,14 +205,14 @@ def _open(path: str | Path) -> tuple[ImageFile | None, bytes]:
             bits = max(tags.get(BITS, (1,)))
         if bits > 16:
             raise DataError(f"{path}: pixels have {bits} bits; save it with 8 or 16 bits")
-    return picture, raw
+    return stored_values(path, raw, picture, colours)
 
 
 def stored_values(path: str | Path, raw: bytes, picture: ImageFile | None, colours: bool) -> Array:
     """The values that a file holds: (H, W), or (H, W, 3 or more) in RGB order; any number type.
 
     Args:
-        path, raw, picture: file, bytes and decoded picture, see ``read_bytes``, ``open_picture``.
+        path, raw, picture: file, its bytes, and what ``open_picture`` made of them.
         colours: a palette's indices become its colours, CMYK and the like become RGB.
 
     Raises:
@@ -266,12 +260,9 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | None:
-    """Decode the bytes of a file with Pillow; None for a TIFF of a kind that Pillow does not know.
+    """Decode what ``read_bytes`` returned with Pillow; None for a TIFF that it has no mode for.
 
-    Args:
-        path: for the messages.
-        raw: as ``read_bytes`` returns them.
-        page: page of a TIFF, counted from 1.
+    Pages of a TIFF are counted from 1.
 
     Raises:
         DataError: not an image, damaged, cut short, or larger than ``MAX_PIXELS``.
@@ -307,7 +298,7 @@ def _decoder(raw: bytes) -> type[ImageFile] | None:
 
 @contextmanager
 def decoding(path: str | Path) -> Iterator[None]:
-    """Turn whatever a decoder raises into one line; what it warns of is not worth one."""
+    """Turn whatever a decoder raises into one line, and leave out what it warns of."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
