@@ -171,7 +171,7 @@ def find_rule(histogram: Mapping[int, int], colours: bool, settings: Namespace) 
     Args:
         histogram: code -> number of pixels, over all masks.
         colours: whether codes are colours.
-        settings: options of ``dataset/prepare.py``: masks, mask_kind, palette, ignored, tolerance,
+        settings: options of ``dataset/prepare.py``: masks, mask_kind, palette, ignore, tolerance,
             num_classes.
 
     Raises:
@@ -181,7 +181,7 @@ def find_rule(histogram: Mapping[int, int], colours: bool, settings: Namespace) 
     if colours and kind == "ids":
         cure = "give --palette or --mask-kind colours"
         raise DataError(f"{settings.masks}: coloured, not class ids; {cure}")
-    skipped = _in_channels(((IGNORED, value) for value in settings.ignored), colours)
+    skipped = _in_channels(((IGNORED, value) for value in settings.ignore), colours)
     labelled = np.array([c for c in sorted(histogram) if colours or c != -1], np.int64)
     if len(labelled) < len(histogram):
         skipped.append((IGNORED, (-1,)))

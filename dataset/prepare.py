@@ -179,7 +179,7 @@ def _parser() -> ArgumentParser:
     add("--mask-pattern", default="", help='mask name, such as "{stem}_mask.png"; default: stem')
     add("--mask-kind", choices=KINDS, default="auto", help="what mask values are; default: auto")
     add("--palette", default="", help='"0=0,0,0 1=255,0,0 ignore=255,255,255", or "0=0 1=128"')
-    add("--ignore", dest="ignored", default="", help="mask values without a label; -1 always is")
+    add("--ignore", default="", help="mask values without a label; -1 always is")
     add("--ignored-as", type=int, default=IGNORED, help="value written for them (255)")
     add("--tolerance", type=int, default=0, help="mask values so near (per channel) are one (0)")
     add("--page", default="", help="page of TIFFs of several pages, counted from 1, or each")
@@ -298,7 +298,7 @@ def _read_table(path: Path) -> dict[str, dict[str, str]]:
 # How the text of an option is read; an empty one is as if it was not given.
 PARSERS: dict[str, Callable[[str], object]] = {
     "palette": lambda words: parse_palette(words) if words else (),
-    "ignored": parse_ignored,
+    "ignore": parse_ignored,
     "page": _page,
     "crop": _crop,
     "batch_from": _batch_from,

@@ -60,4 +60,5 @@ def test_a_png_holds_the_pixels_in_their_order(tmp_path, shape):
         write_png(tmp_path / "deep" / "er" / "a.png", given)
         found = np.asarray(Image.open(tmp_path / "deep" / "er" / "a.png"))
         np.testing.assert_array_equal(found, pixels)
-    assert cv2.imread(str(tmp_path / "deep/er/a.png"), cv2.IMREAD_UNCHANGED).shape == shape
+    stored = cv2.imread(str(tmp_path / "deep/er/a.png"), cv2.IMREAD_UNCHANGED)
+    assert stored is not None and stored.shape == shape
