@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import data
 from config import FIELDS, SELF_MODES, Config, ConfigError, format_value, parse_config
 from data import Sample, find_split
+from dataset.check import check_data
 from model import METHODS, build_method, settings_of
 from networks import UNet
 from pscl.losses import supervised_loss
@@ -561,7 +562,7 @@ def open_set(config: Config) -> tuple[list[Job], Sequence[str]]:
     device = choose_device(config.device)
     amp = choose_precision(config.amp, device)
     method = METHODS[config.self_mode]
-    report = data.check_data(
+    report = check_data(
         config.data_dir,
         num_classes=config.num_classes,
         image_size=config.image_size,

@@ -17,7 +17,8 @@ from comparison.table import Result
 from comparison.tally import counts_of
 from config import Config
 from config_run import STAGES, WEIGHTS, Job, Runner, experiment_dir, run_label, setting_differences
-from data import annotated_repeats, check_data, find_split, parse_name
+from data import annotated_repeats, find_split, parse_name
+from dataset.check import check_data
 from model import METHODS
 from utils.checkpoint import CheckpointError
 from utils.device import choose_device, choose_precision
