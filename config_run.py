@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +38,7 @@ from data import (
 from model import METHODS, build_method, settings_of
 from networks import UNet
 from pscl.losses import supervised_loss
+from pscl.recompute import recompute_activations
 from report.curves import learning_curve
 from report.page import write_report
 from report.probe import (
@@ -50,7 +51,6 @@ from report.probe import (
     probe_line,
 )
 from report.results import results_table, write_results
-from utils.allocator import keep_freed_memory
 from utils.checkpoint import (
     CheckpointError,
     StateFile,
@@ -63,7 +63,14 @@ from utils.checkpoint import (
     transfer,
 )
 from utils.commandline import AGAIN, AGAIN_AFRESH, TrainingError, complain, exit_code
-from utils.device import choose_device, choose_precision, mixed_seed, to_device
+from utils.device import (
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    mixed_seed,
+    precision,
+    to_device,
+)
 from utils.drawing import best_median_worst, class_colours, contact_sheet, save_prediction
 from utils.events import clear, require_tensorboard
 from utils.files import remove_leftovers
@@ -370,9 +377,7 @@ class Runner:
 
     def precision(self) -> AbstractContextManager[object]:
         """Autocast if asked for."""
-        if self.job.amp is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.job.amp)
+        return precision(self.job.amp, self.device)
 
     def to_memory(self, module: nn.Module) -> nn.Module:
         """Move a network to the device, channels last: its norms and heads work per pixel."""
@@ -595,7 +600,9 @@ class Supervised(Runner):
         """The UNet as it starts."""
         c = self.config
         # Its batches are small: by default nothing is computed again, which is faster.
-        return UNet(c.num_classes, c.channels, c.norm, c.recompute or -1)
+        network = UNet(c.num_classes, c.channels, c.norm)
+        recompute_activations(network.encode, c.recompute or -1)
+        return network
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters at one learning rate."""
