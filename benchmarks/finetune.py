@@ -26,24 +26,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run a
 from benchmarks.measure import (  # noqa: E402
     Case,
     Result,
-    add_common_options,
+    add_case_options,
+    at_least,
     draw_set,
     in_own_process,
     interleaved,
     now,
+    parser_of,
     peak_megabytes,
     pooled,
-    require_least,
     run_benchmark,
 )
-from benchmarks.step import PlainUp  # noqa: E402
+from benchmarks.step import PRECISIONS, make_plain  # noqa: E402
 from config import Config  # noqa: E402
 from config_run import Job, Supervised  # noqa: E402
 from data import ImageStore  # noqa: E402
-from utils.allocator import keep_freed_memory  # noqa: E402
+from networks import UNet  # noqa: E402
 from utils.device import choose_device, to_device  # noqa: E402
 
-VARIANTS: dict[str, torch.dtype | None] = {"plain": None, "fp32": None, "bf16": torch.bfloat16}
+VARIANTS: dict[str, torch.dtype | None] = {"plain": None, **PRECISIONS}
 PARTS = ("data", "forward", "backward", "optimizer")
 
 
@@ -53,9 +54,8 @@ class Plain(Supervised):
     def network(self) -> nn.Module:
         """The UNet with ``PlainUp``."""
         network = super().network()
-        c1, c2, c3 = self.config.channels[1:]
-        for name, channels in (("up1", c3), ("up2", c2), ("up3", c1)):
-            setattr(network.get_submodule("encode"), name, PlainUp(channels))
+        assert isinstance(network, UNet)
+        make_plain(network.encode)
         return network
 
     def to_memory(self, module: nn.Module) -> nn.Module:
@@ -65,11 +65,7 @@ class Plain(Supervised):
 
 def measure(case: Case) -> Result:
     """Seconds of the steps by parts, and of an evaluation of the drawn test set."""
-    if case["threads"]:
-        torch.set_num_threads(case["threads"])
     plain = case["variant"] == "plain"
-    if not plain:
-        keep_freed_memory()
     device = choose_device(case["device"])
     found: dict[str, list[float]] = {name: [] for name in (*PARTS, "seconds", "evaluation")}
     with tempfile.TemporaryDirectory() as folder:
@@ -118,15 +114,13 @@ def step(stage: Supervised, epoch: int, plain: bool) -> list[float]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; SystemExit 2 with one line for what is not legal."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("--size", type=int, default=376, help="pixels a side [376]")
-    add("--images", type=int, default=16, help="test images [16]")
-    add("--steps", type=int, default=5, help="timed steps of a round, after two to warm up [5]")
-    add_common_options(parser)
-    given = parser.parse_args(argv)
-    require_least(parser, given, size=16, images=1, steps=1, rounds=1, threads=0)
-    return given
+    add("--size", type=at_least(16), default=376, help="pixels a side")
+    add("--images", type=at_least(1), default=16, help="test images")
+    add("--steps", type=at_least(1), default=5, help="timed steps of a round, after two to warm up")
+    add_case_options(parser)
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

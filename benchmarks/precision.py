@@ -8,7 +8,6 @@ JSON is printed after every step.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,14 +18,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks.measure import require_least  # noqa: E402
-from benchmarks.step import PRECISIONS, precision  # noqa: E402
+from benchmarks.measure import at_least, parser_of, use_threads  # noqa: E402
+from benchmarks.step import PRECISIONS  # noqa: E402
 from config import Config  # noqa: E402
 from data import Batch, DataError, ImageStore, find_split, pretraining_batches  # noqa: E402
 from model import METHODS, build_method  # noqa: E402
-from utils.allocator import keep_freed_memory  # noqa: E402
 from utils.commandline import exit_code  # noqa: E402
-from utils.device import choose_device, mixed_seed, to_device  # noqa: E402
+from utils.device import (  # noqa: E402
+    choose_device,
+    keep_freed_memory,
+    mixed_seed,
+    precision,
+    to_device,
+)
 
 
 def batches_of(config: Config, annotated: bool) -> Iterator[Batch]:
@@ -73,19 +77,16 @@ def compare(config: Config, device: torch.device, steps: int) -> Iterator[dict[s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--image_size", type=int, default=188)
     parser.add_argument("--method", choices=tuple(METHODS), default="simclr")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--steps", type=at_least(1), default=50)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args(argv)
-    require_least(parser, given, steps=1, threads=0)
-    if given.threads:
-        torch.set_num_threads(given.threads)
 
     def work() -> None:
+        use_threads(given.threads)
         keep_freed_memory()
         config = Config(
             data_dir=given.data_dir, image_size=given.image_size, self_mode=given.method

@@ -19,13 +19,13 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
@@ -34,26 +34,28 @@ from benchmarks.measure import (  # noqa: E402
     LiveBytes,
     OperatorCalls,
     Result,
-    add_common_options,
+    add_case_options,
+    at_least,
     convolution_seconds,
     draw_set,
     in_own_process,
     interleaved,
     now,
+    parser_of,
     peak_megabytes,
     pooled,
-    require_least,
     run_benchmark,
+    some_of,
 )
 from config import Config  # noqa: E402
 from data import Batch, Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
 from model import METHODS, PSCL, SCALES, Method, build_method  # noqa: E402
-from networks import ProjectedUNet, Up  # noqa: E402
+from networks import Encoder, ProjectedUNet, Up  # noqa: E402
+from pscl.lazy_map import LazyMap  # noqa: E402
 from pscl.losses import patch_nt_xent  # noqa: E402
-from utils.allocator import keep_freed_memory  # noqa: E402
-from utils.device import choose_device, to_device  # noqa: E402
+from utils.device import choose_device, precision, to_device  # noqa: E402
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 PARTS = ("encode", "sampling", "losses", "backward", "optimizer", "data")
 PAPER_IMAGES, PAPER_EPOCHS = 198, 200
 WARM_UP = 6  # steps of a method that are not timed: until then memory is still being mapped
@@ -70,16 +72,17 @@ class PlainUp(Up):
         return torch.cat([skip, x], dim=1)
 
 
+def make_plain(encoder: Encoder) -> None:
+    """Give an encoder new decoder blocks, ``PlainUp``."""
+    for name in ("up1", "up2", "up3"):
+        setattr(encoder, name, PlainUp(getattr(encoder, name).up.in_channels))
+
+
 def measure_unit(case: Case) -> Result:
     """E: seconds of forward and backward of the plain network on one view with its extra image."""
-    device, config = choose_device(case["device"]), Config()
-    network = ProjectedUNet(config.channels, recompute=-1)
-    c1, c2, c3 = config.channels[1:]
-    network.encode.up1, network.encode.up2, network.encode.up3 = (
-        PlainUp(c3),
-        PlainUp(c2),
-        PlainUp(c1),
-    )
+    device = choose_device(case["device"])
+    network = ProjectedUNet(Config().channels)
+    make_plain(network.encode)
     network.to(device)
     view = torch.randn(case["batch"] + 1, 3, case["size"], case["size"], device=device)
     seconds = []
@@ -103,18 +106,15 @@ class Stopwatch:
         self.calls: OperatorCalls | None = None
         for module in method.modules():
             if isinstance(module, ProjectedUNet):
-                # Methods differ in how far they go: to the end, to the last convolution, to x4.
-                for name in ("forward", "unfinished", "embed"):
-                    self.wrap(module, name, "encode")
-                # The last convolution, of which PSCL's sampling asks for what it wants.
-                for name in ("second", "second_at"):
-                    self.wrap(module.encode.up3.conv, name, "encode")
-        if hasattr(method, "sample"):
+                self.wrap(module, "forward", "encode")
+                self.wrap(module, "embed", "encode")
+        if isinstance(method, PSCL):
+            self.wrap(method, "encode", "encode")
             self.wrap(method, "sample", "sampling")
 
-    def wrap(self, module: nn.Module, name: str, part: str) -> None:
-        """Time a method of a module as ``part``; what it calls of another part is that part's."""
-        original = getattr(module, name)
+    def wrap(self, owner: Any, name: str, part: str) -> None:
+        """Time a method of an object as ``part``; what it calls of another part is that part's."""
+        original = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             outer = self.calls.section if self.calls else ""
@@ -128,16 +128,19 @@ class Stopwatch:
             self.inside = before + seconds
             if self.calls:
                 self.calls.section = outer
+            for lazy in tree_leaves(result):
+                if isinstance(lazy, LazyMap):  # the encoder's last convolution is left to it
+                    self.wrap(lazy, "at", part)
             return result
 
-        setattr(module, name, timed)
+        setattr(owner, name, timed)
 
     def step(
         self,
         method: Method,
         optimizer: torch.optim.Optimizer,
         next_batch: Callable[[], Batch],
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
     ) -> dict[str, float]:
         """One training step as the engine makes it; its seconds by part and as a whole."""
         self.parts, self.inside = dict.fromkeys(PARTS, 0.0), 0.0
@@ -156,11 +159,6 @@ class Stopwatch:
         losses = forward - self.parts["encode"] - self.parts["sampling"]
         self.parts |= {"losses": losses, "backward": backward, "optimizer": update, "data": data}
         return {**self.parts, "seconds": marks[-1] - marks[0]}
-
-
-def precision(dtype: torch.dtype, device: torch.device) -> Any:
-    """Autocast for bf16, nothing for single precision."""
-    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
 
 
 def prepare(case: Case, folder: Path) -> tuple[Method, Batches]:
@@ -186,7 +184,6 @@ def prepare(case: Case, folder: Path) -> tuple[Method, Batches]:
 
 def measure_step(case: Case) -> Result:
     """Seconds of a step of one method in one precision by parts, peak memory, calls."""
-    keep_freed_memory()
     device, dtype = choose_device(case["device"]), PRECISIONS[case["precision"]]
     with tempfile.TemporaryDirectory() as folder:
         method, batches = prepare(case, Path(folder))
@@ -194,28 +191,27 @@ def measure_step(case: Case) -> Result:
         learning = [p for p in method.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(learning, Config().self_lr)
         watch = Stopwatch(method, device)
-        found: dict[str, list[float]] = {name: [] for name in (*PARTS, "seconds")}
         source = batches.epoch(0)
-        first = 0.0
-        for number in range(case["steps"] + WARM_UP):
-            step = watch.step(method, optimizer, lambda: next(source), dtype)
-            first = first or step["data"]  # nobody prepared an epoch's first batch
-            for name in found if number >= WARM_UP else ():
-                found[name].append(step[name])
+        steps = [
+            watch.step(method, optimizer, lambda: next(source), dtype)
+            for _ in range(case["steps"] + WARM_UP)
+        ]
         peak = peak_megabytes(device)
         with OperatorCalls() as calls, precision(dtype, device):
             watch.calls = calls
             method(to_device(next(source), device))
-    own, views = (
-        sum(count for section, count in counts.items() if section != "encode")
-        for counts in (calls.counts, calls.views)
-    )
-    return {**found, "first_batch": [first], "megabytes": peak, "calls": own, "views": views}
+    own, views = (count.total() - count["encode"] for count in (calls.counts, calls.views))
+    return {
+        **{name: [step[name] for step in steps[WARM_UP:]] for name in steps[0]},
+        "first_batch": [steps[0]["data"]],  # nobody prepared it
+        "megabytes": peak,
+        "calls": own,
+        "views": views,
+    }
 
 
 def measure_floor(case: Case) -> Result:
     """Seconds of the convolutions of a method's encoders, each by itself, summed."""
-    keep_freed_memory()
     device, dtype = choose_device(case["device"]), PRECISIONS[case["precision"]]
     with tempfile.TemporaryDirectory() as folder:
         method, batches = prepare({**case, "steps": 0}, Path(folder))
@@ -225,7 +221,8 @@ def measure_floor(case: Case) -> Result:
             watch.calls = calls
             method(to_device(next(batches.epoch(0)), device))
     found = calls.convolutions
-    alone = {c: convolution_seconds(c, dtype, device, case["steps"]) for c in dict.fromkeys(found)}
+    dtype = dtype or torch.float32
+    alone = {c: convolution_seconds(c, dtype, device, case["steps"]) for c in set(found)}
     return {"seconds": [sum(alone[c] for c in found)], "convolutions": len(found)}
 
 
@@ -253,8 +250,6 @@ MEASURES = {
 
 def measure(case: Case) -> Result:
     """Measure a case in this process."""
-    if case["threads"]:
-        torch.set_num_threads(case["threads"])
     return MEASURES[case["kind"]](case)
 
 
@@ -358,25 +353,19 @@ def growth(given: argparse.Namespace) -> dict[str, Any]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; SystemExit 2 with one line for what is not legal."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("--size", type=int, default=376, help="pixels a side [376]")
-    add("--batch", type=int, default=8, help="images, the annotated one comes on top [8]")
-    add("--methods", default=",".join(METHODS), help=f"some of {','.join(METHODS)} [all]")
-    add("--precisions", default="fp32,bf16", help="some of fp32,bf16 [both]")
-    add("--steps", type=int, default=3, help="timed steps of a round, after some to warm up [3]")
-    add("--recompute", type=int, default=0, choices=range(-1, 5), help="as of a run, -1 to 4 [0]")
+    add("--size", type=at_least(16), default=376, help="pixels a side")
+    add("--batch", type=at_least(1), default=8, help="images, the annotated one comes on top")
+    add("--methods", type=some_of(list(METHODS)), default=list(METHODS))
+    add("--precisions", type=some_of(list(PRECISIONS)), default=list(PRECISIONS))
+    add(
+        "--steps", type=at_least(1), default=3, help="timed steps of a round, after some to warm up"
+    )
+    add("--recompute", type=int, default=0, choices=range(-1, 5), help="as of a run, -1 to 4")
     add("--growth", action="store_true", help="over four sizes and four batches instead")
-    add_common_options(parser)
-    given = parser.parse_args(argv)
-    for name, known in (("methods", tuple(METHODS)), ("precisions", tuple(PRECISIONS))):
-        words = [word for word in getattr(given, name).split(",") if word]
-        wrong = [word for word in words if word not in known]
-        if wrong or not words:
-            parser.error(f"--{name}: found {', '.join(wrong) or 'none'}; known: {', '.join(known)}")
-        setattr(given, name, words)
-    require_least(parser, given, size=16, batch=1, steps=1, rounds=1, threads=0)
-    return given
+    add_case_options(parser)
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
