@@ -10,7 +10,6 @@ convolutions with their bias. The others are what the engine does; its own stage
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import sys
 import tempfile
@@ -26,13 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run a
 from benchmarks.measure import (  # noqa: E402
     Case,
     Result,
-    add_case_options,
+    Stopwatch,
     at_least,
     draw_set,
-    in_own_process,
     interleaved,
-    now,
-    parser_of,
+    parser_of_cases,
     peak_megabytes,
     pooled,
     run_benchmark,
@@ -65,9 +62,7 @@ class Plain(Supervised):
 
 def measure(case: Case) -> Result:
     """Seconds of the steps by parts, and of an evaluation of the drawn test set."""
-    plain = case["variant"] == "plain"
-    device = choose_device(case["device"])
-    found: dict[str, list[float]] = {name: [] for name in (*PARTS, "seconds", "evaluation")}
+    plain, device = case["variant"] == "plain", choose_device(case["device"])
     with tempfile.TemporaryDirectory() as folder:
         draw_set(Path(folder) / "set", case["size"], case["images"], num_classes=4)
         config = Config(
@@ -77,49 +72,48 @@ def measure(case: Case) -> Result:
         stage = (Plain if plain else Supervised)(job)
         torch.manual_seed(0)
         stage.build()
-        for epoch in range(case["steps"] + 2):
-            marks = step(stage, epoch, plain)
-            if epoch >= 2:  # memory is still being mapped in the first two
-                for name, seconds in zip(PARTS, marks, strict=True):
-                    found[name].append(seconds)
-                found["seconds"].append(sum(marks))
-        for number in range(2):
-            start = now(device)
-            stage.evaluate(0)
-            if number:
-                found["evaluation"].append(now(device) - start)
-    return {**found, "megabytes": peak_megabytes(device)}
+        # Memory is still being mapped in the first two steps and the first evaluation.
+        steps = [step(stage, epoch, plain) for epoch in range(case["steps"] + 2)][2:]
+        watch = Stopwatch(device, ["evaluation"])
+        for _ in range(2):
+            watch.reset()
+            with watch.part("evaluation"):
+                stage.evaluate(0)
+    return {
+        **{part: [found[part] for found in steps] for part in PARTS},
+        "seconds": [sum(found.values()) for found in steps],
+        "evaluation": [watch.parts["evaluation"]],
+        "megabytes": peak_megabytes(device),
+    }
 
 
-def step(stage: Supervised, epoch: int, plain: bool) -> list[float]:
-    """Seconds of an epoch of one step: data, forward, backward, optimizer."""
+def step(stage: Supervised, epoch: int, plain: bool) -> dict[str, float]:
+    """Seconds of an epoch of one step by part."""
     stage.module.train()
-    marks = [now(stage.device)]
-    batch: dict[str, Any] = next(stage.batches.epoch(epoch))
-    if not plain:
-        batch = to_device(batch, stage.device)
-    else:
-        batch = {k: v.to(stage.device) if hasattr(v, "to") else v for k, v in batch.items()}
-    marks.append(now(stage.device))
-    with stage.precision():
+    watch = Stopwatch(stage.device, PARTS)
+    with watch.part("data"):
+        batch: dict[str, Any] = next(stage.batches.epoch(epoch))
+        if not plain:
+            batch = to_device(batch, stage.device)
+        else:
+            batch = {k: v.to(stage.device) if hasattr(v, "to") else v for k, v in batch.items()}
+    with watch.part("forward"), stage.precision():
         loss = stage.losses(batch)["loss"]
-    marks.append(now(stage.device))
-    stage.optimizer.zero_grad()
-    loss.backward()
-    marks.append(now(stage.device))
-    stage.optimizer.step()
-    marks.append(now(stage.device))
-    return [b - a for a, b in itertools.pairwise(marks)]
+    with watch.part("backward"):
+        stage.optimizer.zero_grad()
+        loss.backward()
+    with watch.part("optimizer"):
+        stage.optimizer.step()
+    return watch.parts
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; SystemExit 2 with one line for what is not legal."""
-    parser = parser_of(__doc__)
+    parser = parser_of_cases(__doc__)
     add = parser.add_argument
     add("--size", type=at_least(16), default=376, help="pixels a side")
     add("--images", type=at_least(1), default=16, help="test images")
     add("--steps", type=at_least(1), default=5, help="timed steps of a round, after two to warm up")
-    add_case_options(parser)
     return parser.parse_args(argv)
 
 
@@ -130,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def report() -> Result:
         common = {n: getattr(given, n) for n in ("size", "images", "steps", "device", "threads")}
         cases = [{"variant": name, "plain": name == "plain", **common} for name in VARIANTS]
-        results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
+        results = interleaved(__file__, cases, given.rounds)
         unit = pooled(results[0], "seconds")
         rows = [
             {

@@ -15,7 +15,8 @@ import sys
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a benchmark is run as a script
 
+from pscl.lazy_map import LazyMap  # noqa: E402
 from utils.commandline import exit_code  # noqa: E402
 from utils.device import choose_device, keep_freed_memory  # noqa: E402
 from utils.tables import markdown  # noqa: E402
@@ -47,7 +49,7 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
-def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
     """The type of an option: some of the known words, separated by commas."""
 
     def words(text: str) -> list[str]:
@@ -71,12 +73,14 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def add_case_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the benchmarks that measure cases in processes of their own."""
+def parser_of_cases(doc: str | None) -> argparse.ArgumentParser:
+    """The same of the benchmarks that measure cases in processes of their own."""
+    parser = parser_of(doc)
     parser.add_argument("--rounds", type=at_least(1), default=3, help="rounds of all cases")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    return parser
 
 
 def run_benchmark(
@@ -88,7 +92,7 @@ def run_benchmark(
     """Measure the one case of this process, or print the report on all; returns the exit code.
 
     Args:
-        given: the options, those of ``add_case_options`` among them.
+        given: the options, those of ``parser_of_cases`` among them.
         names: of the options that decide the numbers and head the report.
         measure: what a case's process does; glibc stays as it is for a ``plain`` case.
         report: measures all cases; lists of rows that it gives become tables.
@@ -145,19 +149,69 @@ def peak_megabytes(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
+class Stopwatch:
+    """Adds up the seconds of the parts of a step; a part within another counts for itself alone.
+
+    Args:
+        device: is waited for at the beginning and end of a part.
+        names: of the parts.
+
+    Attributes:
+        parts: seconds of each part.
+        section: the part that is being timed.
+    """
+
+    def __init__(self, device: torch.device, names: Sequence[str]) -> None:
+        self.device, self.names, self.section = device, names, ""
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.parts = dict.fromkeys(self.names, 0.0)
+        self.inside = 0.0  # seconds of the parts within the one that is being timed
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time what is done meanwhile."""
+        outer, self.section = self.section, name
+        before, self.inside = self.inside, 0.0
+        start = now(self.device)
+        yield
+        seconds = now(self.device) - start
+        self.parts[name] += seconds - self.inside
+        self.section, self.inside = outer, before + seconds
+
+    def wrap(self, owner: Any, name: str, part: str) -> None:
+        """Time a method of an object as ``part``, the last convolution of its lazy maps too."""
+        original = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.part(part):
+                result = original(*args, **kwargs)
+            for lazy in tree_leaves(result):
+                if isinstance(lazy, LazyMap):
+                    self.wrap(lazy, "at", part)
+            return result
+
+        setattr(owner, name, timed)
+
+
 class OperatorCalls(TorchDispatchMode):
     """Counts calls of the tensor library, views included, and keeps those of convolutions.
 
+    Args:
+        watch: tells in which section a call is made.
+
     Attributes:
-        counts: calls by the ``section`` that was set when they were made.
+        counts: calls by section.
         views: those that only look at the same memory in another way, but for in-place ones.
-        convolutions: arguments of the convolutions, tensors as their shapes, and whether a
-            gradient will be wanted.
+        convolutions: of the section ``encode``: their arguments, tensors as their shapes, and
+            whether a gradient will be wanted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Stopwatch) -> None:
         super().__init__()
-        self.section = ""
+        self.watch = watch
         self.counts: Counter[str] = Counter()
         self.views: Counter[str] = Counter()
         self.convolutions: list[tuple[Any, ...]] = []
@@ -166,11 +220,12 @@ class OperatorCalls(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Count and carry on."""
-        self.counts[self.section] += 1
+        section = self.watch.section
+        self.counts[section] += 1
         aliases = [r.alias_info for r in func._schema.returns]
         if any(alias is not None and not alias.is_write for alias in aliases):
-            self.views[self.section] += 1
-        if func is torch.ops.aten.convolution.default and self.section == "encode":
+            self.views[section] += 1
+        if func is torch.ops.aten.convolution.default and section == "encode":
             shapes = [a.shape if isinstance(a, Tensor) else a for a in args]
             hashable = (tuple(a) if isinstance(a, list | torch.Size) else a for a in shapes)
             self.convolutions.append((*hashable, torch.is_grad_enabled()))
@@ -271,16 +326,14 @@ def in_own_process(script: str, case: Case) -> Result:
     return result
 
 
-def interleaved(
-    cases: Sequence[Case], rounds: int, measure: Callable[[Case], Result]
-) -> list[list[Result]]:
+def interleaved(script: str, cases: Sequence[Case], rounds: int) -> list[list[Result]]:
     """Results of every case, one a round; in a round all cases follow each other."""
     results: list[list[Result]] = [[] for _ in cases]
     for done in range(rounds):
         for case, found in zip(cases, results, strict=True):
             if sys.stderr.isatty():
                 print(f"round {done + 1}/{rounds}: {case}", file=sys.stderr)
-            found.append(measure(case))
+            found.append(in_own_process(script, case))
     return results
 
 

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
@@ -34,14 +33,13 @@ from benchmarks.measure import (  # noqa: E402
     LiveBytes,
     OperatorCalls,
     Result,
-    add_case_options,
+    Stopwatch,
     at_least,
     convolution_seconds,
     draw_set,
-    in_own_process,
     interleaved,
     now,
-    parser_of,
+    parser_of_cases,
     peak_megabytes,
     pooled,
     run_benchmark,
@@ -51,7 +49,6 @@ from config import Config  # noqa: E402
 from data import Batch, Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
 from model import METHODS, PSCL, SCALES, Method, build_method  # noqa: E402
 from networks import Encoder, ProjectedUNet, Up  # noqa: E402
-from pscl.lazy_map import LazyMap  # noqa: E402
 from pscl.losses import patch_nt_xent  # noqa: E402
 from utils.device import choose_device, precision, to_device  # noqa: E402
 
@@ -96,79 +93,12 @@ def measure_unit(case: Case) -> Result:
     return {"seconds": seconds[1:], "megabytes": peak_megabytes(device)}
 
 
-class Stopwatch:
-    """Adds up the seconds of the parts of a step; can count their calls in the same places."""
-
-    def __init__(self, method: Method, device: torch.device) -> None:
-        self.device = device
-        self.parts = dict.fromkeys(PARTS, 0.0)
-        self.inside = 0.0  # seconds of the parts within the one that is being timed
-        self.calls: OperatorCalls | None = None
-        for module in method.modules():
-            if isinstance(module, ProjectedUNet):
-                self.wrap(module, "forward", "encode")
-                self.wrap(module, "embed", "encode")
-        if isinstance(method, PSCL):
-            self.wrap(method, "encode", "encode")
-            self.wrap(method, "sample", "sampling")
-
-    def wrap(self, owner: Any, name: str, part: str) -> None:
-        """Time a method of an object as ``part``; what it calls of another part is that part's."""
-        original = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            outer = self.calls.section if self.calls else ""
-            if self.calls:
-                self.calls.section = part
-            before, self.inside = self.inside, 0.0
-            start = now(self.device)
-            result = original(*args, **kwargs)
-            seconds = now(self.device) - start
-            self.parts[part] += seconds - self.inside
-            self.inside = before + seconds
-            if self.calls:
-                self.calls.section = outer
-            for lazy in tree_leaves(result):
-                if isinstance(lazy, LazyMap):  # the encoder's last convolution is left to it
-                    self.wrap(lazy, "at", part)
-            return result
-
-        setattr(owner, name, timed)
-
-    def step(
-        self,
-        method: Method,
-        optimizer: torch.optim.Optimizer,
-        next_batch: Callable[[], Batch],
-        dtype: torch.dtype | None,
-    ) -> dict[str, float]:
-        """One training step as the engine makes it; its seconds by part and as a whole."""
-        self.parts, self.inside = dict.fromkeys(PARTS, 0.0), 0.0
-        marks = [now(self.device)]
-        batch = to_device(next_batch(), self.device)
-        marks.append(now(self.device))
-        with precision(dtype, self.device):
-            loss = method(batch)["loss"]
-        marks.append(now(self.device))
-        optimizer.zero_grad()
-        loss.backward()
-        marks.append(now(self.device))
-        optimizer.step()
-        marks.append(now(self.device))
-        data, forward, backward, update = (b - a for a, b in itertools.pairwise(marks))
-        losses = forward - self.parts["encode"] - self.parts["sampling"]
-        self.parts |= {"losses": losses, "backward": backward, "optimizer": update, "data": data}
-        return {**self.parts, "seconds": marks[-1] - marks[0]}
-
-
-def prepare(case: Case, folder: Path) -> tuple[Method, Batches]:
-    """The method with the project's defaults, and batches of drawn pictures, enough for a run."""
+def prepare(case: Case, folder: Path) -> tuple[Method, Batches, Stopwatch]:
+    """The method with the project's defaults, batches of drawn images, and a watch on its parts."""
     config, cls = Config(), METHODS[case["method"]]
-    images = case["batch"] * (case["steps"] + WARM_UP + 1)
-    draw_set(folder, case["size"], images, config.num_classes)
+    draw_set(folder, case["size"], case["batch"] * (case["steps"] + WARM_UP + 1), 4)
     torch.manual_seed(0)
-    settings = {**config.to_dict(), "recompute": case["recompute"]}
-    method = build_method(case["method"], settings)
+    method = build_method(case["method"], {**config.to_dict(), "recompute": case["recompute"]})
     batches = pretraining_batches(
         find_split(folder, "train_numf"),
         find_split(folder, "sup_num1_0") if cls.needs_annotated else [],
@@ -179,30 +109,59 @@ def prepare(case: Case, folder: Path) -> tuple[Method, Batches]:
         jitter_strength=config.self_jitter,
         random_crop=config.random_crop,
     )
-    return method, batches
+    device = choose_device(case["device"])
+    watch = Stopwatch(device, PARTS)
+    for module in method.modules():
+        if isinstance(module, ProjectedUNet):
+            watch.wrap(module, "forward", "encode")
+            watch.wrap(module, "embed", "encode")
+    if isinstance(method, PSCL):
+        watch.wrap(method, "encode", "encode")
+        watch.wrap(method, "sample", "sampling")
+    method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return method, batches, watch
+
+
+def train_step(
+    watch: Stopwatch,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    next_batch: Callable[[], Batch],
+    dtype: torch.dtype | None,
+) -> dict[str, float]:
+    """One training step as the engine makes it; its seconds by part."""
+    watch.reset()
+    with watch.part("data"):
+        batch = to_device(next_batch(), watch.device)
+    with watch.part("losses"), precision(dtype, watch.device):
+        loss = method(batch)["loss"]
+    with watch.part("backward"):
+        optimizer.zero_grad()
+        loss.backward()
+    with watch.part("optimizer"):
+        optimizer.step()
+    return dict(watch.parts)
 
 
 def measure_step(case: Case) -> Result:
     """Seconds of a step of one method in one precision by parts, peak memory, calls."""
-    device, dtype = choose_device(case["device"]), PRECISIONS[case["precision"]]
+    dtype = PRECISIONS[case["precision"]]
     with tempfile.TemporaryDirectory() as folder:
-        method, batches = prepare(case, Path(folder))
-        method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        method, batches, watch = prepare(case, Path(folder))
         learning = [p for p in method.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(learning, Config().self_lr)
-        watch = Stopwatch(method, device)
         source = batches.epoch(0)
         steps = [
-            watch.step(method, optimizer, lambda: next(source), dtype)
+            train_step(watch, method, optimizer, lambda: next(source), dtype)
             for _ in range(case["steps"] + WARM_UP)
         ]
-        peak = peak_megabytes(device)
-        with OperatorCalls() as calls, precision(dtype, device):
-            watch.calls = calls
-            method(to_device(next(source), device))
+        peak = peak_megabytes(watch.device)
+        with OperatorCalls(watch) as calls, precision(dtype, watch.device):
+            method(to_device(next(source), watch.device))
     own, views = (count.total() - count["encode"] for count in (calls.counts, calls.views))
     return {
-        **{name: [step[name] for step in steps[WARM_UP:]] for name in steps[0]},
+        **{part: [step[part] for step in steps[WARM_UP:]] for part in PARTS},
+        "seconds": [sum(step.values()) for step in steps[WARM_UP:]],
         "first_batch": [steps[0]["data"]],  # nobody prepared it
         "megabytes": peak,
         "calls": own,
@@ -212,17 +171,13 @@ def measure_step(case: Case) -> Result:
 
 def measure_floor(case: Case) -> Result:
     """Seconds of the convolutions of a method's encoders, each by itself, summed."""
-    device, dtype = choose_device(case["device"]), PRECISIONS[case["precision"]]
+    dtype = PRECISIONS[case["precision"]] or torch.float32
     with tempfile.TemporaryDirectory() as folder:
-        method, batches = prepare({**case, "steps": 0}, Path(folder))
-        method.to(device)
-        watch = Stopwatch(method, device)
-        with OperatorCalls() as calls:
-            watch.calls = calls
-            method(to_device(next(batches.epoch(0)), device))
+        method, batches, watch = prepare({**case, "steps": 0}, Path(folder))
+        with OperatorCalls(watch) as calls:
+            method(to_device(next(batches.epoch(0)), watch.device))
     found = calls.convolutions
-    dtype = dtype or torch.float32
-    alone = {c: convolution_seconds(c, dtype, device, case["steps"]) for c in set(found)}
+    alone = {c: convolution_seconds(c, dtype, watch.device, case["steps"]) for c in set(found)}
     return {"seconds": [sum(alone[c] for c in found)], "convolutions": len(found)}
 
 
@@ -240,49 +195,36 @@ def measure_loss(case: Case) -> Result:
     return {"forward": [forward / 2**20], "backward": [memory.peak / 2**20]}
 
 
-MEASURES = {
-    "unit": measure_unit,
-    "step": measure_step,
-    "floor": measure_floor,
-    "loss": measure_loss,
-}
-
-
 def measure(case: Case) -> Result:
     """Measure a case in this process."""
-    return MEASURES[case["kind"]](case)
+    kinds = {"unit": measure_unit, "step": measure_step, "floor": measure_floor}
+    return {**kinds, "loss": measure_loss}[case["kind"]](case)
 
 
 def cases_of(given: argparse.Namespace) -> list[Case]:
     """The unit, then step and floor of every method and precision, and PSCL-SimCLR's patch loss."""
     names = ("size", "batch", "steps", "device", "threads", "recompute")
     common = {name: getattr(given, name) for name in names}
-    cases: list[Case] = [{"kind": "unit", "plain": True, **common}]
-    for method, kind in itertools.product(given.methods, ("step", "floor")):
-        for name in given.precisions:
-            cases.append({"kind": kind, "method": method, "precision": name, **common})
-    if "simclr" in given.methods:
-        cases.append({"kind": "loss", **common})
-    return cases
+    rows = itertools.product(given.methods, ("step", "floor"), given.precisions)
+    return [
+        {"kind": "unit", "plain": True, **common},
+        *({"kind": k, "method": m, "precision": p, **common} for m, k, p in rows),
+        *([{"kind": "loss", **common}] if "simclr" in given.methods else []),
+    ]
 
 
 def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[str, Any]:
     """Medians over the rounds: E, and a row for each method and precision."""
     unit = pooled(results[0], "seconds")
-    floors = {
-        (case["method"], case["precision"]): pooled(found, "seconds")
-        for case, found in zip(cases, results, strict=True)
-        if case["kind"] == "floor"
-    }
+    by_kind: dict[str, list[tuple[Case, Sequence[Result]]]] = {"step": [], "floor": [], "loss": []}
+    for case, found in zip(cases[1:], results[1:], strict=True):
+        by_kind[case["kind"]].append((case, found))
     rows = []
-    for case, found in zip(cases, results, strict=True):
-        if case["kind"] != "step":
-            continue
-        seconds = pooled(found, "seconds")
-        floor = floors[case["method"], case["precision"]]
+    for (case, found), (_, of_floor) in zip(by_kind["step"], by_kind["floor"], strict=True):
+        seconds, floor = pooled(found, "seconds"), pooled(of_floor, "seconds")
         parts = {part: pooled(found, part) for part in PARTS}
         own = sum(parts[p] for p in ("sampling", "losses", "optimizer"))
-        steps = PAPER_IMAGES // case["batch"]
+        epoch = seconds * (PAPER_IMAGES // case["batch"])
         rows.append(
             {
                 "method": case["method"],
@@ -298,19 +240,16 @@ def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[
                 "GB": max(result["megabytes"] for result in found) / 1024,
                 "calls": found[0]["calls"],
                 "of them views": found[0]["views"],
-                "s/epoch": seconds * steps,
-                "h/run": seconds * steps * PAPER_EPOCHS / 3600,
+                "s/epoch": epoch,
+                "h/run": epoch * PAPER_EPOCHS / 3600,
             }
         )
-    gigabytes = max(result["megabytes"] for result in results[0]) / 1024
-    losses = [
-        found[0] for case, found in zip(cases, results, strict=True) if case["kind"] == "loss"
-    ]
     memory = [
-        {"patch loss, largest scale": name, "MiB above the features": found[name][0]}
-        for found in losses
+        {"patch loss, largest scale": name, "MiB above the features": found[0][name][0]}
+        for _, found in by_kind["loss"]
         for name in ("forward", "backward")
     ]
+    gigabytes = max(result["megabytes"] for result in results[0]) / 1024
     return {"E": unit, "E GB": gigabytes, "rows": rows, "memory": memory}
 
 
@@ -318,22 +257,18 @@ def growth(given: argparse.Namespace) -> dict[str, Any]:
     """Seconds over four sizes and four batches, and the powers of pixels and images they follow."""
     sizes = [max(16, round(given.size * f / 8) * 8) for f in (0.35, 0.5, 0.7, 1.0)]
     images = [max(1, round(given.batch * f)) for f in (0.25, 0.5, 1.0, 2.0)]
-    cases = [
-        {**case, "size": size, "batch": batch}
-        for case in cases_of(given)
-        if case["kind"] == "step"
-        for size, batch in dict.fromkeys(
-            [*((size, given.batch) for size in sizes), *((given.size, batch) for batch in images)]
-        )
-    ]
-    results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
+    pairs = dict.fromkeys(
+        [*((size, given.batch) for size in sizes), *((given.size, batch) for batch in images)]
+    )
+    steps = [case for case in cases_of(given) if case["kind"] == "step"]
+    cases = [{**case, "size": s, "batch": b} for case in steps for s, b in pairs]
     rows = [
         {
             **{name: case[name] for name in ("method", "precision", "size", "batch")},
             **{name: pooled(found, name) for name in ("seconds", *PARTS)},
             "GB": max(result["megabytes"] for result in found) / 1024,
         }
-        for case, found in zip(cases, results, strict=True)
+        for case, found in zip(cases, interleaved(__file__, cases, given.rounds), strict=True)
     ]
     slopes = []
     for method, name in itertools.product(given.methods, given.precisions):
@@ -353,18 +288,17 @@ def growth(given: argparse.Namespace) -> dict[str, Any]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; SystemExit 2 with one line for what is not legal."""
-    parser = parser_of(__doc__)
+    parser = parser_of_cases(__doc__)
     add = parser.add_argument
     add("--size", type=at_least(16), default=376, help="pixels a side")
     add("--batch", type=at_least(1), default=8, help="images, the annotated one comes on top")
-    add("--methods", type=some_of(list(METHODS)), default=list(METHODS))
-    add("--precisions", type=some_of(list(PRECISIONS)), default=list(PRECISIONS))
+    add("--methods", type=some_of(METHODS), default=list(METHODS), help=",".join(METHODS))
+    add("--precisions", type=some_of(PRECISIONS), default=list(PRECISIONS), help="fp32,bf16")
     add(
         "--steps", type=at_least(1), default=3, help="timed steps of a round, after some to warm up"
     )
     add("--recompute", type=int, default=0, choices=range(-1, 5), help="as of a run, -1 to 4")
     add("--growth", action="store_true", help="over four sizes and four batches instead")
-    add_case_options(parser)
     return parser.parse_args(argv)
 
 
@@ -376,8 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.growth:
             return growth(given)
         cases = cases_of(given)
-        results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
-        return summary(cases, results)
+        return summary(cases, interleaved(__file__, cases, given.rounds))
 
     return run_benchmark(given, ("size", "batch", "steps", "rounds", "recompute"), measure, report)
 

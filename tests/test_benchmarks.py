@@ -34,7 +34,7 @@ def test_a_step_is_reported_with_its_parts(method: str) -> None:
 def test_what_a_part_calls_of_another_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling takes 2 s, then 5 s in the encoder, then 1 s; a whole pass of the encoder 7 s."""
     clock = [0.0]
-    monkeypatch.setattr(step, "now", lambda device: clock[0])
+    monkeypatch.setattr(measure, "now", lambda device: clock[0])
 
     class Busy(torch.nn.Module):
         def last(self) -> None:
@@ -50,7 +50,7 @@ def test_what_a_part_calls_of_another_is_not_its_own(monkeypatch: pytest.MonkeyP
             clock[0] += 1
 
     busy = Busy()
-    watch = step.Stopwatch(torch.nn.Module(), torch.device("cpu"))  # type: ignore[arg-type]
+    watch = measure.Stopwatch(torch.device("cpu"), ("encode", "sampling"))
     for name, part in (("last", "encode"), ("whole", "encode"), ("sample", "sampling")):
         watch.wrap(busy, name, part)
     busy.sample()
@@ -82,16 +82,17 @@ def test_the_floor_counts_every_convolution_of_the_encoders() -> None:
 
 
 def test_calls_are_counted_where_they_are_made() -> None:
-    calls = measure.OperatorCalls()
+    watch = measure.Stopwatch(torch.device("cpu"), ("encode", "losses"))
+    calls = measure.OperatorCalls(watch)
     image, kernel = torch.ones(1, 3, 8, 8), torch.ones(2, 3, 3, 3, requires_grad=True)
     with calls:
-        calls.section = "encode"
-        torch.nn.functional.conv2d(image, kernel, padding=1)
-        with torch.no_grad():
-            torch.nn.functional.conv2d(image, kernel)
-        calls.section = "losses"
-        torch.ones(2).exp()
-        torch.ones(2).view(2, 1)
+        with watch.part("encode"):
+            torch.nn.functional.conv2d(image, kernel, padding=1)
+            with torch.no_grad():
+                torch.nn.functional.conv2d(image, kernel)
+        with watch.part("losses"):
+            torch.ones(2).exp()
+            torch.ones(2).view(2, 1)
     assert calls.counts == {"encode": 2, "losses": 4} and calls.views == {"losses": 1}
     (first, learns), (_, learns_not) = ((c[:2], c[-1]) for c in calls.convolutions)
     assert first == ((1, 3, 8, 8), (2, 3, 3, 3)) and learns and not learns_not
@@ -230,7 +231,7 @@ def test_growth_finds_the_power_that_seconds_follow(monkeypatch: pytest.MonkeyPa
             "megabytes": 512.0,
         }
 
-    monkeypatch.setattr(step, "in_own_process", took)
+    monkeypatch.setattr(measure, "in_own_process", took)
     words = "--size 160 --batch 8 --methods moco --precisions fp32 --rounds 1"
     found = step.growth(step.parse(words.split()))
     assert len({row["size"] for row in found["rows"]}) == 4

@@ -138,8 +138,8 @@ def faults(rounds):
         several = [torch.empty(mb << 20, dtype=torch.uint8).fill_(1) for mb in (33, 64, 48, 40)]
         del several
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults(10)  # until the pieces fit together
-print(faults(10) / (10 * (33 + 64 + 48 + 40) * 2**20 / resource.getpagesize()))
+faults(4)  # until the pieces fit together
+print(faults(4) / (4 * (33 + 64 + 48 + 40) * 2**20 / resource.getpagesize()))
 """
 
 
