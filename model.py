@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from networks import PredictionHead, ProjectedUNet, ProjectionHead
+from networks import CHANNELS, PredictionHead, ProjectedUNet, ProjectionHead
 from pscl.coordinates import coordinates
 from pscl.fast_matching import CELLS
 from pscl.geometry import correspond
@@ -52,7 +52,7 @@ class Method(nn.Module):
     def __init__(
         self,
         *,
-        channels: Sequence[int] = (32, 64, 128, 256),
+        channels: Sequence[int] = CHANNELS,
         hidden_dim: int = 128,
         embed_dim: int = 64,
         groups: int = 4,
@@ -121,18 +121,22 @@ class QueueMethod(MomentumMethod):
         )
 
     @torch.no_grad()
-    def replace_oldest(self, images: int) -> tuple[Tensor, slice]:
-        """Make room for the keys of so many images; the pointer moves on.
+    def replace_oldest(self, **keys: Tensor) -> Tensor:
+        """Write a batch's keys over the oldest of the queues with these names.
+
+        Args:
+            keys: (B, ...); of more than Q the last ones are written.
 
         Returns:
-            The entries (N,) that are written over, the oldest first, and which images' keys are
-            written there: all, or the last ones of a batch that is larger than the queue.
+            The entries that were written over.
         """
         size = len(self.queue)
-        count = min(images, size)
+        count = min(size, *(len(key) for key in keys.values()))
         entry = (self.queue_ptr + torch.arange(count, device=self.queue.device)) % size
         self.queue_ptr.copy_((self.queue_ptr + count) % size)
-        return entry, slice(images - count, images)
+        for name, key in keys.items():
+            self.get_buffer(name)[entry] = key[-count:]
+        return entry
 
 
 class PSCL(Method):
@@ -169,8 +173,8 @@ class PSCL(Method):
         self.num_classes = num_classes
         self.temperature = temperature
         self.ratio = global_local_ratio
-        first = self.default_top_k if top_k is None else top_k
-        self.templates = [first * sample_ratio**scale for scale in range(SCALES)]
+        coarsest = self.default_top_k if top_k is None else top_k
+        self.templates = [coarsest * sample_ratio**scale for scale in range(SCALES)]
         self.label_guided = label_guided
         self.scale_weights = tuple(scale_weights)
 
@@ -300,12 +304,12 @@ class PSCL_MoCo(PSCL, QueueMethod):
         super().__init__(**settings)
         self.decays = (group_decay, patch_group_decay, freshness_decay)
         # Entry e of class c is row e*C + c; the published files hold a fourth, unused scale.
-        queue_size = len(self.queue)
-        rows = queue_size * self.num_classes
-        self.register_buffer("patch_queue", torch.randn(SCALES + 1, rows, self.embed_dim))
-        self.register_buffer("queue_group", torch.full((queue_size,), -1))
+        size = len(self.queue)
+        noise = torch.randn(SCALES + 1, size * self.num_classes, self.embed_dim)
+        self.register_buffer("patch_queue", noise)
+        self.register_buffer("queue_group", torch.full((size,), -1))
         for name in ("group_affinity", "patch_group_affinity", "freshness"):
-            self.register_buffer(name, torch.zeros(queue_size))
+            self.register_buffer(name, torch.zeros(size))
 
     def image_targets(self, group: Tensor) -> Tensor:
         """Soft targets (B, Q) of the image queue for images of the production batches (B,)."""
@@ -322,15 +326,12 @@ class PSCL_MoCo(PSCL, QueueMethod):
         """Write the batch's keys over the oldest and age all weights, the newest included.
 
         Args:
-            image_k: (B, D) unit vectors.
-            patch_k: (3, B, C, D) purity-weighted sums of the key patches.
+            image_k, patch_k: unit vectors (B, D), and purity-weighted sums (3, B, C, D).
             group: (B,) production batches.
         """
-        entry, kept = self.replace_oldest(len(image_k))
-        self.queue[entry] = image_k[kept]
+        entry = self.replace_oldest(queue=image_k, queue_group=group)
         by_entry = self.patch_queue.view(SCALES + 1, len(self.queue), self.num_classes, -1)
-        by_entry[:SCALES, entry] = patch_k[:, kept]
-        self.queue_group[entry] = group[kept]
+        by_entry[:SCALES, entry] = patch_k[:, -len(entry) :]
         weights = (self.group_affinity, self.patch_group_affinity, self.freshness)
         for weight, decay in zip(weights, self.decays, strict=True):
             weight[entry] = 1.0
@@ -347,8 +348,7 @@ class PSCL_MoCo(PSCL, QueueMethod):
         with torch.no_grad():
             image_k, maps_k = self.encode(self.encoder_k, batch["view_k"])
         sampled = self.sample(maps_q, maps_k, self.encoder_k.decode, batch)
-        group = batch["group"]
-        targets = self.patch_targets(group)[:, :, None]  # (B, C, 1, Q*C)
+        targets = self.patch_targets(batch["group"])[:, :, None]  # (B, C, 1, Q*C)
         rows, sums, parts = [], [], {}
         for scale, (query, key, patches) in enumerate(sampled):
             query, key, queue = unit(query), unit(key), self.patch_queue[scale].clone()
@@ -358,10 +358,10 @@ class PSCL_MoCo(PSCL, QueueMethod):
             sums.append((patches.purity[..., None] * key).sum(dim=2))  # (B, C, D)
             parts[f"patch_up{scale + 1}"] = loss[0].mean().detach()
         image_q, image_k, queue = unit(image_q), unit(image_k), self.queue.clone()
-        targets, weight = self.image_targets(group), queue.new_ones(1)
+        targets, weight = self.image_targets(batch["group"]), queue.new_ones(1)
         loss = soft_info_nce(image_q, image_k, queue, targets, weight, self.temperature)
         image, patch = loss.mean(), torch.cat(rows, dim=1).mean()
-        self.enqueue(image_k, torch.stack(sums), group)
+        self.enqueue(image_k, torch.stack(sums), batch["group"])
         return {"loss": self.combine(image, patch), "image": image, "patch": patch, **parts}
 
 
@@ -391,14 +391,8 @@ class MoCo(QueueMethod):
             key = self.encoder_k.embed(batch["view_k"])  # (B, D)
         query, key = unit(query), unit(key)
         loss = info_nce(query, key, self.queue.clone(), self.temperature)
-        self.enqueue(key)
+        self.replace_oldest(queue=key)
         return {"loss": loss, "image": loss}
-
-    @torch.no_grad()
-    def enqueue(self, key: Tensor) -> None:
-        """Write the batch's keys (B, D) over the oldest."""
-        entry, kept = self.replace_oldest(len(key))
-        self.queue[entry] = key[kept]
 
 
 class SimCLR(Method):
@@ -493,7 +487,7 @@ class DenseCL(QueueMethod):
         queue = self.dense_queue.clone()
         dense = dense_info_nce(dense_q, dense_k, features_q, features_k, queue, self.temperature)
         mean_k = unit(dense_k.mean(dim=2))  # (B, D)
-        self.enqueue(image_k, mean_k)
+        self.replace_oldest(queue=image_k, dense_queue=mean_k)
         return {"loss": 0.5 * image + 0.5 * dense, "image": image, "dense": dense}
 
     def encode(self, encoder: ProjectedUNet, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -502,13 +496,6 @@ class DenseCL(QueueMethod):
         features = F.adaptive_avg_pool2d(maps[-1], self.dense_grid).flatten(2)  # (B, c, P)
         dense = encoder.decode.patch(features, SCALES - 1)  # (B, D, P)
         return image, dense.float(), features.float()
-
-    @torch.no_grad()
-    def enqueue(self, image_k: Tensor, mean_k: Tensor) -> None:
-        """Write over the oldest: the images' keys and the means of their dense keys, (B, D)."""
-        entry, kept = self.replace_oldest(len(image_k))
-        self.queue[entry] = image_k[kept]
-        self.dense_queue[entry] = mean_k[kept]
 
 
 METHODS: dict[str, type[Method]] = {

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CHANNELS = (32, 64, 128, 256)  # at full, 1/2, 1/4 and 1/8 of the image's size
 NORM_GROUPS = 8
 
 
@@ -120,7 +121,7 @@ class Encoder(nn.Module):
         norm: 'batch' or 'group', see ``normalisation``.
     """
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256), norm: str = "batch") -> None:
+    def __init__(self, channels: Sequence[int] = CHANNELS, norm: str = "batch") -> None:
         super().__init__()
         c0, c1, c2, c3 = channels
         self.inc = DoubleConv(3, c0, norm)
@@ -172,7 +173,7 @@ class ProjectionHead(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int] = (32, 64, 128, 256),
+        channels: Sequence[int] = CHANNELS,
         hidden_dim: int = 128,
         embed_dim: int = 64,
         groups: int = 4,
@@ -183,12 +184,10 @@ class ProjectionHead(nn.Module):
             nn.Linear(c3, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, embed_dim)
         )
         for scale, c in enumerate((c2, c1, c0), start=1):
-            hidden = min(hidden_dim, c)
-            self.add_module(f"conv_x4up{scale}_conv1", nn.Conv2d(c, hidden, 1, groups=groups))
-            self.add_module(f"conv_x4up{scale}_norm1", ChannelLayerNorm(hidden))
-            self.add_module(
-                f"conv_x4up{scale}_conv2", nn.Conv2d(hidden, embed_dim, 1, groups=groups)
-            )
+            name, hidden = f"conv_x4up{scale}", min(hidden_dim, c)
+            self.add_module(f"{name}_conv1", nn.Conv2d(c, hidden, 1, groups=groups))
+            self.add_module(f"{name}_norm1", ChannelLayerNorm(hidden))
+            self.add_module(f"{name}_conv2", nn.Conv2d(hidden, embed_dim, 1, groups=groups))
 
     def image(self, x4: Tensor) -> Tensor:
         """Embedding of each image: (B, c3, H/8, W/8) to (B, D)."""
@@ -204,16 +203,12 @@ class ProjectionHead(nn.Module):
         # A single row of pixels: features whose c numbers lie together are channels-last memory,
         # which convolutions take, and give, without a copy. A single column is not.
         hidden = F.relu(norm1(conv1(features.unsqueeze(2))), inplace=True)
-        embedded: Tensor = conv2(hidden)
-        return embedded.squeeze(2)
+        return conv2(hidden).squeeze(2)
 
-    def patch_layers(self, scale: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    def patch_layers(self, scale: int) -> list[nn.Module]:
         """First convolution, norm and second convolution of ``patch`` at scale 0, 1, 2."""
-        name = f"conv_x4up{scale + 1}"
-        conv1, norm1, conv2 = (
-            self.get_submodule(f"{name}_{layer}") for layer in ("conv1", "norm1", "conv2")
-        )
-        return conv1, norm1, conv2
+        names = [f"conv_x4up{scale + 1}_{layer}" for layer in ("conv1", "norm1", "conv2")]
+        return [self.get_submodule(name) for name in names]
 
 
 class PredictionHead(nn.Module):
@@ -222,8 +217,7 @@ class PredictionHead(nn.Module):
     BatchNorm takes its statistics over the B images, so training needs two of them.
 
     Args:
-        embed_dim: D.
-        hidden_dim: hidden units.
+        embed_dim, hidden_dim: D, and hidden units.
     """
 
     def __init__(self, embed_dim: int = 64, hidden_dim: int = 128) -> None:
@@ -245,15 +239,11 @@ class UNet(nn.Module):
 
     Args:
         num_classes: C.
-        channels: channels at full, 1/2, 1/4 and 1/8 of the image's size.
-        norm: see ``Encoder``.
+        channels, norm: see ``Encoder``.
     """
 
     def __init__(
-        self,
-        num_classes: int = 4,
-        channels: Sequence[int] = (32, 64, 128, 256),
-        norm: str = "batch",
+        self, num_classes: int = 4, channels: Sequence[int] = CHANNELS, norm: str = "batch"
     ) -> None:
         super().__init__()
         self.encode = Encoder(channels, norm)
@@ -269,7 +259,7 @@ class ProjectedUNet(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int] = (32, 64, 128, 256),
+        channels: Sequence[int] = CHANNELS,
         hidden_dim: int = 128,
         embed_dim: int = 64,
         groups: int = 4,

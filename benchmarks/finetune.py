@@ -10,7 +10,6 @@ convolutions with their bias. The others are what the engine does; its own stage
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from benchmarks.measure import (  # noqa: E402
     Stopwatch,
     at_least,
     draw_set,
+    gigabytes,
     interleaved,
     parser_of_cases,
     peak_megabytes,
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "of plain": pooled(found, "seconds") / unit,
                 **{part: pooled(found, part) for part in PARTS},
                 "evaluation s/image": pooled(found, "evaluation") / given.images,
-                "GB": statistics.median(result["megabytes"] for result in found) / 1024,
+                "GB": gigabytes(found),
             }
             for case, found in zip(cases, results, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock, peak memory, counters of calls, a set of drawn images.
+"""What the benchmarks share: a stopwatch, peak memory, counters of calls, a set of drawn images.
 
 Every case is measured in a process of its own, so that peak memory is the case's alone and glibc
 hands out memory as the case wants it; rounds of all cases follow each other, so that a busy machine
@@ -29,6 +29,9 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a benchmark is run as a script
 
+from config import Config  # noqa: E402
+from data import Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
+from model import METHODS  # noqa: E402
 from pscl.lazy_map import LazyMap  # noqa: E402
 from utils.commandline import exit_code  # noqa: E402
 from utils.device import choose_device, keep_freed_memory  # noqa: E402
@@ -65,10 +68,8 @@ def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """A command line with what all benchmarks take, described by the first line of ``doc``."""
-    parser = argparse.ArgumentParser(
-        description=(doc or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    style = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=str(doc).splitlines()[0], formatter_class=style)
     parser.add_argument("--threads", type=at_least(0), default=0, help="CPU threads, 0: PyTorch's")
     return parser
 
@@ -81,6 +82,12 @@ def parser_of_cases(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     return parser
+
+
+def use_threads(number: int) -> None:
+    """Let PyTorch use so many CPU threads; 0 changes nothing."""
+    if number:
+        torch.set_num_threads(number)
 
 
 def run_benchmark(
@@ -122,10 +129,46 @@ def run_benchmark(
     return exit_code(work, "Nothing of it was kept")
 
 
-def use_threads(number: int) -> None:
-    """Let PyTorch use so many CPU threads; 0 changes nothing."""
-    if number:
-        torch.set_num_threads(number)
+def interleaved(script: str, cases: Sequence[Case], rounds: int) -> list[list[Result]]:
+    """Results of every case, one a round; in a round all cases follow each other."""
+    results: list[list[Result]] = [[] for _ in cases]
+    for done in range(rounds):
+        for case, found in zip(cases, results, strict=True):
+            if sys.stderr.isatty():
+                print(f"round {done + 1}/{rounds}: {case}", file=sys.stderr)
+            found.append(in_own_process(script, case))
+    return results
+
+
+def in_own_process(script: str, case: Case) -> Result:
+    """Measure a case by ``script --case JSON`` in a process of its own."""
+    command = [sys.executable, script, "--case", json.dumps(case)]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if ran.returncode:
+        raise SystemExit(f"{Path(script).name}: case {case} ended with code {ran.returncode}")
+    result: Result = json.loads(ran.stdout.splitlines()[-1])
+    return result
+
+
+def pooled(results: Sequence[Result], key: str) -> float:
+    """Median of all timings of the rounds under ``key``."""
+    return statistics.median(value for result in results for value in result[key])
+
+
+def gigabytes(results: Sequence[Result]) -> float:
+    """Most memory of the rounds."""
+    return max(result["megabytes"] for result in results) / 1024
+
+
+def table(rows: Sequence[Result]) -> str:
+    """A Markdown table with the columns of the first row, numbers with three digits that count."""
+
+    def shown(value: Any) -> str:
+        small = isinstance(value, float) and value < 1000
+        return f"{value:.3g}" if small else f"{value:.0f}" if isinstance(value, float) else value
+
+    columns = list(rows[0])
+    return "\n".join(markdown(columns, [[shown(row.get(c, "")) for c in columns] for row in rows]))
 
 
 def now(device: torch.device) -> float:
@@ -151,10 +194,6 @@ def peak_megabytes(device: torch.device) -> float:
 
 class Stopwatch:
     """Adds up the seconds of the parts of a step; a part within another counts for itself alone.
-
-    Args:
-        device: is waited for at the beginning and end of a part.
-        names: of the parts.
 
     Attributes:
         parts: seconds of each part.
@@ -199,11 +238,8 @@ class Stopwatch:
 class OperatorCalls(TorchDispatchMode):
     """Counts calls of the tensor library, views included, and keeps those of convolutions.
 
-    Args:
-        watch: tells in which section a call is made.
-
     Attributes:
-        counts: calls by section.
+        counts: calls by section of the stopwatch.
         views: those that only look at the same memory in another way, but for in-place ones.
         convolutions: of the section ``encode``: their arguments, tensors as their shapes, and
             whether a gradient will be wanted.
@@ -216,9 +252,7 @@ class OperatorCalls(TorchDispatchMode):
         self.views: Counter[str] = Counter()
         self.convolutions: list[tuple[Any, ...]] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count and carry on."""
         section = self.watch.section
         self.counts[section] += 1
@@ -245,9 +279,7 @@ class LiveBytes(TorchDispatchMode):
         self.live = self.peak = 0
         self.known: set[int] = set()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Carry on and count what came of it."""
         given = {id(storage) for storage in storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
@@ -273,13 +305,7 @@ def storages(values: Any) -> list[torch.UntypedStorage]:
 def convolution_seconds(
     call: tuple[Any, ...], dtype: torch.dtype, device: torch.device, repeats: int
 ) -> float:
-    """Median seconds of one convolution alone, forward and, if wanted, backward, channels last.
-
-    Args:
-        call: an entry of ``OperatorCalls.convolutions``.
-        dtype, device: of all tensors.
-        repeats: how often it is timed, after once to warm up.
-    """
+    """Median seconds of one of ``OperatorCalls.convolutions``, backward too where wanted."""
     shape_x, shape_w, shape_b, *rest, backward = call
     x, w = (
         torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
@@ -299,6 +325,21 @@ def convolution_seconds(
     return statistics.median(seconds[1:])
 
 
+def batches_of(config: Config) -> Batches:
+    """Pretraining batches of a run with these settings, beside ``sup_num1_0`` if it needs one."""
+    annotated = METHODS[config.self_mode].needs_annotated
+    return pretraining_batches(
+        find_split(config.data_dir, "train_numf"),
+        find_split(config.data_dir, "sup_num1_0") if annotated else [],
+        ImageStore(config.image_size),
+        num_classes=config.num_classes,
+        batch_size=config.self_batch_size,
+        seed=config.seed,
+        jitter_strength=config.self_jitter,
+        random_crop=config.random_crop,
+    )
+
+
 def draw_set(folder: Path, size: int, images: int, num_classes: int) -> None:
     """Draw a set of smooth random images, one of them annotated, all classes in every mask."""
     rng = np.random.default_rng(0)
@@ -314,42 +355,3 @@ def draw_set(folder: Path, size: int, images: int, num_classes: int) -> None:
         for split in ("train_numf", "test_numf", *(["sup_num1_0"] if number == 0 else [])):
             cv2.imwrite(str(folder / split / "img" / name), pixels.clip(0, 255).astype(np.uint8))
             cv2.imwrite(str(folder / split / "gt" / name), mask.astype(np.uint8))
-
-
-def in_own_process(script: str, case: Case) -> Result:
-    """Measure a case by ``script --case JSON`` in a process of its own."""
-    command = [sys.executable, script, "--case", json.dumps(case)]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if ran.returncode:
-        raise SystemExit(f"{Path(script).name}: case {case} ended with code {ran.returncode}")
-    result: Result = json.loads(ran.stdout.splitlines()[-1])
-    return result
-
-
-def interleaved(script: str, cases: Sequence[Case], rounds: int) -> list[list[Result]]:
-    """Results of every case, one a round; in a round all cases follow each other."""
-    results: list[list[Result]] = [[] for _ in cases]
-    for done in range(rounds):
-        for case, found in zip(cases, results, strict=True):
-            if sys.stderr.isatty():
-                print(f"round {done + 1}/{rounds}: {case}", file=sys.stderr)
-            found.append(in_own_process(script, case))
-    return results
-
-
-def pooled(results: Sequence[Result], key: str) -> float:
-    """Median of all timings of the rounds under ``key``."""
-    return statistics.median(value for result in results for value in result[key])
-
-
-def table(rows: Sequence[Result]) -> str:
-    """A Markdown table with the columns of the first row, numbers with three digits that count."""
-    columns = list(rows[0])
-    cells = [[_shown(row.get(column, "")) for column in columns] for row in rows]
-    return "\n".join(markdown(columns, cells))
-
-
-def _shown(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"

@@ -8,20 +8,20 @@ JSON is printed after every step.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks.measure import at_least, parser_of, use_threads  # noqa: E402
+from benchmarks.measure import at_least, batches_of, parser_of, use_threads  # noqa: E402
 from benchmarks.step import PRECISIONS  # noqa: E402
 from config import Config  # noqa: E402
-from data import Batch, DataError, ImageStore, find_split, pretraining_batches  # noqa: E402
+from data import DataError  # noqa: E402
 from model import METHODS, build_method  # noqa: E402
 from utils.commandline import exit_code  # noqa: E402
 from utils.device import (  # noqa: E402
@@ -33,25 +33,6 @@ from utils.device import (  # noqa: E402
 )
 
 
-def batches_of(config: Config, annotated: bool) -> Iterator[Batch]:
-    """Batches of the set, epoch after epoch."""
-    train = find_split(config.data_dir, "train_numf")
-    batches = pretraining_batches(
-        train,
-        find_split(config.data_dir, "sup_num1_0") if annotated else [],
-        ImageStore(config.image_size),
-        num_classes=config.num_classes,
-        batch_size=config.self_batch_size,
-        seed=config.seed,
-        jitter_strength=config.self_jitter,
-        random_crop=config.random_crop,
-    )
-    if not len(batches):
-        raise DataError(f"{config.data_dir}/train_numf/img: no image; give another --data_dir")
-    for epoch in count():
-        yield from batches.epoch(epoch)
-
-
 def compare(config: Config, device: torch.device, steps: int) -> Iterator[dict[str, object]]:
     """Losses of both precisions, one step after the other on the same batch and noise."""
     runs = {}
@@ -61,8 +42,11 @@ def compare(config: Config, device: torch.device, steps: int) -> Iterator[dict[s
         method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         learning = [p for p in method.parameters() if p.requires_grad]
         runs[name] = method.train(), torch.optim.Adam(learning, config.self_lr)
-    source = batches_of(config, METHODS[config.self_mode].needs_annotated)
-    for step, batch in enumerate(islice(source, steps)):
+    batches = batches_of(config)
+    if not len(batches):
+        raise DataError(f"{config.data_dir}/train_numf/img: no image; give another --data_dir")
+    source = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count())
+    for step, batch in enumerate(itertools.islice(source, steps)):
         losses = {}
         for name, (method, optimizer) in runs.items():
             torch.manual_seed(mixed_seed(config.seed, 2, step))

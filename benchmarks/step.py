@@ -35,8 +35,10 @@ from benchmarks.measure import (  # noqa: E402
     Result,
     Stopwatch,
     at_least,
+    batches_of,
     convolution_seconds,
     draw_set,
+    gigabytes,
     interleaved,
     now,
     parser_of_cases,
@@ -46,7 +48,7 @@ from benchmarks.measure import (  # noqa: E402
     some_of,
 )
 from config import Config  # noqa: E402
-from data import Batch, Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
+from data import Batch, Batches  # noqa: E402
 from model import METHODS, PSCL, SCALES, Method, build_method  # noqa: E402
 from networks import Encoder, ProjectedUNet, Up  # noqa: E402
 from pscl.losses import patch_nt_xent  # noqa: E402
@@ -95,20 +97,12 @@ def measure_unit(case: Case) -> Result:
 
 def prepare(case: Case, folder: Path) -> tuple[Method, Batches, Stopwatch]:
     """The method with the project's defaults, batches of drawn images, and a watch on its parts."""
-    config, cls = Config(), METHODS[case["method"]]
     draw_set(folder, case["size"], case["batch"] * (case["steps"] + WARM_UP + 1), 4)
+    config = Config(
+        data_dir=str(folder), self_mode=case["method"], self_batch_size=case["batch"], seed=0
+    )
     torch.manual_seed(0)
     method = build_method(case["method"], {**config.to_dict(), "recompute": case["recompute"]})
-    batches = pretraining_batches(
-        find_split(folder, "train_numf"),
-        find_split(folder, "sup_num1_0") if cls.needs_annotated else [],
-        ImageStore(),
-        num_classes=config.num_classes,
-        batch_size=case["batch"],
-        seed=0,
-        jitter_strength=config.self_jitter,
-        random_crop=config.random_crop,
-    )
     device = choose_device(case["device"])
     watch = Stopwatch(device, PARTS)
     for module in method.modules():
@@ -119,7 +113,7 @@ def prepare(case: Case, folder: Path) -> tuple[Method, Batches, Stopwatch]:
         watch.wrap(method, "encode", "encode")
         watch.wrap(method, "sample", "sampling")
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return method, batches, watch
+    return method, batches_of(config), watch
 
 
 def train_step(
@@ -237,7 +231,7 @@ def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[
                 **parts,
                 "sampling+losses+optimizer": own / seconds,
                 "first batch": pooled(found, "first_batch"),
-                "GB": max(result["megabytes"] for result in found) / 1024,
+                "GB": gigabytes(found),
                 "calls": found[0]["calls"],
                 "of them views": found[0]["views"],
                 "s/epoch": epoch,
@@ -249,8 +243,7 @@ def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[
         for _, found in by_kind["loss"]
         for name in ("forward", "backward")
     ]
-    gigabytes = max(result["megabytes"] for result in results[0]) / 1024
-    return {"E": unit, "E GB": gigabytes, "rows": rows, "memory": memory}
+    return {"E": unit, "E GB": gigabytes(results[0]), "rows": rows, "memory": memory}
 
 
 def growth(given: argparse.Namespace) -> dict[str, Any]:
@@ -266,7 +259,7 @@ def growth(given: argparse.Namespace) -> dict[str, Any]:
         {
             **{name: case[name] for name in ("method", "precision", "size", "batch")},
             **{name: pooled(found, name) for name in ("seconds", *PARTS)},
-            "GB": max(result["megabytes"] for result in found) / 1024,
+            "GB": gigabytes(found),
         }
         for case, found in zip(cases, interleaved(__file__, cases, given.rounds), strict=True)
     ]

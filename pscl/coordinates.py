@@ -21,14 +21,9 @@ def coordinates(head: ProjectionHead, features: Tensor, scale: int) -> Tensor:
     the finest scale alone), which saves as much memory and as many multiplications of a comparison;
     else it is D.
 
-    Args:
-        head: the projection head.
-        features: (B, c, P).
-        scale: 0, 1, 2 (up1, up2, up3).
-
     Returns:
-        Single precision, computed in it where d < D (on CUDA as far as PyTorch's convolutions are
-        set to it); no gradient reaches the last layer then.
+        In single precision, computed in it where d < D (on CUDA as far as PyTorch's convolutions
+        are set to it). No gradient reaches the last layer.
     """
     conv1, norm1, last = head.patch_layers(scale)
     assert isinstance(last, nn.Conv2d)

@@ -3,8 +3,8 @@
 As long as no lowered cell can win (which is checked), the published rule is a serial dictatorship,
 and deferred acceptance gives the same result in few rounds: every template asks for its best
 candidate that has not turned it down, a cell keeps the earliest template that ever asked. Each
-template's few most similar cells take part; more of them for images that these do not decide. Images
-that are still open follow the rule template by template.
+template's few most similar cells take part; more of them for images that these do not decide.
+Images that are still open follow the rule template by template.
 """
 
 from __future__ import annotations
@@ -53,17 +53,10 @@ LIMITS = Limits()
 
 
 def match(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits = LIMITS) -> Tensor:
-    """What ``pscl.matching.match`` gives.
+    """What ``pscl.matching.match`` gives, for the same arguments.
 
-    Args:
-        template: (D, T).
-        keys: (B, D, P), copied unless P is a multiple of ``CELLS`` and the D numbers of a cell lie
-            together in memory.
-        valid: (B, P).
-        limits: how much is looked at and held at once.
-
-    Returns:
-        The cell of each template in each image, int64 (B, T).
+    Keys are copied unless P is a multiple of ``CELLS`` and the D numbers of a cell lie together in
+    memory.
     """
     missing = -valid.shape[1] % CELLS
     if missing:
@@ -122,8 +115,8 @@ def _candidates(
     """Each template's most similar cells by single precision, in the order of their numbers.
 
     Returns:
-        The similarities (B, T, L) in double precision, -inf where a cell does not exist, the cells
-        (B, T, L), and the largest similarity that another cell can have (B, T).
+        Similarities (B, T, L) in double precision, -inf where a cell does not exist; the cells
+        (B, T, L); the largest similarity that another cell can have (B, T).
     """
     images, dim, cells = keys.shape
     absent = valid.log()  # 0 where a cell exists, -inf where it does not
@@ -158,10 +151,10 @@ def _peaks(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits) -> Ten
 
     -inf where none of the cells exists; where some do not, it may be too large.
 
-    Where all similarities would fill gigabytes, the loop is over pieces that use the same memory in
-    turn. For many templates on a processor they are small, because to write and read the
-    similarities outside its cache takes longer than to compute them, and of one image, because
-    cells that do not exist come last and are left out.
+    Where all similarities would fill gigabytes, pieces use the same memory in turn. For many
+    templates on a processor they are small, because to write and read the similarities outside its
+    cache takes longer than to compute them, and of one image, because cells that do not exist come
+    last and are left out.
     """
     images, templates = len(keys), template.shape[1]
     some = valid.unflatten(1, (-1, SLICE)).any(dim=2)  # (B, slices)
@@ -189,12 +182,8 @@ def _peaks(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits) -> Ten
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """``values.topk(count, dim=2)`` of (B, T, P), for the same values in a fraction of the time.
 
-    The ``count`` largest lie in the ``count`` blocks with the largest maxima. Among equal values
-    the choice is free, as it is in topk.
-
-    Args:
-        values: P a multiple of ``BLOCK``.
-        count: how many are wanted.
+    The ``count`` largest lie in the ``count`` blocks with the largest maxima; P is a multiple of
+    ``BLOCK``. Among equal values the choice is free, as it is in topk.
     """
     blocks = values.shape[2] // BLOCK
     if blocks < 4 * count:
@@ -219,8 +208,7 @@ def _accept(
         rounds: before each look whether all are settled.
 
     Returns:
-        The cell that each template got, int64 (B, T), and whether all of an image are surely the
-        right ones, (B,).
+        The cells (B, T), and whether (B,) all of an image are surely right.
     """
     # A template that ran out of candidates asks for a cell that has no value.
     images, templates, candidates = cell.shape

@@ -106,7 +106,7 @@ class ViewGeometry:
 class Window:
     """A window laid over an image: somewhere, turned and scaled (training with labels).
 
-    What sticks out of the image shows it mirrored, and nobody has labelled it.
+    What sticks out of the image shows it mirrored and unlabelled.
 
     Attributes:
         rows, columns: size of the result in pixels.
@@ -197,10 +197,9 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 class Correspondence:
     """Where the cells of the cropped grid lie in the two views' feature maps, for B images.
 
-    Images differ in h' x w'; P is H*W for all, or a little more, so that tensors have the same size
-    in every batch and fit where those of the last one were. Cells beyond an image's own are
-    padding, where ``valid`` is false, ``key`` is some position of the map, and ``query`` means
-    nothing.
+    Images differ in h' x w'; P is H*W or a little more for all, so that tensors have the same size
+    in every batch. Cells beyond an image's own are padding: ``valid`` is false, ``key`` is some
+    position of the map, and ``query`` means nothing.
 
     Attributes:
         query: (B, P) index into the flattened H*W map of view q.

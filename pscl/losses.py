@@ -95,8 +95,7 @@ def soft_info_nce(
     Args:
         query, key: (..., D) unit vectors; the same row of both is a positive pair.
         queue: (Q, D) keys of earlier batches.
-        queue_target: (..., Q) soft targets of the queue's entries, broadcast over the rows.
-        row_weight: (...), broadcast over the rows.
+        queue_target, row_weight: (..., Q) and (...), broadcast over the rows.
         temperature: divides the similarities.
 
     Returns:

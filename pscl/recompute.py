@@ -28,7 +28,7 @@ def recompute_activations(encoder: Encoder, levels: int) -> None:
     """Let the backward pass compute activations again instead of keeping them.
 
     Args:
-        encoder: changed in place; its parameters and their names stay.
+        encoder: its blocks are changed in place; names of parameters stay.
         levels: 0: what is cheap to compute, that is norms, activations, pooling, joins, the stem's
             first convolution and the transposed ones. At 376x376 that adds some 5 % to the time of
             a step and takes more than a third off its memory (results/speed). 1 to 4: also
@@ -48,11 +48,12 @@ def recomputed(
     Under autocast its cache of casted weights must be off, see ``utils.device.precision``.
 
     Args:
-        run: from tensors to a tensor.
-        block: the module that ``run`` computes with.
+        run: from tensors to a tensor, with the parameters of ``block``.
+        block: of the encoder.
         level: of the block, 0 at full size to 3.
         levels: see ``recompute_activations``.
     """
+    # Not a closure: copy.deepcopy of the network copies what a partial refers to.
     return run if levels < 0 else partial(_checkpointed, run, block, level < levels)
 
 
@@ -63,11 +64,9 @@ def _checkpointed(
         return run(*inputs)
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        first, second = (
-            (nullcontext(), nullcontext())
-            if everything
-            else create_selective_checkpoint_contexts(_keep_convolutions)
-        )
+        if everything:
+            return nullcontext(), _SecondPass(block, nullcontext())
+        first, second = create_selective_checkpoint_contexts(_keep_convolutions)
         return first, _SecondPass(block, second)
 
     output: Tensor = checkpoint(
@@ -76,12 +75,10 @@ def _checkpointed(
     return output
 
 
-def _keep_convolutions(
-    context: Any, operator: Any, *arguments: Any, **named: Any
-) -> CheckpointPolicy:
-    """Keep what convolutions give, but for transposed ones and those of a picture's 3 channels."""
+def _keep_convolutions(context: Any, operator: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
+    """Keep the outputs of convolutions, but for transposed ones and those of 3-channel images."""
     if operator is torch.ops.aten.convolution.default:
-        weight, transposed = arguments[1], arguments[6]
+        weight, transposed = inputs[1], inputs[6]
         if not transposed and weight.shape[1] > 3:
             return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
@@ -90,7 +87,7 @@ def _keep_convolutions(
 class _SecondPass:
     """The second forward pass of a block, which updates copies of BatchNorm's running statistics.
 
-    It can be entered again, for a graph that is gone back through twice.
+    It can be entered again, for a second backward pass through the same graph.
     """
 
     def __init__(self, block: nn.Module, inner: AbstractContextManager[Any]) -> None:
