@@ -93,10 +93,10 @@ def step(stage: Supervised, epoch: int, plain: bool) -> dict[str, float]:
     watch = Stopwatch(stage.device, PARTS)
     with watch.part("data"):
         batch: dict[str, Any] = next(stage.batches.epoch(epoch))
-        if not plain:
-            batch = to_device(batch, stage.device)
-        else:
+        if plain:
             batch = {k: v.to(stage.device) if hasattr(v, "to") else v for k, v in batch.items()}
+        else:
+            batch = to_device(batch, stage.device)
     with watch.part("forward"), stage.precision():
         loss = stage.losses(batch)["loss"]
     with watch.part("backward"):
@@ -117,29 +117,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def report(given: argparse.Namespace) -> Result:
+    """Measure all variants."""
+    common = {n: getattr(given, n) for n in ("size", "images", "steps", "device", "threads")}
+    cases = [{"variant": name, "plain": name == "plain", **common} for name in VARIANTS]
+    results = interleaved(__file__, cases, given.rounds)
+    rows = [
+        {
+            "variant": case["variant"],
+            "s/step": pooled(found, "seconds"),
+            "of plain": pooled(found, "seconds") / pooled(results[0], "seconds"),
+            **{part: pooled(found, part) for part in PARTS},
+            "evaluation s/image": pooled(found, "evaluation") / given.images,
+            "GB": gigabytes(found),
+        }
+        for case, found in zip(cases, results, strict=True)
+    ]
+    return {"rows": rows}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    given = parse(argv)
-
-    def report() -> Result:
-        common = {n: getattr(given, n) for n in ("size", "images", "steps", "device", "threads")}
-        cases = [{"variant": name, "plain": name == "plain", **common} for name in VARIANTS]
-        results = interleaved(__file__, cases, given.rounds)
-        unit = pooled(results[0], "seconds")
-        rows = [
-            {
-                "variant": case["variant"],
-                "s/step": pooled(found, "seconds"),
-                "of plain": pooled(found, "seconds") / unit,
-                **{part: pooled(found, part) for part in PARTS},
-                "evaluation s/image": pooled(found, "evaluation") / given.images,
-                "GB": gigabytes(found),
-            }
-            for case, found in zip(cases, results, strict=True)
-        ]
-        return {"rows": rows}
-
-    return run_benchmark(given, ("size", "images", "steps", "rounds"), measure, report)
+    return run_benchmark(parse(argv), ("size", "images", "steps", "rounds"), measure, report)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a benchmark is r
 from config import Config  # noqa: E402
 from data import Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
 from model import METHODS  # noqa: E402
-from pscl.lazy_map import LazyMap  # noqa: E402
 from utils.commandline import exit_code  # noqa: E402
 from utils.device import choose_device, keep_freed_memory  # noqa: E402
 from utils.tables import markdown  # noqa: E402
@@ -94,7 +93,7 @@ def run_benchmark(
     given: argparse.Namespace,
     names: Sequence[str],
     measure: Callable[[Case], Result],
-    report: Callable[[], Result],
+    report: Callable[[argparse.Namespace], Result],
 ) -> int:
     """Measure the one case of this process, or print the report on all; returns the exit code.
 
@@ -115,7 +114,7 @@ def run_benchmark(
         head = {name: getattr(given, name) for name in names}
         head |= {"device": str(choose_device(given.device))}
         head |= {"threads": given.threads or torch.get_num_threads(), "torch": torch.__version__}
-        found = report()
+        found = report(given)
         if given.json:
             print(json.dumps({**head, **found}))
             return
@@ -220,19 +219,14 @@ class Stopwatch:
         self.parts[name] += seconds - self.inside
         self.section, self.inside = outer, before + seconds
 
-    def wrap(self, owner: Any, name: str, part: str) -> None:
-        """Time a method of an object as ``part``, the last convolution of its lazy maps too."""
-        original = getattr(owner, name)
+    def timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        """A function that is timed as ``part``."""
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
+        def in_part(*args: Any, **kwargs: Any) -> Any:
             with self.part(part):
-                result = original(*args, **kwargs)
-            for lazy in tree_leaves(result):
-                if isinstance(lazy, LazyMap):
-                    self.wrap(lazy, "at", part)
-            return result
+                return function(*args, **kwargs)
 
-        setattr(owner, name, timed)
+        return in_part
 
 
 class OperatorCalls(TorchDispatchMode):

@@ -18,9 +18,11 @@ import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,7 @@ from config import Config  # noqa: E402
 from data import Batch, Batches  # noqa: E402
 from model import METHODS, PSCL, SCALES, Method, build_method  # noqa: E402
 from networks import Encoder, ProjectedUNet, Up  # noqa: E402
+from pscl.lazy_map import LazyMap  # noqa: E402
 from pscl.losses import patch_nt_xent  # noqa: E402
 from utils.device import choose_device, precision, to_device  # noqa: E402
 
@@ -95,25 +98,29 @@ def measure_unit(case: Case) -> Result:
     return {"seconds": seconds[1:], "megabytes": peak_megabytes(device)}
 
 
-def prepare(case: Case, folder: Path) -> tuple[Method, Batches, Stopwatch]:
+@contextmanager
+def prepared(case: Case) -> Iterator[tuple[Method, Batches, Stopwatch]]:
     """The method with the project's defaults, batches of drawn images, and a watch on its parts."""
-    draw_set(folder, case["size"], case["batch"] * (case["steps"] + WARM_UP + 1), 4)
-    config = Config(
-        data_dir=str(folder), self_mode=case["method"], self_batch_size=case["batch"], seed=0
-    )
-    torch.manual_seed(0)
-    method = build_method(case["method"], {**config.to_dict(), "recompute": case["recompute"]})
     device = choose_device(case["device"])
     watch = Stopwatch(device, PARTS)
-    for module in method.modules():
-        if isinstance(module, ProjectedUNet):
-            watch.wrap(module, "forward", "encode")
-            watch.wrap(module, "embed", "encode")
-    if isinstance(method, PSCL):
-        watch.wrap(method, "encode", "encode")
-        watch.wrap(method, "sample", "sampling")
-    method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return method, batches_of(config), watch
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(LazyMap, "at", watch.timed(LazyMap.at, "encode")),  # the last convolution
+    ):
+        draw_set(Path(folder), case["size"], case["batch"] * (case["steps"] + WARM_UP + 1), 4)
+        config = Config(
+            data_dir=folder, self_mode=case["method"], self_batch_size=case["batch"], seed=0
+        )
+        torch.manual_seed(0)
+        method = build_method(case["method"], {**config.to_dict(), "recompute": case["recompute"]})
+        method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        networks = [module for module in method.modules() if isinstance(module, ProjectedUNet)]
+        timed = [(network, name, "encode") for network in networks for name in ("forward", "embed")]
+        if isinstance(method, PSCL):
+            timed += [(method, "encode", "encode"), (method, "sample", "sampling")]
+        for owner, name, part in timed:
+            setattr(owner, name, watch.timed(getattr(owner, name), part))
+        yield method, batches_of(config), watch
 
 
 def train_step(
@@ -140,8 +147,7 @@ def train_step(
 def measure_step(case: Case) -> Result:
     """Seconds of a step of one method in one precision by parts, peak memory, calls."""
     dtype = PRECISIONS[case["precision"]]
-    with tempfile.TemporaryDirectory() as folder:
-        method, batches, watch = prepare(case, Path(folder))
+    with prepared(case) as (method, batches, watch):
         learning = [p for p in method.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(learning, Config().self_lr)
         source = batches.epoch(0)
@@ -166,12 +172,11 @@ def measure_step(case: Case) -> Result:
 def measure_floor(case: Case) -> Result:
     """Seconds of the convolutions of a method's encoders, each by itself, summed."""
     dtype = PRECISIONS[case["precision"]] or torch.float32
-    with tempfile.TemporaryDirectory() as folder:
-        method, batches, watch = prepare({**case, "steps": 0}, Path(folder))
-        with OperatorCalls(watch) as calls:
-            method(to_device(next(batches.epoch(0)), watch.device))
+    repeats, case = case["steps"], {**case, "steps": 0}
+    with prepared(case) as (method, batches, watch), OperatorCalls(watch) as calls:
+        method(to_device(next(batches.epoch(0)), watch.device))
     found = calls.convolutions
-    alone = {c: convolution_seconds(c, dtype, watch.device, case["steps"]) for c in set(found)}
+    alone = {c: convolution_seconds(c, dtype, watch.device, repeats) for c in set(found)}
     return {"seconds": [sum(alone[c] for c in found)], "convolutions": len(found)}
 
 
@@ -295,17 +300,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def report(given: argparse.Namespace) -> Result:
+    """Measure all cases, or how they grow."""
+    if given.growth:
+        return growth(given)
+    cases = cases_of(given)
+    return summary(cases, interleaved(__file__, cases, given.rounds))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    given = parse(argv)
-
-    def report() -> Result:
-        if given.growth:
-            return growth(given)
-        cases = cases_of(given)
-        return summary(cases, interleaved(__file__, cases, given.rounds))
-
-    return run_benchmark(given, ("size", "batch", "steps", "rounds", "recompute"), measure, report)
+    names = ("size", "batch", "steps", "rounds", "recompute")
+    return run_benchmark(parse(argv), names, measure, report)
 
 
 if __name__ == "__main__":

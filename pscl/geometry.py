@@ -69,15 +69,13 @@ class ViewGeometry:
             The index at its first cell, and by how much it grows from a row to the next and from a
             column to the next.
         """
-        # Index at row i, column j of the flipped grid: start + i * down + j * right.
-        start, down, right = ((rows - 1) * columns, -columns, 1) if self.flip else (0, columns, 1)
-        for _ in range(self.quarter_turns % 4):
-            # Counter-clockwise: row i, column j of the turned grid was row j, column width - 1 - i.
-            start, down, right = start + (columns - 1) * right, -right, down
-            rows, columns = columns, rows
-        box_rows, box_columns = (columns, rows) if self.quarter_turns % 2 else (rows, columns)
-        top, _, left, _ = self.crop_box(box_rows, box_columns)
-        return start + top * down + left * right, down, right
+        grid = np.arange(rows * columns).reshape(rows, columns)
+        top, bottom, left, right = self.crop_box(rows, columns)
+        # Views of the same memory: their strides are the steps.
+        cut = np.rot90(grid[::-1] if self.flip else grid, self.quarter_turns)
+        cut = cut[top:bottom, left:right]
+        down, across = (stride // grid.itemsize for stride in cut.strides)
+        return int(cut[0, 0]), down, across
 
     def cut(self, image: Tensor) -> Tensor:
         """Flip, rotate and crop without resizing: (..., H, W) to (..., h', w')."""
