@@ -73,9 +73,9 @@ class Method(nn.Module):
 class MomentumMethod(Method):
     """A method with a momentum encoder: a copy that follows the one that learns (He 2020).
 
-    Its parameters follow; its BatchNorm works in training mode, on buffers of its own. ``forward``
-    updates it before it makes the keys. The papers update it after the optimizer's step, which is
-    the same sequence: the two encoders start equal, and nothing happens between the two moments.
+    Its parameters follow; its BatchNorm is in training mode, with running statistics of its own.
+    ``forward`` updates it before it makes the keys; the papers do so after the optimizer's step,
+    which is the same sequence, since the two encoders start equal.
 
     Args:
         momentum: share of the momentum encoder that each step keeps.
@@ -96,8 +96,8 @@ class MomentumMethod(Method):
 class QueueMethod(MomentumMethod):
     """A method that contrasts with a queue of earlier keys of whole images (He 2020).
 
-    Shuffling the keys within the batch, as MoCo does against leaking BatchNorm statistics between
-    devices, would change nothing on one device and is left out.
+    Shuffling the keys within the batch, which hides BatchNorm's statistics where MoCo runs on
+    several devices, changes nothing on one and is left out.
 
     Args:
         queue_size: Q, entries of the queue.
@@ -372,8 +372,7 @@ class MoCo(QueueMethod):
     methods share decide. The image embedding comes from x4, so that the ups do not learn.
 
     Args:
-        temperature: of the loss.
-        settings: see ``QueueMethod``.
+        temperature, settings: of the loss, and of ``QueueMethod``.
     """
 
     trains_ups = False
@@ -402,8 +401,7 @@ class SimCLR(Method):
     embedding comes from x4, so that the ups do not learn.
 
     Args:
-        temperature: of the loss.
-        settings: see ``Method``.
+        temperature, settings: of the loss, and of ``Method``.
     """
 
     least_images = 2  # one image alone has no negatives

@@ -21,19 +21,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks.measure import (  # noqa: E402
-    Case,
-    Result,
-    Stopwatch,
-    at_least,
-    draw_set,
-    gigabytes,
-    interleaved,
-    parser_of_cases,
-    peak_megabytes,
-    pooled,
-    run_benchmark,
-)
+from benchmarks import measure  # noqa: E402
+from benchmarks.measure import Case, Result  # noqa: E402
 from benchmarks.step import PRECISIONS, make_plain  # noqa: E402
 from config import Config  # noqa: E402
 from config_run import Job, Supervised  # noqa: E402
@@ -60,11 +49,11 @@ class Plain(Supervised):
         return module.to(self.device)
 
 
-def measure(case: Case) -> Result:
+def measure_case(case: Case) -> Result:
     """Seconds of the steps by parts, and of an evaluation of the drawn test set."""
     plain, device = case["variant"] == "plain", choose_device(case["device"])
     with tempfile.TemporaryDirectory() as folder:
-        draw_set(Path(folder) / "set", case["size"], case["images"], num_classes=4)
+        measure.draw_set(Path(folder) / "set", case["size"], case["images"], num_classes=4)
         config = Config(
             data_dir=f"{folder}/set", output_dir=folder, stages="sup", recompute=-1 if plain else 0
         ).resolved()
@@ -74,7 +63,7 @@ def measure(case: Case) -> Result:
         stage.build()
         # Memory is still being mapped in the first two steps and the first evaluation.
         steps = [step(stage, epoch, plain) for epoch in range(case["steps"] + 2)][2:]
-        watch = Stopwatch(device, ["evaluation"])
+        watch = measure.Stopwatch(device, ["evaluation"])
         for _ in range(2):
             watch.reset()
             with watch.part("evaluation"):
@@ -83,14 +72,14 @@ def measure(case: Case) -> Result:
         **{part: [found[part] for found in steps] for part in PARTS},
         "seconds": [sum(found.values()) for found in steps],
         "evaluation": [watch.parts["evaluation"]],
-        "megabytes": peak_megabytes(device),
+        "megabytes": measure.peak_megabytes(device),
     }
 
 
 def step(stage: Supervised, epoch: int, plain: bool) -> dict[str, float]:
     """Seconds of an epoch of one step by part."""
     stage.module.train()
-    watch = Stopwatch(stage.device, PARTS)
+    watch = measure.Stopwatch(stage.device, PARTS)
     with watch.part("data"):
         batch: dict[str, Any] = next(stage.batches.epoch(epoch))
         if plain:
@@ -109,11 +98,11 @@ def step(stage: Supervised, epoch: int, plain: bool) -> dict[str, float]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; SystemExit 2 with one line for what is not legal."""
-    parser = parser_of_cases(__doc__)
+    parser = measure.parser_of_cases(__doc__)
     add = parser.add_argument
-    add("--size", type=at_least(16), default=376, help="pixels a side")
-    add("--images", type=at_least(1), default=16, help="test images")
-    add("--steps", type=at_least(1), default=5, help="timed steps of a round, after two to warm up")
+    add("--size", type=measure.at_least(16), default=376, help="pixels a side")
+    add("--images", type=measure.at_least(1), default=16, help="test images")
+    add("--steps", type=measure.at_least(1), default=5, help="timed steps of a round, once warm")
     return parser.parse_args(argv)
 
 
@@ -121,15 +110,15 @@ def report(given: argparse.Namespace) -> Result:
     """Measure all variants."""
     common = {n: getattr(given, n) for n in ("size", "images", "steps", "device", "threads")}
     cases = [{"variant": name, "plain": name == "plain", **common} for name in VARIANTS]
-    results = interleaved(__file__, cases, given.rounds)
+    results = measure.interleaved(__file__, cases, given.rounds)
     rows = [
         {
             "variant": case["variant"],
-            "s/step": pooled(found, "seconds"),
-            "of plain": pooled(found, "seconds") / pooled(results[0], "seconds"),
-            **{part: pooled(found, part) for part in PARTS},
-            "evaluation s/image": pooled(found, "evaluation") / given.images,
-            "GB": gigabytes(found),
+            "s/step": measure.pooled(found, "seconds"),
+            "of plain": measure.pooled(found, "seconds") / measure.pooled(results[0], "seconds"),
+            **{part: measure.pooled(found, part) for part in PARTS},
+            "evaluation s/image": measure.pooled(found, "evaluation") / given.images,
+            "GB": measure.gigabytes(found),
         }
         for case, found in zip(cases, results, strict=True)
     ]
@@ -138,7 +127,9 @@ def report(given: argparse.Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return run_benchmark(parse(argv), ("size", "images", "steps", "rounds"), measure, report)
+    return measure.run_benchmark(
+        parse(argv), ("size", "images", "steps", "rounds"), measure_case, report
+    )
 
 
 if __name__ == "__main__":

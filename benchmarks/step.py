@@ -30,25 +30,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks.measure import (  # noqa: E402
-    Case,
-    LiveBytes,
-    OperatorCalls,
-    Result,
-    Stopwatch,
-    at_least,
-    batches_of,
-    convolution_seconds,
-    draw_set,
-    gigabytes,
-    interleaved,
-    now,
-    parser_of_cases,
-    peak_megabytes,
-    pooled,
-    run_benchmark,
-    some_of,
-)
+from benchmarks import measure  # noqa: E402
+from benchmarks.measure import Case, Result  # noqa: E402
 from config import Config  # noqa: E402
 from data import Batch, Batches  # noqa: E402
 from model import METHODS, PSCL, SCALES, Method, build_method  # noqa: E402
@@ -89,42 +72,45 @@ def measure_unit(case: Case) -> Result:
     view = torch.randn(case["batch"] + 1, 3, case["size"], case["size"], device=device)
     seconds = []
     for _ in range(case["steps"] + 1):
-        start = now(device)
+        start = measure.now(device)
         image, maps = network(view)
         patches = [network.decode.patch(maps[s].flatten(2), s) for s in range(SCALES)]
         torch.stack([x.mean() for x in (image, *patches)]).sum().backward()
         network.zero_grad()
-        seconds.append(now(device) - start)
-    return {"seconds": seconds[1:], "megabytes": peak_megabytes(device)}
+        seconds.append(measure.now(device) - start)
+    return {"seconds": seconds[1:], "megabytes": measure.peak_megabytes(device)}
 
 
 @contextmanager
-def prepared(case: Case) -> Iterator[tuple[Method, Batches, Stopwatch]]:
+def prepared(case: Case) -> Iterator[tuple[Method, Batches, measure.Stopwatch]]:
     """The method with the project's defaults, batches of drawn images, and a watch on its parts."""
     device = choose_device(case["device"])
-    watch = Stopwatch(device, PARTS)
+    watch = measure.Stopwatch(device, PARTS)
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(LazyMap, "at", watch.timed(LazyMap.at, "encode")),  # the last convolution
     ):
-        draw_set(Path(folder), case["size"], case["batch"] * (case["steps"] + WARM_UP + 1), 4)
+        images = case["batch"] * (case["steps"] + WARM_UP + 1)
+        measure.draw_set(Path(folder), case["size"], images, num_classes=4)
         config = Config(
             data_dir=folder, self_mode=case["method"], self_batch_size=case["batch"], seed=0
         )
         torch.manual_seed(0)
         method = build_method(case["method"], {**config.to_dict(), "recompute": case["recompute"]})
         method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        networks = [module for module in method.modules() if isinstance(module, ProjectedUNet)]
-        timed = [(network, name, "encode") for network in networks for name in ("forward", "embed")]
+        timed: list[tuple[Any, str, str]] = []
+        for module in method.modules():
+            if isinstance(module, ProjectedUNet):
+                timed += [(module, "forward", "encode"), (module, "embed", "encode")]
         if isinstance(method, PSCL):
             timed += [(method, "encode", "encode"), (method, "sample", "sampling")]
         for owner, name, part in timed:
             setattr(owner, name, watch.timed(getattr(owner, name), part))
-        yield method, batches_of(config), watch
+        yield method, measure.batches_of(config), watch
 
 
 def train_step(
-    watch: Stopwatch,
+    watch: measure.Stopwatch,
     method: Method,
     optimizer: torch.optim.Optimizer,
     next_batch: Callable[[], Batch],
@@ -155,8 +141,8 @@ def measure_step(case: Case) -> Result:
             train_step(watch, method, optimizer, lambda: next(source), dtype)
             for _ in range(case["steps"] + WARM_UP)
         ]
-        peak = peak_megabytes(watch.device)
-        with OperatorCalls(watch) as calls, precision(dtype, watch.device):
+        peak = measure.peak_megabytes(watch.device)
+        with measure.OperatorCalls(watch) as calls, precision(dtype, watch.device):
             method(to_device(next(source), watch.device))
     own, views = (count.total() - count["encode"] for count in (calls.counts, calls.views))
     return {
@@ -173,10 +159,10 @@ def measure_floor(case: Case) -> Result:
     """Seconds of the convolutions of a method's encoders, each by itself, summed."""
     dtype = PRECISIONS[case["precision"]] or torch.float32
     repeats, case = case["steps"], {**case, "steps": 0}
-    with prepared(case) as (method, batches, watch), OperatorCalls(watch) as calls:
+    with prepared(case) as (method, batches, watch), measure.OperatorCalls(watch) as calls:
         method(to_device(next(batches.epoch(0)), watch.device))
     found = calls.convolutions
-    alone = {c: convolution_seconds(c, dtype, watch.device, repeats) for c in set(found)}
+    alone = {c: measure.convolution_seconds(c, dtype, watch.device, repeats) for c in set(found)}
     return {"seconds": [sum(alone[c] for c in found)], "convolutions": len(found)}
 
 
@@ -187,14 +173,14 @@ def measure_loss(case: Case) -> Result:
     assert isinstance(method, PSCL)
     shape = (case["batch"] + 1, config.num_classes, method.templates[-1], config.embed_dim)
     query, key = (torch.randn(shape, device=device, requires_grad=True) for _ in range(2))
-    with LiveBytes() as memory:
+    with measure.LiveBytes() as memory:
         loss = patch_nt_xent(query, key, config.temperature)
         forward = memory.peak
         loss.backward()
     return {"forward": [forward / 2**20], "backward": [memory.peak / 2**20]}
 
 
-def measure(case: Case) -> Result:
+def measure_case(case: Case) -> Result:
     """Measure a case in this process."""
     kinds = {"unit": measure_unit, "step": measure_step, "floor": measure_floor}
     return {**kinds, "loss": measure_loss}[case["kind"]](case)
@@ -214,14 +200,14 @@ def cases_of(given: argparse.Namespace) -> list[Case]:
 
 def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[str, Any]:
     """Medians over the rounds: E, and a row for each method and precision."""
-    unit = pooled(results[0], "seconds")
+    unit = measure.pooled(results[0], "seconds")
     by_kind: dict[str, list[tuple[Case, Sequence[Result]]]] = {"step": [], "floor": [], "loss": []}
     for case, found in zip(cases[1:], results[1:], strict=True):
         by_kind[case["kind"]].append((case, found))
     rows = []
     for (case, found), (_, of_floor) in zip(by_kind["step"], by_kind["floor"], strict=True):
-        seconds, floor = pooled(found, "seconds"), pooled(of_floor, "seconds")
-        parts = {part: pooled(found, part) for part in PARTS}
+        seconds, floor = measure.pooled(found, "seconds"), measure.pooled(of_floor, "seconds")
+        parts = {part: measure.pooled(found, part) for part in PARTS}
         own = sum(parts[p] for p in ("sampling", "losses", "optimizer"))
         epoch = seconds * (PAPER_IMAGES // case["batch"])
         rows.append(
@@ -235,8 +221,8 @@ def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[
                 "in floors": seconds / floor,
                 **parts,
                 "sampling+losses+optimizer": own / seconds,
-                "first batch": pooled(found, "first_batch"),
-                "GB": gigabytes(found),
+                "first batch": measure.pooled(found, "first_batch"),
+                "GB": measure.gigabytes(found),
                 "calls": found[0]["calls"],
                 "of them views": found[0]["views"],
                 "s/epoch": epoch,
@@ -248,7 +234,7 @@ def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[
         for _, found in by_kind["loss"]
         for name in ("forward", "backward")
     ]
-    return {"E": unit, "E GB": gigabytes(results[0]), "rows": rows, "memory": memory}
+    return {"E": unit, "E GB": measure.gigabytes(results[0]), "rows": rows, "memory": memory}
 
 
 def growth(given: argparse.Namespace) -> dict[str, Any]:
@@ -260,13 +246,14 @@ def growth(given: argparse.Namespace) -> dict[str, Any]:
     )
     steps = [case for case in cases_of(given) if case["kind"] == "step"]
     cases = [{**case, "size": s, "batch": b} for case in steps for s, b in pairs]
+    results = measure.interleaved(__file__, cases, given.rounds)
     rows = [
         {
             **{name: case[name] for name in ("method", "precision", "size", "batch")},
-            **{name: pooled(found, name) for name in ("seconds", *PARTS)},
-            "GB": gigabytes(found),
+            **{name: measure.pooled(found, name) for name in ("seconds", *PARTS)},
+            "GB": measure.gigabytes(found),
         }
-        for case, found in zip(cases, interleaved(__file__, cases, given.rounds), strict=True)
+        for case, found in zip(cases, results, strict=True)
     ]
     slopes = []
     for method, name in itertools.product(given.methods, given.precisions):
@@ -286,15 +273,13 @@ def growth(given: argparse.Namespace) -> dict[str, Any]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; SystemExit 2 with one line for what is not legal."""
-    parser = parser_of_cases(__doc__)
+    parser = measure.parser_of_cases(__doc__)
     add = parser.add_argument
-    add("--size", type=at_least(16), default=376, help="pixels a side")
-    add("--batch", type=at_least(1), default=8, help="images, the annotated one comes on top")
-    add("--methods", type=some_of(METHODS), default=list(METHODS), help=",".join(METHODS))
-    add("--precisions", type=some_of(PRECISIONS), default=list(PRECISIONS), help="fp32,bf16")
-    add(
-        "--steps", type=at_least(1), default=3, help="timed steps of a round, after some to warm up"
-    )
+    add("--size", type=measure.at_least(16), default=376, help="pixels a side")
+    add("--batch", type=measure.at_least(1), default=8, help="images beside the annotated one")
+    add("--methods", type=measure.some_of(METHODS), default=[*METHODS], help=",".join(METHODS))
+    add("--precisions", type=measure.some_of(PRECISIONS), default=[*PRECISIONS], help="fp32,bf16")
+    add("--steps", type=measure.at_least(1), default=3, help="timed steps of a round, once warm")
     add("--recompute", type=int, default=0, choices=range(-1, 5), help="as of a run, -1 to 4")
     add("--growth", action="store_true", help="over four sizes and four batches instead")
     return parser.parse_args(argv)
@@ -305,13 +290,13 @@ def report(given: argparse.Namespace) -> Result:
     if given.growth:
         return growth(given)
     cases = cases_of(given)
-    return summary(cases, interleaved(__file__, cases, given.rounds))
+    return summary(cases, measure.interleaved(__file__, cases, given.rounds))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     names = ("size", "batch", "steps", "rounds", "recompute")
-    return run_benchmark(parse(argv), names, measure, report)
+    return measure.run_benchmark(parse(argv), names, measure_case, report)
 
 
 if __name__ == "__main__":

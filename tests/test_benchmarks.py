@@ -23,7 +23,7 @@ CASE = {"size": 16, "batch": 2, "steps": 1, "device": "cpu", "threads": 0, "reco
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_is_reported_with_its_parts(method: str) -> None:
-    result = step.measure({"kind": "step", "method": method, "precision": "fp32", **CASE})
+    result = step.measure_case({"kind": "step", "method": method, "precision": "fp32", **CASE})
     (whole,) = result["seconds"]
     parts = {name: result[name][0] for name in step.PARTS}
     assert sum(parts.values()) == pytest.approx(whole)
@@ -66,7 +66,7 @@ def test_the_floor_counts_every_convolution_of_the_encoders() -> None:
     PSCL needs the last of view q at the patches alone.
     """
     counts = {
-        name: step.measure(
+        name: step.measure_case(
             {"kind": "floor", "method": name, "precision": "fp32", **CASE, "size": 32}
         )
         for name in METHODS
@@ -117,7 +117,7 @@ def test_bytes_are_counted_while_they_live() -> None:
 
 def test_the_patch_loss_holds_two_matrices_of_logits_and_three_going_back() -> None:
     """In single precision; some copies of the features come on top."""
-    result = step.measure({"kind": "loss", **CASE})
+    result = step.measure_case({"kind": "loss", **CASE})
     rows = 2 * (CASE["batch"] + 1) * 4 * 16
     logits, features = 4 * rows * (1 + 0.75 * rows) / 2**20, 4 * rows * 64 / 2**20
     assert logits <= result["forward"][0] <= 2 * logits + 7 * features
@@ -134,7 +134,7 @@ def test_the_unit_computes_what_the_encoder_computes() -> None:
     encoder.load_state_dict(state)
     for one, other in zip(encoder(image), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    assert step.measure({"kind": "unit", **CASE})["seconds"][0] > 0
+    assert step.measure_case({"kind": "unit", **CASE})["seconds"][0] > 0
 
 
 def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
@@ -164,7 +164,7 @@ def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
 @pytest.mark.parametrize("variant", list(finetune.VARIANTS))
 def test_fine_tuning_is_reported_with_its_parts(variant: str) -> None:
     case = {"variant": variant, "size": 16, "images": 2, "steps": 1, "device": "cpu", "threads": 0}
-    result = finetune.measure(case)
+    result = finetune.measure_case(case)
     parts = [result[name][0] for name in finetune.PARTS]
     assert min(parts) > 0 and result["seconds"] == [pytest.approx(sum(parts))]
     assert result["evaluation"][0] > 0 and result["megabytes"] > 0
