@@ -65,9 +65,8 @@ class ViewGeometry:
     def index_steps(self, rows: int, columns: int) -> tuple[int, int, int]:
         """The grid of indices 0 ... rows*columns - 1 through flip, rotation and crop.
 
-        Returns:
-            The index at its first cell, and by how much it grows from a row to the next and from a
-            column to the next.
+        The index at its first cell, and by how much it grows from row to row and from column to
+        column.
         """
         grid = np.arange(rows * columns).reshape(rows, columns)
         top, bottom, left, right = self.crop_box(rows, columns)
@@ -154,9 +153,8 @@ class Window:
     def places(self, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
         """Where the window's pixels lie on an image of ``rows x columns``.
 
-        Returns:
-            Distance of each pixel's centre from the image's top edge and from its left edge, float
-            (h, w) in pixels, and whether it is inside.
+        Distances of their centres from the image's top and left edge, float (h, w) in pixels, and
+        whether they are inside.
         """
         down = (torch.arange(self.rows) + 0.5 - self.rows / 2)[:, None] / self.scale
         right = (torch.arange(self.columns) + 0.5 - self.columns / 2)[None, :] / self.scale

@@ -63,15 +63,9 @@ class LazyMap:
 def lazy_maps(
     network: ProjectedUNet, image: Tensor, recompute: int = -1
 ) -> tuple[Tensor, list[LazyMap]]:
-    """What ``network(image)`` gives, without the last convolution.
+    """Embeddings (B, D) of images (B, 3, H, W), and the maps up1, up2, up3, as of ``network``.
 
-    Args:
-        network: encoder with projection head.
-        image: (B, 3, H, W).
-        recompute: ``levels`` of ``recompute_activations``.
-
-    Returns:
-        Embeddings (B, D), and the maps up1, up2, up3.
+    ``recompute`` is the ``levels`` of ``pscl.recompute.recompute_activations``.
     """
     encoder = network.encode
     block = encoder.up3

@@ -1,4 +1,7 @@
-"""The losses as pure functions: tensors in, a scalar out, always in single precision."""
+"""The losses as pure functions: tensors in, a scalar out, always in single precision.
+
+``temperature`` divides similarities everywhere.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,12 @@ def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 @full_precision
 def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross-entropy over 2B embeddings (Chen 2020, equation 1).
+    """Normalised temperature-scaled cross-entropy of 2B embeddings, mean (Chen 2020, equation 1).
+
+    With one image there is no negative and the loss is 0.
 
     Args:
         query, key: (B, D) embeddings of the two views, any length; row i of both is one image.
-        temperature: divides the cosine similarities.
-
-    Returns:
-        The mean over the 2B rows. With one image there is no negative and the loss is 0.
     """
     rows = F.normalize(torch.cat([query, key]).float(), dim=1)  # (2B, D)
     logits = (rows @ rows.T / temperature).fill_diagonal_(-torch.inf)  # (2B, 2B)
@@ -49,18 +50,14 @@ def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
 def patch_nt_xent(
     query: Tensor, key: Tensor, temperature: float, intra_view_negatives: bool = True
 ) -> Tensor:
-    """NT-Xent over the patches of one decoder scale (paper, patch loss of PSCL-SimCLR).
+    """NT-Xent over the patches of one decoder scale, mean (paper, patch loss of PSCL-SimCLR).
 
     Every patch of both views is a row. Its positive is its correspondent in the other view, its
     negatives are all rows of another class; rows of its own class are neither.
 
     Args:
         query, key: (B, C, K, D) patch embeddings of the two views; [b, c, k] of both is one place.
-        temperature: divides the cosine similarities.
         intra_view_negatives: whether rows of the same image and view may be negatives.
-
-    Returns:
-        The mean cross-entropy over the 2*B*C*K rows.
     """
     images, classes, templates, _ = query.shape
     by_class = torch.stack([query.transpose(0, 1), key.transpose(0, 1)], dim=1)
@@ -96,7 +93,6 @@ def soft_info_nce(
         query, key: (..., D) unit vectors; the same row of both is a positive pair.
         queue: (Q, D) keys of earlier batches.
         queue_target, row_weight: (..., Q) and (...), broadcast over the rows.
-        temperature: divides the similarities.
 
     Returns:
         (...) cross-entropies; the caller takes the mean.
@@ -111,15 +107,11 @@ def soft_info_nce(
 
 @full_precision
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """InfoNCE over [positive, queue] with a one-hot target (He 2020, equation 1).
+    """InfoNCE over [positive, queue] with a one-hot target, mean (He 2020, equation 1).
 
     Args:
         query, key: (N, D) unit vectors; the same row of both is a positive pair.
         queue: (Q, D) keys of earlier batches, the negatives of every row.
-        temperature: divides the similarities.
-
-    Returns:
-        The mean cross-entropy over the N rows.
     """
     query, key, queue = query.float(), key.float(), queue.float()
     positive = (query * key).sum(dim=1, keepdim=True)  # (N, 1)
@@ -138,7 +130,7 @@ def dense_info_nce(
     queue: Tensor,
     temperature: float,
 ) -> Tensor:
-    """InfoNCE of the cells of two views' grids (Wang 2021, equations 2 and 4).
+    """InfoNCE of the cells of two views' grids, mean (Wang 2021, equations 2 and 4).
 
     The positive of a cell of view q is the key of that cell of view k, of the same image, whose
     features are the most similar by cosine. Which one that is carries no gradient.
@@ -147,10 +139,6 @@ def dense_info_nce(
         query, key: (B, D, P) dense projections of the P cells of both views, of any length.
         features_q, features_k: (B, c, P) the backbone's features of the same cells.
         queue: (Q, D) dense keys of earlier images, unit vectors, the negatives of every cell.
-        temperature: divides the similarities.
-
-    Returns:
-        The mean cross-entropy over the B*P cells of view q.
     """
     with torch.no_grad():
         unit_q = F.normalize(features_q.float(), dim=1)
@@ -164,14 +152,11 @@ def dense_info_nce(
 
 @full_precision
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of the unit vectors, 2 - 2 cos (Grill 2020, equation 2).
+    """Squared distance of the unit vectors, 2 - 2 cos, mean (Grill 2020, equation 2).
 
     Args:
         prediction: (B, D) of the online network from one view, of any length.
         target: (B, D) projections of the target network from the other view.
-
-    Returns:
-        The mean over the B rows, from 0 to 4.
     """
     prediction, target = F.normalize(prediction.float(), dim=1), F.normalize(target.float(), dim=1)
     return (2 - 2 * (prediction * target).sum(dim=1)).mean()

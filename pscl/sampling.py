@@ -20,8 +20,7 @@ from pscl.geometry import Correspondence, ViewGeometry, resize
 def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> Tensor:
     """The annotated image's warped label (C, H, W) on the cells of a map of ``rows x columns``.
 
-    Returns:
-        (C, h'*w'), 0 to 255 with fractions where classes meet.
+    (C, h'*w'), 0 to 255 with fractions where classes meet.
     """
     return resize(label, geometry.size(rows, columns)).flatten(1)
 
@@ -85,9 +84,6 @@ def sample_patches(
         label: (C, h'*w') of the annotated image, see ``label_at``.
         noise: (C, h'*w') uniform in [0, 1).
         templates: K.
-
-    Returns:
-        The patches of all B images.
     """
     keys = keys.detach().float()
     chosen, purity = choose(label, noise, templates)  # (C, K) each

@@ -21,18 +21,12 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: this machine or this PyTorch does not have it.
     """
+    mps = torch.backends.mps.is_available()
     if name == "auto":
-        if torch.cuda.is_available():
-            name = "cuda"
-        elif torch.backends.mps.is_available():
-            name = "mps"
-        else:
-            name = "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     device = torch.device(name)
-    absent = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if absent:
+    absent = {"cuda": (device.index or 0) >= torch.cuda.device_count(), "mps": not mps}
+    if absent.get(device.type):
         raise UserError(
             f"device: found {name}, which PyTorch does not see here; give --device auto"
         )
@@ -79,14 +73,12 @@ def native_bf16(device: torch.device, cpu_file: str = "/proc/cpuinfo") -> bool:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on the device, pictures (4 dimensions) channels last."""
-    moved = {}
+    """The batch with its tensors on the device, images (4 dimensions) channels last."""
+    moved = dict(batch)
     for key, value in batch.items():
-        if isinstance(value, Tensor) and value.ndim == 4:
-            value = value.to(device, memory_format=torch.channels_last, non_blocking=True)
-        elif isinstance(value, Tensor):
-            value = value.to(device, non_blocking=True)
-        moved[key] = value
+        if isinstance(value, Tensor):
+            layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
+            moved[key] = value.to(device, memory_format=layout, non_blocking=True)
     return moved
 
 
