@@ -26,11 +26,11 @@ from dataset.check import check_data
 from model import METHODS, build_method, settings_of
 from networks import UNet
 from pscl.losses import supervised_loss
+from pscl.recompute import recompute_activations
 from report import figures, page, probe, results, sheets
-from utils.allocator import keep_freed_memory
 from utils.checkpoint import CheckpointError, load, network_state, save, to_published, transfer
 from utils.commandline import exit_code
-from utils.device import choose_device, choose_precision
+from utils.device import choose_device, choose_precision, keep_freed_memory
 from utils.drawing import class_colours, save_prediction
 from utils.imagefile import ImageStore
 from utils.log import METRICS_FILE, evaluation_lines, require_tensorboard, to_terminal
@@ -291,7 +291,9 @@ class Supervised(Runner):
         """The UNet as it starts."""
         c = self.config
         # Its batches are small: by default nothing is computed again, which is faster.
-        return UNet(c.num_classes, c.channels, c.norm, c.recompute or -1)
+        network = UNet(c.num_classes, c.channels, c.norm)
+        recompute_activations(network.encode, c.recompute or -1)
+        return network
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters at one learning rate."""

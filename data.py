@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pscl.augmentation import ColorJitter, ContrastJitter
 from pscl.geometry import ViewGeometry, Window
-from utils.augmentation import ColorJitter, ContrastJitter
 from utils.files import IMAGE_SUFFIXES, DataError, list_files
 from utils.imagefile import ImageStore
 from utils.metrics import IGNORED

@@ -32,9 +32,9 @@ from metallography.segmenter import Segmenter, check_number
 from metallography.summary import warnings, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
 from report.page import runs_of, write_report
-from report.sheets import contact_sheet, overview
+from report.sheets import contact_sheet
 from utils.commandline import complain, exit_code
-from utils.drawing import OVERLAY_SIDE, blend, reduced, save_picture
+from utils.drawing import OVERLAY_SIDE, blend, overview, reduced, save_picture
 from utils.imagefile import read_image, read_mask
 from utils.log import to_terminal
 

@@ -26,8 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from report.sheets import overview
-from utils.drawing import blend, palette, save_picture
+from utils.drawing import blend, overview, palette, save_picture
 from utils.metrics import IGNORED, Scores, SegmentationScores
 
 T = TypeVar("T")

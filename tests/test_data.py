@@ -16,8 +16,8 @@ from tiny_set import NAMES, noise, noise_set
 
 import data
 from data import DataError, ImageStore, Sample, find_split
+from pscl.augmentation import ColorJitter
 from pscl.geometry import ViewGeometry
-from utils.augmentation import ColorJitter
 from utils.metrics import IGNORED
 
 GOLDEN = Path(__file__).parent / "golden" / "views.npz"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from utils.checkpoint import CheckpointError, transfer
 from utils.commandline import TrainingError, UserError
-from utils.device import mixed_seed, to_device
+from utils.device import mixed_seed, precision, to_device
 from utils.files import remove_leftovers
 from utils.log import AverageMeter, RunLog, environment_line, format_epoch, progress, to_terminal
 from utils.run_folder import RunFolder, differences
@@ -211,7 +211,7 @@ class Training:
 
     def precision(self) -> AbstractContextManager[object]:
         """Autocast if asked for."""
-        return torch.autocast(self.device.type, self.amp) if self.amp else nullcontext()
+        return precision(self.amp, self.device)
 
     def train(self, first: int) -> None:
         """Train the epochs from ``first`` on; save the state now and then."""
