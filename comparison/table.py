@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from comparison.bootstrap import LEVEL, Interval, interval
@@ -35,31 +35,23 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A method, or a variant of one, with what its finished repeats scored.
-
-    Attributes:
-        key, title: its name for programs, and for people.
-        results: repeat -> protocol -> result.
-        plain: a pretraining method that sees no annotated image.
-        published: Dice, its standard deviation and ACC in the paper, nan where it gives none.
-    """
+    """A method, or a variant of one, with what its finished repeats scored."""
 
     key: str
-    title: str
-    results: Mapping[int, Mapping[str, Result]] = field(default_factory=dict)
-    plain: bool = False
-    published: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    title: str  # for people
+    results: Mapping[int, Mapping[str, Result]]  # repeat -> protocol -> result, both in order
+    plain: bool = False  # a pretraining method that sees no annotated image
+    published: tuple[float, ...] = (math.nan,) * 3  # as in ``PAPER``; nan where it gives none
 
-    def values(self, protocol: str, score: str) -> list[float]:
-        """A score of each finished repeat, in the order of their numbers."""
-        return [self.results[repeat][protocol].scores[score] for repeat in sorted(self.results)]
+    def values(self, protocol: str, score: str) -> dict[int, float]:
+        """A score of each finished repeat."""
+        return {repeat: found[protocol].scores[score] for repeat, found in self.results.items()}
 
 
 class Comparison:
-    """Rows with their differences to some of them.
+    """Rows, in the order of the table, with their differences to some of them.
 
     Args:
-        rows: in the order of the table.
         clusters: number of the cluster that each test image is resampled with, (n,).
         references: keys of the rows to subtract; ``best plain`` stands for the plain method with
             the highest mean Dice of those with the most repeats.
@@ -77,7 +69,7 @@ class Comparison:
         """The row that a reference stands for, if it has a finished repeat."""
 
         def rank(row: Row) -> tuple[int, float]:
-            return len(row.results), mean_std(row.values(protocol, "dice"))[0]
+            return len(row.results), mean_std([*row.values(protocol, "dice").values()])[0]
 
         plain = name == "best plain"
         rows = [row for row in self.rows if (row.plain if plain else row.key == name)]
@@ -99,8 +91,8 @@ class Comparison:
         """The numbers of a row by their columns in ``table.csv``; what is not known is nan."""
         found: dict[str, float] = {}
         for score in SCORES:
-            mean, std = mean_std(row.values(protocol, score))
-            found |= {f"{score}_mean": mean, f"{score}_std": std}
+            numbers = mean_std([*row.values(protocol, score).values()])
+            found[f"{score}_mean"], found[f"{score}_std"] = numbers
         for name in self.references:
             difference = self.difference(row, name, protocol) or (math.nan,) * 4
             for kind, value in zip(("mean", "low", "high", "repeats"), difference, strict=True):
@@ -109,17 +101,16 @@ class Comparison:
 
     def markdown(self) -> list[str]:
         """Both protocols as tables, then every single value."""
-        lines = []
+        lines: list[str] = []
+        head, body = ["method", "repeat"], []
         for protocol, title in PROTOCOLS.items():
             lines += [f"## {title}", "", *self._table(protocol), ""]
-        head, body = ["method", "repeat"], []
-        for protocol in PROTOCOLS:
             head += [f"{protocol}: epoch", *SCORES.values()]
         for row in self.rows:
-            for repeat, found in sorted(row.results.items()):
-                cells = [row.title, str(repeat)]
-                for result in (found[protocol] for protocol in PROTOCOLS):
-                    cells += [str(result.epoch), *(digits(result.scores[s]) for s in SCORES)]
+            for repeat, found in row.results.items():
+                cells: list[object] = [row.title, repeat]
+                for result in found.values():
+                    cells += [result.epoch, *(digits(result.scores[s]) for s in SCORES)]
                 body.append(cells)
         return [*lines, "## All values", "", *markdown(head, body, right=True)]
 
@@ -151,7 +142,7 @@ class Comparison:
             for row in self.rows:
                 names = {"protocol": protocol, "method": row.key, "name": row.title}
                 numbers = {"repeats": len(row.results), **self.summary(row, protocol)}
-                lines.append({**names, **{name: exact(n) for name, n in numbers.items()}})
+                lines.append(names | {name: exact(value) for name, value in numbers.items()})
         return csv_of_rows(lines)
 
     def values_csv(self) -> str:
@@ -159,10 +150,10 @@ class Comparison:
         head = ("method", "name", "repeat", "protocol", "epoch")
         lines = []
         for row in self.rows:
-            for repeat, found in sorted(row.results.items()):
-                for protocol in PROTOCOLS:
-                    cells = (row.key, row.title, repeat, protocol, found[protocol].epoch)
-                    scores = {name: exact(n) for name, n in found[protocol].scores.items()}
+            for repeat, found in row.results.items():
+                for protocol, result in found.items():
+                    cells = (row.key, row.title, repeat, protocol, result.epoch)
+                    scores = {name: exact(value) for name, value in result.scores.items()}
                     lines.append({**dict(zip(head, cells, strict=True)), **scores})
         return csv_of_rows(lines, head)
 
