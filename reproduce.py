@@ -83,8 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         plan = Plan(options)
-        problems = plan.problems()
-        if problems:
+        if problems := plan.problems():
             raise ConfigError("\n".join(problems))
         if options.plan:
             tell_plan(plan)

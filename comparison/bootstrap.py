@@ -40,8 +40,9 @@ def number_clusters(names: Sequence[Hashable]) -> Counts:
 
 
 def mean_dice(counts: Counts, drawn: Counts) -> Floats:
-    """Mean Dice (R,) of test sets whose images, of confusion matrices ``counts`` (n, C, C), are
-    drawn ``drawn`` (R, n) times each; nan where the truth is nothing but background.
+    """Mean Dice of resampled test sets: (R,); nan where the truth is nothing but background.
+
+    ``counts`` (n, C, C): confusion matrix of each image; ``drawn`` (R, n): how often it is drawn.
     """
     parts = [drawn[start : start + AT_ONCE] for start in range(0, len(drawn), AT_ONCE)]
     return np.concatenate([mean_score(dice(pooled(counts, part))) for part in parts])
@@ -68,8 +69,7 @@ def replicates_of(
         clusters: number of the cluster that each image is drawn with, (n,).
         seed: with one seed all methods see the same draws.
 
-    Returns:
-        nan where a replicate has no class to score.
+    A replicate without a class to score is nan.
     """
     rng = np.random.default_rng(seed)
     images = draw_counts(int(clusters.max()) + 1, replicates, rng)[:, clusters]  # (R, n)

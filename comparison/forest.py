@@ -1,9 +1,8 @@
 """A pixel classifier as metallographers know it from Weka or ilastik: filters and a random forest.
 
-Every pixel is described by the responses of a few filters at several scales, and a forest learns
-from the pixels of the annotated images which class such responses belong to. It sees no shape
-larger than its widest filter, learns nothing from images without labels, and is done in seconds:
-what everybody would try first. ``ForestRun`` trains and scores it in a run folder like a network's.
+A forest learns from the pixels of the annotated images which class the responses of a few filters
+at several scales belong to. It sees no shape larger than its widest filter, learns nothing from
+images without labels, and is done in seconds: what everybody would try first.
 """
 
 from __future__ import annotations
@@ -150,7 +149,7 @@ def forest_settings() -> dict[str, Any]:
 
 
 class ForestRun(Runner):
-    """A run of the pixel classifier in the place of a network: trained once, evaluated once."""
+    """A run of the pixel classifier in a folder like a network's: trained and evaluated once."""
 
     stage = "forest"
 

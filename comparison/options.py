@@ -115,12 +115,8 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
         settings = settings_help(left_out={*DECIDED, *OPTIONS})
         print("\n".join([about.strip(), "", *lines, "", settings]), end="")
         raise SystemExit(0)
-    problems = [
-        f"--{name}: decided by reproduce.py itself; choose rows with --methods, folders with --out "
-        "and --runs"
-        for name in DECIDED
-        if name in flags.named
-    ]
+    refused = "decided by reproduce.py itself; choose rows with --methods, folders with --out"
+    problems = [f"--{name}: {refused} and --runs" for name in DECIDED if name in flags.named]
     problems += value_problems(flags, KINDS) + choice_problems("budget", budget, BUDGETS)
     problems += choice_problems("ablate", ablate, ABLATIONS) if ablate else []
     try:

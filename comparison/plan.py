@@ -53,10 +53,8 @@ class Work:
     @property
     def title(self) -> str:
         """For people."""
-        which = "pretraining for all repeats"
-        if not self.for_all:
-            which = f"repeat {self.repeat}, {NAMES[self.runner.stage]}"
-        return f"{self.variant.title}, {which}"
+        own = f"repeat {self.repeat}, {NAMES[self.runner.stage]}"
+        return f"{self.variant.title}, {'pretraining for all repeats' if self.for_all else own}"
 
     def left(self) -> float:
         """The share of it that is left: 0 (finished) ... 1 (not begun)."""
@@ -159,8 +157,7 @@ class Plan:
     def results(self, variant: Variant, repeat: int) -> dict[str, Result]:
         """What a run scored under each protocol; empty unless it is finished and of this table.
 
-        The confusion matrices stand in the run's state. Runs that were made before they did have
-        only the pictures of their predictions, which are counted.
+        Confusion matrices that its state does not hold are counted from the pictures it wrote.
 
         Raises:
             DataError, UserError: the pictures cannot be read, or do not give the run's scores.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from comparison.bootstrap import LEVEL, Interval, interval
 from utils.metrics import Counts, Scores, mean_std
@@ -48,22 +48,22 @@ class Row:
         return {repeat: found[protocol].scores[score] for repeat, found in self.results.items()}
 
 
+@dataclass(eq=False)
 class Comparison:
     """Rows, in the order of the table, with their differences to some of them.
 
-    Args:
-        clusters: number of the cluster that each test image is resampled with, (n,).
-        references: keys of the rows to subtract; ``best plain`` stands for the plain method with
-            the highest mean Dice of those with the most repeats.
-        repeats: numbers of the repeats that were asked for.
+    The reference ``best plain`` stands for the plain method with the highest mean Dice of those
+    with the most repeats.
     """
 
-    def __init__(
-        self, rows: list[Row], clusters: Counts, references: list[str], repeats: Iterable[int]
-    ) -> None:
-        self.rows, self.clusters, self.references = rows, clusters, references
-        self.repeats = sorted(set(repeats).union(*(row.results for row in rows)))
-        self._differences: dict[tuple[str, str, str], Interval | None] = {}
+    rows: list[Row]
+    clusters: Counts  # number of the cluster that each test image is resampled with, (n,)
+    references: list[str]  # keys of the rows to subtract
+    repeats: Sequence[int]  # those that were asked for; the finished ones are added
+
+    def __post_init__(self) -> None:
+        self.repeats = sorted({*self.repeats}.union(*(row.results for row in self.rows)))
+        self.difference = cache(self._difference)  # every file of the table asks for it
 
     def reference(self, name: str, protocol: str) -> Row | None:
         """The row that a reference stands for, if it has a finished repeat."""
@@ -75,17 +75,14 @@ class Comparison:
         rows = [row for row in self.rows if (row.plain if plain else row.key == name)]
         return max((row for row in rows if row.results), key=rank, default=None)
 
-    def difference(self, row: Row, name: str, protocol: str) -> Interval | None:
+    def _difference(self, row: Row, name: str, protocol: str) -> Interval | None:
         """Dice of a row less that of a reference, over the repeats that both have; else None."""
-        place = (row.key, name, protocol)
-        if place not in self._differences:
-            other = self.reference(name, protocol) or row  # a row does not differ from itself
-            shared = sorted(row.results.keys() & other.results.keys()) if other is not row else []
-            runs, others = (
-                [each.results[r][protocol].counts for r in shared] for each in (row, other)
-            )
-            self._differences[place] = interval(runs, others, self.clusters) if shared else None
-        return self._differences[place]
+        other = self.reference(name, protocol) or row
+        shared = sorted(row.results.keys() & other.results.keys())
+        if not shared or other is row:  # a row does not differ from itself
+            return None
+        runs, others = ([each.results[r][protocol].counts for r in shared] for each in (row, other))
+        return interval(runs, others, self.clusters)
 
     def summary(self, row: Row, protocol: str) -> dict[str, float]:
         """The numbers of a row by their columns in ``table.csv``; what is not known is nan."""
