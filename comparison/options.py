@@ -115,8 +115,9 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
         settings = settings_help(left_out={*DECIDED, *OPTIONS})
         print("\n".join([about.strip(), "", *lines, "", settings]), end="")
         raise SystemExit(0)
-    refused = "decided by reproduce.py itself; choose rows with --methods, folders with --out"
-    problems = [f"--{name}: {refused} and --runs" for name in DECIDED if name in flags.named]
+    decided = [name for name in DECIDED if name in flags.named]
+    instead = "choose rows with --methods, folders with --out and --runs"
+    problems = [f"--{name}: decided by reproduce.py itself; {instead}" for name in decided]
     problems += value_problems(flags, KINDS) + choice_problems("budget", budget, BUDGETS)
     problems += choice_problems("ablate", ablate, ABLATIONS) if ablate else []
     try:
