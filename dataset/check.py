@@ -6,8 +6,8 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -63,8 +63,7 @@ def size_text(shape: Sequence[int]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-@dataclass(frozen=True)
-class DataReport:
+class DataReport(NamedTuple):
     """What ``check_data`` found: the decoded files, and one line per warning."""
 
     store: ImageStore

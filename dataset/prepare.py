@@ -35,11 +35,7 @@ REPORT, SOURCES = "prepare_report.txt", "prepare_sources.csv"
 
 
 def prepare(settings: Namespace) -> list[str]:
-    """Make the set, unless it is a dry run, and return the lines of the report.
-
-    Raises:
-        UserError: all problems found, one line each.
-    """
+    """Make the set, unless it is a dry run; the lines of the report. Raises UserError."""
     _check_folders(settings)
     plan = Plan(settings)
     lines = report_lines(plan)
@@ -204,8 +200,7 @@ def _parser() -> ArgumentParser:
 def read_settings(words: Sequence[str] | None = None) -> Namespace:
     """Settings from the words of the command line, None for those of this process.
 
-    Raises:
-        DataError: all options that are wrong, one line each.
+    Raises DataError, a line for each option that is wrong.
     """
     problems = Problems()
     given = _parser().parse_args(words)

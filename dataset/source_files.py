@@ -53,10 +53,8 @@ def read_picture(path: Path, page: int = 1) -> tuple[Pixels, str]:
     8 and 16 bits are read as in ``utils.imagefile.read_image``. Float values are taken as 0..1,
     0..255 or 0..65535, the first of these that holds them; all other values, and those that would
     fill fewer than 64 of the 256 levels, are stretched from the smallest to the largest. NaN
-    becomes the smallest value. Pages of a TIFF are counted from 1.
-
-    Raises:
-        DataError: the file cannot be read, or has no such page.
+    becomes the smallest value. Pages of a TIFF are counted from 1. Raises DataError for a file that
+    cannot be read, or has no such page.
     """
     if page > 1:
         pixels = read_pixels(path, page, colours=True)
@@ -78,10 +76,8 @@ def read_pixels(path: Path, page: int = 1, colours: bool = False) -> Array:
     """Read the values as the file holds them: (H, W), or (H, W, 3) RGB; any dtype.
 
     Transparency is dropped, and an orientation noted in the file is ignored, as in
-    ``utils.imagefile``. A palette file gives its indices, or its colours if ``colours``.
-
-    Raises:
-        DataError: the file cannot be read, or has no such page.
+    ``utils.imagefile``. A palette file gives its indices, or its colours if ``colours``. Raises
+    DataError as ``read_picture``.
     """
     raw = read_bytes(path)
     pages = tiff_pages(raw) or [{}]
@@ -105,8 +101,8 @@ def read_pixels(path: Path, page: int = 1, colours: bool = False) -> Array:
     # OpenCV decodes the first page only, and takes the memory for what a file claims beforehand.
     for_opencv = picture is None or is_deep_colour(raw, picture)
     if for_opencv and (page > 1 or claimed > len(raw) * MOST_PACKED):
-        what = "cut short, or of a rare kind"
-        raise DataError(f"{path}: {what}; copy it again or export it as 8-bit PNG")
+        cure = "copy it again or export it as 8-bit PNG"
+        raise DataError(f"{path}: cut short, or of a rare kind; {cure}")
     palette = picture is not None and picture.mode in ("P", "PA")
     values = few_bits(raw, stored_values(path, raw, picture, colours or not palette))
     return values[..., :3] if values.ndim == 3 else values

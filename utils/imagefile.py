@@ -34,17 +34,11 @@ MAX_PIXELS = 400_000_000
 """Largest image, 20000 x 20000: one that claims more is refused before memory is taken for it."""
 
 PNG_MAGIC, JPEG_MAGIC = b"\x89PNG", b"\xff\xd8\xff"
+BIG_TIFF = (b"II+\0", b"MM\0+")  # with 64-bit offsets
+TIFF_MAGIC = (b"II*\0", b"MM\0*", *BIG_TIFF)
 # What a file begins with decides how it is read, whatever its name ends with.
-DECODERS: dict[bytes, type[ImageFile]] = {
-    PNG_MAGIC: PngImageFile,
-    JPEG_MAGIC: JpegImageFile,
-    b"BM": BmpImageFile,
-    b"II*\0": TiffImageFile,
-    b"MM\0*": TiffImageFile,
-    b"II+\0": TiffImageFile,  # with 64-bit offsets
-    b"MM\0+": TiffImageFile,
-}
-BIG_TIFF = (b"+\0", b"\0+")  # bytes 2 and 3
+DECODERS: dict[bytes, type[ImageFile]] = dict.fromkeys(TIFF_MAGIC, TiffImageFile)
+DECODERS |= {PNG_MAGIC: PngImageFile, JPEG_MAGIC: JpegImageFile, b"BM": BmpImageFile}
 WIDTH, HEIGHT, BITS, ORIENTATION = 256, 257, 258, 274  # tags of a TIFF
 
 SMALLEST_SPAN = 64  # of 256 levels; values that would fill fewer are stretched
@@ -58,11 +52,8 @@ def read_image(path: str | Path) -> Pixels:
     Reads jpg, png, bmp and tif (the first page) of 8 or 16 bits: gray, RGB, palette, 1-bit, with
     or without transparency, which is dropped. An image whose three channels are equal counts as
     gray. 16 bits become 8 as in ``to_8_bit``. An orientation noted in the file (EXIF) is ignored,
-    in images and masks alike.
-
-    Raises:
-        DataError: the file cannot be read, is cut short, holds another kind of pixels, or claims
-            more than ``MAX_PIXELS``.
+    in images and masks alike. Raises DataError for a file that cannot be read, is cut short, holds
+    another kind of pixels, or claims more than ``MAX_PIXELS``.
     """
     pixels = _first_page(path, read_bytes(path), colours=True)
     if pixels.dtype not in (np.bool_, np.uint8) and (
@@ -75,9 +66,7 @@ def read_image(path: str | Path) -> Pixels:
 def read_mask(path: str | Path) -> Pixels:
     """Read a mask as uint8 (H, W), pixel value = class id; a palette PNG keeps its indices.
 
-    Raises:
-        DataError: the file cannot be read, is a JPEG, is coloured, holds fractions or values above
-            255, or claims more than ``MAX_PIXELS``.
+    Raises DataError as ``read_image``, and for a JPEG, colours, fractions, and values above 255.
     """
     raw = read_bytes(path)
     ids = few_bits(raw, _first_page(path, raw, colours=False))
@@ -265,12 +254,10 @@ def read_bytes(path: str | Path) -> bytes:
 def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | None:
     """Decode what ``read_bytes`` returned with Pillow; None for a TIFF that it has no mode for.
 
-    Pages of a TIFF are counted from 1.
-
-    Raises:
-        DataError: not an image, damaged, cut short, or larger than ``MAX_PIXELS``.
+    Pages of a TIFF are counted from 1. Raises DataError for what is not an image, damaged, cut
+    short, or larger than ``MAX_PIXELS``.
     """
-    decoder = _decoder(raw)
+    decoder = next((kind for magic, kind in DECODERS.items() if raw.startswith(magic)), None)
     if decoder is None:
         raise DataError(f"{path}: not an image of type jpg, png, bmp or tif; export it as one")
     with decoding(path), silence() if is_tiff(raw) else nullcontext():
@@ -292,11 +279,7 @@ def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | Non
 
 def is_tiff(raw: bytes) -> bool:
     """Whether a file begins as a TIFF does."""
-    return _decoder(raw) is TiffImageFile
-
-
-def _decoder(raw: bytes) -> type[ImageFile] | None:
-    return next((kind for magic, kind in DECODERS.items() if raw.startswith(magic)), None)
+    return raw.startswith(TIFF_MAGIC)
 
 
 @contextmanager
@@ -358,7 +341,7 @@ def _directories(raw: bytes) -> dict[int, dict[int, Any]]:
     # Whatever a damaged file causes: reading its pixels says so in one line.
     with warnings.catch_warnings(), suppress(Exception):
         warnings.simplefilter("ignore")
-        directory = ImageFileDirectory_v2(raw[:16] if raw[2:4] in BIG_TIFF else raw[:8])
+        directory = ImageFileDirectory_v2(raw[:16] if raw.startswith(BIG_TIFF) else raw[:8])
         while 0 < directory.next < len(raw) - 8 and directory.next not in found:
             start = directory.next
             found[start] = {}
@@ -372,7 +355,7 @@ def _upright(raw: bytes) -> bytes:
     """The bytes of a TIFF without its orientation, which Pillow and OpenCV would apply."""
     order = "<" if raw.startswith(b"II") else ">"
     # The count of entries, and within each of them: its length, and where its value stands.
-    count, step, value = ("Q", 20, 12) if raw[2:4] in BIG_TIFF else ("H", 12, 8)
+    count, step, value = ("Q", 20, 12) if raw.startswith(BIG_TIFF) else ("H", 12, 8)
     edited = bytearray(raw)
     for start in _directories(raw):
         first = start + struct.calcsize(count)
