@@ -88,9 +88,7 @@ def to_codes(path: Path, pixels: Array, colours: bool) -> Codes:
 
 def _values(codes: Codes, colours: bool) -> Codes:
     """Codes (N,) to values (N, 3) of colours or (N, 1) of gray levels."""
-    if not colours:
-        return codes[:, None]
-    return np.stack([codes >> 32, codes >> 16 & 65535, codes & 65535], axis=1)
+    return codes[:, None] >> np.array([32, 16, 0]) & 65535 if colours else codes[:, None]
 
 
 @dataclass(frozen=True)
@@ -162,22 +160,18 @@ def _text(value: Iterable[int]) -> str:
 
 
 def find_rule(histogram: Mapping[int, int], colours: bool, settings: Namespace) -> MaskRule:
-    """Choose the rule for a whole set.
+    """Choose the rule for a whole set; DataError if its values cannot be told apart into classes.
 
     Args:
-        histogram: code -> number of pixels, over all masks.
-        colours: whether codes are colours.
+        histogram: code -> number of pixels, over all masks; codes are colours or gray levels.
         settings: options of ``dataset/prepare.py``: masks, mask_kind, palette, ignore, tolerance,
             num_classes.
-
-    Raises:
-        DataError: the values cannot be told apart into classes.
     """
     kind, palette, tolerance = settings.mask_kind, settings.palette, settings.tolerance
     if colours and kind == "ids":
         cure = "give --palette or --mask-kind colours"
         raise DataError(f"{settings.masks}: coloured, not class ids; {cure}")
-    skipped = _in_channels(((IGNORED, value) for value in settings.ignore), colours)
+    skipped = [*_in_channels(((IGNORED, value) for value in settings.ignore), colours)]
     labelled = np.array([c for c in sorted(histogram) if colours or c != -1], np.int64)
     if len(labelled) < len(histogram):
         skipped.append((IGNORED, (-1,)))

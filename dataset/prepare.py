@@ -154,10 +154,8 @@ def _warnings(plan: Plan) -> list[str]:
 
 
 class _Parser(ArgumentParser):
-    """Errors in one line."""
-
     def error(self, message: str) -> NoReturn:
-        """Print the error and leave with exit code 2."""
+        """Print one line and leave with exit code 2."""
         self.exit(2, f"prepare.py: {message}; --help lists the options\n")
 
 

@@ -193,8 +193,8 @@ class Plan:
         if given is None:
             row = dict(zip(("batch", "sample"), parse_name(path.stem), strict=True))
         elif isinstance(given, dict):
-            row = given.get(name_key(path.name)) or given.get(name_key(path.stem))
-            if row is None:
+            row = given.get(name_key(path.name)) or given.get(name_key(path.stem)) or {}
+            if not row:
                 raise DataError(f"{path}: not in the table of --batch-from; add a row for it")
         else:
             match = given.search(path.name)

@@ -150,30 +150,28 @@ class ImageStore:
         self.image_size, self.ignore_label = image_size, ignore_label
         # numpy, not torch: worker processes that are started afresh get plain copies this way,
         # where every tensor would hold a file descriptor of shared memory.
-        self._pixels: dict[tuple[str, Path], Pixels] = {}
-        self._file_sizes: dict[tuple[str, Path], tuple[int, int]] = {}
+        self._kept: dict[tuple[str, Path], tuple[Pixels, tuple[int, int]]] = {}
 
     def image(self, path: Path) -> Tensor:
         """uint8 (1, H, W) of a gray image or (3, H, W) of one with colour; raises DataError.
 
         The tensor is the store's own memory: do not change it in place.
         """
-        return torch.from_numpy(self._load("image", path))
+        return torch.from_numpy(self._load("image", path)[0])
 
     def mask(self, path: Path) -> Tensor:
         """uint8 (H, W) of class ids, the store's own memory as above; raises DataError."""
-        return torch.from_numpy(self._load("mask", path))
+        return torch.from_numpy(self._load("mask", path)[0])
 
     def file_size(self, kind: str, path: Path) -> tuple[int, int]:
         """H, W in the file, before resizing; ``kind`` is 'image' or 'mask'; raises DataError."""
-        self._load(kind, path)
-        return self._file_sizes[kind, path]
+        return self._load(kind, path)[1]
 
-    def _load(self, kind: str, path: Path) -> Pixels:
+    def _load(self, kind: str, path: Path) -> tuple[Pixels, tuple[int, int]]:
         key = (kind, path)
-        if key not in self._pixels:
+        if key not in self._kept:
             pixels = read_image(path) if kind == "image" else read_mask(path)
-            self._file_sizes[key] = pixels.shape[0], pixels.shape[1]
+            size = (pixels.shape[0], pixels.shape[1])
             if kind == "mask" and self.ignore_label not in (None, IGNORED):
                 if (pixels == IGNORED).any():  # in memory it would mean unlabelled
                     raise DataError(
@@ -186,8 +184,8 @@ class ImageStore:
                 pixels = resize(pixels, self.image_size)
             if kind == "image":
                 pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-            self._pixels[key] = np.ascontiguousarray(pixels)
-        return self._pixels[key]
+            self._kept[key] = np.ascontiguousarray(pixels), size
+        return self._kept[key]
 
 
 def _first_page(path: str | Path, raw: bytes, colours: bool) -> Array:
