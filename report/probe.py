@@ -16,7 +16,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -60,8 +59,7 @@ class Spreads(NamedTuple):
     pixel_spread: float
 
 
-@dataclass(frozen=True)
-class Findings:
+class Findings(NamedTuple):
     """What a probe found: scores of the classifier on the test set, spreads of the embeddings."""
 
     scores: Scores
@@ -73,7 +71,7 @@ class Findings:
 
     def lines(self, epochs_done: int) -> list[str]:
         """For the log: the numbers, and a warning if training made embeddings nearly the same."""
-        scores, spreads = self.scores, self.spreads
+        scores, spreads = self
         line = (
             f"Probe: after {epochs_done} epochs, Dice {scores.mean_dice:.4f} ACC {scores.acc:.4f} "
             "of a linear classifier on the frozen features; spread of the embeddings "
@@ -185,8 +183,7 @@ def draw_pixels(mask: Tensor, count: int, rng: np.random.Generator) -> Tensor:
 def at_pixels(maps: Maps, place: Tensor, size: Sequence[int]) -> Tensor:
     """Features of pixels at flat places (P,) of an image of ``size``: float (P, F), F of all maps.
 
-    They are those that maps enlarged to the image's size would have there (``F.interpolate``,
-    bilinear), without enlarging them.
+    The maps are not enlarged for it: these are the values that ``F.interpolate`` would give there.
     """
     rows, columns = size
     y = (2 * (place // columns) + 1) / rows - 1

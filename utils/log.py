@@ -184,7 +184,7 @@ def _whole_lines(contents: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def _cut_metrics(path: Path, stage: str, keep: int) -> int:
-    """Keep the first ``keep`` lines of ``stage``, and all others; return how many of it there are."""
+    """Keep the first ``keep`` lines of ``stage``, and all others; how many of it are left."""
     old = path.read_bytes() if path.exists() else b""
     kept: list[bytes] = []
     own = 0
@@ -246,7 +246,7 @@ class AverageMeter:
         self._count[name] = self._count.get(name, 0) + 1
 
     def read(self) -> dict[str, tuple[float, float]]:
-        """Return ``{name: (last, average)}`` in the order of first use, with one wait for all."""
+        """``{name: (last, average)}`` in the order of first use, with one wait for all."""
         tensors = [*self._last.values(), *self._sum.values()]
         if not tensors:
             return {}
