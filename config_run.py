@@ -351,12 +351,9 @@ class Supervised(Runner):
 
     @torch.inference_mode()
     def evaluate(self, epoch: int) -> NDArray[np.int64]:
-        """Predict the test set as the network stands, and write the predictions as PNG files.
+        """Predict the test set, write the predictions; after the last epoch the sheets, too.
 
-        After the last epoch the contact sheets are written, too.
-
-        Returns:
-            The confusion matrix of each test image, (n, C, C), true class as row.
+        Returns the confusion matrix of each test image, (n, C, C), true class as row.
         """
         self.module.eval()
         scores = SegmentationScores(self.config.num_classes)
