@@ -438,7 +438,7 @@ class Finetune(Supervised):
         """Also a warning if pretraining saw the images in another form: it is allowed, and odd."""
         first, *rest = super().header()
         path, warned = self.pretrained(), []
-        old = load(path).get("settings")  # a published file has none
+        old: Any = load(path).get("settings")  # a published file has none
         for name in ("standardize", "image_size") if isinstance(old, Mapping) else ():
             was, new = old.get(name, FIELDS[name].default), getattr(self.config, name)
             if was != new:

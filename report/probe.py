@@ -210,10 +210,7 @@ def fit_classifier(features: Tensor, labels: Tensor, num_classes: int) -> Linear
     """Multinomial logistic regression (scikit-learn) on standardised features (P, F).
 
     Pixels count alike, so a class has the weight of its area. A class that no label shows is never
-    chosen; with one class there is nothing to learn.
-
-    Returns:
-        Logits of the C classes, of features as they are.
+    chosen. Returns logits of the C classes, of features as they are.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -221,7 +218,7 @@ def fit_classifier(features: Tensor, labels: Tensor, num_classes: int) -> Linear
     weight = torch.zeros(num_classes, features.shape[1])
     bias = torch.full((num_classes,), -math.inf)
     bias[torch.from_numpy(seen).long()] = 0.0
-    if len(seen) == 1:
+    if len(seen) == 1:  # there is nothing to learn
         return Linear(weight, bias)
     points, as_they_are = _standardised(features)
     model = _fit(LogisticRegression(max_iter=ITERATIONS), points, labels.numpy())
@@ -247,10 +244,7 @@ def fit_clusters(features: Tensor, count: int, seed: int) -> Linear:
 
 
 def _standardised(features: Tensor) -> tuple[NDArray[Any], Callable[[Tensor, Tensor], Linear]]:
-    """Features (P, F) of mean 0 and standard deviation 1, constant ones 0.
-
-    Also what makes a linear function of them one of the features as they are.
-    """
+    """Features (P, F) as z-scores, constant ones 0; and what undoes it in a linear function."""
     values = features.double().cpu()
     mean, deviation = values.mean(dim=0).float(), values.std(dim=0, correction=0)
     deviation = deviation.where(deviation > 1e-8, 1.0).float()
@@ -288,10 +282,7 @@ def embedding_spreads(encoder: nn.Module, images: Tensor) -> Spreads:
 
     In evaluation mode BatchNorm's running statistics, which lag behind, would make embeddings of
     different images nearly equal early in training. They stay as they are: a copy is used.
-
-    Args:
-        encoder: images to embeddings and maps; its ``decode.patch`` embeds pixels.
-        images: (B, 3, H, W).
+    ``encoder`` maps images (B, 3, H, W) to embeddings and maps; its ``decode.patch`` embeds pixels.
     """
     twin = copy.deepcopy(encoder).train()
     embedding, maps = twin(images)

@@ -56,13 +56,13 @@ def save(path: str | Path, obj: Mapping[str, Any]) -> None:
 _PLAIN = (str, bytes, int, float, bool, type(None), torch.Size, torch.dtype, torch.device)
 
 
-def _require_plain(obj: object, where: str) -> None:
+def _require_plain(obj: Any, where: str) -> None:
     """Raise TypeError unless :func:`load` can read ``obj`` back without running any code."""
     if isinstance(obj, Mapping):
         for key, value in obj.items():
             _require_plain(key, f"a key of {where}")
             _require_plain(value, f"{where}[{key!r}]")
-    elif isinstance(obj, (list, tuple)) and type(obj) in (list, tuple):
+    elif type(obj) in (list, tuple):
         for i, value in enumerate(obj):
             _require_plain(value, f"{where}[{i}]")
     elif not (
@@ -85,8 +85,7 @@ class _NumberKind:
                 f"refused, because it holds a NumPy value of kind {code!r}, which "
                 "is no number; save tensors, numbers and text only"
             )
-        self.code = str(code)
-        self.order = "="
+        self.code, self.order = str(code), "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = state[1] if state[1] in ("<", ">") else "="
@@ -161,8 +160,7 @@ def _why_unreadable(error: Exception) -> str:
             "numbers and text only (state_dict(), not the model)"
         )
     # torch wraps its reason in advice on how to load the file unsafely, which is not repeated.
-    reason = text.split("WeightsUnpickler error:")[-1]
-    reason = next((line.strip() for line in reason.splitlines() if line.strip()), "")
+    reason = (text.split("WeightsUnpickler error:")[-1].strip().splitlines() or [""])[0].strip()
     if not reason or "Weights only load failed" in reason:
         reason = type(error).__name__
     reason = "".join(c if c.isprintable() else "?" for c in reason[:120])

@@ -34,11 +34,9 @@ class Training:
     in its folder already is the business of ``RunFolder``.
 
     Args:
-        config: the run's settings (``config.Config``), of which this looks at ``seed`` and those
-            about running.
+        config: the settings (``config.Config``), of which ``seed`` and those on running count here.
         folder: where it writes.
-        device: where tensors live.
-        amp: dtype of autocast, None for full precision.
+        device, amp: where tensors live; dtype of autocast, None for full precision.
     """
 
     stage: ClassVar[str]
@@ -154,7 +152,7 @@ class Training:
         return state if state and (state["finished"] or "module" in state) else None
 
     def begin(self) -> int:
-        """Mark the folder as this run's, remove what an earlier one wrote; returns epoch 0."""
+        """Mark the folder as this run's and empty it of an earlier one; returns epoch 0."""
         self.folder.begin(self.snapshot())
         return 0
 
@@ -198,8 +196,10 @@ class Training:
 
     def save_state(self, epoch: int) -> None:
         """Save all that training needs to go on with ``epoch``."""
-        parts = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
-        self.state.save(self.snapshot(epoch=epoch, **parts, log=self.log.offsets()))
+        module, optimizer = self.module.state_dict(), self.optimizer.state_dict()
+        self.state.save(
+            self.snapshot(epoch=epoch, module=module, optimizer=optimizer, log=self.log.offsets())
+        )
 
     # Training.
 
