@@ -26,6 +26,7 @@ from utils.commandline import (
     NONE,
     ONE,
     UserError,
+    did_you_mean,
     format_value,
     found,
     shorten,
@@ -85,10 +86,9 @@ FRACTION = between(0, 1)
 # A jitter of d changes the hue by up to 0.2 * d of the colour circle, and half a circle is all.
 JITTER = between(0, 2.5)
 
-PATH_PATTERN = r"[^\x00-\x1f\x7f]+"
+PATH = {"pattern": r"[^\x00-\x1f\x7f]+", "allowed": "a path without control characters"}
 NOTHING_TWICE = r"(?!.*(.).*\1)"
 STAGES_PATTERN = r"(?!.*(self|fine|sup).*\1)(?:self|fine|sup)(?:-(?:self|fine|sup))*"
-PATH_MEANING = "a path without control characters"
 
 
 class ConfigError(UserError):
@@ -140,10 +140,9 @@ class Config:
     name: str = experiment("aluminum", "stem of the run folders, NAME_SELFMODE",
         pattern=r"\w(?:[\w .+-]{0,62}[\w+-])?",
         allowed="1 to 64 letters, digits, '_', and inside also ' .+-'")
-    data_dir: str = experiment("dataset/aluminum", "folder of the images and masks",
-        pattern=PATH_PATTERN, allowed=PATH_MEANING)
+    data_dir: str = experiment("dataset/aluminum", "folder of the images and masks", **PATH)
     output_dir: str = experiment(".", "folder in which the run folders are made", source=OURS,
-        pattern=PATH_PATTERN, allowed=PATH_MEANING)
+        **PATH)
     stages: str = experiment("self-fine", "what to run: self (pretraining), fine (fine-tuning), "
         "sup (supervised), or several joined by '-'", pattern=STAGES_PATTERN,
         allowed="self, fine, sup, or several joined by '-', each once")
@@ -289,8 +288,8 @@ class Config:
         limits=RATE)
     sup_lr: float = with_labels(1e-3, "learning rate in supervised training", limits=RATE)
     pretrained: str = with_labels("", "file that fine-tuning starts from; empty: the last "
-        "checkpoint of the run's pretraining", source=OURS, pattern=f"(?:{PATH_PATTERN})?",
-        allowed=PATH_MEANING)
+        "checkpoint of the run's pretraining", source=OURS, pattern=f"(?:{PATH['pattern']})?",
+        allowed=PATH["allowed"])
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -455,10 +454,9 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
 def allowed_values(name: str) -> str:
     """The legal values of a setting in words."""
     rules, kind = FIELDS[name].metadata, str(FIELDS[name].type)
-    if rules["allowed"] or rules["choices"]:
-        return str(rules["allowed"] or ", ".join(rules["choices"]))
-    if kind == "bool":
-        return "True or False"
+    choices = ("True or False",) if kind == "bool" else rules["choices"]
+    if rules["allowed"] or choices:
+        return str(rules["allowed"] or ", ".join(choices))
     bounds = " and ".join(f"{word} {bound}" for word, bound in rules["limits"].items())
     number = "whole number" if "int" in kind else "number"
     if kind.startswith("tuple"):
@@ -467,10 +465,8 @@ def allowed_values(name: str) -> str:
 
 
 def _problem(name: str, value: Any) -> str:
-    line = f"{name}: found {found(value)}; allowed: {allowed_values(name)}"
-    choices = FIELDS[name].metadata["choices"]
-    near = difflib.get_close_matches(value.lower(), choices, 1) if isinstance(value, str) else []
-    return f"{line}; did you mean {near[0]}?" if near else line
+    guess = did_you_mean(value, FIELDS[name].metadata["choices"])
+    return f"{name}: found {found(value)}; allowed: {allowed_values(name)}{guess}"
 
 
 def _unknown(what: str, name: str, dashes: str = "", beside: Sequence[str] = ()) -> str:
@@ -504,7 +500,7 @@ def _build(values: Mapping[str, Any], problems: list[str]) -> Config:
 def parse_config(
     argv: list[str] | None = None, beside: Sequence[str] = (), **defaults: Any
 ) -> Config:
-    """Make the Config of a script from its own defaults and the command line, which wins.
+    """Make the Config of a script from its own ``defaults`` and the command line, which wins.
 
     Every setting is a flag, ``--name value``, ``--name=value`` or ``-name value``, spelled in full.
     A flag given twice has its last value. ``-h`` and ``--help`` print all settings and exit with 0.
@@ -512,7 +508,6 @@ def parse_config(
     Args:
         argv: the words after the script's name; None for those of this process.
         beside: names of flags that the script takes besides, to be guessed when one is misspelt.
-        defaults: the script's settings.
 
     Raises ConfigError with all problems together, one line each.
     """
@@ -559,11 +554,7 @@ def help_text(defaults: Mapping[str, Any] | None = None) -> str:
 
 
 def settings_help(defaults: Mapping[str, Any] | None = None, left_out: Collection[str] = ()) -> str:
-    """All settings by group, as the page of ``--help`` lists them.
-
-    A script gives its own defaults, and leaves out what it decides itself or has a flag of that
-    name for.
-    """
+    """The settings by group for ``--help``, with a script's own defaults, but for ``left_out``."""
     width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 100)
     lines: list[str] = []
     for name, field in FIELDS.items():
@@ -572,9 +563,8 @@ def settings_help(defaults: Mapping[str, Any] | None = None, left_out: Collectio
             lines += ["", f"{rules['group']}:"]
         if name in left_out:
             continue
-        sign = "TEXT" if "str" in kind else "BOOL" if kind == "bool" else "N"
-        if kind.startswith("tuple"):
-            sign = "TEXT,.." if "str" in kind else "N,N,.."
+        sign = {"str": "TEXT", "bool": "BOOL", "tuple[str, ...]": "TEXT,.."}.get(kind, "N")
+        sign = "N,N,.." if kind.startswith("tuple") and sign == "N" else sign
         unit = f"{rules['unit']}, " if rules["unit"] else ""
         default = format_value((defaults or {}).get(name, field.default))
         text = f"{rules['help']} [{unit}default {default}]"

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,11 +54,6 @@ class Job:
     device: torch.device
     amp: torch.dtype | None  # of autocast; None: full precision
 
-    @property
-    def label(self) -> str:
-        """Folder name of the run."""
-        return run_label(self.size, self.repeat)
-
     def annotated(self) -> list[Sample]:
         """The annotated images of this size and repeat."""
         root = self.config.data_dir
@@ -70,8 +66,8 @@ class Runner(Training):
     batches: data.Batches
 
     def __init__(self, job: Job) -> None:
-        folder = RunFolder(experiment_dir(job.config, self.stage) / job.label, self.stage)
-        super().__init__(job.config, folder, job.device, job.amp)
+        run_dir = experiment_dir(job.config, self.stage) / run_label(job.size, job.repeat)
+        super().__init__(job.config, RunFolder(run_dir, self.stage), job.device, job.amp)
         self.job, self.config = job, job.config
 
     def samples(self) -> list[Sample]:
@@ -84,8 +80,7 @@ class Runner(Training):
         for name in ("data_dir", "pretrained"):
             settings.pop(name, None)  # what was moved is the same: files and weights are compared
         settings["amp"] = "bf16" if self.amp else "off"
-        settings["files"] = fingerprint(self.samples(), self.job.store)
-        return settings
+        return {**settings, "files": fingerprint(self.samples(), self.job.store)}
 
     def compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         """The settings that differ; weights only where they are known already."""
@@ -137,11 +132,10 @@ class SelfSupervised(Runner):
         self.module = self.to_memory(build_method(c.self_mode, c.to_dict()))
         self.epochs = c.self_max_epoch
         learning = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(learning, c.self_lr)
         if c.self_optimizer == "adamw":
             decay = c.self_weight_decay
             self.optimizer = torch.optim.AdamW(learning, c.self_lr, weight_decay=decay)
-        else:
-            self.optimizer = torch.optim.Adam(learning, c.self_lr)
         self.batches = data.pretraining_batches(
             self.train_samples,
             self.annotated,
@@ -173,7 +167,7 @@ class SelfSupervised(Runner):
             f"{len(self.batches)} steps of {batch} images an epoch"
         ]
         if annotated:
-            one = "The annotated image" if len(annotated) == 1 else "One of the annotated images"
+            one = "One of the annotated images" if annotated[1:] else "The annotated image"
             lines.append(f"{one} rides along in every batch: {some_names(annotated)}")
         if c.probe and not self.method.trains_ups:
             lines.append(
@@ -208,10 +202,11 @@ class SelfSupervised(Runner):
 
     def outputs(self) -> list[str]:
         """Also the checkpoints: at the start, each ``save_every`` epochs, at the end."""
-        end = self.config.self_max_epoch
-        due = dict.fromkeys([*range(0, end, self.config.save_every), end])
-        pictures = [f"probe_{done}.png" for done in range(end + 1) if self.probe_due(done)]
-        return [*super().outputs(), *(f"moco{done}.pt" for done in due), *pictures]
+        c = self.config
+        names = super().outputs()
+        for name, every in (("moco{}.pt", c.save_every), ("probe_{}.png", c.probe)):
+            names += [name.format(done) for done in due(every, c.self_max_epoch)]
+        return names
 
     def foreign(self) -> list[Path]:
         """Any ``moco*.pt``: fine-tuning might take it for one of this run."""
@@ -219,18 +214,13 @@ class SelfSupervised(Runner):
 
     def epoch_done(self, epoch: int) -> None:
         """Write ``moco<epochs done>.pt`` and probe the features, at the start and when due."""
-        done = epoch + 1
-        if f"moco{done}.pt" in self.outputs():
+        c, done = self.config, epoch + 1
+        if done in due(c.save_every, c.self_max_epoch):
             state = to_published(self.module.state_dict())
             contents = {"moco": state, "epoch": done, "settings": self.settings}
             save(self.run_dir / f"moco{done}.pt", contents)
-        if self.probe_due(done):
+        if done in due(c.probe, c.self_max_epoch):
             self.probe(done)
-
-    def probe_due(self, epochs_done: int) -> bool:
-        """Whether the features are probed now: before training, each ``probe``, at the end."""
-        every, end = self.config.probe, self.config.self_max_epoch
-        return bool(every) and (epochs_done % every == 0 or epochs_done == end)
 
     def probe(self, epochs_done: int) -> None:
         """Probe the features as they are: a line, a picture, and an alarm after a collapse."""
@@ -265,11 +255,11 @@ class Supervised(Runner):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.test = find_split(self.config.data_dir, "test_numf")
+        self.annotated, self.test = job.annotated(), find_split(self.config.data_dir, "test_numf")
 
     def build(self) -> None:
         """UNet, optimizer and batches."""
-        c, samples = self.config, self.job.annotated()
+        c, samples = self.config, self.annotated
         self.module = self.to_memory(self.network())
         self.optimizer = torch.optim.Adam(self.parameter_groups())
         self.epochs = c.epochs_for(self.job.size)
@@ -280,7 +270,7 @@ class Supervised(Runner):
             batch_size=min(c.fine_batch_size, len(samples)),
             seed=c.seed,
             augmentation=data.Augmentation(
-                c.fine_jitter, c.fine_contrast, c.fine_crop, c.fine_scale, c.fine_rotation
+                **{name: getattr(c, f"fine_{name}") for name in data.Augmentation._fields}
             ),
             crops=c.fine_crops,
             standardize=c.standardize,
@@ -301,11 +291,11 @@ class Supervised(Runner):
 
     def samples(self) -> list[Sample]:
         """Annotated images and test images."""
-        return self.job.annotated() + self.test
+        return self.annotated + self.test
 
     def unsuitable(self) -> list[str]:
         """Whether an annotated image is smaller than the crops of it."""
-        side, paths = self.config.fine_crop, [s.image for s in self.job.annotated()]
+        side, paths = self.config.fine_crop, [s.image for s in self.annotated]
         sizes = {path: self.job.store.image(path).shape[-2:] for path in paths}
         return [
             f"{path}: {w}x{h} pixels; fine_crop: found {side}; give at most {min(h, w)}, or 0"
@@ -319,26 +309,26 @@ class Supervised(Runner):
 
     def header(self) -> list[str]:
         """What is trained on what, and scored on what."""
-        samples, every = self.job.annotated(), self.config.eval_every_for(self.job.size)
+        every = self.config.eval_every_for(self.job.size)
         return [
-            f"{self.start} for {self.epochs} epochs on {self.images(samples)} with labels of "
-            f"{self.config.data_dir}: {some_names(samples)}",
+            f"{self.start} for {self.epochs} epochs on {self.images(self.annotated)} with labels "
+            f"of {self.config.data_dir}: {some_names(self.annotated)}",
             f"Scored on {self.images(self.test)} of the test set every {every} epochs and "
             "after the last; Dice is pooled over the set, without background",
         ]
 
     def due(self) -> list[int]:
         """The epochs, counted from 0, that are evaluated."""
-        size = self.job.size
-        every, end = self.config.eval_every_for(size), self.config.epochs_for(size)
-        return [epoch for epoch in range(end) if (epoch + 1) % every == 0 or epoch + 1 == end]
+        c, size = self.config, self.job.size
+        return [done - 1 for done in due(c.eval_every_for(size), c.epochs_for(size)) if done]
 
     def outputs(self) -> list[str]:
         """Also the best and the last network, and the pictures."""
-        stage, names = self.stage, [picture_name(s.name) for s in self.test]
-        own = [f"{stage}.pt", f"{stage}_last.pt", f"sheet_{stage}.png"]
-        pictures = [f"epoch_{epoch}/{name}" for epoch in self.due() for name in names]
-        return [*super().outputs(), *own, f"sheet_{stage}_extremes.png", *pictures]
+        names = ("{}.pt", "{}_last.pt", "sheet_{}.png", "sheet_{}_extremes.png")
+        own = [name.format(self.stage) for name in names]
+        tested = [picture_name(s.name) for s in self.test]
+        pictures = [f"epoch_{epoch}/{name}" for epoch in self.due() for name in tested]
+        return [*super().outputs(), *own, *pictures]
 
     def epoch_done(self, epoch: int) -> None:
         """Evaluate when it is due; keep the best by ACC, and the last."""
@@ -361,12 +351,9 @@ class Supervised(Runner):
 
     @torch.inference_mode()
     def evaluate(self, epoch: int) -> NDArray[np.int64]:
-        """Predict the test set as the network stands, and write the predictions as PNG files.
+        """Predict the test set, write the predictions; after the last epoch the sheets, too.
 
-        After the last epoch the contact sheets are written, too.
-
-        Returns:
-            The confusion matrix of each test image, (n, C, C), true class as row.
+        Returns the confusion matrix of each test image, (n, C, C), true class as row.
         """
         self.module.eval()
         scores = SegmentationScores(self.config.num_classes)
@@ -385,12 +372,12 @@ class Supervised(Runner):
                     rows.append((self.pixels(self.test[len(rows)]), mask.numpy(), picture))
         counts = scores.counts()
         if rows:
-            c, names = self.config, [sample.name for sample in self.test]
+            c = self.config
             colours = class_colours(c.num_classes, c.class_colours)
-            title = f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}"
-            look: dict[str, Any] = {"class_names": c.class_names, "colours": colours}
-            where = (self.run_dir, self.stage)
-            sheets.write_sheets(*where, rows, names, counts, heading=title, **look)
+            names = [sample.name for sample in self.test]
+            heading = f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}"
+            write = partial(sheets.write_sheets, self.run_dir, self.stage, heading=heading)
+            write(rows, names, counts, class_names=c.class_names, colours=colours)
             self.log.note(f"Pictures of test images: {self.run_dir / f'sheet_{self.stage}.png'}")
         return counts
 
@@ -422,10 +409,9 @@ class Finetune(Supervised):
 
     def start_weights(self) -> dict[str, str]:
         """A digest of the encoder as it is at the start."""
-        state, digest = self.encoder(), hashlib.sha256()
-        for key in sorted(k for k in state if k.startswith("encode.")):
-            digest.update(state[key].float().contiguous().numpy().tobytes())
-        return {WEIGHTS: digest.hexdigest()[:16]}
+        encoder = sorted((k, v) for k, v in self.encoder().items() if k.startswith("encode."))
+        contents = b"".join(v.float().contiguous().numpy().tobytes() for _, v in encoder)
+        return {WEIGHTS: hashlib.sha256(contents).hexdigest()[:16]}
 
     def problems(self) -> list[str]:
         """Also if what it starts from is absent, does not fit, or has changed since."""
@@ -451,17 +437,14 @@ class Finetune(Supervised):
     def header(self) -> list[str]:
         """Also a warning if pretraining saw the images in another form: it is allowed, and odd."""
         first, *rest = super().header()
-        old, lines = load(self.pretrained()).get("settings"), []
-        for name in ("standardize", "image_size"):
-            new = getattr(self.config, name)
-            # Of a published file nothing is known.
-            was = old.get(name, FIELDS[name].default) if isinstance(old, Mapping) else new
+        path, warned = self.pretrained(), []
+        old: Any = load(path).get("settings")  # a published file has none
+        for name in ("standardize", "image_size") if isinstance(old, Mapping) else ():
+            was, new = old.get(name, FIELDS[name].default), getattr(self.config, name)
             if was != new:
-                lines.append(
-                    f"Warning: {self.pretrained()}: pretrained with {name} {was}, fine-tuned with "
-                    f"{new}; give --{name} {was} unless you mean it"
-                )
-        return [first, *lines, *rest]
+                said = f"{path}: pretrained with {name} {was}, fine-tuned with {new}"
+                warned.append(f"Warning: {said}; give --{name} {was} unless you mean it")
+        return [first, *warned, *rest]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Stem and downs at one rate, ups and the last layer at another."""
@@ -509,6 +492,11 @@ def experiment_dir(config: Config, stage: str) -> Path:
     return Path(config.output_dir) / f"{config.name}_{kind}"
 
 
+def due(every: int, end: int) -> list[int]:
+    """Numbers of epochs done after which something is due: 0, each ``every``, the end; 0: never."""
+    return [done for done in range(end + 1) if done % every == 0 or done == end] if every else []
+
+
 def some_names(samples: Sequence[Sample]) -> str:
     """The names of the first five samples."""
     return ", ".join(s.name for s in samples[:5]) + (" ..." if samples[5:] else "")
@@ -551,9 +539,9 @@ def run(config: Config) -> None:
             stage(job).run()
             if stage is not SelfSupervised:
                 results.write_results(experiment_dir(config, stage.stage), stage.stage)
-    folders = {experiment_dir(config, s): s for s in config.stage_list if s != "self"}
-    if folders:
-        to_terminal(results.results_table(folders))
+    scored = {experiment_dir(config, s): s for s in config.stage_list if s != "self"}
+    if scored:
+        to_terminal(results.results_table(scored))
     if config.report:
         for folder in dict.fromkeys(experiment_dir(config, s) for s in config.stage_list):
             to_terminal(f"Report: {page.write_report(folder)}")
@@ -561,9 +549,8 @@ def run(config: Config) -> None:
 
 def open_set(config: Config) -> tuple[list[Job], Sequence[str]]:
     """Decode and check the set (UserError); returns the runs on it, and what to warn of."""
-    device = choose_device(config.device)
+    device, method = choose_device(config.device), METHODS[config.self_mode]
     amp = choose_precision(config.amp, device)
-    method = METHODS[config.self_mode]
     report = check_data(
         config.data_dir,
         num_classes=config.num_classes,

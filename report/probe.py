@@ -16,7 +16,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -60,8 +59,7 @@ class Spreads(NamedTuple):
     pixel_spread: float
 
 
-@dataclass(frozen=True)
-class Findings:
+class Findings(NamedTuple):
     """What a probe found: scores of the classifier on the test set, spreads of the embeddings."""
 
     scores: Scores
@@ -73,7 +71,7 @@ class Findings:
 
     def lines(self, epochs_done: int) -> list[str]:
         """For the log: the numbers, and a warning if training made embeddings nearly the same."""
-        scores, spreads = self.scores, self.spreads
+        scores, spreads = self
         line = (
             f"Probe: after {epochs_done} epochs, Dice {scores.mean_dice:.4f} ACC {scores.acc:.4f} "
             "of a linear classifier on the frozen features; spread of the embeddings "
@@ -185,8 +183,7 @@ def draw_pixels(mask: Tensor, count: int, rng: np.random.Generator) -> Tensor:
 def at_pixels(maps: Maps, place: Tensor, size: Sequence[int]) -> Tensor:
     """Features of pixels at flat places (P,) of an image of ``size``: float (P, F), F of all maps.
 
-    They are those that maps enlarged to the image's size would have there (``F.interpolate``,
-    bilinear), without enlarging them.
+    The maps are not enlarged for it: these are the values that ``F.interpolate`` would give there.
     """
     rows, columns = size
     y = (2 * (place // columns) + 1) / rows - 1
@@ -213,10 +210,7 @@ def fit_classifier(features: Tensor, labels: Tensor, num_classes: int) -> Linear
     """Multinomial logistic regression (scikit-learn) on standardised features (P, F).
 
     Pixels count alike, so a class has the weight of its area. A class that no label shows is never
-    chosen; with one class there is nothing to learn.
-
-    Returns:
-        Logits of the C classes, of features as they are.
+    chosen. Returns logits of the C classes, of features as they are.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -224,7 +218,7 @@ def fit_classifier(features: Tensor, labels: Tensor, num_classes: int) -> Linear
     weight = torch.zeros(num_classes, features.shape[1])
     bias = torch.full((num_classes,), -math.inf)
     bias[torch.from_numpy(seen).long()] = 0.0
-    if len(seen) == 1:
+    if len(seen) == 1:  # there is nothing to learn
         return Linear(weight, bias)
     points, as_they_are = _standardised(features)
     model = _fit(LogisticRegression(max_iter=ITERATIONS), points, labels.numpy())
@@ -250,10 +244,7 @@ def fit_clusters(features: Tensor, count: int, seed: int) -> Linear:
 
 
 def _standardised(features: Tensor) -> tuple[NDArray[Any], Callable[[Tensor, Tensor], Linear]]:
-    """Features (P, F) of mean 0 and standard deviation 1, constant ones 0.
-
-    Also what makes a linear function of them one of the features as they are.
-    """
+    """Features (P, F) as z-scores, constant ones 0; and what undoes it in a linear function."""
     values = features.double().cpu()
     mean, deviation = values.mean(dim=0).float(), values.std(dim=0, correction=0)
     deviation = deviation.where(deviation > 1e-8, 1.0).float()
@@ -291,10 +282,7 @@ def embedding_spreads(encoder: nn.Module, images: Tensor) -> Spreads:
 
     In evaluation mode BatchNorm's running statistics, which lag behind, would make embeddings of
     different images nearly equal early in training. They stay as they are: a copy is used.
-
-    Args:
-        encoder: images to embeddings and maps; its ``decode.patch`` embeds pixels.
-        images: (B, 3, H, W).
+    ``encoder`` maps images (B, 3, H, W) to embeddings and maps; its ``decode.patch`` embeds pixels.
     """
     twin = copy.deepcopy(encoder).train()
     embedding, maps = twin(images)

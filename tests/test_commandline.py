@@ -135,7 +135,7 @@ def test_what_was_found_is_one_short_line() -> None:
             "Interrupted. The same command goes on from the last saved epoch",
         ),
         (Termination(), 143, "Terminated. The same command goes on"),
-        (MemoryError(), 2, "Out of memory: the machine's; give a smaller batch"),
+        (MemoryError(), 2, "Out of memory; give a smaller batch"),
     ],
 )
 def test_what_ends_a_command_early_is_a_line_and_a_code(

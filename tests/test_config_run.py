@@ -550,7 +550,9 @@ def test_the_log_warns_of_pretraining_on_images_in_another_form(
 ) -> None:
     start = finished / "tiny_simclr" / "1_0" / "moco2.pt"
     assert train(data, tmp_path, stages="fine", pretrained=str(start), **change) == 0
-    text = (tmp_path / "tiny_simclr" / "1_0" / "log_fine.txt").read_text()
+    run = tmp_path / "tiny_simclr" / "1_0"
+    text = (run / "log_fine.txt").read_text()
+    assert text.splitlines()[: 2 + len(said)] == load(run / "state_fine.pt")["about"]
     warned = [line for line in text.splitlines() if line.startswith("Warning: ")]
     assert len(warned) == len(said)
     assert all(words in line for words, line in zip(said, warned, strict=True))

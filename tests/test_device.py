@@ -49,6 +49,13 @@ def test_a_device_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     assert choose_device("cuda:1") == torch.device("cuda:1")
 
 
+@pytest.mark.parametrize("name", ["toaster", "", "CPU", "cuda:", "cuda:-1", "meta"])
+def test_a_name_that_is_no_device_is_one_line(name: str) -> None:
+    with pytest.raises(UserError) as error:
+        choose_device(name)
+    assert str(error.value) == f"--device: found {name}; give auto, cpu, cuda, cuda:N or mps"
+
+
 @pytest.mark.parametrize(("name", "cuda"), [("cuda", 0), ("cuda:2", 2), ("mps", 2)])
 def test_a_device_that_is_absent_is_one_line(
     monkeypatch: pytest.MonkeyPatch, name: str, cuda: int

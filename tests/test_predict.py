@@ -148,7 +148,7 @@ def test_an_output_folder_that_cannot_be_made(tmp_path: Path, weights: Path, cap
     [
         (KeyboardInterrupt(), 130, "Interrupted. The same command goes on with the images"),
         (Termination(), 143, "Terminated. The same command goes on with the images"),
-        (MemoryError(), 2, "Out of memory: the machine's; give a smaller --tile, such as 384"),
+        (MemoryError(), 2, "Out of memory; give a smaller --tile, such as 384"),
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "give a smaller --tile, such as 384"),
     ],
     ids=lambda value: str(value) if isinstance(value, int) else None,

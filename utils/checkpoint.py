@@ -13,7 +13,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from utils.files import replace_file
 
 WRAPPERS = ("moco", "finetune", "super")  # hold the network: pretraining, fine.pt, sup.pt
 
-_PUBLISHED_TO_INSIDE = {"queue2": "patch_queue"}
-_INSIDE_TO_PUBLISHED = {inside: published for published, inside in _PUBLISHED_TO_INSIDE.items()}
+_INSIDE = {"queue2": "patch_queue"}  # this program's name by the published one
+_PUBLISHED = {inside: published for published, inside in _INSIDE.items()}
 
 
 class CheckpointError(UserError):
@@ -40,12 +40,8 @@ class CheckpointError(UserError):
 def save(path: str | Path, obj: Mapping[str, Any]) -> None:
     """Write ``obj`` so that ``path`` holds the old file or the whole new one (``replace_file``).
 
-    Equal contents give equal bytes whatever the path.
-
-    Args:
-        path: the file; missing parent folders are made.
-        obj: tensors, numbers (NumPy's too), text, bytes, None and dicts, lists, tuples of these,
-            which is what :func:`load` reads back.
+    Equal contents give equal bytes whatever the path. They are what :func:`load` reads back:
+    tensors, numbers (NumPy's too), text, bytes, None and dicts, lists, tuples of these.
 
     Raises:
         UserError: the disk is full or may not be written to; ``path`` is as it was before.
@@ -60,13 +56,13 @@ def save(path: str | Path, obj: Mapping[str, Any]) -> None:
 _PLAIN = (str, bytes, int, float, bool, type(None), torch.Size, torch.dtype, torch.device)
 
 
-def _require_plain(obj: object, where: str) -> None:
+def _require_plain(obj: Any, where: str) -> None:
     """Raise TypeError unless :func:`load` can read ``obj`` back without running any code."""
     if isinstance(obj, Mapping):
         for key, value in obj.items():
             _require_plain(key, f"a key of {where}")
             _require_plain(value, f"{where}[{key!r}]")
-    elif isinstance(obj, (list, tuple)) and type(obj) in (list, tuple):
+    elif type(obj) in (list, tuple):
         for i, value in enumerate(obj):
             _require_plain(value, f"{where}[{i}]")
     elif not (
@@ -89,8 +85,7 @@ class _NumberKind:
                 f"refused, because it holds a NumPy value of kind {code!r}, which "
                 "is no number; save tensors, numbers and text only"
             )
-        self.code = str(code)
-        self.order = "="
+        self.code, self.order = str(code), "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = state[1] if state[1] in ("<", ">") else "="
@@ -113,8 +108,8 @@ _ALLOWED: list[tuple[Callable[..., Any], str]] = [
 def load(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint without running anything that stands in it, tensors to the CPU.
 
-    Tensors, numbers, text and their dicts, lists and tuples are read; NumPy numbers come back as
-    Python's. Both of PyTorch's file formats (zip, and the older one) are read.
+    Both of PyTorch's file formats (zip, and the older one) are read; NumPy numbers come back as
+    Python's.
 
     Raises:
         CheckpointError: the file is missing, empty, damaged, not a checkpoint, or holds anything
@@ -165,8 +160,7 @@ def _why_unreadable(error: Exception) -> str:
             "numbers and text only (state_dict(), not the model)"
         )
     # torch wraps its reason in advice on how to load the file unsafely, which is not repeated.
-    reason = text.split("WeightsUnpickler error:")[-1]
-    reason = next((line.strip() for line in reason.splitlines() if line.strip()), "")
+    reason = (text.split("WeightsUnpickler error:")[-1].strip().splitlines() or [""])[0].strip()
     if not reason or "Weights only load failed" in reason:
         reason = type(error).__name__
     reason = "".join(c if c.isprintable() else "?" for c in reason[:120])
@@ -178,7 +172,7 @@ def _why_unreadable(error: Exception) -> str:
 
 def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the keys of this program's modules to the published ones, as files hold them."""
-    return _rename(state_dict, _INSIDE_TO_PUBLISHED)
+    return _rename(state_dict, _PUBLISHED)
 
 
 def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -186,7 +180,7 @@ def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     DataParallel's prefix is dropped. Raises CheckpointError if two keys become one.
     """
-    return _rename(state_dict, _PUBLISHED_TO_INSIDE)
+    return _rename(state_dict, _INSIDE)
 
 
 def _rename(state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -203,22 +197,16 @@ def _rename(state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[
 def network_state(
     checkpoint: Mapping[str, Any], *, source: str | Path = "checkpoint"
 ) -> dict[str, Tensor]:
-    """Find the network in a checkpoint and return its tensors under ``encode.*``, ``decode.*``.
+    """Tensors ``encode.*``, ``decode.*`` of the network in what :func:`load` returned.
 
-    Args:
-        checkpoint: what :func:`load` returned: a file of pretraining (``'moco'``, of which the
-            query encoder is taken), of fine-tuning (``'finetune'``), of supervised training
-            (``'super'``), or a bare state dict of one of these.
-        source: the file's name, for the message of an error.
+    Of pretraining it is the query encoder. A bare state dict will do as well. ``source`` is the
+    file's name, for the message of an error.
 
     Raises:
         CheckpointError: no network is found.
     """
-    state: Mapping[str, Any] = checkpoint
-    for wrapper in WRAPPERS:
-        if isinstance(checkpoint.get(wrapper), Mapping):
-            state = checkpoint[wrapper]
-            break
+    wrapped = (checkpoint[name] for name in WRAPPERS if isinstance(checkpoint.get(name), Mapping))
+    state: Mapping[str, Any] = next(wrapped, checkpoint)
     tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
     try:
         tensors = from_published(tensors)
@@ -253,37 +241,20 @@ def channels_of(state: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What :func:`transfer` did.
+    """What :func:`transfer` did."""
 
-    ``matched`` tensors of the ``total`` that the module has under the prefix were copied (all, or
-    there would be no report). The lists tell of the keys outside the prefix: ``missing`` in the
-    file, ``unexpected`` by the module, ``mismatched`` in shape.
-    """
-
-    matched: int
-    total: int
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
+    matched: int  # tensors copied: all that the module has under the prefix,
+    total: int  # or there would be no report
+    # Keys outside the prefix.
+    missing: list[str]  # in the file
+    unexpected: list[str]  # by the module
+    mismatched: list[str]  # in shape
 
     def __str__(self) -> str:
-        """Say it in one line for the log, naming the parts that were not loaded."""
+        """One line for the log, naming the parts that were not loaded."""
         kept = sorted({key.split(".")[0] for key in self.missing + self.mismatched})
         rest = f"; not loaded: {', '.join(kept)}" if kept else ""
         return f"{self.matched} of {self.total} tensors loaded{rest}"
-
-
-def _other_channels(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str | Path
-) -> list[str]:
-    """A line if two networks differ in the setting ``channels``."""
-    theirs, ours = (",".join(map(str, channels_of(each))) for each in (state, own))
-    if theirs == ours or theirs.count(",") != ours.count(","):
-        return []
-    return [
-        f"{source}: channels: its network has {theirs}, this one has {ours}; give --channels "
-        f"{theirs}, or pretrain again"
-    ]
 
 
 def transfer(
@@ -296,48 +267,48 @@ def transfer(
     """Copy every tensor whose key begins with ``prefix`` from ``state`` into ``module``.
 
     Under the prefix the two must agree exactly, buffers included; ``prefix=''`` asks it of all.
-    Nothing is copied unless everything fits.
-
-    Args:
-        module: the network; its own keys begin with the prefix too.
-        state: as :func:`network_state` returns it.
-        prefix: what to copy.
-        source: the file's name, for the message of an error.
+    Nothing is copied unless everything fits. ``source`` is the file's name, for messages.
 
     Raises:
         CheckpointError: nothing matched, the networks are of other norms, tensors are missing or
             unexpected, or shapes differ (a line for each tensor, after one for ``channels``).
     """
     own = module.state_dict()
-    shared = [key for key in own if key in state]
-    mismatched = [key for key in shared if own[key].shape != state[key].shape]
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
+    mismatched = [key for key in own if key in state and own[key].shape != state[key].shape]
     wanted = [key for key in own if key.startswith(prefix)]
-    found = [key for key in shared if key.startswith(prefix)]
+    found = [key for key in wanted if key in state]
     if not found:
         raise CheckpointError(
             f"{source}: nothing matched: none of the network's {len(wanted)} tensors "
             f"'{prefix}*' is in it (found: {', '.join(list(state)[:3]) or 'no tensors'}); give a "
             "checkpoint of this program"
         )
-    if norm_of(state) != norm_of(own):
+    norm, channels, ours = norm_of(state), channels_of(state), channels_of(own)
+    if norm != norm_of(own):
         raise CheckpointError(
-            f"{source}: norm: its network was trained with --norm {norm_of(state)}, this one has "
-            f"{norm_of(own)}; give --norm {norm_of(state)}, or pretrain again"
+            f"{source}: norm: its network was trained with --norm {norm}, this one has "
+            f"{norm_of(own)}; give --norm {norm}, or pretrain again"
         )
-    problems = _other_channels(state, own, source)
+    problems = []
+    if channels != ours and len(channels) == len(ours):
+        theirs, mine = (",".join(map(str, each)) for each in (channels, ours))
+        problems.append(
+            f"channels: its network has {theirs}, this one has {mine}; give --channels {theirs}, "
+            "or pretrain again"
+        )
     for keys, text in ((missing, "missing in the file"), (unexpected, "unknown to the network")):
         named = [key for key in keys if key.startswith(prefix)]
-        problems += [f"{source}: {len(named)} tensors {text}: {', '.join(named)}"] if named else []
+        problems += [f"{len(named)} tensors {text}: {', '.join(named)}"] if named else []
     problems += [
-        f"{source}: {key} has shape {tuple(state[key].shape)}, in the network "
-        f"{tuple(own[key].shape)}; use the settings the file was trained with"
+        f"{key} has shape {tuple(state[key].shape)}, in the network {tuple(own[key].shape)}; use "
+        "the settings the file was trained with"
         for key in mismatched
         if key.startswith(prefix)
     ]
     if problems:
-        raise CheckpointError("\n".join(problems))
+        raise CheckpointError("\n".join(f"{source}: {problem}" for problem in problems))
     with torch.no_grad():
         for key in found:
             own[key].copy_(state[key])

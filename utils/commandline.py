@@ -80,8 +80,8 @@ def exit_code(
     except UserError as error:
         return complain(str(error), 2)
     except (OutOfMemoryError, MemoryError) as error:
-        what = str(error).partition("\n")[0] or "the machine's"
-        return complain(f"Out of memory: {what}; give {smaller}", 2)
+        what = str(error).partition("\n")[0].rstrip(".")  # Python itself says nothing
+        return complain(f"Out of memory{f' ({what})' if what else ''}; give {smaller}", 2)
     except TrainingError as error:
         return complain(str(error), 1)
     except Termination:
@@ -106,17 +106,11 @@ NONE = "none"
 
 @dataclass
 class Flags:
-    """A command line taken apart.
+    """A command line taken apart."""
 
-    Attributes:
-        own: words after each of the script's own flags.
-        rest: all other words, in their order.
-        named: names of the flags among the rest.
-    """
-
-    own: dict[str, list[str]] = field(default_factory=dict)
-    rest: list[str] = field(default_factory=list)
-    named: set[str] = field(default_factory=set)
+    own: dict[str, list[str]] = field(default_factory=dict)  # words after each of the own flags
+    rest: list[str] = field(default_factory=list)  # all other words, in their order
+    named: set[str] = field(default_factory=set)  # names of the flags among the rest
 
     def one(self, name: str, default: str = "") -> str:
         """The word after an own flag."""
@@ -138,9 +132,7 @@ class Flags:
 def split_flags(argv: Sequence[str], kinds: dict[str, str]) -> Flags:
     """Take a command line apart: ``--name value``, ``--name=value`` or ``-name value``.
 
-    Args:
-        argv: the words after the script's name.
-        kinds: name of each own flag -> how many words it takes: ``MANY``, ``ONE`` or ``NONE``.
+    ``kinds`` says of each own flag how many words it takes: ``MANY``, ``ONE`` or ``NONE``.
     """
     flags = Flags()
     mine = ""  # the own flag that takes the next words
@@ -175,9 +167,14 @@ def choice_problems(flag: str, word: str, known: Iterable[str]) -> list[str]:
     names = list(known)
     if word in names:
         return []
-    near = difflib.get_close_matches(word, names, 1)
-    guess = f"; did you mean {near[0]}?" if near else ""
-    return [f"--{flag}: found {found(word)}; allowed: {', '.join(names)}{guess}"]
+    legal = ", ".join(names)
+    return [f"--{flag}: found {found(word)}; allowed: {legal}{did_you_mean(word, names)}"]
+
+
+def did_you_mean(word: object, names: Sequence[str]) -> str:
+    """'; did you mean NAME?' with the nearest of the names; empty if none is near."""
+    near = difflib.get_close_matches(word.lower(), names, 1) if isinstance(word, str) else []
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def found(value: object) -> str:
@@ -193,17 +190,15 @@ def shorten(text: str) -> str:
 
 # --- values ---------------------------------------------------------------------------------------
 
-BOOLEANS = {"true": True, "1": True, "yes": True, "on": True}
-BOOLEANS |= {"false": False, "0": False, "no": False, "off": False}
+BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True)
+BOOLEANS |= dict.fromkeys(("false", "0", "no", "off"), False)
 
 
 def value_of(kind: str, words: Sequence[str]) -> Any:
-    """The value that the words after a flag spell; ValueError if they spell none.
+    """The value that the words after a flag, such as ['8,16', '32'], spell; ValueError if none.
 
-    Args:
-        kind: the type as it is annotated: 'bool', 'str', 'int', 'float', 'int | None' or a tuple
-            such as 'tuple[int, ...]'.
-        words: such as ['8,16', '32']; none at all are a boolean that is True.
+    ``kind`` is the type as it is annotated: 'bool', 'str', 'int', 'float', 'int | None' or a tuple
+    such as 'tuple[int, ...]'. A boolean without any word is True.
     """
     text = " ".join(words)
     plain = text.strip().lower()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ def choose_device(name: str) -> torch.device:
     """The device called ``name``; 'auto' takes CUDA, then MPS, then the CPU.
 
     Raises:
-        UserError: this machine or this PyTorch does not have it.
+        UserError: it is none of auto, cpu, cuda, cuda:N and mps, or is not here.
     """
     mps = torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise UserError(f"--device: found {name}; give auto, cpu, cuda, cuda:N or mps")
     device = torch.device(name)
     absent = {"cuda": (device.index or 0) >= torch.cuda.device_count(), "mps": not mps}
     if absent.get(device.type):

@@ -19,14 +19,9 @@ class DataError(UserError):
 
 @contextmanager
 def writing(path: str | Path, flag: str = "output_dir") -> Iterator[None]:
-    """Turn what the system refuses while ``path`` is written into one line.
+    """Turn what the system refuses while the file or folder ``path`` is written into a UserError.
 
-    Args:
-        path: the file or folder.
-        flag: the setting that says where it goes, for the message.
-
-    Raises:
-        UserError: the disk is full, or the path may not be written to.
+    ``flag`` is the setting that says where it goes, for the message.
     """
     try:
         yield
@@ -41,14 +36,11 @@ def writing(path: str | Path, flag: str = "output_dir") -> Iterator[None]:
 def replacing(path: str | Path, flag: str = "output_dir", durable: bool = True) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place when the block ends without an error.
 
-    Args:
-        path: the file; missing folders are made.
-        flag: see ``writing``.
-        durable: the bytes are on the disk before the name is, so that after a power cut, too,
-            ``path`` holds the old file or the whole new one.
+    Missing folders are made. With ``durable`` the bytes are on the disk before the name is, so that
+    after a power cut, too, ``path`` holds the old file or the whole new one.
 
     Raises:
-        UserError: it cannot be written; ``path`` is as it was.
+        UserError: it cannot be written; ``path`` is as it was. ``flag`` as for ``writing``.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -64,19 +56,13 @@ def replacing(path: str | Path, flag: str = "output_dir", durable: bool = True) 
             with suppress(OSError):
                 temporary.unlink()
         if durable:
-            _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force the renaming itself to the disk (Windows cannot open a folder and does without)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no fsync for folders
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            # The renaming, too. Windows opens no folder, some network file systems sync none.
+            with suppress(OSError):
+                folder = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
 
 
 def replace_file(path: str | Path, contents: str | bytes, flag: str = "output_dir") -> None:
@@ -119,7 +105,7 @@ def list_files(
     below: bool = False,
     leave_out: Collection[Path] = (),
 ) -> list[Path]:
-    """The files of a folder in the order of their paths; see ``list_names`` for what is left out.
+    """The files of a folder that ``list_names`` lists, in the order of their paths.
 
     Args:
         folder: a missing one is empty.

@@ -12,11 +12,11 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ EVENTS_FOLDER = "tensorboard"
 class RunLog:
     """The text log of one stage and its lines in the run's ``metrics.jsonl``.
 
+    Every line is flushed as it is written.
+
     Args:
         run_dir: folder of the run, made if missing.
         stage: ``self``, ``fine``, ``sup`` ...; the text log is ``log_<stage>.txt``.
@@ -45,9 +47,7 @@ class RunLog:
         enabled: False makes every method do nothing.
         tensorboard: write the numbers of the metrics as event files, too, in
             ``tensorboard/<stage>``. They are written anew from the metrics at the start, so that a
-            run which was stopped and goes on shows no epoch twice.
-
-    Every line is flushed as it is written.
+            run that goes on shows every epoch once, whether it was begun with event files or not.
 
     Raises:
         UserError: a file cannot be opened or written, here and in every writing method.
@@ -62,94 +62,74 @@ class RunLog:
         enabled: bool = True,
         tensorboard: bool = False,
     ) -> None:
-        self.stage = stage
-        self.text_path = Path(run_dir) / f"log_{stage}.txt"
-        self.metrics_path = Path(run_dir) / METRICS_FILE
-        self._enabled = enabled
-        self._text: BinaryIO | None = None
-        self._metrics: BinaryIO | None = None
-        self._metrics_lines = 0
+        run_dir, resume_at = Path(run_dir), resume_at or {}
+        self.stage, self.enabled = stage, enabled
+        self.text_path, self.metrics_path = run_dir / f"log_{stage}.txt", run_dir / METRICS_FILE
+        self._files: dict[Path, Any] = {}
         self._events: Any = None
+        self._metrics_lines = 0
         if not enabled:
             return
+        events = run_dir / EVENTS_FOLDER / stage
         if tensorboard or not resume_at:
-            events = Path(run_dir).glob(f"{EVENTS_FOLDER}/{stage}/events.out.tfevents.*")
-            remove_outputs(run_dir, [str(path.relative_to(run_dir)) for path in events])
-        resume_at = resume_at or {}
+            old = events.glob("events.out.tfevents.*")
+            remove_outputs(run_dir, [str(path.relative_to(run_dir)) for path in old])
         with writing(self.text_path):
-            self.text_path.parent.mkdir(parents=True, exist_ok=True)
-            self._text = open(self.text_path, "ab")  # noqa: SIM115  (closed by close())
-            if self._text.tell() > resume_at.get("text", 0):
-                self._text.truncate(resume_at.get("text", 0))
-                self._text.seek(0, os.SEEK_END)
+            run_dir.mkdir(parents=True, exist_ok=True)
+            text = self._files[self.text_path] = open(self.text_path, "ab")  # noqa: SIM115
+            if text.tell() > resume_at.get("text", 0):
+                text.truncate(resume_at.get("text", 0))
+                text.seek(0, os.SEEK_END)
         with writing(self.metrics_path):
-            self._metrics_lines = _cut_metrics(
-                self.metrics_path, stage, resume_at.get("metrics_lines", 0)
-            )
-            self._metrics = open(self.metrics_path, "ab")  # noqa: SIM115
+            keep = resume_at.get("metrics_lines", 0)
+            self._metrics_lines = _cut_metrics(self.metrics_path, stage, keep)
+            self._files[self.metrics_path] = open(self.metrics_path, "ab")  # noqa: SIM115
         if tensorboard:
-            self._open_events(Path(run_dir) / EVENTS_FOLDER / stage)
+            from torch.utils.tensorboard import SummaryWriter
 
-    def _open_events(self, folder: Path) -> None:
-        """Write event files anew from the metrics that are kept."""
-        require_tensorboard()
-        from torch.utils.tensorboard import SummaryWriter
-
-        with writing(folder):
-            self._events = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
-        for entry in read_metrics(self.metrics_path):
-            if entry.get("stage") == self.stage:
-                self._add_events(entry)
-
-    def _add_events(self, entry: Mapping[str, Any]) -> None:
-        if self._events is not None:
-            with writing(self._events.log_dir):
-                for name, epoch, value in scalars(entry):
-                    self._events.add_scalar(name, value, epoch)
-                self._events.flush()
+            with writing(events):
+                self._events = SummaryWriter(str(events))  # type: ignore[no-untyped-call]
+            self._files[events] = self._events
+            for entry in read_metrics(self.metrics_path):
+                if entry.get("stage") == stage:
+                    self._add_events(entry)
 
     def offsets(self) -> dict[str, int]:
         """Where the logs stand: bytes of the text log, lines of this stage among the metrics."""
-        text = self._text.tell() if self._text is not None else 0
+        text = self._files[self.text_path].tell() if self.enabled else 0
         return {"text": text, "metrics_lines": self._metrics_lines}
 
     def header(self, lines: Iterable[str]) -> None:
         """Write the head of the text log; one that goes on after a resume has its head already."""
-        at_start = self._text is not None and self._text.tell() == 0
+        show = self.note if self.offsets()["text"] else self.line
         for line in lines:
-            if at_start:
-                self._write(line)
-            self.note(line)
+            show(line)
 
     def line(self, text: str) -> None:
         """Write one line to the text log and show it on the terminal."""
-        self._write(text)
+        self._append(self.text_path, text)
         self.note(text)
 
     def note(self, text: str) -> None:
         """Show a line on the terminal only: the place for times, rates and dates."""
-        if self._enabled:
+        if self.enabled:
             to_terminal(text)
 
     def metrics(self, values: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``; nan and infinities become null."""
-        if self._metrics is None:
+        if not self.enabled:
             return
         entry = _json_value({"stage": self.stage, **values})
-        with writing(self.metrics_path):
-            self._metrics.write(_json_line(entry))
-            self._metrics.flush()
+        text = json.dumps(entry, ensure_ascii=False, allow_nan=False)
+        self._append(self.metrics_path, text)
         self._add_events(entry)
         self._metrics_lines += 1
 
     def close(self) -> None:
         """Close all files; further lines are an error."""
-        files: list[Any] = [self._text, self._metrics, self._events]
-        paths = (self.text_path, self.metrics_path, Path(EVENTS_FOLDER))
-        for path, file in zip(paths, files, strict=True):
-            if file is not None:
-                with writing(path):
-                    file.close()
+        for path, file in self._files.items():
+            with writing(path):
+                file.close()
 
     def __enter__(self) -> RunLog:
         return self
@@ -157,20 +137,19 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write(self, text: str) -> None:
-        if self._text is not None:
-            with writing(self.text_path):
-                self._text.write(_encode(text + "\n"))
-                self._text.flush()
+    def _append(self, path: Path, text: str) -> None:
+        if self.enabled:
+            with writing(path):
+                # A file name that is no valid text holds surrogates, which UTF-8 cannot write.
+                self._files[path].write(f"{text}\n".encode(errors="backslashreplace"))
+                self._files[path].flush()
 
-
-def _encode(text: str) -> bytes:
-    # A file name that is no valid text holds surrogates, which UTF-8 cannot write.
-    return text.encode("utf-8", errors="backslashreplace")
-
-
-def _json_line(values: Mapping[str, Any]) -> bytes:
-    return _encode(json.dumps(_json_value(values), ensure_ascii=False, allow_nan=False) + "\n")
+    def _add_events(self, entry: Mapping[str, Any]) -> None:
+        if self._events is not None:
+            with writing(self._events.log_dir):
+                for name, epoch, value in scalars(entry):
+                    self._events.add_scalar(name, value, epoch)
+                self._events.flush()
 
 
 def _json_value(value: Any) -> Any:
@@ -192,13 +171,31 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         OSError: the file cannot be read.
     """
-    entries = []
-    for line in Path(path).read_bytes().splitlines():
+    return [entry for _, entry in _whole_lines(Path(path).read_bytes())]
+
+
+def _whole_lines(contents: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line that is a JSON object, and the object."""
+    for line in contents.splitlines():
         with suppress(ValueError):
             entry = json.loads(line)
             if isinstance(entry, dict):
-                entries.append(entry)
-    return entries
+                yield line, entry
+
+
+def _cut_metrics(path: Path, stage: str, keep: int) -> int:
+    """Keep the first ``keep`` lines of ``stage``, and all others; how many of it are left."""
+    old = path.read_bytes() if path.exists() else b""
+    kept: list[bytes] = []
+    own = 0
+    for line, entry in _whole_lines(old):
+        mine = entry.get("stage") == stage
+        if not mine or own < keep:
+            kept.append(line + b"\n")
+            own += mine
+    if b"".join(kept) != old:
+        replace_file(path, b"".join(kept))
+    return own
 
 
 def require_tensorboard() -> None:
@@ -221,32 +218,6 @@ def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and name != "epoch" and "epoch" in source:
             yield f"{group}/{name}", int(source["epoch"]), float(value)
-
-
-def _cut_metrics(path: Path, stage: str, keep: int) -> int:
-    """Keep the first ``keep`` lines of ``stage``, and all others; return how many of it there are.
-
-    Lines that are no JSON (half a line, left when a run was killed) go.
-    """
-    if not path.exists():
-        return 0
-    old = path.read_bytes()
-    kept: list[bytes] = []
-    own = 0
-    for line in old.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and entry.get("stage") == stage:
-            if own == keep:
-                continue
-            own += 1
-        kept.append(line + b"\n")
-    new = b"".join(kept)
-    if new != old:
-        replace_file(path, new)
-    return own
 
 
 def to_terminal(text: str) -> None:
@@ -275,7 +246,7 @@ class AverageMeter:
         self._count[name] = self._count.get(name, 0) + 1
 
     def read(self) -> dict[str, tuple[float, float]]:
-        """Return ``{name: (last, average)}`` in the order of first use, with one wait for all."""
+        """``{name: (last, average)}`` in the order of first use, with one wait for all."""
         tensors = [*self._last.values(), *self._sum.values()]
         if not tensors:
             return {}
@@ -288,38 +259,25 @@ class AverageMeter:
 
 
 def progress(total: int, desc: str) -> tqdm[Any]:
-    """Return a bar of ``total`` steps on a terminal's stderr; elsewhere one that shows nothing.
+    """A bar of ``total`` steps on a terminal's stderr; elsewhere one that shows nothing.
 
     Use it in a ``with`` statement and call ``update()``; log lines are printed above it.
     """
-    return tqdm(
-        total=total,
-        desc=desc,
-        file=sys.stderr,
-        disable=not sys.stderr.isatty(),
-        leave=False,
-        dynamic_ncols=True,
-    )
+    hidden, err = not sys.stderr.isatty(), sys.stderr
+    return tqdm(total=total, desc=desc, file=err, disable=hidden, leave=False, dynamic_ncols=True)
 
 
 def environment_line(device: torch.device | str, amp: str = "off") -> str:
-    """Return one line for the header: versions, device by name, CPU threads, mixed precision."""
+    """One line for the header: versions, device by name, CPU threads, mixed precision."""
     device = torch.device(device)
     versions = [f"program {VERSION}", f"python {platform.python_version()}"]
-    versions += [f"{name} {_version(name)}" for name in ("torch", "torchvision", "numpy")]
-    return ", ".join(
-        [
-            *versions,
-            f"device {device.type} ({_device_name(device)})",
-            f"threads {torch.get_num_threads()}",
-            f"amp {amp}",
-        ]
-    )
+    versions += [f"torch {torch.__version__}"]
+    versions += [f"{name} {_version(name)}" for name in ("torchvision", "numpy")]
+    machine = [f"device {device.type} ({_device_name(device)})"]
+    return ", ".join([*versions, *machine, f"threads {torch.get_num_threads()}", f"amp {amp}"])
 
 
 def _version(package: str) -> str:
-    if package == "torch":
-        return str(torch.__version__)
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -337,13 +295,9 @@ def _device_name(device: torch.device) -> str:
 
 
 def format_epoch(
-    epoch: int,
-    max_epoch: int,
-    step: int,
-    steps: int,
-    meters: Mapping[str, tuple[float, float]],
+    epoch: int, max_epoch: int, step: int, steps: int, meters: Mapping[str, tuple[float, float]]
 ) -> str:
-    """Return ``Epoch: [e/max][i/n] Loss v (avg:a) ...``, the published program's epoch line.
+    """``Epoch: [e/max][i/n] Loss v (avg:a) ...``, the published program's epoch line.
 
     ``meters`` is what :meth:`AverageMeter.read` returns; a name's first letter is made a capital.
     """
@@ -359,15 +313,15 @@ def _digits(value: float) -> str:
 
 
 def evaluation_lines(scores: Scores) -> list[str]:
-    """Return the lines of an evaluation, each score alone on its line: ``ACC``, ``Dice``, ...
+    """The lines of an evaluation, each score alone on its line: ``ACC``, ``Dice``, ``Dice1`` ...
 
     A class that the whole test set lacks has the score ``nan``; ``Classes scored`` tells over how
     many classes the means then are, and how often the others were predicted all the same.
     """
     lines = [f"ACC: {scores.acc:.4f}", f"Dice: {scores.mean_dice:.4f}"]
-    lines += _class_lines("Dice", scores.dice)
+    lines += [f"Dice{c}: {value:.4f}" for c, value in enumerate(scores.dice, start=1)]
     lines.append(f"mIoU: {scores.mean_iou:.4f}")
-    lines += _class_lines("IoU", scores.iou)
+    lines += [f"IoU{c}: {value:.4f}" for c, value in enumerate(scores.iou, start=1)]
     if scores.classes_scored < len(scores.dice):
         lines.append(f"Classes scored: {scores.classes_scored} of {len(scores.dice)}")
         counts = zip(scores.truth_pixels, scores.predicted_pixels, strict=False)
@@ -377,7 +331,3 @@ def evaluation_lines(scores: Scores) -> list[str]:
             if c and not truth
         ]
     return lines
-
-
-def _class_lines(name: str, values: Sequence[float]) -> list[str]:
-    return [f"{name}{c}: {value:.4f}" for c, value in enumerate(values, start=1)]

@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from utils.commandline import UserError
 from utils.files import writing
 from utils.imagefile import ImageStore
 
-Say = Callable[[str], object]
-Compare = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
+Settings = Mapping[str, Any]
+Compare = Callable[[Settings, Settings], list[str]]
 """In what the settings of the run on disk and of this one differ, in words."""
 
 
@@ -37,9 +37,7 @@ class RunFolder:
         self.path, self.stage = Path(path), stage
         self.state = StateFile(self.path / f"state_{stage}.pt")
 
-    def conflicts(
-        self, settings: Mapping[str, Any], foreign: Iterable[Path], compare: Compare
-    ) -> list[str]:
+    def conflicts(self, settings: Settings, foreign: Iterable[Path], compare: Compare) -> list[str]:
         """Why what is there must be neither gone on with nor written over, a line each.
 
         Args:
@@ -66,10 +64,9 @@ class RunFolder:
 
     def begin(self, state: Mapping[str, Any]) -> None:
         """Mark the folder as that of the run in ``state``; remove what an earlier one wrote."""
-        old: dict[str, Any] | None = None
+        names = list(state["outputs"])
         with suppress(CheckpointError):
-            old = self.state.load()
-        names = list(dict.fromkeys([*(old["outputs"] if old else []), *state["outputs"]]))
+            names = list(dict.fromkeys([*(self.state.load() or state)["outputs"], *names]))
         self.state.begin({**state, "outputs": names})
         remove_outputs(self.path, names)
 
@@ -79,9 +76,10 @@ class StateFile:
 
     A state is a dict with at least ``settings`` (what decides the result), ``finished``,
     ``evaluations`` and ``outputs`` (names of the files that the training writes, relative to its
-    folder). Those of older programs lack ``config`` (all settings), ``environment`` and, in each
-    evaluation, ``confusion`` (matrices of the test images, (n, C, C)). While a training lasts there
-    are two files, so that one that was damaged costs little; a finished one leaves a small one.
+    folder). Those of older programs lack ``config`` (all settings), ``environment``, ``about``
+    (lines on what is learned from) and, in each evaluation, ``confusion`` (matrices of the test
+    images, (n, C, C)). While a training lasts there are two files, so that one that was damaged
+    costs little; a finished one leaves a small one.
 
     Args:
         path: such as ``1_0/state_self.pt``; the older one is ``1_0/state_self.previous.pt``.
@@ -92,11 +90,10 @@ class StateFile:
         self.previous = self.path.with_name(f"{self.path.stem}.previous{self.path.suffix}")
         self._damaged = False
 
-    def load(self, say: Say | None = None) -> dict[str, Any] | None:
+    def load(self, say: Callable[[str], object] | None = None) -> dict[str, Any] | None:
         """The newest state that can be read; None if there is none.
 
-        Args:
-            say: told in one line when the newest is damaged and the one before is taken.
+        ``say`` is told in one line when the newest is damaged and the one before is taken.
 
         Raises:
             CheckpointError: there is a state, and none can be read.
@@ -156,9 +153,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def fingerprint(samples: Iterable[Any], store: ImageStore) -> str:
     """A short hash of names and decoded pixels: two sets that differ have different ones.
 
-    Args:
-        samples: images with their ``name``, the path ``image``, and ``mask``, a path or None.
-        store: decodes them.
+    A sample has a ``name``, the path ``image``, and ``mask``, a path or None; ``store`` decodes.
     """
     digest = hashlib.sha256()
     for sample in samples:
@@ -184,7 +179,7 @@ def remove_outputs(run_dir: str | Path, names: Iterable[str]) -> None:
         with writing(run_dir / name):
             (run_dir / name).unlink(missing_ok=True)
     folders = {folder for name in inside for folder in name.parents if folder.parts}
-    for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
+    for folder in sorted(folders, reverse=True):  # what is inside another comes first
         with suppress(OSError):  # somebody put more into it, or it was never made
             (run_dir / folder).rmdir()
 
@@ -224,7 +219,12 @@ def locked(folder: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _release(path, descriptor)
+        if os.name == "nt":  # which removes only what nobody has open
+            os.close(descriptor)
+        with suppress(OSError):
+            path.unlink()
+        if os.name != "nt":  # removed while it is still held
+            os.close(descriptor)
         for empty in made:
             with suppress(OSError):  # not empty, as a rule
                 empty.rmdir()
@@ -234,19 +234,15 @@ def _open_locked(path: Path) -> int | None:
     """A descriptor of the file with the lock on it; None if another process has it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            taken = _take(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if not taken:
-            os.close(descriptor)
-            return None
-        # Whoever held it may have removed the file after it was opened here: then it is no lock.
-        with suppress(FileNotFoundError):
-            if os.name == "nt" or os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        os.close(descriptor)
+        with ExitStack() as stack:
+            stack.callback(os.close, descriptor)
+            if not _take(descriptor):
+                return None
+            # Its holder may have removed the file after it was opened here: then it is no lock.
+            with suppress(FileNotFoundError):
+                if os.name == "nt" or os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                    stack.pop_all()
+                    return descriptor
 
 
 def _take(descriptor: int) -> bool:
@@ -267,13 +263,3 @@ def _take(descriptor: int) -> bool:
         if error.errno not in _UNSUPPORTED:
             raise
     return True
-
-
-def _release(path: Path, descriptor: int) -> None:
-    """Remove the file while it is still held; Windows can remove it only afterwards."""
-    if os.name == "nt":
-        os.close(descriptor)
-    with suppress(OSError):
-        path.unlink()
-    if os.name != "nt":
-        os.close(descriptor)

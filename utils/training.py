@@ -34,15 +34,19 @@ class Training:
     in its folder already is the business of ``RunFolder``.
 
     Args:
-        config: the run's settings (``config.Config``), of which this looks at ``seed`` and those
-            about running.
+        config: the settings (``config.Config``), of which ``seed`` and those on running count here.
         folder: where it writes.
-        device: where tensors live.
-        amp: dtype of autocast, None for full precision.
+        device, amp: where tensors live; dtype of autocast, None for full precision.
     """
 
     stage: ClassVar[str]
     number: ClassVar[int]  # keeps the stages' random numbers apart
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: Any  # their number in an epoch is len(), epoch(number) gives them
+    epochs: int
+    log: RunLog
 
     def __init__(
         self, config: Any, folder: RunFolder, device: torch.device, amp: torch.dtype | None
@@ -51,12 +55,8 @@ class Training:
         self.folder, self.run_dir, self.state = folder, folder.path, folder.state
         self.evaluations: list[dict[str, Any]] = []
         self.settings: dict[str, Any] = {}
+        self.about: list[str] = []  # what is trained on what, in words
         self.environment = ""
-        self.epochs: int = 0
-        self.module: nn.Module
-        self.optimizer: torch.optim.Optimizer
-        self.batches: Any  # their number in an epoch is len(), epoch(number) gives them
-        self.log: RunLog
 
     # What a stage is.
 
@@ -85,7 +85,7 @@ class Training:
         return [self.run_dir / name for name in self.outputs()]
 
     def header(self) -> list[str]:
-        """What is trained on what, in words."""
+        """What is trained on what, in words, and warnings; after ``build``."""
         return []
 
     def epoch_done(self, epoch: int) -> None:
@@ -99,22 +99,36 @@ class Training:
     def run(self) -> list[dict[str, Any]]:
         """Train to the end, or from where a killed run was saved; returns the evaluations."""
         state = self.ready()
-        if state is not None and state["finished"]:
+        if state and state["finished"]:
             to_terminal(f"{self.run_dir}: stage {self.stage} is finished already")
             self.state.remove_previous()
             return list(state["evaluations"])
         self.seed()
         self.build()
-        resumed = state if state is not None and "module" in state else None
-        first = self.restore(resumed) if resumed else self.begin()
-        logged = resumed["log"] if resumed else None
+        self.about = self.header()
+        first = self.restore(state) if state else self.begin()
+        logged = state["log"] if state else None
         show = self.config.tensorboard
         with RunLog(self.run_dir, self.stage, logged, tensorboard=show) as self.log:
-            self.write_head(first, resumed)
+            self.write_head(state)
             self.train(first)
             self.finish()
         self.state.finish(self.snapshot(finished=True))
         return self.evaluations
+
+    def ready(self) -> dict[str, Any] | None:
+        """Look at what is there already; returns the finished state, or the one to go on from.
+
+        Raises:
+            UserError: this stage must not run.
+        """
+        self.settings = self.identity()
+        problems = self.conflicts(self.settings)
+        if problems:
+            raise UserError("\n".join(problems))
+        remove_leftovers(self.run_dir)
+        self.environment = environment_line(self.device, "bf16" if self.amp else "off")
+        return self.saved(to_terminal)
 
     def identity(self) -> dict[str, Any]:
         """All that decides the result: a run on disk with another identity is another run."""
@@ -130,28 +144,15 @@ class Training:
         """In what decisive settings on disk differ from those wanted, where it matters."""
         return differences(old, new)
 
-    def ready(self) -> dict[str, Any] | None:
-        """Look at what is there already; returns the state to go on from, if there is one.
-
-        Raises:
-            UserError: this stage must not run.
-        """
-        self.settings = self.identity()
-        problems = self.conflicts(self.settings)
-        if problems:
-            raise UserError("\n".join(problems))
-        remove_leftovers(self.run_dir)
-        self.environment = environment_line(self.device, "bf16" if self.amp else "off")
-        return self.saved(to_terminal)
-
     def saved(self, say: Callable[[str], object] | None = None) -> dict[str, Any] | None:
-        """The state to go on from, None to start anew; see ``StateFile.load``."""
+        """The state of a run that is finished or can go on, None to start anew."""
         if self.config.overwrite or self.config.resume == "never":
             return None
-        return self.state.load(say)
+        state = self.state.load(say)
+        return state if state and (state["finished"] or "module" in state) else None
 
     def begin(self) -> int:
-        """Mark the folder as this run's, remove what an earlier one wrote; returns epoch 0."""
+        """Mark the folder as this run's and empty it of an earlier one; returns epoch 0."""
         self.folder.begin(self.snapshot())
         return 0
 
@@ -169,6 +170,16 @@ class Training:
         self.evaluations = state["evaluations"]
         return int(state["epoch"])
 
+    def write_head(self, resumed: Settings | None) -> None:
+        """Write the head of the log; of a resumed run, where it goes on and on which machine."""
+        self.log.header([*self.about, *self.config.describe(), self.environment])
+        if resumed is None:
+            self.epoch_done(-1)
+            return
+        self.log.note(f"Going on after epoch {resumed['epoch'] - 1} of the run that was stopped")
+        if resumed["environment"] != self.environment:
+            self.log.line(f"From epoch {resumed['epoch']} on with {self.environment}")
+
     def snapshot(self, *, finished: bool = False, **more: Any) -> dict[str, Any]:
         """What every state of this run holds, and more."""
         common = {
@@ -178,30 +189,17 @@ class Training:
             "finished": finished,
             "config": self.config.to_dict(),
             "environment": self.environment,
+            "about": self.about,
         }
         # Through text, so that the bytes do not tell which of these came out of a file.
         return {**json.loads(json.dumps(common)), **more}
 
     def save_state(self, epoch: int) -> None:
         """Save all that training needs to go on with ``epoch``."""
+        module, optimizer = self.module.state_dict(), self.optimizer.state_dict()
         self.state.save(
-            self.snapshot(
-                epoch=epoch,
-                module=self.module.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                log=self.log.offsets(),
-            )
+            self.snapshot(epoch=epoch, module=module, optimizer=optimizer, log=self.log.offsets())
         )
-
-    def write_head(self, first: int, resumed: Settings | None) -> None:
-        """Write the head of the log; of a resumed run, where it goes on and on which machine."""
-        self.log.header([*self.header(), *self.config.describe(), self.environment])
-        if resumed is None:
-            self.epoch_done(-1)
-            return
-        self.log.note(f"Going on after epoch {first - 1} of the run that was stopped")
-        if resumed["environment"] != self.environment:
-            self.log.line(f"From epoch {first} on with {self.environment}")
 
     # Training.
 
