@@ -27,8 +27,8 @@ from utils.log import progress, read_metrics
 from utils.metrics import Counts, confusion
 from utils.tables import csv_of_rows
 
-RECORD = "predicted.jsonl"
-TABLES = ("measurements.csv", "batches.csv", "particles.csv", "comparison.csv")
+RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
+TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
 
 # --- images and true masks ------------------------------------------------------------------------
 

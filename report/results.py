@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import CheckpointError, StateFile
 from utils.files import list_names, replace_file
 from utils.metrics import format_mean_std
-from utils.tables import text
+from utils.tables import digits, text
 
 COLUMNS = ("best on test: epoch", "ACC", "Dice", "mIoU", "last: epoch", "ACC", "Dice", "mIoU")
 SCORES = ("acc", "dice", "miou")
+BEST = "the evaluation with the highest ACC on the test set, as in the paper's protocol"
+LAST = "after the last epoch, nothing chosen"
 
 Evaluation = dict[str, Any]
 Results = dict[str, tuple[Evaluation, Evaluation]]
@@ -50,17 +52,34 @@ def by_size(results: Results) -> dict[str, Results]:
     return sizes
 
 
+def score_rows(
+    group: Results, choice: int, names: Sequence[str], show: Callable[[float], str] = digits
+) -> list[list[str]]:
+    """Name, epoch and scores of each run, then mean and deviation of several.
+
+    Args:
+        group: runs of one data size.
+        choice: 0: by their best evaluation; 1: by their last.
+        names: of the scores, as in ``metrics.jsonl``; one that a run lacks is nan.
+        show: a score of one run as text.
+    """
+    chosen = {run: pair[choice] for run, pair in group.items()}
+    scores = {run: [e.get(name, math.nan) for name in names] for run, e in chosen.items()}
+    rows = [[run, str(e["epoch"]), *map(show, scores[run])] for run, e in chosen.items()]
+    if len(group) > 1:
+        means = map(format_mean_std, zip(*scores.values(), strict=True))
+        rows.append(["mean ± std", "", *means])
+    return rows
+
+
 def table(experiment: Path, stage: str) -> list[str]:
     """Lines of a table: each finished run, then mean and deviation over each data size."""
     rows: list[list[str]] = [["run", *COLUMNS]]
     for size, group in by_size(read_results(experiment, stage)).items():
-        for name, pair in group.items():
-            cells = ([str(e["epoch"]), *(f"{e[s]:.4f}" for s in SCORES)] for e in pair)
-            rows.append([name, *chain(*cells)])
+        best, last = (score_rows(group, choice, SCORES, "{:.4f}".format) for choice in (0, 1))
         if len(group) > 1:
-            choices = zip(*group.values(), strict=True)  # the best of all runs, the last of all
-            means = (["", *(format_mean_std([e[s] for e in es]) for s in SCORES)] for es in choices)
-            rows.append([f"{size}: mean ± std", *chain(*means)])
+            best[-1][0] = f"{size}: {best[-1][0]}"
+        rows += [[*left, *right[1:]] for left, right in zip(best, last, strict=True)]
     return text(rows)
 
 
@@ -83,9 +102,8 @@ def write_results(experiment: Path, stage: str) -> None:
     """
     lines = [
         f"{experiment.name}, stage {stage}: scores on the test set",
-        "best on test: the evaluation with the highest ACC on the test set, as in the paper's "
-        "protocol (chosen with the test set's labels)",
-        "last: after the last epoch, nothing chosen",
+        f"best on test: {BEST} (chosen with the test set's labels)",
+        f"last: {LAST}",
         "Dice and mIoU: pooled over the set, mean over the non-background classes; ACC: mean over "
         "images; ± sample standard deviation over runs",
         *filter(None, [scored_classes(experiment, stage)]),
