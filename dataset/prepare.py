@@ -21,7 +21,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TextIO
 
 import cv2
 import numpy as np
@@ -45,6 +45,7 @@ from dataset.set_plan import (  # noqa: E402
 from utils.commandline import (  # noqa: E402
     INTERRUPTED,
     TERMINATED,
+    Parser,
     Termination,
     termination_as_interrupt,
 )
@@ -229,17 +230,10 @@ def _missing_classes(plan: Plan) -> list[str]:
 # ---------------------------------------------------------------- command line
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error and leave with exit code 2."""
-        self.exit(2, f"prepare.py: {message}; --help lists the options\n")
-
-
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(description=__doc__, epilog=f"The layout:\n{LAYOUT}", formatter_class=raw)
+    epilog = f"The layout:\n{LAYOUT}"
+    parser = Parser("prepare.py", description=__doc__, epilog=epilog, formatter_class=raw)
     add = parser.add_argument
     add("--check", type=Path, metavar="DIR", help="look at a set that is laid out")
     add("--sheet", type=Path, help="with --check: contact sheet, default <DIR>_check.png here")

@@ -22,7 +22,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from config import FIELDS, format_value
+from config import FIELDS, ConfigError, format_value
 from metallography.folder import MEASUREMENTS, SUMMARY
 from metallography.summary import DEFINITIONS, Table, number, words
 from report.figures import curve_picture
@@ -103,6 +103,26 @@ def write_report(experiment_dir: str | Path) -> Path:
 def runs_of(experiment_dir: str | Path) -> list[Path]:
     """The folders of an experiment's runs."""
     return [path for path in list_names(experiment_dir) if path.is_dir() and _stages_of(path)]
+
+
+def experiment_of(weights: Path, out: Path) -> Path:
+    """The folder of all runs of a model's experiment, whose report shows what lies in ``out``.
+
+    Raises:
+        ConfigError: the model lies in no run, or the report does not look into ``out``.
+    """
+    run = weights.resolve().parent
+    if run not in runs_of(run.parent):
+        raise ConfigError(
+            f"--report: {weights} is not in the folder of a run, and the report is about runs; "
+            "leave --report out, or give a run as --weights"
+        )
+    if out.resolve().parent not in (run, run.parent):
+        raise ConfigError(
+            f"--report: found --out {out}; the report shows what lies in {run.parent} or in its "
+            "runs, so leave --out out"
+        )
+    return weights.parent.parent
 
 
 def _stages_of(run: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Contact sheets of images and masks; those of a test set with truth, prediction and errors.
+"""Contact sheets of images and masks, with truth, prediction and errors where there is a truth.
 
 Set pixel by pixel, not plotted: masks keep their pixels and colours.
 """
@@ -12,21 +12,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from metallography.folder import Folder
 from utils.drawing import (
     FAINT,
     GAP,
+    OVERLAY_SIDE,
     Array,
     Picture,
     as_rgb,
     beside,
+    blend,
     colour_mask,
     default_names,
     legend,
     paper,
+    reduced,
     save_picture,
     text_length,
     text_line,
 )
+from utils.imagefile import read_image, read_mask
 from utils.metrics import IGNORED, image_dice, mean_score
 
 Row = tuple[Array, Array, Array]
@@ -38,6 +43,7 @@ ERRORS = {
     "wrong class": (255, 255, 255),
 }
 _COLUMNS = ("image", "truth", "prediction", "error")
+SHEET_PICTURES, COMPARED_ROWS = 12, 8  # of a predicted folder, without and with true masks
 _NARROWEST = 150  # pixels of a column: four of them hold a name and its Dice
 
 
@@ -62,11 +68,10 @@ def write_sheets(
         ValueError: no rows, or numbers, shapes or ids that do not fit.
         UserError: a file cannot be written.
     """
-    most = min(max(max_rows, 1), len(rows))
-    evenly = np.linspace(0, len(rows) - 1, most).round().astype(int).tolist()
+    evenly = _evenly(len(rows), max(max_rows, 1))
     extremes = worst_median_best(counts)
     sheets = {
-        "": (str(most), [(names[i], i) for i in evenly]),
+        "": (str(len(evenly)), [(names[i], i) for i in evenly]),
         "_extremes": (", ".join(extremes), [(f"{w}: {names[i]}", i) for w, i in extremes.items()]),
     }
     for suffix, (note, chosen) in sheets.items():
@@ -80,6 +85,45 @@ def write_sheets(
             heading=heading,
             note=f"{note} of {len(rows)} images",
         )
+
+
+def predicted_sheet(folder: Folder) -> None:
+    """Draw ``sheet.png`` of a predicted folder: images with their true masks if there are any.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    segmenter, path = folder.segmenter, folder.out / "sheet.png"
+    compared = [image for image in folder.done if image.counts is not None]
+    done = compared or folder.done
+    chosen = [done[i] for i in _evenly(len(done), COMPARED_ROWS if compared else SHEET_PICTURES)]
+    titles = [item.name for item, _, _ in chosen]
+    rows, pictures = [], []
+    for item, _, _ in chosen:
+        image, mask = read_image(item.path), read_mask(folder.file("classes", item))
+        if compared and item.truth:
+            parts = (image, read_mask(item.truth), mask)
+            image, truth, mask = (reduced(part, OVERLAY_SIDE) for part in parts)
+            rows.append((image, truth, mask))
+        else:
+            pictures.append(blend(image, mask, segmenter.colours, 360))
+    if rows:
+        contact_sheet(
+            path,
+            rows,
+            titles,
+            np.stack([image.counts for image in chosen if image.counts is not None]),
+            heading=f"Taken evenly from {len(compared)}; above {OVERLAY_SIDE} pixels reduced",
+            class_names=segmenter.class_names,
+            colours=segmenter.colours,
+        )
+    elif pictures:
+        save_picture(path, overview(pictures, titles), "--out")
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most so many of the numbers 0 ... count - 1, from end to end."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
 
 
 def worst_median_best(counts: Array) -> dict[str, int]:

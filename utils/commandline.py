@@ -6,6 +6,7 @@ problem, and the exit code 2. A traceback is a fault of this program.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import NoReturn
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + number of the signal
 AGAIN = "The same command goes on from the last saved epoch"
@@ -88,6 +90,14 @@ def complain(text: str, code: int) -> int:
     """Print a message to stderr; returns the exit code."""
     print(text, file=sys.stderr)
     return code
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of a command; what cannot be read is one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the problem and leave."""
+        self.exit(2, f"{self.prog}: {message}; -h lists the options\n")
 
 
 MANY = "many"  # takes all words up to the next flag
