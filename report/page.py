@@ -13,7 +13,6 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -26,8 +25,7 @@ from config import FIELDS, ConfigError, format_value
 from metallography.folder import MEASUREMENTS, SUMMARY
 from metallography.summary import DEFINITIONS, Table, number, words
 from report.figures import curve_picture
-from report.results import BEST, LAST, Results, by_size, read_results, score_rows
-from utils.checkpoint import CheckpointError, StateFile
+from report.results import BEST, LAST, Results, by_size, read_results, read_state, score_rows
 from utils.commandline import UserError
 from utils.files import list_files, list_names, replace_file
 
@@ -41,9 +39,7 @@ _NO_MATTER = {
     "repeats", "stages", "overwrite", "resume", "save_seconds", "report", "tensorboard",
 }  # fmt: skip
 # Beginnings of the columns of measurements.csv that say most.
-_OF_IMAGES = (
-    "image", "batch", "class_name", "number", "area_fraction", "number_per", "mean_", "astm_g",
-)  # fmt: skip
+_OF_IMAGES = ("image", "batch", "class_name", "number", "area_fraction", "mean_", "astm_g")
 
 
 @dataclass
@@ -92,10 +88,8 @@ def write_report(experiment_dir: str | Path) -> Path:
         **_settings(runs),
     }
     pictures = [p for p in [*curves, *sheets, *(m["sheet"] for m in measured)] if p.image]
-    text = _html(content)
-    _encode_all(
-        pictures, MAX_BYTES - len(text.encode(errors="backslashreplace")) - 1000 * len(pictures)
-    )
+    used = len(_html(content).encode(errors="backslashreplace"))
+    _encode_all(pictures, MAX_BYTES - used - 1000 * len(pictures))
     replace_file(folder / REPORT, _html(content))
     return folder / REPORT
 
@@ -220,21 +214,14 @@ def _encode_all(pictures: Sequence[Picture], room: int) -> None:
 def _encode(picture: Picture, room: int) -> str:
     """A data URI of at most ``room`` characters, the largest and best that fits; '' if none."""
     assert picture.image is not None
+    kind = "png" if picture.drawn else "jpeg"
     for width, quality in ((1600, 80), (1600, 65), (1200, 65), (900, 60), (600, 50), (400, 40)):
-        small = picture.image
-        if small.width > width:
-            size = (width, max(1, round(small.height * width / small.width)))
-            small = small.resize(size, Image.Resampling.LANCZOS)
-        if max(small.size) > 65_000:  # JPEG knows no larger ones
-            continue
+        small = picture.image.copy()
+        small.thumbnail((width, 65_000), Image.Resampling.LANCZOS)  # JPEG knows no larger ones
         file = io.BytesIO()
-        if picture.drawn:
-            small.save(file, format="PNG", optimize=True)
-        else:
-            # Colours in full resolution: thin coloured particles would fade otherwise.
-            # Not optimize: it wants the file in one buffer, which pictures full of noise overflow.
-            small.save(file, format="JPEG", quality=quality, subsampling=0)
-        kind = "png" if picture.drawn else "jpeg"
+        # Colours in full resolution: thin coloured particles would fade otherwise. No JPEG is
+        # optimized: that wants the file in one buffer, which pictures full of noise overflow.
+        small.save(file, kind, optimize=picture.drawn, quality=quality, subsampling=0)
         uri = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
         if len(uri) <= room:
             return uri
@@ -263,35 +250,33 @@ def _measurements(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _predicted(place: Path) -> dict[str, Any]:
     """The summary of a predicted folder (older ones have none), and its table by image."""
-    content: dict[str, Any] = {}
-    problems: list[str] = []
-    by_image = None
-    try:
-        if (place / SUMMARY).is_file():
-            content = dict(json.loads((place / SUMMARY).read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        problems.append(f"{SUMMARY}: cannot be read ({error}).")
-    try:
-        by_image = _by_image(place / MEASUREMENTS)
-        problems += [] if by_image else [f"{MEASUREMENTS}: holds no measurements."]
-    except (OSError, csv.Error) as error:
-        problems.append(f"{MEASUREMENTS}: cannot be read ({error}).")
-    return {**content, "by_image": by_image, "problems": problems}
+    content: dict[str, Any] = {"problems": []}
+    for name, read in ((SUMMARY, _summary), (MEASUREMENTS, _by_image)):
+        try:
+            content |= read(place / name)
+        except (OSError, TypeError, ValueError, csv.Error) as error:
+            content["problems"].append(f"{name}: cannot be read ({error}).")
+    return content
 
 
-def _by_image(path: Path) -> Table | None:
-    """The first rows of a ``measurements.csv``, the columns that say most; None without rows."""
+def _summary(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _by_image(path: Path) -> dict[str, Table]:
+    """The first rows of a ``measurements.csv``, of the columns that say most."""
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         head, *rows = [*csv.reader(file)] or [[]]
     if not rows:
-        return None
+        raise ValueError("it holds no measurements")
     rows = [[cell for _, cell in zip_longest(head, row, fillvalue="")] for row in rows]
     known = [i for i in range(len(head)) if any(row[i] for row in rows)]
     chosen = [i for i in known if head[i].startswith(_OF_IMAGES)] or known[:12]
     count = f"the first {CSV_ROWS} of {len(rows)}" if len(rows) > CSV_ROWS else f"all {len(rows)}"
     title = f"By image and class, {count} lines; all columns: {path.parent.name}/{path.name}"
     cells = [[_short(row[i]) for i in chosen] for row in rows[:CSV_ROWS]]
-    return {"title": title, "head": [words(head[i]) for i in chosen], "rows": cells}
+    table = {"title": title, "head": [words(head[i]) for i in chosen], "rows": cells}
+    return {"by_image": table}
 
 
 def _short(cell: str) -> str:
@@ -309,20 +294,18 @@ def _settings(runs: Sequence[Path]) -> dict[str, Any]:
     others = {}
     complete = False  # older states hold those settings alone which decide the result
     for run, stage in [(folder, name) for folder in runs for name in _stages_of(folder)]:
-        state = None
-        with suppress(CheckpointError):
-            state = StateFile(run / f"state_{stage}.pt").load()
+        state = read_state(run, stage)
         if state is None:
             continue
         title = f"{STAGES[stage]}, run {run.name}"
-        about = {"about": state.get("about"), "environment": state.get("environment")}
-        stages.setdefault(stage, {"title": title, **about})
+        stages.setdefault(stage, {**state, "title": title})
         complete |= "config" in state
         values = state.get("config", state["settings"])
         own = {n: format_value(values[n]) for n in FIELDS if n in values}
         usual = own | usual
-        other = {n: v for n, v in own.items() if usual[n] != v and n not in _NO_MATTER}
-        others[f"Other settings in {title}"] = other
+        others[f"Other settings in {title}"] = {
+            n: v for n, v in own.items() if usual[n] != v and n not in _NO_MATTER
+        }
     kept = {n: v for n, v in usual.items() if v == format_value(FIELDS[n].default)}
     changed = {n: v for n, v in usual.items() if n not in kept}
     lists = {"Changed from their defaults": changed, "At their defaults": kept}

@@ -23,11 +23,7 @@ Results = dict[str, tuple[Evaluation, Evaluation]]
 
 
 def read_results(experiment: Path, stage: str) -> Results:
-    """Best and last evaluation of each finished run below an experiment's folder.
-
-    Args:
-        experiment: such as ``aluminum_simclr``.
-        stage: 'fine' or 'sup'.
+    """Evaluations of each finished run below an experiment's folder, of a stage 'fine' or 'sup'.
 
     Returns:
         Folder name of the run -> (evaluation with the best ACC on the test set, the last one). A
@@ -35,13 +31,19 @@ def read_results(experiment: Path, stage: str) -> Results:
     """
     results = {}
     for run in list_names(experiment):
-        with suppress(CheckpointError):
-            state = StateFile(run / f"state_{stage}.pt").load()
-            if state is not None and state["finished"] and state["evaluations"]:
-                evaluations = state["evaluations"]
-                best = max(evaluations, key=lambda e: e["acc"])  # of equals the first, as in *.pt
-                results[run.name] = (best, evaluations[-1])
+        state = read_state(run, stage)
+        if state is not None and state["finished"] and state["evaluations"]:
+            evaluations = state["evaluations"]
+            best = max(evaluations, key=lambda e: e["acc"])  # of equals the first, as in *.pt
+            results[run.name] = (best, evaluations[-1])
     return results
+
+
+def read_state(run: Path, stage: str) -> dict[str, Any] | None:
+    """What training keeps of a run's stage; None if there is nothing that can be read."""
+    with suppress(CheckpointError):
+        return StateFile(run / f"state_{stage}.pt").load()
+    return None
 
 
 def by_size(results: Results) -> dict[str, Results]:
