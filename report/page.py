@@ -44,27 +44,20 @@ _OF_IMAGES = ("image", "batch", "class_name", "number", "area_fraction", "mean_"
 
 @dataclass
 class Picture:
-    """A picture of the page, or why there is none; ``uri``: as it is encoded in the room left.
-
-    Lines and letters are ``drawn``: they are kept without loss.
-    """
+    """A picture of the page, or why there is none; one that is ``drawn`` is kept without loss."""
 
     title: str
     image: Image.Image | None
     alt: str = ""
     missing: str = ""
     drawn: bool = False
-    uri: str = ""
+    uri: str = ""  # as it is encoded in the room left
 
 
 def write_report(experiment_dir: str | Path) -> Path:
-    """Write ``report.html`` into an experiment's folder, from what its runs have left there.
+    """Write ``report.html`` from what the runs ``1_0``, ``1_1`` ... of an experiment have left.
 
-    Args:
-        experiment_dir: such as ``aluminum_simclr``, the folder of the runs ``1_0``, ``1_1`` ...
-
-    Returns:
-        The path written. The page is smaller than 10 MB: pictures are reduced as needed.
+    The page is smaller than 10 MB: pictures are reduced as needed. Returns its path.
 
     Raises:
         UserError: there is no run, or the page cannot be written.
@@ -298,7 +291,8 @@ def _settings(runs: Sequence[Path]) -> dict[str, Any]:
         if state is None:
             continue
         title = f"{STAGES[stage]}, run {run.name}"
-        stages.setdefault(stage, {**state, "title": title})
+        about = {key: state.get(key) for key in ("about", "environment")}
+        stages.setdefault(stage, {"title": title, **about})
         complete |= "config" in state
         values = state.get("config", state["settings"])
         own = {n: format_value(values[n]) for n in FIELDS if n in values}
