@@ -129,12 +129,9 @@ def _evenly(count: int, most: int) -> list[int]:
 def worst_median_best(counts: Array) -> dict[str, int]:
     """Which image is the worst, the median and the best by Dice: word -> number.
 
-    The Dice of an image is the mean over the classes that truth or prediction has, background left
-    out. Images with background alone come into it only when there is no other. Of two images only
-    the worst and the best are named, of one the best.
-
-    Args:
-        counts: confusion matrices (n, C, C) of the images.
+    The Dice of an image, by its confusion matrix (n, C, C), is the mean over the classes that truth
+    or prediction has, background left out. Images with background alone come into it only when
+    there is no other. Of two images only the worst and the best are named, of one the best.
     """
     means = mean_score(image_dice(counts))  # (n,)
     order = [i for i in np.argsort(means, kind="stable").tolist() if not np.isnan(means[i])] or [0]
@@ -146,8 +143,7 @@ def worst_median_best(counts: Array) -> dict[str, int]:
 def overview(pictures: Sequence[Array], titles: Sequence[str], heading: str = "") -> Picture:
     """Pictures (H, W, 3) of at most 400 pixels a side in rows of four, each with its title."""
     columns = min(4, len(pictures))
-    lefts = [GAP + 410 * column for column in range(columns)]
-    width = GAP + 410 * columns
+    *lefts, width = (GAP + 410 * column for column in range(columns + 1))
     parts = [paper(GAP, width)]
     if heading:
         parts.append(text_line([heading], [GAP], width))
@@ -173,12 +169,10 @@ def contact_sheet(
 
     Args:
         path: the PNG; missing folders are made.
-        rows: (image, truth, prediction) of each row: uint8 (H, W) or (H, W, 3), class ids (H, W),
-            class ids (H, W). Sizes may differ from row to row.
-        titles: of each row, such as the file name.
-        counts: confusion matrices (n, C, C) of the rows, for their Dice.
-        colours: uint8 (C, 3).
-        class_names: for the legend; none: ``default_names``.
+        rows: (image, truth, prediction) of each row: uint8 (H, W) or (H, W, 3), and twice class ids
+            (H, W). Sizes may differ from row to row.
+        titles, counts: of each row: such as the file name; the confusion matrix, (n, C, C).
+        colours, class_names: for the legend: uint8 (C, 3); no names: ``default_names``.
         heading, note: words at the top, left and right.
         panel: largest side of a picture on the sheet, in pixels. Smaller ones are enlarged by a
             whole factor, larger ones reduced.
@@ -214,11 +208,10 @@ def _panels(row: Row, colours: Array, panel: int) -> list[Picture]:
             f"image {image.shape}, truth {truth.shape} and prediction {prediction.shape} differ "
             "in size"
         )
-    height, width = truth.shape
-    factor: float = panel / max(height, width)
+    factor: float = panel / max(truth.shape)
     if factor >= 1:
         factor = math.floor(factor)  # whole, so that every pixel becomes an equal square
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    height, width = (max(1, round(side * factor)) for side in truth.shape)
     exact = Image.Resampling.NEAREST  # masks keep their colours
     pictures = (
         (as_rgb(image), Image.Resampling.LANCZOS if factor < 1 else exact),
@@ -226,7 +219,8 @@ def _panels(row: Row, colours: Array, panel: int) -> list[Picture]:
         (colour_mask(prediction, len(colours), colours), exact),
         (error_map(image, truth, prediction), exact),
     )
-    return [np.asarray(Image.fromarray(pixels).resize(size, how)) for pixels, how in pictures]
+    scaled = (Image.fromarray(pixels).resize((width, height), how) for pixels, how in pictures)
+    return [np.asarray(picture) for picture in scaled]
 
 
 def _dice_text(matrix: Array) -> str:
