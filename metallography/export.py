@@ -40,9 +40,8 @@ CHECKED = ((64, 96), (83, 102), (121, 77))  # height and width of the images of 
 class Deployed(nn.Module):
     """A network with the normalisation before it and the softmax after it.
 
-    Args:
-        network: normalised (B, 3, H, W) to logits (B, C, H, W).
-        standardize: normalise by each image's own mean and standard deviation, not by fixed ones.
+    The network makes logits (B, C, H, W) of (B, 3, H, W). With ``standardize`` each image is
+    normalised by its own mean and standard deviation, not by fixed ones.
     """
 
     mean: Tensor
