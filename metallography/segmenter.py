@@ -72,7 +72,6 @@ class Segmenter:
         path, about, digest: the file that was loaded, one line on it, a checksum of its tensors.
         num_classes: C.
         class_names, mapping, colours: of class 0 ... C-1; gray values; RGB, uint8 (C, 3).
-        resize: as above, never None.
         standardize: whether each image is normalised by its own mean and standard deviation.
 
     Raises:
@@ -202,13 +201,9 @@ class Segmenter:
         on_cpu = copy.copy(self)
         on_cpu.device = torch.device("cpu")
         on_cpu.network = copy.deepcopy(self.network).cpu().to(memory_format=torch.contiguous_format)
+        model = export.Deployed(on_cpu.network, self.standardize)
         facts = {"classes": self.class_names, "mapping": self.mapping, "image_size": self.resize}
-        return export.export(
-            export.Deployed(on_cpu.network, self.standardize),
-            Path(path),
-            lambda pixels: on_cpu._predictor(pixels)(pixels),
-            facts,
-        )
+        return export.export(model, Path(path), lambda x: on_cpu._predictor(x)(x), facts)
 
     def measure(
         self,
