@@ -116,8 +116,8 @@ def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, lis
     masks = Path(options.masks) if options.masks else None
     if masks and not masks.is_dir():
         raise ConfigError(f"--masks: {masks} is no folder; give the folder of the true masks")
-    beside = segmenter.path.parent / f"{kind}_{images.resolve().name or 'images'}"
-    out = Path(options.out or beside)
+    name = f"{kind}_{images.resolve().name or 'images'}"
+    out = Path(options.out or segmenter.path.parent / name)
     for name, folder in ((flag, images), ("masks", masks)):
         if folder and folder.is_dir() and out.resolve() == folder.resolve():
             raise ConfigError(
@@ -139,8 +139,8 @@ def predict_images(
     predicted_sheet(folder)
     for line in warnings(folder):
         to_terminal(line)
-    fresh, old = folder.predicted, folder.skipped
-    to_terminal(f"{out}: {fresh} image(s) predicted, {old} were done already")
+    counts = f"{folder.predicted} image(s) predicted, {folder.skipped} were done already"
+    to_terminal(f"{out}: {counts}")
     if experiment:
         to_terminal(f"Report: {write_report(experiment)}")
     return folder.bad

@@ -51,11 +51,12 @@ def write_tables(folder: Folder) -> None:
         tables.append(_batch_table(folder, batches))
     if folder.compared:
         tables += _comparison_tables(folder)
-    found = {"about": _about(folder), "warnings": warnings(folder), "tables": tables}
-    contents = json.dumps({**found, "unusable": folder.bad}, ensure_ascii=False, indent=1)
-    replace_file(folder.out / SUMMARY, contents + "\n", "--out")
-    sentences = [*found["about"], *DEFINITIONS, *found["warnings"]]
-    lines = ["# Prediction and measurements", "", *(f"- {line}" for line in sentences)]
+    about, doubts = _about(folder), warnings(folder)
+    found = {"about": about, "warnings": doubts, "tables": tables, "unusable": folder.bad}
+    contents = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
+    replace_file(folder.out / SUMMARY, contents, "--out")
+    lines = ["# Prediction and measurements", ""]
+    lines += [f"- {line}" for line in [*about, *DEFINITIONS, *doubts]]
     for table in tables:
         lines += ["", f"## {table['title']}", "", *markdown(table["head"], table["rows"])]
     if folder.bad:

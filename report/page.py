@@ -13,6 +13,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -166,11 +167,11 @@ def _score_tables(group: Results) -> list[Table]:
 
 
 def _curves(run: Path) -> Picture:
+    image = None
+    with suppress(UserError):
+        image = curve_picture(run / "metrics.jsonl")
     alt = f"Learning curves of run {run.name}"
-    try:
-        return Picture(f"Run {run.name}", curve_picture(run / "metrics.jsonl"), alt, drawn=True)
-    except UserError:
-        return Picture(f"Run {run.name}", None, missing="no curves yet")
+    return Picture(f"Run {run.name}", image, alt, missing="no curves yet", drawn=True)
 
 
 def _sheets(runs: Sequence[Path]) -> list[Picture]:
@@ -179,11 +180,11 @@ def _sheets(runs: Sequence[Path]) -> list[Picture]:
     for path in (p for run in runs for p in reversed(list_files(run, (".png",)))):
         if path.name.startswith("sheet_"):
             extremes = path.stem.endswith("_extremes")
-            words = "worst, median and best test image by Dice" if extremes else "test set"
+            alt = "worst, median and best test image by Dice" if extremes else "test set"
             name = f"{path.parent.name}/{path.name}"
             image = _open(path)
-            title = f"Run {path.parent.name}: {words} ({name})" if image else name
-            pictures.append(Picture(title, image, words, missing="cannot be read, left out"))
+            title = f"Run {path.parent.name}: {alt} ({name})" if image else name
+            pictures.append(Picture(title, image, alt, missing="cannot be read, left out"))
     return pictures
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -54,15 +55,13 @@ def write_sheets(
     names: Sequence[str],
     counts: Array,
     *,
-    heading: str,
-    class_names: Sequence[str],
-    colours: Array,
     max_rows: int = 8,
+    **look: Any,
 ) -> None:
     """Write a stage's ``sheet_<stage>.png`` and ``sheet_<stage>_extremes.png`` into a run's folder.
 
     The first has at most ``max_rows`` images, taken evenly; the second the worst, the median and
-    the best. All else is of all test images, as in ``contact_sheet``.
+    the best. Rows, names and counts are of all test images; ``look`` as in ``contact_sheet``.
 
     Raises:
         ValueError: no rows, or numbers, shapes or ids that do not fit.
@@ -80,10 +79,8 @@ def write_sheets(
             [rows[i] for _, i in chosen],
             [title for title, _ in chosen],
             counts[[i for _, i in chosen]],
-            colours=colours,
-            class_names=class_names,
-            heading=heading,
             note=f"{note} of {len(rows)} images",
+            **look,
         )
 
 
@@ -98,25 +95,21 @@ def predicted_sheet(folder: Folder) -> None:
     done = compared or folder.done
     chosen = [done[i] for i in _evenly(len(done), COMPARED_ROWS if compared else SHEET_PICTURES)]
     titles = [item.name for item, _, _ in chosen]
-    rows, pictures = [], []
-    for item, _, _ in chosen:
+    rows, pictures, counts = [], [], []
+    for item, _, matrix in chosen:
         image, mask = read_image(item.path), read_mask(folder.file("classes", item))
-        if compared and item.truth:
+        if item.truth and matrix is not None:
             parts = (image, read_mask(item.truth), mask)
             image, truth, mask = (reduced(part, OVERLAY_SIDE) for part in parts)
             rows.append((image, truth, mask))
+            counts.append(matrix)
         else:
             pictures.append(blend(image, mask, segmenter.colours, 360))
     if rows:
-        contact_sheet(
-            path,
-            rows,
-            titles,
-            np.stack([image.counts for image in chosen if image.counts is not None]),
-            heading=f"Taken evenly from {len(compared)}; above {OVERLAY_SIDE} pixels reduced",
-            class_names=segmenter.class_names,
-            colours=segmenter.colours,
-        )
+        heading = f"Taken evenly from {len(compared)}; above {OVERLAY_SIDE} pixels reduced"
+        names, colours = segmenter.class_names, segmenter.colours
+        look: dict[str, Any] = {"heading": heading, "class_names": names, "colours": colours}
+        contact_sheet(path, rows, titles, np.stack(counts), **look)
     elif pictures:
         save_picture(path, overview(pictures, titles), "--out")
 
@@ -135,9 +128,9 @@ def worst_median_best(counts: Array) -> dict[str, int]:
     """
     means = mean_score(image_dice(counts))  # (n,)
     order = [i for i in np.argsort(means, kind="stable").tolist() if not np.isnan(means[i])] or [0]
-    words = {1: ["best"], 2: ["worst", "best"]}.get(len(order), ["worst", "median", "best"])
     places = {"worst": 0, "median": (len(order) - 1) // 2, "best": -1}
-    return {word: order[places[word]] for word in words}
+    left_out = {1: ["worst", "median"], 2: ["median"]}.get(len(order), [])
+    return {word: order[place] for word, place in places.items() if word not in left_out}
 
 
 def overview(pictures: Sequence[Array], titles: Sequence[str], heading: str = "") -> Picture:

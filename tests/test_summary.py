@@ -72,9 +72,9 @@ def test_numbers_by_hand(tmp_path, segmenter, monkeypatch) -> None:
 def test_means_over_images_and_batches(tmp_path, segmenter, monkeypatch) -> None:
     """Class 1 fills 20 and 40 % of two images of 10 x 10 px."""
     (tmp_path / "img").mkdir()
-    for name, rows in (("15_x", 2), ("60_y", 4)):
+    for name, height in (("15_x", 2), ("60_y", 4)):
         pixels = np.zeros((10, 10), np.uint8)
-        pixels[:rows] = 1
+        pixels[:height] = 1
         Image.fromarray(pixels).save(tmp_path / "img" / f"{name}.png")
     one_hot = np.eye(3, dtype=np.float32)
     monkeypatch.setattr(
