@@ -106,11 +106,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, list[Item]]:
-    """The folder of the results, and the images.
-
-    Raises:
-        UserError: there are no images or masks, or the results would lie among them.
-    """
+    """The folder of the results, and the images; UserError if it is one that holds images."""
     flag, kind = ("rank", "ranked") if options.rank else ("images", "predicted")
     images = Path(options.rank or options.images)
     masks = Path(options.masks) if options.masks else None

@@ -74,11 +74,7 @@ def list_images(folder: Path, out: Path, masks: Path | None = None) -> list[Item
 
 
 def read_truth(item: Item, shape: tuple[int, ...], num_classes: int) -> Array | None:
-    """Read an image's true mask; None where there is none.
-
-    Raises:
-        DataError: it is not of the image's shape (H, W), or holds an id above C - 1.
-    """
+    """Read an image's true mask (H, W), None where there is none; DataError if it does not fit."""
     if item.truth is None or not item.truth.exists():
         return None
     truth = read_mask(item.truth)
@@ -212,11 +208,7 @@ class Folder:
         return any(item.truth for item in self.items)
 
     def run(self) -> None:
-        """Predict what is not done yet, and measure everything.
-
-        Raises:
-            UserError: the results cannot be written.
-        """
+        """Predict what is not done yet, and measure all; UserError if that cannot be written."""
         with ExitStack() as stack:
             stack.enter_context(writing(self.out, "--out"))
             for name in TABLES:  # of an earlier run, perhaps at another scale

@@ -43,7 +43,7 @@ RECALL_EDGES_PX = (0, 32, 100, 316, 1000, 3162)
 
 
 def density_column(um_per_px: float | None) -> str:
-    """Name of the number density: per mm2 with a scale, per megapixel without."""
+    """The column of the number density."""
     return "number_per_Mpx" if um_per_px is None else "number_per_mm2"
 
 
@@ -71,18 +71,14 @@ def measure_class(
     minimum_px: int = MINIMUM_PX,
     grains: bool = False,
 ) -> tuple[Row, Particles]:
-    """Measure one class of one image.
+    """Measure one class of one image (H, W), true where the class is.
 
-    Args:
-        binary: (H, W), true where the class is.
-        um_per_px: side of a pixel in micrometres; None: everything in px.
-        minimum_px: smallest area of a particle.
-        grains: each particle is one grain, so that a grain-size number has a meaning.
+    With ``grains`` each particle is one grain, so that a grain-size number has a meaning.
 
     Returns:
         A row (``u`` stands for um or px), and the particles:
 
-        * ``area_fraction``: pixels of the class / all pixels (E562, E1245).
+        * ``area_fraction``: pixels of the class / all pixels.
         * ``particles_whole``, ``particles_cut``, ``number`` = whole + cut / 2, and
           ``number_per_mm2`` (or ``_Mpx``): number / area of the field, N_A (E1245, E112).
         * of whole particles ``mean_``, ``median_``, ``max_area_u2``; ``mean_``, ``std_``, ``d10_``,

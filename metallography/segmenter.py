@@ -193,11 +193,7 @@ class Segmenter:
         return logits[0].softmax(dim=0)[:, :height, :width].cpu().numpy()
 
     def export(self, path: str | Path) -> list[str]:
-        """Write the model to an .onnx or .pt2 file, checked; returns what to know, in lines.
-
-        Raises:
-            UserError: a package is missing, or the file does not predict as PyTorch does.
-        """
+        """Write the model to a checked .onnx or .pt2 file, see ``export.export``."""
         on_cpu = copy.copy(self)
         on_cpu.device = torch.device("cpu")
         on_cpu.network = copy.deepcopy(self.network).cpu().to(memory_format=torch.contiguous_format)

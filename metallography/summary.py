@@ -34,11 +34,8 @@ Table = dict[str, Any]
 def write_tables(folder: Folder) -> None:
     """Write the CSV files, ``summary.md`` and ``summary.json`` of a folder that was run.
 
-    The JSON holds ``about``, ``warnings`` and ``unusable`` (lists of sentences; files that could
-    not be used) and ``tables``, see ``Table``.
-
-    Raises:
-        UserError: they cannot be written.
+    The JSON holds ``about``, ``warnings`` and ``unusable`` (sentences; a line for each file that
+    could not be used) and ``tables``, see ``Table``. UserError if a file cannot be written.
     """
     batches = measure.by_batch(folder.rows, folder.um_per_px)
     files = {"measurements": folder.rows, "batches": batches}

@@ -88,9 +88,6 @@ def predict_bands(
 
     Yields:
         first row, probabilities (C, rows, W).
-
-    Raises:
-        UserError: see ``cut_axis``.
     """
     height, width = image.shape[:2]
     down, across = cut_axis(height, tile, overlap), cut_axis(width, tile, overlap)

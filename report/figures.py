@@ -47,11 +47,7 @@ _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 
 
 def learning_curve(png_path: str | Path, metrics_jsonl: str | Path) -> Path:
-    """Draw a run's learning curves into a PNG; missing folders are made.
-
-    Raises:
-        UserError: nothing can be read from the ``metrics.jsonl``, or the PNG cannot be written.
-    """
+    """Write ``curve_picture`` as a PNG (UserError if it cannot be); missing folders are made."""
     replace_file(png_path, _png(curve_picture(metrics_jsonl)))
     return Path(png_path)
 

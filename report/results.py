@@ -97,11 +97,7 @@ def scored_classes(experiment: Path, stage: str) -> str:
 
 
 def write_results(experiment: Path, stage: str) -> None:
-    """Write ``eval.txt`` of an experiment from the runs that are finished.
-
-    Raises:
-        UserError: it cannot be written; an older one is as it was.
-    """
+    """Write ``eval.txt`` of an experiment's finished runs; UserError if it cannot be written."""
     lines = [
         f"{experiment.name}, stage {stage}: scores on the test set",
         f"best on test: {BEST} (chosen with the test set's labels)",

@@ -61,11 +61,8 @@ def write_sheets(
     """Write a stage's ``sheet_<stage>.png`` and ``sheet_<stage>_extremes.png`` into a run's folder.
 
     The first has at most ``max_rows`` images, taken evenly; the second the worst, the median and
-    the best. Rows, names and counts are of all test images; ``look`` as in ``contact_sheet``.
-
-    Raises:
-        ValueError: no rows, or numbers, shapes or ids that do not fit.
-        UserError: a file cannot be written.
+    the best. Rows, names and counts are of all test images. ``look``, and what is raised, as in
+    ``contact_sheet``.
     """
     evenly = _evenly(len(rows), max(max_rows, 1))
     extremes = worst_median_best(counts)
@@ -85,11 +82,7 @@ def write_sheets(
 
 
 def predicted_sheet(folder: Folder) -> None:
-    """Draw ``sheet.png`` of a predicted folder: images with their true masks if there are any.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Draw ``sheet.png`` of a predicted folder: images, with their true masks if there are any."""
     segmenter, path = folder.segmenter, folder.out / "sheet.png"
     compared = [image for image in folder.done if image.counts is not None]
     done = compared or folder.done

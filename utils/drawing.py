@@ -115,11 +115,7 @@ def save_prediction(path: str | Path, mask: Array, mapping: Sequence[int]) -> Pa
 
 
 def save_picture(path: str | Path, pixels: Array, flag: str = "output_dir") -> None:
-    """Write a PNG as a whole; missing folders are made.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a PNG as a whole, or raise UserError; missing folders are made."""
     with replacing(path, flag, durable=False) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
 
