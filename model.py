@@ -18,26 +18,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from networks import FeatureMap, PredictionHead, ProjectedUNet, ProjectionHead, at_positions
+from networks import CHANNELS, PredictionHead, ProjectedUNet, ProjectionHead
+from pscl.coordinates import coordinates
+from pscl.fast_matching import CELLS
 from pscl.geometry import correspond
-from pscl.losses import (
-    byol_loss,
-    dense_info_nce,
-    info_nce,
-    nt_xent,
-    patch_nt_xent,
-    soft_info_nce,
-)
-from pscl.sampling import CELLS, Patches, label_at, sample_patches
+from pscl.lazy_map import LazyMap, lazy_maps
+from pscl.losses import byol_loss, dense_info_nce, info_nce, nt_xent, patch_nt_xent, soft_info_nce
+from pscl.recompute import recompute_activations
+from pscl.sampling import Patches, label_at, sample_patches
+from utils.device import precision
 
 SCALES = 3  # up1, up2, up3
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors (..., D) of length 1, in single precision."""
+    return F.normalize(x.float(), dim=-1)
 
 
 class Method(nn.Module):
     """A pretraining method as the training loop sees it: an encoder, and a forward to losses.
 
     Args:
-        channels, hidden_dim, embed_dim, groups, norm, recompute: see ``networks.ProjectedUNet``.
+        channels, hidden_dim, embed_dim, groups, norm: see ``networks.ProjectedUNet``.
+        recompute: levels of the UNet, see ``pscl.recompute.recompute_activations``.
     """
 
     needs_annotated: ClassVar[bool] = False  # image 0 of every batch is annotated
@@ -48,7 +52,7 @@ class Method(nn.Module):
     def __init__(
         self,
         *,
-        channels: Sequence[int] = (32, 64, 128, 256),
+        channels: Sequence[int] = CHANNELS,
         hidden_dim: int = 128,
         embed_dim: int = 64,
         groups: int = 4,
@@ -56,7 +60,9 @@ class Method(nn.Module):
         recompute: int = 0,
     ) -> None:
         super().__init__()
-        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups, norm, recompute)
+        self.hidden_dim, self.embed_dim, self.recompute = hidden_dim, embed_dim, recompute
+        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups, norm)
+        recompute_activations(self.encoder_q.encode, recompute)
 
     @staticmethod
     def log_note(queue_size: int, batch_size: int) -> str:
@@ -67,9 +73,9 @@ class Method(nn.Module):
 class MomentumMethod(Method):
     """A method with a momentum encoder: a copy that follows the one that learns (He 2020).
 
-    Its parameters follow; its BatchNorm works in training mode, on buffers of its own. ``forward``
-    updates it before it makes the keys. The papers update it after the optimizer's step, which is
-    the same sequence: the two encoders start equal, and nothing happens between the two moments.
+    Its parameters follow; its BatchNorm is in training mode, with running statistics of its own.
+    ``forward`` updates it before it makes the keys; the papers do so after the optimizer's step,
+    which is the same sequence, since the two encoders start equal.
 
     Args:
         momentum: share of the momentum encoder that each step keeps.
@@ -90,21 +96,20 @@ class MomentumMethod(Method):
 class QueueMethod(MomentumMethod):
     """A method that contrasts with a queue of earlier keys of whole images (He 2020).
 
-    Shuffling the keys within the batch, as MoCo does against leaking BatchNorm statistics between
-    devices, would change nothing on one device and is left out.
+    Shuffling the keys within the batch, which hides BatchNorm's statistics where MoCo runs on
+    several devices, changes nothing on one and is left out.
 
     Args:
         queue_size: Q, entries of the queue.
-        embed_dim: D.
         settings: see ``MomentumMethod``.
     """
 
     queue: Tensor
     queue_ptr: Tensor
 
-    def __init__(self, *, queue_size: int = 504, embed_dim: int = 64, **settings: Any) -> None:
-        super().__init__(embed_dim=embed_dim, **settings)
-        self.register_buffer("queue", torch.randn(queue_size, embed_dim))  # (Q, D)
+    def __init__(self, *, queue_size: int = 504, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register_buffer("queue", torch.randn(queue_size, self.embed_dim))  # (Q, D)
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
     @staticmethod
@@ -116,18 +121,22 @@ class QueueMethod(MomentumMethod):
         )
 
     @torch.no_grad()
-    def replace_oldest(self, images: int) -> tuple[Tensor, slice]:
-        """Make room for the keys of so many images; the pointer moves on.
+    def replace_oldest(self, **keys: Tensor) -> Tensor:
+        """Write a batch's keys over the oldest of the queues with these names.
+
+        Args:
+            keys: (B, ...); of more than Q the last ones are written.
 
         Returns:
-            The entries (N,) that are written over, the oldest first, and which images' keys are
-            written there: all, or the last ones of a batch that is larger than the queue.
+            The entries that were written over.
         """
         size = len(self.queue)
-        count = min(images, size)
+        count = min(size, *(len(key) for key in keys.values()))
         entry = (self.queue_ptr + torch.arange(count, device=self.queue.device)) % size
         self.queue_ptr.copy_((self.queue_ptr + count) % size)
-        return entry, slice(images - count, images)
+        for name, key in keys.items():
+            self.get_buffer(name)[entry] = key[-count:]
+        return entry
 
 
 class PSCL(Method):
@@ -164,8 +173,8 @@ class PSCL(Method):
         self.num_classes = num_classes
         self.temperature = temperature
         self.ratio = global_local_ratio
-        first = self.default_top_k if top_k is None else top_k
-        self.templates = [first * sample_ratio**scale for scale in range(SCALES)]
+        coarsest = self.default_top_k if top_k is None else top_k
+        self.templates = [coarsest * sample_ratio**scale for scale in range(SCALES)]
         self.label_guided = label_guided
         self.scale_weights = tuple(scale_weights)
 
@@ -173,17 +182,21 @@ class PSCL(Method):
         """Uniform noise in [0, 1), from the global generator: it orders equally pure cells."""
         return torch.rand(tuple(shape), device=device)
 
+    def encode(self, network: ProjectedUNet, view: Tensor) -> tuple[Tensor, list[LazyMap]]:
+        """Embeddings (B, D) of images, and the maps up1, up2, up3."""
+        return lazy_maps(network, view, self.recompute)
+
     def sample(
         self,
-        maps_q: Sequence[FeatureMap],
-        maps_k: Sequence[FeatureMap],
+        maps_q: Sequence[LazyMap],
+        maps_k: Sequence[LazyMap],
         head_k: ProjectionHead,
-        batch: Any,
+        batch: Mapping[str, Any],
     ) -> list[tuple[Tensor, Tensor, Patches]]:
         """Choose and match the patches of all scales, and project them (paper, patch sampling).
 
         Args:
-            maps_q, maps_k: up1, up2, up3 of both views, maps of (B, c, H, W) each.
+            maps_q, maps_k: up1, up2, up3 of both views.
             head_k: the head that projects view k.
             batch: with the ``geometry`` of the views and the ``label`` of image 0.
 
@@ -192,48 +205,35 @@ class PSCL(Method):
             single precision, and the patches themselves: places, and purity (C, K).
         """
         geometry, label = batch["geometry"], batch["label"][0].float()
-        places, labels, keys = [], [], []
-        for scale, map_k in enumerate(maps_k):
-            places.append(correspond(geometry, *map_k.size, label.device, CELLS))
-            labels.append(label_at(label, geometry[0], *map_k.size))  # (C, h'*w')
-            with torch.no_grad():
-                keys.append(self.keys(map_k, places[scale].key, head_k, scale))
-        noise = [self.draw_noise(on_cells.shape, label.device) for on_cells in labels]
-        if not self.label_guided:
-            labels = [torch.zeros_like(on_cells) for on_cells in labels]
-        with torch.no_grad(), torch.autocast(label.device.type, enabled=False):
-            found = sample_patches(
-                keys, places, labels, noise, self.templates, unit=self.normalise_keys
-            )
         sampled = []
-        for scale, patches in enumerate(found):
-            query, key = maps_q[scale].at(patches.query), maps_k[scale].at(patches.key)  # (B, T, c)
-            query, key = self.project(query, key, head_k, scale)  # (B, T, D) each
-            shape = (len(query), self.num_classes, self.templates[scale], -1)
-            sampled.append((query.view(shape), key.view(shape), patches))
+        for scale, (map_q, map_k) in enumerate(zip(maps_q, maps_k, strict=True)):
+            places = correspond(geometry, *map_k.size, label.device, CELLS)
+            on_cells = label_at(label, geometry[0], *map_k.size)  # (C, h'*w')
+            noise = self.draw_noise(on_cells.shape, label.device)
+            if not self.label_guided:
+                on_cells = torch.zeros_like(on_cells)
+            with torch.no_grad():
+                keys = self.keys(map_k, places.key, head_k, scale)  # (B, d, P)
+                with precision(None, label.device):
+                    patches = sample_patches(keys, places, on_cells, noise, self.templates[scale])
+                del keys  # large
+            query = self.project(map_q.at(patches.query), self.encoder_q.decode, scale)
+            key = self.project(map_k.at(patches.key), head_k, scale)  # (B, C, K, D)
+            sampled.append((query, key, patches))
         return sampled
 
-    def keys(self, features: FeatureMap, index: Tensor, head: ProjectionHead, scale: int) -> Tensor:
-        """Key embeddings of a map's cells ``index`` (B, P), to be matched: (B, d, P), d <= D."""
-        # Without names, so that each is freed as soon as the next is there: they are large.
-        keys = head.coordinates(at_positions(features.whole(), index).transpose(1, 2), scale)
-        if self.normalise_keys:  # as F.normalize does, but in place: they are large
-            keys.div_(keys.norm(dim=1, keepdim=True).clamp_min_(1e-12))
+    def keys(self, map_k: LazyMap, index: Tensor, head: ProjectionHead, scale: int) -> Tensor:
+        """Vectors by which the cells at positions (B, P) are matched: (B, d, P), d <= D."""
+        # Features without a name are freed as soon as the keys are there: both are large.
+        keys = coordinates(head, map_k.at(index).transpose(1, 2), scale)
+        if self.normalise_keys:  # as F.normalize does, but in place
+            keys /= keys.norm(dim=1, keepdim=True).clamp_(min=1e-12)
         return keys
 
-    def project(
-        self, query: Tensor, key: Tensor, head_k: ProjectionHead, scale: int
-    ) -> tuple[Tensor, Tensor]:
-        """Features of chosen patches (B, T, c) to embeddings (B, T, D), in single precision."""
-        head_q = self.encoder_q.decode
-        if head_k is head_q:
-            both = torch.cat([query, key]).transpose(1, 2)  # (2B, c, T)
-            query, key = head_q.patch(both, scale).transpose(1, 2).float().chunk(2)
-            return query, key
-        return (
-            head_q.patch(query.transpose(1, 2), scale).transpose(1, 2).float(),
-            head_k.patch(key.transpose(1, 2), scale).transpose(1, 2).float(),
-        )
+    def project(self, features: Tensor, head: ProjectionHead, scale: int) -> Tensor:
+        """Features of patches (B, C*K, c) to embeddings (B, C, K, D), in single precision."""
+        embedded = head.patch(features.transpose(1, 2), scale).transpose(1, 2).float()
+        return embedded.unflatten(1, (self.num_classes, -1))
 
     def combine(self, image: Tensor, patch: Tensor) -> Tensor:
         """(1 - r) * image loss + r * patch loss."""
@@ -258,16 +258,14 @@ class PSCL_SimCLR(PSCL):
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``."""
         # Two passes, not one of both views joined: BatchNorm's statistics are per view.
-        image_q, maps_q = self.encoder_q.unfinished(batch["view_q"])  # (B, D), 3 maps
-        image_k, maps_k = self.encoder_q.unfinished(batch["view_k"])
-        losses = {}
+        image_q, maps_q = self.encode(self.encoder_q, batch["view_q"])  # (B, D), 3 maps
+        image_k, maps_k = self.encode(self.encoder_q, batch["view_k"])
         sampled = self.sample(maps_q, maps_k, self.encoder_q.decode, batch)
-        for scale, (query, key, _) in enumerate(sampled):
-            with torch.autocast(query.device.type, enabled=False):
-                loss = patch_nt_xent(query, key, self.temperature, self.intra_view_negatives)
+        losses = {}
+        for scale, (query, key, _) in enumerate(sampled):  # (B, C, K, D)
+            loss = patch_nt_xent(query, key, self.temperature, self.intra_view_negatives)
             losses[f"patch_up{scale + 1}"] = self.scale_weights[scale] * loss
-        with torch.autocast(image_q.device.type, enabled=False):
-            image = nt_xent(image_q, image_k, self.temperature)
+        image = nt_xent(image_q, image_k, self.temperature)
         patch = torch.stack(list(losses.values())).mean()
         return {"loss": self.combine(image, patch), "image": image, "patch": patch, **losses}
 
@@ -279,7 +277,6 @@ class PSCL_MoCo(PSCL, QueueMethod):
     the row's class, both with weights that decay while the key ages in the queue.
 
     Args:
-        queue_size: Q, entries of both queues.
         group_decay: decay per step of the image queue's same-batch weight.
         patch_group_decay: decay per step of the patch queue's same-batch weight.
         freshness_decay: decay per step of the patch queue's weight whatever the batch.
@@ -299,21 +296,20 @@ class PSCL_MoCo(PSCL, QueueMethod):
     def __init__(
         self,
         *,
-        queue_size: int = 504,
         group_decay: float = 0.2,
         patch_group_decay: float = 0.5,
         freshness_decay: float = 0.2,
-        embed_dim: int = 64,
         **settings: Any,
     ) -> None:
-        super().__init__(queue_size=queue_size, embed_dim=embed_dim, **settings)
+        super().__init__(**settings)
         self.decays = (group_decay, patch_group_decay, freshness_decay)
         # Entry e of class c is row e*C + c; the published files hold a fourth, unused scale.
-        rows = queue_size * self.num_classes
-        self.register_buffer("patch_queue", torch.randn(SCALES + 1, rows, embed_dim))
-        self.register_buffer("queue_group", torch.full((queue_size,), -1))
+        size = len(self.queue)
+        noise = torch.randn(SCALES + 1, size * self.num_classes, self.embed_dim)
+        self.register_buffer("patch_queue", noise)
+        self.register_buffer("queue_group", torch.full((size,), -1))
         for name in ("group_affinity", "patch_group_affinity", "freshness"):
-            self.register_buffer(name, torch.zeros(queue_size))
+            self.register_buffer(name, torch.zeros(size))
 
     def image_targets(self, group: Tensor) -> Tensor:
         """Soft targets (B, Q) of the image queue for images of the production batches (B,)."""
@@ -323,7 +319,6 @@ class PSCL_MoCo(PSCL, QueueMethod):
         """Soft targets (B, C, Q*C) of the patch queue: entries of the row's class only."""
         affinity = self.patch_group_affinity * (self.queue_group == group[:, None]) + self.freshness
         same_class = torch.eye(self.num_classes, device=group.device)
-        # A product, not an einsum, which autocast would round.
         return (affinity[:, None, :, None] * same_class[:, None, :]).flatten(2)
 
     @torch.no_grad()
@@ -331,15 +326,12 @@ class PSCL_MoCo(PSCL, QueueMethod):
         """Write the batch's keys over the oldest and age all weights, the newest included.
 
         Args:
-            image_k: (B, D) unit vectors.
-            patch_k: (3, B, C, D) purity-weighted sums of the key patches.
+            image_k, patch_k: unit vectors (B, D), and purity-weighted sums (3, B, C, D).
             group: (B,) production batches.
         """
-        entry, kept = self.replace_oldest(len(image_k))
-        self.queue[entry] = image_k[kept]
+        entry = self.replace_oldest(queue=image_k, queue_group=group)
         by_entry = self.patch_queue.view(SCALES + 1, len(self.queue), self.num_classes, -1)
-        by_entry[:SCALES, entry] = patch_k[:, kept]
-        self.queue_group[entry] = group[kept]
+        by_entry[:SCALES, entry] = patch_k[:, -len(entry) :]
         weights = (self.group_affinity, self.patch_group_affinity, self.freshness)
         for weight, decay in zip(weights, self.decays, strict=True):
             weight[entry] = 1.0
@@ -352,45 +344,24 @@ class PSCL_MoCo(PSCL, QueueMethod):
         ``patch`` is the mean over all rows of all scales.
         """
         self.update_key_encoder()
-        image_q, maps_q = self.encoder_q.unfinished(batch["view_q"])  # (B, D), 3 maps
+        image_q, maps_q = self.encode(self.encoder_q, batch["view_q"])  # (B, D), 3 maps
         with torch.no_grad():
-            image_k, maps_k = self.encoder_k.unfinished(batch["view_k"])
-        group = batch["group"]
-        targets = self.patch_targets(group)  # (B, C, Q*C)
-        rows, sums, parts = [], [], {}
+            image_k, maps_k = self.encode(self.encoder_k, batch["view_k"])
         sampled = self.sample(maps_q, maps_k, self.encoder_k.decode, batch)
+        targets = self.patch_targets(batch["group"])[:, :, None]  # (B, C, 1, Q*C)
+        rows, sums, parts = [], [], {}
         for scale, (query, key, patches) in enumerate(sampled):
-            purity = patches.purity  # (C, K)
-            with torch.autocast(query.device.type, enabled=False):
-                query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
-                weight = self.scale_weights[scale] * self.templates[scale] * purity  # (C, K)
-                loss = soft_info_nce(
-                    query,
-                    key,
-                    self.patch_queue[scale].clone(),
-                    targets[:, :, None],
-                    weight,
-                    self.temperature,
-                )  # (B, C, K)
-                sums.append(torch.einsum("bckd,ck->bcd", key, purity))
-            rows.append(loss.flatten(1))
+            query, key, queue = unit(query), unit(key), self.patch_queue[scale].clone()
+            weight = self.scale_weights[scale] * self.templates[scale] * patches.purity
+            loss = soft_info_nce(query, key, queue, targets, weight, self.temperature)
+            rows.append(loss.flatten(1))  # (B, C*K)
+            sums.append((patches.purity[..., None] * key).sum(dim=2))  # (B, C, D)
             parts[f"patch_up{scale + 1}"] = loss[0].mean().detach()
-        with torch.autocast(image_q.device.type, enabled=False):
-            image_q, image_k = (
-                F.normalize(image_q.float(), dim=1),
-                F.normalize(image_k.float(), dim=1),
-            )
-            ones = image_q.new_ones(len(image_q))
-            image = soft_info_nce(
-                image_q,
-                image_k,
-                self.queue.clone(),
-                self.image_targets(group),
-                ones,
-                self.temperature,
-            ).mean()
-        patch = torch.cat(rows, dim=1).mean()
-        self.enqueue(image_k, torch.stack(sums), group)
+        image_q, image_k, queue = unit(image_q), unit(image_k), self.queue.clone()
+        targets, weight = self.image_targets(batch["group"]), queue.new_ones(1)
+        loss = soft_info_nce(image_q, image_k, queue, targets, weight, self.temperature)
+        image, patch = loss.mean(), torch.cat(rows, dim=1).mean()
+        self.enqueue(image_k, torch.stack(sums), batch["group"])
         return {"loss": self.combine(image, patch), "image": image, "patch": patch, **parts}
 
 
@@ -401,8 +372,7 @@ class MoCo(QueueMethod):
     methods share decide. The image embedding comes from x4, so that the ups do not learn.
 
     Args:
-        temperature: of the loss.
-        settings: see ``QueueMethod``.
+        temperature, settings: of the loss, and of ``QueueMethod``.
     """
 
     trains_ups = False
@@ -410,7 +380,7 @@ class MoCo(QueueMethod):
     def __init__(self, *, temperature: float = 0.5, **settings: Any) -> None:
         super().__init__(**settings)
         self.temperature = temperature
-        self.queue = F.normalize(self.queue, dim=1)  # as its program begins: unit vectors
+        self.queue = unit(self.queue)  # as its program begins
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Loss of one batch: ``loss`` is ``image``, its only part."""
@@ -418,17 +388,10 @@ class MoCo(QueueMethod):
         query = self.encoder_q.embed(batch["view_q"])  # (B, D)
         with torch.no_grad():
             key = self.encoder_k.embed(batch["view_k"])  # (B, D)
-        with torch.autocast(query.device.type, enabled=False):
-            query, key = F.normalize(query.float(), dim=1), F.normalize(key.float(), dim=1)
-            loss = info_nce(query, key, self.queue.clone(), self.temperature)
-        self.enqueue(key)
+        query, key = unit(query), unit(key)
+        loss = info_nce(query, key, self.queue.clone(), self.temperature)
+        self.replace_oldest(queue=key)
         return {"loss": loss, "image": loss}
-
-    @torch.no_grad()
-    def enqueue(self, key: Tensor) -> None:
-        """Write the batch's keys (B, D) over the oldest."""
-        entry, kept = self.replace_oldest(len(key))
-        self.queue[entry] = key[kept]
 
 
 class SimCLR(Method):
@@ -438,8 +401,7 @@ class SimCLR(Method):
     embedding comes from x4, so that the ups do not learn.
 
     Args:
-        temperature: of the loss.
-        settings: see ``Method``.
+        temperature, settings: of the loss, and of ``Method``.
     """
 
     least_images = 2  # one image alone has no negatives
@@ -454,8 +416,7 @@ class SimCLR(Method):
         # Two passes, as in PSCL-SimCLR: BatchNorm's statistics are per view.
         image_q = self.encoder_q.embed(batch["view_q"])  # (B, D)
         image_k = self.encoder_q.embed(batch["view_k"])  # (B, D)
-        with torch.autocast(image_q.device.type, enabled=False):
-            loss = nt_xent(image_q, image_k, self.temperature)
+        loss = nt_xent(image_q, image_k, self.temperature)
         return {"loss": loss, "image": loss}
 
 
@@ -468,16 +429,15 @@ class BYOL(MomentumMethod):
     methods. The image embedding comes from x4, so that the ups do not learn.
 
     Args:
-        hidden_dim, embed_dim: also of the predictor.
-        settings: see ``MomentumMethod``.
+        settings: see ``MomentumMethod``; the predictor has the heads' hidden_dim and embed_dim.
     """
 
     least_images = 2  # the predictor's BatchNorm has one value per image
     trains_ups = False
 
-    def __init__(self, *, hidden_dim: int = 128, embed_dim: int = 64, **settings: Any) -> None:
-        super().__init__(hidden_dim=hidden_dim, embed_dim=embed_dim, **settings)
-        self.predictor = PredictionHead(embed_dim, hidden_dim)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.predictor = PredictionHead(self.embed_dim, self.hidden_dim)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of one batch: ``loss`` is the sum of ``predict_k`` and ``predict_q``."""
@@ -488,8 +448,7 @@ class BYOL(MomentumMethod):
             prediction = self.predictor(online)  # (B, D)
             with torch.no_grad():
                 target = self.encoder_k.embed(batch[f"view_{other}"])  # (B, D)
-            with torch.autocast(online.device.type, enabled=False):
-                losses[f"predict_{other}"] = byol_loss(prediction, target)
+            losses[f"predict_{other}"] = byol_loss(prediction, target)
         return {"loss": losses["predict_k"] + losses["predict_q"], **losses}
 
 
@@ -503,28 +462,17 @@ class DenseCL(QueueMethod):
     Args:
         dense_grid: cells a side of the grid (S in the paper); P = dense_grid**2.
         temperature: of both losses.
-        queue_size: Q, entries of both queues.
-        embed_dim: D.
-        settings: see ``QueueMethod``.
+        settings: see ``QueueMethod``; both queues have queue_size entries.
     """
 
     dense_queue: Tensor
 
-    def __init__(
-        self,
-        *,
-        dense_grid: int = 7,
-        temperature: float = 0.5,
-        queue_size: int = 504,
-        embed_dim: int = 64,
-        **settings: Any,
-    ) -> None:
-        super().__init__(queue_size=queue_size, embed_dim=embed_dim, **settings)
+    def __init__(self, *, dense_grid: int = 7, temperature: float = 0.5, **settings: Any) -> None:
+        super().__init__(**settings)
         self.dense_grid = dense_grid
         self.temperature = temperature
-        self.queue = F.normalize(self.queue, dim=1)
-        noise = F.normalize(torch.randn(queue_size, embed_dim), dim=1)
-        self.register_buffer("dense_queue", noise)  # (Q, D)
+        self.queue = unit(self.queue)
+        self.register_buffer("dense_queue", unit(torch.randn_like(self.queue)))  # (Q, D)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of one batch: ``loss``, and its halves ``image`` and ``dense``."""
@@ -532,19 +480,12 @@ class DenseCL(QueueMethod):
         image_q, dense_q, features_q = self.encode(self.encoder_q, batch["view_q"])
         with torch.no_grad():
             image_k, dense_k, features_k = self.encode(self.encoder_k, batch["view_k"])
-        with torch.autocast(image_q.device.type, enabled=False):
-            image_q, image_k = F.normalize(image_q, dim=1), F.normalize(image_k, dim=1)
-            image = info_nce(image_q, image_k, self.queue.clone(), self.temperature)
-            dense = dense_info_nce(
-                dense_q,
-                dense_k,
-                features_q,
-                features_k,
-                self.dense_queue.clone(),
-                self.temperature,
-            )
-            mean_k = F.normalize(dense_k.mean(dim=2), dim=1)  # (B, D)
-        self.enqueue(image_k, mean_k)
+        image_q, image_k = unit(image_q), unit(image_k)
+        image = info_nce(image_q, image_k, self.queue.clone(), self.temperature)
+        queue = self.dense_queue.clone()
+        dense = dense_info_nce(dense_q, dense_k, features_q, features_k, queue, self.temperature)
+        mean_k = unit(dense_k.mean(dim=2))  # (B, D)
+        self.replace_oldest(queue=image_k, dense_queue=mean_k)
         return {"loss": 0.5 * image + 0.5 * dense, "image": image, "dense": dense}
 
     def encode(self, encoder: ProjectedUNet, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -552,14 +493,7 @@ class DenseCL(QueueMethod):
         image, maps = encoder(view)
         features = F.adaptive_avg_pool2d(maps[-1], self.dense_grid).flatten(2)  # (B, c, P)
         dense = encoder.decode.patch(features, SCALES - 1)  # (B, D, P)
-        return image.float(), dense.float(), features.float()
-
-    @torch.no_grad()
-    def enqueue(self, image_k: Tensor, mean_k: Tensor) -> None:
-        """Write over the oldest: the images' keys and the means of their dense keys, (B, D)."""
-        entry, kept = self.replace_oldest(len(image_k))
-        self.queue[entry] = image_k[kept]
-        self.dense_queue[entry] = mean_k[kept]
+        return image, dense.float(), features.float()
 
 
 METHODS: dict[str, type[Method]] = {

@@ -30,9 +30,9 @@ from metallography.segmenter import Segmenter, check_number
 from metallography.summary import warnings, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
 from report.page import experiment_of, write_report
-from report.sheets import overview, predicted_sheet
+from report.sheets import predicted_sheet
 from utils.commandline import Parser, complain, exit_code
-from utils.drawing import save_picture
+from utils.drawing import overview, save_picture
 from utils.log import to_terminal
 
 # Options that a task does not look at: given all the same, a result would be missing.

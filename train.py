@@ -6,12 +6,7 @@
 import sys
 from typing import Any
 
-from utils.allocator import start_again
-
-if __name__ == "__main__":
-    start_again()
-
-from config_run import main  # noqa: E402
+from config_run import main
 
 EXPERIMENT: dict[str, Any] = dict(
     name="aluminum",  # runs go to <name>_<self_mode>/

@@ -8,14 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.allocator import start_again
-
-if __name__ == "__main__":
-    start_again()
-
-from config import Config, ConfigError  # noqa: E402
-from config_run import main  # noqa: E402
-from dataset.make_demo import make_demo_set  # noqa: E402
+from config import Config
+from config_run import main
+from dataset.make_demo import make_demo_set
 
 REAL = Path("dataset/NEU_Seg-demo")
 STANDIN = Path("dataset/NEU_Seg-standin")
@@ -41,10 +36,7 @@ if not REAL.is_dir():
 def prepare(config: Config) -> None:
     """Make the stand-in set if it is what the run reads."""
     if Path(config.data_dir) == STANDIN:
-        try:
-            make_demo_set(STANDIN)
-        except OSError as error:
-            raise ConfigError(f"{STANDIN}: the stand-in set cannot be made: {error}") from None
+        make_demo_set(STANDIN)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ convolutions with their bias. The others are what the engine does; its own stage
 from __future__ import annotations
 
 import argparse
-import itertools
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,27 +21,16 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks.measure import (  # noqa: E402
-    Case,
-    Result,
-    add_common_options,
-    draw_set,
-    in_own_process,
-    interleaved,
-    now,
-    peak_megabytes,
-    pooled,
-    require_least,
-    run_benchmark,
-)
-from benchmarks.step import PlainUp  # noqa: E402
+from benchmarks import measure  # noqa: E402
+from benchmarks.measure import Case, Result  # noqa: E402
+from benchmarks.step import PRECISIONS, make_plain  # noqa: E402
 from config import Config  # noqa: E402
 from config_run import Job, Supervised  # noqa: E402
 from data import ImageStore  # noqa: E402
-from utils.allocator import keep_freed_memory  # noqa: E402
+from networks import UNet  # noqa: E402
 from utils.device import choose_device, to_device  # noqa: E402
 
-VARIANTS: dict[str, torch.dtype | None] = {"plain": None, "fp32": None, "bf16": torch.bfloat16}
+VARIANTS: dict[str, torch.dtype | None] = {"plain": None, **PRECISIONS}
 PARTS = ("data", "forward", "backward", "optimizer")
 
 
@@ -53,9 +40,8 @@ class Plain(Supervised):
     def network(self) -> nn.Module:
         """The UNet with ``PlainUp``."""
         network = super().network()
-        c1, c2, c3 = self.config.channels[1:]
-        for name, channels in (("up1", c3), ("up2", c2), ("up3", c1)):
-            setattr(network.get_submodule("encode"), name, PlainUp(channels))
+        assert isinstance(network, UNet)
+        make_plain(network.encode)
         return network
 
     def to_memory(self, module: nn.Module) -> nn.Module:
@@ -63,17 +49,11 @@ class Plain(Supervised):
         return module.to(self.device)
 
 
-def measure(case: Case) -> Result:
+def measure_case(case: Case) -> Result:
     """Seconds of the steps by parts, and of an evaluation of the drawn test set."""
-    if case["threads"]:
-        torch.set_num_threads(case["threads"])
-    plain = case["variant"] == "plain"
-    if not plain:
-        keep_freed_memory()
-    device = choose_device(case["device"])
-    found: dict[str, list[float]] = {name: [] for name in (*PARTS, "seconds", "evaluation")}
+    plain, device = case["variant"] == "plain", choose_device(case["device"])
     with tempfile.TemporaryDirectory() as folder:
-        draw_set(Path(folder) / "set", case["size"], case["images"], num_classes=4)
+        measure.draw_set(Path(folder) / "set", case["size"], case["images"], num_classes=4)
         config = Config(
             data_dir=f"{folder}/set", output_dir=folder, stages="sup", recompute=-1 if plain else 0
         ).resolved()
@@ -81,77 +61,75 @@ def measure(case: Case) -> Result:
         stage = (Plain if plain else Supervised)(job)
         torch.manual_seed(0)
         stage.build()
-        for epoch in range(case["steps"] + 2):
-            marks = step(stage, epoch, plain)
-            if epoch >= 2:  # memory is still being mapped in the first two
-                for name, seconds in zip(PARTS, marks, strict=True):
-                    found[name].append(seconds)
-                found["seconds"].append(sum(marks))
-        for number in range(2):
-            start = now(device)
-            stage.evaluate(0)
-            if number:
-                found["evaluation"].append(now(device) - start)
-    return {**found, "megabytes": peak_megabytes(device)}
+        # Memory is still being mapped in the first two steps and the first evaluation.
+        steps = [step(stage, epoch, plain) for epoch in range(case["steps"] + 2)][2:]
+        watch = measure.Stopwatch(device)
+        for _ in range(2):
+            watch.parts.clear()
+            with watch.part("evaluation"):
+                stage.evaluate(0)
+    return {
+        **{part: [found[part] for found in steps] for part in PARTS},
+        "seconds": [sum(found.values()) for found in steps],
+        "evaluation": [watch.parts["evaluation"]],
+        "megabytes": measure.peak_megabytes(device),
+    }
 
 
-def step(stage: Supervised, epoch: int, plain: bool) -> list[float]:
-    """Seconds of an epoch of one step: data, forward, backward, optimizer."""
+def step(stage: Supervised, epoch: int, plain: bool) -> dict[str, float]:
+    """Seconds of an epoch of one step by part."""
     stage.module.train()
-    marks = [now(stage.device)]
-    batch: dict[str, Any] = next(stage.batches.epoch(epoch))
-    if not plain:
-        batch = to_device(batch, stage.device)
-    else:
-        batch = {k: v.to(stage.device) if hasattr(v, "to") else v for k, v in batch.items()}
-    marks.append(now(stage.device))
-    with stage.precision():
+    watch = measure.Stopwatch(stage.device)
+    with watch.part("data"):
+        batch: dict[str, Any] = next(stage.batches.epoch(epoch))
+        if plain:
+            batch = {k: v.to(stage.device) if hasattr(v, "to") else v for k, v in batch.items()}
+        else:
+            batch = to_device(batch, stage.device)
+    with watch.part("forward"), stage.precision():
         loss = stage.losses(batch)["loss"]
-    marks.append(now(stage.device))
-    stage.optimizer.zero_grad()
-    loss.backward()
-    marks.append(now(stage.device))
-    stage.optimizer.step()
-    marks.append(now(stage.device))
-    return [b - a for a, b in itertools.pairwise(marks)]
+    with watch.part("backward"):
+        stage.optimizer.zero_grad()
+        loss.backward()
+    with watch.part("optimizer"):
+        stage.optimizer.step()
+    return watch.parts
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; SystemExit 2 with one line for what is not legal."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = measure.parser_of_cases(__doc__)
     add = parser.add_argument
-    add("--size", type=int, default=376, help="pixels a side [376]")
-    add("--images", type=int, default=16, help="test images [16]")
-    add("--steps", type=int, default=5, help="timed steps of a round, after two to warm up [5]")
-    add_common_options(parser)
-    given = parser.parse_args(argv)
-    require_least(parser, given, size=16, images=1, steps=1, rounds=1, threads=0)
-    return given
+    add("--size", type=measure.at_least(16), default=376, help="pixels a side")
+    add("--images", type=measure.at_least(1), default=16, help="test images")
+    add("--steps", type=measure.at_least(1), default=5, help="timed steps of a round, once warm")
+    return parser.parse_args(argv)
+
+
+def report(given: argparse.Namespace) -> Result:
+    """Measure all variants."""
+    common = {n: getattr(given, n) for n in ("size", "images", "steps", "device", "threads")}
+    cases = [{"variant": name, "plain": name == "plain", **common} for name in VARIANTS]
+    results = measure.interleaved(__file__, cases, given.rounds)
+    rows = [
+        {
+            "variant": case["variant"],
+            "s/step": measure.pooled(found, "seconds"),
+            "of plain": measure.pooled(found, "seconds") / measure.pooled(results[0], "seconds"),
+            **{part: measure.pooled(found, part) for part in PARTS},
+            "evaluation s/image": measure.pooled(found, "evaluation") / given.images,
+            "GB": measure.gigabytes(found),
+        }
+        for case, found in zip(cases, results, strict=True)
+    ]
+    return {"rows": rows}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    given = parse(argv)
-
-    def report() -> Result:
-        common = {n: getattr(given, n) for n in ("size", "images", "steps", "device", "threads")}
-        cases = [{"variant": name, "plain": name == "plain", **common} for name in VARIANTS]
-        results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
-        unit = pooled(results[0], "seconds")
-        rows = [
-            {
-                "variant": case["variant"],
-                "s/step": pooled(found, "seconds"),
-                "of plain": pooled(found, "seconds") / unit,
-                **{part: pooled(found, part) for part in PARTS},
-                "evaluation s/image": pooled(found, "evaluation") / given.images,
-                "GB": statistics.median(result["megabytes"] for result in found) / 1024,
-            }
-            for case, found in zip(cases, results, strict=True)
-        ]
-        return {"rows": rows}
-
-    return run_benchmark(given, ("size", "images", "steps", "rounds"), measure, report)
+    return measure.run_benchmark(
+        parse(argv), ("size", "images", "steps", "rounds"), measure_case, report
+    )
 
 
 if __name__ == "__main__":

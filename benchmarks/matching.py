@@ -6,13 +6,12 @@ PSCL takes the patches that it matches in unlabelled images for patches of the t
 masks of train_numf, which pretraining never sees, say how often that is true: with the network of
 each checkpoint, images unchanged, in batches as in training (a last incomplete one is left out).
 ``chance`` is the class's share of the cells, which a match at random would have; ``templates`` is
-how often the patches chosen in the annotated image show their class themselves. Cells that nobody
-labelled are left out of all three.
+how often the patches chosen in the annotated image show their class themselves. Unlabelled cells
+are left out of all three.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks.measure import require_least, table  # noqa: E402
+from benchmarks.measure import parser_of, table, use_threads  # noqa: E402
 from data import DataError, Sample, find_split, image_input, one_hot  # noqa: E402
 from model import METHODS, PSCL, SCALES, build_method  # noqa: E402
 from pscl.geometry import ViewGeometry, resize  # noqa: E402
@@ -55,7 +54,7 @@ def method_of(path: str) -> tuple[PSCL, dict[str, Any]]:
 
 
 def masks_at(masks: Tensor, rows: int, columns: int) -> Tensor:
-    """The prevailing class of each cell, C where nobody labelled.
+    """The prevailing class of each cell, C where it is unlabelled.
 
     Args:
         masks: (B, C, H, W), one-hot as of ``data.one_hot``.
@@ -68,7 +67,7 @@ def masks_at(masks: Tensor, rows: int, columns: int) -> Tensor:
     return shares.argmax(dim=1).masked_fill(shares.sum(dim=1) < 1, masks.shape[1])
 
 
-def annotated_of(path: str, data_dir: str, split: str) -> tuple[str, Sample]:
+def annotated_of(path: str, data_dir: str, split: str | None) -> tuple[str, Sample]:
     """The annotated image beside which a checkpoint was trained, after its folder's name (1_0)."""
     if not split:
         size, _, number = Path(path).resolve().parent.name.partition("_")
@@ -99,7 +98,7 @@ def batches(
 
 
 @torch.no_grad()
-def judge(path: str, data_dir: str, split: str) -> list[dict[str, Any]]:
+def judge(path: str, data_dir: str, split: str | None) -> list[dict[str, Any]]:
     """A row for each scale of a checkpoint, with the shares class by class.
 
     Raises:
@@ -119,7 +118,7 @@ def judge(path: str, data_dir: str, split: str) -> list[dict[str, Any]]:
     hits, labelled = torch.zeros(2, SCALES, 3, classes, dtype=torch.float64)
     torch.manual_seed(0)
     for view, masks in batches(annotated, samples, settings):
-        _, maps = encoder.unfinished(view)
+        _, maps = method.encode(encoder, view)
         batch = {"geometry": [UNCHANGED] * len(view), "label": masks[:1]}
         sampled = method.sample(maps, maps, encoder.decode, batch)
         for scale, (_, _, patches) in enumerate(sampled):
@@ -144,24 +143,19 @@ def judge(path: str, data_dir: str, split: str) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("checkpoints", nargs="+", help="moco0.pt, moco20.pt ... of PSCL runs")
     parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--annotated", default="", help="split of the annotated image [the run's]")
-    parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice [0]"
-    )
+    parser.add_argument("--annotated", help="split of the annotated image; if left out the run's")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = parser.parse_args(argv)
-    require_least(parser, given, threads=0)
-    if given.threads:
-        torch.set_num_threads(given.threads)
 
     def work() -> None:
+        use_threads(given.threads)
         rows = [
             r for path in given.checkpoints for r in judge(path, given.data_dir, given.annotated)
         ]
-        print(json.dumps(rows) if given.json else table(rows, list(rows[0])))
+        print(json.dumps(rows) if given.json else table(rows))
 
     return exit_code(work, "The same command begins again")
 

@@ -1,7 +1,7 @@
-"""What the benchmarks share: a clock, peak memory, counters of calls, a set of drawn pictures.
+"""What the benchmarks share: a stopwatch, peak memory, counters of calls, a set of drawn images.
 
-Every case is measured in a process of its own, so that peak memory is the case's alone and glibc's
-allocator can be as the case wants it; rounds of all cases follow each other, so that a busy machine
+Every case is measured in a process of its own, so that peak memory is the case's alone and glibc
+hands out memory as the case wants it; rounds of all cases follow each other, so that a busy machine
 slows all of them.
 """
 
@@ -14,70 +14,107 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a benchmark is run as a script
 
-from utils.allocator import start_again  # noqa: E402
+from config import Config  # noqa: E402
+from data import Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
+from model import METHODS  # noqa: E402
 from utils.commandline import exit_code  # noqa: E402
-from utils.device import choose_device  # noqa: E402
+from utils.device import choose_device, keep_freed_memory  # noqa: E402
+from utils.tables import markdown  # noqa: E402
 
 Case = dict[str, Any]
 Result = dict[str, Any]
 
 
-def require_least(
-    parser: argparse.ArgumentParser, given: argparse.Namespace, **limits: int
-) -> None:
-    """End with one line and exit code 2 if an option is below its least value."""
-    for name, least in limits.items():
-        if getattr(given, name) < least:
-            parser.error(f"--{name}: found {getattr(given, name)}; at least {least}")
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option: a whole number, ``least`` or more."""
+
+    def whole_number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"found {text}; at least {least}")
+        return int(text)
+
+    return whole_number
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the benchmarks that measure cases in processes of their own."""
-    add = parser.add_argument
-    add("--rounds", type=int, default=3, help="rounds of all cases [3]")
-    add("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice [0]")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
-    add("--json", action="store_true", help="print JSON instead of tables")
-    add("--case", type=json.loads, help=argparse.SUPPRESS)
+def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """The type of an option: some of the known words, separated by commas."""
+
+    def words(text: str) -> list[str]:
+        found = [word for word in text.split(",") if word]
+        wrong = [word for word in found if word not in known]
+        if wrong or not found:
+            shown = ", ".join(wrong) or "none"
+            raise argparse.ArgumentTypeError(f"found {shown}; known: {', '.join(known)}")
+        return found
+
+    return words
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A command line with what all benchmarks take, described by the first line of ``doc``."""
+    style = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=str(doc).splitlines()[0], formatter_class=style)
+    parser.add_argument("--threads", type=at_least(0), default=0, help="CPU threads, 0: PyTorch's")
+    return parser
+
+
+def parser_of_cases(doc: str | None) -> argparse.ArgumentParser:
+    """The same of the benchmarks that measure cases in processes of their own."""
+    parser = parser_of(doc)
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="rounds of all cases")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    return parser
+
+
+def use_threads(number: int) -> None:
+    """Let PyTorch use so many CPU threads; 0 changes nothing."""
+    if number:
+        torch.set_num_threads(number)
 
 
 def run_benchmark(
     given: argparse.Namespace,
     names: Sequence[str],
     measure: Callable[[Case], Result],
-    report: Callable[[], Result],
+    report: Callable[[argparse.Namespace], Result],
 ) -> int:
     """Measure the one case of this process, or print the report on all; returns the exit code.
 
     Args:
-        given: the options, those of ``add_common_options`` among them.
+        given: the options, those of ``parser_of_cases`` among them.
         names: of the options that decide the numbers and head the report.
-        measure: what a case's process does; the allocator stays as it is for a ``plain`` case.
+        measure: what a case's process does; glibc stays as it is for a ``plain`` case.
         report: measures all cases; lists of rows that it gives become tables.
     """
 
     def work() -> None:
         if given.case is not None:
+            use_threads(given.case["threads"])
             if not given.case.get("plain"):
-                start_again()
+                keep_freed_memory()
             print(json.dumps(measure(given.case)))
             return
         head = {name: getattr(given, name) for name in names}
         head |= {"device": str(choose_device(given.device))}
         head |= {"threads": given.threads or torch.get_num_threads(), "torch": torch.__version__}
-        found = report()
+        found = report(given)
         if given.json:
             print(json.dumps({**head, **found}))
             return
@@ -86,9 +123,51 @@ def run_benchmark(
             if not isinstance(value, list):
                 print(f"{key} = {value:.3g}")
             elif value:
-                print(f"\n{table(value, list(value[0]))}")
+                print(f"\n{table(value)}")
 
     return exit_code(work, "Nothing of it was kept")
+
+
+def interleaved(script: str, cases: Sequence[Case], rounds: int) -> list[list[Result]]:
+    """Results of every case, one a round; in a round all cases follow each other."""
+    results: list[list[Result]] = [[] for _ in cases]
+    for done in range(rounds):
+        for case, found in zip(cases, results, strict=True):
+            if sys.stderr.isatty():
+                print(f"round {done + 1}/{rounds}: {case}", file=sys.stderr)
+            found.append(in_own_process(script, case))
+    return results
+
+
+def in_own_process(script: str, case: Case) -> Result:
+    """Measure a case by ``script --case JSON`` in a process of its own."""
+    command = [sys.executable, script, "--case", json.dumps(case)]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if ran.returncode:
+        raise SystemExit(f"{Path(script).name}: case {case} ended with code {ran.returncode}")
+    result: Result = json.loads(ran.stdout.splitlines()[-1])
+    return result
+
+
+def pooled(results: Sequence[Result], key: str) -> float:
+    """Median of all timings of the rounds under ``key``."""
+    return statistics.median(value for result in results for value in result[key])
+
+
+def gigabytes(results: Sequence[Result]) -> float:
+    """Most memory of the rounds."""
+    return max(result["megabytes"] for result in results) / 1024
+
+
+def table(rows: Sequence[Result]) -> str:
+    """A Markdown table with the columns of the first row, numbers with three digits that count."""
+
+    def shown(value: Any) -> str:
+        small = isinstance(value, float) and value < 1000
+        return f"{value:.3g}" if small else f"{value:.0f}" if isinstance(value, float) else value
+
+    columns = list(rows[0])
+    return "\n".join(markdown(columns, [[shown(row.get(c, "")) for c in columns] for row in rows]))
 
 
 def now(device: torch.device) -> float:
@@ -101,7 +180,7 @@ def now(device: torch.device) -> float:
 
 
 def peak_megabytes(device: torch.device) -> float:
-    """Most memory so far: of CUDA's tensors, else of this process; nan where nobody counts."""
+    """Most memory so far: of CUDA's tensors, else of this process; nan where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
@@ -112,39 +191,68 @@ def peak_megabytes(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
+class Stopwatch:
+    """Adds up the seconds of the parts of a step; a part within another counts for itself alone.
+
+    Attributes:
+        parts: seconds of each part.
+        section: the part that is being timed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.section = device, ""
+        self.parts: dict[str, float] = defaultdict(float)
+        self.inside = 0.0  # seconds of the parts within the one that is being timed
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time what is done meanwhile."""
+        outer, self.section = self.section, name
+        before, self.inside = self.inside, 0.0
+        start = now(self.device)
+        yield
+        seconds = now(self.device) - start
+        self.parts[name] += seconds - self.inside
+        self.section, self.inside = outer, before + seconds
+
+    def timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        """A function that is timed as ``part``."""
+
+        def in_part(*args: Any, **kwargs: Any) -> Any:
+            with self.part(part):
+                return function(*args, **kwargs)
+
+        return in_part
+
+
 class OperatorCalls(TorchDispatchMode):
     """Counts calls of the tensor library, views included, and keeps those of convolutions.
 
     Attributes:
-        counts: calls by the ``section`` that was set when they were made.
+        counts: calls by section of the stopwatch.
         views: those that only look at the same memory in another way, but for in-place ones.
-        convolutions: arguments of the convolutions, tensors as their shapes, and whether a
-            gradient will be wanted.
+        convolutions: of the section ``encode``: their arguments, tensors as their shapes, and
+            whether a gradient will be wanted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Stopwatch) -> None:
         super().__init__()
-        self.section = ""
-        self.counts: dict[str, int] = {}
-        self.views: dict[str, int] = {}
+        self.watch = watch
+        self.counts: Counter[str] = Counter()
+        self.views: Counter[str] = Counter()
         self.convolutions: list[tuple[Any, ...]] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count and carry on."""
-        self.counts[self.section] = self.counts.get(self.section, 0) + 1
+        section = self.watch.section
+        self.counts[section] += 1
         aliases = [r.alias_info for r in func._schema.returns]
         if any(alias is not None and not alias.is_write for alias in aliases):
-            self.views[self.section] = self.views.get(self.section, 0) + 1
-        if func is torch.ops.aten.convolution.default and self.section == "encode":
-            shapes = tuple(
-                tuple(a.shape if isinstance(a, torch.Tensor) else a)
-                if isinstance(a, torch.Tensor | list | tuple)
-                else a
-                for a in args
-            )
-            self.convolutions.append((*shapes, torch.is_grad_enabled()))
+            self.views[section] += 1
+        if func is torch.ops.aten.convolution.default and section == "encode":
+            shapes = [a.shape if isinstance(a, Tensor) else a for a in args]
+            hashable = (tuple(a) if isinstance(a, list | torch.Size) else a for a in shapes)
+            self.convolutions.append((*hashable, torch.is_grad_enabled()))
         return func(*args, **(kwargs or {}))
 
 
@@ -161,13 +269,11 @@ class LiveBytes(TorchDispatchMode):
         self.live = self.peak = 0
         self.known: set[int] = set()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Carry on and count what came of it."""
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if _is_tensor(t)}
+        given = {id(storage) for storage in storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for storage in [t.untyped_storage() for t in tree_leaves(result) if _is_tensor(t)]:
+        for storage in storages(result):
             if id(storage) not in self.known | given:
                 self.known.add(id(storage))
                 self.live += storage.nbytes()
@@ -181,28 +287,24 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
+def storages(values: Any) -> list[torch.UntypedStorage]:
+    """The memory of all tensors in nested lists, tuples and dicts."""
+    return [t.untyped_storage() for t in tree_leaves(values) if isinstance(t, Tensor)]
 
 
 def convolution_seconds(
     call: tuple[Any, ...], dtype: torch.dtype, device: torch.device, repeats: int
 ) -> float:
-    """Median seconds of one convolution alone, forward and, if wanted, backward, channels last.
-
-    Args:
-        call: an entry of ``OperatorCalls.convolutions``.
-        dtype, device: of all tensors.
-        repeats: how often it is timed, after once to warm up.
-    """
+    """Median seconds of one of ``OperatorCalls.convolutions``, backward too where wanted."""
     shape_x, shape_w, shape_b, *rest, backward = call
-    last = torch.channels_last
-    x = torch.randn(shape_x, device=device).to(dtype).contiguous(memory_format=last)
-    w = torch.randn(shape_w, device=device).to(dtype).contiguous(memory_format=last)
+    x, w = (
+        torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        for shape in (shape_x, shape_w)
+    )
     b = None if shape_b is None else torch.zeros(shape_b, device=device, dtype=dtype)
     convolution = torch.ops.aten.convolution.default
     gradient = torch.randn_like(convolution(x, w, b, *rest))
-    wanted = [shape_x[1] > 3, True, b is not None]  # nobody wants the picture's own gradient
+    wanted = [shape_x[1] > 3, True, b is not None]  # the image needs no gradient
     seconds = []
     for _ in range(repeats + 1):
         start = now(device)
@@ -213,8 +315,23 @@ def convolution_seconds(
     return statistics.median(seconds[1:])
 
 
+def batches_of(config: Config) -> Batches:
+    """Pretraining batches of a run with these settings, beside ``sup_num1_0`` if it needs one."""
+    annotated = METHODS[config.self_mode].needs_annotated
+    return pretraining_batches(
+        find_split(config.data_dir, "train_numf"),
+        find_split(config.data_dir, "sup_num1_0") if annotated else [],
+        ImageStore(config.image_size),
+        num_classes=config.num_classes,
+        batch_size=config.self_batch_size,
+        seed=config.seed,
+        jitter_strength=config.self_jitter,
+        random_crop=config.random_crop,
+    )
+
+
 def draw_set(folder: Path, size: int, images: int, num_classes: int) -> None:
-    """Draw a set of smooth random pictures, one of them annotated, all classes in every mask."""
+    """Draw a set of smooth random images, one of them annotated, all classes in every mask."""
     rng = np.random.default_rng(0)
     for split in ("train_numf", "sup_num1_0", "test_numf"):
         for kind in ("img", "gt"):
@@ -228,45 +345,3 @@ def draw_set(folder: Path, size: int, images: int, num_classes: int) -> None:
         for split in ("train_numf", "test_numf", *(["sup_num1_0"] if number == 0 else [])):
             cv2.imwrite(str(folder / split / "img" / name), pixels.clip(0, 255).astype(np.uint8))
             cv2.imwrite(str(folder / split / "gt" / name), mask.astype(np.uint8))
-
-
-def in_own_process(script: str, case: Case) -> Result:
-    """Measure a case by ``script --case JSON`` in a process of its own."""
-    command = [sys.executable, script, "--case", json.dumps(case)]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if ran.returncode:
-        raise SystemExit(f"{Path(script).name}: case {case} ended with code {ran.returncode}")
-    result: Result = json.loads(ran.stdout.splitlines()[-1])
-    return result
-
-
-def interleaved(
-    cases: Sequence[Case], rounds: int, measure: Callable[[Case], Result]
-) -> list[list[Result]]:
-    """Results of every case, one a round; in a round all cases follow each other."""
-    results: list[list[Result]] = [[] for _ in cases]
-    for done in range(rounds):
-        for case, found in zip(cases, results, strict=True):
-            if sys.stderr.isatty():
-                print(f"round {done + 1}/{rounds}: {case}", file=sys.stderr)
-            found.append(measure(case))
-    return results
-
-
-def pooled(results: Sequence[Result], key: str) -> float:
-    """Median of all timings of the rounds under ``key``."""
-    return statistics.median(value for result in results for value in result[key])
-
-
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as a Markdown table, numbers with three digits that count."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        cells = [row.get(column, "") for column in columns]
-        shown = [f"{c:.3g}" if isinstance(c, float) and c < 1000 else _plain(c) for c in cells]
-        lines.append("| " + " | ".join(shown) + " |")
-    return "\n".join(lines)
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.0f}" if isinstance(value, float) else str(value)

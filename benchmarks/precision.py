@@ -8,44 +8,29 @@ JSON is printed after every step.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks.measure import require_least  # noqa: E402
-from benchmarks.step import PRECISIONS, precision  # noqa: E402
+from benchmarks.measure import at_least, batches_of, parser_of, use_threads  # noqa: E402
+from benchmarks.step import PRECISIONS  # noqa: E402
 from config import Config  # noqa: E402
-from data import Batch, DataError, ImageStore, find_split, pretraining_batches  # noqa: E402
+from data import DataError  # noqa: E402
 from model import METHODS, build_method  # noqa: E402
-from utils.allocator import keep_freed_memory  # noqa: E402
 from utils.commandline import exit_code  # noqa: E402
-from utils.device import choose_device, mixed_seed, to_device  # noqa: E402
-
-
-def batches_of(config: Config, annotated: bool) -> Iterator[Batch]:
-    """Batches of the set, epoch after epoch."""
-    train = find_split(config.data_dir, "train_numf")
-    batches = pretraining_batches(
-        train,
-        find_split(config.data_dir, "sup_num1_0") if annotated else [],
-        ImageStore(config.image_size),
-        num_classes=config.num_classes,
-        batch_size=config.self_batch_size,
-        seed=config.seed,
-        jitter_strength=config.self_jitter,
-        random_crop=config.random_crop,
-    )
-    if not len(batches):
-        raise DataError(f"{config.data_dir}/train_numf/img: no image; give another --data_dir")
-    for epoch in count():
-        yield from batches.epoch(epoch)
+from utils.device import (  # noqa: E402
+    choose_device,
+    keep_freed_memory,
+    mixed_seed,
+    precision,
+    to_device,
+)
 
 
 def compare(config: Config, device: torch.device, steps: int) -> Iterator[dict[str, object]]:
@@ -57,8 +42,11 @@ def compare(config: Config, device: torch.device, steps: int) -> Iterator[dict[s
         method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         learning = [p for p in method.parameters() if p.requires_grad]
         runs[name] = method.train(), torch.optim.Adam(learning, config.self_lr)
-    source = batches_of(config, METHODS[config.self_mode].needs_annotated)
-    for step, batch in enumerate(islice(source, steps)):
+    batches = batches_of(config)
+    if not len(batches):
+        raise DataError(f"{config.data_dir}/train_numf/img: no image; give another --data_dir")
+    source = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count())
+    for step, batch in enumerate(itertools.islice(source, steps)):
         losses = {}
         for name, (method, optimizer) in runs.items():
             torch.manual_seed(mixed_seed(config.seed, 2, step))
@@ -73,19 +61,16 @@ def compare(config: Config, device: torch.device, steps: int) -> Iterator[dict[s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--image_size", type=int, default=188)
     parser.add_argument("--method", choices=tuple(METHODS), default="simclr")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--steps", type=at_least(1), default=50)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args(argv)
-    require_least(parser, given, steps=1, threads=0)
-    if given.threads:
-        torch.set_num_threads(given.threads)
 
     def work() -> None:
+        use_threads(given.threads)
         keep_freed_memory()
         config = Config(
             data_dir=given.data_dir, image_size=given.image_size, self_mode=given.method

@@ -18,42 +18,29 @@ import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks.measure import (  # noqa: E402
-    Case,
-    LiveBytes,
-    OperatorCalls,
-    Result,
-    add_common_options,
-    convolution_seconds,
-    draw_set,
-    in_own_process,
-    interleaved,
-    now,
-    peak_megabytes,
-    pooled,
-    require_least,
-    run_benchmark,
-)
+from benchmarks import measure  # noqa: E402
+from benchmarks.measure import Case, Result  # noqa: E402
 from config import Config  # noqa: E402
-from data import Batch, Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
+from data import Batch, Batches  # noqa: E402
 from model import METHODS, PSCL, SCALES, Method, build_method  # noqa: E402
-from networks import ProjectedUNet, Up  # noqa: E402
+from networks import Encoder, ProjectedUNet, Up  # noqa: E402
+from pscl.lazy_map import LazyMap  # noqa: E402
 from pscl.losses import patch_nt_xent  # noqa: E402
-from utils.allocator import keep_freed_memory  # noqa: E402
-from utils.device import choose_device, to_device  # noqa: E402
+from utils.device import choose_device, precision, to_device  # noqa: E402
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 PARTS = ("encode", "sampling", "losses", "backward", "optimizer", "data")
 PAPER_IMAGES, PAPER_EPOCHS = 198, 200
 WARM_UP = 6  # steps of a method that are not timed: until then memory is still being mapped
@@ -70,162 +57,112 @@ class PlainUp(Up):
         return torch.cat([skip, x], dim=1)
 
 
+def make_plain(encoder: Encoder) -> None:
+    """Give an encoder new decoder blocks, ``PlainUp``."""
+    for name in ("up1", "up2", "up3"):
+        setattr(encoder, name, PlainUp(getattr(encoder, name).up.in_channels))
+
+
 def measure_unit(case: Case) -> Result:
     """E: seconds of forward and backward of the plain network on one view with its extra image."""
-    device, config = choose_device(case["device"]), Config()
-    network = ProjectedUNet(config.channels, recompute=-1)
-    c1, c2, c3 = config.channels[1:]
-    network.encode.up1, network.encode.up2, network.encode.up3 = (
-        PlainUp(c3),
-        PlainUp(c2),
-        PlainUp(c1),
-    )
+    device = choose_device(case["device"])
+    network = ProjectedUNet(Config().channels)
+    make_plain(network.encode)
     network.to(device)
     view = torch.randn(case["batch"] + 1, 3, case["size"], case["size"], device=device)
     seconds = []
     for _ in range(case["steps"] + 1):
-        start = now(device)
+        start = measure.now(device)
         image, maps = network(view)
         patches = [network.decode.patch(maps[s].flatten(2), s) for s in range(SCALES)]
         torch.stack([x.mean() for x in (image, *patches)]).sum().backward()
         network.zero_grad()
-        seconds.append(now(device) - start)
-    return {"seconds": seconds[1:], "megabytes": peak_megabytes(device)}
+        seconds.append(measure.now(device) - start)
+    return {"seconds": seconds[1:], "megabytes": measure.peak_megabytes(device)}
 
 
-class Stopwatch:
-    """Adds up the seconds of the parts of a step; can count their calls in the same places."""
-
-    def __init__(self, method: Method, device: torch.device) -> None:
-        self.device = device
-        self.parts = dict.fromkeys(PARTS, 0.0)
-        self.inside = 0.0  # seconds of the parts within the one that is being timed
-        self.calls: OperatorCalls | None = None
+@contextmanager
+def prepared(case: Case) -> Iterator[tuple[Method, Batches, measure.Stopwatch]]:
+    """The method with the project's defaults, batches of drawn images, and a watch on its parts."""
+    device = choose_device(case["device"])
+    watch = measure.Stopwatch(device)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(LazyMap, "at", watch.timed(LazyMap.at, "encode")),  # the last convolution
+    ):
+        images = case["batch"] * (case["steps"] + WARM_UP + 1)
+        measure.draw_set(Path(folder), case["size"], images, num_classes=4)
+        config = Config(
+            data_dir=folder, self_mode=case["method"], self_batch_size=case["batch"], seed=0
+        )
+        torch.manual_seed(0)
+        method = build_method(case["method"], {**config.to_dict(), "recompute": case["recompute"]})
+        method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        timed: list[tuple[Any, str, str]] = []
         for module in method.modules():
             if isinstance(module, ProjectedUNet):
-                # Methods differ in how far they go: to the end, to the last convolution, to x4.
-                for name in ("forward", "unfinished", "embed"):
-                    self.wrap(module, name, "encode")
-                # The last convolution, of which PSCL's sampling asks for what it wants.
-                for name in ("second", "second_at"):
-                    self.wrap(module.encode.up3.conv, name, "encode")
-        if hasattr(method, "sample"):
-            self.wrap(method, "sample", "sampling")
+                timed += [(module, "forward", "encode"), (module, "embed", "encode")]
+        if isinstance(method, PSCL):
+            timed += [(method, "encode", "encode"), (method, "sample", "sampling")]
+        for owner, name, part in timed:
+            setattr(owner, name, watch.timed(getattr(owner, name), part))
+        yield method, measure.batches_of(config), watch
 
-    def wrap(self, module: nn.Module, name: str, part: str) -> None:
-        """Time a method of a module as ``part``; what it calls of another part is that part's."""
-        original = getattr(module, name)
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            outer = self.calls.section if self.calls else ""
-            if self.calls:
-                self.calls.section = part
-            before, self.inside = self.inside, 0.0
-            start = now(self.device)
-            result = original(*args, **kwargs)
-            seconds = now(self.device) - start
-            self.parts[part] += seconds - self.inside
-            self.inside = before + seconds
-            if self.calls:
-                self.calls.section = outer
-            return result
-
-        setattr(module, name, timed)
-
-    def step(
-        self,
-        method: Method,
-        optimizer: torch.optim.Optimizer,
-        next_batch: Callable[[], Batch],
-        dtype: torch.dtype,
-    ) -> dict[str, float]:
-        """One training step as the engine makes it; its seconds by part and as a whole."""
-        self.parts, self.inside = dict.fromkeys(PARTS, 0.0), 0.0
-        marks = [now(self.device)]
-        batch = to_device(next_batch(), self.device)
-        marks.append(now(self.device))
-        with precision(dtype, self.device):
-            loss = method(batch)["loss"]
-        marks.append(now(self.device))
+def train_step(
+    watch: measure.Stopwatch,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    next_batch: Callable[[], Batch],
+    dtype: torch.dtype | None,
+) -> dict[str, float]:
+    """One training step as the engine makes it; its seconds by part."""
+    watch.parts.clear()
+    with watch.part("data"):
+        batch = to_device(next_batch(), watch.device)
+    with watch.part("losses"), precision(dtype, watch.device):
+        loss = method(batch)["loss"]
+    with watch.part("backward"):
         optimizer.zero_grad()
         loss.backward()
-        marks.append(now(self.device))
+    with watch.part("optimizer"):
         optimizer.step()
-        marks.append(now(self.device))
-        data, forward, backward, update = (b - a for a, b in itertools.pairwise(marks))
-        losses = forward - self.parts["encode"] - self.parts["sampling"]
-        self.parts |= {"losses": losses, "backward": backward, "optimizer": update, "data": data}
-        return {**self.parts, "seconds": marks[-1] - marks[0]}
-
-
-def precision(dtype: torch.dtype, device: torch.device) -> Any:
-    """Autocast for bf16, nothing for single precision."""
-    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
-
-
-def prepare(case: Case, folder: Path) -> tuple[Method, Batches]:
-    """The method with the project's defaults, and batches of drawn pictures, enough for a run."""
-    config, cls = Config(), METHODS[case["method"]]
-    images = case["batch"] * (case["steps"] + WARM_UP + 1)
-    draw_set(folder, case["size"], images, config.num_classes)
-    torch.manual_seed(0)
-    settings = {**config.to_dict(), "recompute": case["recompute"]}
-    method = build_method(case["method"], settings)
-    batches = pretraining_batches(
-        find_split(folder, "train_numf"),
-        find_split(folder, "sup_num1_0") if cls.needs_annotated else [],
-        ImageStore(),
-        num_classes=config.num_classes,
-        batch_size=case["batch"],
-        seed=0,
-        jitter_strength=config.self_jitter,
-        random_crop=config.random_crop,
-    )
-    return method, batches
+    return {part: watch.parts[part] for part in PARTS}
 
 
 def measure_step(case: Case) -> Result:
     """Seconds of a step of one method in one precision by parts, peak memory, calls."""
-    keep_freed_memory()
-    device, dtype = choose_device(case["device"]), PRECISIONS[case["precision"]]
-    with tempfile.TemporaryDirectory() as folder:
-        method, batches = prepare(case, Path(folder))
-        method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    dtype = PRECISIONS[case["precision"]]
+    with prepared(case) as (method, batches, watch):
         learning = [p for p in method.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(learning, Config().self_lr)
-        watch = Stopwatch(method, device)
-        found: dict[str, list[float]] = {name: [] for name in (*PARTS, "seconds")}
         source = batches.epoch(0)
-        first = 0.0
-        for number in range(case["steps"] + WARM_UP):
-            step = watch.step(method, optimizer, lambda: next(source), dtype)
-            first = first or step["data"]  # nobody prepared an epoch's first batch
-            for name in found if number >= WARM_UP else ():
-                found[name].append(step[name])
-        peak = peak_megabytes(device)
-        with OperatorCalls() as calls, precision(dtype, device):
-            watch.calls = calls
-            method(to_device(next(source), device))
-    own, views = (
-        sum(count for section, count in counts.items() if section != "encode")
-        for counts in (calls.counts, calls.views)
-    )
-    return {**found, "first_batch": [first], "megabytes": peak, "calls": own, "views": views}
+        steps = [
+            train_step(watch, method, optimizer, lambda: next(source), dtype)
+            for _ in range(case["steps"] + WARM_UP)
+        ]
+        peak = measure.peak_megabytes(watch.device)
+        with measure.OperatorCalls(watch) as calls, precision(dtype, watch.device):
+            method(to_device(next(source), watch.device))
+    own, views = (count.total() - count["encode"] for count in (calls.counts, calls.views))
+    return {
+        **{part: [step[part] for step in steps[WARM_UP:]] for part in PARTS},
+        "seconds": [sum(step.values()) for step in steps[WARM_UP:]],
+        "first_batch": [steps[0]["data"]],  # which nothing prepares ahead of need
+        "megabytes": peak,
+        "calls": own,
+        "views": views,
+    }
 
 
 def measure_floor(case: Case) -> Result:
     """Seconds of the convolutions of a method's encoders, each by itself, summed."""
-    keep_freed_memory()
-    device, dtype = choose_device(case["device"]), PRECISIONS[case["precision"]]
-    with tempfile.TemporaryDirectory() as folder:
-        method, batches = prepare({**case, "steps": 0}, Path(folder))
-        method.to(device)
-        watch = Stopwatch(method, device)
-        with OperatorCalls() as calls:
-            watch.calls = calls
-            method(to_device(next(batches.epoch(0)), device))
+    dtype = PRECISIONS[case["precision"]] or torch.float32
+    repeats, case = case["steps"], {**case, "steps": 0}
+    with prepared(case) as (method, batches, watch), measure.OperatorCalls(watch) as calls:
+        method(to_device(next(batches.epoch(0)), watch.device))
     found = calls.convolutions
-    alone = {c: convolution_seconds(c, dtype, device, case["steps"]) for c in dict.fromkeys(found)}
+    alone = {c: measure.convolution_seconds(c, dtype, watch.device, repeats) for c in set(found)}
     return {"seconds": [sum(alone[c] for c in found)], "convolutions": len(found)}
 
 
@@ -236,58 +173,43 @@ def measure_loss(case: Case) -> Result:
     assert isinstance(method, PSCL)
     shape = (case["batch"] + 1, config.num_classes, method.templates[-1], config.embed_dim)
     query, key = (torch.randn(shape, device=device, requires_grad=True) for _ in range(2))
-    with LiveBytes() as memory:
+    with measure.LiveBytes() as memory:
         loss = patch_nt_xent(query, key, config.temperature)
         forward = memory.peak
         loss.backward()
     return {"forward": [forward / 2**20], "backward": [memory.peak / 2**20]}
 
 
-MEASURES = {
-    "unit": measure_unit,
-    "step": measure_step,
-    "floor": measure_floor,
-    "loss": measure_loss,
-}
-
-
-def measure(case: Case) -> Result:
+def measure_case(case: Case) -> Result:
     """Measure a case in this process."""
-    if case["threads"]:
-        torch.set_num_threads(case["threads"])
-    return MEASURES[case["kind"]](case)
+    kinds = {"unit": measure_unit, "step": measure_step, "floor": measure_floor}
+    return {**kinds, "loss": measure_loss}[case["kind"]](case)
 
 
 def cases_of(given: argparse.Namespace) -> list[Case]:
     """The unit, then step and floor of every method and precision, and PSCL-SimCLR's patch loss."""
     names = ("size", "batch", "steps", "device", "threads", "recompute")
     common = {name: getattr(given, name) for name in names}
-    cases: list[Case] = [{"kind": "unit", "plain": True, **common}]
-    for method, kind in itertools.product(given.methods, ("step", "floor")):
-        for name in given.precisions:
-            cases.append({"kind": kind, "method": method, "precision": name, **common})
-    if "simclr" in given.methods:
-        cases.append({"kind": "loss", **common})
-    return cases
+    rows = itertools.product(given.methods, ("step", "floor"), given.precisions)
+    return [
+        {"kind": "unit", "plain": True, **common},
+        *({"kind": k, "method": m, "precision": p, **common} for m, k, p in rows),
+        *([{"kind": "loss", **common}] if "simclr" in given.methods else []),
+    ]
 
 
 def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[str, Any]:
     """Medians over the rounds: E, and a row for each method and precision."""
-    unit = pooled(results[0], "seconds")
-    floors = {
-        (case["method"], case["precision"]): pooled(found, "seconds")
-        for case, found in zip(cases, results, strict=True)
-        if case["kind"] == "floor"
-    }
+    unit = measure.pooled(results[0], "seconds")
+    by_kind: dict[str, list[tuple[Case, Sequence[Result]]]] = {"step": [], "floor": [], "loss": []}
+    for case, found in zip(cases[1:], results[1:], strict=True):
+        by_kind[case["kind"]].append((case, found))
     rows = []
-    for case, found in zip(cases, results, strict=True):
-        if case["kind"] != "step":
-            continue
-        seconds = pooled(found, "seconds")
-        floor = floors[case["method"], case["precision"]]
-        parts = {part: pooled(found, part) for part in PARTS}
+    for (case, found), (_, of_floor) in zip(by_kind["step"], by_kind["floor"], strict=True):
+        seconds, floor = measure.pooled(found, "seconds"), measure.pooled(of_floor, "seconds")
+        parts = {part: measure.pooled(found, part) for part in PARTS}
         own = sum(parts[p] for p in ("sampling", "losses", "optimizer"))
-        steps = PAPER_IMAGES // case["batch"]
+        epoch = seconds * (PAPER_IMAGES // case["batch"])
         rows.append(
             {
                 "method": case["method"],
@@ -299,44 +221,37 @@ def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[
                 "in floors": seconds / floor,
                 **parts,
                 "sampling+losses+optimizer": own / seconds,
-                "first batch": pooled(found, "first_batch"),
-                "GB": max(result["megabytes"] for result in found) / 1024,
+                "first batch": measure.pooled(found, "first_batch"),
+                "GB": measure.gigabytes(found),
                 "calls": found[0]["calls"],
                 "of them views": found[0]["views"],
-                "s/epoch": seconds * steps,
-                "h/run": seconds * steps * PAPER_EPOCHS / 3600,
+                "s/epoch": epoch,
+                "h/run": epoch * PAPER_EPOCHS / 3600,
             }
         )
-    gigabytes = max(result["megabytes"] for result in results[0]) / 1024
-    losses = [
-        found[0] for case, found in zip(cases, results, strict=True) if case["kind"] == "loss"
-    ]
     memory = [
-        {"patch loss, largest scale": name, "MiB above the features": found[name][0]}
-        for found in losses
+        {"patch loss, largest scale": name, "MiB above the features": found[0][name][0]}
+        for _, found in by_kind["loss"]
         for name in ("forward", "backward")
     ]
-    return {"E": unit, "E GB": gigabytes, "rows": rows, "memory": memory}
+    return {"E": unit, "E GB": measure.gigabytes(results[0]), "rows": rows, "memory": memory}
 
 
 def growth(given: argparse.Namespace) -> dict[str, Any]:
     """Seconds over four sizes and four batches, and the powers of pixels and images they follow."""
     sizes = [max(16, round(given.size * f / 8) * 8) for f in (0.35, 0.5, 0.7, 1.0)]
     images = [max(1, round(given.batch * f)) for f in (0.25, 0.5, 1.0, 2.0)]
-    cases = [
-        {**case, "size": size, "batch": batch}
-        for case in cases_of(given)
-        if case["kind"] == "step"
-        for size, batch in dict.fromkeys(
-            [*((size, given.batch) for size in sizes), *((given.size, batch) for batch in images)]
-        )
-    ]
-    results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
+    pairs = dict.fromkeys(
+        [*((size, given.batch) for size in sizes), *((given.size, batch) for batch in images)]
+    )
+    steps = [case for case in cases_of(given) if case["kind"] == "step"]
+    cases = [{**case, "size": s, "batch": b} for case in steps for s, b in pairs]
+    results = measure.interleaved(__file__, cases, given.rounds)
     rows = [
         {
             **{name: case[name] for name in ("method", "precision", "size", "batch")},
-            **{name: pooled(found, name) for name in ("seconds", *PARTS)},
-            "GB": max(result["megabytes"] for result in found) / 1024,
+            **{name: measure.pooled(found, name) for name in ("seconds", *PARTS)},
+            "GB": measure.gigabytes(found),
         }
         for case, found in zip(cases, results, strict=True)
     ]
@@ -358,39 +273,30 @@ def growth(given: argparse.Namespace) -> dict[str, Any]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; SystemExit 2 with one line for what is not legal."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = measure.parser_of_cases(__doc__)
     add = parser.add_argument
-    add("--size", type=int, default=376, help="pixels a side [376]")
-    add("--batch", type=int, default=8, help="images, the annotated one comes on top [8]")
-    add("--methods", default=",".join(METHODS), help=f"some of {','.join(METHODS)} [all]")
-    add("--precisions", default="fp32,bf16", help="some of fp32,bf16 [both]")
-    add("--steps", type=int, default=3, help="timed steps of a round, after some to warm up [3]")
-    add("--recompute", type=int, default=0, choices=range(-1, 5), help="as of a run, -1 to 4 [0]")
+    add("--size", type=measure.at_least(16), default=376, help="pixels a side")
+    add("--batch", type=measure.at_least(1), default=8, help="images beside the annotated one")
+    add("--methods", type=measure.some_of(METHODS), default=[*METHODS], help=",".join(METHODS))
+    add("--precisions", type=measure.some_of(PRECISIONS), default=[*PRECISIONS], help="fp32,bf16")
+    add("--steps", type=measure.at_least(1), default=3, help="timed steps of a round, once warm")
+    add("--recompute", type=int, default=0, choices=range(-1, 5), help="as of a run, -1 to 4")
     add("--growth", action="store_true", help="over four sizes and four batches instead")
-    add_common_options(parser)
-    given = parser.parse_args(argv)
-    for name, known in (("methods", tuple(METHODS)), ("precisions", tuple(PRECISIONS))):
-        words = [word for word in getattr(given, name).split(",") if word]
-        wrong = [word for word in words if word not in known]
-        if wrong or not words:
-            parser.error(f"--{name}: found {', '.join(wrong) or 'none'}; known: {', '.join(known)}")
-        setattr(given, name, words)
-    require_least(parser, given, size=16, batch=1, steps=1, rounds=1, threads=0)
-    return given
+    return parser.parse_args(argv)
+
+
+def report(given: argparse.Namespace) -> Result:
+    """Measure all cases, or how they grow."""
+    if given.growth:
+        return growth(given)
+    cases = cases_of(given)
+    return summary(cases, measure.interleaved(__file__, cases, given.rounds))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    given = parse(argv)
-
-    def report() -> Result:
-        if given.growth:
-            return growth(given)
-        cases = cases_of(given)
-        results = interleaved(cases, given.rounds, lambda case: in_own_process(__file__, case))
-        return summary(cases, results)
-
-    return run_benchmark(given, ("size", "batch", "steps", "rounds", "recompute"), measure, report)
+    names = ("size", "batch", "steps", "rounds", "recompute")
+    return measure.run_benchmark(parse(argv), names, measure_case, report)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+from dataset.layout import replacing_set, write_png  # noqa: E402
+from utils.commandline import UserError, exit_code  # noqa: E402
+from utils.imagefile import Pixels  # noqa: E402
+
 VERSION = 1  # raise it whenever other pictures come out
 SIDE = 200
 TRAIN_IMAGES, TEST_IMAGES = 24, 12
+FILES = 2 * (TRAIN_IMAGES + TEST_IMAGES + 5 * 1 + 2 * 5)  # images and masks of all splits
 COMPLETE = 8  # the first so many training images show all three defects
 RECORD = "standin.json"
 DEFAULT_FOLDER = Path(__file__).resolve().parent / "NEU_Seg-standin"
@@ -39,26 +43,16 @@ Delete the folder at any time: the demo makes it again.
 """
 
 Field = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Coil:
-    """What the pictures of one production batch share.
+class Coil(NamedTuple):
+    """What the pictures of one production batch share; standard deviations in gray levels."""
 
-    Attributes:
-        name: the first field of the file names.
-        level: mean gray level.
-        grain: standard deviation of the pixel noise in gray levels.
-        texture: standard deviation of the rolling texture in gray levels.
-        upright: whether the rolling direction runs from top to bottom (else left to right).
-    """
-
-    name: str
-    level: float
-    grain: float
-    texture: float
-    upright: bool
+    name: str  # the first field of the file names
+    level: float  # mean gray level
+    grain: float  # standard deviation of the pixel noise
+    texture: float  # standard deviation of the rolling texture
+    upright: bool  # whether the rolling direction runs from top to bottom (else left to right)
 
 
 COILS = (
@@ -72,33 +66,25 @@ COILS = (
 def make_demo_set(folder: str | Path = DEFAULT_FOLDER, seed: int = 0) -> Path:
     """Write the stand-in set to ``folder``, unless it is already there, and return the folder.
 
-    The set is written beside the folder and then renamed, so it is there in full or not at all. A
-    set of another seed or version is replaced.
+    A set of another seed or version is replaced.
 
     Raises:
-        FileExistsError: the folder holds something that this function did not make.
+        UserError: the folder cannot be written, or holds something that is not such a set.
     """
     folder = Path(folder)
-    wanted = {"version": VERSION, "seed": seed, "files": 2 * _number_of_images()}
+    wanted = {"version": VERSION, "seed": seed, "files": FILES}
     if _is_complete(folder, wanted):
         return folder
     if folder.exists() and not (folder / RECORD).is_file() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: holds other files; give another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        raise UserError(f"{folder}: holds other files; give another folder")
     try:
-        temporary.chmod(0o755)  # mkdtemp's folders are private
-        _write_set(temporary, seed)
-        (temporary / "README.txt").write_text(NOTE, encoding="utf-8")
-        (temporary / RECORD).write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except OSError:
+        with replacing_set(folder) as root:
+            _write_set(root, seed)
+            (root / "README.txt").write_text(NOTE, encoding="utf-8")
+            (root / RECORD).write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    except UserError:
         if not _is_complete(folder, wanted):  # else another process was faster
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -111,7 +97,8 @@ def draw_picture(
     contrast = rng.uniform(0.6, 1.3)
     if PATCH in defects:
         shade, rough, where = _patches(rng)
-        image = image + contrast * shade + rough * _grain(rng)
+        grain = 9 * _noise(rng, 0.7) + 5 * _noise(rng, 1.6)  # specks, bright among dark
+        image = image + contrast * shade + rough * grain
         mask[where] = PATCH
     if INCLUSION in defects:
         shade, where = _inclusions(rng)
@@ -125,10 +112,6 @@ def draw_picture(
     image = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.6), np.float64)  # the lens
     image = image + rng.normal(0, coil.grain, mask.shape)
     return np.clip(image + 0.5, 0, 255).astype(np.uint8), mask
-
-
-def _number_of_images() -> int:
-    return TRAIN_IMAGES + TEST_IMAGES + 5 * 1 + 2 * 5
 
 
 def _is_complete(folder: Path, wanted: dict[str, int]) -> bool:
@@ -156,11 +139,8 @@ def _write_set(root: Path, seed: int) -> None:
     for repeat in range(5):
         _write(root / f"sup_num1_{repeat}", *train[repeat])
     for repeat in range(2):
-        for number in (
-            repeat,
-            repeat + 4,
-            *range(COMPLETE + 3 * repeat, COMPLETE + 3 * repeat + 3),
-        ):
+        few = COMPLETE + 3 * repeat
+        for number in (repeat, repeat + 4, few, few + 1, few + 2):
             _write(root / f"sup_num5_{repeat}", *train[number])
 
 
@@ -173,10 +153,8 @@ def _defects(number: int, complete: int) -> tuple[int, ...]:
 
 
 def _write(folder: Path, name: str, image: Pixels, mask: Pixels) -> None:
-    for part, pixels in (("img", image), ("gt", mask)):
-        path = folder / part / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    write_png(folder / "img" / name, image)
+    write_png(folder / "gt" / name, mask)
 
 
 # ---------------------------------------------------------------- the picture's parts
@@ -238,11 +216,6 @@ def _patches(rng: np.random.Generator) -> tuple[Field, Field, NDArray[np.bool_]]
     return np.asarray(shade, np.float32), np.asarray(ground, np.float32), where
 
 
-def _grain(rng: np.random.Generator) -> Field:
-    """Coarse grain of rough ground: bright specks among dark ones, in gray levels."""
-    return np.asarray(9 * _noise(rng, 0.7) + 5 * _noise(rng, 1.6), np.float32)
-
-
 def _inclusions(rng: np.random.Generator) -> tuple[Field, NDArray[np.bool_]]:
     """Three to nine spindles along the rolling direction (upright): shade 0..1 and mask."""
     shade = np.zeros((SIDE, SIDE), np.float32)
@@ -287,16 +260,11 @@ def _scratches(rng: np.random.Generator) -> tuple[Field, NDArray[np.bool_]]:
 
 def main() -> int:
     """Command line: make the set and say where it is."""
-    parser = argparse.ArgumentParser(description="Make the synthetic stand-in for NEU-Seg.")
+    parser = argparse.ArgumentParser(description="Make the synthetic stand-in for NEU-Seg")
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of the set")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     given = parser.parse_args()
-    try:
-        print(make_demo_set(given.out, given.seed))
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(make_demo_set(given.out, given.seed)), "No set was made")
 
 
 if __name__ == "__main__":

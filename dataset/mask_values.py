@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.imagefile import DataError, Pixels
+from dataset.check import Problems
+from utils.imagefile import Array, DataError, Pixels, has_colour
 from utils.metrics import IGNORED
 
-Array = NDArray[Any]
+Codes = NDArray[np.int64]
 Value = tuple[int, ...]  # one gray level, or red, green, blue
 Palette = tuple[tuple[int, Value], ...]  # class id (or IGNORED) and value
+Entries = list[tuple[int, Value]]
 
 LARGEST = 2.0**53  # whole numbers of float masks; above it not all can be written
 MOST_CLASSES = 32  # that are believed without a palette
 KINDS = ("auto", "ids", "levels", "colours")
 
 
-def parse_palette(text: str, option: str = "--palette") -> Palette:
+def parse_palette(text: str) -> Palette:
     """Read ``0=0,0,0 1=255,0,0 ignore=255,255,255`` or, for gray levels, ``0=0 1=128 2=255``.
 
     Raises:
         DataError: one line for each entry that is wrong.
     """
     entries: list[tuple[int, Value]] = []
-    problems = []
+    problems = Problems()
     for item in text.split():
         name, _, value = item.partition("=")
         try:
@@ -39,22 +41,21 @@ def parse_palette(text: str, option: str = "--palette") -> Palette:
         except ValueError:
             label, levels = -1, ()
         if not 0 <= label <= IGNORED or len(levels) not in (1, 3):
-            problems.append(f"{option}: {item!r} is not id=gray or id=red,green,blue; write 1=255")
+            problems.append(f"--palette: {item!r} is not id=gray or id=red,green,blue; write 1=255")
         elif any(v == levels and i != label for i, v in entries):
-            problems.append(f"{option}: {value} is given for two classes; give it once")
+            problems.append(f"--palette: {value} is given for two classes; give it once")
         else:
             entries.append((label, levels))
     if not problems and not entries:
-        problems.append(f"{option}: empty; write such as 0=0 1=255")
+        problems.append("--palette: empty; write such as 0=0 1=255")
     if not problems and len({len(levels) for _, levels in entries}) > 1:
-        problems.append(f"{option}: gray levels and colours in one; write all as red,green,blue")
-    if problems:
-        raise DataError("\n".join(problems))
+        problems.append("--palette: gray levels and colours in one; write all as red,green,blue")
+    problems.refuse()
     return tuple(entries)
 
 
 def parse_ignored(text: str) -> tuple[Value, ...]:
-    """Read values that stand for 'no label': ``-1 255`` or ``255,255,255``. Raises DataError."""
+    """Read values of unlabelled pixels: ``-1 255`` or ``255,255,255``. Raises DataError."""
     try:
         values = tuple(tuple(int(v) for v in item.split(",")) for item in text.split())
     except ValueError:
@@ -64,13 +65,13 @@ def parse_ignored(text: str) -> tuple[Value, ...]:
     return values
 
 
-def to_codes(path: Path, pixels: Array, colours: bool) -> NDArray[np.int64]:
-    """One whole number per pixel, (H, W): the gray level, or the colour packed by ``pack``.
+def to_codes(path: Path, pixels: Array, colours: bool) -> Codes:
+    """One whole number per pixel, (H, W): the gray level, or the colour as 48 bits.
 
     NaN counts as -1. Three equal channels are gray levels unless ``colours``.
 
     Raises:
-        DataError: the values are not whole, or too large to be packed.
+        DataError: the values are not whole, or not of 16 bits where colours are.
     """
     if pixels.dtype.kind == "f":
         whole = np.where(np.isnan(pixels), -1.0, pixels)
@@ -80,62 +81,44 @@ def to_codes(path: Path, pixels: Array, colours: bool) -> NDArray[np.int64]:
             raise DataError(f"{value}; values must be whole numbers: threshold or round it")
         pixels = whole
     values = pixels.astype(np.int64)
-    if values.ndim == 2:
-        if not colours:
-            return values
-        values = np.repeat(values[..., None], 3, axis=2)
-    elif not colours and not has_colour(values):
-        return values[..., 0]
+    if not colours and not has_colour(values):
+        return values if values.ndim == 2 else values[..., 0]
     if values.min() < 0 or values.max() > 65535:
         value = values.min() if values.min() < 0 else values.max()
         raise DataError(f"{path}: value {value} among coloured masks; save it in colours too")
-    return pack(values)
-
-
-def has_colour(pixels: Array) -> bool:
-    """Whether the three channels of (H, W, 3) differ anywhere; False for (H, W)."""
-    return pixels.ndim == 3 and bool((pixels != pixels[..., :1]).any())
-
-
-def pack(values: Array) -> NDArray[np.int64]:
-    """Values (..., 3) of 16 bits, or (..., 1), to one number each."""
-    if values.shape[-1] == 1:
-        return np.asarray(values[..., 0], np.int64)
-    red, green, blue = (values[..., i].astype(np.int64) for i in range(3))
+    red, green, blue = (values, values, values) if values.ndim == 2 else np.moveaxis(values, 2, 0)
     return np.asarray(red << 32 | green << 16 | blue)
 
 
-def unpack(codes: Array, colours: bool) -> NDArray[np.int64]:
+def _values(codes: Codes, colours: bool) -> Codes:
     """Codes (N,) to values (N, 3) of colours or (N, 1) of gray levels."""
     if not colours:
-        return codes.astype(np.int64)[:, None]
+        return codes[:, None]
     return np.stack([codes >> 32, codes >> 16 & 65535, codes & 65535], axis=1)
 
 
 @dataclass(frozen=True)
 class MaskRule:
-    """Which value is which class: the nearest of ``values``, if it is within ``tolerance``.
+    """Which value is which class: the nearest of the palette, if it is within ``tolerance``.
 
     Attributes:
-        colours: whether values are colours.
-        values: (N, 3) or (N, 1).
-        ids: (N,) class id of each, ``IGNORED`` for none.
+        colours: whether values are colours, red, green, blue, or else one gray level.
+        palette: class id, ``IGNORED`` for unlabelled, and value.
         tolerance: largest difference in any channel.
         note: how the rule was found, for the report.
     """
 
     colours: bool
-    values: NDArray[np.int64]
-    ids: NDArray[np.int64]
+    palette: Palette
     tolerance: int
     note: str
 
     @property
     def num_classes(self) -> int:
         """Highest class id + 1."""
-        return int(max((i for i in self.ids if i != IGNORED), default=0)) + 1
+        return max((i for i, _ in self.palette if i != IGNORED), default=0) + 1
 
-    def apply(self, codes: NDArray[np.int64]) -> Pixels:
+    def apply(self, codes: Codes) -> Pixels:
         """Class ids, uint8 (H, W), of a mask that has passed ``problem``."""
         distinct, where = np.unique(codes, return_inverse=True)
         return self._nearest(distinct)[0].astype(np.uint8)[where.reshape(codes.shape)]
@@ -144,134 +127,121 @@ class MaskRule:
         """One line on the most frequent value of a mask that is no class, or ''."""
         codes = np.fromiter(histogram, np.int64, len(histogram))
         ids, distance = self._nearest(codes)
-        strange = codes[distance > self.tolerance]
-        if not strange.size:
+        strange = np.flatnonzero(distance > self.tolerance).tolist()
+        if not strange:
             return ""
-        code = max(strange.tolist(), key=lambda c: histogram[c])
-        at = int(np.flatnonzero(codes == code)[0])
-        more = f" and {strange.size - 1} more values" if strange.size > 1 else ""
+        at = max(strange, key=lambda i: histogram[int(codes[i])])
+        levels = _values(codes[at : at + 1], self.colours)[0].tolist()
+        value = f"{'colour' if self.colours else 'value'} {_text(levels)}"
+        more = f" and {len(strange) - 1} more values" if len(strange) > 1 else ""
         return (
-            f"{path}: {self._text(code)} ({histogram[code]} pixels){more} is no class; add it to "
-            f"--palette, or give --tolerance (class {_id_text(int(ids[at]))} is "
-            f"{int(distance[at])} away)"
+            f"{path}: {value} ({histogram[int(codes[at])]} pixels){more} is no class; add it to "
+            f"--palette, or give --tolerance (class {_name(int(ids[at]))} is {distance[at]} away)"
         )
 
     def lines(self) -> list[str]:
         """The rule as text: how it was found, and the palette that gives it again."""
-        ids, values = self.ids.tolist(), self.values.tolist()
-        pairs = (f"{_id_text(i)}={','.join(map(str, v))}" for i, v in zip(ids, values, strict=True))
+        palette = " ".join(f"{_name(i)}={_text(v)}" for i, v in self.palette)
         tolerance = f" --tolerance {self.tolerance}" if self.tolerance else ""
-        return [self.note, f'the same as --palette "{" ".join(pairs)}"{tolerance}']
+        return [self.note, f'the same as --palette "{palette}"{tolerance}']
 
-    def _text(self, code: int) -> str:
-        values = unpack(np.array([code]), self.colours)[0].tolist()
-        return f"{'colour' if self.colours else 'value'} {','.join(map(str, values))}"
-
-    def _nearest(self, codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _nearest(self, codes: Codes) -> tuple[Codes, Codes]:
         """Class id of the nearest value, and its distance, of each code (N,)."""
-        values = unpack(codes, self.colours)
+        values = _values(codes, self.colours)
         best = np.full(len(codes), np.iinfo(np.int64).max)
         ids = np.zeros(len(codes), np.int64)
-        for value, label in zip(self.values, self.ids, strict=True):
+        for label, value in self.palette:
             distance = np.abs(values - value).max(axis=1)
             ids = np.where(distance < best, label, ids)
             best = np.minimum(best, distance)
         return ids, best
 
 
-def find_rule(
-    histogram: Mapping[int, int],
-    *,
-    colours: bool,
-    kind: str = "auto",
-    palette: Palette = (),
-    ignored: Sequence[Value] = (),
-    tolerance: int = 0,
-    num_classes: int = 0,
-) -> MaskRule:
+def _name(label: int) -> str:
+    return "ignore" if label == IGNORED else str(label)
+
+
+def _text(value: Iterable[int]) -> str:
+    return ",".join(map(str, value))
+
+
+def find_rule(histogram: Mapping[int, int], colours: bool, settings: Namespace) -> MaskRule:
     """Choose the rule for a whole set.
 
     Args:
         histogram: code -> number of pixels, over all masks.
-        colours: whether codes are packed colours.
-        kind: one of ``KINDS``.
-        palette: taken as it is when there is one.
-        ignored: values that stand for no label, besides -1.
-        tolerance: values at most so far apart (in each channel) are one.
-        num_classes: C if known, else 0.
+        colours: whether codes are colours.
+        settings: options of ``dataset/prepare.py``: masks, mask_kind, palette, ignore, tolerance,
+            num_classes.
 
     Raises:
         DataError: the values cannot be told apart into classes.
     """
+    kind, palette, tolerance = settings.mask_kind, settings.palette, settings.tolerance
     if colours and kind == "ids":
-        raise DataError("masks: coloured, not class ids; give --palette or --mask-kind colours")
-    width = 3 if colours else 1
-    skipped = [v * width if len(v) == 1 else v for v in ignored]
-    if not colours:  # a gray level given as a colour, and the usual mark of no label
-        skipped = [v[:1] for v in skipped if len(set(v)) == 1]
-    labelled = np.array(sorted(histogram), np.int64)
-    if not colours and -1 in histogram:
-        labelled = labelled[labelled != -1]
-        skipped.append((-1,))
-    if palette:
-        entries = [(i, v * width if len(v) == 1 else v) for i, v in palette]
-        if not colours:
-            entries = [(i, v[:1]) for i, v in entries if len(set(v)) == 1]
-        if not entries:
-            raise DataError("--palette: colours only, but the masks are gray; give gray levels")
-        return _rule(colours, [*entries, *((IGNORED, v) for v in skipped)], tolerance, "--palette")
-    for value in skipped:
-        far = np.abs(unpack(labelled, colours) - value).max(axis=1) > tolerance
+        cure = "give --palette or --mask-kind colours"
+        raise DataError(f"{settings.masks}: coloured, not class ids; {cure}")
+    skipped = _in_channels(((IGNORED, value) for value in settings.ignore), colours)
+    labelled = np.array([c for c in sorted(histogram) if colours or c != -1], np.int64)
+    if len(labelled) < len(histogram):
+        skipped.append((IGNORED, (-1,)))
+    for _, value in skipped:
+        far = np.abs(_values(labelled, colours) - value).max(axis=1) > tolerance
         labelled = labelled[far | (value[0] < 0)]  # -1 lies beside class 0 and is exact
-    if colours or kind == "levels" or tolerance:
-        entries, note = _levels(labelled, histogram, colours, tolerance)
-    else:
-        entries, note = _ids_or_levels(labelled, histogram, kind, num_classes)
-    return _rule(colours, [*entries, *((IGNORED, v) for v in skipped)], tolerance, note)
+    found = None
+    if palette:
+        found = _in_channels(palette, colours), "--palette"
+        if not found[0]:
+            raise DataError("--palette: colours only, but the masks are gray; give gray levels")
+    elif not colours and kind != "levels" and not tolerance:
+        found = _ids(labelled.tolist(), settings)
+    entries, note = found or _levels(labelled, histogram, colours, settings)
+    return MaskRule(colours, (*entries, *skipped), tolerance, note)
 
 
-_Found = tuple[list[tuple[int, Value]], str]
+def _in_channels(entries: Iterable[tuple[int, Value]], colours: bool) -> Entries:
+    """Gray levels as colours or, of equal channels, the other way round; others are left out."""
+    if colours:
+        return [(i, v * 3 if len(v) == 1 else v) for i, v in entries]
+    return [(i, v[:1]) for i, v in entries if len(set(v)) == 1]
 
 
-def _ids_or_levels(
-    codes: NDArray[np.int64], histogram: Mapping[int, int], kind: str, num_classes: int
-) -> _Found:
-    """Gray values: class ids as they are, or levels counted from the darkest."""
-    values = codes.tolist()
+def _ids(values: list[int], settings: Namespace) -> tuple[Entries, str] | None:
+    """Gray values (ascending) as class ids; None if they are levels of a picture."""
     labels = [v for v in values if v != IGNORED]
     if values and values[0] < 0:
-        raise DataError(f"masks: value {values[0]} in them; give --ignore={values[0]} or --palette")
+        cure = f"give --ignore={values[0]} or --palette"
+        raise DataError(f"{settings.masks}: value {values[0]} in them; {cure}")
     highest = max(labels, default=0)
     # Ids may miss a class, but gray levels of a picture lie far apart.
-    limit = num_classes - 1 if num_classes else 2 * len(labels)
-    if not num_classes and len(labels) > MOST_CLASSES:
+    limit = settings.num_classes - 1 if settings.num_classes else 2 * len(labels)
+    if not settings.num_classes and len(labels) > MOST_CLASSES:
         limit = -1
     two_levels = labels == [0] and IGNORED in values
-    if kind == "ids" or (labels and highest <= limit and not two_levels):
-        if highest >= IGNORED:
-            raise DataError(f"masks: value {highest} is no class id (0..254); --mask-kind levels")
-        also = f"; {IGNORED} taken as no label" if IGNORED in values else ""
-        entries: list[tuple[int, Value]] = [(v, (v,)) for v in labels]
-        entries += [(IGNORED, (IGNORED,))] if also else []
-        return entries, f"values taken as class ids{also}"
-    return _levels(codes, histogram, False, 0)
+    if settings.mask_kind != "ids" and (not labels or highest > limit or two_levels):
+        return None
+    if highest >= IGNORED:
+        value = f"{settings.masks}: value {highest}"
+        raise DataError(f"{value} is no class id (0..254); give --mask-kind levels")
+    also = f"; {IGNORED} taken as no label" if IGNORED in values else ""
+    ids = [*labels, IGNORED] if also else labels
+    return [(v, (v,)) for v in ids], f"values taken as class ids{also}"
 
 
 def _levels(
-    codes: NDArray[np.int64], histogram: Mapping[int, int], colours: bool, tolerance: int
-) -> _Found:
+    codes: Codes, histogram: Mapping[int, int], colours: bool, settings: Namespace
+) -> tuple[Entries, str]:
     """Group almost equal values and number the groups from dark to bright."""
-    what = "colours" if colours else "gray levels"
-    left = unpack(codes, colours)
+    what, tolerance = "colours" if colours else "gray levels", settings.tolerance
     order = np.argsort([-histogram[c] for c in codes.tolist()], kind="stable")
-    left = left[order]
+    left = _values(codes, colours)[order]
     centres: list[Value] = []
     while len(left) and len(centres) <= MOST_CLASSES:  # the most frequent first
         centres.append(tuple(left[0].tolist()))
         left = left[np.abs(left - left[0]).max(axis=1) > tolerance]
     if len(centres) > MOST_CLASSES:
         raise DataError(
-            f"masks: {len(codes)} {what}, more than {MOST_CLASSES} of them over "
+            f"{settings.masks}: {len(codes)} {what}, more than {MOST_CLASSES} of them over "
             f"{tolerance} apart; raise --tolerance or name the classes with --palette"
         )
     weights = (0.299, 0.587, 0.114) if colours else (1.0,)
@@ -280,19 +250,7 @@ def _levels(
     return list(enumerate(centres)), f"{what} numbered from dark to bright{near}"
 
 
-def _rule(
-    colours: bool, entries: Sequence[tuple[int, Value]], tolerance: int, note: str
-) -> MaskRule:
-    channels = 3 if colours else 1
-    values = np.array([v for _, v in entries], np.int64).reshape(-1, channels)
-    return MaskRule(colours, values, np.array([i for i, _ in entries], np.int64), tolerance, note)
-
-
-def _id_text(label: int) -> str:
-    return "ignore" if label == IGNORED else str(label)
-
-
-def histogram_of(codes: NDArray[np.int64]) -> Counter[int]:
+def histogram_of(codes: Codes) -> Counter[int]:
     """Code -> number of pixels of a mask."""
     distinct, counts = np.unique(codes, return_counts=True)
     return Counter(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))

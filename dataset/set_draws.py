@@ -15,11 +15,11 @@ ENOUGH = 0.001  # share of an image that a class should fill in an annotated ima
 def draw_test_specimens(
     specimens: Sequence[Hashable], counts: Counts, fraction: float, seed: int
 ) -> set[Hashable]:
-    """Draw whole specimens for the test set.
+    """Draw whole specimens for the test set; both sets get at least one.
 
-    Of 200 random orders, each cut where the share of images comes nearest to ``fraction``, the one
-    is taken whose training and test sets miss the fewest classes, then the one of the best share.
-    Both sets get at least one specimen.
+    Each of 200 random orders of the specimens is cut where the share of images comes nearest to
+    ``fraction``. The best draw misses the fewest classes in training and test together; among
+    equals it has the nearest share.
 
     Args:
         specimens: the specimen of each image (N).
@@ -39,23 +39,22 @@ def draw_test_specimens(
     present = np.zeros((len(names), counts.shape[1]), bool)
     np.logical_or.at(present, owner, counts > 0)
     rng = np.random.default_rng([seed, 1])
-    best: tuple[tuple[int, float], set[Hashable]] | None = None
-    for _ in range(TRIES):
+
+    def draw() -> tuple[int, float, NDArray[np.int64]]:
         order = rng.permutation(len(names))
         share = np.cumsum(sizes[order])[:-1] / len(owner)
         cut = int(np.argmin(np.abs(share - fraction))) + 1
-        missing = int((~present[order[:cut]].any(0)).sum() + (~present[order[cut:]].any(0)).sum())
-        score = missing, abs(float(share[cut - 1]) - fraction)
-        if best is None or score < best[0]:
-            best = score, {names[i] for i in order[:cut]}
-    assert best is not None
-    return best[1]
+        missing = sum(int((~present[part].any(0)).sum()) for part in (order[:cut], order[cut:]))
+        return missing, abs(float(share[cut - 1]) - fraction), order[:cut]
+
+    *_, best = min((draw() for _ in range(TRIES)), key=lambda drawn: drawn[:2])
+    return {names[i] for i in best}
 
 
 def draw_single(
     specimens: Sequence[Hashable], counts: Counts, seed: int, repeats: int = 5
 ) -> list[int]:
-    """Draw different images, one for each repeat: those that show the most classes come first.
+    """Draw different images, one for each repeat, those that show the most classes first.
 
     Among equals, images in which more classes fill 0.1 % are preferred, then new specimens.
     """
@@ -75,10 +74,10 @@ def draw_single(
 def draw_groups(
     specimens: Sequence[Hashable], counts: Counts, seed: int, size: int = 5, repeats: int = 5
 ) -> list[list[int]]:
-    """Draw different groups of ``size`` images; together a group shows every class if it can.
+    """Draw different groups of ``size`` images; each group shows every class if any can.
 
-    Among equals, images of specimens that the group does not have yet are preferred. Fewer groups
-    come back when no others are found, none when there are fewer images than ``size``.
+    Among equals, images of specimens that the group does not have yet are preferred. There are
+    fewer groups if no others are found, and none of fewer images than ``size``.
     """
     if len(counts) < size:
         return []
@@ -104,14 +103,12 @@ def _draw_group(
     distinct = list(dict.fromkeys(patterns[i] for i in order))
     wanted = frozenset().union(*distinct)
     plan = _cover(distinct, wanted, size)
-    if plan is None:  # impossible: take what shows the most
+    if plan is None:  # no group shows every class: take what adds the most
         plan = []
         for _ in range(size):
             seen = frozenset().union(*plan)
-            plan.append(max(distinct, key=lambda p: len(p - seen)))
-            if plan[-1] <= seen:
-                plan.pop()
-                break
+            best = max(distinct, key=lambda p: len(p - seen))
+            plan += [best] if best - seen else []
     chosen: list[int] = []
     for pattern in [*plan, *[None] * (size - len(plan))]:
         used = [specimens[i] for i in chosen]
@@ -123,9 +120,9 @@ def _draw_group(
 def _cover(
     patterns: list[frozenset[int]], wanted: frozenset[int], picks: int
 ) -> list[frozenset[int]] | None:
-    """At most ``picks`` patterns that hold all the wanted classes: exact, the rarest class first.
+    """At most ``picks`` patterns that hold all the wanted classes, or None if there are none such.
 
-    The patterns are tried in their order, those with the most of the wanted classes first.
+    An exact search, the rarest class first and the patterns with the most of the wanted classes.
     """
     if not wanted:
         return []

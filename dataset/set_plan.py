@@ -6,202 +6,231 @@ Nothing is written here; ``dataset/prepare.py`` is the program.
 from __future__ import annotations
 
 import re
-import unicodedata
+from argparse import Namespace
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data import IMAGE_SUFFIXES, SMALLEST_SIDE, parse_name
-from dataset.mask_values import (
-    IGNORED,
-    MaskRule,
-    Palette,
-    Value,
-    find_rule,
-    has_colour,
-    histogram_of,
-    to_codes,
-)
+from data import MOST_REPEATS, name_key, parse_name
+from dataset.check import SMALLEST_SIDE, Problems, size_text
+from dataset.mask_values import IGNORED, Codes, MaskRule, find_rule, histogram_of, to_codes
+from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
 from dataset.source_files import count_pages, read_picture, read_pixels
-from utils.imagefile import DataError, Pixels
+from utils.files import IMAGE_SUFFIXES, list_files
+from utils.imagefile import Array, DataError, Pixels, has_colour
 
 SPLITS = {"train": "train_numf", "test": "test_numf", "unlabelled": "train_unlabelled"}
-MAX_LINES = 30
-REPEATS = 5
-Box = tuple[slice, slice]
-Boxes = tuple[Box, Box]  # the parts of an image and of its mask that are used
+EACH = -1  # of --page
 _SUFFIXES = [s for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is asked for; see ``--help``."""
+class Box(NamedTuple):
+    """A rectangle of pixels."""
 
-    images: Path
-    masks: Path
-    out: Path
-    mask_pattern: str = ""
-    mask_kind: str = "auto"
-    palette: Palette = ()
-    ignored: tuple[Value, ...] = ()
-    ignored_as: int = IGNORED
-    tolerance: int = 0
-    num_classes: int = 0
-    page: int = 0  # 0: not given, -1: each
-    crop: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, bottom, left, right
-    trim: int = 0
-    tile: int = 0
-    overlap: int = 0
-    pattern: re.Pattern[str] | None = None
-    table: dict[str, dict[str, str]] | None = None
-    test: float = 0.3
-    seed: int = 0
-    dry_run: bool = False
-    overwrite: bool = False
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, pixels: Array) -> Array:
+        """This part of an image or a mask, (H, W, ...)."""
+        return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def misfit(self, other: Box) -> int:
+        """By how many pixels the sides of two rectangles differ at most."""
+        return max(abs(self.height - other.height), abs(self.width - other.width))
 
 
 @dataclass(frozen=True)
 class Source:
-    """One image (a page of a file), with its mask if it has one, and where it comes from."""
+    """One image (a page of a file), with its mask if it has one, and where it comes from.
+
+    Attributes:
+        keeps_name: the file's name is that of the image in the set, unless it is tiled.
+        box, mask_box: the parts of image and mask that are used.
+    """
 
     image: Path
     mask: Path | None
-    page: int
-    pages: int
-    batch: str
-    sample: str
-    specimen: str
+    page: int = 1
+    pages: int = 1
+    batch: str = ""
+    sample: str = ""
+    specimen: str = ""
     split: str = ""
     keeps_name: bool = False
+    box: Box = Box(0, 0, 0, 0)
+    mask_box: Box = Box(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of the set: a square (or all) of a source."""
+    """One image of the set: a square (or all) of the part of a source that is used."""
 
     source: Source
     name: str
-    top: int
-    left: int
-    counts: tuple[int, ...] = ()  # pixels of each class; empty without a mask
+    box: Box
+    counts: Counts | None = None  # (256,) pixels of each class; None without a mask
+
+    @property
+    def annotated(self) -> bool:
+        """Whether it has a mask that is to be used."""
+        return self.counts is not None and self.source.split != "unlabelled"
 
 
 @dataclass
 class Plan:
-    """The set before it is written."""
+    """The set before it is written; ``settings`` are the options of ``dataset/prepare.py``."""
 
+    settings: Namespace
     rule: MaskRule
     num_classes: int
-    boxes: dict[Source, Boxes]
-    splits: dict[str, list[Tile]]
-    ignored: int = 0
+    splits: defaultdict[str, list[Tile]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def image(self, source: Source) -> Pixels:
+        """A source's image after cropping, uint8 (H, W) or (H, W, 3)."""
+        return source.box.of(read_picture(source.image, source.page)[0])
+
+    def ids(self, source: Source) -> Pixels:
+        """Class ids of its mask after cropping, uint8 (H, W); unlabelled as ``--ignored-as``."""
+        ids = self.rule.apply(_codes(self.settings, source, self.rule.colours))
+        return np.where(ids == IGNORED, self.settings.ignored_as, ids).astype(np.uint8)
+
+    def counts(self, tiles: list[Tile]) -> Counts:
+        """Pixels of each class in each tile, (N, C); all need masks."""
+        return np.array([t.counts for t in tiles if t.counts is not None])[:, : self.num_classes]
+
+
+def make_plan(settings: Namespace) -> Plan:
+    """Read everything once, decide what is which class and which image goes where.
+
+    Args:
+        settings: the options of ``dataset/prepare.py``, see its ``read_settings``.
+
+    Raises:
+        DataError: all problems found, one line each (after 30 lines only their number).
+    """
+    problems, warnings = Problems(), list[str]()
+    notes: Counter[str] = Counter()
+    colours = settings.mask_kind == "colours"
+    sources = []
+    for source in find_sources(settings, problems, warnings):
+        with problems.collect():
+            image, note = read_picture(source.image, source.page)
+            mask = _mask_pixels(settings, source) if source.mask else image
+            colours = colours or (source.mask is not None and has_colour(mask))
+            sources.append(_fit(settings, source, image.shape, mask.shape))
+            notes[note] += 1
+    rule = _find_rule(settings, sources, colours, problems)
+    tiles = _cut(settings, sources, problems)
+    problems.refuse()
+    assert rule is not None  # without masks there is a problem
+    num_classes = max(settings.num_classes, rule.num_classes)
+    if settings.ignored_as != IGNORED:
+        num_classes = max(num_classes, settings.ignored_as + 1)
+    if num_classes < 2:
+        warnings.append(
+            f"one class in all masks ({rule.lines()[1]}): training needs 2; check the masks, or "
+            "give --palette"
+        )
+    plan = Plan(settings, rule, num_classes, warnings=warnings)
+    plan.notes += [f"{count} image(s) of {note}" for note, count in sorted(notes.items()) if note]
+    _split(plan, _count(plan, tiles))
+    _annotate(plan)
+    return plan
 
 
 # ---------------------------------------------------------------- finding images
 
 
-def find_sources(settings: Settings, problems: list[str], warnings: list[str]) -> list[Source]:
+def find_sources(settings: Namespace, problems: Problems, warnings: list[str]) -> list[Source]:
     """Pair images with masks and find out batch, sample and specimen of each."""
-    files = [p for p in _files(settings.images) if p.suffix.lower() in IMAGE_SUFFIXES]
-    masks = {_plain(p.name): p for p in _files(settings.masks)}
-    if settings.masks.resolve() == settings.images.resolve():
-        of = {p: _mask_of(settings, p, masks, []) for p in files}
-        files = [p for p in files if p not in of.values()]
+    files = list_files(settings.images, IMAGE_SUFFIXES)
+    masks = {name_key(p.name): p for p in list_files(settings.masks)}
+    masks_of = {p: _masks_of(settings, p, masks) for p in files}
+    one_folder = settings.masks.resolve() == settings.images.resolve()
+    if one_folder:
+        taken = {found[0] for found in masks_of.values() if found}
+        files = [p for p in files if p not in taken]
     if not files:
         suffixes = " ".join(IMAGE_SUFFIXES)
         raise DataError(f"{settings.images}: no image in it ({suffixes}); give another --images")
-    stems = Counter(_plain(p.stem) for p in files)
-    sources = []
-    used: set[Path] = set()
+    stems = Counter(name_key(p.stem) for p in files)
+    sources: list[Source] = []
     for path in files:
-        if stems[_plain(path.stem)] > 1:
+        found = masks_of[path]
+        if stems[name_key(path.stem)] > 1:
             problems.append(f"{path}: another image has this name too; rename or remove one")
-        mask = _mask_of(settings, path, masks, problems)
-        used |= {mask} if mask else set()
-        source = _identify(settings, Source(path, mask, 1, 1, "", "", ""), problems)
-        sources += _pages(settings, source, problems, warnings)
-    same_folder = settings.masks.resolve() == settings.images.resolve()
+        if len(found) > 1:
+            names = ", ".join(p.name for p in found)
+            problems.append(f"{path}: {len(found)} masks ({names}); remove all but one")
+        source = Source(path, found[0] if found else None)
+        with problems.collect():
+            source = _identify(settings, source)
+        with problems.collect():
+            sources += _pages(settings, source, warnings)
+    used = {masks_of[path][0] for path in files if masks_of[path]}
     stray = [p for p in masks.values() if p.suffix.lower() in IMAGE_SUFFIXES and p not in used]
-    if stray and not same_folder:
+    if stray and not one_folder:
         warnings.append(f"{stray[0]}: {len(stray)} mask(s) without an image; not used")
     if not used:
         wanted = settings.mask_pattern.replace("{stem}", files[0].stem) or f"{files[0].stem}.*"
         problems.append(f"{settings.masks / wanted}: no image has a mask; give --mask-pattern")
-    if settings.table is not None:
-        known = {_plain(name) for p in files for name in (p.name, p.stem)}
-        unknown = set(settings.table) - known
+    if isinstance(settings.batch_from, dict):
+        known = {name_key(name) for p in files for name in (p.name, p.stem)}
+        unknown = sorted(set(settings.batch_from) - known)
         if unknown:
-            first = sorted(unknown)[0]
-            warnings.append(f"--batch-from: {len(unknown)} row(s) without an image, as {first}")
+            rows = f"{len(unknown)} row(s) without an image, as {unknown[0]}"
+            warnings.append(f"--batch-from: {rows}")
     return sources
 
 
-def _files(folder: Path) -> list[Path]:
-    try:
-        return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be listed ({error.strerror}); check its permissions"
-        ) from None
-
-
-def _plain(name: str) -> str:
-    """By which names find each other: macOS writes an accent as a letter of its own."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _mask_of(
-    settings: Settings, image: Path, masks: dict[str, Path], problems: list[str]
-) -> Path | None:
-    stem = _plain(image.stem)
+def _masks_of(settings: Namespace, image: Path, masks: dict[str, Path]) -> list[Path]:
+    """The masks that an image could have, by name; ``masks`` has their paths."""
+    stem = name_key(image.stem)
+    names = [stem + suffix for suffix in _SUFFIXES]
     if settings.mask_pattern:
-        mask = masks.get(_plain(settings.mask_pattern).replace("{stem}", stem))
-        return None if mask == image else mask
-    found = [masks[n] for n in (stem + s for s in _SUFFIXES) if n in masks]
-    found = [p for p in found if p != image]
-    if len(found) > 1:
-        names = ", ".join(p.name for p in found)
-        problems.append(f"{image}: {len(found)} masks ({names}); remove all but one")
-    return found[0] if found else None
+        names = [name_key(settings.mask_pattern).replace("{stem}", stem)]
+    return [masks[name] for name in names if name in masks and masks[name] != image]
 
 
-def _identify(settings: Settings, source: Source, problems: list[str]) -> Source:
+def _identify(settings: Namespace, source: Source) -> Source:
     """Batch, sample and specimen from the table, the regular expression, or the name."""
-    path = source.image
-    if settings.table is not None:
-        row = settings.table.get(_plain(path.name)) or settings.table.get(_plain(path.stem))
+    path, given = source.image, settings.batch_from
+    specimen = split = ""
+    if isinstance(given, dict):
+        row = given.get(name_key(path.name)) or given.get(name_key(path.stem))
         if row is None:
-            problems.append(f"{path}: not in the table of --batch-from; add a row for it")
-            return source
-        sample = row.get("sample") or path.stem
-        specimen = row.get("specimen") or f"{row['batch']}_{sample}"
-        return _named(source, row["batch"], sample, specimen, row.get("split", ""))
-    if settings.pattern is not None:
-        match = settings.pattern.search(path.name)
+            raise DataError(f"{path}: not in the table of --batch-from; add a row for it")
+        batch, sample = row["batch"], row.get("sample") or path.stem
+        specimen, split = row.get("specimen", ""), row.get("split", "")
+    elif given is not None:
+        match = given.search(path.name)
         if match is None:
-            shown = settings.pattern.pattern
-            problems.append(f"{path}: --batch-from {shown!r} does not match this name; correct it")
-            return source
-        named = {k: v or "" for k, v in match.groupdict().items()}
-        plain = [match[i] or "" for i in range(1, settings.pattern.groups + 1)]
+            shown = f"--batch-from {given.pattern!r}"
+            raise DataError(f"{path}: {shown} does not match this name; correct it")
+        named, plain = match.groupdict(), match.groups("")
         batch = named.get("batch") or plain[0]
-        sample = named.get("sample") or (plain[1] if len(plain) > 1 else "") or path.stem
-        return _named(source, batch, sample, named.get("specimen") or f"{batch}_{sample}")
-    batch, sample = parse_name(path.stem)
-    return replace(_named(source, batch, sample, f"{batch}_{sample}"), keeps_name=True)
-
-
-def _named(source: Source, batch: str, sample: str, specimen: str, split: str = "") -> Source:
-    batch, sample = _field(batch), _field(sample)
-    return replace(source, batch=batch, sample=sample, specimen=specimen, split=split)
+        sample = named.get("sample") or "".join(plain[1:2]) or path.stem
+        specimen = named.get("specimen") or ""
+    else:
+        batch, sample = parse_name(path.stem)
+    return replace(
+        source,
+        batch=_field(batch),
+        sample=_field(sample),
+        specimen=specimen or f"{batch}_{sample}",
+        split=split,
+        keeps_name=given is None,
+    )
 
 
 def _field(text: str) -> str:
@@ -209,273 +238,56 @@ def _field(text: str) -> str:
     return re.sub(r"[\s_/\\:*?\"<>|]+", "-", text.strip()).strip("-.")
 
 
-def _pages(
-    settings: Settings, source: Source, problems: list[str], warnings: list[str]
-) -> list[Source]:
+def _pages(settings: Namespace, source: Source, warnings: list[str]) -> list[Source]:
     """The wanted pages of a file, as one source each."""
-    try:
-        pages = count_pages(source.image)
-    except DataError as error:
-        problems.append(str(error))
-        return []
-    source = replace(source, pages=pages)
-    if settings.page < 0:
+    pages = count_pages(source.image)
+    source = replace(source, pages=pages, page=max(settings.page, 1))
+    if settings.page == EACH:
         return [replace(source, page=n + 1, keeps_name=False) for n in range(pages)]
     if pages > 1 and not settings.page:
         warnings.append(f"{source.image}: {pages} pages, the first is taken; --page chooses")
-    if settings.page > pages:
-        problems.append(
-            f"{source.image}: no page {settings.page}, it has {pages}; choose another --page"
-        )
-        return []
-    return [replace(source, page=settings.page or 1)]
-
-
-# ---------------------------------------------------------------- planning the set
-
-
-def make_plan(settings: Settings) -> Plan:
-    """Read everything once, decide what is which class and which image goes where.
-
-    Raises:
-        DataError: all problems found, one line each (after 30 lines only their number).
-    """
-    problems: list[str] = []
-    warnings: list[str] = []
-    sources = find_sources(settings, problems, warnings)
-    scan = _Scan(settings, problems)
-    boxes = {s: b for s in sources if (b := scan.boxes(s)) is not None}
-    histograms = {s: h for s in boxes if s.mask and (h := scan.histogram(s, boxes[s]))}
-    rule = _find_rule(settings, scan.colours, histograms, problems)
-    tiles = _cut(settings, scan.sizes, problems)
-    if problems or rule is None:
-        raise DataError("\n".join(at_most(problems)))
-    known = max(settings.num_classes, rule.num_classes)
-    if settings.ignored_as != IGNORED:
-        known = max(known, settings.ignored_as + 1)
-    if known < 2:
-        warnings.append(
-            f"one class in all masks ({rule.lines()[1]}): training needs 2; check the masks, or "
-            "give --palette"
-        )
-    plan = Plan(rule, known, boxes, {}, warnings=warnings)
-    plan.notes += [f"{count} image(s) of {note}" for note, count in sorted(scan.notes.items())]
-    _split(settings, plan, _count(settings, plan, tiles))
-    _annotate(settings, plan)
-    return plan
-
-
-def at_most(lines: Iterable[str]) -> list[str]:
-    """The first 30 different lines, and the number of the others."""
-    kept = list(dict.fromkeys(lines))
-    if len(kept) > MAX_LINES:
-        kept[MAX_LINES:] = [f"and {len(kept) - MAX_LINES} more"]
-    return kept
-
-
-class _Scan:
-    """Decodes every file once, so that all problems are found before anything is made."""
-
-    def __init__(self, settings: Settings, problems: list[str]) -> None:
-        self.settings, self.problems = settings, problems
-        self.notes: Counter[str] = Counter()
-        self.colours = settings.mask_kind == "colours"
-        self.sizes: dict[Source, tuple[int, int]] = {}  # H, W of what is used
-
-    def boxes(self, source: Source) -> Boxes | None:
-        """The parts to use of image and mask; None if the image cannot be used."""
-        try:
-            pixels, note = read_picture(source.image, source.page)
-            shape = pixels.shape
-            if source.mask:
-                mask = _mask_pixels(self.settings, source)
-                self.colours = self.colours or has_colour(mask)
-                shape = mask.shape
-            boxes = _fit(self.settings, source, pixels.shape, shape)
-        except DataError as error:
-            self.problems.append(str(error))
-            return None
-        height, width = pixels[boxes[0]].shape[:2]
-        if min(height, width) < SMALLEST_SIDE:
-            text = f"{source.image}: {_size((height, width))} pixels are used"
-            self.problems.append(f"{text}; at least {SMALLEST_SIDE} a side are needed")
-            return None
-        if note:
-            self.notes[note] += 1
-        self.sizes[source] = height, width
-        return boxes
-
-    def histogram(self, source: Source, boxes: Boxes) -> Counter[int] | None:
-        """Code -> pixels of a mask; to be called when ``boxes`` has seen all images."""
-        try:
-            return histogram_of(_mask_codes(self.settings, source, boxes, self.colours))
-        except DataError as error:
-            self.problems.append(str(error))
-            return None
-
-
-def _find_rule(
-    settings: Settings,
-    colours: bool,
-    histograms: dict[Source, Counter[int]],
-    problems: list[str],
-) -> MaskRule | None:
-    total: Counter[int] = Counter()
-    for histogram in histograms.values():
-        total.update(histogram)
-    if not total:
-        return None
-    try:
-        rule = find_rule(
-            total,
-            colours=colours,
-            kind=settings.mask_kind,
-            palette=settings.palette,
-            ignored=settings.ignored,
-            tolerance=settings.tolerance,
-            num_classes=settings.num_classes,
-        )
-    except DataError as error:
-        problems.append(str(error).replace("masks:", f"{settings.masks}:"))
-        return None
-    wrong = (rule.problem(s.mask, h) for s, h in histograms.items() if s.mask)
-    problems += [line for line in wrong if line]
-    if settings.num_classes and rule.num_classes > settings.num_classes:
-        problems.append(
-            f"{settings.masks}: {rule.num_classes} classes where --num_classes is "
-            f"{settings.num_classes} ({rule.lines()[1]}); correct it, or give --palette"
-        )
-    return rule
-
-
-def _count(settings: Settings, plan: Plan, tiles: list[Tile]) -> list[Tile]:
-    """The tiles with their pixels of each class."""
-    of: defaultdict[Source, list[Tile]] = defaultdict(list)
-    for tile in tiles:
-        of[tile.source].append(tile)
-    counted = []
-    for source, own in of.items():
-        if not source.mask:
-            counted += own
-            continue
-        ids = read_ids(settings, plan, source)
-        for tile in own:
-            counts = np.bincount(window(settings, tile, ids).ravel(), minlength=256)
-            plan.ignored += int(counts[IGNORED])
-            counted.append(replace(tile, counts=tuple(counts[: plan.num_classes].tolist())))
-    return counted
-
-
-def tile_starts(side: int, tile: int, overlap: int) -> list[int]:
-    """First pixel of each tile along a side: the tiles cover it, the last one ends with it."""
-    step = tile - overlap
-    return [*range(0, side - tile, step), side - tile]
-
-
-def _cut(
-    settings: Settings, sizes: dict[Source, tuple[int, int]], problems: list[str]
-) -> list[Tile]:
-    """Tiles of all sources, with their names."""
-    same = Counter((s.batch, s.sample) for s in sizes)
-    number: Counter[tuple[str, str]] = Counter()
-    tiles = []
-    for source, (height, width) in sizes.items():
-        key = source.batch, source.sample
-        number[key] += 1
-        if source.keeps_name and not settings.tile:
-            tiles.append(Tile(source, source.image.stem, 0, 0))
-            continue
-        sample = source.sample
-        if source.pages > 1 and settings.page < 0:
-            sample += f"-p{source.page}"
-        if same[key] > (source.pages if settings.page < 0 else 1):
-            sample += f"-{number[key]}"
-        side = settings.tile
-        if side and min(height, width) < side:
-            text = f"{source.image}: {_size((height, width))} is smaller than --tile {side}"
-            problems.append(f"{text}; give a smaller --tile")
-            continue
-        rows = tile_starts(height, side, settings.overlap) if side else [0]
-        columns = tile_starts(width, side, settings.overlap) if side else [0]
-        for r, top in enumerate(rows):
-            for c, left in enumerate(columns):
-                name = f"{source.batch}_{sample}_{r}_{c}"
-                tiles.append(Tile(source, name, top, left))
-    for name, count in Counter(t.name.casefold() for t in tiles).items():
-        if count > 1:
-            files = dict.fromkeys(t.source.image.name for t in tiles if t.name.casefold() == name)
-            text = f"{settings.images}: {', '.join(files)} would all become {name}.png"
-            problems.append(f"{text}; tell them apart by --batch-from")
-    return tiles
-
-
-def _split(settings: Settings, plan: Plan, tiles: list[Tile]) -> None:
-    """Fill ``plan.splits``: whole specimens to the test set, images without masks apart."""
-    test = _test_specimens(settings, [t for t in tiles if _is_annotated(t)])
-    left_out = 0
-    for tile in tiles:
-        in_test = tile.source.specimen in test
-        if in_test and not _is_annotated(tile):
-            left_out += 1  # pretraining would see the test specimens
-            continue
-        split = "test" if in_test else "train" if _is_annotated(tile) else "unlabelled"
-        plan.splits.setdefault(SPLITS[split], []).append(tile)
-    if left_out:
-        plan.notes.append(f"{left_out} image(s) without a mask left out: of a test specimen")
-    if SPLITS["train"] not in plan.splits:
-        raise DataError(f"{settings.images}: no annotated image is left to train on; lower --test")
-
-
-def _is_annotated(tile: Tile) -> bool:
-    return bool(tile.counts) and tile.source.split != "unlabelled"
-
-
-def _test_specimens(settings: Settings, annotated: list[Tile]) -> set[Any]:
-    """The specimens that the table gives to the test set; without any, a draw among the others."""
-    given: defaultdict[str, set[str]] = defaultdict(set)
-    for tile in annotated:
-        given[tile.source.specimen].add(tile.source.split)
-    both = [s for s, splits in given.items() if {"train", "test"} <= splits]
-    if both:
-        lines = (f"specimen {s}: in training and in test; give it to one split" for s in both)
-        raise DataError("\n".join(at_most(lines)))
-    test = {s for s, splits in given.items() if "test" in splits}
-    if test or not settings.test:
-        return test
-    free = [t for t in annotated if "train" not in given[t.source.specimen]]
-    owners = [t.source.specimen for t in free]
-    if len(set(owners)) < 2:
+    if source.page > pages:
         raise DataError(
-            f"{settings.images}: {len(set(owners))} specimen(s) to draw a test set from "
-            f"({', '.join(sorted(set(owners)))}), 2 are needed; tell images apart by --batch-from, "
-            "or give --test 0"
+            f"{source.image}: no page {source.page}, it has {pages}; choose another --page"
         )
-    counts = np.array([t.counts for t in free])
-    return set(draw_test_specimens(owners, counts, settings.test, settings.seed))
-
-
-def _annotate(settings: Settings, plan: Plan) -> None:
-    """Add the sets of one and of five annotated images."""
-    train = plan.splits[SPLITS["train"]]
-    counts = np.array([t.counts for t in train])
-    specimens = [t.source.specimen for t in train]
-    for k, index in enumerate(draw_single(specimens, counts, settings.seed, REPEATS)):
-        plan.splits[f"sup_num1_{k}"] = [train[index]]
-    for k, group in enumerate(draw_groups(specimens, counts, settings.seed, 5, REPEATS)):
-        plan.splits[f"sup_num5_{k}"] = [train[index] for index in group]
-    for size in (1, 5):
-        made = sum(name.startswith(f"sup_num{size}_") for name in plan.splits)
-        if made < REPEATS:
-            plan.warnings.append(
-                f"{made} of {REPEATS} sets sup_num{size}_*: {len(train)} training image(s) "
-                "give no more different ones"
-            )
+    return [source]
 
 
 # ---------------------------------------------------------------- pixels
 
 
-def _mask_pixels(settings: Settings, source: Source) -> NDArray[Any]:
+def _fit(
+    settings: Namespace, source: Source, image: tuple[int, ...], mask: tuple[int, ...]
+) -> Source:
+    """The source with the parts of image and mask (their shapes are given) that are used.
+
+    A mask that has the size of the cropped image is not cropped again. With ``trim``, what one of
+    them has more at the bottom and on the right is cut off, up to so many pixels.
+    """
+    whole, whole_mask = (Box(0, 0, *shape[:2]) for shape in (image, mask))
+    box, mask_box = _crop(settings, whole), _crop(settings, whole_mask)
+    if whole_mask.misfit(box) <= settings.trim < whole_mask.misfit(whole):
+        mask_box = whole_mask
+    if box.misfit(mask_box) > settings.trim:
+        cropped = " (cropped)" if any(settings.crop) else ""
+        raise DataError(
+            f"{source.mask}: {size_text(mask_box[2:])}, its image is {size_text(box[2:])}{cropped};"
+            " a mask has the size of its image, before or after --crop; --trim cuts a few pixels"
+        )
+    height, width = min(box.height, mask_box.height), min(box.width, mask_box.width)
+    if min(height, width) < SMALLEST_SIDE:
+        text = f"{source.image}: {size_text((height, width))} pixels are used"
+        raise DataError(f"{text}; at least {SMALLEST_SIDE} a side are needed")
+    box, mask_box = (b._replace(height=height, width=width) for b in (box, mask_box))
+    return replace(source, box=box, mask_box=mask_box)
+
+
+def _crop(settings: Namespace, whole: Box) -> Box:
+    top, bottom, left, right = settings.crop
+    return Box(top, left, max(0, whole.height - top - bottom), max(0, whole.width - left - right))
+
+
+def _mask_pixels(settings: Namespace, source: Source) -> Array:
     """The mask's own values; a mask of one page serves all pages of its image."""
     assert source.mask is not None
     pages = count_pages(source.mask)
@@ -486,75 +298,149 @@ def _mask_pixels(settings: Settings, source: Source) -> NDArray[Any]:
     return read_pixels(source.mask, source.page if pages > 1 else 1, colours)
 
 
-def _fit(
-    settings: Settings, source: Source, image: tuple[int, ...], mask: tuple[int, ...]
-) -> Boxes:
-    """Crop image and mask (their shapes are given) to one size.
-
-    A mask that has the size of the cropped image is not cropped again. With ``trim``, what one of
-    them has more at the bottom and on the right is cut off, up to so many pixels.
-    """
-    cut = _crop(settings, image)
-    cut_mask = _crop(settings, mask)
-    whole_mask = slice(0, mask[0]), slice(0, mask[1])
-    fits_cut = _difference(_extent(whole_mask), _extent(cut)) <= settings.trim
-    if fits_cut and _difference(mask[:2], image[:2]) > settings.trim:
-        cut_mask = whole_mask
-    sides, mask_sides = _extent(cut), _extent(cut_mask)
-    if _difference(sides, mask_sides) > settings.trim:
-        cropped = " (cropped)" if any(settings.crop) else ""
-        raise DataError(
-            f"{source.mask}: {_size(mask_sides)}, its image is {_size(sides)}{cropped}; "
-            "a mask has the size of its image, before or after --crop; --trim cuts a few pixels"
-        )
-    height, width = (min(a, b) for a, b in zip(sides, mask_sides, strict=True))
-    return _shrink(cut, height, width), _shrink(cut_mask, height, width)
-
-
-def _crop(settings: Settings, shape: tuple[int, ...]) -> Box:
-    top, bottom, left, right = settings.crop
-    return slice(top, max(top, shape[0] - bottom)), slice(left, max(left, shape[1] - right))
-
-
-def _difference(sides: tuple[int, ...], others: tuple[int, ...]) -> int:
-    return max(abs(a - b) for a, b in zip(sides, others, strict=True))
-
-
-def _extent(box: Box) -> tuple[int, int]:
-    return box[0].stop - box[0].start, box[1].stop - box[1].start
-
-
-def _shrink(box: Box, height: int, width: int) -> Box:
-    rows, columns = box
-    return slice(rows.start, rows.start + height), slice(columns.start, columns.start + width)
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}x{shape[0]}"
-
-
-def _mask_codes(
-    settings: Settings, source: Source, boxes: Boxes, colours: bool
-) -> NDArray[np.int64]:
+def _codes(settings: Namespace, source: Source, colours: bool) -> Codes:
+    """The used part of a source's mask, (H, W), see ``to_codes``."""
     assert source.mask is not None
-    return to_codes(source.mask, _mask_pixels(settings, source)[boxes[1]], colours)
+    return to_codes(source.mask, source.mask_box.of(_mask_pixels(settings, source)), colours)
 
 
-def read_ids(settings: Settings, plan: Plan, source: Source) -> Pixels:
-    """Class ids of a source's mask after cropping, uint8 (H, W); 255 where there is no label."""
-    rule = plan.rule
-    ids = rule.apply(_mask_codes(settings, source, plan.boxes[source], rule.colours))
-    return np.where(ids == IGNORED, settings.ignored_as, ids).astype(np.uint8)
+def _find_rule(
+    settings: Namespace, sources: list[Source], colours: bool, problems: Problems
+) -> MaskRule | None:
+    """The rule for all masks; what is wrong with them is added to the problems."""
+    histograms: list[tuple[Path, Counter[int]]] = []
+    for source in sources:
+        if source.mask:
+            with problems.collect():
+                codes = _codes(settings, source, colours)
+                histograms.append((source.mask, histogram_of(codes)))
+    total = sum((histogram for _, histogram in histograms), Counter())
+    rule = None
+    if total:
+        with problems.collect():
+            rule = find_rule(total, colours, settings)
+    if rule is not None:
+        found = (rule.problem(path, histogram) for path, histogram in histograms)
+        problems += [line for line in found if line]
+        if settings.num_classes and rule.num_classes > settings.num_classes:
+            problems.append(
+                f"{settings.masks}: {rule.num_classes} classes where --num_classes is "
+                f"{settings.num_classes} ({rule.lines()[1]}); correct it, or give --palette"
+            )
+    return rule
 
 
-def read_cropped(plan: Plan, source: Source) -> Pixels:
-    """A source's image after cropping, uint8 (H, W) or (H, W, 3)."""
-    return read_picture(source.image, source.page)[0][plan.boxes[source][0]]
+# ---------------------------------------------------------------- tiles and splits
 
 
-def window(settings: Settings, tile: Tile, pixels: Pixels) -> Pixels:
-    """The tile's part of a cropped image or mask."""
-    side = settings.tile
-    if not side:
-        return pixels
-    return pixels[tile.top : tile.top + side, tile.left : tile.left + side]
+def tile_starts(side: int, tile: int, overlap: int) -> list[int]:
+    """First pixel of each tile along a side: the tiles cover it, the last one ends with it."""
+    step = tile - overlap
+    return [*range(0, side - tile, step), side - tile]
+
+
+def _cut(settings: Namespace, sources: list[Source], problems: Problems) -> list[Tile]:
+    """Tiles of all sources, with their names."""
+    same = Counter((s.batch, s.sample) for s in sources)
+    number: Counter[tuple[str, str]] = Counter()
+    tiles: list[Tile] = []
+    for source in sources:
+        number[source.batch, source.sample] += 1
+        each = settings.page == EACH
+        sample = source.sample
+        if source.pages > 1 and each:
+            sample += f"-p{source.page}"
+        if same[source.batch, source.sample] > (source.pages if each else 1):
+            sample += f"-{number[source.batch, source.sample]}"
+        height, width = source.box.height, source.box.width
+        side = settings.tile
+        if source.keeps_name and not side:
+            tiles.append(Tile(source, source.image.stem, Box(0, 0, height, width)))
+        elif side > min(height, width):
+            text = f"{source.image}: {size_text(source.box[2:])} is smaller than --tile {side}"
+            problems.append(f"{text}; give a smaller --tile")
+        else:
+            rows, columns = side or height, side or width
+            for r, top in enumerate(tile_starts(height, rows, settings.overlap)):
+                for c, left in enumerate(tile_starts(width, columns, settings.overlap)):
+                    name = f"{source.batch}_{sample}_{r}_{c}"
+                    tiles.append(Tile(source, name, Box(top, left, rows, columns)))
+    by_name = defaultdict(list)
+    for tile in tiles:
+        by_name[tile.name.casefold()].append(tile)
+    for name, own in by_name.items():
+        if len(own) > 1:
+            files = ", ".join(dict.fromkeys(t.source.image.name for t in own))
+            text = f"{settings.images}: {files} would all become {name}.png"
+            problems.append(f"{text}; tell them apart by --batch-from")
+    return tiles
+
+
+def _count(plan: Plan, tiles: list[Tile]) -> list[Tile]:
+    """The tiles with their pixels of each class; those of a source follow one another."""
+    counted = []
+    for source, own in groupby(tiles, key=lambda tile: tile.source):
+        ids = plan.ids(source) if source.mask else None
+        for tile in own:
+            if ids is not None:
+                counts = np.bincount(tile.box.of(ids).ravel(), minlength=256)
+                tile = replace(tile, counts=counts)
+            counted.append(tile)
+    return counted
+
+
+def _split(plan: Plan, tiles: list[Tile]) -> None:
+    """Fill ``plan.splits``: whole specimens to the test set, images without masks apart."""
+    test = _test_specimens(plan, [t for t in tiles if t.annotated])
+    left_out = 0
+    for tile in tiles:
+        in_test = tile.source.specimen in test
+        if in_test and not tile.annotated:
+            left_out += 1  # pretraining would see the test specimens
+            continue
+        split = "test" if in_test else "train" if tile.annotated else "unlabelled"
+        plan.splits[SPLITS[split]].append(tile)
+    if left_out:
+        plan.notes.append(f"{left_out} image(s) without a mask left out: of a test specimen")
+    if SPLITS["train"] not in plan.splits:
+        where = plan.settings.images
+        raise DataError(f"{where}: no annotated image is left to train on; lower --test")
+
+
+def _test_specimens(plan: Plan, annotated: list[Tile]) -> set[Hashable]:
+    """The specimens that the table gives to the test set; without any, a draw among the others."""
+    given: defaultdict[str, set[str]] = defaultdict(set)
+    for tile in annotated:
+        given[tile.source.specimen].add(tile.source.split)
+    both = (s for s, splits in given.items() if {"train", "test"} <= splits)
+    wrong = (f"specimen {s}: in training and in test; give it to one split" for s in both)
+    Problems(wrong).refuse()
+    test: set[Hashable] = {s for s, splits in given.items() if "test" in splits}
+    if test or not plan.settings.test:
+        return test
+    free = [t for t in annotated if "train" not in given[t.source.specimen]]
+    owners = [t.source.specimen for t in free]
+    names = sorted(set(owners))
+    if len(names) < 2:
+        raise DataError(
+            f"{plan.settings.images}: {len(names)} specimen(s) to draw a test set from "
+            f"({', '.join(names)}), 2 are needed; tell images apart by --batch-from, "
+            "or give --test 0"
+        )
+    return draw_test_specimens(owners, plan.counts(free), plan.settings.test, plan.settings.seed)
+
+
+def _annotate(plan: Plan) -> None:
+    """Add the sets of one and of five annotated images."""
+    train, seed = plan.splits[SPLITS["train"]], plan.settings.seed
+    counts, specimens = plan.counts(train), [t.source.specimen for t in train]
+    single = [[index] for index in draw_single(specimens, counts, seed, MOST_REPEATS)]
+    five = draw_groups(specimens, counts, seed, 5, MOST_REPEATS)
+    for size, groups in ((1, single), (5, five)):
+        for k, group in enumerate(groups):
+            plan.splits[f"sup_num{size}_{k}"] = [train[index] for index in group]
+        if len(groups) < MOST_REPEATS:
+            plan.warnings.append(
+                f"{len(groups)} of {MOST_REPEATS} sets sup_num{size}_*: {len(train)} training "
+                "image(s) give no more different ones"
+            )

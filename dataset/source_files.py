@@ -5,36 +5,38 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
-from PIL import TiffImagePlugin
+from PIL.ImageFile import ImageFile
 
 from utils.imagefile import (
-    PNG_MAGIC,
+    BITS,
+    HEIGHT,
+    WIDTH,
+    Array,
     DataError,
     Pixels,
     check_size,
     decoding,
+    few_bits,
+    has_colour,
+    is_deep_colour,
+    is_tiff,
     open_picture,
     read_bytes,
     read_image,
-    silence,
+    stored_values,
+    tiff_pages,
     to_8_bit,
 )
 
-Array = NDArray[Any]
-BIG_TIFF = (b"II+\0", b"MM\0+")
-TIFF = (b"II*\0", b"MM\0*", *BIG_TIFF)
-WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
-OFFSETS, SAMPLES, COUNTS, PREDICTOR, SAMPLE_FORMAT = 273, 277, 279, 317, 339
+# Tags of a TIFF.
+COMPRESSION, PHOTOMETRIC, OFFSETS, SAMPLES, COUNTS = 259, 262, 273, 277, 279
+PREDICTOR, SAMPLE_FORMAT = 317, 339
+NUMBERS = {1: "u", 2: "i", 3: "f"}
 MOST_PACKED = 1100  # pixels a byte: deflate packs no tighter
 LARGEST = 1e100  # of float values; what is computed from them, and one over it, stays finite
 SMALLEST_SPAN = 64  # of 256 levels; below it the values are stretched, as in ``to_8_bit``
@@ -42,8 +44,7 @@ SMALLEST_SPAN = 64  # of 256 levels; below it the values are stretched, as in ``
 
 def count_pages(path: Path) -> int:
     """Number of pages of a TIFF; 1 for any other file. Raises DataError."""
-    raw = read_bytes(path)
-    return max(1, len(list(_directories(raw)))) if raw.startswith(TIFF) else 1
+    return max(1, len(tiff_pages(read_bytes(path))))
 
 
 def read_picture(path: Path, page: int = 1) -> tuple[Pixels, str]:
@@ -52,16 +53,14 @@ def read_picture(path: Path, page: int = 1) -> tuple[Pixels, str]:
     8 and 16 bits are read as in ``utils.imagefile.read_image``. Float values are taken as 0..1,
     0..255 or 0..65535, the first of these that holds them; all other values, and those that would
     fill fewer than 64 of the 256 levels, are stretched from the smallest to the largest. NaN
-    becomes the smallest value.
-
-    Args:
-        path: the file.
-        page: page of a TIFF, counted from 1.
+    becomes the smallest value. Pages of a TIFF are counted from 1.
 
     Raises:
         DataError: the file cannot be read, or has no such page.
     """
-    if page == 1:
+    if page > 1:
+        pixels = read_pixels(path, page, colours=True)
+    else:
         try:
             return read_image(path), ""
         except DataError as error:
@@ -69,18 +68,15 @@ def read_picture(path: Path, page: int = 1) -> tuple[Pixels, str]:
                 pixels = read_pixels(path)
             except DataError:
                 raise error from None
-    else:
-        pixels = read_pixels(path, page, colours=True)
     note = ""
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
-    elif pixels.dtype.kind == "u" and pixels.itemsize <= 2:
-        pixels = pixels if pixels.dtype == np.uint8 else to_8_bit(pixels)
-    else:
+    elif pixels.dtype.kind != "u" or pixels.itemsize > 2:
         pixels, note = _float_to_8_bit(path, pixels)
-    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
-    return np.array(pixels, np.uint8, order="C"), note
+    elif pixels.dtype != np.uint8:
+        pixels = to_8_bit(pixels)
+    gray = pixels.ndim == 3 and not has_colour(pixels)
+    return np.array(pixels[..., 0] if gray else pixels, np.uint8, order="C"), note
 
 
 def read_pixels(path: Path, page: int = 1, colours: bool = False) -> Array:
@@ -93,65 +89,33 @@ def read_pixels(path: Path, page: int = 1, colours: bool = False) -> Array:
         DataError: the file cannot be read, or has no such page.
     """
     raw = read_bytes(path)
-    if raw.startswith(TIFF):
-        pages = list(_directories(raw))
-        if page > max(1, len(pages)):
-            raise DataError(f"{path}: no page {page}, it has {len(pages)}; choose another --page")
-        if pages:
-            with decoding(path):
-                check_size(path, int(pages[page - 1][WIDTH]), int(pages[page - 1][HEIGHT]))
-                plain = _plain_tiff(raw, pages[page - 1])
-            if plain is not None:
-                return plain
-    elif page > 1:
-        raise DataError(f"{path}: no page {page}, it has 1; only a TIFF has several")
+    pages = tiff_pages(raw)
+    if page > max(1, len(pages)):
+        there = max(1, len(pages))
+        raise DataError(f"{path}: no page {page}, it has {there}; choose another --page")
+    claimed = 0
+    if pages:
+        with decoding(path):
+            tags = pages[page - 1]
+            check_size(path, int(tags[WIDTH]), int(tags[HEIGHT]))
+            claimed = int(tags[WIDTH]) * int(tags[HEIGHT])
+            values = _plain_tiff(raw, tags)
+        if values is not None:
+            return values
+    picture: ImageFile | None = None
     try:
         picture = open_picture(path, raw, page)
     except DataError:
-        if not raw.startswith(TIFF) or page > 1:
-            raise
-        picture = None  # a rare kind, if it is not damaged
-    if picture is None:
-        return _with_opencv(path, raw, page)
-    with decoding(path):
-        return _from_pillow(path, raw, page, picture, colours)
-
-
-def _from_pillow(path: Path, raw: bytes, page: int, picture: Any, colours: bool) -> Array:
-    mode = picture.mode
-    if mode in ("P", "PA") and not colours:
-        indices = np.asarray(picture)
-        return indices[..., 0] if indices.ndim == 3 else indices
-    if raw.startswith(PNG_MAGIC):
-        if raw[24] == 16 and raw[25] != 0:  # Pillow keeps the high byte of deep colours only
-            return _with_opencv(path, raw, page)
-        if mode == "L" and raw[24] in (2, 4):  # Pillow spreads them over 0..255
-            return np.asarray(picture) // (255 // (2 ** raw[24] - 1))
-    elif max(getattr(picture, "tag_v2", {}).get(BITS, (8,))) > 8 and mode.startswith("RGB"):
-        return _with_opencv(path, raw, page)
-    if mode in ("LA", "La"):
-        return np.asarray(picture)[..., 0]
-    if mode in ("1", "L", "I", "F") or mode.startswith("I;16"):
-        return np.asarray(picture)
-    return np.asarray(picture.convert("RGB"))
-
-
-def _with_opencv(path: Path, raw: bytes, page: int) -> Array:
-    """Decode what Pillow has no mode for, the first page only."""
-    pixels = None
-    with decoding(path), silence():
-        if page == 1 and _is_plausible(raw):
-            pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        what = "not an image, cut short, or of a rare kind"
+        if not is_tiff(raw) or page > 1:
+            raise  # else a rare kind, if it is not damaged
+    # OpenCV decodes the first page only, and takes the memory for what a file claims beforehand.
+    for_opencv = picture is None or is_deep_colour(raw, picture)
+    if for_opencv and (page > 1 or claimed > len(raw) * MOST_PACKED):
+        what = "cut short, or of a rare kind"
         raise DataError(f"{path}: {what}; copy it again or export it as 8-bit PNG")
-    return np.asarray(pixels[..., 2::-1] if pixels.ndim == 3 else pixels)
-
-
-def _is_plausible(raw: bytes) -> bool:
-    """Whether a TIFF can hold as many pixels as it claims: OpenCV takes the memory beforehand."""
-    pages = list(_directories(raw)) if raw.startswith(TIFF) else []
-    return not pages or int(pages[0][WIDTH]) * int(pages[0][HEIGHT]) <= len(raw) * MOST_PACKED
+    palette = picture is not None and picture.mode in ("P", "PA")
+    values = few_bits(raw, stored_values(path, raw, picture, colours or not palette))
+    return values[..., :3] if values.ndim == 3 else values
 
 
 def _float_to_8_bit(path: Path, pixels: Array) -> tuple[Array, str]:
@@ -173,53 +137,27 @@ def _float_to_8_bit(path: Path, pixels: Array) -> tuple[Array, str]:
     return ((values - offset) * scale + 0.5).astype(np.uint8), f"{pixels.dtype} values: {note}"
 
 
-# ---------------------------------------------------------------- TIFF of any number type
-
-
-def _directories(raw: bytes) -> Iterator[dict[int, Any]]:
-    """The tags of each page."""
-    stream = io.BytesIO(raw)
-    header = raw[:16] if raw.startswith(BIG_TIFF) else raw[:8]
-    seen: set[int] = set()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            directory = TiffImagePlugin.ImageFileDirectory_v2(header)
-            while 0 < directory.next < len(raw) and directory.next not in seen:
-                seen.add(directory.next)
-                stream.seek(directory.next)
-                directory.load(stream)
-                tags = dict(directory)
-                if WIDTH in tags and HEIGHT in tags:
-                    yield tags | {-1: header[:2]}
-        except Exception:  # whatever a broken file causes; reading it says so in one line
-            return
-
-
 def _plain_tiff(raw: bytes, tags: dict[int, Any]) -> Array | None:
     """Decode one page of one sample, not compressed or by deflate, of 8 to 64 bits.
 
     Pillow and OpenCV know neither 64-bit integers nor negative 8-bit ones. None: another kind.
     """
-    bits, kind = tags.get(BITS, (1,)), tags.get(SAMPLE_FORMAT, (1,))[0]
-    compression = tags.get(COMPRESSION, 1)
+    bits, compression = tags.get(BITS, (1,)), tags.get(COMPRESSION, 1)
+    number = NUMBERS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "")
     if (
         len(bits) != 1
+        or bits[0] not in ((16, 32, 64) if number == "f" else (8, 16, 32, 64))
+        or not number
         or tags.get(SAMPLES, 1) != 1
         or tags.get(PHOTOMETRIC) != 1
         or tags.get(PREDICTOR, 1) != 1
         or compression not in (1, 8, 32946)
-        or OFFSETS not in tags
-        or COUNTS not in tags
+        or not tags.keys() >= {OFFSETS, COUNTS}
     ):
         return None
-    number = {1: "u", 2: "i", 3: "f"}.get(kind)
-    if number is None or bits[0] not in ((16, 32, 64) if number == "f" else (8, 16, 32, 64)):
-        return None
     height, width = int(tags[HEIGHT]), int(tags[WIDTH])
-    order = "<" if tags[-1] == b"II" else ">"
-    kind_of_number = np.dtype(f"{order}{number}{bits[0] // 8}")
-    size = height * width * kind_of_number.itemsize
+    kind = np.dtype(f"{'<' if raw.startswith(b'II') else '>'}{number}{bits[0] // 8}")
+    size = height * width * kind.itemsize
     if size > len(raw) * MOST_PACKED:
         return None
     data = bytearray()
@@ -233,5 +171,5 @@ def _plain_tiff(raw: bytes, tags: dict[int, Any]) -> Array | None:
         data += strip
     if len(data) < size:
         return None
-    values = np.frombuffer(data, kind_of_number, height * width).reshape(height, width)
-    return values.astype(kind_of_number.newbyteorder("="))
+    values = np.frombuffer(data, kind, height * width).reshape(height, width)
+    return values.astype(kind.newbyteorder("="))

@@ -65,19 +65,16 @@ class ViewGeometry:
     def index_steps(self, rows: int, columns: int) -> tuple[int, int, int]:
         """The grid of indices 0 ... rows*columns - 1 through flip, rotation and crop.
 
-        Returns:
-            The index at its first cell, and by how much it grows from a row to the next and from a
-            column to the next.
+        The index at its first cell, and by how much it grows from row to row and from column to
+        column.
         """
-        # Index at row i, column j of the flipped grid: start + i * down + j * right.
-        start, down, right = ((rows - 1) * columns, -columns, 1) if self.flip else (0, columns, 1)
-        for _ in range(self.quarter_turns % 4):
-            # Counter-clockwise: row i, column j of the turned grid was row j, column width - 1 - i.
-            start, down, right = start + (columns - 1) * right, -right, down
-            rows, columns = columns, rows
-        box_rows, box_columns = (columns, rows) if self.quarter_turns % 2 else (rows, columns)
-        top, _, left, _ = self.crop_box(box_rows, box_columns)
-        return start + top * down + left * right, down, right
+        grid = np.arange(rows * columns).reshape(rows, columns)
+        top, bottom, left, right = self.crop_box(rows, columns)
+        # Views of the same memory: their strides are the steps.
+        cut = np.rot90(grid[::-1] if self.flip else grid, self.quarter_turns)
+        cut = cut[top:bottom, left:right]
+        down, across = (stride // grid.itemsize for stride in cut.strides)
+        return int(cut[0, 0]), down, across
 
     def cut(self, image: Tensor) -> Tensor:
         """Flip, rotate and crop without resizing: (..., H, W) to (..., h', w')."""
@@ -106,7 +103,7 @@ class ViewGeometry:
 class Window:
     """A window laid over an image: somewhere, turned and scaled (training with labels).
 
-    What sticks out of the image shows it mirrored, and nobody has labelled it.
+    What sticks out of the image shows it mirrored and unlabelled.
 
     Attributes:
         rows, columns: size of the result in pixels.
@@ -156,9 +153,8 @@ class Window:
     def places(self, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
         """Where the window's pixels lie on an image of ``rows x columns``.
 
-        Returns:
-            Distance of each pixel's centre from the image's top edge and from its left edge, float
-            (h, w) in pixels, and whether it is inside.
+        Distances of their centres from the image's top and left edge, float (h, w) in pixels, and
+        whether they are inside.
         """
         down = (torch.arange(self.rows) + 0.5 - self.rows / 2)[:, None] / self.scale
         right = (torch.arange(self.columns) + 0.5 - self.columns / 2)[None, :] / self.scale
@@ -197,15 +193,14 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 class Correspondence:
     """Where the cells of the cropped grid lie in the two views' feature maps, for B images.
 
-    Images differ in h' x w'; P is H*W for all, or a little more, so that tensors have the same size
-    in every batch and fit where those of the last one were. Cells beyond an image's own are
-    padding, where ``valid`` is false, ``key`` is some position of the map, and ``query`` means
-    nothing.
+    Images differ in h' x w'; P is H*W or a little more for all, so that tensors have the same size
+    in every batch. Cells beyond an image's own are padding: ``valid`` is false, ``key`` is some
+    position of the map, and ``query`` means nothing.
 
     Attributes:
         query: (B, P) index into the flattened H*W map of view q.
         key: (B, P) index into the flattened H*W map of view k.
-        valid: (B, P) bool.
+        valid: (B, P) padding mask, False for padding.
     """
 
     query: Tensor

@@ -1,26 +1,44 @@
-"""The losses as pure functions: tensors in, a scalar out, always in single precision."""
+"""The losses as pure functions: tensors in, a scalar out, always in single precision.
+
+``temperature`` divides similarities everywhere.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from utils.device import precision
 from utils.metrics import IGNORED
 
+P = ParamSpec("P")
 
+
+def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """A loss that autocast does not round."""
+
+    @wraps(loss)
+    def unrounded(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        tensor = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        with precision(None, tensor.device):
+            return loss(*args, **kwargs)
+
+    return unrounded
+
+
+@full_precision
 def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross-entropy over 2B embeddings (Chen 2020, equation 1).
+    """Normalised temperature-scaled cross-entropy of 2B embeddings, mean (Chen 2020, equation 1).
+
+    With one image there is no negative and the loss is 0.
 
     Args:
         query, key: (B, D) embeddings of the two views, any length; row i of both is one image.
-        temperature: divides the cosine similarities.
-
-    Returns:
-        The mean over the 2B rows. With one image there is no negative and the loss is 0.
     """
     rows = F.normalize(torch.cat([query, key]).float(), dim=1)  # (2B, D)
     logits = (rows @ rows.T / temperature).fill_diagonal_(-torch.inf)  # (2B, 2B)
@@ -28,73 +46,36 @@ def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, target)
 
 
+@full_precision
 def patch_nt_xent(
     query: Tensor, key: Tensor, temperature: float, intra_view_negatives: bool = True
 ) -> Tensor:
-    """NT-Xent over the patches of one decoder scale (paper, patch loss of PSCL-SimCLR).
+    """NT-Xent over the patches of one decoder scale, mean (paper, patch loss of PSCL-SimCLR).
 
     Every patch of both views is a row. Its positive is its correspondent in the other view, its
     negatives are all rows of another class; rows of its own class are neither.
 
     Args:
         query, key: (B, C, K, D) patch embeddings of the two views; [b, c, k] of both is one place.
-        temperature: divides the cosine similarities.
         intra_view_negatives: whether rows of the same image and view may be negatives.
-
-    Returns:
-        The mean cross-entropy over the 2*B*C*K rows.
     """
-    by_class = torch.stack([query.transpose(0, 1), key.transpose(0, 1)], dim=1).float()
-    unit = F.normalize(by_class, dim=-1)  # (C, 2, B, K, D)
-    with torch.autocast(unit.device.type, enabled=False):
-        loss: Tensor = _PatchNTXent.apply(unit, temperature, intra_view_negatives)
-    return loss
+    images, classes, templates, _ = query.shape
+    by_class = torch.stack([query.transpose(0, 1), key.transpose(0, 1)], dim=1)
+    unit = F.normalize(by_class.float(), dim=-1)  # (C, 2, B, K, D)
+    rows = unit.flatten(1, 3)  # (C, N, D), N = 2*B*K
+    positive = (unit * unit.flip(1)).sum(dim=-1).flatten(1)  # (C, N): the other view's
+    label = torch.arange(classes, device=rows.device)
+    others = rows[(label[:, None] + label[1:]) % classes].flatten(1, 2)  # (C, (C-1)*N, D)
+    logits = rows @ others.mT  # (C, N, (C-1)*N)
+    if not intra_view_negatives:
+        group = torch.arange(2 * images, device=rows.device).repeat_interleave(templates)  # (N,)
+        same = group[:, None] == group.repeat(classes - 1)  # image and view
+        logits.masked_fill_(same, -torch.inf)
+    logits = torch.cat([positive[..., None], logits], dim=-1).div_(temperature).flatten(0, 1)
+    return F.cross_entropy(logits, label.new_zeros(len(logits)))
 
 
-class _PatchNTXent(torch.autograd.Function):
-    """The cross-entropy of ``patch_nt_xent`` on unit vectors (C, 2, B, K, D).
-
-    Written by hand because the matrix of similarities grows with the square of the patches:
-    automatic differentiation would keep several of its size, in many calls; here one is changed
-    in place into the logits, their softmax and the gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, unit: Tensor, temperature: float, intra_view_negatives: bool) -> Tensor:
-        """The loss; keeps the gradient of the logits."""
-        classes, _, images, templates, dim = unit.shape
-        rows = unit.view(-1, dim)  # (N, D), N = C*2*B*K
-        # The columns are those rows with the views swapped: the diagonal is the positives.
-        columns = unit.flip(1).view(-1, dim)
-        logits = (rows @ columns.T).div_(temperature)  # (N, N)
-        positive = logits.diagonal().clone()
-        size = len(rows) // classes
-        logits.view(classes, size, classes, size).diagonal(dim1=0, dim2=2).fill_(-torch.inf)
-        if not intra_view_negatives:
-            group = logits.view(classes, 2, images, templates, classes, 2, images, templates)
-            for view in (0, 1):  # the image and the view of a row are those of a column
-                same = group[:, view, :, :, :, 1 - view]
-                same.diagonal(dim1=1, dim2=4).fill_(-torch.inf)
-        diagonal = logits.diagonal()
-        diagonal.copy_(positive)
-        peak = logits.amax(dim=1, keepdim=True)
-        total = logits.sub_(peak).exp_().sum(dim=1, keepdim=True)  # (N, 1)
-        logits.div_(total)
-        diagonal.sub_(1)
-        ctx.save_for_backward(rows, columns, logits)
-        ctx.shape, ctx.scale = unit.shape, 1 / (temperature * len(rows))
-        return (total.log_().add_(peak).squeeze(1) - positive).mean()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """A unit vector is a row, and with its view swapped a column."""
-        rows, columns, slope = ctx.saved_tensors
-        of_row = (slope @ columns).view(ctx.shape)
-        of_column = (slope.T @ rows).view(ctx.shape).flip(1)
-        return (of_row + of_column) * (grad * ctx.scale), None, None
-
-
+@full_precision
 def soft_info_nce(
     query: Tensor,
     key: Tensor,
@@ -111,9 +92,7 @@ def soft_info_nce(
     Args:
         query, key: (..., D) unit vectors; the same row of both is a positive pair.
         queue: (Q, D) keys of earlier batches.
-        queue_target: (..., Q) soft targets of the queue's entries, broadcast over the rows.
-        row_weight: (...), broadcast over the rows.
-        temperature: divides the similarities.
+        queue_target, row_weight: (..., Q) and (...), broadcast over the rows.
 
     Returns:
         (...) cross-entropies; the caller takes the mean.
@@ -126,16 +105,13 @@ def soft_info_nce(
     return -row_weight * (own + (queue_target * others).sum(dim=-1))
 
 
+@full_precision
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """InfoNCE over [positive, queue] with a one-hot target (He 2020, equation 1).
+    """InfoNCE over [positive, queue] with a one-hot target, mean (He 2020, equation 1).
 
     Args:
         query, key: (N, D) unit vectors; the same row of both is a positive pair.
         queue: (Q, D) keys of earlier batches, the negatives of every row.
-        temperature: divides the similarities.
-
-    Returns:
-        The mean cross-entropy over the N rows.
     """
     query, key, queue = query.float(), key.float(), queue.float()
     positive = (query * key).sum(dim=1, keepdim=True)  # (N, 1)
@@ -145,6 +121,7 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
     return F.cross_entropy(logits, target)
 
 
+@full_precision
 def dense_info_nce(
     query: Tensor,
     key: Tensor,
@@ -153,7 +130,7 @@ def dense_info_nce(
     queue: Tensor,
     temperature: float,
 ) -> Tensor:
-    """InfoNCE of the cells of two views' grids (Wang 2021, equations 2 and 4).
+    """InfoNCE of the cells of two views' grids, mean (Wang 2021, equations 2 and 4).
 
     The positive of a cell of view q is the key of that cell of view k, of the same image, whose
     features are the most similar by cosine. Which one that is carries no gradient.
@@ -162,10 +139,6 @@ def dense_info_nce(
         query, key: (B, D, P) dense projections of the P cells of both views, of any length.
         features_q, features_k: (B, c, P) the backbone's features of the same cells.
         queue: (Q, D) dense keys of earlier images, unit vectors, the negatives of every cell.
-        temperature: divides the similarities.
-
-    Returns:
-        The mean cross-entropy over the B*P cells of view q.
     """
     with torch.no_grad():
         unit_q = F.normalize(features_q.float(), dim=1)
@@ -177,15 +150,13 @@ def dense_info_nce(
     return info_nce(rows_q, rows_k, queue, temperature)
 
 
+@full_precision
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of the unit vectors, 2 - 2 cos (Grill 2020, equation 2).
+    """Squared distance of the unit vectors, 2 - 2 cos, mean (Grill 2020, equation 2).
 
     Args:
         prediction: (B, D) of the online network from one view, of any length.
         target: (B, D) projections of the target network from the other view.
-
-    Returns:
-        The mean over the B rows, from 0 to 4.
     """
     prediction, target = F.normalize(prediction.float(), dim=1), F.normalize(target.float(), dim=1)
     return (2 - 2 * (prediction * target).sum(dim=1)).mean()

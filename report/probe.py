@@ -1,10 +1,10 @@
-"""Looking at a pretrained network without fine-tuning it: pixel classifier, k-means, spread.
+"""Probing a pretrained network without fine-tuning it: linear classifier, k-means, spread.
 
-The features of a pixel are up3 at the pixel, and up2 and up1 there, bilinearly between their
-positions. A method that trains the way down only (``Method.trains_ups``) does not even run the ups:
-what it learnt is then seen through ups with the weights, and BatchNorm averages of 0 and 1, that
-they were initialised with. Classifier and k-means are linear in them, so their weights are
-applied to each map at its own size and only the few results are enlarged.
+The features of a pixel are up3 at the pixel, and up2 and up1 interpolated bilinearly there. A
+method that trains the way down only (``Method.trains_ups``) leaves the ups as initialised, with
+BatchNorm's running means of 0 and variances of 1; what it learnt is then seen through those.
+Classifier and k-means are linear in the features, so their weights are applied to each map at its
+own size and only the few results are enlarged.
 
 Nothing here uses the global random numbers, and nothing changes the network.
 """
@@ -15,9 +15,10 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,10 +26,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from report.sheets import overview
-from utils.drawing import blend, palette, save_picture
+from utils.drawing import blend, overview, palette, save_picture
 from utils.metrics import IGNORED, Scores, SegmentationScores
 
+T = TypeVar("T")
 Maps = Sequence[Tensor]
 """up1, up2, up3 of the images, (B, c, h, w) each."""
 Encode = Callable[[Tensor], tuple[Tensor, Maps]]
@@ -61,15 +62,87 @@ class Spreads(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """What a look at a network found.
-
-    Attributes:
-        scores: of the linear classifier on the test set.
-        clusters: the function whose largest value is a pixel's cluster.
-    """
+    """What a probe found: scores of the classifier on the test set, spreads of the embeddings."""
 
     scores: Scores
-    clusters: Linear
+    spreads: Spreads
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers, as a line of ``metrics.jsonl`` holds them."""
+        return {**self.scores.as_dict(), **self.spreads._asdict()}
+
+    def lines(self, epochs_done: int) -> list[str]:
+        """For the log: the numbers, and a warning if training made embeddings nearly the same."""
+        scores, spreads = self.scores, self.spreads
+        line = (
+            f"Probe: after {epochs_done} epochs, Dice {scores.mean_dice:.4f} ACC {scores.acc:.4f} "
+            "of a linear classifier on the frozen features; spread of the embeddings "
+            f"{spreads.image_spread:.4f} (images), {spreads.pixel_spread:.4f} (pixels)"
+        )
+        collapsed = [one for one in spreads if one < COLLAPSED]
+        if not collapsed or not epochs_done:  # what a network starts with is no collapse
+            return [line]
+        what = "images" if spreads.image_spread < COLLAPSED else "pixels"
+        alarm = (
+            f"Warning: collapse: after {epochs_done} epochs the embeddings of all {what} are "
+            f"nearly the same (spread {min(collapsed):.2g}, of 1 at most); try a lower --self_lr, "
+            "a larger --self_batch_size or another --temperature, and look at the pictures of the "
+            "probe"
+        )
+        return [line, alarm]
+
+
+@torch.inference_mode()
+def probe(
+    encoder: nn.Module,
+    *,
+    images: Tensor,
+    annotated: Sequence[Item],
+    test: Iterable[Item],
+    shown: Sequence[Item],
+    pixels: Sequence[NDArray[Any]],
+    num_classes: int,
+    rng: np.random.Generator,
+    precision: Callable[[], AbstractContextManager[object]],
+    picture: Path,
+    heading: str,
+) -> Findings:
+    """Probe a network as it is, and write the picture of its clusters.
+
+    Args:
+        encoder: images to embeddings and maps, see ``embedding_spreads``; left as it was.
+        images: training images (B, 3, H, W), of which the spread is measured.
+        annotated: at least one image with its mask.
+        test: images with masks.
+        shown, pixels: the images of the picture, and as they are, uint8 (H, W) or (H, W, 3).
+        num_classes: C, also of the clusters.
+        rng: which pixels are taken.
+        precision: makes the context in which the network computes.
+        picture, heading: the PNG, and the words above it.
+    """
+    device = next(encoder.parameters()).device
+
+    def encode(batch: Tensor) -> tuple[Tensor, Maps]:
+        with precision():
+            embedding, maps = encoder(batch.to(device, memory_format=torch.channels_last))
+        return embedding, maps
+
+    with precision():
+        batch = images.to(device, memory_format=torch.channels_last)
+        spreads = embedding_spreads(encoder, batch)
+    training = encoder.training
+    encoder.eval()  # BatchNorm's running statistics are used and stay as they are
+    try:
+        scores, clusters = look(encode, annotated, test, num_classes, rng)
+        draw_clusters(picture, encode, shown, pixels, clusters, heading)
+    finally:
+        encoder.train(training)
+    return Findings(scores, spreads)
+
+
+def evenly(samples: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` of the samples, taken evenly from the first on."""
+    return list(samples[:: max(1, -(-len(samples) // count))])
 
 
 def look(
@@ -78,15 +151,11 @@ def look(
     test: Iterable[Item],
     num_classes: int,
     rng: np.random.Generator,
-) -> Findings:
+) -> tuple[Scores, Linear]:
     """Train a classifier on the annotated images' features, score it; cluster the test set's.
 
-    Args:
-        encode: the network, in evaluation mode.
-        annotated: at least one image with its mask.
-        test: images with masks.
-        num_classes: C, also of the clusters.
-        rng: which pixels are taken.
+    The network is in evaluation mode. Returns the classifier's scores, and the function whose
+    largest value is a pixel's cluster.
     """
     features, labels = [], []
     for image, mask, _ in annotated:
@@ -103,9 +172,7 @@ def look(
         samples.append(at_pixels(maps, place, mask.shape))
     some = torch.cat(samples)
     some = some[torch.from_numpy(rng.permutation(len(some))[:CLUSTER_PIXELS])]
-    return Findings(
-        scores.compute(), fit_clusters(some, num_classes, seed=int(rng.integers(2**31)))
-    )
+    return scores.compute(), fit_clusters(some, num_classes, seed=int(rng.integers(2**31)))
 
 
 def draw_pixels(mask: Tensor, count: int, rng: np.random.Generator) -> Tensor:
@@ -159,16 +226,13 @@ def fit_classifier(features: Tensor, labels: Tensor, num_classes: int) -> Linear
     bias[torch.from_numpy(seen).long()] = 0.0
     if len(seen) == 1:
         return Linear(weight, bias)
-    mean, deviation = _moments(features)
-    with _one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # not converged is good enough to compare epochs
-        model = LogisticRegression(max_iter=ITERATIONS)
-        model.fit(((features.cpu() - mean) / deviation).numpy(), labels.numpy())
-    found = torch.from_numpy(model.coef_).float()  # two classes: one row, for the second
-    offset = torch.from_numpy(model.intercept_).float()
+    points, as_they_are = _standardised(features)
+    model = _fit(LogisticRegression(max_iter=ITERATIONS), points, labels.numpy())
+    # Of two classes there is one row, for the second.
     classes = torch.from_numpy(seen[-1:] if len(seen) == 2 else seen).long()
-    weight[classes], bias[classes] = found, offset
-    return _for_raw_features(weight, bias, mean, deviation)
+    weight[classes] = torch.from_numpy(model.coef_).float()
+    bias[classes] = torch.from_numpy(model.intercept_).float()
+    return as_they_are(weight, bias)
 
 
 def fit_clusters(features: Tensor, count: int, seed: int) -> Linear:
@@ -178,34 +242,36 @@ def fit_clusters(features: Tensor, count: int, seed: int) -> Linear:
     """
     from sklearn.cluster import KMeans
 
-    mean, deviation = _moments(features)
-    points = ((features.cpu() - mean) / deviation).numpy()
-    with _one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fewer different points than clusters
-        model = KMeans(count, n_init=3, random_state=seed).fit(points)
+    points, as_they_are = _standardised(features)
+    model = _fit(KMeans(count, n_init=3, random_state=seed), points)
     order = np.argsort(-np.bincount(model.labels_, minlength=count), kind="stable")
     centres = torch.from_numpy(model.cluster_centers_[order]).float()
-    return _for_raw_features(centres, -centres.square().sum(dim=1) / 2, mean, deviation)
+    return as_they_are(centres, -centres.square().sum(dim=1) / 2)
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each feature over the pixels (P, F); 1 for one that is constant."""
+def _standardised(features: Tensor) -> tuple[NDArray[Any], Callable[[Tensor, Tensor], Linear]]:
+    """Features (P, F) of mean 0 and standard deviation 1, constant ones 0.
+
+    Also what makes a linear function of them one of the features as they are.
+    """
     values = features.double().cpu()
-    deviation = values.std(dim=0, correction=0)
-    return values.mean(dim=0).float(), deviation.where(deviation > 1e-8, 1.0).float()
+    mean, deviation = values.mean(dim=0).float(), values.std(dim=0, correction=0)
+    deviation = deviation.where(deviation > 1e-8, 1.0).float()
+
+    def as_they_are(weight: Tensor, bias: Tensor) -> Linear:
+        weight = weight / deviation
+        return Linear(weight, bias - weight @ mean)
+
+    return ((features.cpu() - mean) / deviation).numpy(), as_they_are
 
 
-def _for_raw_features(weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor) -> Linear:
-    """Take the standardisation of the features into the linear function."""
-    weight = weight / deviation
-    return Linear(weight, bias - weight @ mean)
-
-
-def _one_thread() -> Any:
-    """Sums of several threads come in another order each time, and runs are compared by bytes."""
+def _fit(model: Any, *data: NDArray[Any]) -> Any:
+    """Fit a model of scikit-learn by one thread: sums of several differ from run to run."""
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(1)
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not converged, or few different points: good enough
+        return model.fit(*data)
 
 
 def spread(embeddings: Tensor) -> float:
@@ -223,9 +289,8 @@ def spread(embeddings: Tensor) -> float:
 def embedding_spreads(encoder: nn.Module, images: Tensor) -> Spreads:
     """Spread of the embeddings as the loss sees them: in training mode, all images in one batch.
 
-    In evaluation mode BatchNorm's averages, which lag behind, would make embeddings of different
-    images nearly equal early in training. A copy of the encoder is used, which keeps those
-    averages as they are.
+    In evaluation mode BatchNorm's running statistics, which lag behind, would make embeddings of
+    different images nearly equal early in training. They stay as they are: a copy is used.
 
     Args:
         encoder: images to embeddings and maps; its ``decode.patch`` embeds pixels.
@@ -240,26 +305,6 @@ def embedding_spreads(encoder: nn.Module, images: Tensor) -> Spreads:
     return Spreads(spread(embedding), spread(embedded.transpose(1, 2).flatten(0, 1)))
 
 
-def probe_line(epochs_done: int, scores: Scores, spreads: Spreads) -> str:
-    """What was found, for the log."""
-    return (
-        f"Probe: after {epochs_done} epochs, Dice {scores.mean_dice:.4f} ACC {scores.acc:.4f} of a "
-        f"linear classifier on the frozen features; spread of the embeddings "
-        f"{spreads.image_spread:.4f} (images), {spreads.pixel_spread:.4f} (pixels)"
-    )
-
-
-def alarm(epochs_done: int, spreads: Spreads) -> str:
-    """The warning for a network that has collapsed."""
-    what = "images" if spreads.image_spread < COLLAPSED else "pixels"
-    least = min(one for one in spreads if one < COLLAPSED)
-    return (
-        f"Warning: collapse: after {epochs_done} epochs the embeddings of all {what} are nearly "
-        f"the same (spread {least:.2g}, of 1 at most); try a lower --self_lr, a larger "
-        "--self_batch_size or another --temperature, and look at the pictures of the probe"
-    )
-
-
 def draw_clusters(
     path: Path,
     encode: Encode,
@@ -268,16 +313,7 @@ def draw_clusters(
     clusters: Linear,
     heading: str,
 ) -> None:
-    """Write a picture of images and, beside each, the cluster of every pixel.
-
-    Args:
-        path: the PNG.
-        encode: the network, in evaluation mode.
-        items: images as the network takes them.
-        pixels: the same as they are, uint8 (H, W) or (H, W, 3).
-        clusters: as ``look`` found them.
-        heading: words above.
-    """
+    """Write a picture of images and, beside each, the cluster of every pixel; see ``probe``."""
     colours = palette(len(clusters.bias))
     pictures, titles = [], []
     for (image, mask, name), shown in zip(items, pixels, strict=True):

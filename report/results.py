@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import CheckpointError, StateFile
+from utils.checkpoint import CheckpointError
 from utils.files import list_names, replace_file
 from utils.metrics import format_mean_std
+from utils.run_folder import StateFile
 from utils.tables import digits, text
 
 COLUMNS = ("best on test: epoch", "ACC", "Dice", "mIoU", "last: epoch", "ACC", "Dice", "mIoU")

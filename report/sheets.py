@@ -26,6 +26,7 @@ from utils.drawing import (
     colour_mask,
     default_names,
     legend,
+    overview,
     paper,
     reduced,
     save_picture,
@@ -124,19 +125,6 @@ def worst_median_best(counts: Array) -> dict[str, int]:
     places = {"worst": 0, "median": (len(order) - 1) // 2, "best": -1}
     left_out = {1: ["worst", "median"], 2: ["median"]}.get(len(order), [])
     return {word: order[place] for word, place in places.items() if word not in left_out}
-
-
-def overview(pictures: Sequence[Array], titles: Sequence[str], heading: str = "") -> Picture:
-    """Pictures (H, W, 3) of at most 400 pixels a side in rows of four, each with its title."""
-    columns = min(4, len(pictures))
-    *lefts, width = (GAP + 410 * column for column in range(columns + 1))
-    parts = [paper(GAP, width)]
-    if heading:
-        parts.append(text_line([heading], [GAP], width))
-    for i in range(0, len(pictures), columns):
-        parts.append(text_line(titles[i : i + columns], lefts, width))
-        parts += [beside(pictures[i : i + columns], lefts, width), paper(GAP, width)]
-    return np.vstack(parts)
 
 
 def contact_sheet(

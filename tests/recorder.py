@@ -37,12 +37,3 @@ class Recorder:
         """The calls since the last time."""
         calls, self.calls[name] = self.calls[name], []
         return calls
-
-    def sampled(self) -> list[dict[str, Any]]:
-        """What went into and came out of the sampler since the last time, a dict for each scale."""
-        found = []
-        for call in self.take("sample_patches"):
-            several = {k: v for k, v in call.items() if isinstance(v, list | tuple)}
-            for values in zip(*several.values(), strict=True):
-                found.append(call | dict(zip(several, values, strict=True)))
-        return found

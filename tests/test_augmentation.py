@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as F
 
-from utils.augmentation import STEPS, ColorJitter, ContrastJitter
+from pscl.augmentation import STEPS, ColorJitter, ContrastJitter
 
 
 def torchvision_twin(image: torch.Tensor, jitter: ColorJitter) -> torch.Tensor:

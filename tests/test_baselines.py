@@ -23,6 +23,7 @@ from pscl.geometry import ViewGeometry
 from tests.golden_files import assert_agrees
 from tests.recorder import LOSSES, Recorder
 from utils.checkpoint import load, network_state, to_published, transfer
+from utils.device import precision
 
 SMALL = {
     "channels": (4, 8, 16, 32),
@@ -96,7 +97,7 @@ def test_two_steps_then_fine_tuning_loads_the_result(self_mode: str, amp: bool):
     optimizer = adam(method)
     before = {name: value.clone() for name, value in method.encoder_q.state_dict().items()}
     for seed in range(2):
-        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        with precision(torch.bfloat16 if amp else None, torch.device("cpu")):
             losses = method(make_batch(seed, size=(40, 32)))
         assert list(losses) == ["loss", *PARTS[self_mode]]
         assert all(v.shape == () and v.dtype == torch.float32 for v in losses.values())

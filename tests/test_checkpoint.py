@@ -125,7 +125,7 @@ def test_a_failure_at_any_step_harms_nothing(
     def fail(*_: object) -> None:
         raise failure
 
-    monkeypatch.setattr(checkpoint.os, step, fail)
+    monkeypatch.setattr(os, step, fail)
     expected = UserError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         save(path, {"epoch": 2})
@@ -145,7 +145,7 @@ def test_the_file_takes_its_place_only_after_it_is_on_the_disk(
             steps.append(name)
             real(*args)
 
-        monkeypatch.setattr(checkpoint.os, name, note)
+        monkeypatch.setattr(os, name, note)
     save(tmp_path / "a.pt", {"epoch": 1})
     assert steps == ["fsync", "replace", "fsync"]
 

@@ -14,9 +14,15 @@ from utils.commandline import (
     NONE,
     ONE,
     Termination,
+    TrainingError,
+    UserError,
     choice_problems,
+    exit_code,
+    format_value,
+    found,
     split_flags,
     termination_as_interrupt,
+    value_of,
     value_problems,
 )
 
@@ -57,6 +63,91 @@ def test_a_word_near_a_known_one() -> None:
         "--budget: found 'cpuu'; allowed: paper, cpu; did you mean cpu?"
     ]
     assert choice_problems("budget", "zzz", ["paper"]) == ["--budget: found 'zzz'; allowed: paper"]
+
+
+def test_flags_and_words_that_belong_to_nobody() -> None:
+    words = ["stray", "--zzz", "its value", "-y=1", "stray", "--out", "a", "--"]
+    flags = split_flags(words, KINDS)
+    expected = [("", "stray"), ("--", "zzz"), ("-", "y"), ("", "stray"), ("", "--")]
+    assert list(flags.strangers()) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "value"),
+    [
+        ("bool", [], True),
+        ("bool", ["OFF"], False),
+        ("str", ["a", "b"], "a b"),
+        ("str", ["none"], "none"),
+        ("int", [" 7 "], 7),
+        ("int | None", ["None"], None),
+        ("float", ["1e-3"], 0.001),
+        ("tuple[int, ...]", ["(8,16,", "32)"], (8, 16, 32)),
+        ("tuple[float, ...]", [".5", "1"], (0.5, 1.0)),
+        ("tuple[str, ...]", ["a b", "c"], ("a b", "c")),
+        ("tuple[str, ...]", ["a", "b, c"], ("a b", "c")),
+        ("tuple[str, ...]", ["none"], ()),
+        ("tuple[int, ...]", [""], ()),
+    ],
+)
+def test_values_that_words_spell(kind: str, words: list[str], value: object) -> None:
+    assert value_of(kind, words) == value and type(value_of(kind, words)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("bool", ["maybe"]),
+        ("bool", [""]),
+        ("str", []),
+        ("int", ["1.0"]),
+        ("int", ["none"]),
+        ("float", ["x"]),
+        ("tuple[int, ...]", ["1,x"]),
+        ("tuple[int, ...]", []),
+    ],
+)
+def test_words_that_spell_no_value(kind: str, words: list[str]) -> None:
+    with pytest.raises(ValueError):
+        value_of(kind, words)
+
+
+def test_values_as_a_command_line_spells_them() -> None:
+    values = {"32,64": (32, 64), "1e-4": 1e-4, "0.25": 0.25, "60.0": 60.0, "''": "", "None": None}
+    assert [format_value(value) for value in values.values()] == list(values)
+    assert format_value(()) == "''" and format_value(0.00025) == "0.00025"
+
+
+def test_what_was_found_is_one_short_line() -> None:
+    assert found("a") == "'a'" and found(3) == "3"
+    assert len(found("x" * 999)) == 60 and found("x" * 999).endswith("...")
+    assert found("a\nb\x1b[2J").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("one\ntwo"), 2, "one\ntwo\n"),
+        (TrainingError("not finite"), 1, "not finite\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "Interrupted. The same command goes on from the last saved epoch",
+        ),
+        (Termination(), 143, "Terminated. The same command goes on"),
+        (MemoryError(), 2, "Out of memory: the machine's; give a smaller batch"),
+    ],
+)
+def test_what_ends_a_command_early_is_a_line_and_a_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise error
+
+    assert exit_code(work) == code
+    shown = capsys.readouterr()
+    assert shown.err.startswith(said) and shown.out == ""
+    assert exit_code(lambda: None) == 0
 
 
 on_unix = pytest.mark.skipif(sys.platform == "win32", reason="signals as Unix knows them")

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from tiny_set import ROOT, add, command, files, make_set, run_process, train
 
-import config_run
 from config_run import Finetune, Job, SelfSupervised, Supervised
 from networks import UNet
 from predict import Segmenter
+from tests.test_recompute import Convolutions
 from utils.checkpoint import load, save
 
 
@@ -210,6 +210,25 @@ def test_eval_txt_agrees_with_a_hand_computation(finished: Path) -> None:
         assert numbers == expected
 
 
+def test_the_state_holds_the_confusion_matrix_of_each_test_image(
+    finished: Path, data: Path
+) -> None:
+    run = finished / "tiny_sup" / "1_1"
+    state = load(run / "state_sup.pt")
+    for entry in state["evaluations"]:
+        for name, matrix in zip(("15_t0", "30_t1"), entry["confusion"], strict=True):
+            truth = np.asarray(Image.open(data / "test_numf" / "gt" / f"{name}.png"))
+            gray = np.asarray(Image.open(run / f"epoch_{entry['epoch']}" / f"{name}.png"))
+            guess = np.select([gray == 128, gray == 255], [1, 2])
+            expected = [
+                [int(((truth == t) & (guess == p)).sum()) for p in range(3)] for t in range(3)
+            ]
+            assert matrix == expected
+    plain = [{n: v for n, v in e.items() if n != "confusion"} for e in state["evaluations"]]
+    assert plain == entries(run, "sup", "evaluation")  # the log of numbers stays as it is
+    assert "confusion" not in load(run / "sup_last.pt")
+
+
 def test_data_sizes_run_one_after_the_other(data: Path, tmp_path: Path) -> None:
     assert train(data, tmp_path, data_size="15f", self_max_epoch=1, fine_max_epoch=1) == 0
     assert sorted(os.listdir(tmp_path / "tiny_simclr")) == ["1_0", "5_0", "eval.txt", "f"]
@@ -291,7 +310,7 @@ def job(data: Path, **settings: Any) -> Job:
     """A job whose parts can be looked at."""
     caught: list[Job] = []
 
-    def problems(self: Any, ahead: bool = False) -> list[str]:
+    def problems(self: Any) -> list[str]:
         caught.append(self.job)
         return ["stop"]
 
@@ -319,14 +338,18 @@ def test_fine_tuning_has_two_learning_rates(finished: Path, data: Path) -> None:
     assert not rates
 
 
-@pytest.mark.parametrize(("recompute", "lean"), [(0, False), (-1, False), (1, True)])
+@pytest.mark.parametrize(("recompute", "again"), [(0, 0), (-1, 0), (1, 4)])
 def test_fine_tuning_computes_again_only_what_is_asked_for(
-    recompute: int, lean: bool, data: Path
+    recompute: int, again: int, data: Path
 ) -> None:
+    """The two convolutions of the stem and the two of the last decoder block, at one level."""
     runner = Supervised(job(data, stages="sup", recompute=recompute))
     runner.build()
     assert isinstance(runner.module, UNet)
-    assert runner.module.encode.inc.lean == lean
+    loss = runner.module.train()(torch.randn(1, 3, 16, 16)).sum()
+    with Convolutions() as counted:
+        loss.backward()
+    assert counted.plain == again
 
 
 def test_supervised_training_has_one_learning_rate(data: Path) -> None:
@@ -471,8 +494,12 @@ def test_a_run_of_before_these_settings_goes_on_and_others_are_told_apart(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(data, tmp_path, stages="sup") == 0
-    settings = load(tmp_path / "tiny_sup" / "1_0" / "sup.pt")["settings"]
-    assert not {*RECIPE} & {*settings}
+    path = tmp_path / "tiny_sup" / "1_0" / "state_sup.pt"
+    state = load(path)
+    assert {*RECIPE} <= {*state["settings"]}
+    for name in RECIPE:
+        del state["settings"][name]
+    save(path, state)
     capsys.readouterr()
     assert train(data, tmp_path, stages="sup", fine_rotation=0) == 0
     assert "finished already" in capsys.readouterr().out
@@ -675,70 +702,6 @@ def test_names_in_a_state_cannot_reach_out_of_the_folder(
 # ---------------------------------------------------------------- trouble
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int, weights: bool) -> None:
-    """Make the loss of one step not a number, or the weights after it."""
-    original = SelfSupervised.train_epoch
-    now = {"epoch": -1, "step": -1}
-
-    def train_epoch(self: Any, number: int, step_done: Any) -> None:
-        now.update(epoch=number, step=-1)
-        original(self, number, step_done)
-
-    def losses(self: Any, batch: Any) -> Any:
-        now["step"] += 1
-        found = self.module(batch)
-        if (now["epoch"], now["step"]) == (epoch, step):
-            parameter = next(self.module.parameters())
-            if weights:
-                parameter.register_hook(lambda gradient: gradient * float("nan"))
-            else:
-                found["loss"] = found["loss"] * float("nan")
-        return found
-
-    monkeypatch.setattr(SelfSupervised, "train_epoch", train_epoch)
-    monkeypatch.setattr(SelfSupervised, "losses", losses)
-
-
-@pytest.mark.parametrize("weights", [False, True])
-def test_numbers_that_are_not_finite_stop_the_run(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, weights: bool
-) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "a")
-    settings = {"stages": "self", "self_max_epoch": 4}
-    with monkeypatch.context() as patch:
-        poison(patch, epoch=2, step=1, weights=weights)
-        assert train(data, Path("."), **settings) == 1
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "tiny_simclr/1_0" in error
-    assert "epoch 2, step 1 (15_0.png, " in error and "--amp off" in error
-    run = Path("tiny_simclr/1_0")
-    assert sorted(p.name for p in run.glob("moco*")) == ["moco0.pt", "moco1.pt", "moco2.pt"]
-    assert all(v.isfinite().all() for v in load(run / "moco2.pt")["moco"].values())
-    assert all(v.isfinite().all() for v in load(run / "state_self.pt")["module"].values())
-    if weights:
-        return
-    assert train(data, Path("."), **settings) == 0
-    monkeypatch.chdir(tmp_path / "b")
-    assert train(data, Path("."), **settings) == 0
-    assert files(tmp_path / "a") == files(tmp_path / "b")
-
-
-@pytest.mark.parametrize(("stage", "rate"), [("self", "self_lr"), ("sup", "sup_lr")])
-def test_a_rate_far_too_high_stops_the_run(
-    data: Path, tmp_path: Path, capsys: Any, stage: str, rate: str
-) -> None:
-    assert train(data, tmp_path, stages=stage, fine_max_epoch=6, **{rate: 1e30}) == 1
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    assert re.search(r"the numbers are not finite in epoch [01], step [01] \(", error)
-    assert "15_0.png" in error and "lower learning rate" in error
-    for path in tmp_path.rglob("*.pt"):
-        tensors = [v for v in load(path).get("moco", {}).values() if v.is_floating_point()]
-        assert all(v.isfinite().all() for v in tensors), path
-
-
 def test_two_processes_do_not_share_a_folder(
     finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -808,132 +771,6 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(
     if os.geteuid() != 0:
         (tmp_path / "closed").mkdir(mode=0o555)
         refused(capsys, train(data, tmp_path / "closed"), "closed/tiny_simclr/1_0", "--output_dir")
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-4000])
-
-
-def interrupted(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    """A run of pretraining that was stopped in the middle of an epoch."""
-
-    def stop(self: Any, number: int, step_done: Any) -> None:
-        if number == epoch:
-            raise KeyboardInterrupt
-        original(self, number, step_done)
-
-    original = SelfSupervised.train_epoch
-    with monkeypatch.context() as patch:
-        patch.setattr(SelfSupervised, "train_epoch", stop)
-        assert train(data, out, stages="self", self_max_epoch=4) == 130
-
-
-def test_a_damaged_state_is_replaced_by_the_one_before(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert train(data, Path("whole"), stages="self", self_max_epoch=4) == 0
-    os.rename("whole", "expected")
-    run = Path("whole/tiny_simclr/1_0")
-    interrupted(data, Path("whole"), monkeypatch, 3)
-    assert sorted(p.name for p in run.glob("state*")) == [
-        "state_self.previous.pt",
-        "state_self.pt",
-    ]
-    assert [load(p)["epoch"] for p in sorted(run.glob("state*"))] == [2, 3]
-    cut(run / "state_self.pt")
-    capsys.readouterr()
-    assert train(data, Path("whole"), stages="self", self_max_epoch=4) == 0
-    shown = capsys.readouterr().out
-    line = "state_self.pt: damaged; going on from state_self.previous.pt"
-    assert shown.count(line) == 1 and "Epoch: [2/4]" in shown and "Epoch: [1/4]" not in shown
-    assert files(Path("whole")) == files(Path("expected"))
-
-
-def test_a_state_that_does_not_fit_is_named_tensor_by_tensor(
-    data: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = config_run.Runner.save_state
-
-    def stop(self: Any, epoch: int) -> None:
-        original(self, epoch)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(config_run.Runner, "save_state", stop)
-        assert train(data, tmp_path, stages="sup") == 130
-    path = tmp_path / "tiny_sup" / "1_0" / "state_sup.pt"
-    state = load(path)
-    module = state["module"]
-    module["decode.outc.fc1.weight"] = module["decode.outc.fc1.weight"][:2]
-    module["strange"] = module.pop("decode.outc.fc1.bias")
-    save(path, state)
-    capsys.readouterr()
-    assert train(data, tmp_path, stages="sup") == 2
-    lines = capsys.readouterr().err.splitlines()
-    for part in (
-        "1 tensors missing in the file: decode.outc.fc1.bias",
-        "1 tensors unknown to the network: strange",
-        "decode.outc.fc1.weight has shape (2, 4), in the network (3, 4)",
-        "does not fit this program; train again with --overwrite",
-    ):
-        assert sum(line.startswith(f"{path}: ") and part in line for line in lines) == 1, part
-    assert len(lines) == 4
-
-
-def test_two_damaged_states_are_one_line(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    interrupted(data, tmp_path, monkeypatch, 3)
-    run = tmp_path / "tiny_simclr" / "1_0"
-    for path in run.glob("state*"):
-        cut(path)
-    capsys.readouterr()
-    settings = {"stages": "self", "self_max_epoch": 4}
-    refused(capsys, train(data, tmp_path, **settings), "state_self.pt", "damaged", "--overwrite")
-    assert train(data, tmp_path, **settings, overwrite=True) == 0
-
-
-def test_a_run_stopped_before_its_first_save_goes_on_by_the_same_command(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupted(data, tmp_path, monkeypatch, 0)
-    assert (tmp_path / "tiny_simclr/1_0/moco0.pt").exists()
-    assert train(data, tmp_path, stages="self", self_max_epoch=4) == 0
-
-
-def test_another_machine_is_named_in_the_log(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupted(data, tmp_path, monkeypatch, 2)
-    log = tmp_path / "tiny_simclr" / "1_0" / "log_self.txt"
-    before = log.read_text()
-    monkeypatch.setattr(config_run, "environment_line", lambda *_: "another machine")
-    assert train(data, tmp_path, stages="self", self_max_epoch=4) == 0
-    assert log.read_text().startswith(before + "From epoch 2 on with another machine\nEpoch: [2/4]")
-
-
-def test_states_are_saved_only_so_often(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now, saved = [0.0], []
-    monkeypatch.setattr(config_run.time, "monotonic", lambda: now[0])
-    original = config_run.Runner.save_state
-    monkeypatch.setattr(
-        config_run.Runner,
-        "save_state",
-        lambda self, epoch: saved.append(epoch) or original(self, epoch),
-    )
-    epoch_done = SelfSupervised.epoch_done
-
-    def slow(self: Any, epoch: int) -> None:
-        epoch_done(self, epoch)
-        now[0] += 4 * (epoch >= 0)  # an epoch takes four seconds
-
-    monkeypatch.setattr(SelfSupervised, "epoch_done", slow)
-    settings = {"stages": "self", "self_max_epoch": 9, "save_every": 9}
-    assert train(data, tmp_path, **settings, save_seconds=10.0) == 0
-    assert saved == [3, 6]
 
 
 # ---------------------------------------------------------------- the command line

@@ -1,7 +1,6 @@
 """Finding, checking, views and batches, on small sets made here."""
 
 import multiprocessing
-import os
 import pickle
 import random
 import shutil
@@ -13,45 +12,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_set import NAMES, noise, noise_set
 
 import data
-from data import DataError, ImageStore, Sample, check_data, find_split
+from data import DataError, ImageStore, Sample, find_split
+from pscl.augmentation import ColorJitter
 from pscl.geometry import ViewGeometry
-from utils.augmentation import ColorJitter
 from utils.metrics import IGNORED
 
 GOLDEN = Path(__file__).parent / "golden" / "views.npz"
-NAMES = [f"{15 * (i % 3 + 1)}_s{i}_0_0" for i in range(7)]
-
-
-def write(folder: Path, name: str, shape=(32, 32), classes=4, seed=0, suffix=".png", mask=True):
-    rng = np.random.default_rng([seed, *name.encode()])
-    (folder / "img").mkdir(parents=True, exist_ok=True)
-    pixels = rng.integers(0, 256, shape, dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "img" / f"{name}{suffix}")
-    if mask:
-        (folder / "gt").mkdir(parents=True, exist_ok=True)
-        ids = rng.integers(0, classes, shape[:2], dtype=np.uint8)
-        Image.fromarray(ids).save(folder / "gt" / f"{name}.png")
 
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """A sound set: 7 training images in 3 batches, 3 test images, annotated images."""
-    for name in NAMES:
-        write(tmp_path / "train_numf", name)
-    for name in ("15_t0_0_0", "30_t1_0_0", "30_t2_0_0"):
-        write(tmp_path / "test_numf", name)
-    for repeat in range(2):
-        write(tmp_path / f"sup_num1_{repeat}", NAMES[repeat])
-    for name in NAMES[:5]:
-        write(tmp_path / "sup_num5_0", name)
-    return tmp_path
-
-
-def check(root: Path, **changes):
-    settings = {"num_classes": 4, "stages": ("self", "fine"), "self_mode_needs_groups": True}
-    return check_data(root, **(settings | changes))
+    return noise_set(tmp_path)
 
 
 # ---------------------------------------------------------------- names and folders
@@ -81,7 +55,7 @@ def test_name_of_the_published_loader():
 
 def test_images_are_found_with_their_masks(tmp_path):
     for name, suffix in (("b_2", ".TIF"), ("a_1", ".jpg"), ("ü_3", ".BMP")):
-        write(tmp_path / "s", name, suffix=suffix, mask=name != "a_1")
+        noise(tmp_path / "s", name, suffix=suffix, mask=name != "a_1")
     for stray in ("Thumbs.db", ".hidden.png", "notes.txt"):
         (tmp_path / "s" / "img" / stray).write_bytes(b"x")
     (tmp_path / "s" / "img" / "folder.png").mkdir()
@@ -98,12 +72,12 @@ def test_annotated_folders(root):
     assert data.annotated_split(root, "1", 3) == "sup_num1_3"
     assert data.annotated_split(root, "5", 0) == "sup_num5_0"
     assert data.annotated_split(root, "f") == "train_numf"
-    write(root / "sup_numf", NAMES[0])
+    noise(root / "sup_numf", NAMES[0])
     assert data.annotated_split(root, "f", 2) == "sup_numf"
 
 
 def test_unlabelled_images_join_pretraining_when_wanted(root):
-    write(root / "train_unlabelled", "99_u_0_0", mask=False)
+    noise(root / "train_unlabelled", "99_u_0_0", mask=False)
     assert len(data.pretraining_samples(root, use_unlabelled=False)) == 7
     names = [s.name for s in data.pretraining_samples(root, use_unlabelled=True)]
     assert len(names) == 8 and names[-1] == "99_u_0_0.png"
@@ -119,166 +93,6 @@ def test_groups_number_the_batches():
         "other.png": 2,
         "plain.png": 3,
     }
-
-
-# ---------------------------------------------------------------- checking
-
-
-def test_sound_set_passes(root):
-    report = check(root, sizes="15f", repeats="0")
-    assert report.warnings == ()
-
-
-def test_files_are_decoded_once(root, monkeypatch):
-    report = check(root)
-    shutil.rmtree(root / "test_numf")
-    monkeypatch.setattr("utils.imagefile.read_image", None)
-    samples = [Sample(root / "test_numf/img/15_t0_0_0.png", root / "test_numf/gt/15_t0_0_0.png")]
-    assert len(list(data.test_items(samples, report.store))) == 1
-
-
-def spoil_empty(root: Path) -> None:
-    (root / "train_numf/img/15_s0_0_0.png").write_bytes(b"")
-
-
-def spoil_size(root: Path) -> None:
-    Image.fromarray(np.zeros((30, 32), np.uint8)).save(root / "test_numf/gt/15_t0_0_0.png")
-
-
-def spoil_class(root: Path) -> None:
-    Image.fromarray(np.full((32, 32), 7, np.uint8)).save(root / "sup_num1_0/gt/15_s0_0_0.png")
-
-
-def spoil_colour(root: Path) -> None:
-    colours = np.random.default_rng(0).integers(0, 9, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(colours).save(root / "test_numf/gt/15_t0_0_0.png")
-
-
-def spoil_mask(root: Path) -> None:
-    (root / "test_numf/gt/30_t1_0_0.png").rename(root / "test_numf/gt/30_t1_0_0.jpg")
-
-
-def spoil_folder(root: Path) -> None:
-    shutil.rmtree(root / "sup_num1_0")
-
-
-def spoil_images(root: Path) -> None:
-    shutil.rmtree(root / "test_numf" / "img")
-    (root / "test_numf" / "img").mkdir()
-    (root / "test_numf" / "img" / "a_b.webp").write_bytes(b"x")
-
-
-def spoil_twin(root: Path) -> None:
-    write(root / "train_numf", NAMES[0], suffix=".bmp")
-
-
-def spoil_shape(root: Path) -> None:
-    write(root / "train_numf", NAMES[3], shape=(40, 32))
-
-
-def spoil_tiny(root: Path) -> None:
-    write(root / "test_numf", "15_t0_0_0", shape=(15, 32))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "parts"),
-    [
-        (spoil_empty, ["15_s0_0_0.png: ", "0 bytes", "copy"]),
-        (spoil_size, ["gt/15_t0_0_0.png: ", "32x30", "32x32"]),
-        (spoil_class, ["gt/15_s0_0_0.png: ", "value 7", "0..3", "--num_classes"]),
-        (spoil_colour, ["gt/15_t0_0_0.png: ", "coloured"]),
-        (spoil_mask, ["img/30_t1_0_0.png: ", "no mask", "30_t1_0_0.jpg", "gt/30_t1_0_0.png"]),
-        (spoil_folder, ["sup_num1_0/img: ", "no such folder", "--repeats"]),
-        (spoil_images, ["test_numf/img: ", "no image", "a_b.webp", "put the test images"]),
-        (spoil_twin, ["train_numf/img: ", "15_s0_0_0.bmp, 15_s0_0_0.png", "rename"]),
-        (spoil_shape, [f"{NAMES[3]}.png: ", "32x40", "32x32", "--image_size N", "32"]),
-        (spoil_tiny, ["15_t0_0_0.png: ", "32x15", "16"]),
-    ],
-)
-def test_each_problem_is_one_line_with_file_and_cure(root, spoil, parts):
-    spoil(root)
-    with pytest.raises(DataError) as caught:
-        check(root)
-    message = str(caught.value).replace(os.sep, "/")
-    assert "\n" not in message and message.startswith(str(root).replace(os.sep, "/"))
-    assert [part for part in parts if part not in message] == []
-
-
-def test_all_problems_are_listed_at_once(root):
-    for spoil in (spoil_empty, spoil_class, spoil_mask):
-        spoil(root)
-    with pytest.raises(DataError) as caught:
-        check(root)
-    assert len(str(caught.value).splitlines()) == 3
-
-
-def test_long_lists_are_cut(root):
-    for number in range(40):
-        write(root / "test_numf", f"9_x{number}_0_0", mask=False)
-    with pytest.raises(DataError) as caught:
-        check(root)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 31 and lines[-1] == "and 10 more"
-
-
-def test_different_sizes_matter_only_within_a_batch(root):
-    write(root / "test_numf", "15_t0_0_0", shape=(40, 32))
-    check(root)
-    write(root / "sup_num5_0", NAMES[0], shape=(40, 32))
-    with pytest.raises(DataError, match="sup_num5_0 has 32x32 too.*--image_size"):
-        check(root, stages=("fine",), sizes="5")
-    check(root, stages=("fine",), sizes="5", image_size=24)
-    write(root / "sup_num1_0", NAMES[0], shape=(40, 32))
-    check(root, stages=("fine",))
-    with pytest.raises(DataError, match="pretraining"):
-        check(root)
-    check(root, needs_annotated=False)
-
-
-def test_only_what_a_run_needs_is_read(root):
-    shutil.rmtree(root / "train_numf" / "gt")
-    shutil.rmtree(root / "test_numf")
-    check(root, stages=("self",))
-    shutil.rmtree(root / "sup_num1_0")
-    check(root, stages=("self",), needs_annotated=False)
-    shutil.rmtree(root / "train_numf")
-    with pytest.raises(DataError, match="train_numf"):
-        check(root, stages=("self",), needs_annotated=False)
-    with pytest.raises(DataError, match="train_unlabelled.*--use_unlabelled"):
-        check(root, stages=("self",), use_unlabelled=True)
-
-
-def test_warnings(root):
-    write(root / "train_numf", "plain")
-    write(root / "train_numf", "other")
-    (root / "train_numf" / "img" / "scan.webp").write_bytes(b"x")
-    write(root / "sup_num1_0", NAMES[0], classes=2)
-    for name in ("15_t0_0_0", "30_t1_0_0", "30_t2_0_0"):
-        write(root / "test_numf", name, classes=3)
-    Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / "test_numf/gt/lonely.png")
-    warnings = check(root).warnings
-    expected = [
-        ("scan.webp", "left out"),
-        ("sup_num1_0", "class 2, 3 does not occur"),
-        ("lonely.png", "without an image"),
-        ("test_numf", "class 3 does not occur"),
-        ("other.png", "2 file name(s) without a production batch"),
-    ]
-    assert len(warnings) == len(expected)
-    for line, parts in zip(warnings, expected, strict=True):
-        assert all(part in line for part in parts) and "\n" not in line
-    assert len(check(root, self_mode_needs_groups=False).warnings) == 4
-
-
-def test_missing_set_says_how_to_lay_one_out(tmp_path):
-    with pytest.raises(DataError) as caught:
-        check(tmp_path / "nowhere")
-    for part in ("nowhere: no such folder", "--data_dir", "sup_num1_0", "train_defect.py"):
-        assert part in str(caught.value)
-    with pytest.raises(DataError) as caught:
-        check(tmp_path / "dataset" / "aluminum")
-    for part in ("paper's set", "376x376", "academic", "authors", "sup_num1_0", "train_defect.py"):
-        assert part in str(caught.value)
 
 
 # ---------------------------------------------------------------- views
@@ -345,7 +159,7 @@ def test_the_two_views_have_their_own_jitter(root):
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24, 3)])
 def test_rectangular_images_keep_their_shape(tmp_path, shape):
-    write(tmp_path / "sup_num1_0", "15_a_0_0", shape=shape)
+    noise(tmp_path / "sup_num1_0", "15_a_0_0", shape=shape)
     samples, store = find_split(tmp_path, "sup_num1_0"), ImageStore()
     for epoch in range(6):
         views = data.TwoViewDataset(samples, samples, store, num_classes=4, seed=1)
@@ -647,19 +461,6 @@ def test_fine_tuning_keeps_the_last_partial_batch(root):
     assert_same(batches.epoch(4), finetuning(1).epoch(4))
 
 
-@pytest.mark.skipif("PSCL_DATA" not in os.environ, reason="PSCL_DATA names no folder of real sets")
-@pytest.mark.parametrize("name", ["uhcs", "neuseg", "metaldam", "superalloy", "ebc"])
-def test_real_sets_pass_the_check(name):
-    root = Path(os.environ["PSCL_DATA"]) / name
-    if not root.is_dir():
-        pytest.skip(f"PSCL_DATA has no {name}")
-    classes = {"metaldam": 5, "superalloy": 3, "ebc": 3}.get(name, 4)
-    report = check(root, num_classes=classes, sizes="15", repeats="012")
-    for sample in find_split(root, "train_numf"):
-        assert report.store.image(sample.image).shape[0] == 1  # all of them are gray
-        assert sample.batch
-
-
 def test_the_ignore_label_becomes_255_and_no_class(tmp_path: Path) -> None:
     mask = np.array([[0, 1], [7, 7]], np.uint8).repeat(16, 0).repeat(16, 1)
     Image.fromarray(mask).save(tmp_path / "m.png")
@@ -676,5 +477,3 @@ def test_repeats_left_open_are_those_that_are_there(root: Path) -> None:
     assert data.annotated_repeats(root, "1", "21") == (2, 1)
     assert data.annotated_repeats(root, "f", "21") == data.annotated_repeats(root, "f") == (0,)
     assert data.annotated_repeats(root / "nowhere", "1") == (0,)
-    warned = check_data(root, num_classes=4, repeats=None).warnings
-    assert any("2 of the 5 folders sup_num1_0 ... sup_num1_4 are there" in line for line in warned)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import check_data, find_split, parse_name
+from data import find_split, parse_name
 from dataset import make_demo
+from dataset.check import check_data
 from dataset.make_demo import make_demo_set
+from utils.commandline import UserError
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +119,8 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*args: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(make_demo, "_write", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(make_demo, "write_png", fail)
+    with pytest.raises(UserError, match="c: cannot be written .disk full"):
         make_demo_set(tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
 
@@ -126,7 +128,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_other_peoples_files_are_not_touched(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(FileExistsError, match="mine: holds other files"):
+    with pytest.raises(UserError, match="mine: holds other files"):
         make_demo_set(tmp_path / "mine")
     monkeypatch.setattr(sys, "argv", ["make_demo.py", "--out", str(tmp_path / "mine")])
     assert make_demo.main() == 2

@@ -1,7 +1,11 @@
-"""Devices, precision and seeds; what needs an accelerator is pretended."""
+"""Devices, precision, memory and seeds; what needs an accelerator is pretended."""
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +13,17 @@ import torch
 
 from utils import device as room
 from utils.commandline import UserError
-from utils.device import choose_device, choose_precision, mixed_seed, to_device
+from utils.device import (
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    mixed_seed,
+    precision,
+    to_device,
+)
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool = False) -> None:
@@ -91,3 +103,67 @@ def test_mixed_seeds_differ_in_every_number_and_in_order() -> None:
     assert len(seeds) == 64
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert mixed_seed(1, 2) == mixed_seed(1, 2)
+
+
+def test_precision_is_that_of_products_and_full_inside_another() -> None:
+    x = torch.ones(2, 2)
+    with precision(torch.bfloat16, CPU):
+        assert (x @ x).dtype == torch.bfloat16
+        with precision(None, CPU):
+            assert (x @ x).dtype == torch.float32
+        assert (x @ x).dtype == torch.bfloat16
+    with precision(None, CPU):
+        assert (x @ x).dtype == torch.float32
+    assert (x @ x).dtype == torch.float32
+
+
+def test_weights_are_casted_anew_each_time() -> None:
+    """A graph that computes activations again casts them again; a cache would hide that."""
+    weight = torch.ones(2, 2, requires_grad=True)
+    with precision(torch.bfloat16, CPU):
+        assert not torch.is_autocast_cache_enabled()
+        first, second = weight @ weight, weight @ weight
+    (first + second).sum().backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
+    assert torch.is_autocast_cache_enabled()
+
+
+FAULTS = """
+import resource, torch
+from utils.device import keep_freed_memory
+print(keep_freed_memory())
+def faults(rounds):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        several = [torch.empty(mb << 20, dtype=torch.uint8).fill_(1) for mb in (33, 64, 48, 40)]
+        del several
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults(4)  # until the pieces fit together
+print(faults(4) / (4 * (33 + 64 + 48 + 40) * 2**20 / resource.getpagesize()))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ({}, True),
+        ({"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}, True),
+        ({"MALLOC_MMAP_MAX_": "65536"}, False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.mmap_max=65536"}, False),
+    ],
+)
+def test_freed_memory_is_kept_unless_the_user_decides(told: dict[str, str], kept: bool) -> None:
+    """Seen from outside, by the share of the pages that the system had to map anew."""
+    others = {n: text for n, text in os.environ.items() if "MALLOC" not in n and "GLIBC" not in n}
+    environment = {**others, "PYTHONPATH": str(ROOT), **told}
+    command = [sys.executable, "-c", FAULTS]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    said, share = ran.stdout.split()
+    assert said == str(kept)
+    assert float(share) < 0.1 if kept else float(share) > 0.9
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert keep_freed_memory() is False

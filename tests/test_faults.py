@@ -127,7 +127,7 @@ def test_standard_output_stays_what_it_is(data: Path, tmp_path: Path) -> None:
 
 
 def test_there_is_one_training_loop_and_one_sampler() -> None:
-    assert functions_that_call("backward") == ["config_run.py:train_epoch"]
+    assert functions_that_call("backward") == ["training.py:train_epoch"]
     assert functions_that_call("sample_patches") == ["model.py:sample"]
 
 

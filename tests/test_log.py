@@ -1,18 +1,21 @@
-"""Logs: bytes that repeat, resuming exactly, valid JSON always, meters, lines of the formats."""
+"""Logs: bytes that repeat, resuming exactly, valid JSON, event files, meters, lines."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import io
 import json
 import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny_set import make_set, train
 
 from utils import log
 from utils.commandline import UserError
@@ -23,6 +26,7 @@ from utils.log import (
     evaluation_lines,
     format_epoch,
     progress,
+    scalars,
 )
 from utils.metrics import Scores
 
@@ -159,10 +163,7 @@ def test_the_terminal_shows_lines_and_the_file_holds_no_notes(
     assert (tmp_path / "log_self.txt").read_text() == "head\nline\n"
 
 
-def test_quiet_and_disabled_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with RunLog(tmp_path / "quiet", "self", quiet=True) as run_log:
-        run_log.line("line")
-    assert (tmp_path / "quiet" / "log_self.txt").read_text() == "line\n"
+def test_a_disabled_log_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path / "other_process", "self", enabled=False) as run_log:
         run_log.header(["head"])
         run_log.line("line")
@@ -221,11 +222,97 @@ def test_a_failed_cut_leaves_the_metrics_as_they_were(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(log.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError, match="No space left"):
         RunLog(tmp_path, "self")
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["log_self.txt", "metrics.jsonl"]
+
+
+# --- event files, read back by TensorBoard itself -------------------------------------------------
+
+needs_tensorboard = pytest.mark.skipif(
+    importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
+)
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(epoch, value) of every curve in a folder, in the order written."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(folder.iterdir()):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                (number,) = value.tensor.float_val
+                found.setdefault(value.tag, []).append((event.step, number))
+    return found
+
+
+def test_the_numbers_of_a_line() -> None:
+    epoch: dict[str, Any] = {"stage": "self", "epoch": 3, "loss": 0.5, "image": None, "lr": 1e-4}
+    assert list(scalars(epoch)) == [("train/loss", 3, 0.5), ("train/lr", 3, 1e-4)]
+    scored: dict[str, Any] = {"stage": "fine", "evaluation": {"epoch": 9, "acc": 1, "dice": None}}
+    assert list(scalars(scored)) == [("test/acc", 9, 1.0)]
+    assert list(scalars({"stage": "self", "loss": 1.0})) == []
+
+
+@needs_tensorboard
+def test_a_run_that_goes_on_shows_no_epoch_twice(tmp_path: Path) -> None:
+    with RunLog(tmp_path, "self", tensorboard=True) as run_log:
+        for epoch in range(4):
+            run_log.metrics({"epoch": epoch, "loss": epoch / 4})
+            if epoch == 1:
+                saved = run_log.offsets()
+    with RunLog(tmp_path, "fine", tensorboard=True) as run_log:
+        run_log.metrics({"evaluation": {"epoch": 0, "acc": 0.25}})
+    with RunLog(tmp_path, "self", saved, tensorboard=True) as run_log:
+        run_log.metrics({"epoch": 2, "loss": 8.0})
+    folder = tmp_path / "tensorboard"
+    assert events(folder / "self") == {"train/loss": [(0, 0.0), (1, 0.25), (2, 8.0)]}
+    assert events(folder / "fine") == {"test/acc": [(0, 0.25)]}
+
+
+@needs_tensorboard
+def test_a_fresh_start_removes_the_events_of_its_stage_and_nothing_else(tmp_path: Path) -> None:
+    for stage in ("self", "fine"):
+        with RunLog(tmp_path, stage, tensorboard=True) as run_log:
+            run_log.metrics({"epoch": 0, "loss": 1.0})
+            saved = run_log.offsets()
+    RunLog(tmp_path, "self", saved).close()  # goes on without: what was written stays
+    assert events(tmp_path / "tensorboard" / "self")
+    (tmp_path / "tensorboard" / "fine" / "mine.txt").write_text("mine")
+    for stage in ("self", "fine", "sup"):
+        RunLog(tmp_path, stage).close()
+    left = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("tensorboard/**/*")]
+    assert sorted(left) == ["tensorboard/fine", "tensorboard/fine/mine.txt"]
+
+
+@needs_tensorboard
+def test_a_training_writes_events_and_another_removes_them(tmp_path: Path) -> None:
+    data = make_set(tmp_path / "set")
+    assert train(data, tmp_path, stages="sup", tensorboard=True) == 0
+    found = events(tmp_path / "tiny_sup" / "1_0" / "tensorboard" / "sup")
+    assert [epoch for epoch, _ in found["train/loss"]] == [0, 1]
+    assert [epoch for epoch, _ in found["test/dice"]] == [0, 1]
+    assert train(data, tmp_path, stages="sup", overwrite=True) == 0
+    assert not (tmp_path / "tiny_sup" / "1_0" / "tensorboard").exists()
+
+
+def test_without_tensorboard_nothing_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: None)
+    assert train(tmp_path / "set", tmp_path / "out", tensorboard=True) == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@needs_tensorboard
+def test_events_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="cannot be written"):
+        RunLog(tmp_path, "self", tensorboard=True)
 
 
 # --- meters ---------------------------------------------------------------------------------------
@@ -240,8 +327,6 @@ def test_meters_give_last_and_average() -> None:
     meters.add("rare", torch.tensor(4, dtype=torch.int64))
     assert meters.read() == {"loss": (6.0, 3.0), "rate": (3.0, 1.5), "rare": (4.0, 4.0)}
     assert list(meters.read()) == ["loss", "rate", "rare"]
-    meters.reset()
-    assert meters.read() == {}
 
 
 def test_meters_copy_what_they_are_given_and_keep_no_graph() -> None:
@@ -359,4 +444,3 @@ def test_the_environment_is_one_line_without_a_clock() -> None:
         assert part in line
     assert f"threads {torch.get_num_threads()}" in line
     assert environment_line("cpu").endswith("amp off")
-    assert environment_line("cpu", True).endswith("amp on")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import model
+import pscl.losses
 from config import SELF_MODES, Config
 from model import (
     METHODS,
@@ -29,13 +30,16 @@ from model import (
     build_method,
     settings_of,
 )
-from networks import FeatureMap, ProjectedUNet
-from pscl.geometry import Correspondence, ViewGeometry
+from networks import ProjectedUNet
+from pscl.geometry import ViewGeometry
+from pscl.lazy_map import LazyMap
 from pscl.sampling import sample_patches
 from tests.golden_files import Golden, assert_agrees
 from tests.recorder import LOSSES, Recorder
 from utils.checkpoint import from_published, to_published
+from utils.device import precision
 
+CPU = torch.device("cpu")
 SMALL = {"channels": (8, 16, 32, 64), "hidden_dim": 24, "embed_dim": 16}
 TINY = {"channels": (4, 8, 16, 32), "hidden_dim": 8, "embed_dim": 8, "top_k": 2, "queue_size": 5}
 PSCL_MODES = [mode for mode, cls in METHODS.items() if issubclass(cls, PSCL)]
@@ -262,7 +266,7 @@ READ: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "embed_dim": (12, lambda m: m.encoder_q.decode.mlp[2].out_features),
     "groups": (2, lambda m: m.encoder_q.decode.conv_x4up1_conv1.groups),
     "norm": ("group", lambda m: type(m.encoder_q.encode.inc.norm1).__name__[:5].lower()),
-    "recompute": (2, lambda m: m.encoder_q.encode.recompute),
+    "recompute": (2, lambda m: m.recompute),
     "temperature": (0.3, lambda m: m.temperature),
     "global_local_ratio": (0.4, lambda m: float(m.combine(torch.tensor(0.0), torch.tensor(1.0)))),
     "top_k": (7, lambda m: m.templates[0]),
@@ -360,27 +364,22 @@ def test_total_is_the_weighted_sum_of_both_losses(self_mode: str):
 def test_random_sampling_sees_no_label(self_mode: str, label_guided: bool, recorder: Recorder):
     batch = make_batch(4, 32, 40)
     make(self_mode, label_guided=label_guided)(batch)
-    calls = recorder.sampled()
+    calls = recorder.take("sample_patches")
     assert len(calls) == 3
     for scale, call in enumerate(calls):
         rows, columns = 32 * 2**scale // 4, 40 * 2**scale // 4
         cells = int(np.prod(batch["geometry"][0].size(rows, columns)))
-        assert call["labels"].shape == call["noise"].shape == (4, cells)
-        assert bool((call["labels"] != 0).any()) == label_guided
+        assert call["label"].shape == call["noise"].shape == (4, cells)
+        assert bool((call["label"] != 0).any()) == label_guided
         assert call["noise"].min() >= 0 and call["noise"].max() < 1
 
 
 @pytest.mark.parametrize("self_mode", PSCL_MODES)
-def test_keys_of_the_finest_map_are_matched_in_as_few_numbers_as_they_span(self_mode: str):
-    method = build_method(self_mode, Config().to_dict())
-    assert isinstance(method, PSCL)
-    index = torch.randint(36, (2, 20), generator=torch.Generator().manual_seed(0))
-    dims = []
-    with torch.no_grad():
-        for scale, channels in enumerate((128, 64, 32)):
-            features = FeatureMap(torch.randn(2, channels, 6, 6))
-            keys = method.keys(features, index, method.encoder_q.decode, scale)
-            dims.append(keys.shape[1])
+def test_keys_of_the_finest_map_are_matched_in_as_few_numbers_as_they_span(
+    self_mode: str, recorder: Recorder
+):
+    build_method(self_mode, Config().to_dict())(make_batch(4, 32, 40))
+    dims = [call["keys"].shape[1] for call in recorder.take("sample_patches")]
     assert dims == [64, 64, 33]
 
 
@@ -389,9 +388,9 @@ def test_moco_matches_by_cosine_and_simclr_by_product(
     self_mode: str, unit: bool, recorder: Recorder
 ):
     make(self_mode)(make_batch(4, 32, 40))
-    for call in recorder.sampled():
+    for call in recorder.take("sample_patches"):
         length = call["keys"].norm(dim=1)
-        assert bool(((length - 1).abs() < 1e-5).all()) == call["unit"] == unit
+        assert bool(((length - 1).abs() < 1e-5).all()) == unit
 
 
 # --- what every method promises -------------------------------------------------------------------
@@ -436,7 +435,8 @@ def test_learning_on_one_batch_lowers_the_loss(self_mode: str):
     method = make(self_mode)
     if isinstance(method, QueueMethod):
         # Or the batch becomes its own negatives.
-        method.enqueue = lambda *keys: None  # type: ignore[assignment]
+        name = "enqueue" if isinstance(method, PSCL) else "replace_oldest"
+        setattr(method, name, lambda *_, **__: None)
     optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], 3e-3)
     batch, found = make_batch(4, 24, 24), []
     for _ in range(12):
@@ -457,7 +457,7 @@ def test_channels_last_and_default_format_agree(
     expected = make(self_mode)(batch)
     # The same patches for both: similarities that differ by a rounding may exchange two.
     patches = iter([call["result"] for call in recorder.take("sample_patches")])
-    monkeypatch.setattr(model, "sample_patches", lambda *_, **__: next(patches))
+    monkeypatch.setattr(model, "sample_patches", lambda *_: next(patches))
     method = make(self_mode).to(memory_format=torch.channels_last)
     last = {k: batch[k].to(memory_format=torch.channels_last) for k in ("view_q", "view_k")}
     for name, value in method(batch | last).items():
@@ -475,13 +475,13 @@ def test_the_last_convolution_at_the_patches_learns_what_it_learns_everywhere(
     torch.manual_seed(1)
     losses = method(batch)
     patches = iter([call["result"] for call in recorder.take("sample_patches")])
-    monkeypatch.setattr(model, "sample_patches", lambda *_, **__: next(patches))
+    monkeypatch.setattr(model, "sample_patches", lambda *_: next(patches))
 
-    def finished(self: ProjectedUNet, image: Tensor) -> Any:
-        embedding, maps = self(image)
-        return embedding, [FeatureMap(features) for features in maps]
+    def finished(network: ProjectedUNet, image: Tensor, recompute: int) -> Any:
+        embedding, maps = network(image)
+        return embedding, [LazyMap(features) for features in maps]
 
-    monkeypatch.setattr(ProjectedUNet, "unfinished", finished)
+    monkeypatch.setattr(model, "lazy_maps", finished)
     twin = make(self_mode)
     expected = twin(batch)
     losses["loss"].backward()
@@ -509,27 +509,27 @@ def test_steps_under_autocast(self_mode: str, recorder: Recorder):
         for name in recorder.calls:
             recorder.take(name)
         torch.manual_seed(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision(torch.bfloat16, CPU):
             losses = rounded(batch)
         losses["loss"].backward()
         for name, value in losses.items():
             assert value.dtype == torch.float32
             assert float(value.detach()) == pytest.approx(float(expected[name].detach()), rel=0.1)
-        for call in recorder.sampled():
-            arguments = {k: [v] for k, v in call.items() if isinstance(v, Tensor | Correspondence)}
-            (again,) = sample_patches(  # outside autocast
-                **arguments, templates=[call["templates"]], unit=call["unit"]
-            )
-            assert call["keys"].dtype == call["labels"].dtype == torch.float32
+        for call in recorder.take("sample_patches"):
+            arguments = [call[name] for name in ("keys", "places", "label", "noise", "templates")]
+            again = sample_patches(*arguments)  # outside autocast
+            assert call["keys"].dtype == call["label"].dtype == torch.float32
             assert torch.equal(call["result"].query, again.query)
             assert torch.equal(call["result"].key, again.key)
             assert torch.equal(call["result"].purity, again.purity)
             assert not call["autocast"]
-        calls = [call for name in LOSSES for call in recorder.take(name)]
+        calls = [(name, call) for name in LOSSES for call in recorder.take(name)]
         assert calls
-        for call in calls:  # what they are given may be rounded, they are not
-            assert not call["autocast"] and call["result"].dtype == torch.float32
-            assert call.get("queue", call["result"]).dtype == torch.float32
+        for name, call in calls:  # what they are given may be rounded, they are not
+            result = call.pop("result")
+            call.pop("autocast")
+            assert result.dtype == call.get("queue", result).dtype == torch.float32
+            assert torch.equal(result, getattr(pscl.losses, name)(**call))  # outside autocast
 
 
 def test_queues_and_soft_targets_under_autocast_are_not_rounded(recorder: Recorder):
@@ -538,9 +538,9 @@ def test_queues_and_soft_targets_under_autocast_are_not_rounded(recorder: Record
         batch = make_batch(4, 32, 32, seed=step) | {"group": torch.tensor([0, 1, 1])}
         expected = method.patch_targets(batch["group"])
         expected_image = method.image_targets(batch["group"])
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision(torch.bfloat16, CPU):
             method(batch)
-        calls, sampled = recorder.take("soft_info_nce"), recorder.sampled()
+        calls, sampled = recorder.take("soft_info_nce"), recorder.take("sample_patches")
         for scale, call in enumerate(calls[:3]):
             assert torch.equal(call["queue_target"].squeeze(2), expected)
             purity = sampled[scale]["result"].purity

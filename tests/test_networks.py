@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from networks import (
     ChannelLayerNorm,
-    DoubleConv,
-    FeatureMap,
     PredictionHead,
     ProjectedUNet,
     ProjectionHead,
     UNet,
-    at_positions,
     normalisation,
 )
 from tests.golden_files import Golden, assert_agrees
@@ -118,44 +112,10 @@ def test_projecting_positions_is_projecting_the_map_and_gathering(scale: int):
     index = torch.randint(35, (2, 11))
     gather = index[:, None].expand(-1, channels, -1)
     some = head.patch(full.flatten(2).gather(2, gather), scale)
-    assert head.last(scale).groups == 4
+    assert [head.patch_layers(scale)[n].groups for n in (0, 2)] == [4, 4]
     everywhere = published_patch_head(head, full, scale).flatten(2)  # (B, D, H*W)
     assert some.shape == (2, 16, 11)
     assert_agrees(some, everywhere.gather(2, index[:, None].expand(-1, 16, -1)), 1e-6)
-
-
-@pytest.mark.parametrize("scale", [0, 1, 2])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("dead", [False, True])
-def test_coordinates_have_the_inner_products_of_embeddings(scale: int, dead: bool, groups: int):
-    """In fewer numbers where the last layer has fewer inputs; also if its columns are dependent."""
-    torch.manual_seed(scale)
-    head = ProjectionHead(CHANNELS, hidden_dim=24, embed_dim=20, groups=groups)
-    randomise(head)
-    if dead:
-        nn.init.zeros_(head.last(scale).weight[:, :1])
-        nn.init.zeros_(head.last(scale).get_parameter("bias"))
-    features = torch.randn(2, (32, 16, 8)[scale], 50)
-    coordinates = head.coordinates(features, scale)
-    assert coordinates.shape == (2, (20, 17, 9)[scale], 50)
-    embedded = published_patch_head(head, features[..., None], scale).squeeze(3)  # (B, D, P)
-    expected = embedded.double().transpose(1, 2) @ embedded.double()  # (B, P, P)
-    found = coordinates.double().transpose(1, 2) @ coordinates.double()
-    assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
-
-
-def test_coordinates_are_in_single_precision_whatever_the_network_computes_in():
-    """And equal features have equal ones here, so that the first of equal cells is found."""
-    torch.manual_seed(0)
-    head = ProjectionHead()
-    features = torch.randn(1, 1001, 32)
-    features[:, 1:] = features[:, :1]
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = head.coordinates(features.bfloat16().transpose(1, 2), 2)
-    exact = head.coordinates(features.transpose(1, 2), 2)
-    assert rounded.dtype == exact.dtype == torch.float32
-    assert (rounded - exact).norm() < 0.02 * exact.norm()
-    assert torch.equal(exact, exact[..., :1].expand_as(exact))
 
 
 def published_patch_head(head: ProjectionHead, maps: Tensor, scale: int) -> Tensor:
@@ -241,60 +201,6 @@ def test_gradients_reach_every_parameter():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(1, 40), st.booleans())
-def test_the_second_convolution_at_positions_is_that_of_the_whole_map(
-    images: int, rows: int, columns: int, count: int, last: bool
-):
-    """Values and gradients; corners, edges, maps of one row or column, positions given twice."""
-    torch.manual_seed(rows * 7 + columns)
-    block = DoubleConv(3, 5, layer_norm=True).double()
-    randomise(block)
-    x = torch.randn(images, 5, rows, columns, dtype=torch.double)
-    if last:
-        x = x.contiguous(memory_format=torch.channels_last)
-    x.requires_grad_()
-    index = torch.randint(rows * columns, (images, count))
-    weight = torch.randn(images, count, 5, dtype=torch.double)
-    wanted = [x, block.con2.weight, *block.norm2.parameters()]
-    whole = block.second(x).flatten(2).transpose(1, 2)  # (B, H*W, 5)
-    expected = torch.stack([whole[b, index[b]] for b in range(images)])
-    found = block.second_at(x, index)
-    torch.testing.assert_close(found, expected)
-    for a, b in zip(
-        torch.autograd.grad((found * weight).sum(), wanted),
-        torch.autograd.grad((expected * weight).sum(), wanted),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
-
-
-def test_a_norm_over_positions_needs_all_of_them():
-    with pytest.raises(TypeError, match="all of them"):
-        DoubleConv(3, 5).second_at(torch.randn(1, 5, 4, 4), torch.zeros(1, 1, dtype=torch.long))
-
-
-@pytest.mark.parametrize("recompute", [-1, 0, 4])
-@pytest.mark.parametrize("size", [(24, 40), (27, 33)])
-def test_unfinished_maps_are_those_of_the_whole_pass(size: tuple[int, int], recompute: int):
-    torch.manual_seed(3)
-    projected = ProjectedUNet(CHANNELS, 24, 16, recompute=recompute).train()
-    image = torch.randn(2, 3, *size)
-    embedding, maps = projected(image)
-    again, unfinished = projected.unfinished(image)
-    assert torch.equal(embedding, again)
-    for expected, found in zip(maps, unfinished, strict=True):
-        assert found.size == expected.shape[-2:]
-        assert torch.equal(found.whole(), expected)
-        index = torch.randint(found.size[0] * found.size[1], (2, 9))
-        there = at_positions(expected, index)
-        assert torch.equal(FeatureMap(expected).at(index), there)
-        torch.testing.assert_close(found.at(index), there, atol=1e-5, rtol=1e-4)
-        for b, t in ((0, 0), (1, 8)):
-            row, column = divmod(int(index[b, t]), found.size[1])
-            assert torch.equal(there[b, t], expected[b, :, row, column])
-
-
 def test_the_prediction_head_is_linear_batch_norm_relu_linear():
     """BYOL's predictor: 64 * 128 + 128, 2 * 128, 128 * 64 + 64 parameters; then by its formula."""
     assert sum(p.numel() for p in PredictionHead().parameters()) == 16_832
@@ -357,80 +263,3 @@ def test_with_group_norm_an_image_does_not_depend_on_its_company():
 
 def flat(result: Tensor | tuple[Tensor, tuple[Tensor, ...]]) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else [result[0], *result[1]]
-
-
-def trained(recompute: int, norm: str = "batch") -> dict[str, Tensor]:
-    """Gradients, and what BatchNorm noted, after a pass forward and backward."""
-    torch.manual_seed(0)
-    unet = UNet(3, CHANNELS, norm, recompute).train()
-    weight = torch.randn(2, 3, 27, 34)
-    (unet(torch.randn(2, 3, 27, 34)) * weight).sum().backward()
-    gradients = {f"gradient of {n}": p.grad for n, p in unet.named_parameters()}
-    assert all(g is not None for g in gradients.values())
-    return {**gradients, **dict(unet.named_buffers())}  # type: ignore[dict-item]
-
-
-@pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("levels", [0, 1, 2, 3, 4])
-def test_recomputed_levels_change_nothing_that_is_learnt(levels: int, norm: str):
-    kept, recomputed = trained(-1, norm), trained(levels, norm)
-    assert kept.keys() == recomputed.keys()
-    for name, value in kept.items():
-        assert torch.equal(value, recomputed[name]), name
-
-
-def test_a_recomputed_pass_can_be_gone_back_through_twice():
-    unet = UNet(3, CHANNELS, recompute=4).train()
-    loss = unet(torch.randn(2, 3, 24, 24)).square().sum()
-    once = torch.autograd.grad(loss, list(unet.parameters()), retain_graph=True)
-    again = torch.autograd.grad(loss, list(unet.parameters()))
-    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-    assert {int(b) for n, b in unet.named_buffers() if n.endswith("batches_tracked")} == {1}
-
-
-def test_recomputed_levels_keep_less_for_the_backward_pass():
-    sizes = []
-    for levels in range(-1, 5):
-        unet = UNet(3, CHANNELS, recompute=levels).train()
-        kept: dict[int, int] = {}
-
-        def note(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            unet.encode(torch.randn(1, 3, 64, 64))
-        sizes.append(sum(kept.values()) - sum(p.nbytes for p in unet.parameters()))
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[1] < 0.6 * sizes[0] and sizes[-1] < 0.4 * sizes[0]
-
-
-class Convolutions(TorchDispatchMode):
-    """Counts convolutions, and transposed ones, of a forward pass or of one that is recomputed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.plain = self.transposed = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.convolution.default:
-            self.transposed += args[6]
-            self.plain += not args[6]
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize(("recompute", "again"), [(-1, (0, 0)), (0, (1, 3)), (4, (15, 6))])
-def test_by_default_the_stems_and_transposed_convolutions_alone_are_computed_again(
-    recompute: int, again: tuple[int, int]
-):
-    """Of 14 convolutions and 3 transposed ones; with whole blocks those within them once more.
-
-    A block that is computed again stops at its last convolution: of 7 blocks 7 first convolutions
-    and, for what the last norm keeps, 7 second ones; within them the stem's first once more.
-    """
-    unet = UNet(3, CHANNELS, recompute=recompute).train()
-    loss = unet(torch.randn(2, 3, 24, 24)).sum()
-    with Convolutions() as counted:
-        loss.backward()
-    assert (counted.plain, counted.transposed) == again

@@ -20,13 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data import check_data, find_split, parse_name
+from data import find_split, parse_name
 from dataset import prepare as program
+from dataset.check import check_data
 from dataset.mask_values import MOST_CLASSES, find_rule, parse_palette
 from dataset.set_check import (
     best_correlation,
+    check_set,
     orientations,
-    overlay,
     reduce,
     same_in_any_orientation,
 )
@@ -275,8 +276,10 @@ def test_the_printed_palette_gives_the_same_masks(tmp_path, capsys):
 
 
 def test_groups_of_values_lie_about_the_most_frequent():
-    rule = find_rule({96: 1, 100: 1000, 104: 5, 200: 9}, colours=False, tolerance=4)
-    assert rule.values.tolist() == [[100], [200]] and rule.ids.tolist() == [0, 1]
+    words = "--images a --masks b --out c --tolerance 4"
+    settings = program.read_settings(words.split())
+    rule = find_rule({96: 1, 100: 1000, 104: 5, 200: 9}, False, settings)
+    assert rule.palette == ((0, (100,)), (1, (200,)))
 
 
 # ---------------------------------------------------------------- images
@@ -721,12 +724,12 @@ def test_a_failure_leaves_no_half_set(tmp_path, monkeypatch, capsys, existing):
     before = files(tmp_path)
     done = []
 
-    def write(folder: Path, name: str, pixels: np.ndarray) -> None:
-        done.append(name)
+    def write(path: Path, pixels: np.ndarray) -> None:
+        done.append(path)
         if len(done) > 3:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(program, "_write", write)
+    monkeypatch.setattr(program, "write_png", write)
     assert run(tmp_path, "--overwrite") == 2
     err = capsys.readouterr().err
     assert "set: cannot be written (No space left on device)" in err and err.count("\n") == 1
@@ -884,7 +887,7 @@ def test_a_tiff_is_not_turned_by_its_orientation(tmp_path):
 def test_a_stop_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, stop, code):
     write_raw(tmp_path, [png(STRIPES)] * 2)
     before = files(tmp_path)
-    real, calls = program._write, []
+    real, calls = program.write_png, []
 
     def write(*words):
         calls.append(words)
@@ -892,7 +895,7 @@ def test_a_stop_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, st
             raise stop
         real(*words)
 
-    monkeypatch.setattr(program, "_write", write)
+    monkeypatch.setattr(program, "write_png", write)
     assert run(tmp_path) == code
     assert capsys.readouterr().err.count("\n") == 1
     assert files(tmp_path) == before and sorted(os.listdir(tmp_path)) == ["gt", "img"]
@@ -985,7 +988,7 @@ def test_the_old_set_survives_a_stop_between_the_renames(tmp_path, monkeypatch):
     many(tmp_path)
     assert run(tmp_path) == 0
     before = files(tmp_path)
-    rename, calls = program.os.replace, []
+    rename, calls = os.replace, []
 
     def stop(source, target):
         calls.append(target)
@@ -993,7 +996,7 @@ def test_the_old_set_survives_a_stop_between_the_renames(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(program.os, "replace", stop)
+    monkeypatch.setattr(os, "replace", stop)
     assert run(tmp_path, "--overwrite") == 130
     assert files(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gt", "img", "set"]
@@ -1004,11 +1007,12 @@ def test_the_readme_shows_commands_that_the_program_takes(monkeypatch, tmp_path)
     text = "".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
     lines = re.findall(r"^ *python dataset/prepare\.py (.*)$", text, re.MULTILINE)
     assert len(lines) >= 10
-    monkeypatch.setattr(program, "_read_table", lambda path: {})
+    monkeypatch.chdir(tmp_path)
+    for name in set(re.findall(r"\w+\.csv", " ".join(lines))):
+        (tmp_path / name).write_text("file,batch\n")
     for line in lines:
-        given = program._parser().parse_args(shlex.split(line))
-        if given.check is None:
-            assert program.read_settings(given).images
+        settings = program.read_settings(shlex.split(line))
+        assert settings.check or settings.images
 
 
 # ---------------------------------------------------------------- looking at a set
@@ -1132,11 +1136,19 @@ def test_the_same_light_does_not_make_pictures_alike():
     assert best_correlation([reduce(lit[0])], [reduce(lit[1])])[0][0] < 0.6
 
 
-def test_overlay_colours_the_classes_above_0():
-    shown = overlay(np.full((1, 3), 100, np.uint8), np.array([[0, 1, 255]], np.uint8), 2)
-    colour = 0.45 * 100 + 0.55 * palette(2)[1]
-    assert shown[0, 0].tolist() == [100] * 3 and shown[0, 2].tolist() == [255] * 3
-    assert np.abs(shown[0, 1] - colour).max() < 1.01
+def test_the_sheet_colours_the_classes_above_0(tmp_path):
+    for part, pixels in (("img", np.full((48, 48), 100)), ("gt", np.repeat([0, 1, 255], 16))):
+        folder = tmp_path / "set" / "train_numf" / part
+        folder.mkdir(parents=True)
+        whole = np.broadcast_to(pixels, (48, 48)).astype(np.uint8)
+        Image.fromarray(whole).save(folder / "a_b.png")
+    check_set(tmp_path / "set", num_classes=2, sheet=tmp_path / "sheet.png")
+    drawn = np.asarray(Image.open(tmp_path / "sheet.png"))[60:].reshape(-1, 3)  # below the legend
+    for colour in (palette(2)[1], np.full(3, 255)):  # class 1, and what is no class
+        share = (drawn - 100.0) / (colour - 100.0)  # of the colour over gray 100, in each channel
+        even = np.ptp(share, axis=1) < 0.03
+        assert (even & (np.abs(share[:, 0] - 0.5) < 0.1)).sum() > 1000, colour
+    assert (drawn == 100).all(1).sum() > 3 * 1000  # the image itself, and class 0
 
 
 def test_flat_pictures_are_near_nothing():

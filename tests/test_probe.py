@@ -26,9 +26,10 @@ from model import Method
 from networks import ProjectedUNet
 from report import probe
 from utils.checkpoint import load
-from utils.metrics import IGNORED
+from utils.metrics import IGNORED, Scores
 
 SIZE = (21, 26)
+NO_SCORES = Scores.from_confusion(np.zeros((0, 3, 3)))
 
 
 def some_maps(seed: int = 0) -> list[Tensor]:
@@ -166,8 +167,9 @@ def test_a_random_network_has_not_collapsed_and_a_constant_one_has(norm: str):
         for what, place in (("images", 0), ("pixels", 1)):
             spreads = probe.embedding_spreads(Constant(what), images)
             assert spreads[place] < 1e-6 and spreads[1 - place] > 10 * probe.COLLAPSED
-            said = probe.alarm(30, spreads)
+            _, said = probe.Findings(NO_SCORES, spreads).lines(30)
             assert f"after 30 epochs the embeddings of all {what}" in said and "\n" not in said
+            assert len(probe.Findings(NO_SCORES, spreads).lines(0)) == 1
 
 
 def test_measuring_the_spread_leaves_the_network_as_it_was():
@@ -204,14 +206,13 @@ def encoder_of(keep: float) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
 def test_features_that_tell_the_classes_have_a_dice_of_one_and_others_have_not():
     annotated, test = items(2, seed=1), items(4, seed=2)
 
-    def found(keep: float, seed: int = 0) -> probe.Findings:
-        rng = np.random.default_rng(seed)
-        return probe.look(encoder_of(keep), annotated, test, 3, rng)
+    def found(keep: float) -> tuple[Scores, probe.Linear]:
+        return probe.look(encoder_of(keep), annotated, test, 3, np.random.default_rng(0))
 
-    assert found(1.0).scores.mean_dice == 1 and found(1.0).scores.acc == 1
-    assert 0.1 < found(0.0).scores.mean_dice < 0.45  # a third would be guessing
-    assert found(1.0).scores.images == 4
-    assert torch.equal(found(1.0).clusters.weight, found(1.0).clusters.weight)
+    (good, clusters), (again, same), (poor, _) = found(1.0), found(1.0), found(0.0)
+    assert good.mean_dice == 1 and good.acc == 1 and good.images == 4
+    assert 0.1 < poor.mean_dice < 0.45  # a third would be guessing
+    assert torch.equal(clusters.weight, same.weight) and again == good
 
 
 def test_the_picture_shows_each_pixels_cluster(tmp_path: Path):
@@ -253,8 +254,15 @@ def test_a_run_that_is_looked_at_ends_with_the_same_bytes(data: Path, tmp_path: 
     pictures = {f"probe_{done}.png" for done in (0, 2, 3)}
     assert set(probed) - set(plain) == pictures
     differ = {name for name in plain if plain[name] != probed[name]}
-    # The state names the files that the stage writes.
-    assert differ <= {"log_self.txt", "log_fine.txt", "metrics.jsonl", "state_self.pt"}
+    # The states name the settings, and that of pretraining the files that it writes.
+    states = {"state_self.pt", "state_fine.pt"}
+    assert differ <= {"log_self.txt", "log_fine.txt", "metrics.jsonl"} | states
+    one, other = (
+        load(tmp_path / name / f"tiny_{mode}/1_0/state_fine.pt") for name in ("plain", "probed")
+    )
+    changed = {name for name, value in one["config"].items() if value != other["config"][name]}
+    assert changed == {"output_dir", "probe"}
+    assert {**one, "config": None} == {**other, "config": None}
     assert {"moco3.pt", "fine.pt", "fine_last.pt"} <= set(plain)
     found = entries(tmp_path / "probed" / f"tiny_{mode}" / "1_0")
     assert [one["epochs_done"] for one in found] == [0, 2, 3]

@@ -1,4 +1,4 @@
-"""The lock of a run's folder, against processes that really hold it."""
+"""A run on disk: its state, its files and those of others, and its lock, really held."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from utils import run_folder as lock
+from utils.checkpoint import CheckpointError, load
 from utils.commandline import UserError
-from utils.run_folder import LOCK_FILE, locked
+from utils.run_folder import (
+    LOCK_FILE,
+    RunFolder,
+    StateFile,
+    differences,
+    locked,
+    remove_outputs,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = """
@@ -24,6 +33,107 @@ with locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+def state(epoch: int = 0, finished: bool = False, outputs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A state that could be real."""
+    common: dict[str, Any] = {"settings": {"seed": 1}, "evaluations": [], "finished": finished}
+    return {**common, "outputs": list(outputs), "epoch": epoch}
+
+
+# --- the state ------------------------------------------------------------------------------------
+
+
+def test_the_newest_state_is_loaded_and_the_one_before_is_kept(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "state_self.pt")
+    assert file.load() is None
+    file.begin(state(0))
+    for epoch in (1, 2):
+        file.save(state(epoch))
+    assert file.load() == state(2)
+    assert load(tmp_path / "state_self.previous.pt") == state(1)
+    file.finish(state(3, finished=True))
+    assert file.load() == state(3, finished=True)
+    assert os.listdir(tmp_path) == ["state_self.pt"]
+
+
+def test_a_damaged_state_gives_way_to_the_one_before_and_never_takes_its_place(
+    tmp_path: Path,
+) -> None:
+    file = StateFile(tmp_path / "state_self.pt")
+    said: list[str] = []
+    for epoch in (1, 2):
+        file.save(state(epoch))
+    file.path.write_bytes(b"PK\x03\x04 and no more")
+    assert file.load(said.append) == state(1)
+    assert said == [f"{file.path}: damaged; going on from state_self.previous.pt"]
+    file.save(state(3))
+    assert file.load() == state(3) and load(file.previous) == state(1)
+    for path in (file.path, file.previous):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"state_self\.pt: the file is empty.*--overwrite"):
+        file.load()
+
+
+# --- the folder -----------------------------------------------------------------------------------
+
+
+def conflicts(folder: RunFolder, **settings: Any) -> list[str]:
+    return folder.conflicts(settings, [folder.path / "fine.pt"], differences)
+
+
+def test_a_folder_may_be_used_if_it_is_empty_or_holds_the_same_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "fine")
+    assert conflicts(folder, seed=1) == []
+    folder.state.begin(state())
+    (tmp_path / "fine.pt").write_text("of this run")
+    assert conflicts(folder, seed=1) == []
+    (line,) = conflicts(folder, seed=2)
+    assert "stage fine" in line and "(seed was 1, is 2)" in line and "--overwrite" in line
+
+
+def test_files_without_a_state_are_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "fine.pt").write_text("mine")
+    (line,) = conflicts(RunFolder(tmp_path, "fine"), seed=1)
+    assert line.startswith(f"{tmp_path / 'fine.pt'}: would be overwritten")
+    assert "state_fine.pt" in line and "--name" in line
+
+
+def test_a_state_that_cannot_be_read_is_a_conflict(tmp_path: Path) -> None:
+    (tmp_path / "state_fine.pt").write_bytes(b"")
+    (line,) = conflicts(RunFolder(tmp_path, "fine"), seed=1)
+    assert "state_fine.pt: the file is empty" in line
+
+
+def test_a_run_that_begins_removes_what_the_one_before_wrote(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "fine")
+    folder.begin(state(outputs=("old.png", "epoch_9/a.png")))
+    for name in ("old.png", "epoch_9/a.png", "new.png", "mine.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    folder.begin(state(outputs=("new.png",)))
+    assert sorted(os.listdir(tmp_path)) == ["mine.txt", "state_fine.pt"]
+    # Killed now, the next one still knows what to remove.
+    assert load(folder.state.path)["outputs"] == ["old.png", "epoch_9/a.png", "new.png"]
+
+
+def test_names_that_lead_out_of_the_folder_are_left_alone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "a" / "b").mkdir(parents=True)
+    for path in (tmp_path / "victim", run / "a" / "b" / "own", run / "kept"):
+        path.write_text("")
+    remove_outputs(run, ["../victim", str(tmp_path / "victim"), "a/../../victim", "a/b/own", "no"])
+    assert (tmp_path / "victim").exists() and os.listdir(run) == ["kept"]
+
+
+def test_differences_name_each_setting() -> None:
+    old = {"a": [1, 2], "b": 1, "c": None, "d": 4}
+    new = {"a": (1, 2), "b": 2, "c": None, "e": 5}
+    assert differences(old, new) == ["b was 1, is 2", "d was 4, is None", "e was None, is 5"]
+    assert differences(old, old) == []
+
+
+# --- the lock -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

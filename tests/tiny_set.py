@@ -84,6 +84,41 @@ def make_set(
     return root
 
 
+NAMES = [f"{15 * (i % 3 + 1)}_s{i}_0_0" for i in range(7)]
+
+
+def noise(
+    folder: Path,
+    name: str,
+    shape: tuple[int, ...] = (32, 32),
+    classes: int = 4,
+    suffix: str = ".png",
+    mask: bool = True,
+) -> None:
+    """Write noise of any shape as an image, with random class ids as its mask."""
+    rng = np.random.default_rng([0, *name.encode()])
+    (folder / "img").mkdir(parents=True, exist_ok=True)
+    pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "img" / f"{name}{suffix}")
+    if mask:
+        (folder / "gt").mkdir(parents=True, exist_ok=True)
+        ids = rng.integers(0, classes, shape[:2], dtype=np.uint8)
+        Image.fromarray(ids).save(folder / "gt" / f"{name}.png")
+
+
+def noise_set(root: Path) -> Path:
+    """A sound set: 7 training images in 3 batches, 3 test images, annotated images."""
+    for name in NAMES:
+        noise(root / "train_numf", name)
+    for name in ("15_t0_0_0", "30_t1_0_0", "30_t2_0_0"):
+        noise(root / "test_numf", name)
+    for repeat in range(2):
+        noise(root / f"sup_num1_{repeat}", NAMES[repeat])
+    for name in NAMES[:5]:
+        noise(root / "sup_num5_0", name)
+    return root
+
+
 def train(data: Path, out: Path, argv: str = "", **settings: object) -> int:
     """Run the program in this process; returns its exit code."""
     values = {**TINY, "data_dir": str(data), "output_dir": str(out), "num_classes": 3, **settings}

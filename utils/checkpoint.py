@@ -1,18 +1,18 @@
 """Checkpoint files: atomic saving, safe loading, published key names, asserted transfer.
 
 The published program's file format is kept (``{'moco': state, 'epoch': ...}`` and so on), so that
-the models its authors publish load here.  Everything that is named differently inside this program
-is translated in this module and nowhere else.
+the models its authors publish load here. Whatever this program names otherwise is translated here.
+
+Unpickling is strict by hand, measured better so than by libraries: NumPy's own unpickling code
+never runs, and each of thousands of damaged files ends in one line (tests/test_fuzz.py).
 """
 
 from __future__ import annotations
 
 import io
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from utils.commandline import UserError
-from utils.files import replace_file, writing
+from utils.files import replace_file
 
-WRAPPERS = ("moco", "finetune", "super")
-"""Where a checkpoint keeps its network: pretraining, ``fine.pt``, ``sup.pt``."""
+WRAPPERS = ("moco", "finetune", "super")  # hold the network: pretraining, fine.pt, sup.pt
 
 _PUBLISHED_TO_INSIDE = {"queue2": "patch_queue"}
 _INSIDE_TO_PUBLISHED = {inside: published for published, inside in _PUBLISHED_TO_INSIDE.items()}
-_PARALLEL_PREFIX = "module."  # torch.nn.DataParallel puts it before every key
-_QUERY_ENCODER = "encoder_q."
 
 
 class CheckpointError(UserError):
@@ -41,10 +38,9 @@ class CheckpointError(UserError):
 
 
 def save(path: str | Path, obj: Mapping[str, Any]) -> None:
-    """Write ``obj`` to ``path`` so that the path holds either the old file or the whole new one.
+    """Write ``obj`` so that ``path`` holds the old file or the whole new one (``replace_file``).
 
-    The bytes go to a temporary file in the same folder, are forced to the disk, and only then take
-    the place of ``path``.  Equal contents give equal bytes whatever the path.
+    Equal contents give equal bytes whatever the path.
 
     Args:
         path: the file; missing parent folders are made.
@@ -81,109 +77,6 @@ def _require_plain(obj: object, where: str) -> None:
         raise TypeError(f"{where} is a {type(obj).__name__}: make it a tensor, number or text")
 
 
-# --- the state of a training ----------------------------------------------------------------------
-
-
-class StateFile:
-    """What a training needs to go on after it was killed, and the same from one save before.
-
-    A state is a dict with at least ``settings`` (what decides the result), ``finished``,
-    ``evaluations`` and ``outputs`` (names of the files that the training writes, relative to its
-    folder). While a training lasts there are two files, so that one that was damaged costs little;
-    a finished one leaves a small one.
-
-    Args:
-        path: such as ``1_0/state_self.pt``; the older one is ``1_0/state_self.previous.pt``.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.previous = self.path.with_name(f"{self.path.stem}.previous{self.path.suffix}")
-        self._damaged = False
-
-    def load(self, say: Callable[[str], object] | None = None) -> dict[str, Any] | None:
-        """The newest state that can be read; None if there is none.
-
-        Args:
-            say: told in one line when the newest is damaged and the one before is taken.
-
-        Raises:
-            CheckpointError: there is a state, and none can be read.
-        """
-        paths = [path for path in (self.path, self.previous) if path.exists()]
-        problems = []
-        for path in paths:
-            try:
-                state = load(path)
-                if not {"settings", "finished", "evaluations", "outputs"} <= state.keys():
-                    raise CheckpointError(f"{path}: not the state of a training; train it again")
-            except CheckpointError as error:
-                problems.append(str(error))
-                continue
-            self._damaged = path != self.path
-            if problems and say is not None:
-                say(f"{self.path}: damaged; going on from {self.previous.name}")
-            return state
-        if problems:
-            raise CheckpointError(f"{problems[0]}, which --overwrite does")
-        return None
-
-    def begin(self, state: Mapping[str, Any]) -> None:
-        """Save the first state of a training; one of an earlier training goes."""
-        save(self.path, state)
-        self.remove_previous()
-        self._damaged = False
-
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Save a state and keep the one before, unless it is damaged."""
-        if not self._damaged and self.path.exists():
-            with writing(self.path):
-                os.replace(self.path, self.previous)
-        save(self.path, state)
-        self._damaged = False
-
-    def finish(self, state: Mapping[str, Any]) -> None:
-        """Save the last state, and keep no other."""
-        save(self.path, state)
-        self.remove_previous()
-
-    def remove_previous(self) -> None:
-        """Remove the older state, of which a finished training has no use."""
-        with writing(self.previous):
-            self.previous.unlink(missing_ok=True)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """'name was old, is new' for each setting that differs; a list equals its tuple."""
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        before, now = old.get(name), new.get(name)
-        if isinstance(before, (list, tuple)) and isinstance(now, (list, tuple)):
-            before, now = list(before), list(now)
-        if before != now:
-            lines.append(f"{name} was {before}, is {now}")
-    return lines
-
-
-def remove_outputs(run_dir: str | Path, names: Iterable[str]) -> None:
-    """Remove the files of these names, relative to ``run_dir``, and folders that are then empty.
-
-    Names that lead out of the folder are left alone: they may come out of somebody else's file.
-
-    Raises:
-        UserError: a file cannot be removed.
-    """
-    run_dir = Path(run_dir)
-    inside = [Path(n) for n in names if not Path(n).is_absolute() and ".." not in Path(n).parts]
-    for name in inside:
-        with writing(run_dir / name):
-            (run_dir / name).unlink(missing_ok=True)
-    for folder in dict.fromkeys(run_dir / name.parent for name in inside):
-        if folder != run_dir:
-            with suppress(OSError):  # somebody put more into it, or it was never made
-                folder.rmdir()
-
-
 # --- loading --------------------------------------------------------------------------------------
 
 
@@ -217,13 +110,11 @@ _ALLOWED: list[tuple[Callable[..., Any], str]] = [
 ]
 
 
-def load(
-    path: str | Path, map_location: str | torch.device | dict[str, str] | None = "cpu"
-) -> dict[str, Any]:
-    """Read a checkpoint without running anything that stands in it.
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint without running anything that stands in it, tensors to the CPU.
 
     Tensors, numbers, text and their dicts, lists and tuples are read; NumPy numbers come back as
-    Python's.  Both of PyTorch's file formats (zip, and the older one) are read.
+    Python's. Both of PyTorch's file formats (zip, and the older one) are read.
 
     Raises:
         CheckpointError: the file is missing, empty, damaged, not a checkpoint, or holds anything
@@ -249,7 +140,7 @@ def load(
             # What torch warns of, such as an odd pickle protocol, is no news to a user: the file
             # is read all the same, or refused below.
             warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location=map_location, weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except MemoryError:
@@ -273,8 +164,6 @@ def _why_unreadable(error: Exception) -> str:
             f"refused, because it holds '{foreign[1]}', which is code and not data; save tensors, "
             "numbers and text only (state_dict(), not the model)"
         )
-    if "CUDA" in text and "map_location" in text:
-        return "its tensors are for a device that is absent here; load it with map_location='cpu'"
     # torch wraps its reason in advice on how to load the file unsafely, which is not repeated.
     reason = text.split("WeightsUnpickler error:")[-1]
     reason = next((line.strip() for line in reason.splitlines() if line.strip()), "")
@@ -293,12 +182,9 @@ def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename published keys to those of this program's modules; DataParallel's prefix is dropped.
+    """Rename published keys to those of this program's modules; unknown ones stay.
 
-    Names that are the same on both sides, and names this program does not know, stay.
-
-    Raises:
-        CheckpointError: two keys become one.
+    DataParallel's prefix is dropped. Raises CheckpointError if two keys become one.
     """
     return _rename(state_dict, _PUBLISHED_TO_INSIDE)
 
@@ -306,9 +192,7 @@ def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _rename(state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for key, value in state_dict.items():
-        bare = key
-        while bare.startswith(_PARALLEL_PREFIX):
-            bare = bare[len(_PARALLEL_PREFIX) :]
+        bare = re.sub(r"^(module\.)+", "", key)  # torch.nn.DataParallel puts it before every key
         new = names.get(bare, bare)
         if new in renamed:
             raise CheckpointError(f"two tensors are called {new!r} (the second as {key!r})")
@@ -340,11 +224,8 @@ def network_state(
         tensors = from_published(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
-    query = {
-        key[len(_QUERY_ENCODER) :]: value
-        for key, value in tensors.items()
-        if key.startswith(_QUERY_ENCODER)
-    }
+    start = "encoder_q."
+    query = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
     network = query or tensors
     if not any(key.startswith("encode.") for key in network):
         found = ", ".join(map(str, list(state)[:4])) or "nothing"
@@ -372,12 +253,11 @@ def channels_of(state: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What :func:`transfer` did, tensor by tensor.
+    """What :func:`transfer` did.
 
     ``matched`` tensors of the ``total`` that the module has under the prefix were copied (all, or
-    there would be no report).  The lists are over all keys, and so, after a transfer, tell of the
-    rest: ``missing`` the file lacks, ``unexpected`` the module lacks, ``mismatched`` differ in
-    shape.
+    there would be no report). The lists tell of the keys outside the prefix: ``missing`` in the
+    file, ``unexpected`` by the module, ``mismatched`` in shape.
     """
 
     matched: int
@@ -396,7 +276,7 @@ class TransferReport:
 def _other_channels(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str | Path
 ) -> list[str]:
-    """A line if two networks differ in the setting ``channels``; it stands before their tensors."""
+    """A line if two networks differ in the setting ``channels``."""
     theirs, ours = (",".join(map(str, channels_of(each))) for each in (state, own))
     if theirs == ours or theirs.count(",") != ours.count(","):
         return []
@@ -449,8 +329,7 @@ def transfer(
     problems = _other_channels(state, own, source)
     for keys, text in ((missing, "missing in the file"), (unexpected, "unknown to the network")):
         named = [key for key in keys if key.startswith(prefix)]
-        if named:
-            problems.append(f"{source}: {len(named)} tensors {text}: {', '.join(named)}")
+        problems += [f"{source}: {len(named)} tensors {text}: {', '.join(named)}"] if named else []
     problems += [
         f"{source}: {key} has shape {tuple(state[key].shape)}, in the network "
         f"{tuple(own[key].shape)}; use the settings the file was trained with"

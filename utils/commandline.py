@@ -1,7 +1,10 @@
-"""What all commands share: how they end, and a script's own flags beside the settings.
+"""What all commands share: how they end, and how the words of a command line are read.
 
 Whatever the user can mend is a ``UserError``: its message becomes one line, or one line per
 problem, and the exit code 2. A traceback is a fault of this program.
+
+argparse stops at the first problem and takes ``-stage`` for ``-stages``; here all problems of a
+line are found together, and names are exact.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + number of the signal
-AGAIN = "The same command goes on from the last saved epoch"
-AGAIN_AFRESH = "Without --overwrite and --resume never, the same command goes on from there"
+AGAIN = (
+    "The same command goes on from the last saved epoch, unless it says --overwrite or "
+    "--resume never"
+)
 
 
 class UserError(ValueError):
@@ -60,7 +65,7 @@ def exit_code(
     """Do the work of a command; whatever ends it early becomes a message and an exit code.
 
     Args:
-        work: what to do; it may return an exit code of its own.
+        work: what to do, reading the command line included; it may return an exit code of its own.
         again: what the user is told about starting it again.
         smaller: what to give when memory runs out.
 
@@ -68,7 +73,7 @@ def exit_code(
         That of ``work``, else 0; 2 for something the user can mend, 1 for numbers that went wrong,
         130 when interrupted, 143 when terminated.
     """
-    from torch import OutOfMemoryError  # not above: --help needs no torch
+    from torch import OutOfMemoryError  # not above: config.py needs no torch
 
     try:
         with termination_as_interrupt():
@@ -100,6 +105,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; -h lists the options\n")
 
 
+# --- words ----------------------------------------------------------------------------------------
+
+FLAG = re.compile(r"(--?)([^\W\d][\w-]*)(?:=(.*))?", re.DOTALL)  # dashes, name, value
 MANY = "many"  # takes all words up to the next flag
 ONE = "one"
 NONE = "none"
@@ -123,6 +131,18 @@ class Flags:
         """The word after an own flag."""
         return self.own[name][0] if self.own.get(name) else default
 
+    def strangers(self) -> Iterator[tuple[str, str]]:
+        """(dashes, name) of each flag among the rest, ('', word) of each word that follows none.
+
+        A word after an unknown flag is taken for its value.
+        """
+        expected = False
+        for word in self.rest:
+            flag = FLAG.fullmatch(word)
+            if flag or not expected:
+                yield (flag[1], flag[2]) if flag else ("", word)
+            expected = flag is not None and flag[3] is None
+
 
 def split_flags(argv: Sequence[str], kinds: dict[str, str]) -> Flags:
     """Take a command line apart: ``--name value``, ``--name=value`` or ``-name value``.
@@ -134,11 +154,11 @@ def split_flags(argv: Sequence[str], kinds: dict[str, str]) -> Flags:
     flags = Flags()
     mine = ""  # the own flag that takes the next words
     for word in argv:
-        flag = re.fullmatch(r"--?([^\W\d][\w-]*)(?:=(.*))?", word, re.DOTALL)
-        name = flag[1] if flag else ""
+        flag = FLAG.fullmatch(word)
+        name = flag[2] if flag else ""
         if flag and name in kinds:
-            flags.own[name] = [] if flag[2] is None else [flag[2]]
-            mine = "" if kinds[name] == NONE or flag[2] is not None else name
+            flags.own[name] = [] if flag[3] is None else [flag[3]]
+            mine = "" if kinds[name] == NONE or flag[3] is not None else name
         elif mine and not flag and (kinds[mine] == MANY or not flags.own[mine]):
             flags.own[mine].append(word)
         else:
@@ -153,17 +173,70 @@ def value_problems(flags: Flags, kinds: dict[str, str]) -> list[str]:
     lines = []
     for name, words in flags.own.items():
         if kinds[name] == NONE and words:
-            lines.append(f"--{name}: found {words[0][:60]!r}; it takes no value")
+            lines.append(f"--{name}: found {found(words[0])}; it takes no value")
         if kinds[name] != NONE and not any(words):
             lines.append(f"--{name}: no value found")
     return lines
 
 
-def choice_problems(flag: str, found: str, known: Iterable[str]) -> list[str]:
+def choice_problems(flag: str, word: str, known: Iterable[str]) -> list[str]:
     """A line if a word is not among the known ones, with the nearest that is."""
     names = list(known)
-    if found in names:
+    if word in names:
         return []
-    near = difflib.get_close_matches(found, names, 1)
+    near = difflib.get_close_matches(word, names, 1)
     guess = f"; did you mean {near[0]}?" if near else ""
-    return [f"--{flag}: found {found[:60]!r}; allowed: {', '.join(names)}{guess}"]
+    return [f"--{flag}: found {found(word)}; allowed: {', '.join(names)}{guess}"]
+
+
+def found(value: object) -> str:
+    """What was found in the place of a legal value, for a message."""
+    return shorten(repr(value))
+
+
+def shorten(text: str) -> str:
+    """At most 60 characters in one line that a terminal can show."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+BOOLEANS = {"true": True, "1": True, "yes": True, "on": True}
+BOOLEANS |= {"false": False, "0": False, "no": False, "off": False}
+
+
+def value_of(kind: str, words: Sequence[str]) -> Any:
+    """The value that the words after a flag spell; ValueError if they spell none.
+
+    Args:
+        kind: the type as it is annotated: 'bool', 'str', 'int', 'float', 'int | None' or a tuple
+            such as 'tuple[int, ...]'.
+        words: such as ['8,16', '32']; none at all are a boolean that is True.
+    """
+    text = " ".join(words)
+    plain = text.strip().lower()
+    if kind == "bool" and (plain in BOOLEANS or not words):
+        return BOOLEANS[plain] if words else True
+    if kind == "bool" or not words:
+        raise ValueError
+    if kind == "str":
+        return text
+    if kind == "tuple[str, ...]" and plain not in ("", "none"):
+        # With commas, a name may hold blanks; without any, each word is one.
+        return tuple(entry.strip() for entry in (text.split(",") if "," in text else words))
+    number = float if "float" in kind else int
+    if kind.startswith("tuple"):
+        entries = re.split(r"[,\s]+", plain.strip("()[], "))
+        return () if plain == "none" else tuple(number(entry) for entry in entries if entry)
+    return None if plain == "none" and kind.endswith("None") else number(plain)
+
+
+def format_value(value: object) -> str:
+    """A value as a command line spells it: ``32,64``, ``1e-4``, ``''`` for an empty one."""
+    if isinstance(value, list | tuple):
+        return ",".join(format_value(entry) for entry in value) or "''"
+    if isinstance(value, float):
+        power = f"{value:.0e}".replace("e-0", "e-")
+        return power if 0 < value < 0.01 and float(power) == value else repr(value)
+    return str(value) or "''"

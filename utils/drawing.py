@@ -192,6 +192,19 @@ def beside(pictures: Sequence[Array], lefts: Sequence[int], width: int) -> Pictu
     return strip
 
 
+def overview(pictures: Sequence[Array], titles: Sequence[str], heading: str = "") -> Picture:
+    """Pictures (H, W, 3) of at most 400 pixels a side in rows of four, each with its title."""
+    columns = min(4, len(pictures))
+    *lefts, width = (GAP + 410 * column for column in range(columns + 1))
+    parts = [paper(GAP, width)]
+    if heading:
+        parts.append(text_line([heading], [GAP], width))
+    for i in range(0, len(pictures), columns):
+        parts.append(text_line(titles[i : i + columns], lefts, width))
+        parts += [beside(pictures[i : i + columns], lefts, width), paper(GAP, width)]
+    return np.vstack(parts)
+
+
 def text_line(
     texts: Sequence[str], lefts: Sequence[int], width: int, ink: tuple[int, int, int] = _INK
 ) -> Picture:

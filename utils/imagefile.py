@@ -8,7 +8,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,25 @@ from torch import Tensor
 from utils.files import DataError
 from utils.metrics import IGNORED
 
+Array = NDArray[Any]
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 400_000_000
 """Largest image, 20000 x 20000: one that claims more is refused before memory is taken for it."""
 
-PNG_MAGIC = b"\x89PNG"
+PNG_MAGIC, JPEG_MAGIC = b"\x89PNG", b"\xff\xd8\xff"
 # What a file begins with decides how it is read, whatever its name ends with.
 DECODERS: dict[bytes, type[ImageFile]] = {
     PNG_MAGIC: PngImageFile,
-    b"\xff\xd8\xff": JpegImageFile,
+    JPEG_MAGIC: JpegImageFile,
     b"BM": BmpImageFile,
     b"II*\0": TiffImageFile,
     b"MM\0*": TiffImageFile,
     b"II+\0": TiffImageFile,  # with 64-bit offsets
     b"MM\0+": TiffImageFile,
 }
-WIDTH, HEIGHT, BITS_PER_SAMPLE, ORIENTATION = 256, 257, 258, 274  # tags of a TIFF
+BIG_TIFF = (b"+\0", b"\0+")  # bytes 2 and 3
+WIDTH, HEIGHT, BITS, ORIENTATION = 256, 257, 258, 274  # tags of a TIFF
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; check_size has the one that counts
 
@@ -60,26 +62,15 @@ def read_image(path: str | Path) -> Pixels:
         DataError: the file cannot be read, is cut short, holds another kind of pixels, or claims
             more than ``MAX_PIXELS``.
     """
-    picture, raw = _open(path)
-    if picture is None or _is_deep_colour(picture, raw):
-        pixels = _decode_with_opencv(path, raw)
-    elif picture.mode in ("F", "I", "L", "RGB") or picture.mode.startswith("I;16"):
-        pixels = np.asarray(picture)  # no convert(), which copies what needs no change
-    else:
-        # Palettes, CMYK and the like become RGB; 1-bit and gray with transparency become gray.
-        gray = picture.mode in ("1", "L", "LA", "La")
-        with decoding(path):
-            pixels = np.asarray(picture.convert("L" if gray else "RGB"))
-    if pixels.dtype != np.uint8:
+    pixels = _first_page(path, read_bytes(path), colours=True)
+    if pixels.dtype == np.bool_:
+        pixels = pixels * np.uint8(255)
+    elif pixels.dtype != np.uint8:
         if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 65535:
             raise DataError(f"{path}: pixels are {pixels.dtype}; save it with 8 or 16 bits")
         pixels = to_8_bit(pixels)
     if pixels.ndim == 3:
-        pixels = pixels[..., :3]
-        bands = (pixels[top : top + 256] for top in range(0, len(pixels), 256))
-        if all((band == band[..., :1]).all() for band in bands):
-            pixels = pixels[..., 0]
-    del picture, raw  # of a large image, as much again
+        pixels = pixels[..., :3] if has_colour(pixels) else pixels[..., 0]
     return np.array(pixels, np.uint8, order="C")  # a copy: Pillow's arrays are read-only
 
 
@@ -90,26 +81,19 @@ def read_mask(path: str | Path) -> Pixels:
         DataError: the file cannot be read, is a JPEG, is coloured, holds fractions or values above
             255, or claims more than ``MAX_PIXELS``.
     """
-    picture, raw = _open(path)
-    if isinstance(picture, JpegImageFile):
+    raw = read_bytes(path)
+    ids = few_bits(raw, _first_page(path, raw, colours=False))
+    if raw.startswith(JPEG_MAGIC):
         raise DataError(
             f"{path}: a JPEG, whatever its name; JPEG changes class ids: export the mask as PNG"
         )
-    if picture is None or _is_deep_colour(picture, raw):
-        ids = _decode_with_opencv(path, raw)
-    else:
-        ids = np.asarray(picture)
-        if picture.mode == "L" and raw.startswith(PNG_MAGIC) and raw[24] in (2, 4):
-            ids = ids // (255 // (2 ** raw[24] - 1))  # Pillow spreads 2 and 4 bits over 0..255
-    if ids.ndim == 3:
-        ids = ids[..., : 1 if ids.shape[-1] == 2 else 3]  # without transparency
-        if (ids != ids[..., :1]).any():
-            colours = len(np.unique(ids.astype(np.int64) @ (2**32, 2**16, 1)))
-            raise DataError(
-                f"{path}: coloured mask ({colours} colours); "
-                "save one channel (8-bit gray or palette) with pixel value = class id"
-            )
-        ids = ids[..., 0]
+    if has_colour(ids):
+        colours = len(np.unique(ids[..., :3].astype(np.int64) @ (2**32, 2**16, 1)))
+        raise DataError(
+            f"{path}: coloured mask ({colours} colours); "
+            "save one channel (8-bit gray or palette) with pixel value = class id"
+        )
+    ids = ids[..., 0] if ids.ndim == 3 else ids
     if ids.dtype.kind == "f" and not (np.isfinite(ids).all() and (ids == np.rint(ids)).all()):
         raise DataError(f"{path}: fractions in a mask; pixel values must be class ids")
     low, high = ids.min(), ids.max()
@@ -117,6 +101,12 @@ def read_mask(path: str | Path) -> Pixels:
         value = high if high > 255 else low
         raise DataError(f"{path}: value {value} in a mask; pixel values must be class ids")
     return np.array(ids, np.uint8, order="C")
+
+
+def has_colour(pixels: Array) -> bool:
+    """Whether the first three channels of (H, W, 3 or more) differ anywhere; False for (H, W)."""
+    bands = (pixels[top : top + 256, ..., :3] for top in range(0, len(pixels), 256))
+    return pixels.ndim == 3 and any((band != band[..., :1]).any() for band in bands)
 
 
 def to_8_bit(pixels: NDArray[Any]) -> Pixels:
@@ -158,7 +148,7 @@ class ImageStore:
 
     Args:
         image_size: side in pixels to which everything is resized at loading; 0 = as they are.
-        ignore_label: value of mask pixels that nobody labelled; in memory they become 255.
+        ignore_label: value of unlabelled pixels in masks; in memory they become 255.
     """
 
     def __init__(self, image_size: int = 0, ignore_label: int | None = None) -> None:
@@ -190,7 +180,7 @@ class ImageStore:
             pixels = read_image(path) if kind == "image" else read_mask(path)
             self._file_sizes[key] = pixels.shape[0], pixels.shape[1]
             if kind == "mask" and self.ignore_label not in (None, IGNORED):
-                if (pixels == IGNORED).any():  # it is no class, and in memory it means unlabelled
+                if (pixels == IGNORED).any():  # in memory it would mean unlabelled
                     raise DataError(
                         f"{path}: value {IGNORED} in a mask whose unlabelled pixels are "
                         f"{self.ignore_label}; correct the mask or --ignore_label"
@@ -205,17 +195,54 @@ class ImageStore:
         return self._pixels[key]
 
 
-def _open(path: str | Path) -> tuple[ImageFile | None, bytes]:
-    """Decode with Pillow, which notices files that were cut short, and return the bytes too.
-
-    None stands for a TIFF of a kind that Pillow does not know.
-    """
-    raw = read_bytes(path)
-    picture = open_picture(path, raw)
+def _first_page(path: str | Path, raw: bytes, colours: bool) -> Array:
+    """The values of a file of 8 or 16 bits, see ``stored_values``; its bytes are given."""
+    picture = open_picture(path, raw)  # Pillow notices files that were cut short
     if picture is None:
         with decoding(path):
-            _check_tiff(path, raw)
-    return picture, raw
+            tags = tiff_pages(raw)[0]
+            check_size(path, int(tags[WIDTH]), int(tags[HEIGHT]))
+            bits = max(tags.get(BITS, (1,)))
+        if bits > 16:
+            raise DataError(f"{path}: pixels have {bits} bits; save it with 8 or 16 bits")
+    return stored_values(path, raw, picture, colours)
+
+
+def stored_values(path: str | Path, raw: bytes, picture: ImageFile | None, colours: bool) -> Array:
+    """The values that a file holds: (H, W), or (H, W, 3 or more) in RGB order; any number type.
+
+    Args:
+        path, raw, picture: file, its bytes, and what ``open_picture`` made of them.
+        colours: a palette's indices become its colours, CMYK and the like become RGB.
+
+    Raises:
+        DataError: damaged, cut short, or of a kind that OpenCV does not know either.
+    """
+    if picture is None or is_deep_colour(raw, picture):
+        with decoding(path), silence():
+            pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            raise broken(path)
+        return np.asarray(pixels[..., 2::-1] if pixels.ndim == 3 else pixels)
+    plain = picture.mode in ("1", "F", "I", "L", "LA", "La", "RGB") or picture.mode[:4] == "I;16"
+    with decoding(path):  # no convert() of what needs no change: it copies
+        values = np.asarray(picture if plain or not colours else picture.convert("RGB"))
+    return values[..., 0] if values.ndim == 3 and values.shape[2] == 2 else values  # no opacity
+
+
+def few_bits(raw: bytes, values: Array) -> Array:
+    """Undo that Pillow spreads the levels of a gray PNG of 2 or 4 bits over 0..255."""
+    if raw.startswith(PNG_MAGIC) and raw[24] in (2, 4) and raw[25] == 0:
+        return values // (255 // (2 ** raw[24] - 1))
+    return values
+
+
+def is_deep_colour(raw: bytes, picture: ImageFile) -> bool:
+    """16 bits with colour or transparency, of which Pillow keeps the high byte only."""
+    if raw.startswith(PNG_MAGIC):
+        return raw[24] == 16 and raw[25] != 0
+    bits = getattr(picture, "tag_v2", {}).get(BITS, (8,))
+    return picture.mode in ("RGB", "RGBA", "RGBX") and max(bits) > 8
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -226,19 +253,16 @@ def read_bytes(path: str | Path) -> bytes:
         raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
     if not raw:
         raise DataError(f"{path}: empty file (0 bytes); copy it again")
-    if _decoder(raw) is TiffImageFile:
+    if is_tiff(raw):
         with decoding(path):
             raw = _upright(raw)
     return raw
 
 
 def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | None:
-    """Decode the bytes of a file with Pillow; None for a TIFF of a kind that Pillow does not know.
+    """Decode what ``read_bytes`` returned with Pillow; None for a TIFF that it has no mode for.
 
-    Args:
-        path: for the messages.
-        raw: as ``read_bytes`` returns them.
-        page: page of a TIFF, counted from 1.
+    Pages of a TIFF are counted from 1.
 
     Raises:
         DataError: not an image, damaged, cut short, or larger than ``MAX_PIXELS``.
@@ -246,14 +270,13 @@ def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | Non
     decoder = _decoder(raw)
     if decoder is None:
         raise DataError(f"{path}: not an image of type jpg, png, bmp or tif; export it as one")
-    tiff = decoder is TiffImageFile
-    with decoding(path), silence() if tiff else nullcontext():
+    with decoding(path), silence() if is_tiff(raw) else nullcontext():
         try:
             picture = decoder(io.BytesIO(raw))
             if page > 1:
                 picture.seek(page - 1)
         except SyntaxError:  # the kind of pixels is unknown
-            if not tiff:
+            if not is_tiff(raw):
                 raise
             return None
         check_size(path, *picture.size)
@@ -264,13 +287,18 @@ def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | Non
     return picture
 
 
+def is_tiff(raw: bytes) -> bool:
+    """Whether a file begins as a TIFF does."""
+    return _decoder(raw) is TiffImageFile
+
+
 def _decoder(raw: bytes) -> type[ImageFile] | None:
     return next((kind for magic, kind in DECODERS.items() if raw.startswith(magic)), None)
 
 
 @contextmanager
 def decoding(path: str | Path) -> Iterator[None]:
-    """Turn whatever a decoder raises into one line; what it warns of is not worth one."""
+    """Turn whatever a decoder raises into one line, and leave out what it warns of."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -316,10 +344,26 @@ def check_size(path: str | Path, width: int, height: int) -> None:
         raise broken(path)
 
 
+def tiff_pages(raw: bytes) -> list[dict[int, Any]]:
+    """The tags of each page of a TIFF, as far as they can be read; of any other file none."""
+    stream, pages, seen = io.BytesIO(raw), [], set()
+    # Whatever a damaged file causes: reading its pixels says so in one line.
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        directory = ImageFileDirectory_v2(raw[:16] if raw[2:4] in BIG_TIFF else raw[:8])
+        while 0 < directory.next < len(raw) and directory.next not in seen:
+            seen.add(directory.next)
+            stream.seek(directory.next)
+            directory.load(stream)
+            if WIDTH in directory and HEIGHT in directory:
+                pages.append(dict(directory))
+    return pages
+
+
 def _upright(raw: bytes) -> bytes:
     """The bytes of a TIFF without its orientation, which Pillow and OpenCV would apply."""
     order = "<" if raw.startswith(b"II") else ">"
-    if raw[2:4] in (b"+\0", b"\0+"):  # 64-bit offsets: longer counts and entries
+    if raw[2:4] in BIG_TIFF:  # longer counts and entries
         first, pointer, count, step, value = 8, "Q", "Q", 20, 12
     else:
         first, pointer, count, step, value = 4, "L", "H", 12, 8
@@ -337,35 +381,6 @@ def _upright(raw: bytes) -> bytes:
             break
         start = struct.unpack_from(order + pointer, raw, end)[0]
     return bytes(edited)
-
-
-def _check_tiff(path: str | Path, raw: bytes) -> None:
-    """Refuse a TIFF for OpenCV by what its header says; may raise anything if it is broken."""
-    tags = ImageFileDirectory_v2(raw[:16] if raw[2:4] in (b"+\0", b"\0+") else raw[:8])
-    stream = io.BytesIO(raw)
-    stream.seek(tags.next)
-    tags.load(stream)
-    check_size(path, int(tags[WIDTH]), int(tags[HEIGHT]))
-    if max(tags.get(BITS_PER_SAMPLE, (1,))) > 16:
-        bits = max(tags[BITS_PER_SAMPLE])
-        raise DataError(f"{path}: pixels have {bits} bits; save it with 8 or 16 bits")
-
-
-def _is_deep_colour(picture: ImageFile, raw: bytes) -> bool:
-    """16 bits with colour or transparency, of which Pillow keeps the high byte only."""
-    if raw.startswith(PNG_MAGIC):
-        return raw[24] == 16 and raw[25] != 0
-    bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
-    return picture.mode in ("RGB", "RGBA", "RGBX") and max(bits) > 8
-
-
-def _decode_with_opencv(path: str | Path, raw: bytes) -> NDArray[Any]:
-    """Decode what Pillow has no mode for, in RGB order."""
-    with decoding(path), silence():
-        pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise broken(path)
-    return np.asarray(pixels[..., 2::-1] if pixels.ndim == 3 else pixels)
 
 
 def broken(path: str | Path) -> DataError:

@@ -1,4 +1,4 @@
-"""What a run writes down: text log, metrics for programs, meters, progress bar, header lines.
+"""What a run writes down: text log, metrics for programs and for TensorBoard, meters, header lines.
 
 The text log and the metrics file hold no clock times, so two runs with one seed write the same
 bytes; anything that differs from run to run goes to the terminal alone (:meth:`RunLog.note`).
@@ -6,30 +6,31 @@ bytes; anything that differs from run to run goes to the terminal alone (:meth:`
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.events import Events
+from utils.commandline import UserError
 from utils.files import replace_file, writing
 from utils.metrics import Scores
+from utils.run_folder import remove_outputs
 
-VERSION = "1.0.0"
-"""Version of this program, printed at the head of every log."""
+VERSION = "1.0.0"  # of this program, printed at the head of every log
 
 METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
 
 
 class RunLog:
@@ -40,16 +41,16 @@ class RunLog:
         stage: ``self``, ``fine``, ``sup`` ...; the text log is ``log_<stage>.txt``.
         resume_at: None for a fresh start, which empties the stage's text log and drops the stage's
             lines from ``metrics.jsonl``; or :meth:`offsets` as saved with the training state, to
-            which both are cut back.  Lines of other stages are always kept.
-        quiet: nothing to the terminal.
-        enabled: False makes every method do nothing (all processes but the first).
-        tensorboard: write the numbers of the metrics for TensorBoard too.
+            which both are cut back. Lines of other stages are always kept.
+        enabled: False makes every method do nothing.
+        tensorboard: write the numbers of the metrics as event files, too, in
+            ``tensorboard/<stage>``. They are written anew from the metrics at the start, so that a
+            run which was stopped and goes on shows no epoch twice.
 
     Every line is flushed as it is written.
 
     Raises:
-        UserError, UserError: a file cannot be opened or written, here and in every writing
-            method.
+        UserError: a file cannot be opened or written, here and in every writing method.
     """
 
     def __init__(
@@ -58,20 +59,22 @@ class RunLog:
         stage: str,
         resume_at: Mapping[str, int] | None = None,
         *,
-        quiet: bool = False,
         enabled: bool = True,
         tensorboard: bool = False,
     ) -> None:
         self.stage = stage
         self.text_path = Path(run_dir) / f"log_{stage}.txt"
         self.metrics_path = Path(run_dir) / METRICS_FILE
-        self._quiet = quiet or not enabled
+        self._enabled = enabled
         self._text: BinaryIO | None = None
         self._metrics: BinaryIO | None = None
         self._metrics_lines = 0
-        self._events: Events | None = None
+        self._events: Any = None
         if not enabled:
             return
+        if tensorboard or not resume_at:
+            events = Path(run_dir).glob(f"{EVENTS_FOLDER}/{stage}/events.out.tfevents.*")
+            remove_outputs(run_dir, [str(path.relative_to(run_dir)) for path in events])
         resume_at = resume_at or {}
         with writing(self.text_path):
             self.text_path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,10 +88,25 @@ class RunLog:
             )
             self._metrics = open(self.metrics_path, "ab")  # noqa: SIM115
         if tensorboard:
-            self._events = Events(run_dir, stage)
-            for entry in read_metrics(self.metrics_path):
-                if entry.get("stage") == stage:
-                    self._events.add(entry)
+            self._open_events(Path(run_dir) / EVENTS_FOLDER / stage)
+
+    def _open_events(self, folder: Path) -> None:
+        """Write event files anew from the metrics that are kept."""
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        with writing(folder):
+            self._events = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        for entry in read_metrics(self.metrics_path):
+            if entry.get("stage") == self.stage:
+                self._add_events(entry)
+
+    def _add_events(self, entry: Mapping[str, Any]) -> None:
+        if self._events is not None:
+            with writing(self._events.log_dir):
+                for name, epoch, value in scalars(entry):
+                    self._events.add_scalar(name, value, epoch)
+                self._events.flush()
 
     def offsets(self) -> dict[str, int]:
         """Where the logs stand: bytes of the text log, lines of this stage among the metrics."""
@@ -110,7 +128,7 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """Show a line on the terminal only: the place for times, rates and dates."""
-        if not self._quiet:
+        if self._enabled:
             to_terminal(text)
 
     def metrics(self, values: Mapping[str, Any]) -> None:
@@ -121,30 +139,22 @@ class RunLog:
         with writing(self.metrics_path):
             self._metrics.write(_json_line(entry))
             self._metrics.flush()
-        if self._events is not None:
-            self._events.add(entry)
+        self._add_events(entry)
         self._metrics_lines += 1
 
     def close(self) -> None:
-        """Close both files; further lines are an error."""
-        for path, file in ((self.text_path, self._text), (self.metrics_path, self._metrics)):
+        """Close all files; further lines are an error."""
+        files: list[Any] = [self._text, self._metrics, self._events]
+        paths = (self.text_path, self.metrics_path, Path(EVENTS_FOLDER))
+        for path, file in zip(paths, files, strict=True):
             if file is not None:
                 with writing(path):
                     file.close()
-        if self._events is not None:
-            self._events.close()
 
     def __enter__(self) -> RunLog:
-        """Return the log itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close both files."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(self, text: str) -> None:
@@ -191,11 +201,32 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return entries
 
 
+def require_tensorboard() -> None:
+    """Raise UserError if TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "tensorboard: the package is not installed; pip install tensorboard, or leave out "
+            "--tensorboard (metrics.jsonl holds the same numbers)"
+        )
+
+
+def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
+    """(name, epoch, value) of the numbers in a line of ``metrics.jsonl``; null is left out.
+
+    Losses are called ``train/...``, scores ``test/...``.
+    """
+    scores = values.get("evaluation")
+    group, source = ("test", scores) if isinstance(scores, Mapping) else ("train", values)
+    for name, value in source.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and name != "epoch" and "epoch" in source:
+            yield f"{group}/{name}", int(source["epoch"]), float(value)
+
+
 def _cut_metrics(path: Path, stage: str, keep: int) -> int:
     """Keep the first ``keep`` lines of ``stage``, and all others; return how many of it there are.
 
-    Lines that are no JSON (half a line, left when a run was killed) go.  The file is replaced as a
-    whole, and only when something changes.
+    Lines that are no JSON (half a line, left when a run was killed) go.
     """
     if not path.exists():
         return 0
@@ -255,12 +286,6 @@ class AverageMeter:
         names = zip(self._last, values[:half], values[half:], strict=True)
         return {name: (last, total / self._count[name]) for name, last, total in names}
 
-    def reset(self) -> None:
-        """Forget everything, for the next epoch."""
-        self._last.clear()
-        self._sum.clear()
-        self._count.clear()
-
 
 def progress(total: int, desc: str) -> tqdm[Any]:
     """Return a bar of ``total`` steps on a terminal's stderr; elsewhere one that shows nothing.
@@ -277,10 +302,9 @@ def progress(total: int, desc: str) -> tqdm[Any]:
     )
 
 
-def environment_line(device: torch.device | str, amp: bool | str = False) -> str:
+def environment_line(device: torch.device | str, amp: str = "off") -> str:
     """Return one line for the header: versions, device by name, CPU threads, mixed precision."""
     device = torch.device(device)
-    precision = amp if isinstance(amp, str) else ("on" if amp else "off")
     versions = [f"program {VERSION}", f"python {platform.python_version()}"]
     versions += [f"{name} {_version(name)}" for name in ("torch", "torchvision", "numpy")]
     return ", ".join(
@@ -288,7 +312,7 @@ def environment_line(device: torch.device | str, amp: bool | str = False) -> str
             *versions,
             f"device {device.type} ({_device_name(device)})",
             f"threads {torch.get_num_threads()}",
-            f"amp {precision}",
+            f"amp {amp}",
         ]
     )
 

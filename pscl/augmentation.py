@@ -41,13 +41,11 @@ class ColorJitter:
         """
         order = tuple(STEPS[i] for i in rng.permutation(len(STEPS)))
         reach = 0.8 * strength
-        brightness, contrast, saturation = rng.uniform(
-            max(0.0, 1.0 - reach), 1.0 + reach, 3
-        ).tolist()
+        low, high = max(0.0, 1.0 - reach), 1.0 + reach
+        brightness, contrast, saturation = rng.uniform(low, high, 3).tolist()
         hue = float(rng.uniform(-0.2 * strength, 0.2 * strength))
-        if rng.random() >= probability:
-            return cls()
-        return cls(order, brightness, contrast, saturation, hue)
+        applied = rng.random() < probability
+        return cls(order, brightness, contrast, saturation, hue) if applied else cls()
 
     def apply(self, image: Tensor) -> Tensor:
         """Jitter a uint8 image (1 or 3, H, W), values rounded to whole levels after every step.

@@ -1,0 +1,38 @@
+"""Patch embeddings in fewer numbers, for what is compared only among itself.
+
+The plain form is ``networks.ProjectionHead.patch``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks import ProjectionHead
+
+
+def coordinates(head: ProjectionHead, features: Tensor, scale: int) -> Tensor:
+    """Vectors with the inner products of ``head.patch``'s: (B, c, P) to (B, d, P), d <= D.
+
+    Embeddings are W h + b of the hidden units h, so they lie in the space that the columns of W and
+    b span, of at most hidden + 1 dimensions. With [W, b] = QR and Q orthonormal, R [h, 1] has their
+    lengths and inner products. So d is hidden + 1 where that is less than D (by default 33 of 64 at
+    the finest scale alone), which saves as much memory and as many multiplications of a comparison;
+    else it is D.
+
+    Returns:
+        In single precision, computed in it where d < D (on CUDA as far as PyTorch's convolutions
+        are set to it). No gradient reaches the last layer.
+    """
+    conv1, norm1, last = head.patch_layers(scale)
+    assert isinstance(last, nn.Conv2d)
+    if last.in_channels + 1 >= last.out_channels or features.is_mps:  # MPS has no doubles
+        return head.patch(features, scale).float()
+    hidden = F.relu(norm1(conv1(features.unsqueeze(2))), inplace=True)  # (B, hidden, 1, P)
+    del features  # large
+    with torch.autocast(hidden.device.type, enabled=False):
+        weight = torch.block_diag(*last.weight.detach().flatten(1).chunk(last.groups))
+        columns = [weight, last.get_parameter("bias").detach()[:, None]]
+        r = torch.linalg.qr(torch.cat(columns, dim=1).double(), mode="r").R.float()  # (d, d)
+        return F.conv2d(hidden.float(), r[:, :-1, None, None], r[:, -1]).squeeze(2)

@@ -1,0 +1,300 @@
+"""Trainings that go wrong or are stopped: what is kept, and how they go on."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_set import files, make_set, train
+
+from config import Config
+from config_run import SelfSupervised, Supervised
+from utils import training
+from utils.checkpoint import load, save
+from utils.training import Training
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_set(tmp_path_factory.mktemp("data") / "set")
+
+
+# --- numbers that are not finite ------------------------------------------------------------------
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int, weights: bool) -> None:
+    """Make the loss of one step not a number, or the weights after it."""
+    original = SelfSupervised.train_epoch
+    now = {"epoch": -1, "step": -1}
+
+    def train_epoch(self: Any, number: int, step_done: Any) -> None:
+        now.update(epoch=number, step=-1)
+        original(self, number, step_done)
+
+    def losses(self: Any, batch: Any) -> Any:
+        now["step"] += 1
+        found = self.module(batch)
+        if (now["epoch"], now["step"]) == (epoch, step):
+            parameter = next(self.module.parameters())
+            if weights:
+                parameter.register_hook(lambda gradient: gradient * float("nan"))
+            else:
+                found["loss"] = found["loss"] * float("nan")
+        return found
+
+    monkeypatch.setattr(SelfSupervised, "train_epoch", train_epoch)
+    monkeypatch.setattr(SelfSupervised, "losses", losses)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_numbers_that_are_not_finite_stop_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, weights: bool
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    settings = {"stages": "self", "self_max_epoch": 4}
+    with monkeypatch.context() as patch:
+        poison(patch, epoch=2, step=1, weights=weights)
+        assert train(data, Path("."), **settings) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "tiny_simclr/1_0" in error
+    assert "epoch 2, step 1 (15_0.png, " in error and "--amp off" in error
+    run = Path("tiny_simclr/1_0")
+    assert sorted(p.name for p in run.glob("moco*")) == ["moco0.pt", "moco1.pt", "moco2.pt"]
+    assert all(v.isfinite().all() for v in load(run / "moco2.pt")["moco"].values())
+    assert all(v.isfinite().all() for v in load(run / "state_self.pt")["module"].values())
+    if weights:
+        return
+    assert train(data, Path("."), **settings) == 0
+    monkeypatch.chdir(tmp_path / "b")
+    assert train(data, Path("."), **settings) == 0
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("stage", "rate"), [("self", "self_lr"), ("sup", "sup_lr")])
+def test_a_rate_far_too_high_stops_the_run(
+    data: Path, tmp_path: Path, capsys: Any, stage: str, rate: str
+) -> None:
+    assert train(data, tmp_path, stages=stage, fine_max_epoch=6, **{rate: 1e30}) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert re.search(r"the numbers are not finite in epoch [01], step [01] \(", error)
+    assert "15_0.png" in error and "lower learning rate" in error
+    for path in tmp_path.rglob("*.pt"):
+        tensors = [v for v in load(path).get("moco", {}).values() if v.is_floating_point()]
+        assert all(v.isfinite().all() for v in tensors), path
+
+
+# --- runs that are stopped ------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4000])
+
+
+def interrupted(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """A run of pretraining that was stopped in the middle of an epoch."""
+
+    def stop(self: Any, number: int, step_done: Any) -> None:
+        if number == epoch:
+            raise KeyboardInterrupt
+        original(self, number, step_done)
+
+    original = SelfSupervised.train_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(SelfSupervised, "train_epoch", stop)
+        assert train(data, out, stages="self", self_max_epoch=4) == 130
+
+
+def test_a_damaged_state_is_replaced_by_the_one_before(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(data, Path("whole"), stages="self", self_max_epoch=4) == 0
+    os.rename("whole", "expected")
+    run = Path("whole/tiny_simclr/1_0")
+    interrupted(data, Path("whole"), monkeypatch, 3)
+    assert sorted(p.name for p in run.glob("state*")) == [
+        "state_self.previous.pt",
+        "state_self.pt",
+    ]
+    assert [load(p)["epoch"] for p in sorted(run.glob("state*"))] == [2, 3]
+    cut(run / "state_self.pt")
+    capsys.readouterr()
+    assert train(data, Path("whole"), stages="self", self_max_epoch=4) == 0
+    shown = capsys.readouterr().out
+    line = "state_self.pt: damaged; going on from state_self.previous.pt"
+    assert shown.count(line) == 1 and "Epoch: [2/4]" in shown and "Epoch: [1/4]" not in shown
+    assert files(Path("whole")) == files(Path("expected"))
+
+
+def test_a_state_that_does_not_fit_is_named_tensor_by_tensor(
+    data: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Training.save_state
+
+    def stop(self: Any, epoch: int) -> None:
+        original(self, epoch)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "save_state", stop)
+        assert train(data, tmp_path, stages="sup") == 130
+    path = tmp_path / "tiny_sup" / "1_0" / "state_sup.pt"
+    state = load(path)
+    module = state["module"]
+    module["decode.outc.fc1.weight"] = module["decode.outc.fc1.weight"][:2]
+    module["strange"] = module.pop("decode.outc.fc1.bias")
+    save(path, state)
+    capsys.readouterr()
+    assert train(data, tmp_path, stages="sup") == 2
+    lines = capsys.readouterr().err.splitlines()
+    for part in (
+        "1 tensors missing in the file: decode.outc.fc1.bias",
+        "1 tensors unknown to the network: strange",
+        "decode.outc.fc1.weight has shape (2, 4), in the network (3, 4)",
+        "does not fit this program; train again with --overwrite",
+    ):
+        assert sum(line.startswith(f"{path}: ") and part in line for line in lines) == 1, part
+    assert len(lines) == 4
+
+
+def test_two_damaged_states_are_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    interrupted(data, tmp_path, monkeypatch, 3)
+    run = tmp_path / "tiny_simclr" / "1_0"
+    for path in run.glob("state*"):
+        cut(path)
+    capsys.readouterr()
+    settings = {"stages": "self", "self_max_epoch": 4}
+    assert train(data, tmp_path, **settings) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "state_self.pt" in line and "damaged" in line and "--overwrite" in line
+    assert train(data, tmp_path, **settings, overwrite=True) == 0
+
+
+def test_a_run_stopped_before_its_first_save_goes_on_by_the_same_command(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(data, tmp_path, monkeypatch, 0)
+    assert (tmp_path / "tiny_simclr/1_0/moco0.pt").exists()
+    assert train(data, tmp_path, stages="self", self_max_epoch=4) == 0
+
+
+def test_another_machine_is_named_in_the_log(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(data, tmp_path, monkeypatch, 2)
+    log = tmp_path / "tiny_simclr" / "1_0" / "log_self.txt"
+    before = log.read_text()
+    monkeypatch.setattr(training, "environment_line", lambda *_: "another machine")
+    assert train(data, tmp_path, stages="self", self_max_epoch=4) == 0
+    assert log.read_text().startswith(before + "From epoch 2 on with another machine\nEpoch: [2/4]")
+
+
+def test_states_are_saved_only_so_often(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, saved = [0.0], []
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    original = Training.save_state
+    monkeypatch.setattr(
+        Training,
+        "save_state",
+        lambda self, epoch: saved.append(epoch) or original(self, epoch),
+    )
+    epoch_done = SelfSupervised.epoch_done
+
+    def slow(self: Any, epoch: int) -> None:
+        epoch_done(self, epoch)
+        now[0] += 4 * (epoch >= 0)  # an epoch takes four seconds
+
+    monkeypatch.setattr(SelfSupervised, "epoch_done", slow)
+    settings = {"stages": "self", "self_max_epoch": 9, "save_every": 9}
+    assert train(data, tmp_path, **settings, save_seconds=10.0) == 0
+    assert saved == [3, 6]
+
+
+# --- states ---------------------------------------------------------------------------------------
+
+
+def test_every_state_tells_its_settings_and_its_machine(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(data, tmp_path, monkeypatch, 2)
+    path = tmp_path / "tiny_simclr" / "1_0" / "state_self.pt"
+    for finished in (False, True):
+        state = load(path)
+        assert state["finished"] is finished
+        assert state["config"]["self_max_epoch"] == 4 and state["config"]["name"] == "tiny"
+        assert Config.from_dict(state["config"]).top_k == 2
+        assert "torch" in state["environment"]
+        assert train(data, tmp_path, stages="self", self_max_epoch=4) == 0
+
+
+LATER = {"standardize", "norm", "fine_contrast", "fine_crop", "fine_scale", "fine_rotation"}
+LATER |= {"fine_crops"}
+OF_OLD = ("settings", "outputs", "evaluations", "finished")
+TO_GO_ON = ("epoch", "module", "optimizer", "log", "environment")
+
+
+def as_of_old(path: Path) -> dict[str, Any]:
+    """Write a state as runs had it before some settings, and what states tell now, were there."""
+    state = load(path)
+    old = {name: state[name] for name in OF_OLD + (TO_GO_ON if "module" in state else ())}
+    old["settings"] = {n: value for n, value in old["settings"].items() if n not in LATER}
+    old["evaluations"] = [
+        {name: value for name, value in entry.items() if name != "confusion"}
+        for entry in old["evaluations"]
+    ]
+    save(path, old)
+    return old
+
+
+def test_an_old_run_that_is_finished_counts_as_finished(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"stages": "self-fine-sup"}
+    assert train(data, tmp_path, **settings) == 0
+    paths = sorted(tmp_path.glob("tiny_*/1_0/state_*.pt"))
+    assert len(paths) == 3 and all(as_of_old(path)["finished"] for path in paths)
+    before = files(tmp_path)
+    capsys.readouterr()
+    assert train(data, tmp_path, **settings) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("is finished already") == 3 and "Epoch:" not in shown
+    assert files(tmp_path) == before
+    assert train(data, tmp_path, stages="sup", fine_rotation=5) == 2  # no default: another run
+    assert "fine_rotation was 0.0, is 5.0" in capsys.readouterr().err
+
+
+def test_an_old_run_that_was_stopped_goes_on_and_ends_alike(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"stages": "sup", "fine_max_epoch": 4}
+    assert train(data, tmp_path / "whole", **settings) == 0
+
+    def stop(self: Any, epoch: int, step_done: Any) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        original(self, epoch, step_done)
+
+    original = Supervised.train_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(Supervised, "train_epoch", stop)
+        assert train(data, tmp_path / "old", **settings) == 130
+    run = tmp_path / "old" / "tiny_sup" / "1_0"
+    for path in run.glob("state_*.pt"):
+        as_of_old(path)
+    assert train(data, tmp_path / "old", **settings) == 0
+    runs = [files(tmp_path / name / "tiny_sup" / "1_0") for name in ("whole", "old")]
+    differ = {name for name in runs[0] if runs[0][name] != runs[1][name]}
+    # The head of the log and the state name the folder; the state lacks what the old one lacked.
+    assert differ == {"log_sup.txt", "state_sup.pt"} and runs[0].keys() == runs[1].keys()
+    kept = [len(entry.get("confusion", ())) for entry in load(run / "state_sup.pt")["evaluations"]]
+    assert kept == [0, 0, 2, 2]
