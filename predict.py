@@ -17,9 +17,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
-import numpy as np
 import torch
 
 from config import ConfigError
@@ -31,14 +29,12 @@ from metallography.particles import MINIMUM_PX
 from metallography.segmenter import Segmenter, check_number
 from metallography.summary import warnings, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
-from report.page import runs_of, write_report
-from report.sheets import contact_sheet
-from utils.commandline import complain, exit_code
-from utils.drawing import OVERLAY_SIDE, blend, overview, reduced, save_picture
-from utils.imagefile import read_image, read_mask
+from report.page import experiment_of, write_report
+from report.sheets import predicted_sheet
+from utils.commandline import Parser, complain, exit_code
+from utils.drawing import overview, save_picture
 from utils.log import to_terminal
 
-SHEET_PICTURES, COMPARED_ROWS = 12, 8
 # Options that a task does not look at: given all the same, a result would be missing.
 MEASURING = ("um_per_px", "min_px", "grain_classes", "boundary_px", "probabilities", "particles")
 OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
@@ -48,14 +44,9 @@ OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; -h lists the options\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The options; what cannot be read ends the program with one line and exit code 2."""
-    made = _Parser(prog="predict.py", description=(__doc__ or "").splitlines()[0])
+    made = Parser(prog="predict.py", description=(__doc__ or "").splitlines()[0])
     add = made.add_argument
     add("--weights", required=True, help="fine.pt or sup.pt, or the folder of a finished run")
     task = made.add_mutually_exclusive_group(required=True).add_argument
@@ -107,26 +98,22 @@ def run(options: argparse.Namespace) -> int:
     segmenter = Segmenter(options.weights, **how)
     to_terminal(segmenter.about)
     if options.export:
-        for line in segmenter.export(options.export):
-            to_terminal(line)
+        to_terminal("\n".join(segmenter.export(options.export)))
         return 0
-    bad = (rank_images if options.rank else predict_images)(segmenter, options)
+    out, items = places(segmenter, options)
+    bad = (rank_images if options.rank else predict_images)(segmenter, items, out, options)
     return complain(f"{len(bad)} file(s) could not be used:\n" + "\n".join(bad), 1) if bad else 0
 
 
 def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, list[Item]]:
-    """The folder of the results, and the images.
-
-    Raises:
-        UserError: there are no images or masks, or the results would lie among them.
-    """
+    """The folder of the results, and the images; UserError if it is one that holds images."""
     flag, kind = ("rank", "ranked") if options.rank else ("images", "predicted")
     images = Path(options.rank or options.images)
     masks = Path(options.masks) if options.masks else None
     if masks and not masks.is_dir():
         raise ConfigError(f"--masks: {masks} is no folder; give the folder of the true masks")
-    beside = segmenter.path.parent / f"{kind}_{images.resolve().name or 'images'}"
-    out = Path(options.out or beside)
+    name = f"{kind}_{images.resolve().name or 'images'}"
+    out = Path(options.out or segmenter.path.parent / name)
     for name, folder in ((flag, images), ("masks", masks)):
         if folder and folder.is_dir() and out.resolve() == folder.resolve():
             raise ConfigError(
@@ -136,74 +123,29 @@ def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, lis
     return out, list_images(images, out, masks)
 
 
-def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
+def predict_images(
+    segmenter: Segmenter, items: list[Item], out: Path, options: argparse.Namespace
+) -> list[str]:
     """``--images``: predict, measure, draw; returns a line for each file that cannot be used."""
-    out, items = places(segmenter, options)
-    experiment = experiment_of(segmenter, out) if options.report else None
+    experiment = experiment_of(segmenter.path, out) if options.report else None
     terms = {name: getattr(options, name) for name in MEASURING}
     folder = Folder(segmenter, items, out, overwrite=options.overwrite, **terms)
     folder.run()
     write_tables(folder)
-    draw_sheet(folder)
+    predicted_sheet(folder)
     for line in warnings(folder):
         to_terminal(line)
-    fresh, old = folder.predicted, folder.skipped
-    to_terminal(f"{out}: {fresh} image(s) predicted, {old} were done already")
+    counts = f"{folder.predicted} image(s) predicted, {folder.skipped} were done already"
+    to_terminal(f"{out}: {counts}")
     if experiment:
         to_terminal(f"Report: {write_report(experiment)}")
     return folder.bad
 
 
-def experiment_of(segmenter: Segmenter, out: Path) -> Path:
-    """The folder that ``--report`` is about: of all runs of the model's experiment."""
-    run = segmenter.path.resolve().parent
-    if run not in runs_of(run.parent):
-        raise ConfigError(
-            f"--report: {segmenter.path} is not in the folder of a run, and the report is about "
-            "runs; leave --report out, or give a run as --weights"
-        )
-    if out.resolve().parent not in (run, run.parent):
-        raise ConfigError(
-            f"--report: found --out {out}; the report shows what lies in {run.parent} or in its "
-            "runs, so leave --out out"
-        )
-    return segmenter.path.parent.parent
-
-
-def draw_sheet(folder: Folder) -> None:
-    """``sheet.png``: some images, beside their true masks where there are any."""
-    segmenter, path = folder.segmenter, folder.out / "sheet.png"
-    compared = [image for image in folder.done if image.counts is not None]
-    chosen = compared or folder.done
-    most = min(COMPARED_ROWS if compared else SHEET_PICTURES, len(chosen))
-    chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, most).round().astype(int)]
-    titles = [item.name for item, _, _ in chosen]
-    rows, pictures = [], []
-    for item, _, _ in chosen:
-        image, mask = read_image(item.path), read_mask(folder.file("classes", item))
-        if compared and item.truth:
-            parts = (image, read_mask(item.truth), mask)
-            image, truth, mask = (reduced(part, OVERLAY_SIDE) for part in parts)
-            rows.append((image, truth, mask))
-        else:
-            pictures.append(blend(image, mask, segmenter.colours, 360))
-    if rows:
-        contact_sheet(
-            path,
-            rows,
-            titles,
-            np.stack([image.counts for image in chosen if image.counts is not None]),
-            heading=f"Taken evenly from {len(compared)}; above {OVERLAY_SIDE} pixels reduced",
-            class_names=segmenter.class_names,
-            colours=segmenter.colours,
-        )
-    elif pictures:
-        save_picture(path, overview(pictures, titles), "--out")
-
-
-def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
+def rank_images(
+    segmenter: Segmenter, items: list[Item], out: Path, options: argparse.Namespace
+) -> list[str]:
     """``--rank``: write ``ranking.csv`` and ``ranking.png``; returns what cannot be used."""
-    out, items = places(segmenter, options)
     found = ranking.rank(segmenter, items, out)
     if found.rows:
         sheet = overview(found.pictures, found.titles, ranking.HEADING)

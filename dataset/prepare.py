@@ -12,11 +12,10 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
@@ -26,7 +25,7 @@ from dataset.layout import LAYOUT, replacing_set, write_png  # noqa: E402
 from dataset.mask_values import IGNORED, KINDS, parse_ignored, parse_palette  # noqa: E402
 from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
 from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile  # noqa: E402
-from utils.commandline import exit_code  # noqa: E402
+from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.files import DataError  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
 from utils.tables import csv_text  # noqa: E402
@@ -153,15 +152,10 @@ def _warnings(plan: Plan) -> list[str]:
 # ---------------------------------------------------------------- command line
 
 
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Print one line and leave with exit code 2."""
-        self.exit(2, f"prepare.py: {message}; --help lists the options\n")
-
-
-def _parser() -> ArgumentParser:
+def _parser() -> Parser:
     raw = RawDescriptionHelpFormatter
-    parser = _Parser(description=__doc__, epilog=f"The layout:\n{LAYOUT}", formatter_class=raw)
+    epilog = f"The layout:\n{LAYOUT}"
+    parser = Parser("prepare.py", description=__doc__, epilog=epilog, formatter_class=raw)
     add = parser.add_argument
     add("--check", type=Path, metavar="DIR", help="look at a set that is laid out")
     add("--sheet", type=Path, help="with --check: contact sheet, default <DIR>_check.png here")

@@ -40,9 +40,8 @@ CHECKED = ((64, 96), (83, 102), (121, 77))  # height and width of the images of 
 class Deployed(nn.Module):
     """A network with the normalisation before it and the softmax after it.
 
-    Args:
-        network: normalised (B, 3, H, W) to logits (B, C, H, W).
-        standardize: normalise by each image's own mean and standard deviation, not by fixed ones.
+    The network makes logits (B, C, H, W) of (B, 3, H, W). With ``standardize`` each image is
+    normalised by its own mean and standard deviation, not by fixed ones.
     """
 
     mean: Tensor
@@ -100,7 +99,7 @@ def export(
         UserError: a package is missing, or the file's predictions differ from PyTorch's.
     """
     check_target(path)
-    onnx = path.suffix == ".onnx"
+    write, read = (_write_onnx, load_onnx) if path.suffix == ".onnx" else (_write_pt2, load_pt2)
     with warnings.catch_warnings(), replacing(path, "--export") as partial:
         warnings.simplefilter("ignore")  # the exporters remark on their own workings
         program, step, remainder = trace(model.eval(), facts["image_size"] % POOLED)
@@ -111,8 +110,8 @@ def export(
             "side_step": step,
             "side_remainder": remainder,
         }
-        (_write_onnx if onnx else _write_pt2)(program, partial, json.dumps(about))
-        run = load_onnx(partial) if onnx else load_pt2(partial)
+        write(program, partial, json.dumps(about))
+        run = read(partial)
         checks = []
         for size in CHECKED:
             height, width = (side - side % step + remainder for side in size)

@@ -24,11 +24,11 @@ from utils.drawing import overlay, save_picture
 from utils.files import IMAGE_SUFFIXES, DataError, list_files, replace_file, replacing, writing
 from utils.imagefile import read_image, read_mask
 from utils.log import progress, read_metrics
-from utils.metrics import Counts, confusion
+from utils.metrics import Counts, SegmentationScores
 from utils.tables import csv_of_rows
 
-RECORD = "predicted.jsonl"
-TABLES = ("measurements.csv", "batches.csv", "particles.csv", "comparison.csv")
+RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
+TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
 
 # --- images and true masks ------------------------------------------------------------------------
 
@@ -50,11 +50,8 @@ def list_images(folder: Path, out: Path, masks: Path | None = None) -> list[Item
     """Images of a folder and its sub-folders (or one file), in the order of their paths.
 
     A name is the path without its suffix, and with it where two images differ in nothing else. A
-    true mask lies at the same place below ``masks`` and is a .png of the same name.
-
-    Args:
-        folder: of the images, or one image.
-        out, masks: folders of the results and the true masks; images in them are not listed.
+    true mask lies at the same place below ``masks`` and is a .png of the same name. What lies in
+    the folders of the results and the true masks is no image.
 
     Raises:
         DataError: no such folder, or no image in it.
@@ -77,11 +74,7 @@ def list_images(folder: Path, out: Path, masks: Path | None = None) -> list[Item
 
 
 def read_truth(item: Item, shape: tuple[int, ...], num_classes: int) -> Array | None:
-    """Read an image's true mask; None where there is none.
-
-    Raises:
-        DataError: it is not of the image's shape (H, W), or holds an id above C - 1.
-    """
+    """Read an image's true mask (H, W), None where there is none; DataError if it does not fit."""
     if item.truth is None or not item.truth.exists():
         return None
     truth = read_mask(item.truth)
@@ -100,11 +93,10 @@ def read_truth(item: Item, shape: tuple[int, ...], num_classes: int) -> Array | 
 
 def count_confusion(truth: Array, prediction: Array, num_classes: int) -> Counts:
     """Pixels by true (row) and predicted class, (C, C), counted band by band."""
-    total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    scores = SegmentationScores(num_classes)
     for rows in row_bands(len(truth)):
-        predicted, true = torch.from_numpy(prediction[rows]), torch.from_numpy(truth[rows])
-        total += confusion(predicted, true, num_classes)
-    return total.numpy()
+        scores.add(torch.from_numpy(prediction[rows]), torch.from_numpy(truth[rows]))
+    return scores.counts().sum(axis=0)
 
 
 # --- files that grow image by image ---------------------------------------------------------------
@@ -124,12 +116,12 @@ class Record:
             lines = [] if overwrite or not path.exists() else read_metrics(path)
         if lines:
             old = lines[0]
-            changed = [key for key in settings if old.get(key) != settings[key]]
+            pairs = ((key, old.get(key), value) for key, value in settings.items())
+            changed = [f"{key} was {was}, is {now}" for key, was, now in pairs if was != now]
             if changed:
-                how = "; ".join(f"{key} was {old.get(key)}, is {settings[key]}" for key in changed)
                 raise UserError(
-                    f"{path.parent}: holds predictions made with other settings ({how}); give "
-                    "--overwrite or another --out"
+                    f"{path.parent}: holds predictions made with other settings "
+                    f"({'; '.join(changed)}); give --overwrite or another --out"
                 )
             self.done = {line["name"]: line for line in lines[1:]}
         # Written anew, so that a line cut off by a kill does not spoil the next one.
@@ -175,29 +167,20 @@ class Done(NamedTuple):
 class Folder:
     """Predicts and measures the images of a folder; ``run`` does it all.
 
-    Attributes:
-        segmenter: what predicts.
-        items: the images.
-        out: the folder of the results.
-        um_per_px, min_px, grain_classes: how to measure, see ``measure.measure_mask``.
-        boundary_px: see ``measure.compare_class``.
-        probabilities, particles: write these too.
-        overwrite: predict again what is done.
-
     Raises:
         UserError: a value is out of range, or ``out`` cannot be used, see ``Record``.
     """
 
     segmenter: Segmenter
     items: Sequence[Item]
-    out: Path
-    um_per_px: float | None = None
+    out: Path  # the folder of the results
+    um_per_px: float | None = None  # how to measure, see measure.measure_mask
     min_px: int = MINIMUM_PX
     grain_classes: Sequence[int] = ()
-    boundary_px: float = measure.BOUNDARY_PX
-    probabilities: bool = False
+    boundary_px: float = measure.BOUNDARY_PX  # see measure.compare_class
+    probabilities: bool = False  # write these too
     particles: bool = False
-    overwrite: bool = False
+    overwrite: bool = False  # predict again what is done
 
     def __post_init__(self) -> None:
         segmenter, scale = self.segmenter, self.um_per_px
@@ -225,11 +208,7 @@ class Folder:
         return any(item.truth for item in self.items)
 
     def run(self) -> None:
-        """Predict what is not done yet, and measure everything.
-
-        Raises:
-            UserError: the results cannot be written.
-        """
+        """Predict what is not done yet, and measure all; UserError if that cannot be written."""
         with ExitStack() as stack:
             stack.enter_context(writing(self.out, "--out"))
             for name in TABLES:  # of an earlier run, perhaps at another scale
@@ -314,6 +293,7 @@ class Folder:
                 self.compared.append(head | row)
             counts = count_confusion(truth, mask, len(names))
         self.done.append(Done(item, (mask.shape[0], mask.shape[1]), counts))
-        listed = range(len(names)) if self.particles else ()
-        shown = [c for c in listed if c or c in self.grain_classes]
+        if not self.particles:
+            return []
+        shown = [c for c in range(len(names)) if c or c in self.grain_classes]
         return [heads[c] | row for c in shown for row in found[c].rows(scale)]

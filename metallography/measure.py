@@ -43,7 +43,7 @@ RECALL_EDGES_PX = (0, 32, 100, 316, 1000, 3162)
 
 
 def density_column(um_per_px: float | None) -> str:
-    """Name of the number density: per mm2 with a scale, per megapixel without."""
+    """The column of the number density."""
     return "number_per_Mpx" if um_per_px is None else "number_per_mm2"
 
 
@@ -71,18 +71,14 @@ def measure_class(
     minimum_px: int = MINIMUM_PX,
     grains: bool = False,
 ) -> tuple[Row, Particles]:
-    """Measure one class of one image.
+    """Measure one class of one image (H, W), true where the class is.
 
-    Args:
-        binary: (H, W), true where the class is.
-        um_per_px: side of a pixel in micrometres; None: everything in px.
-        minimum_px: smallest area of a particle.
-        grains: each particle is one grain, so that a grain-size number has a meaning.
+    With ``grains`` each particle is one grain, so that a grain-size number has a meaning.
 
     Returns:
         A row (``u`` stands for um or px), and the particles:
 
-        * ``area_fraction``: pixels of the class / all pixels (E562, E1245).
+        * ``area_fraction``: pixels of the class / all pixels.
         * ``particles_whole``, ``particles_cut``, ``number`` = whole + cut / 2, and
           ``number_per_mm2`` (or ``_Mpx``): number / area of the field, N_A (E1245, E112).
         * of whole particles ``mean_``, ``median_``, ``max_area_u2``; ``mean_``, ``std_``, ``d10_``,
@@ -100,7 +96,7 @@ def measure_class(
     whole = particles.whole()
     fraction, lines = np.count_nonzero(clean) / clean.size, intercepts_per_px(clean)
     area, diameter, length = whole.area * s * s, whole.diameter * s, whole.length * s
-    d10, d50, d90 = np.percentile(diameter, (10, 50, 90)) if len(diameter) else [math.nan] * 3
+    spread = np.percentile(diameter, (10, 50, 90)).tolist() if len(diameter) else [math.nan] * 3
     row = {
         "area_fraction": np.count_nonzero(binary) / binary.size,
         "particles_whole": len(whole.area),
@@ -112,9 +108,7 @@ def measure_class(
         f"max_area_{u}2": _known(np.max, area),
         f"mean_diameter_{u}": _known(np.mean, diameter),
         f"std_diameter_{u}": _std(diameter),
-        f"d10_diameter_{u}": float(d10),
-        f"d50_diameter_{u}": float(d50),
-        f"d90_diameter_{u}": float(d90),
+        **{f"d{n}_diameter_{u}": value for n, value in zip((10, 50, 90), spread, strict=True)},
         f"mean_length_{u}": _known(np.mean, length),
         f"max_length_{u}": _known(np.max, length),
         "mean_aspect_ratio": _known(np.mean, whole.aspect),
@@ -138,11 +132,12 @@ def measure_mask(
     Returns:
         One row per class 0 ... C-1, which begins with ``class``, and the particles of each.
     """
-    measured = [
-        measure_class(mask == c, um_per_px, minimum_px, c in grain_classes)
-        for c in range(num_classes)
-    ]
-    return [{"class": c, **row} for c, (row, _) in enumerate(measured)], [p for _, p in measured]
+    rows, particles = [], []
+    for c in range(num_classes):
+        row, found = measure_class(mask == c, um_per_px, minimum_px, c in grain_classes)
+        rows.append({"class": c, **row})
+        particles.append(found)
+    return rows, particles
 
 
 def _known(statistic: Callable[[Array], Any], values: Array) -> float:
@@ -177,12 +172,9 @@ def over_fields(values: Iterable[float]) -> Interval:
 
 
 def by_batch(rows: Sequence[Row], um_per_px: float | None = None) -> list[Row]:
-    """Pool the rows of images by production batch and class.
+    """Pool rows of ``measure_class``, with ``batch`` and ``class``, by production batch and class.
 
-    Args:
-        rows: of ``measure_class``, with ``batch`` and ``class``. Batches that are numbers, such as
-            holding times, come in their order.
-        um_per_px: as the rows were made with.
+    Batches that are numbers, such as holding times, come in their order.
 
     Returns:
         A row per batch and class: ``fields``, area fraction and number density with mean and
@@ -224,12 +216,7 @@ def compare_class(
     minimum_px: int = MINIMUM_PX,
     boundary_px: float = BOUNDARY_PX,
 ) -> Row:
-    """Compare the measurements of one class in a predicted and in a true mask.
-
-    Args:
-        truth, prediction: bool (H, W).
-        um_per_px, minimum_px: as in ``measure_class``.
-        boundary_px: how far apart outlines may lie and still agree.
+    """Compare a predicted and a true mask of one class, bool (H, W), see ``measure_class``.
 
     Returns:
         * ``area_fraction_error``, ``number_error``: prediction minus truth.
@@ -285,8 +272,7 @@ def boundary_agreement(
 ) -> tuple[float, float]:
     """Boundary F1 and 95 % Hausdorff distance in px of two masks (H, W) of one class.
 
-    Returns:
-        (nan, nan) if neither has an outline, (0, inf) if one has none.
+    (nan, nan) if neither has an outline, (0, inf) if one has none.
     """
     edges = outline(truth), outline(prediction)
     outlined = [bool(edge.any()) for edge in edges]
@@ -307,11 +293,8 @@ def recall_by_size(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int, in
     """Sum rows of ``compare_class``: (size class in words, found, true) per class of size."""
     rows = list(rows)
     ends = [f" ... {end} px" for end in RECALL_EDGES_PX[1:]] + [" px and more"]
-    return [
-        (
-            f"{edge}{end}",
-            sum(r[f"found_{edge}_px"] for r in rows),
-            sum(r[f"true_{edge}_px"] for r in rows),
-        )
-        for edge, end in zip(RECALL_EDGES_PX, ends, strict=True)
-    ]
+    summed = []
+    for edge, end in zip(RECALL_EDGES_PX, ends, strict=True):
+        found, true = (sum(row[f"{kind}_{edge}_px"] for row in rows) for kind in ("found", "true"))
+        summed.append((f"{edge}{end}", found, true))
+    return summed

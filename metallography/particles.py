@@ -27,20 +27,16 @@ MINIMUM_PX = 10
 class Particles:
     """The particles of one class in one mask, one entry of each array per particle.
 
-    Attributes:
-        area: pixels, holes not counted.
-        length, width: sides in px of the smallest-area rectangle of any direction around the
-            particle's pixels, taken as unit squares; length >= width.
-        x, y: centre of gravity in px; (0, 0) is the centre of the first pixel.
-        border: whether the frame cuts the particle.
+    Length and width are the sides in px of the smallest-area rectangle of any direction around the
+    particle's pixels, taken as unit squares; length >= width.
     """
 
-    area: Array
+    area: Array  # pixels, holes not counted
     length: Array
     width: Array
-    x: Array
+    x: Array  # centre of gravity in px; (0, 0) is the centre of the first pixel
     y: Array
-    border: Array
+    border: Array  # whether the frame cuts the particle
 
     @property
     def diameter(self) -> Array:
@@ -89,17 +85,12 @@ def row_bands(height: int, rows: int = 256) -> list[slice]:
 
 
 def find_particles(binary: Array, minimum_px: int = MINIMUM_PX) -> tuple[Particles, Array]:
-    """Find the particles of a class.
-
-    Args:
-        binary: (H, W), true where the class is.
-        minimum_px: smallest area of a particle.
+    """Find the particles of a class in a mask (H, W), true where the class is.
 
     Returns:
         The particles; labels int32 (H, W): 1 + the particle's number, 0 outside and for noise.
     """
-    pixels = np.ascontiguousarray(binary).view(np.uint8) if binary.dtype == bool else binary
-    pixels = np.asarray(pixels, np.uint8)
+    pixels = np.ascontiguousarray(binary, np.uint8)
     count, labels, statistics, centres = cv2.connectedComponentsWithStats(pixels, connectivity=8)
     area = statistics[:, cv2.CC_STAT_AREA].astype(np.int64)
     keep = area >= minimum_px

@@ -93,10 +93,8 @@ def scores(maps: Array) -> Row:
 def draw_uncertain(image: Array, maps: Array, side: int) -> NDArray[np.uint8]:
     """Draw an image with the pixels in magenta where a quarter of the views or more disagrees.
 
-    Args:
-        image: uint8 (H, W) or (H, W, 3).
-        maps: (3, h, w), of ``views.disagreement``; another size than the image's is fitted to it.
-        side: the longer side of the picture at most.
+    The maps (3, h, w) of ``views.disagreement`` are fitted to the image, uint8 (H, W) or (H, W, 3);
+    the picture's longer side is ``side`` at most.
     """
     image = reduced(image, 4 * side)
     (height, width), (h, w) = image.shape[:2], maps.shape[1:]

@@ -72,7 +72,6 @@ class Segmenter:
         path, about, digest: the file that was loaded, one line on it, a checksum of its tensors.
         num_classes: C.
         class_names, mapping, colours: of class 0 ... C-1; gray values; RGB, uint8 (C, 3).
-        resize: as above, never None.
         standardize: whether each image is normalised by its own mean and standard deviation.
 
     Raises:
@@ -194,21 +193,13 @@ class Segmenter:
         return logits[0].softmax(dim=0)[:, :height, :width].cpu().numpy()
 
     def export(self, path: str | Path) -> list[str]:
-        """Write the model to an .onnx or .pt2 file, checked; returns what to know, in lines.
-
-        Raises:
-            UserError: a package is missing, or the file does not predict as PyTorch does.
-        """
+        """Write the model to a checked .onnx or .pt2 file, see ``export.export``."""
         on_cpu = copy.copy(self)
         on_cpu.device = torch.device("cpu")
         on_cpu.network = copy.deepcopy(self.network).cpu().to(memory_format=torch.contiguous_format)
+        model = export.Deployed(on_cpu.network, self.standardize)
         facts = {"classes": self.class_names, "mapping": self.mapping, "image_size": self.resize}
-        return export.export(
-            export.Deployed(on_cpu.network, self.standardize),
-            Path(path),
-            lambda pixels: on_cpu._predictor(pixels)(pixels),
-            facts,
-        )
+        return export.export(model, Path(path), lambda x: on_cpu._predictor(x)(x), facts)
 
     def measure(
         self,

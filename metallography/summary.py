@@ -1,68 +1,78 @@
-"""The tables of a folder of measured masks: CSV files, and ``summary.md`` to read."""
+"""The tables of a folder of measured masks: CSV files; the summary to read, and for programs."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from metallography import measure
-from metallography.folder import Folder
+from metallography.folder import SUMMARY, Folder
 from metallography.particles import Row, unit_of
 from utils import metrics
 from utils.files import replace_file
 from utils.tables import csv_of_rows, markdown
 
+DEFINITIONS = (
+    "Particle: pixels of one class that touch by a side or a corner. One that the frame cuts "
+    "counts as one half (ASTM E112, planimetric) and is left out of the sizes.",
+    "Area fraction: of all pixels (ASTM E562, E1245). Mean free path and mean intercept: all rows "
+    "and columns are test lines (ASTM E1245, E112). Length and aspect ratio: smallest-area "
+    "rectangle. Diameter: circle of equal area (ISO 9276-6).",
+    "Each image is a field. Mean ± half-width of the 95 % confidence interval (Student's t) over "
+    "fields; relative accuracy (ASTM E562) = half-width / mean.",
+)
+
+Table = dict[str, Any]
+"""``title``, ``head`` (names of the columns) and ``rows`` (lists of text)."""
+
 
 def write_tables(folder: Folder) -> None:
-    """Write the CSV files and ``summary.md`` of a folder that was run.
+    """Write the CSV files, ``summary.md`` and ``summary.json`` of a folder that was run.
 
-    Raises:
-        UserError: they cannot be written.
+    The JSON holds ``about``, ``warnings`` and ``unusable`` (sentences; a line for each file that
+    could not be used) and ``tables``, see ``Table``. UserError if a file cannot be written.
     """
     batches = measure.by_batch(folder.rows, folder.um_per_px)
-    tables = {"measurements": folder.rows, "batches": batches}
+    files = {"measurements": folder.rows, "batches": batches}
     if folder.with_masks:
-        tables["comparison"] = folder.compared
-    for name, rows in tables.items():
+        files["comparison"] = folder.compared
+    for name, rows in files.items():
         replace_file(folder.out / f"{name}.csv", csv_of_rows(rows, ["image"]), "--out")
-    lines = [*_heading(folder), *(f"- {line}" for line in warnings(folder))]
-    if folder.rows:
-        lines += _class_tables(folder)
+    tables = _class_tables(folder) if folder.rows else []
     if any(row["batch"] for row in batches):
-        lines += _batch_table(folder, batches)
+        tables.append(_batch_table(folder, batches))
     if folder.compared:
-        lines += _comparison_tables(folder)
+        tables += _comparison_tables(folder)
+    about, doubts = _about(folder), warnings(folder)
+    found = {"about": about, "warnings": doubts, "tables": tables, "unusable": folder.bad}
+    contents = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
+    replace_file(folder.out / SUMMARY, contents, "--out")
+    lines = ["# Prediction and measurements", ""]
+    lines += [f"- {line}" for line in [*about, *DEFINITIONS, *doubts]]
+    for table in tables:
+        lines += ["", f"## {table['title']}", "", *markdown(table["head"], table["rows"])]
     if folder.bad:
         lines += ["", f"## {len(folder.bad)} file(s) could not be used", ""]
         lines += [f"- {line}" for line in folder.bad]
     replace_file(folder.out / "summary.md", "\n".join(lines) + "\n", "--out")
 
 
-def _heading(folder: Folder) -> Iterator[str]:
+def _about(folder: Folder) -> list[str]:
+    """How the images were predicted and measured."""
     s, um = folder.segmenter, folder.um_per_px
     size = f"resized to {s.resize}x{s.resize}" if s.resize else "at their own size"
     views = ", average over 8 flips and quarter turns" if s.tta else ""
-    yield "# Prediction and measurements"
-    yield ""
-    yield f"- Model: {s.about}"
-    yield f"- {len(folder.done)} image(s), predicted {size}{views}"
-    yield f"- Scale: {f'{um:g} µm per pixel' if um else 'none given, lengths are in pixels'}"
-    yield (
-        "- Particle: pixels of one class that touch by a side or a corner, at least "
-        f"{folder.min_px}. One that the frame cuts counts as one half (ASTM E112, planimetric) and "
-        "is left out of the sizes."
-    )
-    yield (
-        "- Area fraction: of all pixels (ASTM E562, E1245). Mean free path and mean intercept: all "
-        "rows and columns are test lines (ASTM E1245, E112). Length and aspect ratio: "
-        "smallest-area rectangle. Diameter: circle of equal area (ISO 9276-6)."
-    )
-    yield (
-        "- Each image is a field. Mean ± half-width of the 95 % confidence interval (Student's t) "
-        "over fields; relative accuracy (ASTM E562) = half-width / mean."
-    )
+    return [
+        f"Model: {s.about}",
+        f"{len(folder.done)} image(s), predicted {size}{views}",
+        f"Scale: {f'{um:g} µm per pixel' if um else 'none given, lengths are in pixels'}",
+        f"Smallest particle: {folder.min_px} pixels",
+    ]
 
 
 def warnings(folder: Folder) -> list[str]:
@@ -82,11 +92,12 @@ def warnings(folder: Folder) -> list[str]:
     return lines
 
 
-def _class_tables(folder: Folder) -> Iterator[str]:
+def _class_tables(folder: Folder) -> list[Table]:
     """Means over fields by class, and the pooled distribution of diameters."""
     u = unit_of(folder.um_per_px)
-    columns = [measure.density_column(folder.um_per_px), f"mean_area_{u}2", f"mean_length_{u}"]
-    columns += ["mean_aspect_ratio", f"mean_intercept_{u}", f"mean_free_path_{u}", "astm_g"]
+    names = (f"area_{u}2", f"diameter_{u}", f"length_{u}", "aspect_ratio", f"intercept_{u}")
+    means = [f"mean_{name}" for name in (*names, f"free_path_{u}")]
+    columns = [measure.density_column(folder.um_per_px), *means, "astm_g"]
     fractions, others, sizes = [], [], []
     for c, name in enumerate(folder.segmenter.class_names):
         rows = [row for row in folder.rows if row["class"] == c]
@@ -97,13 +108,15 @@ def _class_tables(folder: Folder) -> Iterator[str]:
         spread = [d.mean(), *np.percentile(d, (10, 50, 90, 100))] if len(d) else [math.nan] * 5
         sizes.append([name, len(d), *map(number, spread)])
     head = ["class", "fields", "mean, %", "std, %", "± 95 %", "relative accuracy, %"]
-    yield from _table("Area fraction", head, fractions)
-    yield from _table("Over fields (mean ± 95 %)", ["class", *_words(columns)], others)
-    head = ["class", "whole particles", "mean", "D10", "D50", "D90", "largest"]
-    yield from _table(f"Diameter of all whole particles, {u}", head, sizes)
+    spread_head = ["class", "whole particles", "mean", "D10", "D50", "D90", "largest"]
+    return [
+        _table("Area fraction", head, fractions),
+        _table("Over fields (mean ± 95 %)", ["class", *map(words, columns)], others),
+        _table(f"Diameter of all whole particles, {words(u)}", spread_head, sizes),
+    ]
 
 
-def _batch_table(folder: Folder, batches: list[Row]) -> Iterator[str]:
+def _batch_table(folder: Folder, batches: list[Row]) -> Table:
     """By production batch."""
     density = measure.density_column(folder.um_per_px)
     means = [name for name in batches[0] if name.startswith("mean_")]
@@ -120,10 +133,10 @@ def _batch_table(folder: Folder, batches: list[Row]) -> Iterator[str]:
         for row in batches
     ]
     head = ["batch", "class", "fields", "area fraction, %", density, "whole particles", *means]
-    yield from _table("By production batch", _words(head), rows)
+    return _table("By production batch", [*map(words, head)], rows)
 
 
-def _comparison_tables(folder: Folder) -> Iterator[str]:
+def _comparison_tables(folder: Folder) -> list[Table]:
     """Against the true masks: errors by class, particles found by size, confusion."""
     names, distance = folder.segmenter.class_names, f"hausdorff95_{unit_of(folder.um_per_px)}"
     keys = ["area_fraction_error", "number_error", "ks_diameter", "boundary_f1"]
@@ -132,28 +145,29 @@ def _comparison_tables(folder: Folder) -> Iterator[str]:
     for c, (name, dice) in enumerate(zip(names, metrics.dice(counts), strict=True)):
         mine = [row for row in folder.compared if row["class"] == c]
         known = [row[distance] for row in mine if not math.isnan(row[distance])]
-        middle = float(np.median(known)) if known else math.nan
         errors = [interval(row[key] for row in mine) for key in keys]
-        rows.append([name, number(dice), *errors, number(middle)])
+        rows.append([name, number(dice), *errors, number(np.median(known) if known else math.nan)])
         found = measure.recall_by_size(mine)
         recall.append([name, *(f"{hits} / {true}" if true else "-" for _, hits, true in found)])
     head = ["class", "Dice (pooled)", "area fraction, error", "number, error", "KS distance"]
-    head += [f"boundary F1 ({folder.boundary_px:g} px)", f"{distance.replace('_', ' ')} (median)"]
-    sizes = [size for size, _, _ in found]
+    head += [f"boundary F1 ({folder.boundary_px:g} px)", f"{words(distance)} (median)"]
     matrix = [[name, *line] for name, line in zip(names, counts.tolist(), strict=True)]
-    yield from _table("Against true masks: prediction - truth (mean ± 95 %)", head, rows)
-    yield from _table("Particles found / all, by their true area", ["class", *sizes], recall)
-    yield from _table("Pixels: true class (row) and predicted class", ["", *names], matrix)
+    sizes = [size for size, _, _ in found]
+    return [
+        _table("Against true masks: prediction - truth (mean ± 95 %)", head, rows),
+        _table("Particles found / all, by their true area", ["class", *sizes], recall),
+        _table("Pixels: true class (row) and predicted class", ["", *names], matrix),
+    ]
 
 
-def _table(title: str, head: list[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """A heading and a Markdown table."""
-    return ["", f"## {title}", "", *markdown(head, rows)]
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    return {"title": title, "head": head, "rows": [[str(cell) for cell in row] for row in rows]}
 
 
-def _words(columns: list[str]) -> list[str]:
-    """Columns of a CSV file as they are called here."""
-    return [name.replace("_", " ").replace("astm g", "ASTM G") for name in columns]
+def words(column: str) -> str:
+    """A column of a CSV file as it is called here, with micrometres and squares as printed."""
+    text = re.sub(r"\bum(2?)\b", "µm\\1", column.replace("_", " ")).replace("astm g", "ASTM G")
+    return re.sub(r"\b([µm]m|px)2\b", "\\1²", text)
 
 
 def number(value: float) -> str:

@@ -44,10 +44,7 @@ def cut_axis(length: int, tile: int, overlap: int) -> Axis:
     The weights of a tile are 0 in its ``CONTEXT`` next to a cut edge, rise as a raised cosine over
     the rest of the overlap, and are 1 inside; over all tiles they sum to 1 at every pixel.
 
-    Args:
-        length: pixels of the side. One that is at most ``tile`` is not cut.
-        tile: largest length of a tile.
-        overlap: smallest number of pixels that neighbours share.
+    A side of at most ``tile`` pixels, the largest length of a tile, is not cut.
 
     Raises:
         UserError: the overlap leaves less than 16 pixels of a tile.
@@ -64,23 +61,16 @@ def cut_axis(length: int, tile: int, overlap: int) -> Axis:
     gaps = -(-positions // ((size - overlap) // GRID))
     starts = [GRID * (i * positions // gaps) for i in range(gaps + 1)]
     context = min(CONTEXT, max(0, (overlap - BLEND) // 2))
-    rise = _rise(size, context, overlap - 2 * context)
+    ramp = overlap - 2 * context
+    inside = np.arange(size) + 0.5 - context
+    share = np.clip(inside / ramp, 0, 1) if ramp else (inside > 0).astype(float)
+    rise = (1 - np.cos(np.pi * share)) / 2
     weights = np.ones((len(starts), size))
     weights[1:] *= rise
     weights[:-1] *= rise[::-1]
-    total = np.zeros(length)
-    for start, weight in zip(starts, weights, strict=True):
-        total[start : start + size] += weight
-    for start, weight in zip(starts, weights, strict=True):
-        weight /= total[start : start + size]
+    pixels = np.add.outer(starts, np.arange(size))  # (tiles, length): each tile's, on the side
+    weights /= np.bincount(pixels.ravel(), weights.ravel())[pixels]
     return Axis(size, starts, weights.astype(np.float32))
-
-
-def _rise(size: int, context: int, ramp: int) -> Array:
-    """0 for ``context`` pixels, up to 1 within ``ramp`` more along half a cosine, then 1."""
-    inside = np.arange(size) + 0.5 - context
-    share = np.clip(inside / ramp, 0, 1) if ramp else (inside > 0).astype(float)
-    return (1 - np.cos(np.pi * share)) / 2
 
 
 def predict_bands(
@@ -92,20 +82,12 @@ def predict_bands(
 ) -> Iterator[tuple[int, Floats]]:
     """Predict an image by tiles; rows are handed over from the top as they are finished.
 
-    At no time is more held than one row of tiles: C * tile * W numbers.
-
-    Args:
-        image: (H, W) or (H, W, 3).
-        predict: class probabilities of one tile.
-        num_classes: C.
-        tile: an image whose sides are at most this is predicted in one piece.
-        overlap: pixels that neighbouring tiles share; 160 and more make tiling exact.
+    At no time is more held than one row of tiles: C * tile * W numbers. An image (H, W) or
+    (H, W, 3) whose sides are at most ``tile`` is predicted in one piece. An overlap of 160 pixels
+    and more makes tiling exact.
 
     Yields:
         first row, probabilities (C, rows, W).
-
-    Raises:
-        UserError: see ``cut_axis``.
     """
     height, width = image.shape[:2]
     down, across = cut_axis(height, tile, overlap), cut_axis(width, tile, overlap)

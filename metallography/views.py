@@ -32,23 +32,16 @@ def average_views(predict: Predict) -> Predict:
 
     The result turns and flips with the image, which a network's own does only roughly.
     """
-
     return lambda image: reduce(np.add, each_view(predict, image)) / np.float32(VIEWS)
 
 
 def disagreement(predict: Predict) -> Predict:
-    """Turn a prediction of class probabilities into one of disagreement between views.
+    """Turn a prediction of class probabilities into one of (3, H, W), a map for each measure:
 
-    Args:
-        predict: image (H, W) or (H, W, 3) to class probabilities (C, H, W).
-
-    Returns:
-        A function from an image to (3, H, W), a map for each of ``MEASURES``:
-
-        * vote disagreement: share of the views whose class is not the majority's, 0 ... 1 - 1/C.
-        * mutual information between class and view in nats: the entropy below less the mean of the
-          views' own entropies (Houlsby et al., arXiv:1112.5745, there between models).
-        * entropy of the views' average probabilities in nats, 0 ... ln C.
+    * vote disagreement: share of the views whose class is not the majority's, 0 ... 1 - 1/C.
+    * mutual information between class and view in nats: the entropy below less the mean of the
+      views' own entropies (Houlsby et al., arXiv:1112.5745, there between models).
+    * entropy of the views' average probabilities in nats, 0 ... ln C.
     """
 
     def maps(image: Array) -> Floats:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +47,16 @@ _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 
 
 def learning_curve(png_path: str | Path, metrics_jsonl: str | Path) -> Path:
-    """Draw a run's learning curves into a PNG; missing folders are made.
-
-    Raises:
-        UserError: nothing can be read from the ``metrics.jsonl``, or the PNG cannot be written.
-    """
+    """Write ``curve_picture`` as a PNG (UserError if it cannot be); missing folders are made."""
     replace_file(png_path, _png(curve_picture(metrics_jsonl)))
     return Path(png_path)
 
 
 def curve_picture(metrics_jsonl: str | Path) -> Image.Image:
-    """Draw a run's learning curves, 1200 pixels wide.
-
-    Args:
-        metrics_jsonl: the run's ``metrics.jsonl``; lines cut off by a kill are passed over.
+    """Draw a run's learning curves, 1200 pixels wide; lines cut off by a kill are passed over.
 
     Raises:
-        UserError: the file cannot be read, or holds no epoch yet.
+        UserError: the ``metrics.jsonl`` cannot be read, or holds no epoch yet.
     """
     try:
         figure = curve_figure(read_metrics(metrics_jsonl))
@@ -83,9 +77,8 @@ def curve_figure(entries: Iterable[Entry]) -> Figure:
         stages.setdefault(str(entry.get("stage")), []).append(entry)
     rows = []
     for stage, lines in stages.items():
-        epochs = [e for e in lines if _known(e.get("epoch"))]
-        scores = [e["evaluation"] for e in lines if isinstance(e.get("evaluation"), dict)]
-        scores = [e for e in scores if _known(e.get("epoch"))]
+        evaluations = [e["evaluation"] for e in lines if isinstance(e.get("evaluation"), dict)]
+        epochs, scores = ([e for e in es if _known(e.get("epoch"))] for es in (lines, evaluations))
         losses, scored = _loss_names(epochs), _score_names(scores)
         if losses or scored:
             rows.append((TITLES.get(stage, stage), epochs, losses, scores, scored))
@@ -116,11 +109,11 @@ def _score_names(evaluations: Sequence[Entry]) -> dict[str, str]:
 
 
 def _draw_losses(axes: Axes, title: str, epochs: Sequence[Entry], names: Mapping[str, str]) -> None:
-    colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(names))]
-    if "loss" in names:
-        colours = [_INK, *colours[:-1]]
-    for (name, words), colour in zip(names.items(), colours, strict=True):
-        _draw_curve(axes, epochs, name, words, color=colour, lw=1.8 if name == "loss" else 1.4)
+    colours = cycle(_COLOURS)
+    for name, words in names.items():
+        total = name == "loss"  # the first, if it is there
+        colour, width = (_INK, 1.8) if total else (next(colours), 1.4)
+        _draw_curve(axes, epochs, name, words, color=colour, lw=width)
     low, high = min(0, axes.dataLim.ymin), axes.dataLim.ymax
     axes.set_ylim(low, high + 0.03 * (high - low) if high > low else low + 1)
     _finish(axes, f"{title}: losses", "epoch, counted from 0")
@@ -137,18 +130,10 @@ def _draw_scores(axes: Axes, evaluations: Sequence[Entry], names: Mapping[str, s
         _draw_curve(axes, evaluations, name, words, color=colours[name], lw=width, marker=marker)
     axes.set_ylim(0, 1.03)
     below = "epoch, counted from 0"
-    known = [e for e in evaluations if _known(e.get("acc"))]
-    if known:
+    if known := [e for e in evaluations if _known(e.get("acc"))]:
         best = max(known, key=lambda e: e["acc"])
-        ring: dict[str, Any] = {
-            "mec": _INK,
-            "mfc": "none",
-            "ms": 13,
-            "mew": 1.6,
-            "zorder": 4,
-            "clip_on": False,
-        }
-        axes.plot(best["epoch"], best["acc"], "o", **ring)
+        ring: dict[str, Any] = {"mec": _INK, "mfc": "none", "ms": 13, "mew": 1.6, "zorder": 4}
+        axes.plot(best["epoch"], best["acc"], "o", clip_on=False, **ring)
         dice = f", Dice {best['dice']:.3f}" if _known(best.get("dice")) else ""
         below += f"\nringed, best by ACC: epoch {best['epoch']}, ACC {best['acc']:.3f}{dice}"
     _finish(axes, "Scores on the test set", below)
@@ -193,14 +178,11 @@ def _finish(axes: Axes, title: str, below: str) -> None:
 
 
 def dots_png(panels: Sequence[tuple[str, Sequence[tuple[str, Values]]]]) -> bytes:
-    """Draw a dot for each repeat and a bar at their mean, a row for each method.
+    """A PNG file's bytes: a dot for each repeat and a bar at their mean, a row for each method.
 
     Args:
         panels: (title, rows), drawn side by side with one axis of values, 0 ... 1; a row is
             (name, repeat -> value), the same names in each panel.
-
-    Returns:
-        A PNG file's bytes.
     """
     names = [name for name, _ in panels[0][1]]
     every = [found for _, rows in panels for _, found in rows]
@@ -254,6 +236,7 @@ def _plain(axes: Axes, grid: str) -> None:
 
 
 def _drawn(figure: Figure) -> Image.Image:
+    """The pixels of a figure."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

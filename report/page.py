@@ -2,7 +2,7 @@
 
 The page is a single file without scripts: pictures are inside it, nothing is fetched. It can be
 mailed, opened in any browser and printed. Its words and looks stand in ``page.html``, beside this
-file; its numbers come from the states of the runs and the CSV files of predicted folders.
+file; its numbers come from the states of the runs and the summaries of predicted folders.
 """
 
 from __future__ import annotations
@@ -10,28 +10,25 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import math
+import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from config import FIELDS, format_value
-from metallography.summary import interval, number
+from config import FIELDS, ConfigError, format_value
+from metallography.folder import MEASUREMENTS, SUMMARY
+from metallography.summary import DEFINITIONS, Table, number, words
 from report.figures import curve_picture
-from report.results import Results, by_size, read_results
-from utils.checkpoint import CheckpointError
+from report.results import BEST, LAST, Results, by_size, read_results, read_state, score_rows
 from utils.commandline import UserError
 from utils.files import list_files, list_names, replace_file
-from utils.log import read_metrics
-from utils.metrics import format_mean_std
-from utils.run_folder import StateFile
-from utils.tables import digits
 
 REPORT = "report.html"
 MAX_BYTES = 9_500_000  # of the page; mail programs refuse much more
@@ -39,61 +36,29 @@ TABLE_CHARACTERS = 1_000_000  # of all measurements; the rest of the page is for
 STAGES = {"self": "Pretraining", "fine": "Fine-tuning", "sup": "Supervised training"}
 CSV_ROWS = 50
 _PICTURE_CHARACTERS = 2_000_000
-_BEST = (
-    "Best on test: the evaluation with the highest ACC on the test set, as in the paper's protocol"
-)
-_LAST = "Last epoch: after the last epoch, nothing chosen"
 _NO_MATTER = {
     "repeats", "stages", "overwrite", "resume", "save_seconds", "report", "tensorboard",
 }  # fmt: skip
-# Beginnings of the columns that say most, of each file.
-_OF_MEANS = ("area_fraction", "number_per", "mean_", "astm_g")
-_OF_BATCHES = ("batch", "class", "fields", "area_fraction", "number_per", "particles", "mean_")
-_OF_ERRORS = ("area_fraction_error", "number_error", "ks_", "boundary_f1")
-_OF_IMAGES = ("image", "batch", "class_name", "number", *_OF_MEANS)
-
-Row = Mapping[str, str]
+# Beginnings of the columns of measurements.csv that say most.
+_OF_IMAGES = ("image", "batch", "class_name", "number", "area_fraction", "mean_", "astm_g")
 
 
 @dataclass
 class Picture:
-    """A picture of the page, or why there is none; ``uri``: as it is encoded in the room left.
-
-    Lines and letters are ``drawn``: they are kept without loss.
-    """
+    """A picture of the page, or why there is none; one that is ``drawn`` is kept without loss."""
 
     title: str
     image: Image.Image | None
     alt: str = ""
     missing: str = ""
     drawn: bool = False
-    uri: str = ""
-
-
-@dataclass
-class Table:
-    """A table of the page; ``mean``: its last row is the mean of the others."""
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    mean: bool = False
-
-    @property
-    def words(self) -> set[int]:
-        """Numbers of the columns that hold words, which stand at the left."""
-        two_letters = re.compile(r"[^\W\d]{2}")
-        return {i for row in self.rows for i, cell in enumerate(row) if two_letters.search(cell)}
+    uri: str = ""  # as it is encoded in the room left
 
 
 def write_report(experiment_dir: str | Path) -> Path:
-    """Write ``report.html`` into an experiment's folder, from what its runs have left there.
+    """Write ``report.html`` from what the runs ``1_0``, ``1_1`` ... of an experiment have left.
 
-    Args:
-        experiment_dir: such as ``aluminum_simclr``, the folder of the runs ``1_0``, ``1_1`` ...
-
-    Returns:
-        The path written. The page is smaller than 10 MB: pictures are reduced as needed.
+    The page is smaller than 10 MB: pictures are reduced as needed. Returns its path.
 
     Raises:
         UserError: there is no run, or the page cannot be written.
@@ -113,13 +78,12 @@ def write_report(experiment_dir: str | Path) -> Path:
         "curves": curves,
         "sheets": sheets,
         "measured": measured,
+        "definitions": DEFINITIONS,
         **_settings(runs),
     }
     pictures = [p for p in [*curves, *sheets, *(m["sheet"] for m in measured)] if p.image]
-    text = _html(content)
-    _encode_all(
-        pictures, MAX_BYTES - len(text.encode(errors="backslashreplace")) - 1000 * len(pictures)
-    )
+    used = len(_html(content).encode(errors="backslashreplace"))
+    _encode_all(pictures, MAX_BYTES - used - 1000 * len(pictures))
     replace_file(folder / REPORT, _html(content))
     return folder / REPORT
 
@@ -127,6 +91,26 @@ def write_report(experiment_dir: str | Path) -> Path:
 def runs_of(experiment_dir: str | Path) -> list[Path]:
     """The folders of an experiment's runs."""
     return [path for path in list_names(experiment_dir) if path.is_dir() and _stages_of(path)]
+
+
+def experiment_of(weights: Path, out: Path) -> Path:
+    """The folder of all runs of a model's experiment, whose report shows what lies in ``out``.
+
+    Raises:
+        ConfigError: the model lies in no run, or the report does not look into ``out``.
+    """
+    run = weights.resolve().parent
+    if run not in runs_of(run.parent):
+        raise ConfigError(
+            f"--report: {weights} is not in the folder of a run, and the report is about runs; "
+            "leave --report out, or give a run as --weights"
+        )
+    if out.resolve().parent not in (run, run.parent):
+        raise ConfigError(
+            f"--report: found --out {out}; the report shows what lies in {run.parent} or in its "
+            "runs, so leave --out out"
+        )
+    return weights.parent.parent
 
 
 def _stages_of(run: Path) -> list[str]:
@@ -138,8 +122,15 @@ def _html(content: Mapping[str, Any]) -> str:
     """Fill the template in; signs that HTML forbids become question marks."""
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page.filters["word_columns"] = _word_columns
     text = page.get_template("page.html").render(content)
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "?", text)
+
+
+def _word_columns(rows: Sequence[Sequence[str]]) -> set[int]:
+    """Numbers of the columns that hold words, which stand at the left."""
+    two_letters = re.compile(r"[^\W\d]{2}")
+    return {i for row in rows for i, cell in enumerate(row) if two_letters.search(cell)}
 
 
 # --- scores ---------------------------------------------------------------------------------------
@@ -151,45 +142,36 @@ def _scores(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
     for stage in dict.fromkeys(s for run in runs for s in _stages_of(run) if s != "self"):
         results = read_results(folder, stage)
         waiting = [r.name for r in runs if stage in _stages_of(r) and r.name not in results]
-        groups = []
-        for size, group in by_size(results).items():
-            dice = _mean([last.get("dice", math.nan) for _, last in group.values()])
-            tables = _score_tables(group)
-            groups.append({"size": size, "runs": len(group), "dice": dice, "tables": tables})
+        groups = [
+            {"size": size, "runs": len(group), "tables": _score_tables(group)}
+            for size, group in by_size(results).items()
+        ]
         stages.append({"name": stage, "waiting": waiting, "groups": groups})
     return stages
 
 
 def _score_tables(group: Results) -> list[Table]:
     """A table for each way to choose the network: Dice, that of each class, ACC, mIoU."""
-    found = dict.fromkeys(n for pair in group.values() for e in pair for n in e)
+    found = {name for pair in group.values() for evaluation in pair for name in evaluation}
     classes = sorted(int(n[4:]) for n in found if re.fullmatch(r"dice\d+", n))
     names = ["dice", *(f"dice{c}" for c in classes), "acc", "miou"]
     head = ["run", "epoch", "Dice", *(f"Dice {c}" for c in classes), "ACC", "mIoU"]
-    tables = []
-    for i, words in enumerate((_BEST, _LAST)):
-        chosen = {run: pair[i] for run, pair in group.items()}
-        scores = {run: [e.get(n, math.nan) for n in names] for run, e in chosen.items()}
-        rows = [[run, str(e["epoch"]), *map(digits, scores[run])] for run, e in chosen.items()]
-        if len(group) > 1:
-            rows.append(["mean ± std", "", *map(_mean, zip(*scores.values(), strict=True))])
-        tables.append(Table(words, head, rows, mean=len(group) > 1))
-    return tables
-
-
-def _mean(values: Sequence[float]) -> str:
-    return format_mean_std(values) if len(values) > 1 else digits(values[0])
+    titles = f"Best on test: {BEST}", f"Last epoch: {LAST}"
+    return [
+        {"title": title, "head": head, "rows": score_rows(group, choice, names)}
+        for choice, title in enumerate(titles)
+    ]
 
 
 # --- pictures -------------------------------------------------------------------------------------
 
 
 def _curves(run: Path) -> Picture:
+    image = None
+    with suppress(UserError):
+        image = curve_picture(run / "metrics.jsonl")
     alt = f"Learning curves of run {run.name}"
-    try:
-        return Picture(f"Run {run.name}", curve_picture(run / "metrics.jsonl"), alt, drawn=True)
-    except UserError:
-        return Picture(f"Run {run.name}", None, missing="no curves yet")
+    return Picture(f"Run {run.name}", image, alt, missing="no curves yet", drawn=True)
 
 
 def _sheets(runs: Sequence[Path]) -> list[Picture]:
@@ -198,11 +180,11 @@ def _sheets(runs: Sequence[Path]) -> list[Picture]:
     for path in (p for run in runs for p in reversed(list_files(run, (".png",)))):
         if path.name.startswith("sheet_"):
             extremes = path.stem.endswith("_extremes")
-            words = "worst, median and best test image by Dice" if extremes else "test set"
+            alt = "worst, median and best test image by Dice" if extremes else "test set"
             name = f"{path.parent.name}/{path.name}"
             image = _open(path)
-            title = f"Run {path.parent.name}: {words} ({name})" if image else name
-            pictures.append(Picture(title, image, words, missing="cannot be read, left out"))
+            title = f"Run {path.parent.name}: {alt} ({name})" if image else name
+            pictures.append(Picture(title, image, alt, missing="cannot be read, left out"))
     return pictures
 
 
@@ -226,21 +208,14 @@ def _encode_all(pictures: Sequence[Picture], room: int) -> None:
 def _encode(picture: Picture, room: int) -> str:
     """A data URI of at most ``room`` characters, the largest and best that fits; '' if none."""
     assert picture.image is not None
+    kind = "png" if picture.drawn else "jpeg"
     for width, quality in ((1600, 80), (1600, 65), (1200, 65), (900, 60), (600, 50), (400, 40)):
-        small = picture.image
-        if small.width > width:
-            size = (width, max(1, round(small.height * width / small.width)))
-            small = small.resize(size, Image.Resampling.LANCZOS)
-        if max(small.size) > 65_000:  # JPEG knows no larger ones
-            continue
+        small = picture.image.copy()
+        small.thumbnail((width, 65_000), Image.Resampling.LANCZOS)  # JPEG knows no larger ones
         file = io.BytesIO()
-        if picture.drawn:
-            small.save(file, format="PNG", optimize=True)
-        else:
-            # Colours in full resolution: thin coloured particles would fade otherwise.
-            # Not optimize: it wants the file in one buffer, which pictures full of noise overflow.
-            small.save(file, format="JPEG", quality=quality, subsampling=0)
-        kind = "png" if picture.drawn else "jpeg"
+        # Colours in full resolution: thin coloured particles would fade otherwise. No JPEG is
+        # optimized: that wants the file in one buffer, which pictures full of noise overflow.
+        small.save(file, kind, optimize=picture.drawn, quality=quality, subsampling=0)
         uri = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
         if len(uri) <= room:
             return uri
@@ -251,103 +226,51 @@ def _encode(picture: Picture, room: int) -> str:
 
 
 def _measurements(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """For each folder with a ``measurements.csv``: how it was made, its tables, its sheet."""
+    """For each folder with a ``measurements.csv``: its summary, rows by image, its sheet."""
     places = [folder, *(p for run in runs for p in (run, *list_names(run))), *list_names(folder)]
     room = TABLE_CHARACTERS
     found = []
-    for place in dict.fromkeys(p for p in places if (p / "measurements.csv").is_file()):
+    for place in dict.fromkeys(p for p in places if (p / MEASUREMENTS).is_file()):
         name = place.relative_to(folder).as_posix()
-        notes, tables = _prediction(place / "predicted.jsonl"), []
-        try:
-            tables = _tables(place)
-            notes += [] if tables else ["measurements.csv: holds no measurements."]
-        except (OSError, csv.Error) as error:
-            notes.append(f"measurements.csv: cannot be read ({error}).")
-        size = sum(len(cell) for table in tables for row in table.rows for cell in row)
+        content = _predicted(place)
+        size = len(str(content))
         if size > room:
-            tables, size = [], 0
-            notes.append(f"Too much for this page: see {name}.")
+            content, size = {"problems": [f"Too much for this page: see {name}."]}, 0
         room -= size
         sheet = Picture(f"{name}: some of its images", _open(place / "sheet.png"), "predictions")
-        found.append({"name": name, "notes": notes, "tables": tables, "sheet": sheet})
+        found.append({"name": name, "sheet": sheet, **content})
     return found
 
 
-def _prediction(record: Path) -> list[str]:
-    """How a folder was predicted, by the record that prediction left; empty without one."""
-    lines: list[dict[str, Any]] = []
-    with suppress(OSError):
-        lines = read_metrics(record)
-    if not lines:
-        return []
-    size, scale = lines[0].get("resize"), lines[-1].get("um_per_px")
-    how = f"resized to {size} x {size}" if size else "at their own size"
-    views = ", 8 views averaged" if lines[0].get("tta") else ""
-    unit = f"Scale: {scale:g} µm per pixel" if scale else "No scale given, lengths in pixels"
-    return [f"Predicted {how}{views}. {unit}."]
+def _predicted(place: Path) -> dict[str, Any]:
+    """The summary of a predicted folder (older ones have none), and its table by image."""
+    content: dict[str, Any] = {"problems": []}
+    for name, read in ((SUMMARY, _summary), (MEASUREMENTS, _by_image)):
+        try:
+            content |= read(place / name)
+        except (OSError, TypeError, ValueError, csv.Error) as error:
+            content["problems"].append(f"{name}: cannot be read ({error}).")
+    return content
 
 
-def _tables(place: Path) -> list[Table]:
-    """What was measured: by class, by batch, against true masks, and the first images."""
-    rows = _read_csv(place / "measurements.csv")
-    if not rows:
-        return []
-    tables = [_means("By class: mean ± 95 % over images", rows, _OF_MEANS)]
-    if any(row.get("batch") for row in rows):
-        names = {row.get("class", ""): row.get("class_name", "") for row in rows}
-        batches = _read_csv(place / "batches.csv")
-        named = [{**row, "class": names.get(row.get("class", ""), "")} for row in batches]
-        tables.append(_rows("By production batch (ci95: half-width)", named, _OF_BATCHES))
-    caption = "Against true masks, prediction - truth: mean ± 95 % over images"
-    tables.append(_means(caption, _read_csv(place / "comparison.csv"), _OF_ERRORS))
-    count = f"the first {CSV_ROWS} of {len(rows)}" if len(rows) > CSV_ROWS else f"all {len(rows)}"
-    caption = f"By image and class, {count} lines; all columns: {place.name}/measurements.csv"
-    tables.append(_rows(caption, rows[:CSV_ROWS], _OF_IMAGES))
-    return [table for table in tables if table.rows]
+def _summary(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, by its head; none if there is no file."""
-    if not path.is_file():
-        return []
+def _by_image(path: Path) -> dict[str, Table]:
+    """The first rows of a ``measurements.csv``, of the columns that say most."""
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return [{k: v for k, v in row.items() if k} for row in csv.DictReader(file, restval="")]
-
-
-def _means(caption: str, rows: Sequence[Row], columns: tuple[str, ...]) -> Table:
-    """Means over images with their confidence, a row for each class."""
-    names = _known(rows, columns)
-    lines = []
-    for name in dict.fromkeys(row["class_name"] for row in rows if row.get("class_name")):
-        mine = [row for row in rows if row["class_name"] == name]
-        means = (interval(_value(row[n]) for row in mine) for n in names)
-        lines.append([name, str(len(mine)), *means])
-    return Table(caption, ["class", "images", *map(_title, names)], lines)
-
-
-def _rows(caption: str, rows: Sequence[Row], columns: tuple[str, ...]) -> Table:
-    """Rows as they are, those columns (the first twelve if none is known)."""
-    names = _known(rows, columns) or _known(rows, ("",))[:12]
-    return Table(caption, [*map(_title, names)], [[_short(row[n]) for n in names] for row in rows])
-
-
-def _known(rows: Sequence[Row], columns: tuple[str, ...]) -> list[str]:
-    """The columns that begin so, but for those without any value."""
-    names = rows[0] if rows else ()
-    return [n for n in names if n.startswith(columns) and any(row[n] for row in rows)]
-
-
-def _title(column: str) -> str:
-    """A column's name in words, with micrometres and squares as they are printed."""
-    text = re.sub(r"\bum(2?)\b", "µm\\1", column.replace("_", " ")).replace("astm g", "ASTM G")
-    return re.sub(r"\b([µm]m|px)2\b", "\\1²", text)
-
-
-def _value(cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        return math.nan
+        head, *rows = [*csv.reader(file)] or [[]]
+    if not rows:
+        raise ValueError("it holds no measurements")
+    rows = [[cell for _, cell in zip_longest(head, row, fillvalue="")] for row in rows]
+    known = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    chosen = [i for i in known if head[i].startswith(_OF_IMAGES)] or known[:12]
+    count = f"the first {CSV_ROWS} of {len(rows)}" if len(rows) > CSV_ROWS else f"all {len(rows)}"
+    title = f"By image and class, {count} lines; all columns: {path.parent.name}/{path.name}"
+    cells = [[_short(row[i]) for i in chosen] for row in rows[:CSV_ROWS]]
+    table = {"title": title, "head": [words(head[i]) for i in chosen], "rows": cells}
+    return {"by_image": table}
 
 
 def _short(cell: str) -> str:
@@ -365,20 +288,19 @@ def _settings(runs: Sequence[Path]) -> dict[str, Any]:
     others = {}
     complete = False  # older states hold those settings alone which decide the result
     for run, stage in [(folder, name) for folder in runs for name in _stages_of(folder)]:
-        state = None
-        with suppress(CheckpointError):
-            state = StateFile(run / f"state_{stage}.pt").load()
+        state = read_state(run, stage)
         if state is None:
             continue
         title = f"{STAGES[stage]}, run {run.name}"
-        about = {"about": state.get("about"), "environment": state.get("environment")}
+        about = {key: state.get(key) for key in ("about", "environment")}
         stages.setdefault(stage, {"title": title, **about})
         complete |= "config" in state
         values = state.get("config", state["settings"])
         own = {n: format_value(values[n]) for n in FIELDS if n in values}
         usual = own | usual
-        other = {n: v for n, v in own.items() if usual[n] != v and n not in _NO_MATTER}
-        others[f"Other settings in {title}"] = other
+        others[f"Other settings in {title}"] = {
+            n: v for n, v in own.items() if usual[n] != v and n not in _NO_MATTER
+        }
     kept = {n: v for n, v in usual.items() if v == format_value(FIELDS[n].default)}
     changed = {n: v for n, v in usual.items() if n not in kept}
     lists = {"Changed from their defaults": changed, "At their defaults": kept}

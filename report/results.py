@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,19 @@ from utils.checkpoint import CheckpointError
 from utils.files import list_names, replace_file
 from utils.metrics import format_mean_std
 from utils.run_folder import StateFile
-from utils.tables import text
+from utils.tables import digits, text
 
 COLUMNS = ("best on test: epoch", "ACC", "Dice", "mIoU", "last: epoch", "ACC", "Dice", "mIoU")
 SCORES = ("acc", "dice", "miou")
+BEST = "the evaluation with the highest ACC on the test set, as in the paper's protocol"
+LAST = "after the last epoch, nothing chosen"
 
 Evaluation = dict[str, Any]
 Results = dict[str, tuple[Evaluation, Evaluation]]
 
 
 def read_results(experiment: Path, stage: str) -> Results:
-    """Best and last evaluation of each finished run below an experiment's folder.
-
-    Args:
-        experiment: such as ``aluminum_simclr``.
-        stage: 'fine' or 'sup'.
+    """Evaluations of each finished run below an experiment's folder, of a stage 'fine' or 'sup'.
 
     Returns:
         Folder name of the run -> (evaluation with the best ACC on the test set, the last one). A
@@ -34,13 +32,19 @@ def read_results(experiment: Path, stage: str) -> Results:
     """
     results = {}
     for run in list_names(experiment):
-        with suppress(CheckpointError):
-            state = StateFile(run / f"state_{stage}.pt").load()
-            if state is not None and state["finished"] and state["evaluations"]:
-                evaluations = state["evaluations"]
-                best = max(evaluations, key=lambda e: e["acc"])  # of equals the first, as in *.pt
-                results[run.name] = (best, evaluations[-1])
+        state = read_state(run, stage)
+        if state is not None and state["finished"] and state["evaluations"]:
+            evaluations = state["evaluations"]
+            best = max(evaluations, key=lambda e: e["acc"])  # of equals the first, as in *.pt
+            results[run.name] = (best, evaluations[-1])
     return results
+
+
+def read_state(run: Path, stage: str) -> dict[str, Any] | None:
+    """What training keeps of a run's stage; None if there is nothing that can be read."""
+    with suppress(CheckpointError):
+        return StateFile(run / f"state_{stage}.pt").load()
+    return None
 
 
 def by_size(results: Results) -> dict[str, Results]:
@@ -51,17 +55,34 @@ def by_size(results: Results) -> dict[str, Results]:
     return sizes
 
 
+def score_rows(
+    group: Results, choice: int, names: Sequence[str], show: Callable[[float], str] = digits
+) -> list[list[str]]:
+    """Name, epoch and scores of each run, then mean and deviation of several.
+
+    Args:
+        group: runs of one data size.
+        choice: 0: by their best evaluation; 1: by their last.
+        names: of the scores, as in ``metrics.jsonl``; one that a run lacks is nan.
+        show: a score of one run as text.
+    """
+    chosen = {run: pair[choice] for run, pair in group.items()}
+    scores = {run: [e.get(name, math.nan) for name in names] for run, e in chosen.items()}
+    rows = [[run, str(e["epoch"]), *map(show, scores[run])] for run, e in chosen.items()]
+    if len(group) > 1:
+        means = map(format_mean_std, zip(*scores.values(), strict=True))
+        rows.append(["mean ± std", "", *means])
+    return rows
+
+
 def table(experiment: Path, stage: str) -> list[str]:
     """Lines of a table: each finished run, then mean and deviation over each data size."""
     rows: list[list[str]] = [["run", *COLUMNS]]
     for size, group in by_size(read_results(experiment, stage)).items():
-        for name, pair in group.items():
-            cells = ([str(e["epoch"]), *(f"{e[s]:.4f}" for s in SCORES)] for e in pair)
-            rows.append([name, *chain(*cells)])
+        best, last = (score_rows(group, choice, SCORES, "{:.4f}".format) for choice in (0, 1))
         if len(group) > 1:
-            choices = zip(*group.values(), strict=True)  # the best of all runs, the last of all
-            means = (["", *(format_mean_std([e[s] for e in es]) for s in SCORES)] for es in choices)
-            rows.append([f"{size}: mean ± std", *chain(*means)])
+            best[-1][0] = f"{size}: {best[-1][0]}"
+        rows += [[*left, *right[1:]] for left, right in zip(best, last, strict=True)]
     return text(rows)
 
 
@@ -77,16 +98,11 @@ def scored_classes(experiment: Path, stage: str) -> str:
 
 
 def write_results(experiment: Path, stage: str) -> None:
-    """Write ``eval.txt`` of an experiment from the runs that are finished.
-
-    Raises:
-        UserError: it cannot be written; an older one is as it was.
-    """
+    """Write ``eval.txt`` of an experiment's finished runs; UserError if it cannot be written."""
     lines = [
         f"{experiment.name}, stage {stage}: scores on the test set",
-        "best on test: the evaluation with the highest ACC on the test set, as in the paper's "
-        "protocol (chosen with the test set's labels)",
-        "last: after the last epoch, nothing chosen",
+        f"best on test: {BEST} (chosen with the test set's labels)",
+        f"last: {LAST}",
         "Dice and mIoU: pooled over the set, mean over the non-background classes; ACC: mean over "
         "images; ± sample standard deviation over runs",
         *filter(None, [scored_classes(experiment, stage)]),

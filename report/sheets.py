@@ -1,4 +1,4 @@
-"""Contact sheets of images and masks; those of a test set with truth, prediction and errors.
+"""Contact sheets of images and masks, with truth, prediction and errors where there is a truth.
 
 Set pixel by pixel, not plotted: masks keep their pixels and colours.
 """
@@ -8,25 +8,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from metallography.folder import Folder
 from utils.drawing import (
     FAINT,
     GAP,
+    OVERLAY_SIDE,
     Array,
     Picture,
     as_rgb,
     beside,
+    blend,
     colour_mask,
     default_names,
     legend,
+    overview,
     paper,
+    reduced,
     save_picture,
     text_length,
     text_line,
 )
+from utils.imagefile import read_image, read_mask
 from utils.metrics import IGNORED, image_dice, mean_score
 
 Row = tuple[Array, Array, Array]
@@ -38,6 +45,7 @@ ERRORS = {
     "wrong class": (255, 255, 255),
 }
 _COLUMNS = ("image", "truth", "prediction", "error")
+SHEET_PICTURES, COMPARED_ROWS = 12, 8  # of a predicted folder, without and with true masks
 _NARROWEST = 150  # pixels of a column: four of them hold a name and its Dice
 
 
@@ -48,25 +56,19 @@ def write_sheets(
     names: Sequence[str],
     counts: Array,
     *,
-    heading: str,
-    class_names: Sequence[str],
-    colours: Array,
     max_rows: int = 8,
+    **look: Any,
 ) -> None:
     """Write a stage's ``sheet_<stage>.png`` and ``sheet_<stage>_extremes.png`` into a run's folder.
 
     The first has at most ``max_rows`` images, taken evenly; the second the worst, the median and
-    the best. All else is of all test images, as in ``contact_sheet``.
-
-    Raises:
-        ValueError: no rows, or numbers, shapes or ids that do not fit.
-        UserError: a file cannot be written.
+    the best. Rows, names and counts are of all test images. ``look``, and what is raised, as in
+    ``contact_sheet``.
     """
-    most = min(max(max_rows, 1), len(rows))
-    evenly = np.linspace(0, len(rows) - 1, most).round().astype(int).tolist()
+    evenly = _evenly(len(rows), max(max_rows, 1))
     extremes = worst_median_best(counts)
     sheets = {
-        "": (str(most), [(names[i], i) for i in evenly]),
+        "": (str(len(evenly)), [(names[i], i) for i in evenly]),
         "_extremes": (", ".join(extremes), [(f"{w}: {names[i]}", i) for w, i in extremes.items()]),
     }
     for suffix, (note, chosen) in sheets.items():
@@ -75,28 +77,54 @@ def write_sheets(
             [rows[i] for _, i in chosen],
             [title for title, _ in chosen],
             counts[[i for _, i in chosen]],
-            colours=colours,
-            class_names=class_names,
-            heading=heading,
             note=f"{note} of {len(rows)} images",
+            **look,
         )
+
+
+def predicted_sheet(folder: Folder) -> None:
+    """Draw ``sheet.png`` of a predicted folder: images, with their true masks if there are any."""
+    segmenter, path = folder.segmenter, folder.out / "sheet.png"
+    compared = [image for image in folder.done if image.counts is not None]
+    done = compared or folder.done
+    chosen = [done[i] for i in _evenly(len(done), COMPARED_ROWS if compared else SHEET_PICTURES)]
+    titles = [item.name for item, _, _ in chosen]
+    rows, pictures, counts = [], [], []
+    for item, _, matrix in chosen:
+        image, mask = read_image(item.path), read_mask(folder.file("classes", item))
+        if item.truth and matrix is not None:
+            parts = (image, read_mask(item.truth), mask)
+            image, truth, mask = (reduced(part, OVERLAY_SIDE) for part in parts)
+            rows.append((image, truth, mask))
+            counts.append(matrix)
+        else:
+            pictures.append(blend(image, mask, segmenter.colours, 360))
+    if rows:
+        heading = f"Taken evenly from {len(compared)}; above {OVERLAY_SIDE} pixels reduced"
+        names, colours = segmenter.class_names, segmenter.colours
+        look: dict[str, Any] = {"heading": heading, "class_names": names, "colours": colours}
+        contact_sheet(path, rows, titles, np.stack(counts), **look)
+    elif pictures:
+        save_picture(path, overview(pictures, titles), "--out")
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most so many of the numbers 0 ... count - 1, from end to end."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
 
 
 def worst_median_best(counts: Array) -> dict[str, int]:
     """Which image is the worst, the median and the best by Dice: word -> number.
 
-    The Dice of an image is the mean over the classes that truth or prediction has, background left
-    out. Images with background alone come into it only when there is no other. Of two images only
-    the worst and the best are named, of one the best.
-
-    Args:
-        counts: confusion matrices (n, C, C) of the images.
+    The Dice of an image, by its confusion matrix (n, C, C), is the mean over the classes that truth
+    or prediction has, background left out. Images with background alone come into it only when
+    there is no other. Of two images only the worst and the best are named, of one the best.
     """
     means = mean_score(image_dice(counts))  # (n,)
     order = [i for i in np.argsort(means, kind="stable").tolist() if not np.isnan(means[i])] or [0]
-    words = {1: ["best"], 2: ["worst", "best"]}.get(len(order), ["worst", "median", "best"])
     places = {"worst": 0, "median": (len(order) - 1) // 2, "best": -1}
-    return {word: order[places[word]] for word in words}
+    left_out = {1: ["worst", "median"], 2: ["median"]}.get(len(order), [])
+    return {word: order[place] for word, place in places.items() if word not in left_out}
 
 
 def contact_sheet(
@@ -115,12 +143,10 @@ def contact_sheet(
 
     Args:
         path: the PNG; missing folders are made.
-        rows: (image, truth, prediction) of each row: uint8 (H, W) or (H, W, 3), class ids (H, W),
-            class ids (H, W). Sizes may differ from row to row.
-        titles: of each row, such as the file name.
-        counts: confusion matrices (n, C, C) of the rows, for their Dice.
-        colours: uint8 (C, 3).
-        class_names: for the legend; none: ``default_names``.
+        rows: (image, truth, prediction) of each row: uint8 (H, W) or (H, W, 3), and twice class ids
+            (H, W). Sizes may differ from row to row.
+        titles, counts: of each row: such as the file name; the confusion matrix, (n, C, C).
+        colours, class_names: for the legend: uint8 (C, 3); no names: ``default_names``.
         heading, note: words at the top, left and right.
         panel: largest side of a picture on the sheet, in pixels. Smaller ones are enlarged by a
             whole factor, larger ones reduced.
@@ -156,11 +182,10 @@ def _panels(row: Row, colours: Array, panel: int) -> list[Picture]:
             f"image {image.shape}, truth {truth.shape} and prediction {prediction.shape} differ "
             "in size"
         )
-    height, width = truth.shape
-    factor: float = panel / max(height, width)
+    factor: float = panel / max(truth.shape)
     if factor >= 1:
         factor = math.floor(factor)  # whole, so that every pixel becomes an equal square
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    height, width = (max(1, round(side * factor)) for side in truth.shape)
     exact = Image.Resampling.NEAREST  # masks keep their colours
     pictures = (
         (as_rgb(image), Image.Resampling.LANCZOS if factor < 1 else exact),
@@ -168,7 +193,8 @@ def _panels(row: Row, colours: Array, panel: int) -> list[Picture]:
         (colour_mask(prediction, len(colours), colours), exact),
         (error_map(image, truth, prediction), exact),
     )
-    return [np.asarray(Image.fromarray(pixels).resize(size, how)) for pixels, how in pictures]
+    scaled = (Image.fromarray(pixels).resize((width, height), how) for pixels, how in pictures)
+    return [np.asarray(picture) for picture in scaled]
 
 
 def _dice_text(matrix: Array) -> str:

@@ -202,47 +202,32 @@ def test_measurements_are_shown(experiment: Path) -> None:
     assert "1_0/predicted_钢 <i>" in page.text and "i" not in page.tags
 
 
-def test_means_by_class_have_their_confidence(experiment: Path) -> None:
-    folder = measured(
-        experiment / "1_0" / "predicted",
-        "image,batch,class,class_name,area_fraction,number_per_mm2,mean_diameter_um,astm_g",
-        "a,,0,matrix,0.8,3,,",
-        "a,,1,θ,0.2,7,2.5,",
-        "b,,0,matrix,0.6,3,,",
-        "b,,1,θ,0.4,7,,",
-    )
+def test_the_summary_of_a_predicted_folder_is_shown(experiment: Path) -> None:
+    head = "image,batch,class_name,area_fraction,astm_g"
+    folder = measured(experiment / "1_0" / "predicted", head, "a,,matrix,0.8,")
+    assert "matrix" in Page(write_report(experiment)).text  # made before there were summaries
+    summary = {
+        "about": ["Scale: 0.25 µm per pixel"],
+        "warnings": ["Warning: 1 image(s) without <a> true mask"],
+        "tables": [{"title": "Dice & D50", "head": ["class", "D50, µm"], "rows": [["θ", "2.5"]]}],
+        "unusable": ["b.png: damaged"],
+    }
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     page = Page(write_report(experiment))
-    at = page.rows.index(["class", "images", "area fraction", "number per mm²", "mean diameter µm"])
-    # By hand: std 0.2 / sqrt(2), t(0.975, 1) = 12.706, so 12.706 * 0.1 = 1.271.
-    assert page.rows[at + 1] == ["matrix", "2", "0.7 ± 1.271", "3 ± 0", "-"]
-    assert page.rows[at + 2] == ["θ", "2", "0.3 ± 1.271", "7 ± 0", "2.5 ± -"]
-    assert (
-        "By production batch" not in page.text
-        and "ASTM G" not in page.text
-        and "Scale" not in page.text
-    )
-    lines = [{"resize": 128, "tta": True, "weights": "1f"}, {"name": "a", "um_per_px": 0.25}]
-    measured(folder, *map(json.dumps, lines), name="predicted.jsonl")
-    text = Page(write_report(experiment)).text
-    assert "Predicted resized to 128 x 128, 8 views averaged. Scale: 0.25 µm per pixel." in text
+    at = page.rows.index(["class", "D50, µm"])
+    assert page.rows[at + 1] == ["θ", "2.5"] and "Dice & D50" in page.text
+    assert page.rows[at + 2] == ["image", "class name", "area fraction"]  # nothing without values
+    assert "Scale: 0.25 µm per pixel Warning: 1 image(s) without <a> true mask" in page.text
+    assert "1 file(s) could not be used b.png: damaged" in page.text
+    assert "ASTM G" not in page.text and "half-width / mean" in page.text
 
 
-def test_batches_and_true_masks_are_shown(experiment: Path) -> None:
-    head = "image,batch,class,class_name,area_fraction"
-    folder = measured(experiment / "predicted", head, "15_a,15,1,θ,0.2", "60_a,60,1,θ,0.4")
-    batches = [
-        "batch,class,fields,area_fraction,area_fraction_ci95",
-        "15,1,1,0.2,",
-        "60,1,1,0.4,0.5",
-    ]
-    measured(folder, *batches, name="batches.csv")
-    errors = ["image,batch,class,class_name,area_fraction_error,boundary_f1", "15_a,15,1,θ,0.125,1"]
-    measured(folder, *errors, name="comparison.csv")
-    rows = Page(write_report(experiment)).rows
-    assert ["batch", "class", "fields", "area fraction", "area fraction ci95"] in rows
-    assert ["15", "θ", "1", "0.2", ""] in rows and ["60", "θ", "1", "0.4", "0.5"] in rows
-    assert ["class", "images", "area fraction error", "boundary f1"] in rows
-    assert ["θ", "1", "0.125 ± -", "1 ± -"] in rows
+@pytest.mark.parametrize("damaged", ["", "{", "7", "[1]"])
+def test_a_damaged_summary_is_said(experiment: Path, damaged: str) -> None:
+    folder = measured(experiment / "predicted", "image,class_name,number", "a,matrix,3")
+    (folder / "summary.json").write_text(damaged)
+    page = Page(write_report(experiment))
+    assert "summary.json: cannot be read" in page.text and ["a", "matrix", "3"] in page.rows
 
 
 def test_odd_measurements_do_no_harm(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:

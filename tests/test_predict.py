@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def test_a_report_with_the_measurements(tmp_path: Path, capsys) -> None:
     weights = write_weights(run / "fine.pt", {"class_names": ["matrix", "θ phase", "void"]})
     words = ["--images", str(write_images(tmp_path / "in", "30_a.png")), "--device", "cpu"]
     words += ["--report", "--weights", str(weights)]
+    (tmp_path / "gt").mkdir()
+    Image.fromarray(np.ones((40, 48), np.uint8)).save(tmp_path / "gt" / "30_a.png")
+    words += ["--masks", str(tmp_path / "gt")]
     assert predict.main(words) == 2
     assert "is not in the folder of a run" in capsys.readouterr().err
     (run / "log_fine.txt").write_text("Fine-tuning\n")
@@ -36,6 +40,11 @@ def test_a_report_with_the_measurements(tmp_path: Path, capsys) -> None:
     assert predict.main(words) == 0
     page = (run.parent / "report.html").read_text(encoding="utf-8")
     assert "θ phase" in page and "1_0/predicted_in" in page
+    summary = (run / "predicted_in" / "summary.md").read_text(encoding="utf-8")
+    assert "Dice (pooled)" in summary and "D50" in summary and "predicted class" in summary
+    for line in summary.splitlines():
+        for cell in line.strip("| ").split(" | ") if line.startswith("| ") else ():
+            assert f">{html.escape(cell)}</t" in page or cell.strip("-:") == ""
     sheet = re.search(
         r"1_0/predicted_in: some of its images</figcaption><img src=.data:([^;]*)", page
     )

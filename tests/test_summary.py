@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -66,6 +67,52 @@ def test_numbers_by_hand(tmp_path, segmenter, monkeypatch) -> None:
     (row,) = [r for r in rows_of(tmp_path / "out" / "comparison.csv") if r["class"] == "1"]
     assert float(row["area_fraction_error"]) == pytest.approx(100 / 600)
     assert row["ks_diameter"] == "" and row["class_name"] == "a_b|c"
+
+
+def test_means_over_images_and_batches(tmp_path, segmenter, monkeypatch) -> None:
+    """Class 1 fills 20 and 40 % of two images of 10 x 10 px."""
+    (tmp_path / "img").mkdir()
+    for name, height in (("15_x", 2), ("60_y", 4)):
+        pixels = np.zeros((10, 10), np.uint8)
+        pixels[:height] = 1
+        Image.fromarray(pixels).save(tmp_path / "img" / f"{name}.png")
+    one_hot = np.eye(3, dtype=np.float32)
+    monkeypatch.setattr(
+        segmenter, "bands", lambda image: iter([(0, np.moveaxis(one_hot[image], 2, 0))])
+    )
+    folder = Folder(segmenter, list_images(tmp_path / "img", tmp_path / "out"), tmp_path / "out")
+    folder.run()
+    write_tables(folder)
+    text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    # By hand: std 20 / sqrt(2), t(0.975, 1) = 12.706, so 12.706 * 10 = 127.1.
+    matrix, named, _ = table(text, "Area fraction")[2:]
+    assert matrix == ["matrix", "2", "70", "14.14", "127.1", "181.5"]
+    assert named == ["a_b/c", "2", "30", "14.14", "127.1", "423.5"]
+    # One cut particle in 100 pixels each, 5000 in a million; no whole one has a size.
+    assert table(text, "Over fields")[3][:3] == ["a_b/c", "5000 ± 0", "-"]
+    head, _, *rows = table(text, "By production batch")
+    assert head[:4] == ["batch", "class", "fields", "area fraction, %"]
+    assert [row[:4] for row in rows if row[1] == "a_b/c"] == [
+        ["15", "a_b/c", "1", "20 ± -"], ["60", "a_b/c", "1", "40 ± -"],
+    ]  # fmt: skip
+    assert "mean area px²" in head and "Smallest particle: 10 pixels" in text
+
+
+def test_the_summary_for_programs_holds_the_same(tmp_path, segmenter, monkeypatch) -> None:
+    folder = run(tmp_path, segmenter, monkeypatch, np.zeros((20, 30), np.uint8))
+    folder.bad.append("y.png: damaged")
+    write_tables(folder)
+    found = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    assert len(found["tables"]) == text.count("## ") - 1 == 7
+    for one in found["tables"]:
+        head, _, *rows = table(text, one["title"])
+        assert [" ".join(head).split(), len(rows)] == [
+            " ".join(one["head"]).replace("|", "/").split(), len(one["rows"]),
+        ]  # fmt: skip
+        assert rows == [[cell.replace("|", "/") for cell in row] for row in one["rows"]]
+    assert found["about"][2] == "Scale: 0.5 µm per pixel" and found["warnings"] == []
+    assert found["unusable"] == ["y.png: damaged"]
 
 
 def test_missing_true_masks_are_said(tmp_path, segmenter, monkeypatch) -> None:

@@ -60,8 +60,7 @@ def class_colours(num_classes: int, texts: Sequence[str] = ()) -> Picture:
     """Colours of class 0 ... C-1 from six hexadecimal digits each; without them ``palette``."""
     if len(texts) != num_classes:
         return palette(num_classes)
-    rgb = [list(bytes.fromhex(text.removeprefix("#"))) for text in texts]
-    return np.array(rgb, np.uint8).reshape(-1, 3)
+    return np.array([list(bytes.fromhex(text.removeprefix("#"))) for text in texts], np.uint8)
 
 
 def default_names(num_classes: int) -> list[str]:
@@ -72,15 +71,11 @@ def default_names(num_classes: int) -> list[str]:
 def colour_mask(mask: Array, num_classes: int, colours: Array | None = None) -> Picture:
     """Colour a mask of class ids (H, W): RGB uint8 (H, W, 3), unlabelled pixels (id 255) gray.
 
-    Args:
-        mask: class ids.
-        num_classes: C.
-        colours: uint8 (C, 3); None: ``palette``.
+    Colours are uint8 (C, 3), those of ``palette`` if none are given.
 
     Raises:
         ValueError: an id lies outside 0 ... C-1.
     """
-    mask = np.asarray(mask)
     unlabelled = mask == IGNORED
     colours = palette(num_classes) if colours is None else colours
     coloured = colours[_class_ids(np.where(unlabelled, 0, mask), num_classes)]
@@ -88,8 +83,8 @@ def colour_mask(mask: Array, num_classes: int, colours: Array | None = None) -> 
     return coloured
 
 
-def _class_ids(mask: Array, num_classes: int) -> Array:
-    ids = np.asarray(mask)
+def _class_ids(ids: Array, num_classes: int) -> Array:
+    """The mask itself, checked."""
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         raise ValueError(f"a mask is [H, W] of integers, not {ids.dtype} {ids.shape}")
     if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
@@ -101,14 +96,8 @@ def _class_ids(mask: Array, num_classes: int) -> Array:
 def save_prediction(path: str | Path, mask: Array, mapping: Sequence[int]) -> Path:
     """Write a mask of class ids (H, W) as a gray, lossless PNG: class c becomes ``mapping[c]``.
 
-    Args:
-        path: the file; the source image's suffix, if it has one, becomes ``.png``. Missing
-            folders are made.
-        mask: class ids 0 ... C-1.
-        mapping: gray value 0 ... 255 of every class.
-
-    Returns:
-        The path written.
+    The source image's suffix at the end of the path, if it has one, becomes ``.png``. Missing
+    folders are made. Returns the path written.
 
     Raises:
         ValueError: an id has no gray value, or a gray value lies outside 0 ... 255.
@@ -126,11 +115,7 @@ def save_prediction(path: str | Path, mask: Array, mapping: Sequence[int]) -> Pa
 
 
 def save_picture(path: str | Path, pixels: Array, flag: str = "output_dir") -> None:
-    """Write a PNG as a whole; missing folders are made.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a PNG as a whole, or raise UserError; missing folders are made."""
     with replacing(path, flag, durable=False) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
 
@@ -172,11 +157,8 @@ def overlay(
 ) -> Picture:
     """Draw an image with its classes in colour, and a scale bar and a legend below it.
 
-    Args:
-        image: uint8 (H, W) or (H, W, 3).
-        mask: class ids (H, W).
-        names, colours: of class 0 ... C-1; colours uint8 (C, 3).
-        um_per_px: side of a pixel in micrometres; None: the bar is in pixels of the file.
+    The image is uint8 (H, W) or (H, W, 3), its mask holds class ids (H, W), colours are uint8
+    (C, 3). Without micrometres per pixel the bar is in pixels of the file.
     """
     picture = blend(image, mask, colours, OVERLAY_SIDE)
     width = picture.shape[1]
@@ -213,8 +195,7 @@ def beside(pictures: Sequence[Array], lefts: Sequence[int], width: int) -> Pictu
 def overview(pictures: Sequence[Array], titles: Sequence[str], heading: str = "") -> Picture:
     """Pictures (H, W, 3) of at most 400 pixels a side in rows of four, each with its title."""
     columns = min(4, len(pictures))
-    lefts = [GAP + 410 * column for column in range(columns)]
-    width = GAP + 410 * columns
+    *lefts, width = (GAP + 410 * column for column in range(columns + 1))
     parts = [paper(GAP, width)]
     if heading:
         parts.append(text_line([heading], [GAP], width))
