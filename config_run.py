@@ -160,7 +160,7 @@ class SelfSupervised(Runner):
     def header(self) -> list[str]:
         """What is pretrained on what, and what the method says of its own loss."""
         c, annotated = self.config, self.annotated
-        name, batch = SELF_MODES[c.self_mode], self.batches.order.batch_size
+        name, batch = SELF_MODES[c.self_mode], self.batches.batch_size
         lines = [
             f"Pretraining with {name} for {self.epochs} epochs on "
             f"{self.images(self.train_samples)} of {c.data_dir}, labels unused, "

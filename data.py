@@ -11,7 +11,7 @@ import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY, InitVar, dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,8 +201,8 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
             colour jitter, whose brightness and contrast they would undo.
     """
 
-    train: InitVar[Sequence[Sample]]
-    annotated: InitVar[Sequence[Sample]]
+    train: Sequence[Sample]
+    annotated: Sequence[Sample]
     store: ImageStore
     _: KW_ONLY
     num_classes: int
@@ -211,16 +211,12 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     random_crop: float = 0.2
     standardize: bool = False
 
-    def __post_init__(self, train: Sequence[Sample], annotated: Sequence[Sample]) -> None:
-        self.samples = {TRAIN: tuple(train), ANNOTATED: tuple(annotated)}
-        self.groups = number_groups([*train, *annotated])
-
-    def __len__(self) -> int:
-        return len(self.samples[TRAIN])
+    def __post_init__(self) -> None:
+        self.groups = number_groups([*self.train, *self.annotated])
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         rng = generator(self.seed, draw.stream, draw.epoch, draw.number)
-        sample = self.samples[draw.stream][draw.image]
+        sample = (self.annotated if draw.stream == ANNOTATED else self.train)[draw.image]
         image = self.store.image(sample.image)
         view_q = ColorJitter.draw(rng, self.jitter_strength).apply(image)
         view_k = ColorJitter.draw(rng, self.jitter_strength).apply(image)
@@ -236,6 +232,24 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         if draw.stream == ANNOTATED and sample.mask is not None:
             item["label"] = geometry.apply(one_hot(self.store.mask(sample.mask), self.num_classes))
         return item
+
+    def draws(self, epoch: int, batch_size: int) -> list[list[Draw]]:
+        """What each batch of an epoch holds: training images, shuffled, one annotated image first.
+
+        Fewer images than ``batch_size`` make one batch of all; a last partial batch is left out.
+        """
+        count = len(self.train)
+        order = generator(self.seed, TRAIN_ORDER, epoch).permutation(count).tolist()
+        batches = []
+        for step in range(count // batch_size or min(count, 1)):
+            chosen = order[step * batch_size : (step + 1) * batch_size]
+            draws = [Draw(TRAIN, epoch, index, index) for index in chosen]
+            if self.annotated:
+                rng = generator(self.seed, ANNOTATED_CHOICE, epoch, step)
+                annotated = int(rng.integers(len(self.annotated)))
+                draws.insert(0, Draw(ANNOTATED, epoch, step, annotated))
+            batches.append(draws)
+        return batches
 
 
 class Augmentation(NamedTuple):
@@ -261,7 +275,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     """Annotated images for fine-tuning and supervised training.
 
     An item is {"image": float (3, H, W), "mask": int64 (H, W), "name"}; ``standardize`` is that of
-    ``TwoViewDataset``, by the whole image also where crops are trained on.
+    ``TwoViewDataset``, by the whole image also where crops are trained on. Each image is in its
+    batch ``crops`` times, augmented anew each time.
     """
 
     samples: Sequence[Sample]
@@ -270,9 +285,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     seed: int
     augmentation: Augmentation = Augmentation()
     standardize: bool = False
-
-    def __len__(self) -> int:
-        return len(self.samples)
+    crops: int = 1
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         rng = generator(self.seed, draw.stream, draw.epoch, draw.number)
@@ -290,6 +303,19 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         if a.contrast:
             image = ContrastJitter.draw(rng, a.contrast).apply(image)
         return {"image": image, "mask": mask, "name": sample.name}
+
+    def draws(self, epoch: int, batch_size: int) -> list[list[Draw]]:
+        """What each batch of an epoch holds: images, shuffled, a last partial batch kept."""
+        count = len(self.samples)
+        order = generator(self.seed, FINE_ORDER, epoch).permutation(count).tolist()
+        return [
+            [
+                Draw(FINE, epoch, crop * count + index, index)
+                for index in order[start : start + batch_size]
+                for crop in range(self.crops)
+            ]
+            for start in range(0, count, batch_size)
+        ]
 
 
 def test_items(
@@ -316,60 +342,6 @@ def _mask_of(sample: Sample, store: ImageStore) -> Tensor:
 # ---------------------------------------------------------------- batches
 
 
-@dataclass
-class PretrainingOrder:
-    """What each batch of an epoch holds: training images, shuffled, and one annotated image first.
-
-    Fewer images than ``batch_size`` make one batch of all; a last partial batch is left out.
-    """
-
-    num_images: int
-    num_annotated: int
-    batch_size: int
-    seed: int
-    epoch: int = 0
-
-    def __len__(self) -> int:
-        return self.num_images // self.batch_size or min(self.num_images, 1)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        order = generator(self.seed, TRAIN_ORDER, self.epoch).permutation(self.num_images).tolist()
-        for step in range(len(self)):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            draws = [Draw(TRAIN, self.epoch, index, index) for index in chosen]
-            if self.num_annotated:
-                rng = generator(self.seed, ANNOTATED_CHOICE, self.epoch, step)
-                annotated = int(rng.integers(self.num_annotated))
-                draws.insert(0, Draw(ANNOTATED, self.epoch, step, annotated))
-            yield draws
-
-
-@dataclass
-class FinetuningOrder:
-    """What each batch of an epoch holds: annotated images, shuffled, a last partial batch kept.
-
-    Each image is in its batch ``crops`` times, augmented anew each time.
-    """
-
-    num_images: int
-    batch_size: int
-    seed: int
-    crops: int = 1
-    epoch: int = 0
-
-    def __len__(self) -> int:
-        return -(-self.num_images // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        order = generator(self.seed, FINE_ORDER, self.epoch).permutation(self.num_images).tolist()
-        for start in range(0, self.num_images, self.batch_size):
-            yield [
-                Draw(FINE, self.epoch, crop * self.num_images + index, index)
-                for index in order[start : start + self.batch_size]
-                for crop in range(self.crops)
-            ]
-
-
 class Batches:
     """Batches of a dataset, epoch by epoch: ``for batch in batches.epoch(3)``.
 
@@ -378,18 +350,15 @@ class Batches:
     """
 
     def __init__(
-        self,
-        dataset: TwoViewDataset | SegmentationDataset,
-        order: PretrainingOrder | FinetuningOrder,
-        workers: int = 0,
+        self, dataset: TwoViewDataset | SegmentationDataset, batch_size: int, workers: int = 0
     ) -> None:
-        self.dataset, self.order = dataset, order
+        self.dataset, self.batch_size = dataset, batch_size
+        self.order = dataset.draws(0, batch_size)  # of the epoch that is drawn
         self._loader: DataLoader[dict[str, Any]] | None = None
         if workers:
-            # DataLoader takes any iterable of lists of keys.
             self._loader = DataLoader(
                 dataset,
-                batch_sampler=order,
+                batch_sampler=self.order,  # any iterable of lists of keys will do
                 collate_fn=collate,
                 num_workers=workers,
                 persistent_workers=True,
@@ -400,11 +369,8 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch (counted from 0); ask for one epoch at a time."""
-        self.order.epoch = epoch
-        if self._loader is not None:
-            yield from self._loader
-        else:
-            yield from self._prefetched()
+        self.order[:] = self.dataset.draws(epoch, self.batch_size)
+        yield from self._prefetched() if self._loader is None else self._loader
 
     def _prefetched(self) -> Iterator[Batch]:
         """The batches in order, each prepared in one thread while the one before it is used."""
@@ -443,20 +409,15 @@ def pretraining_batches(
     store: ImageStore,
     *,
     batch_size: int,
-    seed: int,
     workers: int = 0,
     **settings: Any,
 ) -> Batches:
-    """Batches of {"view_q", "view_k", "geometry", "group", "name"}, see ``TwoViewDataset``.
+    """Batches of ``TwoViewDataset``, whose other attributes are the ``settings``.
 
     When ``annotated`` is not empty, each batch begins with one of its images, drawn anew for every
     step, and has its "label" (1, C, H, W) too; B is then ``batch_size`` + 1.
-
-    Args:
-        settings: other attributes of ``TwoViewDataset``.
     """
-    dataset = TwoViewDataset(train, annotated, store, seed=seed, **settings)
-    return Batches(dataset, PretrainingOrder(len(train), len(annotated), batch_size, seed), workers)
+    return Batches(TwoViewDataset(train, annotated, store, **settings), batch_size, workers)
 
 
 def finetuning_batches(
@@ -464,14 +425,8 @@ def finetuning_batches(
     store: ImageStore,
     *,
     batch_size: int,
-    seed: int,
-    crops: int = 1,
     workers: int = 0,
     **settings: Any,
 ) -> Batches:
-    """Batches of {"image", "mask", "name"}, see ``FinetuningOrder``.
-
-    ``settings`` are the other attributes of ``SegmentationDataset``.
-    """
-    dataset = SegmentationDataset(samples, store, seed=seed, **settings)
-    return Batches(dataset, FinetuningOrder(len(samples), batch_size, seed, crops), workers)
+    """Batches of ``SegmentationDataset``, whose other attributes are the ``settings``."""
+    return Batches(SegmentationDataset(samples, store, **settings), batch_size, workers)

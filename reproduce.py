@@ -61,12 +61,10 @@ def run_all(plan: Plan) -> None:
     record_plan(plan, plan.options.command)
     write_table(plan)
     learn_pace(pace, left)
-    while left:
-        work = next(iter(left))
+    for number, work in enumerate(tuple(left), total - len(left) + 1):
         ahead = duration(pace.left((w.kind, share) for w, share in left.items()))
         here = duration(pace.seconds[work.kind] * left[work])
-        number = f"{total - len(left) + 1} of {total}"
-        to_terminal(f"[{number}] {work.title}: about {here} of {ahead} that are left")
+        to_terminal(f"[{number} of {total}] {work.title}: about {here} of {ahead} that are left")
         started = time.monotonic()
         work.do()
         pace.learn(work.kind, time.monotonic() - started, left.pop(work))
@@ -83,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         plan = Plan(options)
-        problems = plan.problems()
-        if problems:
+        if problems := plan.problems():
             raise ConfigError("\n".join(problems))
         if options.plan:
             tell_plan(plan)

@@ -63,9 +63,9 @@ def measure_case(case: Case) -> Result:
         stage.build()
         # Memory is still being mapped in the first two steps and the first evaluation.
         steps = [step(stage, epoch, plain) for epoch in range(case["steps"] + 2)][2:]
-        watch = measure.Stopwatch(device, ["evaluation"])
+        watch = measure.Stopwatch(device)
         for _ in range(2):
-            watch.reset()
+            watch.parts.clear()
             with watch.part("evaluation"):
                 stage.evaluate(0)
     return {
@@ -79,7 +79,7 @@ def measure_case(case: Case) -> Result:
 def step(stage: Supervised, epoch: int, plain: bool) -> dict[str, float]:
     """Seconds of an epoch of one step by part."""
     stage.module.train()
-    watch = measure.Stopwatch(stage.device, PARTS)
+    watch = measure.Stopwatch(stage.device)
     with watch.part("data"):
         batch: dict[str, Any] = next(stage.batches.epoch(epoch))
         if plain:

@@ -6,8 +6,8 @@ PSCL takes the patches that it matches in unlabelled images for patches of the t
 masks of train_numf, which pretraining never sees, say how often that is true: with the network of
 each checkpoint, images unchanged, in batches as in training (a last incomplete one is left out).
 ``chance`` is the class's share of the cells, which a match at random would have; ``templates`` is
-how often the patches chosen in the annotated image show their class themselves. Cells that nobody
-labelled are left out of all three.
+how often the patches chosen in the annotated image show their class themselves. Unlabelled cells
+are left out of all three.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def method_of(path: str) -> tuple[PSCL, dict[str, Any]]:
 
 
 def masks_at(masks: Tensor, rows: int, columns: int) -> Tensor:
-    """The prevailing class of each cell, C where nobody labelled.
+    """The prevailing class of each cell, C where it is unlabelled.
 
     Args:
         masks: (B, C, H, W), one-hot as of ``data.one_hot``.

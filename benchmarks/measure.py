@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,7 +180,7 @@ def now(device: torch.device) -> float:
 
 
 def peak_megabytes(device: torch.device) -> float:
-    """Most memory so far: of CUDA's tensors, else of this process; nan where nobody counts."""
+    """Most memory so far: of CUDA's tensors, else of this process; nan where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
@@ -199,13 +199,9 @@ class Stopwatch:
         section: the part that is being timed.
     """
 
-    def __init__(self, device: torch.device, names: Sequence[str]) -> None:
-        self.device, self.names, self.section = device, names, ""
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin anew."""
-        self.parts = dict.fromkeys(self.names, 0.0)
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.section = device, ""
+        self.parts: dict[str, float] = defaultdict(float)
         self.inside = 0.0  # seconds of the parts within the one that is being timed
 
     @contextmanager
@@ -308,7 +304,7 @@ def convolution_seconds(
     b = None if shape_b is None else torch.zeros(shape_b, device=device, dtype=dtype)
     convolution = torch.ops.aten.convolution.default
     gradient = torch.randn_like(convolution(x, w, b, *rest))
-    wanted = [shape_x[1] > 3, True, b is not None]  # nobody wants the image's own gradient
+    wanted = [shape_x[1] > 3, True, b is not None]  # the image needs no gradient
     seconds = []
     for _ in range(repeats + 1):
         start = now(device)

@@ -85,7 +85,7 @@ def measure_unit(case: Case) -> Result:
 def prepared(case: Case) -> Iterator[tuple[Method, Batches, measure.Stopwatch]]:
     """The method with the project's defaults, batches of drawn images, and a watch on its parts."""
     device = choose_device(case["device"])
-    watch = measure.Stopwatch(device, PARTS)
+    watch = measure.Stopwatch(device)
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(LazyMap, "at", watch.timed(LazyMap.at, "encode")),  # the last convolution
@@ -117,7 +117,7 @@ def train_step(
     dtype: torch.dtype | None,
 ) -> dict[str, float]:
     """One training step as the engine makes it; its seconds by part."""
-    watch.reset()
+    watch.parts.clear()
     with watch.part("data"):
         batch = to_device(next_batch(), watch.device)
     with watch.part("losses"), precision(dtype, watch.device):
@@ -127,7 +127,7 @@ def train_step(
         loss.backward()
     with watch.part("optimizer"):
         optimizer.step()
-    return dict(watch.parts)
+    return {part: watch.parts[part] for part in PARTS}
 
 
 def measure_step(case: Case) -> Result:
@@ -148,7 +148,7 @@ def measure_step(case: Case) -> Result:
     return {
         **{part: [step[part] for step in steps[WARM_UP:]] for part in PARTS},
         "seconds": [sum(step.values()) for step in steps[WARM_UP:]],
-        "first_batch": [steps[0]["data"]],  # nobody prepared it
+        "first_batch": [steps[0]["data"]],  # which nothing prepares ahead of need
         "megabytes": peak,
         "calls": own,
         "views": views,

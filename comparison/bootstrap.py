@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 def draw_counts(units: int, replicates: int, rng: np.random.Generator) -> Counts:
-    """How often each of so many units is drawn in each replicate: (replicates, units)."""
+    """How often each unit is drawn in each replicate: (replicates, units)."""
     return rng.multinomial(units, np.full(units, 1 / units), size=replicates)
 
 
@@ -42,9 +42,7 @@ def number_clusters(names: Sequence[Hashable]) -> Counts:
 def mean_dice(counts: Counts, drawn: Counts) -> Floats:
     """Mean Dice of resampled test sets: (R,); nan where the truth is nothing but background.
 
-    Args:
-        counts: confusion matrix of each test image, (n, C, C).
-        drawn: how often each image is drawn, (R, n).
+    ``counts`` (n, C, C): confusion matrix of each image; ``drawn`` (R, n): how often it is drawn.
     """
     parts = [drawn[start : start + AT_ONCE] for start in range(0, len(drawn), AT_ONCE)]
     return np.concatenate([mean_score(dice(pooled(counts, part))) for part in parts])
@@ -63,18 +61,15 @@ def replicates_of(
     replicates: int = REPLICATES,
     seed: int = SEED,
 ) -> Floats:
-    """Difference in mean Dice, averaged over the repeats, of every replicate.
+    """Difference in mean Dice, averaged over the repeats, of every replicate: (replicates,).
 
     Args:
-        runs: a method's confusion matrices (n, C, C), one entry for each repeat, of the same test
-            images in the same order.
-        others: those of the method to subtract, for the same repeats.
+        runs, others: confusion matrices (n, C, C) of a method and of the one to subtract, an entry
+            for each repeat; all of the same test images in the same order.
         clusters: number of the cluster that each image is drawn with, (n,).
-        replicates: how many.
-        seed: of the draws; with one seed all methods see the same draws.
+        seed: with one seed all methods see the same draws.
 
-    Returns:
-        (replicates,); nan where a replicate has no class to score.
+    A replicate without a class to score is nan.
     """
     rng = np.random.default_rng(seed)
     images = draw_counts(int(clusters.max()) + 1, replicates, rng)[:, clusters]  # (R, n)
@@ -87,7 +82,7 @@ def interval(runs: Sequence[Counts], others: Sequence[Counts], clusters: Counts)
     """The difference on the whole test set and its ``LEVEL`` interval, see ``replicates_of``."""
     value = float(_differences(runs, others, np.ones((1, len(clusters)), np.int64)).mean())
     found = replicates_of(runs, others, clusters)
-    if np.isnan(found).all():
-        return Interval(value, np.nan, np.nan, len(runs))
-    low, high = np.nanquantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    known = found[~np.isnan(found)]
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    low, high = np.quantile(known, ends) if len(known) else (np.nan, np.nan)
     return Interval(value, float(low), float(high), len(runs))

@@ -1,9 +1,8 @@
 """A pixel classifier as metallographers know it from Weka or ilastik: filters and a random forest.
 
-Every pixel is described by the responses of a few filters at several scales, and a forest learns
-from the pixels of the annotated images which class such responses belong to. It sees no shape
-larger than its widest filter, learns nothing from images without labels, and is done in seconds:
-what everybody would try first. ``ForestRun`` trains and scores it in a run folder like a network's.
+A forest learns from the pixels of the annotated images which class the responses of a few filters
+at several scales belong to. It sees no shape larger than its widest filter, learns nothing from
+images without labels, and is done in seconds: what everybody would try first.
 """
 
 from __future__ import annotations
@@ -87,11 +86,8 @@ def eigenvalues(a: Floats, b: Floats, c: Floats) -> tuple[Floats, Floats]:
 class PixelForest:
     """A random forest of ``TREES`` trees on ``pixel_features``, else with scikit-learn's defaults.
 
-    Args:
-        seed: of the trees and of the pixels drawn.
-        standardize: images are normalised by the mean and standard deviation of their own pixels;
-            else gray 255 becomes 1.
-        threads: CPU threads that grow the trees.
+    ``seed`` is that of the trees and of the pixels drawn. With ``standardize`` an image is
+    normalised by the mean and standard deviation of its pixels; else gray 255 becomes 1.
     """
 
     def __init__(self, seed: int, standardize: bool = False, threads: int = 1) -> None:
@@ -99,12 +95,9 @@ class PixelForest:
         self.model = RandomForestClassifier(TREES, random_state=seed, n_jobs=threads)
 
     def fit(self, images: Sequence[NDArray[np.uint8]], masks: Sequence[Ids]) -> int:
-        """Learn from annotated images, uint8 (1 or 3, H, W), and their masks (H, W).
+        """Learn from annotated images (1 or 3, H, W) and masks (H, W); returns how many pixels.
 
         If none of them has colour, colour images are predicted by the mean of their channels.
-
-        Returns:
-            The number of pixels learnt from, see ``draw_pixels``.
         """
         self.channels = max(len(image) for image in images)
         described = [self.features(image) for image in images]
@@ -133,11 +126,9 @@ class PixelForest:
 
 def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
     """An image (1 or 3, H, W) with 1 or 3 channels: their mean, or the one three times."""
-    if len(image) == channels:
-        return image
-    if channels == 3:
-        return image.repeat(3, axis=0)
-    return np.rint(image.mean(axis=0, keepdims=True)).astype(np.uint8)
+    if len(image) > channels:
+        return np.rint(image.mean(axis=0, keepdims=True)).astype(np.uint8)
+    return image.repeat(channels // len(image), axis=0)
 
 
 def draw_pixels(ids: Ids, seed: int, most: int = MOST_PIXELS) -> NDArray[np.int64]:
@@ -156,7 +147,7 @@ def forest_settings() -> dict[str, Any]:
 
 
 class ForestRun(Runner):
-    """A run of the pixel classifier in the place of a network: trained once, evaluated once."""
+    """A run of the pixel classifier in a folder like a network's: trained and evaluated once."""
 
     stage, number = "forest", 4
 
@@ -175,9 +166,8 @@ class ForestRun(Runner):
     def decisive_settings(self) -> dict[str, Any]:
         """The few settings that it uses, its own, and a fingerprint of the files."""
         names = ("num_classes", "ignore_label", "image_size", "standardize", "seed", "mapping")
-        settings = {name: self.config.to_dict()[name] for name in names}
-        files = fingerprint(self.samples(), self.job.store)
-        return {**settings, **forest_settings(), "files": files}
+        settings = {name: self.config.to_dict()[name] for name in names} | forest_settings()
+        return {**settings, "files": fingerprint(self.samples(), self.job.store)}
 
     def fit(self) -> tuple[PixelForest, int]:
         """A forest trained on the annotated images, and the number of pixels it learnt from."""
@@ -196,11 +186,10 @@ class ForestRun(Runner):
             self.begin()
             samples = self.job.annotated()
             what = f"{self.images(samples)} with labels of {self.config.data_dir}"
-            names = ", ".join(sample.name for sample in samples[:5])
-            lines = [f"{name} = {value}" for name, value in self.settings.items()]
-            lines += [f"scikit-learn {metadata.version('scikit-learn')}"]
+            head = [f"A random forest on {what}: {', '.join(s.name for s in samples[:5])}"]
+            head += [f"{name} = {value}" for name, value in self.settings.items()]
             with RunLog(self.run_dir, self.stage) as log:
-                log.header([f"A random forest on {what}: {names}", *lines])
+                log.header([*head, f"scikit-learn {metadata.version('scikit-learn')}"])
                 forest, pixels = self.fit()
                 log.line(f"Learnt from {pixels} pixels")
                 counts = self._predict(forest)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import jinja2
 
 from comparison import bootstrap
-from comparison.options import ABLATIONS, PUBLISHED, Variant, method_rows
+from comparison.options import ABLATIONS, PUBLISHED, UNKNOWN, Variant, method_rows
 from comparison.plan import Plan
 from comparison.table import PROTOCOLS, Comparison, Row
 from report.figures import dots_png
@@ -31,11 +30,8 @@ def write_table(plan: Plan) -> Comparison:
     comparison = Comparison(rows_of(plan), plan.clusters, references, plan.repeats)
     panels = []
     for protocol, title in PROTOCOLS.items():
-        values = [
-            (row.title, {r: found[protocol].scores["dice"] for r, found in row.results.items()})
-            for row in comparison.rows
-        ]
-        panels.append((f"Dice, {title[0].lower()}{title[1:]}", values))
+        dots = [(row.title, row.values(protocol, "dice")) for row in comparison.rows]
+        panels.append((f"Dice, {title[0].lower()}{title[1:]}", dots))
     files: dict[str, str | bytes] = {
         "table.md": "\n".join([head(plan, comparison), *comparison.markdown(), ""]),
         "table.csv": comparison.csv(),
@@ -68,9 +64,9 @@ def _row(plan: Plan, variant: Variant, asked: bool) -> Row:
         if found:
             results[repeat] = found
     papers = Path(plan.config.data_dir).resolve().name in PAPERS_SET and plan.size == "1"
-    published = PUBLISHED if papers and not plan.options.ablate else {}
-    numbers = published.get(variant.method, (math.nan,) * 3)
-    return Row(variant.key, variant.title, results, variant.shared, numbers)
+    compared = papers and not plan.options.ablate
+    published = PUBLISHED.get(variant.method, UNKNOWN) if compared else UNKNOWN
+    return Row(variant.key, variant.title, results, variant.shared, published)
 
 
 def head(plan: Plan, comparison: Comparison) -> str:
@@ -78,9 +74,8 @@ def head(plan: Plan, comparison: Comparison) -> str:
     missing = [(row.title, set(comparison.repeats) - set(row.results)) for row in comparison.rows]
     scored = [found["last"] for row in comparison.rows for found in row.results.values()]
     truth = scored[0].counts.sum(axis=(0, 2)).tolist() if scored else []  # pixels of each class
-    text = HEAD.read_text(encoding="utf-8")
     jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return jinja.from_string(text).render(
+    return jinja.from_string(HEAD.read_text(encoding="utf-8")).render(
         plan=plan,
         comparison=comparison,
         bootstrap=bootstrap,

@@ -14,12 +14,13 @@ from config import SELF_MODES, Config, ConfigError, format_value, parse_config, 
 from model import METHODS, settings_of
 from utils.commandline import MANY, NONE, ONE, choice_problems, split_flags, value_problems
 
-# Rows in the order of the paper's table; a method that is not here comes last.
-ORDER = ("sup", "plain-moco", "plain-simclr", "byol", "densecl", "moco", "simclr")
 TITLES = {"sup": "no pretraining", "forest": "forest (no network)", **SELF_MODES}
-# The paper's aluminium set, one annotated image: Dice, its standard deviation, ACC.
+UNKNOWN = (math.nan, math.nan, math.nan)
+# The rows in the paper's order (any other method comes last), and what it gives for its aluminium
+# set with one annotated image: Dice, its standard deviation, ACC.
 PUBLISHED = {
     "sup": (0.5134, 0.0609, 0.9167),
+    "forest": UNKNOWN,
     "plain-moco": (0.5696, math.nan, math.nan),
     "plain-simclr": (0.5712, math.nan, math.nan),
     "byol": (0.5437, math.nan, math.nan),
@@ -107,38 +108,33 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
         ConfigError: one line per problem.
     """
     flags = split_flags(argv, KINDS)
+    budget, ablate = flags.one("budget", "paper"), flags.one("ablate")
     if {"h", "help"} & flags.named:
         lines = [f"  --{name:9} {text}" for name, text in OPTIONS.items()]
         # A setting that is refused, or hidden behind a flag of its name, is not offered.
         settings = settings_help(left_out={*DECIDED, *OPTIONS})
         print("\n".join([about.strip(), "", *lines, "", settings]), end="")
         raise SystemExit(0)
-    problems = [
-        f"--{name}: decided by reproduce.py itself; choose rows with --methods, folders with --out "
-        "and --runs"
-        for name in DECIDED
-        if name in flags.named
-    ]
-    problems += value_problems(flags, KINDS)
-    budget, ablate = flags.one("budget", "paper"), flags.one("ablate")
-    problems += choice_problems("budget", budget, BUDGETS)
+    decided = [name for name in DECIDED if name in flags.named]
+    instead = "choose rows with --methods, folders with --out and --runs"
+    problems = [f"--{name}: decided by reproduce.py itself; {instead}" for name in decided]
+    problems += value_problems(flags, KINDS) + choice_problems("budget", budget, BUDGETS)
     problems += choice_problems("ablate", ablate, ABLATIONS) if ablate else []
     try:
         config = parse_config(flags.rest, tuple(OPTIONS), **BUDGETS.get(budget, {}))
+        if len(found := config.data_size) > 1:
+            problems.append(f"data_size: found {found}; give one: a table is of one size")
     except ConfigError as error:
-        raise ConfigError("\n".join([*problems, str(error)])) from None
-    if len(config.data_size) > 1:
-        problems.append(f"data_size: found {config.data_size}; give one: a table is of one size")
+        problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
-    name = config.name
-    if "name" not in flags.named:
-        name = Path(config.data_dir).resolve().name or name
+    folder = Path(config.data_dir).resolve().name
+    name = config.name if "name" in flags.named else folder or config.name
     out = Path(flags.one("out") or Path("results", name))
-    runs = flags.one("runs") or str(out / "runs")
-    config = dataclasses.replace(config, name=name, output_dir=runs)
+    derived: dict[str, Any] = {"name": name, "output_dir": flags.one("runs") or str(out / "runs")}
     if "save_every" not in flags.named:  # a table needs no checkpoints in between
-        config = dataclasses.replace(config, save_every=config.self_max_epoch)
+        derived["save_every"] = config.self_max_epoch
+    config = dataclasses.replace(config, **derived)
     words = [w for text in flags.own.get("methods", []) for w in text.split(",") if w]
     variants = ablation_rows(config, ablate, words) if ablate else method_rows(config, words)
     command = shlex.join(["python", "reproduce.py", *argv])
@@ -152,8 +148,8 @@ def method_rows(config: Config, words: Sequence[str] = ()) -> tuple[Variant, ...
     Raises:
         ConfigError: one line per name that is no method's.
     """
-    first, *others = [m for m in ORDER if m == "sup" or m in METHODS]
-    known = dict.fromkeys([first, "forest", *others, *METHODS])
+    rows = dict.fromkeys([*PUBLISHED, *METHODS])
+    known = [m for m in rows if m in METHODS or m not in SELF_MODES]
     problems = [line for word in words for line in choice_problems("methods", word, known)]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -180,11 +176,8 @@ def ablation_rows(config: Config, ablate: str, words: Sequence[str]) -> tuple[Va
     variants = []
     for value in values if current in values else (current, *values):
         text = format_value(value)
-        row = Variant(
-            f"{method} {text}", f"{TITLES[method]}, {setting} {text}", method, config.name
-        )
-        if value != current:
-            name = f"{config.name}-{ablate}-{text.replace(',', '-')}"
-            row = dataclasses.replace(row, name=name, settings=((setting, value),))
-        variants.append(row)
+        key, title = f"{method} {text}", f"{TITLES[method]}, {setting} {text}"
+        own = {} if value == current else {setting: value}
+        name = f"{config.name}-{ablate}-{text.replace(',', '-')}" if own else config.name
+        variants.append(Variant(key, title, method, name, tuple(own.items())))
     return tuple(variants)

@@ -51,18 +51,24 @@ class Pace:
 
 
 def timed(runner: Runner) -> float:
-    """Seconds that a whole training will take, by a few of its steps; nothing is kept."""
+    """Seconds that a whole training will take, by a few of its steps; nothing is kept.
+
+    A forest is trained, which is short; all images are predicted as fast as the first.
+    """
+    started = time.monotonic()
     if isinstance(runner, ForestRun):
-        return _timed_forest(runner)
+        forest, _ = runner.fit()
+        trained = time.monotonic()
+        forest.predict(runner.job.store.image(runner.test[0].image).numpy())
+        return trained - started + (time.monotonic() - trained) * len(runner.test)
     # Fine-tuning takes as long as training from scratch, which needs no pretrained network.
     trial = (Supervised if runner.stage == "fine" else type(runner))(runner.job)
     with tempfile.TemporaryDirectory() as folder:
-        trial.run_dir = Path(folder)
-        trial.log = RunLog(folder, trial.stage, enabled=False)
+        trial.run_dir, trial.log = Path(folder), RunLog(folder, trial.stage, enabled=False)
         torch.manual_seed(runner.config.seed)
         trial.build()
-        seconds = _step(trial, 2 if trial.stage == "self" else 6) * len(trial.batches)
-        seconds *= trial.epochs
+        steps = trial.epochs * len(trial.batches)
+        seconds = steps * _step(trial, 2 if trial.stage == "self" else 6)
         if isinstance(trial, Supervised):
             started = time.monotonic()
             trial.evaluate(trial.epochs)  # no epoch of the training, so no contact sheet is drawn
@@ -88,15 +94,6 @@ def _step(runner: Runner, steps: int) -> float:
         for epoch in itertools.count():
             runner.train_epoch(epoch, step_done)
     return (ended[-1] - ended[0]) / steps
-
-
-def _timed_forest(run: ForestRun) -> float:
-    """Seconds to train a forest, which is short, and to predict all images as fast as the first."""
-    started = time.monotonic()
-    forest, _ = run.fit()
-    trained = time.monotonic()
-    forest.predict(run.job.store.image(run.test[0].image).numpy())
-    return trained - started + (time.monotonic() - trained) * len(run.test)
 
 
 def duration(seconds: float) -> str:

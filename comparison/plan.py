@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 import config_run
 from comparison.bootstrap import number_clusters
 from comparison.forest import ForestRun
 from comparison.options import Options, Variant
 from comparison.table import Result
-from comparison.tally import counts_of
-from config import Config
-from config_run import STAGES, WEIGHTS, Job, Runner, experiment_dir, run_label, setting_differences
+from config_run import STAGES, WEIGHTS, Job, Runner, picture_name, setting_differences
 from data import annotated_repeats, find_split, parse_name
 from dataset.check import check_data
 from model import METHODS
 from utils.checkpoint import CheckpointError
+from utils.commandline import UserError
 from utils.device import choose_device, choose_precision
+from utils.files import DataError
+from utils.imagefile import read_mask
 from utils.log import to_terminal
-from utils.metrics import Counts
+from utils.metrics import IGNORED, Counts, Scores, SegmentationScores
 
 NAMES = {"self": "pretraining", "fine": "fine-tuning", "sup": "supervised", "forest": "fit"}
 
@@ -50,10 +54,8 @@ class Work:
     @property
     def title(self) -> str:
         """For people."""
-        which = "pretraining for all repeats"
-        if not self.for_all:
-            which = f"repeat {self.repeat}, {NAMES[self.runner.stage]}"
-        return f"{self.variant.title}, {which}"
+        own = f"repeat {self.repeat}, {NAMES[self.runner.stage]}"
+        return f"{self.variant.title}, {'pretraining for all repeats' if self.for_all else own}"
 
     def left(self) -> float:
         """The share of it that is left: 0 (finished) ... 1 (not begun)."""
@@ -106,9 +108,9 @@ class Plan:
         for warning in data.warnings:
             to_terminal(f"Warning: {warning}")
         # Tiles of one micrograph overlap or adjoin: they are no independent test images.
-        test = find_split(config.data_dir, "test_numf")
-        self.clusters = number_clusters([parse_name(s.image.stem) for s in test])
-        self._counted: dict[Path, Counts] = {}
+        self.test = find_split(config.data_dir, "test_numf")
+        self.clusters = number_clusters([parse_name(s.image.stem) for s in self.test])
+        self._counted: dict[Path, Counts] = {}  # by the folder of the pictures
 
     def work(self, variant: Variant, repeat: int, stage: str) -> Work:
         """A piece of work, with the settings that ``train.py`` would be given for it."""
@@ -117,16 +119,11 @@ class Plan:
             values["stages"] = stage
         if variant.method in METHODS:
             values["self_mode"] = variant.method
-        config = dataclasses.replace(self.options.config, **values, **dict(variant.settings))
         if stage == "fine" and variant.shared and repeat:
-            config = dataclasses.replace(config, pretrained=str(self._checkpoint(config, 0)))
+            values["pretrained"] = str(pretrained(self.work(variant, 0, "self").runner))
+        config = dataclasses.replace(self.options.config, **values, **dict(variant.settings))
         job = Job(config.resolved(), self.store, self.size, repeat, self.device, self.amp)
         return Work(variant, repeat, STAGES.get(stage, ForestRun)(job))
-
-    def _checkpoint(self, config: Config, repeat: int) -> Path:
-        """What the pretraining of a repeat ends with."""
-        run_dir = experiment_dir(config, "self") / run_label(self.size, repeat)
-        return run_dir / f"moco{config.self_max_epoch}.pt"
 
     def works(self) -> list[Work]:
         """Everything that the rows need, repeat by repeat, so that a full row comes early."""
@@ -152,8 +149,7 @@ class Plan:
         """Why the work cannot be done, or runs on disk are not of this table, a line each."""
         lines: list[str] = []
         for runner in (work.runner for work in self.works() if not self.config.overwrite):
-            start = runner.config.pretrained or self._checkpoint(runner.config, runner.job.repeat)
-            if runner.stage == "fine" and not Path(start).exists():
+            if runner.stage == "fine" and not pretrained(runner).exists():
                 lines += other_settings(runner)
             elif runner.run_dir.exists() or not self.options.report:
                 lines += runner.problems()
@@ -162,8 +158,10 @@ class Plan:
     def results(self, variant: Variant, repeat: int) -> dict[str, Result]:
         """What a run scored under each protocol; empty unless it is finished and of this table.
 
+        Confusion matrices that its state does not hold are counted from the pictures it wrote.
+
         Raises:
-            DataError, UserError: its pictures cannot be read, or were changed.
+            DataError, UserError: the pictures cannot be read, or do not give the run's scores.
         """
         runner = self.work(variant, repeat, variant.stages[-1]).runner
         state = None if other_settings(runner) else runner.state.load()
@@ -171,10 +169,58 @@ class Plan:
             return {}
         best = max(state["evaluations"], key=lambda e: e["acc"])  # of equals the first: as fine.pt
         chosen = {"best": best, "last": state["evaluations"][-1]}
-        return {
-            protocol: Result(found["epoch"], counts_of(runner, found, self._counted))
-            for protocol, found in chosen.items()
-        }
+        return {name: Result(e["epoch"], self._counts(runner, e)) for name, e in chosen.items()}
+
+    def _counts(self, runner: Runner, evaluation: Mapping[str, Any]) -> Counts:
+        if "confusion" in evaluation:
+            return np.asarray(evaluation["confusion"], np.int64)
+        folder = runner.run_dir / f"epoch_{evaluation['epoch']}"
+        if folder in self._counted:
+            return self._counted[folder]
+        pictures = [folder / picture_name(sample.name) for sample in self.test]
+        masks = [self.store.mask(sample.mask) for sample in self.test if sample.mask is not None]
+        counts = count_pictures(pictures, masks, self.config.mapping)
+        scores = Scores.from_confusion(counts).as_dict()
+        for name in ("acc", "dice", "miou"):
+            if not np.isclose(scores[name], evaluation[name], rtol=0, atol=1e-6, equal_nan=True):
+                raise UserError(
+                    f"{folder}: its pictures score {name} {scores[name]:.4f}, the run says "
+                    f"{evaluation[name]:.4f}; they were changed: train this run again (--overwrite)"
+                )
+        return self._counted.setdefault(folder, counts)
+
+
+def pretrained(runner: Runner) -> Path:
+    """What fine-tuning starts from: a given file, or the end of its own folder's pretraining."""
+    own = runner.run_dir / f"moco{runner.config.self_max_epoch}.pt"
+    return Path(runner.config.pretrained or own)
+
+
+def count_pictures(
+    pictures: Sequence[Path], masks: Iterable[Tensor], mapping: Sequence[int]
+) -> Counts:
+    """Confusion matrices (n, C, C) of predictions, out of the PNG files that an evaluation wrote.
+
+    Args:
+        pictures: a file for each test image, gray value ``mapping[c]`` where class c is predicted.
+        masks: the true class ids (H, W) of each, uint8, in the same order.
+
+    Raises:
+        DataError: a file cannot be read, or does not fit its mask or the mapping.
+    """
+    classes = np.full(256, IGNORED, np.uint8)
+    classes[list(mapping)] = np.arange(len(mapping))
+    scores = SegmentationScores(len(mapping))
+    cure = "the prediction was changed or is another run's; train this run again (--overwrite)"
+    for path, mask in zip(pictures, masks, strict=True):
+        prediction = torch.from_numpy(classes[read_mask(path)])
+        if prediction.shape != mask.shape:
+            found, wanted = (f"{s[1]}x{s[0]}" for s in (prediction.shape, mask.shape))
+            raise DataError(f"{path}: {found}, its mask is {wanted}; {cure}")
+        if (prediction == IGNORED).any():
+            raise DataError(f"{path}: a gray value that stands for no class; {cure}")
+        scores.add(prediction, mask)
+    return scores.counts()
 
 
 def other_settings(runner: Runner) -> list[str]:

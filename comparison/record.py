@@ -56,14 +56,12 @@ def record_plan(plan: Plan, command: str = "") -> None:
 def write_record(
     path: Path, command: str, environment: str, facts: Mapping[str, Any], lines: Sequence[str]
 ) -> None:
-    """Write ``path`` (.json) and the file beside it that ends in .md.
+    """Write ``path`` (.json; a damaged one is replaced) and the file beside it that ends in .md.
 
     Args:
-        path: of the JSON file, whose commands and environments are kept; a damaged one is replaced.
         command: as it was typed; '' for one that computed nothing.
         environment: versions and machine, one line.
-        facts: everything else, JSON-able.
-        lines: the facts for people.
+        facts, lines: everything else, JSON-able, and the same for people.
 
     Raises:
         UserError: a file cannot be written.

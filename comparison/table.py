@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 from comparison.bootstrap import LEVEL, Interval, interval
 from utils.metrics import Counts, Scores, mean_std
@@ -35,72 +35,61 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A method, or a variant of one, with what its finished repeats scored.
-
-    Attributes:
-        key, title: its name for programs, and for people.
-        results: repeat -> protocol -> result.
-        plain: a pretraining method that sees no annotated image.
-        published: Dice, its standard deviation and ACC in the paper, nan where it gives none.
-    """
+    """A method, or a variant of one, with what its finished repeats scored."""
 
     key: str
-    title: str
-    results: Mapping[int, Mapping[str, Result]] = field(default_factory=dict)
-    plain: bool = False
-    published: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    title: str  # for people
+    results: Mapping[int, Mapping[str, Result]]  # repeat -> protocol -> result, both in order
+    plain: bool = False  # a pretraining method that sees no annotated image
+    published: tuple[float, ...] = (math.nan,) * 3  # as in ``PAPER``; nan where it gives none
 
-    def values(self, protocol: str, score: str) -> list[float]:
-        """A score of each finished repeat, in the order of their numbers."""
-        return [self.results[repeat][protocol].scores[score] for repeat in sorted(self.results)]
+    def values(self, protocol: str, score: str) -> dict[int, float]:
+        """A score of each finished repeat."""
+        return {repeat: found[protocol].scores[score] for repeat, found in self.results.items()}
 
 
+@dataclass(eq=False)
 class Comparison:
-    """Rows with their differences to some of them.
+    """Rows, in the order of the table, with their differences to some of them.
 
-    Args:
-        rows: in the order of the table.
-        clusters: number of the cluster that each test image is resampled with, (n,).
-        references: keys of the rows to subtract; ``best plain`` stands for the plain method with
-            the highest mean Dice of those with the most repeats.
-        repeats: numbers of the repeats that were asked for.
+    The reference ``best plain`` stands for the plain method with the highest mean Dice of those
+    with the most repeats.
     """
 
-    def __init__(
-        self, rows: list[Row], clusters: Counts, references: list[str], repeats: Iterable[int]
-    ) -> None:
-        self.rows, self.clusters, self.references = rows, clusters, references
-        self.repeats = sorted(set(repeats).union(*(row.results for row in rows)))
-        self._differences: dict[tuple[str, str, str], Interval | None] = {}
+    rows: list[Row]
+    clusters: Counts  # number of the cluster that each test image is resampled with, (n,)
+    references: list[str]  # keys of the rows to subtract
+    repeats: Sequence[int]  # those that were asked for; the finished ones are added
+
+    def __post_init__(self) -> None:
+        self.repeats = sorted({*self.repeats}.union(*(row.results for row in self.rows)))
+        self.difference = cache(self._difference)  # every file of the table asks for it
 
     def reference(self, name: str, protocol: str) -> Row | None:
         """The row that a reference stands for, if it has a finished repeat."""
 
         def rank(row: Row) -> tuple[int, float]:
-            return len(row.results), mean_std(row.values(protocol, "dice"))[0]
+            return len(row.results), mean_std([*row.values(protocol, "dice").values()])[0]
 
         plain = name == "best plain"
         rows = [row for row in self.rows if (row.plain if plain else row.key == name)]
         return max((row for row in rows if row.results), key=rank, default=None)
 
-    def difference(self, row: Row, name: str, protocol: str) -> Interval | None:
+    def _difference(self, row: Row, name: str, protocol: str) -> Interval | None:
         """Dice of a row less that of a reference, over the repeats that both have; else None."""
-        place = (row.key, name, protocol)
-        if place not in self._differences:
-            other = self.reference(name, protocol) or row  # a row does not differ from itself
-            shared = sorted(row.results.keys() & other.results.keys()) if other is not row else []
-            runs, others = (
-                [each.results[r][protocol].counts for r in shared] for each in (row, other)
-            )
-            self._differences[place] = interval(runs, others, self.clusters) if shared else None
-        return self._differences[place]
+        other = self.reference(name, protocol) or row
+        shared = sorted(row.results.keys() & other.results.keys())
+        if not shared or other is row:  # a row does not differ from itself
+            return None
+        runs, others = ([each.results[r][protocol].counts for r in shared] for each in (row, other))
+        return interval(runs, others, self.clusters)
 
     def summary(self, row: Row, protocol: str) -> dict[str, float]:
         """The numbers of a row by their columns in ``table.csv``; what is not known is nan."""
         found: dict[str, float] = {}
         for score in SCORES:
-            mean, std = mean_std(row.values(protocol, score))
-            found |= {f"{score}_mean": mean, f"{score}_std": std}
+            numbers = mean_std([*row.values(protocol, score).values()])
+            found[f"{score}_mean"], found[f"{score}_std"] = numbers
         for name in self.references:
             difference = self.difference(row, name, protocol) or (math.nan,) * 4
             for kind, value in zip(("mean", "low", "high", "repeats"), difference, strict=True):
@@ -109,17 +98,16 @@ class Comparison:
 
     def markdown(self) -> list[str]:
         """Both protocols as tables, then every single value."""
-        lines = []
+        lines: list[str] = []
+        head, body = ["method", "repeat"], []
         for protocol, title in PROTOCOLS.items():
             lines += [f"## {title}", "", *self._table(protocol), ""]
-        head, body = ["method", "repeat"], []
-        for protocol in PROTOCOLS:
             head += [f"{protocol}: epoch", *SCORES.values()]
         for row in self.rows:
-            for repeat, found in sorted(row.results.items()):
-                cells = [row.title, str(repeat)]
-                for result in (found[protocol] for protocol in PROTOCOLS):
-                    cells += [str(result.epoch), *(digits(result.scores[s]) for s in SCORES)]
+            for repeat, found in row.results.items():
+                cells: list[object] = [row.title, repeat]
+                for result in found.values():
+                    cells += [result.epoch, *(digits(result.scores[s]) for s in SCORES)]
                 body.append(cells)
         return [*lines, "## All values", "", *markdown(head, body, right=True)]
 
@@ -151,7 +139,7 @@ class Comparison:
             for row in self.rows:
                 names = {"protocol": protocol, "method": row.key, "name": row.title}
                 numbers = {"repeats": len(row.results), **self.summary(row, protocol)}
-                lines.append({**names, **{name: exact(n) for name, n in numbers.items()}})
+                lines.append(names | {name: exact(value) for name, value in numbers.items()})
         return csv_of_rows(lines)
 
     def values_csv(self) -> str:
@@ -159,10 +147,10 @@ class Comparison:
         head = ("method", "name", "repeat", "protocol", "epoch")
         lines = []
         for row in self.rows:
-            for repeat, found in sorted(row.results.items()):
-                for protocol in PROTOCOLS:
-                    cells = (row.key, row.title, repeat, protocol, found[protocol].epoch)
-                    scores = {name: exact(n) for name, n in found[protocol].scores.items()}
+            for repeat, found in row.results.items():
+                for protocol, result in found.items():
+                    cells = (row.key, row.title, repeat, protocol, result.epoch)
+                    scores = {name: exact(value) for name, value in result.scores.items()}
                     lines.append({**dict(zip(head, cells, strict=True)), **scores})
         return csv_of_rows(lines, head)
 

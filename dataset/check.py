@@ -6,8 +6,8 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -63,8 +63,7 @@ def size_text(shape: Sequence[int]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-@dataclass(frozen=True)
-class DataReport:
+class DataReport(NamedTuple):
     """What ``check_data`` found: the decoded files, and one line per warning."""
 
     store: ImageStore
@@ -135,13 +134,13 @@ def check_data(
 def missing_set(root: Path) -> str:
     """What to do when the set's folder is not there: several lines."""
     what = "a file, not a folder" if os.path.isfile(root) else "no such folder"
-    lines = [f"{root}: {what}; give the folder of your set with --data_dir. Its layout:"]
+    cure = "give the folder of your set with --data_dir. Its layout:"
     if root.name in ("aluminum", "aluminium"):
-        lines = [
-            f"{root}: no such folder; this is the paper's set (198 images of 376x376, academic use"
-            " only), which may not be redistributed; ask its authors for it, or lay out your own:"
-        ]
-    return "\n".join([*lines, LAYOUT])
+        cure = (
+            "this is the paper's set (198 images of 376x376, academic use only), which may not be "
+            "redistributed; ask its authors for it, or lay out your own:"
+        )
+    return f"{root}: {what}; {cure}\n{LAYOUT}"
 
 
 class SetCheck:
@@ -199,12 +198,12 @@ class SetCheck:
             )
         beside = list_files(self.root / split / "gt") if masks else []
         by_name = defaultdict(list)
-        for path in (*(s.image for s in samples), *beside):
+        for path in [s.image for s in samples] + beside:
             if path.parent == folder or path.suffix.lower() == MASK_SUFFIX:
-                by_name[path.parent, name_key(path.stem)].append(path)
+                by_name[path.parent, name_key(path.stem)].append(path.name)
         for (parent, _), same in by_name.items():
             if len(same) > 1:
-                names = ", ".join(path.name for path in same)
+                names = ", ".join(same)
                 self.problems.append(f"{parent}: {names} share one name; rename or remove one")
         stray = [path for path in beside if (folder, name_key(path.stem)) not in by_name]
         self.warnings += [f"{path}: mask without an image; not used" for path in stray]

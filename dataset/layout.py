@@ -26,19 +26,14 @@ LAYOUT = """\
 def replacing_set(folder: Path, flag: str = "--out") -> Iterator[Path]:
     """An empty folder that takes the place of ``folder`` when the block ends without an error.
 
-    Args:
-        folder: the set; the folders above it are made.
-        flag: the option that says where it goes, for the message.
-
-    Raises:
-        UserError: it cannot be written; ``folder`` is as it was.
+    The folders above it are made. Raises UserError, which names the option ``flag`` that says where
+    it goes, if it cannot be written; ``folder`` is then as it was.
     """
     with writing(folder, flag):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = TemporaryDirectory(
+        with TemporaryDirectory(
             prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
-        )
-        with beside as place:
+        ) as place:
             new, old = Path(place, "new"), Path(place, "old")
             new.mkdir()
             yield new

@@ -43,6 +43,7 @@ Delete the folder at any time: the demo makes it again.
 """
 
 Field = NDArray[np.float32]
+ROW, COLUMN = np.mgrid[:SIDE, :SIDE].astype(np.float32)
 
 
 class Coil(NamedTuple):
@@ -66,10 +67,8 @@ COILS = (
 def make_demo_set(folder: str | Path = DEFAULT_FOLDER, seed: int = 0) -> Path:
     """Write the stand-in set to ``folder``, unless it is already there, and return the folder.
 
-    A set of another seed or version is replaced.
-
-    Raises:
-        UserError: the folder cannot be written, or holds something that is not such a set.
+    A set of another seed or version is replaced. Raises UserError if the folder cannot be written,
+    or holds something that is not such a set.
     """
     folder = Path(folder)
     wanted = {"version": VERSION, "seed": seed, "files": FILES}
@@ -124,24 +123,23 @@ def _is_complete(folder: Path, wanted: dict[str, int]) -> bool:
 
 def _write_set(root: Path, seed: int) -> None:
     """Write the folders train_numf, test_numf, sup_num1_0..4 and sup_num5_0..1."""
-    train = []
+    made = []
     for number in range(TRAIN_IMAGES + TEST_IMAGES):
         rng = np.random.default_rng([seed, VERSION, number])
         coil = COILS[number % len(COILS)]
-        name = f"{coil.name}_{number:03d}_0_0.png"
         if number < TRAIN_IMAGES:
-            defects = _defects(number, COMPLETE)
-            train.append((name, *draw_picture(rng, coil, defects)))
-            _write(root / "train_numf", *train[-1])
+            split, defects = "train_numf", _defects(number, COMPLETE)
         else:
-            defects = _defects(number - TRAIN_IMAGES, complete=4)
-            _write(root / "test_numf", name, *draw_picture(rng, coil, defects))
+            split, defects = "test_numf", _defects(number - TRAIN_IMAGES, complete=4)
+        picture = draw_picture(rng, coil, defects)
+        made.append((f"{coil.name}_{number:03d}_0_0.png", *picture))
+        _write(root / split, *made[-1])
     for repeat in range(5):
-        _write(root / f"sup_num1_{repeat}", *train[repeat])
+        _write(root / f"sup_num1_{repeat}", *made[repeat])
     for repeat in range(2):
         few = COMPLETE + 3 * repeat
         for number in (repeat, repeat + 4, few, few + 1, few + 2):
-            _write(root / f"sup_num5_{repeat}", *train[number])
+            _write(root / f"sup_num5_{repeat}", *made[number])
 
 
 def _defects(number: int, complete: int) -> tuple[int, ...]:
@@ -199,14 +197,13 @@ def _surface(rng: np.random.Generator, coil: Coil) -> Field:
 
 def _patches(rng: np.random.Generator) -> tuple[Field, Field, NDArray[np.bool_]]:
     """Two to five dark blotches on brighter, rough ground: shade, roughness (0..1), mask."""
-    row, column = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     height = np.full((SIDE, SIDE), -9.0, np.float32)
     for _ in range(rng.integers(2, 6)):
         centre = rng.uniform(5, SIDE - 5, 2)
         radii = rng.uniform(18, 58), rng.uniform(11, 27)
         angle = rng.uniform(0, np.pi)
-        u = (row - centre[0]) * np.cos(angle) + (column - centre[1]) * np.sin(angle)
-        v = (column - centre[1]) * np.cos(angle) - (row - centre[0]) * np.sin(angle)
+        u = (ROW - centre[0]) * np.cos(angle) + (COLUMN - centre[1]) * np.sin(angle)
+        v = (COLUMN - centre[1]) * np.cos(angle) - (ROW - centre[0]) * np.sin(angle)
         height = np.maximum(height, 1 - np.hypot(u / radii[0], v / radii[1]))
     height = height + 0.30 * _noise(rng, 10) + 0.09 * _noise(rng, 3)
     where = cv2.GaussianBlur(height, (0, 0), 2) > 0
@@ -220,13 +217,12 @@ def _inclusions(rng: np.random.Generator) -> tuple[Field, NDArray[np.bool_]]:
     """Three to nine spindles along the rolling direction (upright): shade 0..1 and mask."""
     shade = np.zeros((SIDE, SIDE), np.float32)
     where = np.zeros((SIDE, SIDE), bool)
-    row, column = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     middle = rng.uniform(25, SIDE - 25)
     wander = 2.0 * _noise(rng, 1, 22, columns=1)
     for _ in range(rng.integers(3, 10)):
         length, width = rng.uniform(10, 42), rng.uniform(1.8, 5.5)
-        u = (row - rng.uniform(0, SIDE)) / length
-        v = column - np.clip(rng.normal(middle, 28), 4, SIDE - 4) - wander
+        u = (ROW - rng.uniform(0, SIDE)) / length
+        v = COLUMN - np.clip(rng.normal(middle, 28), 4, SIDE - 4) - wander
         edge = width * (1 - np.abs(u) ** 1.6) + 0.8 * _noise(rng, 1.5, 6) - np.abs(v)
         inside = (np.abs(u) < 1) & (edge > -0.3)
         strength = rng.uniform(0.6, 1.0) * np.clip(0.4 + edge / 3.5, 0, 1)
@@ -240,17 +236,16 @@ def _scratches(rng: np.random.Generator) -> tuple[Field, NDArray[np.bool_]]:
     """One to three bundles of bright lines, nearly along the rolling direction: shade, mask."""
     shade = np.zeros((SIDE, SIDE), np.float32)
     where = np.zeros((SIDE, SIDE), bool)
-    row, column = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     for _ in range(rng.integers(1, 4)):
         start, slope = rng.uniform(12, SIDE - 12), rng.normal(0, 0.03)
         top = rng.uniform(-60, 90)
         bottom = top + rng.uniform(80, 240)
         for offset in rng.uniform(-9, 9, rng.integers(1, 4)):
             width = rng.choice([rng.uniform(0.9, 2.2), rng.uniform(2.2, 5.0)], p=[0.75, 0.25])
-            line = start + offset + slope * row + 0.5 * _noise(rng, 1, 30, columns=1)
-            ends = np.clip(np.minimum(row - top, bottom - row) / 12, 0, 1)
+            line = start + offset + slope * ROW + 0.5 * _noise(rng, 1, 30, columns=1)
+            ends = np.clip(np.minimum(ROW - top, bottom - ROW) / 12, 0, 1)
             broken = 0.8 + 0.22 * _noise(rng, 1, 24, columns=1) + 0.16 * _noise(rng, 1, 5)
-            across = np.abs(column - line) / width
+            across = np.abs(COLUMN - line) / width
             broken = np.clip(broken + 0.1 * _noise(rng, 0.8), 0.15, 1.3)
             light = ends * broken * np.exp(-(across**4) / 2) * rng.uniform(0.55, 1.1)
             shade = np.maximum(shade, light) - 0.12 * ends * np.exp(-((across - 2.2) ** 2))

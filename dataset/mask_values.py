@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,7 @@ from utils.metrics import IGNORED
 
 Codes = NDArray[np.int64]
 Value = tuple[int, ...]  # one gray level, or red, green, blue
-Palette = tuple[tuple[int, Value], ...]  # class id (or IGNORED) and value
-Entries = list[tuple[int, Value]]
+Palette = Sequence[tuple[int, Value]]  # class id (or IGNORED) and value
 
 LARGEST = 2.0**53  # whole numbers of float masks; above it not all can be written
 MOST_CLASSES = 32  # that are believed without a palette
@@ -28,8 +27,7 @@ KINDS = ("auto", "ids", "levels", "colours")
 def parse_palette(text: str) -> Palette:
     """Read ``0=0,0,0 1=255,0,0 ignore=255,255,255`` or, for gray levels, ``0=0 1=128 2=255``.
 
-    Raises:
-        DataError: one line for each entry that is wrong.
+    Raises DataError, a line for each entry that is wrong.
     """
     entries: list[tuple[int, Value]] = []
     problems = Problems()
@@ -46,11 +44,11 @@ def parse_palette(text: str) -> Palette:
             problems.append(f"--palette: {value} is given for two classes; give it once")
         else:
             entries.append((label, levels))
-    if not problems and not entries:
-        problems.append("--palette: empty; write such as 0=0 1=255")
-    if not problems and len({len(levels) for _, levels in entries}) > 1:
-        problems.append("--palette: gray levels and colours in one; write all as red,green,blue")
     problems.refuse()
+    if not entries:
+        raise DataError("--palette: empty; write such as 0=0 1=255")
+    if len({len(levels) for _, levels in entries}) > 1:
+        raise DataError("--palette: gray levels and colours in one; write all as red,green,blue")
     return tuple(entries)
 
 
@@ -68,10 +66,8 @@ def parse_ignored(text: str) -> tuple[Value, ...]:
 def to_codes(path: Path, pixels: Array, colours: bool) -> Codes:
     """One whole number per pixel, (H, W): the gray level, or the colour as 48 bits.
 
-    NaN counts as -1. Three equal channels are gray levels unless ``colours``.
-
-    Raises:
-        DataError: the values are not whole, or not of 16 bits where colours are.
+    NaN counts as -1. Three equal channels are gray levels unless ``colours``. Raises DataError for
+    values that are not whole, or not of 16 bits where colours are.
     """
     if pixels.dtype.kind == "f":
         whole = np.where(np.isnan(pixels), -1.0, pixels)
@@ -92,9 +88,7 @@ def to_codes(path: Path, pixels: Array, colours: bool) -> Codes:
 
 def _values(codes: Codes, colours: bool) -> Codes:
     """Codes (N,) to values (N, 3) of colours or (N, 1) of gray levels."""
-    if not colours:
-        return codes[:, None]
-    return np.stack([codes >> 32, codes >> 16 & 65535, codes & 65535], axis=1)
+    return codes[:, None] >> np.array([32, 16, 0]) & 65535 if colours else codes[:, None]
 
 
 @dataclass(frozen=True)
@@ -139,11 +133,11 @@ class MaskRule:
             f"--palette, or give --tolerance (class {_name(int(ids[at]))} is {distance[at]} away)"
         )
 
-    def lines(self) -> list[str]:
-        """The rule as text: how it was found, and the palette that gives it again."""
+    def same_as(self) -> str:
+        """The option that gives the same rule again."""
         palette = " ".join(f"{_name(i)}={_text(v)}" for i, v in self.palette)
         tolerance = f" --tolerance {self.tolerance}" if self.tolerance else ""
-        return [self.note, f'the same as --palette "{palette}"{tolerance}']
+        return f'the same as --palette "{palette}"{tolerance}'
 
     def _nearest(self, codes: Codes) -> tuple[Codes, Codes]:
         """Class id of the nearest value, and its distance, of each code (N,)."""
@@ -166,22 +160,18 @@ def _text(value: Iterable[int]) -> str:
 
 
 def find_rule(histogram: Mapping[int, int], colours: bool, settings: Namespace) -> MaskRule:
-    """Choose the rule for a whole set.
+    """Choose the rule for a whole set; DataError if its values cannot be told apart into classes.
 
     Args:
-        histogram: code -> number of pixels, over all masks.
-        colours: whether codes are colours.
+        histogram: code -> number of pixels, over all masks; codes are colours or gray levels.
         settings: options of ``dataset/prepare.py``: masks, mask_kind, palette, ignore, tolerance,
             num_classes.
-
-    Raises:
-        DataError: the values cannot be told apart into classes.
     """
     kind, palette, tolerance = settings.mask_kind, settings.palette, settings.tolerance
     if colours and kind == "ids":
         cure = "give --palette or --mask-kind colours"
         raise DataError(f"{settings.masks}: coloured, not class ids; {cure}")
-    skipped = _in_channels(((IGNORED, value) for value in settings.ignore), colours)
+    skipped = [*_in_channels(((IGNORED, value) for value in settings.ignore), colours)]
     labelled = np.array([c for c in sorted(histogram) if colours or c != -1], np.int64)
     if len(labelled) < len(histogram):
         skipped.append((IGNORED, (-1,)))
@@ -199,14 +189,14 @@ def find_rule(histogram: Mapping[int, int], colours: bool, settings: Namespace) 
     return MaskRule(colours, (*entries, *skipped), tolerance, note)
 
 
-def _in_channels(entries: Iterable[tuple[int, Value]], colours: bool) -> Entries:
+def _in_channels(entries: Iterable[tuple[int, Value]], colours: bool) -> Palette:
     """Gray levels as colours or, of equal channels, the other way round; others are left out."""
     if colours:
         return [(i, v * 3 if len(v) == 1 else v) for i, v in entries]
     return [(i, v[:1]) for i, v in entries if len(set(v)) == 1]
 
 
-def _ids(values: list[int], settings: Namespace) -> tuple[Entries, str] | None:
+def _ids(values: list[int], settings: Namespace) -> tuple[Palette, str] | None:
     """Gray values (ascending) as class ids; None if they are levels of a picture."""
     labels = [v for v in values if v != IGNORED]
     if values and values[0] < 0:
@@ -230,7 +220,7 @@ def _ids(values: list[int], settings: Namespace) -> tuple[Entries, str] | None:
 
 def _levels(
     codes: Codes, histogram: Mapping[int, int], colours: bool, settings: Namespace
-) -> tuple[Entries, str]:
+) -> tuple[Palette, str]:
     """Group almost equal values and number the groups from dark to bright."""
     what, tolerance = "colours" if colours else "gray levels", settings.tolerance
     order = np.argsort([-histogram[c] for c in codes.tolist()], kind="stable")

@@ -25,8 +25,8 @@ from dataset.check import SMALLEST_SIDE, Problems  # noqa: E402
 from dataset.layout import LAYOUT, replacing_set, write_png  # noqa: E402
 from dataset.mask_values import IGNORED, KINDS, parse_ignored, parse_palette  # noqa: E402
 from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
-from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile, make_plan  # noqa: E402
-from utils.commandline import UserError, exit_code  # noqa: E402
+from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile  # noqa: E402
+from utils.commandline import exit_code  # noqa: E402
 from utils.files import DataError  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
 from utils.tables import csv_text  # noqa: E402
@@ -35,13 +35,9 @@ REPORT, SOURCES = "prepare_report.txt", "prepare_sources.csv"
 
 
 def prepare(settings: Namespace) -> list[str]:
-    """Make the set, unless it is a dry run, and return the lines of the report.
-
-    Raises:
-        UserError: all problems found, one line each.
-    """
+    """Make the set, unless it is a dry run; the lines of the report. Raises UserError."""
     _check_folders(settings)
-    plan = make_plan(settings)
+    plan = Plan(settings)
     lines = report_lines(plan)
     if not settings.dry_run:
         with replacing_set(settings.out) as root:
@@ -104,7 +100,7 @@ def report_lines(plan: Plan) -> list[str]:
     settings = plan.settings
     state = "dry run, nothing written" if settings.dry_run else "written"
     lines = [f"{settings.out}: {plan.num_classes} classes, seed {settings.seed} ({state})", ""]
-    lines += ["masks: " + plan.rule.lines()[0], "       " + plan.rule.lines()[1]]
+    lines += [f"masks: {plan.rule.note}", f"       {plan.rule.same_as()}"]
     if any(settings.crop):
         lines.append("cropped: {} top, {} bottom, {} left, {} right".format(*settings.crop))
     if settings.tile:
@@ -158,10 +154,8 @@ def _warnings(plan: Plan) -> list[str]:
 
 
 class _Parser(ArgumentParser):
-    """Errors in one line."""
-
     def error(self, message: str) -> NoReturn:
-        """Print the error and leave with exit code 2."""
+        """Print one line and leave with exit code 2."""
         self.exit(2, f"prepare.py: {message}; --help lists the options\n")
 
 
@@ -204,8 +198,7 @@ def _parser() -> ArgumentParser:
 def read_settings(words: Sequence[str] | None = None) -> Namespace:
     """Settings from the words of the command line, None for those of this process.
 
-    Raises:
-        DataError: all options that are wrong, one line each.
+    Raises DataError, a line for each option that is wrong.
     """
     problems = Problems()
     given = _parser().parse_args(words)
@@ -311,21 +304,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         settings = read_settings(argv)
         problems = Problems()
-        try:
-            if settings.check is None:
-                lines = prepare(settings)
-            else:
-                sheet = settings.sheet or Path(f"{settings.check.resolve().name}_check.png")
-                classes, near = settings.num_classes, settings.near
-                lines, problems = check_set(settings.check, classes, sheet, near)
-        except MemoryError:
-            cure = "make the images smaller, or close other programs"
-            raise UserError(f"Out of memory: {cure}") from None
+        if settings.check is None:
+            lines = prepare(settings)
+        else:
+            sheet = settings.sheet or Path(f"{settings.check.resolve().name}_check.png")
+            lines, problems = check_set(settings.check, settings.num_classes, sheet, settings.near)
         for line in lines:
             to_terminal(line)
         problems.refuse()
 
-    return exit_code(work, "No set was made or changed")
+    smaller = "smaller images, or close other programs"
+    return exit_code(work, "No set was made or changed", smaller)
 
 
 if __name__ == "__main__":

@@ -67,16 +67,13 @@ class Seen:
 def check_set(
     root: Path, num_classes: int = 0, sheet: Path | None = None, near: float = 0.9
 ) -> tuple[list[str], Problems]:
-    """Look at a set and draw its contact sheet.
+    """Look at a set; the lines of the report, and problems: files that training would refuse.
 
     Args:
         root: the set's folder.
         num_classes: C; 0 takes the highest id + 1.
-        sheet: PNG to write, None for none.
+        sheet: PNG of the contact sheet, None for none.
         near: correlation from which on two pictures are near copies.
-
-    Returns:
-        Lines of the report, and problems (files that training would refuse), a line each.
 
     Raises:
         UserError: there is no such set, or the sheet cannot be written.
@@ -168,42 +165,28 @@ def best_correlation(
     return np.concatenate(best), np.concatenate(which)
 
 
-def find_copies(
-    tests: Sequence[Seen], others: Sequence[Seen], near: float
-) -> list[tuple[Seen, Seen, float]]:
-    """Test images and the image elsewhere that each is a copy of, with their correlation.
-
-    The closest come first; the correlation is 1 when they are the same in any orientation.
-    """
-    if not tests or not others:
-        return []
-    others = sorted(others, key=lambda s: s.split.startswith("sup"))  # copies of training images
-    digests = {s.digest: s for s in reversed(others)}  # the first of the same wins
-    best, which = best_correlation([s.vector for s in tests], [s.vector for s in others])
-    copies = []
-    for test, correlation, index in zip(tests, best.tolist(), which.tolist(), strict=True):
-        if test.digest in digests:
-            copies.append((test, digests[test.digest], 1.0))
-        elif correlation >= near:
-            copies.append((test, others[index], correlation))
-    return sorted(copies, key=lambda copy: -copy[2])
-
-
 def _leaks(seen: list[Seen], near: float) -> list[str]:
+    """Lines on test images that are elsewhere too, and on copies within a split."""
     tests = [s for s in seen if s.split.startswith("test")]
     others = [s for s in seen if not s.split.startswith("test")]
-    same, alike = [], []
-    for test, other, correlation in find_copies(tests, others, near):
-        if test.digest == other.digest:
-            same.append(f"{test.name} = {other.name}")
-        else:
-            alike.append(f"{test.name} ~ {other.name} ({correlation:.3f})")
+    others.sort(key=lambda s: s.split.startswith("sup"))  # they are copies of training images
+    digests = {s.digest: s for s in reversed(others)}  # the first of the same wins
+    same, alike = [], list[tuple[float, str]]()
+    if tests and others:
+        best, which = best_correlation([s.vector for s in tests], [s.vector for s in others])
+        for test, correlation, index in zip(tests, best.tolist(), which.tolist(), strict=True):
+            if test.digest in digests:
+                same.append(f"{test.name} = {digests[test.digest].name}")
+            elif correlation >= near:
+                text = f"{test.name} ~ {others[index].name} ({correlation:.3f})"
+                alike.append((-correlation, text))
+    alike.sort(key=lambda copy: copy[0])  # the closest first
     named = ({s.entry.sample for s in part if s.entry.batch} for part in (tests, others))
     both = sorted(set.intersection(*named))
     count = f"of {len(tests)}"
     near_text = f"near copies in test, correlation {near:g} and more"
     lines = _listed(f"copies of training images in test, {TURNED}: {len(same)} {count}", same)
-    lines += _listed(f"{near_text}: {len(alike)} {count}", alike)
+    lines += _listed(f"{near_text}: {len(alike)} {count}", [text for _, text in alike])
     lines += _listed(f"samples (batch_sampleID) both in test and elsewhere: {len(both)}", both)
     for split in dict.fromkeys(s.split for s in seen if not s.split.startswith("sup")):
         own = [s.digest for s in seen if s.split == split]
@@ -225,12 +208,9 @@ def _listed(head: str, items: list[str]) -> list[str]:
 def splits_table(
     splits: Mapping[str, Sequence[Entry]], classes: int, samples: str = "samples"
 ) -> list[str]:
-    """Lines of a table: images, sizes and shares of the classes in each split, sup_* last.
+    """Lines of a table: images, sizes and shares of the C classes in each split, sup_* last.
 
-    Args:
-        splits: the images of each split.
-        classes: C.
-        samples: what tells images of one batch apart.
+    ``samples`` is the head of the column of what tells images of one batch apart.
     """
     share = "size; share of class 0, 1, ..."
     rows: list[tuple[object, ...]] = [("split", "images", "masks", samples, "batches", share)]
@@ -250,10 +230,8 @@ def splits_table(
 
 def share_text(counts: Counts) -> str:
     """Shares of the pixels (C,) as text, such as ``.729 .146 .125``; '-' when there is none."""
-    total = int(counts.sum())
-    if not total:
-        return "-"
-    return " ".join(f"{v / total:.3f}".removeprefix("0") for v in counts.tolist())
+    shares = counts / counts.sum() if counts.any() else []
+    return " ".join(f"{share:.3f}".removeprefix("0") for share in shares) or "-"
 
 
 def missing_classes(splits: Mapping[str, Sequence[Entry]], classes: int) -> list[str]:

@@ -21,14 +21,8 @@ def draw_test_specimens(
     ``fraction``. The best draw misses the fewest classes in training and test together; among
     equals it has the nearest share.
 
-    Args:
-        specimens: the specimen of each image (N).
-        counts: pixels of each class in each image (N, C).
-        fraction: wanted share of the images, 0 < fraction < 1.
-        seed: of the random orders.
-
-    Raises:
-        ValueError: there are fewer than two specimens.
+    ``specimens`` (N) has that of each image, ``counts`` (N, C) its pixels of each class; fewer than
+    two specimens are a ValueError.
     """
     names = list(dict.fromkeys(specimens))
     if len(names) < 2:
@@ -93,10 +87,7 @@ def draw_groups(
 
 
 def _draw_group(
-    specimens: Sequence[Hashable],
-    present: NDArray[np.bool_],
-    size: int,
-    rng: np.random.Generator,
+    specimens: Sequence[Hashable], present: NDArray[np.bool_], size: int, rng: np.random.Generator
 ) -> list[int]:
     order = rng.permutation(len(present)).tolist()
     patterns = [frozenset(np.flatnonzero(present[i]).tolist()) for i in range(len(present))]

@@ -15,6 +15,7 @@ from PIL.ImageFile import ImageFile
 from utils.imagefile import (
     BITS,
     HEIGHT,
+    SMALLEST_SPAN,
     WIDTH,
     Array,
     DataError,
@@ -22,7 +23,7 @@ from utils.imagefile import (
     check_size,
     decoding,
     few_bits,
-    has_colour,
+    gray_or_rgb,
     is_deep_colour,
     is_tiff,
     open_picture,
@@ -39,7 +40,6 @@ PREDICTOR, SAMPLE_FORMAT = 317, 339
 NUMBERS = {1: "u", 2: "i", 3: "f"}
 MOST_PACKED = 1100  # pixels a byte: deflate packs no tighter
 LARGEST = 1e100  # of float values; what is computed from them, and one over it, stays finite
-SMALLEST_SPAN = 64  # of 256 levels; below it the values are stretched, as in ``to_8_bit``
 
 
 def count_pages(path: Path) -> int:
@@ -53,10 +53,8 @@ def read_picture(path: Path, page: int = 1) -> tuple[Pixels, str]:
     8 and 16 bits are read as in ``utils.imagefile.read_image``. Float values are taken as 0..1,
     0..255 or 0..65535, the first of these that holds them; all other values, and those that would
     fill fewer than 64 of the 256 levels, are stretched from the smallest to the largest. NaN
-    becomes the smallest value. Pages of a TIFF are counted from 1.
-
-    Raises:
-        DataError: the file cannot be read, or has no such page.
+    becomes the smallest value. Pages of a TIFF are counted from 1. Raises DataError for a file that
+    cannot be read, or has no such page.
     """
     if page > 1:
         pixels = read_pixels(path, page, colours=True)
@@ -68,37 +66,29 @@ def read_picture(path: Path, page: int = 1) -> tuple[Pixels, str]:
                 pixels = read_pixels(path)
             except DataError:
                 raise error from None
-    note = ""
-    if pixels.dtype == np.bool_:
-        pixels = pixels * np.uint8(255)
-    elif pixels.dtype.kind != "u" or pixels.itemsize > 2:
-        pixels, note = _float_to_8_bit(path, pixels)
-    elif pixels.dtype != np.uint8:
-        pixels = to_8_bit(pixels)
-    gray = pixels.ndim == 3 and not has_colour(pixels)
-    return np.array(pixels[..., 0] if gray else pixels, np.uint8, order="C"), note
+    if pixels.dtype.kind in "bu" and pixels.itemsize <= 2:
+        return gray_or_rgb(to_8_bit(pixels)), ""
+    pixels, note = _float_to_8_bit(path, pixels)
+    return gray_or_rgb(pixels), note
 
 
 def read_pixels(path: Path, page: int = 1, colours: bool = False) -> Array:
     """Read the values as the file holds them: (H, W), or (H, W, 3) RGB; any dtype.
 
     Transparency is dropped, and an orientation noted in the file is ignored, as in
-    ``utils.imagefile``. A palette file gives its indices, or its colours if ``colours``.
-
-    Raises:
-        DataError: the file cannot be read, or has no such page.
+    ``utils.imagefile``. A palette file gives its indices, or its colours if ``colours``. Raises
+    DataError as ``read_picture``.
     """
     raw = read_bytes(path)
-    pages = tiff_pages(raw)
-    if page > max(1, len(pages)):
-        there = max(1, len(pages))
-        raise DataError(f"{path}: no page {page}, it has {there}; choose another --page")
-    claimed = 0
-    if pages:
+    pages = tiff_pages(raw) or [{}]
+    if page > len(pages):
+        raise DataError(f"{path}: no page {page}, it has {len(pages)}; choose another --page")
+    tags, claimed = pages[page - 1], 0
+    if tags:
         with decoding(path):
-            tags = pages[page - 1]
-            check_size(path, int(tags[WIDTH]), int(tags[HEIGHT]))
-            claimed = int(tags[WIDTH]) * int(tags[HEIGHT])
+            width, height = int(tags[WIDTH]), int(tags[HEIGHT])
+            check_size(path, width, height)
+            claimed = width * height
             values = _plain_tiff(raw, tags)
         if values is not None:
             return values
@@ -111,8 +101,8 @@ def read_pixels(path: Path, page: int = 1, colours: bool = False) -> Array:
     # OpenCV decodes the first page only, and takes the memory for what a file claims beforehand.
     for_opencv = picture is None or is_deep_colour(raw, picture)
     if for_opencv and (page > 1 or claimed > len(raw) * MOST_PACKED):
-        what = "cut short, or of a rare kind"
-        raise DataError(f"{path}: {what}; copy it again or export it as 8-bit PNG")
+        cure = "copy it again or export it as 8-bit PNG"
+        raise DataError(f"{path}: cut short, or of a rare kind; {cure}")
     palette = picture is not None and picture.mode in ("P", "PA")
     values = few_bits(raw, stored_values(path, raw, picture, colours or not palette))
     return values[..., :3] if values.ndim == 3 else values

@@ -1,10 +1,10 @@
 """Matching in a few rounds of batched tensor code; finds the cells that ``pscl.matching`` finds.
 
 As long as no lowered cell can win (which is checked), the published rule is a serial dictatorship,
-and deferred acceptance gives the same result in few rounds: every template asks for its best
-candidate that has not turned it down, a cell keeps the earliest template that ever asked. Each
-template's few most similar cells take part; more of them for images that these do not decide.
-Images that are still open follow the rule template by template.
+and deferred acceptance (Gale and Shapley 1962) gives the same result in few rounds: every template
+proposes to its best candidate that has not rejected it, a cell keeps the earliest template that
+ever proposed. Each template's few most similar cells take part; more of them for images that these
+do not decide. Images that are still open follow the rule template by template.
 """
 
 from __future__ import annotations
@@ -62,11 +62,8 @@ def match(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits = LIMITS
     if missing:
         keys, valid = F.pad(keys, (0, missing)), F.pad(valid, (0, missing))
     (dim, templates), cells = template.shape, valid.shape[1]
-    more = replace(
-        limits,
-        candidates=limits.effort * limits.candidates,
-        slices=limits.effort * limits.slices,
-    )
+    effort = limits.effort
+    more = replace(limits, candidates=effort * limits.candidates, slices=effort * limits.slices)
     few = len(keys) * cells * templates <= limits.held or cells <= 4 * more.slices * SLICE
     peaks = None if few else _peaks(template, keys, valid, limits)
     chosen, settled = _match_in_rounds(template, keys, valid, peaks, limits)
@@ -77,9 +74,8 @@ def match(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits = LIMITS
             )
     # Filled up to a round number, as the cells are: a product adds in another order at the edges of
     # its blocks, and equal cells would differ by a rounding. The last template chooses once more.
-    filled = torch.arange(templates + -templates % BLOCK, device=keys.device).clamp(
-        max=templates - 1
-    )
+    filled = torch.arange(templates + -templates % BLOCK, device=keys.device)
+    filled.clamp_(max=templates - 1)
     for some in _open(settled, limits.whole // (2 * templates * cells)):  # they are doubles
         in_turn = matching.match(template[:, filled], keys[some], valid[some])
         chosen[some] = in_turn[:, :templates]
@@ -115,25 +111,25 @@ def _candidates(
     """Each template's most similar cells by single precision, in the order of their numbers.
 
     Returns:
-        Similarities (B, T, L) in double precision, -inf where a cell does not exist; the cells
-        (B, T, L); the largest similarity that another cell can have (B, T).
+        Similarities (B, T, L) in double precision, -inf for padding; the cells (B, T, L); the
+        largest similarity that another cell can have (B, T).
     """
     images, dim, cells = keys.shape
-    absent = valid.log()  # 0 where a cell exists, -inf where it does not
+    padding = valid.log()  # 0, and -inf for padding
     table = keys.transpose(1, 2).reshape(-1, dim)  # a row for each cell of each image
     first = torch.arange(0, len(table), cells, device=keys.device)[:, None, None]
     rows = template.T.expand(images, -1, -1)  # (B, T, D)
     if peaks is None:
-        rough, cell = largest(torch.baddbmm(absent[:, None], rows, keys), limits.candidates)
+        rough, cell = largest(torch.baddbmm(padding[:, None], rows, keys), limits.candidates)
         others = rough[:, :, -1]
     else:
         peak, slices = largest(peaks, limits.slices)  # (B, T, S) each
         index = slices + first // SLICE
-        there = F.embedding(index, absent.reshape(-1, SLICE)).flatten(2)  # (B, T, S*SLICE)
-        some = F.embedding(index, table.reshape(-1, SLICE * dim)).view(-1, there.shape[2], dim)
-        similarity = torch.bmm(some, rows.reshape(-1, dim, 1)).view_as(there)
+        outside = F.embedding(index, padding.reshape(-1, SLICE)).flatten(2)  # (B, T, S*SLICE)
+        some = F.embedding(index, table.reshape(-1, SLICE * dim)).view(-1, outside.shape[2], dim)
+        similarity = torch.bmm(some, rows.reshape(-1, dim, 1)).view_as(outside)
         del some  # large
-        rough, order = similarity.add_(there).topk(limits.candidates, dim=2)
+        rough, order = similarity.add_(outside).topk(limits.candidates, dim=2)
         inside = torch.arange(SLICE, device=keys.device)
         cell = torch.add(inside, slices[..., None], alpha=SLICE).flatten(2).gather(2, order)
         others = torch.maximum(peak[:, :, -1], rough[:, :, -1])
@@ -143,18 +139,18 @@ def _candidates(
     # Not a matrix product: that sums the last few rows of an odd number in another order, and equal
     # cells would differ.
     exact = F.embedding(index, table).to(wide).mul_(template.T[:, None].to(wide)).sum(dim=3)
-    return exact.add_(absent.take(index)), cell, others
+    return exact.add_(padding.take(index)), cell, others
 
 
 def _peaks(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits) -> Tensor:
     """Largest similarity in each slice of ``SLICE`` cells, (B, T, P / SLICE).
 
-    -inf where none of the cells exists; where some do not, it may be too large.
+    -inf where all cells are padding; where some are, it may be too large.
 
     Where all similarities would fill gigabytes, pieces use the same memory in turn. For many
     templates on a processor they are small, because to write and read the similarities outside its
-    cache takes longer than to compute them, and of one image, because cells that do not exist come
-    last and are left out.
+    cache takes longer than to compute them, and of one image, because padding comes last and is
+    left out.
     """
     images, templates = len(keys), template.shape[1]
     some = valid.unflatten(1, (-1, SLICE)).any(dim=2)  # (B, slices)
@@ -169,12 +165,12 @@ def _peaks(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits) -> Ten
     memory = keys.new_empty(together, step, SLICE, templates)
     peaks = keys.new_empty(images, templates, slices)
     of_images = (keys.transpose(1, 2), some.log()[..., None], peaks.transpose(1, 2))
-    for rows, absent, peak, end in zip(*(x.split(together) for x in of_images), ends, strict=True):
+    for rows, padding, peak, end in zip(*(x.split(together) for x in of_images), ends, strict=True):
         for start in range(0, end, step):
             stop = min(start + step, end)
             similarity = memory[:, : stop - start]
             torch.bmm(rows[:, start * SLICE : stop * SLICE], columns, out=similarity.flatten(1, 2))
-            torch.add(similarity.amax(dim=2), absent[:, start:stop], out=peak[:, start:stop])
+            torch.add(similarity.amax(dim=2), padding[:, start:stop], out=peak[:, start:stop])
         peak[:, end:] = -torch.inf
     return peaks
 
@@ -199,18 +195,18 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _accept(
     value: Tensor, cell: Tensor, bound: Tensor, none: int, rounds: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Rounds of asking and turning down.
+    """Rounds of proposals and rejections.
 
     Args:
         value, cell: (B, T, L) of the templates' candidates, best first.
         bound: (B, T) above which a win is surely exact.
-        none: number of a cell that no template can want.
+        none: number of a cell that is no candidate.
         rounds: before each look whether all are settled.
 
     Returns:
         The cells (B, T), and whether (B,) all of an image are surely right.
     """
-    # A template that ran out of candidates asks for a cell that has no value.
+    # A template that ran out of candidates proposes to a cell that has no value.
     images, templates, candidates = cell.shape
     length = max(candidates, sum(rounds)) + 1
     value = F.pad(value, (0, length - candidates), value=-torch.inf)
@@ -220,11 +216,11 @@ def _accept(
     holder = torch.full((images, none + 1), templates, device=cell.device)
     for few in rounds:
         for _ in range(few):
-            wish = cell.take(at)
-            holder.scatter_reduce_(1, wish, number, "amin")
-            refused = holder.gather(1, wish) < number
-            at += refused
-        settled = ((value.take(at) > bound) & ~refused).all(dim=1)
+            proposal = cell.take(at)
+            holder.scatter_reduce_(1, proposal, number, "amin")
+            rejected = holder.gather(1, proposal) < number
+            at += rejected
+        settled = ((value.take(at) > bound) & ~rejected).all(dim=1)
         if settled.all():
             break
     return cell.take(at), settled

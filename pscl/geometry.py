@@ -200,7 +200,7 @@ class Correspondence:
     Attributes:
         query: (B, P) index into the flattened H*W map of view q.
         key: (B, P) index into the flattened H*W map of view k.
-        valid: (B, P) bool.
+        valid: (B, P) padding mask, False for padding.
     """
 
     query: Tensor

@@ -19,7 +19,7 @@ def match(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
     Args:
         template: (D, T) features of the templates.
         keys: (B, D, P) features of the cells of each image.
-        valid: (B, P), whether a cell exists in the image; there is at least one.
+        valid: (B, P) padding mask, False where the image has no such cell; it has at least one.
 
     Returns:
         The cell of each template in each image, int64 (B, T).

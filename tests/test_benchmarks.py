@@ -51,7 +51,7 @@ def test_what_a_part_calls_of_another_is_not_its_own(monkeypatch: pytest.MonkeyP
             clock[0] += 1
 
     busy: Any = Busy()
-    watch = measure.Stopwatch(torch.device("cpu"), ("encode", "sampling"))
+    watch = measure.Stopwatch(torch.device("cpu"))
     for name, part in (("last", "encode"), ("whole", "encode"), ("sample", "sampling")):
         setattr(busy, name, watch.timed(getattr(busy, name), part))
     busy.sample()
@@ -83,7 +83,7 @@ def test_the_floor_counts_every_convolution_of_the_encoders() -> None:
 
 
 def test_calls_are_counted_where_they_are_made() -> None:
-    watch = measure.Stopwatch(torch.device("cpu"), ("encode", "losses"))
+    watch = measure.Stopwatch(torch.device("cpu"))
     calls = measure.OperatorCalls(watch)
     image, kernel = torch.ones(1, 3, 8, 8), torch.ones(2, 3, 3, 3, requires_grad=True)
     with calls:

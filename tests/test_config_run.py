@@ -23,6 +23,7 @@ from tiny_set import ROOT, add, command, files, make_set, run_process, train
 from config_run import Finetune, Job, SelfSupervised, Supervised
 from networks import UNet
 from predict import Segmenter
+from tests.test_recompute import Convolutions
 from utils.checkpoint import load, save
 
 
@@ -337,14 +338,18 @@ def test_fine_tuning_has_two_learning_rates(finished: Path, data: Path) -> None:
     assert not rates
 
 
-@pytest.mark.parametrize(("recompute", "lean"), [(0, False), (-1, False), (1, True)])
+@pytest.mark.parametrize(("recompute", "again"), [(0, 0), (-1, 0), (1, 4)])
 def test_fine_tuning_computes_again_only_what_is_asked_for(
-    recompute: int, lean: bool, data: Path
+    recompute: int, again: int, data: Path
 ) -> None:
+    """The two convolutions of the stem and the two of the last decoder block, at one level."""
     runner = Supervised(job(data, stages="sup", recompute=recompute))
     runner.build()
     assert isinstance(runner.module, UNet)
-    assert runner.module.encode.inc.lean == lean
+    loss = runner.module.train()(torch.randn(1, 3, 16, 16)).sum()
+    with Convolutions() as counted:
+        loss.backward()
+    assert counted.plain == again
 
 
 def test_supervised_training_has_one_learning_rate(data: Path) -> None:

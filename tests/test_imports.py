@@ -6,6 +6,7 @@ Nothing is imported here: the files are parsed, so a lazy import inside a functi
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST_FUNCTION = 60  # lines, docstring included: one screen
+LONGEST_FILE = 600  # lines: ten screens
+MOST_FILES = 12  # of a room: what a reader takes in at a glance
+MANY_FILES = {"", "benchmarks"}  # the top level that the user fixed; scripts with no common room
 
 BELOW_DATA = {"pscl", "networks", "utils"}
 BELOW_ENGINE = {"report", "metallography", "data", "dataset", "model"} | BELOW_DATA
@@ -142,6 +146,18 @@ def test_a_function_fits_on_a_screen(path: Path) -> None:
     found = functions(path.read_text(encoding="utf-8"))
     long = [f"{name} ({lines} lines)" for name, lines in found if lines > LONGEST_FUNCTION]
     assert not long, f"{relative_name(path)}: longer than {LONGEST_FUNCTION} lines: {long}"
+
+
+@pytest.mark.parametrize("path", source_files(), ids=relative_name)
+def test_a_file_is_at_most_ten_screens(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST_FILE, f"{relative_name(path)}: {lines} lines; divide it by its nouns"
+
+
+def test_a_room_holds_a_dozen_files_at_most() -> None:
+    rooms = Counter(relative_name(path).rpartition("/")[0] for path in source_files())
+    full = {room: n for room, n in rooms.items() if n > MOST_FILES and room not in MANY_FILES}
+    assert rooms["utils"] and full == {}
 
 
 def test_the_files_are_found() -> None:

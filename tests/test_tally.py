@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from comparison.tally import count_pictures
+from comparison.plan import count_pictures
 from utils.drawing import save_prediction
 from utils.imagefile import DataError
 from utils.metrics import SegmentationScores

@@ -34,18 +34,14 @@ MAX_PIXELS = 400_000_000
 """Largest image, 20000 x 20000: one that claims more is refused before memory is taken for it."""
 
 PNG_MAGIC, JPEG_MAGIC = b"\x89PNG", b"\xff\xd8\xff"
+BIG_TIFF = (b"II+\0", b"MM\0+")  # with 64-bit offsets
+TIFF_MAGIC = (b"II*\0", b"MM\0*", *BIG_TIFF)
 # What a file begins with decides how it is read, whatever its name ends with.
-DECODERS: dict[bytes, type[ImageFile]] = {
-    PNG_MAGIC: PngImageFile,
-    JPEG_MAGIC: JpegImageFile,
-    b"BM": BmpImageFile,
-    b"II*\0": TiffImageFile,
-    b"MM\0*": TiffImageFile,
-    b"II+\0": TiffImageFile,  # with 64-bit offsets
-    b"MM\0+": TiffImageFile,
-}
-BIG_TIFF = (b"+\0", b"\0+")  # bytes 2 and 3
+DECODERS: dict[bytes, type[ImageFile]] = dict.fromkeys(TIFF_MAGIC, TiffImageFile)
+DECODERS |= {PNG_MAGIC: PngImageFile, JPEG_MAGIC: JpegImageFile, b"BM": BmpImageFile}
 WIDTH, HEIGHT, BITS, ORIENTATION = 256, 257, 258, 274  # tags of a TIFF
+
+SMALLEST_SPAN = 64  # of 256 levels; values that would fill fewer are stretched
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; check_size has the one that counts
 
@@ -56,30 +52,21 @@ def read_image(path: str | Path) -> Pixels:
     Reads jpg, png, bmp and tif (the first page) of 8 or 16 bits: gray, RGB, palette, 1-bit, with
     or without transparency, which is dropped. An image whose three channels are equal counts as
     gray. 16 bits become 8 as in ``to_8_bit``. An orientation noted in the file (EXIF) is ignored,
-    in images and masks alike.
-
-    Raises:
-        DataError: the file cannot be read, is cut short, holds another kind of pixels, or claims
-            more than ``MAX_PIXELS``.
+    in images and masks alike. Raises DataError for a file that cannot be read, is cut short, holds
+    another kind of pixels, or claims more than ``MAX_PIXELS``.
     """
     pixels = _first_page(path, read_bytes(path), colours=True)
-    if pixels.dtype == np.bool_:
-        pixels = pixels * np.uint8(255)
-    elif pixels.dtype != np.uint8:
-        if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 65535:
-            raise DataError(f"{path}: pixels are {pixels.dtype}; save it with 8 or 16 bits")
-        pixels = to_8_bit(pixels)
-    if pixels.ndim == 3:
-        pixels = pixels[..., :3] if has_colour(pixels) else pixels[..., 0]
-    return np.array(pixels, np.uint8, order="C")  # a copy: Pillow's arrays are read-only
+    if pixels.dtype not in (np.bool_, np.uint8) and (
+        pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 65535
+    ):
+        raise DataError(f"{path}: pixels are {pixels.dtype}; save it with 8 or 16 bits")
+    return gray_or_rgb(to_8_bit(pixels))
 
 
 def read_mask(path: str | Path) -> Pixels:
     """Read a mask as uint8 (H, W), pixel value = class id; a palette PNG keeps its indices.
 
-    Raises:
-        DataError: the file cannot be read, is a JPEG, is coloured, holds fractions or values above
-            255, or claims more than ``MAX_PIXELS``.
+    Raises DataError as ``read_image``, and for a JPEG, colours, fractions, and values above 255.
     """
     raw = read_bytes(path)
     ids = few_bits(raw, _first_page(path, raw, colours=False))
@@ -109,19 +96,27 @@ def has_colour(pixels: Array) -> bool:
     return pixels.ndim == 3 and any((band != band[..., :1]).any() for band in bands)
 
 
-def to_8_bit(pixels: NDArray[Any]) -> Pixels:
-    """Turn 16-bit values (any shape) into 8-bit ones, keeping their contrast.
+def gray_or_rgb(pixels: Array) -> Pixels:
+    """A copy of (H, W, ...): (H, W, 3) where it has colour, else (H, W); without transparency."""
+    if pixels.ndim == 3:
+        pixels = pixels[..., :3] if has_colour(pixels) else pixels[..., 0]
+    return np.array(pixels, np.uint8, order="C")  # Pillow's own arrays are read-only
+
+
+def to_8_bit(pixels: Array) -> Pixels:
+    """Turn values of 1 or 16 bits (any shape) into 8-bit ones, keeping their contrast.
 
     Cameras of 10 or 12 bits write 16-bit files, so the values are scaled by the smallest of 8, 10,
     12, 14 and 16 bits that holds the largest. If they then span fewer than 64 of the 256 levels,
-    the range smallest..largest is stretched to 0..255 instead.
+    the range smallest..largest is stretched to 0..255 instead. 8 bits stay as they are.
     """
+    if pixels.dtype in (np.bool_, np.uint8):
+        return pixels * np.uint8(255) if pixels.dtype == np.bool_ else pixels
     low, high = int(pixels.min()), int(pixels.max())
     full = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits)
-    if low < high and (high - low) * 255 / full < 64:
+    offset, scale = 0, 255 / full
+    if low < high and (high - low) * scale < SMALLEST_SPAN:
         offset, scale = low, 255 / (high - low)
-    else:
-        offset, scale = 0, 255 / full
     levels = np.maximum(np.arange(high + 1, dtype=np.float64) - offset, 0) * scale + 0.5
     table = levels.astype(np.uint8)
     result = np.empty(pixels.shape, np.uint8)
@@ -155,30 +150,28 @@ class ImageStore:
         self.image_size, self.ignore_label = image_size, ignore_label
         # numpy, not torch: worker processes that are started afresh get plain copies this way,
         # where every tensor would hold a file descriptor of shared memory.
-        self._pixels: dict[tuple[str, Path], Pixels] = {}
-        self._file_sizes: dict[tuple[str, Path], tuple[int, int]] = {}
+        self._kept: dict[tuple[str, Path], tuple[Pixels, tuple[int, int]]] = {}
 
     def image(self, path: Path) -> Tensor:
         """uint8 (1, H, W) of a gray image or (3, H, W) of one with colour; raises DataError.
 
         The tensor is the store's own memory: do not change it in place.
         """
-        return torch.from_numpy(self._load("image", path))
+        return torch.from_numpy(self._load("image", path)[0])
 
     def mask(self, path: Path) -> Tensor:
         """uint8 (H, W) of class ids, the store's own memory as above; raises DataError."""
-        return torch.from_numpy(self._load("mask", path))
+        return torch.from_numpy(self._load("mask", path)[0])
 
     def file_size(self, kind: str, path: Path) -> tuple[int, int]:
         """H, W in the file, before resizing; ``kind`` is 'image' or 'mask'; raises DataError."""
-        self._load(kind, path)
-        return self._file_sizes[kind, path]
+        return self._load(kind, path)[1]
 
-    def _load(self, kind: str, path: Path) -> Pixels:
+    def _load(self, kind: str, path: Path) -> tuple[Pixels, tuple[int, int]]:
         key = (kind, path)
-        if key not in self._pixels:
+        if key not in self._kept:
             pixels = read_image(path) if kind == "image" else read_mask(path)
-            self._file_sizes[key] = pixels.shape[0], pixels.shape[1]
+            size = (pixels.shape[0], pixels.shape[1])
             if kind == "mask" and self.ignore_label not in (None, IGNORED):
                 if (pixels == IGNORED).any():  # in memory it would mean unlabelled
                     raise DataError(
@@ -191,8 +184,8 @@ class ImageStore:
                 pixels = resize(pixels, self.image_size)
             if kind == "image":
                 pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-            self._pixels[key] = np.ascontiguousarray(pixels)
-        return self._pixels[key]
+            self._kept[key] = np.ascontiguousarray(pixels), size
+        return self._kept[key]
 
 
 def _first_page(path: str | Path, raw: bytes, colours: bool) -> Array:
@@ -211,12 +204,9 @@ def _first_page(path: str | Path, raw: bytes, colours: bool) -> Array:
 def stored_values(path: str | Path, raw: bytes, picture: ImageFile | None, colours: bool) -> Array:
     """The values that a file holds: (H, W), or (H, W, 3 or more) in RGB order; any number type.
 
-    Args:
-        path, raw, picture: file, its bytes, and what ``open_picture`` made of them.
-        colours: a palette's indices become its colours, CMYK and the like become RGB.
-
-    Raises:
-        DataError: damaged, cut short, or of a kind that OpenCV does not know either.
+    ``picture`` is what ``open_picture`` made of the bytes. With ``colours``, a palette's indices
+    become its colours, and CMYK and the like RGB. Raises DataError for what is damaged, cut short,
+    or of a kind that OpenCV does not know either.
     """
     if picture is None or is_deep_colour(raw, picture):
         with decoding(path), silence():
@@ -262,12 +252,10 @@ def read_bytes(path: str | Path) -> bytes:
 def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | None:
     """Decode what ``read_bytes`` returned with Pillow; None for a TIFF that it has no mode for.
 
-    Pages of a TIFF are counted from 1.
-
-    Raises:
-        DataError: not an image, damaged, cut short, or larger than ``MAX_PIXELS``.
+    Pages of a TIFF are counted from 1. Raises DataError for what is not an image, damaged, cut
+    short, or larger than ``MAX_PIXELS``.
     """
-    decoder = _decoder(raw)
+    decoder = next((kind for magic, kind in DECODERS.items() if raw.startswith(magic)), None)
     if decoder is None:
         raise DataError(f"{path}: not an image of type jpg, png, bmp or tif; export it as one")
     with decoding(path), silence() if is_tiff(raw) else nullcontext():
@@ -289,11 +277,7 @@ def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | Non
 
 def is_tiff(raw: bytes) -> bool:
     """Whether a file begins as a TIFF does."""
-    return _decoder(raw) is TiffImageFile
-
-
-def _decoder(raw: bytes) -> type[ImageFile] | None:
-    return next((kind for magic, kind in DECODERS.items() if raw.startswith(magic)), None)
+    return raw.startswith(TIFF_MAGIC)
 
 
 @contextmanager
@@ -334,7 +318,7 @@ def silence() -> Iterator[None]:
 
 
 def check_size(path: str | Path, width: int, height: int) -> None:
-    """Raise DataError when a file claims more than ``MAX_PIXELS``, or no pixel."""
+    """Raise DataError if a file claims more than ``MAX_PIXELS``, or none."""
     if width * height > MAX_PIXELS:
         raise DataError(
             f"{path}: {width}x{height} pixels, more than the {MAX_PIXELS // 1_000_000} million "
@@ -346,40 +330,37 @@ def check_size(path: str | Path, width: int, height: int) -> None:
 
 def tiff_pages(raw: bytes) -> list[dict[int, Any]]:
     """The tags of each page of a TIFF, as far as they can be read; of any other file none."""
-    stream, pages, seen = io.BytesIO(raw), [], set()
+    return [tags for tags in _directories(raw).values() if WIDTH in tags and HEIGHT in tags]
+
+
+def _directories(raw: bytes) -> dict[int, dict[int, Any]]:
+    """Where the directories of a TIFF begin, and their tags."""
+    stream, found = io.BytesIO(raw), dict[int, dict[int, Any]]()
     # Whatever a damaged file causes: reading its pixels says so in one line.
     with warnings.catch_warnings(), suppress(Exception):
         warnings.simplefilter("ignore")
-        directory = ImageFileDirectory_v2(raw[:16] if raw[2:4] in BIG_TIFF else raw[:8])
-        while 0 < directory.next < len(raw) and directory.next not in seen:
-            seen.add(directory.next)
-            stream.seek(directory.next)
+        directory = ImageFileDirectory_v2(raw[:16] if raw.startswith(BIG_TIFF) else raw[:8])
+        while 0 < directory.next < len(raw) - 8 and directory.next not in found:
+            start = directory.next
+            found[start] = {}
+            stream.seek(start)
             directory.load(stream)
-            if WIDTH in directory and HEIGHT in directory:
-                pages.append(dict(directory))
-    return pages
+            found[start] = dict(directory)
+    return found
 
 
 def _upright(raw: bytes) -> bytes:
     """The bytes of a TIFF without its orientation, which Pillow and OpenCV would apply."""
     order = "<" if raw.startswith(b"II") else ">"
-    if raw[2:4] in BIG_TIFF:  # longer counts and entries
-        first, pointer, count, step, value = 8, "Q", "Q", 20, 12
-    else:
-        first, pointer, count, step, value = 4, "L", "H", 12, 8
-    head = struct.calcsize(order + count)
+    # The count of entries, and within each of them: its length, and where its value stands.
+    count, step, value = ("Q", 20, 12) if raw.startswith(BIG_TIFF) else ("H", 12, 8)
     edited = bytearray(raw)
-    start = struct.unpack_from(order + pointer, raw, first)[0]
-    seen: set[int] = set()
-    while 0 < start < len(raw) - head and start not in seen:  # page by page
-        seen.add(start)
-        end = start + head + struct.unpack_from(order + count, raw, start)[0] * step
-        for place in range(start + head, min(end, len(raw) - step), step):
+    for start in _directories(raw):
+        first = start + struct.calcsize(count)
+        end = first + struct.unpack_from(order + count, raw, start)[0] * step
+        for place in range(first, min(end, len(raw) - step), step):
             if struct.unpack_from(f"{order}H", raw, place)[0] == ORIENTATION:
                 struct.pack_into(f"{order}H", edited, place + value, 1)
-        if end > len(raw) - struct.calcsize(order + pointer):
-            break
-        start = struct.unpack_from(order + pointer, raw, end)[0]
     return bytes(edited)
 
 
