@@ -234,7 +234,7 @@ def test_every_state_tells_its_settings_and_its_machine(
         assert state["config"]["self_max_epoch"] == 4 and state["config"]["name"] == "tiny"
         assert Config.from_dict(state["config"]).top_k == 2
         assert "torch" in state["environment"]
-        (first, second) = state["about"]
+        first, second, *_ = state["about"]
         assert first.startswith("Pretraining with PSCL-SimCLR for 4 epochs on 4 images 40x32")
         assert second == "The annotated image rides along in every batch: 15_0.png"
         assert train(data, tmp_path, stages="self", self_max_epoch=4) == 0
