@@ -9,6 +9,7 @@ line are found together, and names are exact.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 import signal
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + number of the signal
 AGAIN = (
@@ -94,6 +95,14 @@ def complain(text: str, code: int) -> int:
     """Print a message to stderr; returns the exit code."""
     print(text, file=sys.stderr)
     return code
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line, exit code 2; its first argument is ``prog``."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        self.exit(2, f"{self.prog}: {message}; --help lists the options\n")
 
 
 # --- words ----------------------------------------------------------------------------------------
