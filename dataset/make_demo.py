@@ -67,7 +67,8 @@ COILS = (
 def make_demo_set(folder: str | Path = DEFAULT_FOLDER, seed: int = 0) -> Path:
     """Write the stand-in set to ``folder``, unless it is already there, and return the folder.
 
-    A set of another seed or version is replaced; UserError if anything else is there.
+    A set of another seed or version is replaced. UserError: it holds other files, or cannot be
+    written.
     """
     folder = Path(folder)
     wanted = {"version": VERSION, "seed": seed, "files": FILES}

@@ -19,8 +19,8 @@ Codes = NDArray[np.int64]
 Value = tuple[int, ...]  # one gray level, or red, green, blue
 Palette = Sequence[tuple[int, Value]]  # class id (or IGNORED) and value
 
-LARGEST = 2.0**53  # of the values of float masks; above it float64 misses whole numbers
-MOST_CLASSES = 32  # that the values may mean without a palette
+LARGEST = 2.0**53  # value of a float mask; above it float64 misses whole numbers
+MOST_CLASSES = 32  # without a palette; more values are those of a picture
 KINDS = ("auto", "ids", "levels", "colours")
 
 
@@ -180,7 +180,7 @@ def find_rule(histogram: Mapping[int, int], colours: bool, settings: Namespace) 
 
 
 def _in_channels(entries: Iterable[tuple[int, Value]], colours: bool) -> Palette:
-    """Gray levels as colours, or colours of equal channels as gray levels without the others."""
+    """The entries as colours, or as gray levels without those whose channels differ."""
     if colours:
         return [(i, v * 3 if len(v) == 1 else v) for i, v in entries]
     return [(i, v[:1]) for i, v in entries if len(set(v)) == 1]

@@ -30,7 +30,7 @@ from utils.metrics import IGNORED
 from utils.tables import text
 
 SIDE = 32  # of the reduced pictures
-BLUR = 4.0  # standard deviation of the Gaussian whose result is their broad shading
+BLUR = 4.0  # standard deviation, on them, of the Gaussian blur that gives their broad shading
 FLATTEST = 0.5  # gray levels: a reduced picture with less contrast resembles any other
 SHOWN = 10  # lines of one kind
 TURNED = "rotated or mirrored too"
@@ -70,7 +70,7 @@ def check_set(
     """Look at a set; the lines of the report, and problems: files that training would refuse.
 
     ``num_classes`` 0 takes the highest id + 1; ``sheet`` is the PNG of the contact sheet; pictures
-    with a correlation of ``near`` or more are near copies. Raises UserError if there is no such
+    correlated by ``near`` or more are near copies. Raises UserError if there is no such
     set, or the sheet cannot be written.
     """
     if not os.path.isdir(root):
