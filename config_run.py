@@ -136,18 +136,17 @@ class SelfSupervised(Runner):
         if c.self_optimizer == "adamw":
             decay = c.self_weight_decay
             self.optimizer = torch.optim.AdamW(learning, c.self_lr, weight_decay=decay)
-        self.batches = data.pretraining_batches(
+        views = data.TwoViewDataset(
             self.train_samples,
             self.annotated,
             self.job.store,
             num_classes=c.num_classes,
-            batch_size=c.self_batch_size,
             seed=c.seed,
             jitter_strength=c.self_jitter,
             random_crop=c.random_crop,
             standardize=c.standardize,
-            workers=c.workers,
         )
+        self.batches = data.Batches(views, c.self_batch_size, c.workers)
 
     def samples(self) -> list[Sample]:
         """All images of pretraining."""
@@ -264,18 +263,17 @@ class Supervised(Runner):
         self.optimizer = torch.optim.Adam(self.parameter_groups())
         self.epochs = c.epochs_for(self.job.size)
         self.class_weight = torch.tensor(c.class_weight, device=self.device)
-        self.batches = data.finetuning_batches(
+        annotated = data.SegmentationDataset(
             samples,
             self.job.store,
-            batch_size=min(c.fine_batch_size, len(samples)),
             seed=c.seed,
             augmentation=data.Augmentation(
                 **{name: getattr(c, f"fine_{name}") for name in data.Augmentation._fields}
             ),
             crops=c.fine_crops,
             standardize=c.standardize,
-            workers=c.workers,
         )
+        self.batches = data.Batches(annotated, min(c.fine_batch_size, len(samples)), c.workers)
 
     def network(self) -> nn.Module:
         """The UNet as it starts."""

@@ -1,8 +1,7 @@
-"""Images and masks of a set: where they are, how they are augmented, and the batches made of them.
+"""Images and masks of a set: their paths, their augmentation and the batches made of them.
 
-Files are decoded once into 8-bit tensors (``ImageStore``) and stay in memory. Every random number
-of a sample comes from a generator seeded by (seed, stream, epoch, number), so batches depend
-neither on the number of worker processes nor on what was drawn before.
+Every random number of a sample comes from a generator seeded by (seed, stream, epoch, number), so
+batches depend neither on the number of worker processes nor on what was drawn before.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,16 +32,12 @@ MEAN = (0.49139968, 0.48215841, 0.44653091)
 STD = (0.24703223, 0.24348513, 0.26158784)
 SMALLEST_DEVIATION = 1 / 255  # of an image normalised by its own pixels: one gray level
 MOST_REPEATS = 5  # choices of the annotated images that are run when --repeats is not given
-
-# Streams of random numbers: one for each purpose.
+# Streams of random numbers, one for each purpose.
 TRAIN, ANNOTATED, FINE, TRAIN_ORDER, ANNOTATED_CHOICE, FINE_ORDER = range(1, 7)
 
 Batch = dict[str, Any]
 Statistics = tuple[float, float]
 """Mean and standard deviation of an image's own pixels, 0 = black, 1 = white."""
-
-
-# ---------------------------------------------------------------- names and folders
 
 
 class Sample(NamedTuple):
@@ -73,7 +69,7 @@ def parse_name(stem: str) -> tuple[str, str]:
 
 
 def find_split(data_dir: str | Path, split: str) -> list[Sample]:
-    """Images of ``data_dir/split/img`` in the order of their names, each with its mask in ``gt``.
+    """Images of ``data_dir/split/img``, sorted by name, with their masks in ``gt``.
 
     A missing folder has no images; one that may not be listed raises DataError.
     """
@@ -93,10 +89,9 @@ def annotated_split(data_dir: str | Path, size: str, repeat: int = 0) -> str:
 def annotated_repeats(
     data_dir: str | Path, size: str, repeats: Iterable[int | str] | None = None
 ) -> tuple[int, ...]:
-    """Which choices of the annotated images to run: those asked for, else those that are there.
+    """Numbers of the choices of annotated images to run; data size 'f' (all images) has 0 only.
 
-    None asks for those of 0 ... 4 that have a folder, or for 0 if none has; data size 'f' takes all
-    images at once and has number 0 only.
+    ``repeats`` None: those of 0 ... 4 that have a folder, or 0 if none has.
     """
     if size == "f":
         return (0,)
@@ -114,9 +109,9 @@ def pretraining_samples(data_dir: str | Path, use_unlabelled: bool) -> list[Samp
 
 
 def number_groups(samples: Iterable[Sample]) -> dict[str, int]:
-    """File name -> number of its production batch, counted from 0 in the order of the batches.
+    """File name -> number of its production batch, from 0 in the order of the batches' names.
 
-    Every name without a batch is a group of its own, after the batches.
+    Each image without a batch is a group of its own, after the batches.
     """
     keys = {s.name: (0, s.batch) if s.batch else (1, s.name) for s in samples}
     numbers = {key: number for number, key in enumerate(sorted(set(keys.values())))}
@@ -128,9 +123,6 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-# ---------------------------------------------------------------- samples
-
-
 def to_input(image: Tensor, own: Statistics | None = None) -> Tensor:
     """Network input of an image: uint8 (1 or 3, H, W) to normalised float32 (3, H, W)."""
     return normalise(image.float() / 255, own)
@@ -139,7 +131,7 @@ def to_input(image: Tensor, own: Statistics | None = None) -> Tensor:
 def normalise(image: Tensor, own: Statistics | None = None) -> Tensor:
     """Subtract the mean and divide by the standard deviation: float (1 or 3, H, W) to (3, H, W).
 
-    Both are fixed numbers for each channel, or ``own`` for all three.
+    ``own`` is for all channels; None: ``MEAN`` and ``STD`` of each channel.
     """
     if own is not None:
         return ((image - own[0]) / own[1]).expand(3, -1, -1)
@@ -148,10 +140,9 @@ def normalise(image: Tensor, own: Statistics | None = None) -> Tensor:
 
 
 def own_statistics(image: Tensor) -> Statistics:
-    """Mean and standard deviation over all pixels and channels of an image, uint8 (c, H, W).
+    """Mean and standard deviation over all values of uint8 (c, H, W); at least one gray level.
 
-    They are summed in whole numbers, so that they do not depend on the number of threads. The
-    standard deviation is at least one gray level.
+    Integer sums make them independent of the number of threads.
     """
     counts = torch.bincount(image.flatten(), minlength=256).tolist()
     pixels, total = image.numel(), sum(level * n for level, n in enumerate(counts))
@@ -161,10 +152,7 @@ def own_statistics(image: Tensor) -> Statistics:
 
 
 def one_hot(mask: Tensor, num_classes: int) -> Tensor:
-    """Class ids (H, W) to a label map: float (C, H, W), 255 where the class is, else 0.
-
-    An unlabelled pixel is 0 in all classes.
-    """
+    """Class ids (H, W) to a one-hot label map, float (C, H, W), 0 or 255; unlabelled is all 0."""
     ids = mask.long().where(mask != IGNORED, num_classes)
     return F.one_hot(ids, num_classes + 1)[..., :num_classes].permute(2, 0, 1).float() * 255
 
@@ -189,16 +177,12 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
 
     View q is the image with its colours jittered; view k has another jitter, then flip, quarter
     turns, crop and resize. An item is {"view_q", "view_k": float (3, H, W), "geometry":
-    ViewGeometry of view k, "group": production-batch number, "name"}, and for an annotated image
-    also "label": float (C, H, W), its one-hot label map (0..255) through view k's geometry.
+    ViewGeometry of view k, "group": production-batch number, "name"}, and for an image of
+    ``annotated`` also "label": float (C, H, W), its one-hot label map through view k's geometry.
 
-    Attributes:
-        train: images whose masks are not read, drawn by stream ``TRAIN``.
-        annotated: images with masks, drawn by stream ``ANNOTATED``; may be empty.
-        jitter_strength: d of the colour jitter.
-        random_crop: largest part of a side that the crop removes.
-        standardize: normalise by the image's own mean and standard deviation, taken before the
-            colour jitter, whose brightness and contrast they would undo.
+    ``jitter_strength`` is d of the colour jitter, ``random_crop`` the largest part of a side that
+    the crop removes. ``standardize`` normalises by the image's own mean and standard deviation,
+    taken before the colour jitter, whose brightness and contrast they would undo.
     """
 
     train: Sequence[Sample]
@@ -234,7 +218,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         return item
 
     def draws(self, epoch: int, batch_size: int) -> list[list[Draw]]:
-        """What each batch of an epoch holds: training images, shuffled, one annotated image first.
+        """What each batch holds: one annotated image, if there are any, and ``batch_size`` others.
 
         Fewer images than ``batch_size`` make one batch of all; a last partial batch is left out.
         """
@@ -246,37 +230,30 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
             draws = [Draw(TRAIN, epoch, index, index) for index in chosen]
             if self.annotated:
                 rng = generator(self.seed, ANNOTATED_CHOICE, epoch, step)
-                annotated = int(rng.integers(len(self.annotated)))
-                draws.insert(0, Draw(ANNOTATED, epoch, step, annotated))
+                draws.insert(
+                    0, Draw(ANNOTATED, epoch, step, int(rng.integers(len(self.annotated))))
+                )
             batches.append(draws)
         return batches
 
 
 class Augmentation(NamedTuple):
-    """Augmentation of annotated images, besides flip and quarter turns.
+    """Augmentation of annotated images, besides flip and quarter turns."""
 
-    Attributes:
-        jitter: d of the colour jitter.
-        contrast: d of the contrast jitter, which follows the normalisation.
-        crop: side of the random crops in pixels; 0: the whole image.
-        scale: largest factor by which they are enlarged or reduced.
-        rotation: largest angle by which they are turned, in degrees.
-    """
-
-    jitter: float = 0.1
-    contrast: float = 0.0
-    crop: int = 0
-    scale: float = 1.0
-    rotation: float = 0.0
+    jitter: float = 0.1  # d of the colour jitter
+    contrast: float = 0.0  # d of the contrast jitter, which follows the normalisation
+    crop: int = 0  # side of the random crops in pixels; 0: the whole image
+    scale: float = 1.0  # largest factor by which they are enlarged or reduced
+    rotation: float = 0.0  # largest angle by which they are turned, in degrees
 
 
 @dataclass(eq=False)
 class SegmentationDataset(Dataset[dict[str, Any]]):
     """Annotated images for fine-tuning and supervised training.
 
-    An item is {"image": float (3, H, W), "mask": int64 (H, W), "name"}; ``standardize`` is that of
-    ``TwoViewDataset``, by the whole image also where crops are trained on. Each image is in its
-    batch ``crops`` times, augmented anew each time.
+    An item is {"image": float (3, H, W), "mask": int64 (H, W), "name"}; ``standardize`` as for
+    ``TwoViewDataset``, by the whole image even if it is cropped. An image is in its batch
+    ``crops`` times, with different augmentations.
     """
 
     samples: Sequence[Sample]
@@ -308,14 +285,9 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         """What each batch of an epoch holds: images, shuffled, a last partial batch kept."""
         count = len(self.samples)
         order = generator(self.seed, FINE_ORDER, epoch).permutation(count).tolist()
-        return [
-            [
-                Draw(FINE, epoch, crop * count + index, index)
-                for index in order[start : start + batch_size]
-                for crop in range(self.crops)
-            ]
-            for start in range(0, count, batch_size)
-        ]
+        chosen = (order[start : start + batch_size] for start in range(0, count, batch_size))
+        crops = range(self.crops)
+        return [[Draw(FINE, epoch, c * count + i, i) for i in own for c in crops] for own in chosen]
 
 
 def test_items(
@@ -323,8 +295,7 @@ def test_items(
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Network input (3, H, W), mask int64 (H, W) and file name of each test image."""
     for sample in samples:
-        image = image_input(sample, store, standardize)
-        yield image, _mask_of(sample, store), sample.name
+        yield image_input(sample, store, standardize), _mask_of(sample, store), sample.name
 
 
 def image_input(sample: Sample, store: ImageStore, standardize: bool = False) -> Tensor:
@@ -337,9 +308,6 @@ def _mask_of(sample: Sample, store: ImageStore) -> Tensor:
     if sample.mask is None:
         raise DataError(f"{sample.image}: no mask; save it in gt beside img, same name, .png")
     return store.mask(sample.mask).long()
-
-
-# ---------------------------------------------------------------- batches
 
 
 class Batches:
@@ -355,13 +323,10 @@ class Batches:
         self.dataset, self.batch_size = dataset, batch_size
         self.order = dataset.draws(0, batch_size)  # of the epoch that is drawn
         self._loader: DataLoader[dict[str, Any]] | None = None
-        if workers:
+        if workers:  # a batch sampler may be any iterable of lists of keys
+            processes: dict[str, Any] = {"num_workers": workers, "persistent_workers": True}
             self._loader = DataLoader(
-                dataset,
-                batch_sampler=self.order,  # any iterable of lists of keys will do
-                collate_fn=collate,
-                num_workers=workers,
-                persistent_workers=True,
+                dataset, batch_sampler=self.order, collate_fn=collate, **processes
             )
 
     def __len__(self) -> int:
@@ -375,13 +340,8 @@ class Batches:
     def _prefetched(self) -> Iterator[Batch]:
         """The batches in order, each prepared in one thread while the one before it is used."""
         with ThreadPoolExecutor(1) as thread:
-            pending = None
-            for draws in self.order:
-                following = thread.submit(self._make, draws)
-                if pending is not None:
-                    yield pending.result()
-                pending = following
-            if pending is not None:
+            coming = (thread.submit(self._make, draws) for draws in self.order)
+            for pending, _ in pairwise(chain(coming, [Future[Batch]()])):  # the next is submitted
                 yield pending.result()
 
     def _make(self, draws: list[Draw]) -> Batch:
@@ -401,32 +361,3 @@ def collate(items: Sequence[dict[str, Any]]) -> Batch:
         else:
             batch[key] = torch.tensor(values) if key == "group" else values
     return batch
-
-
-def pretraining_batches(
-    train: Sequence[Sample],
-    annotated: Sequence[Sample],
-    store: ImageStore,
-    *,
-    batch_size: int,
-    workers: int = 0,
-    **settings: Any,
-) -> Batches:
-    """Batches of ``TwoViewDataset``, whose other attributes are the ``settings``.
-
-    When ``annotated`` is not empty, each batch begins with one of its images, drawn anew for every
-    step, and has its "label" (1, C, H, W) too; B is then ``batch_size`` + 1.
-    """
-    return Batches(TwoViewDataset(train, annotated, store, **settings), batch_size, workers)
-
-
-def finetuning_batches(
-    samples: Sequence[Sample],
-    store: ImageStore,
-    *,
-    batch_size: int,
-    workers: int = 0,
-    **settings: Any,
-) -> Batches:
-    """Batches of ``SegmentationDataset``, whose other attributes are the ``settings``."""
-    return Batches(SegmentationDataset(samples, store, **settings), batch_size, workers)

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a benchmark is run as a script
 
 from config import Config  # noqa: E402
-from data import Batches, ImageStore, find_split, pretraining_batches  # noqa: E402
+from data import Batches, ImageStore, TwoViewDataset, find_split  # noqa: E402
 from model import METHODS  # noqa: E402
 from utils.commandline import exit_code  # noqa: E402
 from utils.device import choose_device, keep_freed_memory  # noqa: E402
@@ -318,16 +318,16 @@ def convolution_seconds(
 def batches_of(config: Config) -> Batches:
     """Pretraining batches of a run with these settings, beside ``sup_num1_0`` if it needs one."""
     annotated = METHODS[config.self_mode].needs_annotated
-    return pretraining_batches(
+    views = TwoViewDataset(
         find_split(config.data_dir, "train_numf"),
         find_split(config.data_dir, "sup_num1_0") if annotated else [],
         ImageStore(config.image_size),
         num_classes=config.num_classes,
-        batch_size=config.self_batch_size,
         seed=config.seed,
         jitter_strength=config.self_jitter,
         random_crop=config.random_crop,
     )
+    return Batches(views, config.self_batch_size)
 
 
 def draw_set(folder: Path, size: int, images: int, num_classes: int) -> None:

@@ -11,15 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import (
-    MASK_SUFFIX,
-    MOST_REPEATS,
-    Sample,
-    annotated_repeats,
-    annotated_split,
-    find_split,
-    name_key,
-)
+import data
+from data import Sample, find_split, name_key
 from dataset.layout import LAYOUT
 from utils.files import IMAGE_SUFFIXES, DataError, list_files, list_names
 from utils.imagefile import ImageStore
@@ -43,14 +36,14 @@ class Problems(list[str]):
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Leave the block at a DataError, note its lines and go on behind the block."""
+        """End the block at a DataError and note its lines."""
         try:
             yield
         except DataError as error:
             self += str(error).splitlines()
 
     def refuse(self) -> None:
-        """Raise a DataError of all lines, each once, if there are any (after 30 their number)."""
+        """Raise a DataError of all different lines, if any: 30, and how many more there are."""
         lines = list(dict.fromkeys(self))
         if len(lines) > MAX_LINES:
             lines[MAX_LINES:] = [f"and {len(lines) - MAX_LINES} more"]
@@ -87,18 +80,14 @@ def check_data(
     """Read, check and keep every file that a run will need, before anything is trained.
 
     Args:
-        data_dir: the set's folder.
-        num_classes: C; a class id of C or more in a mask is an error.
         image_size, ignore_label: see ``ImageStore``.
         stages: any of 'self', 'fine', 'sup'.
         sizes, repeats: data sizes '1', '5', 'f', and see ``annotated_repeats``.
-        use_unlabelled: pretraining reads ``train_unlabelled`` too.
         self_mode_needs_groups: pretraining uses the production batches.
         needs_annotated: every batch of pretraining has an annotated image.
         probe: pretraining scores its features on the annotated images and the test set.
 
-    Raises:
-        DataError: all problems found, see ``Problems.refuse``.
+    Raises DataError of all problems found, see ``Problems.refuse``.
     """
     root = Path(data_dir)
     if not os.path.isdir(root):
@@ -132,19 +121,18 @@ def check_data(
 
 
 def missing_set(root: Path) -> str:
-    """What to do when the set's folder is not there: several lines."""
+    """The message on a set's folder that is not there: several lines."""
     what = "a file, not a folder" if os.path.isfile(root) else "no such folder"
     cure = "give the folder of your set with --data_dir. Its layout:"
     if root.name in ("aluminum", "aluminium"):
-        cure = (
-            "this is the paper's set (198 images of 376x376, academic use only), which may not be "
-            "redistributed; ask its authors for it, or lay out your own:"
-        )
+        paper = "this is the paper's set (198 images of 376x376, academic use only)"
+        ask = "ask its authors for it, or lay out your own:"
+        cure = f"{paper}, which may not be redistributed; {ask}"
     return f"{root}: {what}; {cure}\n{LAYOUT}"
 
 
 class SetCheck:
-    """Decodes the files of a set into a store, and notes problems and warnings, a line each."""
+    """Decode the files of a set into a store, and note problems and warnings, a line each."""
 
     def __init__(self, root: Path, num_classes: int, store: ImageStore) -> None:
         self.root, self.num_classes, self.store = root, num_classes, store
@@ -157,13 +145,12 @@ class SetCheck:
         """Folders of annotated images that a run reads; warns if fewer are there than usual."""
         splits = []
         for size in sizes:
-            numbers = annotated_repeats(self.root, size, repeats)
-            splits += [annotated_split(self.root, size, number) for number in numbers]
-            if repeats is None and size != "f" and len(numbers) < MOST_REPEATS:
-                self.warnings.append(
-                    f"{self.root}: {len(numbers)} of the {MOST_REPEATS} folders sup_num{size}_0 "
-                    f"... sup_num{size}_{MOST_REPEATS - 1} are there; as many repeats are run"
-                )
+            numbers = data.annotated_repeats(self.root, size, repeats)
+            splits += [data.annotated_split(self.root, size, number) for number in numbers]
+            if repeats is None and size != "f" and len(numbers) < data.MOST_REPEATS:
+                names = f"sup_num{size}_0 ... sup_num{size}_{data.MOST_REPEATS - 1}"
+                found = f"{len(numbers)} of the {data.MOST_REPEATS} folders {names} are there"
+                self.warnings.append(f"{self.root}: {found}; as many repeats are run")
         return list(dict.fromkeys(splits))
 
     def folder(self, split: str, masks: bool = False) -> list[Sample]:
@@ -181,7 +168,7 @@ class SetCheck:
         return sound
 
     def _names(self, split: str, samples: list[Sample], masks: bool) -> None:
-        """There must be images, no two images or masks of one name, and no names without a file."""
+        """Note a missing or empty folder, equal names, names without a file, and stray masks."""
         folder, purpose = self.root / split / "img", PURPOSE.get(split, ANNOTATED)
         if not os.path.isdir(folder):
             raise DataError(f"{folder}: no such folder; {purpose}")
@@ -192,14 +179,12 @@ class SetCheck:
             found = f" (only files like {others[0].name})" if others else ""
             self.problems.append(f"{folder}: no image in it{found}; {purpose}")
         elif others:
-            self.warnings.append(
-                f"{others[0]}: {len(others)} file(s) in this folder left out; "
-                f"read are {' '.join(IMAGE_SUFFIXES)}"
-            )
+            left_out = f"{others[0]}: {len(others)} file(s) in this folder left out"
+            self.warnings.append(f"{left_out}; read are {' '.join(IMAGE_SUFFIXES)}")
         beside = list_files(self.root / split / "gt") if masks else []
         by_name = defaultdict(list)
         for path in [s.image for s in samples] + beside:
-            if path.parent == folder or path.suffix.lower() == MASK_SUFFIX:
+            if path.parent == folder or path.suffix.lower() == data.MASK_SUFFIX:
                 by_name[path.parent, name_key(path.stem)].append(path.name)
         for (parent, _), same in by_name.items():
             if len(same) > 1:
@@ -212,10 +197,8 @@ class SetCheck:
         """Decode an image; raises DataError if it cannot be used."""
         size = self.store.file_size("image", sample.image)
         if not self.store.image_size and min(size) < SMALLEST_SIDE:
-            raise DataError(
-                f"{sample.image}: {size_text(size)} pixels; at least {SMALLEST_SIDE} a side are "
-                "needed"
-            )
+            found = f"{sample.image}: {size_text(size)} pixels"
+            raise DataError(f"{found}; at least {SMALLEST_SIDE} a side are needed")
 
     def mask(self, sample: Sample) -> None:
         """Decode the mask of a sound image; raises DataError if it cannot be used."""
@@ -225,18 +208,15 @@ class SetCheck:
         size = self.store.file_size("mask", sample.mask)
         image_size = self.store.file_size("image", sample.image)
         if size != image_size:
-            raise DataError(
-                f"{sample.mask}: {size_text(size)}, its image is {size_text(image_size)}; "
-                "a mask has the size of its image"
-            )
+            found = f"{sample.mask}: {size_text(size)}, its image is {size_text(image_size)}"
+            raise DataError(f"{found}; a mask has the size of its image")
         labelled = mask[mask != IGNORED] if self.store.ignore_label is not None else mask
         highest = int(labelled.max(initial=0))
         if highest >= self.num_classes:
-            raise DataError(
-                f"{sample.mask}: value {highest} in a mask of {self.num_classes} classes; "
-                f"class ids are 0..{self.num_classes - 1}: correct the mask, or give --num_classes "
-                "or, for unlabelled pixels, --ignore_label"
-            )
+            found = f"value {highest} in a mask of {self.num_classes} classes"
+            rule = f"class ids are 0..{self.num_classes - 1}"
+            cure = "give --num_classes or, for unlabelled pixels, --ignore_label"
+            raise DataError(f"{sample.mask}: {found}; {rule}: correct the mask, or {cure}")
 
     def classes(self, split: str, samples: list[Sample], what: str) -> None:
         """Masks must have labels; warn of classes that none of these masks shows."""
@@ -244,17 +224,15 @@ class SetCheck:
         for path in (s.mask for s in samples if s.mask is not None):
             shown = set(np.flatnonzero(np.bincount(self.store.mask(path).numpy().ravel())).tolist())
             seen |= shown
-            if self.store.ignore_label is not None and shown == {IGNORED}:
-                self.problems.append(
-                    f"{path}: no pixel has a class, all are {self.store.ignore_label}; label "
-                    "some, or correct --ignore_label"
-                )
+            unlabelled = self.store.ignore_label
+            if unlabelled is not None and shown == {IGNORED}:
+                found = f"{path}: no pixel has a class, all are {unlabelled}"
+                self.problems.append(f"{found}; label some, or correct --ignore_label")
         absent = [str(c) for c in range(self.num_classes) if c not in seen]
         if samples and absent:
-            self.warnings.append(
-                f"{self.root / split}: class {', '.join(absent)} does not occur in the {what}; "
-                f"check the masks or --num_classes {self.num_classes}"
-            )
+            found = f"{self.root / split}: class {', '.join(absent)} does not occur in the {what}"
+            cure = f"check the masks or --num_classes {self.num_classes}"
+            self.warnings.append(f"{found}; {cure}")
 
     def one_size(self, what: str, samples: list[Sample]) -> None:
         """Images of one batch must have one size."""
@@ -264,25 +242,24 @@ class SetCheck:
         most = Counter(sizes.values()).most_common(1)[0][0]
         odd = next(path for path, size in sizes.items() if size != most)
         side = min(min(size) for size in sizes.values())
-        self.problems.append(
-            f"{odd}: {size_text(sizes[odd])} where {what} has {size_text(most)} too; "
-            f"give --image_size N (for instance {side}) to make all images N x N"
-        )
+        found = f"{odd}: {size_text(sizes[odd])} where {what} has {size_text(most)} too"
+        cure = f"give --image_size N (for instance {side}) to make all images N x N"
+        self.problems.append(f"{found}; {cure}")
 
     def batches(self, samples: list[Sample]) -> None:
         """Warn once when names carry no production batch."""
         nameless = list(dict.fromkeys(s.image for s in samples if not s.batch))
         if nameless:
-            self.warnings.append(
-                f"{nameless[0]}: {len(nameless)} file name(s) without a production batch "
-                "(<batch>_<sample>_x_x); every such image is its own batch"
+            found = (
+                f"{len(nameless)} file name(s) without a production batch (<batch>_<sample>_x_x)"
             )
+            self.warnings.append(f"{nameless[0]}: {found}; every such image is its own batch")
 
 
 def _no_mask(image: Path) -> str:
     """Why an image has no mask: the wanted name is no file, has another suffix, or is not there."""
     folder = image.parent.parent / "gt"
-    wanted = folder / f"{image.stem}{MASK_SUFFIX}"
+    wanted = folder / f"{image.stem}{data.MASK_SUFFIX}"
     if os.path.lexists(wanted):
         return _not_a_file(wanted)
     other = [p.name for p in list_files(folder) if name_key(p.stem) == name_key(image.stem)]

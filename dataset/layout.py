@@ -26,8 +26,7 @@ LAYOUT = """\
 def replacing_set(folder: Path, flag: str = "--out") -> Iterator[Path]:
     """An empty folder that takes the place of ``folder`` when the block ends without an error.
 
-    The folders above it are made. Raises UserError, which names the option ``flag`` that says where
-    it goes, if it cannot be written; ``folder`` is then as it was.
+    If that cannot be written, ``folder`` stays as it was and a UserError names the option ``flag``.
     """
     with writing(folder, flag):
         folder.parent.mkdir(parents=True, exist_ok=True)

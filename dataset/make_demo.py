@@ -67,8 +67,8 @@ COILS = (
 def make_demo_set(folder: str | Path = DEFAULT_FOLDER, seed: int = 0) -> Path:
     """Write the stand-in set to ``folder``, unless it is already there, and return the folder.
 
-    A set of another seed or version is replaced. Raises UserError if the folder cannot be written,
-    or holds something that is not such a set.
+    A set of another seed or version is replaced. UserError: it holds other files, or cannot be
+    written.
     """
     folder = Path(folder)
     wanted = {"version": VERSION, "seed": seed, "files": FILES}
@@ -125,13 +125,11 @@ def _write_set(root: Path, seed: int) -> None:
     """Write the folders train_numf, test_numf, sup_num1_0..4 and sup_num5_0..1."""
     made = []
     for number in range(TRAIN_IMAGES + TEST_IMAGES):
-        rng = np.random.default_rng([seed, VERSION, number])
-        coil = COILS[number % len(COILS)]
-        if number < TRAIN_IMAGES:
-            split, defects = "train_numf", _defects(number, COMPLETE)
-        else:
+        split, defects = "train_numf", _defects(number, COMPLETE)
+        if number >= TRAIN_IMAGES:
             split, defects = "test_numf", _defects(number - TRAIN_IMAGES, complete=4)
-        picture = draw_picture(rng, coil, defects)
+        coil = COILS[number % len(COILS)]
+        picture = draw_picture(np.random.default_rng([seed, VERSION, number]), coil, defects)
         made.append((f"{coil.name}_{number:03d}_0_0.png", *picture))
         _write(root / split, *made[-1])
     for repeat in range(5):
@@ -155,18 +153,12 @@ def _write(folder: Path, name: str, image: Pixels, mask: Pixels) -> None:
     write_png(folder / "gt" / name, mask)
 
 
-# ---------------------------------------------------------------- the picture's parts
-
-
 def _noise(
     rng: np.random.Generator, across: float, along: float | None = None, columns: int = SIDE
 ) -> Field:
-    """Noise (SIDE, columns), mean 0, deviation 1, smooth over ``along`` rows, ``across`` columns.
-
-    Broad noise is made on a coarser grid and enlarged, which looks the same and takes a tenth of
-    the time.
-    """
+    """Noise (SIDE, columns), mean 0, deviation 1, blurred by ``along`` rows, ``across`` columns."""
     sigmas = (across if along is None else along), across
+    # Broad noise on a coarser grid, enlarged, looks the same and takes a tenth of the time.
     steps = [max(1, int(sigma / 2.5)) for sigma in sigmas]
     margin = 8  # more than the blur reaches on the coarse grid
     sides = [-(-n // step) + 2 * margin for n, step in zip((SIDE, columns), steps, strict=True)]
@@ -189,9 +181,7 @@ def _surface(rng: np.random.Generator, coil: Coil) -> Field:
     row, column = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype(np.float32)
     light = rng.normal(0, 7) * row + rng.normal(0, 12) * column
     light = light - rng.uniform(0, 9) * (row**2 + column**2) + 4 * _noise(rng, 35)
-    fine = _noise(rng, 0.7, 18)
-    broad = _noise(rng, 5, 45)
-    rolling = coil.texture * (0.6 * fine + 0.8 * broad)
+    rolling = coil.texture * (0.6 * _noise(rng, 0.7, 18) + 0.8 * _noise(rng, 5, 45))
     return np.asarray(light + _along(rolling, coil) + 1.5 * _noise(rng, 2), np.float32)
 
 
@@ -224,11 +214,10 @@ def _inclusions(rng: np.random.Generator) -> tuple[Field, NDArray[np.bool_]]:
         u = (ROW - rng.uniform(0, SIDE)) / length
         v = COLUMN - np.clip(rng.normal(middle, 28), 4, SIDE - 4) - wander
         edge = width * (1 - np.abs(u) ** 1.6) + 0.8 * _noise(rng, 1.5, 6) - np.abs(v)
-        inside = (np.abs(u) < 1) & (edge > -0.3)
+        where |= (np.abs(u) < 1) & (edge > -0.3)
         strength = rng.uniform(0.6, 1.0) * np.clip(0.4 + edge / 3.5, 0, 1)
         strength = strength * np.clip(1 + 0.2 * _noise(rng, 1.2, 5), 0.4, 1.3)
         shade = np.maximum(shade, np.where(np.abs(u) < 1, strength, 0))
-        where |= inside
     return shade, where
 
 

@@ -19,8 +19,8 @@ Codes = NDArray[np.int64]
 Value = tuple[int, ...]  # one gray level, or red, green, blue
 Palette = Sequence[tuple[int, Value]]  # class id (or IGNORED) and value
 
-LARGEST = 2.0**53  # whole numbers of float masks; above it not all can be written
-MOST_CLASSES = 32  # that are believed without a palette
+LARGEST = 2.0**53  # value of a float mask; above it float64 misses whole numbers
+MOST_CLASSES = 32  # without a palette; more values are those of a picture
 KINDS = ("auto", "ids", "levels", "colours")
 
 
@@ -87,25 +87,18 @@ def to_codes(path: Path, pixels: Array, colours: bool) -> Codes:
 
 
 def _values(codes: Codes, colours: bool) -> Codes:
-    """Codes (N,) to values (N, 3) of colours or (N, 1) of gray levels."""
+    """Codes (N,) to colours (N, 3) or gray levels (N, 1)."""
     return codes[:, None] >> np.array([32, 16, 0]) & 65535 if colours else codes[:, None]
 
 
 @dataclass(frozen=True)
 class MaskRule:
-    """Which value is which class: the nearest of the palette, if it is within ``tolerance``.
+    """Which value is which class: the nearest of the palette, if it is within ``tolerance``."""
 
-    Attributes:
-        colours: whether values are colours, red, green, blue, or else one gray level.
-        palette: class id, ``IGNORED`` for unlabelled, and value.
-        tolerance: largest difference in any channel.
-        note: how the rule was found, for the report.
-    """
-
-    colours: bool
+    colours: bool  # values are (red, green, blue); else one gray level
     palette: Palette
-    tolerance: int
-    note: str
+    tolerance: int  # largest difference in any channel
+    note: str  # how the rule was found, for the report
 
     @property
     def num_classes(self) -> int:
@@ -125,13 +118,12 @@ class MaskRule:
         if not strange:
             return ""
         at = max(strange, key=lambda i: histogram[int(codes[i])])
-        levels = _values(codes[at : at + 1], self.colours)[0].tolist()
-        value = f"{'colour' if self.colours else 'value'} {_text(levels)}"
+        levels = _text(_values(codes[at : at + 1], self.colours)[0].tolist())
+        value = f"{'colour' if self.colours else 'value'} {levels}"
         more = f" and {len(strange) - 1} more values" if len(strange) > 1 else ""
-        return (
-            f"{path}: {value} ({histogram[int(codes[at])]} pixels){more} is no class; add it to "
-            f"--palette, or give --tolerance (class {_name(int(ids[at]))} is {distance[at]} away)"
-        )
+        found = f"{value} ({histogram[int(codes[at])]} pixels){more} is no class"
+        nearest = f"class {_name(int(ids[at]))} is {distance[at]} away"
+        return f"{path}: {found}; add it to --palette, or give --tolerance ({nearest})"
 
     def same_as(self) -> str:
         """The option that gives the same rule again."""
@@ -162,10 +154,8 @@ def _text(value: Iterable[int]) -> str:
 def find_rule(histogram: Mapping[int, int], colours: bool, settings: Namespace) -> MaskRule:
     """Choose the rule for a whole set; DataError if its values cannot be told apart into classes.
 
-    Args:
-        histogram: code -> number of pixels, over all masks; codes are colours or gray levels.
-        settings: options of ``dataset/prepare.py``: masks, mask_kind, palette, ignore, tolerance,
-            num_classes.
+    ``histogram`` has the number of pixels of each code over all masks; read of the ``settings`` are
+    masks, mask_kind, palette, ignore, tolerance and num_classes.
     """
     kind, palette, tolerance = settings.mask_kind, settings.palette, settings.tolerance
     if colours and kind == "ids":
@@ -190,7 +180,7 @@ def find_rule(histogram: Mapping[int, int], colours: bool, settings: Namespace) 
 
 
 def _in_channels(entries: Iterable[tuple[int, Value]], colours: bool) -> Palette:
-    """Gray levels as colours or, of equal channels, the other way round; others are left out."""
+    """The entries as colours, or as gray levels without those whose channels differ."""
     if colours:
         return [(i, v * 3 if len(v) == 1 else v) for i, v in entries]
     return [(i, v[:1]) for i, v in entries if len(set(v)) == 1]
@@ -204,9 +194,8 @@ def _ids(values: list[int], settings: Namespace) -> tuple[Palette, str] | None:
         raise DataError(f"{settings.masks}: value {values[0]} in them; {cure}")
     highest = max(labels, default=0)
     # Ids may miss a class, but gray levels of a picture lie far apart.
-    limit = settings.num_classes - 1 if settings.num_classes else 2 * len(labels)
-    if not settings.num_classes and len(labels) > MOST_CLASSES:
-        limit = -1
+    likely = 2 * len(labels) if len(labels) <= MOST_CLASSES else -1
+    limit = settings.num_classes - 1 if settings.num_classes else likely
     two_levels = labels == [0] and IGNORED in values
     if settings.mask_kind != "ids" and (not labels or highest > limit or two_levels):
         return None
@@ -230,10 +219,9 @@ def _levels(
         centres.append(tuple(left[0].tolist()))
         left = left[np.abs(left - left[0]).max(axis=1) > tolerance]
     if len(centres) > MOST_CLASSES:
-        raise DataError(
-            f"{settings.masks}: {len(codes)} {what}, more than {MOST_CLASSES} of them over "
-            f"{tolerance} apart; raise --tolerance or name the classes with --palette"
-        )
+        found = f"{len(codes)} {what}, more than {MOST_CLASSES} of them over {tolerance} apart"
+        cure = "raise --tolerance or name the classes with --palette"
+        raise DataError(f"{settings.masks}: {found}; {cure}")
     weights = (0.299, 0.587, 0.114) if colours else (1.0,)
     centres.sort(key=lambda v: (sum(w * x for w, x in zip(weights, v, strict=True)), v))
     near = f" ({len(codes)} values, grouped within {tolerance})" if tolerance else ""

@@ -26,7 +26,7 @@ from dataset.mask_values import IGNORED, KINDS, parse_ignored, parse_palette  # 
 from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
 from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
-from utils.files import DataError  # noqa: E402
+from utils.files import DataError, replace_file  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
 from utils.tables import csv_text  # noqa: E402
 
@@ -41,19 +41,17 @@ def prepare(settings: Namespace) -> list[str]:
     if not settings.dry_run:
         with replacing_set(settings.out) as root:
             _write_tiles(plan, root)
-            tables = ((REPORT, "\n".join([*lines, ""])), (SOURCES, _sources(plan)))
-            for name, contents in tables:
-                # A file name that is no valid text holds surrogates, which UTF-8 cannot write.
-                (root / name).write_bytes(contents.encode("utf-8", "backslashreplace"))
+            # A file name that is no valid text holds surrogates: replace_file can write them.
+            replace_file(root / REPORT, "\n".join([*lines, ""]), "--out")
+            replace_file(root / SOURCES, _sources(plan), "--out")
     return lines
 
 
 def _check_folders(settings: Namespace) -> None:
     problems, out = Problems(), settings.out
     inputs = {"images": settings.images, "masks": settings.masks}
-    for option, folder in inputs.items():
-        if not folder.is_dir():
-            problems.append(f"{folder}: no such folder; correct --{option}")
+    missing = ((option, folder) for option, folder in inputs.items() if not folder.is_dir())
+    problems += [f"{folder}: no such folder; correct --{option}" for option, folder in missing]
     if any(folder.resolve().is_relative_to(out.resolve()) for folder in inputs.values()):
         problems.append(f"{out}: holds the images or masks to be read; give another --out")
     elif out.exists() and not settings.overwrite:
@@ -91,9 +89,6 @@ def _sources(plan: Plan) -> str:
     return csv_text(rows)
 
 
-# ---------------------------------------------------------------- report
-
-
 def report_lines(plan: Plan) -> list[str]:
     """The report: what was made of what, and what to know about it."""
     settings = plan.settings
@@ -125,37 +120,29 @@ def _warnings(plan: Plan) -> list[str]:
     train, test = (plan.splits.get(SPLITS[name], []) for name in ("train", "test"))
     unlabelled = sum(int(t.counts[IGNORED]) for t in train + test if t.counts is not None)
     if unlabelled:
-        found.append(
-            f"{unlabelled} pixels without a label are written as {IGNORED}: train with "
-            f"--ignore_label {IGNORED}, or write them as a class with --ignored-as CLASS"
-        )
+        cure = f"train with --ignore_label {IGNORED}, or make them a class with --ignored-as CLASS"
+        found.append(f"{unlabelled} pixels without a label are written as {IGNORED}: {cure}")
     sizes = {tile.box[2:] for tiles in plan.splits.values() for tile in tiles}
     if len(sizes) > 1:
         found.append(f"{len(sizes)} image sizes; train with --image_size N, or give --tile here")
     shares = plan.counts(train).sum(0)
     if "numbered" in plan.rule.note and shares[0] < shares.max():
-        found.append(
-            f"class 0 (background, left out of the mean Dice) is not the largest class, "
-            f"{shares.argmax()} is; give --palette for another order"
-        )
+        largest = f"is not the largest class, {shares.argmax()} is"
+        background = f"class 0 (background, left out of the mean Dice) {largest}"
+        found.append(f"{background}; give --palette for another order")
     single = [t[0].source.specimen for s, t in plan.splits.items() if s.startswith("sup_num1_")]
     if len(set(single)) < len(single):
-        found.append(
-            f"sup_num1_*: {len(single)} images of {len(set(single))} specimen(s): repeats with "
-            "images of one specimen are not independent"
-        )
+        reason = "repeats with images of one specimen are not independent"
+        few = f"{len(single)} images of {len(set(single))} specimen(s)"
+        found.append(f"sup_num1_*: {few}: {reason}")
     if not any(t.source.batch for t in train):
         found.append("no production batch is known; PSCL-MoCo needs --batch-from")
     return found
 
 
-# ---------------------------------------------------------------- command line
-
-
 def _parser() -> Parser:
-    raw = RawDescriptionHelpFormatter
-    epilog = f"The layout:\n{LAYOUT}"
-    parser = Parser("prepare.py", description=__doc__, epilog=epilog, formatter_class=raw)
+    raw, layout = RawDescriptionHelpFormatter, f"The layout:\n{LAYOUT}"
+    parser = Parser("prepare.py", description=__doc__, epilog=layout, formatter_class=raw)
     add = parser.add_argument
     add("--check", type=Path, metavar="DIR", help="look at a set that is laid out")
     add("--sheet", type=Path, help="with --check: contact sheet, default <DIR>_check.png here")
@@ -168,20 +155,21 @@ def _parser() -> Parser:
     add("--mask-kind", choices=KINDS, default="auto", help="what mask values are; default: auto")
     add("--palette", default="", help='"0=0,0,0 1=255,0,0 ignore=255,255,255", or "0=0 1=128"')
     add("--ignore", default="", help="mask values without a label; -1 always is")
-    add("--ignored-as", type=int, default=IGNORED, help="value written for them (255)")
-    add("--tolerance", type=int, default=0, help="mask values so near (per channel) are one (0)")
+    add("--ignored-as", type=int, default=IGNORED, help="value written for unlabelled pixels (255)")
+    add("--tolerance", type=int, default=0, help="mask values so near in each channel are one (0)")
     add("--page", default="", help="page of TIFFs of several pages, counted from 1, or each")
     add("--crop", default="0,0,0,0", help="pixels cut off: top,bottom,left,right")
-    add("--trim", type=int, default=0, help="cut image or mask if it is this much larger (0)")
+    add(
+        "--trim",
+        type=int,
+        default=0,
+        help="pixels cut, at most, off an image or mask that is larger (0)",
+    )
     add("--tile", type=int, default=0, help="side of square tiles in pixels; default: whole images")
     add("--overlap", type=int, default=0, help="least overlap of tiles in pixels (0)")
-    add(
-        "--batch-from",
-        default="",
-        help="regular expression for the file name, with a group (batch), a second one (sample), "
-        "or named ones (batch, sample, specimen); or a CSV file with the columns "
-        "file,batch[,sample][,specimen][,split]",
-    )
+    add("--batch-from", default="", help="regular expression for the file name, with a group "
+        "(batch), a second one (sample), or named ones (batch, sample, specimen); or a CSV file "
+        "with the columns file,batch[,sample][,specimen][,split]")  # fmt: skip
     add("--test", type=float, default=0.3, help="share of the images for testing (0.3)")
     add("--seed", type=int, default=0, help="seed of the draws (0)")
     add("--dry-run", action="store_true", help="print the report, write nothing")
@@ -190,10 +178,7 @@ def _parser() -> Parser:
 
 
 def read_settings(words: Sequence[str] | None = None) -> Namespace:
-    """Settings from the words of the command line, None for those of this process.
-
-    Raises DataError, a line for each option that is wrong.
-    """
+    """Settings from the words of a command line; DataError, a line for each wrong option."""
     problems = Problems()
     given = _parser().parse_args(words)
     for option in ("images", "masks", "out"):
@@ -265,18 +250,18 @@ def _read_table(path: Path) -> dict[str, dict[str, str]]:
     except csv.Error as error:
         raise DataError(f"{path}: not a CSV file ({error}); correct --batch-from") from None
     if not {"file", "batch"} <= set(head):
-        shown = ",".join(head)
-        raise DataError(f"{path}: columns {shown}; the first line names them: file,batch,...")
+        found = f"{path}: columns {','.join(head)}"
+        raise DataError(f"{found}; the first line names them: file,batch,...")
     table: dict[str, dict[str, str]] = {}
     problems = Problems()
     for number, row in enumerate(rows, start=2):
         values = {k: (v or "").strip() for k, v in row.items() if k and not isinstance(v, list)}
         name, split = name_key(values["file"]), values.get("split", "")
+        line = f"{path}: line {number}"
         if split not in ("", *SPLITS):
-            wrong = f"{path}: line {number}: split {split!r}"
-            problems.append(f"{wrong}; give {', '.join(SPLITS)} or none")
+            problems.append(f"{line}: split {split!r}; give {', '.join(SPLITS)} or none")
         if name in table:
-            problems.append(f"{path}: line {number}: {name} a second time; remove one")
+            problems.append(f"{line}: {name} a second time; remove one")
         table[name] = values
     problems.refuse()
     return table
@@ -297,9 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         settings = read_settings(argv)
-        problems = Problems()
         if settings.check is None:
-            lines = prepare(settings)
+            lines, problems = prepare(settings), Problems()
         else:
             sheet = settings.sheet or Path(f"{settings.check.resolve().name}_check.png")
             lines, problems = check_set(settings.check, settings.num_classes, sheet, settings.near)
@@ -307,8 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             to_terminal(line)
         problems.refuse()
 
-    smaller = "smaller images, or close other programs"
-    return exit_code(work, "No set was made or changed", smaller)
+    return exit_code(work, "No set was made or changed", "smaller images, or close other programs")
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ from utils.metrics import IGNORED
 from utils.tables import text
 
 SIDE = 32  # of the reduced pictures
-BLUR = 4.0  # standard deviation, on the reduced picture, of the shading that is taken away
-FLATTEST = 0.5  # gray levels: a reduced picture with less contrast is like any other
+BLUR = 4.0  # standard deviation, on them, of the Gaussian blur that gives their broad shading
+FLATTEST = 0.5  # gray levels: a reduced picture with less contrast resembles any other
 SHOWN = 10  # lines of one kind
 TURNED = "rotated or mirrored too"
 MOST_PAIRS, PANEL = 24, 196  # on the contact sheet; side of a picture in pixels
@@ -69,14 +69,9 @@ def check_set(
 ) -> tuple[list[str], Problems]:
     """Look at a set; the lines of the report, and problems: files that training would refuse.
 
-    Args:
-        root: the set's folder.
-        num_classes: C; 0 takes the highest id + 1.
-        sheet: PNG of the contact sheet, None for none.
-        near: correlation from which on two pictures are near copies.
-
-    Raises:
-        UserError: there is no such set, or the sheet cannot be written.
+    ``num_classes`` 0 takes the highest id + 1; ``sheet`` is the PNG of the contact sheet; pictures
+    correlated by ``near`` or more are near copies. Raises UserError if there is no such
+    set, or the sheet cannot be written.
     """
     if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder; correct --check")
@@ -118,9 +113,6 @@ def _look(root: Path, split: str, num_classes: int, problems: Problems) -> Itera
             batch, number = parse_name(sample.image.stem)
             entry = Entry(batch, f"{batch}_{number}", image.shape[:2], counts)
             yield Seen(split, sample, entry, same_in_any_orientation(image), reduce(image))
-
-
-# ---------------------------------------------------------------- copies
 
 
 def orientations(pixels: Array) -> list[Array]:
@@ -183,10 +175,10 @@ def _leaks(seen: list[Seen], near: float) -> list[str]:
     alike.sort(key=lambda copy: copy[0])  # the closest first
     named = ({s.entry.sample for s in part if s.entry.batch} for part in (tests, others))
     both = sorted(set.intersection(*named))
-    count = f"of {len(tests)}"
-    near_text = f"near copies in test, correlation {near:g} and more"
-    lines = _listed(f"copies of training images in test, {TURNED}: {len(same)} {count}", same)
-    lines += _listed(f"{near_text}: {len(alike)} {count}", [text for _, text in alike])
+    head = f"copies of training images in test, {TURNED}: {len(same)} of {len(tests)}"
+    lines = _listed(head, same)
+    head = f"near copies in test, correlation {near:g} and more: {len(alike)} of {len(tests)}"
+    lines += _listed(head, [text for _, text in alike])
     lines += _listed(f"samples (batch_sampleID) both in test and elsewhere: {len(both)}", both)
     for split in dict.fromkeys(s.split for s in seen if not s.split.startswith("sup")):
         own = [s.digest for s in seen if s.split == split]
@@ -202,15 +194,12 @@ def _listed(head: str, items: list[str]) -> list[str]:
     return [head, *(f"  {item}" for item in items[:SHOWN] + more)]
 
 
-# ---------------------------------------------------------------- report
-
-
 def splits_table(
     splits: Mapping[str, Sequence[Entry]], classes: int, samples: str = "samples"
 ) -> list[str]:
     """Lines of a table: images, sizes and shares of the C classes in each split, sup_* last.
 
-    ``samples`` is the head of the column of what tells images of one batch apart.
+    ``samples`` is the head of the column that counts ``Entry.sample``.
     """
     share = "size; share of class 0, 1, ..."
     rows: list[tuple[object, ...]] = [("split", "images", "masks", samples, "batches", share)]
@@ -249,8 +238,8 @@ def _annotated(seen: Mapping[str, list[Seen]], classes: int) -> list[str]:
     """Classes that annotated images miss, and annotated images that training does not have."""
     lines = []
     train = {s.digest for s in seen.get("train_numf", [])}
-    annotated = {split: own for split, own in seen.items() if split.startswith("sup_")}
-    for split, own in annotated.items():
+    annotated = [(split, own) for split, own in seen.items() if split.startswith("sup_")]
+    for split, own in annotated:
         lines += missing_classes({split: [s.entry for s in own]}, classes)
         for s in own:
             if len(own) > 1:
@@ -263,10 +252,7 @@ def _annotated(seen: Mapping[str, list[Seen]], classes: int) -> list[str]:
 
 
 def _draw_sheet(path: Path, seen: list[Seen], classes: int) -> None:
-    """Pairs of image and classes in colour, taken evenly from the masks outside sup_*.
-
-    Class 0 is not coloured, and a value that is no class is white.
-    """
+    """Pairs of image and classes above 0 in colour (no class: white), evenly from outside sup_*."""
     masked = [s for s in seen if s.entry.counts is not None]
     choice = [s for s in masked if not s.split.startswith("sup")] or masked
     colours = np.full((256, 3), 255, np.uint8)

@@ -18,11 +18,9 @@ def draw_test_specimens(
     """Draw whole specimens for the test set; both sets get at least one.
 
     Each of 200 random orders of the specimens is cut where the share of images comes nearest to
-    ``fraction``. The best draw misses the fewest classes in training and test together; among
-    equals it has the nearest share.
-
-    ``specimens`` (N) has that of each image, ``counts`` (N, C) its pixels of each class; fewer than
-    two specimens are a ValueError.
+    ``fraction``. Taken is the one whose two parts together miss the fewest classes; among equals,
+    that of the nearest share. ``specimens`` (N) has that of each image, ``counts`` (N, C) its
+    pixels of each class; fewer than two specimens are a ValueError.
     """
     names = list(dict.fromkeys(specimens))
     if len(names) < 2:
@@ -111,10 +109,7 @@ def _draw_group(
 def _cover(
     patterns: list[frozenset[int]], wanted: frozenset[int], picks: int
 ) -> list[frozenset[int]] | None:
-    """At most ``picks`` patterns that hold all the wanted classes, or None if there are none such.
-
-    An exact search, the rarest class first and the patterns with the most of the wanted classes.
-    """
+    """At most ``picks`` patterns with all the wanted classes, by an exact search; None: none."""
     if not wanted:
         return []
     if not picks:

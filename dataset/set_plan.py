@@ -1,7 +1,4 @@
-"""Plan a set from a user's files: pair, name and cut the images, and choose the splits.
-
-Nothing is written here; ``dataset/prepare.py`` is the program.
-"""
+"""Plan a set from a user's files: pair, name and cut the images, and choose the splits."""
 
 from __future__ import annotations
 
@@ -45,29 +42,24 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """One image (a page of a file), with its mask if it has one, and where it comes from.
-
-    Attributes:
-        keeps_name: the file's name is that of the image in the set, unless it is tiled.
-        box, mask_box: the parts of image and mask that are used.
-    """
+    """One image (a page of a file), with its mask if it has one, and where it comes from."""
 
     image: Path
     mask: Path | None
-    keeps_name: bool
+    keeps_name: bool  # in the set it has the file's name, unless it is tiled
     page: int = 1
     pages: int = 1
     batch: str = ""
     sample: str = ""
     specimen: str = ""
     split: str = ""
-    box: Box = Box(0, 0, 0, 0)
+    box: Box = Box(0, 0, 0, 0)  # the part of the image that is used
     mask_box: Box = Box(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of the set: a square (or all) of the part of a source that is used."""
+    """One image of the set: the used part of a source, or a square of it."""
 
     source: Source
     name: str
@@ -81,19 +73,10 @@ class Tile:
 
 
 class Plan:
-    """The set before it is written: everything is read once, and all is decided.
+    """The set before it is written: ``splits`` has the images of each folder.
 
-    Args:
-        settings: the options of ``dataset/prepare.py``, see its ``read_settings``.
-
-    Attributes:
-        rule: which value of a mask is which class.
-        num_classes: C.
-        splits: the images of each folder of the set.
-        notes, warnings: lines of the report.
-
-    Raises:
-        DataError: all problems found, one line each (after 30 lines only their number).
+    ``settings`` are those of ``dataset/prepare.py``, see its ``read_settings``; ``notes`` and
+    ``warnings`` are lines of its report. Raises DataError of all problems found, a line each.
     """
 
     def __init__(self, settings: Namespace) -> None:
@@ -121,10 +104,8 @@ class Plan:
         if settings.ignored_as != IGNORED:
             self.num_classes = max(self.num_classes, settings.ignored_as + 1)
         if self.num_classes < 2:
-            self.warnings.append(
-                f"one class in all masks ({rule.same_as()}): training needs 2; check the masks, or "
-                "give --palette"
-            )
+            found = f"one class in all masks ({rule.same_as()}): training needs 2"
+            self.warnings.append(f"{found}; check the masks, or give --palette")
         self._split(list(self._count(tiles)))
         self._annotate()
 
@@ -141,8 +122,6 @@ class Plan:
         """Pixels of each class in each tile, (N, C); all need masks."""
         return np.array([t.counts for t in tiles if t.counts is not None])[:, : self.num_classes]
 
-    # ------------------------------------------------------------ finding images
-
     def _sources(self) -> list[Source]:
         """Pair images with masks and find out batch, sample and specimen of each."""
         settings, problems = self.settings, self.problems
@@ -154,10 +133,8 @@ class Plan:
             taken = {found[0] for found in masks_of.values() if found}
             files = [p for p in files if p not in taken]
         if not files:
-            suffixes = " ".join(IMAGE_SUFFIXES)
-            raise DataError(
-                f"{settings.images}: no image in it ({suffixes}); give another --images"
-            )
+            empty = f"{settings.images}: no image in it ({' '.join(IMAGE_SUFFIXES)})"
+            raise DataError(f"{empty}; give another --images")
         stems = Counter(name_key(p.stem) for p in files)
         sources: list[Source] = []
         for path in files:
@@ -202,18 +179,12 @@ class Plan:
                 shown = f"--batch-from {given.pattern!r}"
                 raise DataError(f"{path}: {shown} does not match this name; correct it")
             row = dict(zip(("batch", "sample"), match.groups(""), strict=False))
-            named = match.groupdict()
-            row |= {
-                name: named[name] for name in ("batch", "sample", "specimen") if named.get(name)
-            }
+            named = match.groupdict().items()  # "split" is for tables only
+            row |= {name: value for name, value in named if value and name != "split"}
         batch, sample = row["batch"], row.get("sample") or path.stem
-        return replace(
-            source,
-            batch=_field(batch),
-            sample=_field(sample),
-            specimen=row.get("specimen") or f"{batch}_{sample}",
-            split=row.get("split", ""),
-        )
+        specimen, split = row.get("specimen") or f"{batch}_{sample}", row.get("split", "")
+        batch, sample = _field(batch), _field(sample)
+        return replace(source, batch=batch, sample=sample, specimen=specimen, split=split)
 
     def _pages(self, source: Source) -> list[Source]:
         """The wanted pages of a file, as one source each."""
@@ -222,20 +193,18 @@ class Plan:
         if wanted == EACH:
             return [replace(source, page=n + 1, keeps_name=False) for n in range(pages)]
         if pages > 1 and not wanted:
-            text = f"{source.image}: {pages} pages, the first is taken; --page chooses"
-            self.warnings.append(text)
+            found = f"{source.image}: {pages} pages, the first is taken"
+            self.warnings.append(f"{found}; --page chooses")
         if source.page > pages:
-            text = f"{source.image}: no page {source.page}, it has {pages}"
-            raise DataError(f"{text}; choose another --page")
+            found = f"{source.image}: no page {source.page}, it has {pages}"
+            raise DataError(f"{found}; choose another --page")
         return [source]
 
-    # ------------------------------------------------------------ pixels
-
     def _fit(self, source: Source, image: tuple[int, ...], mask: tuple[int, ...]) -> Source:
-        """The source with the parts of image and mask (their shapes are given) that are used.
+        """The source with its boxes, from the shapes of image and mask.
 
-        A mask that has the size of the cropped image is not cropped again. With ``trim``, what one
-        of them has more at the bottom and on the right is cut off, up to so many pixels.
+        A mask that has the size of the cropped image is not cropped again. What one of them has
+        more at the bottom and on the right is cut off, up to ``--trim`` pixels.
         """
         settings = self.settings
         top, bottom, left, right = settings.crop
@@ -246,16 +215,14 @@ class Plan:
         if _misfit(mask, box[2:]) <= settings.trim < _misfit(mask, image):
             mask_box = Box(0, 0, *mask[:2])
         if _misfit(box[2:], mask_box[2:]) > settings.trim:
-            cropped = " (cropped)" if any(settings.crop) else ""
-            raise DataError(
-                f"{source.mask}: {size_text(mask_box[2:])}, its image is {size_text(box[2:])}"
-                f"{cropped}; a mask has the size of its image, before or after --crop; --trim cuts "
-                "a few pixels"
-            )
+            found = f"{size_text(mask_box[2:])}, its image is {size_text(box[2:])}"
+            found += " (cropped)" if any(settings.crop) else ""
+            rule = "a mask has the size of its image, before or after --crop"
+            raise DataError(f"{source.mask}: {found}; {rule}; --trim cuts a few pixels")
         height, width = min(box.height, mask_box.height), min(box.width, mask_box.width)
         if min(height, width) < SMALLEST_SIDE:
-            text = f"{source.image}: {size_text((height, width))} pixels are used"
-            raise DataError(f"{text}; at least {SMALLEST_SIDE} a side are needed")
+            found = f"{source.image}: {size_text((height, width))} pixels are used"
+            raise DataError(f"{found}; at least {SMALLEST_SIDE} a side are needed")
         box, mask_box = (b._replace(height=height, width=width) for b in (box, mask_box))
         return replace(source, box=box, mask_box=mask_box)
 
@@ -264,8 +231,8 @@ class Plan:
         assert source.mask is not None
         pages = count_pages(source.mask)
         if pages not in (1, source.pages):
-            text = f"{source.mask}: {pages} pages, its image has {source.pages}"
-            raise DataError(f"{text}; save as many pages in both")
+            found = f"{source.mask}: {pages} pages, its image has {source.pages}"
+            raise DataError(f"{found}; save as many pages in both")
         kind, palette = self.settings.mask_kind, self.settings.palette
         colours = kind == "colours" or any(len(value) == 3 for _, value in palette)
         return read_pixels(source.mask, source.page if pages > 1 else 1, colours)
@@ -289,13 +256,10 @@ class Plan:
         rule = find_rule(total, self.colours, settings)
         problems += filter(None, (rule.problem(path, found) for path, found in histograms))
         if settings.num_classes and rule.num_classes > settings.num_classes:
-            problems.append(
-                f"{settings.masks}: {rule.num_classes} classes where --num_classes is "
-                f"{settings.num_classes} ({rule.same_as()}); correct it, or give --palette"
-            )
+            found = f"{rule.num_classes} classes where --num_classes is {settings.num_classes}"
+            cure = "correct it, or give --palette"
+            problems.append(f"{settings.masks}: {found} ({rule.same_as()}); {cure}")
         return rule
-
-    # ------------------------------------------------------------ tiles and splits
 
     def _cut(self, sources: list[Source]) -> list[Tile]:
         """Tiles of all sources, with their names."""
@@ -315,8 +279,9 @@ class Plan:
             if source.keeps_name and not side:
                 tiles.append(Tile(source, source.image.stem, Box(0, 0, height, width)))
             elif side > min(height, width):
-                text = f"{source.image}: {size_text((height, width))} is smaller than --tile {side}"
-                self.problems.append(f"{text}; give a smaller --tile")
+                size = size_text((height, width))
+                found = f"{source.image}: {size} is smaller than --tile {side}"
+                self.problems.append(f"{found}; give a smaller --tile")
             else:
                 rows, columns = side or height, side or width
                 for r, top in enumerate(tile_starts(height, rows, settings.overlap)):
@@ -357,11 +322,11 @@ class Plan:
         if left_out:
             self.notes.append(f"{left_out} image(s) without a mask left out: of a test specimen")
         if SPLITS["train"] not in self.splits:
-            where = self.settings.images
-            raise DataError(f"{where}: no annotated image is left to train on; lower --test")
+            found = "no annotated image is left to train on"
+            raise DataError(f"{self.settings.images}: {found}; lower --test")
 
     def _test_specimens(self, annotated: list[Tile]) -> set[Hashable]:
-        """The specimens that the table gives to the test set; without any, a draw of the others."""
+        """The specimens that the table gives to the test set; if none, a draw of the others."""
         given: defaultdict[str, set[str]] = defaultdict(set)
         for tile in annotated:
             given[tile.source.specimen].add(tile.source.split)
@@ -376,11 +341,9 @@ class Plan:
         owners = [t.source.specimen for t in free]
         names = sorted(set(owners))
         if len(names) < 2:
-            raise DataError(
-                f"{self.settings.images}: {len(names)} specimen(s) to draw a test set from "
-                f"({', '.join(names)}), 2 are needed; tell images apart by --batch-from, "
-                "or give --test 0"
-            )
+            found = f"{len(names)} specimen(s) to draw a test set from ({', '.join(names)})"
+            cure = "2 are needed; tell images apart by --batch-from, or give --test 0"
+            raise DataError(f"{self.settings.images}: {found}, {cure}")
         return draw_test_specimens(owners, self.counts(free), share, seed)
 
     def _annotate(self) -> None:
@@ -393,18 +356,15 @@ class Plan:
             for k, group in enumerate(groups):
                 self.splits[f"sup_num{size}_{k}"] = [train[index] for index in group]
             if len(groups) < MOST_REPEATS:
-                self.warnings.append(
-                    f"{len(groups)} of {MOST_REPEATS} sets sup_num{size}_*: {len(train)} training "
-                    "image(s) give no more different ones"
-                )
+                found = f"{len(groups)} of {MOST_REPEATS} sets sup_num{size}_*"
+                reason = f"{len(train)} training image(s) give no more different ones"
+                self.warnings.append(f"{found}: {reason}")
 
 
 def _masks_of(pattern: str, image: Path, masks: dict[str, Path]) -> list[Path]:
     """The masks that an image could have, by name; ``masks`` has their paths."""
-    stem = name_key(image.stem)
-    names = [stem + suffix for suffix in _SUFFIXES]
-    if pattern:
-        names = [name_key(pattern).replace("{stem}", stem)]
+    patterns = [name_key(pattern)] if pattern else ["{stem}" + suffix for suffix in _SUFFIXES]
+    names = [wanted.replace("{stem}", name_key(image.stem)) for wanted in patterns]
     return [masks[name] for name in names if name in masks and masks[name] != image]
 
 

@@ -1,7 +1,4 @@
-"""Read images and masks as people have them: any bit depth, float, several pages.
-
-``utils.imagefile`` reads what a finished set may hold; this module reads what comes before it.
-"""
+"""Read images and masks before they are a set: any bit depth, float, several pages."""
 
 from __future__ import annotations
 
@@ -12,27 +9,8 @@ from typing import Any
 import numpy as np
 from PIL.ImageFile import ImageFile
 
-from utils.imagefile import (
-    BITS,
-    HEIGHT,
-    SMALLEST_SPAN,
-    WIDTH,
-    Array,
-    DataError,
-    Pixels,
-    check_size,
-    decoding,
-    few_bits,
-    gray_or_rgb,
-    is_deep_colour,
-    is_tiff,
-    open_picture,
-    read_bytes,
-    read_image,
-    stored_values,
-    tiff_pages,
-    to_8_bit,
-)
+from utils import imagefile
+from utils.imagefile import Array, DataError, Pixels
 
 # Tags of a TIFF.
 COMPRESSION, PHOTOMETRIC, OFFSETS, SAMPLES, COUNTS = 259, 262, 273, 277, 279
@@ -44,7 +22,7 @@ LARGEST = 1e100  # of float values; what is computed from them, and one over it,
 
 def count_pages(path: Path) -> int:
     """Number of pages of a TIFF; 1 for any other file. Raises DataError."""
-    return max(1, len(tiff_pages(read_bytes(path))))
+    return max(1, len(imagefile.tiff_pages(imagefile.read_bytes(path))))
 
 
 def read_picture(path: Path, page: int = 1) -> tuple[Pixels, str]:
@@ -53,58 +31,56 @@ def read_picture(path: Path, page: int = 1) -> tuple[Pixels, str]:
     8 and 16 bits are read as in ``utils.imagefile.read_image``. Float values are taken as 0..1,
     0..255 or 0..65535, the first of these that holds them; all other values, and those that would
     fill fewer than 64 of the 256 levels, are stretched from the smallest to the largest. NaN
-    becomes the smallest value. Pages of a TIFF are counted from 1. Raises DataError for a file that
-    cannot be read, or has no such page.
+    becomes the smallest value. Pages of a TIFF are counted from 1. Raises DataError.
     """
     if page > 1:
         pixels = read_pixels(path, page, colours=True)
     else:
         try:
-            return read_image(path), ""
+            return imagefile.read_image(path), ""
         except DataError as error:
             try:
                 pixels = read_pixels(path)
             except DataError:
                 raise error from None
     if pixels.dtype.kind in "bu" and pixels.itemsize <= 2:
-        return gray_or_rgb(to_8_bit(pixels)), ""
+        return imagefile.gray_or_rgb(imagefile.to_8_bit(pixels)), ""
     pixels, note = _float_to_8_bit(path, pixels)
-    return gray_or_rgb(pixels), note
+    return imagefile.gray_or_rgb(pixels), note
 
 
 def read_pixels(path: Path, page: int = 1, colours: bool = False) -> Array:
     """Read the values as the file holds them: (H, W), or (H, W, 3) RGB; any dtype.
 
-    Transparency is dropped, and an orientation noted in the file is ignored, as in
-    ``utils.imagefile``. A palette file gives its indices, or its colours if ``colours``. Raises
-    DataError as ``read_picture``.
+    Transparency and orientation are dropped as in ``utils.imagefile``. A palette file gives its
+    indices, or its colours if ``colours``. Raises DataError as ``read_picture``.
     """
-    raw = read_bytes(path)
-    pages = tiff_pages(raw) or [{}]
+    raw = imagefile.read_bytes(path)
+    pages = imagefile.tiff_pages(raw) or [{}]
     if page > len(pages):
         raise DataError(f"{path}: no page {page}, it has {len(pages)}; choose another --page")
     tags, claimed = pages[page - 1], 0
     if tags:
-        with decoding(path):
-            width, height = int(tags[WIDTH]), int(tags[HEIGHT])
-            check_size(path, width, height)
+        with imagefile.decoding(path):
+            width, height = int(tags[imagefile.WIDTH]), int(tags[imagefile.HEIGHT])
+            imagefile.check_size(path, width, height)
             claimed = width * height
             values = _plain_tiff(raw, tags)
         if values is not None:
             return values
     picture: ImageFile | None = None
     try:
-        picture = open_picture(path, raw, page)
+        picture = imagefile.open_picture(path, raw, page)
     except DataError:
-        if not is_tiff(raw) or page > 1:
+        if not raw.startswith(imagefile.TIFF_MAGIC) or page > 1:
             raise  # else a rare kind, if it is not damaged
     # OpenCV decodes the first page only, and takes the memory for what a file claims beforehand.
-    for_opencv = picture is None or is_deep_colour(raw, picture)
+    for_opencv = picture is None or imagefile.is_deep_colour(raw, picture)
     if for_opencv and (page > 1 or claimed > len(raw) * MOST_PACKED):
-        cure = "copy it again or export it as 8-bit PNG"
-        raise DataError(f"{path}: cut short, or of a rare kind; {cure}")
+        raise DataError(f"{path}: cut short or of a rare kind; copy it or export it as 8-bit PNG")
     palette = picture is not None and picture.mode in ("P", "PA")
-    values = few_bits(raw, stored_values(path, raw, picture, colours or not palette))
+    stored = imagefile.stored_values(path, raw, picture, colours or not palette)
+    values = imagefile.few_bits(raw, stored)
     return values[..., :3] if values.ndim == 3 else values
 
 
@@ -119,7 +95,7 @@ def _float_to_8_bit(path: Path, pixels: Array) -> tuple[Array, str]:
     low, high = float(finite.min()), float(finite.max())
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     full = next((f for f in (1.0, 255.0, 65535.0) if low >= 0 and high <= f), None)
-    if full is not None and (high - low) * 255 / full >= SMALLEST_SPAN:
+    if full is not None and (high - low) * 255 / full >= imagefile.SMALLEST_SPAN:
         note, offset, scale = f"0..{full:g} scaled to 0..255", 0.0, 255 / full
     else:
         note = "smallest..largest value of each image stretched to 0..255"
@@ -128,11 +104,9 @@ def _float_to_8_bit(path: Path, pixels: Array) -> tuple[Array, str]:
 
 
 def _plain_tiff(raw: bytes, tags: dict[int, Any]) -> Array | None:
-    """Decode one page of one sample, not compressed or by deflate, of 8 to 64 bits.
-
-    Pillow and OpenCV know neither 64-bit integers nor negative 8-bit ones. None: another kind.
-    """
-    bits, compression = tags.get(BITS, (1,)), tags.get(COMPRESSION, 1)
+    """Decode a page of one 8 to 64-bit sample a pixel, plain or deflate; None: another kind."""
+    # Pillow and OpenCV know neither 64-bit integers nor negative 8-bit ones.
+    bits, compression = tags.get(imagefile.BITS, (1,)), tags.get(COMPRESSION, 1)
     number = NUMBERS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "")
     if (
         len(bits) != 1
@@ -145,7 +119,7 @@ def _plain_tiff(raw: bytes, tags: dict[int, Any]) -> Array | None:
         or not tags.keys() >= {OFFSETS, COUNTS}
     ):
         return None
-    height, width = int(tags[HEIGHT]), int(tags[WIDTH])
+    height, width = int(tags[imagefile.HEIGHT]), int(tags[imagefile.WIDTH])
     kind = np.dtype(f"{'<' if raw.startswith(b'II') else '>'}{number}{bits[0] // 8}")
     size = height * width * kind.itemsize
     if size > len(raw) * MOST_PACKED:

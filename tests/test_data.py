@@ -304,8 +304,8 @@ def test_a_step_has_several_crops_of_each_image(root):
     samples = find_split(root, "sup_num5_0")
 
     def batches(crops: int, epoch: int = 0) -> list[data.Batch]:
-        made = data.finetuning_batches(samples, ImageStore(), batch_size=2, seed=0, crops=crops)
-        return list(made.epoch(epoch))
+        dataset = data.SegmentationDataset(samples, ImageStore(), seed=0, crops=crops)
+        return list(data.Batches(dataset, batch_size=2).epoch(epoch))
 
     first, three = batches(1), batches(3)
     assert [len(b["name"]) for b in three] == [3 * len(b["name"]) for b in first]
@@ -322,15 +322,9 @@ def test_a_step_has_several_crops_of_each_image(root):
 
 def pretraining(root: Path, batch_size=3, seed=0, workers=0, annotated="sup_num5_0"):
     extra = find_split(root, annotated) if annotated else []
-    return data.pretraining_batches(
-        find_split(root, "train_numf"),
-        extra,
-        ImageStore(),
-        num_classes=4,
-        batch_size=batch_size,
-        seed=seed,
-        workers=workers,
-    )
+    train, store = find_split(root, "train_numf"), ImageStore()
+    dataset = data.TwoViewDataset(train, extra, store, num_classes=4, seed=seed)
+    return data.Batches(dataset, batch_size, workers)
 
 
 def assert_same(first: Iterable[data.Batch], second: Iterable[data.Batch]) -> None:
@@ -448,7 +442,8 @@ def test_errors_of_the_preparing_thread_arrive(root):
 def test_fine_tuning_keeps_the_last_partial_batch(root):
     def finetuning(workers: int) -> data.Batches:
         samples = find_split(root, "sup_num5_0")
-        return data.finetuning_batches(samples, ImageStore(), batch_size=2, seed=0, workers=workers)
+        dataset = data.SegmentationDataset(samples, ImageStore(), seed=0)
+        return data.Batches(dataset, batch_size=2, workers=workers)
 
     batches = finetuning(0)
     first = list(batches.epoch(0))

@@ -102,7 +102,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the problem and leave."""
-        self.exit(2, f"{self.prog}: {message}; -h lists the options\n")
+        self.exit(2, f"{self.prog}: {message}; --help lists the options\n")
 
 
 # --- words ----------------------------------------------------------------------------------------

@@ -30,9 +30,7 @@ from utils.metrics import IGNORED
 Array = NDArray[Any]
 Pixels = NDArray[np.uint8]
 
-MAX_PIXELS = 400_000_000
-"""Largest image, 20000 x 20000: one that claims more is refused before memory is taken for it."""
-
+MAX_PIXELS = 400_000_000  # 20000 x 20000: more is refused before memory is taken for it
 PNG_MAGIC, JPEG_MAGIC = b"\x89PNG", b"\xff\xd8\xff"
 BIG_TIFF = (b"II+\0", b"MM\0+")  # with 64-bit offsets
 TIFF_MAGIC = (b"II*\0", b"MM\0*", *BIG_TIFF)
@@ -40,9 +38,9 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", *BIG_TIFF)
 DECODERS: dict[bytes, type[ImageFile]] = dict.fromkeys(TIFF_MAGIC, TiffImageFile)
 DECODERS |= {PNG_MAGIC: PngImageFile, JPEG_MAGIC: JpegImageFile, b"BM": BmpImageFile}
 WIDTH, HEIGHT, BITS, ORIENTATION = 256, 257, 258, 274  # tags of a TIFF
-
 SMALLEST_SPAN = 64  # of 256 levels; values that would fill fewer are stretched
 
+_stderr = threading.Lock()  # one thread at a time silences file descriptor 2
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; check_size has the one that counts
 
 
@@ -71,15 +69,12 @@ def read_mask(path: str | Path) -> Pixels:
     raw = read_bytes(path)
     ids = few_bits(raw, _first_page(path, raw, colours=False))
     if raw.startswith(JPEG_MAGIC):
-        raise DataError(
-            f"{path}: a JPEG, whatever its name; JPEG changes class ids: export the mask as PNG"
-        )
+        found = f"{path}: a JPEG, whatever its name; JPEG changes class ids"
+        raise DataError(f"{found}: export the mask as PNG")
     if has_colour(ids):
         colours = len(np.unique(ids[..., :3].astype(np.int64) @ (2**32, 2**16, 1)))
-        raise DataError(
-            f"{path}: coloured mask ({colours} colours); "
-            "save one channel (8-bit gray or palette) with pixel value = class id"
-        )
+        cure = "save one channel (8-bit gray or palette) with pixel value = class id"
+        raise DataError(f"{path}: coloured mask ({colours} colours); {cure}")
     ids = ids[..., 0] if ids.ndim == 3 else ids
     if ids.dtype.kind == "f" and not (np.isfinite(ids).all() and (ids == np.rint(ids)).all()):
         raise DataError(f"{path}: fractions in a mask; pixel values must be class ids")
@@ -139,17 +134,16 @@ def resize_mask(mask: Pixels, size: int) -> Pixels:
 
 
 class ImageStore:
-    """Decoded images and masks, each file read once and kept with 8 bits a pixel.
+    """Decoded images and masks, each file read once and kept with 8 bits a value.
 
-    Args:
-        image_size: side in pixels to which everything is resized at loading; 0 = as they are.
-        ignore_label: value of unlabelled pixels in masks; in memory they become 255.
+    They are resized to ``image_size`` x ``image_size`` pixels (0: as they are). Unlabelled pixels,
+    ``ignore_label`` in the mask files, become 255.
     """
 
     def __init__(self, image_size: int = 0, ignore_label: int | None = None) -> None:
         self.image_size, self.ignore_label = image_size, ignore_label
-        # numpy, not torch: worker processes that are started afresh get plain copies this way,
-        # where every tensor would hold a file descriptor of shared memory.
+        # numpy, not torch: spawned worker processes get plain copies, where every tensor would
+        # hold a file descriptor of shared memory.
         self._kept: dict[tuple[str, Path], tuple[Pixels, tuple[int, int]]] = {}
 
     def image(self, path: Path) -> Tensor:
@@ -174,10 +168,8 @@ class ImageStore:
             size = (pixels.shape[0], pixels.shape[1])
             if kind == "mask" and self.ignore_label not in (None, IGNORED):
                 if (pixels == IGNORED).any():  # in memory it would mean unlabelled
-                    raise DataError(
-                        f"{path}: value {IGNORED} in a mask whose unlabelled pixels are "
-                        f"{self.ignore_label}; correct the mask or --ignore_label"
-                    )
+                    found = f"value {IGNORED}, but unlabelled pixels are {self.ignore_label}"
+                    raise DataError(f"{path}: {found}; correct the mask or --ignore_label")
                 pixels = np.where(pixels == self.ignore_label, np.uint8(IGNORED), pixels)
             if self.image_size:
                 resize = resize_image if kind == "image" else resize_mask
@@ -243,7 +235,7 @@ def read_bytes(path: str | Path) -> bytes:
         raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
     if not raw:
         raise DataError(f"{path}: empty file (0 bytes); copy it again")
-    if is_tiff(raw):
+    if raw.startswith(TIFF_MAGIC):
         with decoding(path):
             raw = _upright(raw)
     return raw
@@ -252,19 +244,18 @@ def read_bytes(path: str | Path) -> bytes:
 def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | None:
     """Decode what ``read_bytes`` returned with Pillow; None for a TIFF that it has no mode for.
 
-    Pages of a TIFF are counted from 1. Raises DataError for what is not an image, damaged, cut
-    short, or larger than ``MAX_PIXELS``.
+    Raises DataError for what is not an image, damaged, cut short, or above ``MAX_PIXELS``.
     """
     decoder = next((kind for magic, kind in DECODERS.items() if raw.startswith(magic)), None)
     if decoder is None:
         raise DataError(f"{path}: not an image of type jpg, png, bmp or tif; export it as one")
-    with decoding(path), silence() if is_tiff(raw) else nullcontext():
+    with decoding(path), silence() if raw.startswith(TIFF_MAGIC) else nullcontext():
         try:
             picture = decoder(io.BytesIO(raw))
             if page > 1:
                 picture.seek(page - 1)
         except SyntaxError:  # the kind of pixels is unknown
-            if not is_tiff(raw):
+            if not raw.startswith(TIFF_MAGIC):
                 raise
             return None
         check_size(path, *picture.size)
@@ -275,14 +266,9 @@ def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | Non
     return picture
 
 
-def is_tiff(raw: bytes) -> bool:
-    """Whether a file begins as a TIFF does."""
-    return raw.startswith(TIFF_MAGIC)
-
-
 @contextmanager
 def decoding(path: str | Path) -> Iterator[None]:
-    """Turn whatever a decoder raises into one line, and leave out what it warns of."""
+    """Turn whatever a decoder raises into a DataError of one line, and silence its warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -293,9 +279,6 @@ def decoding(path: str | Path) -> Iterator[None]:
         raise DataError(f"{path}: does not fit into the memory; make the image smaller") from None
     except Exception:  # decoders meet broken files with any exception
         raise broken(path) from None
-
-
-_stderr = threading.Lock()
 
 
 @contextmanager
@@ -320,10 +303,9 @@ def silence() -> Iterator[None]:
 def check_size(path: str | Path, width: int, height: int) -> None:
     """Raise DataError if a file claims more than ``MAX_PIXELS``, or none."""
     if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{path}: {width}x{height} pixels, more than the {MAX_PIXELS // 1_000_000} million "
-            "that can be read; cut it into smaller images, or copy it again if it is not so large"
-        )
+        most = f"more than the {MAX_PIXELS // 1_000_000} million that can be read"
+        cure = "cut it into smaller images, or copy it again if it is not so large"
+        raise DataError(f"{path}: {width}x{height} pixels, {most}; {cure}")
     if min(width, height) < 1:
         raise broken(path)
 
