@@ -1,8 +1,7 @@
 """Apply a trained model to images without masks: class maps, overlays, measurements.
 
 ``python predict.py --weights RUN_OR_FILE --images FOLDER --um_per_px 0.1``; all options: ``-h``.
-``--rank FOLDER`` sorts images by how unsure the model is of them, ``--export model.onnx`` (or
-``model.pt2``) writes it for other programs. From Python, with NumPy arrays in and out::
+From Python, with NumPy arrays in and out::
 
     from predict import Segmenter
     segmenter = Segmenter("aluminum_moco/1_0/fine.pt")
@@ -35,7 +34,7 @@ from utils.commandline import Parser, complain, exit_code
 from utils.drawing import overview, save_picture
 from utils.log import to_terminal
 
-# Options that a task does not look at: given all the same, a result would be missing.
+# Options that a task ignores; they are refused, because a result would be missing.
 MEASURING = ("um_per_px", "min_px", "grain_classes", "boundary_px", "probabilities", "particles")
 OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
     "images": (),
@@ -100,33 +99,28 @@ def run(options: argparse.Namespace) -> int:
     if options.export:
         to_terminal("\n".join(segmenter.export(options.export)))
         return 0
-    out, items = places(segmenter, options)
-    bad = (rank_images if options.rank else predict_images)(segmenter, items, out, options)
+    bad = (rank_images if options.rank else predict_images)(segmenter, options)
     return complain(f"{len(bad)} file(s) could not be used:\n" + "\n".join(bad), 1) if bad else 0
 
 
 def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, list[Item]]:
-    """The folder of the results, and the images; UserError if it is one that holds images."""
+    """The folder of the results, and the images; UserError if one folder would hold both."""
     flag, kind = ("rank", "ranked") if options.rank else ("images", "predicted")
     images = Path(options.rank or options.images)
     masks = Path(options.masks) if options.masks else None
     if masks and not masks.is_dir():
         raise ConfigError(f"--masks: {masks} is no folder; give the folder of the true masks")
-    name = f"{kind}_{images.resolve().name or 'images'}"
-    out = Path(options.out or segmenter.path.parent / name)
+    default = segmenter.path.parent / f"{kind}_{images.resolve().name or 'images'}"
+    out = Path(options.out or default)
     for name, folder in ((flag, images), ("masks", masks)):
         if folder and folder.is_dir() and out.resolve() == folder.resolve():
-            raise ConfigError(
-                f"--out: found {out}, the folder of --{name}, among which the results would lie; "
-                "give a folder of its own"
-            )
+            raise ConfigError(f"--out: found {out}, the folder of --{name}; give another folder")
     return out, list_images(images, out, masks)
 
 
-def predict_images(
-    segmenter: Segmenter, items: list[Item], out: Path, options: argparse.Namespace
-) -> list[str]:
+def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--images``: predict, measure, draw; returns a line for each file that cannot be used."""
+    out, items = places(segmenter, options)
     experiment = experiment_of(segmenter.path, out) if options.report else None
     terms = {name: getattr(options, name) for name in MEASURING}
     folder = Folder(segmenter, items, out, overwrite=options.overwrite, **terms)
@@ -135,17 +129,15 @@ def predict_images(
     predicted_sheet(folder)
     for line in warnings(folder):
         to_terminal(line)
-    counts = f"{folder.predicted} image(s) predicted, {folder.skipped} were done already"
-    to_terminal(f"{out}: {counts}")
+    to_terminal(f"{out}: {folder.predicted} image(s) predicted, {folder.skipped} were done already")
     if experiment:
         to_terminal(f"Report: {write_report(experiment)}")
     return folder.bad
 
 
-def rank_images(
-    segmenter: Segmenter, items: list[Item], out: Path, options: argparse.Namespace
-) -> list[str]:
+def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--rank``: write ``ranking.csv`` and ``ranking.png``; returns what cannot be used."""
+    out, items = places(segmenter, options)
     found = ranking.rank(segmenter, items, out)
     if found.rows:
         sheet = overview(found.pictures, found.titles, ranking.HEADING)

@@ -1,8 +1,8 @@
 """A trained network as one file that other programs can run: ONNX, or PyTorch's own .pt2.
 
-The file takes images of any size as float RGB 0 ... 255 and gives class probabilities; the
-normalisation is in it. It is written beside its place, read back, compared with the network in
-PyTorch on images of three sizes, and only then put into its place.
+The file maps images of any size, float RGB 0 ... 255, to class probabilities, normalisation
+included. Before it gets its name it is read back and compared with the network in PyTorch on images
+of three sizes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data import MEAN, SMALLEST_DEVIATION, STD
-from metallography.tiling import Floats
+from metallography.tiling import Floats, Predict
 from utils.commandline import UserError
 from utils.files import replacing
 
@@ -38,10 +37,9 @@ CHECKED = ((64, 96), (83, 102), (121, 77))  # height and width of the images of 
 
 
 class Deployed(nn.Module):
-    """A network with the normalisation before it and the softmax after it.
+    """A network, (B, 3, H, W) to logits (B, C, H, W), between normalisation and softmax.
 
-    The network makes logits (B, C, H, W) of (B, 3, H, W). With ``standardize`` each image is
-    normalised by its own mean and standard deviation, not by fixed ones.
+    ``standardize``: normalised by each image's own mean and standard deviation, not by fixed ones.
     """
 
     mean: Tensor
@@ -77,31 +75,19 @@ def check_target(path: Path) -> None:
         )
 
 
-def export(
-    model: Deployed,
-    path: Path,
-    reference: Callable[[NDArray[np.uint8]], Floats],
-    facts: Mapping[str, Any],
-) -> list[str]:
-    """Write a model (on the CPU, in evaluation mode), and check what was written.
+def export(model: Deployed, path: Path, reference: Predict, facts: Mapping[str, Any]) -> list[str]:
+    """Write a model that is on the CPU to a .onnx or .pt2 file, and check what was written.
 
-    Args:
-        model: the network as other programs see it.
-        path: .onnx or .pt2; a file of that name is replaced.
-        reference: what predictions are compared with: uint8 (H, W, 3) to (C, H, W).
-        facts: ``classes`` (their names), ``mapping`` (their gray values), and ``image_size`` N of
-            the training images, 0 if they were not resized; stored in the file as JSON.
+    The file's predictions are compared with those of ``reference``. The file stores ``facts`` as
+    JSON: ``classes`` (their names), ``mapping`` (their gray values), and ``image_size`` N of the
+    training images, 0 if they were not resized. Returns lines on input, output and the check.
 
-    Returns:
-        Lines on the file: what goes in, what comes out, and how well the check agreed.
-
-    Raises:
-        UserError: a package is missing, or the file's predictions differ from PyTorch's.
+    UserError if a package is missing, or the predictions differ.
     """
     check_target(path)
     write, read = (_write_onnx, load_onnx) if path.suffix == ".onnx" else (_write_pt2, load_pt2)
     with warnings.catch_warnings(), replacing(path, "--export") as partial:
-        warnings.simplefilter("ignore")  # the exporters remark on their own workings
+        warnings.simplefilter("ignore")  # the exporters warn about their own internals
         program, step, remainder = trace(model.eval(), facts["image_size"] % POOLED)
         about = {
             **facts,
@@ -148,11 +134,8 @@ def _sides(step: int, remainder: int) -> str:
 def trace(model: Deployed, remainder: int = 0) -> tuple[torch.export.ExportedProgram, int, int]:
     """Record the computation for sides of any length, else for ``POOLED`` n + ``remainder``.
 
-    How far the network pads on its way up depends on the remainders of the sides. PyTorch 2.6 can
-    record that for one remainder only.
-
-    Returns:
-        The recording; step and remainder of the sides it takes.
+    How far the network pads on its way up depends on the remainders of the sides; PyTorch 2.6 can
+    record that for one remainder only. Returns the recording, step and remainder of the sides.
     """
 
     def record(size: tuple[int, int], sides: Sequence[Any]) -> torch.export.ExportedProgram:
@@ -200,9 +183,7 @@ def load_onnx(path: Path) -> Run:
     return lambda image: session.run(["probabilities"], {"image": image})[0]
 
 
-def largest_difference(
-    run: Run, reference: Callable[[NDArray[np.uint8]], Floats], height: int, width: int
-) -> float:
+def largest_difference(run: Run, reference: Predict, height: int, width: int) -> float:
     """How far two predictions of one random image differ at most; inf if their shapes do."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32)

@@ -30,8 +30,6 @@ from utils.tables import csv_of_rows
 RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
 TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
 
-# --- images and true masks ------------------------------------------------------------------------
-
 
 class Item(NamedTuple):
     """An image to predict."""
@@ -49,12 +47,9 @@ class Item(NamedTuple):
 def list_images(folder: Path, out: Path, masks: Path | None = None) -> list[Item]:
     """Images of a folder and its sub-folders (or one file), in the order of their paths.
 
-    A name is the path without its suffix, and with it where two images differ in nothing else. A
-    true mask lies at the same place below ``masks`` and is a .png of the same name. What lies in
-    the folders of the results and the true masks is no image.
-
-    Raises:
-        DataError: no such folder, or no image in it.
+    A name is the path without its suffix, or with it where two images differ in nothing else. A
+    true mask is a .png with the image's path, below ``masks``. Files in ``out`` and ``masks`` are
+    not images. DataError if there is no such folder, or no image in it.
     """
     one = folder.is_file()
     hidden = {path.resolve() for path in (out, masks) if path}
@@ -99,14 +94,10 @@ def count_confusion(truth: Array, prediction: Array, num_classes: int) -> Counts
     return scores.counts().sum(axis=0)
 
 
-# --- files that grow image by image ---------------------------------------------------------------
-
-
 class Record:
     """Which images are done, and with which settings: a line of JSON each.
 
-    Raises:
-        UserError: the folder holds predictions made with other settings, or cannot be written to.
+    UserError if the folder holds predictions made with other settings, or cannot be written to.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, object], overwrite: bool) -> None:
@@ -124,7 +115,7 @@ class Record:
                     f"({'; '.join(changed)}); give --overwrite or another --out"
                 )
             self.done = {line["name"]: line for line in lines[1:]}
-        # Written anew, so that a line cut off by a kill does not spoil the next one.
+        # Rewritten, because the next line would be appended to one that a kill cut off.
         text = "".join(json.dumps(line) + "\n" for line in [settings, *self.done.values()])
         replace_file(path, text, "--out")
 
@@ -136,7 +127,7 @@ class Record:
 
 @contextmanager
 def _growing_table(path: Path) -> Iterator[Callable[[Sequence[Row]], None]]:
-    """A CSV that takes the rows of one image after the other, so that few are held at a time."""
+    """A CSV that takes the rows of one image at a time, so that few are held in memory."""
     with (
         replacing(path, "--out") as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
@@ -152,9 +143,6 @@ def _growing_table(path: Path) -> Iterator[Callable[[Sequence[Row]], None]]:
             file.write(csv_of_rows([], ["image"]))
 
 
-# --- the folder -----------------------------------------------------------------------------------
-
-
 class Done(NamedTuple):
     """An image that was measured."""
 
@@ -165,10 +153,9 @@ class Done(NamedTuple):
 
 @dataclass
 class Folder:
-    """Predicts and measures the images of a folder; ``run`` does it all.
+    """Predicts and measures the images of a folder: call ``run``.
 
-    Raises:
-        UserError: a value is out of range, or ``out`` cannot be used, see ``Record``.
+    UserError if a value is out of range, or ``out`` cannot be used (see ``Record``).
     """
 
     segmenter: Segmenter
@@ -202,11 +189,6 @@ class Folder:
         self.predicted = self.skipped = 0  # images predicted now, and done already
         self.bad: list[str] = []  # a line for each file that could not be used
 
-    @property
-    def with_masks(self) -> bool:
-        """Whether true masks were given."""
-        return any(item.truth for item in self.items)
-
     def run(self) -> None:
         """Predict what is not done yet, and measure all; UserError if that cannot be written."""
         with ExitStack() as stack:
@@ -232,7 +214,7 @@ class Folder:
         try:
             status = item.path.stat()
             size, changed = status.st_size, status.st_mtime_ns
-        except OSError:  # reading the image will tell what is wrong
+        except OSError:  # reading the image will report what is wrong
             size = changed = 0
         state: Row = {"name": item.name, "bytes": size, "changed": changed}
         entry = state | {"um_per_px": self.um_per_px}
@@ -255,7 +237,7 @@ class Folder:
         return mask
 
     def predict(self, item: Item, image: Array) -> Array:
-        """Predict an image, write its masks (and probabilities: float16 (H, W, C))."""
+        """Predict an image, and write its masks (and probabilities: float16 (H, W, C))."""
         mask = np.empty(image.shape[:2], np.uint8)
         with ExitStack() as stack:
             file = None

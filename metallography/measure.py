@@ -16,7 +16,7 @@ Conventions, which hold for every number here:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -37,9 +37,7 @@ from metallography.particles import (
 
 BOUNDARY_PX = 2.0
 RECALL_EDGES_PX = (0, 32, 100, 316, 1000, 3162)
-"""Areas in pixels at which the classes of particle size begin, half a decade each."""
-
-# --- one image ------------------------------------------------------------------------------------
+"""Areas in pixels at which the ranges of particle size begin, half a decade each."""
 
 
 def density_column(um_per_px: float | None) -> str:
@@ -74,25 +72,23 @@ def measure_class(
     """Measure one class of one image (H, W), true where the class is.
 
     With ``grains`` each particle is one grain, so that a grain-size number has a meaning.
+    Returns a row (``u`` stands for um or px), and the particles:
 
-    Returns:
-        A row (``u`` stands for um or px), and the particles:
-
-        * ``area_fraction``: pixels of the class / all pixels.
-        * ``particles_whole``, ``particles_cut``, ``number`` = whole + cut / 2, and
-          ``number_per_mm2`` (or ``_Mpx``): number / area of the field, N_A (E1245, E112).
-        * of whole particles ``mean_``, ``median_``, ``max_area_u2``; ``mean_``, ``std_``, ``d10_``,
-          ``d50_``, ``d90_diameter_u`` (circle of equal area; percentiles by number); ``mean_``,
-          ``max_length_u`` and ``mean_aspect_ratio`` (smallest rectangle).
-        * ``mean_intercept_u`` = A_A / N_L, mean chord through a particle (E1245, E112), and
-          ``mean_free_path_u`` = (1 - A_A) / N_L, mean distance from edge to edge (E1245). A_A and
-          N_L are of the particles without the noise.
-        * ``astm_g``: of ``mean_intercept_um``, only of grains with a scale (E112).
+    * ``area_fraction``: pixels of the class / all pixels.
+    * ``particles_whole``, ``particles_cut``, ``number`` = whole + cut / 2, and ``number_per_mm2``
+      (or ``_Mpx``): number / area of the field, N_A (E1245, E112).
+    * of whole particles ``mean_``, ``median_``, ``max_area_u2``; ``mean_``, ``std_``, ``d10_``,
+      ``d50_``, ``d90_diameter_u`` (circle of equal area; percentiles by number); ``mean_``,
+      ``max_length_u`` and ``mean_aspect_ratio`` (smallest rectangle).
+    * ``mean_intercept_u`` = A_A / N_L, mean chord through a particle (E1245, E112), and
+      ``mean_free_path_u`` = (1 - A_A) / N_L, mean distance from edge to edge (E1245). A_A and N_L
+      are of the particles without the noise.
+    * ``astm_g``: of ``mean_intercept_um``, only of grains with a scale (E112).
     """
     u, s = unit_of(um_per_px), um_per_px or 1.0
     particles, labels = find_particles(binary, minimum_px)
     clean = labels > 0
-    del labels  # four bytes a pixel, of what may be a large image
+    del labels  # four bytes a pixel; the image may be large
     whole = particles.whole()
     fraction, lines = np.count_nonzero(clean) / clean.size, intercepts_per_px(clean)
     area, diameter, length = whole.area * s * s, whole.diameter * s, whole.length * s
@@ -127,11 +123,7 @@ def measure_mask(
     minimum_px: int = MINIMUM_PX,
     grain_classes: Sequence[int] = (),
 ) -> tuple[list[Row], list[Particles]]:
-    """Measure every class of a mask of class ids (H, W): see ``measure_class``.
-
-    Returns:
-        One row per class 0 ... C-1, which begins with ``class``, and the particles of each.
-    """
+    """``measure_class`` of every class of a mask of class ids (H, W); rows begin with ``class``."""
     rows, particles = [], []
     for c in range(num_classes):
         row, found = measure_class(mask == c, um_per_px, minimum_px, c in grain_classes)
@@ -148,9 +140,6 @@ def _known(statistic: Callable[[Array], Any], values: Array) -> float:
 def _std(values: Array) -> float:
     """Sample standard deviation (n - 1); nan of fewer than two values."""
     return float(values.std(ddof=1)) if len(values) > 1 else math.nan
-
-
-# --- a set of images ------------------------------------------------------------------------------
 
 
 class Interval(NamedTuple):
@@ -174,12 +163,10 @@ def over_fields(values: Iterable[float]) -> Interval:
 def by_batch(rows: Sequence[Row], um_per_px: float | None = None) -> list[Row]:
     """Pool rows of ``measure_class``, with ``batch`` and ``class``, by production batch and class.
 
-    Batches that are numbers, such as holding times, come in their order.
-
-    Returns:
-        A row per batch and class: ``fields``, area fraction and number density with mean and
-        confidence over the fields, and mean area, diameter, length and aspect ratio over all whole
-        particles of the batch (each particle counts alike, not each field).
+    Batches that are numbers, such as holding times, come in their order. A row holds ``fields``,
+    area fraction and number density with mean and confidence over the fields, and mean area,
+    diameter, length and aspect ratio over all whole particles of the batch (each particle counts
+    alike, not each field).
     """
     u, density = unit_of(um_per_px), density_column(um_per_px)
     pooled = []
@@ -206,9 +193,6 @@ def _batch_order(key: tuple[str, int]) -> tuple[bool, float, str, int]:
         return True, 0.0, batch, c
 
 
-# --- against true masks ---------------------------------------------------------------------------
-
-
 def compare_class(
     truth: Array,
     prediction: Array,
@@ -218,22 +202,21 @@ def compare_class(
 ) -> Row:
     """Compare a predicted and a true mask of one class, bool (H, W), see ``measure_class``.
 
-    Returns:
-        * ``area_fraction_error``, ``number_error``: prediction minus truth.
-        * ``ks_diameter``: Kolmogorov-Smirnov distance of the diameters of whole particles, 0 ... 1.
-        * ``boundary_f1`` (Csurka et al., BMVC 2013): harmonic mean of the shares of outline pixels
-          that lie within ``boundary_px`` of the other outline.
-        * ``hausdorff95_u``: the larger of the two 95th percentiles of the distances from one
-          outline to the other; inf when only one mask has the class.
-        * ``found_<a>_px``, ``true_<a>_px``: of the true particles with an area of at least a and
-          below the next of ``RECALL_EDGES_PX``, how many are found (at least half of their pixels
-          predicted so), and how many there are.
+    * ``area_fraction_error``, ``number_error``: prediction minus truth.
+    * ``ks_diameter``: Kolmogorov-Smirnov distance of the diameters of whole particles, 0 ... 1.
+    * ``boundary_f1`` (Csurka et al., BMVC 2013): harmonic mean of the shares of outline pixels that
+      lie within ``boundary_px`` of the other outline.
+    * ``hausdorff95_u``: the larger of the two 95th percentiles of the distances from one outline to
+      the other; inf when only one mask has the class.
+    * ``found_<a>_px``, ``true_<a>_px``: of the true particles with an area of at least a and below
+      the next of ``RECALL_EDGES_PX``, how many are found (at least half of their pixels predicted
+      as their class), and how many there are.
     """
     real, labels = find_particles(truth, minimum_px)
     hits = np.zeros(len(real.area) + 1, np.int64)
     for rows in row_bands(len(labels)):
         hits += np.bincount(labels[rows][prediction[rows]], minlength=len(hits))
-    del labels  # four bytes a pixel, of what may be a large image
+    del labels  # four bytes a pixel; the image may be large
     predicted = find_particles(prediction, minimum_px)[0]
     f1, distance = boundary_agreement(truth, prediction, boundary_px)
     row: Row = {
@@ -289,9 +272,8 @@ def boundary_agreement(
     return (2 * shares[0] * shares[1] / total if total else 0.0), max(distances)
 
 
-def recall_by_size(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
-    """Sum rows of ``compare_class``: (size class in words, found, true) per class of size."""
-    rows = list(rows)
+def recall_by_size(rows: Sequence[Row]) -> list[tuple[str, int, int]]:
+    """Sum rows of ``compare_class``: (range of areas in words, found, true) for each range."""
     ends = [f" ... {end} px" for end in RECALL_EDGES_PX[1:]] + [" px and more"]
     summed = []
     for edge, end in zip(RECALL_EDGES_PX, ends, strict=True):

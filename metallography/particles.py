@@ -80,15 +80,14 @@ def unit_of(um_per_px: float | None) -> str:
 
 
 def row_bands(height: int, rows: int = 256) -> list[slice]:
-    """Cut a mask into bands of rows, for sums that make several numbers out of each pixel."""
+    """Cut a mask into bands of rows, where intermediate arrays of a whole one would be large."""
     return [slice(top, top + rows) for top in range(0, height, rows)]
 
 
 def find_particles(binary: Array, minimum_px: int = MINIMUM_PX) -> tuple[Particles, Array]:
     """Find the particles of a class in a mask (H, W), true where the class is.
 
-    Returns:
-        The particles; labels int32 (H, W): 1 + the particle's number, 0 outside and for noise.
+    Also returns labels int32 (H, W): 1 + the particle's number, 0 outside and for noise.
     """
     pixels = np.ascontiguousarray(binary, np.uint8)
     count, labels, statistics, centres = cv2.connectedComponentsWithStats(pixels, connectivity=8)
@@ -109,9 +108,7 @@ def find_particles(binary: Array, minimum_px: int = MINIMUM_PX) -> tuple[Particl
 
 def _rectangles(pixels: Array, labels: Array, count: int) -> tuple[Array, Array]:
     """Length and width of the smallest rectangle around each of the particles 1 ... count."""
-    length, width = np.full(count, np.nan), np.full(count, np.nan)
-    if not count:
-        return length, width
+    length, width = np.full((2, count), np.nan)
     # Not RETR_CCOMP, which tells holes apart but takes a time that grows with their square.
     contours, _ = cv2.findContours(pixels, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     corners = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]], np.float32)

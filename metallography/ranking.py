@@ -1,14 +1,13 @@
 """Which unlabelled images a model is least sure of: those worth labelling or looking at next.
 
-An image is predicted in its 8 views (``metallography.views``), which are compared pixel by pixel.
-The score is the *vote disagreement*: the share of the views whose class is not the majority's, mean
-over the pixels. *Entropy* and *mutual information* are written beside it. Votes were chosen because
-networks trained on a few images are too sure of themselves, or too unsure, by an unknown factor:
-entropy and mutual information change with it, votes do not, and they are a share that can be drawn.
-Ambiguous pixels, where every view gives the same odds, do not count.
+An image is predicted in its 8 views (``metallography.views``). The score is the *vote
+disagreement*: the share of the views whose class is not the majority's, mean over the pixels.
+Ambiguous pixels, where every view gives the same odds, do not raise it. Networks trained on a few
+images are too sure of themselves, or too unsure, by an unknown factor; *entropy* and *mutual
+information*, written beside the score, change with that factor, votes do not.
 
-None of them sees mistakes that all views make alike. ``results/ranking_uhcs.md`` holds the ranking
-beside the true error on real micrographs: it follows the share of wrong pixels, not the mean Dice.
+No measure sees mistakes that all views make alike. On real micrographs the ranking follows the
+share of wrong pixels, not the mean Dice (``results/ranking_uhcs.md``).
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-# SciPy is installed with scikit-learn, which requires it.
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from metallography.folder import Item, count_confusion, read_truth
@@ -36,10 +33,10 @@ from utils.metrics import Counts, image_dice, mean_score
 from utils.tables import csv_of_rows
 
 QUALITIES = ("accuracy", "dice")
-DRAWN_SHARE = 0.25  # uncertain regions: a quarter of the views contradicts the majority
+DRAWN_SHARE = 0.25  # uncertain pixels: a quarter of the views contradicts the majority
 UNCERTAIN = (235, 50, 140)
 PICTURES = 12
-SIDE = 360  # of a picture
+SIDE = 360  # pixels of a picture's longer side
 HEADING = "Least sure first. Magenta: 2 or more of the 8 views give another class."
 
 
@@ -53,10 +50,7 @@ class Ranking(NamedTuple):
 
 
 def rank(segmenter: Segmenter, items: Sequence[Item], out: Path) -> Ranking:
-    """Score images, and write ``ranking.csv`` into the folder ``out``.
-
-    Where true masks were given, accuracy and Dice of the predictions are written as well.
-    """
+    """Score images; write ``ranking.csv`` into ``out``, with true masks accuracy and Dice too."""
     classes = segmenter.num_classes
     rows: list[Row] = []
     bad: list[str] = []
@@ -66,14 +60,16 @@ def rank(segmenter: Segmenter, items: Sequence[Item], out: Path) -> Ranking:
             try:
                 image = read_image(item.path)
                 maps = segmenter.disagreement(image)
-                row: Row = {"image": item.name, "batch": item.batch} | scores(maps)
+                means = [float(values.mean(dtype=np.float64)) for values in maps]
+                row: Row = {"image": item.name, "batch": item.batch}
+                row |= dict(zip(MEASURES, means, strict=True))
                 if item.truth:
                     row |= dict.fromkeys(QUALITIES, math.nan)
                 truth = read_truth(item, image.shape[:2], classes)
                 if truth is not None:
                     row |= quality(count_confusion(truth, segmenter(image), classes))
                 rows.append(row)
-                drawn = row[MEASURES[0]], item.name, draw_uncertain(image, maps, SIDE)
+                drawn = row[MEASURES[0]], item.name, draw_uncertain(image, maps)
                 shown = sorted([*shown, drawn], key=lambda entry: -entry[0])[:PICTURES]
             except DataError as error:
                 bad.append(str(error))
@@ -85,23 +81,17 @@ def rank(segmenter: Segmenter, items: Sequence[Item], out: Path) -> Ranking:
     return Ranking(rows, [picture for _, _, picture in shown], titles, bad)
 
 
-def scores(maps: Array) -> Row:
-    """Mean over the pixels of each map of ``views.disagreement``; the first is the score."""
-    return {name: float(m.mean(dtype=np.float64)) for name, m in zip(MEASURES, maps, strict=True)}
-
-
-def draw_uncertain(image: Array, maps: Array, side: int) -> NDArray[np.uint8]:
+def draw_uncertain(image: Array, maps: Array) -> NDArray[np.uint8]:
     """Draw an image with the pixels in magenta where a quarter of the views or more disagrees.
 
-    The maps (3, h, w) of ``views.disagreement`` are fitted to the image, uint8 (H, W) or (H, W, 3);
-    the picture's longer side is ``side`` at most.
+    The maps (3, h, w) of ``views.disagreement`` are fitted to the image, uint8 (H, W) or (H, W, 3).
     """
-    image = reduced(image, 4 * side)
+    image = reduced(image, 4 * SIDE)
     (height, width), (h, w) = image.shape[:2], maps.shape[1:]
     rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
     where = (maps[0] >= DRAWN_SHARE)[rows[:, None], columns]
     colours = np.array([(0, 0, 0), UNCERTAIN], np.uint8)
-    return blend(image, where.astype(np.uint8), colours, side)
+    return blend(image, where.astype(np.uint8), colours, SIDE)
 
 
 def quality(counts: Counts) -> dict[str, float]:

@@ -1,10 +1,9 @@
 """A trained network, ready to predict: images in, maps of classes out, as NumPy arrays.
 
-A network that was trained with ``image_size`` N has seen images resized to N x N and nothing else,
-so images are resized in the same way here, and the class probabilities are brought back to the
-image's own size. That is right as long as the images have the field of view and the proportions of
-the training images; for others give ``resize``. Without ``image_size``, images are predicted as
-they are, large ones by tiles.
+A network trained with ``image_size`` N has seen only images resized to N x N. Images are therefore
+resized likewise, and the probabilities brought back to the image's own size. Images whose field of
+view or proportions differ from the training images' need another ``resize``. Without
+``image_size``, images are predicted as they are, large ones by tiles.
 """
 
 from __future__ import annotations
@@ -35,14 +34,13 @@ from utils.device import choose_device
 from utils.drawing import class_colours, default_names
 from utils.imagefile import resize_image, to_8_bit
 
-SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are continued by their edge pixels
+SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are padded with their edge pixels
 
 
 def find_weights(path: str | Path) -> Path:
     """The model file itself, or the ``fine.pt`` (else ``sup.pt``) of a run's folder.
 
-    Raises:
-        CheckpointError: there is none, or the folder holds several runs.
+    CheckpointError if there is none, or the folder holds several runs.
     """
     path = Path(path)
     if not path.is_dir():
@@ -60,22 +58,15 @@ def find_weights(path: str | Path) -> Path:
 class Segmenter:
     """A trained model, ready to predict: NumPy in, NumPy out.
 
-    Args:
-        weights: ``fine.pt`` or ``sup.pt`` of this or of the published program, or a run's folder.
-        device: auto, cpu, cuda, cuda:N or mps.
-        resize: images are predicted at N x N; 0: as they are; None: as in training.
-        tta: average over the 8 flips and quarter turns (eight times the work).
-        tile, overlap: images with a side above ``tile`` are cut, see ``metallography.tiling``. A
-            network with GroupNorm normalises inside by each tile's own statistics.
+    ``weights`` is ``fine.pt`` or ``sup.pt`` of this or of the published program, or a run's folder;
+    ``device`` is auto, cpu, cuda, cuda:N or mps. Images are predicted at ``resize`` x ``resize``
+    pixels (0: as they are, None: as in training), with ``tta`` as the average over 8 flips and
+    quarter turns (eight times the work). Sides above ``tile`` pixels are cut, see
+    ``metallography.tiling``; a network with GroupNorm then normalises by each tile's statistics.
 
-    Attributes:
-        path, about, digest: the file that was loaded, one line on it, a checksum of its tensors.
-        num_classes: C.
-        class_names, mapping, colours: of class 0 ... C-1; gray values; RGB, uint8 (C, 3).
-        standardize: whether each image is normalised by its own mean and standard deviation.
-
-    Raises:
-        CheckpointError, ConfigError: the file or an option cannot be used.
+    It has ``path``, ``about`` and ``digest`` (the file loaded, a line on it, a checksum of its
+    tensors), ``num_classes`` C and, of class 0 ... C-1, ``class_names``, ``mapping`` (gray values)
+    and ``colours`` (RGB, uint8 (C, 3)). UserError if the file or an option cannot be used.
     """
 
     def __init__(
@@ -95,12 +86,7 @@ class Segmenter:
         self.network = UNet(self.num_classes, channels, norm_of(state))
         transfer(self.network, state, prefix="", source=self.path)
         self.digest = _digest(state)
-        try:
-            self.device = choose_device(device)
-        except RuntimeError:  # PyTorch on a name that is no device
-            raise ConfigError(
-                f"--device: found {device}; give auto, cpu, cuda, cuda:N or mps"
-            ) from None
+        self.device = choose_device(device)
         self.network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         found = contents.get("settings")
         settings: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
@@ -131,27 +117,17 @@ class Segmenter:
 
     def __call__(self, image: Array) -> NDArray[np.uint8]:
         """Class ids, uint8 (H, W), of an image: see ``bands`` for what it may be."""
-        pixels = as_pixels(image)
-        mask = np.empty(pixels.shape[:2], np.uint8)
-        for top, band in self.bands(pixels):
-            mask[top : top + band.shape[1]] = band.argmax(axis=0)
-        return mask
+        return np.concatenate([band.argmax(0).astype(np.uint8) for _, band in self.bands(image)])
 
     def probabilities(self, image: Array) -> Floats:
         """Class probabilities, float32 (C, H, W)."""
         return np.concatenate([band for _, band in self.bands(image)], axis=1)
 
     def bands(self, image: Array) -> Iterator[tuple[int, Floats]]:
-        """Class probabilities by rows from the top, so that memory stays bounded.
+        """Yield (first row, class probabilities (C, rows, W)) from the top, in bounded memory.
 
-        Args:
-            image: uint8 or uint16, (H, W) or (H, W, 1, 3 or 4), colours as RGB; of any size.
-
-        Yields:
-            first row, probabilities (C, rows, W).
-
-        Raises:
-            DataError: the array is not of that kind.
+        The image is uint8 or uint16, (H, W) or (H, W, 1, 3 or 4), colours as RGB, of any size;
+        another array raises DataError.
         """
         pixels = as_pixels(image)
         small = resize_image(pixels, self.resize) if self.resize else pixels
@@ -165,10 +141,7 @@ class Segmenter:
         yield from bands
 
     def disagreement(self, image: Array) -> Floats:
-        """Maps (3, h, w) of how far the 8 views differ, see ``views.disagreement``.
-
-        They are of the size at which the image is predicted.
-        """
+        """``views.disagreement`` (3, h, w), of the size at which the image is predicted."""
         pixels = as_pixels(image)
         small = resize_image(pixels, self.resize) if self.resize else pixels
         maps = views.disagreement(self._predictor(small))
@@ -176,7 +149,7 @@ class Segmenter:
         return np.concatenate([band for _, band in bands], axis=1)
 
     def _predictor(self, whole: Array) -> tiling.Predict:
-        """Predicts tiles of an image (h, w) or (h, w, 3), normalised as the whole image is."""
+        """A function that predicts tiles of an image, normalised as the whole image is."""
         own = own_statistics(torch.from_numpy(np.array(whole))) if self.standardize else None
         return partial(self._predict_tile, own=own)
 

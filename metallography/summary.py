@@ -39,7 +39,7 @@ def write_tables(folder: Folder) -> None:
     """
     batches = measure.by_batch(folder.rows, folder.um_per_px)
     files = {"measurements": folder.rows, "batches": batches}
-    if folder.with_masks:
+    if any(item.truth for item in folder.items):
         files["comparison"] = folder.compared
     for name, rows in files.items():
         replace_file(folder.out / f"{name}.csv", csv_of_rows(rows, ["image"]), "--out")
@@ -85,8 +85,8 @@ def warnings(folder: Folder) -> list[str]:
             "training; where their field of view or proportions are not those of the training "
             "images, give --resize 0 or another N"
         )
-    bare = [image.item.name for image in folder.done if image.counts is None]
-    if folder.with_masks and bare:
+    bare = [item.name for item, _, counts in folder.done if item.truth and counts is None]
+    if bare:
         count = f"{len(bare)} image(s) without a true mask (first: {bare[0]})"
         lines.append(f"Warning: {count}, not compared")
     return lines

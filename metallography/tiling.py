@@ -1,7 +1,7 @@
 """Prediction of images of any size: overlapping tiles, smooth blending, bounded memory.
 
-The UNet pools three times, so what it says of a pixel depends on the pixel's place modulo 8 and on
-the remainder of the image's sides by 8 (an odd side is padded at both ends on the way up). Tiles
+The UNet pools three times, so its prediction at a pixel depends on the pixel's place modulo 8 and
+on the remainder of the image's sides by 8 (an odd side is padded at both ends on the way up). Tiles
 therefore begin at multiples of 8 and have sides with the same remainder as the image's. Pixels that
 lie closer to a cut edge than the network sees (``CONTEXT``) are not used, if the overlap is wide
 enough for that; the tiled prediction is then that of the whole image, everywhere.
@@ -39,15 +39,11 @@ class Axis(NamedTuple):
 
 
 def cut_axis(length: int, tile: int, overlap: int) -> Axis:
-    """Cut a side into tiles that cover it and overlap by at least ``overlap``.
+    """Cut a side into tiles of at most ``tile`` pixels that overlap by at least ``overlap``.
 
     The weights of a tile are 0 in its ``CONTEXT`` next to a cut edge, rise as a raised cosine over
     the rest of the overlap, and are 1 inside; over all tiles they sum to 1 at every pixel.
-
-    A side of at most ``tile`` pixels, the largest length of a tile, is not cut.
-
-    Raises:
-        UserError: the overlap leaves less than 16 pixels of a tile.
+    UserError if the overlap leaves less than 16 pixels of a tile.
     """
     if overlap < 0 or tile - overlap < SMALLEST_STEP:
         raise UserError(
@@ -74,20 +70,13 @@ def cut_axis(length: int, tile: int, overlap: int) -> Axis:
 
 
 def predict_bands(
-    image: Array,
-    predict: Predict,
-    num_classes: int,
-    tile: int = DEFAULT_TILE,
-    overlap: int = DEFAULT_OVERLAP,
+    image: Array, predict: Predict, num_classes: int, tile: int, overlap: int
 ) -> Iterator[tuple[int, Floats]]:
-    """Predict an image by tiles; rows are handed over from the top as they are finished.
+    """Predict an image by tiles; yields (first row, probabilities (C, rows, W)) from the top.
 
-    At no time is more held than one row of tiles: C * tile * W numbers. An image (H, W) or
+    It holds one row of tiles at a time: C * tile * W numbers. An image (H, W) or
     (H, W, 3) whose sides are at most ``tile`` is predicted in one piece. An overlap of 160 pixels
     and more makes tiling exact.
-
-    Yields:
-        first row, probabilities (C, rows, W).
     """
     height, width = image.shape[:2]
     down, across = cut_axis(height, tile, overlap), cut_axis(width, tile, overlap)
@@ -110,10 +99,9 @@ def predict_bands(
 def resized_bands(
     probabilities: Floats, height: int, width: int, rows: int = 512
 ) -> Iterator[tuple[int, Floats]]:
-    """Enlarge or reduce (C, h, w) to (C, height, width), bilinear with aligned centres, in bands.
+    """Resize (C, h, w) to (C, height, width), bilinear with aligned centres.
 
-    Yields:
-        first row, probabilities (C, up to ``rows``, width).
+    Yields (first row, probabilities (C, up to ``rows``, width)) from the top.
     """
     left, right, share = _neighbours(probabilities.shape[2], width)
     above, below, part = _neighbours(probabilities.shape[1], height)

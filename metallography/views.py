@@ -1,7 +1,7 @@
 """The 8 views of an image, its flips and quarter turns: their average, and where they disagree.
 
-A micrograph has no top and no handedness, so the views ought to agree; where they do not, what the
-network says hangs on more than the material.
+A micrograph has no top and no handedness, so the views ought to agree; where they do not, the
+prediction depends on more than the material.
 """
 
 from __future__ import annotations

@@ -53,10 +53,9 @@ def learning_curve(png_path: str | Path, metrics_jsonl: str | Path) -> Path:
 
 
 def curve_picture(metrics_jsonl: str | Path) -> Image.Image:
-    """Draw a run's learning curves, 1200 pixels wide; lines cut off by a kill are passed over.
+    """Draw a run's learning curves, 1200 pixels wide, without lines that a kill cut off.
 
-    Raises:
-        UserError: the ``metrics.jsonl`` cannot be read, or holds no epoch yet.
+    UserError if the ``metrics.jsonl`` cannot be read, or holds no epoch yet.
     """
     try:
         figure = curve_figure(read_metrics(metrics_jsonl))
@@ -147,7 +146,7 @@ def _darker(colour: Sequence[int]) -> str:
 
 
 def _draw_curve(axes: Axes, entries: Sequence[Entry], name: str, words: str, **how: Any) -> None:
-    """Draw one line; a value that is not known breaks it."""
+    """Draw one line, with gaps where a value is unknown."""
     x = np.array([e["epoch"] for e in entries], float)
     y = np.array([e[name] if _known(e.get(name)) else math.nan for e in entries])
     # The first curve lies on top.
@@ -180,9 +179,8 @@ def _finish(axes: Axes, title: str, below: str) -> None:
 def dots_png(panels: Sequence[tuple[str, Sequence[tuple[str, Values]]]]) -> bytes:
     """A PNG file's bytes: a dot for each repeat and a bar at their mean, a row for each method.
 
-    Args:
-        panels: (title, rows), drawn side by side with one axis of values, 0 ... 1; a row is
-            (name, repeat -> value), the same names in each panel.
+    Panels (title, rows) stand side by side with one axis of values, 0 ... 1; a row is
+    (name, repeat -> value), with the same names in each panel.
     """
     names = [name for name, _ in panels[0][1]]
     every = [found for _, rows in panels for _, found in rows]
@@ -222,7 +220,7 @@ def _dot(repeat: int) -> dict[str, Any]:
 
 
 def _figure(width: int, height: int) -> Figure:
-    """An empty figure of so many pixels."""
+    """An empty figure; width and height in pixels."""
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
     return Figure((width / _DPI, height / _DPI), dpi=_DPI, facecolor="white", layout=layout)
 
@@ -243,7 +241,7 @@ def _drawn(figure: Figure) -> Image.Image:
 
 
 def _png(picture: Image.Image) -> bytes:
-    """A PNG that does not tell when and with what it was made: equal pictures, equal bytes."""
+    """A PNG without date and software in it, so that equal pictures have equal bytes."""
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)
     return file.getvalue()

@@ -1,8 +1,7 @@
 """One page about an experiment, ``report.html``: scores, curves, pictures, measurements, settings.
 
-The page is a single file without scripts: pictures are inside it, nothing is fetched. It can be
-mailed, opened in any browser and printed. Its words and looks stand in ``page.html``, beside this
-file; its numbers come from the states of the runs and the summaries of predicted folders.
+A single file without scripts, with its pictures inside: it can be mailed, printed and opened in any
+browser. ``page.html`` is its template; its numbers come from the runs and the predicted folders.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ TABLE_CHARACTERS = 1_000_000  # of all measurements; the rest of the page is for
 STAGES = {"self": "Pretraining", "fine": "Fine-tuning", "sup": "Supervised training"}
 CSV_ROWS = 50
 _PICTURE_CHARACTERS = 2_000_000
-_NO_MATTER = {
+_OF_NO_EFFECT = {
     "repeats", "stages", "overwrite", "resume", "save_seconds", "report", "tensorboard",
 }  # fmt: skip
 # Beginnings of the columns of measurements.csv that say most.
@@ -45,23 +44,21 @@ _OF_IMAGES = ("image", "batch", "class_name", "number", "area_fraction", "mean_"
 
 @dataclass
 class Picture:
-    """A picture of the page, or why there is none; one that is ``drawn`` is kept without loss."""
+    """A picture of the page, or why there is none; a ``drawn`` one is stored without loss."""
 
     title: str
     image: Image.Image | None
     alt: str = ""
     missing: str = ""
     drawn: bool = False
-    uri: str = ""  # as it is encoded in the room left
+    uri: str = ""  # data URI, as large as the page has room for
 
 
 def write_report(experiment_dir: str | Path) -> Path:
-    """Write ``report.html`` from what the runs ``1_0``, ``1_1`` ... of an experiment have left.
+    """Write ``report.html`` on the runs ``1_0``, ``1_1`` ... of an experiment; returns its path.
 
-    The page is smaller than 10 MB: pictures are reduced as needed. Returns its path.
-
-    Raises:
-        UserError: there is no run, or the page cannot be written.
+    The page is smaller than 10 MB: pictures are reduced as needed. UserError if there is no run, or
+    the page cannot be written.
     """
     folder = Path(experiment_dir)
     runs = runs_of(folder)
@@ -96,8 +93,7 @@ def runs_of(experiment_dir: str | Path) -> list[Path]:
 def experiment_of(weights: Path, out: Path) -> Path:
     """The folder of all runs of a model's experiment, whose report shows what lies in ``out``.
 
-    Raises:
-        ConfigError: the model lies in no run, or the report does not look into ``out``.
+    ConfigError if the model lies in no run, or the report does not look into ``out``.
     """
     run = weights.resolve().parent
     if run not in runs_of(run.parent):
@@ -114,12 +110,12 @@ def experiment_of(weights: Path, out: Path) -> Path:
 
 
 def _stages_of(run: Path) -> list[str]:
-    """Stages that have left something in a run's folder."""
+    """Stages that have left files in a run's folder."""
     return [s for s in STAGES if any((run / n).exists() for n in (f"state_{s}.pt", f"log_{s}.txt"))]
 
 
 def _html(content: Mapping[str, Any]) -> str:
-    """Fill the template in; signs that HTML forbids become question marks."""
+    """Fill the template in; characters that HTML forbids become question marks."""
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page.filters["word_columns"] = _word_columns
@@ -128,12 +124,9 @@ def _html(content: Mapping[str, Any]) -> str:
 
 
 def _word_columns(rows: Sequence[Sequence[str]]) -> set[int]:
-    """Numbers of the columns that hold words, which stand at the left."""
+    """Numbers of the columns that hold words, which are aligned left."""
     two_letters = re.compile(r"[^\W\d]{2}")
     return {i for row in rows for i, cell in enumerate(row) if two_letters.search(cell)}
-
-
-# --- scores ---------------------------------------------------------------------------------------
 
 
 def _scores(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
@@ -161,9 +154,6 @@ def _score_tables(group: Results) -> list[Table]:
         {"title": title, "head": head, "rows": score_rows(group, choice, names)}
         for choice, title in enumerate(titles)
     ]
-
-
-# --- pictures -------------------------------------------------------------------------------------
 
 
 def _curves(run: Path) -> Picture:
@@ -198,7 +188,7 @@ def _open(path: Path) -> Image.Image | None:
 
 
 def _encode_all(pictures: Sequence[Picture], room: int) -> None:
-    """Encode pictures into at most ``room`` characters together; drawn ones, small, come first."""
+    """Encode all pictures within ``room`` characters; drawn ones, which are small, come first."""
     for done, picture in enumerate(sorted(pictures, key=lambda p: not p.drawn)):
         share = min(room // (len(pictures) - done), _PICTURE_CHARACTERS)
         picture.uri = _encode(picture, share)
@@ -220,9 +210,6 @@ def _encode(picture: Picture, room: int) -> str:
         if len(uri) <= room:
             return uri
     return ""
-
-
-# --- measurements ---------------------------------------------------------------------------------
 
 
 def _measurements(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
@@ -278,15 +265,12 @@ def _short(cell: str) -> str:
     return number(float(cell)) if re.fullmatch(r"-?\d+\.\d+(e[-+]?\d+)?", cell) else cell
 
 
-# --- settings -------------------------------------------------------------------------------------
-
-
 def _settings(runs: Sequence[Path]) -> dict[str, Any]:
-    """What each stage was, once; settings of the first run; and where other runs have others."""
+    """Each stage's setup, the settings of the first run, and those in which other runs differ."""
     stages: dict[str, dict[str, Any]] = {}
     usual: dict[str, str] = {}
     others = {}
-    complete = False  # older states hold those settings alone which decide the result
+    complete = False  # older states hold only the settings that decide the result
     for run, stage in [(folder, name) for folder in runs for name in _stages_of(folder)]:
         state = read_state(run, stage)
         if state is None:
@@ -299,7 +283,7 @@ def _settings(runs: Sequence[Path]) -> dict[str, Any]:
         own = {n: format_value(values[n]) for n in FIELDS if n in values}
         usual = own | usual
         others[f"Other settings in {title}"] = {
-            n: v for n, v in own.items() if usual[n] != v and n not in _NO_MATTER
+            n: v for n, v in own.items() if usual[n] != v and n not in _OF_NO_EFFECT
         }
     kept = {n: v for n, v in usual.items() if v == format_value(FIELDS[n].default)}
     changed = {n: v for n, v in usual.items() if n not in kept}

@@ -24,11 +24,10 @@ Results = dict[str, tuple[Evaluation, Evaluation]]
 
 
 def read_results(experiment: Path, stage: str) -> Results:
-    """Evaluations of each finished run below an experiment's folder, of a stage 'fine' or 'sup'.
+    """Finished runs of an experiment, in stage 'fine' or 'sup': by name, (best, last) evaluation.
 
-    Returns:
-        Folder name of the run -> (evaluation with the best ACC on the test set, the last one). A
-        run whose state cannot be read is not among them: its own training says so.
+    The best one has the highest ACC on the test set. A run whose state cannot be read is left out:
+    its own training reports that.
     """
     results = {}
     for run in list_names(experiment):
@@ -48,7 +47,7 @@ def read_state(run: Path, stage: str) -> dict[str, Any] | None:
 
 
 def by_size(results: Results) -> dict[str, Results]:
-    """The same by data size, which is how the name of a run begins: ``1``, ``5`` or ``f``."""
+    """Group results by data size, with which the name of a run begins: ``1``, ``5`` or ``f``."""
     sizes: dict[str, Results] = {}
     for run, pair in results.items():
         sizes.setdefault(run.split("_")[0], {})[run] = pair
@@ -58,13 +57,10 @@ def by_size(results: Results) -> dict[str, Results]:
 def score_rows(
     group: Results, choice: int, names: Sequence[str], show: Callable[[float], str] = digits
 ) -> list[list[str]]:
-    """Name, epoch and scores of each run, then mean and deviation of several.
+    """Name, epoch and scores of each run of one data size, then mean and standard deviation.
 
-    Args:
-        group: runs of one data size.
-        choice: 0: by their best evaluation; 1: by their last.
-        names: of the scores, as in ``metrics.jsonl``; one that a run lacks is nan.
-        show: a score of one run as text.
+    Choice 0 is the best evaluation, 1 the last. Scores are named as in ``metrics.jsonl``; one that
+    a run lacks is nan.
     """
     chosen = {run: pair[choice] for run, pair in group.items()}
     scores = {run: [e.get(name, math.nan) for name in names] for run, e in chosen.items()}
@@ -76,7 +72,7 @@ def score_rows(
 
 
 def table(experiment: Path, stage: str) -> list[str]:
-    """Lines of a table: each finished run, then mean and deviation over each data size."""
+    """Lines of a table: each finished run, then mean and standard deviation by data size."""
     rows: list[list[str]] = [["run", *COLUMNS]]
     for size, group in by_size(read_results(experiment, stage)).items():
         best, last = (score_rows(group, choice, SCORES, "{:.4f}".format) for choice in (0, 1))
@@ -87,7 +83,7 @@ def table(experiment: Path, stage: str) -> list[str]:
 
 
 def scored_classes(experiment: Path, stage: str) -> str:
-    """Over which classes the means are; '' where the runs do not tell (or there are none)."""
+    """Over which classes the means are taken; '' if the runs, if any, do not tell."""
     for best, _ in read_results(experiment, stage).values():
         pixels = best.get("truth_pixels", [])[1:]
         if pixels:

@@ -1,7 +1,4 @@
-"""Contact sheets of images and masks, with truth, prediction and errors where there is a truth.
-
-Set pixel by pixel, not plotted: masks keep their pixels and colours.
-"""
+"""Contact sheets of images and masks, with truth, prediction and errors where there is a truth."""
 
 from __future__ import annotations
 
@@ -14,25 +11,8 @@ import numpy as np
 from PIL import Image
 
 from metallography.folder import Folder
-from utils.drawing import (
-    FAINT,
-    GAP,
-    OVERLAY_SIDE,
-    Array,
-    Picture,
-    as_rgb,
-    beside,
-    blend,
-    colour_mask,
-    default_names,
-    legend,
-    overview,
-    paper,
-    reduced,
-    save_picture,
-    text_length,
-    text_line,
-)
+from utils import drawing
+from utils.drawing import GAP, OVERLAY_SIDE, Array, Picture, beside, legend, paper, text_line
 from utils.imagefile import read_image, read_mask
 from utils.metrics import IGNORED, image_dice, mean_score
 
@@ -40,9 +20,9 @@ Row = tuple[Array, Array, Array]
 
 # Drawn on the darkened image: magenta, light blue and white differ in lightness as well.
 ERRORS = {
-    "false positive": (235, 50, 140),
-    "false negative": (90, 160, 255),
-    "wrong class": (255, 255, 255),
+    "false positive": (235, 50, 140),  # a class where the truth is background
+    "false negative": (90, 160, 255),  # background where the truth is a class
+    "wrong class": (255, 255, 255),  # one class taken for another
 }
 _COLUMNS = ("image", "truth", "prediction", "error")
 SHEET_PICTURES, COMPARED_ROWS = 12, 8  # of a predicted folder, without and with true masks
@@ -94,30 +74,28 @@ def predicted_sheet(folder: Folder) -> None:
         image, mask = read_image(item.path), read_mask(folder.file("classes", item))
         if item.truth and matrix is not None:
             parts = (image, read_mask(item.truth), mask)
-            image, truth, mask = (reduced(part, OVERLAY_SIDE) for part in parts)
+            image, truth, mask = (drawing.reduced(part, OVERLAY_SIDE) for part in parts)
             rows.append((image, truth, mask))
             counts.append(matrix)
         else:
-            pictures.append(blend(image, mask, segmenter.colours, 360))
+            pictures.append(drawing.blend(image, mask, segmenter.colours, 360))
     if rows:
         heading = f"Taken evenly from {len(compared)}; above {OVERLAY_SIDE} pixels reduced"
-        names, colours = segmenter.class_names, segmenter.colours
-        look: dict[str, Any] = {"heading": heading, "class_names": names, "colours": colours}
-        contact_sheet(path, rows, titles, np.stack(counts), **look)
+        look: dict[str, Any] = {"class_names": segmenter.class_names, "colours": segmenter.colours}
+        contact_sheet(path, rows, titles, np.stack(counts), heading=heading, **look)
     elif pictures:
-        save_picture(path, overview(pictures, titles), "--out")
+        drawing.save_picture(path, drawing.overview(pictures, titles), "--out")
 
 
 def _evenly(count: int, most: int) -> list[int]:
-    """At most so many of the numbers 0 ... count - 1, from end to end."""
+    """At most ``most`` of the numbers 0 ... count - 1, evenly from end to end."""
     return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
 
 
 def worst_median_best(counts: Array) -> dict[str, int]:
-    """Which image is the worst, the median and the best by Dice: word -> number.
+    """Which image is the worst, the median and the best by mean ``image_dice``: word -> number.
 
-    The Dice of an image, by its confusion matrix (n, C, C), is the mean over the classes that truth
-    or prediction has, background left out. Images with background alone come into it only when
+    ``counts`` are confusion matrices (n, C, C). An image with background alone is named only where
     there is no other. Of two images only the worst and the best are named, of one the best.
     """
     means = mean_score(image_dice(counts))  # (n,)
@@ -141,19 +119,13 @@ def contact_sheet(
 ) -> None:
     """Write a PNG of rows image | truth | prediction | error, each with its title and Dice.
 
-    Args:
-        path: the PNG; missing folders are made.
-        rows: (image, truth, prediction) of each row: uint8 (H, W) or (H, W, 3), and twice class ids
-            (H, W). Sizes may differ from row to row.
-        titles, counts: of each row: such as the file name; the confusion matrix, (n, C, C).
-        colours, class_names: for the legend: uint8 (C, 3); no names: ``default_names``.
-        heading, note: words at the top, left and right.
-        panel: largest side of a picture on the sheet, in pixels. Smaller ones are enlarged by a
-            whole factor, larger ones reduced.
+    A row is (image, truth, prediction): uint8 (H, W) or (H, W, 3), and twice class ids (H, W);
+    ``counts`` are its confusion matrices (n, C, C). Sizes may differ from row to row: pictures are
+    enlarged by a whole factor or reduced, to at most ``panel`` pixels. The legend has ``colours``,
+    uint8 (C, 3); ``heading`` and ``note`` are words at the top, left and right.
 
-    Raises:
-        ValueError: no rows, or numbers, shapes or ids that do not fit.
-        UserError: the file cannot be written.
+    ValueError if there are no rows, or numbers, shapes or ids do not fit; UserError if the file
+    cannot be written.
     """
     if not rows or not len(rows) == len(titles) == len(counts):
         raise ValueError(
@@ -164,14 +136,15 @@ def contact_sheet(
     cell = max(_NARROWEST, *(tile.shape[1] for tiles in drawn for tile in tiles))
     lefts = [GAP + column * (cell + GAP) for column in range(len(_COLUMNS))]
     width = lefts[-1] + cell + GAP
-    names = class_names or default_names(len(colours))
+    names = class_names or drawing.default_names(len(colours))
     errors = legend([*ERRORS], np.array([*ERRORS.values()]), width)
     parts = [paper(GAP, width), _two_ends(heading, note, width)]
-    parts += [legend(names, colours, width), errors, text_line(_COLUMNS, lefts, width, FAINT)]
+    columns = text_line(_COLUMNS, lefts, width, drawing.FAINT)
+    parts += [legend(names, colours, width), errors, columns]
     for title, matrix, tiles in zip(titles, counts, drawn, strict=True):
         parts += [_two_ends(title, _dice_text(matrix), width), beside(tiles, lefts, width)]
         parts.append(paper(GAP, width))
-    save_picture(path, np.vstack(parts))
+    drawing.save_picture(path, np.vstack(parts))
 
 
 def _panels(row: Row, colours: Array, panel: int) -> list[Picture]:
@@ -188,9 +161,9 @@ def _panels(row: Row, colours: Array, panel: int) -> list[Picture]:
     height, width = (max(1, round(side * factor)) for side in truth.shape)
     exact = Image.Resampling.NEAREST  # masks keep their colours
     pictures = (
-        (as_rgb(image), Image.Resampling.LANCZOS if factor < 1 else exact),
-        (colour_mask(truth, len(colours), colours), exact),
-        (colour_mask(prediction, len(colours), colours), exact),
+        (drawing.as_rgb(image), Image.Resampling.LANCZOS if factor < 1 else exact),
+        (drawing.colour_mask(truth, len(colours), colours), exact),
+        (drawing.colour_mask(prediction, len(colours), colours), exact),
         (error_map(image, truth, prediction), exact),
     )
     scaled = (Image.fromarray(pixels).resize((width, height), how) for pixels, how in pictures)
@@ -208,12 +181,8 @@ def _dice_text(matrix: Array) -> str:
 
 
 def error_map(image: Array, truth: Array, prediction: Array) -> Picture:
-    """Darken the image and colour the wrong pixels: RGB uint8 (H, W, 3).
-
-    Magenta: a class where the truth is background (false positive). Light blue: background where
-    the truth is a class (false negative). White: one class taken for another.
-    """
-    gray = as_rgb(image).mean(2, keepdims=True) * 0.4
+    """Darken the image and colour the wrong pixels, see ``ERRORS``: RGB uint8 (H, W, 3)."""
+    gray = drawing.as_rgb(image).mean(2, keepdims=True) * 0.4
     shown = np.repeat(gray, 3, axis=2).astype(np.uint8)
     wrong = (truth != prediction) & (truth != IGNORED)
     positive, negative = wrong & (truth == 0), wrong & (prediction == 0)
@@ -224,6 +193,6 @@ def error_map(image: Array, truth: Array, prediction: Array) -> Picture:
 
 
 def _two_ends(left: str, right: str, width: int) -> Picture:
-    """A line with one text at the left edge and one, which has the precedence, up to the right."""
-    right_at = max(width // 4, width - GAP - text_length(right))
+    """A line with a text at each end; where both do not fit, the left one is shortened."""
+    right_at = max(width // 4, width - GAP - drawing.text_length(right))
     return text_line([left, right], [GAP, right_at], width)

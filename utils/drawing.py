@@ -1,6 +1,6 @@
 """Pictures of masks: coloured, as gray files, over their image; and the parts of sheets.
 
-Pixels are set by hand: a plot would smooth masks, and mix their colours.
+Drawn pixel by pixel: a plot would smooth masks, and mix their colours.
 """
 
 from __future__ import annotations
@@ -36,9 +36,6 @@ _BOX = 16  # side of a colour in a legend
 _PAPER, _INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
 
-# --- masks ----------------------------------------------------------------------------------------
-
-
 def palette(num_classes: int) -> Picture:
     """Colours of class 0 ... C-1, uint8 (C, 3), all different (up to 256 classes).
 
@@ -64,17 +61,14 @@ def class_colours(num_classes: int, texts: Sequence[str] = ()) -> Picture:
 
 
 def default_names(num_classes: int) -> list[str]:
-    """Names of class 0 ... C-1 where nobody gave any."""
+    """Names of class 0 ... C-1 where none are given."""
     return ["0 background", *map(str, range(1, num_classes))]
 
 
 def colour_mask(mask: Array, num_classes: int, colours: Array | None = None) -> Picture:
     """Colour a mask of class ids (H, W): RGB uint8 (H, W, 3), unlabelled pixels (id 255) gray.
 
-    Colours are uint8 (C, 3), those of ``palette`` if none are given.
-
-    Raises:
-        ValueError: an id lies outside 0 ... C-1.
+    Colours are uint8 (C, 3), by default ``palette``. ValueError if an id lies outside 0 ... C-1.
     """
     unlabelled = mask == IGNORED
     colours = palette(num_classes) if colours is None else colours
@@ -84,7 +78,7 @@ def colour_mask(mask: Array, num_classes: int, colours: Array | None = None) -> 
 
 
 def _class_ids(ids: Array, num_classes: int) -> Array:
-    """The mask itself, checked."""
+    """The mask itself, once its shape and ids are checked."""
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         raise ValueError(f"a mask is [H, W] of integers, not {ids.dtype} {ids.shape}")
     if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
@@ -96,12 +90,9 @@ def _class_ids(ids: Array, num_classes: int) -> Array:
 def save_prediction(path: str | Path, mask: Array, mapping: Sequence[int]) -> Path:
     """Write a mask of class ids (H, W) as a gray, lossless PNG: class c becomes ``mapping[c]``.
 
-    The source image's suffix at the end of the path, if it has one, becomes ``.png``. Missing
-    folders are made. Returns the path written.
-
-    Raises:
-        ValueError: an id has no gray value, or a gray value lies outside 0 ... 255.
-        UserError: the file cannot be written.
+    An image suffix at the end of the path becomes ``.png``; missing folders are made. Returns the
+    path written. ValueError if an id has no gray value, or a gray value lies outside 0 ... 255;
+    UserError if the file cannot be written.
     """
     gray = np.array(mapping)
     if gray.ndim != 1 or gray.dtype.kind not in "iu" or gray.min() < 0 or gray.max() > 255:
@@ -118,9 +109,6 @@ def save_picture(path: str | Path, pixels: Array, flag: str = "output_dir") -> N
     """Write a PNG as a whole, or raise UserError; missing folders are made."""
     with replacing(path, flag, durable=False) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
-
-
-# --- one picture ----------------------------------------------------------------------------------
 
 
 def blend(image: Array, mask: Array, colours: Array, side: int) -> Picture:
@@ -176,11 +164,8 @@ def bar_length(widest: float) -> float:
     return power * max(step for step in (1, 2, 5) if step * power <= widest * (1 + 1e-9))
 
 
-# --- strips (H, width, 3) of a sheet, which are stacked -------------------------------------------
-
-
 def paper(height: int, width: int) -> Picture:
-    """White."""
+    """White: an empty strip of a sheet, which is a stack of strips (H, width, 3)."""
     return np.full((height, width, 3), _PAPER, np.uint8)
 
 
@@ -208,7 +193,7 @@ def overview(pictures: Sequence[Array], titles: Sequence[str], heading: str = ""
 def text_line(
     texts: Sequence[str], lefts: Sequence[int], width: int, ink: tuple[int, int, int] = _INK
 ) -> Picture:
-    """A line of texts; what would run into the next one loses its middle."""
+    """A line of texts; one that would run into the next is shortened in its middle."""
     line = paper(LINE, width)
     for text, left, right in zip(texts, lefts, [*lefts[1:], width], strict=False):
         text = shown = _one_line(text)
@@ -258,7 +243,7 @@ def _write(line: Picture, text: str, left: int, ink: tuple[int, int, int] = _INK
 
 
 def _one_line(text: str) -> str:
-    """File names may hold line feeds."""
+    """Replace line feeds and the like, which file names may hold."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
