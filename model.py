@@ -45,7 +45,7 @@ class Method(nn.Module):
     needs_annotated: ClassVar[bool] = False  # image 0 of every batch is annotated
     needs_groups: ClassVar[bool] = False  # production batches are used
     least_images: ClassVar[int] = 1  # of a batch; with fewer the loss is undefined or constant
-    trains_ups: ClassVar[bool] = True  # False: the ups stay as they were initialised
+    trains_ups: ClassVar[bool] = True  # False: the loss needs x4 alone, the ups stay as initialised
 
     def __init__(
         self,
@@ -157,12 +157,10 @@ class PSCL(Method):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        self.num_classes = num_classes
-        self.temperature = temperature
-        self.ratio = global_local_ratio
+        self.num_classes, self.label_guided = num_classes, label_guided
+        self.temperature, self.ratio = temperature, global_local_ratio
         coarsest = self.default_top_k if top_k is None else top_k
         self.templates = [coarsest * sample_ratio**scale for scale in range(SCALES)]
-        self.label_guided = label_guided
         self.scale_weights = tuple(scale_weights)
 
     def draw_noise(self, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -182,14 +180,10 @@ class PSCL(Method):
     ) -> list[tuple[Tensor, Tensor, Patches]]:
         """Choose, match and project the patches of all scales (paper, patch sampling).
 
-        Args:
-            maps_q, maps_k: up1, up2, up3 of both views.
-            head_k: projection head of view k.
-            batch: with the ``geometry`` of the views and the ``label`` of image 0.
-
-        Returns:
-            Of each scale the embeddings of the patches in view q and in view k, (B, C, K, D) in
-            single precision, and the patches.
+        ``maps_q`` and ``maps_k`` are up1, up2, up3 of both views; ``head_k`` projects view k;
+        ``batch`` has the ``geometry`` of the views and the ``label`` of image 0. Returns of each
+        scale the embeddings (B, C, K, D) of the patches in view q and in view k, in single
+        precision, and the patches.
         """
         geometry, label = batch["geometry"], batch["label"][0].float()
         sampled = []
@@ -350,8 +344,7 @@ class PSCL_MoCo(PSCL, QueueMethod):
 class MoCo(QueueMethod):
     """Momentum contrast of whole images (He 2020, algorithm 1): no label, no production batch.
 
-    The paper has momentum 0.999, 65,536 keys and temperature 0.07; here all methods share one
-    setting of each. The image embedding comes from x4, so that the ups do not learn.
+    The paper has momentum 0.999, 65,536 keys and temperature 0.07; here methods share a setting.
     """
 
     trains_ups = False
@@ -376,8 +369,7 @@ class MoCo(QueueMethod):
 class SimCLR(Method):
     """Contrast of the two views within the batch (Chen 2020, algorithm 1): one encoder, no label.
 
-    The paper has batches of 256 to 8192 images; a batch of 8 has 14 negatives a row. The image
-    embedding comes from x4, so that the ups do not learn.
+    The paper has batches of 256 to 8192 images; a batch of 8 has 14 negatives a row.
     """
 
     least_images = 2  # one image alone has no negatives
@@ -401,8 +393,7 @@ class BYOL(MomentumMethod):
 
     No negatives and no label. ``encoder_q`` is the online network, ``encoder_k`` the target. In the
     paper the momentum rises from 0.996 to 1, and the projector has a BatchNorm; here the momentum
-    is constant and all methods have the same projector. The image embedding comes from x4, so that
-    the ups do not learn.
+    is constant and all methods have the same projector.
     """
 
     least_images = 2  # the predictor's BatchNorm has one value per image
@@ -437,8 +428,7 @@ class DenseCL(QueueMethod):
 
     def __init__(self, *, dense_grid: int = 7, temperature: float = 0.5, **settings: Any) -> None:
         super().__init__(**settings)
-        self.dense_grid = dense_grid
-        self.temperature = temperature
+        self.dense_grid, self.temperature = dense_grid, temperature
         self.queue = unit(self.queue)
         self.register_buffer("dense_queue", unit(torch.randn_like(self.queue)))  # (Q, D)
 

@@ -160,11 +160,8 @@ class PixelClassifier(nn.Module):
 class ProjectionHead(nn.Module):
     """Embeddings of the whole image and of single positions at the three decoder scales.
 
-    Args:
-        channels: of the encoder.
-        hidden_dim: hidden units of the image head; a patch head has min(hidden_dim, its channels).
-        embed_dim: D.
-        groups: of the patch heads' 1x1 convolutions.
+    The image head has ``hidden_dim`` hidden units, a patch head at most as many as the map has
+    channels; D is ``embed_dim``; ``groups`` are those of the patch heads' 1x1 convolutions.
     """
 
     def __init__(

@@ -18,10 +18,8 @@ STEPS = ("brightness", "contrast", "saturation", "hue")
 class ColorJitter:
     """Change of brightness, contrast, saturation and hue of one view (published loader).
 
-    Attributes:
-        order: the steps in the order in which they are applied; empty = the image stays as it is.
-        brightness, contrast, saturation: factors, 1 = no change.
-        hue: shift of the hue in turns of the colour wheel, 0 = no change.
+    The steps are applied in ``order``; without any the image stays as it is. Brightness, contrast
+    and saturation are factors, the hue is a shift in turns of the colour wheel.
     """
 
     order: tuple[str, ...] = ()

@@ -109,9 +109,8 @@ def _candidates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each template's cells that are most similar in single precision, ordered by their numbers.
 
-    Returns:
-        Similarities (B, T, L) in double precision, -inf for padding; the cells (B, T, L); the
-        largest similarity that another cell can have (B, T).
+    Returns similarities (B, T, L) in double precision, -inf for padding; the cells (B, T, L); the
+    largest similarity that another cell can have (B, T).
     """
     images, dim, cells = keys.shape
     padding = valid.log()  # 0, and -inf for padding

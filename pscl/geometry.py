@@ -100,13 +100,9 @@ class ViewGeometry:
 class Window:
     """A shifted, rotated and scaled crop of an image (training with labels).
 
-    Beyond its edges the image is mirrored and unlabelled.
-
-    Attributes:
-        rows, columns: size of the result in pixels.
-        row, column: the window's centre, in pixels from the image's top and left edge.
-        scale: magnification of the image; below 1 it is reduced.
-        angle: of the counter-clockwise rotation, in degrees.
+    The result has ``rows x columns`` pixels; its centre is ``row`` and ``column`` pixels from the
+    image's top and left edge. The image is magnified by ``scale``, rotated counter-clockwise by
+    ``angle`` degrees, and beyond its edges mirrored and unlabelled.
     """
 
     rows: int
@@ -213,11 +209,8 @@ def correspond(
     row p // w' and column p % w', the second a rounding of it, so both are computed for all images
     at once.
 
-    Args:
-        geometry: the view k of each of the B images.
-        rows, columns: H, W of the feature map.
-        device: of the result.
-        multiple: H*W is rounded up to a multiple of it, P.
+    ``geometry`` holds the view k of each of the B images, ``rows`` and ``columns`` are H, W of the
+    feature map; P is H*W rounded up to a multiple of ``multiple``.
     """
     sizes = [view.size(rows, columns) for view in geometry]
     linear = [view.index_steps(rows, columns) for view in geometry]

@@ -51,9 +51,8 @@ def patch_nt_xent(
     Every patch of both views is a row. Its positive is its correspondent in the other view, its
     negatives are all rows of another class; rows of its own class are neither.
 
-    Args:
-        query, key: (B, C, K, D) patch embeddings of the two views; [b, c, k] of both is one place.
-        intra_view_negatives: whether rows of the same image and view may be negatives.
+    ``query`` and ``key`` (B, C, K, D) are embeddings of the two views; [b, c, k] of both is one
+    place. ``intra_view_negatives``: whether rows of the same image and view may be negatives.
     """
     images, classes, templates, _ = query.shape
     by_class = torch.stack([query.transpose(0, 1), key.transpose(0, 1)], dim=1)
@@ -99,9 +98,8 @@ def soft_info_nce(
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """InfoNCE over [positive, queue] with a one-hot target, mean (He 2020, equation 1).
 
-    Args:
-        query, key: (N, D) unit vectors; the same row of both is a positive pair.
-        queue: (Q, D) keys of earlier batches, the negatives of every row.
+    Rows of ``query`` and ``key``, unit vectors (N, D), are positive pairs; ``queue`` (Q, D) holds
+    keys of earlier batches, the negatives of every row.
     """
     query, key, queue = query.float(), key.float(), queue.float()
     positive = (query * key).sum(dim=1, keepdim=True)  # (N, 1)
@@ -168,14 +166,9 @@ def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1e-4) -> Tensor:
 def supervised_loss(logits: Tensor, mask: Tensor, class_weight: Tensor) -> dict[str, Tensor]:
     """Half weighted cross-entropy, half mean Dice loss without background (published program).
 
-    Args:
-        logits: (B, C, H, W).
-        mask: (B, H, W) class ids 0 to C-1; pixels of id ``IGNORED`` are left out.
-        class_weight: (C,) weights of the cross-entropy, which is divided by the number of labelled
-            pixels, not by the sum of their weights.
-
-    Returns:
-        ``loss`` and its parts ``cross_entropy`` and ``dice``.
+    From (B, C, H, W) logits and (B, H, W) class ids, without pixels of id ``IGNORED``. The
+    cross-entropy, with weights (C,), is divided by the number of labelled pixels, not by the sum of
+    their weights. Returns ``loss`` and its parts ``cross_entropy`` and ``dice``.
     """
     logits = logits.float()
     total = F.cross_entropy(logits, mask, class_weight, ignore_index=IGNORED, reduction="sum")

@@ -13,11 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
+from torch.utils import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy
 
 from networks import Encoder
 
@@ -59,12 +56,11 @@ def _checkpointed(
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         if everything:
             return nullcontext(), _SecondPass(block, nullcontext())
-        first, second = create_selective_checkpoint_contexts(_keep_convolutions)
+        first, second = checkpoint.create_selective_checkpoint_contexts(_keep_convolutions)
         return first, _SecondPass(block, second)
 
-    output: Tensor = checkpoint(
-        run, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-    )
+    settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    output: Tensor = checkpoint.checkpoint(run, *inputs, context_fn=contexts, **settings)
     return output
 
 

@@ -72,13 +72,9 @@ def sample_patches(
 ) -> Patches:
     """Choose in the annotated image (number 0 of the batch) and match in all others.
 
-    Args:
-        keys: (B, D, P) key embeddings at the cells of each image, or vectors with the same inner
-            products; ``pscl.fast_matching.match`` says which P is fastest.
-        places: of the P cells in both maps.
-        label: (C, h'*w') of the annotated image, see ``label_at``.
-        noise: (C, h'*w') uniform in [0, 1).
-        templates: K.
+    ``keys`` (B, D, P) are key embeddings at the cells of each image, or vectors with the same inner
+    products; ``pscl.fast_matching.match`` says which P is fastest. ``label`` and ``noise``
+    (C, h'*w') are the annotated image's, as for ``choose``; K is ``templates``.
     """
     keys = keys.detach().float()
     chosen, purity = choose(label, noise, templates)  # (C, K) each
