@@ -1,9 +1,8 @@
-"""The pretraining methods, one class each in the order of its paper.
+"""The pretraining methods, a class each: one UNet, one pair of views, different objectives.
 
-``forward(batch)`` takes the dict of ``data.py`` and returns a dict of scalars with ``loss`` and its
-named parts; the training loop knows no method. All share one UNet, its heads and the two views, so
-that only the objective differs. Shapes stand at the end of the lines: B images, C classes,
-K templates per class, T = C*K, P cells, D embedding, Q queue.
+``forward(batch)`` takes the dict of ``data.py`` and returns a dict of scalars: ``loss`` and its
+named parts. Shapes stand at the end of the lines: B images, C classes, K templates per class,
+T = C*K, P cells, D embedding, Q queue.
 """
 
 from __future__ import annotations
@@ -39,15 +38,14 @@ def unit(x: Tensor) -> Tensor:
 class Method(nn.Module):
     """A pretraining method as the training loop sees it: an encoder, and a forward to losses.
 
-    Args:
-        channels, hidden_dim, embed_dim, groups, norm: see ``networks.ProjectedUNet``.
-        recompute: levels of the UNet, see ``pscl.recompute.recompute_activations``.
+    Most settings are those of ``networks.ProjectedUNet``; ``recompute`` is the ``levels`` of
+    ``pscl.recompute.recompute_activations``.
     """
 
     needs_annotated: ClassVar[bool] = False  # image 0 of every batch is annotated
     needs_groups: ClassVar[bool] = False  # production batches are used
-    least_images: ClassVar[int] = 1  # of a batch, for its loss to mean anything
-    trains_ups: ClassVar[bool] = True  # False: the ups stay as they were initialised
+    least_images: ClassVar[int] = 1  # of a batch; with fewer the loss is undefined or constant
+    trains_ups: ClassVar[bool] = True  # False: the loss needs x4 alone, the ups stay as initialised
 
     def __init__(
         self,
@@ -66,20 +64,18 @@ class Method(nn.Module):
 
     @staticmethod
     def log_note(queue_size: int, batch_size: int) -> str:
-        """What a reader of the log should know about the loss; empty if it simply falls."""
+        """What a reader of the log should know of the loss curve; empty if it simply falls."""
         return ""
 
 
 class MomentumMethod(Method):
-    """A method with a momentum encoder: a copy that follows the one that learns (He 2020).
+    """A method with a momentum encoder, the moving average of the one that learns (He 2020).
 
-    Its parameters follow; its BatchNorm is in training mode, with running statistics of its own.
-    ``forward`` updates it before it makes the keys; the papers do so after the optimizer's step,
-    which is the same sequence, since the two encoders start equal.
+    Only parameters are averaged; its BatchNorm is in training mode, with running statistics of its
+    own. ``forward`` updates it before it computes the keys; the papers do so after the optimizer's
+    step, which is the same sequence, since the two encoders start equal.
 
-    Args:
-        momentum: share of the momentum encoder that each step keeps.
-        settings: see ``Method``.
+    ``momentum`` is the share of the momentum encoder that each step keeps.
     """
 
     def __init__(self, *, momentum: float = 0.99, **settings: Any) -> None:
@@ -94,14 +90,10 @@ class MomentumMethod(Method):
 
 
 class QueueMethod(MomentumMethod):
-    """A method that contrasts with a queue of earlier keys of whole images (He 2020).
+    """A method that contrasts with a queue of Q earlier keys of whole images (He 2020).
 
-    Shuffling the keys within the batch, which hides BatchNorm's statistics where MoCo runs on
-    several devices, changes nothing on one and is left out.
-
-    Args:
-        queue_size: Q, entries of the queue.
-        settings: see ``MomentumMethod``.
+    MoCo's shuffling of keys between devices, which hides BatchNorm's statistics, changes nothing on
+    a single device and is left out.
     """
 
     queue: Tensor
@@ -122,13 +114,9 @@ class QueueMethod(MomentumMethod):
 
     @torch.no_grad()
     def replace_oldest(self, **keys: Tensor) -> Tensor:
-        """Write a batch's keys over the oldest of the queues with these names.
+        """Write a batch's keys (B, ...), the last Q at most, over the oldest entries of the queues.
 
-        Args:
-            keys: (B, ...); of more than Q the last ones are written.
-
-        Returns:
-            The entries that were written over.
+        ``keys`` are given by the names of their queues. Returns the indices of the entries.
         """
         size = len(self.queue)
         count = min(size, *(len(key) for key in keys.values()))
@@ -146,16 +134,15 @@ class PSCL(Method):
         num_classes: C.
         temperature: of both losses.
         global_local_ratio: r in (1 - r) * image loss + r * patch loss.
-        top_k: K at the coarsest scale; None for the variant's own default.
-        sample_ratio: K grows by this factor from scale to scale.
+        top_k: K at the coarsest scale; None for ``default_top_k``.
+        sample_ratio: factor by which K grows from scale to scale.
         label_guided: False sets the label map to zero, so that sampling is random (ablation).
         scale_weights: weight of each scale's patch loss.
-        settings: see ``Method``.
     """
 
     needs_annotated = True
     default_top_k: ClassVar[int]
-    normalise_keys: ClassVar[bool]  # whether patches are matched by cosine or by raw product
+    normalise_keys: ClassVar[bool]  # True: patches are matched by cosine, False: by inner product
 
     def __init__(
         self,
@@ -170,16 +157,14 @@ class PSCL(Method):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        self.num_classes = num_classes
-        self.temperature = temperature
-        self.ratio = global_local_ratio
+        self.num_classes, self.label_guided = num_classes, label_guided
+        self.temperature, self.ratio = temperature, global_local_ratio
         coarsest = self.default_top_k if top_k is None else top_k
         self.templates = [coarsest * sample_ratio**scale for scale in range(SCALES)]
-        self.label_guided = label_guided
         self.scale_weights = tuple(scale_weights)
 
     def draw_noise(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Uniform noise in [0, 1), from the global generator: it orders equally pure cells."""
+        """Uniform noise in [0, 1) from the global generator, which orders equally pure cells."""
         return torch.rand(tuple(shape), device=device)
 
     def encode(self, network: ProjectedUNet, view: Tensor) -> tuple[Tensor, list[LazyMap]]:
@@ -193,16 +178,12 @@ class PSCL(Method):
         head_k: ProjectionHead,
         batch: Mapping[str, Any],
     ) -> list[tuple[Tensor, Tensor, Patches]]:
-        """Choose and match the patches of all scales, and project them (paper, patch sampling).
+        """Choose, match and project the patches of all scales (paper, patch sampling).
 
-        Args:
-            maps_q, maps_k: up1, up2, up3 of both views.
-            head_k: the head that projects view k.
-            batch: with the ``geometry`` of the views and the ``label`` of image 0.
-
-        Returns:
-            Of each scale the embeddings of the patches in view q and in view k, (B, C, K, D) in
-            single precision, and the patches themselves: places, and purity (C, K).
+        ``maps_q`` and ``maps_k`` are up1, up2, up3 of both views; ``head_k`` projects view k;
+        ``batch`` has the ``geometry`` of the views and the ``label`` of image 0. Returns of each
+        scale the embeddings (B, C, K, D) of the patches in view q and in view k, in single
+        precision, and the patches.
         """
         geometry, label = batch["geometry"], batch["label"][0].float()
         sampled = []
@@ -224,9 +205,9 @@ class PSCL(Method):
 
     def keys(self, map_k: LazyMap, index: Tensor, head: ProjectionHead, scale: int) -> Tensor:
         """Vectors by which the cells at positions (B, P) are matched: (B, d, P), d <= D."""
-        # Features without a name are freed as soon as the keys are there: both are large.
+        # The features have no name here, so that they are freed early: they are large.
         keys = coordinates(head, map_k.at(index).transpose(1, 2), scale)
-        if self.normalise_keys:  # as F.normalize does, but in place
+        if self.normalise_keys:  # F.normalize, in place
             keys /= keys.norm(dim=1, keepdim=True).clamp_(min=1e-12)
         return keys
 
@@ -241,11 +222,9 @@ class PSCL(Method):
 
 
 class PSCL_SimCLR(PSCL):
-    """PSCL on SimCLR: one encoder, negatives from the batch, patches of other classes.
+    """PSCL on SimCLR: one encoder; negatives are the batch's images, and patches of other classes.
 
-    Args:
-        intra_view_negatives: whether patches of the same image and view may be negatives.
-        settings: see ``PSCL``.
+    ``intra_view_negatives``: whether patches of the same image and view may be negatives.
     """
 
     default_top_k = 4
@@ -271,16 +250,15 @@ class PSCL_SimCLR(PSCL):
 
 
 class PSCL_MoCo(PSCL, QueueMethod):
-    """PSCL on MoCo: a momentum encoder makes the keys, queues keep them, targets are soft.
+    """PSCL on MoCo: a momentum encoder computes the keys, queues keep them, targets are soft.
 
-    A key that comes from the row's own production batch is a positive too, and so is a new one of
-    the row's class, both with weights that decay while the key ages in the queue.
+    Keys of the row's own production batch are positives too, and so are all patch keys of its
+    class, with weights that decay while a key ages in the queue.
 
     Args:
-        group_decay: decay per step of the image queue's same-batch weight.
-        patch_group_decay: decay per step of the patch queue's same-batch weight.
-        freshness_decay: decay per step of the patch queue's weight whatever the batch.
-        settings: see ``PSCL`` and ``QueueMethod``.
+        group_decay: factor per step of the weight in the image queue, same production batch.
+        patch_group_decay: the same in the patch queue.
+        freshness_decay: factor per step of the weight in the patch queue, any production batch.
     """
 
     needs_groups = True
@@ -303,7 +281,7 @@ class PSCL_MoCo(PSCL, QueueMethod):
     ) -> None:
         super().__init__(**settings)
         self.decays = (group_decay, patch_group_decay, freshness_decay)
-        # Entry e of class c is row e*C + c; the published files hold a fourth, unused scale.
+        # Entry e of class c is row e*C + c; published checkpoints hold a fourth, unused scale.
         size = len(self.queue)
         noise = torch.randn(SCALES + 1, size * self.num_classes, self.embed_dim)
         self.register_buffer("patch_queue", noise)
@@ -323,11 +301,9 @@ class PSCL_MoCo(PSCL, QueueMethod):
 
     @torch.no_grad()
     def enqueue(self, image_k: Tensor, patch_k: Tensor, group: Tensor) -> None:
-        """Write the batch's keys over the oldest and age all weights, the newest included.
+        """Write the batch's keys over the oldest, then decay all weights, the newest included.
 
-        Args:
-            image_k, patch_k: unit vectors (B, D), and purity-weighted sums (3, B, C, D).
-            group: (B,) production batches.
+        ``image_k`` are unit vectors (B, D), ``patch_k`` purity-weighted sums (3, B, C, D).
         """
         entry = self.replace_oldest(queue=image_k, queue_group=group)
         by_entry = self.patch_queue.view(SCALES + 1, len(self.queue), self.num_classes, -1)
@@ -368,11 +344,7 @@ class PSCL_MoCo(PSCL, QueueMethod):
 class MoCo(QueueMethod):
     """Momentum contrast of whole images (He 2020, algorithm 1): no label, no production batch.
 
-    The paper has momentum 0.999, 65,536 keys and temperature 0.07; here the settings that all
-    methods share decide. The image embedding comes from x4, so that the ups do not learn.
-
-    Args:
-        temperature, settings: of the loss, and of ``QueueMethod``.
+    The paper has momentum 0.999, 65,536 keys and temperature 0.07; here methods share a setting.
     """
 
     trains_ups = False
@@ -380,7 +352,7 @@ class MoCo(QueueMethod):
     def __init__(self, *, temperature: float = 0.5, **settings: Any) -> None:
         super().__init__(**settings)
         self.temperature = temperature
-        self.queue = unit(self.queue)  # as its program begins
+        self.queue = unit(self.queue)  # as in its published program
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Loss of one batch: ``loss`` is ``image``, its only part."""
@@ -397,11 +369,7 @@ class MoCo(QueueMethod):
 class SimCLR(Method):
     """Contrast of the two views within the batch (Chen 2020, algorithm 1): one encoder, no label.
 
-    The paper runs batches of 256 to 8192 images; a batch of 8 has 14 negatives a row. The image
-    embedding comes from x4, so that the ups do not learn.
-
-    Args:
-        temperature, settings: of the loss, and of ``Method``.
+    The paper has batches of 256 to 8192 images; a batch of 8 has 14 negatives a row.
     """
 
     least_images = 2  # one image alone has no negatives
@@ -423,13 +391,9 @@ class SimCLR(Method):
 class BYOL(MomentumMethod):
     """Predict a momentum encoder's embedding of the other view (Grill 2020, algorithm 1).
 
-    No negatives and no label. ``encoder_q`` is the online network, ``encoder_k`` the target; only
-    the online one has a predictor. In the paper the momentum rises from 0.996 to 1, and the
-    projector has a BatchNorm; here the momentum is constant and the projector is that of all
-    methods. The image embedding comes from x4, so that the ups do not learn.
-
-    Args:
-        settings: see ``MomentumMethod``; the predictor has the heads' hidden_dim and embed_dim.
+    No negatives and no label. ``encoder_q`` is the online network, ``encoder_k`` the target. In the
+    paper the momentum rises from 0.996 to 1, and the projector has a BatchNorm; here the momentum
+    is constant and all methods have the same projector.
     """
 
     least_images = 2  # the predictor's BatchNorm has one value per image
@@ -444,8 +408,7 @@ class BYOL(MomentumMethod):
         self.update_key_encoder()
         losses = {}
         for seen, other in (("q", "k"), ("k", "q")):
-            online = self.encoder_q.embed(batch[f"view_{seen}"])  # (B, D)
-            prediction = self.predictor(online)  # (B, D)
+            prediction = self.predictor(self.encoder_q.embed(batch[f"view_{seen}"]))  # (B, D)
             with torch.no_grad():
                 target = self.encoder_k.embed(batch[f"view_{other}"])  # (B, D)
             losses[f"predict_{other}"] = byol_loss(prediction, target)
@@ -455,22 +418,17 @@ class BYOL(MomentumMethod):
 class DenseCL(QueueMethod):
     """MoCo of whole images and MoCo of the cells of a grid, half each (Wang 2021, figure 2).
 
-    The dense map is up3, averaged over the cells of a grid and projected by the patch head of up3.
-    The paper's is the backbone's last map as well, at 1/32 of the size; here the last map is at the
-    full size, so that the whole UNet learns. ``MoCo`` says which settings differ from its paper.
-
-    Args:
-        dense_grid: cells a side of the grid (S in the paper); P = dense_grid**2.
-        temperature: of both losses.
-        settings: see ``QueueMethod``; both queues have queue_size entries.
+    The dense map is the last one, up3, averaged over a grid of P = dense_grid**2 cells (S**2 in the
+    paper) and projected by up3's patch head. The paper's last map has 1/32 of the image's size;
+    this one has the full size, so that the whole UNet learns. Both queues have Q entries; for the
+    other settings see ``MoCo``.
     """
 
     dense_queue: Tensor
 
     def __init__(self, *, dense_grid: int = 7, temperature: float = 0.5, **settings: Any) -> None:
         super().__init__(**settings)
-        self.dense_grid = dense_grid
-        self.temperature = temperature
+        self.dense_grid, self.temperature = dense_grid, temperature
         self.queue = unit(self.queue)
         self.register_buffer("dense_queue", unit(torch.randn_like(self.queue)))  # (Q, D)
 
@@ -507,13 +465,13 @@ METHODS: dict[str, type[Method]] = {
 
 
 def settings_of(self_mode: str) -> set[str]:
-    """Names of the settings that the class of a method takes, those of its bases included."""
+    """Names of the settings that a method's class takes, those of its bases included."""
     bases = [base for base in METHODS[self_mode].__mro__ if issubclass(base, Method)]
     parameters = [p for base in bases for p in inspect.signature(base).parameters.values()]
     return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def build_method(self_mode: str, settings: Mapping[str, Any]) -> Method:
-    """Make the method called ``self_mode`` from those of the settings that its class takes."""
+    """The method called ``self_mode``, with those of the settings that its class takes."""
     names = settings_of(self_mode)
     return METHODS[self_mode](**{k: v for k, v in settings.items() if k in names})

@@ -1,7 +1,7 @@
-"""The UNet and its heads. Knows no loss and no data.
+"""The UNet and its heads, without losses or data.
 
-Attribute names such as ``encode.inc.con1`` are those of the published checkpoints: state dicts are
-exchanged with them without translation.
+Names of layers such as ``encode.inc.con1`` are those of the published checkpoints, whose state
+dicts load as they are.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class ChannelLayerNorm(nn.LayerNorm):
 
 
 def normalisation(norm: str, channels: int) -> nn.Module:
-    """BatchNorm2d ('batch'), or GroupNorm ('group') with 8 groups, or as many as divide channels.
+    """BatchNorm2d ('batch'), or GroupNorm ('group') with gcd(8, channels) groups.
 
-    GroupNorm (Wu and He 2018) knows no other image and no running statistics, so it computes the
+    GroupNorm (Wu and He 2018) sees one image at a time and has no running statistics, so it is the
     same in training and evaluation; the published program has BatchNorm alone.
     """
     if norm == "group":
@@ -44,8 +44,8 @@ def normalisation(norm: str, channels: int) -> nn.Module:
 def activated(norm: nn.Module, x: Tensor) -> Tensor:
     """A norm, then LeakyReLU 0.01 in place: (B, C, H, W) to the same."""
     if isinstance(norm, ChannelLayerNorm):
-        # On the rows themselves: in place on the view that the norm returns, autograd would copy
-        # every gradient, and the copies would not be channels-last.
+        # On the rows: for an in-place operation on the permuted view that the norm returns,
+        # autograd would copy every gradient, and the copies would not be channels-last.
         rows = norm.rows(x.permute(0, 2, 3, 1))
         return F.leaky_relu(rows, 0.01, inplace=True).permute(0, 3, 1, 2)
     return F.leaky_relu(norm(x), 0.01, inplace=True)
@@ -54,10 +54,7 @@ def activated(norm: nn.Module, x: Tensor) -> Tensor:
 class DoubleConv(nn.Module):
     """Twice (3x3 convolution without bias, norm, LeakyReLU 0.01): (B, in, H, W) to (B, out, H, W).
 
-    Args:
-        channels_in, channels_out: numbers of channels.
-        norm: 'batch' or 'group', see ``normalisation``.
-        layer_norm: whether the second norm is a LayerNorm over channels instead.
+    ``layer_norm``: the second norm is a LayerNorm over channels instead of ``normalisation``'s.
     """
 
     def __init__(
@@ -114,11 +111,10 @@ class Up(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Everything of the UNet but its last layer: stem, three downs, three ups.
+    """The UNet without its last layer: stem, three downs, three ups.
 
-    Args:
-        channels: channels at full, 1/2, 1/4 and 1/8 of the image's size.
-        norm: 'batch' or 'group', see ``normalisation``.
+    ``channels`` are those at full, 1/2, 1/4 and 1/8 of the image's size; for ``norm`` see
+    ``normalisation``.
     """
 
     def __init__(self, channels: Sequence[int] = CHANNELS, norm: str = "batch") -> None:
@@ -133,7 +129,7 @@ class Encoder(nn.Module):
         self.up3 = Up(c1, norm)
 
     def contract(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The way down, (B, 3, H, W) to x1 (full size), x2 (1/2), x3 (1/4) and x4 (1/8)."""
+        """The contracting path: (B, 3, H, W) to x1 (full size), x2 (1/2), x3 (1/4), x4 (1/8)."""
         x1 = self.inc(image)  # (B, c0, H, W)
         x2 = self.down1(x1)  # (B, c1, H/2, W/2)
         x3 = self.down2(x2)  # (B, c2, H/4, W/4)
@@ -164,11 +160,8 @@ class PixelClassifier(nn.Module):
 class ProjectionHead(nn.Module):
     """Embeddings of the whole image and of single positions at the three decoder scales.
 
-    Args:
-        channels: the encoder's.
-        hidden_dim: hidden units of the image head, and at most of a patch head.
-        embed_dim: D.
-        groups: groups of the patch heads' 1x1 convolutions.
+    The image head has ``hidden_dim`` hidden units, a patch head at most as many as the map has
+    channels; D is ``embed_dim``; ``groups`` are those of the patch heads' 1x1 convolutions.
     """
 
     def __init__(
@@ -195,13 +188,10 @@ class ProjectionHead(nn.Module):
         return self.mlp(x4.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1))
 
     def patch(self, features: Tensor, scale: int) -> Tensor:
-        """Embedding of positions at scale 0, 1, 2 (up1, up2, up3): (B, c, P) to (B, D, P).
-
-        The head is a function of each pixel alone, so it is applied to just the positions wanted.
-        """
+        """Embedding of positions at scale 0, 1, 2 (up1, up2, up3): (B, c, P) to (B, D, P)."""
         conv1, norm1, conv2 = self.patch_layers(scale)
-        # A single row of pixels: features whose c numbers lie together are channels-last memory,
-        # which convolutions take, and give, without a copy. A single column is not.
+        # As one row of pixels, for which features whose c numbers lie together are channels-last
+        # memory: convolutions need no copy of it. As one column they would not be.
         hidden = F.relu(norm1(conv1(features.unsqueeze(2))), inplace=True)
         return conv2(hidden).squeeze(2)
 
@@ -214,10 +204,7 @@ class ProjectionHead(nn.Module):
 class PredictionHead(nn.Module):
     """BYOL's predictor, (B, D) to (B, D): linear, BatchNorm, ReLU, linear (Grill 2020, 3.3).
 
-    BatchNorm takes its statistics over the B images, so training needs two of them.
-
-    Args:
-        embed_dim, hidden_dim: D, and hidden units.
+    BatchNorm takes its statistics over the B images, so training needs at least two.
     """
 
     def __init__(self, embed_dim: int = 64, hidden_dim: int = 128) -> None:
@@ -235,12 +222,7 @@ class PredictionHead(nn.Module):
 
 
 class UNet(nn.Module):
-    """Encoder with a segmentation layer: (B, 3, H, W) to (B, C, H, W), any H, W >= 8.
-
-    Args:
-        num_classes: C.
-        channels, norm: see ``Encoder``.
-    """
+    """Encoder with a segmentation layer: (B, 3, H, W) to (B, C, H, W), any H, W >= 8."""
 
     def __init__(
         self, num_classes: int = 4, channels: Sequence[int] = CHANNELS, norm: str = "batch"
@@ -270,10 +252,10 @@ class ProjectedUNet(nn.Module):
         self.decode = ProjectionHead(channels, hidden_dim, embed_dim, groups)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Image embedding (B, D), and the maps up1, up2, up3 from which patches are projected."""
+        """Image embedding (B, D), and the maps up1, up2, up3 whose patches are to be projected."""
         x4, up1, up2, up3 = self.encode(image)
         return self.decode.image(x4), (up1, up2, up3)
 
     def embed(self, image: Tensor) -> Tensor:
-        """Image embedding (B, D) alone: it comes from x4, so the way up is not computed."""
+        """Image embedding (B, D) alone: it comes from x4, so the ups are not computed."""
         return self.decode.image(self.encode.contract(image)[-1])

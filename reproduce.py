@@ -1,7 +1,7 @@
 """The whole table: every method of the paper on one UNet, from one command, with its uncertainty.
 
 ``python reproduce.py --data_dir dataset/steel`` runs what is not done yet, repeat by repeat, and
-writes ``results/steel/table.md``. Killed at any moment, the same command goes on, and the numbers
+writes ``results/steel/table.md``. After an interruption the same command goes on, and the numbers
 are those of an uninterrupted run. ``--plan`` says how long it will take, ``--report`` writes the
 table from what is finished, ``--ablate ratio`` varies one setting. ``-h`` lists everything.
 """
@@ -24,7 +24,7 @@ from utils.log import to_terminal
 
 
 def learn_pace(pace: Pace, works: Iterable[Work]) -> None:
-    """Time a few steps of every kind of work of which nothing is known yet."""
+    """Time a few steps of every kind of work whose duration is not known."""
     for work in works:
         if work.kind not in pace.seconds:
             to_terminal(f"Timing a few steps: {work.kind}")
@@ -32,7 +32,7 @@ def learn_pace(pace: Pace, works: Iterable[Work]) -> None:
 
 
 def tell_plan(plan: Plan) -> None:
-    """Print how long what is left will take; write nothing."""
+    """Print how long the unfinished work will take; write nothing."""
     left, pace, total = plan.to_do(), Pace(None), len(plan.works())
     learn_pace(pace, left)
     to_terminal(f"{len(left)} of {total} pieces of work are to do, on this machine as busy as now:")
@@ -54,7 +54,7 @@ def write_report(plan: Plan) -> None:
 
 
 def run_all(plan: Plan) -> None:
-    """Do what is not done, with the table written after each repeat of a row."""
+    """Do the unfinished work; write the table after each training with labels."""
     pace = Pace(Path(plan.config.output_dir) / f"{plan.config.name}_seconds.json")
     left, total = plan.to_do(), len(plan.works())
     to_terminal(f"{total - len(left)} of {total} pieces of work are finished")

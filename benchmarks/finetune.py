@@ -4,7 +4,7 @@
     python benchmarks/finetune.py --size 96 --json
 
 ``plain`` is the unit: single precision, default memory format, glibc as it is, transposed
-convolutions with their bias. The others are what the engine does; its own stage is timed.
+convolutions with their bias. The other variants time the engine's own stage.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks import measure  # noqa: E402
-from benchmarks.measure import Case, Result  # noqa: E402
-from benchmarks.step import PRECISIONS, make_plain  # noqa: E402
-from config import Config  # noqa: E402
-from config_run import Job, Supervised  # noqa: E402
-from data import ImageStore  # noqa: E402
-from networks import UNet  # noqa: E402
-from utils.device import choose_device, to_device  # noqa: E402
+from benchmarks import measure
+from benchmarks.measure import Case, Result
+from benchmarks.step import PRECISIONS, make_plain
+from config import Config
+from config_run import Job, Supervised
+from data import ImageStore
+from networks import UNet
+from utils.device import choose_device, to_device
 
 VARIANTS: dict[str, torch.dtype | None] = {"plain": None, **PRECISIONS}
 PARTS = ("data", "forward", "backward", "optimizer")
 
 
 class Plain(Supervised):
-    """The same training with a network written plainly, in the default memory format."""
+    """The same training with the plain network, in the default memory format."""
 
     def network(self) -> nn.Module:
         """The UNet with ``PlainUp``."""
@@ -45,7 +45,7 @@ class Plain(Supervised):
         return network
 
     def to_memory(self, module: nn.Module) -> nn.Module:
-        """Move a network to the device as it is."""
+        """Move a network to the device in its own memory format."""
         return module.to(self.device)
 
 
@@ -54,14 +54,13 @@ def measure_case(case: Case) -> Result:
     plain, device = case["variant"] == "plain", choose_device(case["device"])
     with tempfile.TemporaryDirectory() as folder:
         measure.draw_set(Path(folder) / "set", case["size"], case["images"], num_classes=4)
-        config = Config(
-            data_dir=f"{folder}/set", output_dir=folder, stages="sup", recompute=-1 if plain else 0
-        ).resolved()
-        job = Job(config, ImageStore(), "1", 0, device, VARIANTS[case["variant"]])
+        levels = -1 if plain else 0
+        config = Config(data_dir=f"{folder}/set", output_dir=folder, stages="sup", recompute=levels)
+        job = Job(config.resolved(), ImageStore(), "1", 0, device, VARIANTS[case["variant"]])
         stage = (Plain if plain else Supervised)(job)
         torch.manual_seed(0)
         stage.build()
-        # Memory is still being mapped in the first two steps and the first evaluation.
+        # The first two steps and the first evaluation also map memory.
         steps = [step(stage, epoch, plain) for epoch in range(case["steps"] + 2)][2:]
         watch = measure.Stopwatch(device)
         for _ in range(2):
@@ -77,7 +76,7 @@ def measure_case(case: Case) -> Result:
 
 
 def step(stage: Supervised, epoch: int, plain: bool) -> dict[str, float]:
-    """Seconds of an epoch of one step by part."""
+    """Seconds by part of an epoch, which is one step."""
     stage.module.train()
     watch = measure.Stopwatch(stage.device)
     with watch.part("data"):
@@ -97,7 +96,7 @@ def step(stage: Supervised, epoch: int, plain: bool) -> dict[str, float]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; SystemExit 2 with one line for what is not legal."""
+    """Read the command line; SystemExit 2 with a line for what is wrong."""
     parser = measure.parser_of_cases(__doc__)
     add = parser.add_argument
     add("--size", type=measure.at_least(16), default=376, help="pixels a side")
@@ -127,9 +126,8 @@ def report(given: argparse.Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return measure.run_benchmark(
-        parse(argv), ("size", "images", "steps", "rounds"), measure_case, report
-    )
+    names = ("size", "images", "steps", "rounds")
+    return measure.run_benchmark(parse(argv), names, measure_case, report)
 
 
 if __name__ == "__main__":

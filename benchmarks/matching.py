@@ -2,12 +2,11 @@
 
     python benchmarks/matching.py RUN/1_0/moco0.pt RUN/1_0/moco20.pt --data_dir dataset/uhcs
 
-PSCL takes the patches that it matches in unlabelled images for patches of the template's class. The
-masks of train_numf, which pretraining never sees, say how often that is true: with the network of
-each checkpoint, images unchanged, in batches as in training (a last incomplete one is left out).
-``chance`` is the class's share of the cells, which a match at random would have; ``templates`` is
-how often the patches chosen in the annotated image show their class themselves. Unlabelled cells
-are left out of all three.
+PSCL assumes that matched patches of unlabelled images show their template's class. ``right`` is how
+often they do, by the masks of train_numf, which pretraining never sees: with each checkpoint's
+network, without augmentation, in whole batches as in training. ``chance`` is the class's share of
+the cells, what random matches would reach; ``templates`` is how often the patches chosen in the
+annotated image show their class. Unlabelled cells are left out of all three.
 """
 
 from __future__ import annotations
@@ -23,24 +22,20 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks.measure import parser_of, table, use_threads  # noqa: E402
-from data import DataError, Sample, find_split, image_input, one_hot  # noqa: E402
-from model import METHODS, PSCL, SCALES, build_method  # noqa: E402
-from pscl.geometry import ViewGeometry, resize  # noqa: E402
-from utils.checkpoint import CheckpointError, from_published, load, transfer  # noqa: E402
-from utils.commandline import exit_code  # noqa: E402
-from utils.imagefile import ImageStore  # noqa: E402
+from benchmarks.measure import parser_of, table, use_threads
+from data import DataError, Sample, find_split, image_input, one_hot
+from model import METHODS, PSCL, SCALES, build_method
+from pscl.geometry import ViewGeometry, resize
+from utils.checkpoint import CheckpointError, from_published, load, transfer
+from utils.commandline import exit_code
+from utils.imagefile import ImageStore
 
 UNCHANGED = ViewGeometry(flip=False, quarter_turns=4)
 BATCH = 8  # images beside the annotated one
 
 
 def method_of(path: str) -> tuple[PSCL, dict[str, Any]]:
-    """The method of a pretraining checkpoint, and the settings that it was made with.
-
-    Raises:
-        CheckpointError: the file is none of a PSCL method.
-    """
+    """The method of a pretraining checkpoint and its settings; CheckpointError if it isn't PSCL."""
     file = load(path)
     settings: Any = file.get("settings")
     weights: Any = file.get("moco")
@@ -54,21 +49,16 @@ def method_of(path: str) -> tuple[PSCL, dict[str, Any]]:
 
 
 def masks_at(masks: Tensor, rows: int, columns: int) -> Tensor:
-    """The prevailing class of each cell, C where it is unlabelled.
+    """The prevailing class of each cell of a grid: one-hot (B, C, H, W) to (B, rows*columns).
 
-    Args:
-        masks: (B, C, H, W), one-hot as of ``data.one_hot``.
-        rows, columns: of the grid of cells.
-
-    Returns:
-        (B, rows*columns).
+    C where it is unlabelled.
     """
     shares = resize(masks, (rows, columns)).flatten(2)  # (B, C, P)
     return shares.argmax(dim=1).masked_fill(shares.sum(dim=1) < 1, masks.shape[1])
 
 
 def annotated_of(path: str, data_dir: str, split: str | None) -> tuple[str, Sample]:
-    """The annotated image beside which a checkpoint was trained, after its folder's name (1_0)."""
+    """The annotated image of a checkpoint's run, by the name of its folder (1_0) or the split."""
     if not split:
         size, _, number = Path(path).resolve().parent.name.partition("_")
         if size not in ("1", "5") or not number.isdigit():
@@ -86,9 +76,8 @@ def batches(
     """Images (B, 3, H, W) and one-hot masks (B, C, H, W), the annotated image first."""
     store = ImageStore(settings["image_size"], settings["ignore_label"])
     for start in range(0, len(samples) - BATCH + 1, BATCH):
-        chosen = [annotated, *samples[start : start + BATCH]]
         images, masks = [], []
-        for sample in chosen:
+        for sample in (annotated, *samples[start : start + BATCH]):
             if sample.mask is None:
                 raise DataError(f"{sample.image}: no mask; the matches cannot be judged")
             images.append(image_input(sample, store, settings.get("standardize", False)))
@@ -99,22 +88,16 @@ def batches(
 
 @torch.no_grad()
 def judge(path: str, data_dir: str, split: str | None) -> list[dict[str, Any]]:
-    """A row for each scale of a checkpoint, with the shares class by class.
-
-    Raises:
-        CheckpointError, DataError: the file or the images do not serve.
-    """
+    """A row for each scale of a checkpoint, with the shares class by class."""
     method, settings = method_of(path)
     encoder = getattr(method, "encoder_k", method.encoder_q)
     split, annotated = annotated_of(path, data_dir, split)
     samples = [s for s in find_split(data_dir, "train_numf") if s.name != annotated.name]
     if len(samples) < BATCH:
-        raise DataError(
-            f"{data_dir}/train_numf/img: found {len(samples)} images besides the annotated one; at "
-            f"least {BATCH} are needed"
-        )
+        found = f"{len(samples)} images besides the annotated one"
+        raise DataError(f"{data_dir}/train_numf/img: found {found}; at least {BATCH} are needed")
     classes = settings["num_classes"]
-    # Of matches, of all cells, of templates: how many show class c, and how many are labelled.
+    # Of matches, of all cells and of templates: how many show class c, how many are labelled.
     hits, labelled = torch.zeros(2, SCALES, 3, classes, dtype=torch.float64)
     torch.manual_seed(0)
     for view, masks in batches(annotated, samples, settings):
@@ -123,11 +106,10 @@ def judge(path: str, data_dir: str, split: str | None) -> list[dict[str, Any]]:
         sampled = method.sample(maps, maps, encoder.decode, batch)
         for scale, (_, _, patches) in enumerate(sampled):
             truth = masks_at(masks, *maps[scale].size)  # (B, P)
-            found = truth.gather(1, patches.key).view(len(view), classes, -1)  # (B, C, K)
+            shown = truth.gather(1, patches.key).view(len(view), classes, -1)  # (B, C, K)
+            matched = shown[1:].transpose(0, 1).flatten(1)  # (C, (B-1)*K)
             everywhere = truth[1:].expand(classes, -1, -1).flatten(1)  # (C, (B-1)*P)
-            for kind, cells in enumerate(
-                (found[1:].transpose(0, 1).flatten(1), everywhere, found[0])
-            ):
+            for kind, cells in enumerate((matched, everywhere, shown[0])):
                 hits[scale, kind] += (cells == torch.arange(classes)[:, None]).sum(dim=1)
                 labelled[scale, kind] += (cells < classes).sum(dim=1)
     rows = []
@@ -146,15 +128,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of(__doc__)
     parser.add_argument("checkpoints", nargs="+", help="moco0.pt, moco20.pt ... of PSCL runs")
     parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--annotated", help="split of the annotated image; if left out the run's")
+    parser.add_argument("--annotated", help="split of the annotated image; default: the run's")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = parser.parse_args(argv)
 
     def work() -> None:
         use_threads(given.threads)
-        rows = [
-            r for path in given.checkpoints for r in judge(path, given.data_dir, given.annotated)
-        ]
+        folder, split = given.data_dir, given.annotated
+        rows = [row for path in given.checkpoints for row in judge(path, folder, split)]
         print(json.dumps(rows) if given.json else table(rows))
 
     return exit_code(work, "The same command begins again")

@@ -1,8 +1,7 @@
 """What the benchmarks share: a stopwatch, peak memory, counters of calls, a set of drawn images.
 
-Every case is measured in a process of its own, so that peak memory is the case's alone and glibc
-hands out memory as the case wants it; rounds of all cases follow each other, so that a busy machine
-slows all of them.
+Every case is measured in a process of its own, so that peak memory and glibc's settings are the
+case's alone, and in rounds over all cases, so that a busy machine slows all of them.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a benchmark is run as a script
 
-from config import Config  # noqa: E402
-from data import Batches, ImageStore, TwoViewDataset, find_split  # noqa: E402
-from model import METHODS  # noqa: E402
-from utils.commandline import exit_code  # noqa: E402
-from utils.device import choose_device, keep_freed_memory  # noqa: E402
-from utils.tables import markdown  # noqa: E402
+from config import Config
+from data import Batches, ImageStore, TwoViewDataset, find_split
+from model import METHODS
+from utils.commandline import exit_code
+from utils.device import choose_device, keep_freed_memory
+from utils.tables import markdown
 
 Case = dict[str, Any]
 Result = dict[str, Any]
@@ -66,7 +65,7 @@ def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    """A command line with what all benchmarks take, described by the first line of ``doc``."""
+    """A command line with the options of all benchmarks, described by the first line of ``doc``."""
     style = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=str(doc).splitlines()[0], formatter_class=style)
     parser.add_argument("--threads", type=at_least(0), default=0, help="CPU threads, 0: PyTorch's")
@@ -74,7 +73,7 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
 
 
 def parser_of_cases(doc: str | None) -> argparse.ArgumentParser:
-    """The same of the benchmarks that measure cases in processes of their own."""
+    """The same for the benchmarks that measure cases in processes of their own."""
     parser = parser_of(doc)
     parser.add_argument("--rounds", type=at_least(1), default=3, help="rounds of all cases")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
@@ -84,7 +83,7 @@ def parser_of_cases(doc: str | None) -> argparse.ArgumentParser:
 
 
 def use_threads(number: int) -> None:
-    """Let PyTorch use so many CPU threads; 0 changes nothing."""
+    """Set the number of PyTorch's CPU threads; 0 changes nothing."""
     if number:
         torch.set_num_threads(number)
 
@@ -100,8 +99,8 @@ def run_benchmark(
     Args:
         given: the options, those of ``parser_of_cases`` among them.
         names: of the options that decide the numbers and head the report.
-        measure: what a case's process does; glibc stays as it is for a ``plain`` case.
-        report: measures all cases; lists of rows that it gives become tables.
+        measure: measures one case; glibc stays as it is for a ``plain`` one.
+        report: measures all cases; lists of rows are printed as tables.
     """
 
     def work() -> None:
@@ -129,7 +128,7 @@ def run_benchmark(
 
 
 def interleaved(script: str, cases: Sequence[Case], rounds: int) -> list[list[Result]]:
-    """Results of every case, one a round; in a round all cases follow each other."""
+    """Results of every case, one a round; a round goes through all cases."""
     results: list[list[Result]] = [[] for _ in cases]
     for done in range(rounds):
         for case, found in zip(cases, results, strict=True):
@@ -140,7 +139,7 @@ def interleaved(script: str, cases: Sequence[Case], rounds: int) -> list[list[Re
 
 
 def in_own_process(script: str, case: Case) -> Result:
-    """Measure a case by ``script --case JSON`` in a process of its own."""
+    """Measure a case by ``script --case JSON``."""
     command = [sys.executable, script, "--case", json.dumps(case)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if ran.returncode:
@@ -160,7 +159,7 @@ def gigabytes(results: Sequence[Result]) -> float:
 
 
 def table(rows: Sequence[Result]) -> str:
-    """A Markdown table with the columns of the first row, numbers with three digits that count."""
+    """A Markdown table with the columns of the first row, numbers to three significant digits."""
 
     def shown(value: Any) -> str:
         small = isinstance(value, float) and value < 1000
@@ -171,7 +170,7 @@ def table(rows: Sequence[Result]) -> str:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, after the device has done all it was asked to."""
+    """Seconds, once the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -180,7 +179,7 @@ def now(device: torch.device) -> float:
 
 
 def peak_megabytes(device: torch.device) -> float:
-    """Most memory so far: of CUDA's tensors, else of this process; nan where it is unknown."""
+    """Peak memory so far: of CUDA's tensors, else of this process; nan where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
@@ -192,11 +191,9 @@ def peak_megabytes(device: torch.device) -> float:
 
 
 class Stopwatch:
-    """Adds up the seconds of the parts of a step; a part within another counts for itself alone.
+    """Adds up the seconds of each part of a step, without those of the parts nested in it.
 
-    Attributes:
-        parts: seconds of each part.
-        section: the part that is being timed.
+    ``section`` is the part that is being timed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -206,7 +203,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time what is done meanwhile."""
+        """Time the block as this part."""
         outer, self.section = self.section, name
         before, self.inside = self.inside, 0.0
         start = now(self.device)
@@ -226,13 +223,13 @@ class Stopwatch:
 
 
 class OperatorCalls(TorchDispatchMode):
-    """Counts calls of the tensor library, views included, and keeps those of convolutions.
+    """Counts PyTorch's operator calls, and keeps those of convolutions.
 
     Attributes:
         counts: calls by section of the stopwatch.
-        views: those that only look at the same memory in another way, but for in-place ones.
+        views: those of them that return a view and are not in-place.
         convolutions: of the section ``encode``: their arguments, tensors as their shapes, and
-            whether a gradient will be wanted.
+            whether gradients are enabled.
     """
 
     def __init__(self, watch: Stopwatch) -> None:
@@ -243,7 +240,7 @@ class OperatorCalls(TorchDispatchMode):
         self.convolutions: list[tuple[Any, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count and carry on."""
+        """Count the call and do it."""
         section = self.watch.section
         self.counts[section] += 1
         aliases = [r.alias_info for r in func._schema.returns]
@@ -257,11 +254,9 @@ class OperatorCalls(TorchDispatchMode):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that were made under it and are still alive.
+    """Counts the bytes of the tensors made under it: ``live`` now, and their ``peak``.
 
-    Attributes:
-        live, peak: now, and at most so far. What a call needs inside itself is not seen, nor what a
-            tensor grows by later.
+    What an operator needs inside itself is not seen, nor what a tensor grows by later.
     """
 
     def __init__(self) -> None:
@@ -270,7 +265,7 @@ class LiveBytes(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Carry on and count what came of it."""
+        """Do the call and count the new storages of its result."""
         given = {id(storage) for storage in storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for storage in storages(result):
@@ -282,25 +277,23 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def forget(self, number: int, size: int) -> None:
-        """A tensor's memory was freed."""
+        """Subtract a storage that was freed."""
         self.known.discard(number)
         self.live -= size
 
 
 def storages(values: Any) -> list[torch.UntypedStorage]:
-    """The memory of all tensors in nested lists, tuples and dicts."""
+    """The storages of all tensors in nested lists, tuples and dicts."""
     return [t.untyped_storage() for t in tree_leaves(values) if isinstance(t, Tensor)]
 
 
 def convolution_seconds(
     call: tuple[Any, ...], dtype: torch.dtype, device: torch.device, repeats: int
 ) -> float:
-    """Median seconds of one of ``OperatorCalls.convolutions``, backward too where wanted."""
+    """Median seconds of one of ``OperatorCalls.convolutions``, backward included if it had one."""
     shape_x, shape_w, shape_b, *rest, backward = call
-    x, w = (
-        torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        for shape in (shape_x, shape_w)
-    )
+    drawn = (torch.randn(shape, device=device, dtype=dtype) for shape in (shape_x, shape_w))
+    x, w = (tensor.contiguous(memory_format=torch.channels_last) for tensor in drawn)
     b = None if shape_b is None else torch.zeros(shape_b, device=device, dtype=dtype)
     convolution = torch.ops.aten.convolution.default
     gradient = torch.randn_like(convolution(x, w, b, *rest))
@@ -316,7 +309,7 @@ def convolution_seconds(
 
 
 def batches_of(config: Config) -> Batches:
-    """Pretraining batches of a run with these settings, beside ``sup_num1_0`` if it needs one."""
+    """Pretraining batches of these settings, with the annotated image of ``sup_num1_0`` if used."""
     annotated = METHODS[config.self_mode].needs_annotated
     views = TwoViewDataset(
         find_split(config.data_dir, "train_numf"),

@@ -1,9 +1,8 @@
-"""Loss curves of the same pretraining in single precision and in bf16, step by step.
+"""Loss curves of the same pretraining in single precision and in bf16: a line of JSON a step.
 
     python benchmarks/precision.py --data_dir dataset/uhcs --image_size 188 --steps 50
 
-Both start from the same weights and see the same batches and the same sampling noise; a line of
-JSON is printed after every step.
+Both start from the same weights and see the same batches and the same sampling noise.
 """
 
 from __future__ import annotations
@@ -18,23 +17,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks.measure import at_least, batches_of, parser_of, use_threads  # noqa: E402
-from benchmarks.step import PRECISIONS  # noqa: E402
-from config import Config  # noqa: E402
-from data import DataError  # noqa: E402
-from model import METHODS, build_method  # noqa: E402
-from utils.commandline import exit_code  # noqa: E402
-from utils.device import (  # noqa: E402
-    choose_device,
-    keep_freed_memory,
-    mixed_seed,
-    precision,
-    to_device,
-)
+from benchmarks.measure import at_least, batches_of, parser_of, use_threads
+from benchmarks.step import PRECISIONS
+from config import Config
+from data import DataError
+from model import METHODS, build_method
+from utils.commandline import exit_code
+from utils.device import choose_device, keep_freed_memory, mixed_seed, precision, to_device
 
 
 def compare(config: Config, device: torch.device, steps: int) -> Iterator[dict[str, object]]:
-    """Losses of both precisions, one step after the other on the same batch and noise."""
+    """Losses of both precisions, step by step on the same batch and noise."""
     runs = {}
     for name in PRECISIONS:
         torch.manual_seed(mixed_seed(config.seed, 1))
@@ -72,9 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         use_threads(given.threads)
         keep_freed_memory()
-        config = Config(
-            data_dir=given.data_dir, image_size=given.image_size, self_mode=given.method
-        ).resolved()
+        size, method = given.image_size, given.method
+        config = Config(data_dir=given.data_dir, image_size=size, self_mode=method).resolved()
         for line in compare(config, choose_device(given.device), given.steps):
             print(json.dumps(line), flush=True)
 

@@ -4,9 +4,9 @@
     python benchmarks/step.py --size 96 --batch 4 --methods simclr --json
     python benchmarks/step.py --growth --methods simclr          # over four sizes and four batches
 
-E, the unit, is forward and backward of the UNet with its projection head on one view, written
-plainly: single precision, default memory format, glibc as it is, the head on all positions. The
-floor is every convolution of the method's encoders by itself, in the precision of the row; of the
+E, the unit, is forward and backward of the UNet with its projection head on one view, plainly:
+single precision, default memory format, glibc as it is, the head on all positions. The floor is the
+time of every convolution of the method's encoders by itself, in the precision of the row; of the
 last one, which PSCL does at patches alone, only the pass over all of view k, without backward.
 """
 
@@ -30,27 +30,27 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks import measure  # noqa: E402
-from benchmarks.measure import Case, Result  # noqa: E402
-from config import Config  # noqa: E402
-from data import Batch, Batches  # noqa: E402
-from model import METHODS, PSCL, SCALES, Method, build_method  # noqa: E402
-from networks import Encoder, ProjectedUNet, Up  # noqa: E402
-from pscl.lazy_map import LazyMap  # noqa: E402
-from pscl.losses import patch_nt_xent  # noqa: E402
-from utils.device import choose_device, precision, to_device  # noqa: E402
+from benchmarks import measure
+from benchmarks.measure import Case, Result
+from config import Config
+from data import Batch, Batches
+from model import METHODS, PSCL, SCALES, Method, build_method
+from networks import Encoder, ProjectedUNet, Up
+from pscl.lazy_map import LazyMap
+from pscl.losses import patch_nt_xent
+from utils.device import choose_device, precision, to_device
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 PARTS = ("encode", "sampling", "losses", "backward", "optimizer", "data")
 PAPER_IMAGES, PAPER_EPOCHS = 198, 200
-WARM_UP = 6  # steps of a method that are not timed: until then memory is still being mapped
+WARM_UP = 6  # untimed steps of a method: they also map memory
 
 
 class PlainUp(Up):
-    """``Up`` as one would write it down: the transposed convolution with its bias."""
+    """``Up`` with the bias inside its transposed convolution."""
 
     def join(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Bring (B, c, h, w) to the size of the skip (B, c/2, H, W) and join both: (B, c, H, W)."""
+        """As ``Up.join``."""
         x = self.up(x)
         rows, columns = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
@@ -58,7 +58,7 @@ class PlainUp(Up):
 
 
 def make_plain(encoder: Encoder) -> None:
-    """Give an encoder new decoder blocks, ``PlainUp``."""
+    """Replace an encoder's decoder blocks by ``PlainUp``."""
     for name in ("up1", "up2", "up3"):
         setattr(encoder, name, PlainUp(getattr(encoder, name).up.in_channels))
 
@@ -83,7 +83,7 @@ def measure_unit(case: Case) -> Result:
 
 @contextmanager
 def prepared(case: Case) -> Iterator[tuple[Method, Batches, measure.Stopwatch]]:
-    """The method with the project's defaults, batches of drawn images, and a watch on its parts."""
+    """The method with the default settings, batches of drawn images, a stopwatch on its parts."""
     device = choose_device(case["device"])
     watch = measure.Stopwatch(device)
     with (
@@ -92,9 +92,7 @@ def prepared(case: Case) -> Iterator[tuple[Method, Batches, measure.Stopwatch]]:
     ):
         images = case["batch"] * (case["steps"] + WARM_UP + 1)
         measure.draw_set(Path(folder), case["size"], images, num_classes=4)
-        config = Config(
-            data_dir=folder, self_mode=case["method"], self_batch_size=case["batch"], seed=0
-        )
+        config = Config(data_dir=folder, self_mode=case["method"], self_batch_size=case["batch"])
         torch.manual_seed(0)
         method = build_method(case["method"], {**config.to_dict(), "recompute": case["recompute"]})
         method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -116,7 +114,7 @@ def train_step(
     next_batch: Callable[[], Batch],
     dtype: torch.dtype | None,
 ) -> dict[str, float]:
-    """One training step as the engine makes it; its seconds by part."""
+    """Seconds by part of one training step as the engine does it."""
     watch.parts.clear()
     with watch.part("data"):
         batch = to_device(next_batch(), watch.device)
@@ -148,7 +146,7 @@ def measure_step(case: Case) -> Result:
     return {
         **{part: [step[part] for step in steps[WARM_UP:]] for part in PARTS},
         "seconds": [sum(step.values()) for step in steps[WARM_UP:]],
-        "first_batch": [steps[0]["data"]],  # which nothing prepares ahead of need
+        "first_batch": [steps[0]["data"]],  # later ones are prepared ahead
         "megabytes": peak,
         "calls": own,
         "views": views,
@@ -156,7 +154,7 @@ def measure_step(case: Case) -> Result:
 
 
 def measure_floor(case: Case) -> Result:
-    """Seconds of the convolutions of a method's encoders, each by itself, summed."""
+    """Sum of the seconds of a method's convolutions, each by itself."""
     dtype = PRECISIONS[case["precision"]] or torch.float32
     repeats, case = case["steps"], {**case, "steps": 0}
     with prepared(case) as (method, batches, watch), measure.OperatorCalls(watch) as calls:
@@ -241,9 +239,7 @@ def growth(given: argparse.Namespace) -> dict[str, Any]:
     """Seconds over four sizes and four batches, and the powers of pixels and images they follow."""
     sizes = [max(16, round(given.size * f / 8) * 8) for f in (0.35, 0.5, 0.7, 1.0)]
     images = [max(1, round(given.batch * f)) for f in (0.25, 0.5, 1.0, 2.0)]
-    pairs = dict.fromkeys(
-        [*((size, given.batch) for size in sizes), *((given.size, batch) for batch in images)]
-    )
+    pairs = dict.fromkeys([(s, given.batch) for s in sizes] + [(given.size, b) for b in images])
     steps = [case for case in cases_of(given) if case["kind"] == "step"]
     cases = [{**case, "size": s, "batch": b} for case in steps for s, b in pairs]
     results = measure.interleaved(__file__, cases, given.rounds)
@@ -272,7 +268,7 @@ def growth(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; SystemExit 2 with one line for what is not legal."""
+    """Read the command line; SystemExit 2 with a line for what is wrong."""
     parser = measure.parser_of_cases(__doc__)
     add = parser.add_argument
     add("--size", type=measure.at_least(16), default=376, help="pixels a side")

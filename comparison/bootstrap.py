@@ -1,9 +1,8 @@
-"""How sure a difference of two mean Dice values is: resampling of repeats and of test images.
+"""Paired bootstrap of a difference of two mean Dice values.
 
 Two things were left to chance: which images were annotated (the repeats), and which images are in
-the test set. A replicate draws both with replacement, as many as there are. What it drew serves
-both methods of a difference, which is therefore paired, and every repeat; the Dice of each repeat
-is pooled anew over the images drawn. Test images cut from one micrograph are drawn together.
+the test set. A replicate draws as many of each with replacement, the same for both methods, and
+pools the Dice of each repeat over the images drawn. Tiles of one micrograph are drawn together.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def draw_counts(units: int, replicates: int, rng: np.random.Generator) -> Counts
 
 
 def number_clusters(names: Sequence[Hashable]) -> Counts:
-    """Number the clusters that images belong to, by what they are called: (images,)."""
+    """Number the clusters of images by their names: (images,)."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return np.array([numbers[name] for name in names], np.int64)
 
@@ -63,13 +62,10 @@ def replicates_of(
 ) -> Floats:
     """Difference in mean Dice, averaged over the repeats, of every replicate: (replicates,).
 
-    Args:
-        runs, others: confusion matrices (n, C, C) of a method and of the one to subtract, an entry
-            for each repeat; all of the same test images in the same order.
-        clusters: number of the cluster that each image is drawn with, (n,).
-        seed: with one seed all methods see the same draws.
-
-    A replicate without a class to score is nan.
+    ``runs`` and ``others`` hold, for each repeat, the confusion matrices (n, C, C) of a method and
+    of the one to subtract, on the same test images in the same order; ``clusters`` (n,) number the
+    cluster that each image is drawn with. With equal seeds all methods see the same draws. nan
+    without a class to score.
     """
     rng = np.random.default_rng(seed)
     images = draw_counts(int(clusters.max()) + 1, replicates, rng)[:, clusters]  # (R, n)
@@ -83,6 +79,6 @@ def interval(runs: Sequence[Counts], others: Sequence[Counts], clusters: Counts)
     value = float(_differences(runs, others, np.ones((1, len(clusters)), np.int64)).mean())
     found = replicates_of(runs, others, clusters)
     known = found[~np.isnan(found)]
-    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    ends = (1 - LEVEL) / 2, (1 + LEVEL) / 2
     low, high = np.quantile(known, ends) if len(known) else (np.nan, np.nan)
     return Interval(value, float(low), float(high), len(runs))

@@ -1,8 +1,7 @@
 """A pixel classifier as metallographers know it from Weka or ilastik: filters and a random forest.
 
-A forest learns from the pixels of the annotated images which class the responses of a few filters
-at several scales belong to. It sees no shape larger than its widest filter, learns nothing from
-images without labels, and is done in seconds: what everybody would try first.
+The forest classifies pixels by the responses of a few filters at several scales. It sees no shape
+larger than its widest filter, learns nothing from unlabelled images, and is trained in seconds.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ Ids = NDArray[np.uint8]
 
 TREES = 100
 SIGMAS = (0.5, 1.0, 2.0, 4.0)  # standard deviations of the filters, pixels
-MOST_PIXELS = 5_000  # learnt from of one class; a class with more is sampled at random
+MOST_PIXELS = 5_000  # of one class for training; a class with more is sampled at random
 
 
 def pixel_features(image: Floats, sigmas: Sequence[float] = SIGMAS) -> Floats:
-    """Describe every pixel of an image, float32 (1 or 3, H, W), by filters: float32 (H, W, F).
+    """Filter responses at every pixel: float32 (1 or 3, H, W) to (H, W, F).
 
     In this order: the intensity of each channel; then for every sigma (pixels) the intensity of
     each channel blurred by a Gaussian, and of the mean over the channels the gradient's magnitude,
@@ -51,14 +50,14 @@ def pixel_features(image: Floats, sigmas: Sequence[float] = SIGMAS) -> Floats:
         found.append(np.hypot(rows, columns))
         high, low = eigenvalues(*hessian(smooth))
         found += [high + low, high, low]
-        # Averaged over a window wider than the derivative, or one eigenvalue is always zero.
+        # A window wider than the derivative's, or one eigenvalue is always zero.
         tensor = [blur(p, 2 * sigma) for p in (rows * rows, rows * columns, columns * columns)]
         found += eigenvalues(*tensor)
     return np.stack(found, axis=-1, dtype=np.float32)
 
 
 def blur(pixels: Floats, sigma: float) -> Floats:
-    """Average over a Gaussian window of (H, W); beyond its edges the image is mirrored."""
+    """Gaussian blur of (H, W); beyond its edges the image is mirrored."""
     smooth = cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
     return np.asarray(smooth, np.float32)
 
@@ -86,8 +85,8 @@ def eigenvalues(a: Floats, b: Floats, c: Floats) -> tuple[Floats, Floats]:
 class PixelForest:
     """A random forest of ``TREES`` trees on ``pixel_features``, else with scikit-learn's defaults.
 
-    ``seed`` is that of the trees and of the pixels drawn. With ``standardize`` an image is
-    normalised by the mean and standard deviation of its pixels; else gray 255 becomes 1.
+    ``seed`` is that of the trees and of the pixels drawn. ``standardize``: images are normalised by
+    the mean and standard deviation of their pixels; else gray 255 becomes 1.
     """
 
     def __init__(self, seed: int, standardize: bool = False, threads: int = 1) -> None:
@@ -95,9 +94,9 @@ class PixelForest:
         self.model = RandomForestClassifier(TREES, random_state=seed, n_jobs=threads)
 
     def fit(self, images: Sequence[NDArray[np.uint8]], masks: Sequence[Ids]) -> int:
-        """Learn from annotated images (1 or 3, H, W) and masks (H, W); returns how many pixels.
+        """Train on images (1 or 3, H, W) and masks (H, W); returns the number of pixels used.
 
-        If none of them has colour, colour images are predicted by the mean of their channels.
+        If no image has colour, colour images are predicted by the mean of their channels.
         """
         self.channels = max(len(image) for image in images)
         described = [self.features(image) for image in images]
@@ -105,7 +104,7 @@ class PixelForest:
         ids = np.concatenate([mask.ravel() for mask in masks])
         chosen = draw_pixels(ids, self.seed)
         self.model.fit(features[chosen], ids[chosen])
-        # Several threads add the trees' probabilities up in any order, which decides ties.
+        # Several threads add up the trees' probabilities in any order, and ties depend on it.
         self.model.set_params(n_jobs=1)
         return len(chosen)
 
@@ -118,7 +117,7 @@ class PixelForest:
         return pixel_features(pixels / 255)
 
     def predict(self, image: NDArray[np.uint8]) -> Ids:
-        """Class ids (H, W) of an image (1 or 3, H, W), of those classes that were learnt."""
+        """Class ids (H, W) of an image (1 or 3, H, W), among those of the training masks."""
         features = self.features(image)
         found = self.model.predict(features.reshape(-1, features.shape[-1]))
         return np.asarray(found.reshape(features.shape[:2]), np.uint8)
@@ -132,7 +131,7 @@ def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
 
 
 def draw_pixels(ids: Ids, seed: int, most: int = MOST_PIXELS) -> NDArray[np.int64]:
-    """Indices of the pixels to learn from: of the labelled ones at most ``most`` of each class."""
+    """Indices of the training pixels: at most ``most`` labelled ones of each class."""
     rng = np.random.default_rng(seed)
     chosen = []
     for c in np.unique(ids[ids != IGNORED]):
@@ -147,7 +146,7 @@ def forest_settings() -> dict[str, Any]:
 
 
 class ForestRun(Runner):
-    """A run of the pixel classifier in a folder like a network's: trained and evaluated once."""
+    """A run of the pixel classifier in a run folder: trained and evaluated once."""
 
     stage, number = "forest", 4
 
@@ -164,7 +163,7 @@ class ForestRun(Runner):
         return ["log_forest.txt", *(f"epoch_0/{picture_name(s.name)}" for s in self.test)]
 
     def decisive_settings(self) -> dict[str, Any]:
-        """The few settings that it uses, its own, and a fingerprint of the files."""
+        """The settings that it uses, its own, and a fingerprint of the files."""
         names = ("num_classes", "ignore_label", "image_size", "standardize", "seed", "mapping")
         settings = {name: self.config.to_dict()[name] for name in names} | forest_settings()
         return {**settings, "files": fingerprint(self.samples(), self.job.store)}
@@ -178,7 +177,7 @@ class ForestRun(Runner):
         return forest, forest.fit(images, masks)
 
     def run(self) -> list[dict[str, Any]]:
-        """Train and evaluate unless that is done; one that was killed begins again: it is short."""
+        """Train and evaluate unless that is finished; after an interruption from the start."""
         with locked(self.run_dir):
             state = self.ready()
             if state is not None and state["finished"]:

@@ -1,4 +1,4 @@
-"""The table as files: its rows out of the finished runs, and notes for its readers."""
+"""The table as files: rows from the finished runs, and notes for the reader."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_table(plan: Plan) -> Comparison:
     """Write the table, all values and their plot from what is finished.
 
     Raises:
-        ConfigError, DataError, UserError: a run does not fit, or a file cannot be written.
+        UserError: a run does not fit, or a file cannot be written.
     """
     references = ["sup", "best plain"]
     if plan.options.ablate:
@@ -60,12 +60,12 @@ def _row(plan: Plan, variant: Variant, asked: bool) -> Row:
         except UserError:
             if asked and repeat in plan.repeats:
                 raise
-            continue  # a run that nobody asked for hinders no table
+            continue  # a run that was not asked for
         if found:
             results[repeat] = found
     papers = Path(plan.config.data_dir).resolve().name in PAPERS_SET and plan.size == "1"
-    compared = papers and not plan.options.ablate
-    published = PUBLISHED.get(variant.method, UNKNOWN) if compared else UNKNOWN
+    known = PUBLISHED if papers and not plan.options.ablate else {}
+    published = known.get(variant.method, UNKNOWN)
     return Row(variant.key, variant.title, results, variant.shared, published)
 
 

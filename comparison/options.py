@@ -16,8 +16,8 @@ from utils.commandline import MANY, NONE, ONE, choice_problems, split_flags, val
 
 TITLES = {"sup": "no pretraining", "forest": "forest (no network)", **SELF_MODES}
 UNKNOWN = (math.nan, math.nan, math.nan)
-# The rows in the paper's order (any other method comes last), and what it gives for its aluminium
-# set with one annotated image: Dice, its standard deviation, ACC.
+# The paper's rows in its order (other methods follow), and its results on its aluminium set with
+# one annotated image: Dice, its standard deviation, ACC.
 PUBLISHED = {
     "sup": (0.5134, 0.0609, 0.9167),
     "forest": UNKNOWN,
@@ -32,7 +32,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "cpu": {"self_max_epoch": 20, "fine_max_epoch": 300, "eval_every": 100},
 }
-# One scale alone has the weight of all three, so that r keeps its meaning.
+# A single scale has the weight of all three, so that the patch loss keeps its share.
 SCALES = ((1.0, 1.0, 1.0), (3.0, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 3.0))
 ABLATIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "ratio": ("global_local_ratio", (0.0, 0.3, 0.5, 0.7, 1.0)),
@@ -44,8 +44,7 @@ ABLATIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 ABLATED = "simclr"  # the method whose setting is varied unless --methods names another
 OPTIONS = {
-    "methods": "rows to run, such as: sup forest simclr; default: all; with --ablate one method, "
-    "default simclr",
+    "methods": "rows, such as: sup forest simclr; default: all; with --ablate one, default simclr",
     "budget": "paper: the published lengths; cpu: 20 epochs of pretraining, 300 of fine-tuning, "
     "evaluated every 100; settings given as flags win over both",
     "out": "folder of the table; default: results/NAME",
@@ -75,13 +74,13 @@ class Variant:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages of each of its runs."""
+        """The stages of each run."""
         return ("self", "fine") if self.method in METHODS else (self.method,)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for, see ``OPTIONS``; ``command`` is the line as it was typed."""
+    """What the command line asks for, see ``OPTIONS``; ``command`` is the line as typed."""
 
     config: Config
     variants: tuple[Variant, ...]
@@ -111,8 +110,7 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
     budget, ablate = flags.one("budget", "paper"), flags.one("ablate")
     if {"h", "help"} & flags.named:
         lines = [f"  --{name:9} {text}" for name, text in OPTIONS.items()]
-        # A setting that is refused, or hidden behind a flag of its name, is not offered.
-        settings = settings_help(left_out={*DECIDED, *OPTIONS})
+        settings = settings_help(left_out={*DECIDED, *OPTIONS})  # those that cannot be given
         print("\n".join([about.strip(), "", *lines, "", settings]), end="")
         raise SystemExit(0)
     decided = [name for name in DECIDED if name in flags.named]
@@ -143,11 +141,7 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
 
 
 def method_rows(config: Config, words: Sequence[str] = ()) -> tuple[Variant, ...]:
-    """The methods of these names in the table's order, or all; with the settings of ``config``.
-
-    Raises:
-        ConfigError: one line per name that is no method's.
-    """
+    """The methods of these names, or all, in the table's order; ConfigError for unknown names."""
     rows = dict.fromkeys([*PUBLISHED, *METHODS])
     known = [m for m in rows if m in METHODS or m not in SELF_MODES]
     problems = [line for word in words for line in choice_problems("methods", word, known)]
@@ -158,10 +152,10 @@ def method_rows(config: Config, words: Sequence[str] = ()) -> tuple[Variant, ...
 
 
 def ablation_rows(config: Config, ablate: str, words: Sequence[str]) -> tuple[Variant, ...]:
-    """A row for each value of a setting; the value of ``config`` has the runs of the table itself.
+    """A row for each value of a setting; the value of ``config`` uses the runs of the full table.
 
     Raises:
-        ConfigError: the words are no method, several, or one that does not use the setting.
+        ConfigError: ``words`` are no method, several, or one that does not use the setting.
     """
     setting, values = ABLATIONS[ablate]
     method = words[0] if words else ABLATED

@@ -1,4 +1,4 @@
-"""How long trainings take: seconds of each kind, from a few timed steps, then from whole ones."""
+"""How long trainings take: seconds by kind, from a few timed steps, then from whole trainings."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from utils.log import RunLog
 
 
 class Pace:
-    """Seconds that a whole piece of work of each kind takes, kept in a file from run to run.
+    """Seconds of a whole piece of work by kind, kept in a JSON file, with ``path`` None in memory.
 
-    Args:
-        path: of the file, JSON; None: kept in memory only. One that cannot be read counts for none.
+    A file that cannot be read is ignored.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -37,23 +36,23 @@ class Pace:
         return {}
 
     def learn(self, kind: str, seconds: float, share: float = 1.0) -> None:
-        """Note how long a share (0 ... 1) of a piece of work took; a share of 0 says nothing."""
+        """Keep how long a share (0 ... 1) of a piece of work took; a share of 0 is ignored."""
         if share > 0:
-            self.seconds |= self._read()  # another process may have learnt something
+            self.seconds |= self._read()  # another process may have written
             self.seconds[kind] = seconds / share
             if self.path is not None:
                 text = json.dumps({k: round(v, 3) for k, v in self.seconds.items()}, indent=1)
                 replace_file(self.path, text + "\n", "--out")
 
     def left(self, pieces: Iterable[tuple[str, float]]) -> float:
-        """Seconds of pieces of work, (kind, share) each; an unknown kind counts nothing."""
+        """Seconds of pieces of work, (kind, share) each; an unknown kind counts as 0."""
         return sum(self.seconds.get(kind, 0.0) * share for kind, share in pieces)
 
 
 def timed(runner: Runner) -> float:
     """Seconds that a whole training will take, by a few of its steps; nothing is kept.
 
-    A forest is trained, which is short; all images are predicted as fast as the first.
+    A forest is trained, which is short, and predicts one image.
     """
     started = time.monotonic()
     if isinstance(runner, ForestRun):
@@ -77,11 +76,11 @@ def timed(runner: Runner) -> float:
 
 
 class _EnoughError(Exception):
-    """So many steps were timed."""
+    """All the steps were timed."""
 
 
 def _step(runner: Runner, steps: int) -> float:
-    """Seconds from one step to the next, averaged over some after a first one that sets up."""
+    """Mean seconds from one step to the next, after a first one."""
     ended: list[float] = []
 
     def step_done() -> None:

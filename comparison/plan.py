@@ -1,4 +1,4 @@
-"""What a table needs: the trainings of all rows and repeats, how far they are, what they scored."""
+"""The trainings that a table needs, of all rows and repeats: what is left, what they scored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAMES = {"self": "pretraining", "fine": "fine-tuning", "sup": "supervised", "for
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A piece of work: one stage of one run, which is done, or resumed, as a whole."""
+    """A piece of work: one stage of one run."""
 
     variant: Variant
     repeat: int
@@ -42,12 +42,12 @@ class Work:
 
     @property
     def for_all(self) -> bool:
-        """Whether it is the pretraining of all repeats."""
+        """Whether it is a pretraining that all repeats share."""
         return self.runner.stage == "self" and self.variant.shared
 
     @property
     def kind(self) -> str:
-        """Work of one kind takes the same time: training with labels does after any pretraining."""
+        """Work of one kind takes equal time, training with labels after any pretraining too."""
         named = {"self": f"pretraining, {self.variant.title}", "forest": "forest"}
         return named.get(self.runner.stage, "training with labels")
 
@@ -68,7 +68,7 @@ class Work:
         return 0.0 if state["finished"] else max(1 - state.get("epoch", 0) / epochs, 0.0)
 
     def do(self) -> None:
-        """Do it, from where it was left."""
+        """Do it, or resume it."""
         if isinstance(self.runner, ForestRun):
             self.runner.run()
         else:
@@ -76,10 +76,10 @@ class Work:
 
 
 class Plan:
-    """The set, decoded once, and the trainings of a table on it.
+    """The data set, decoded once, and the trainings of a table on it.
 
     Raises:
-        ConfigError, DataError, UserError: as ``config_run.run``, before anything is written.
+        UserError: as ``config_run.run``, before anything is written.
     """
 
     def __init__(self, options: Options) -> None:
@@ -107,13 +107,13 @@ class Plan:
         self.store = data.store
         for warning in data.warnings:
             to_terminal(f"Warning: {warning}")
-        # Tiles of one micrograph overlap or adjoin: they are no independent test images.
+        # Tiles of one micrograph overlap or adjoin: they are not independent test images.
         self.test = find_split(config.data_dir, "test_numf")
         self.clusters = number_clusters([parse_name(s.image.stem) for s in self.test])
         self._counted: dict[Path, Counts] = {}  # by the folder of the pictures
 
     def work(self, variant: Variant, repeat: int, stage: str) -> Work:
-        """A piece of work, with the settings that ``train.py`` would be given for it."""
+        """A piece of work, with the settings that ``train.py`` would get for it."""
         values: dict[str, Any] = {"name": variant.name, "repeats": str(repeat)}
         if stage != "forest":
             values["stages"] = stage
@@ -126,7 +126,7 @@ class Plan:
         return Work(variant, repeat, STAGES.get(stage, ForestRun)(job))
 
     def works(self) -> list[Work]:
-        """Everything that the rows need, repeat by repeat, so that a full row comes early."""
+        """Everything that the rows need, repeat by repeat, so that every row soon has a result."""
         places = dict.fromkeys(
             (variant, 0 if stage == "self" and variant.shared else repeat, stage)
             for repeat in self.repeats
@@ -146,7 +146,7 @@ class Plan:
         return left
 
     def problems(self) -> list[str]:
-        """Why the work cannot be done, or runs on disk are not of this table, a line each."""
+        """Why the work cannot be done, or which runs on disk have other settings, a line each."""
         lines: list[str] = []
         for runner in (work.runner for work in self.works() if not self.config.overwrite):
             if runner.stage == "fine" and not pretrained(runner).exists():
@@ -158,10 +158,10 @@ class Plan:
     def results(self, variant: Variant, repeat: int) -> dict[str, Result]:
         """What a run scored under each protocol; empty unless it is finished and of this table.
 
-        Confusion matrices that its state does not hold are counted from the pictures it wrote.
+        Confusion matrices that its state does not hold are counted from its predicted masks.
 
         Raises:
-            DataError, UserError: the pictures cannot be read, or do not give the run's scores.
+            UserError: the predicted masks cannot be read, or do not give the run's scores.
         """
         runner = self.work(variant, repeat, variant.stages[-1]).runner
         state = None if other_settings(runner) else runner.state.load()
@@ -191,7 +191,7 @@ class Plan:
 
 
 def pretrained(runner: Runner) -> Path:
-    """What fine-tuning starts from: a given file, or the end of its own folder's pretraining."""
+    """The checkpoint that fine-tuning starts from: the given one, or the last of its own run."""
     own = runner.run_dir / f"moco{runner.config.self_max_epoch}.pt"
     return Path(runner.config.pretrained or own)
 
@@ -199,14 +199,10 @@ def pretrained(runner: Runner) -> Path:
 def count_pictures(
     pictures: Sequence[Path], masks: Iterable[Tensor], mapping: Sequence[int]
 ) -> Counts:
-    """Confusion matrices (n, C, C) of predictions, out of the PNG files that an evaluation wrote.
+    """Confusion matrices (n, C, C) of predicted masks as PNG files.
 
-    Args:
-        pictures: a file for each test image, gray value ``mapping[c]`` where class c is predicted.
-        masks: the true class ids (H, W) of each, uint8, in the same order.
-
-    Raises:
-        DataError: a file cannot be read, or does not fit its mask or the mapping.
+    Their gray value is ``mapping[c]`` where class c is predicted; ``masks`` hold the true class ids
+    (H, W), uint8. DataError for a file that cannot be read, or does not fit its mask or mapping.
     """
     classes = np.full(256, IGNORED, np.uint8)
     classes[list(mapping)] = np.arange(len(mapping))
@@ -224,17 +220,15 @@ def count_pictures(
 
 
 def other_settings(runner: Runner) -> list[str]:
-    """A line if a run has other settings than it should, whatever fine-tuning started from."""
+    """A line if a run on disk has other settings, the checkpoint it started from left aside."""
     try:
         state = runner.state.load()
     except CheckpointError as error:
         return [str(error)]
     if state is None:
         return []
-    old, new = (
-        {k: v for k, v in settings.items() if k not in (WEIGHTS, "pretrained")}
-        for settings in (state["settings"], runner.decisive_settings())
-    )
+    both, start = (state["settings"], runner.decisive_settings()), (WEIGHTS, "pretrained")
+    old, new = ({k: v for k, v in found.items() if k not in start} for found in both)
     lines = setting_differences(runner.config, old, new)
     return lines and [
         f"{runner.run_dir}: holds a run of stage {runner.stage} with other settings "

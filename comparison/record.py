@@ -1,7 +1,7 @@
-"""How results came about: a JSON file for programs and the same in Markdown for people.
+"""Provenance of results: a JSON file for programs and the same in Markdown for people.
 
-A folder of results is filled by several commands, perhaps on several machines: those used before
-are kept, in the order of their first use.
+Several commands, perhaps on several machines, fill a folder of results: all are kept, in the order
+of their first use.
 """
 
 from __future__ import annotations
@@ -58,13 +58,8 @@ def write_record(
 ) -> None:
     """Write ``path`` (.json; a damaged one is replaced) and the file beside it that ends in .md.
 
-    Args:
-        command: as it was typed; '' for one that computed nothing.
-        environment: versions and machine, one line.
-        facts, lines: everything else, JSON-able, and the same for people.
-
-    Raises:
-        UserError: a file cannot be written.
+    ``command`` is '' for one that computed nothing; ``environment`` is a line of versions and
+    machine; ``facts`` are everything else, JSON-able, and ``lines`` the same for people.
     """
     old: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError):

@@ -35,7 +35,7 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A method, or a variant of one, with what its finished repeats scored."""
+    """A method, or a variant of one, with the results of its finished repeats."""
 
     key: str
     title: str  # for people
@@ -66,7 +66,7 @@ class Comparison:
         self.difference = cache(self._difference)  # every file of the table asks for it
 
     def reference(self, name: str, protocol: str) -> Row | None:
-        """The row that a reference stands for, if it has a finished repeat."""
+        """The row that a reference stands for, None without a finished repeat."""
 
         def rank(row: Row) -> tuple[int, float]:
             return len(row.results), mean_std([*row.values(protocol, "dice").values()])[0]
@@ -76,7 +76,7 @@ class Comparison:
         return max((row for row in rows if row.results), key=rank, default=None)
 
     def _difference(self, row: Row, name: str, protocol: str) -> Interval | None:
-        """Dice of a row less that of a reference, over the repeats that both have; else None."""
+        """Dice of a row minus that of a reference over their shared repeats; None without any."""
         other = self.reference(name, protocol) or row
         shared = sorted(row.results.keys() & other.results.keys())
         if not shared or other is row:  # a row does not differ from itself
@@ -85,7 +85,7 @@ class Comparison:
         return interval(runs, others, self.clusters)
 
     def summary(self, row: Row, protocol: str) -> dict[str, float]:
-        """The numbers of a row by their columns in ``table.csv``; what is not known is nan."""
+        """The numbers of a row by their columns in ``table.csv``; nan where unknown."""
         found: dict[str, float] = {}
         for score in SCORES:
             numbers = mean_std([*row.values(protocol, score).values()])
@@ -156,5 +156,5 @@ class Comparison:
 
 
 def exact(value: float) -> str:
-    """Ten decimals at most, nothing for what is not known (nan)."""
+    """At most ten decimals; empty for nan."""
     return "" if math.isnan(value) else f"{value:.10f}".rstrip("0").rstrip(".")

@@ -1,4 +1,4 @@
-"""Jitter of colours and contrast as values: drawn once from a numpy generator, then applied."""
+"""Colour and contrast jitter as values: drawn from a numpy generator, then applied."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ STEPS = ("brightness", "contrast", "saturation", "hue")
 class ColorJitter:
     """Change of brightness, contrast, saturation and hue of one view (published loader).
 
-    Attributes:
-        order: the steps in the order in which they are applied; empty = the image stays as it is.
-        brightness, contrast, saturation: factors, 1 = no change.
-        hue: shift of the hue in turns of the colour wheel, 0 = no change.
+    The steps are applied in ``order``; without any the image stays as it is. Brightness, contrast
+    and saturation are factors, the hue is a shift in turns of the colour wheel.
     """
 
     order: tuple[str, ...] = ()
@@ -34,7 +32,7 @@ class ColorJitter:
     def draw(
         cls, rng: np.random.Generator, strength: float, probability: float = PROBABILITY
     ) -> ColorJitter:
-        """Draw a jitter: with ``probability`` all four steps in random order, else none.
+        """Draw all four steps in random order with ``probability``, else none.
 
         Factors are uniform in [max(0, 1 - 0.8 strength), 1 + 0.8 strength], the hue shift in
         [-0.2 strength, 0.2 strength].
@@ -50,16 +48,16 @@ class ColorJitter:
     def apply(self, image: Tensor) -> Tensor:
         """Jitter a uint8 image (1 or 3, H, W), values rounded to whole levels after every step.
 
-        Every step is torchvision's, save that the mean which contrast needs is summed in integers:
-        torch's parallel sum depends on the number of threads, and with it the pixels would. Gray
-        images (one channel) have neither hue nor saturation.
+        The steps are torchvision's, save that the mean gray level, which contrast needs, is summed
+        in integers: torch's parallel sum depends on the number of threads. Gray images (one
+        channel) have neither hue nor saturation.
         """
         if not self.order:
             return image
         return self._apply_gray(image) if image.shape[0] == 1 else self._apply_colour(image)
 
     def _apply_gray(self, image: Tensor) -> Tensor:
-        """Pixel by pixel the same function of the gray level, so a table of 256 levels will do."""
+        """Jitter a table of the 256 levels, and look every pixel up in it."""
         counts = torch.bincount(image.flatten(), minlength=256)
         table = torch.arange(256, dtype=torch.uint8).view(1, 1, 256)
         for step in self.order:
@@ -72,27 +70,19 @@ class ColorJitter:
 
     def _apply_colour(self, image: Tensor) -> Tensor:
         for step in self.order:
-            if step == "brightness":
-                image = F.adjust_brightness(image, self.brightness)
-            elif step == "contrast":
+            if step == "contrast":
                 gray = F.rgb_to_grayscale(image)
                 image = _blend(image, int(gray.long().sum()) / gray.numel(), self.contrast)
-            elif step == "saturation":
-                image = F.adjust_saturation(image, self.saturation)
             else:
-                image = F.adjust_hue(image, self.hue)
+                image = getattr(F, f"adjust_{step}")(image, getattr(self, step))
         return image
 
 
 @dataclass(frozen=True)
 class ContrastJitter:
-    """Change of contrast of a normalised image, for sets that differ in contrast.
+    """``gain * image + offset`` of a normalised image, for sets that differ in contrast.
 
     ``ColorJitter`` works on 8-bit pixels and rounds them; this neither rounds nor clips.
-
-    Attributes:
-        gain: factor, 1 = no change.
-        offset: added after it, in the unit of the normalised image.
     """
 
     gain: float = 1.0
@@ -105,11 +95,11 @@ class ContrastJitter:
         return cls(math.exp(reach), offset)
 
     def apply(self, image: Tensor) -> Tensor:
-        """``gain * image + offset`` of a float image of any shape."""
+        """Jitter a float image of any shape."""
         return image * self.gain + self.offset
 
 
 def _blend(image: Tensor, level: float, factor: float) -> Tensor:
-    """``factor * image + (1 - factor) * level`` in whole levels, as torchvision rounds (down)."""
+    """``factor * image + (1 - factor) * level``, rounded down to whole levels as in torchvision."""
     mixed = image.float().mul_(factor).add_(level * (1.0 - factor))
     return mixed.clamp_(0, 255).to(torch.uint8)

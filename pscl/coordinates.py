@@ -1,7 +1,4 @@
-"""Patch embeddings in fewer numbers, for what is compared only among itself.
-
-The plain form is ``networks.ProjectionHead.patch``.
-"""
+"""Patch embeddings in fewer dimensions, for comparisons among themselves alone."""
 
 from __future__ import annotations
 
@@ -15,15 +12,13 @@ from networks import ProjectionHead
 def coordinates(head: ProjectionHead, features: Tensor, scale: int) -> Tensor:
     """Vectors with the inner products of ``head.patch``'s: (B, c, P) to (B, d, P), d <= D.
 
-    Embeddings are W h + b of the hidden units h, so they lie in the space that the columns of W and
-    b span, of at most hidden + 1 dimensions. With [W, b] = QR and Q orthonormal, R [h, 1] has their
-    lengths and inner products. So d is hidden + 1 where that is less than D (by default 33 of 64 at
-    the finest scale alone), which saves as much memory and as many multiplications of a comparison;
-    else it is D.
+    Embeddings are W h + b of the hidden units h, so they lie in the space spanned by the columns of
+    W and b, of at most hidden + 1 dimensions. With [W, b] = QR and Q orthonormal, R [h, 1] has
+    their lengths and inner products. So d is hidden + 1 where that is less than D (by default 33 of
+    64, at the finest scale alone), which saves memory and multiplications; else it is D.
 
-    Returns:
-        In single precision, computed in it where d < D (on CUDA as far as PyTorch's convolutions
-        are set to it). No gradient reaches the last layer.
+    The result is in single precision, and computed in it where d < D (on CUDA as far as PyTorch's
+    convolutions are set to it). No gradient reaches the last layer.
     """
     conv1, norm1, last = head.patch_layers(scale)
     assert isinstance(last, nn.Conv2d)

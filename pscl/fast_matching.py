@@ -1,10 +1,10 @@
-"""Matching in a few rounds of batched tensor code; finds the cells that ``pscl.matching`` finds.
+"""Matching in a few rounds of batched tensor code, with the result of ``pscl.matching``.
 
 As long as no lowered cell can win (which is checked), the published rule is a serial dictatorship,
 and deferred acceptance (Gale and Shapley 1962) gives the same result in few rounds: every template
 proposes to its best candidate that has not rejected it, a cell keeps the earliest template that
-ever proposed. Each template's few most similar cells take part; more of them for images that these
-do not decide. Images that are still open follow the rule template by template.
+ever proposed. Candidates are each template's few most similar cells; more of them for images that
+these do not decide. Images that are still open are matched template by template.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch import Tensor
 
 from pscl import matching
 
-BLOCK = 32  # neighbours whose largest stands for them while the largest of many are looked for
+BLOCK = 32  # neighbours of which ``largest`` compares the maxima first
 SLICE = 8  # neighbouring cells of which only the largest similarity is kept at first
-CELLS = BLOCK * SLICE  # numbers of cells are rounded up to a multiple of it: no rest is left
+CELLS = BLOCK * SLICE  # numbers of cells are padded to a multiple of it
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is looked at and held at once; the cells that are found do not depend on it.
+    """How much is searched and held at once, which does not change the result.
 
     Attributes:
-        candidates: of a template that take part in the rounds, at most slices * SLICE and CELLS.
+        candidates: of each template, at most slices * SLICE and CELLS.
         slices: of each template whose cells may be candidates.
         effort: times as many of both for images that those did not decide.
-        held: similarities that are kept and searched, 48 MiB; of more each slice's largest.
+        held: similarities up to which all are kept, 48 MiB; of more, the largest of each slice.
         whole: similarities computed at once, 128 MiB.
         piece: similarities of a piece that fits into a processor's cache, 12 MiB.
         cached: types of devices that gain by such pieces; on others few large calls are better.
         few: templates up to which no device gains.
-        rounds: before the first, second and last look whether all templates are settled.
+        rounds: before the first, second and last check whether all templates are settled.
     """
 
     candidates: int = 64
@@ -53,10 +53,9 @@ LIMITS = Limits()
 
 
 def match(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits = LIMITS) -> Tensor:
-    """What ``pscl.matching.match`` gives, for the same arguments.
+    """As ``pscl.matching.match``, for the same arguments.
 
-    Keys are copied unless P is a multiple of ``CELLS`` and the D numbers of a cell lie together in
-    memory.
+    Keys are copied unless P is a multiple of ``CELLS`` and a cell's D numbers lie side by side.
     """
     missing = -valid.shape[1] % CELLS
     if missing:
@@ -72,18 +71,18 @@ def match(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits = LIMITS
             chosen[some], settled[some] = _match_in_rounds(
                 template, keys[some], valid[some], peaks[some], more
             )
-    # Filled up to a round number, as the cells are: a product adds in another order at the edges of
-    # its blocks, and equal cells would differ by a rounding. The last template chooses once more.
+    # Padded to a multiple of BLOCK, by the last template: a matrix product adds in another order at
+    # the edges of its blocks, so that equal cells would differ by a rounding.
     filled = torch.arange(templates + -templates % BLOCK, device=keys.device)
     filled.clamp_(max=templates - 1)
-    for some in _open(settled, limits.whole // (2 * templates * cells)):  # they are doubles
+    for some in _open(settled, limits.whole // (2 * templates * cells)):  # 2: in double precision
         in_turn = matching.match(template[:, filled], keys[some], valid[some])
         chosen[some] = in_turn[:, :templates]
     return chosen
 
 
 def _open(settled: Tensor, at_once: int) -> tuple[Tensor, ...]:
-    """The images (b,) that are not settled (B,), so many at once."""
+    """Indices (b,) of the images that are not settled (B,), in groups of ``at_once``."""
     images = (~settled).nonzero().squeeze(1)
     return images.split(max(1, at_once)) if len(images) else ()
 
@@ -93,11 +92,11 @@ def _match_in_rounds(
 ) -> tuple[Tensor, Tensor]:
     """The cells (B, T) by deferred acceptance among candidates, and whether (B,) they are right."""
     value, cell, others = _candidates(template, keys, valid, peaks, limits)
-    # Best first, equal values in the order of their cells, as argmax would take them.
+    # Stable: of equal values the first cell wins, as in argmax.
     value, order = value.sort(dim=2, descending=True, stable=True)
-    # A win is exact if no cell taken before could beat it at its lowered value, and if it surely
-    # beats those that are no candidates, known in single precision only: errors of rounding are
-    # proportional to the largest length of a template times that of a key.
+    # A win is exact if no cell taken before could beat it at its lowered value, nor any cell that
+    # is no candidate. Those are known in single precision only: rounding errors are proportional to
+    # the largest length of a template times that of a key.
     best = value[:, :, 0]
     lowered = best - best.amax(dim=1, keepdim=True)
     reach = template.norm(dim=0).amax() * keys.norm(dim=1).amax(dim=1, keepdim=True)  # (B, 1)
@@ -108,11 +107,10 @@ def _match_in_rounds(
 def _candidates(
     template: Tensor, keys: Tensor, valid: Tensor, peaks: Tensor | None, limits: Limits
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each template's most similar cells by single precision, in the order of their numbers.
+    """Each template's cells that are most similar in single precision, ordered by their numbers.
 
-    Returns:
-        Similarities (B, T, L) in double precision, -inf for padding; the cells (B, T, L); the
-        largest similarity that another cell can have (B, T).
+    Returns similarities (B, T, L) in double precision, -inf for padding; the cells (B, T, L); the
+    largest similarity that another cell can have (B, T).
     """
     images, dim, cells = keys.shape
     padding = valid.log()  # 0, and -inf for padding
@@ -136,8 +134,8 @@ def _candidates(
     cell = cell.sort(dim=2).values
     index = cell + first
     wide = torch.float32 if keys.is_mps else torch.float64  # MPS has no double precision
-    # Not a matrix product: that sums the last few rows of an odd number in another order, and equal
-    # cells would differ.
+    # Not a matrix product, whose order of summation differs for the last rows of an odd number, so
+    # that equal cells would differ.
     exact = F.embedding(index, table).to(wide).mul_(template.T[:, None].to(wide)).sum(dim=3)
     return exact.add_(padding.take(index)), cell, others
 
@@ -147,10 +145,9 @@ def _peaks(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits) -> Ten
 
     -inf where all cells are padding; where some are, it may be too large.
 
-    Where all similarities would fill gigabytes, pieces use the same memory in turn. For many
-    templates on a processor they are small, because to write and read the similarities outside its
-    cache takes longer than to compute them, and of one image, because padding comes last and is
-    left out.
+    All similarities would fill gigabytes, so pieces use the same memory in turn. For many templates
+    on a CPU they fit into its cache, since writing and reading them outside takes longer than
+    computing them, and hold one image, whose padding comes last and is left out.
     """
     images, templates = len(keys), template.shape[1]
     some = valid.unflatten(1, (-1, SLICE)).any(dim=2)  # (B, slices)
@@ -176,10 +173,10 @@ def _peaks(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits) -> Ten
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """``values.topk(count, dim=2)`` of (B, T, P), for the same values in a fraction of the time.
+    """``values.topk(count, dim=2)`` of (B, T, P), P a multiple of ``BLOCK``, in less time.
 
-    The ``count`` largest lie in the ``count`` blocks with the largest maxima; P is a multiple of
-    ``BLOCK``. Among equal values the choice is free, as it is in topk.
+    The ``count`` largest lie in the ``count`` blocks with the largest maxima. Which of equal values
+    are taken is undefined, as in topk.
     """
     blocks = values.shape[2] // BLOCK
     if blocks < 4 * count:
@@ -195,18 +192,12 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _accept(
     value: Tensor, cell: Tensor, bound: Tensor, none: int, rounds: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Rounds of proposals and rejections.
+    """Rounds of proposals and rejections among candidates (B, T, L), best first.
 
-    Args:
-        value, cell: (B, T, L) of the templates' candidates, best first.
-        bound: (B, T) above which a win is surely exact.
-        none: number of a cell that is no candidate.
-        rounds: before each look whether all are settled.
-
-    Returns:
-        The cells (B, T), and whether (B,) all of an image are surely right.
+    A win is surely exact above ``bound`` (B, T); ``none`` is the number of a cell that is no
+    candidate. Returns the cells (B, T), and whether (B,) all of an image are surely right.
     """
-    # A template that ran out of candidates proposes to a cell that has no value.
+    # A template that has no candidate left proposes to the cell ``none``, at the value -inf.
     images, templates, candidates = cell.shape
     length = max(candidates, sum(rounds)) + 1
     value = F.pad(value, (0, length - candidates), value=-torch.inf)

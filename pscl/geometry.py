@@ -1,4 +1,4 @@
-"""A view as a value: drawn once, applied to pixels, masks and index grids alike."""
+"""Views and windows as values: drawn once, applied to images, masks and index grids alike."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class ViewGeometry:
     """Flip, quarter turns and crop of one view (paper: data augmentation; published loader).
 
     Attributes:
-        flip: whether the image is flipped upside down (rows reversed), before the rotation.
-        quarter_turns: number of counter-clockwise quarter turns, 1 to 4 (``torch.rot90``).
+        flip: whether the rows are reversed, before the rotation.
+        quarter_turns: counter-clockwise (``torch.rot90``), 1 to 4.
         height, width: the crop's share of the rotated image's rows and columns, in (0, 1] (the
             paper's r1, r2).
         top, left: where the crop starts, as a share of rows and columns (the paper's r3, r4).
@@ -45,7 +45,7 @@ class ViewGeometry:
         return cls(flip, quarter_turns, height, width, top, left)
 
     def crop_box(self, rows: int, columns: int) -> tuple[int, int, int, int]:
-        """Top, bottom, left, right of the crop on an image of ``rows x columns`` before rotation.
+        """Top, bottom, left, right of the crop of an image that is ``rows x columns`` unrotated.
 
         The box lies on the rotated image, whose sides are swapped after an odd number of turns. It
         holds at least one position: on a tiny grid the published rounding could leave none.
@@ -63,16 +63,15 @@ class ViewGeometry:
         return bottom - top, right - left
 
     def index_steps(self, rows: int, columns: int) -> tuple[int, int, int]:
-        """The grid of indices 0 ... rows*columns - 1 through flip, rotation and crop.
+        """The grid of indices 0 ... rows*columns - 1 after flip, rotation and crop.
 
-        The index at its first cell, and by how much it grows from row to row and from column to
-        column.
+        The first cell's index, and its increments from row to row and from column to column.
         """
         grid = np.arange(rows * columns).reshape(rows, columns)
         top, bottom, left, right = self.crop_box(rows, columns)
-        # Views of the same memory: their strides are the steps.
-        cut = np.rot90(grid[::-1] if self.flip else grid, self.quarter_turns)
-        cut = cut[top:bottom, left:right]
+        # Views of the same memory: their strides are the increments.
+        whole = np.rot90(grid[::-1] if self.flip else grid, self.quarter_turns)
+        cut = whole[top:bottom, left:right]
         down, across = (stride // grid.itemsize for stride in cut.strides)
         return int(cut[0, 0]), down, across
 
@@ -84,32 +83,26 @@ class ViewGeometry:
         return torch.rot90(image, self.quarter_turns, (-2, -1))[..., top:bottom, left:right]
 
     def apply(self, image: Tensor) -> Tensor:
-        """Flip, rotate, crop, resize back (bilinear, antialias): float (..., H, W), same shape."""
+        """Flip, rotate, crop, resize back (bilinear, antialias): float (..., H, W) to the same."""
         return resize(self.cut(image), (image.shape[-2], image.shape[-1]))
 
     def apply_mask(self, mask: Tensor) -> Tensor:
-        """The same for class ids, resized by centre-aligned nearest: integer (H, W), same shape."""
+        """The same for class ids, resized by centre-aligned nearest: integer (H, W) to the same."""
         cut = self.cut(mask)
         if cut.shape == mask.shape:
             return cut
-        rows, columns = (
-            ((torch.arange(new) + 0.5) * (old / new)).long()
-            for new, old in zip(mask.shape, cut.shape, strict=True)
-        )
-        return cut[rows[:, None], columns[None, :]]
+        sizes = zip(mask.shape, cut.shape, strict=True)
+        rows, columns = (((torch.arange(n) + 0.5) * (old / n)).long() for n, old in sizes)
+        return cut[rows[:, None], columns]
 
 
 @dataclass(frozen=True)
 class Window:
-    """A window laid over an image: somewhere, turned and scaled (training with labels).
+    """A shifted, rotated and scaled crop of an image (training with labels).
 
-    What sticks out of the image shows it mirrored and unlabelled.
-
-    Attributes:
-        rows, columns: size of the result in pixels.
-        row, column: the window's centre, in pixels from the image's top and left edge.
-        scale: by how much the image is enlarged; below 1 it is reduced.
-        angle: by how much it is turned counter-clockwise, in degrees.
+    The result has ``rows x columns`` pixels; its centre is ``row`` and ``column`` pixels from the
+    image's top and left edge. The image is magnified by ``scale``, rotated counter-clockwise by
+    ``angle`` degrees, and beyond its edges mirrored and unlabelled.
     """
 
     rows: int
@@ -128,17 +121,16 @@ class Window:
         scale: float = 1.0,
         rotation: float = 0.0,
     ) -> Window:
-        """Draw a window that, before it is turned, lies inside the image if it fits there.
+        """Draw a window that, before its rotation, lies inside the image if it fits there.
 
         Args:
-            rng: random numbers.
             size: rows and columns of the image.
             side: rows and columns of the window; 0: those of the image.
-            scale: largest factor; the logarithm is uniform in -log(scale) ... log(scale).
+            scale: the largest; its logarithm is uniform in -log(scale) ... log(scale).
             rotation: largest angle either way, in degrees.
         """
         rows, columns = (side, side) if side else size
-        if scale == 1 and rotation == 0:  # whole pixels, which no resampling blurs
+        if scale == 1 and rotation == 0:  # whole pixels: resampling would blur
             top = int(rng.integers(max(size[0] - rows, 0) + 1))
             left = int(rng.integers(max(size[1] - columns, 0) + 1))
             return cls(rows, columns, top + rows / 2, left + columns / 2)
@@ -151,10 +143,9 @@ class Window:
         return cls(rows, columns, row, column, factor, angle)
 
     def places(self, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the window's pixels lie on an image of ``rows x columns``.
+        """Distances of the pixels' centres from the top and left edge of ``rows x columns``.
 
-        Distances of their centres from the image's top and left edge, float (h, w) in pixels, and
-        whether they are inside.
+        Float (h, w) each, in pixels, and whether (h, w) they are inside the image.
         """
         down = (torch.arange(self.rows) + 0.5 - self.rows / 2)[:, None] / self.scale
         right = (torch.arange(self.columns) + 0.5 - self.columns / 2)[None, :] / self.scale
@@ -164,13 +155,11 @@ class Window:
         return y, x, (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
 
     def apply(self, image: Tensor) -> Tensor:
-        """Look at a float image (c, H, W) through the window, bilinear: (c, h, w)."""
+        """The window of a float image (c, H, W), bilinear: (c, h, w)."""
         rows, columns = image.shape[-2:]
         y, x, _ = self.places(rows, columns)
         grid = torch.stack([2 * x / columns - 1, 2 * y / rows - 1], dim=-1)[None]
-        return F.grid_sample(
-            image[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False
-        )[0]
+        return F.grid_sample(image[None], grid, "bilinear", "reflection", align_corners=False)[0]
 
     def apply_mask(self, mask: Tensor) -> Tensor:
         """The same for class ids (H, W), by the nearest pixel; ``IGNORED`` outside: (h, w)."""
@@ -193,13 +182,11 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 class Correspondence:
     """Where the cells of the cropped grid lie in the two views' feature maps, for B images.
 
-    Images differ in h' x w'; P is H*W or a little more for all, so that tensors have the same size
-    in every batch. Cells beyond an image's own are padding: ``valid`` is false, ``key`` is some
-    position of the map, and ``query`` means nothing.
+    Images differ in h' x w'; all are padded to the same P, H*W or a little more. In padding ``key``
+    is some position of the map and ``query`` is undefined.
 
     Attributes:
-        query: (B, P) index into the flattened H*W map of view q.
-        key: (B, P) index into the flattened H*W map of view k.
+        query, key: (B, P) indices into the flattened H*W maps of view q and of view k.
         valid: (B, P) padding mask, False for padding.
     """
 
@@ -219,16 +206,11 @@ def correspond(
 
     The published program flips, rotates and crops a grid of indices for view q and resizes the
     grid of view k to the crop's h' x w' by nearest. The first is a linear function of the cell's
-    row and column, the second a rounding of them, so both are computed for the whole batch at once.
+    row p // w' and column p % w', the second a rounding of it, so both are computed for all images
+    at once.
 
-    Args:
-        geometry: the view k of each of the B images.
-        rows, columns: H, W of the feature map.
-        device: where the index tensors are made.
-        multiple: P is the next multiple of it from H*W on.
-
-    Returns:
-        The ``Correspondence`` of the batch; cell p of an image is row p // w', column p % w'.
+    ``geometry`` holds the view k of each of the B images, ``rows`` and ``columns`` are H, W of the
+    feature map; P is H*W rounded up to a multiple of ``multiple``.
     """
     sizes = [view.size(rows, columns) for view in geometry]
     linear = [view.index_steps(rows, columns) for view in geometry]
@@ -238,9 +220,9 @@ def correspond(
     cell = torch.arange(-(-rows * columns // multiple) * multiple, device=device)  # (P,)
     row, column = cell // width, cell % width  # (B, P)
     query = torch.addcmul(first, row, down).addcmul_(column, right)
-    # The source of a cell, by torch's 'nearest' (not 'nearest-exact') resize from the full size:
-    # torch scales in single precision and takes the floor; so does this, to agree to the last cell.
+    # As torch's 'nearest' (not 'nearest-exact') resize from the full size: the source of a cell is
+    # scaled in single precision and rounded down.
     row_scale, column_scale = (table[6:] / table[:2]).unbind()
     key = (column * column_scale).long().add_((row * row_scale).long(), alpha=columns)
-    key.clamp_(max=rows * columns - 1)  # of padding, whose rows go on below the map
+    key.clamp_(max=rows * columns - 1)  # the rows of padding go on below the map
     return Correspondence(query, key, cell < size)

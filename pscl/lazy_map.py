@@ -1,8 +1,7 @@
-"""Decoder maps of which patches are wanted: the last convolution is computed at those alone.
+"""Decoder maps whose last convolution is computed at the wanted positions alone.
 
-The plain form is ``at_positions`` on the maps of the whole network. The last convolution is a
-sixteenth of the network's work; of its map only the chosen patches carry a gradient, and of view q
-only they are needed at all.
+It is a sixteenth of the network's work. Of its map only the chosen patches carry a gradient, and in
+view q only they are used. The plain form is ``at_positions`` on the maps of the whole network.
 """
 
 from __future__ import annotations
@@ -19,25 +18,20 @@ def at_positions(features: Tensor, index: Tensor) -> Tensor:
     """The features (B, c, H, W) at positions (B, T) of the flattened H*W map: (B, T, c)."""
     images, channels, rows, columns = features.shape
     first = torch.arange(0, images * rows * columns, rows * columns, device=index.device)
-    # Channels last: a view of one row for each position.
+    # A view in channels-last memory: a row for each position.
     table = features.permute(0, 2, 3, 1).reshape(-1, channels)
     return F.embedding(index + first[:, None], table)
 
 
 class LazyMap:
-    """A map (B, c, H, W), finished where it is asked for.
+    """A map (B, c, H, W), computed where it is needed.
 
-    Args:
-        features: the map, or what the last convolution of ``unfinished`` is given.
-        unfinished: the decoder block whose last convolution and norm are to be computed.
-
-    Attributes:
-        size: H, W.
+    ``features`` are the map, or, with ``unfinished``, the input of that decoder block's last
+    convolution, which with its norm is still to be computed. ``size`` is (H, W).
     """
 
     def __init__(self, features: Tensor, unfinished: Up | None = None) -> None:
-        self.features = features
-        self.unfinished = unfinished
+        self.features, self.unfinished = features, unfinished
         self.size = (features.shape[-2], features.shape[-1])
 
     def at(self, index: Tensor) -> Tensor:
@@ -56,19 +50,18 @@ class LazyMap:
         outside = ((near_row != row) | (near_column != column))[..., None]  # zero padding
         around = around.view(*row.shape, -1).masked_fill(outside, 0.0).flatten(2)  # (B, T, 9*c)
         weight = block.con2.weight.permute(0, 2, 3, 1).flatten(1)  # (c, 9*c)
-        assert isinstance(block.norm2, ChannelLayerNorm)  # of each position alone
+        assert isinstance(block.norm2, ChannelLayerNorm)  # which treats positions one by one
         return F.leaky_relu(block.norm2.rows(F.linear(around, weight)), 0.01, inplace=True)
 
 
 def lazy_maps(
     network: ProjectedUNet, image: Tensor, recompute: int = -1
 ) -> tuple[Tensor, list[LazyMap]]:
-    """Embeddings (B, D) of images (B, 3, H, W), and the maps up1, up2, up3, as of ``network``.
+    """What ``network`` gives, embeddings (B, D) and the maps up1, up2, up3, the last one lazily.
 
     ``recompute`` is the ``levels`` of ``pscl.recompute.recompute_activations``.
     """
-    encoder = network.encode
-    block = encoder.up3
+    encoder, block = network.encode, network.encode.up3
 
     def all_but_last(x: Tensor, skip: Tensor) -> Tensor:
         return activated(block.conv.norm1, block.conv.con1(block.join(x, skip)))
@@ -77,5 +70,4 @@ def lazy_maps(
     up1 = encoder.up1(x4, x3)
     up2 = encoder.up2(up1, x2)
     before = recomputed(all_but_last, block, 0, recompute)(up2, x1)
-    maps = [LazyMap(up1), LazyMap(up2), LazyMap(before, block)]
-    return network.decode.image(x4), maps
+    return network.decode.image(x4), [LazyMap(up1), LazyMap(up2), LazyMap(before, block)]

@@ -1,7 +1,4 @@
-"""The losses as pure functions: tensors in, a scalar out, always in single precision.
-
-``temperature`` divides similarities everywhere.
-"""
+"""The losses as pure functions in single precision; ``temperature`` divides similarities."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ P = ParamSpec("P")
 
 
 def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """A loss that autocast does not round."""
+    """Compute a loss outside autocast."""
 
     @wraps(loss)
     def unrounded(*args: P.args, **kwargs: P.kwargs) -> Tensor:
@@ -37,8 +34,7 @@ def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
 
     With one image there is no negative and the loss is 0.
 
-    Args:
-        query, key: (B, D) embeddings of the two views, any length; row i of both is one image.
+    ``query`` and ``key`` are embeddings (B, D) of the two views, of any length.
     """
     rows = F.normalize(torch.cat([query, key]).float(), dim=1)  # (2B, D)
     logits = (rows @ rows.T / temperature).fill_diagonal_(-torch.inf)  # (2B, 2B)
@@ -55,9 +51,8 @@ def patch_nt_xent(
     Every patch of both views is a row. Its positive is its correspondent in the other view, its
     negatives are all rows of another class; rows of its own class are neither.
 
-    Args:
-        query, key: (B, C, K, D) patch embeddings of the two views; [b, c, k] of both is one place.
-        intra_view_negatives: whether rows of the same image and view may be negatives.
+    ``query`` and ``key`` (B, C, K, D) are embeddings of the two views; [b, c, k] of both is one
+    place. ``intra_view_negatives``: whether rows of the same image and view may be negatives.
     """
     images, classes, templates, _ = query.shape
     by_class = torch.stack([query.transpose(0, 1), key.transpose(0, 1)], dim=1)
@@ -77,22 +72,16 @@ def patch_nt_xent(
 
 @full_precision
 def soft_info_nce(
-    query: Tensor,
-    key: Tensor,
-    queue: Tensor,
-    queue_target: Tensor,
-    row_weight: Tensor,
-    temperature: float,
+    query: Tensor, key: Tensor, queue: Tensor, target: Tensor, weight: Tensor, temperature: float
 ) -> Tensor:
     """InfoNCE with soft targets over [positive, queue] (paper, losses of PSCL-MoCo), row by row.
-
-    The targets are not normalised: the positive has 1, each queue entry what ``queue_target`` says,
-    and the whole row is multiplied by ``row_weight``.
 
     Args:
         query, key: (..., D) unit vectors; the same row of both is a positive pair.
         queue: (Q, D) keys of earlier batches.
-        queue_target, row_weight: (..., Q) and (...), broadcast over the rows.
+        target: (..., Q) of the queue's entries; that of the positive is 1, their sum is not
+            normalised.
+        weight: (...) by which a whole row is multiplied.
 
     Returns:
         (...) cross-entropies; the caller takes the mean.
@@ -102,21 +91,19 @@ def soft_info_nce(
     logits = torch.cat([positive, query @ queue.T], dim=-1) / temperature  # (..., 1 + Q)
     log_probability = logits.log_softmax(dim=-1)
     own, others = log_probability[..., 0], log_probability[..., 1:]
-    return -row_weight * (own + (queue_target * others).sum(dim=-1))
+    return -weight * (own + (target * others).sum(dim=-1))
 
 
 @full_precision
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """InfoNCE over [positive, queue] with a one-hot target, mean (He 2020, equation 1).
 
-    Args:
-        query, key: (N, D) unit vectors; the same row of both is a positive pair.
-        queue: (Q, D) keys of earlier batches, the negatives of every row.
+    Rows of ``query`` and ``key``, unit vectors (N, D), are positive pairs; ``queue`` (Q, D) holds
+    keys of earlier batches, the negatives of every row.
     """
     query, key, queue = query.float(), key.float(), queue.float()
     positive = (query * key).sum(dim=1, keepdim=True)  # (N, 1)
-    negative = query @ queue.T  # (N, Q)
-    logits = torch.cat([positive, negative], dim=1) / temperature  # (N, 1 + Q)
+    logits = torch.cat([positive, query @ queue.T], dim=1) / temperature  # (N, 1 + Q)
     target = torch.zeros(len(query), dtype=torch.long, device=query.device)
     return F.cross_entropy(logits, target)
 
@@ -132,8 +119,8 @@ def dense_info_nce(
 ) -> Tensor:
     """InfoNCE of the cells of two views' grids, mean (Wang 2021, equations 2 and 4).
 
-    The positive of a cell of view q is the key of that cell of view k, of the same image, whose
-    features are the most similar by cosine. Which one that is carries no gradient.
+    The positive of a cell of view q is the key of that cell of the same image in view k whose
+    features are the most similar by cosine; no gradient flows through this choice.
 
     Args:
         query, key: (B, D, P) dense projections of the P cells of both views, of any length.
@@ -154,9 +141,8 @@ def dense_info_nce(
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared distance of the unit vectors, 2 - 2 cos, mean (Grill 2020, equation 2).
 
-    Args:
-        prediction: (B, D) of the online network from one view, of any length.
-        target: (B, D) projections of the target network from the other view.
+    (B, D) each, of any length: the online network's predictions from one view, the target network's
+    projections from the other.
     """
     prediction, target = F.normalize(prediction.float(), dim=1), F.normalize(target.float(), dim=1)
     return (2 - 2 * (prediction * target).sum(dim=1)).mean()
@@ -165,13 +151,8 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
 def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1e-4) -> Tensor:
     """Dice loss per class, averaged over the images (published program).
 
-    Args:
-        logits: (B, C, H, W).
-        mask: (B, H, W) class ids; pixels of id ``IGNORED`` are left out.
-        smooth: added to the doubled intersection and to the sum of the areas.
-
-    Returns:
-        (C,) values of 1 - (2*sum(p*t) + smooth) / (sum(p) + sum(t) + smooth).
+    From (B, C, H, W) logits and (B, H, W) class ids, without pixels of id ``IGNORED``: (C,) values
+    of 1 - (2*sum(p*t) + smooth) / (sum(p) + sum(t) + smooth).
     """
     labelled = (mask != IGNORED).flatten(1)[:, None]  # (B, 1, H*W)
     probability = logits.float().softmax(dim=1).flatten(2) * labelled  # (B, C, H*W)
@@ -185,18 +166,12 @@ def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1e-4) -> Tensor:
 def supervised_loss(logits: Tensor, mask: Tensor, class_weight: Tensor) -> dict[str, Tensor]:
     """Half weighted cross-entropy, half mean Dice loss without background (published program).
 
-    Args:
-        logits: (B, C, H, W).
-        mask: (B, H, W) class ids 0 to C-1; pixels of id ``IGNORED`` are left out.
-        class_weight: (C,) weights of the cross-entropy, which is divided by the number of labelled
-            pixels.
-
-    Returns:
-        ``loss`` and its parts ``cross_entropy`` and ``dice``.
+    From (B, C, H, W) logits and (B, H, W) class ids, without pixels of id ``IGNORED``. The
+    cross-entropy, with weights (C,), is divided by the number of labelled pixels, not by the sum of
+    their weights. Returns ``loss`` and its parts ``cross_entropy`` and ``dice``.
     """
-    total = F.cross_entropy(
-        logits.float(), mask, class_weight, ignore_index=IGNORED, reduction="sum"
-    )
+    logits = logits.float()
+    total = F.cross_entropy(logits, mask, class_weight, ignore_index=IGNORED, reduction="sum")
     cross_entropy = total / (mask != IGNORED).sum().clamp(min=1)
     dice = dice_loss(logits, mask)[1:].mean()
     return {"loss": 0.5 * cross_entropy + 0.5 * dice, "cross_entropy": cross_entropy, "dice": dice}

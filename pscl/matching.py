@@ -1,7 +1,4 @@
-"""Matching as the published program does it, template by template: the form that is read.
-
-``pscl.fast_matching.match`` finds the same cells and is what training calls.
-"""
+"""Matching as the published program does it; training calls ``fast_matching``, of equal result."""
 
 from __future__ import annotations
 
@@ -10,21 +7,21 @@ from torch import Tensor
 
 
 def match(template: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
-    """Let templates choose, one after the other, their most similar cells (paper, patch sampling).
+    """Choose each template's most similar cell in turn (paper, patch sampling).
 
-    Template 0 takes its most similar cell, the first of equals. That cell's similarity is then
-    lowered, for all templates, by the image's largest similarity, and template 1 chooses. So a cell
-    is taken twice only when little is left.
+    Template 0 takes its most similar cell, the first of equals. That cell's similarity to every
+    template is then lowered by the image's largest similarity, and template 1 chooses, so that a
+    cell is taken twice only when no other is similar.
 
     Args:
         template: (D, T) features of the templates.
         keys: (B, D, P) features of the cells of each image.
-        valid: (B, P) padding mask, False where the image has no such cell; it has at least one.
+        valid: (B, P) padding mask, False for padding; every image has at least one cell.
 
     Returns:
         The cell of each template in each image, int64 (B, T).
     """
-    # In double precision near-ties do not depend on the order in which a library adds.
+    # In double precision, so that near-ties do not depend on a library's order of summation.
     wide = torch.float32 if keys.is_mps else torch.float64  # MPS has no double precision
     similarity = template.to(wide).T @ keys.to(wide)  # (B, T, P)
     similarity.masked_fill_(~valid[:, None], -torch.inf)

@@ -1,7 +1,7 @@
-"""Activation checkpointing: less memory for the backward pass, a little more time, equal results.
+"""Activation checkpointing of the UNet: less memory, a little more time, equal results.
 
-PyTorch's own, put around the blocks of ``networks.Encoder`` from outside (Chen 2016, "Training deep
-nets with sublinear memory cost"). The plain form is not to call it.
+PyTorch's own, wrapped around the blocks of ``networks.Encoder`` from outside (Chen 2016, "Training
+deep nets with sublinear memory cost").
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
+from torch.utils import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy
 
 from networks import Encoder
 
@@ -25,14 +22,12 @@ LEVELS = (("inc", "up3"), ("down1", "up2"), ("down2", "up1"), ("down3",))  # the
 
 
 def recompute_activations(encoder: Encoder, levels: int) -> None:
-    """Let the backward pass compute activations again instead of keeping them.
+    """Let the backward pass recompute activations of an encoder instead of keeping them.
 
-    Args:
-        encoder: its blocks are changed in place; names of parameters stay.
-        levels: 0: what is cheap to compute, that is norms, activations, pooling, joins, the stem's
-            first convolution and the transposed ones. At 376x376 that adds some 5 % to the time of
-            a step and takes more than a third off its memory (results/speed). 1 to 4: also
-            everything else in so many levels, the full size first. -1: nothing.
+    ``levels`` 0: what is cheap, that is norms, activations, pooling, joins, the stem's first
+    convolution and the transposed ones. At 376x376 that adds some 5 % to the time of a step and
+    takes more than a third off its memory (results/speed). 1 to 4: also everything else in so many
+    levels, the full size first. -1: nothing.
     """
     for level, names in enumerate(LEVELS):
         for name in names:
@@ -43,17 +38,12 @@ def recompute_activations(encoder: Encoder, levels: int) -> None:
 def recomputed(
     run: Callable[..., Tensor], block: nn.Module, level: int, levels: int
 ) -> Callable[..., Tensor]:
-    """A function whose activations the backward pass computes again.
+    """``run``, which uses the parameters of ``block``, with activations recomputed.
 
-    Under autocast its cache of casted weights must be off, see ``utils.device.precision``.
-
-    Args:
-        run: from tensors to a tensor, with the parameters of ``block``.
-        block: of the encoder.
-        level: of the block, 0 at full size to 3.
-        levels: see ``recompute_activations``.
+    ``level`` is the block's, 0 at full size to 3; for ``levels`` see ``recompute_activations``.
+    Autocast must not cache casted weights meanwhile, see ``utils.device.precision``.
     """
-    # Not a closure: copy.deepcopy of the network copies what a partial refers to.
+    # Not a closure: a deep copy of the network copies what a partial refers to.
     return run if levels < 0 else partial(_checkpointed, run, block, level < levels)
 
 
@@ -66,17 +56,16 @@ def _checkpointed(
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         if everything:
             return nullcontext(), _SecondPass(block, nullcontext())
-        first, second = create_selective_checkpoint_contexts(_keep_convolutions)
+        first, second = checkpoint.create_selective_checkpoint_contexts(_keep_convolutions)
         return first, _SecondPass(block, second)
 
-    output: Tensor = checkpoint(
-        run, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-    )
+    settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    output: Tensor = checkpoint.checkpoint(run, *inputs, context_fn=contexts, **settings)
     return output
 
 
 def _keep_convolutions(context: Any, operator: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
-    """Keep the outputs of convolutions, but for transposed ones and those of 3-channel images."""
+    """Keep the outputs of convolutions, except transposed ones and those of 3-channel images."""
     if operator is torch.ops.aten.convolution.default:
         weight, transposed = inputs[1], inputs[6]
         if not transposed and weight.shape[1] > 3:
@@ -85,7 +74,7 @@ def _keep_convolutions(context: Any, operator: Any, *inputs: Any, **named: Any) 
 
 
 class _SecondPass:
-    """The second forward pass of a block, which updates copies of BatchNorm's running statistics.
+    """Context of a block's second forward pass: it updates copies of the running statistics.
 
     It can be entered again, for a second backward pass through the same graph.
     """

@@ -18,10 +18,7 @@ from pscl.geometry import Correspondence, ViewGeometry, resize
 
 
 def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> Tensor:
-    """The annotated image's warped label (C, H, W) on the cells of a map of ``rows x columns``.
-
-    (C, h'*w'), 0 to 255 with fractions where classes meet.
-    """
+    """The warped label (C, H, W) on the cells of a map of ``rows x columns``: (C, h'*w')."""
     return resize(label, geometry.size(rows, columns)).flatten(1)
 
 
@@ -29,18 +26,18 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
     """Choose the purest cells of each class in the annotated image.
 
     For each class in turn, the cells with the largest ``label + 0.1*noise + history``; then the
-    history of the cells taken falls by the maximum of the whole label map, so that later classes
-    take other cells while there are any. A crop with fewer than ``templates`` cells gives them
-    all, repeated in order.
+    history of these cells falls by the maximum of the whole label map, so that later classes take
+    other cells while there are any. A crop with fewer than K cells gives them all, repeated in
+    order.
 
     Args:
-        label: (C, P) label map, 0 to 255; all zero for random sampling.
+        label: (C, P) label map, 0 to 255, with fractions where classes meet; all zero for random
+            sampling.
         noise: (C, P) uniform in [0, 1).
         templates: K.
 
     Returns:
-        The cells, int64 (C, K), and their purity (C, K): the values that won, divided by the
-        class's sum of them.
+        The cells, int64 (C, K), and their purity (C, K): their values over the class's sum of them.
     """
     cells = label.shape[1]
     count = min(templates, cells)
@@ -60,11 +57,9 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
 
 @dataclass(frozen=True)
 class Patches:
-    """The patches of one scale: for each image, class and rank a place, seen in both views.
+    """The patches of one scale: (B, C*K) positions in the flattened map of view q and of view k.
 
-    Attributes:
-        query, key: (B, C*K) index into the flattened map of view q and of view k.
-        purity: (C, K), summing to 1 for each class.
+    ``purity`` (C, K) sums to 1 for each class.
     """
 
     query: Tensor
@@ -77,19 +72,14 @@ def sample_patches(
 ) -> Patches:
     """Choose in the annotated image (number 0 of the batch) and match in all others.
 
-    Args:
-        keys: (B, D, P) key embeddings at the cells of each image (anything in padding), or vectors
-            with the same inner products; ``pscl.fast_matching.match`` says which P is fastest.
-        places: where the P cells lie in both maps.
-        label: (C, h'*w') of the annotated image, see ``label_at``.
-        noise: (C, h'*w') uniform in [0, 1).
-        templates: K.
+    ``keys`` (B, D, P) are key embeddings at the cells of each image, or vectors with the same inner
+    products; ``pscl.fast_matching.match`` says which P is fastest. ``label`` and ``noise``
+    (C, h'*w') are the annotated image's, as for ``choose``; K is ``templates``.
     """
     keys = keys.detach().float()
     chosen, purity = choose(label, noise, templates)  # (C, K) each
-    own = chosen.flatten()  # (T,)
-    cells = own[None]
+    cells = chosen.view(1, -1)  # (1, T)
     if len(keys) > 1:
-        template = keys[0].T[own].T  # (D, T)
+        template = keys[0].T[cells[0]].T  # (D, T)
         cells = torch.cat([cells, match(template, keys[1:], places.valid[1:])])  # (B, T)
     return Patches(places.query.gather(1, cells), places.key.gather(1, cells), purity)

@@ -1,4 +1,4 @@
-"""Where to compute, how precisely, in which memory, and with which random numbers."""
+"""The device, its precision, its memory, and seeds."""
 
 from __future__ import annotations
 
@@ -30,18 +30,14 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     absent = {"cuda": (device.index or 0) >= torch.cuda.device_count(), "mps": not mps}
     if absent.get(device.type):
-        raise UserError(
-            f"device: found {name}, which PyTorch does not see here; give --device auto"
-        )
+        raise UserError(f"--device: found {name}, which PyTorch does not see; give --device auto")
     return device
 
 
 def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
     """The dtype of autocast, None for full precision.
 
-    Args:
-        amp: 'off', 'bf16', or 'auto', which takes bf16 where the processor multiplies it natively.
-        device: where the computing is done.
+    ``amp``: 'off', 'bf16', or 'auto', which takes bf16 where the device multiplies it natively.
     """
     if amp == "bf16" or (amp == "auto" and native_bf16(device)):
         return torch.bfloat16
@@ -50,19 +46,15 @@ def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
 
 def precision(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
     """Autocast to ``dtype``; with None full precision, inside another autocast too."""
-    # Without the cache of casted weights: what pscl.recompute computes again casts them anew.
+    # No cache of casted weights: the second forward pass of pscl.recompute casts them anew.
     return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False)
 
 
 def native_bf16(device: torch.device, cpu_file: str = "/proc/cpuinfo") -> bool:
-    """Whether bf16 is faster than fp32: CUDA from Ampere on, CPUs that multiply it themselves.
+    """Whether bf16 is faster than fp32: CUDA from Ampere on, CPUs with AMX or AVX-512 BF16.
 
-    Those have AMX tiles or AVX-512 BF16; convolutions with the latter ran at twice the speed of
-    single precision (benchmarks/step.py), without either bf16 is slower.
-
-    Args:
-        device: the device asked about.
-        cpu_file: where the system lists the CPU's abilities; without it the answer is no.
+    With AVX-512 BF16 convolutions ran at twice the speed of single precision (benchmarks/step.py);
+    on CPUs with neither bf16 is slower. ``cpu_file`` lists the CPU's flags; without it: no.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
@@ -86,24 +78,23 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One seed out of several numbers, each 0 or more: 63 bits that all of them decide."""
+    """A seed of 63 bits that depends on all of several numbers, each 0 or more."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def keep_freed_memory() -> bool:
     """Have glibc keep the memory of freed tensors for the next ones; call before large tensors.
 
-    By default every tensor above 32 MB is mapped afresh and its pages are cleared by the system one
-    by one: 2.4 million page faults, a quarter of the processor's time, in a PSCL-SimCLR step at
-    376x376. Kept memory is reused as it is. The price is that the process stays as large as it once
-    was, and larger because the pieces do not fit together without gaps. The environment variable
-    ``GLIBC_TUNABLES=glibc.malloc.tcache_count=0`` takes about 0.5 GB off that: tensors begin at
-    multiples of 64 bytes, and the slivers cut off around them no longer lie in a cache between
-    freed pieces that could grow together. glibc reads it only when a process begins.
+    By default the system maps every tensor above 32 MB afresh and clears its pages one by one: 2.4
+    million page faults, a quarter of the processor's time, in a PSCL-SimCLR step at 376x376. The
+    price of keeping it is that the process never shrinks, and fragmentation. The environment
+    variable ``GLIBC_TUNABLES=glibc.malloc.tcache_count=0``, which glibc reads when a process
+    begins, takes about 0.5 GB off that: the slivers left by aligning tensors to 64 bytes are then
+    not cached between freed pieces that could be merged.
 
     Returns:
-        Whether glibc took it; False on other systems, and where glibc's own variables already say
-        how it is to map and trim memory.
+        Whether glibc took it; False on other systems, and where glibc's own variables already
+        decide how it maps and trims memory.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     decided = any(
@@ -117,5 +108,5 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     trim_threshold, mmap_max = -1, -4  # names of malloc.h
-    # No mappings of their own for large pieces, and nothing given back (-1: without any threshold).
+    # Large pieces get no mapping of their own, and nothing is given back (-1: no threshold).
     return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, -1))
