@@ -156,9 +156,9 @@ class Config:
         allowed="digits such as 01234, each once")
     num_classes: int = experiment(4, "classes of the masks, class 0 being the matrix or background",
         unit="classes", limits=between(2, 255))
-    ignore_label: int | None = experiment(None, "value of mask pixels that nobody labelled, such "
-        "as 255: they count in no loss, no sampling and no score; None: every pixel has a "
-        "class", source=OURS, limits=between(2, 255))
+    ignore_label: int | None = experiment(None, "value of unlabelled mask pixels, such as 255, "
+        "left out of losses, sampling and scores; None: every pixel has a class", source=OURS,
+        limits=between(2, 255))
     image_size: int = experiment(0, "images are resized to this height and width at loading; 0: as "
         "they are", unit="pixels", source=OURS, limits=between(0, 32768))
     mapping: tuple[int, ...] = experiment((), "gray of each class in predictions; empty: "
@@ -187,8 +187,8 @@ class Config:
         unit="processes", source=OURS, limits=between(0, 256))
     threads: int = running(0, "CPU threads that compute; 0: PyTorch's choice", unit="threads",
         source=OURS, limits=between(0, 1024))
-    save_seconds: float = running(60.0, "at most this much training is lost when a run is killed",
-        unit="seconds", source=OURS, limits=NOT_NEGATIVE)
+    save_seconds: float = running(60.0, "time between saves of the training state, lost at most "
+        "when a run is killed", unit="seconds", source=OURS, limits=NOT_NEGATIVE)
     overwrite: bool = running(False, "train anew over a run whose settings differ", source=OURS)
     resume: str = running("auto", "auto: go on where a run was cut off; never: start it again",
         source=OURS, choices=("auto", "never"))
@@ -208,10 +208,10 @@ class Config:
         published="multihead", limits=WIDTH)
     norm: str = network("batch", "normalisation inside the UNet: batch (BatchNorm) or group "
         "(GroupNorm, of one image at a time)", source=OURS, choices=("batch", "group"))
-    recompute: int = network(0, "levels of the UNet, at most 4 and the full size first, that are "
-        "computed again in the backward pass instead of kept: less memory, more time, the same "
-        "result; 0: only what is cheap to compute, and nothing in fine-tuning; -1: nothing",
-        unit="levels", source=OURS, limits=between(-1, 4))
+    recompute: int = network(0, "levels of the UNet, full size first, whose activations are "
+        "recomputed in the backward pass: less memory, more time, the same result; 0: only what "
+        "is cheap, and nothing in fine-tuning; -1: nothing", unit="levels", source=OURS,
+        limits=between(-1, 4))
 
     random_crop: float = views(0.2, "a view's crop keeps at least 1 - random_crop of each side",
         unit="fraction", published="random_c", limits={"at least": 0, "below": 1})
@@ -219,29 +219,30 @@ class Config:
         "0.2*d", limits=JITTER)
     fine_jitter: float = views(0.1, "strength d of the colour jitter in fine-tuning and supervised "
         "training", limits=JITTER)
-    fine_contrast: float = views(0.0, "strength d of a change of contrast after normalisation, in "
-        "fine-tuning and supervised training: gain exp(-d) to exp(d), offset -d to d; 0: none",
+    fine_contrast: float = views(0.0, "strength d of the contrast augmentation after normalisation "
+        "in fine-tuning and supervised training: gain exp(-d) to exp(d), offset -d to d; 0: none",
         source=OURS, limits=between(0, 2))
     fine_crop: int = views(0, "side of the random crops of fine-tuning and supervised training; 0: "
         "the whole image", unit="pixels", source=OURS, limits=between(0, 32768))
-    fine_scale: float = views(1.0, "images of fine-tuning and supervised training are enlarged or "
-        "reduced by up to this factor; 1: neither", source=OURS, limits=between(1, 2))
-    fine_rotation: float = views(0.0, "images of fine-tuning and supervised training are turned by "
-        "up to this angle either way, besides flip and quarter turns", unit="degrees",
+    fine_scale: float = views(1.0, "largest factor of random scaling, up or down, in fine-tuning "
+        "and supervised training; 1: none", source=OURS, limits=between(1, 2))
+    fine_rotation: float = views(0.0, "largest angle of random rotation, either way, in "
+        "fine-tuning and supervised training, besides flips and quarter turns", unit="degrees",
         source=OURS, limits=between(0, 45))
 
-    self_batch_size: int = pretraining(8, "images per batch, the annotated one comes on top",
+    self_batch_size: int = pretraining(8, "images per batch besides the annotated one",
         unit="images", limits=COUNT)
     self_max_epoch: int = pretraining(200, "length of pretraining", unit="epochs", limits=COUNT)
     self_lr: float = pretraining(1e-4, "learning rate", limits=RATE)
     self_optimizer: str = pretraining("adam", "optimizer: adam or adamw", choices=("adam", "adamw"))
     self_weight_decay: float = pretraining(1e-3, "weight decay, of adamw only", limits=NOT_NEGATIVE)
-    self_schedule: bool = pretraining(False, "learning rate x 0.1 at 50 % and again at 75 % of it")
-    save_every: int = pretraining(10, "a checkpoint named by the epochs done is kept this often",
+    self_schedule: bool = pretraining(False, "learning rate x 0.1 at 50 % and again at 75 % of "
+        "the epochs")
+    save_every: int = pretraining(10, "interval of the checkpoints, named by the epochs done",
         unit="epochs", limits=COUNT)
-    probe: int = pretraining(0, "the frozen features are looked at this often: a linear classifier "
-        "on the annotated images' pixels scored on the test set, and a k-means picture; 0: "
-        "never", unit="epochs", source=OURS, limits=between(0, 1_000_000))
+    probe: int = pretraining(0, "interval of probing the frozen features: a linear classifier of "
+        "the annotated images' pixels, scored on the test set, and a k-means picture; 0: never",
+        unit="epochs", source=OURS, limits=between(0, 1_000_000))
 
     temperature: float = method(0.5, "temperature of the image loss and of the patch loss",
         limits={"above": 0})
@@ -249,7 +250,7 @@ class Config:
         unit="fraction", limits=FRACTION)
     top_k: int | None = method(None, "patches per class and image at the coarsest scale; None: 4 "
         "for simclr, 30 for moco", unit="patches", limits=WIDTH)
-    sample_ratio: int = method(2, "the patches grow by this factor from scale to scale",
+    sample_ratio: int = method(2, "growth of the number of patches from scale to scale",
         limits=between(1, 64))
     label_guided: bool = method(True, "choose patches by the annotated image's label map; False: "
         "at random", published="Patch_sup")
@@ -259,7 +260,7 @@ class Config:
         "be negatives", published="simclrinner")
     momentum: float = method(0.99, "share of the momentum encoder that each step keeps",
         limits=FRACTION)
-    queue_size: int = method(504, "images that the queues remember", unit="images",
+    queue_size: int = method(504, "length of the queues", unit="images",
         limits=between(1, 10_000_000))
     group_decay: float = method(0.2, "PSCL-MoCo: decay per step of the image queue's weight of the "
         "same production batch", published="lab_size_decay", limits=FRACTION)
@@ -267,8 +268,8 @@ class Config:
         "of the same production batch", published="patch_size_decay", limits=FRACTION)
     freshness_decay: float = method(0.2, "PSCL-MoCo: decay per step of the patch queue's weight "
         "whatever the production batch", published="patch_lab_decay", limits=FRACTION)
-    dense_grid: int = method(7, "DenseCL: the dense map is averaged over a grid of so many cells a "
-        "side", unit="cells", source="DenseCL's paper, `S`", limits=between(1, 64))
+    dense_grid: int = method(7, "DenseCL: side of the grid of cells that average the dense map",
+        unit="cells", source="DenseCL's paper, `S`", limits=between(1, 64))
 
     fine_batch_size: int = with_labels(6, "images per batch; never more than there are",
         unit="images", limits=COUNT)
@@ -276,8 +277,8 @@ class Config:
         "of each of its images", source=OURS, limits=between(1, 1024))
     fine_max_epoch: int | None = with_labels(None, "length of the training; None: 1000, 500, 50 "
         "for data size 1, 5, f", unit="epochs", limits=COUNT)
-    eval_every: int | None = with_labels(None, "evaluated this often and after the last epoch; "
-        "None: 200, 100, 10 for data size 1, 5, f", unit="epochs", limits=COUNT)
+    eval_every: int | None = with_labels(None, "interval of the evaluations, also one after the "
+        "last epoch; None: 200, 100, 10 for data size 1, 5, f", unit="epochs", limits=COUNT)
     fine_lr_encoder: float = with_labels(1e-4, "learning rate of stem and downs in fine-tuning",
         published="fineturn_lr_en", limits=between(0, 1e30))
     fine_lr_decoder: float = with_labels(1e-3, "learning rate of ups and decode in fine-tuning",

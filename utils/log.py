@@ -155,10 +155,7 @@ def _json_value(value: Any) -> Any:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl`` but for one that a killed run left incomplete.
-
-    Raises OSError if the file cannot be read.
-    """
+    """The lines of a ``metrics.jsonl`` but for an incomplete one of a killed run; or OSError."""
     return [entry for _, entry in _whole_lines(Path(path).read_bytes())]
 
 
@@ -288,10 +285,7 @@ def _digits(value: float) -> str:
 
 
 def evaluation_lines(scores: Scores) -> list[str]:
-    """The lines of an evaluation, a score each: ``ACC``, ``Dice``, ``Dice1`` ..., ``mIoU`` ...
-
-    Also the classes that the truth of the whole set lacks, whose scores are nan.
-    """
+    """The lines of an evaluation: a score each, then the classes that the whole truth lacks."""
     lines = [f"ACC: {scores.acc:.4f}", f"Dice: {scores.mean_dice:.4f}"]
     lines += [f"Dice{c}: {value:.4f}" for c, value in enumerate(scores.dice, start=1)]
     lines.append(f"mIoU: {scores.mean_iou:.4f}")

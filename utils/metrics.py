@@ -63,25 +63,19 @@ def pooled(counts: ArrayLike, weights: ArrayLike | None = None) -> Floats:
 
 
 def dice(matrix: ArrayLike) -> Floats:
-    """Dice 2|P∩G| / (|P| + |G|) of each class by pooled counts (..., C, C): (..., C).
-
-    nan for a class that the truth lacks.
-    """
+    """Dice 2|P∩G| / (|P| + |G|) by pooled counts (..., C, C): (..., C), nan of classes not in G."""
     both, predicted, truth = _areas(matrix)
     return ratio(2 * both, np.where(truth > 0, predicted + truth, 0))
 
 
 def iou(matrix: ArrayLike) -> Floats:
-    """Intersection over union of each class by pooled counts, as ``dice``."""
+    """Intersection over union |P∩G| / |P∪G|, otherwise as ``dice``."""
     both, predicted, truth = _areas(matrix)
     return ratio(both, np.where(truth > 0, predicted + truth - both, 0))
 
 
 def image_dice(matrix: ArrayLike) -> Floats:
-    """Dice of each class of a single image by its counts (..., C, C): (..., C).
-
-    nan for a class that neither truth nor prediction has.
-    """
+    """Dice of single images by their counts (..., C, C): (..., C), nan for classes in neither."""
     both, predicted, truth = _areas(matrix)
     return ratio(2 * both, predicted + truth)
 
