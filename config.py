@@ -1,8 +1,7 @@
-"""Every setting once: name, type, default, unit, meaning, source; validation; the flags.
+"""All settings: name, type, default, unit, meaning, source; validation; command-line flags.
 
-A ``Config`` that exists is valid: whatever is wrong is raised as one ``ConfigError`` that holds one
-line per problem. Scripts give their own defaults to ``parse_config``, the command line overrides
-them, and ``--help``, the log header and the README table are written from the same fields.
+A ``Config`` is always valid: its problems are raised together as one ``ConfigError``. The fields
+also make ``--help``, the log header and the README table.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ from utils.commandline import (
     value_of,
 )
 
-# Values of self_mode with the method's name. A new method of model.py is one more line here.
-SELF_MODES = {
+SELF_MODES = {  # value of self_mode: name of the method
     "moco": "PSCL-MoCo",
     "simclr": "PSCL-SimCLR",
     "plain-moco": "MoCo",
@@ -45,16 +43,15 @@ SELF_MODES = {
 }
 STAGES = ("self", "fine", "sup")  # in the order in which they run
 
-# What a setting left open becomes (published program).
-TOP_K = {"moco": 30, "simclr": 4}  # other methods sample no patches: None
+# Values that replace None or () (published program).
+TOP_K = {"moco": 30, "simclr": 4}  # other methods sample no patches
 FINE_MAX_EPOCH = {"1": 1000, "5": 500, "f": 50}
 EVAL_EVERY = {"1": 200, "5": 100, "f": 10}
 CLASS_WEIGHT_OF_4 = (1.0, 1.0, 10.0, 10.0)
 MAPPING_OF_4 = (0, 128, 64, 255)
 
-# What a run is: the settings that decide the result of its stage, by stage. With another value of
-# one of these it is another run; every other setting may change while a run goes on. Fine-tuning
-# depends on the pretraining before it.
+# The settings that decide the result, by stages; all others may change when a run is resumed.
+# Fine-tuning depends on the pretraining before it.
 DECIDES = {
     "self fine sup": "data_dir num_classes ignore_label image_size standardize seed amp channels "
     "norm",
@@ -74,17 +71,16 @@ COMPARISONS = {"at least": ge, "above": gt, "at most": le, "below": lt}
 
 
 def between(low: float, high: float) -> dict[str, float]:
-    """Bounds that a value may reach."""
+    """Inclusive bounds."""
     return {"at least": low, "at most": high}
 
 
 COUNT = between(1, 1_000_000)
 WIDTH = between(1, 65536)
-RATE = {"above": 0, "at most": 1e30}  # beyond single precision an optimizer cannot even start
+RATE = {"above": 0, "at most": 1e30}  # optimizers refuse rates beyond single precision
 NOT_NEGATIVE = {"at least": 0}
 FRACTION = between(0, 1)
-# A jitter of d changes the hue by up to 0.2 * d of the colour circle, and half a circle is all.
-JITTER = between(0, 2.5)
+JITTER = between(0, 2.5)  # the hue changes by up to 0.2 * d of the colour circle, at most by half
 
 PATH = {"pattern": r"[^\x00-\x1f\x7f]+", "allowed": "a path without control characters"}
 NOTHING_TWICE = r"(?!.*(.).*\1)"
@@ -92,29 +88,29 @@ STAGES_PATTERN = r"(?!.*(self|fine|sup).*\1)(?:self|fine|sup)(?:-(?:self|fine|su
 
 
 class ConfigError(UserError):
-    """Settings that cannot be used. The message holds one line per problem."""
+    """Invalid settings; one line per problem."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a setting means, and which values are legal."""
+    """The meaning and the legal values of a setting."""
 
-    group: str  # the heading that it stands below
-    help: str  # its meaning: one sentence without a full stop
-    unit: str = ""  # of its value
-    source: str = PUBLISHED  # where the default comes from
-    published: str = ""  # its name in the published program, where that was another
+    group: str  # heading in --help
+    help: str  # one sentence without a full stop
+    unit: str = ""
+    source: str = PUBLISHED  # of the default
+    published: str = ""  # its name in the published program, if different
     limits: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of each entry
     choices: Sequence[str] = ()  # all legal texts
-    pattern: str = ""  # regular expression of the legal texts, where there are no choices
-    allowed: str = ""  # the legal values in words, where limits and choices do not say it
+    pattern: str = ""  # regular expression of the legal texts, if there are no choices
+    allowed: str = ""  # the legal values in words, if limits and choices do not say it
 
 
 def group(title: str) -> Callable[..., Any]:
-    """What makes the settings below a heading: dataclass fields that know their rules.
+    """A maker of settings below a heading: dataclass fields with their ``Rules``.
 
-    A setting that decides a result gets a place in ``DECIDES``, too. Its default is also its value
-    in runs that are older than the setting.
+    List a new setting that decides results in ``DECIDES``, too. Runs older than a setting count as
+    made with its default.
     """
 
     def setting(default: Any, meaning: str, **rules: Any) -> Any:
@@ -132,8 +128,8 @@ with_labels = group("Fine-tuning and supervised")
 class Config:
     """All settings of one experiment; the metadata of each field are its ``Rules``.
 
-    Lists become tuples and whole numbers become floats where the setting is one. Raises
-    ConfigError with a line for each setting that is not of its type or not in its range.
+    Values are converted to the annotated type (lists to tuples, whole numbers to floats); raises
+    ConfigError with a line for each illegal one.
     """
 
     # fmt: off
@@ -160,9 +156,9 @@ class Config:
         allowed="digits such as 01234, each once")
     num_classes: int = experiment(4, "classes of the masks, class 0 being the matrix or background",
         unit="classes", limits=between(2, 255))
-    ignore_label: int | None = experiment(None, "value of mask pixels that nobody labelled, such "
-        "as 255: they count in no loss, no sampling and no score; None: every pixel has a "
-        "class", source=OURS, limits=between(2, 255))
+    ignore_label: int | None = experiment(None, "value of unlabelled mask pixels, such as 255, "
+        "left out of losses, sampling and scores; None: every pixel has a class", source=OURS,
+        limits=between(2, 255))
     image_size: int = experiment(0, "images are resized to this height and width at loading; 0: as "
         "they are", unit="pixels", source=OURS, limits=between(0, 32768))
     mapping: tuple[int, ...] = experiment((), "gray of each class in predictions; empty: "
@@ -191,8 +187,8 @@ class Config:
         unit="processes", source=OURS, limits=between(0, 256))
     threads: int = running(0, "CPU threads that compute; 0: PyTorch's choice", unit="threads",
         source=OURS, limits=between(0, 1024))
-    save_seconds: float = running(60.0, "at most this much training is lost when a run is killed",
-        unit="seconds", source=OURS, limits=NOT_NEGATIVE)
+    save_seconds: float = running(60.0, "time between saves of the training state, lost at most "
+        "when a run is killed", unit="seconds", source=OURS, limits=NOT_NEGATIVE)
     overwrite: bool = running(False, "train anew over a run whose settings differ", source=OURS)
     resume: str = running("auto", "auto: go on where a run was cut off; never: start it again",
         source=OURS, choices=("auto", "never"))
@@ -212,10 +208,10 @@ class Config:
         published="multihead", limits=WIDTH)
     norm: str = network("batch", "normalisation inside the UNet: batch (BatchNorm) or group "
         "(GroupNorm, of one image at a time)", source=OURS, choices=("batch", "group"))
-    recompute: int = network(0, "levels of the UNet, at most 4 and the full size first, that are "
-        "computed again in the backward pass instead of kept: less memory, more time, the same "
-        "result; 0: only what is cheap to compute, and nothing in fine-tuning; -1: nothing",
-        unit="levels", source=OURS, limits=between(-1, 4))
+    recompute: int = network(0, "levels of the UNet, full size first, whose activations are "
+        "recomputed in the backward pass: less memory, more time, the same result; 0: only what "
+        "is cheap, and nothing in fine-tuning; -1: nothing", unit="levels", source=OURS,
+        limits=between(-1, 4))
 
     random_crop: float = views(0.2, "a view's crop keeps at least 1 - random_crop of each side",
         unit="fraction", published="random_c", limits={"at least": 0, "below": 1})
@@ -223,29 +219,30 @@ class Config:
         "0.2*d", limits=JITTER)
     fine_jitter: float = views(0.1, "strength d of the colour jitter in fine-tuning and supervised "
         "training", limits=JITTER)
-    fine_contrast: float = views(0.0, "strength d of a change of contrast after normalisation, in "
-        "fine-tuning and supervised training: gain exp(-d) to exp(d), offset -d to d; 0: none",
+    fine_contrast: float = views(0.0, "strength d of the contrast augmentation after normalisation "
+        "in fine-tuning and supervised training: gain exp(-d) to exp(d), offset -d to d; 0: none",
         source=OURS, limits=between(0, 2))
     fine_crop: int = views(0, "side of the random crops of fine-tuning and supervised training; 0: "
         "the whole image", unit="pixels", source=OURS, limits=between(0, 32768))
-    fine_scale: float = views(1.0, "images of fine-tuning and supervised training are enlarged or "
-        "reduced by up to this factor; 1: neither", source=OURS, limits=between(1, 2))
-    fine_rotation: float = views(0.0, "images of fine-tuning and supervised training are turned by "
-        "up to this angle either way, besides flip and quarter turns", unit="degrees",
+    fine_scale: float = views(1.0, "largest factor of random scaling, up or down, in fine-tuning "
+        "and supervised training; 1: none", source=OURS, limits=between(1, 2))
+    fine_rotation: float = views(0.0, "largest angle of random rotation, either way, in "
+        "fine-tuning and supervised training, besides flips and quarter turns", unit="degrees",
         source=OURS, limits=between(0, 45))
 
-    self_batch_size: int = pretraining(8, "images per batch, the annotated one comes on top",
+    self_batch_size: int = pretraining(8, "images per batch besides the annotated one",
         unit="images", limits=COUNT)
     self_max_epoch: int = pretraining(200, "length of pretraining", unit="epochs", limits=COUNT)
     self_lr: float = pretraining(1e-4, "learning rate", limits=RATE)
     self_optimizer: str = pretraining("adam", "optimizer: adam or adamw", choices=("adam", "adamw"))
     self_weight_decay: float = pretraining(1e-3, "weight decay, of adamw only", limits=NOT_NEGATIVE)
-    self_schedule: bool = pretraining(False, "learning rate x 0.1 at 50 % and again at 75 % of it")
-    save_every: int = pretraining(10, "a checkpoint named by the epochs done is kept this often",
+    self_schedule: bool = pretraining(False, "learning rate x 0.1 at 50 % and again at 75 % of "
+        "the epochs")
+    save_every: int = pretraining(10, "interval of the checkpoints, named by the epochs done",
         unit="epochs", limits=COUNT)
-    probe: int = pretraining(0, "the frozen features are looked at this often: a linear classifier "
-        "on the annotated images' pixels scored on the test set, and a k-means picture; 0: "
-        "never", unit="epochs", source=OURS, limits=between(0, 1_000_000))
+    probe: int = pretraining(0, "interval of probing the frozen features: a linear classifier of "
+        "the annotated images' pixels, scored on the test set, and a k-means picture; 0: never",
+        unit="epochs", source=OURS, limits=between(0, 1_000_000))
 
     temperature: float = method(0.5, "temperature of the image loss and of the patch loss",
         limits={"above": 0})
@@ -253,7 +250,7 @@ class Config:
         unit="fraction", limits=FRACTION)
     top_k: int | None = method(None, "patches per class and image at the coarsest scale; None: 4 "
         "for simclr, 30 for moco", unit="patches", limits=WIDTH)
-    sample_ratio: int = method(2, "the patches grow by this factor from scale to scale",
+    sample_ratio: int = method(2, "growth of the number of patches from scale to scale",
         limits=between(1, 64))
     label_guided: bool = method(True, "choose patches by the annotated image's label map; False: "
         "at random", published="Patch_sup")
@@ -263,7 +260,7 @@ class Config:
         "be negatives", published="simclrinner")
     momentum: float = method(0.99, "share of the momentum encoder that each step keeps",
         limits=FRACTION)
-    queue_size: int = method(504, "images that the queues remember", unit="images",
+    queue_size: int = method(504, "length of the queues", unit="images",
         limits=between(1, 10_000_000))
     group_decay: float = method(0.2, "PSCL-MoCo: decay per step of the image queue's weight of the "
         "same production batch", published="lab_size_decay", limits=FRACTION)
@@ -271,8 +268,8 @@ class Config:
         "of the same production batch", published="patch_size_decay", limits=FRACTION)
     freshness_decay: float = method(0.2, "PSCL-MoCo: decay per step of the patch queue's weight "
         "whatever the production batch", published="patch_lab_decay", limits=FRACTION)
-    dense_grid: int = method(7, "DenseCL: the dense map is averaged over a grid of so many cells a "
-        "side", unit="cells", source="DenseCL's paper, `S`", limits=between(1, 64))
+    dense_grid: int = method(7, "DenseCL: side of the grid of cells that average the dense map",
+        unit="cells", source="DenseCL's paper, `S`", limits=between(1, 64))
 
     fine_batch_size: int = with_labels(6, "images per batch; never more than there are",
         unit="images", limits=COUNT)
@@ -280,8 +277,8 @@ class Config:
         "of each of its images", source=OURS, limits=between(1, 1024))
     fine_max_epoch: int | None = with_labels(None, "length of the training; None: 1000, 500, 50 "
         "for data size 1, 5, f", unit="epochs", limits=COUNT)
-    eval_every: int | None = with_labels(None, "evaluated this often and after the last epoch; "
-        "None: 200, 100, 10 for data size 1, 5, f", unit="epochs", limits=COUNT)
+    eval_every: int | None = with_labels(None, "interval of the evaluations, also one after the "
+        "last epoch; None: 200, 100, 10 for data size 1, 5, f", unit="epochs", limits=COUNT)
     fine_lr_encoder: float = with_labels(1e-4, "learning rate of stem and downs in fine-tuning",
         published="fineturn_lr_en", limits=between(0, 1e30))
     fine_lr_decoder: float = with_labels(1e-3, "learning rate of ups and decode in fine-tuning",
@@ -301,32 +298,31 @@ class Config:
                 clean[name] = _convert(str(field.type), field.metadata, value)
             except (TypeError, ValueError, OverflowError):
                 problems.append(_problem(name, value))
-        together = _combinations(clean)
-        problems += [f"{name}: found {seen}; allowed: {legal}" for name, seen, legal in together]
+        broken = _combinations(clean)
+        problems += [f"{name}: found {seen}; allowed: {legal}" for name, seen, legal in broken]
         if problems:
             raise ConfigError("\n".join(problems))
-        for name, value in clean.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(clean)  # the class is frozen
 
     @property
     def stage_list(self) -> tuple[str, ...]:
-        """The stages in the order in which they run, whatever the order they were named in."""
+        """The stages in the order in which they run."""
         return tuple(stage for stage in STAGES if stage in self.stages.split("-"))
 
     @property
     def sizes(self) -> tuple[str, ...]:
-        """The data sizes ``1``, ``5``, ``f`` in the order given."""
+        """The data sizes in the order given."""
         return tuple(self.data_size)
 
     @property
     def repeat_list(self) -> tuple[int, ...] | None:
-        """The numbers of the annotated images in the order given; None: all that are there."""
+        """The numbers of the annotated images in the order given; None: all of the set."""
         if self.repeats or not self.multi_round:
             return tuple(int(digit) for digit in self.repeats or "0")
         return None
 
     def resolved(self) -> Config:
-        """Fill what was left open and depends on no data: top_k, class_weight and mapping."""
+        """Fill in top_k, class_weight and mapping where they were left open."""
         classes = self.num_classes
         spread = tuple(round(255 * label / (classes - 1)) for label in range(classes))
         weight = CLASS_WEIGHT_OF_4 if classes == 4 else (1.0,) * classes
@@ -342,42 +338,42 @@ class Config:
         return self.fine_max_epoch or int(_look_up("data size", size, FINE_MAX_EPOCH))
 
     def eval_every_for(self, size: str) -> int:
-        """Epochs from one evaluation to the next for data size ``1``, ``5`` or ``f``."""
+        """Epochs between evaluations for data size ``1``, ``5`` or ``f``."""
         return self.eval_every or int(_look_up("data size", size, EVAL_EVERY))
 
     def training_settings(self, stage: str, size: str | None = None) -> dict[str, Any]:
-        """The settings that decide the result of a stage (``DECIDES``), resolved and JSON-able.
+        """The settings that decide the result of a stage (``DECIDES``), resolved, for JSON.
 
-        Two runs of the same data size and repeat with equal dicts compute the same, wherever and
-        in whatever company they ran. The data size fills ``fine_max_epoch`` and ``eval_every``.
+        Runs of one data size and repeat with equal dicts give equal results. ``size`` resolves
+        ``fine_max_epoch`` and ``eval_every``.
         """
         _look_up("stage", stage, dict.fromkeys(STAGES))
         values = self.resolved().to_dict()
         if size is not None:
-            values["fine_max_epoch"] = self.epochs_for(size)
-            values["eval_every"] = self.eval_every_for(size)
+            values |= {"fine_max_epoch": self.epochs_for(size)}
+            values |= {"eval_every": self.eval_every_for(size)}
         rows = [names for stages, names in DECIDES.items() if stage in stages.split()]
         decisive = " ".join(rows).split()
         return {name: value for name, value in values.items() if name in decisive}
 
     def appearance(self) -> dict[str, Any]:
-        """The settings that say how classes are called and drawn, resolved and JSON-able."""
+        """Names, colours and gray values of the classes, resolved, for JSON."""
         values = self.resolved().to_dict()
         return {name: values[name] for name in ("mapping", "class_names", "class_colours")}
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings by name, as JSON knows them (tuples are lists)."""
+        """All settings by name, for JSON (tuples are lists)."""
         return {n: list(v) if isinstance(v, tuple) else v for n, v in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """The inverse of ``to_dict``; what is not there has its default. Raises ConfigError."""
+        """The inverse of ``to_dict``; missing settings get their defaults. Raises ConfigError."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"settings: found {found(values)}; allowed: names with their values")
         return _build(values, [])
 
     def describe(self) -> list[str]:
-        """Lines for a log: each setting that is not at its default, then the others in one line."""
+        """Lines for a log: a line for each changed setting, one for all defaults."""
         shown = {name: format_value(value) for name, value in vars(self).items()}
         changed = [n for n in FIELDS if getattr(self, n) != FIELDS[n].default]
         rest = ", ".join(f"{n}={text}" for n, text in shown.items() if n not in changed)
@@ -388,7 +384,7 @@ FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fiel
 
 
 def _convert(kind: str, rules: Mapping[str, Any], value: Any) -> Any:
-    """The value in its setting's type; ValueError or TypeError if it is not legal."""
+    """The value in its setting's type; ValueError, TypeError or OverflowError if illegal."""
     if kind.startswith("tuple"):
         if not isinstance(value, list | tuple):
             raise TypeError
@@ -417,12 +413,11 @@ def _convert(kind: str, rules: Mapping[str, Any], value: Any) -> Any:
 
 
 def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
-    """(setting, found, allowed) of each broken rule between settings that are legal alone."""
+    """(setting, found, allowed) of each broken rule that involves several settings or entries."""
     classes, groups, channels = c.get("num_classes"), c.get("groups"), c.get("channels")
     for name in ("mapping", "class_names", "class_colours", "class_weight"):
-        if classes and len(c.get(name, ())) not in (0, classes):
-            legal = f"as many values as num_classes, {classes}, or none"
-            yield name, f"{len(c[name])} values", legal
+        if classes and (count := len(c.get(name, ()))) not in (0, classes):
+            yield name, f"{count} values", f"as many values as num_classes, {classes}, or none"
     for name, what in (("mapping", "gray"), ("class_names", "name")):
         if len(set(c.get(name, ()))) < len(c.get(name, ())):
             yield name, found(c[name]), f"each {what} once"
@@ -438,15 +433,15 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
     if len(c.get("scale_weights", (1, 1, 1))) != 3:
         yield "scale_weights", f"{len(c['scale_weights'])} values", "3 values"
     if channels is not None and channels != tuple((*channels, 0)[0] * 2**i for i in range(4)):
-        legal = "4 values, each twice the one before, such as 32,64,128,256"
-        yield "channels", found(channels), legal
+        example = "4 values, each twice the one before, such as 32,64,128,256"
+        yield "channels", found(channels), example
         channels = None
     multiple = f"a multiple of groups, {groups}"
     if groups and c.get("embed_dim", 0) % groups:
         yield "embed_dim", c["embed_dim"], multiple
     if groups and channels and channels[0] % groups:
         yield "channels", found(channels), f"each {multiple}"
-    # The patch head of a scale has min(hidden_dim, its channels) hidden units.
+    # The patch head of a scale has min(hidden_dim, channels of the scale) hidden units.
     elif groups and any(min(c.get("hidden_dim", w), w) % groups for w in (channels or ())[:3]):
         yield "hidden_dim", c["hidden_dim"], multiple
 
@@ -470,7 +465,7 @@ def _problem(name: str, value: Any) -> str:
 
 
 def _unknown(what: str, name: str, dashes: str = "", beside: Sequence[str] = ()) -> str:
-    """One line for a name that is no setting, with the nearest that is one, or is ``beside``."""
+    """One line for an unknown name, with the nearest setting or name of ``beside``."""
     plain = str(name).replace("-", "_")
     published = {f.metadata["published"]: n for n, f in FIELDS.items() if f.metadata["published"]}
     near = difflib.get_close_matches(plain.lower(), [*beside, *FIELDS], 1, cutoff=0.5)
@@ -486,7 +481,7 @@ def _look_up(what: str, name: str, table: Mapping[str, Any]) -> Any:
 
 
 def _build(values: Mapping[str, Any], problems: list[str]) -> Config:
-    """The Config of the values, or ConfigError with the problems known and those found here."""
+    """The Config of the values; ConfigError with ``problems`` and those of the values, if any."""
     problems = [*problems, *(_unknown("setting", name) for name in values if name not in FIELDS)]
     try:
         config = Config(**{name: value for name, value in values.items() if name in FIELDS})
@@ -500,16 +495,12 @@ def _build(values: Mapping[str, Any], problems: list[str]) -> Config:
 def parse_config(
     argv: list[str] | None = None, beside: Sequence[str] = (), **defaults: Any
 ) -> Config:
-    """Make the Config of a script from its own ``defaults`` and the command line, which wins.
+    """The Config of a script's ``defaults``, overridden by the words ``argv`` (None: sys.argv).
 
-    Every setting is a flag, ``--name value``, ``--name=value`` or ``-name value``, spelled in full.
-    A flag given twice has its last value. ``-h`` and ``--help`` print all settings and exit with 0.
-
-    Args:
-        argv: the words after the script's name; None for those of this process.
-        beside: names of flags that the script takes besides, to be guessed when one is misspelt.
-
-    Raises ConfigError with all problems together, one line each.
+    Every setting is a flag, ``--name value``, ``--name=value`` or ``-name value``, spelled in full;
+    the last of equal flags counts. ``-h`` and ``--help`` print all settings and exit with 0.
+    ``beside`` names the script's other flags, as guesses for misspelt ones. Raises ConfigError with
+    all problems, one line each.
     """
     kinds = {n: MANY if str(f.type).startswith("tuple") else ONE for n, f in FIELDS.items()}
     flags = split_flags(sys.argv[1:] if argv is None else argv, kinds | {"h": NONE, "help": NONE})
@@ -527,7 +518,7 @@ def parse_config(
         try:
             values[name] = value_of(str(FIELDS[name].type), words)
         except ValueError:
-            values.pop(name, None)  # the problem below is the one to report
+            values.pop(name, None)  # so that the default is not reported, too
             missing = f"{name}: no value found; allowed: {allowed_values(name)}"
             problems.append(_problem(name, " ".join(words)) if words else missing)
     return _build(values, problems)
@@ -547,14 +538,14 @@ examples:
 
 
 def help_text(defaults: Mapping[str, Any] | None = None) -> str:
-    """The page of ``--help``, with a script's own defaults in place of the general ones."""
+    """The page of ``--help``; see ``settings_help``."""
     script = os.path.basename(sys.argv[0])
     script = script if script.endswith(".py") else "train.py"
     return HELP.format(script=script) + settings_help(defaults)
 
 
 def settings_help(defaults: Mapping[str, Any] | None = None, left_out: Collection[str] = ()) -> str:
-    """The settings by group for ``--help``, with a script's own defaults, but for ``left_out``."""
+    """The settings by group for ``--help``, with a script's own ``defaults``."""
     width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 100)
     lines: list[str] = []
     for name, field in FIELDS.items():

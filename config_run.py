@@ -1,7 +1,6 @@
-"""The engine: the three stages as small differences from one training, and whole experiments.
+"""The three stages (self, fine, sup) as subclasses of ``Training``, and whole experiments.
 
-``run(config)`` checks everything that it will need, then trains each data size, annotated image and
-stage in turn; how an epoch is trained, logged, saved and resumed is in ``utils/training.py``.
+``run(config)`` checks everything it needs, then trains each data size, annotated image and stage.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ WEIGHTS = "pretrained weights"
 
 @dataclass(frozen=True)
 class Job:
-    """One run: where it computes, on what, and where it writes."""
+    """One run: settings, data and device."""
 
     config: Config  # resolved
-    store: ImageStore  # decoded files of the set
+    store: ImageStore
     size: str  # data size '1', '5' or 'f'
-    repeat: int  # number of the annotated image; 'f': 0
+    repeat: int  # number of the annotated image; 0 for 'f'
     device: torch.device
     amp: torch.dtype | None  # of autocast; None: full precision
 
@@ -61,7 +60,7 @@ class Job:
 
 
 class Runner(Training):
-    """A stage of a run: a training with settings, on the images of a set."""
+    """A stage of a run: a training on the images of a set."""
 
     batches: data.Batches
 
@@ -71,47 +70,47 @@ class Runner(Training):
         self.job, self.config = job, job.config
 
     def samples(self) -> list[Sample]:
-        """The images this stage learns from or is scored on."""
-        raise TypeError("a stage names its own images")
+        """The images that this stage is trained on or scored on."""
+        raise NotImplementedError
 
     def decisive_settings(self) -> dict[str, Any]:
-        """What decides the result and is known beforehand: settings, a fingerprint of the files."""
+        """The settings (``Config.training_settings``) and a fingerprint of the files."""
         settings = self.config.training_settings(self.stage, self.job.size)
         for name in ("data_dir", "pretrained"):
-            settings.pop(name, None)  # what was moved is the same: files and weights are compared
+            settings.pop(name, None)  # paths may change: the contents are compared
         settings["amp"] = "bf16" if self.amp else "off"
         return {**settings, "files": fingerprint(self.samples(), self.job.store)}
 
     def compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-        """The settings that differ; weights only where they are known already."""
+        """The settings that differ; the weights only if they are known already."""
         known = {k: v for k, v in old.items() if k != WEIGHTS or k in new}
         return setting_differences(self.config, known, new)
 
     def unsuitable(self) -> list[str]:
-        """What about the images or the settings does not suit this stage, a line each."""
+        """Images or settings that this stage cannot use, a line each."""
         return []
 
     def problems(self) -> list[str]:
-        """Why this stage must not run, a line each, as far as is known before the stages ahead."""
+        """Why this stage must not run, a line each, as far as known before earlier stages ran."""
         return self.unsuitable() + self.conflicts(self.decisive_settings())
 
     def finish(self) -> None:
-        """Draw the curves of all stages of the run so far."""
+        """Draw the learning curves of all stages so far."""
         path = figures.learning_curve(self.run_dir / "curves.png", self.run_dir / METRICS_FILE)
         self.log.note(f"Learning curves: {path}")
 
     def to_memory(self, module: nn.Module) -> nn.Module:
-        """Move a network to the device, channels last: its norms and heads work per pixel."""
+        """Move a network to the device in channels-last format: norms and heads work per pixel."""
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def images(self, samples: Sequence[Sample]) -> str:
-        """'48 images 188x188' of some samples."""
+        """Number and sizes of samples: '48 images 188x188'."""
         sizes = sorted({tuple(self.job.store.image(s.image).shape[-2:]) for s in samples})
         shown = ", ".join(f"{w}x{h}" for h, w in sizes[:2]) + (" and others" if sizes[2:] else "")
         return f"{len(samples)} image{'s' if len(samples) != 1 else ''} {shown}"
 
     def pixels(self, sample: Sample) -> NDArray[np.uint8]:
-        """An image as it is, uint8 (H, W) or (H, W, 3)."""
+        """An image's own pixels, uint8 (H, W) or (H, W, 3)."""
         return self.job.store.image(sample.image).movedim(0, -1).squeeze(-1).numpy()
 
 
@@ -131,11 +130,11 @@ class SelfSupervised(Runner):
         c = self.config
         self.module = self.to_memory(build_method(c.self_mode, c.to_dict()))
         self.epochs = c.self_max_epoch
-        learning = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(learning, c.self_lr)
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, c.self_lr)
         if c.self_optimizer == "adamw":
             decay = c.self_weight_decay
-            self.optimizer = torch.optim.AdamW(learning, c.self_lr, weight_decay=decay)
+            self.optimizer = torch.optim.AdamW(trained, c.self_lr, weight_decay=decay)
         views = data.TwoViewDataset(
             self.train_samples,
             self.annotated,
@@ -157,7 +156,7 @@ class SelfSupervised(Runner):
         return dict(self.module(batch))
 
     def header(self) -> list[str]:
-        """What is pretrained on what, and what the method says of its own loss."""
+        """Method, data and steps, settings without effect, and a note on the method's loss."""
         c, annotated = self.config, self.annotated
         name, batch = SELF_MODES[c.self_mode], self.batches.batch_size
         lines = [
@@ -181,7 +180,7 @@ class SelfSupervised(Runner):
         return lines + ([note] if note else [])
 
     def unsuitable(self) -> list[str]:
-        """Whether the method's loss means nothing for batches as small as these."""
+        """A line if the batches are too small for the method's loss."""
         c, least, images = self.config, self.method.least_images, len(self.train_samples)
         if min(c.self_batch_size, images) + bool(self.annotated) >= least:
             return []
@@ -192,7 +191,7 @@ class SelfSupervised(Runner):
         return [f"self_batch_size: found {c.self_batch_size}; {cure}"]
 
     def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
-        """An epoch at its learning rate: a tenth from 50 %, a hundredth from 75 % if asked for."""
+        """With ``self_schedule`` the rate is a tenth from 50 % on, a hundredth from 75 % on."""
         if self.config.self_schedule:
             drops = (epoch >= 0.5 * self.epochs) + (epoch >= 0.75 * self.epochs)
             for group in self.optimizer.param_groups:
@@ -200,19 +199,17 @@ class SelfSupervised(Runner):
         super().train_epoch(epoch, step_done)
 
     def outputs(self) -> list[str]:
-        """Also the checkpoints: at the start, each ``save_every`` epochs, at the end."""
-        c = self.config
-        names = super().outputs()
-        for name, every in (("moco{}.pt", c.save_every), ("probe_{}.png", c.probe)):
-            names += [name.format(done) for done in due(every, c.self_max_epoch)]
-        return names
+        """Also the checkpoints and the pictures of the probe."""
+        c, end = self.config, self.config.self_max_epoch
+        checkpoints = [f"moco{done}.pt" for done in due(c.save_every, end)]
+        return [*super().outputs(), *checkpoints, *(f"probe_{n}.png" for n in due(c.probe, end))]
 
     def foreign(self) -> list[Path]:
-        """Any ``moco*.pt``: fine-tuning might take it for one of this run."""
+        """Also any ``moco*.pt``, which fine-tuning might take for this run's."""
         return [*sorted(self.run_dir.glob("moco*.pt")), *super().foreign()]
 
     def epoch_done(self, epoch: int) -> None:
-        """Write ``moco<epochs done>.pt`` and probe the features, at the start and when due."""
+        """Write ``moco<epochs done>.pt`` and probe the features when due."""
         c, done = self.config, epoch + 1
         if done in due(c.save_every, c.self_max_epoch):
             state = to_published(self.module.state_dict())
@@ -222,7 +219,7 @@ class SelfSupervised(Runner):
             self.probe(done)
 
     def probe(self, epochs_done: int) -> None:
-        """Probe the features as they are: a line, a picture, and an alarm after a collapse."""
+        """Probe the frozen features: log lines, metrics and a picture."""
         c, store, annotated = self.config, self.job.store, self.job.annotated()
         test = find_split(c.data_dir, "test_numf")
         some = probe.evenly(self.train_samples, probe.SPREAD_IMAGES)
@@ -246,7 +243,7 @@ class SelfSupervised(Runner):
 
 
 class Supervised(Runner):
-    """Training the UNet with labels, from nothing, scored on the test set."""
+    """Training the UNet with labels from random weights, scored on the test set."""
 
     stage, number = "sup", 3
     wrapper: ClassVar[str] = "super"
@@ -263,23 +260,22 @@ class Supervised(Runner):
         self.optimizer = torch.optim.Adam(self.parameter_groups())
         self.epochs = c.epochs_for(self.job.size)
         self.class_weight = torch.tensor(c.class_weight, device=self.device)
+        strengths = [getattr(c, f"fine_{name}") for name in data.Augmentation._fields]
         annotated = data.SegmentationDataset(
             samples,
             self.job.store,
             seed=c.seed,
-            augmentation=data.Augmentation(
-                **{name: getattr(c, f"fine_{name}") for name in data.Augmentation._fields}
-            ),
+            augmentation=data.Augmentation(*strengths),
             crops=c.fine_crops,
             standardize=c.standardize,
         )
         self.batches = data.Batches(annotated, min(c.fine_batch_size, len(samples)), c.workers)
 
     def network(self) -> nn.Module:
-        """The UNet as it starts."""
+        """The UNet before training."""
         c = self.config
-        # Its batches are small: by default nothing is computed again, which is faster.
         network = UNet(c.num_classes, c.channels, c.norm)
+        # The batches are small: by default nothing is recomputed, which is faster.
         recompute_activations(network.encode, c.recompute or -1)
         return network
 
@@ -292,7 +288,7 @@ class Supervised(Runner):
         return self.annotated + self.test
 
     def unsuitable(self) -> list[str]:
-        """Whether an annotated image is smaller than the crops of it."""
+        """A line for each annotated image that is smaller than the crops."""
         side, paths = self.config.fine_crop, [s.image for s in self.annotated]
         sizes = {path: self.job.store.image(path).shape[-2:] for path in paths}
         return [
@@ -306,7 +302,7 @@ class Supervised(Runner):
         return supervised_loss(self.module(batch["image"]), batch["mask"], self.class_weight)
 
     def header(self) -> list[str]:
-        """What is trained on what, and scored on what."""
+        """Start, training data and test set."""
         every = self.config.eval_every_for(self.job.size)
         return [
             f"{self.start} for {self.epochs} epochs on {self.images(self.annotated)} with labels "
@@ -321,7 +317,7 @@ class Supervised(Runner):
         return [done - 1 for done in due(c.eval_every_for(size), c.epochs_for(size)) if done]
 
     def outputs(self) -> list[str]:
-        """Also the best and the last network, and the pictures."""
+        """Also the best and the last network, the sheets and the predictions."""
         names = ("{}.pt", "{}_last.pt", "sheet_{}.png", "sheet_{}_extremes.png")
         own = [name.format(self.stage) for name in names]
         tested = [picture_name(s.name) for s in self.test]
@@ -329,7 +325,7 @@ class Supervised(Runner):
         return [*super().outputs(), *own, *pictures]
 
     def epoch_done(self, epoch: int) -> None:
-        """Evaluate when it is due; keep the best by ACC, and the last."""
+        """Evaluate when due; save the network if its ACC is the best, and the last one."""
         if epoch not in self.due():
             return
         counts = self.evaluate(epoch)
@@ -349,9 +345,9 @@ class Supervised(Runner):
 
     @torch.inference_mode()
     def evaluate(self, epoch: int) -> NDArray[np.int64]:
-        """Predict the test set, write the predictions; after the last epoch the sheets, too.
+        """Write predictions of the test set, after the last epoch sheets, too.
 
-        Returns the confusion matrix of each test image, (n, C, C), true class as row.
+        Returns the confusion matrices (n, C, C) of the test images, true class as row.
         """
         self.module.eval()
         scores = SegmentationScores(self.config.num_classes)
@@ -381,38 +377,38 @@ class Supervised(Runner):
 
 
 class Finetune(Supervised):
-    """Training with labels from a pretrained encoder, whose stem and downs learn slower."""
+    """Fine-tuning a pretrained network; its stem and downs have a lower learning rate."""
 
     stage, number = "fine", 2
     wrapper = "finetune"
 
     def pretrained(self) -> Path:
-        """The file that the encoder comes from: ``pretrained``, or the run's own pretraining."""
+        """The pretrained file: ``--pretrained``, or the run's own pretraining."""
         if self.config.pretrained:
             return Path(self.config.pretrained)
         return self.run_dir / f"moco{self.config.self_max_epoch}.pt"
 
     def encoder(self) -> dict[str, Tensor]:
-        """The tensors that it is given there."""
+        """The tensors of the pretrained file."""
         return network_state(load(self.pretrained()), source=self.pretrained())
 
     def made_first(self) -> bool:
-        """Whether this command is going to make the file that the encoder comes from."""
+        """Whether this command writes the pretrained file before."""
         if self.config.pretrained or "self" not in self.config.stage_list:
             return False
-        with suppress(CheckpointError):
+        with suppress(CheckpointError):  # which pretraining itself reports
             state = SelfSupervised(self.job).saved()
             return state is None or not state["finished"]
-        return True  # its own trouble is reported by pretraining
+        return True
 
     def start_weights(self) -> dict[str, str]:
-        """A digest of the encoder as it is at the start."""
+        """A digest of the pretrained encoder."""
         encoder = sorted((k, v) for k, v in self.encoder().items() if k.startswith("encode."))
         contents = b"".join(v.float().contiguous().numpy().tobytes() for _, v in encoder)
         return {WEIGHTS: hashlib.sha256(contents).hexdigest()[:16]}
 
     def problems(self) -> list[str]:
-        """Also if what it starts from is absent, does not fit, or has changed since."""
+        """Also if the pretrained file is missing, does not fit or has changed."""
         path = self.pretrained()
         if self.made_first():
             return super().problems()
@@ -433,25 +429,25 @@ class Finetune(Supervised):
         return network
 
     def header(self) -> list[str]:
-        """Also a warning if pretraining saw the images in another form: it is allowed, and odd."""
+        """Also a warning if the images of pretraining were prepared in another way."""
         first, *rest = super().header()
-        path, warned = self.pretrained(), []
+        path, warnings = self.pretrained(), []
         old: Any = load(path).get("settings")  # a published file has none
         for name in ("standardize", "image_size") if isinstance(old, Mapping) else ():
             was, new = old.get(name, FIELDS[name].default), getattr(self.config, name)
             if was != new:
                 said = f"{path}: pretrained with {name} {was}, fine-tuned with {new}"
-                warned.append(f"Warning: {said}; give --{name} {was} unless you mean it")
-        return [first, *warned, *rest]
+                warnings.append(f"Warning: {said}; give --{name} {was} unless you mean it")
+        return [first, *warnings, *rest]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Stem and downs at one rate, ups and the last layer at another."""
-        fast = dict(self.module.named_parameters())
-        early = [name for name in fast if name.startswith(("encode.inc.", "encode.down"))]
-        slow = [fast.pop(name) for name in early]
+        rest = dict(self.module.named_parameters())
+        down = [name for name in rest if name.startswith(("encode.inc.", "encode.down"))]
+        slow = [rest.pop(name) for name in down]
         return [
             {"params": slow, "lr": self.config.fine_lr_encoder},
-            {"params": list(fast.values()), "lr": self.config.fine_lr_decoder},
+            {"params": list(rest.values()), "lr": self.config.fine_lr_decoder},
         ]
 
 
@@ -461,10 +457,9 @@ STAGES: dict[str, type[Runner]] = {"self": SelfSupervised, "fine": Finetune, "su
 def setting_differences(
     config: Config, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> list[str]:
-    """In what the settings of a run on disk differ from those of this one, where it matters.
+    """How the settings of a run on disk differ from new ones, a line each.
 
-    Settings that the method does not take do not matter. One that a run does not name, because it
-    is older than the setting, counts as the default.
+    Settings that the method does not take are left out. A run older than a setting has its default.
     """
     unused = unused_settings(config)
     names = [n for n in {**old, **new} if n not in unused]
@@ -474,7 +469,7 @@ def setting_differences(
 
 
 def unused_settings(config: Config) -> list[str]:
-    """The settings that are for other methods than the one chosen, in their order."""
+    """The settings that only other methods take."""
     taken = settings_of(config.self_mode)
     return [n for n, f in FIELDS.items() if f.metadata["group"] == "Method" and n not in taken]
 
@@ -485,18 +480,18 @@ def run_label(size: str, repeat: int) -> str:
 
 
 def experiment_dir(config: Config, stage: str) -> Path:
-    """Folder of all runs of an experiment: ``<name>_<self_mode>``, or ``<name>_sup``."""
+    """Folder of an experiment's runs: ``<name>_<self_mode>``, or ``<name>_sup``."""
     kind = config.self_mode if stage in ("self", "fine") else stage
     return Path(config.output_dir) / f"{config.name}_{kind}"
 
 
 def due(every: int, end: int) -> list[int]:
-    """Numbers of epochs done after which something is due: 0, each ``every``, the end; 0: never."""
+    """Multiples of ``every`` from 0 to ``end``, and ``end`` itself; none if ``every`` is 0."""
     return [done for done in range(end + 1) if done % every == 0 or done == end] if every else []
 
 
 def some_names(samples: Sequence[Sample]) -> str:
-    """The names of the first five samples."""
+    """The names of at most five samples."""
     return ", ".join(s.name for s in samples[:5]) + (" ..." if samples[5:] else "")
 
 
@@ -508,7 +503,7 @@ def picture_name(image: str) -> str:
 def equal_sizes(
     items: Iterable[tuple[Tensor, Tensor, str]],
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Batches of test images (B, 3, H, W), masks (B, H, W) and names, in order, of equal sizes."""
+    """Images (B, 3, H, W), masks (B, H, W) and names, batched where neighbours have equal sizes."""
     for _, group in groupby(items, key=lambda item: item[0].shape):
         while batch := list(islice(group, EVALUATION_BATCH)):
             images, masks, names = zip(*batch, strict=True)
@@ -516,7 +511,7 @@ def equal_sizes(
 
 
 def run(config: Config) -> None:
-    """Check everything that the experiment needs (UserError), then train and score it."""
+    """Check everything the experiment needs (UserError), then train and score."""
     config = config.resolved()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -546,7 +541,7 @@ def run(config: Config) -> None:
 
 
 def open_set(config: Config) -> tuple[list[Job], Sequence[str]]:
-    """Decode and check the set (UserError); returns the runs on it, and what to warn of."""
+    """Decode and check the set (UserError); returns the runs and the warnings."""
     device, method = choose_device(config.device), METHODS[config.self_mode]
     amp = choose_precision(config.amp, device)
     report = check_data(
@@ -575,8 +570,7 @@ def main(
 ) -> int:
     """Run an experiment from the command line; returns the exit code, see ``exit_code``.
 
-    ``defaults`` are the script's own settings, which the words ``argv`` override; ``prepare`` is
-    called with the outcome before anything is checked.
+    ``argv`` overrides the script's ``defaults``; ``prepare`` gets the settings before the checks.
     """
 
     def work() -> None:

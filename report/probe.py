@@ -1,12 +1,11 @@
 """Probing a pretrained network without fine-tuning it: linear classifier, k-means, spread.
 
-The features of a pixel are up3 at the pixel, and up2 and up1 interpolated bilinearly there. A
-method that trains the way down only (``Method.trains_ups``) leaves the ups as initialised, with
-BatchNorm's running means of 0 and variances of 1; what it learnt is then seen through those.
-Classifier and k-means are linear in the features, so their weights are applied to each map at its
-own size and only the few results are enlarged.
+The features of a pixel are up3 at the pixel, and up2 and up1 interpolated bilinearly there. Methods
+that train the encoder only (not ``Method.trains_ups``) are seen through ups as initialised, with
+BatchNorm's running means of 0 and variances of 1. Classifier and k-means are linear in the
+features: their weights are applied to each map at its own size, and only the results enlarged.
 
-Nothing here uses the global random numbers, and nothing changes the network.
+The global random state and the network stay as they are.
 """
 
 from __future__ import annotations
@@ -29,48 +28,45 @@ from utils.drawing import blend, overview, palette, save_picture
 from utils.metrics import IGNORED, Scores, SegmentationScores
 
 T = TypeVar("T")
-Maps = Sequence[Tensor]
-"""up1, up2, up3 of the images, (B, c, h, w) each."""
-Encode = Callable[[Tensor], tuple[Tensor, Maps]]
-"""Images (B, 3, H, W) to embeddings (B, D) and maps, without gradients."""
-Item = tuple[Tensor, Tensor, str]
-"""Image (3, H, W), mask (H, W) and file name."""
+Maps = Sequence[Tensor]  # up1, up2, up3 of the images, (B, c, h, w) each
+Encode = Callable[[Tensor], tuple[Tensor, Maps]]  # (B, 3, H, W) to embeddings (B, D) and maps
+Item = tuple[Tensor, Tensor, str]  # image (3, H, W), mask (H, W) and file name
 
-PIXELS = 10_000  # that the classifier learns from
-EACH_PIXELS = 1_000  # of a test image, of whose features the clusters are made
-CLUSTER_PIXELS = 10_000  # that k-means is fitted to at most
-ITERATIONS = 300
+PIXELS = 10_000  # in the classifier's training set
+EACH_PIXELS = 1_000  # of each test image in k-means, and of each image in the pixel spread
+CLUSTER_PIXELS = 10_000  # in k-means at most
+ITERATIONS = 300  # of the logistic regression at most
 SPREAD_IMAGES = 8
-COLLAPSED = 0.001  # a random network has 0.05 and more
-SIDE = 400
+COLLAPSED = 0.001  # spread below which training has collapsed; a random network has 0.05 and more
+SIDE = 400  # of the images in the picture, pixels
 
 
 class Linear(NamedTuple):
-    """A linear function of a pixel's features: weight (K, F), bias (K,)."""
+    """A linear function of a pixel's features."""
 
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # (K, F)
+    bias: Tensor  # (K,)
 
 
 class Spreads(NamedTuple):
-    """How far the embeddings of images, and of their pixels, differ; see ``spread``."""
+    """``spread`` of the embeddings of images, and of their pixels."""
 
     image_spread: float
     pixel_spread: float
 
 
 class Findings(NamedTuple):
-    """What a probe found: scores of the classifier on the test set, spreads of the embeddings."""
+    """Scores of the classifier on the test set, and spreads of the embeddings."""
 
     scores: Scores
     spreads: Spreads
 
     def as_dict(self) -> dict[str, Any]:
-        """All numbers, as a line of ``metrics.jsonl`` holds them."""
+        """All numbers by their names in ``metrics.jsonl``."""
         return {**self.scores.as_dict(), **self.spreads._asdict()}
 
     def lines(self, epochs_done: int) -> list[str]:
-        """For the log: the numbers, and a warning if training made embeddings nearly the same."""
+        """For the log: the numbers, and a warning if training has collapsed."""
         scores, spreads = self
         line = (
             f"Probe: after {epochs_done} epochs, Dice {scores.mean_dice:.4f} ACC {scores.acc:.4f} "
@@ -78,7 +74,7 @@ class Findings(NamedTuple):
             f"{spreads.image_spread:.4f} (images), {spreads.pixel_spread:.4f} (pixels)"
         )
         collapsed = [one for one in spreads if one < COLLAPSED]
-        if not collapsed or not epochs_done:  # what a network starts with is no collapse
+        if not collapsed or not epochs_done:  # before training it is no collapse
             return [line]
         what = "images" if spreads.image_spread < COLLAPSED else "pixels"
         alarm = (
@@ -105,31 +101,25 @@ def probe(
     picture: Path,
     heading: str,
 ) -> Findings:
-    """Probe a network as it is, and write the picture of its clusters.
+    """Probe a network, which stays as it is, and draw its clusters.
 
-    Args:
-        encoder: images to embeddings and maps, see ``embedding_spreads``; left as it was.
-        images: training images (B, 3, H, W), of which the spread is measured.
-        annotated: at least one image with its mask.
-        test: images with masks.
-        shown, pixels: the images of the picture, and as they are, uint8 (H, W) or (H, W, 3).
-        num_classes: C, also of the clusters.
-        rng: which pixels are taken.
-        precision: makes the context in which the network computes.
-        picture, heading: the PNG, and the words above it.
+    ``images`` (B, 3, H, W) give the spreads; see ``embedding_spreads`` for ``encoder``. The
+    classifier learns from ``annotated``, at least one image, and is scored on ``test``, to which
+    k-means of ``num_classes`` clusters is fitted; ``rng`` chooses the pixels. ``shown`` are drawn
+    in ``picture`` below ``heading``, with their files' ``pixels``, uint8 (H, W) or (H, W, 3).
+    ``precision`` makes the autocast context.
     """
     device = next(encoder.parameters()).device
 
     def encode(batch: Tensor) -> tuple[Tensor, Maps]:
         with precision():
-            embedding, maps = encoder(batch.to(device, memory_format=torch.channels_last))
-        return embedding, maps
+            return encoder(batch.to(device, memory_format=torch.channels_last))
 
     with precision():
-        batch = images.to(device, memory_format=torch.channels_last)
-        spreads = embedding_spreads(encoder, batch)
+        on_device = images.to(device, memory_format=torch.channels_last)
+        spreads = embedding_spreads(encoder, on_device)
     training = encoder.training
-    encoder.eval()  # BatchNorm's running statistics are used and stay as they are
+    encoder.eval()
     try:
         scores, clusters = look(encode, annotated, test, num_classes, rng)
         draw_clusters(picture, encode, shown, pixels, clusters, heading)
@@ -139,7 +129,7 @@ def probe(
 
 
 def evenly(samples: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` of the samples, taken evenly from the first on."""
+    """At most ``count`` evenly spaced samples, the first included."""
     return list(samples[:: max(1, -(-len(samples) // count))])
 
 
@@ -150,10 +140,9 @@ def look(
     num_classes: int,
     rng: np.random.Generator,
 ) -> tuple[Scores, Linear]:
-    """Train a classifier on the annotated images' features, score it; cluster the test set's.
+    """Scores of a classifier of the features, and the logits of their clusters; see ``probe``.
 
-    The network is in evaluation mode. Returns the classifier's scores, and the function whose
-    largest value is a pixel's cluster.
+    The network is in evaluation mode.
     """
     features, labels = [], []
     for image, mask, _ in annotated:
@@ -174,16 +163,16 @@ def look(
 
 
 def draw_pixels(mask: Tensor, count: int, rng: np.random.Generator) -> Tensor:
-    """At most ``count`` (at least one) labelled pixels of a mask (H, W), each once, in order."""
+    """Flat places (P,), sorted, of at most ``count`` random labelled pixels of a mask (H, W)."""
     labelled = np.flatnonzero(mask.numpy() != IGNORED)
     chosen = rng.choice(labelled, min(max(count, 1), len(labelled)), replace=False)
     return torch.from_numpy(np.sort(chosen))
 
 
 def at_pixels(maps: Maps, place: Tensor, size: Sequence[int]) -> Tensor:
-    """Features of pixels at flat places (P,) of an image of ``size``: float (P, F), F of all maps.
+    """Features (P, F), float, of pixels at flat places (P,) of an image of ``size``.
 
-    The maps are not enlarged for it: these are the values that ``F.interpolate`` would give there.
+    They are the values of all maps enlarged by ``F.interpolate``, computed without enlarging them.
     """
     rows, columns = size
     y = (2 * (place // columns) + 1) / rows - 1
@@ -207,10 +196,10 @@ def apply_linear(maps: Maps, linear: Linear, size: Sequence[int]) -> Tensor:
 
 
 def fit_classifier(features: Tensor, labels: Tensor, num_classes: int) -> Linear:
-    """Multinomial logistic regression (scikit-learn) on standardised features (P, F).
+    """Logits (C) of a multinomial logistic regression (scikit-learn) on standardised features.
 
-    Pixels count alike, so a class has the weight of its area. A class that no label shows is never
-    chosen. Returns logits of the C classes, of features as they are.
+    ``features`` are (P, F), ``labels`` (P,). Pixels count alike, so a class weighs as much as its
+    area; one without labels is never chosen. The logits take features that are not standardised.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -218,11 +207,11 @@ def fit_classifier(features: Tensor, labels: Tensor, num_classes: int) -> Linear
     weight = torch.zeros(num_classes, features.shape[1])
     bias = torch.full((num_classes,), -math.inf)
     bias[torch.from_numpy(seen).long()] = 0.0
-    if len(seen) == 1:  # there is nothing to learn
+    if len(seen) == 1:  # scikit-learn refuses it
         return Linear(weight, bias)
     points, as_they_are = _standardised(features)
     model = _fit(LogisticRegression(max_iter=ITERATIONS), points, labels.numpy())
-    # Of two classes there is one row, for the second.
+    # For two classes scikit-learn has one row, the second's.
     classes = torch.from_numpy(seen[-1:] if len(seen) == 2 else seen).long()
     weight[classes] = torch.from_numpy(model.coef_).float()
     bias[classes] = torch.from_numpy(model.intercept_).float()
@@ -230,9 +219,9 @@ def fit_classifier(features: Tensor, labels: Tensor, num_classes: int) -> Linear
 
 
 def fit_clusters(features: Tensor, count: int, seed: int) -> Linear:
-    """K-means (scikit-learn) on standardised features (P, F); the largest cluster is number 0.
+    """K-means (scikit-learn) on standardised features (P, F), the largest cluster first.
 
-    The nearest centre m is the one with the largest m·x - |m|²/2, which is linear in x.
+    Returns logits: the nearest centre m has the largest m·x - |m|²/2, which is linear in x.
     """
     from sklearn.cluster import KMeans
 
@@ -244,7 +233,7 @@ def fit_clusters(features: Tensor, count: int, seed: int) -> Linear:
 
 
 def _standardised(features: Tensor) -> tuple[NDArray[Any], Callable[[Tensor, Tensor], Linear]]:
-    """Features (P, F) as z-scores, constant ones 0; and what undoes it in a linear function."""
+    """Features (P, F) as z-scores (constant ones 0), and the inverse for a linear function."""
     values = features.double().cpu()
     mean, deviation = values.mean(dim=0).float(), values.std(dim=0, correction=0)
     deviation = deviation.where(deviation > 1e-8, 1.0).float()
@@ -257,19 +246,18 @@ def _standardised(features: Tensor) -> tuple[NDArray[Any], Callable[[Tensor, Ten
 
 
 def _fit(model: Any, *data: NDArray[Any]) -> Any:
-    """Fit a model of scikit-learn by one thread: sums of several differ from run to run."""
+    """Fit a scikit-learn model by one thread: with more, sums differ from run to run."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # not converged, or few different points: good enough
+        warnings.simplefilter("ignore")  # not converged or few distinct points: good enough here
         return model.fit(*data)
 
 
 def spread(embeddings: Tensor) -> float:
-    """How far embeddings (N, D) of unit length are from their mean, root mean square.
+    """Root mean square distance of normalised embeddings (N, D) from their mean: sqrt(1 - |mean|²).
 
-    It is sqrt(1 - |mean|²): 0 if all point the same way, which is collapse; 1 if they cancel out;
-    nan of one alone.
+    0 if all point the same way (collapse), 1 if they cancel out, nan of a single one.
     """
     if len(embeddings) < 2:
         return math.nan
@@ -280,9 +268,9 @@ def spread(embeddings: Tensor) -> float:
 def embedding_spreads(encoder: nn.Module, images: Tensor) -> Spreads:
     """Spread of the embeddings as the loss sees them: in training mode, all images in one batch.
 
-    In evaluation mode BatchNorm's running statistics, which lag behind, would make embeddings of
-    different images nearly equal early in training. They stay as they are: a copy is used.
-    ``encoder`` maps images (B, 3, H, W) to embeddings and maps; its ``decode.patch`` embeds pixels.
+    In evaluation mode BatchNorm's running statistics, which lag behind, would make embeddings
+    nearly equal early in training. ``encoder`` maps images (B, 3, H, W) to embeddings and maps;
+    its ``decode.patch`` embeds pixels. A copy of it is run, so its running statistics stay.
     """
     twin = copy.deepcopy(encoder).train()
     embedding, maps = twin(images)
@@ -301,13 +289,13 @@ def draw_clusters(
     clusters: Linear,
     heading: str,
 ) -> None:
-    """Write a picture of images and, beside each, the cluster of every pixel; see ``probe``."""
+    """Draw images and, beside each, the cluster of every pixel; see ``probe``."""
     colours = palette(len(clusters.bias))
     pictures, titles = [], []
     for (image, mask, name), shown in zip(items, pixels, strict=True):
         cluster = apply_linear(encode(image[None])[1], clusters, mask.shape)[0].argmax(dim=0)
-        nothing = np.zeros(shown.shape[:2], np.uint8)
+        unmarked = np.zeros(shown.shape[:2], np.uint8)
         drawn = (shown, colours[cluster.cpu().numpy()])
-        pictures += [blend(picture, nothing, colours, SIDE) for picture in drawn]
+        pictures += [blend(picture, unmarked, colours, SIDE) for picture in drawn]
         titles += [name, "clusters"]
     save_picture(path, overview(pictures, titles, heading))

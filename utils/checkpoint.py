@@ -1,10 +1,8 @@
 """Checkpoint files: atomic saving, safe loading, published key names, asserted transfer.
 
-The published program's file format is kept (``{'moco': state, 'epoch': ...}`` and so on), so that
-the models its authors publish load here. Whatever this program names otherwise is translated here.
-
-Unpickling is strict by hand, measured better so than by libraries: NumPy's own unpickling code
-never runs, and each of thousands of damaged files ends in one line (tests/test_fuzz.py).
+Format (``{'moco': state, 'epoch': ...}`` and so on) and tensor names are the published program's,
+whose models load here. Unpickling runs no code from the file, nor NumPy's own unpickling code;
+thousands of damaged files end in one line each (tests/test_fuzz.py).
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,18 +32,11 @@ class CheckpointError(UserError):
     """A checkpoint cannot be read, written or used; the message names the file and the cure."""
 
 
-# --- saving ---------------------------------------------------------------------------------------
-
-
 def save(path: str | Path, obj: Mapping[str, Any]) -> None:
-    """Write ``obj`` so that ``path`` holds the old file or the whole new one (``replace_file``).
+    """Write a checkpoint atomically (``replace_file``); equal contents give equal bytes.
 
-    Equal contents give equal bytes whatever the path. They are what :func:`load` reads back:
-    tensors, numbers (NumPy's too), text, bytes, None and dicts, lists, tuples of these.
-
-    Raises:
-        UserError: the disk is full or may not be written to; ``path`` is as it was before.
-        TypeError: ``obj`` holds something that :func:`load` would refuse.
+    ``obj`` holds tensors, numbers (NumPy's too), text, bytes, None and dicts, lists, tuples of
+    these. Raises TypeError for anything else, UserError if the file cannot be written.
     """
     _require_plain(obj, "checkpoint")
     buffer = io.BytesIO()
@@ -73,18 +64,13 @@ def _require_plain(obj: Any, where: str) -> None:
         raise TypeError(f"{where} is a {type(obj).__name__}: make it a tensor, number or text")
 
 
-# --- loading --------------------------------------------------------------------------------------
-
-
 class _NumberKind:
-    """Stands in for ``numpy.dtype`` while a file is read: a kind of number, nothing else."""
+    """Replaces ``numpy.dtype`` during unpickling: a type of number, nothing else."""
 
     def __init__(self, code: str, *_: object) -> None:
         if re.fullmatch(r"b1|[iu][1248]|f[248]", str(code)) is None:
-            raise CheckpointError(
-                f"refused, because it holds a NumPy value of kind {code!r}, which "
-                "is no number; save tensors, numbers and text only"
-            )
+            what = f"refused, because it holds a NumPy value of kind {code!r}, which is no number"
+            raise CheckpointError(f"{what}; save tensors, numbers and text only")
         self.code, self.order = str(code), "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -92,74 +78,60 @@ class _NumberKind:
 
 
 def _number(kind: _NumberKind, data: bytes) -> Any:
-    """Stand in for NumPy's scalar maker while a file is read; returns a plain Python number."""
+    """Replaces ``numpy.core.multiarray.scalar`` during unpickling: a plain Python number."""
     return np.frombuffer(data, np.dtype(kind.order + kind.code), count=1)[0].item()
 
 
-# Names that published files hold, and what is run in their place.  NumPy's own unpickling code is
-# never reached, so the same list serves NumPy 1 (numpy.core) and NumPy 2 (numpy._core).
-_ALLOWED: list[tuple[Callable[..., Any], str]] = [
-    (_NumberKind, "numpy.dtype"),
-    (_number, "numpy.core.multiarray.scalar"),
-    (_number, "numpy._core.multiarray.scalar"),
-]
+# Names in published files, of NumPy 1 (numpy.core) and 2 (numpy._core), and what replaces them.
+_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+_ALLOWED: list[Any] = [(_NumberKind, "numpy.dtype"), *((_number, name) for name in _SCALARS)]
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint without running anything that stands in it, tensors to the CPU.
+    """Read a checkpoint in either of PyTorch's file formats, running no code from it.
 
-    Both of PyTorch's file formats (zip, and the older one) are read; NumPy numbers come back as
-    Python's.
-
-    Raises:
-        CheckpointError: the file is missing, empty, damaged, not a checkpoint, or holds anything
-            else than data.
+    Tensors come back on the CPU, NumPy numbers as Python's. Raises CheckpointError if the file is
+    missing, empty, damaged, no checkpoint, or holds anything but data.
     """
     path = Path(path)
     try:
         with open(path, "rb") as file:
             start = file.read(4)
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror or error}); give the path of a checkpoint "
-            "file (.pt)"
-        ) from error
+        reason = error.strerror or error
+        cure = "give the path of a checkpoint file (.pt)"
+        raise CheckpointError(f"{path}: cannot be read ({reason}); {cure}") from error
     if not start:
         raise CheckpointError(f"{path}: the file is empty; copy it again or train it again")
     if start[:2] != b"PK" and start[:1] != b"\x80":
-        raise CheckpointError(
-            f"{path}: not a checkpoint (it begins with {start!r}); give a file of this program"
-        )
+        what = f"not a checkpoint (it begins with {start!r})"
+        raise CheckpointError(f"{path}: {what}; give a file of this program")
     try:
         with torch.serialization.safe_globals(list(_ALLOWED)), warnings.catch_warnings():
-            # What torch warns of, such as an odd pickle protocol, is no news to a user: the file
-            # is read all the same, or refused below.
+            # An odd pickle protocol, say, is no news to a user: the file loads or is refused below.
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except MemoryError:
         raise
-    # A damaged file makes the reader fail in any way whatever, so every failure is caught.
+    # Damaged files make torch.load raise exceptions of any type.
     except Exception as error:
         raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
     if not isinstance(loaded, dict):
-        raise CheckpointError(
-            f"{path}: holds a {type(loaded).__name__}, not a dict of named tensors; give a "
-            "checkpoint of this program"
-        )
+        what = f"holds a {type(loaded).__name__}, not a dict of named tensors"
+        raise CheckpointError(f"{path}: {what}; give a checkpoint of this program")
     return dict(loaded)
 
 
 def _why_unreadable(error: Exception) -> str:
     text = str(error)
-    foreign = re.search(r"GLOBAL\s+([\w.]+)", text)
-    if foreign is not None:
+    if foreign := re.search(r"GLOBAL\s+([\w.]+)", text):
         return (
             f"refused, because it holds '{foreign[1]}', which is code and not data; save tensors, "
             "numbers and text only (state_dict(), not the model)"
         )
-    # torch wraps its reason in advice on how to load the file unsafely, which is not repeated.
+    # torch.load wraps its reason in advice on unsafe loading, which is left out.
     reason = (text.split("WeightsUnpickler error:")[-1].strip().splitlines() or [""])[0].strip()
     if not reason or "Weights only load failed" in reason:
         reason = type(error).__name__
@@ -167,11 +139,8 @@ def _why_unreadable(error: Exception) -> str:
     return f"damaged, cut off or no checkpoint ({reason}); copy it again or train it again"
 
 
-# --- key names ------------------------------------------------------------------------------------
-
-
 def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of this program's modules to the published ones, as files hold them."""
+    """Rename the keys of this program's modules to the published ones, which files hold."""
     return _rename(state_dict, _PUBLISHED)
 
 
@@ -197,13 +166,10 @@ def _rename(state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[
 def network_state(
     checkpoint: Mapping[str, Any], *, source: str | Path = "checkpoint"
 ) -> dict[str, Tensor]:
-    """Tensors ``encode.*``, ``decode.*`` of the network in what :func:`load` returned.
+    """Tensors ``encode.*``, ``decode.*`` of a checkpoint's network, or of a bare state dict.
 
-    Of pretraining it is the query encoder. A bare state dict will do as well. ``source`` is the
-    file's name, for the message of an error.
-
-    Raises:
-        CheckpointError: no network is found.
+    Of pretraining it is the query encoder. Raises CheckpointError, naming the file ``source``, if
+    there is no network.
     """
     wrapped = (checkpoint[name] for name in WRAPPERS if isinstance(checkpoint.get(name), Mapping))
     state: Mapping[str, Any] = next(wrapped, checkpoint)
@@ -217,41 +183,35 @@ def network_state(
     network = query or tensors
     if not any(key.startswith("encode.") for key in network):
         found = ", ".join(map(str, list(state)[:4])) or "nothing"
-        raise CheckpointError(
-            f"{source}: no network in it (found: {found}); give a file of pretraining "
-            "(moco<epochs>.pt), fine.pt or sup.pt"
-        )
+        cure = "give a file of pretraining (moco<epochs>.pt), fine.pt or sup.pt"
+        raise CheckpointError(f"{source}: no network in it (found: {found}); {cure}")
     return network
 
 
 def norm_of(state: Mapping[str, Tensor]) -> str:
-    """'batch' or 'group', the setting ``norm`` of a network's tensors: BatchNorm has a mean."""
+    """The setting ``norm`` of a network's tensors: of the two, BatchNorm has a running mean."""
     return "batch" if any(key.endswith("norm1.running_mean") for key in state) else "group"
 
 
 def channels_of(state: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """The setting ``channels`` of a UNet's tensors; shorter where the state is of no whole UNet."""
+    """The setting ``channels`` of a UNet's tensors; shorter if parts of it are missing."""
     parts = ("inc", "down1.conv", "down2.conv", "down3.conv")
     keys = [f"encode.{part}.con1.weight" for part in parts]
     return tuple(len(state[key]) for key in keys if key in state)
 
 
-# --- transfer -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class TransferReport:
-    """What :func:`transfer` did."""
+    """What :func:`transfer` copied, and the keys outside the prefix that it did not."""
 
-    matched: int  # tensors copied: all that the module has under the prefix,
-    total: int  # or there would be no report
-    # Keys outside the prefix.
-    missing: list[str]  # in the file
+    matched: int  # tensors copied
+    total: int  # tensors of the module under the prefix
+    missing: list[str]  # from the file
     unexpected: list[str]  # by the module
     mismatched: list[str]  # in shape
 
     def __str__(self) -> str:
-        """One line for the log, naming the parts that were not loaded."""
+        """One line for the log."""
         kept = sorted({key.split(".")[0] for key in self.missing + self.mismatched})
         rest = f"; not loaded: {', '.join(kept)}" if kept else ""
         return f"{self.matched} of {self.total} tensors loaded{rest}"
@@ -266,12 +226,11 @@ def transfer(
 ) -> TransferReport:
     """Copy every tensor whose key begins with ``prefix`` from ``state`` into ``module``.
 
-    Under the prefix the two must agree exactly, buffers included; ``prefix=''`` asks it of all.
-    Nothing is copied unless everything fits. ``source`` is the file's name, for messages.
+    Under the prefix the keys and shapes must agree exactly, buffers included, or nothing is copied.
 
     Raises:
-        CheckpointError: nothing matched, the networks are of other norms, tensors are missing or
-            unexpected, or shapes differ (a line for each tensor, after one for ``channels``).
+        CheckpointError: nothing matched, the norms differ, tensors are missing or unexpected, or
+            shapes differ; a line for each problem, naming the file ``source``.
     """
     own = module.state_dict()
     missing = [key for key in own if key not in state]
@@ -280,24 +239,19 @@ def transfer(
     wanted = [key for key in own if key.startswith(prefix)]
     found = [key for key in wanted if key in state]
     if not found:
-        raise CheckpointError(
-            f"{source}: nothing matched: none of the network's {len(wanted)} tensors "
-            f"'{prefix}*' is in it (found: {', '.join(list(state)[:3]) or 'no tensors'}); give a "
-            "checkpoint of this program"
-        )
+        seen = f"found: {', '.join(list(state)[:3]) or 'no tensors'}"
+        what = f"none of the network's {len(wanted)} tensors '{prefix}*' is in it ({seen})"
+        cure = "give a checkpoint of this program"
+        raise CheckpointError(f"{source}: nothing matched: {what}; {cure}")
     norm, channels, ours = norm_of(state), channels_of(state), channels_of(own)
     if norm != norm_of(own):
-        raise CheckpointError(
-            f"{source}: norm: its network was trained with --norm {norm}, this one has "
-            f"{norm_of(own)}; give --norm {norm}, or pretrain again"
-        )
+        what = f"its network was trained with --norm {norm}, this one has {norm_of(own)}"
+        raise CheckpointError(f"{source}: norm: {what}; give --norm {norm}, or pretrain again")
     problems = []
     if channels != ours and len(channels) == len(ours):
         theirs, mine = (",".join(map(str, each)) for each in (channels, ours))
-        problems.append(
-            f"channels: its network has {theirs}, this one has {mine}; give --channels {theirs}, "
-            "or pretrain again"
-        )
+        what = f"channels: its network has {theirs}, this one has {mine}"
+        problems.append(f"{what}; give --channels {theirs}, or pretrain again")
     for keys, text in ((missing, "missing in the file"), (unexpected, "unknown to the network")):
         named = [key for key in keys if key.startswith(prefix)]
         problems += [f"{len(named)} tensors {text}: {', '.join(named)}"] if named else []

@@ -1,10 +1,8 @@
-"""What all commands share: how they end, and how the words of a command line are read.
+"""Exit codes, error messages and command-line parsing of all commands.
 
-Whatever the user can mend is a ``UserError``: its message becomes one line, or one line per
-problem, and the exit code 2. A traceback is a fault of this program.
-
-argparse stops at the first problem and takes ``-stage`` for ``-stages``; here all problems of a
-line are found together, and names are exact.
+Whatever the user can mend is a ``UserError``: a line per problem, exit code 2, no traceback.
+argparse stops at the first problem and takes ``-stage`` for ``-stages``; here all problems are
+found together, and names are exact.
 """
 
 from __future__ import annotations
@@ -29,11 +27,11 @@ AGAIN = (
 
 
 class UserError(ValueError):
-    """Something the user can mend: each line names the file or setting, the value, the cure."""
+    """Something the user can mend: each line names the file or setting, the value and the cure."""
 
 
 class TrainingError(ValueError):
-    """Numbers went wrong; the message says where and what is kept."""
+    """Numbers are not finite; the message says where, and what is kept."""
 
 
 class Termination(KeyboardInterrupt):
@@ -42,7 +40,7 @@ class Termination(KeyboardInterrupt):
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """Raise ``Termination`` when SIGTERM arrives, where a handler can be set (main thread)."""
+    """Raise ``Termination`` when SIGTERM arrives; in the main thread only, which has handlers."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Termination
@@ -62,16 +60,11 @@ def exit_code(
     again: str = AGAIN,
     smaller: str = "a smaller batch, --top_k or --image_size",
 ) -> int:
-    """Do the work of a command; whatever ends it early becomes a message and an exit code.
+    """Do the work of a command; errors become a message and an exit code.
 
-    Args:
-        work: what to do, reading the command line included; it may return an exit code of its own.
-        again: what the user is told about starting it again.
-        smaller: what to give when memory runs out.
-
-    Returns:
-        That of ``work``, else 0; 2 for something the user can mend, 1 for numbers that went wrong,
-        130 when interrupted, 143 when terminated.
+    Returns that of ``work`` (None: 0), 2 for a UserError or lack of memory, 1 for a TrainingError,
+    130 when interrupted, 143 when terminated. ``again`` says what a restart does, ``smaller`` what
+    to give when memory runs out.
     """
     from torch import OutOfMemoryError  # not above: config.py needs no torch
 
@@ -81,7 +74,7 @@ def exit_code(
     except UserError as error:
         return complain(str(error), 2)
     except (OutOfMemoryError, MemoryError) as error:
-        what = str(error).partition("\n")[0].rstrip(".")  # Python itself says nothing
+        what = str(error).partition("\n")[0].rstrip(".")  # empty if Python's own
         return complain(f"Out of memory{f' ({what})' if what else ''}; give {smaller}", 2)
     except TrainingError as error:
         return complain(str(error), 1)
@@ -105,30 +98,26 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; --help lists the options\n")
 
 
-# --- words ----------------------------------------------------------------------------------------
-
 FLAG = re.compile(r"(--?)([^\W\d][\w-]*)(?:=(.*))?", re.DOTALL)  # dashes, name, value
-MANY = "many"  # takes all words up to the next flag
-ONE = "one"
-NONE = "none"
+MANY, ONE, NONE = "many", "one", "none"  # words a flag takes; many: all up to the next flag
 
 
 @dataclass
 class Flags:
-    """A command line taken apart."""
+    """A parsed command line: the command's own flags, and the rest."""
 
-    own: dict[str, list[str]] = field(default_factory=dict)  # words after each of the own flags
-    rest: list[str] = field(default_factory=list)  # all other words, in their order
+    own: dict[str, list[str]] = field(default_factory=dict)  # words after each own flag
+    rest: list[str] = field(default_factory=list)  # all other words, in order
     named: set[str] = field(default_factory=set)  # names of the flags among the rest
 
     def one(self, name: str, default: str = "") -> str:
-        """The word after an own flag."""
+        """The first word after an own flag."""
         return self.own[name][0] if self.own.get(name) else default
 
     def strangers(self) -> Iterator[tuple[str, str]]:
-        """(dashes, name) of each flag among the rest, ('', word) of each word that follows none.
+        """(dashes, name) of each flag in the rest, ('', word) of each word that is no flag's value.
 
-        A word after an unknown flag is taken for its value.
+        One word after an unknown flag counts as its value.
         """
         expected = False
         for word in self.rest:
@@ -139,12 +128,11 @@ class Flags:
 
 
 def split_flags(argv: Sequence[str], kinds: dict[str, str]) -> Flags:
-    """Take a command line apart: ``--name value``, ``--name=value`` or ``-name value``.
+    """Parse ``--name value``, ``--name=value`` or ``-name value``.
 
-    ``kinds`` says of each own flag how many words it takes: ``MANY``, ``ONE`` or ``NONE``.
+    ``kinds`` gives the words that each own flag takes: ``MANY``, ``ONE`` or ``NONE``.
     """
-    flags = Flags()
-    mine = ""  # the own flag that takes the next words
+    flags, mine = Flags(), ""  # mine: the own flag that takes the next words
     for word in argv:
         flag = FLAG.fullmatch(word)
         name = flag[2] if flag else ""
@@ -161,7 +149,7 @@ def split_flags(argv: Sequence[str], kinds: dict[str, str]) -> Flags:
 
 
 def value_problems(flags: Flags, kinds: dict[str, str]) -> list[str]:
-    """A line for each own flag that lacks its value, or has one and takes none."""
+    """A line for each own flag that lacks its value or has a needless one."""
     lines = []
     for name, words in flags.own.items():
         if kinds[name] == NONE and words:
@@ -172,42 +160,38 @@ def value_problems(flags: Flags, kinds: dict[str, str]) -> list[str]:
 
 
 def choice_problems(flag: str, word: str, known: Iterable[str]) -> list[str]:
-    """A line if a word is not among the known ones, with the nearest that is."""
+    """A line if a word is not among the known ones, with the nearest of them."""
     names = list(known)
-    if word in names:
-        return []
-    legal = ", ".join(names)
-    return [f"--{flag}: found {found(word)}; allowed: {legal}{did_you_mean(word, names)}"]
+    legal = f"allowed: {', '.join(names)}{did_you_mean(word, names)}"
+    return [] if word in names else [f"--{flag}: found {found(word)}; {legal}"]
 
 
 def did_you_mean(word: object, names: Sequence[str]) -> str:
-    """'; did you mean NAME?' with the nearest of the names; empty if none is near."""
+    """'; did you mean NAME?' with the nearest of the names, or ''."""
     near = difflib.get_close_matches(word.lower(), names, 1) if isinstance(word, str) else []
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def found(value: object) -> str:
-    """What was found in the place of a legal value, for a message."""
+    """A wrong value as a message shows it."""
     return shorten(repr(value))
 
 
 def shorten(text: str) -> str:
-    """At most 60 characters in one line that a terminal can show."""
+    """One line of at most 60 printable characters."""
     text = "".join(c if c.isprintable() else " " for c in text)
     return text if len(text) <= 60 else text[:57] + "..."
 
-
-# --- values ---------------------------------------------------------------------------------------
 
 BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True)
 BOOLEANS |= dict.fromkeys(("false", "0", "no", "off"), False)
 
 
 def value_of(kind: str, words: Sequence[str]) -> Any:
-    """The value that the words after a flag, such as ['8,16', '32'], spell; ValueError if none.
+    """Parse the words after a flag, such as ['8,16', '32']; ValueError if they are no value.
 
-    ``kind`` is the type as it is annotated: 'bool', 'str', 'int', 'float', 'int | None' or a tuple
-    such as 'tuple[int, ...]'. A boolean without any word is True.
+    ``kind`` is the annotated type: 'bool' (True without a word), 'str', 'int', 'float',
+    'int | None' or a tuple such as 'tuple[int, ...]'.
     """
     text = " ".join(words)
     plain = text.strip().lower()
@@ -218,7 +202,7 @@ def value_of(kind: str, words: Sequence[str]) -> Any:
     if kind == "str":
         return text
     if kind == "tuple[str, ...]" and plain not in ("", "none"):
-        # With commas, a name may hold blanks; without any, each word is one.
+        # Entries separated by commas may hold blanks; without a comma each word is an entry.
         return tuple(entry.strip() for entry in (text.split(",") if "," in text else words))
     number = float if "float" in kind else int
     if kind.startswith("tuple"):
@@ -228,7 +212,7 @@ def value_of(kind: str, words: Sequence[str]) -> Any:
 
 
 def format_value(value: object) -> str:
-    """A value as a command line spells it: ``32,64``, ``1e-4``, ``''`` for an empty one."""
+    """A value as on a command line: ``32,64``, ``1e-4``, ``''`` for an empty one."""
     if isinstance(value, list | tuple):
         return ",".join(format_value(entry) for entry in value) or "''"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Files written as a whole, folders listed: a reader meanwhile has the old file, or the new one."""
+"""Atomic writes, listing of folders, and their errors as messages for the user."""
 
 from __future__ import annotations
 
@@ -14,33 +14,26 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
 class DataError(UserError):
-    """Something is wrong with the user's image or mask files, a line each: 'file: what; cure'."""
+    """The user's image or mask files cannot be used; a line each: 'file: what; cure'."""
 
 
 @contextmanager
 def writing(path: str | Path, flag: str = "output_dir") -> Iterator[None]:
-    """Turn what the system refuses while the file or folder ``path`` is written into a UserError.
-
-    ``flag`` is the setting that says where it goes, for the message.
-    """
+    """Turn OSErrors while ``path`` is written into a UserError, whose cure is another ``flag``."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free disk space or give an "
-            f"{flag} that may be written to"
-        ) from error
+        reason = error.strerror or error
+        cure = f"free disk space or give an {flag} that may be written to"
+        raise UserError(f"{path}: cannot be written ({reason}); {cure}") from error
 
 
 @contextmanager
 def replacing(path: str | Path, flag: str = "output_dir", durable: bool = True) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place when the block ends without an error.
+    """A temporary file beside ``path`` that replaces it when the block ends without an error.
 
-    Missing folders are made. With ``durable`` the bytes are on the disk before the name is, so that
-    after a power cut, too, ``path`` holds the old file or the whole new one.
-
-    Raises:
-        UserError: it cannot be written; ``path`` is as it was. ``flag`` as for ``writing``.
+    Missing folders are made. ``durable`` syncs the bytes before the renaming, so that even after a
+    power cut ``path`` is the old file or the whole new one. Errors and ``flag`` as for ``writing``.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -52,11 +45,11 @@ def replacing(path: str | Path, flag: str = "output_dir", durable: bool = True) 
                 with open(temporary, "rb+") as file:
                     os.fsync(file.fileno())
             os.replace(temporary, path)
-        finally:  # an interrupt, too, must not leave the temporary file behind
+        finally:  # after an interrupt, too
             with suppress(OSError):
                 temporary.unlink()
         if durable:
-            # The renaming, too. Windows opens no folder, some network file systems sync none.
+            # Sync the renaming; Windows opens no folder, some network file systems sync none.
             with suppress(OSError):
                 folder = os.open(path.parent, os.O_RDONLY)
                 try:
@@ -66,14 +59,14 @@ def replacing(path: str | Path, flag: str = "output_dir", durable: bool = True) 
 
 
 def replace_file(path: str | Path, contents: str | bytes, flag: str = "output_dir") -> None:
-    """Write a file as a whole, see ``replacing``; text as UTF-8 with line feeds on every system."""
+    """Write a file atomically (``replacing``), text as UTF-8 with line feeds on every system."""
     data = contents if isinstance(contents, bytes) else contents.encode("utf-8", "backslashreplace")
     with replacing(path, flag) as temporary:
         temporary.write_bytes(data)
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove the temporary files of killed processes; only for who holds the folder's lock."""
+    """Remove the temporary files of killed processes; the caller must hold the folder's lock."""
     for path in Path(folder).glob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
             with writing(path):
@@ -81,10 +74,9 @@ def remove_leftovers(folder: str | Path) -> None:
 
 
 def list_names(folder: str | Path) -> list[Path]:
-    """What a folder holds, in the order of the names; nothing hidden, no ``Thumbs.db``.
+    """The sorted contents of a folder (of a missing one: none), no hidden ones, no ``Thumbs.db``.
 
-    Raises:
-        DataError: the folder may not be listed. A missing one is empty.
+    Raises DataError if the folder may not be listed.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
@@ -92,9 +84,8 @@ def list_names(folder: str | Path) -> list[Path]:
     try:
         names = sorted(folder.iterdir())
     except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be listed ({error.strerror}); check its permissions"
-        ) from None
+        reason = f"cannot be listed ({error.strerror}); check its permissions"
+        raise DataError(f"{folder}: {reason}") from None
     return [p for p in names if not p.name.startswith(".") and p.name.lower() != "thumbs.db"]
 
 
@@ -105,13 +96,11 @@ def list_files(
     below: bool = False,
     leave_out: Collection[Path] = (),
 ) -> list[Path]:
-    """The files of a folder that ``list_names`` lists, in the order of their paths.
+    """The files among ``list_names``, sorted by path.
 
-    Args:
-        folder: a missing one is empty.
-        suffixes: in lower case, such as ``IMAGE_SUFFIXES``; empty: files of any type.
-        below: the files of its folders too, but not of links to folders, which may lead in circles.
-        leave_out: folders that are not looked at, resolved.
+    ``suffixes`` are in lower case, such as ``IMAGE_SUFFIXES``; empty: files of any type. ``below``
+    includes subfolders, but for links to folders (which may lead in circles) and ``leave_out``,
+    resolved paths.
     """
     found: list[Path] = []
     for path in list_names(folder):

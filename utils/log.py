@@ -1,7 +1,7 @@
-"""What a run writes down: text log, metrics for programs and for TensorBoard, meters, header lines.
+"""The logs of a run: text, ``metrics.jsonl``, TensorBoard events, running means, header lines.
 
-The text log and the metrics file hold no clock times, so two runs with one seed write the same
-bytes; anything that differs from run to run goes to the terminal alone (:meth:`RunLog.note`).
+Text log and metrics hold no clock times, so equal seeds give equal bytes; what differs from run to
+run goes to the terminal only (:meth:`RunLog.note`).
 """
 
 from __future__ import annotations
@@ -34,23 +34,13 @@ EVENTS_FOLDER = "tensorboard"
 
 
 class RunLog:
-    """The text log of one stage and its lines in the run's ``metrics.jsonl``.
+    """The text log ``log_<stage>.txt`` of one stage and its lines in the run's ``metrics.jsonl``.
 
-    Every line is flushed as it is written.
-
-    Args:
-        run_dir: folder of the run, made if missing.
-        stage: ``self``, ``fine``, ``sup`` ...; the text log is ``log_<stage>.txt``.
-        resume_at: None for a fresh start, which empties the stage's text log and drops the stage's
-            lines from ``metrics.jsonl``; or :meth:`offsets` as saved with the training state, to
-            which both are cut back. Lines of other stages are always kept.
-        enabled: False makes every method do nothing.
-        tensorboard: write the numbers of the metrics as event files, too, in
-            ``tensorboard/<stage>``. They are written anew from the metrics at the start, so that a
-            run that goes on shows every epoch once, whether it was begun with event files or not.
-
-    Raises:
-        UserError: a file cannot be opened or written, here and in every writing method.
+    Both are truncated to ``resume_at``, the :meth:`offsets` saved with the training state, or
+    emptied; lines of other stages stay. With ``tensorboard`` the event files in
+    ``tensorboard/<stage>`` are made anew from the metrics, so that a resumed run shows every epoch
+    once. Without ``enabled`` no method does anything. All methods raise UserError if a file cannot
+    be opened or written.
     """
 
     def __init__(
@@ -95,23 +85,23 @@ class RunLog:
                     self._add_events(entry)
 
     def offsets(self) -> dict[str, int]:
-        """Where the logs stand: bytes of the text log, lines of this stage among the metrics."""
+        """Bytes of the text log, and lines of this stage in the metrics."""
         text = self._files[self.text_path].tell() if self.enabled else 0
         return {"text": text, "metrics_lines": self._metrics_lines}
 
     def header(self, lines: Iterable[str]) -> None:
-        """Write the head of the text log; one that goes on after a resume has its head already."""
+        """Write the head of an empty text log; a resumed log has one, so show it only."""
         show = self.note if self.offsets()["text"] else self.line
         for line in lines:
             show(line)
 
     def line(self, text: str) -> None:
-        """Write one line to the text log and show it on the terminal."""
+        """Write a line to the text log and the terminal."""
         self._append(self.text_path, text)
         self.note(text)
 
     def note(self, text: str) -> None:
-        """Show a line on the terminal only: the place for times, rates and dates."""
+        """Show a line on the terminal only, such as times and rates."""
         if self.enabled:
             to_terminal(text)
 
@@ -120,13 +110,12 @@ class RunLog:
         if not self.enabled:
             return
         entry = _json_value({"stage": self.stage, **values})
-        text = json.dumps(entry, ensure_ascii=False, allow_nan=False)
-        self._append(self.metrics_path, text)
+        self._append(self.metrics_path, json.dumps(entry, ensure_ascii=False, allow_nan=False))
         self._add_events(entry)
         self._metrics_lines += 1
 
     def close(self) -> None:
-        """Close all files; further lines are an error."""
+        """Close all files."""
         for path, file in self._files.items():
             with writing(path):
                 file.close()
@@ -140,7 +129,7 @@ class RunLog:
     def _append(self, path: Path, text: str) -> None:
         if self.enabled:
             with writing(path):
-                # A file name that is no valid text holds surrogates, which UTF-8 cannot write.
+                # File names that are not valid UTF-8 hold surrogates, which cannot be encoded.
                 self._files[path].write(f"{text}\n".encode(errors="backslashreplace"))
                 self._files[path].flush()
 
@@ -153,7 +142,7 @@ class RunLog:
 
 
 def _json_value(value: Any) -> Any:
-    """Turn tensors, arrays and NumPy numbers into plain ones, and what is not finite into None."""
+    """Tensors, arrays and NumPy numbers as plain ones; what is not finite becomes None."""
     if isinstance(value, Mapping):
         return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -166,11 +155,7 @@ def _json_value(value: Any) -> Any:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; half a line, left when a run was killed, is passed over.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """The lines of a ``metrics.jsonl`` but for an incomplete one of a killed run; or OSError."""
     return [entry for _, entry in _whole_lines(Path(path).read_bytes())]
 
 
@@ -184,7 +169,7 @@ def _whole_lines(contents: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def _cut_metrics(path: Path, stage: str, keep: int) -> int:
-    """Keep the first ``keep`` lines of ``stage``, and all others; how many of it are left."""
+    """Keep ``keep`` lines of ``stage`` and all others; returns how many of the stage are left."""
     old = path.read_bytes() if path.exists() else b""
     kept: list[bytes] = []
     own = 0
@@ -201,17 +186,13 @@ def _cut_metrics(path: Path, stage: str, keep: int) -> int:
 def require_tensorboard() -> None:
     """Raise UserError if TensorBoard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise UserError(
-            "tensorboard: the package is not installed; pip install tensorboard, or leave out "
-            "--tensorboard (metrics.jsonl holds the same numbers)"
-        )
+        cure = "pip install tensorboard, or leave out --tensorboard"
+        same = "metrics.jsonl holds the same numbers"
+        raise UserError(f"tensorboard: the package is not installed; {cure} ({same})")
 
 
 def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
-    """(name, epoch, value) of the numbers in a line of ``metrics.jsonl``; null is left out.
-
-    Losses are called ``train/...``, scores ``test/...``.
-    """
+    """(name, epoch, value) of a line of ``metrics.jsonl``: ``train/<loss>`` or ``test/<score>``."""
     scores = values.get("evaluation")
     group, source = ("test", scores) if isinstance(scores, Mapping) else ("train", values)
     for name, value in source.items():
@@ -221,7 +202,7 @@ def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
 
 
 def to_terminal(text: str) -> None:
-    """Print a line above any progress bar; a terminal that went away does not stop a training."""
+    """Print a line above any progress bar; a closed terminal does not stop the training."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     printable = text.encode(encoding, errors="backslashreplace").decode(encoding)
     with suppress(OSError):
@@ -230,7 +211,7 @@ def to_terminal(text: str) -> None:
 
 
 class AverageMeter:
-    """Last value and running mean of named numbers, kept on their device until they are read."""
+    """Last value and mean of named numbers, kept on their device until they are read."""
 
     def __init__(self) -> None:
         self._last: dict[str, Tensor] = {}
@@ -238,7 +219,7 @@ class AverageMeter:
         self._count: dict[str, int] = {}
 
     def add(self, name: str, value: Tensor | float) -> None:
-        """Add a scalar; a tensor is neither waited for nor kept in the autograd graph."""
+        """Add a scalar, without synchronising the device or keeping the autograd graph."""
         # A copy, because a captured graph writes the next step's loss into the same memory.
         last = torch.as_tensor(value).detach().to(torch.float32, copy=True)  # ()
         self._last[name] = last
@@ -246,11 +227,11 @@ class AverageMeter:
         self._count[name] = self._count.get(name, 0) + 1
 
     def read(self) -> dict[str, tuple[float, float]]:
-        """``{name: (last, average)}`` in the order of first use, with one wait for all."""
+        """``{name: (last, average)}`` in the order of first use; one device synchronisation."""
         tensors = [*self._last.values(), *self._sum.values()]
         if not tensors:
             return {}
-        # Python numbers were kept on the CPU; they join the tensors' device without a wait.
+        # Python numbers lie on the CPU; moving them to the device does not synchronise it.
         device = next((t.device for t in tensors if t.device.type != "cpu"), tensors[0].device)
         values = torch.stack([t.to(device, non_blocking=True) for t in tensors]).tolist()
         half = len(self._last)
@@ -259,10 +240,7 @@ class AverageMeter:
 
 
 def progress(total: int, desc: str) -> tqdm[Any]:
-    """A bar of ``total`` steps on a terminal's stderr; elsewhere one that shows nothing.
-
-    Use it in a ``with`` statement and call ``update()``; log lines are printed above it.
-    """
+    """A progress bar of ``total`` steps, hidden where stderr is no terminal."""
     hidden, err = not sys.stderr.isatty(), sys.stderr
     return tqdm(total=total, desc=desc, file=err, disable=hidden, leave=False, dynamic_ncols=True)
 
@@ -270,18 +248,12 @@ def progress(total: int, desc: str) -> tqdm[Any]:
 def environment_line(device: torch.device | str, amp: str = "off") -> str:
     """One line for the header: versions, device by name, CPU threads, mixed precision."""
     device = torch.device(device)
-    versions = [f"program {VERSION}", f"python {platform.python_version()}"]
-    versions += [f"torch {torch.__version__}"]
-    versions += [f"{name} {_version(name)}" for name in ("torchvision", "numpy")]
-    machine = [f"device {device.type} ({_device_name(device)})"]
-    return ", ".join([*versions, *machine, f"threads {torch.get_num_threads()}", f"amp {amp}"])
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torchvision", "numpy"))
+    return (
+        f"program {VERSION}, python {platform.python_version()}, torch {torch.__version__}, "
+        f"{versions}, device {device.type} ({_device_name(device)}), "
+        f"threads {torch.get_num_threads()}, amp {amp}"
+    )
 
 
 def _device_name(device: torch.device) -> str:
@@ -299,7 +271,7 @@ def format_epoch(
 ) -> str:
     """``Epoch: [e/max][i/n] Loss v (avg:a) ...``, the published program's epoch line.
 
-    ``meters`` is what :meth:`AverageMeter.read` returns; a name's first letter is made a capital.
+    ``meters`` is what :meth:`AverageMeter.read` returns.
     """
     parts = [f"Epoch: [{epoch}/{max_epoch}][{step}/{steps}]"]
     for name, (last, average) in meters.items():
@@ -308,16 +280,12 @@ def format_epoch(
 
 
 def _digits(value: float) -> str:
-    """Four decimals, or three digits where those would show nothing (a learning rate)."""
+    """Four decimals, or three significant digits of a smaller value (a learning rate)."""
     return f"{value:.3g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def evaluation_lines(scores: Scores) -> list[str]:
-    """The lines of an evaluation, each score alone on its line: ``ACC``, ``Dice``, ``Dice1`` ...
-
-    A class that the whole test set lacks has the score ``nan``; ``Classes scored`` tells over how
-    many classes the means then are, and how often the others were predicted all the same.
-    """
+    """The lines of an evaluation: a score each, then the classes that the whole truth lacks."""
     lines = [f"ACC: {scores.acc:.4f}", f"Dice: {scores.mean_dice:.4f}"]
     lines += [f"Dice{c}: {value:.4f}" for c, value in enumerate(scores.dice, start=1)]
     lines.append(f"mIoU: {scores.mean_iou:.4f}")

@@ -1,14 +1,11 @@
 """Segmentation scores: confusion matrices, Dice, IoU, pixel accuracy, mean ± std over repeats.
 
-Everything is a function of the confusion matrix of each image, counts (n, C, C) with the true class
-as the row, and there is one rule for a class that is absent:
+All scores are functions of the images' confusion matrices (n, C, C), true class as row.
 
-* Pooled over a set (one ratio of sums, not a mean of ratios) a class that the truth of the whole
-  set lacks is nan, whatever was predicted: there is nothing to find. Means leave it and the
-  background, class 0, out.
+* Pooled over a set (one ratio of sums, not a mean of ratios), a class that the truth of the whole
+  set lacks is nan, whatever was predicted. Means leave it and the background, class 0, out.
 * Of a single image a class counts if the truth or the prediction has it.
-
-Accuracy (ACC) is the mean over images of the share of correct pixels, background included.
+* Accuracy (ACC) is the mean over images of the share of correct pixels, background included.
 """
 
 from __future__ import annotations
@@ -22,86 +19,69 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-IGNORED = 255
-"""Class id, in memory, of a pixel that nobody labelled."""
+from utils.tables import digits
+
+IGNORED = 255  # class id, in memory, of an unlabelled pixel
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 def confusion(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Count pixels by true class (row) and predicted class (column).
+    """Confusion matrix, int64 (C, C): pixels by true class (row) and predicted class (column).
 
-    Args:
-        prediction: integer class ids, any shape.
-        truth: integer class ids, the same shape, on the same device; pixels of id ``IGNORED``
-            (255) are not counted when C is less.
-        num_classes: C; every id must lie in 0 ... C-1.
-
-    Returns:
-        int64 [C, C] on the device of ``truth``.  Nothing here waits for an accelerator, which is
-        why ids are checked on the CPU only.
-
-    Raises:
-        ValueError: the shapes differ, or (on the CPU) an id lies outside 0 ... C-1.
+    ``prediction`` and ``truth`` are integer class ids 0 ... C-1 of equal shape on one device;
+    pixels whose truth is ``IGNORED`` are not counted. Raises ValueError if the shapes differ or, on
+    the CPU only (an accelerator would be synchronised), if an id is out of range.
     """
     if prediction.shape != truth.shape:
-        raise ValueError(
-            f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in shape"
-        )
+        shapes = f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)}"
+        raise ValueError(f"{shapes} differ in shape")
     if truth.device.type == "cpu":
         _check_ids(prediction, "prediction", num_classes)
         _check_ids(truth[truth != IGNORED], "truth", num_classes)
     labelled = (truth != IGNORED).flatten()
     index = (truth.long() * num_classes + prediction.long()).flatten() * labelled  # (pixels,)
-    # Not torch.bincount: on an accelerator it reads the largest index back, and so waits.
+    # Not torch.bincount, which reads the largest index back and so synchronises an accelerator.
     counts = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=index.device)
     counts.scatter_add_(0, index, labelled.long())
     return counts.view(num_classes, num_classes)  # (C, C)
 
 
 def _check_ids(ids: Tensor, what: str, num_classes: int) -> None:
-    if ids.numel() == 0:
-        return
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= num_classes:
-        wrong = low if low < 0 else high
-        raise ValueError(f"{what} holds class id {wrong}; ids must lie in 0 ... {num_classes - 1}")
+    wrong = ids[(ids < 0) | (ids >= num_classes)]
+    if len(wrong):
+        legal = f"ids must lie in 0 ... {num_classes - 1}"
+        raise ValueError(f"{what} holds class id {int(wrong[0])}; {legal}")
 
 
 def pooled(counts: ArrayLike, weights: ArrayLike | None = None) -> Floats:
-    """Sum the matrices (n, C, C) of images, each ``weights`` (..., n) times: (..., C, C)."""
+    """Sum of images' matrices (n, C, C), weighted by ``weights`` (..., n): (..., C, C)."""
     matrices = np.asarray(counts, np.float64)
     times = np.ones(len(matrices)) if weights is None else np.asarray(weights, np.float64)
     return np.tensordot(times, matrices, axes=1)
 
 
 def dice(matrix: ArrayLike) -> Floats:
-    """Dice 2|P∩G| / (|P| + |G|) of each class by pooled counts (..., C, C): (..., C).
-
-    nan for a class that the truth lacks.
-    """
+    """Dice 2|P∩G| / (|P| + |G|) by pooled counts (..., C, C): (..., C), nan of classes not in G."""
     both, predicted, truth = _areas(matrix)
     return ratio(2 * both, np.where(truth > 0, predicted + truth, 0))
 
 
 def iou(matrix: ArrayLike) -> Floats:
-    """Intersection over union of each class by pooled counts, as ``dice``."""
+    """Intersection over union |P∩G| / |P∪G|, otherwise as ``dice``."""
     both, predicted, truth = _areas(matrix)
     return ratio(both, np.where(truth > 0, predicted + truth - both, 0))
 
 
 def image_dice(matrix: ArrayLike) -> Floats:
-    """Dice of each class of a single image by its counts (..., C, C): (..., C).
-
-    nan for a class that neither truth nor prediction has.
-    """
+    """Dice of single images by their counts (..., C, C): (..., C), nan for classes in neither."""
     both, predicted, truth = _areas(matrix)
     return ratio(2 * both, predicted + truth)
 
 
 def mean_score(values: Floats) -> Floats:
-    """Mean of (..., C) over the known values of all classes but the background; nan if none."""
+    """Mean of (..., C) over the classes above 0 that are not nan; nan if there is none."""
     known = ~np.isnan(values[..., 1:])
     total = np.where(known, values[..., 1:], 0.0).sum(-1)
     return ratio(total, known.sum(-1))
@@ -121,37 +101,23 @@ def _areas(matrix: ArrayLike) -> tuple[Floats, Floats, Floats]:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one test set.
-
-    Attributes:
-        acc: mean over images of the share of correct pixels, background included.
-        mean_dice: mean of ``dice`` over the classes that are scored.
-        dice: Dice of class 1 ... C-1; nan for a class that the truth of the whole set lacks,
-            whatever was predicted: there is nothing to find, so 0 or 1 would say nothing.
-        mean_iou: mean of ``iou`` over the same classes (the log's ``mIoU``).
-        iou: intersection over union of class 1 ... C-1; nan as for ``dice``.
-        truth_pixels: pixels of class 0 ... C-1 in the truth of the whole set.
-        classes_scored: number of non-background classes that the two means are over.
-        images: number of images.
-        predicted_pixels: pixels of class 0 ... C-1 in the predictions, where the truth has a label.
-    """
+    """Scores of one test set; the rules are those of this module."""
 
     acc: float
     mean_dice: float
-    dice: tuple[float, ...]
+    dice: tuple[float, ...]  # of class 1 ... C-1
     mean_iou: float
-    iou: tuple[float, ...]
-    truth_pixels: tuple[int, ...]
-    classes_scored: int
+    iou: tuple[float, ...]  # of class 1 ... C-1
+    truth_pixels: tuple[int, ...]  # of class 0 ... C-1, whole set
+    classes_scored: int  # of 1 ... C-1, those that the truth has
     images: int
-    predicted_pixels: tuple[int, ...] = ()
+    predicted_pixels: tuple[int, ...] = ()  # of class 0 ... C-1, where the truth has a label
 
     @classmethod
     def from_confusion(cls, counts: ArrayLike) -> Scores:
-        """The scores of a set by the confusion matrices (n, C, C) of its images.
+        """The scores of a set by the confusion matrices (n, C, C) of its images; n = 0 gives nan.
 
-        An image without a labelled pixel has no accuracy and is left out of ``acc``. Of no image
-        everything is nan.
+        An image without a labelled pixel has no accuracy and is left out of ``acc``.
         """
         matrices = np.asarray(counts, np.int64)
         matrix = matrices.sum(0)  # (C, C)
@@ -173,20 +139,22 @@ class Scores:
         )
 
     def as_dict(self) -> dict[str, float | int | list[int]]:
-        """Return the scores flat, as one evaluation line of ``metrics.jsonl`` holds them."""
-        flat: dict[str, float | int | list[int]] = {"acc": self.acc, "dice": self.mean_dice}
-        flat.update({f"dice{c}": value for c, value in enumerate(self.dice, start=1)})
-        flat["miou"] = self.mean_iou
-        flat.update({f"iou{c}": value for c, value in enumerate(self.iou, start=1)})
-        flat["truth_pixels"] = list(self.truth_pixels)
-        flat["predicted_pixels"] = list(self.predicted_pixels)
-        flat["classes_scored"] = self.classes_scored
-        flat["images"] = self.images
-        return flat
+        """The scores as an evaluation in ``metrics.jsonl`` holds them."""
+        return {
+            "acc": self.acc,
+            "dice": self.mean_dice,
+            **{f"dice{c}": value for c, value in enumerate(self.dice, start=1)},
+            "miou": self.mean_iou,
+            **{f"iou{c}": value for c, value in enumerate(self.iou, start=1)},
+            "truth_pixels": list(self.truth_pixels),
+            "predicted_pixels": list(self.predicted_pixels),
+            "classes_scored": self.classes_scored,
+            "images": self.images,
+        }
 
 
 class SegmentationScores:
-    """Accumulates one confusion matrix per image on its device; read once, at the end."""
+    """Accumulates the confusion matrix of each image on its device."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -196,11 +164,8 @@ class SegmentationScores:
         """Add one image, integer class ids [H, W], or several, [B, H, W]."""
         if truth.ndim not in (2, 3):
             raise ValueError(f"masks are [H, W] or [B, H, W], not {tuple(truth.shape)}")
-        if truth.ndim == 2:
-            self._matrices.append(confusion(prediction, truth, self.num_classes))
-            return
-        for one_prediction, one_truth in zip(prediction, truth, strict=True):
-            self._matrices.append(confusion(one_prediction, one_truth, self.num_classes))
+        pairs = [(prediction, truth)] if truth.ndim == 2 else zip(prediction, truth, strict=True)
+        self._matrices += [confusion(p, t, self.num_classes) for p, t in pairs]
 
     def counts(self) -> Counts:
         """The confusion matrices (n, C, C) of all images so far, in one transfer."""
@@ -214,10 +179,9 @@ class SegmentationScores:
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (divided by n - 1) over repeats.
+    """Mean and sample standard deviation (n - 1) over repeats.
 
-    One value has no spread: its std is nan.  No values give (nan, nan), and a nan among the values
-    makes both nan, because a score that one repeat lacks has no mean over the repeats.
+    The deviation of a single value is nan, and so are both of no values or of any nan.
     """
     if not values:
         return math.nan, math.nan
@@ -227,8 +191,6 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
-def format_mean_std(values: Sequence[float], digits: int = 4) -> str:
-    """Return ``mean ± std`` over repeats as text; what is not known (nan) is printed as ``-``."""
-    mean, std = mean_std(values)
-    parts = ["-" if math.isnan(v) else f"{v:.{digits}f}" for v in (mean, std)]
-    return " ± ".join(parts)
+def format_mean_std(values: Sequence[float]) -> str:
+    """``mean ± std`` over repeats to four decimals; nan is ``-``."""
+    return " ± ".join(map(digits, mean_std(values)))

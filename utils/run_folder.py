@@ -1,7 +1,7 @@
-"""What a run is on disk: its lock, its state, the files it wrote, and what is somebody else's.
+"""A run on disk: its lock, the state of each stage, its outputs, and files that are not its own.
 
-A folder of runs belongs to one process at a time, by a lock that the system drops when its process
-dies. Each stage of a run has a state there, which says what decides its result and what it writes.
+The operating system drops the lock of a process that dies. A state names the settings that decide
+the stage's result, and the files that the stage writes.
 """
 
 from __future__ import annotations
@@ -20,41 +20,35 @@ from utils.commandline import UserError
 from utils.files import writing
 from utils.imagefile import ImageStore
 
+LOCK_FILE = ".lock"
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 Settings = Mapping[str, Any]
-Compare = Callable[[Settings, Settings], list[str]]
-"""In what the settings of the run on disk and of this one differ, in words."""
+Compare = Callable[[Settings, Settings], list[str]]  # as ``differences``
 
 
 class RunFolder:
-    """The part of a run's folder that belongs to one stage.
-
-    Args:
-        path: the folder, such as ``aluminum_simclr/1_0``.
-        stage: ``self``, ``fine`` or ``sup``; its state is in ``state_<stage>.pt``.
-    """
+    """The part of a run's folder, such as ``aluminum_simclr/1_0``, that belongs to one stage."""
 
     def __init__(self, path: str | Path, stage: str) -> None:
         self.path, self.stage = Path(path), stage
         self.state = StateFile(self.path / f"state_{stage}.pt")
 
     def conflicts(self, settings: Settings, foreign: Iterable[Path], compare: Compare) -> list[str]:
-        """Why what is there must be neither gone on with nor written over, a line each.
+        """Why the stage's run on disk may be neither resumed nor overwritten, a line each.
 
-        Args:
-            settings: what decides the result of the run that is wanted.
-            foreign: files that are somebody's own, or published ones, if there is no state.
-            compare: says in what the settings in the state and these differ.
+        ``settings`` are the decisive ones of the new run. If there is no state, the files
+        ``foreign`` are a user's own or published ones.
         """
         try:
             state = self.state.load()
         except CheckpointError as error:
             return [str(error)]
         if state is None:
-            found = [path for path in foreign if path.exists()][:1]
+            present = [path for path in foreign if path.exists()]
             return [
                 f"{path}: would be overwritten or mixed up with this run, which has left no "
                 f"{self.state.path.name}; give --overwrite, or another --name"
-                for path in found
+                for path in present[:1]
             ]
         lines = compare(state["settings"], settings)
         return lines and [
@@ -63,7 +57,7 @@ class RunFolder:
         ]
 
     def begin(self, state: Mapping[str, Any]) -> None:
-        """Mark the folder as that of the run in ``state``; remove what an earlier one wrote."""
+        """Save the first state of a run and remove the outputs of an earlier one."""
         names = list(state["outputs"])
         with suppress(CheckpointError):
             names = list(dict.fromkeys([*(self.state.load() or state)["outputs"], *names]))
@@ -72,17 +66,13 @@ class RunFolder:
 
 
 class StateFile:
-    """What a training needs to go on after it was killed, and the same from one save before.
+    """The state from which a killed training resumes, and the one saved before it.
 
-    A state is a dict with at least ``settings`` (what decides the result), ``finished``,
-    ``evaluations`` and ``outputs`` (names of the files that the training writes, relative to its
-    folder). Those of older programs lack ``config`` (all settings), ``environment``, ``about``
-    (lines on what is learned from) and, in each evaluation, ``confusion`` (matrices of the test
-    images, (n, C, C)). While a training lasts there are two files, so that one that was damaged
-    costs little; a finished one leaves a small one.
-
-    Args:
-        path: such as ``1_0/state_self.pt``; the older one is ``1_0/state_self.previous.pt``.
+    A state is a dict with at least ``settings`` (those that decide the result), ``finished``,
+    ``evaluations`` and ``outputs`` (file names relative to the folder). States of older programs
+    lack ``config`` (all settings), ``environment``, ``about`` (header lines) and, in each
+    evaluation, ``confusion`` (matrices of the test images, (n, C, C)). The state before, in
+    ``<stem>.previous.pt``, replaces a damaged one; a finished training leaves one file only.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -91,12 +81,9 @@ class StateFile:
         self._damaged = False
 
     def load(self, say: Callable[[str], object] | None = None) -> dict[str, Any] | None:
-        """The newest state that can be read; None if there is none.
+        """The newest readable state, None if there is no file; CheckpointError if all are damaged.
 
-        ``say`` is told in one line when the newest is damaged and the one before is taken.
-
-        Raises:
-            CheckpointError: there is a state, and none can be read.
+        ``say`` gets one line if the newest is damaged and the one before is used.
         """
         problems = []
         for path in (self.path, self.previous):
@@ -118,15 +105,15 @@ class StateFile:
         return None
 
     def begin(self, state: Mapping[str, Any]) -> None:
-        """Save the first state of a training; those of an earlier one go."""
+        """Save the first state of a training and remove the one before."""
         save(self.path, state)
         self.remove_previous()
         self._damaged = False
 
-    finish = begin  # the last one, too, stands alone
+    finish = begin  # the last state needs none before it
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Save a state and keep the one before, unless it is damaged."""
+        """Save a state and keep the one before unless that is damaged."""
         if not self._damaged and self.path.exists():
             with writing(self.path):
                 os.replace(self.path, self.previous)
@@ -134,44 +121,37 @@ class StateFile:
         self._damaged = False
 
     def remove_previous(self) -> None:
-        """Remove the older state, of which a finished training has no use."""
+        """Remove the state before."""
         with writing(self.previous):
             self.previous.unlink(missing_ok=True)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """'name was old, is new' for each setting that differs; a list equals its tuple."""
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        pair = (old.get(name), new.get(name))
-        before, now = (list(value) if isinstance(value, tuple) else value for value in pair)
-        if before != now:
-            lines.append(f"{name} was {before}, is {now}")
-    return lines
+    was, now = (
+        {name: list(value) if isinstance(value, tuple) else value for name, value in each.items()}
+        for each in (old, new)
+    )
+    changed = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
+    return [f"{name} was {was.get(name)}, is {now.get(name)}" for name in changed]
 
 
 def fingerprint(samples: Iterable[Any], store: ImageStore) -> str:
-    """A short hash of names and decoded pixels: two sets that differ have different ones.
-
-    A sample has a ``name``, the path ``image``, and ``mask``, a path or None; ``store`` decodes.
-    """
+    """A short hash of the names and decoded pixels of samples (``data.Sample``)."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(sample.name.encode(errors="backslashreplace"))
-        files = [store.image(sample.image)]
-        files += [store.mask(sample.mask)] if sample.mask is not None else []
-        for pixels in files:
+        mask = [] if sample.mask is None else [store.mask(sample.mask)]
+        for pixels in (store.image(sample.image), *mask):
             digest.update(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def remove_outputs(run_dir: str | Path, names: Iterable[str]) -> None:
-    """Remove the files of these names, relative to ``run_dir``, and folders that are then empty.
+    """Remove files by their names relative to ``run_dir``, and folders that are then empty.
 
-    Names that lead out of the folder are left alone: they may come out of somebody else's file.
-
-    Raises:
-        UserError: a file cannot be removed.
+    Names that lead out of ``run_dir`` are ignored: the state that lists them may be anyone's.
+    Raises UserError if a file cannot be removed.
     """
     run_dir = Path(run_dir)
     inside = [Path(n) for n in names if not Path(n).is_absolute() and ".." not in Path(n).parts]
@@ -184,46 +164,36 @@ def remove_outputs(run_dir: str | Path, names: Iterable[str]) -> None:
             (run_dir / folder).rmdir()
 
 
-# --- one process at a time ------------------------------------------------------------------------
-
-LOCK_FILE = ".lock"
-_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-
-
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Hold a folder, which is made if missing, for this process alone.
+    """Lock a folder, made if missing, for this process; it is removed at the end if empty.
 
-    The lock is the system's, on the file ``.lock``: a process that is killed holds nothing, and
-    the file itself means nothing. Worker processes that are forked do not inherit it. It is removed
-    at the end, as is the folder if nothing was put into it.
+    The lock is the operating system's, on the file ``.lock``, whose mere presence means nothing: a
+    killed process holds no lock, and forked worker processes do not inherit it.
 
     Raises:
         UserError: another process holds the folder, or it cannot be written to.
     """
-    folder = Path(folder)
-    path = folder / LOCK_FILE
+    folder, path = Path(folder), Path(folder) / LOCK_FILE
     try:
         made = [p for p in (folder, *folder.parents) if not p.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _open_locked(path)
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written to ({error.strerror or error}); give an --output_dir "
-            "that may be written to"
-        ) from error
+        reason = error.strerror or error
+        cure = "give an --output_dir that may be written to"
+        raise UserError(f"{folder}: cannot be written to ({reason}); {cure}") from error
     if descriptor is None:
-        raise UserError(
-            f"{folder}: another process is training there; wait for it, or give another --name"
-        )
+        cure = "wait for it, or give another --name"
+        raise UserError(f"{folder}: another process is training there; {cure}")
     try:
         yield
     finally:
-        if os.name == "nt":  # which removes only what nobody has open
+        if os.name == "nt":  # Windows cannot remove an open file
             os.close(descriptor)
         with suppress(OSError):
             path.unlink()
-        if os.name != "nt":  # removed while it is still held
+        if os.name != "nt":  # removed while the lock is still held
             os.close(descriptor)
         for empty in made:
             with suppress(OSError):  # not empty, as a rule
@@ -231,14 +201,14 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> int | None:
-    """A descriptor of the file with the lock on it; None if another process has it."""
+    """The descriptor of the locked file; None if another process has the lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         with ExitStack() as stack:
             stack.callback(os.close, descriptor)
             if not _take(descriptor):
                 return None
-            # Its holder may have removed the file after it was opened here: then it is no lock.
+            # Its holder may have removed the file after it was opened here: then lock a new one.
             with suppress(FileNotFoundError):
                 if os.name == "nt" or os.path.samestat(os.stat(path), os.fstat(descriptor)):
                     stack.pop_all()
@@ -246,7 +216,7 @@ def _open_locked(path: Path) -> int | None:
 
 
 def _take(descriptor: int) -> bool:
-    """Ask for the lock without waiting; file systems that have none give it to everybody."""
+    """Try to lock without waiting; always succeeds on file systems that have no locks."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -255,7 +225,7 @@ def _take(descriptor: int) -> bool:
         else:
             import fcntl
 
-            # Not flock: a worker process that outlives a killed training would hold that on.
+            # Not flock, which a worker process that outlives a killed training would still hold.
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):

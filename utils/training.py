@@ -1,7 +1,7 @@
-"""A training that may be killed at any moment: epochs, losses, log, states; knows no network.
+"""The training loop: epochs, losses, log and states, for any network.
 
 All random numbers of an epoch follow from the seed and the epoch, so a run that was killed resumes
-at the last saved epoch and ends as if it had not been.
+from its last saved epoch and gives bit-equal results.
 """
 
 from __future__ import annotations
@@ -28,23 +28,17 @@ Settings = Mapping[str, Any]
 
 
 class Training:
-    """What every stage of a run does: train epoch by epoch, log, save, resume when killed.
+    """One stage of a run: train epoch by epoch, log, save, resume.
 
-    A stage says what its network, optimizer, batches and losses are, and what it writes. What lies
-    in its folder already is the business of ``RunFolder``.
-
-    Args:
-        config: the settings (``config.Config``), of which ``seed`` and those on running count here.
-        folder: where it writes.
-        device, amp: where tensors live; dtype of autocast, None for full precision.
+    Subclasses give the network, the optimizer, the batches, the losses and the outputs. ``config``
+    is a ``config.Config``; ``amp`` is the dtype of autocast, None for full precision.
     """
 
     stage: ClassVar[str]
-    number: ClassVar[int]  # keeps the stages' random numbers apart
-
+    number: ClassVar[int]  # part of the seed: stages draw different random numbers
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    batches: Any  # their number in an epoch is len(), epoch(number) gives them
+    batches: Any  # len() steps an epoch; epoch(number) yields them
     epochs: int
     log: RunLog
 
@@ -55,49 +49,45 @@ class Training:
         self.folder, self.run_dir, self.state = folder, folder.path, folder.state
         self.evaluations: list[dict[str, Any]] = []
         self.settings: dict[str, Any] = {}
-        self.about: list[str] = []  # what is trained on what, in words
+        self.about: list[str] = []  # header lines
         self.environment = ""
 
-    # What a stage is.
-
     def build(self) -> None:
-        """Make ``module``, ``optimizer``, ``batches`` and the number of ``epochs``."""
-        raise TypeError("a stage builds its own parts")
+        """Make ``module``, ``optimizer``, ``batches`` and ``epochs``."""
+        raise NotImplementedError
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of one batch by name; ``loss`` is the one that is followed."""
-        raise TypeError("a stage has its own losses")
+        """Losses of one batch by name; ``loss`` is the one that is minimised."""
+        raise NotImplementedError
 
     def decisive_settings(self) -> dict[str, Any]:
-        """What decides the result, as far as it is known before the stages ahead of this one."""
-        raise TypeError("a stage knows what decides its result")
+        """What decides the result, as far as it is known before earlier stages have run."""
+        raise NotImplementedError
 
     def start_weights(self) -> dict[str, str]:
-        """A digest of what the training starts from, where the seed does not decide it."""
+        """A digest of the pretrained weights, if any."""
         return {}
 
     def outputs(self) -> list[str]:
-        """Names, relative to the run's folder, of the files that this stage writes alone."""
+        """Files that only this stage writes, relative to the run's folder."""
         return [f"log_{self.stage}.txt"]
 
     def foreign(self) -> list[Path]:
-        """Files that are somebody's own or published ones if no state of this stage is there."""
+        """Files that this program did not write if this stage has no state."""
         return [self.run_dir / name for name in self.outputs()]
 
     def header(self) -> list[str]:
-        """What is trained on what, in words, and warnings; after ``build``."""
+        """Lines for the head of the log, warnings included; called after ``build``."""
         return []
 
     def epoch_done(self, epoch: int) -> None:
-        """Evaluate or write a checkpoint if it is time; -1 stands for the start."""
+        """Evaluate or write a checkpoint when due; epoch -1 is the start."""
 
     def finish(self) -> None:
         """Write what belongs at the end of the run."""
 
-    # A run.
-
     def run(self) -> list[dict[str, Any]]:
-        """Train to the end, or from where a killed run was saved; returns the evaluations."""
+        """Train to the end, resuming a run that was killed; returns the evaluations."""
         state = self.ready()
         if state and state["finished"]:
             to_terminal(f"{self.run_dir}: stage {self.stage} is finished already")
@@ -107,9 +97,8 @@ class Training:
         self.build()
         self.about = self.header()
         first = self.restore(state) if state else self.begin()
-        logged = state["log"] if state else None
-        show = self.config.tensorboard
-        with RunLog(self.run_dir, self.stage, logged, tensorboard=show) as self.log:
+        logged, events = state["log"] if state else None, self.config.tensorboard
+        with RunLog(self.run_dir, self.stage, logged, tensorboard=events) as self.log:
             self.write_head(state)
             self.train(first)
             self.finish()
@@ -117,61 +106,55 @@ class Training:
         return self.evaluations
 
     def ready(self) -> dict[str, Any] | None:
-        """Look at what is there already; returns the finished state, or the one to go on from.
-
-        Raises:
-            UserError: this stage must not run.
-        """
+        """The state on disk, finished or to resume from; UserError if this stage must not run."""
         self.settings = self.identity()
-        problems = self.conflicts(self.settings)
-        if problems:
+        if problems := self.conflicts(self.settings):
             raise UserError("\n".join(problems))
         remove_leftovers(self.run_dir)
         self.environment = environment_line(self.device, "bf16" if self.amp else "off")
         return self.saved(to_terminal)
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the result: a run on disk with another identity is another run."""
+        """Everything that decides the result; a run that differs in it is another run."""
         return {**self.decisive_settings(), **self.start_weights()}
 
     def conflicts(self, settings: Settings) -> list[str]:
-        """Why what the folder holds must be neither gone on with nor written over, a line each."""
+        """Why the run on disk may be neither resumed nor overwritten, a line each."""
         if self.config.overwrite:
             return []
         return self.folder.conflicts(settings, self.foreign(), self.compare)
 
     def compare(self, old: Settings, new: Settings) -> list[str]:
-        """In what decisive settings on disk differ from those wanted, where it matters."""
+        """How the decisive settings on disk differ from the new ones, a line each."""
         return differences(old, new)
 
     def saved(self, say: Callable[[str], object] | None = None) -> dict[str, Any] | None:
-        """The state of a run that is finished or can go on, None to start anew."""
+        """The state of a run that is finished or can be resumed, None to start anew."""
         if self.config.overwrite or self.config.resume == "never":
             return None
         state = self.state.load(say)
         return state if state and (state["finished"] or "module" in state) else None
 
     def begin(self) -> int:
-        """Mark the folder as this run's and empty it of an earlier one; returns epoch 0."""
+        """Claim the folder and remove an earlier run's outputs; returns epoch 0."""
         self.folder.begin(self.snapshot())
         return 0
 
     def restore(self, state: Settings) -> int:
-        """Take a saved state over; returns the epoch to go on with."""
+        """Load a saved state; returns the epoch to resume at."""
         path = self.state.path
         try:
             transfer(self.module, state["module"], prefix="", source=path)
             self.optimizer.load_state_dict(state["optimizer"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            tensors = f"{error}\n" if isinstance(error, CheckpointError) else ""  # named one by one
-            raise CheckpointError(
-                f"{tensors}{path}: does not fit this program; train again with --overwrite"
-            ) from error
+            tensors = f"{error}\n" if isinstance(error, CheckpointError) else ""
+            cure = "does not fit this program; train again with --overwrite"
+            raise CheckpointError(f"{tensors}{path}: {cure}") from error
         self.evaluations = state["evaluations"]
         return int(state["epoch"])
 
     def write_head(self, resumed: Settings | None) -> None:
-        """Write the head of the log; of a resumed run, where it goes on and on which machine."""
+        """Write the head of the log; for a resumed run, its epoch and a changed environment."""
         self.log.header([*self.about, *self.config.describe(), self.environment])
         if resumed is None:
             self.epoch_done(-1)
@@ -181,7 +164,7 @@ class Training:
             self.log.line(f"From epoch {resumed['epoch']} on with {self.environment}")
 
     def snapshot(self, *, finished: bool = False, **more: Any) -> dict[str, Any]:
-        """What every state of this run holds, and more."""
+        """The entries of every state of this run, and ``more``."""
         common = {
             "settings": self.settings,
             "outputs": self.outputs(),
@@ -191,28 +174,26 @@ class Training:
             "environment": self.environment,
             "about": self.about,
         }
-        # Through text, so that the bytes do not tell which of these came out of a file.
+        # Through JSON text: the bytes must not depend on whether entries were read from a file.
         return {**json.loads(json.dumps(common)), **more}
 
     def save_state(self, epoch: int) -> None:
-        """Save all that training needs to go on with ``epoch``."""
+        """Save everything needed to resume at ``epoch``."""
         module, optimizer = self.module.state_dict(), self.optimizer.state_dict()
-        self.state.save(
-            self.snapshot(epoch=epoch, module=module, optimizer=optimizer, log=self.log.offsets())
-        )
-
-    # Training.
+        logged = self.log.offsets()
+        state = self.snapshot(epoch=epoch, module=module, optimizer=optimizer, log=logged)
+        self.state.save(state)
 
     def seed(self, *numbers: int) -> None:
-        """Seed PyTorch by the run's seed, the stage and more numbers."""
+        """Seed PyTorch from the run's seed, the stage and ``numbers``."""
         torch.manual_seed(mixed_seed(self.config.seed, self.number, *numbers))
 
     def precision(self) -> AbstractContextManager[object]:
-        """Autocast if asked for."""
+        """Autocast, if mixed precision is on."""
         return precision(self.amp, self.device)
 
     def train(self, first: int) -> None:
-        """Train the epochs from ``first`` on; save the state now and then."""
+        """Train the epochs from ``first`` on; save the state every ``save_seconds``."""
         saved = time.monotonic()
         with progress(self.epochs * len(self.batches), f"{self.run_dir.name} {self.stage}") as bar:
             bar.update(first * len(self.batches))
@@ -228,13 +209,13 @@ class Training:
                     saved = time.monotonic()
 
     def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
-        """One pass over the batches: one log line, one wait for the device."""
+        """One pass over the batches: one log line, one device synchronisation."""
         self.module.train()
         meter = AverageMeter()
         names: list[list[str]] = []
         bad_step = torch.full((), float("inf"), device=self.device)
         for step, batch in enumerate(self.batches.epoch(epoch)):
-            if step == 0:  # not sooner: worker processes that start draw from the same numbers
+            if step == 0:  # not sooner: starting worker processes draws from the same generator
                 self.seed(epoch + 1)
             names.append(batch["name"])
             with self.precision():
@@ -247,7 +228,7 @@ class Training:
             finite = losses["loss"].detach().isfinite()
             bad_step = torch.where(finite, bad_step, bad_step.clamp(max=step))
             step_done()
-        # The last step may have spoilt the weights after its own loss: they are about to be saved.
+        # The last step may have spoilt the weights after its finite loss; they are saved next.
         learned = torch.stack([p.detach().sum() for p in self.module.parameters()])
         bad_step = torch.where(learned.isfinite().all(), bad_step, bad_step.clamp(max=step))
         meter.add("bad", bad_step)
