@@ -189,11 +189,9 @@ def cases_of(given: argparse.Namespace) -> list[Case]:
     names = ("size", "batch", "steps", "device", "threads", "recompute")
     common = {name: getattr(given, name) for name in names}
     rows = itertools.product(given.methods, ("step", "floor"), given.precisions)
-    return [
-        {"kind": "unit", "plain": True, **common},
-        *({"kind": k, "method": m, "precision": p, **common} for m, k, p in rows),
-        *([{"kind": "loss", **common}] if "simclr" in given.methods else []),
-    ]
+    cases = [{"kind": k, "method": m, "precision": p, **common} for m, k, p in rows]
+    loss = [{"kind": "loss", **common}] if "simclr" in given.methods else []
+    return [{"kind": "unit", "plain": True, **common}, *cases, *loss]
 
 
 def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[str, Any]:

@@ -63,9 +63,8 @@ def replicates_of(
     """Difference in mean Dice, averaged over the repeats, of every replicate: (replicates,).
 
     ``runs`` and ``others`` hold, for each repeat, the confusion matrices (n, C, C) of a method and
-    of the one to subtract, on the same test images in the same order; ``clusters`` (n,) number the
-    cluster that each image is drawn with. With equal seeds all methods see the same draws. nan
-    without a class to score.
+    of the one to subtract, of the same images; ``clusters`` (n,) number what is drawn together.
+    With equal seeds all methods see the same draws. nan without a class to score.
     """
     rng = np.random.default_rng(seed)
     images = draw_counts(int(clusters.max()) + 1, replicates, rng)[:, clusters]  # (R, n)

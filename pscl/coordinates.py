@@ -28,6 +28,6 @@ def coordinates(head: ProjectionHead, features: Tensor, scale: int) -> Tensor:
     del features  # large
     with torch.autocast(hidden.device.type, enabled=False):
         weight = torch.block_diag(*last.weight.detach().flatten(1).chunk(last.groups))
-        columns = [weight, last.get_parameter("bias").detach()[:, None]]
-        r = torch.linalg.qr(torch.cat(columns, dim=1).double(), mode="r").R.float()  # (d, d)
+        columns = torch.cat([weight, last.get_parameter("bias").detach()[:, None]], dim=1)
+        r = torch.linalg.qr(columns.double(), mode="r").R.float()  # (d, d)
         return F.conv2d(hidden.float(), r[:, :-1, None, None], r[:, -1]).squeeze(2)

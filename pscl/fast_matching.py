@@ -57,8 +57,7 @@ def match(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits = LIMITS
 
     Keys are copied unless P is a multiple of ``CELLS`` and a cell's D numbers lie side by side.
     """
-    missing = -valid.shape[1] % CELLS
-    if missing:
+    if missing := -valid.shape[1] % CELLS:
         keys, valid = F.pad(keys, (0, missing)), F.pad(valid, (0, missing))
     (dim, templates), cells = template.shape, valid.shape[1]
     effort = limits.effort

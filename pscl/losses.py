@@ -72,16 +72,20 @@ def patch_nt_xent(
 
 @full_precision
 def soft_info_nce(
-    query: Tensor, key: Tensor, queue: Tensor, target: Tensor, weight: Tensor, temperature: float
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    queue_target: Tensor,
+    row_weight: Tensor,
+    temperature: float,
 ) -> Tensor:
     """InfoNCE with soft targets over [positive, queue] (paper, losses of PSCL-MoCo), row by row.
 
     Args:
         query, key: (..., D) unit vectors; the same row of both is a positive pair.
         queue: (Q, D) keys of earlier batches.
-        target: (..., Q) of the queue's entries; that of the positive is 1, their sum is not
-            normalised.
-        weight: (...) by which a whole row is multiplied.
+        queue_target: (..., Q); that of the positive is 1, their sum is not normalised.
+        row_weight: (...) by which a whole row is multiplied.
 
     Returns:
         (...) cross-entropies; the caller takes the mean.
@@ -91,7 +95,7 @@ def soft_info_nce(
     logits = torch.cat([positive, query @ queue.T], dim=-1) / temperature  # (..., 1 + Q)
     log_probability = logits.log_softmax(dim=-1)
     own, others = log_probability[..., 0], log_probability[..., 1:]
-    return -weight * (own + (target * others).sum(dim=-1))
+    return -row_weight * (own + (queue_target * others).sum(dim=-1))
 
 
 @full_precision

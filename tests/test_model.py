@@ -542,13 +542,13 @@ def test_queues_and_soft_targets_under_autocast_are_not_rounded(recorder: Record
             method(batch)
         calls, sampled = recorder.take("soft_info_nce"), recorder.take("sample_patches")
         for scale, call in enumerate(calls[:3]):
-            assert torch.equal(call["target"].squeeze(2), expected)
+            assert torch.equal(call["queue_target"].squeeze(2), expected)
             purity = sampled[scale]["result"].purity
             sums = (call["key"] * purity[:, :, None]).sum(2)  # (B, C, D)
             entry = (int(method.queue_ptr) - 3 + torch.arange(3)) % 5
             stored = method.patch_queue[scale].view(5, 4, 8)[entry]
             assert_agrees(stored, sums, 1e-6)
-        assert torch.equal(calls[3]["target"], expected_image)
+        assert torch.equal(calls[3]["queue_target"], expected_image)
     assert expected.unique().numel() == 3  # none, fresh, and fresh of the same batch
 
 

@@ -233,9 +233,9 @@ def logits_and_labels(call: dict[str, Any]) -> tuple[Tensor, Tensor]:
     query, key, queue = call["query"], call["key"], call["queue"]
     positive = torch.einsum("...d,...d->...", query, key)[..., None]
     logits = torch.cat([positive, torch.einsum("...d,qd->...q", query, queue)], -1) / 0.5
-    target = torch.broadcast_to(call["target"], logits[..., 1:].shape)
+    target = torch.broadcast_to(call["queue_target"], logits[..., 1:].shape)
     labels = torch.cat([torch.ones_like(positive), target], -1)
-    return logits, labels * call["weight"][..., None]
+    return logits, labels * call["row_weight"][..., None]
 
 
 def test_published_moco_gradients(moco_golden: Golden, moco_run: dict):
