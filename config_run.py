@@ -71,7 +71,7 @@ class Runner(Training):
 
     def samples(self) -> list[Sample]:
         """The images that this stage is trained on or scored on."""
-        raise NotImplementedError
+        raise TypeError("a stage has its own")
 
     def decisive_settings(self) -> dict[str, Any]:
         """The settings (``Config.training_settings``) and a fingerprint of the files."""

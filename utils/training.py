@@ -54,15 +54,15 @@ class Training:
 
     def build(self) -> None:
         """Make ``module``, ``optimizer``, ``batches`` and ``epochs``."""
-        raise NotImplementedError
+        raise TypeError("a stage has its own")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of one batch by name; ``loss`` is the one that is minimised."""
-        raise NotImplementedError
+        raise TypeError("a stage has its own")
 
     def decisive_settings(self) -> dict[str, Any]:
         """What decides the result, as far as it is known before earlier stages have run."""
-        raise NotImplementedError
+        raise TypeError("a stage has its own")
 
     def start_weights(self) -> dict[str, str]:
         """A digest of the pretrained weights, if any."""
