@@ -1,7 +1,7 @@
 """All settings: name, type, default, unit, meaning, source; validation; command-line flags.
 
 A ``Config`` is always valid: its problems are raised together as one ``ConfigError``. The fields
-also make ``--help``, the log header and the README table.
+also make ``--help``, the log header and the table of ``docs/settings.md``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Matching in a few rounds of batched tensor code, with the result of ``pscl.matching``.
 
-As long as no lowered cell can win (which is checked), the published rule is a serial dictatorship,
-and deferred acceptance (Gale and Shapley 1962) gives the same result in few rounds: every template
-proposes to its best candidate that has not rejected it, a cell keeps the earliest template that
-ever proposed. Candidates are each template's few most similar cells; more of them for images that
-these do not decide. Images that are still open are matched template by template.
+While no lowered cell can win, which is checked, the published rule is a serial dictatorship: each
+template takes the best cell that earlier ones left. Deferred acceptance (Gale and Shapley 1962)
+gives the same assignment in few rounds: every template proposes to its best candidate that has not
+rejected it, a cell keeps the earliest template that ever proposed. Candidates are each template's
+few most similar cells; more of them for images that these do not decide. Images that are still
+open are matched template by template.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class RunFolder:
         self.state = StateFile(self.path / f"state_{stage}.pt")
 
     def conflicts(self, settings: Settings, foreign: Iterable[Path], compare: Compare) -> list[str]:
-        """Why the stage's run on disk may be neither resumed nor overwritten, a line each.
+        """What forbids to resume or to overwrite this stage's run, a line each; empty: go on.
 
         ``settings`` are the decisive ones of the new run. If there is no state, the files
         ``foreign`` are a user's own or published ones.
