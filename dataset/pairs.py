@@ -84,17 +84,16 @@ class Pairs:
             self.warnings.append(f"{folder}: not read, results of this program: {names}")
         return [p for p in files if not any(parent in made for parent in p.parents)]
 
+    def _wanted(self, image: Path) -> list[str]:
+        """The names that the mask of an image may have."""
+        stem = name_key(image.stem)
+        if self.pattern:
+            return [name_key(self.pattern).replace("{stem}", stem)]
+        return [stem + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper())]
+
     def _masks_of(self, image: Path, named: Counter[str]) -> list[Path]:
-        stem, place = (
-            name_key(image.stem),
-            name_key(image.parent.relative_to(self.images).as_posix()),
-        )
-        patterns = (
-            [name_key(self.pattern)] if self.pattern else ["{stem}" + s for s in IMAGE_SUFFIXES]
-        )
-        names = [pattern.replace("{stem}", stem) for pattern in patterns]
-        if not self.pattern:
-            names += [stem + suffix.upper() for suffix in IMAGE_SUFFIXES]
+        stem, names = name_key(image.stem), self._wanted(image)
+        place = name_key(image.parent.relative_to(self.images).as_posix())
         here = [self._exact[place, name] for name in names if (place, name) in self._exact]
         tried = [here]
         if named[stem.casefold()] == 1:  # else the mask could be another image's
@@ -122,6 +121,14 @@ class Pairs:
         if nested:
             names = _names(f"{self.relative(place)} ({n})" for place, n in sorted(nested.items()))
             self.notes.append(f"{sum(nested.values())} image(s) from sub-folders: {names}")
+        other_case = [
+            own[0].relative_to(self.folder).as_posix()
+            for image, own in self.masks.items()
+            if own and name_key(own[0].name) not in self._wanted(image)
+        ]
+        if other_case:
+            found = f"{len(other_case)} mask(s) taken though the case of letters differs"
+            self.notes.append(f"{found}: {_names(other_case)}")
         if left_out:
             names = _names(map(self.relative, left_out))
             self.warnings.append(

@@ -299,6 +299,7 @@ def test_what_lies_beside_images_and_masks_is_named(tmp_path, capsys):
     report = capsys.readouterr().out
     assert "2 file(s) left out, by name masks or overlays of images: 1_a_overlay.png, 9_z" in report
     assert "1 image(s) without a mask, taken as unlabelled: 7_b.png" in report
+    assert "1 mask(s) taken though the case of letters differs: 0_a_Mask.PNG" in report
     assert sorted(ids_of(tmp_path / "set")) == [f"{number}_a" for number in range(6)]
     assert unlabelled(tmp_path / "set") == ["7_b.png"]
 
