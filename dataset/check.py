@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import data
 from data import Sample, find_split, name_key
 from dataset.layout import LAYOUT
+from dataset.source_files import PaletteCheck, palette_of
 from utils.files import IMAGE_SUFFIXES, DataError, list_files, list_names
 from utils.imagefile import ImageStore
 from utils.metrics import IGNORED
@@ -116,6 +117,11 @@ def check_data(
     check.one_size("pretraining", pretraining)
     if "self" in stages and self_mode_needs_groups:
         check.batches(pretraining)
+    if check.palettes.differing:
+        cure = "save all masks with one palette, or as 8-bit gray"
+        check.problems.append(
+            f"{root}: palettes of masks differ: {check.palettes.differing}; {cure}"
+        )
     check.problems.refuse()
     return DataReport(check.store, tuple(dict.fromkeys(check.warnings)))
 
@@ -138,6 +144,7 @@ class SetCheck:
         self.root, self.num_classes, self.store = root, num_classes, store
         self.problems = Problems()
         self.warnings: list[str] = []
+        self.palettes = PaletteCheck()
 
     def annotated_splits(
         self, sizes: Iterable[str], repeats: Sequence[int | str] | None
@@ -175,6 +182,11 @@ class SetCheck:
         images = [p for p in list_names(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
         others = [p for p in list_files(folder) if p not in images]
         self.problems += [_not_a_file(path) for path in images if not os.path.isfile(path)]
+        for path in (path for path in list_names(folder) if os.path.isdir(path)):
+            with suppress(DataError):  # it need not be readable
+                if inside := list_files(path, IMAGE_SUFFIXES, below=True):
+                    found = f"{path}: sub-folder with {len(inside)} image(s), left out"
+                    self.warnings.append(f"{found}; move them into {folder}")
         if not images:
             found = f" (only files like {others[0].name})" if others else ""
             self.problems.append(f"{folder}: no image in it{found}; {purpose}")
@@ -205,6 +217,9 @@ class SetCheck:
         if sample.mask is None:
             raise DataError(_no_mask(sample.image))
         mask = self.store.mask(sample.mask).numpy()
+        if colours := palette_of(sample.mask):
+            unlabelled = {IGNORED} if self.store.ignore_label is not None else set()
+            self.palettes.add(sample.mask, colours, set(np.unique(mask).tolist()) - unlabelled)
         size = self.store.file_size("mask", sample.mask)
         image_size = self.store.file_size("image", sample.image)
         if size != image_size:

@@ -85,7 +85,7 @@ def _sources(plan: Plan) -> str:
             source, box = tile.source, tile.source.box
             place = source.page, box.top + tile.box.top, box.left + tile.box.left
             ids = source.batch, source.sample, source.specimen
-            rows.append((f"{tile.name}.png", split, source.image.name, *place, *ids))
+            rows.append((f"{tile.name}.png", split, source.below, *place, *ids))
     return csv_text(rows)
 
 
@@ -125,6 +125,7 @@ def _warnings(plan: Plan) -> list[str]:
     sizes = {tile.box[2:] for tiles in plan.splits.values() for tile in tiles}
     if len(sizes) > 1:
         found.append(f"{len(sizes)} image sizes; train with --image_size N, or give --tile here")
+    found += _ids_without_zero(plan)
     shares = plan.counts(train).sum(0)
     if "numbered" in plan.rule.note and shares[0] < shares.max():
         largest = f"is not the largest class, {shares.argmax()} is"
@@ -138,6 +139,19 @@ def _warnings(plan: Plan) -> list[str]:
     if not any(t.source.batch for t in train):
         found.append("no production batch is known; PSCL-MoCo needs --batch-from")
     return found
+
+
+def _ids_without_zero(plan: Plan) -> list[str]:
+    """Warn of class ids that begin with 1: the first class is then no background for the scores."""
+    tiles = [t for own in plan.splits.values() for t in own if t.counts is not None]
+    labels = sorted({value for i, (value, *_) in plan.rule.palette if i != IGNORED})
+    if not labels or "ids" not in plan.rule.note or plan.counts(tiles)[:, 0].any():
+        return []
+    palette = " ".join(f"{number}={value}" for number, value in enumerate(labels))
+    palette += " ignore=255" if any(i == IGNORED for i, _ in plan.rule.palette) else ""
+    found = f"class 0 is in no mask, ids begin with {labels[0]}: class 0 is the background, which"
+    cure = f'if {labels[0]} is the matrix, give --palette "{palette}"'
+    return [f"{found} the mean Dice leaves out, and no class would be left out; {cure}"]
 
 
 def _parser() -> Parser:
@@ -167,9 +181,10 @@ def _parser() -> Parser:
     )
     add("--tile", type=int, default=0, help="side of square tiles in pixels; default: whole images")
     add("--overlap", type=int, default=0, help="least overlap of tiles in pixels (0)")
-    add("--batch-from", default="", help="regular expression for the file name, with a group "
-        "(batch), a second one (sample), or named ones (batch, sample, specimen); or a CSV file "
-        "with the columns file,batch[,sample][,specimen][,split]")  # fmt: skip
+    add("--batch-from", default="", help="regular expression for the file name or, where that does "
+        "not match, the path below --images, with a group (batch), a second one (sample), or "
+        "named ones (batch, sample, specimen); or a CSV file with the columns "
+        "file,batch[,sample][,specimen][,split]")  # fmt: skip
     add("--test", type=float, default=0.3, help="share of the images for testing (0.3)")
     add("--seed", type=int, default=0, help="seed of the draws (0)")
     add("--dry-run", action="store_true", help="print the report, write nothing")

@@ -16,15 +16,14 @@ import numpy as np
 from data import MOST_REPEATS, name_key, parse_name
 from dataset.check import SMALLEST_SIDE, Problems, size_text
 from dataset.mask_values import IGNORED, Codes, MaskRule, find_rule, histogram_of, to_codes
+from dataset.pairs import Pairs
 from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
-from dataset.source_files import count_pages, read_picture, read_pixels
-from utils.files import IMAGE_SUFFIXES, list_files
+from dataset.source_files import PaletteCheck, count_pages, palette_of, read_picture, read_pixels
 from utils.imagefile import Array, DataError, Pixels, has_colour
 
 SPLITS = {"train": "train_numf", "test": "test_numf", "unlabelled": "train_unlabelled"}
 EACH = -1  # of --page
-_SUFFIXES = [s for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
 
 
 class Box(NamedTuple):
@@ -47,6 +46,7 @@ class Source:
     image: Path
     mask: Path | None
     keeps_name: bool  # in the set it has the file's name, unless it is tiled
+    below: str = ""  # path below the folder of images
     page: int = 1
     pages: int = 1
     batch: str = ""
@@ -84,6 +84,8 @@ class Plan:
         self.splits: defaultdict[str, list[Tile]] = defaultdict(list)
         self.warnings: list[str] = []
         self.colours = settings.mask_kind == "colours"
+        self.notes: list[str] = []
+        self.by_colour = False  # palette files give their colours, not their indices
         conversions: Counter[str] = Counter()
         sources, rule = [], None
         for source in self._sources():
@@ -93,7 +95,8 @@ class Plan:
                 self.colours |= source.mask is not None and has_colour(mask)
                 sources.append(self._fit(source, image.shape, mask.shape))
                 conversions[conversion] += 1
-        self.notes = [f"{n} image(s) of {what}" for what, n in sorted(conversions.items()) if what]
+        self.notes += [f"{n} image(s) of {what}" for what, n in sorted(conversions.items()) if what]
+        self._compare_palettes(sources)
         with self.problems.collect():
             rule = self._find_rule(sources)
         tiles = self._cut(sources)
@@ -125,56 +128,49 @@ class Plan:
     def _sources(self) -> list[Source]:
         """Pair images with masks and find out batch, sample and specimen of each."""
         settings, problems = self.settings, self.problems
-        files = list_files(settings.images, IMAGE_SUFFIXES)
-        masks = {name_key(p.name): p for p in list_files(settings.masks)}
-        masks_of = {p: _masks_of(settings.mask_pattern, p, masks) for p in files}
-        one_folder = settings.masks.resolve() == settings.images.resolve()
-        if one_folder:
-            taken = {found[0] for found in masks_of.values() if found}
-            files = [p for p in files if p not in taken]
-        if not files:
-            empty = f"{settings.images}: no image in it ({' '.join(IMAGE_SUFFIXES)})"
-            raise DataError(f"{empty}; give another --images")
-        stems = Counter(name_key(p.stem) for p in files)
+        pairs = Pairs(settings.images, settings.masks, settings.mask_pattern, settings.out)
+        self.notes += pairs.notes
+        self.warnings += pairs.warnings
+        stems = Counter(name_key(path.stem) for path in pairs.masks)
+        places = Counter((path.parent, name_key(path.stem)) for path in pairs.masks)
+        unknown = set(settings.batch_from) if isinstance(settings.batch_from, dict) else set()
         sources: list[Source] = []
-        for path in files:
-            found = masks_of[path]
-            if stems[name_key(path.stem)] > 1:
+        for path, found in pairs.masks.items():
+            stem, below = name_key(path.stem), path.relative_to(settings.images).as_posix()
+            if places[path.parent, stem] > 1:
                 problems.append(f"{path}: another image has this name too; rename or remove one")
-            if len(found) > 1:
-                names = ", ".join(p.name for p in found)
-                problems.append(f"{path}: {len(found)} masks ({names}); remove all but one")
-            source = Source(path, found[0] if found else None, settings.batch_from is None)
+            elif stems[stem] > 1 and settings.batch_from is None:
+                found_too = "another image has this name too, in another folder"
+                problems.append(f"{path}: {found_too}; rename one, or give --batch-from")
+            names = [name_key(below), name_key(below.removesuffix(path.suffix))]
+            names += [name_key(path.name), stem] if stems[stem] == 1 else []
+            unknown -= set(names)
+            source = Source(path, found[0] if found else None, settings.batch_from is None, below)
             with problems.collect():
-                source = self._identify(source)
+                source = self._identify(source, names)
             with problems.collect():
                 sources += self._pages(source)
-        used = {masks_of[path][0] for path in files if masks_of[path]}
-        stray = [p for p in masks.values() if p.suffix.lower() in IMAGE_SUFFIXES and p not in used]
-        if stray and not one_folder:
-            self.warnings.append(f"{stray[0]}: {len(stray)} mask(s) without an image; not used")
-        if not used:
-            wanted = settings.mask_pattern.replace("{stem}", files[0].stem) or f"{files[0].stem}.*"
-            problems.append(f"{settings.masks / wanted}: no image has a mask; give --mask-pattern")
-        if isinstance(settings.batch_from, dict):
-            known = {name_key(name) for p in files for name in (p.name, p.stem)}
-            unknown = sorted(set(settings.batch_from) - known)
-            if unknown:
-                rows = f"{len(unknown)} row(s) without an image, as {unknown[0]}"
-                self.warnings.append(f"--batch-from: {rows}")
+        problems += pairs.check()
+        if unknown:
+            rows = f"{len(unknown)} row(s) without an image, as {min(unknown)}"
+            self.warnings.append(f"--batch-from: {rows}")
         return sources
 
-    def _identify(self, source: Source) -> Source:
-        """Batch, sample and specimen from the table, the regular expression, or the name."""
+    def _identify(self, source: Source, names: list[str]) -> Source:
+        """Batch, sample and specimen from the table, the regular expression, or the name.
+
+        ``names`` are those that the table may call the image by. The expression is tried on the
+        file name, then on the path below the folder of images.
+        """
         path, given = source.image, self.settings.batch_from
         if given is None:
             row = dict(zip(("batch", "sample"), parse_name(path.stem), strict=True))
         elif isinstance(given, dict):
-            row = given.get(name_key(path.name)) or given.get(name_key(path.stem)) or {}
+            row = next((given[name] for name in names if given.get(name)), {})
             if not row:
                 raise DataError(f"{path}: not in the table of --batch-from; add a row for it")
         else:
-            match = given.search(path.name)
+            match = given.search(path.name) or given.search(source.below)
             if match is None:
                 shown = f"--batch-from {given.pattern!r}"
                 raise DataError(f"{path}: {shown} does not match this name; correct it")
@@ -235,7 +231,36 @@ class Plan:
             raise DataError(f"{found}; save as many pages in both")
         kind, palette = self.settings.mask_kind, self.settings.palette
         colours = kind == "colours" or any(len(value) == 3 for _, value in palette)
-        return read_pixels(source.mask, source.page if pages > 1 else 1, colours)
+        page = source.page if pages > 1 else 1
+        return read_pixels(source.mask, page, colours or self.by_colour)
+
+    def _compare_palettes(self, sources: list[Source]) -> None:
+        """Read palette files by colour where their indices have no one meaning in the set."""
+        settings, seen, plain = self.settings, PaletteCheck(), []
+        if settings.mask_kind == "colours" or any(len(v) == 3 for _, v in settings.palette):
+            return  # they are read by colour anyway
+        for source in (source for source in sources if source.mask):
+            assert source.mask is not None
+            with self.problems.collect():
+                if colours := palette_of(source.mask, source.page):
+                    used = np.unique(self._mask_pixels(source)).tolist()
+                    seen.add(source.mask, colours, used)
+                else:
+                    plain.append(source)
+        if not seen.differing and not (seen.found and self.colours):
+            return
+        what = f"palettes differ ({seen.differing})" if seen.differing else "some masks in colours"
+        if settings.mask_kind == "ids" or settings.palette:
+            self.warnings.append(f"{what}: palette files are read by index, as asked")
+            return
+        other = "" if self.colours else "; --mask-kind ids takes their indices"
+        self.warnings.append(f"{what}: palette files are read by colour{other}")
+        for source in plain if not self.colours else ():
+            if not set(np.unique(self._mask_pixels(source)).tolist()) <= seen.grays:
+                found = f"{source.mask}: gray, where other masks have palettes that differ"
+                self.problems.append(f"{found}; save all masks alike, or give --mask-kind ids")
+        self.by_colour = True
+        self.colours |= seen.coloured
 
     def _codes(self, source: Source) -> Codes:
         """The used part of a source's mask, (H, W), see ``to_codes``."""
@@ -359,13 +384,6 @@ class Plan:
                 found = f"{len(groups)} of {MOST_REPEATS} sets sup_num{size}_*"
                 reason = f"{len(train)} training image(s) give no more different ones"
                 self.warnings.append(f"{found}: {reason}")
-
-
-def _masks_of(pattern: str, image: Path, masks: dict[str, Path]) -> list[Path]:
-    """The masks that an image could have, by name; ``masks`` has their paths."""
-    patterns = [name_key(pattern)] if pattern else ["{stem}" + suffix for suffix in _SUFFIXES]
-    names = [wanted.replace("{stem}", name_key(image.stem)) for wanted in patterns]
-    return [masks[name] for name in names if name in masks and masks[name] != image]
 
 
 def _field(text: str) -> str:

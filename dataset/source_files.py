@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from PIL.ImageFile import ImageFile
 
 from utils import imagefile
 from utils.imagefile import Array, DataError, Pixels
+
+Colour = tuple[int, int, int]
+Colours = tuple[Colour, ...]
 
 # Tags of a TIFF.
 COMPRESSION, PHOTOMETRIC, OFFSETS, SAMPLES, COUNTS = 259, 262, 273, 277, 279
@@ -82,6 +87,62 @@ def read_pixels(path: Path, page: int = 1, colours: bool = False) -> Array:
     stored = imagefile.stored_values(path, raw, picture, colours or not palette)
     values = imagefile.few_bits(raw, stored)
     return values[..., :3] if values.ndim == 3 else values
+
+
+def palette_of(path: Path, page: int = 1) -> Colours:
+    """The colours of a palette file by index; () for a file without a palette, or a rare kind."""
+    raw = imagefile.read_bytes(path)
+    try:
+        picture = imagefile.open_picture(path, raw, page if count_pages(path) > 1 else 1)
+    except DataError:
+        return ()  # reading it says what is wrong with it
+    if picture is None or picture.mode not in ("P", "PA"):
+        return ()
+    levels = picture.getpalette("RGB") or []
+    return tuple(zip(levels[::3], levels[1::3], levels[2::3], strict=True))
+
+
+class PaletteCheck:
+    """Whether the palette indices of several masks mean the same: one index, one colour.
+
+    Only indices that occur in a mask count, so that palettes may differ in what no pixel has.
+    """
+
+    def __init__(self) -> None:
+        self.differing = ""  # the first two files that differ, and in what
+        self.found = False  # there is a palette file
+        self._colours: dict[int, tuple[Colour, Path]] = {}  # of each index
+        self._indices: dict[Colour, tuple[set[int], Path, Colours]] = {}
+
+    def add(self, path: Path, colours: Colours, used: Iterable[int]) -> None:
+        """Compare a mask's palette, of which it uses some indices, with those before."""
+        self.found = True
+        own: defaultdict[Colour, set[int]] = defaultdict(set)
+        for index in (index for index in used if index < len(colours)):
+            colour = colours[index]
+            own[colour].add(index)
+            known, other = self._colours.setdefault(index, (colour, path))
+            if known != colour:
+                self._differ(f"index {index} is {known} in {other.name}, {colour} in {path.name}")
+        for colour, indices in own.items():
+            numbers, other, whole = self._indices.setdefault(colour, (set(), path, colours))
+            if numbers and not numbers & indices and whole != colours:
+                each = f"{min(numbers)} in {other.name}, {min(indices)} in {path.name}"
+                self._differ(f"colour {colour} has index {each}")
+            numbers |= indices
+
+    def _differ(self, what: str) -> None:
+        self.differing = self.differing or what
+
+    @property
+    def grays(self) -> set[int]:
+        """Gray levels among the colours that occur."""
+        return {colour[0] for colour in self._indices if len(set(colour)) == 1}
+
+    @property
+    def coloured(self) -> bool:
+        """Whether a colour that occurs is no gray level."""
+        return any(len(set(colour)) > 1 for colour in self._indices)
 
 
 def _float_to_8_bit(path: Path, pixels: Array) -> tuple[Array, str]:

@@ -13,6 +13,11 @@ from utils.commandline import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
+# What systems and network drives put beside files, in lower case: thumbnails and deleted files.
+SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "@eadir", "#recycle", "#snapshot", "@recycle",
+                "$recycle.bin", "system volume information", "lost+found", "__macosx")  # fmt: skip
+
+
 class DataError(UserError):
     """The user's image or mask files cannot be used; a line each: 'file: what; cure'."""
 
@@ -74,7 +79,7 @@ def remove_leftovers(folder: str | Path) -> None:
 
 
 def list_names(folder: str | Path) -> list[Path]:
-    """The sorted contents of a folder (of a missing one: none), no hidden ones, no ``Thumbs.db``.
+    """The sorted contents of a folder (of a missing one: none), no hidden or ``SYSTEM_NAMES``.
 
     Raises DataError if the folder may not be listed.
     """
@@ -86,7 +91,7 @@ def list_names(folder: str | Path) -> list[Path]:
     except OSError as error:
         reason = f"cannot be listed ({error.strerror}); check its permissions"
         raise DataError(f"{folder}: {reason}") from None
-    return [p for p in names if not p.name.startswith(".") and p.name.lower() != "thumbs.db"]
+    return [p for p in names if not p.name.startswith(".") and p.name.lower() not in SYSTEM_NAMES]
 
 
 def list_files(

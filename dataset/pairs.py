@@ -1,0 +1,218 @@
+"""Find a user's images and their masks in folders and sub-folders, and name what is left out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data import name_key
+from utils.files import IMAGE_SUFFIXES, DataError, list_files
+
+# Files by which a folder is known to hold a set or a prediction made by this program.
+RESULTS = ("prepare_report.txt", "predicted.jsonl")
+OUTLINES = (".json", ".geojson", ".jsonl", ".xml", ".roi")  # of objects, in no pixels
+LABEL_TEXT = (".txt", ".csv", ".zip")  # outlines, too, if they have an image's name
+SHOWN = 10  # names in a line
+# What follows the image's name in the name of a picture that was drawn from its labels.
+DERIVED = re.compile(
+    r"[\W_]+(masks?|overlay|labels?|gt|seg|segmentation|segmented|annotated|annotations?|classes"
+    r"|colou?rs?|colou?red|prediction|pred|preview|thumb|thumbnail)[\W_\d]*",
+    re.IGNORECASE,
+)
+
+
+class Pairs:
+    """The images below a folder, each with the masks that it could have by name.
+
+    A mask is looked for at the image's place below the folder of masks, then there in other letter
+    case, then, if no other image has the name, anywhere below that folder. Images named as masks
+    or overlays of other images are no images. Folders that hold results of this program, and
+    ``out``, are not read. ``notes`` and ``warnings`` are lines for the report.
+    """
+
+    def __init__(self, images: Path, masks: Path, pattern: str, out: Path) -> None:
+        self.images, self.folder, self.pattern = images, masks, pattern
+        self.one_folder = masks.resolve() == images.resolve()
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        other = set() if self.one_folder else {images.resolve(), masks.resolve()}
+        here = self._walk(images, other | {out.resolve()})
+        self.beside = here if self.one_folder else self._walk(masks, other | {out.resolve()})
+        files = [path for path in here if path.suffix.lower() in IMAGE_SUFFIXES]
+        self.stems = {name_key(path.stem) for path in files}
+        self._exact: dict[tuple[str, str], Path] = {}
+        self._folded: defaultdict[tuple[str | None, str], list[Path]] = defaultdict(list)
+        for path in self.beside:
+            name = name_key(path.name)
+            place = name_key(path.parent.relative_to(masks).as_posix())
+            self._exact[place, name] = path
+            for somewhere in (place, None):
+                self._folded[somewhere, name.casefold()].append(path)
+        named = Counter(name_key(path.stem).casefold() for path in files)
+        found = {path: self._masks_of(path, named) for path in files}
+        taken = {mask for own in found.values() for mask in own} if self.one_folder else set()
+        left_out = [p for p in files if p not in taken and not found[p] and self._is_derived(p)]
+        self.masks = {p: found[p] for p in files if p not in taken and p not in left_out}
+        self.used = {own[0] for own in self.masks.values() if own}
+        self._tell(here, left_out)
+
+    def relative(self, path: Path) -> str:
+        """An image's path below the folder of images."""
+        return name_key(path.relative_to(self.images).as_posix())
+
+    def check(self) -> Iterable[str]:
+        """What is wrong, a line each: equal names, several masks of an image, or no mask at all."""
+        if not self.masks:
+            empty = f"{self.images}: no image in it ({' '.join(IMAGE_SUFFIXES)})"
+            raise DataError(f"{empty}; give another --images")
+        for path, found in self.masks.items():
+            if len(found) > 1:
+                names = ", ".join(mask.relative_to(self.folder).as_posix() for mask in found)
+                cure = "remove all but one, or join files of one class each into one mask"
+                yield f"{path}: {len(found)} masks ({names}); {cure}"
+        if not self.used:
+            yield self._no_mask()
+
+    def _walk(self, folder: Path, leave_out: set[Path]) -> list[Path]:
+        """All files below a folder, but for results of this program."""
+        files = list_files(folder, below=True, leave_out=leave_out)
+        made = {p.parent for p in files if p.name in RESULTS and p.parent != folder}
+        if made:
+            names = _names(path.relative_to(folder).as_posix() for path in sorted(made))
+            self.warnings.append(f"{folder}: not read, results of this program: {names}")
+        return [p for p in files if not any(parent in made for parent in p.parents)]
+
+    def _wanted(self, image: Path) -> list[str]:
+        """The names that the mask of an image may have."""
+        stem = name_key(image.stem)
+        if self.pattern:
+            return [name_key(self.pattern).replace("{stem}", stem)]
+        return [stem + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper())]
+
+    def _masks_of(self, image: Path, named: Counter[str]) -> list[Path]:
+        stem, names = name_key(image.stem), self._wanted(image)
+        place = name_key(image.parent.relative_to(self.images).as_posix())
+        here = [self._exact[place, name] for name in names if (place, name) in self._exact]
+        tried = [here]
+        if named[stem.casefold()] == 1:  # else the mask could be another image's
+            folded = dict.fromkeys(name.casefold() for name in names)
+            for somewhere in (place, None):
+                found = [self._folded.get((somewhere, name), []) for name in folded]
+                tried.append([mask for masks in found for mask in masks])
+        own = ([mask for mask in masks if mask != image] for masks in tried)
+        return next(filter(None, own), [])
+
+    def _is_derived(self, path: Path) -> bool:
+        """Whether an image's name says that it is a mask, or a picture of one."""
+        stem = name_key(path.stem)
+        base = _longest_start(stem, self.stems)
+        if base and DERIVED.fullmatch(stem[len(base) :]):
+            return True
+        if not (self.one_folder and self.pattern):
+            return False
+        shape = re.escape(name_key(self.pattern)).replace(re.escape("{stem}"), ".+")
+        return re.fullmatch(shape, name_key(path.name), re.IGNORECASE) is not None
+
+    def _tell(self, here: list[Path], left_out: list[Path]) -> None:
+        """Fill ``notes`` and ``warnings``."""
+        nested = Counter(path.parent for path in self.masks if path.parent != self.images)
+        if nested:
+            names = _names(f"{self.relative(place)} ({n})" for place, n in sorted(nested.items()))
+            self.notes.append(f"{sum(nested.values())} image(s) from sub-folders: {names}")
+        other_case = [
+            own[0].relative_to(self.folder).as_posix()
+            for image, own in self.masks.items()
+            if own and name_key(own[0].name) not in self._wanted(image)
+        ]
+        if other_case:
+            found = f"{len(other_case)} mask(s) taken though the case of letters differs"
+            self.notes.append(f"{found}: {_names(other_case)}")
+        if left_out:
+            names = _names(map(self.relative, left_out))
+            self.warnings.append(
+                f"{len(left_out)} file(s) left out, by name masks or overlays of images: {names}"
+            )
+        alone = [self.relative(path) for path, found in self.masks.items() if not found]
+        if alone and self.used:
+            told = self.warnings if self.one_folder else self.notes
+            told.append(
+                f"{len(alone)} image(s) without a mask, taken as unlabelled: {_names(alone)}"
+            )
+        outlines = self._outlines()
+        if outlines and self.used:
+            found = f"{len(outlines)} file(s) of outlines are not read"
+            self.warnings.append(f"{outlines[0]}: {found}; only masks of pixels are")
+        known = {*self.masks, *left_out, *self.used, *outlines}
+        unread = [p for p in here if p not in known and p.suffix.lower() not in IMAGE_SUFFIXES]
+        if unread:
+            found = f"{unread[0]}: {len(unread)} file(s) among the images not read"
+            self.warnings.append(f"{found}; read are {' '.join(IMAGE_SUFFIXES)}")
+        stray = [p for p in self.beside if _is_image(p) and p not in self.used]
+        if stray and self.used and not self.one_folder:
+            found = f"{stray[0]}: {len(stray)} mask(s) without an image; not used"
+            joined = "; files of one class each are not joined" if self._by_class() else ""
+            self.warnings.append(found + joined)
+
+    def _outlines(self) -> list[Path]:
+        """Files of polygons or boxes among the masks."""
+        return [
+            path
+            for path in self.beside
+            if path.suffix.lower() in OUTLINES
+            or (path.suffix.lower() in LABEL_TEXT and name_key(path.stem) in self.stems)
+        ]
+
+    def _by_class(self) -> list[Path]:
+        """Several files that belong, by name, to the first image that has several."""
+        groups = defaultdict(list)
+        for path in self.beside:
+            if _is_image(path) and path not in self.used:
+                start = _longest_start(name_key(path.stem), self.stems)
+                parent = name_key(path.parent.name)
+                groups[start or (parent if parent in self.stems else "")].append(path)
+        return next((own for stem, own in groups.items() if stem and len(own) > 1), [])
+
+    def _no_mask(self) -> str:
+        """Why no image has a mask: what is there instead, and the cure."""
+        stem = next(iter(self.masks)).stem
+        wanted = self.folder / (self.pattern.replace("{stem}", stem) or f"{stem}.*")
+        missing = f"{wanted}: no image has a mask"
+        target = "masks of pixels, 8-bit PNG, pixel value = class id"
+        if parts := self._by_class():
+            names = _names(part.relative_to(self.folder).as_posix() for part in parts)
+            found = f"several files belong to one image ({names})"
+            return f"{missing}; {found}: one file per class is not read; join them into {target}"
+        if outlines := self._outlines():
+            found = f"{outlines[0]}: no image has a mask"
+            kind = outlines[0].suffix[1:].upper()
+            return (
+                f"{found}, and outlines (polygons or boxes in {kind}) are not read; export {target}"
+            )
+        others = [path for path in self.beside if _is_image(path) and path not in self.masks]
+        if not others:
+            return f"{missing}; give --mask-pattern"
+        start = _longest_start(name_key(others[0].stem), self.stems)
+        shape = "{stem}" + name_key(others[0].name)[len(start) :] if start else ""
+        there = others[0].relative_to(self.folder).as_posix()
+        return f"{missing} (there is {there}); give --mask-pattern" + (
+            f' "{shape}"' if shape else ""
+        )
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _longest_start(stem: str, stems: set[str]) -> str:
+    """The longest of ``stems`` that ``stem`` goes on from with a separator; '' if there is none."""
+    ends = [match.start() for match in re.finditer(r"[\W_]", stem)]
+    return next((stem[:end] for end in reversed(ends) if stem[:end] in stems), "")
+
+
+def _names(names: Iterable[str]) -> str:
+    """Up to ``SHOWN`` names, and how many more there are."""
+    every: Sequence[str] = list(names)
+    more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
+    return ", ".join(every[:SHOWN]) + more

@@ -1,0 +1,326 @@
+"""Which files of a user's folders are images and masks, and what is said of the others."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_prepare import COLOURS, STRIPES, gray, ids_of, palette_image, png, run, write_raw
+from tiny_set import noise_set
+
+from data import find_split
+from dataset import prepare as program
+from dataset.check import check_data
+from dataset.pairs import Pairs
+from utils.files import SYSTEM_NAMES, DataError, list_files
+
+
+def put(path: Path, contents: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(contents)
+
+
+def unlabelled(root: Path) -> list[str]:
+    return [sample.name for sample in find_split(root, "train_unlabelled")]
+
+
+def in_palette(order) -> bytes:
+    """STRIPES, stripe k in COLOURS[k], where colour k stands at index order[k]."""
+    picture = Image.fromarray(np.array(order, np.uint8)[STRIPES])
+    table = dict(zip(order, COLOURS, strict=True))
+    picture.putpalette([level for index in range(max(order) + 1) for level in table[index]])
+    return png(picture)
+
+
+# ---------------------------------------------------------------- palettes
+
+
+@pytest.mark.parametrize("order", [[0, 2, 1, 3], [3, 2, 1, 0]])
+def test_palettes_are_compared_by_colour(tmp_path, capsys, order):
+    write_raw(tmp_path, [in_palette([0, 1, 2, 3]), in_palette(order)] * 2)
+    assert run(tmp_path) == 0
+    report = capsys.readouterr().out
+    assert "warning: palettes differ (index" in report and "--mask-kind ids" in report
+    for ids in ids_of(tmp_path / "set").values():  # black, blue, red, green: from dark to bright
+        np.testing.assert_array_equal(ids, np.array([0, 2, 1, 3])[STRIPES])
+    assert run(tmp_path, "--mask-kind", "ids", out="by_index") == 0
+    assert "read by index, as asked" in capsys.readouterr().out
+    np.testing.assert_array_equal(
+        ids_of(tmp_path / "by_index")["1_s1_0_0"], np.array(order)[STRIPES]
+    )
+
+
+def test_a_colour_at_two_indices_is_one_class(tmp_path, capsys):
+    """No index has two colours among the pixels, but red is 1 in one mask and 3 in the other."""
+    one, other = (Image.fromarray(STRIPES // 2 * index) for index in (1, 3))
+    one.putpalette([0, 0, 0, 255, 0, 0])
+    other.putpalette([0, 0, 0, 0, 9, 0, 0, 0, 9, 255, 0, 0])
+    write_raw(tmp_path, [png(one), png(other)])
+    assert run(tmp_path) == 0
+    assert "colour (255, 0, 0) has index 1 in 0_s0_0_0.png, 3 in 1_s1" in capsys.readouterr().out
+    for ids in ids_of(tmp_path / "set").values():
+        np.testing.assert_array_equal(ids, STRIPES // 2)
+
+
+def test_palettes_that_differ_in_unused_colours_are_one(tmp_path, capsys):
+    longer = palette_image([*COLOURS, (9, 9, 9), (8, 8, 8)])
+    write_raw(tmp_path, [png(palette_image(COLOURS)), png(longer), png(STRIPES)])
+    assert run(tmp_path) == 0
+    assert "palettes differ" not in capsys.readouterr().out
+    for ids in ids_of(tmp_path / "set").values():
+        np.testing.assert_array_equal(ids, STRIPES)
+
+
+def test_palette_files_beside_masks_in_colours(tmp_path, capsys):
+    colours = np.array(COLOURS, np.uint8)[STRIPES]
+    write_raw(tmp_path, [png(palette_image(COLOURS)), png(colours)])
+    assert run(tmp_path) == 0
+    assert "some masks in colours: palette files are read by colour" in capsys.readouterr().out
+    for ids in ids_of(tmp_path / "set").values():
+        np.testing.assert_array_equal(ids, np.array([0, 2, 1, 3])[STRIPES])
+
+
+def test_a_gray_mask_among_palettes_that_differ_is_refused(tmp_path, capsys):
+    write_raw(tmp_path, [in_palette([0, 1, 2, 3]), in_palette([0, 2, 1, 3]), png(STRIPES)])
+    assert run(tmp_path) == 2
+    assert "2_s2_0_0.png: gray, where other masks have palettes" in capsys.readouterr().err
+
+
+def test_training_refuses_palettes_that_differ(tmp_path):
+    root = noise_set(tmp_path)
+    for number, split in enumerate(("sup_num1_0", "test_numf")):
+        path = sorted((root / split / "gt").iterdir())[0]
+        mask = Image.fromarray(np.asarray(Image.open(path)))
+        mask.putpalette([level for c in (COLOURS, COLOURS[::-1])[number] for level in c])
+        mask.save(path)
+        if number == 0:
+            check_data(root, num_classes=4)
+    with pytest.raises(DataError, match="palettes of masks differ: index 0 is .*; save all masks"):
+        check_data(root, num_classes=4)
+
+
+# ---------------------------------------------------------------- class ids
+
+
+def test_ids_from_1_are_announced_with_the_palette_that_mends_them(tmp_path, capsys):
+    write_raw(tmp_path, [png(STRIPES + 1)] * 3)
+    assert run(tmp_path) == 0
+    warning = next(x for x in capsys.readouterr().out.splitlines() if "class 0 is in no" in x)
+    assert warning.startswith("warning: ") and '--palette "0=1 1=2 2=3 3=4"' in warning
+    assert run(tmp_path, "--palette", "0=1 1=2 2=3 3=4", out="mended") == 0
+    assert "class 0 is in no" not in capsys.readouterr().out
+    for ids in ids_of(tmp_path / "mended").values():
+        np.testing.assert_array_equal(ids, STRIPES)
+
+
+def test_ids_from_1_with_unlabelled_pixels(tmp_path, capsys):
+    write_raw(tmp_path, [png(np.array([1, 2, 3, 255], np.uint8)[STRIPES])] * 3)
+    assert run(tmp_path) == 0
+    assert '--palette "0=1 1=2 2=3 ignore=255"' in capsys.readouterr().out
+
+
+def test_ids_of_which_one_mask_lacks_0_are_no_warning(tmp_path, capsys):
+    write_raw(tmp_path, [png(STRIPES), png(np.maximum(STRIPES, 1))])
+    assert run(tmp_path) == 0
+    assert "class 0 is in no" not in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- no mask: what is there instead
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["{0}-tag-pore-0.png", "{0}-tag-carbide-0.png"], ["-tag-", "one file per class", "join"]),
+        (["pore/{0}_x.png", "carbide/{0}_x.png"], ["pore/", "one file per class"]),
+        (["{0}/pore.png", "{0}/carbide.png"], ["/pore.png", "one file per class"]),
+        (["{0}.json"], ["0_s0_0_0.json", "polygons", "JSON", "export"]),
+        (["instances.json"], ["instances.json", "JSON", "not read"]),
+        (["{0}.xml"], ["0_s0_0_0.xml", "XML", "not read"]),
+        (["{0}.txt"], ["0_s0_0_0.txt", "TXT", "not read"]),
+        (["{0}_mask.png"], ["0_s0_0_0_mask.png", '--mask-pattern "{stem}_mask.png"']),
+        (["m{0}.png"], ["m0_s0_0_0.png", "--mask-pattern"]),
+    ],
+)
+def test_what_is_there_in_place_of_masks_is_named(tmp_path, capsys, files, said):
+    for stem in write_raw(tmp_path, [None] * 3):
+        for name in files:
+            put(tmp_path / "gt" / name.format(stem), png(STRIPES) if "png" in name else b"{}")
+    assert run(tmp_path) == 2
+    captured = capsys.readouterr()
+    first = captured.err.splitlines()[0]
+    assert "no image has a mask" in first and ";" in first, captured.err
+    assert all(text in first for text in said), first
+
+
+def test_masks_of_one_class_each_in_folders_are_not_taken_for_each_other(tmp_path, capsys):
+    for stem in write_raw(tmp_path, [None] * 3):
+        for name in ("pore", "carbide"):
+            put(tmp_path / "gt" / name / f"{stem}.png", png(STRIPES))
+    assert run(tmp_path) == 2
+    assert "2 masks (carbide/0_s0_0_0.png, pore/0_s0_0_0.png)" in capsys.readouterr().err
+
+
+def test_outlines_and_files_of_one_class_beside_masks_are_named(tmp_path, capsys):
+    stems = write_raw(tmp_path, [png(STRIPES)] * 3)
+    for name in ("-pore.png", "-carbide.png", ".json"):
+        put(tmp_path / "gt" / f"{stems[0]}{name}", png(STRIPES))
+    put(tmp_path / "img" / "notes.docx", b"x")
+    assert run(tmp_path) == 0
+    report = capsys.readouterr().out
+    assert f"{stems[0]}.json: 1 file(s) of outlines are not read" in report
+    assert "2 mask(s) without an image; not used; files of one class each" in report
+    assert "notes.docx: 1 file(s) among the images not read" in report
+
+
+# ---------------------------------------------------------------- folders
+
+
+def in_heats(folder: Path, name: str = "{0}_a") -> None:
+    for number in range(6):
+        place = ("", "heat2/", "heat2/b/")[number // 2]
+        put(folder / "img" / place / f"{name.format(number)}.png", png(gray(number)))
+        put(folder / "gt" / place / f"{name.format(number)}.png", png(np.roll(STRIPES, number)))
+
+
+def test_sub_folders_are_read_and_named(tmp_path, capsys):
+    in_heats(tmp_path)
+    assert run(tmp_path) == 0
+    report = capsys.readouterr().out
+    assert "4 image(s) from sub-folders: heat2 (2), heat2/b (2)" in report
+    found = ids_of(tmp_path / "set")
+    assert sorted(found) == [f"{number}_a" for number in range(6)]
+    for name, ids in found.items():
+        np.testing.assert_array_equal(ids, np.roll(STRIPES, int(name[0])))
+    with open(tmp_path / "set" / "prepare_sources.csv", encoding="utf-8") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file) if "sup" not in row["split"]}
+    assert rows["5_a.png"]["file"] == "heat2/b/5_a.png" and rows["0_a.png"]["file"] == "0_a.png"
+    assert rows["5_a.png"]["batch"] == "5"  # of the file name
+
+
+def test_masks_in_one_folder_for_images_in_several(tmp_path):
+    in_heats(tmp_path)
+    for path in list((tmp_path / "gt").rglob("*.png")):
+        path.rename(tmp_path / "gt" / path.name)
+    assert run(tmp_path) == 0
+    for name, ids in ids_of(tmp_path / "set").items():
+        np.testing.assert_array_equal(ids, np.roll(STRIPES, int(name[0])))
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_the_batch_from_the_folder(tmp_path, capsys, table):
+    """Equal names in several folders keep their own masks, and need --batch-from."""
+    for heat in range(3):
+        for number in range(2):
+            mask = png(np.roll(STRIPES, heat * 2 + number))
+            put(tmp_path / "img" / f"heat{heat}" / f"{number}.png", png(gray(heat)))
+            put(tmp_path / "gt" / f"heat{heat}" / f"{number}.png", mask)
+    assert run(tmp_path) == 2
+    assert "in another folder; rename one, or give --batch-from" in capsys.readouterr().err
+    batch_from = r"^heat(\d+)/(\d+)"
+    if table:
+        rows = [f"heat{h}/{n}.png,{h},{n}" for h in range(3) for n in range(2)]
+        batch_from = str(tmp_path / "t.csv")
+        Path(batch_from).write_text("\n".join(["file,batch,sample", *rows]))
+    assert run(tmp_path, "--batch-from", batch_from) == 0
+    assert "without an image" not in capsys.readouterr().out
+    found = ids_of(tmp_path / "set")
+    assert sorted(found) == [f"{h}_{n}_0_0" for h in range(3) for n in range(2)]
+    for name, ids in found.items():
+        np.testing.assert_array_equal(ids, np.roll(STRIPES, int(name[0]) * 2 + int(name[2])))
+
+
+def test_an_expression_is_tried_on_the_file_name_first(tmp_path):
+    put(tmp_path / "img/7min_old/a.txt", b"")
+    for number in range(3):
+        put(tmp_path / f"img/7min_old/{number}min_x.png", png(gray(number)))
+        put(tmp_path / f"gt/7min_old/{number}min_x.png", png(STRIPES))
+    assert run(tmp_path, "--batch-from", r"(\d+)min_(\w+)") == 0
+    assert sorted(ids_of(tmp_path / "set")) == [f"{number}_x_0_0" for number in range(3)]
+
+
+def test_folders_of_systems_and_of_results_hold_no_images(tmp_path, capsys):
+    stems = write_raw(tmp_path, [png(STRIPES)] * 3)
+    for name in ("@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", ".thumbnails"):
+        put(tmp_path / "img" / name / "x_y.png", png(gray()))
+        assert name.startswith(".") or name.lower() in SYSTEM_NAMES
+    put(tmp_path / "img" / "result" / "overlay" / "r_y.png", png(gray()))
+    put(tmp_path / "img" / "result" / "predicted.jsonl", b"")
+    assert [path.stem for path in list_files(tmp_path / "img", (".png",), below=True)] == [
+        *stems, "r_y"
+    ]  # fmt: skip
+    assert run(tmp_path) == 0
+    assert "not read, results of this program: result" in capsys.readouterr().out
+    assert sorted(ids_of(tmp_path / "set")) == stems and not unlabelled(tmp_path / "set")
+
+
+def test_masks_below_the_images_are_no_images(tmp_path):
+    stems = write_raw(tmp_path / "img", [None] * 3)
+    for stem in stems:
+        put(tmp_path / "img" / "gt" / f"{stem}.png", png(STRIPES))
+    words = [
+        "--images",
+        tmp_path / "img",
+        "--masks",
+        tmp_path / "img/gt",
+        "--out",
+        tmp_path / "set",
+    ]
+    assert program.main([*map(str, words)]) == 0
+    assert sorted(ids_of(tmp_path / "set")) == stems and not unlabelled(tmp_path / "set")
+
+
+def test_training_names_sub_folders_that_it_leaves_out(tmp_path):
+    root = noise_set(tmp_path)
+    put(root / "train_numf/img/heat2/old/15_x.png", png(gray()))
+    (root / "train_numf/img/empty").mkdir()
+    (warning,) = check_data(root, num_classes=4).warnings
+    assert "heat2: sub-folder with 1 image(s), left out; move them into" in warning
+
+
+# ---------------------------------------------------------------- masks and overlays beside images
+
+
+def beside(folder: Path, *options: str) -> int:
+    words = ["--images", folder, "--masks", folder, "--out", folder.parent / "set"]
+    return program.main([*map(str, words), "--mask-pattern", "{stem}_mask.png", *options])
+
+
+def test_what_lies_beside_images_and_masks_is_named(tmp_path, capsys):
+    raw = tmp_path / "raw"
+    for number in range(6):
+        put(raw / f"{number}_a.png", png(gray(number)))
+        put(raw / f"{number}_a_{'mask.png' if number else 'Mask.PNG'}", png(STRIPES))
+    put(raw / "1_a_overlay.png", png(gray(1)))
+    put(raw / "9_z_mask.png", png(STRIPES))  # its image is not there
+    put(raw / "7_b.png", png(gray(7)))
+    assert beside(raw) == 0
+    report = capsys.readouterr().out
+    assert "2 file(s) left out, by name masks or overlays of images: 1_a_overlay.png, 9_z" in report
+    assert "1 image(s) without a mask, taken as unlabelled: 7_b.png" in report
+    assert "1 mask(s) taken though the case of letters differs: 0_a_Mask.PNG" in report
+    assert sorted(ids_of(tmp_path / "set")) == [f"{number}_a" for number in range(6)]
+    assert unlabelled(tmp_path / "set") == ["7_b.png"]
+
+
+def test_names_that_differ_only_in_case_keep_their_own_masks(tmp_path):
+    raw = tmp_path / "raw"
+    for number in range(3):
+        put(raw / f"{number}_a.png", png(gray(number)))
+        put(raw / f"{number}_a_mask.png", png(STRIPES))
+    for stem in ("X_A", "x_a"):
+        put(raw / f"{stem}.png", png(gray(8)))
+    if len(list(raw.glob("*_?.png"))) < 5:
+        pytest.skip("the file system does not tell cases apart")
+    put(raw / "x_a_mask.png", png(STRIPES))
+    masks = Pairs(raw, raw, "{stem}_mask.png", tmp_path / "set").masks
+    assert masks[raw / "x_a.png"] == [raw / "x_a_mask.png"] and masks[raw / "X_A.png"] == []
+
+
+def test_an_image_whose_name_goes_on_from_another_is_an_image(tmp_path):
+    stems = write_raw(tmp_path, [png(STRIPES)] * 4, name="45_s{0}")
+    more = write_raw(tmp_path, [png(STRIPES)] * 2, name="45_s0_{0}")
+    labelled = write_raw(tmp_path, [png(STRIPES)], name="45_s{0}_seg")
+    assert run(tmp_path) == 0
+    assert sorted(ids_of(tmp_path / "set")) == sorted([*stems, *more, *labelled])
