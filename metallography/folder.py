@@ -76,10 +76,11 @@ def read_truth(item: Item, shape: tuple[int, ...], num_classes: int) -> Array | 
             f"{item.truth}: {truth.shape[1]}x{truth.shape[0]}, its image is "
             f"{shape[1]}x{shape[0]}; a mask has the size of its image"
         )
-    if truth.max() >= num_classes:
+    wrong = truth[(truth >= num_classes) & (truth != IGNORED)]
+    if wrong.size:
         raise DataError(
-            f"{item.truth}: value {truth.max()} where the model has {num_classes} classes; class "
-            f"ids are 0..{num_classes - 1}: correct the mask"
+            f"{item.truth}: value {wrong.max()} where the model has {num_classes} classes; class "
+            f"ids are 0..{num_classes - 1}, and {IGNORED} where nobody labelled: correct the mask"
         )
     return truth
 

@@ -23,8 +23,8 @@ DEFINITIONS = (
     "smallest particle are noise for counts, sizes, intercepts and free paths.",
     "Area fraction: of all pixels (ASTM E562, E1245). Mean intercept (mean chord through a "
     "particle) and mean free path: all rows and columns are test lines (ASTM E1245). Grain "
-    "intercept: length of test line / grains met, boundaries shared by their grains; ASTM G is "
-    "computed from it (ASTM E112). Length and aspect ratio: smallest-area "
+    "intercept: length of test line / grains met, boundaries shared by their grains; the "
+    "grain-size number is computed from it (ASTM E112). Length and aspect ratio: smallest-area "
     "rectangle. Diameter: circle of equal area (ISO 9276-6).",
     "Each image is a field. Mean ± half-width of the 95 % confidence interval (Student's t) over "
     "fields; relative accuracy (ASTM E562) = half-width / mean.",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 # SciPy is installed with scikit-learn, which requires it.
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import ndimage, stats  # type: ignore[import-untyped]
 
 from config import ConfigError
 from metallography import measure
@@ -156,6 +156,27 @@ def test_grain_size_of_a_slanting_lattice(pitch: int, width: int, degrees: int) 
     row, _ = measure_class(inside, 1.0, grains=True)
     by_hand = measure.astm_grain_size(pitch / (c + s))
     assert row["astm_g"] == pytest.approx(by_hand, abs=0.12)
+
+
+@pytest.mark.parametrize("width", [3, 5])
+def test_grain_size_of_a_random_tessellation(width: int) -> None:
+    """Boundaries drawn on a tessellation give its own line / grains met, counted without them."""
+    seeds = np.random.default_rng(width).random((150, 2)) * 300
+    y, x = np.mgrid[:300, :300]
+    away = np.full((300, 300), np.inf)
+    owner = np.zeros((300, 300), int)
+    for i, (sy, sx) in enumerate(seeds):
+        own = (y - sy) ** 2 + (x - sx) ** 2
+        owner[own < away], away = i, np.minimum(own, away)
+    sides = np.zeros((300, 300), bool)
+    sides[:, 1:] |= owner[:, 1:] != owner[:, :-1]
+    sides[1:] |= owner[1:] != owner[:-1]
+    crossed = sum(int((np.diff(owner, axis=axis) != 0).sum()) for axis in (0, 1))
+    by_hand = measure.astm_grain_size(2 * 300 * 300 / crossed)
+    drawn = ndimage.maximum_filter(sides, width)
+    row, _ = measure_class(~drawn, 1.0, grains=True)
+    assert row["astm_g"] == pytest.approx(by_hand, abs=0.1)
+    assert measure.astm_grain_size(row["mean_intercept_um"]) > by_hand + 0.2  # the chord's
 
 
 def test_grains_beside_another_phase() -> None:
