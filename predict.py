@@ -35,7 +35,8 @@ from utils.drawing import overview, save_picture
 from utils.log import to_terminal
 
 # Options that a task ignores; they are refused, because a result would be missing.
-MEASURING = ("um_per_px", "min_px", "grain_classes", "boundary_px", "probabilities", "particles")
+MEASURING = ("um_per_px", "min_px", "grain_classes", "connectivity", "boundary_classes",
+             "boundary_px", "probabilities", "particles")  # fmt: skip
 OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
     "images": (),
     "rank": (*MEASURING, "report"),
@@ -58,8 +59,12 @@ def parser() -> argparse.ArgumentParser:
     add("--masks", help="folder of true masks to compare the predictions with")
     add("--um_per_px", type=float, help="micrometres per pixel; default: all lengths in pixels")
     add("--min_px", type=int, default=MINIMUM_PX, help="smallest particle (%(default)s pixels)")
+    add("--connectivity", type=int, help="pixels of one particle touch by a side (4) or also by a "
+        "corner (8); default: 4 for grain classes, 8 for all others")  # fmt: skip
     add("--grain_classes", type=int, nargs="*", default=[], metavar="CLASS",
         help="classes whose particles are grains: an ASTM grain-size number is given")  # fmt: skip
+    add("--boundary_classes", type=int, nargs="*", metavar="CLASS", help="classes that are "
+        "boundaries of the grains; default: every class that is no grain class")  # fmt: skip
     add("--boundary_px", type=float, default=BOUNDARY_PX,
         help="with --masks: outlines this close agree (%(default)s px)")  # fmt: skip
     add("--resize", type=int, help="predict at N x N pixels, 0: as they are; default: as trained")

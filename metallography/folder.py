@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -14,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from config import ConfigError
 from data import parse_name
 from metallography import measure
 from metallography.particles import MINIMUM_PX, Array, Row, row_bands
@@ -24,7 +22,7 @@ from utils.drawing import overlay, save_picture
 from utils.files import IMAGE_SUFFIXES, DataError, list_files, replace_file, replacing, writing
 from utils.imagefile import read_image, read_mask
 from utils.log import progress, read_metrics
-from utils.metrics import Counts, SegmentationScores
+from utils.metrics import IGNORED, Counts, SegmentationScores
 from utils.tables import csv_of_rows
 
 RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
@@ -78,10 +76,11 @@ def read_truth(item: Item, shape: tuple[int, ...], num_classes: int) -> Array | 
             f"{item.truth}: {truth.shape[1]}x{truth.shape[0]}, its image is "
             f"{shape[1]}x{shape[0]}; a mask has the size of its image"
         )
-    if truth.max() >= num_classes:
+    wrong = truth[(truth >= num_classes) & (truth != IGNORED)]
+    if wrong.size:
         raise DataError(
-            f"{item.truth}: value {truth.max()} where the model has {num_classes} classes; class "
-            f"ids are 0..{num_classes - 1}: correct the mask"
+            f"{item.truth}: value {wrong.max()} where the model has {num_classes} classes; class "
+            f"ids are 0..{num_classes - 1}, and {IGNORED} where nobody labelled: correct the mask"
         )
     return truth
 
@@ -164,21 +163,18 @@ class Folder:
     um_per_px: float | None = None  # how to measure, see measure.measure_mask
     min_px: int = MINIMUM_PX
     grain_classes: Sequence[int] = ()
+    connectivity: int | None = None
+    boundary_classes: Sequence[int] | None = None
     boundary_px: float = measure.BOUNDARY_PX  # see measure.compare_class
     probabilities: bool = False  # write these too
     particles: bool = False
     overwrite: bool = False  # predict again what is done
 
     def __post_init__(self) -> None:
-        segmenter, scale = self.segmenter, self.um_per_px
-        if scale is not None and not 0 < scale < math.inf:
-            raise ConfigError(f"--um_per_px: found {scale}; give a number above 0, such as 0.1")
-        check_number("min_px", self.min_px, least=1)
-        check_number("boundary_px", self.boundary_px, least=0)
+        segmenter = self.segmenter
         classes = range(segmenter.num_classes)
-        for c in self.grain_classes:
-            if c not in classes:
-                raise ConfigError(f"--grain_classes: found {c}; classes are 0 ... {classes[-1]}")
+        measure.check_terms(len(classes), *self.terms)
+        check_number("boundary_px", self.boundary_px, least=0)
         names = ("resize", "tta", "tile", "overlap")
         settings = {"weights": segmenter.digest} | {n: getattr(segmenter, n) for n in names}
         self.record = Record(self.out / RECORD, settings, self.overwrite)
@@ -188,6 +184,17 @@ class Folder:
         self.done: list[Done] = []
         self.predicted = self.skipped = 0  # images predicted now, and done already
         self.bad: list[str] = []  # a line for each file that could not be used
+
+    @property
+    def terms(self) -> measure.Terms:
+        """How to measure: the last arguments of ``measure.measure_mask``."""
+        return (
+            self.um_per_px,
+            self.min_px,
+            self.grain_classes,
+            self.connectivity,
+            self.boundary_classes,
+        )
 
     def run(self) -> None:
         """Predict what is not done yet, and measure all; UserError if that cannot be written."""
@@ -261,7 +268,7 @@ class Folder:
         """Measure a mask, and compare it with the true one; returns its rows of particles.csv."""
         names, scale, least = self.segmenter.class_names, self.um_per_px, self.min_px
         truth = read_truth(item, mask.shape, len(names))
-        rows, found = measure.measure_mask(mask, len(names), scale, least, self.grain_classes)
+        rows, found = measure.measure_mask(mask, len(names), *self.terms)
         about = {"image": item.name, "batch": item.batch}
         heads: list[Row] = [about | {"class": c, "class_name": n} for c, n in enumerate(names)]
         self.rows += [head | row for head, row in zip(heads, rows, strict=True)]
@@ -269,9 +276,14 @@ class Folder:
             self.diameters[c].append(particles.whole().diameter * (scale or 1.0))
         counts = None
         if truth is not None:
+            unlabelled = truth == IGNORED
+            ignored = unlabelled if unlabelled.any() else None
             for c, head in enumerate(heads):
-                pair = truth == c, mask == c
-                row = measure.compare_class(*pair, scale, least, self.boundary_px)
+                pair, grains = (truth == c, mask == c), c in self.grain_classes
+                connected = measure.connectivity_of(grains, self.connectivity)
+                row = measure.compare_class(
+                    *pair, scale, least, self.boundary_px, connected, ignored
+                )
                 self.compared.append(head | row)
             counts = count_confusion(truth, mask, len(names))
         self.done.append(Done(item, (mask.shape[0], mask.shape[1]), counts))

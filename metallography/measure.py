@@ -3,8 +3,12 @@
 Conventions, which hold for every number here:
 
 * What a particle is stands in ``metallography.particles``.
-* The area fraction counts every pixel of the class, noise and cut particles included
+* The area fraction counts every labelled pixel, noise and cut particles included
   (ASTM E562, E1245: each pixel is a point of the grid).
+* Pixels of class 255 (``IGNORED``: unlabelled, outside the region of interest) count in no
+  fraction, no length and no area of the field; a particle that touches them is cut.
+* Specks of a class and holes in it of fewer than ``minimum_px`` pixels are noise: for numbers,
+  sizes, chords, free paths and grain size alike, not for the area fraction.
 * A particle that the frame cuts counts as one half (Jeffries' planimetric rule, ASTM E112). Its
   size is unknown, so all sizes are of whole particles. Large particles are cut more often than
   small ones: where particles are not small against the field, mean sizes come out too low.
@@ -25,19 +29,28 @@ import numpy as np
 # SciPy is installed with scikit-learn, which requires it.
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
+from config import ConfigError
 from metallography.particles import (
     MINIMUM_PX,
     Array,
     Particles,
     Row,
+    fill_holes,
     find_particles,
+    nearest_labels,
     row_bands,
     unit_of,
 )
+from utils.files import DataError
+from utils.metrics import IGNORED
 
 BOUNDARY_PX = 2.0
 RECALL_EDGES_PX = (0, 32, 100, 316, 1000, 3162)
 """Areas in pixels at which the ranges of particle size begin, half a decade each."""
+
+
+Terms = tuple[float | None, int, Sequence[int], int | None, Sequence[int] | None]
+"""um_per_px, minimum_px, grain_classes, connectivity, boundary_classes: see ``measure_mask``."""
 
 
 def density_column(um_per_px: float | None) -> str:
@@ -45,15 +58,57 @@ def density_column(um_per_px: float | None) -> str:
     return "number_per_Mpx" if um_per_px is None else "number_per_mm2"
 
 
-def intercepts_per_px(binary: Array) -> float:
-    """N_L, particles met per px of test line; every row and every column is a test line.
+def particles_met(labels: Array, ignored: Array | None = None) -> float:
+    """N, particles met by test lines; every row and every column of labels (H, W) is a test line.
 
-    A particle met is two crossings of its outline; one cut by the frame is one crossing, so a half
-    (ASTM E112: a line that ends in a grain counts half).
+    A particle met is two crossings of its outline. One that is cut by the frame or by what is
+    ``ignored`` is one crossing, so a half (ASTM E112: a line that ends in a grain counts half).
     """
-    crossings = np.count_nonzero(binary[:, 1:] != binary[:, :-1])
-    crossings += np.count_nonzero(binary[1:] != binary[:-1])
-    return crossings / 2 / (2 * binary.size)
+    ends = 0
+    pairs = [(labels[:, 1:], labels[:, :-1]), (labels[1:], labels[:-1])]
+    for axis, (here, there) in zip((1, 0), pairs, strict=True):
+        crossed = here != there
+        if ignored is not None:
+            known = np.moveaxis(~ignored, axis, 0)
+            crossed &= np.moveaxis(known[1:] & known[:-1], 0, axis)
+        ends += int(np.count_nonzero(here[crossed])) + int(np.count_nonzero(there[crossed]))
+    return ends / 2
+
+
+def grain_intercept(
+    labels: Array, others: Array | None = None, ignored: Array | None = None
+) -> float:
+    """E112's mean lineal intercept of grains in px: length of test line / grains met; or nan.
+
+    Where boundaries are a class of their own, a chord ends at the boundary's edge, but the grain
+    only in its middle. So grains (``labels`` (H, W)) first grow to the middle of the gaps between
+    them; a gap as wide as the grains' mean chord or wider is no boundary but another phase, of
+    which no line is counted: L is the line in grains alone, E112's rule for two phases. ``others``
+    (H, W) is true where grains of another class, or what is no boundary, stop the growth.
+    """
+    grains = labels > 0
+    met = particles_met(labels, ignored)
+    if not met:
+        return math.nan
+    sources = grains if others is None else grains | others
+    # Few large grains have chords longer than the field; nothing so wide is a boundary.
+    reach = min(2 * np.count_nonzero(grains) / met, min(labels.shape) / 2) / 2
+    gaps = _closed(sources, reach) & ~sources
+    if ignored is not None:
+        gaps &= ~ignored
+    grown = nearest_labels(labels, sources, gaps)
+    met = particles_met(grown, ignored)
+    return 2 * int(np.count_nonzero(grown)) / met if met else math.nan
+
+
+def _closed(binary: Array, radius: float) -> Array:
+    """Morphological closing of a mask (H, W) by a disc; beyond the frame its edge goes on."""
+    edge = math.ceil(radius) + 2
+    radius += 1e-3  # the precise transform still rounds
+    far = np.pad(~binary, edge, mode="edge").view(np.uint8)
+    near = cv2.distanceTransform(far, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= radius
+    depth = cv2.distanceTransform(near.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return binary | (depth[edge:-edge, edge:-edge] > radius)
 
 
 def astm_grain_size(intercept_um: float) -> float:
@@ -63,42 +118,93 @@ def astm_grain_size(intercept_um: float) -> float:
     return -3.288 - 6.643856 * math.log10(intercept_um / 1000)
 
 
+def check_terms(
+    num_classes: int,
+    um_per_px: float | None = None,
+    minimum_px: int = MINIMUM_PX,
+    grain_classes: Sequence[int] = (),
+    connectivity: int | None = None,
+    boundary_classes: Sequence[int] | None = None,
+) -> None:
+    """ConfigError, one line, unless a mask can be measured so (see ``measure_mask``)."""
+    unit_of(um_per_px)
+    if not 1 <= minimum_px < math.inf:
+        raise ConfigError(f"--min_px: found {minimum_px}; give a number of at least 1")
+    if connectivity not in (None, 4, 8):
+        raise ConfigError(f"--connectivity: found {connectivity}; give 4 or 8, or leave it out")
+    named = {"grain_classes": grain_classes, "boundary_classes": boundary_classes or ()}
+    for name, classes in named.items():
+        for c in classes:
+            if c not in range(num_classes):
+                raise ConfigError(f"--{name}: found {c}; classes are 0 ... {num_classes - 1}")
+    both = set(grain_classes) & set(boundary_classes or ())
+    if both:
+        raise ConfigError(f"--boundary_classes: found {min(both)}, a grain class; it is only one")
+
+
+def connectivity_of(grains: bool, connectivity: int | None = None) -> int:
+    """How pixels of a particle touch: as given, else 4 for grains and 8 for all others."""
+    return connectivity or (4 if grains else 8)
+
+
 def measure_class(
     binary: Array,
     um_per_px: float | None = None,
     minimum_px: int = MINIMUM_PX,
     grains: bool = False,
+    connectivity: int | None = None,
+    ignored: Array | None = None,
+    others: Array | None = None,
 ) -> tuple[Row, Particles]:
     """Measure one class of one image (H, W), true where the class is.
 
-    With ``grains`` each particle is one grain, so that a grain-size number has a meaning.
+    With ``grains`` each particle is one grain, so that a grain-size number has a meaning;
+    ``others`` see ``grain_intercept``, ``connectivity`` see ``connectivity_of``. ``ignored`` (H, W)
+    is true where no class is known: those pixels are not part of the field.
     Returns a row (``u`` stands for um or px), and the particles:
 
-    * ``area_fraction``: pixels of the class / all pixels.
+    * ``area_fraction``: pixels of the class / all pixels (E562, E1245).
     * ``particles_whole``, ``particles_cut``, ``number`` = whole + cut / 2, and ``number_per_mm2``
       (or ``_Mpx``): number / area of the field, N_A (E1245, E112).
     * of whole particles ``mean_``, ``median_``, ``max_area_u2``; ``mean_``, ``std_``, ``d10_``,
       ``d50_``, ``d90_diameter_u`` (circle of equal area; percentiles by number); ``mean_``,
       ``max_length_u`` and ``mean_aspect_ratio`` (smallest rectangle).
-    * ``mean_intercept_u`` = A_A / N_L, mean chord through a particle (E1245, E112), and
+    * ``mean_intercept_u`` = A_A / N_L, mean chord through a particle (E1245), and
       ``mean_free_path_u`` = (1 - A_A) / N_L, mean distance from edge to edge (E1245). A_A and N_L
-      are of the particles without the noise.
-    * ``astm_g``: of ``mean_intercept_um``, only of grains with a scale (E112).
+      are of the particles without the noise, and with their holes of fewer than ``minimum_px``
+      pixels filled.
+    * ``grain_intercept_u``, of grains only: line / grains met (E112), see ``grain_intercept``.
+    * ``astm_g``: of ``grain_intercept_um``, so only of grains with a scale (E112).
     """
     u, s = unit_of(um_per_px), um_per_px or 1.0
-    particles, labels = find_particles(binary, minimum_px)
-    clean = labels > 0
+    field = int(binary.size if ignored is None else np.count_nonzero(~ignored))
+    connected = connectivity_of(grains, connectivity)
+    particles, labels = find_particles(binary, minimum_px, connected, ignored)
+    fill_holes(labels, minimum_px, ignored)
+    covered, met = int(np.count_nonzero(labels)), particles_met(labels, ignored)
+    line_per_grain = grain_intercept(labels, others, ignored) * s if grains else math.nan
     del labels  # four bytes a pixel; the image may be large
-    whole = particles.whole()
-    fraction, lines = np.count_nonzero(clean) / clean.size, intercepts_per_px(clean)
+    row = {
+        "area_fraction": int(np.count_nonzero(binary)) / field if field else math.nan,
+        "particles_whole": int(np.count_nonzero(~particles.border)),
+        "particles_cut": int(np.count_nonzero(particles.border)),
+        "number": particles.number,
+        density_column(um_per_px): particles.number * 1e6 / (field * s * s) if field else math.nan,
+        **_sizes(particles.whole(), u, s),
+        # Rows and columns are 2 px of line for each pixel of the field.
+        f"mean_intercept_{u}": 2 * covered / met * s if met else math.nan,
+        f"mean_free_path_{u}": 2 * (field - covered) / met * s if met else math.nan,
+        f"grain_intercept_{u}": line_per_grain,
+    }
+    row["astm_g"] = astm_grain_size(line_per_grain) if um_per_px is not None else math.nan
+    return row, particles
+
+
+def _sizes(whole: Particles, u: str, s: float) -> Row:
+    """The columns of ``measure_class`` on the sizes of whole particles, a pixel being s u wide."""
     area, diameter, length = whole.area * s * s, whole.diameter * s, whole.length * s
     spread = np.percentile(diameter, (10, 50, 90)).tolist() if len(diameter) else [math.nan] * 3
-    row = {
-        "area_fraction": np.count_nonzero(binary) / binary.size,
-        "particles_whole": len(whole.area),
-        "particles_cut": len(particles.area) - len(whole.area),
-        "number": particles.number,
-        density_column(um_per_px): particles.number * 1e6 / (binary.size * s * s),
+    return {
         f"mean_area_{u}2": _known(np.mean, area),
         f"median_area_{u}2": _known(np.median, area),
         f"max_area_{u}2": _known(np.max, area),
@@ -108,12 +214,7 @@ def measure_class(
         f"mean_length_{u}": _known(np.mean, length),
         f"max_length_{u}": _known(np.max, length),
         "mean_aspect_ratio": _known(np.mean, whole.aspect),
-        f"mean_intercept_{u}": fraction / lines * s if lines else math.nan,
-        f"mean_free_path_{u}": (1 - fraction) / lines * s if lines else math.nan,
     }
-    graded = grains and um_per_px is not None
-    row["astm_g"] = astm_grain_size(row[f"mean_intercept_{u}"]) if graded else math.nan
-    return row, particles
 
 
 def measure_mask(
@@ -122,11 +223,37 @@ def measure_mask(
     um_per_px: float | None = None,
     minimum_px: int = MINIMUM_PX,
     grain_classes: Sequence[int] = (),
+    connectivity: int | None = None,
+    boundary_classes: Sequence[int] | None = None,
 ) -> tuple[list[Row], list[Particles]]:
-    """``measure_class`` of every class of a mask of class ids (H, W); rows begin with ``class``."""
+    """``measure_class`` of every class of a mask of class ids (H, W); rows begin with ``class``.
+
+    Pixels of 255 (``IGNORED``) are not part of the field. Grain boundaries are the pixels of
+    ``boundary_classes``, by default of every class that is no grain class. ConfigError if a term is
+    out of range, DataError if the mask is none or holds other values.
+    """
+    check_terms(num_classes, um_per_px, minimum_px, grain_classes, connectivity, boundary_classes)
+    if mask.ndim != 2 or not mask.size:
+        raise DataError(f"mask: found shape {mask.shape}; give class ids of shape (H, W)")
+    without = mask == IGNORED
+    wrong = ((mask < 0) | (mask >= num_classes)) & ~without
+    if wrong.any():
+        raise DataError(
+            f"mask: value {mask[wrong][0]} where there are {num_classes} classes; class ids are "
+            f"0 ... {num_classes - 1}, and {IGNORED} where no class is known"
+        )
+    ignored = without if without.any() else None
+    stops = set(grain_classes)
+    if boundary_classes is not None:
+        stops = set(range(num_classes)) - set(boundary_classes)
     rows, particles = [], []
     for c in range(num_classes):
-        row, found = measure_class(mask == c, um_per_px, minimum_px, c in grain_classes)
+        grains = c in grain_classes
+        others = np.isin(mask, [*(stops - {c})]) if grains and stops - {c} else None
+        binary = mask == c
+        row, found = measure_class(
+            binary, um_per_px, minimum_px, grains, connectivity, ignored, others
+        )
         rows.append({"class": c, **row})
         particles.append(found)
     return rows, particles
@@ -199,8 +326,12 @@ def compare_class(
     um_per_px: float | None = None,
     minimum_px: int = MINIMUM_PX,
     boundary_px: float = BOUNDARY_PX,
+    connectivity: int = 8,
+    ignored: Array | None = None,
 ) -> Row:
     """Compare a predicted and a true mask of one class, bool (H, W), see ``measure_class``.
+
+    Where ``ignored`` (H, W) is true nothing is compared.
 
     * ``area_fraction_error``, ``number_error``: prediction minus truth.
     * ``ks_diameter``: Kolmogorov-Smirnov distance of the diameters of whole particles, 0 ... 1.
@@ -212,15 +343,20 @@ def compare_class(
       the next of ``RECALL_EDGES_PX``, how many are found (at least half of their pixels predicted
       as their class), and how many there are.
     """
-    real, labels = find_particles(truth, minimum_px)
+    field = int(truth.size)
+    if ignored is not None:
+        truth, prediction = truth & ~ignored, prediction & ~ignored
+        field = int(np.count_nonzero(~ignored))
+    more = int(np.count_nonzero(prediction)) - int(np.count_nonzero(truth))
+    real, labels = find_particles(truth, minimum_px, connectivity, ignored)
     hits = np.zeros(len(real.area) + 1, np.int64)
     for rows in row_bands(len(labels)):
         hits += np.bincount(labels[rows][prediction[rows]], minlength=len(hits))
     del labels  # four bytes a pixel; the image may be large
-    predicted = find_particles(prediction, minimum_px)[0]
-    f1, distance = boundary_agreement(truth, prediction, boundary_px)
+    predicted = find_particles(prediction, minimum_px, connectivity, ignored)[0]
+    f1, distance = boundary_agreement(truth, prediction, boundary_px, ignored)
     row: Row = {
-        "area_fraction_error": float(prediction.mean() - truth.mean()),
+        "area_fraction_error": more / field if field else math.nan,
         "number_error": predicted.number - real.number,
         "ks_diameter": kolmogorov_smirnov(predicted.whole().diameter, real.whole().diameter),
         "boundary_f1": f1,
@@ -243,21 +379,27 @@ def kolmogorov_smirnov(first: Array, second: Array) -> float:
     return float(np.abs(shares[0] - shares[1]).max())
 
 
-def outline(binary: Array) -> Array:
-    """Pixels (H, W) of a class with a side next to a pixel of another; the frame is no outline."""
-    pixels = np.ascontiguousarray(binary, np.uint8)
+def outline(binary: Array, ignored: Array | None = None) -> Array:
+    """Pixels (H, W) of a class with a side next to a pixel of another.
+
+    The frame, and the edge of what is ``ignored``, is no outline.
+    """
+    pixels = np.ascontiguousarray(binary if ignored is None else binary | ignored, np.uint8)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    return (pixels != 0) & (cv2.erode(pixels, cross) == 0)
+    return np.asarray(binary, bool) & (cv2.erode(pixels, cross) == 0)
 
 
 def boundary_agreement(
-    truth: Array, prediction: Array, boundary_px: float = BOUNDARY_PX
+    truth: Array,
+    prediction: Array,
+    boundary_px: float = BOUNDARY_PX,
+    ignored: Array | None = None,
 ) -> tuple[float, float]:
     """Boundary F1 and 95 % Hausdorff distance in px of two masks (H, W) of one class.
 
     (nan, nan) if neither has an outline, (0, inf) if one has none.
     """
-    edges = outline(truth), outline(prediction)
+    edges = outline(truth, ignored), outline(prediction, ignored)
     outlined = [bool(edge.any()) for edge in edges]
     if not all(outlined):
         return (0.0, math.inf) if any(outlined) else (math.nan, math.nan)

@@ -1,7 +1,9 @@
 """The particles of one class in one mask: found, counted, and measured one by one.
 
-A *particle* is a set of pixels of one class that touch by a side or a corner (8-connected) and has
-at least ``minimum_px`` pixels; smaller ones are taken for noise. One that touches the frame is cut.
+A *particle* is a set of pixels of one class that touch by a side or a corner (8-connected; grains:
+by a side alone, 4-connected, so that a boundary one pixel wide separates them at any angle) and has
+at least ``minimum_px`` pixels; smaller ones are taken for noise. One that touches the frame, or
+pixels that nobody labelled, is cut.
 
 They are found with OpenCV, not with scikit-image: its ``regionprops`` took 20 times as long (7,035
 particles in 2000 x 2000 pixels), and its length is that of an ellipse, not of a rectangle.
@@ -10,6 +12,7 @@ particles in 2000 x 2000 pixels), and its length is that of an ellipse, not of a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +20,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from config import ConfigError
+
 Array = NDArray[Any]
 Row = dict[str, Any]
 
 MINIMUM_PX = 10
+SCALES_UM = (1e-6, 1e6)
+"""Smallest and largest side of a pixel in um that is believed: a picometre and a metre."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Particles:
     width: Array
     x: Array  # centre of gravity in px; (0, 0) is the centre of the first pixel
     y: Array
-    border: Array  # whether the frame cuts the particle
+    border: Array  # whether the frame, or what nobody labelled, cuts the particle
 
     @property
     def diameter(self) -> Array:
@@ -75,8 +82,16 @@ class Particles:
 
 
 def unit_of(um_per_px: float | None) -> str:
-    """'um' with a scale, 'px' without."""
-    return "px" if um_per_px is None else "um"
+    """'um' with a scale, 'px' without; ConfigError if the scale lies outside ``SCALES_UM``."""
+    if um_per_px is None:
+        return "px"
+    least, most = SCALES_UM
+    if not least <= um_per_px <= most:
+        raise ConfigError(
+            f"--um_per_px: found {um_per_px}; give the side of a pixel in micrometres, a number "
+            f"from {least:g} to {most:g}, such as 0.1"
+        )
+    return "um"
 
 
 def row_bands(height: int, rows: int = 256) -> list[slice]:
@@ -84,13 +99,22 @@ def row_bands(height: int, rows: int = 256) -> list[slice]:
     return [slice(top, top + rows) for top in range(0, height, rows)]
 
 
-def find_particles(binary: Array, minimum_px: int = MINIMUM_PX) -> tuple[Particles, Array]:
+def find_particles(
+    binary: Array,
+    minimum_px: int = MINIMUM_PX,
+    connectivity: int = 8,
+    ignored: Array | None = None,
+) -> tuple[Particles, Array]:
     """Find the particles of a class in a mask (H, W), true where the class is.
 
-    Also returns labels int32 (H, W): 1 + the particle's number, 0 outside and for noise.
+    Pixels of one particle touch by a side (``connectivity`` 4) or also by a corner (8). ``ignored``
+    (H, W) is true where nobody knows the class: what touches it there is cut. Also returns labels
+    int32 (H, W): 1 + the particle's number, 0 outside and for noise.
     """
     pixels = np.ascontiguousarray(binary, np.uint8)
-    count, labels, statistics, centres = cv2.connectedComponentsWithStats(pixels, connectivity=8)
+    count, labels, statistics, centres = cv2.connectedComponentsWithStats(
+        pixels, connectivity=connectivity
+    )
     area = statistics[:, cv2.CC_STAT_AREA].astype(np.int64)
     keep = area >= minimum_px
     keep[0] = False
@@ -101,24 +125,100 @@ def find_particles(binary: Array, minimum_px: int = MINIMUM_PX) -> tuple[Particl
         labels[rows] = number[labels[rows]]
     border = np.zeros(found + 1, bool)
     border[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
-    length, width = _rectangles(pixels, labels, found)
+    if ignored is not None:
+        near = cv2.dilate(np.ascontiguousarray(ignored, np.uint8), np.ones((3, 3), np.uint8))
+        border[labels[near > 0]] = True
+    length, width = _rectangles(pixels, labels, found, connectivity)
     x, y = centres[keep].T
     return Particles(area[keep], length, width, x, y, border[1:]), labels
 
 
-def _rectangles(pixels: Array, labels: Array, count: int) -> tuple[Array, Array]:
+def fill_holes(labels: Array, minimum_px: int, ignored: Array | None = None) -> None:
+    """Fill holes of fewer than ``minimum_px`` pixels in labels (H, W) of ``find_particles``.
+
+    A hole is a set of pixels of no particle that touch by a side or a corner, so that a thin
+    slanting boundary is one long hole. Its pixels get the label of the nearest particle.
+    """
+    outside = labels == 0
+    if ignored is not None:
+        outside &= ~ignored
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats(
+        outside.view(np.uint8), connectivity=8
+    )
+    small = statistics[:, cv2.CC_STAT_AREA] < minimum_px
+    small[0] = False
+    if small.any() and labels.any():
+        labels[:] = nearest_labels(labels, labels > 0, small[parts])
+
+
+def nearest_labels(labels: Array, sources: Array, where: Array) -> Array:
+    """Labels (H, W) in which the pixels ``where`` have the label of the nearest of ``sources``.
+
+    Both are bool (H, W); some pixel must be a source. Of sources equally near, the first in reading
+    order is taken: the middle row of an odd gap would else change sides from pixel to pixel.
+    """
+    _, index = cv2.distanceTransformWithLabels(
+        (~sources).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    place = np.zeros(int(index.max()) + 1, np.int32)  # of each source, in reading order
+    place[index[sources]] = np.flatnonzero(sources)
+    nearest = place[index]
+    height, width = labels.shape
+    y, x = np.nonzero(where)
+    # OpenCV's distances with labels are approximate; the neighbours' sources make them exact.
+    around = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+    for _ in range(2):
+        best = nearest[y, x]
+        distance = (best // width - y) ** 2 + (best % width - x) ** 2
+        for dy, dx in around:
+            other = nearest[np.clip(y + dy, 0, height - 1), np.clip(x + dx, 0, width - 1)]
+            away = (other // width - y) ** 2 + (other % width - x) ** 2
+            nearer = (away < distance) | ((away == distance) & (other < best))
+            best, distance = np.where(nearer, other, best), np.where(nearer, away, distance)
+        nearest[y, x] = best
+    grown = labels.copy()
+    grown[y, x] = labels.ravel()[nearest[y, x]]
+    return grown
+
+
+def _rectangles(pixels: Array, labels: Array, count: int, connectivity: int) -> tuple[Array, Array]:
     """Length and width of the smallest rectangle around each of the particles 1 ... count."""
     length, width = np.full((2, count), np.nan)
+    corners = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]], np.float32)
+    outlines = _contours(pixels, labels) if connectivity == 8 else _ends_of_runs(labels, count)
+    for number, points in outlines:
+        hull = cv2.convexHull(points)  # (points, 1, 2)
+        _, sides, _ = cv2.minAreaRect((hull + corners).reshape(-1, 2).astype(np.float32))
+        width[number - 1], length[number - 1] = sorted(sides)
+    return length, width
+
+
+def _contours(pixels: Array, labels: Array) -> Iterator[tuple[int, Array]]:
+    """Number and contour (points, 1, 2), as x and y, of each 8-connected particle."""
     # Not RETR_CCOMP, which tells holes apart but takes a time that grows with their square.
     contours, _ = cv2.findContours(pixels, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    corners = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]], np.float32)
     for contour in contours:
         column, row = contour[0, 0]
         number = labels[row, column]
         # Holes are followed the other way round, so that their area is positive.
-        if not number or cv2.contourArea(contour, oriented=True) > 0:
-            continue
-        hull = cv2.convexHull(contour)  # (points, 1, 2)
-        _, sides, _ = cv2.minAreaRect((hull + corners).reshape(-1, 2).astype(np.float32))
-        width[number - 1], length[number - 1] = sorted(sides)
-    return length, width
+        if number and cv2.contourArea(contour, oriented=True) <= 0:
+            yield int(number), contour
+
+
+def _ends_of_runs(labels: Array, count: int) -> Iterator[tuple[int, Array]]:
+    """Number of each particle, and the ends (n, 2), as x and y, of its runs along the rows.
+
+    They have the same hull as all its pixels. OpenCV's contours go on over corners, where
+    4-connected particles end.
+    """
+    step = np.ones((len(labels), labels.shape[1] + 1), bool)
+    np.not_equal(labels[:, 1:], labels[:, :-1], out=step[:, 1:-1])
+    inside = labels > 0
+    ends = [np.argwhere(step[:, :-1] & inside), np.argwhere(step[:, 1:] & inside)]
+    points = np.concatenate(ends).astype(np.int32)
+    of = labels[points[:, 0], points[:, 1]]
+    order = np.argsort(of, kind="stable")
+    first = np.searchsorted(of[order], np.arange(1, count + 2))
+    points = np.ascontiguousarray(points[order, ::-1])
+    for i in range(count):
+        yield i + 1, points[first[i] : first[i + 1]]

@@ -180,9 +180,12 @@ class Segmenter:
         um_per_px: float | None = None,
         minimum_px: int = MINIMUM_PX,
         grain_classes: Sequence[int] = (),
+        connectivity: int | None = None,
+        boundary_classes: Sequence[int] | None = None,
     ) -> list[Row]:
-        """Measure every class of a mask (H, W): one dict per class, ``measure.measure_class``."""
-        return measure.measure_mask(mask, self.num_classes, um_per_px, minimum_px, grain_classes)[0]
+        """Measure every class of a mask (H, W): one dict per class, ``measure.measure_mask``."""
+        terms = (um_per_px, minimum_px, grain_classes, connectivity, boundary_classes)
+        return measure.measure_mask(mask, self.num_classes, *terms)[0]
 
 
 def _shapes(state: Mapping[str, Tensor], path: Path) -> tuple[int, tuple[int, ...]]:

@@ -18,10 +18,13 @@ from utils.files import replace_file
 from utils.tables import csv_of_rows, markdown
 
 DEFINITIONS = (
-    "Particle: pixels of one class that touch by a side or a corner. One that the frame cuts "
-    "counts as one half (ASTM E112, planimetric) and is left out of the sizes.",
-    "Area fraction: of all pixels (ASTM E562, E1245). Mean free path and mean intercept: all rows "
-    "and columns are test lines (ASTM E1245, E112). Length and aspect ratio: smallest-area "
+    "Particle: pixels of one class that touch. One that the frame cuts counts as one half "
+    "(ASTM E112, planimetric) and is left out of the sizes. Specks and holes smaller than the "
+    "smallest particle are noise for counts, sizes, intercepts and free paths.",
+    "Area fraction: of all pixels (ASTM E562, E1245). Mean intercept (mean chord through a "
+    "particle) and mean free path: all rows and columns are test lines (ASTM E1245). Grain "
+    "intercept: length of test line / grains met, boundaries shared by their grains; the "
+    "grain-size number is computed from it (ASTM E112). Length and aspect ratio: smallest-area "
     "rectangle. Diameter: circle of equal area (ISO 9276-6).",
     "Each image is a field. Mean ± half-width of the 95 % confidence interval (Student's t) over "
     "fields; relative accuracy (ASTM E562) = half-width / mean.",
@@ -72,7 +75,15 @@ def _about(folder: Folder) -> list[str]:
         f"{len(folder.done)} image(s), predicted {size}{views}",
         f"Scale: {f'{um:g} µm per pixel' if um else 'none given, lengths are in pixels'}",
         f"Smallest particle: {folder.min_px} pixels",
+        f"Pixels of one particle touch {_touching(folder)}",
     ]
+
+
+def _touching(folder: Folder) -> str:
+    sides, corners = "by a side (4-connected)", "by a side or a corner (8-connected)"
+    if folder.connectivity:
+        return sides if folder.connectivity == 4 else corners
+    return f"{corners}, those of grains {sides}" if folder.grain_classes else corners
 
 
 def warnings(folder: Folder) -> list[str]:
@@ -97,7 +108,7 @@ def _class_tables(folder: Folder) -> list[Table]:
     u = unit_of(folder.um_per_px)
     names = (f"area_{u}2", f"diameter_{u}", f"length_{u}", "aspect_ratio", f"intercept_{u}")
     means = [f"mean_{name}" for name in (*names, f"free_path_{u}")]
-    columns = [measure.density_column(folder.um_per_px), *means, "astm_g"]
+    columns = [measure.density_column(folder.um_per_px), *means, f"grain_intercept_{u}", "astm_g"]
     fractions, others, sizes = [], [], []
     for c, name in enumerate(folder.segmenter.class_names):
         rows = [row for row in folder.rows if row["class"] == c]

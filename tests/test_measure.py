@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
 
 # SciPy is installed with scikit-learn, which requires it.
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import ndimage, stats  # type: ignore[import-untyped]
 
+from config import ConfigError
 from metallography import measure
 from metallography.measure import (
     boundary_agreement,
@@ -23,6 +25,7 @@ from metallography.measure import (
     recall_by_size,
 )
 from tests.masks import blobs, disc, field
+from utils.files import DataError
 
 # ---------------------------------------------------------------- one picture, by hand
 
@@ -106,14 +109,214 @@ def test_the_astm_grain_size_number() -> None:
 
 
 def test_grains_between_boundaries() -> None:
-    # A grid of square grains of 38 px, boundaries 2 px, 1 um each: the mean intercept is near 38.
+    # A grid of square grains of 38 px, boundaries 2 px, 1 um each: the mean chord is near 38, and
+    # by E112, line / grains met, a boundary counts to its grains: G is that of 40, not of 38 um.
     mask = np.ones((800, 800), np.uint8)
     inside = (np.arange(800) % 40) < 38
     mask[np.ix_(inside, inside)] = 0
     (row, boundary), _ = measure_mask(mask, 2, um_per_px=1.0, grain_classes=[0])
     assert row["mean_intercept_um"] == pytest.approx(38, rel=0.03)
-    assert row["astm_g"] == pytest.approx(-3.288 - 6.643856 * math.log10(0.038), abs=0.1)
+    assert row["astm_g"] == pytest.approx(-3.288 - 6.643856 * math.log10(0.040), abs=0.1)
     assert row["class"] == 0 and boundary["class"] == 1 and math.isnan(boundary["astm_g"])
+
+
+def lattice(pitch: int, width: int, start: int, count: int = 20):
+    """Square grains (true) every ``pitch`` px; boundaries of ``width`` px begin at ``start``."""
+    inside = (np.arange(count * pitch) - start) % pitch >= width
+    return np.outer(inside, inside)
+
+
+LATTICES = [(40, 3), (20, 4), (12, 3), (40, 4), (20, 3), (12, 4), (9, 1)]
+
+
+@pytest.mark.parametrize("pitch, width", LATTICES)
+def test_grain_size_does_not_depend_on_the_width_of_boundaries(pitch: int, width: int) -> None:
+    # Cut in the middle of grains, a line of 20 pitches crosses 20 boundaries: 19 whole grains and
+    # two halves are met, L / N = pitch. The mean chord is pitch - width.
+    row, _ = measure_class(lattice(pitch, width, pitch // 2), 1.0, 1, grains=True)
+    assert row["mean_intercept_um"] == pytest.approx(pitch - width)
+    assert row["grain_intercept_um"] == pytest.approx(pitch, rel=0.01)
+    assert row["astm_g"] == measure.astm_grain_size(row["grain_intercept_um"])
+    # Beginning with a boundary, it meets 19 whole grains and one half.
+    row, _ = measure_class(lattice(pitch, width, 0), 1.0, grains=True)
+    by_hand = (20 * pitch - width) / 19.5
+    assert row["grain_intercept_um"] == pytest.approx(by_hand, rel=0.01)
+    exact = -3.288 - 6.643856 * math.log10(pitch / 1000)
+    assert row["astm_g"] == pytest.approx(exact, abs=0.1)
+
+
+@pytest.mark.parametrize("degrees", [15, 30, 45])
+@pytest.mark.parametrize("pitch, width", [(40, 3), (20, 4), (12, 3)])
+def test_grain_size_of_a_slanting_lattice(pitch: int, width: int, degrees: int) -> None:
+    # A line at this angle crosses cos / pitch boundaries of one family per length, sin / pitch of
+    # the other.
+    y, x = np.mgrid[:500, :500]
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    inside = ((c * x + s * y) % pitch >= width) & ((c * y - s * x) % pitch >= width)
+    row, _ = measure_class(inside, 1.0, grains=True)
+    by_hand = measure.astm_grain_size(pitch / (c + s))
+    assert row["astm_g"] == pytest.approx(by_hand, abs=0.12)
+
+
+@pytest.mark.parametrize("width", [3, 5])
+def test_grain_size_of_a_random_tessellation(width: int) -> None:
+    """Boundaries drawn on a tessellation give its own line / grains met, counted without them."""
+    seeds = np.random.default_rng(width).random((150, 2)) * 300
+    y, x = np.mgrid[:300, :300]
+    away = np.full((300, 300), np.inf)
+    owner = np.zeros((300, 300), int)
+    for i, (sy, sx) in enumerate(seeds):
+        own = (y - sy) ** 2 + (x - sx) ** 2
+        owner[own < away], away = i, np.minimum(own, away)
+    sides = np.zeros((300, 300), bool)
+    sides[:, 1:] |= owner[:, 1:] != owner[:, :-1]
+    sides[1:] |= owner[1:] != owner[:-1]
+    crossed = sum(int((np.diff(owner, axis=axis) != 0).sum()) for axis in (0, 1))
+    by_hand = measure.astm_grain_size(2 * 300 * 300 / crossed)
+    drawn = ndimage.maximum_filter(sides, width)
+    row, _ = measure_class(~drawn, 1.0, grains=True)
+    assert row["astm_g"] == pytest.approx(by_hand, abs=0.1)
+    assert measure.astm_grain_size(row["mean_intercept_um"]) > by_hand + 0.2  # the chord's
+
+
+def test_grains_beside_another_phase() -> None:
+    # Left 400 px: a lattice of 40 px cut in the middle of grains; right 200 px: another phase.
+    # A row meets 10 grains and the half that ends at the phase; columns there meet 10.
+    mask = np.full((400, 600), 2, np.uint8)
+    mask[:, :400] = lattice(40, 3, 20, 10)
+    grains = measure_mask(mask, 3, 1.0, grain_classes=[1])[0][1]
+    by_hand = 2 * 400 * 400 / (400 * 10.5 + 400 * 10)
+    assert grains["grain_intercept_um"] == pytest.approx(by_hand, rel=0.01)
+    # Grains far apart in another phase: E112's line in grains / grains met, which is the chord.
+    apart = field(200, 200, (20, 20, 20, 20), (120, 120, 20, 20))
+    row, _ = measure_class(apart, 1.0, grains=True)
+    assert row["grain_intercept_um"] == row["mean_intercept_um"] == 20
+
+
+def test_an_inclusion_does_not_cut_its_grain() -> None:
+    mask = lattice(40, 3, 20, 10).astype(np.uint8)
+    mask[35:43, 35:43] = 2  # 64 px inside a grain
+    row = measure_mask(mask, 3, 1.0, grain_classes=[1])[0][1]
+    assert row["particles_whole"] + row["particles_cut"] == 11 * 11
+    assert row["grain_intercept_um"] == pytest.approx(40, rel=0.01)
+
+
+def test_two_classes_of_grains_share_their_boundaries() -> None:
+    # 20 x 20 grains of 40 px like a chess board; the frame lies in the middle of boundaries.
+    inside = lattice(40, 4, 38)
+    y, x = np.mgrid[:800, :800] // 40
+    mask = np.where(inside, 1 + (x + y) % 2, 0)
+    for c in (1, 2):
+        row = measure_mask(mask, 3, 1.0, grain_classes=[1, 2])[0][c]
+        assert row["particles_whole"] == 200 and row["mean_intercept_um"] == 36
+        assert row["grain_intercept_um"] == pytest.approx(40, rel=0.01)
+
+
+def test_named_boundary_classes_alone_are_boundaries() -> None:
+    mask = lattice(40, 4, 20, 10).astype(np.uint8)
+
+    def intercept(classes):
+        rows, _ = measure_mask(mask, 3, grain_classes=[1], boundary_classes=classes)
+        return rows[1]["grain_intercept_px"]
+
+    assert intercept([0]) == intercept(None) == pytest.approx(40, rel=0.01)
+    assert intercept([]) == intercept([2]) == 36
+    assert math.isnan(measure_mask(mask, 3, grain_classes=[1])[0][0]["grain_intercept_px"])
+
+
+def test_a_boundary_one_pixel_wide_separates_grains_at_any_angle() -> None:
+    mask = np.ones((64, 64), np.uint8) - np.eye(64, dtype=np.uint8)
+    grains = measure_mask(mask, 2, 1.0, grain_classes=[1])[0][1]
+    assert (grains["particles_whole"], grains["particles_cut"]) == (0, 2)
+    assert measure_mask(mask, 2, 1.0)[0][1]["particles_cut"] == 1
+    assert measure_mask(mask, 2, 1.0, connectivity=4)[0][1]["particles_cut"] == 2
+    found = measure_mask(mask, 2, 1.0, grain_classes=[1], connectivity=8)[0][1]
+    assert found["particles_cut"] == 1
+    # Every row and column but the outermost crosses the boundary once: 62 grains in two halves
+    # each; at the four ends a grain's outline is met once.
+    assert grains["mean_intercept_um"] == 2 * (64 * 64 - 64) / (2 * (62 + 2 / 2))
+
+
+def test_holes_and_specks_are_noise_for_lengths_as_for_counts() -> None:
+    grains = np.ones((200, 200), np.uint8)
+    grains[:, ::50] = grains[::50] = 0
+    pierced = grains.copy()
+    pierced[5::10, 5::10] = 0  # 400 single pixels, 1 %
+    clean, noisy = (measure_mask(m, 2, 1.0, grain_classes=[1])[0][1] for m in (grains, pierced))
+    for name in ("mean_intercept_um", "mean_free_path_um", "grain_intercept_um", "astm_g"):
+        assert noisy[name] == clean[name]
+    assert noisy["area_fraction"] == pytest.approx(clean["area_fraction"] - 0.01)
+    # The free path of a phase is the chord of its matrix: 2 * 38400 pixels, 80 lines meet it.
+    specks = field(200, 200, (80, 80, 40, 40)).astype(np.uint8)
+    specks[5:75:10, 5::10] = 1
+    matrix, phase = measure_mask(specks, 2)[0]
+    assert matrix["mean_intercept_px"] == phase["mean_free_path_px"] == 2 * 38400 / 80
+    # A hole of min_px pixels is no noise: 10 x 20 with a hole of 2 x 5 meets 30 + 2 + 5 lines.
+    holed = field(40, 40, (10, 10, 10, 20)) & ~field(40, 40, (14, 15, 2, 5))
+    assert measure_class(holed)[0]["mean_intercept_px"] == 2 * 190 / 37
+    assert measure_class(holed, minimum_px=11)[0]["mean_intercept_px"] == 2 * 200 / 30
+
+
+@pytest.mark.parametrize("grains", [(), (1,)])
+def test_pixels_of_255_are_not_part_of_the_field(grains: tuple[int, ...]) -> None:
+    inner = blobs(0).astype(np.uint8) + blobs(5)
+    outer = np.full((130, 140), 255, np.uint8)
+    outer[20:110, 10:130] = inner
+    alone, found = measure_mask(inner, 3, 0.5, 10, grains)
+    framed, moved = measure_mask(outer, 3, 0.5, 10, grains)
+    for one, other in zip(alone, framed, strict=True):
+        assert other == pytest.approx(one, nan_ok=True)
+    assert [p.border.tolist() for p in found] == [p.border.tolist() for p in moved]
+    assert sum(row["area_fraction"] for row in framed) == pytest.approx(1)
+    nothing = measure_mask(np.full((20, 20), 255), 2, grain_classes=[0])[0][0]
+    assert math.isnan(nothing["area_fraction"]) and math.isnan(nothing["number_per_Mpx"])
+    assert math.isnan(nothing["astm_g"])
+
+
+SCALES = [0, -1, -0.0, math.nan, math.inf, 1e308, 1e-300, 1e-7, 1e7]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_scale_that_cannot_be_is_refused(scale: float) -> None:
+    mask = field(30, 30, (5, 5, 10, 10))
+    _, particles = measure_class(mask)
+    for work in (
+        lambda: measure_mask(mask, 2, um_per_px=scale),
+        lambda: measure_class(mask, scale),
+        lambda: compare_class(mask, mask, scale),
+        lambda: particles.rows(scale),
+        lambda: by_batch([], scale),
+    ):
+        with pytest.raises(
+            ConfigError, match=re.escape(f"--um_per_px: found {scale}; give the side")
+        ):
+            work()
+
+
+@pytest.mark.parametrize(
+    "terms, message",
+    [
+        ({"minimum_px": 0}, "--min_px: found 0; give a number of at least 1"),
+        ({"minimum_px": math.nan}, "--min_px: found nan; give a number of at least 1"),
+        ({"grain_classes": [2]}, "--grain_classes: found 2; classes are 0 ... 1"),
+        ({"boundary_classes": [-1]}, "--boundary_classes: found -1; classes are 0 ... 1"),
+        (
+            {"grain_classes": [0, 1], "boundary_classes": [1]},
+            "--boundary_classes: found 1, a grain class; it is only one",
+        ),
+        ({"connectivity": 6}, "--connectivity: found 6; give 4 or 8, or leave it out"),
+    ],
+)
+def test_terms_out_of_range_are_refused(terms: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        measure_mask(field(20, 20), 2, **terms)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("mask", [np.full((9, 9), 2), np.full((9, 9), -1), np.zeros((9, 9, 3))])
+def test_what_is_no_mask_is_refused(mask: np.ndarray) -> None:
+    with pytest.raises(DataError, match="^mask: (value|found shape)"):
+        measure_mask(mask, 2)
 
 
 def test_units_scale_and_names() -> None:
@@ -143,7 +346,7 @@ def test_intercepts_against_walking_along_every_line(seed: int) -> None:
             run = list(places)
             cut = (run[0] == 0) + (run[-1] == len(line) - 1)
             chords += inside * (1 - cut / 2)
-    assert measure.intercepts_per_px(binary) == pytest.approx(chords / (80 * 40))
+    assert measure.particles_met(binary) == chords
 
 
 # ---------------------------------------------------------------- sets
@@ -199,6 +402,17 @@ def test_comparison_by_hand() -> None:
     assert recall[1] == ("32 ... 100 px", 0, 0)
     assert recall[2] == ("100 ... 316 px", 2, 4)  # found: the half; not: the one at the frame
     assert recall[-1] == ("3162 px and more", 0, 0)
+
+
+def test_nothing_is_compared_where_the_truth_is_ignored() -> None:
+    truth, prediction = blobs(2), blobs(2) ^ field(90, 120, (40, 50, 9, 9))
+    framed = [np.random.default_rng(i).random((110, 150)) < 0.5 for i in range(2)]
+    for whole, part in zip(framed, (truth, prediction), strict=True):
+        whole[5:95, 8:128] = part
+    ignored = ~field(110, 150, (5, 8, 90, 120))
+    found = compare_class(framed[0], framed[1], ignored=ignored)
+    expected = compare_class(truth, prediction)
+    assert found == pytest.approx(expected) and expected["boundary_f1"] < 1
 
 
 def test_a_shift_of_three_pixels() -> None:

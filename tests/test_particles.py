@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from metallography.particles import find_particles
+from metallography.particles import fill_holes, find_particles
 from tests.masks import blobs, field
 
 
@@ -22,6 +22,33 @@ def test_corner_to_corner_is_one_particle_and_holes_are_not_area() -> None:
     assert 12 in particles.length and not np.isnan(particles.length).any()
     np.testing.assert_array_equal(labels > 0, binary)
     assert sorted(np.bincount(labels.ravel())[1:].tolist()) == [16, 32, 80]
+
+
+def test_by_sides_alone_particles_end_at_their_corners() -> None:
+    binary = field(40, 40, (5, 5, 4, 6), (9, 11, 5, 5))
+    particles, labels = find_particles(binary, connectivity=4)
+    assert particles.area.tolist() == [24, 25]
+    assert particles.length.tolist() == [6, 5] and particles.width.tolist() == [4, 5]
+    assert labels[8, 10] == 1 and labels[9, 11] == 2
+    assert find_particles(binary)[0].area.tolist() == [49]
+
+
+def test_what_touches_ignored_pixels_is_cut() -> None:
+    binary = field(40, 40, (5, 5, 4, 4), (5, 20, 4, 4), (20, 5, 4, 4))
+    ignored = field(40, 40, (5, 9, 4, 2), (24, 9, 3, 3))  # beside the first, at the last's corner
+    assert find_particles(binary, ignored=ignored)[0].border.tolist() == [True, False, True]
+
+
+def test_holes_are_filled_by_the_nearest_particle() -> None:
+    binary = field(20, 40, (2, 2, 16, 16), (2, 20, 16, 18))
+    binary &= ~field(20, 40, (6, 6, 3, 3), (6, 25, 2, 5))
+    binary[12, 12] = binary[13, 13] = False  # one hole of two pixels that touch by a corner
+    _, labels = find_particles(binary)
+    fill_holes(labels, 10)
+    assert (labels == 1).sum() == 16 * 16 and (labels == 2).sum() == 16 * 18 - 10
+    _, labels = find_particles(binary)
+    fill_holes(labels, 10, ignored=field(20, 40, (6, 6, 3, 3)))
+    assert (labels == 1).sum() == 16 * 16 - 9
 
 
 @pytest.mark.parametrize("row", [0, 19])
@@ -48,10 +75,11 @@ def slow_rectangle(ys, xs):
     return best[1], best[0]
 
 
+@pytest.mark.parametrize("connectivity", [4, 8])
 @pytest.mark.parametrize("seed", range(3))
-def test_smallest_rectangles_against_all_directions(seed: int) -> None:
+def test_smallest_rectangles_against_all_directions(seed: int, connectivity: int) -> None:
     binary = blobs(seed, (24, 30), 0.3)
-    particles, labels = find_particles(binary, 3)
+    particles, labels = find_particles(binary, 3, connectivity)
     assert len(particles.area) >= 3
     for i in range(len(particles.area)):
         length, width = slow_rectangle(*np.nonzero(labels == i + 1))

@@ -86,7 +86,12 @@ def test_a_large_picture_has_a_reduced_overlay_with_a_true_bar() -> None:
     ("change", "said"),
     [
         (["--um_per_px", "0"], "--um_per_px: found 0.0; give"),
+        (["--um_per_px", "-1"], "--um_per_px: found -1.0; give"),
         (["--um_per_px", "nan"], "--um_per_px: found nan; give"),
+        (["--um_per_px", "1e308"], "--um_per_px: found 1e+308; give"),
+        (["--um_per_px", "1e-300"], "--um_per_px: found 1e-300; give"),
+        (["--connectivity", "6"], "--connectivity: found 6; give 4 or 8"),
+        (["--boundary_classes", "3"], "--boundary_classes: found 3; classes are 0 ... 2"),
         (["--min_px", "0"], "--min_px: found 0; give"),
         (["--resize", "3"], "--resize: found 3; give 0 or a number of at least 16"),
         (["--overlap", "800"], "overlap 800"),
@@ -111,6 +116,7 @@ def test_a_bad_option_is_one_line(tmp_path, weights, capsys, change, said) -> No
     ("what", "of_no_effect"),
     [
         ("rank", [["--report"], ["--particles"], ["--um_per_px", "0.1"], ["--min_px", "20"]]),
+        ("rank", [["--connectivity", "4"], ["--boundary_classes", "0"]]),
         ("export", [["--report"], ["--masks", "m"], ["--out", "o"], ["--grain_classes", "1"]]),
         ("export", [["--tta"]]),
     ],

@@ -145,6 +145,17 @@ def test_measure_gives_a_row_per_class(weights: Path) -> None:
     assert table[2]["number_per_mm2"] == pytest.approx(1e4)
 
 
+def test_measure_takes_the_terms_of_the_command_line(weights: Path) -> None:
+    segmenter = Segmenter(weights)
+    mask = np.ones((64, 64), np.uint8) - np.eye(64, dtype=np.uint8)
+    grains = segmenter.measure(mask, 1.0, grain_classes=[1], boundary_classes=[0])[1]
+    assert grains["particles_cut"] == 2 and grains["astm_g"] > 0
+    joined = segmenter.measure(mask, 1.0, grain_classes=[1], connectivity=8)[1]
+    assert joined["particles_cut"] == 1
+    with pytest.raises(ValueError, match="^--um_per_px: found 0; give the side of a pixel"):
+        segmenter.measure(mask, um_per_px=0)
+
+
 # ---------------------------------------------------------------- what the file says
 
 

@@ -69,6 +69,30 @@ def test_numbers_by_hand(tmp_path, segmenter, monkeypatch) -> None:
     assert row["ks_diameter"] == "" and row["class_name"] == "a_b|c"
 
 
+def test_unlabelled_pixels_of_the_truth_are_not_compared(tmp_path, segmenter, monkeypatch) -> None:
+    truth = np.zeros((20, 30), np.uint8)
+    truth[:, :10], truth[:5] = 1, 255
+    folder = run(tmp_path, segmenter, monkeypatch, truth)
+    counts = folder.done[0].counts
+    assert folder.bad == [] and counts is not None and counts.sum() == 15 * 30
+    row = folder.compared[1]
+    assert row["area_fraction_error"] == pytest.approx(15 * 5 / (15 * 30))
+    text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    assert table(text, "Against true masks")[3][1] == f"{2 * 150 / (150 + 225):.4g}"
+
+
+def test_the_summary_says_how_grains_are_joined(tmp_path, segmenter) -> None:
+    def line(**terms) -> str:
+        folder = Folder(segmenter, [], tmp_path / "out", **terms)
+        write_tables(folder)
+        text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+        return text.split("Pixels of one particle touch ")[1].split("\n")[0]
+
+    sides, corners = "by a side (4-connected)", "by a side or a corner (8-connected)"
+    assert line() == corners and line(grain_classes=[1]) == f"{corners}, those of grains {sides}"
+    assert line(connectivity=4) == sides and line(grain_classes=[1], connectivity=8) == corners
+
+
 def test_means_over_images_and_batches(tmp_path, segmenter, monkeypatch) -> None:
     """Class 1 fills 20 and 40 % of two images of 10 x 10 px."""
     (tmp_path / "img").mkdir()
