@@ -158,7 +158,7 @@ class SelfSupervised(Runner):
     def header(self) -> list[str]:
         """Method, data and steps, settings without effect, and a note on the method's loss."""
         c, annotated = self.config, self.annotated
-        name, batch = SELF_MODES[c.self_mode], self.batches.batch_size
+        name, batch = SELF_MODES[c.self_mode], min(c.self_batch_size, len(self.train_samples))
         lines = [
             f"Pretraining with {name} for {self.epochs} epochs on "
             f"{self.images(self.train_samples)} of {c.data_dir}, labels unused, "

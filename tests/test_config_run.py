@@ -181,6 +181,14 @@ def test_the_log_has_one_head_and_one_line_an_epoch(finished: Path) -> None:
     assert re.search(r"Loss \d\.\d{4} \(avg:\d\.\d{4}\)", epochs[0])
 
 
+def test_the_head_counts_the_images_that_a_batch_has(data: Path, tmp_path: Path) -> None:
+    """Four images do not fill a batch of 8; the annotated one comes on top of them."""
+    assert train(data, tmp_path, "-stages self --self_mode moco", self_batch_size=8) == 0
+    log = (tmp_path / "tiny_moco" / "1_0" / "log_self.txt").read_text()
+    assert "1 steps of 4 images an epoch" in log
+    assert "is full of real keys after 2 steps" in log  # 10 keys, 5 a step
+
+
 def test_eval_txt_agrees_with_a_hand_computation(finished: Path) -> None:
     for folder, stage in (("tiny_simclr", "fine"), ("tiny_sup", "sup")):
         text = (finished / folder / "eval.txt").read_text(encoding="utf-8")
