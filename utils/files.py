@@ -72,7 +72,7 @@ def replace_file(path: str | Path, contents: str | bytes, flag: str = "output_di
 
 def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files of killed processes; the caller must hold the folder's lock."""
-    for path in Path(folder).glob(".*.tmp"):
+    for path in Path(folder).rglob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
             with writing(path):
                 path.unlink(missing_ok=True)
