@@ -105,7 +105,8 @@ def write_results(experiment: Path, stage: str) -> None:
         "",
         *table(experiment, stage),
     ]
-    replace_file(experiment / "eval.txt", "\n".join(lines) + "\n")
+    # Not forced to the disk: it is written anew from the states whenever a run ends.
+    replace_file(experiment / "eval.txt", "\n".join(lines) + "\n", durable=False)
 
 
 def results_table(folders: Mapping[Path, str]) -> str:

@@ -63,10 +63,12 @@ def replacing(path: str | Path, flag: str = "output_dir", durable: bool = True) 
                     os.close(folder)
 
 
-def replace_file(path: str | Path, contents: str | bytes, flag: str = "output_dir") -> None:
+def replace_file(
+    path: str | Path, contents: str | bytes, flag: str = "output_dir", durable: bool = True
+) -> None:
     """Write a file atomically (``replacing``), text as UTF-8 with line feeds on every system."""
     data = contents if isinstance(contents, bytes) else contents.encode("utf-8", "backslashreplace")
-    with replacing(path, flag) as temporary:
+    with replacing(path, flag, durable) as temporary:
         temporary.write_bytes(data)
 
 
