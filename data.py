@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from imaging.store import ImageStore
 from pscl.augmentation import ColorJitter, ContrastJitter
 from pscl.geometry import ViewGeometry, Window
 from utils.files import IMAGE_SUFFIXES, DataError, list_files
-from utils.imagefile import ImageStore
 from utils.metrics import IGNORED
 
 MASK_SUFFIX = ".png"

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from config import ConfigError
+from imaging.drawing import overview, save_picture
 from metallography import ranking
 from metallography.export import check_target
 from metallography.folder import Folder, Item, list_images
@@ -31,7 +32,6 @@ from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet
 from utils.commandline import Parser, complain, exit_code
-from utils.drawing import overview, save_picture
 from utils.log import to_terminal
 
 # Options that a task ignores; they are refused, because a result would be missing.

@@ -25,9 +25,10 @@ from benchmarks import measure
 from benchmarks.measure import Case, Result
 from benchmarks.step import PRECISIONS, make_plain
 from config import Config
-from config_run import Job, Supervised
 from data import ImageStore
 from networks import UNet
+from stages.finetuning import Supervised
+from stages.job import Job
 from utils.device import choose_device, to_device
 
 VARIANTS: dict[str, torch.dtype | None] = {"plain": None, **PRECISIONS}

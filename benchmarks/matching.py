@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run a
 
 from benchmarks.measure import parser_of, table, use_threads
 from data import DataError, Sample, find_split, image_input, one_hot
+from imaging.store import ImageStore
 from model import METHODS, PSCL, SCALES, build_method
 from pscl.geometry import ViewGeometry, resize
 from utils.checkpoint import CheckpointError, from_published, load, transfer
 from utils.commandline import exit_code
-from utils.imagefile import ImageStore
 
 UNCHANGED = ViewGeometry(flip=False, quarter_turns=4)
 BATCH = 8  # images beside the annotated one

@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 
-from config_run import Job, Runner, fingerprint, picture_name
 from data import Sample, find_split
+from imaging.drawing import save_prediction
+from imaging.store import fingerprint
 from report.results import write_results
-from utils.drawing import save_prediction
+from stages.finetuning import picture_name
+from stages.job import Job, Runner
 from utils.log import RunLog, evaluation_lines
 from utils.metrics import IGNORED, Counts, Scores, SegmentationScores
 from utils.run_folder import locked

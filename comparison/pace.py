@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from comparison.forest import ForestRun
-from config_run import Runner, Supervised
+from stages.finetuning import Supervised
+from stages.job import Runner
 from utils.files import replace_file
 from utils.log import RunLog
 

@@ -17,15 +17,17 @@ from comparison.bootstrap import number_clusters
 from comparison.forest import ForestRun
 from comparison.options import Options, Variant
 from comparison.table import Result
-from config_run import STAGES, WEIGHTS, Job, Runner, picture_name, setting_differences
+from config_run import STAGES
 from data import annotated_repeats, find_split, parse_name
 from dataset.check import check_data
+from imaging.imagefile import read_mask
 from model import METHODS
+from stages.finetuning import picture_name
+from stages.job import WEIGHTS, Job, Runner, setting_differences
 from utils.checkpoint import CheckpointError
 from utils.commandline import UserError
 from utils.device import choose_device, choose_precision
 from utils.files import DataError
-from utils.imagefile import read_mask
 from utils.log import to_terminal
 from utils.metrics import IGNORED, Counts, Scores, SegmentationScores
 

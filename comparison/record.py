@@ -18,8 +18,8 @@ import torch
 from comparison.bootstrap import LEVEL, REPLICATES, SEED
 from comparison.forest import forest_settings
 from comparison.plan import Plan
-from config_run import fingerprint
 from data import annotated_split, find_split
+from imaging.store import fingerprint
 from utils.files import replace_file
 from utils.log import environment_line
 

@@ -15,8 +15,8 @@ import data
 from data import Sample, find_split, name_key
 from dataset.layout import LAYOUT
 from dataset.source_files import PaletteCheck, palette_of
+from imaging.store import ImageStore
 from utils.files import IMAGE_SUFFIXES, DataError, list_files, list_names
-from utils.imagefile import ImageStore
 from utils.metrics import IGNORED
 
 SMALLEST_SIDE = 16  # the UNet halves three times and its crops must keep a position at 1/4

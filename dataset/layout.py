@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 
+from imaging.imagefile import Pixels
 from utils.files import writing
-from utils.imagefile import Pixels
 
 LAYOUT = """\
   <data_dir>/train_numf/img/*.png    all training images; gt/ beside img/ holds their masks

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
 from dataset.layout import replacing_set, write_png  # noqa: E402
+from imaging.imagefile import Pixels  # noqa: E402
 from utils.commandline import UserError, exit_code  # noqa: E402
-from utils.imagefile import Pixels  # noqa: E402
 
 VERSION = 1  # raise it whenever other pictures come out
 SIDE = 200

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataset.check import Problems
-from utils.imagefile import Array, DataError, Pixels, has_colour
+from imaging.imagefile import Array, DataError, Pixels, has_colour
 from utils.metrics import IGNORED
 
 Codes = NDArray[np.int64]

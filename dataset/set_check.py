@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from data import Sample, find_split, parse_name
 from dataset.check import Problems, SetCheck, size_text
 from dataset.layout import LAYOUT
-from utils.drawing import blend, overview, palette, save_picture
+from imaging.drawing import blend, overview, palette, save_picture
+from imaging.imagefile import Array, Pixels, read_image, read_mask
+from imaging.store import ImageStore
 from utils.files import DataError, list_names
-from utils.imagefile import Array, ImageStore, Pixels, read_image, read_mask
 from utils.metrics import IGNORED
 from utils.tables import text
 

@@ -20,7 +20,7 @@ from dataset.pairs import Pairs
 from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
 from dataset.source_files import PaletteCheck, count_pages, palette_of, read_picture, read_pixels
-from utils.imagefile import Array, DataError, Pixels, has_colour
+from imaging.imagefile import Array, DataError, Pixels, has_colour
 
 SPLITS = {"train": "train_numf", "test": "test_numf", "unlabelled": "train_unlabelled"}
 EACH = -1  # of --page

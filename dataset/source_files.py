@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL.ImageFile import ImageFile
 
-from utils import imagefile
-from utils.imagefile import Array, DataError, Pixels
+from imaging import imagefile
+from imaging.imagefile import Array, DataError, Pixels
 
 Colour = tuple[int, int, int]
 Colours = tuple[Colour, ...]
@@ -33,7 +33,7 @@ def count_pages(path: Path) -> int:
 def read_picture(path: Path, page: int = 1) -> tuple[Pixels, str]:
     """Read an image as 8 bits: (H, W) gray or (H, W, 3) RGB, and a note on how it was converted.
 
-    8 and 16 bits are read as in ``utils.imagefile.read_image``. Float values are taken as 0..1,
+    8 and 16 bits are read as in ``imaging.imagefile.read_image``. Float values are taken as 0..1,
     0..255 or 0..65535, the first of these that holds them; all other values, and those that would
     fill fewer than 64 of the 256 levels, are stretched from the smallest to the largest. NaN
     becomes the smallest value. Pages of a TIFF are counted from 1. Raises DataError.
@@ -57,7 +57,7 @@ def read_picture(path: Path, page: int = 1) -> tuple[Pixels, str]:
 def read_pixels(path: Path, page: int = 1, colours: bool = False) -> Array:
     """Read the values as the file holds them: (H, W), or (H, W, 3) RGB; any dtype.
 
-    Transparency and orientation are dropped as in ``utils.imagefile``. A palette file gives its
+    Transparency and orientation are dropped as in ``imaging.imagefile``. A palette file gives its
     indices, or its colours if ``colours``. Raises DataError as ``read_picture``.
     """
     raw = imagefile.read_bytes(path)

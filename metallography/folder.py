@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from data import parse_name
+from imaging.drawing import overlay, save_picture
+from imaging.imagefile import read_image, read_mask
 from metallography import measure
 from metallography.particles import MINIMUM_PX, Array, Row, row_bands
 from metallography.segmenter import Segmenter, check_number
 from utils.commandline import UserError
-from utils.drawing import overlay, save_picture
 from utils.files import IMAGE_SUFFIXES, DataError, list_files, replace_file, replacing, writing
-from utils.imagefile import read_image, read_mask
 from utils.log import progress, read_metrics
 from utils.metrics import IGNORED, Counts, SegmentationScores
 from utils.tables import csv_of_rows

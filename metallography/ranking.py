@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
+from imaging.drawing import blend, reduced
+from imaging.imagefile import read_image
 from metallography.folder import Item, count_confusion, read_truth
 from metallography.particles import Array, Row
 from metallography.segmenter import Segmenter
 from metallography.views import MEASURES
-from utils.drawing import blend, reduced
 from utils.files import DataError, replace_file
-from utils.imagefile import read_image
 from utils.log import progress
 from utils.metrics import Counts, image_dice, mean_score
 from utils.tables import csv_of_rows

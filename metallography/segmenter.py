@@ -25,14 +25,15 @@ from torch import Tensor
 
 from config import Config, ConfigError
 from data import DataError, Statistics, own_statistics, to_input
+from imaging.drawing import class_colours, default_names
+from imaging.imagefile import to_8_bit
+from imaging.store import resize_image
 from metallography import export, measure, tiling, views
 from metallography.particles import MINIMUM_PX, Array, Row
 from metallography.tiling import Floats
 from networks import UNet
 from utils.checkpoint import CheckpointError, channels_of, load, network_state, norm_of, transfer
 from utils.device import choose_device
-from utils.drawing import class_colours, default_names
-from utils.imagefile import resize_image, to_8_bit
 
 SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are padded with their edge pixels
 

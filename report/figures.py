@@ -20,8 +20,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from imaging.drawing import palette
 from utils.commandline import UserError
-from utils.drawing import palette
 from utils.files import replace_file
 from utils.log import read_metrics
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from utils.drawing import blend, overview, palette, save_picture
+from imaging.drawing import blend, overview, palette, save_picture
 from utils.metrics import IGNORED, Scores, SegmentationScores
 
 T = TypeVar("T")

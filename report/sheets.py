@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from imaging import drawing
+from imaging.drawing import GAP, OVERLAY_SIDE, Array, Picture, beside, legend, paper, text_line
+from imaging.imagefile import read_image, read_mask
 from metallography.folder import Folder
-from utils import drawing
-from utils.drawing import GAP, OVERLAY_SIDE, Array, Picture, beside, legend, paper, text_line
-from utils.imagefile import read_image, read_mask
 from utils.metrics import IGNORED, image_dice, mean_score
 
 Row = tuple[Array, Array, Array]

@@ -32,7 +32,7 @@ def test_sound_set_passes(root):
 def test_files_are_decoded_once(root, monkeypatch):
     report = check(root)
     shutil.rmtree(root / "test_numf")
-    monkeypatch.setattr("utils.imagefile.read_image", None)
+    monkeypatch.setattr("imaging.imagefile.read_image", None)
     samples = [Sample(root / "test_numf/img/15_t0_0_0.png", root / "test_numf/gt/15_t0_0_0.png")]
     assert len(list(data.test_items(samples, report.store))) == 1
 

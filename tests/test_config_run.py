@@ -20,9 +20,11 @@ import torch
 from PIL import Image
 from tiny_set import ROOT, add, command, files, make_set, run_process, train
 
-from config_run import Finetune, Job, SelfSupervised, Supervised
 from networks import UNet
 from predict import Segmenter
+from stages.finetuning import Finetune, Supervised
+from stages.job import Job
+from stages.pretraining import SelfSupervised
 from tests.test_recompute import Convolutions
 from utils.checkpoint import load, save
 

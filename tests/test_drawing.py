@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.commandline import UserError
-from utils.drawing import (
+from imaging.drawing import (
     class_colours,
     colour_mask,
     legend,
@@ -18,6 +17,7 @@ from utils.drawing import (
     text_length,
     text_line,
 )
+from utils.commandline import UserError
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 8, 9, 40, 256])

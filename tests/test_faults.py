@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tiny_set import ROOT, files, make_set, train
 
-from config_run import SelfSupervised
+from stages.pretraining import SelfSupervised
 from utils.checkpoint import load
 
 

@@ -22,8 +22,8 @@ from PIL import Image
 
 from dataset.mask_values import has_colour, histogram_of, to_codes
 from dataset.source_files import count_pages, read_picture, read_pixels
+from imaging.imagefile import MAX_PIXELS, DataError, read_image, read_mask
 from utils.checkpoint import CheckpointError, load
-from utils.imagefile import MAX_PIXELS, DataError, read_image, read_mask
 
 MEGABYTES = 300  # more memory than that is not taken for any one small file
 

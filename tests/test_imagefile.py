@@ -15,15 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.imagefile import (
-    DataError,
-    ImageStore,
-    read_image,
-    read_mask,
-    resize_image,
-    resize_mask,
-    to_8_bit,
-)
+from imaging.imagefile import DataError, read_image, read_mask, to_8_bit
+from imaging.store import ImageStore, resize_image, resize_mask
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (20, 24), dtype=np.uint8)

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 import predict
+from imaging.drawing import bar_length, overlay
 from predict import Segmenter, main
 from tests.trained_model import rows_of, write_images, write_weights
 from utils.commandline import Termination
-from utils.drawing import bar_length, overlay
 
 
 @pytest.fixture

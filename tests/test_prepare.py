@@ -34,9 +34,9 @@ from dataset.set_check import (
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
 from dataset.set_plan import tile_starts
 from dataset.source_files import count_pages, read_picture, read_pixels
+from imaging.drawing import palette
+from imaging.imagefile import DataError
 from utils.commandline import Termination
-from utils.drawing import palette
-from utils.imagefile import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 16

@@ -20,11 +20,11 @@ from sklearn.preprocessing import StandardScaler
 from tiny_set import files, make_set, train
 from torch import Tensor, nn
 
-import config_run
-from config_run import SelfSupervised
+import stages.pretraining
 from model import Method
 from networks import ProjectedUNet
 from report import probe
+from stages.pretraining import SelfSupervised
 from utils.checkpoint import load
 from utils.metrics import IGNORED, Scores
 
@@ -305,7 +305,7 @@ def test_a_run_that_was_stopped_looks_at_the_same(
 def test_a_collapsed_run_is_warned_of_and_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    real = config_run.build_method
+    real = stages.pretraining.build_method
 
     def collapsed(self_mode: str, settings: dict[str, Any]) -> Method:
         method = real(self_mode, settings)
@@ -313,7 +313,7 @@ def test_a_collapsed_run_is_warned_of_and_goes_on(
         nn.init.zeros_(encoder.decode.mlp[-1].weight)
         return method
 
-    monkeypatch.setattr(config_run, "build_method", collapsed)
+    monkeypatch.setattr("stages.pretraining.build_method", collapsed)
     assert train(data, tmp_path, stages="self", probe=1, self_lr=1e-12) == 0
     text = (tmp_path / "tiny_simclr" / "1_0" / "log_self.txt").read_text()
     warned = [line for line in text.splitlines() if line.startswith("Warning: collapse")]

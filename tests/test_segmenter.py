@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from data import to_input
+from imaging.store import resize_image
 from metallography.segmenter import Segmenter, find_weights
 from networks import UNet
 from tests.trained_model import CHANNELS, expected_mask, network, picture, write_weights
 from utils.checkpoint import CheckpointError, save
-from utils.imagefile import resize_image
 
 
 @pytest.fixture

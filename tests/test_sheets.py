@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imaging.drawing import overview, palette
 from report.sheets import contact_sheet, error_map, worst_median_best, write_sheets
-from utils.drawing import overview, palette
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 

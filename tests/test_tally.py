@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from comparison.plan import count_pictures
-from utils.drawing import save_prediction
-from utils.imagefile import DataError
+from imaging.drawing import save_prediction
+from imaging.imagefile import DataError
 from utils.metrics import SegmentationScores
 
 TRUTH = np.array([[0, 0, 1], [1, 2, 255]], np.uint8)

@@ -11,7 +11,8 @@ import pytest
 from tiny_set import files, make_set, train
 
 from config import Config
-from config_run import SelfSupervised, Supervised
+from stages.finetuning import Supervised
+from stages.pretraining import SelfSupervised
 from utils import training
 from utils.checkpoint import load, save
 from utils.training import Training

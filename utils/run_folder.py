@@ -7,7 +7,6 @@ the stage's result, and the files that the stage writes.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +17,6 @@ from typing import Any
 from utils.checkpoint import CheckpointError, load, save
 from utils.commandline import UserError
 from utils.files import writing
-from utils.imagefile import ImageStore
 
 LOCK_FILE = ".lock"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -134,17 +132,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     )
     changed = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
     return [f"{name} was {was.get(name)}, is {now.get(name)}" for name in changed]
-
-
-def fingerprint(samples: Iterable[Any], store: ImageStore) -> str:
-    """A short hash of the names and decoded pixels of samples (``data.Sample``)."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(sample.name.encode(errors="backslashreplace"))
-        mask = [] if sample.mask is None else [store.mask(sample.mask)]
-        for pixels in (store.image(sample.image), *mask):
-            digest.update(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def remove_outputs(run_dir: str | Path, names: Iterable[str]) -> None:

@@ -1,0 +1,1 @@
+"""Between files and pixels: reading, keeping and drawing images and masks."""

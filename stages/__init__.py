@@ -1,0 +1,1 @@
+"""What a run does: pretraining, and training with labels, as small differences from one loop."""

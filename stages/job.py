@@ -1,0 +1,138 @@
+"""A run, and what its stages share: images, identity, names of folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import data
+from config import FIELDS, Config
+from data import Sample, find_split
+from imaging.store import ImageStore, fingerprint
+from model import settings_of
+from report import figures
+from utils.log import METRICS_FILE
+from utils.run_folder import RunFolder, differences
+from utils.training import Training
+
+WEIGHTS = "pretrained weights"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: settings, data and device."""
+
+    config: Config  # resolved
+    store: ImageStore
+    size: str  # data size '1', '5' or 'f'
+    repeat: int  # number of the annotated image; 0 for 'f'
+    device: torch.device
+    amp: torch.dtype | None  # of autocast; None: full precision
+
+    def annotated(self) -> list[Sample]:
+        """The annotated images of this size and repeat."""
+        root = self.config.data_dir
+        return find_split(root, data.annotated_split(root, self.size, self.repeat))
+
+
+class Runner(Training):
+    """A stage of a run: a training on the images of a set."""
+
+    batches: data.Batches
+
+    def __init__(self, job: Job) -> None:
+        run_dir = experiment_dir(job.config, self.stage) / run_label(job.size, job.repeat)
+        super().__init__(job.config, RunFolder(run_dir, self.stage), job.device, job.amp)
+        self.job, self.config = job, job.config
+
+    def samples(self) -> list[Sample]:
+        """The images that this stage is trained on or scored on."""
+        raise TypeError("a stage has its own")
+
+    def decisive_settings(self) -> dict[str, Any]:
+        """The settings (``Config.training_settings``) and a fingerprint of the files."""
+        settings = self.config.training_settings(self.stage, self.job.size)
+        for name in ("data_dir", "pretrained"):
+            settings.pop(name, None)  # paths may change: the contents are compared
+        settings["amp"] = "bf16" if self.amp else "off"
+        return {**settings, "files": fingerprint(self.samples(), self.job.store)}
+
+    def compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+        """The settings that differ; the weights only if they are known already."""
+        known = {k: v for k, v in old.items() if k != WEIGHTS or k in new}
+        return setting_differences(self.config, known, new)
+
+    def unsuitable(self) -> list[str]:
+        """Images or settings that this stage cannot use, a line each."""
+        return []
+
+    def problems(self) -> list[str]:
+        """Why this stage must not run, a line each, as far as known before earlier stages ran."""
+        return self.unsuitable() + self.conflicts(self.decisive_settings())
+
+    def finish(self) -> None:
+        """Draw the learning curves of all stages so far."""
+        path = figures.learning_curve(self.run_dir / "curves.png", self.run_dir / METRICS_FILE)
+        self.log.note(f"Learning curves: {path}")
+
+    def to_memory(self, module: nn.Module) -> nn.Module:
+        """Move a network to the device in channels-last format: norms and heads work per pixel."""
+        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def images(self, samples: Sequence[Sample]) -> str:
+        """Number and sizes of samples: '48 images 188x188'."""
+        sizes = sorted({tuple(self.job.store.image(s.image).shape[-2:]) for s in samples})
+        shown = ", ".join(f"{w}x{h}" for h, w in sizes[:2]) + (" and others" if sizes[2:] else "")
+        return f"{len(samples)} image{'s' if len(samples) != 1 else ''} {shown}"
+
+    def pixels(self, sample: Sample) -> NDArray[np.uint8]:
+        """An image's own pixels, uint8 (H, W) or (H, W, 3)."""
+        return self.job.store.image(sample.image).movedim(0, -1).squeeze(-1).numpy()
+
+
+def setting_differences(
+    config: Config, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> list[str]:
+    """How the settings of a run on disk differ from new ones, a line each.
+
+    Settings that the method does not take are left out. A run older than a setting has its default.
+    """
+    unused = unused_settings(config)
+    names = [n for n in {**old, **new} if n not in unused]
+    defaults = {n: FIELDS[n].default for n in names if n in FIELDS}
+    before, now = ({n: (defaults | dict(each)).get(n) for n in names} for each in (old, new))
+    return differences(before, now)
+
+
+def unused_settings(config: Config) -> list[str]:
+    """The settings that only other methods take."""
+    taken = settings_of(config.self_mode)
+    return [n for n, f in FIELDS.items() if f.metadata["group"] == "Method" and n not in taken]
+
+
+def run_label(size: str, repeat: int) -> str:
+    """Folder name of a run: '1_0', '5_3', 'f'."""
+    return "f" if size == "f" else f"{size}_{repeat}"
+
+
+def experiment_dir(config: Config, stage: str) -> Path:
+    """Folder of an experiment's runs: ``<name>_<self_mode>``, or ``<name>_sup``."""
+    kind = config.self_mode if stage in ("self", "fine") else stage
+    return Path(config.output_dir) / f"{config.name}_{kind}"
+
+
+def due(every: int, end: int) -> list[int]:
+    """Multiples of ``every`` from 0 to ``end``, and ``end`` itself; none if ``every`` is 0."""
+    return [done for done in range(end + 1) if done % every == 0 or done == end] if every else []
+
+
+def some_names(samples: Sequence[Sample]) -> str:
+    """The names of at most five samples."""
+    return ", ".join(s.name for s in samples[:5]) + (" ..." if samples[5:] else "")

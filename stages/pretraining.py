@@ -1,0 +1,153 @@
+"""Pretraining without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import data
+from config import FIELDS, SELF_MODES, format_value
+from data import Sample, find_split
+from model import METHODS, build_method
+from report import probe
+from stages.job import (
+    Job,
+    Runner,
+    due,
+    some_names,
+    unused_settings,
+)
+from utils.checkpoint import save, to_published
+
+
+class SelfSupervised(Runner):
+    """Pretraining without labels by the method that ``self_mode`` names."""
+
+    stage, number = "self", 1
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        c, self.method = self.config, METHODS[self.config.self_mode]
+        self.train_samples = data.pretraining_samples(c.data_dir, c.use_unlabelled)
+        self.annotated = job.annotated() if self.method.needs_annotated else []
+
+    def build(self) -> None:
+        """The method, Adam or AdamW, and batches of two views with an annotated image in front."""
+        c = self.config
+        self.module = self.to_memory(build_method(c.self_mode, c.to_dict()))
+        self.epochs = c.self_max_epoch
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, c.self_lr)
+        if c.self_optimizer == "adamw":
+            decay = c.self_weight_decay
+            self.optimizer = torch.optim.AdamW(trained, c.self_lr, weight_decay=decay)
+        views = data.TwoViewDataset(
+            self.train_samples,
+            self.annotated,
+            self.job.store,
+            num_classes=c.num_classes,
+            seed=c.seed,
+            jitter_strength=c.self_jitter,
+            random_crop=c.random_crop,
+            standardize=c.standardize,
+        )
+        self.batches = data.Batches(views, c.self_batch_size, c.workers)
+
+    def samples(self) -> list[Sample]:
+        """All images of pretraining."""
+        return self.train_samples + self.annotated
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The method's own."""
+        return dict(self.module(batch))
+
+    def header(self) -> list[str]:
+        """Method, data and steps, settings without effect, and a note on the method's loss."""
+        c, annotated = self.config, self.annotated
+        name, batch = SELF_MODES[c.self_mode], min(c.self_batch_size, len(self.train_samples))
+        lines = [
+            f"Pretraining with {name} for {self.epochs} epochs on "
+            f"{self.images(self.train_samples)} of {c.data_dir}, labels unused, "
+            f"{len(self.batches)} steps of {batch} images an epoch"
+        ]
+        if annotated:
+            one = "One of the annotated images" if annotated[1:] else "The annotated image"
+            lines.append(f"{one} rides along in every batch: {some_names(annotated)}")
+        if c.probe and not self.method.trains_ups:
+            lines.append(
+                f"{name} trains the way down only: the probe sees it through ups that stay as they "
+                "were initialised, so compare epochs, not methods"
+            )
+        unused = [n for n in unused_settings(c) if getattr(c, n) != FIELDS[n].default]
+        if unused:
+            values = ", ".join(f"{n} = {format_value(getattr(c, n))}" for n in unused)
+            lines.append(f"Of no effect on {name}: {values}")
+        note = self.method.log_note(c.queue_size, batch + bool(annotated))
+        return lines + ([note] if note else [])
+
+    def unsuitable(self) -> list[str]:
+        """A line if the batches are too small for the method's loss."""
+        c, least, images = self.config, self.method.least_images, len(self.train_samples)
+        if min(c.self_batch_size, images) + bool(self.annotated) >= least:
+            return []
+        if images < least:
+            what = f"{images} image to pretrain on; {SELF_MODES[c.self_mode]} needs {least}"
+            return [f"{c.data_dir}: {what} in a batch; add images, or give another --self_mode"]
+        cure = f"allowed: at least {least} with --self_mode {c.self_mode}"
+        return [f"self_batch_size: found {c.self_batch_size}; {cure}"]
+
+    def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
+        """With ``self_schedule`` the rate is a tenth from 50 % on, a hundredth from 75 % on."""
+        if self.config.self_schedule:
+            drops = (epoch >= 0.5 * self.epochs) + (epoch >= 0.75 * self.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.self_lr * 0.1**drops
+        super().train_epoch(epoch, step_done)
+
+    def outputs(self) -> list[str]:
+        """Also the checkpoints and the pictures of the probe."""
+        c, end = self.config, self.config.self_max_epoch
+        checkpoints = [f"moco{done}.pt" for done in due(c.save_every, end)]
+        return [*super().outputs(), *checkpoints, *(f"probe_{n}.png" for n in due(c.probe, end))]
+
+    def foreign(self) -> list[Path]:
+        """Also any ``moco*.pt``, which fine-tuning might take for this run's."""
+        return [*sorted(self.run_dir.glob("moco*.pt")), *super().foreign()]
+
+    def epoch_done(self, epoch: int) -> None:
+        """Write ``moco<epochs done>.pt`` and probe the features when due."""
+        c, done = self.config, epoch + 1
+        if done in due(c.save_every, c.self_max_epoch):
+            state = to_published(self.module.state_dict())
+            contents = {"moco": state, "epoch": done, "settings": self.settings}
+            save(self.run_dir / f"moco{done}.pt", contents)
+        if done in due(c.probe, c.self_max_epoch):
+            self.probe(done)
+
+    def probe(self, epochs_done: int) -> None:
+        """Probe the frozen features: log lines, metrics and a picture."""
+        c, store, annotated = self.config, self.job.store, self.job.annotated()
+        test = find_split(c.data_dir, "test_numf")
+        some = probe.evenly(self.train_samples, probe.SPREAD_IMAGES)
+        shown = [*annotated[:1], *probe.evenly(test, 3)]
+        found = probe.probe(
+            self.module.get_submodule("encoder_q"),
+            images=torch.stack([data.image_input(s, store, c.standardize) for s in some]),
+            annotated=list(data.test_items(annotated, store, c.standardize)),
+            test=data.test_items(test, store, c.standardize),
+            shown=list(data.test_items(shown, store, c.standardize)),
+            pixels=[self.pixels(sample) for sample in shown],
+            num_classes=c.num_classes,
+            rng=np.random.default_rng((c.seed, self.number, epochs_done)),
+            precision=self.precision,
+            picture=self.run_dir / f"probe_{epochs_done}.png",
+            heading=f"{c.num_classes} clusters of the features after {epochs_done} epochs",
+        )
+        for line in found.lines(epochs_done):
+            self.log.line(line)
+        self.log.metrics({"probe": {"epochs_done": epochs_done, **found.as_dict()}})
