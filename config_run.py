@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 import data
-from config import Config, ConfigError, parse_config
+from config import Config, ConfigError
 from dataset.check import check_data
+from dataset.set_file import parse_with_set
 from model import METHODS
 from report import page, results
 from stages.finetuning import Finetune, Supervised
@@ -92,7 +93,7 @@ def main(
     """
 
     def work() -> None:
-        config = parse_config(argv, **defaults)
+        config = parse_with_set(argv, **defaults)
         if prepare is not None:
             prepare(config)
         run(config)

@@ -10,9 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import SELF_MODES, Config, ConfigError, format_value, parse_config, settings_help
+from config import SELF_MODES, Config, ConfigError, format_value, settings_help
+from dataset.set_file import parse_with_set
 from model import METHODS, settings_of
-from utils.commandline import MANY, NONE, ONE, choice_problems, split_flags, value_problems
+from utils.commandline import (
+    MANY,
+    NONE,
+    ONE,
+    UserError,
+    choice_problems,
+    split_flags,
+    value_problems,
+)
 
 TITLES = {"sup": "no pretraining", "forest": "forest (no network)", **SELF_MODES}
 UNKNOWN = (math.nan, math.nan, math.nan)
@@ -119,10 +128,10 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
     problems += value_problems(flags, KINDS) + choice_problems("budget", budget, BUDGETS)
     problems += choice_problems("ablate", ablate, ABLATIONS) if ablate else []
     try:
-        config = parse_config(flags.rest, tuple(OPTIONS), **BUDGETS.get(budget, {}))
+        config = parse_with_set(flags.rest, tuple(OPTIONS), **BUDGETS.get(budget, {}))
         if len(found := config.data_size) > 1:
             problems.append(f"data_size: found {found}; give one: a table is of one size")
-    except ConfigError as error:
+    except UserError as error:
         problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
