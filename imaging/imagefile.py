@@ -21,8 +21,9 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-from utils.files import DataError
+from utils.files import DataError, special_kind
 
 Array = NDArray[Any]
 Pixels = NDArray[np.uint8]
@@ -34,6 +35,7 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", *BIG_TIFF)
 # What a file begins with decides how it is read, whatever its name ends with.
 DECODERS: dict[bytes, type[ImageFile]] = dict.fromkeys(TIFF_MAGIC, TiffImageFile)
 DECODERS |= {PNG_MAGIC: PngImageFile, JPEG_MAGIC: JpegImageFile, b"BM": BmpImageFile}
+DECODERS |= {b"RIFF": WebPImageFile}
 WIDTH, HEIGHT, BITS, ORIENTATION = 256, 257, 258, 274  # tags of a TIFF
 SMALLEST_SPAN = 64  # of 256 levels; values that would fill fewer are stretched
 
@@ -44,11 +46,11 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; check_size has the
 def read_image(path: str | Path) -> Pixels:
     """Read an image as uint8: (H, W) when it is gray, (H, W, 3) in RGB order when it has colour.
 
-    Reads jpg, png, bmp and tif (the first page) of 8 or 16 bits: gray, RGB, palette, 1-bit, with
-    or without transparency, which is dropped. An image whose three channels are equal counts as
-    gray. 16 bits become 8 as in ``to_8_bit``. An orientation noted in the file (EXIF) is ignored,
-    in images and masks alike. Raises DataError for a file that cannot be read, is cut short, holds
-    another kind of pixels, or claims more than ``MAX_PIXELS``.
+    Reads jpg, png, bmp, webp and tif (the first page) of 8 or 16 bits: gray, RGB, palette, 1-bit,
+    with or without transparency, which is dropped. An image whose three channels are equal counts
+    as gray. 16 bits become 8 as in ``to_8_bit``. An orientation noted in the file (EXIF) is
+    ignored, in images and masks alike. Raises DataError for a file that cannot be read, is cut
+    short, holds another kind of pixels, or claims more than ``MAX_PIXELS``.
     """
     pixels = _first_page(path, read_bytes(path), colours=True)
     if pixels.dtype not in (np.bool_, np.uint8) and (
@@ -68,6 +70,9 @@ def read_mask(path: str | Path) -> Pixels:
     if raw.startswith(JPEG_MAGIC):
         found = f"{path}: a JPEG, whatever its name; JPEG changes class ids"
         raise DataError(f"{found}: export the mask as PNG")
+    if raw[:4] == b"RIFF" and raw[12:16] != b"VP8L" and b"VP8L" not in raw:
+        found = f"{path}: a WebP with loss, which changes class ids"
+        raise DataError(f"{found}; export the mask as PNG")
     if has_colour(ids):
         colours = len(np.unique(ids[..., :3].astype(np.int64) @ (2**32, 2**16, 1)))
         cure = "save one channel (8-bit gray or palette) with pixel value = class id"
@@ -165,7 +170,12 @@ def is_deep_colour(raw: bytes, picture: ImageFile) -> bool:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The bytes of an image file, a TIFF's without its orientation; raises DataError."""
+    """The bytes of an image file, a TIFF's without its orientation; raises DataError.
+
+    A pipe, socket or device is refused without opening it.
+    """
+    if kind := special_kind(path):
+        raise DataError(f"{path}: {kind}, not a file; give a file with an image")
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
@@ -185,7 +195,8 @@ def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | Non
     """
     decoder = next((kind for magic, kind in DECODERS.items() if raw.startswith(magic)), None)
     if decoder is None:
-        raise DataError(f"{path}: not an image of type jpg, png, bmp or tif; export it as one")
+        kinds = "jpg, png, bmp, tif or webp"
+        raise DataError(f"{path}: not an image of type {kinds}; export it as one")
     with decoding(path), silence() if raw.startswith(TIFF_MAGIC) else nullcontext():
         try:
             picture = decoder(io.BytesIO(raw))
@@ -197,7 +208,11 @@ def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | Non
             return None
         check_size(path, *picture.size)
         ends = [tile[1][2:] for tile in picture.tile if tile[1] is not None]
-        if tuple(map(max, zip(*ends, strict=True))) != picture.size:
+        # A WebP is decoded as a whole.
+        if (
+            decoder is not WebPImageFile
+            and tuple(map(max, zip(*ends, strict=True))) != picture.size
+        ):
             raise broken(path)  # Pillow would take what the file lacks for black
         picture.load()
     return picture
