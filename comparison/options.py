@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from config import SELF_MODES, Config, ConfigError, format_value, settings_help
-from dataset.set_file import parse_with_set
 from model import METHODS, settings_of
+from stages.presets import read_config
 from utils.commandline import (
     MANY,
     NONE,
@@ -99,6 +99,7 @@ class Options:
     report: bool
     ablate: str
     command: str
+    notes: tuple[str, ...] = ()  # what the set's file says, why the preset chose what it did
 
     def path(self, name: str) -> Path:
         """A file in ``out``: ``table.md``, ``run.json``; of an ablation ``ablate_ratio.md`` ..."""
@@ -128,7 +129,7 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
     problems += value_problems(flags, KINDS) + choice_problems("budget", budget, BUDGETS)
     problems += choice_problems("ablate", ablate, ABLATIONS) if ablate else []
     try:
-        config = parse_with_set(flags.rest, tuple(OPTIONS), **BUDGETS.get(budget, {}))
+        config, notes = read_config(flags.rest, tuple(OPTIONS), **BUDGETS.get(budget, {}))
         if len(found := config.data_size) > 1:
             problems.append(f"data_size: found {found}; give one: a table is of one size")
     except UserError as error:
@@ -146,7 +147,7 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
     variants = ablation_rows(config, ablate, words) if ablate else method_rows(config, words)
     command = shlex.join(["python", "reproduce.py", *argv])
     plan, report = "plan" in flags.own, "report" in flags.own
-    return Options(config, variants, budget, out, plan, report, ablate, command)
+    return Options(config, variants, budget, out, plan, report, ablate, command, tuple(notes))
 
 
 def method_rows(config: Config, words: Sequence[str] = ()) -> tuple[Variant, ...]:

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import FIELDS, Config, ConfigError, parse_config
+from config import FIELDS, Config, ConfigError
 from imaging.field import Crop, read_crop
 from imaging.gray_range import GrayRange, conversion_of
 from utils.commandline import MANY, NONE, ONE, did_you_mean, format_value, found, split_flags
 from utils.files import DataError, replace_file, special_kind
-from utils.log import to_terminal
 
 NAME = "set.json"
 SETTINGS = ("num_classes", "ignore_label", "class_names", "class_colours")  # of ``Config``
@@ -206,38 +205,44 @@ def _scale(value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def parse_with_set(
-    argv: Sequence[str] | None = None, beside: Sequence[str] = (), **defaults: Any
-) -> Config:
-    """``config.parse_config``, with what the set says where neither a flag nor a default does.
+class SetDefaults:
+    """What the set of a command line says where neither a flag nor a script's default does.
 
-    Prints what was taken from ``set.json``, and a warning for each value that differs from it.
-    Raises ConfigError, and DataError if ``set.json`` is wrong.
+    ``argv`` are the words (None: sys.argv), ``defaults`` a script's own settings; ``values`` are
+    more defaults, for ``config.parse_config``. Raises DataError if ``set.json`` is wrong.
     """
-    words = sys.argv[1:] if argv is None else argv
-    kinds = {n: MANY if str(f.type).startswith("tuple") else ONE for n, f in FIELDS.items()}
-    flags = split_flags(words, kinds | {"h": NONE, "help": NONE})
-    folder = flags.one("data_dir", str(defaults.get("data_dir", FIELDS["data_dir"].default)))
-    known = None if {"h", "help"} & flags.own.keys() else read_set_file(folder)
-    if known is None:
-        return parse_config(list(words), beside, **defaults)
-    given = {*flags.own, *defaults}
-    says = known.settings()
-    classes = defaults.get("num_classes", says.get("num_classes"))
-    with suppress(ValueError):  # which parse_config reports
-        classes = int(flags.one("num_classes", str(classes)))
-    fitting = {n: v for n, v in says.items() if n not in given and _fits(n, v, classes)}
-    config = parse_config(list(words), beside, **{**fitting, **defaults})
-    changed = {n: v for n, v in fitting.items() if v != FIELDS[n].default}
-    if changed:
-        shown = ", ".join(f"{name} {format_value(value)}" for name, value in changed.items())
-        to_terminal(f"From {Path(folder) / NAME}: {shown}")
-    for name, value in says.items():
-        own = getattr(config, name)
-        if name in given and own != value:
-            shown = f"{format_value(own)} where {Path(folder) / NAME} says {format_value(value)}"
-            to_terminal(f"Warning: --{name} {shown}; {format_value(own)} is used")
-    return config
+
+    def __init__(self, argv: Sequence[str] | None, defaults: Mapping[str, Any]) -> None:
+        words = sys.argv[1:] if argv is None else argv
+        kinds = {n: MANY if str(f.type).startswith("tuple") else ONE for n, f in FIELDS.items()}
+        flags = split_flags(words, kinds | {"h": NONE, "help": NONE})
+        folder = flags.one("data_dir", str(defaults.get("data_dir", FIELDS["data_dir"].default)))
+        self.path, self.given = Path(folder) / NAME, {*flags.own, *defaults}
+        known = None if {"h", "help"} & flags.own.keys() else read_set_file(folder)
+        self.says = known.settings() if known else {}
+        classes = defaults.get("num_classes", self.says.get("num_classes"))
+        with suppress(ValueError):  # which parse_config reports
+            classes = int(flags.one("num_classes", str(classes)))
+        self.values = {
+            name: value
+            for name, value in self.says.items()
+            if name not in self.given and _fits(name, value, classes)
+        }
+
+    def lines(self, config: Config) -> list[str]:
+        """What was taken from the set, and a warning for each value that differs from it."""
+        taken = [
+            f"{name} {format_value(value)}"
+            for name, value in self.values.items()
+            if value != FIELDS[name].default
+        ]
+        lines = [f"From {self.path}: {', '.join(taken)}"] if taken else []
+        for name, value in self.says.items():
+            own = getattr(config, name)
+            if name in self.given and own != value:
+                said = f"--{name} {format_value(own)} where {self.path} says {format_value(value)}"
+                lines.append(f"Warning: {said}; {format_value(own)} is used")
+        return lines
 
 
 def _fits(name: str, value: Any, classes: object) -> bool:
