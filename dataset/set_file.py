@@ -51,12 +51,11 @@ class SetFile:
         return {name: value for name, value in values.items() if value not in (None, ())}
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps for prediction, besides its settings; plain values."""
+        """What a checkpoint keeps for prediction, besides the settings of its run."""
         scales = self.scales()
         return {
             "crop": list(self.crop),
             "cropped_sizes": [list(size) for size in self.cropped_sizes],
-            **({"gray_range": self.gray_range.saved()} if self.gray_range else {}),
             "um_per_px": [scales[0], scales[-1]] if scales else None,
         }
 

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import update_bn
 import data
 from config import FIELDS
 from data import Sample, find_split
+from dataset.set_file import read_set_file
 from imaging.drawing import class_colours, save_prediction
 from metallography.views import average_batch
 from networks import UNet
@@ -56,6 +57,8 @@ class Supervised(Runner):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.annotated, self.test = job.annotated(), find_split(self.config.data_dir, "test_numf")
+        known = read_set_file(self.config.data_dir)
+        self.facts = known.facts() if known else {}  # for prediction
 
     def build(self) -> None:
         """UNet, optimizer and batches."""
@@ -187,7 +190,7 @@ class Supervised(Runner):
         names += [f"{self.stage}_last.pt"] if epoch + 1 == self.epochs else []
         for name in names:
             state = to_published(self.scored.state_dict())
-            settings = {**self.settings, **self.config.appearance()}
+            settings = {**self.settings, **self.config.appearance(), **self.facts}
             save(self.run_dir / name, {self.wrapper: state, **entry, "settings": settings})
 
     @torch.inference_mode()
