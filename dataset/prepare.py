@@ -24,7 +24,10 @@ from dataset.check import SMALLEST_SIDE, Problems  # noqa: E402
 from dataset.layout import LAYOUT, replacing_set, write_png  # noqa: E402
 from dataset.mask_values import IGNORED, KINDS, parse_ignored, parse_palette  # noqa: E402
 from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
+from dataset.set_file import NAME, SCALES_UM, SetFile  # noqa: E402
 from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile  # noqa: E402
+from imaging.field import read_crop  # noqa: E402
+from imaging.gray_range import GrayRange  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.files import DataError, replace_file, special_kind  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
@@ -41,6 +44,7 @@ def prepare(settings: Namespace) -> list[str]:
     if not settings.dry_run:
         with replacing_set(settings.out) as root:
             _write_tiles(plan, root)
+            set_file(plan).write(root)
             # A file name that is no valid text holds surrogates: replace_file can write them.
             replace_file(root / REPORT, "\n".join([*lines, ""]), "--out")
             replace_file(root / SOURCES, _sources(plan), "--out")
@@ -89,6 +93,37 @@ def _sources(plan: Plan) -> str:
     return csv_text(rows)
 
 
+def set_file(plan: Plan) -> SetFile:
+    """What the set will tell every later command."""
+    settings, rule = plan.settings, plan.rule
+    tiles = [tile for split in SPLITS.values() for tile in plan.splits.get(split, [])]
+    masked = [t for t in tiles if t.annotated and t.counts is not None]
+    names = settings.class_names or tuple(getattr(rule, "names", ()))
+    colours = settings.class_colours
+    values = dict(rule.palette)
+    if not colours and rule.colours and values.keys() >= {*range(plan.num_classes)}:
+        colours = tuple(bytes(values[c]).hex() for c in range(plan.num_classes))
+    return SetFile(
+        num_classes=plan.num_classes if plan.num_classes > 1 else None,
+        class_names=names,
+        class_colours=colours,
+        ignore_label=IGNORED if any(t.counts[IGNORED] for t in masked) else None,
+        palette=rule.same_as().partition('"')[2].rpartition('"')[0],
+        crop=settings.crop,
+        cropped_sizes=tuple(sorted({t.source.box[2:] for t in tiles})) if settings.crop else (),
+        gray_range=plan.gray if isinstance(plan.gray, GrayRange) else None,
+        um_per_px=_scales(plan, tiles),
+    )
+
+
+def _scales(plan: Plan, tiles: Sequence[Tile]) -> float | dict[str, float] | None:
+    """Micrometres per pixel of the images, one number where they are one."""
+    by_name = {f"{tile.name}.png": plan.scales.get(tile.source.image) for tile in tiles}
+    known = {name: um for name, um in by_name.items() if um is not None}
+    alone = len(set(known.values())) == 1 and len(known) == len(by_name)
+    return next(iter(known.values())) if alone else known or None
+
+
 def report_lines(plan: Plan) -> list[str]:
     """The report: what was made of what, and what to know about it."""
     settings = plan.settings
@@ -97,6 +132,9 @@ def report_lines(plan: Plan) -> list[str]:
     lines += [f"masks: {plan.rule.note}", f"       {plan.rule.same_as()}"]
     if any(settings.crop):
         lines.append("cropped: {} top, {} bottom, {} left, {} right".format(*settings.crop))
+    scales = sorted(set(plan.scales.values()))
+    if scales:
+        lines.append(f"pixel size: {' and '.join(f'{um:.4g}' for um in scales[:5])} µm")
     if settings.tile:
         lines.append(f"tiles: {settings.tile}x{settings.tile}, overlap {settings.overlap} or more")
     images = {}
@@ -120,7 +158,7 @@ def _warnings(plan: Plan) -> list[str]:
     train, test = (plan.splits.get(SPLITS[name], []) for name in ("train", "test"))
     unlabelled = sum(int(t.counts[IGNORED]) for t in train + test if t.counts is not None)
     if unlabelled:
-        cure = f"train with --ignore_label {IGNORED}, or make them a class with --ignored-as CLASS"
+        cure = f"{NAME} tells training to leave them out; --ignored-as CLASS makes them a class"
         found.append(f"{unlabelled} pixels without a label are written as {IGNORED}: {cure}")
     sizes = {tile.box[2:] for tiles in plan.splits.values() for tile in tiles}
     if len(sizes) > 1:
@@ -173,6 +211,10 @@ def _parser() -> Parser:
     add("--tolerance", type=int, default=0, help="mask values so near in each channel are one (0)")
     add("--page", default="", help="page of TIFFs of several pages, counted from 1, or each")
     add("--crop", default="0,0,0,0", help="pixels cut off: top,bottom,left,right")
+    add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say")
+    add("--class-names", default="", help="names of class 0, 1, ..., separated by commas")
+    add("--class-colours", default="", help="their colours in pictures, such as 333333,e69f00; "
+        "default: those of coloured masks")  # fmt: skip
     add(
         "--trim",
         type=int,
@@ -214,6 +256,10 @@ def read_settings(words: Sequence[str] | None = None) -> Namespace:
         ("seed", given.seed, given.seed >= 0, some),
     )
     problems += [f"--{name} {value}: give {cure}" for name, value, good, cure in checks if not good]
+    low, high = SCALES_UM
+    if given.um_per_px is not None and not low <= given.um_per_px <= high:
+        shown = f"--um_per_px {given.um_per_px}"
+        problems.append(f"{shown}: give micrometres per pixel, {low:g} to {high:g}")
     for name, parse in PARSERS.items():
         with problems.collect():
             setattr(given, name, parse(getattr(given, name)))
@@ -229,11 +275,8 @@ def _page(words: str) -> int:
     return int(words)
 
 
-def _crop(words: str) -> tuple[int, ...]:
-    sides = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", words.replace(" ", ""))
-    if sides is None:
-        raise DataError(f"--crop {words!r}: give four numbers top,bottom,left,right")
-    return tuple(int(n) for n in sides.groups())
+def _texts(words: str) -> tuple[str, ...]:
+    return tuple(entry.strip() for entry in words.split(",")) if words.strip() else ()
 
 
 def _batch_from(words: str) -> re.Pattern[str] | dict[str, dict[str, str]] | None:
@@ -289,7 +332,9 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "palette": lambda words: parse_palette(words) if words else (),
     "ignore": parse_ignored,
     "page": _page,
-    "crop": _crop,
+    "crop": read_crop,
+    "class_names": _texts,
+    "class_colours": _texts,
     "batch_from": _batch_from,
 }
 
