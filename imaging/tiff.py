@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,7 @@ class TiffPage(NamedTuple):
     bits: int  # of a sample
     palette: Array | None  # uint8 (2 ** bits, 3), of a palette file
     orientation: int  # 1 to 8, as in EXIF
+    lossy: bool  # JPEG
 
     def seen(self) -> Array:
         """The values as they are meant to be seen: palette applied, zero black, few bits spread.
@@ -155,19 +156,16 @@ def read_page(
         if photometric == PALETTE:
             palette = _palette(tags.valueof(COLOUR_MAP), layout.bits)
         orientation = int(tags.valueof(ORIENTATION, 1))
-    return TiffPage(values, photometric, layout.bits, palette, orientation)
+    lossy = layout.compression == JPEG
+    return TiffPage(values, photometric, layout.bits, palette, orientation, lossy)
 
 
-def count_pages(raw: bytes) -> int:
-    """Pages of a TIFF's bytes that ``read_page`` knows; raises any exception for damage.
-
-    A stack above 4 GB that ImageJ wrote has one directory; its images count, but the first alone
-    can be read.
-    """
-    with TiffFile(io.BytesIO(raw)) as tiff:
-        found = len([*_pages(tiff)])
-        stack = (tiff.imagej_metadata or {}).get("images", 1)
-        return max(found, int(stack)) if found == 1 else found
+def has_more_bits(file: BinaryIO) -> bool:
+    """Whether the first page has values other than whole numbers of 8 bits; any exception."""
+    with TiffFile(file) as tiff:
+        _, tags = next(_pages(tiff))
+        kind = _kind(_same(SAMPLE_FORMAT, tags.valueof(SAMPLE_FORMAT, 1)))
+        return kind != "u" or _same(BITS, tags.valueof(BITS, 1)) > 8
 
 
 def _pages(tiff: TiffFile) -> Iterator[tuple[int, Any]]:
@@ -283,12 +281,11 @@ def _rows(data: bytes, rows: int, layout: Layout) -> Array:
 def _by_codec(part: bytes, layout: Layout) -> bytes:
     """Unpack what tifffile needs a module for that may not be there; raises Unread without it."""
     try:
-        unpack = TIFF.DECOMPRESSORS[layout.compression]
-    except Exception:
+        return bytes(TIFF.DECOMPRESSORS[layout.compression](part))
+    except (KeyError, ImportError):
         name = _name(COMPRESSIONS, layout.compression)
         cure = "install imagecodecs, or export it uncompressed"
         raise Unread(COMPRESSION, name, cure) from None
-    return bytes(unpack(part))
 
 
 def _by_libtiff(packed: list[tuple[bytes, int]], layout: Layout) -> list[Array]:

@@ -232,7 +232,7 @@ class Folder:
         if done and old == entry:
             self.skipped += 1
             return read_mask(wanted[0])
-        image = read_image(item.path)
+        image = read_image(item.path, self.segmenter.gray)
         mask = read_mask(wanted[0]) if done else self.predict(item, image)
         self.skipped += done
         self.predicted += not done

@@ -71,7 +71,8 @@ def predicted_sheet(folder: Folder) -> None:
     titles = [item.name for item, _, _ in chosen]
     rows, pictures, counts = [], [], []
     for item, _, matrix in chosen:
-        image, mask = read_image(item.path), read_mask(folder.file("classes", item))
+        image = read_image(item.path, segmenter.gray)
+        mask = read_mask(folder.file("classes", item))
         if item.truth and matrix is not None:
             parts = (image, read_mask(item.truth), mask)
             image, truth, mask = (drawing.reduced(part, OVERLAY_SIDE) for part in parts)
