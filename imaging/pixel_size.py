@@ -76,7 +76,8 @@ def _sizes(path: Path) -> Iterator[Found]:
         if magic == PNG_MAGIC:
             with suppress(Exception), PngImageFile(path) as picture:
                 # Pixels an inch, from the chunk pHYs.
-                yield from _resolution(float(picture.info["dpi"][0]), float(picture.info["dpi"][1]), INCH, "resolution of the PNG (pHYs)")
+                across, down = picture.info["dpi"]
+                yield from _resolution(across, down, INCH, "resolution of the PNG (pHYs)")
         if magic in TIFF_MAGIC:
             with TiffFile(os.fspath(path)) as tiff:
                 for source in SOURCES:
