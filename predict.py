@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from config import ConfigError
 from imaging.drawing import overview, save_picture
 from metallography import ranking
 from metallography.export import check_target
-from metallography.folder import Folder, Item, list_images
+from metallography.folder import Folder, Items, list_images
 from metallography.measure import BOUNDARY_PX
 from metallography.particles import MINIMUM_PX
 from metallography.segmenter import Segmenter, check_number
@@ -32,7 +33,11 @@ from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet
 from utils.commandline import Parser, complain, exit_code
+from utils.files import remove_leftovers
 from utils.log import to_terminal
+from utils.run_folder import locked
+
+ABOUT = "Apply a trained model to images without masks: class maps, overlays, measurements."
 
 # Options that a task ignores; they are refused, because a result would be missing.
 MEASURING = ("um_per_px", "min_px", "grain_classes", "connectivity", "boundary_classes",
@@ -46,7 +51,7 @@ OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
 
 def parser() -> argparse.ArgumentParser:
     """The options; what cannot be read ends the program with one line and exit code 2."""
-    made = Parser(prog="predict.py", description=(__doc__ or "").splitlines()[0])
+    made = Parser(prog="predict.py", description=ABOUT)
     add = made.add_argument
     add("--weights", required=True, help="fine.pt or sup.pt, or the folder of a finished run")
     task = made.add_mutually_exclusive_group(required=True).add_argument
@@ -108,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
     return complain(f"{len(bad)} file(s) could not be used:\n" + "\n".join(bad), 1) if bad else 0
 
 
-def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, list[Item]]:
+def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, Items]:
     """The folder of the results, and the images; UserError if one folder would hold both."""
     flag, kind = ("rank", "ranked") if options.rank else ("images", "predicted")
     images = Path(options.rank or options.images)
@@ -123,15 +128,25 @@ def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, lis
     return out, list_images(images, out, masks)
 
 
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Lock the folder of the results, and remove what a killed process left there."""
+    with locked(out, flag="--out", work="predicting", other="--out"):
+        remove_leftovers(out)
+        yield
+
+
 def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--images``: predict, measure, draw; returns a line for each file that cannot be used."""
     out, items = places(segmenter, options)
     experiment = experiment_of(segmenter.path, out) if options.report else None
     terms = {name: getattr(options, name) for name in MEASURING}
-    folder = Folder(segmenter, items, out, overwrite=options.overwrite, **terms)
-    folder.run()
-    write_tables(folder)
-    predicted_sheet(folder)
+    with claimed(out):
+        folder = Folder(segmenter, items, out, overwrite=options.overwrite, **terms)
+        folder.bad, folder.left_out = list(items.bad), items.left_out
+        folder.run()
+        write_tables(folder)
+        predicted_sheet(folder)
     for line in warnings(folder):
         to_terminal(line)
     to_terminal(f"{out}: {folder.predicted} image(s) predicted, {folder.skipped} were done already")
@@ -143,15 +158,18 @@ def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[st
 def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--rank``: write ``ranking.csv`` and ``ranking.png``; returns what cannot be used."""
     out, items = places(segmenter, options)
-    found = ranking.rank(segmenter, items, out)
-    if found.rows:
-        sheet = overview(found.pictures, found.titles, ranking.HEADING)
-        save_picture(out / "ranking.png", sheet, "--out")
-        first = found.rows[0]["image"]
-        to_terminal(f"{out}: {len(found.rows)} image(s) ranked; least sure of {first}")
+    with claimed(out):
+        found = ranking.rank(segmenter, items, out)
+        if found.rows:
+            sheet = overview(found.pictures, found.titles, ranking.HEADING)
+            save_picture(out / "ranking.png", sheet, "--out")
+            first = found.rows[0]["image"]
+            to_terminal(f"{out}: {len(found.rows)} image(s) ranked; least sure of {first}")
+    for line in items.left_out:
+        to_terminal(line)
     for line in ranking.agreement_lines(found.rows) if options.masks else ():
         to_terminal(line)
-    return found.bad
+    return items.bad + found.bad
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,8 @@ from dataset.layout import LAYOUT
 from dataset.source_files import PaletteCheck, palette_of
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool
 from imaging.imagefile import decode, has_more_bits, turn_text
+from imaging.listing import DRAWN, Listing, by_drawn_names
+from imaging.pages import count_pages
 from imaging.store import ImageStore
 from utils.files import IMAGE_SUFFIXES, DataError, list_files, list_names
 from utils.metrics import IGNORED
@@ -219,11 +221,7 @@ class SetCheck:
         images = [p for p in list_names(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
         others = [p for p in list_files(folder) if p not in images]
         self.problems += [_not_a_file(path) for path in images if not os.path.isfile(path)]
-        for path in (path for path in list_names(folder) if os.path.isdir(path)):
-            with suppress(DataError):  # it need not be readable
-                if inside := list_files(path, IMAGE_SUFFIXES, below=True):
-                    found = f"{path}: sub-folder with {len(inside)} image(s), left out"
-                    self.warnings.append(f"{found}; move them into {folder}")
+        self.warnings += left_out_lines(folder, images)
         if not images:
             found = f" (only files like {others[0].name})" if others else ""
             self.problems.append(f"{folder}: no image in it{found}; {purpose}")
@@ -320,6 +318,37 @@ class SetCheck:
                 f"{len(nameless)} file name(s) without a production batch (<batch>_<sample>_x_x)"
             )
             self.warnings.append(f"{nameless[0]}: {found}; every such image is its own batch")
+
+
+def left_out_lines(folder: Path, images: Sequence[Path]) -> list[str]:
+    """What below a folder of a set is left out, and what is read though it may be no image."""
+    listing = Listing(folder)
+    inside: defaultdict[Path, int] = defaultdict(int)
+    for path in listing.images():
+        if path.parent != folder:
+            inside[folder / path.relative_to(folder).parts[0]] += 1
+    lines = [
+        f"{place}: sub-folder with {n} image(s), left out; move them into {folder}"
+        for place, n in inside.items()
+    ]
+    read = {*images}
+    doubtful = {
+        f"read though {reason}": [path for path in paths if path in read]
+        for reason, paths in (*listing.left_out.items(), (DRAWN, by_drawn_names(images)))
+    }
+    listing.left_out = defaultdict(
+        list, {why: [p for p in paths if p not in read] for why, paths in listing.left_out.items()}
+    )
+    doubtful["of several pages, of which the first is read"] = [
+        path for path in images if os.path.isfile(path) and count_pages(path) > 1
+    ]
+    lines += listing.unlisted + listing.lines()
+    lines += [
+        f"{folder}: {len(paths)} file(s) {what}: {listing.names(paths)}"
+        for what, paths in doubtful.items()
+        if paths
+    ]
+    return lines
 
 
 def _no_mask(image: Path) -> str:

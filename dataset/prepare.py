@@ -26,7 +26,7 @@ from dataset.mask_values import IGNORED, KINDS, parse_ignored, parse_palette  # 
 from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
 from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
-from utils.files import DataError, replace_file  # noqa: E402
+from utils.files import DataError, replace_file, special_kind  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
 from utils.tables import csv_text  # noqa: E402
 
@@ -252,6 +252,8 @@ def _batch_from(words: str) -> re.Pattern[str] | dict[str, dict[str, str]] | Non
 
 
 def _read_table(path: Path) -> dict[str, dict[str, str]]:
+    if kind := special_kind(path):
+        raise DataError(f"{path}: {kind}, not a file; correct --batch-from")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

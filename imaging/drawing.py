@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib import get_data_path
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngImageFile
 
 from utils.files import IMAGE_SUFFIXES, replacing
 from utils.metrics import IGNORED
@@ -109,6 +110,18 @@ def save_picture(path: str | Path, pixels: Array, flag: str = "output_dir") -> N
     """Write a PNG as a whole, or raise UserError; missing folders are made."""
     with replacing(path, flag, durable=False) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a PNG is there and its checksums hold."""
+    if not path.is_file():
+        return False
+    try:
+        with PngImageFile(path) as file:
+            file.verify()
+    except Exception:  # Pillow meets broken files with any exception
+        return False
+    return True
 
 
 def blend(image: Array, mask: Array, colours: Array, side: int) -> Picture:

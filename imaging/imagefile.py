@@ -85,9 +85,7 @@ def read_mask(path: str | Path) -> Pixels:
     picture = decode(path, seen=False)
     ids = picture.values
     if picture.lossy:
-        found = (
-            f"{path}: a JPEG or WebP with loss inside, whatever its name; that changes class ids"
-        )
+        found = f"{path}: packed by JPEG or with loss, whatever its name; that changes class ids"
         raise DataError(f"{found}: export the mask as PNG")
     if has_colour(ids):
         colours = len(np.unique(ids[..., :3].astype(np.int64) @ (2**32, 2**16, 1)))

@@ -102,11 +102,14 @@ class Listing:
 
     def lines(self) -> list[str]:
         """What is left out, a line for each reason."""
-        return [
-            f"{self.folder}: {len(paths)} left out, {reason}: {self.names(paths)}"
-            for reason, paths in self.left_out.items()
-            if paths
-        ]
+        lines = []
+        for reason, paths in self.left_out.items():
+            folders = sum(map(os.path.isdir, paths))
+            what = {0: "file(s)", len(paths): "folder(s)"}.get(folders, "file(s) and folder(s)")
+            if paths:
+                found = f"{len(paths)} {what} left out, {reason}"
+                lines.append(f"{self.folder}: {found}: {self.names(paths)}")
+        return lines
 
     def names(self, paths: Iterable[Path]) -> str:
         """Up to ``SHOWN`` names below the folder, and how many more there are."""
@@ -137,6 +140,8 @@ class Listing:
                 elif any(pattern.fullmatch(name) for pattern in own):
                     copies = name.startswith("sup_num")
                     self.left_out[COPIES if copies else RESULTS].append(path)
+                elif own and place != self.folder and not (is_image(path) or os.path.isdir(path)):
+                    continue  # tables and logs beside the results
                 elif path.is_symlink():
                     self._links.append(path)
                 elif self._take(path):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,14 +14,37 @@ import numpy as np
 import torch
 
 from data import parse_name
-from imaging.drawing import overlay, save_picture
+from imaging.drawing import is_intact, overlay, save_picture
 from imaging.imagefile import read_image, read_mask
+from imaging.listing import (
+    BESIDE,
+    DRAWN,
+    LABELS,
+    Listing,
+    by_drawn_names,
+    in_mask_folders,
+    labels_of_twins,
+    some_names,
+    unread,
+)
+from imaging.pages import count_pages
 from metallography import measure
 from metallography.particles import MINIMUM_PX, Array, Row, row_bands
 from metallography.segmenter import Segmenter, check_number
 from utils.commandline import UserError
-from utils.files import IMAGE_SUFFIXES, DataError, list_files, replace_file, replacing, writing
-from utils.log import progress, read_metrics
+from utils.files import (
+    IMAGE_SUFFIXES,
+    MOST_BYTES,
+    DataError,
+    cut_name,
+    name_key,
+    open_to_append,
+    replace_file,
+    replacing,
+    special_kind,
+    writing,
+)
+from utils.log import progress, read_metrics, to_terminal
 from utils.metrics import IGNORED, Counts, SegmentationScores
 from utils.tables import csv_of_rows
 
@@ -42,28 +65,118 @@ class Item(NamedTuple):
         return parse_name(self.path.stem)[0]
 
 
-def list_images(folder: Path, out: Path, masks: Path | None = None) -> list[Item]:
+class Items(list[Item]):
+    """Images to predict, and what was found beside them."""
+
+    def __init__(
+        self, items: Iterable[Item] = (), left_out: Sequence[str] = (), bad: Sequence[str] = ()
+    ) -> None:
+        super().__init__(items)
+        self.left_out = list(left_out)  # a line for each reason for which files are left out
+        self.bad = list(bad)  # a line for each picture, or sub-folder, that cannot be read
+
+
+def list_images(folder: Path, out: Path, masks: Path | None = None) -> Items:
     """Images of a folder and its sub-folders (or one file), in the order of their paths.
 
-    A name is the path without its suffix, or with it where two images differ in nothing else. A
-    true mask is a .png with the image's path, below ``masks``. Files in ``out`` and ``masks`` are
-    not images. DataError if there is no such folder, or no image in it.
+    A name is the path without its suffix, or with it where two would be alike. A true mask is a
+    .png with the image's path, below ``masks``. Files in ``out`` and ``masks`` are not images, nor
+    are those that ``imaging.listing`` leaves out. DataError if there is no such folder, or no image
+    in it.
     """
-    one = folder.is_file()
-    hidden = {path.resolve() for path in (out, masks) if path}
-    paths = [folder] if one else list_files(folder, IMAGE_SUFFIXES, below=True, leave_out=hidden)
-    if not paths:
-        what = "no image in it" if folder.is_dir() else "no such folder"
-        raise DataError(f"{folder}: {what}; give a folder with images ({' '.join(IMAGE_SUFFIXES)})")
-    below = [path.relative_to(folder.parent if one else folder) for path in paths]
-    shared = Counter(str(path.with_suffix("")).lower() for path in below)
-    items = []
-    for path, inside in zip(paths, below, strict=True):
-        bare = inside.with_suffix("")
-        name = inside if shared[str(bare).lower()] > 1 else bare
+    cure = f"give a folder with images ({' '.join(IMAGE_SUFFIXES)})"
+    if kind := special_kind(folder):
+        raise DataError(f"{folder}: {kind}, no folder; {cure}")
+    if folder.is_file():
+        inside = Path(folder.name)
         truth = masks / inside.with_suffix(".png") if masks else None
-        items.append(Item(path, name.as_posix(), truth))
-    return items
+        return Items([Item(folder, inside.stem, truth)], _stack_lines(folder.parent, [folder]))
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; {cure}")
+    listing = Listing(folder, [path for path in (out, masks) if path])
+    truths = _find_truths(listing, masks)
+    listing.say(BESIDE, in_mask_folders(listing.images(), folder))
+    listing.say(LABELS, labels_of_twins(listing.images()))
+    listing.say(DRAWN, by_drawn_names(listing.images()))
+    bad, others = unread(listing.files)
+    listing.say("no images by their suffix", others)
+    paths = listing.images()
+    if not paths:
+        reasons = [*bad, *listing.unlisted, *listing.lines()]
+        raise DataError("; ".join([f"{folder}: no image in it", *reasons, cure]))
+    below = [path.relative_to(folder) for path in paths]
+    items = [
+        Item(path, name, truths.get(path))
+        for path, name in zip(paths, result_names(below), strict=True)
+    ]
+    lines = [*listing.lines(), *_twin_lines(folder, below), *_stack_lines(folder, paths)]
+    return Items(items, lines, [*listing.unlisted, *bad])
+
+
+def _find_truths(listing: Listing, masks: Path | None) -> dict[Path, Path]:
+    """Where the true mask of each image would lie; masks among the images are left out."""
+    if masks is None:
+        return {}
+    own = masks.resolve() == listing.folder.resolve()
+    truths = {
+        path: (listing.folder if own else masks)
+        / path.relative_to(listing.folder).with_suffix(".png")
+        for path in listing.images()
+    }
+    taken = {truth for path, truth in truths.items() if own and truth != path and truth in truths}
+    listing.say("masks of --masks", sorted(taken))
+    return {path: truth for path, truth in truths.items() if truth != path}
+
+
+def _twin_lines(folder: Path, below: Sequence[Path]) -> list[str]:
+    """A line if images differ from one another in their suffix alone."""
+    same = Counter(name_key(path.with_suffix("").as_posix()).casefold() for path in below)
+    twins = [p for p in below if same[name_key(p.with_suffix("").as_posix()).casefold()] > 1]
+    names = some_names(path.as_posix() for path in twins)
+    what = f"{folder}: {len(twins)} files differ from another in their suffix alone ({names})"
+    return [f"{what}; each is measured: remove copies"] if twins else []
+
+
+def _stack_lines(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """A line if files have several pages."""
+    pages = {path: count_pages(path) for path in paths}
+    names = some_names(
+        f"{path.relative_to(folder).as_posix()} ({n} pages)" for path, n in pages.items() if n > 1
+    )
+    found = f"{folder}: only the first page is read of {names}"
+    return [f"{found}; save the others as files of their own"] if names else []
+
+
+def result_names(below: Sequence[Path]) -> list[str]:
+    """Names for the results of images, given their paths below the folder; no two are alike.
+
+    A name is the path without its suffix; with it where two would be alike, or one a folder of
+    another's; numbered where they differ in the case of letters alone. Too long ones are cut.
+    """
+
+    def key(path: Path) -> str:
+        return name_key(path.as_posix()).casefold()
+
+    bare = [path.with_suffix("") for path in below]
+    shared = Counter(map(key, bare))
+    folders = {key(parent) for path in below for parent in path.parents}
+    whole = {
+        path
+        for path, short in zip(below, bare, strict=True)
+        if shared[key(short)] > 1 or {f"{key(short)}.png", f"{key(short)}.npy"} & folders
+    }
+    taken = {key(path) for path in whole}
+    names, used = [], set[str]()
+    for path, short in zip(below, bare, strict=True):
+        name = path if path in whole or key(short) in taken else short
+        name = name.with_name(cut_name(name.name, MOST_BYTES - len(".png")))
+        number = 1
+        while key(name) in used:
+            number += 1
+            name = name.with_name(f"{name.name.removesuffix(f'~{number - 1}')}~{number}")
+        used.add(key(name))
+        names.append(name.as_posix())
+    return names
 
 
 def read_truth(item: Item, shape: tuple[int, ...], num_classes: int) -> Array | None:
@@ -96,14 +209,21 @@ def count_confusion(truth: Array, prediction: Array, num_classes: int) -> Counts
 class Record:
     """Which images are done, and with which settings: a line of JSON each.
 
-    UserError if the folder holds predictions made with other settings, or cannot be written to.
+    A damaged one is made anew, line by line. UserError if the folder holds predictions made with
+    other settings, or cannot be written to.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, object], overwrite: bool) -> None:
         self.path = path
         self.done: dict[str, Row] = {}
+        if kind := special_kind(path):
+            raise UserError(f"{path}: {kind}, not a file; remove it, or give another --out")
         with writing(path, "--out"):
-            lines = [] if overwrite or not path.exists() else read_metrics(path)
+            there = path.exists() and path.stat().st_size > 0
+            lines = read_metrics(path) if there and not overwrite else []
+        if there and not overwrite and ("weights" not in (lines or [{}])[0]):
+            to_terminal(f"{path}: damaged; made anew, with all predictions")
+            lines = []
         if lines:
             old = lines[0]
             pairs = ((key, old.get(key), value) for key, value in settings.items())
@@ -113,15 +233,16 @@ class Record:
                     f"{path.parent}: holds predictions made with other settings "
                     f"({'; '.join(changed)}); give --overwrite or another --out"
                 )
-            self.done = {line["name"]: line for line in lines[1:]}
+            entries = (line for line in lines[1:] if isinstance(line.get("name"), str))
+            self.done = {line["name"]: line for line in entries}
         # Rewritten, because the next line would be appended to one that a kill cut off.
         text = "".join(json.dumps(line) + "\n" for line in [settings, *self.done.values()])
         replace_file(path, text, "--out")
 
     def add(self, entry: Row) -> None:
         """Note that an image is done."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        with open_to_append(self.path) as file:
+            file.write(f"{json.dumps(entry)}\n".encode())
 
 
 @contextmanager
@@ -140,6 +261,16 @@ def _growing_table(path: Path) -> Iterator[Callable[[Sequence[Row]], None]]:
         yield add
         if not file.tell():
             file.write(csv_of_rows([], ["image"]))
+
+
+def _is_intact(path: Path, num_classes: int) -> bool:
+    """Whether a result can be read: a PNG, or class probabilities (H, W, C)."""
+    if path.suffix != ".npy":
+        return is_intact(path)
+    with suppress(OSError, ValueError):
+        values = np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else np.empty(0)
+        return values.ndim == 3 and values.shape[2] == num_classes
+    return False
 
 
 class Done(NamedTuple):
@@ -169,6 +300,7 @@ class Folder:
     probabilities: bool = False  # write these too
     particles: bool = False
     overwrite: bool = False  # predict again what is done
+    left_out: Sequence[str] = ()  # lines on files that are no images, for the summary
 
     def __post_init__(self) -> None:
         segmenter = self.segmenter
@@ -229,11 +361,13 @@ class Folder:
         wanted = [self.file(kind, item) for kind in ("classes", "gray", "overlay")]
         wanted += [self.file("probabilities", item, ".npy")] if self.probabilities else []
         done = state.items() <= old.items() and all(path.exists() for path in wanted)
-        if done and old == entry:
+        kept = self.kept_mask(item, wanted) if done else None
+        if kept is not None and old == entry:
             self.skipped += 1
-            return read_mask(wanted[0])
+            return kept
         image = read_image(item.path, self.segmenter.gray)
-        mask = read_mask(wanted[0]) if done else self.predict(item, image)
+        done = kept is not None and kept.shape == image.shape[:2]
+        mask = kept if kept is not None and done else self.predict(item, image)
         self.skipped += done
         self.predicted += not done
         names, colours = self.segmenter.class_names, self.segmenter.colours
@@ -242,6 +376,17 @@ class Folder:
         save_picture(self.file("overlay", item), picture, "--out")
         self.record.add(entry)
         return mask
+
+    def kept_mask(self, item: Item, files: Sequence[Path]) -> Array | None:
+        """The class map among the results of an image that is done; None if one is damaged."""
+        damaged = [path for path in files if not _is_intact(path, self.segmenter.num_classes)]
+        if not damaged:
+            mask = read_mask(files[0])
+            if ((mask < self.segmenter.num_classes) | (mask == IGNORED)).all():
+                return mask
+            damaged = [files[0]]
+        to_terminal(f"{damaged[0]}: damaged; the results of {item.name} are made anew")
+        return None
 
     def predict(self, item: Item, image: Array) -> Array:
         """Predict an image, and write its masks (and probabilities: float16 (H, W, C))."""

@@ -15,7 +15,7 @@ from metallography.folder import SUMMARY, Folder
 from metallography.particles import Row, unit_of
 from utils import metrics
 from utils.files import replace_file
-from utils.tables import csv_of_rows, markdown
+from utils.tables import csv_of_rows, markdown, plain
 
 DEFINITIONS = (
     "Particle: pixels of one class that touch. One that the frame cuts counts as one half "
@@ -56,12 +56,12 @@ def write_tables(folder: Folder) -> None:
     contents = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
     replace_file(folder.out / SUMMARY, contents, "--out")
     lines = ["# Prediction and measurements", ""]
-    lines += [f"- {line}" for line in [*about, *DEFINITIONS, *doubts]]
+    lines += [f"- {plain(line)}" for line in [*about, *DEFINITIONS, *doubts]]
     for table in tables:
-        lines += ["", f"## {table['title']}", "", *markdown(table["head"], table["rows"])]
+        lines += ["", f"## {plain(table['title'])}", "", *markdown(table["head"], table["rows"])]
     if folder.bad:
         lines += ["", f"## {len(folder.bad)} file(s) could not be used", ""]
-        lines += [f"- {line}" for line in folder.bad]
+        lines += [f"- {plain(line)}" for line in folder.bad]
     replace_file(folder.out / "summary.md", "\n".join(lines) + "\n", "--out")
 
 
@@ -88,7 +88,7 @@ def _touching(folder: Folder) -> str:
 
 def warnings(folder: Folder) -> list[str]:
     """What a reader of the numbers should know."""
-    lines = []
+    lines = list(folder.left_out)
     sizes, side = {image.size for image in folder.done}, folder.segmenter.resize
     if side and len(sizes) > 1:
         lines.append(
@@ -96,8 +96,8 @@ def warnings(folder: Folder) -> list[str]:
             "training; where their field of view or proportions are not those of the training "
             "images, give --resize 0 or another N"
         )
-    bare = [item.name for item, _, counts in folder.done if item.truth and counts is None]
-    if bare:
+    bare = [item.name for item, _, counts in folder.done if counts is None]
+    if bare and any(item.truth for item in folder.items):
         count = f"{len(bare)} image(s) without a true mask (first: {bare[0]})"
         lines.append(f"Warning: {count}, not compared")
     return lines

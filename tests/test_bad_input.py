@@ -164,8 +164,8 @@ BAD_FILES = {
         instead(IMAGE, "15_0.tif", encoded(GRAY, "tiff")[:500]), "", ("15_0.tif: ", "cut short")
     ),
     "text called png": Bad(put(IMAGE, b"hello"), "", ("15_0.png: ", "not an image", "export it")),
-    "webp called png": Bad(
-        put(IMAGE, encoded(RGB, "webp")), "", ("15_0.png: ", "jpg, png, bmp or tif", "export it")
+    "gif called png": Bad(
+        put(IMAGE, encoded(RGB, "gif")), "", ("15_0.png: ", "jpg, png, bmp, tif or webp", "export")
     ),
     "60000 x 60000 pixels": Bad(
         put(IMAGE, huge_png()), "", ("15_0.png: ", "60000x60000", "400 million", "cut it")
@@ -238,7 +238,7 @@ BAD_FILES = {
         folder("train_numf/img"), "--stages self", ("train_numf", "no image", "put all training")
     ),
     "only files of other types": Bad(
-        instead(IMAGE, "15_0.webp"), "", ("sup_num1_0", "no image", "15_0.webp", "put annotated")
+        instead(IMAGE, "15_0.gif"), "", ("sup_num1_0", "no image", "15_0.gif", "put annotated")
     ),
     "no annotated folder": Bad(
         remove("sup_num1_0"), "", ("sup_num1_0", "no such folder", "--repeats")

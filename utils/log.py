@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.commandline import UserError
-from utils.files import replace_file, writing
+from utils.files import open_to_append, refuse_links, replace_file, special_kind, writing
 from utils.metrics import Scores
 from utils.run_folder import remove_outputs
 
@@ -66,17 +66,18 @@ class RunLog:
             remove_outputs(run_dir, [str(path.relative_to(run_dir)) for path in old])
         with writing(self.text_path):
             run_dir.mkdir(parents=True, exist_ok=True)
-            text = self._files[self.text_path] = open(self.text_path, "ab")  # noqa: SIM115
+            text = self._files[self.text_path] = open_to_append(self.text_path)
             if text.tell() > resume_at.get("text", 0):
                 text.truncate(resume_at.get("text", 0))
                 text.seek(0, os.SEEK_END)
         with writing(self.metrics_path):
             keep = resume_at.get("metrics_lines", 0)
             self._metrics_lines = _cut_metrics(self.metrics_path, stage, keep)
-            self._files[self.metrics_path] = open(self.metrics_path, "ab")  # noqa: SIM115
+            self._files[self.metrics_path] = open_to_append(self.metrics_path)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
+            refuse_links(events / "events")
             with writing(events):
                 self._events = SummaryWriter(str(events))  # type: ignore[no-untyped-call]
             self._files[events] = self._events
@@ -170,6 +171,8 @@ def _whole_lines(contents: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 def _cut_metrics(path: Path, stage: str, keep: int) -> int:
     """Keep ``keep`` lines of ``stage`` and all others; returns how many of the stage are left."""
+    if kind := special_kind(path):
+        raise UserError(f"{path}: {kind}, not a file; remove it")
     old = path.read_bytes() if path.exists() else b""
     kept: list[bytes] = []
     own = 0
