@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
+from config import Config, ConfigError  # noqa: E402
 from data import name_key  # noqa: E402
 from dataset.check import SMALLEST_SIDE, Problems  # noqa: E402
 from dataset.layout import LAYOUT, replacing_set, write_png  # noqa: E402
@@ -40,11 +41,12 @@ def prepare(settings: Namespace) -> list[str]:
     """Make the set, unless it is a dry run; the lines of the report. Raises UserError."""
     _check_folders(settings)
     plan = Plan(settings)
+    known = set_file(plan)
     lines = report_lines(plan)
     if not settings.dry_run:
         with replacing_set(settings.out) as root:
             _write_tiles(plan, root)
-            set_file(plan).write(root)
+            known.write(root)
             # A file name that is no valid text holds surrogates: replace_file can write them.
             replace_file(root / REPORT, "\n".join([*lines, ""]), "--out")
             replace_file(root / SOURCES, _sources(plan), "--out")
@@ -97,20 +99,28 @@ def set_file(plan: Plan) -> SetFile:
     """What the set will tell every later command."""
     settings, rule = plan.settings, plan.rule
     tiles = [tile for split in SPLITS.values() for tile in plan.splits.get(split, [])]
-    masked = [t for t in tiles if t.annotated and t.counts is not None]
+    masked = [t for t in tiles if t.annotated]
     names = settings.class_names or tuple(getattr(rule, "names", ()))
     colours = settings.class_colours
     values = dict(rule.palette)
     if not colours and rule.colours and values.keys() >= {*range(plan.num_classes)}:
         colours = tuple(bytes(values[c]).hex() for c in range(plan.num_classes))
+    try:  # the rules of training's settings
+        Config(num_classes=max(plan.num_classes, 2), class_names=names, class_colours=colours)
+    except ConfigError as error:
+        raise DataError("\n".join(f"--{line}" for line in str(error).splitlines())) from None
     return SetFile(
         num_classes=plan.num_classes if plan.num_classes > 1 else None,
         class_names=names,
         class_colours=colours,
-        ignore_label=IGNORED if any(t.counts[IGNORED] for t in masked) else None,
+        ignore_label=IGNORED
+        if any(t.counts is not None and t.counts[IGNORED] for t in masked)
+        else None,
         palette=rule.same_as().partition('"')[2].rpartition('"')[0],
         crop=settings.crop,
-        cropped_sizes=tuple(sorted({t.source.box[2:] for t in tiles})) if settings.crop else (),
+        cropped_sizes=tuple(sorted({t.source.box[2:] for t in tiles}))
+        if any(settings.crop)
+        else (),
         gray_range=plan.gray if isinstance(plan.gray, GrayRange) else None,
         um_per_px=_scales(plan, tiles),
     )

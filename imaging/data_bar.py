@@ -7,12 +7,16 @@ of one level too, but it does not end at once along the whole edge.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imaging.field import Crop
+from imaging.listing import some_names
 
 Array = NDArray[Any]
 
@@ -53,6 +57,25 @@ def find_bars(image: Array) -> list[Bar]:
     sides = {"bottom": gray[::-1], "top": gray, "right": gray[:, ::-1].T, "left": gray.T}
     bars = [Bar(edge, bar_height(rows)) for edge, rows in sides.items()]
     return [bar for bar in bars if bar.pixels]
+
+
+def bar_lines(found: Mapping[Path, Sequence[Bar]], crop: Crop | None = None) -> list[str]:
+    """Warnings on images with data bars, a line for each kind of bar, with the crop that cures it.
+
+    ``crop`` is what was cut off already.
+    """
+    alike: defaultdict[Crop, list[Path]] = defaultdict(list)
+    for path, bars in found.items():
+        if bars:
+            own = dict(bars)
+            alike[Crop(**own)].append(path)
+    lines = []
+    for bar, paths in alike.items():
+        cure = Crop(*(a + b for a, b in zip(bar, crop or Crop(), strict=True)))
+        names = some_names(path.name for path in paths)
+        count = f"{len(paths)} image(s) with a data bar that is not cut off"
+        lines.append(f"{count} ({bar.words()}): {names}; give --crop {cure}")
+    return lines
 
 
 def bar_height(rows: Array) -> int:

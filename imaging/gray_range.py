@@ -131,7 +131,7 @@ class EachImage:
     """Every image by its own range, where its set has none."""
 
     def __str__(self) -> str:
-        return "each image's own"
+        return "each image's own range"
 
     def apply(self, pixels: Array) -> Pixels:
         """As ``GrayRange.apply``, by the range of these pixels."""

@@ -19,7 +19,8 @@ from xml.etree import ElementTree
 from PIL.PngImagePlugin import PngImageFile
 from tifffile import TiffFile
 
-from imaging.imagefile import PNG_MAGIC, TIFF_MAGIC
+from imaging.imagefile import PNG_MAGIC
+from imaging.tiff import TIFF_MAGIC
 from utils.files import DataError
 
 SAME = 0.01  # sizes that differ by less than this share of them are one
@@ -75,7 +76,8 @@ def _sizes(path: Path) -> Iterator[Found]:
         if magic == PNG_MAGIC:
             with suppress(Exception), PngImageFile(path) as picture:
                 # Pixels an inch, from the chunk pHYs.
-                yield from _resolution(*picture.info["dpi"], INCH, "resolution of the PNG (pHYs)")
+                across, down = picture.info["dpi"]
+                yield from _resolution(across, down, INCH, "resolution of the PNG (pHYs)")
         if magic in TIFF_MAGIC:
             with TiffFile(os.fspath(path)) as tiff:
                 for source in SOURCES:

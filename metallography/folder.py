@@ -365,7 +365,7 @@ class Folder:
         if kept is not None and old == entry:
             self.skipped += 1
             return kept
-        image = read_image(item.path)
+        image = read_image(item.path, self.segmenter.gray)
         done = kept is not None and kept.shape == image.shape[:2]
         mask = kept if kept is not None and done else self.predict(item, image)
         self.skipped += done

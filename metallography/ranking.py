@@ -58,7 +58,7 @@ def rank(segmenter: Segmenter, items: Sequence[Item], out: Path) -> Ranking:
     with progress(len(items), "images") as bar:
         for item in items:
             try:
-                image = read_image(item.path)
+                image = read_image(item.path, segmenter.gray)
                 maps = segmenter.disagreement(image)
                 means = [float(values.mean(dtype=np.float64)) for values in maps]
                 row: Row = {"image": item.name, "batch": item.batch}

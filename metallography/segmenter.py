@@ -26,7 +26,7 @@ from torch import Tensor
 from config import Config, ConfigError
 from data import DataError, Statistics, own_statistics, to_input
 from imaging.drawing import class_colours, default_names
-from imaging.imagefile import to_8_bit
+from imaging.gray_range import Conversion, conversion_of
 from imaging.store import resize_image
 from metallography import export, measure, tiling, views
 from metallography.particles import MINIMUM_PX, Array, Row
@@ -67,7 +67,8 @@ class Segmenter:
 
     It has ``path``, ``about`` and ``digest`` (the file loaded, a line on it, a checksum of its
     tensors), ``num_classes`` C and, of class 0 ... C-1, ``class_names``, ``mapping`` (gray values)
-    and ``colours`` (RGB, uint8 (C, 3)). UserError if the file or an option cannot be used.
+    and ``colours`` (RGB, uint8 (C, 3)). ``gray`` makes 8 bits of images with more, as in training.
+    UserError if the file or an option cannot be used.
     """
 
     def __init__(
@@ -94,6 +95,10 @@ class Segmenter:
         self._describe(settings)
         trained = int(settings.get("image_size") or 0)
         self.standardize = bool(settings.get("standardize"))
+        try:
+            self.gray: Conversion = conversion_of(settings.get("gray_range"))
+        except DataError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
         self.resize = trained if resize is None else resize
         check_number("resize", self.resize, 0, least=SMALLEST_SIDE)
         tiling.cut_axis(1, tile, overlap)  # refuses what does not fit
@@ -102,6 +107,7 @@ class Segmenter:
         how = f"trained on images {size}" + (", each standardised" if self.standardize else "")
         if settings is not found:
             how = "no settings in it; if it was trained on resized images, give --resize"
+        how += f", more than 8 bits: {self.gray} as 0..255"
         shown = " ".join(map(str, channels))
         self.about = f"{self.path}: {self.num_classes} classes, channels {shown}, {how}"
 
@@ -127,10 +133,10 @@ class Segmenter:
     def bands(self, image: Array) -> Iterator[tuple[int, Floats]]:
         """Yield (first row, class probabilities (C, rows, W)) from the top, in bounded memory.
 
-        The image is uint8 or uint16, (H, W) or (H, W, 1, 3 or 4), colours as RGB, of any size;
-        another array raises DataError.
+        The image is (H, W) or (H, W, 1, 3 or 4), colours as RGB, of any size and number type; more
+        than 8 bits become 8 by ``gray``. Another array, or a nan in it, raises DataError.
         """
-        pixels = as_pixels(image)
+        pixels = as_pixels(image, self.gray)
         small = resize_image(pixels, self.resize) if self.resize else pixels
         predict = self._predictor(small)
         if self.tta:
@@ -143,7 +149,7 @@ class Segmenter:
 
     def disagreement(self, image: Array) -> Floats:
         """``views.disagreement`` (3, h, w), of the size at which the image is predicted."""
-        pixels = as_pixels(image)
+        pixels = as_pixels(image, self.gray)
         small = resize_image(pixels, self.resize) if self.resize else pixels
         maps = views.disagreement(self._predictor(small))
         bands = tiling.predict_bands(small, maps, len(views.MEASURES), self.tile, self.overlap)
@@ -211,17 +217,17 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def as_pixels(image: Array) -> NDArray[np.uint8]:
+def as_pixels(image: Array, gray: Conversion) -> NDArray[np.uint8]:
     """Check an image array and make it uint8 (H, W) or (H, W, 3); see ``Segmenter.bands``."""
     pixels = np.asarray(image)
     fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
-    if not fits or not pixels.size or pixels.dtype not in (np.uint8, np.uint16):
+    if not fits or not pixels.size or pixels.dtype.kind not in "uif":
         raise DataError(
-            f"image: found {pixels.dtype} {pixels.shape}; give uint8 or uint16, (H, W) or (H, W, 3)"
+            f"image: found {pixels.dtype} {pixels.shape}; give numbers, (H, W) or (H, W, 3)"
         )
     if pixels.ndim == 3:
         pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3]
-    return pixels if pixels.dtype == np.uint8 else to_8_bit(pixels)
+    return gray.apply(pixels)
 
 
 def check_number(name: str, value: float, *allowed: float, least: float) -> None:

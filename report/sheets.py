@@ -72,7 +72,8 @@ def predicted_sheet(folder: Folder) -> None:
     titles, rows, pictures, counts = [], [], [], []
     for item, _, matrix in chosen:
         try:
-            image, mask = read_image(item.path), read_mask(folder.file("classes", item))
+            image = read_image(item.path, segmenter.gray)
+            mask = read_mask(folder.file("classes", item))
             truth = read_mask(item.truth) if item.truth and matrix is not None else None
         except DataError:  # it was there a moment ago; the tables are written already
             continue
