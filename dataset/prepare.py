@@ -104,7 +104,9 @@ def set_file(plan: Plan) -> SetFile:
     colours = settings.class_colours
     values = dict(rule.palette)
     if not colours and rule.colours and values.keys() >= {*range(plan.num_classes)}:
-        colours = tuple(bytes(values[c]).hex() for c in range(plan.num_classes))
+        deep = max(map(max, values.values())) > 255  # 16 bits a channel
+        shown = {c: [v >> 8 if deep else v for v in value] for c, value in values.items()}
+        colours = tuple(bytes(shown[c]).hex() for c in range(plan.num_classes))
     try:  # the rules of training's settings
         Config(num_classes=max(plan.num_classes, 2), class_names=names, class_colours=colours)
     except ConfigError as error:
