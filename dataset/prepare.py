@@ -99,7 +99,8 @@ def set_file(plan: Plan) -> SetFile:
     """What the set will tell every later command."""
     settings, rule = plan.settings, plan.rule
     tiles = [tile for split in SPLITS.values() for tile in plan.splits.get(split, [])]
-    masked = [t for t in tiles if t.annotated]
+    unlabelled = any(t.annotated and t.counts is not None and t.counts[IGNORED] for t in tiles)
+    sizes = {(tile.source.box.height, tile.source.box.width) for tile in tiles}
     names = settings.class_names or tuple(getattr(rule, "names", ()))
     colours = settings.class_colours
     values = dict(rule.palette)
@@ -115,14 +116,10 @@ def set_file(plan: Plan) -> SetFile:
         num_classes=plan.num_classes if plan.num_classes > 1 else None,
         class_names=names,
         class_colours=colours,
-        ignore_label=IGNORED
-        if any(t.counts is not None and t.counts[IGNORED] for t in masked)
-        else None,
+        ignore_label=IGNORED if unlabelled else None,
         palette=rule.same_as().partition('"')[2].rpartition('"')[0],
         crop=settings.crop,
-        cropped_sizes=tuple(sorted({t.source.box[2:] for t in tiles}))
-        if any(settings.crop)
-        else (),
+        cropped_sizes=tuple(sorted(sizes)) if any(settings.crop) else (),
         gray_range=plan.gray if isinstance(plan.gray, GrayRange) else None,
         um_per_px=_scales(plan, tiles),
     )

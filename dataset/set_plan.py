@@ -146,7 +146,7 @@ class Plan:
             said = f"--um_per_px {given:g} against {found.um:.4g} um ({found.where})"
             self.warnings.append(f"{image}: {said}; {given:g} is used")
         um = given or (found.um if found else None)
-        self.scales |= {} if um is None else {image: um}
+        self.scales |= {} if um is None else {image: float(f"{um:.6g}")}
 
     def image(self, source: Source) -> Pixels:
         """A source's image after cropping, uint8 (H, W) or (H, W, 3)."""
