@@ -1,13 +1,22 @@
-"""The field: the part of an image that counts. What is cut off its edges is no micrograph."""
+"""The field: the part of an image that counts.
+
+Outside lie what is cut off its edges, such as a data bar, what is transparent in the file, and what
+a mask of the region of interest leaves out.
+"""
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
+from imaging.imagefile import read_mask
 from utils.files import DataError
 
 Array = NDArray[Any]
@@ -63,3 +72,78 @@ def read_crop(words: str) -> Crop:
     if sides is None:
         raise DataError(f"--crop {words!r}: give four numbers top,bottom,left,right")
     return Crop(*(int(number) for number in sides.groups()))
+
+
+def transparent(path: str | Path) -> Array | None:
+    """Where an image file is fully transparent, bool (H, W), upright; None if nowhere.
+
+    Files that are transparent everywhere show that their writer did not mean it: None, too. Kinds
+    of transparency that Pillow does not read count as none.
+    """
+    with suppress(Exception), Image.open(path) as file:
+        if "A" not in file.getbands() and "transparency" not in file.info:
+            return None
+        whole = ImageOps.exif_transpose(file)
+        clear = np.asarray(whole.convert("RGBA").getchannel("A")) == 0
+        if clear.any() and not clear.all():
+            return np.asarray(clear)
+    return None
+
+
+@dataclass(frozen=True)
+class FieldRule:
+    """Which part of each image of a folder is its field.
+
+    ``crop`` is cut off all but images of ``cropped_sizes`` (height, width), from which it is cut
+    already. ``roi`` is a folder of masks, named as the images: where they are 0 is outside.
+    """
+
+    crop: Crop = Crop()
+    cropped_sizes: frozenset[tuple[int, int]] = frozenset()
+    roi: Path | None = None
+
+    def crop_of(self, shape: tuple[int, ...]) -> Crop:
+        """What is cut off an image (H, W, ...)."""
+        return Crop() if (shape[0], shape[1]) in self.cropped_sizes else self.crop
+
+    def outside(self, path: Path, name: str, shape: tuple[int, ...]) -> Array | None:
+        """Where an image (H, W, ...) is outside its field, bool (H, W); None if nowhere.
+
+        DataError if nothing is inside, or the mask of its region of interest does not fit.
+        """
+        outside = np.zeros(shape[:2], bool)
+        clear = transparent(path)
+        if clear is not None and clear.shape == outside.shape:
+            outside |= clear
+        region = self._region(name)
+        if region is not None:
+            mask = read_mask(region)
+            if mask.shape != outside.shape:
+                sizes = f"{mask.shape[1]}x{mask.shape[0]}, its image is {shape[1]}x{shape[0]}"
+                raise DataError(f"{region}: {sizes}; a mask has the size of its image")
+            outside |= mask == 0
+        crop = self.crop_of(shape)
+        try:
+            kept = crop.of(outside).copy()
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        outside = crop.back(kept, shape, True)
+        if outside.all():
+            raise DataError(f"{path}: nothing of it is inside the field; correct its region")
+        return outside if outside.any() else None
+
+    def state(self, name: str) -> dict[str, object]:
+        """What decides the field of an image, beside the image; empty if all of it counts."""
+        region = self._region(name)
+        found = {"crop": str(self.crop)} if any(self.crop) else {}
+        if region is None:
+            return dict(found)
+        status = region.stat()
+        return {**found, "roi": [status.st_size, status.st_mtime_ns]}
+
+    def _region(self, name: str) -> Path | None:
+        region = self.roi / f"{name}.png" if self.roi else None
+        return region if region and region.is_file() else None
+
+
+NO_RULE = FieldRule()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from data import parse_name
+from imaging.data_bar import Bar, find_bars
 from imaging.drawing import is_intact, overlay, save_picture
+from imaging.field import NO_RULE, Crop, FieldRule
 from imaging.imagefile import read_image, read_mask
 from imaging.listing import (
     BESIDE,
@@ -29,7 +32,7 @@ from imaging.listing import (
 )
 from imaging.pages import count_pages
 from metallography import measure
-from metallography.particles import MINIMUM_PX, Array, Row, row_bands
+from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of
 from metallography.segmenter import Segmenter, check_number
 from utils.commandline import UserError
 from utils.files import (
@@ -179,16 +182,30 @@ def result_names(below: Sequence[Path]) -> list[str]:
     return names
 
 
-def read_truth(item: Item, shape: tuple[int, ...], num_classes: int) -> Array | None:
-    """Read an image's true mask (H, W), None where there is none; DataError if it does not fit."""
+def read_truth(
+    item: Item,
+    shape: tuple[int, ...],
+    num_classes: int,
+    crop: Crop = NO_RULE.crop,
+    ignore_label: int = IGNORED,
+) -> Array | None:
+    """Read an image's true mask (H, W), None where there is none; DataError if it does not fit.
+
+    It has the image's shape, before or after ``crop``; what is cut off is ``IGNORED``, and so are
+    pixels of ``ignore_label``.
+    """
     if item.truth is None or not item.truth.exists():
         return None
     truth = read_mask(item.truth)
-    if truth.shape != shape:
+    cut = truth.shape != shape and truth.shape == crop.size(shape)
+    if truth.shape != shape and not cut:
         raise DataError(
             f"{item.truth}: {truth.shape[1]}x{truth.shape[0]}, its image is "
             f"{shape[1]}x{shape[0]}; a mask has the size of its image"
         )
+    truth = crop.back(truth if cut else crop.of(truth), shape, IGNORED)
+    if num_classes <= ignore_label != IGNORED:
+        truth = np.where(truth == ignore_label, np.uint8(IGNORED), truth)
     wrong = truth[(truth >= num_classes) & (truth != IGNORED)]
     if wrong.size:
         raise DataError(
@@ -263,6 +280,31 @@ def _growing_table(path: Path) -> Iterator[Callable[[Sequence[Row]], None]]:
             file.write(csv_of_rows([], ["image"]))
 
 
+@contextmanager
+def _growing_array(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[Array], None]]:
+    """A .npy of float16 (H, W, C) that takes some rows at a time, so that few are in memory."""
+    with (
+        replacing(path, "--out", durable=False) as temporary,
+        temporary.open("wb") as file,
+    ):
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def add(rows: Array) -> None:
+            file.write(np.ascontiguousarray(rows, "<f2").data)
+
+        yield add
+
+
+def _grays(mapping: Sequence[int]) -> Array:
+    """The gray of each class id, uint8 (256,); of 255, outside the field, one far from all."""
+    levels = np.arange(256)
+    far = np.abs(levels[:, None] - np.array(mapping)).min(axis=1).argmax()
+    grays = np.full(256, far, np.uint8)
+    grays[: len(mapping)] = mapping
+    return grays
+
+
 def _is_intact(path: Path, num_classes: int) -> bool:
     """Whether a result can be read: a PNG, or class probabilities (H, W, C)."""
     if path.suffix != ".npy":
@@ -301,11 +343,20 @@ class Folder:
     particles: bool = False
     overwrite: bool = False  # predict again what is done
     left_out: Sequence[str] = ()  # lines on files that are no images, for the summary
+    field: FieldRule = NO_RULE  # which part of each image counts
+    scales: Mapping[str, float | None] | None = None  # by name; of others um_per_px
+    resample: float = 0.0  # um per pixel at which the network sees the images; 0: as they are
+    notes: Sequence[str] = ()  # more lines for the summary: crop, scales
 
     def __post_init__(self) -> None:
         segmenter = self.segmenter
         classes = range(segmenter.num_classes)
-        measure.check_terms(len(classes), *self.terms)
+        measure.check_terms(len(classes), *self.terms())
+        self.scales = self.scales or {}
+        for um in self.scales.values():
+            unit_of(um)
+        self.bars: dict[Path, list[Bar]] = {}  # data bars that nobody cut
+        self.lost_scale = False  # whether an earlier run knew the scale of an image, and this not
         check_number("boundary_px", self.boundary_px, least=0)
         names = ("resize", "tta", "tile", "overlap")
         settings = {"weights": segmenter.digest} | {n: getattr(segmenter, n) for n in names}
@@ -317,11 +368,20 @@ class Folder:
         self.predicted = self.skipped = 0  # images predicted now, and done already
         self.bad: list[str] = []  # a line for each file that could not be used
 
+    def scale_of(self, item: Item) -> float | None:
+        """Micrometres per pixel of an image; None if that is not known."""
+        return (self.scales or {}).get(item.name, self.um_per_px)
+
     @property
-    def terms(self) -> measure.Terms:
-        """How to measure: the last arguments of ``measure.measure_mask``."""
+    def unit_scale(self) -> float | None:
+        """A scale of which the tables have the unit: None if lengths are in pixels."""
+        known = (um for um in map(self.scale_of, self.items) if um is not None)
+        return next(known, self.um_per_px)
+
+    def terms(self, um_per_px: float | None = None) -> measure.Terms:
+        """How to measure an image: the last arguments of ``measure.measure_mask``."""
         return (
-            self.um_per_px,
+            um_per_px,
             self.min_px,
             self.grain_classes,
             self.connectivity,
@@ -355,12 +415,20 @@ class Folder:
             size, changed = status.st_size, status.st_mtime_ns
         except OSError:  # reading the image will report what is wrong
             size = changed = 0
-        state: Row = {"name": item.name, "bytes": size, "changed": changed}
-        entry = state | {"um_per_px": self.um_per_px}
-        old = self.record.done.get(item.name, {})
+        scale = self.scale_of(item)
+        how = {
+            **self.field.state(item.name),
+            **({"resample": self.resample} if self.resample else {}),
+        }
+        state: Row = {"name": item.name, "bytes": size, "changed": changed, **how}
+        entry = state | {"um_per_px": scale}
+        old = dict(self.record.done.get(item.name, {}))
+        self._remember_bars(item, old.pop("bars", []))
+        self.lost_scale |= scale is None and old.get("um_per_px") is not None
         wanted = [self.file(kind, item) for kind in ("classes", "gray", "overlay")]
         wanted += [self.file("probabilities", item, ".npy")] if self.probabilities else []
-        done = state.items() <= old.items() and all(path.exists() for path in wanted)
+        same = state.items() <= old.items() and old.keys() - entry.keys() == set()
+        done = same and all(path.exists() for path in wanted)
         kept = self.kept_mask(item, wanted) if done else None
         if kept is not None and old == entry:
             self.skipped += 1
@@ -372,10 +440,17 @@ class Folder:
         self.predicted += not done
         names, colours = self.segmenter.class_names, self.segmenter.colours
         # Drawn again at another scale, too, because the scale bar changes.
-        picture = overlay(image, mask, names, colours, self.um_per_px)
-        save_picture(self.file("overlay", item), picture, "--out")
-        self.record.add(entry)
+        save_picture(
+            self.file("overlay", item), overlay(image, mask, names, colours, scale), "--out"
+        )
+        bars = self.bars.get(item.path, [])
+        self.record.add(entry | ({"bars": [list(bar) for bar in bars]} if bars else {}))
         return mask
+
+    def _remember_bars(self, item: Item, found: Sequence[Sequence[Any]]) -> None:
+        """Note the data bars that an earlier run found in an image."""
+        with suppress(TypeError):
+            self.bars[item.path] = [Bar(*bar) for bar in found]
 
     def kept_mask(self, item: Item, files: Sequence[Path]) -> Array | None:
         """The class map among the results of an image that is done; None if one is damaged."""
@@ -389,50 +464,86 @@ class Folder:
         return None
 
     def predict(self, item: Item, image: Array) -> Array:
-        """Predict an image, and write its masks (and probabilities: float16 (H, W, C))."""
-        mask = np.empty(image.shape[:2], np.uint8)
+        """Predict an image, and write its masks (and probabilities: float16 (H, W, C)).
+
+        Outside the field masks are 255 and probabilities nan.
+        """
+        shape = image.shape[:2]
+        outside, crop = self.field.outside(item.path, item.name, shape), self.field.crop_of(shape)
+        inside = None if outside is None else ~crop.of(outside)
+        part, mask = crop.of(image), np.full(shape, IGNORED, np.uint8)
+        self.bars[item.path] = find_bars(part)
+        own, scale = crop.of(mask), self.scale_of(item)
+        factor = scale / self.resample if self.resample and scale else 1.0
         with ExitStack() as stack:
-            file = None
-            if self.probabilities:
-                path = self.file("probabilities", item, ".npy")
-                temporary = stack.enter_context(replacing(path, "--out", durable=False))
-                file = stack.enter_context(temporary.open("wb"))
-                shape = (*mask.shape, self.segmenter.num_classes)
-                header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-            for top, band in self.segmenter.bands(image):
-                mask[top : top + band.shape[1]] = band.argmax(axis=0)
-                if file:
-                    file.write(np.ascontiguousarray(np.moveaxis(band, 0, 2), "<f2").data)
+            path, classes = self.file("probabilities", item, ".npy"), self.segmenter.num_classes
+            add = _growing_array(path, (*shape, classes)) if self.probabilities else None
+            write = stack.enter_context(add) if add else None
+            if write:
+                write(np.full((crop.top, shape[1], classes), np.nan))
+            for top, band in self.segmenter.bands(part, inside, factor):
+                rows = slice(top, top + band.shape[1])
+                own[rows] = band.argmax(axis=0)
+                if write:
+                    values = np.moveaxis(band, 0, 2)
+                    if inside is not None:
+                        values = np.where(inside[rows, :, None], values, np.nan)
+                    sides = ((0, 0), (crop.left, crop.right), (0, 0))
+                    write(np.pad(values, sides, constant_values=np.nan))
+            if write:
+                write(np.full((crop.bottom, shape[1], classes), np.nan))
+        if outside is not None:
+            mask[outside] = IGNORED
         save_picture(self.file("classes", item), mask, "--out")
-        grays = np.array(self.segmenter.mapping, np.uint8)
-        save_picture(self.file("gray", item), grays[mask], "--out")
+        save_picture(self.file("gray", item), _grays(self.segmenter.mapping)[mask], "--out")
         return mask
 
     def measure(self, item: Item, mask: Array) -> list[Row]:
         """Measure a mask, and compare it with the true one; returns its rows of particles.csv."""
-        names, scale, least = self.segmenter.class_names, self.um_per_px, self.min_px
-        truth = read_truth(item, mask.shape, len(names))
-        rows, found = measure.measure_mask(mask, len(names), *self.terms)
+        names, scale = self.segmenter.class_names, self.scale_of(item)
+        in_um = self.unit_scale is not None
+        rows, found = measure.measure_mask(mask, len(names), *self.terms(scale))
         about = {"image": item.name, "batch": item.batch}
         heads: list[Row] = [about | {"class": c, "class_name": n} for c, n in enumerate(names)]
-        self.rows += [head | row for head, row in zip(heads, rows, strict=True)]
+        field: Row = {"um_per_px": math.nan if scale is None else scale} if in_um else {}
+        field["field_px"] = int(np.count_nonzero(mask != IGNORED))
+        unknown = in_um and scale is None
+        fit = measure.without_scale if unknown else dict
+        self.rows += [head | field | fit(row) for head, row in zip(heads, rows, strict=True)]
         for c, particles in enumerate(found):
-            self.diameters[c].append(particles.whole().diameter * (scale or 1.0))
-        counts = None
-        if truth is not None:
-            unlabelled = truth == IGNORED
-            ignored = unlabelled if unlabelled.any() else None
-            for c, head in enumerate(heads):
-                pair, grains = (truth == c, mask == c), c in self.grain_classes
-                connected = measure.connectivity_of(grains, self.connectivity)
-                row = measure.compare_class(
-                    *pair, scale, least, self.boundary_px, connected, ignored
-                )
-                self.compared.append(head | row)
-            counts = count_confusion(truth, mask, len(names))
+            diameters = particles.whole().diameter * (scale or 1.0)
+            self.diameters[c].append(diameters[:0] if unknown else diameters)
+        try:
+            counts = self._compare(item, mask, heads, fit)
+        except DataError as error:  # of the true mask: the image's own measurements stay
+            self.bad.append(str(error))
+            counts = None
         self.done.append(Done(item, (mask.shape[0], mask.shape[1]), counts))
         if not self.particles:
             return []
         shown = [c for c in range(len(names)) if c or c in self.grain_classes]
-        return [heads[c] | row for c in shown for row in found[c].rows(scale)]
+        return [heads[c] | fit(row) for c in shown for row in found[c].rows(scale)]
+
+    def truth_of(self, item: Item, mask: Array) -> Array | None:
+        """An image's true mask (H, W), 255 where its predicted one is; None without one."""
+        crop, classes = self.field.crop_of(mask.shape), self.segmenter.num_classes
+        truth = read_truth(item, mask.shape, classes, crop, self.segmenter.ignore_label)
+        return None if truth is None else np.where(mask == IGNORED, np.uint8(IGNORED), truth)
+
+    def _compare(
+        self, item: Item, mask: Array, heads: Sequence[Row], fit: Callable[[Row], Row]
+    ) -> Counts | None:
+        """Note the rows of ``compare_class``; the confusion matrix, None without a true mask."""
+        truth, scale = self.truth_of(item, mask), self.scale_of(item)
+        if truth is None:
+            return None
+        unlabelled = truth == IGNORED
+        ignored = unlabelled if unlabelled.any() else None
+        for c, head in enumerate(heads):
+            pair, grains = (truth == c, mask == c), c in self.grain_classes
+            connected = measure.connectivity_of(grains, self.connectivity)
+            row = measure.compare_class(
+                *pair, scale, self.min_px, self.boundary_px, connected, ignored
+            )
+            self.compared.append(head | fit(row))
+        return count_confusion(truth, mask, len(heads))

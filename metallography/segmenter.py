@@ -142,9 +142,10 @@ class Segmenter:
         label = settings.get("ignore_label")
         self.ignore_label = label if type(label) is int and 0 <= label < 256 else IGNORED
 
-    def __call__(self, image: Array) -> NDArray[np.uint8]:
+    def __call__(self, image: Array, inside: Array | None = None) -> NDArray[np.uint8]:
         """Class ids, uint8 (H, W), of an image: see ``bands`` for what it may be."""
-        return np.concatenate([band.argmax(0).astype(np.uint8) for _, band in self.bands(image)])
+        bands = self.bands(image, inside)
+        return np.concatenate([band.argmax(0).astype(np.uint8) for _, band in bands])
 
     def probabilities(self, image: Array) -> Floats:
         """Class probabilities, float32 (C, H, W)."""
@@ -185,7 +186,8 @@ class Segmenter:
         They are normalised as the whole image is.
         """
         small = resize_image(pixels, self.resize) if self.resize else _enlarged(pixels, factor)
-        return small, self._predictor(small if inside is None else pixels[inside])
+        counted = inside is not None and inside.any()
+        return small, self._predictor(pixels[inside] if counted else small)
 
     def _predictor(self, whole: Array) -> tiling.Predict:
         """A function that predicts tiles of an image, normalised by the pixels ``whole``."""

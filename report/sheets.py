@@ -74,7 +74,7 @@ def predicted_sheet(folder: Folder) -> None:
         try:
             image = read_image(item.path, segmenter.gray)
             mask = read_mask(folder.file("classes", item))
-            truth = read_mask(item.truth) if item.truth and matrix is not None else None
+            truth = folder.truth_of(item, mask) if matrix is not None else None
         except DataError:  # it was there a moment ago; the tables are written already
             continue
         titles.append(item.name)
