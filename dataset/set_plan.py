@@ -117,7 +117,7 @@ class Plan:
                     turned[source.image] = orientation
         self.gray: Conversion = pool.range() or EACH_IMAGE  # of images with more than 8 bits
         kinds = ", ".join(sorted(pool.kinds))
-        self.notes += [f"{kinds} images: {self.gray} of the set become 0..255"] if kinds else []
+        self.notes += [f"{kinds} images: {self.gray}, one range for the set"] if kinds else []
         self.warnings += [*turned_images(turned), *bar_lines(bars, settings.crop)]
         self._compare_palettes(sources)
         with self.problems.collect():

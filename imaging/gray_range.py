@@ -3,12 +3,13 @@
 A microscope writes 10 to 16 bits, whole numbers or floats, and its files do not say which values
 are meant to be seen. One range for a whole set keeps its images comparable: it leaves out the
 darkest and the brightest 0.1 % of the set's pixels, so that no hot pixel decides. Images of 8 bits
-stay as they are, under every rule.
+stay as they are, under every rule, and what holds 8-bit levels in another form becomes them again.
+Where a network has seen 8-bit images, others are brought to the levels of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,14 @@ from utils.files import DataError
 
 Array = NDArray[Any]
 Pixels = NDArray[np.uint8]
+Levels = tuple[float, float]  # of 0..255
 
 LEFT_OUT = 0.001  # of a set's pixels, at each end of their range
 LARGEST = 1e100  # of the values; what is computed from them, and one over it, stays finite
 SMALLEST_SPAN = 64  # of 256 levels; by depth, values that would fill fewer are stretched
+# Forms in which 8-bit levels are stored with more bits: a level is one step of these.
+STEPS = (257.0, 256.0, 1 / 255)
+STEP_ERROR = 0.01  # of a step, by rounding
 _KEPT_BITS = 17  # of the 52 after the binary point; whole numbers to 2 ** 18 stay what they are
 _BAND = 256  # rows converted at once: what is computed takes eight bytes a pixel
 _INT16, _UINT16 = np.iinfo(np.int16), np.iinfo(np.uint16)
@@ -38,10 +43,10 @@ class GrayRange:
     def __post_init__(self) -> None:
         ends = (float(self.low), float(self.high))
         if not all(abs(end) <= LARGEST for end in ends) or self.low > self.high:  # nan too
-            raise DataError(f"gray range {self}: give two numbers, the smaller one first")
+            raise DataError(f"gray range {ends}: give two numbers, the smaller one first")
 
     def __str__(self) -> str:
-        return f"{self.low:.6g}..{self.high:.6g}"
+        return f"{self.low:.6g}..{self.high:.6g} as 0..255"
 
     @classmethod
     def of(cls, images: Iterable[Array]) -> GrayRange | None:
@@ -65,6 +70,14 @@ class GrayRange:
         check_finite("image", pixels)
         return _by_band(pixels, lambda band: self._scaled(band.astype(np.float64)))
 
+    def at_levels(self, levels: Levels) -> GrayRange:
+        """The range by which ``low`` and ``high`` become two levels instead of 0 and 255."""
+        black, white = levels
+        if black >= white or self.low >= self.high:
+            return self
+        value = (self.high - self.low) / (white - black)  # of one level
+        return GrayRange(self.low - black * value, self.low + (255 - black) * value)
+
     def saved(self) -> list[float]:
         """For JSON and checkpoints; ``conversion_of`` reads it."""
         return [float(self.low), float(self.high)]
@@ -79,18 +92,21 @@ class GrayRange:
 class GrayPool:
     """Pixels of a set counted by their value, image by image, so that a set need not fit in memory.
 
-    Floats are counted to 6 digits. Images of 8 bits do not count.
+    Floats are counted to 6 digits.
     """
 
     def __init__(self) -> None:
         # Of 16 bits with and without sign, by value; of all others, the values and their counts.
         self._direct = np.zeros(2**16 - _INT16.min, np.int64)
         self._values, self._counts = np.zeros(0), np.zeros(0, np.int64)
+        self._levels = np.zeros(256, np.int64)  # of images with 8 bits
         self.kinds: set[str] = set()  # number types met, of more than 8 bits
 
     def add(self, pixels: Array) -> None:
         """Count an image's values, any shape; raises DataError if one is not finite."""
-        if has_8_bits(pixels) or not pixels.size:
+        if has_8_bits(pixels):
+            for band in _bands(pixels):
+                self._levels += np.bincount(band.ravel().astype(np.uint8), minlength=256)
             return
         self.kinds.add(pixels.dtype.name)
         if _counts_directly(pixels):
@@ -101,22 +117,41 @@ class GrayPool:
         check_finite("image", pixels)
         self._merge(*np.unique(_rounded(pixels), return_counts=True))
 
-    def range(self) -> GrayRange | None:
+    def range(self, levels: Levels | None = None) -> GrayRange | None:
         """The range without 0.1 % of the pixels at each end, and without one pixel at least.
 
-        None if no image of more than 8 bits was added.
+        None if no image of more than 8 bits was added. The ends become ``levels``: those of
+        the images with 8 bits, or 0 and 255 without any.
         """
         found = np.flatnonzero(self._direct)
         self._merge((found + _INT16.min).astype(np.float64), self._direct[found])
         self._direct[:] = 0
         if not len(self._values):
             return None
-        below = np.cumsum(self._counts)  # pixels of this value or a smaller one
-        total = int(below[-1])
-        left_out = min(max(LEFT_OUT * total, 1), (total - 1) // 2)
-        low = np.searchsorted(below, left_out, side="right")
-        high = np.searchsorted(below, total - left_out, side="left")
-        return GrayRange(float(self._values[low]), float(self._values[high]))
+        if step := self._step():
+            return GrayRange(0, 255 * step)
+        low, high = _ends(self._counts)
+        own = GrayRange(float(self._values[low]), float(self._values[high]))
+        return own.at_levels(levels or self.levels() or (0, 255))
+
+    def levels(self) -> Levels | None:
+        """The ends of the images with 8 bits, without 0.1 % of the pixels; None without any."""
+        if not self._levels.any():
+            return None
+        low, high = _ends(self._levels)
+        return float(low), float(high)
+
+    def _step(self) -> float:
+        """The step by which 8-bit levels are stored; 0 if these are no 8-bit levels."""
+        values, counts = self._values, self._counts
+        for step in STEPS:
+            level = values / step
+            fits = (np.abs(level - np.rint(level)) <= STEP_ERROR) & (level >= 0) & (level <= 255.5)
+            odd = counts[~fits].sum()
+            several = np.count_nonzero(fits & (level > 0.5) & (level < 254.5)) > 1
+            if several and odd <= max(LEFT_OUT * counts.sum(), 1):
+                return step
+        return 0.0
 
     def _merge(self, values: Array, counts: Array) -> None:
         both = np.concatenate([self._values, values])
@@ -128,19 +163,25 @@ class GrayPool:
 
 @dataclass(frozen=True)
 class EachImage:
-    """Every image by its own range, where its set has none."""
+    """Every image by its own range, where its set has none.
+
+    The ends of the range become ``levels``, those of the 8-bit images that a network has seen.
+    """
+
+    levels: Levels = (0.0, 255.0)
 
     def __str__(self) -> str:
-        return "each image's own range"
+        return "each image's own range as {:g}..{:g}".format(*self.levels)
 
     def apply(self, pixels: Array) -> Pixels:
         """As ``GrayRange.apply``, by the range of these pixels."""
-        own = GrayRange.of([pixels]) or GrayRange(0, 255)
-        return own.apply(pixels)
+        pool = GrayPool()
+        pool.add(pixels)
+        return (pool.range(self.levels) or GrayRange(0, 255)).apply(pixels)
 
-    def saved(self) -> str:
+    def saved(self) -> dict[str, list[float]]:
         """For JSON and checkpoints."""
-        return "image"
+        return {"levels": list(self.levels)}
 
 
 @dataclass(frozen=True)
@@ -179,18 +220,29 @@ EACH_IMAGE, BY_DEPTH = EachImage(), ByDepth()
 
 
 def conversion_of(saved: object) -> Conversion:
-    """The inverse of ``saved()``: [low, high], 'image', or None of a checkpoint older than ranges.
+    """The inverse of ``saved()``: [low, high], {"levels": [0, 255]}, None if older than ranges.
 
     Raises DataError for anything else.
     """
     if saved is None:
         return BY_DEPTH
-    if saved == EACH_IMAGE.saved():
-        return EACH_IMAGE
-    numbers = list(saved) if isinstance(saved, Sequence) and not isinstance(saved, str) else []
+    each = isinstance(saved, Mapping) and list(saved) == ["levels"]
+    found = saved["levels"] if each else saved  # type: ignore[index]
+    numbers = list(found) if isinstance(found, list | tuple) else []
     if len(numbers) != 2 or any(type(number) not in (int, float) for number in numbers):
         raise DataError(f"gray_range: found {saved!r}; it holds two numbers, [low, high]")
-    return GrayRange(float(numbers[0]), float(numbers[1]))
+    both = GrayRange(float(numbers[0]), float(numbers[1]))
+    return EachImage((both.low, both.high)) if each else both
+
+
+def _ends(counts: Array) -> tuple[int, int]:
+    """Where the first and last value lie when the outermost pixels are left out; counts > 0."""
+    below = np.cumsum(counts)  # pixels of this value or a smaller one
+    total = int(below[-1])
+    left_out = min(max(LEFT_OUT * total, 1), (total - 1) // 2)
+    low = np.searchsorted(below, left_out, side="right")
+    high = np.searchsorted(below, total - left_out, side="left")
+    return int(low), int(high)
 
 
 def has_8_bits(pixels: Array) -> bool:

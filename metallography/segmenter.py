@@ -113,7 +113,7 @@ class Segmenter:
         how = f"trained on images {size}" + (", each standardised" if self.standardize else "")
         if settings is not found:
             how = "no settings in it; if it was trained on resized images, give --resize"
-        how += f", more than 8 bits: {self.gray} as 0..255"
+        how += f", more than 8 bits: {self.gray}"
         shown = " ".join(map(str, channels))
         self.about = f"{self.path}: {self.num_classes} classes, channels {shown}, {how}"
 

@@ -21,12 +21,14 @@ from config import FIELDS
 from data import Sample, find_split
 from dataset.set_file import read_set_file
 from imaging.drawing import class_colours, save_prediction
+from imaging.gray_range import Conversion, EachImage, GrayPool
 from metallography.views import average_batch
 from networks import UNet
 from pscl.losses import supervised_loss
 from pscl.recompute import recompute_activations
 from report import sheets
 from stages.job import (
+    GRAY,
     WEIGHTS,
     Job,
     Runner,
@@ -191,7 +193,20 @@ class Supervised(Runner):
         for name in names:
             state = to_published(self.scored.state_dict())
             settings = {**self.settings, **self.config.appearance(), **self.facts}
+            settings[GRAY] = self.gray().saved()
             save(self.run_dir / name, {self.wrapper: state, **entry, "settings": settings})
+
+    def gray(self) -> Conversion:
+        """How images of more than 8 bits are read for this network: as its own set was.
+
+        If it has seen 8 bits only, they are brought to the levels of its annotated images.
+        """
+        store, pool = self.job.store, GrayPool()
+        if not isinstance(store.gray, EachImage):
+            return store.gray
+        for sample in self.annotated:
+            pool.add(store.image(sample.image).numpy())
+        return EachImage(pool.levels() or store.gray.levels)
 
     @torch.inference_mode()
     def evaluate(self, epoch: int) -> NDArray[np.int64]:

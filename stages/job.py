@@ -117,7 +117,7 @@ class Runner(Training):
         sizes = sorted({tuple(self.job.store.image(s.image).shape[-2:]) for s in samples})
         shown = ", ".join(f"{w}x{h}" for h, w in sizes[:2]) + (" and others" if sizes[2:] else "")
         deep = sorted({self.job.store.deep.get(s.image, "") for s in samples} - {""})
-        shown += f" ({', '.join(deep)}: {self.job.store.gray} as 0..255)" if deep else ""
+        shown += f" ({', '.join(deep)}: {self.job.store.gray})" if deep else ""
         return f"{len(samples)} image{'s' if len(samples) != 1 else ''} {shown}"
 
     def smaller_than(self, name: str, samples: Sequence[Sample]) -> list[str]:

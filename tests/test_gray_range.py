@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from imaging.gray_range import (
     BY_DEPTH,
     EACH_IMAGE,
+    EachImage,
     GrayPool,
     GrayRange,
     check_finite,
@@ -40,6 +41,59 @@ def test_8_bits_stay_as_they_are(gray):
     np.testing.assert_array_equal(gray.apply(pixels), pixels)
     np.testing.assert_array_equal(gray.apply(pixels > 40), (pixels > 40) * np.uint8(255))
     assert GrayRange.of([pixels, pixels > 40]) is None
+
+
+LEVELS = RNG.integers(40, 200, (30, 20)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        LEVELS.astype(np.uint16) * 257,
+        LEVELS.astype(np.uint16) * 256,
+        LEVELS.astype(np.int32) * 257,
+        LEVELS.astype(np.float32) * 257,
+        LEVELS / 255,
+        (LEVELS / 255).astype(np.float32),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("burnt", [False, True])
+def test_8_bit_levels_stored_with_more_bits_become_those_levels(stored, burnt):
+    if burnt:
+        stored = stored.copy()
+        stored[3, 3] = 0.3777 if stored.max() < 1 else 12345
+    for gray in (GrayRange.of([stored]), EACH_IMAGE, EachImage((70, 90))):
+        found = gray.apply(stored)
+        assert (found != LEVELS).sum() <= burnt
+
+
+def test_whole_numbers_to_255_are_no_hint_at_8_bits():
+    # A dark exposure of a deep camera: no jump where its largest value passes 255.
+    dark = np.linspace(20, 250, 10_000).reshape(100, 100)
+    one, other = (EACH_IMAGE.apply((dark * gain).astype(np.uint16)) for gain in (1.0, 1.05))
+    assert np.abs(one.astype(int) - other).max() <= 3  # of rounding to whole numbers
+
+
+def test_images_of_more_bits_come_to_the_levels_that_a_network_has_seen():
+    seen = RNG.normal(120, 12, (200, 200)).clip(0, 255).astype(np.uint8)
+    pool = GrayPool()
+    pool.add(seen)
+    levels = pool.levels()
+    assert levels is not None
+    low, high = levels
+    order = np.sort(seen, axis=None)
+    assert (low, high) == (order[40], order[-41])
+    for gain, offset in ((4, 2), (1000, 5000), (1e-6, -3)):
+        found = EachImage((low, high)).apply(seen.astype(float) * gain + offset)
+        assert np.abs(found.astype(int) - seen).max() <= 1
+
+
+def test_beside_8_bit_images_others_come_to_their_levels():
+    seen = RNG.normal(120, 12, (200, 200)).clip(0, 255).astype(np.uint8)
+    deep = seen.astype(np.uint16) * 13 + 100
+    found = GrayRange.of([seen, deep])
+    assert found is not None and np.abs(found.apply(deep).astype(int) - seen).max() <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,8 +129,8 @@ def test_one_pixel_never_decides(side, value):
     plain, found = EACH_IMAGE.apply(pixels), EACH_IMAGE.apply(burnt)
     rest = np.ones((side, side), bool)
     rest[1, 1] = False
-    order = np.sort(pixels[rest])
-    assert order[0] <= GrayRange.of([burnt]).low and GrayRange.of([burnt]).high <= order[-1]
+    order, own = np.sort(pixels[rest]), GrayRange.of([burnt])
+    assert own is not None and order[0] <= own.low and own.high <= order[-1]
     if side == 200:  # 40 pixels are left out: one more or less moves little
         assert np.abs(plain[rest].astype(int) - found[rest]).max() <= 1
 
@@ -109,7 +163,7 @@ def test_floats_of_any_magnitude_fill_the_levels(scale, shift):
 def test_floats_keep_their_contrast_beside_a_large_offset():
     pixels = 30_000 + np.linspace(0, 100, 4000).reshape(40, 100)
     found = GrayRange.of([pixels.astype(np.float32)])
-    assert found.low == pytest.approx(30_000.1, abs=0.2)
+    assert found is not None and found.low == pytest.approx(30_000.1, abs=0.2)
     assert found.high == pytest.approx(30_099.9, abs=0.2)
 
 
@@ -132,13 +186,26 @@ def test_values_that_are_not_finite_are_refused_by_name(value):
         check_finite("a.tif", pixels)
 
 
-@pytest.mark.parametrize("gray", [GrayRange(0.1, 1 / 3), GrayRange(-5, -5), EACH_IMAGE, BY_DEPTH])
+@pytest.mark.parametrize("gray", [GrayRange(0.1, 1 / 3), EACH_IMAGE, EachImage((7, 9.5)), BY_DEPTH])
 def test_conversions_survive_json(gray):
     assert conversion_of(json.loads(json.dumps(gray.saved()))) == gray
 
 
 @pytest.mark.parametrize(
-    "saved", ["depth", [1], [1, 2, 3], [2, 1], ["0", "1"], [True, 2], 5, {}, [0, float("nan")]]
+    "saved",
+    [
+        "depth",
+        {"levels": [3]},
+        {"low": 1},
+        [1],
+        [1, 2, 3],
+        [2, 1],
+        ["0", "1"],
+        [True, 2],
+        5,
+        {},
+        [0, float("nan")],
+    ],
 )
 def test_saved_ranges_that_make_no_sense_are_refused_in_one_line(saved):
     with pytest.raises(DataError, match="gray.range") as caught:
@@ -152,3 +219,31 @@ def test_memory_of_a_pool_is_bounded_by_the_digits_of_floats():
         pool.add(RNG.uniform(0.5, 1, (200, 1000)))
     assert len(pool._values) <= 2**17 + 1  # of 600000, all different
     assert pool.kinds == {"float64"}
+
+
+@given(st.lists(st.integers(0, 65535), min_size=1, max_size=20))
+def test_by_depth_keeps_the_order_of_16_bits(values):
+    pixels = np.array(values, np.uint16)
+    result = BY_DEPTH.apply(pixels).astype(int)
+    order = np.argsort(pixels)
+    assert (np.diff(result[order]) >= 0).all()
+    if pixels.max() > pixels.min():
+        depth = min(2**b - 1 for b in (8, 10, 12, 14, 16) if pixels.max() < 2**b)
+        levels = (int(pixels.max()) - int(pixels.min())) * 255 / depth
+        assert result.max() - result.min() >= min(levels, 64) - 1
+
+
+@pytest.mark.parametrize(
+    ("high", "full"),
+    [(255, 255), (1000, 1023), (3000, 4095), (16000, 16383), (65000, 65535)],
+)
+@pytest.mark.parametrize("kind", ["uint16", "int32"])
+def test_by_depth_scales_by_the_bits_of_the_largest_value(high, full, kind):
+    pixels = np.linspace(0, high, 20 * 24).astype(kind).reshape(20, 24)
+    np.testing.assert_allclose(BY_DEPTH.apply(pixels), pixels * 255.0 / full, atol=0.5001)
+
+
+def test_by_depth_stretches_what_fills_fewer_than_64_levels():
+    pixels = RNG.integers(30000, 30500, (20, 24)).astype(np.uint16)
+    expected = (pixels - pixels.min()) / (pixels.max() - pixels.min()) * 255.0
+    np.testing.assert_allclose(BY_DEPTH.apply(pixels), expected, atol=0.5001)
