@@ -546,4 +546,4 @@ class Folder:
                 *pair, scale, self.min_px, self.boundary_px, connected, ignored
             )
             self.compared.append(head | fit(row))
-        return count_confusion(truth, mask, len(heads))
+        return count_confusion(truth, np.where(mask == IGNORED, np.uint8(0), mask), len(heads))

@@ -131,7 +131,8 @@ class Segmenter:
     def _remember(self, settings: Mapping[str, Any]) -> None:
         """What is known of the training images, besides their gray range."""
         try:
-            self.crop = Crop(*map(_pixels, settings.get("crop") or (0,) * 4))
+            top, bottom, left, right = map(_pixels, settings.get("crop") or (0,) * 4)
+            self.crop = Crop(top, bottom, left, right)
             sizes = settings.get("cropped_sizes") or ()
             self.cropped_sizes = {(_pixels(height), _pixels(width)) for height, width in sizes}
             um = settings.get("um_per_px") or ()

@@ -116,7 +116,7 @@ def warnings(folder: Folder) -> list[str]:
         )
     lines += [f"Warning: {line}" for line in bar_lines(folder.bars, folder.field.crop)]
     lines += _scale_doubts(folder)
-    bare = [item.name for item, _, counts in folder.done if counts is None]
+    bare = [i.name for i, _, _ in folder.done if i.truth is None or not i.truth.exists()]
     if bare and any(item.truth for item in folder.items):
         count = f"{len(bare)} image(s) without a true mask (first: {bare[0]})"
         lines.append(f"Warning: {count}, not compared")
