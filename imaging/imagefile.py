@@ -88,7 +88,8 @@ def read_mask(path: str | Path) -> Pixels:
         found = f"{path}: packed by JPEG or with loss, whatever its name; that changes class ids"
         raise DataError(f"{found}: export the mask as PNG")
     if has_colour(ids):
-        colours = len(np.unique(ids[..., :3].astype(np.int64) @ (2**32, 2**16, 1)))
+        with np.errstate(invalid="ignore"):  # of floats that are no number
+            colours = len(np.unique(ids[..., :3].astype(np.int64) @ (2**32, 2**16, 1)))
         cure = "save one channel (8-bit gray or palette) with pixel value = class id"
         raise DataError(f"{path}: coloured mask ({colours} colours); {cure}")
     ids = ids[..., 0] if ids.ndim == 3 else ids
