@@ -121,7 +121,7 @@ class Listing:
         while waiting:
             place = waiting.pop()
             try:
-                names = sorted(os.listdir(place))
+                names = sorted(path.name for path in place.iterdir())
             except OSError as error:
                 line = f"{place}: cannot be listed ({error.strerror}); check its permissions"
                 if place == self.folder:
