@@ -346,11 +346,11 @@ def test_other_settings_are_refused_before_anything_is_run(
     finished: Finished, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for more in ((), ("--report",)):
-        words = ("--repeats=01", "--fine_max_epoch", "3", *more)
+        words = ("--repeats=01", "--fine_jitter", "0.3", *more)
         assert run(finished.data, finished.out, *words) == 2
         error = capsys.readouterr().err
         assert "steel_sup/1_0: holds a run of stage sup with other settings" in error
-        assert "fine_max_epoch was 2, is 3" in error and "--name" in error
+        assert "fine_jitter was 0.1, is 0.3" in error and "--name" in error
     assert files(finished.out) == finished.files
 
 
