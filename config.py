@@ -79,7 +79,7 @@ NOTHING_TWICE = r"(?!.*(.).*\1)"
 STAGES_PATTERN = r"(?!.*(self|fine|sup).*\1)(?:self|fine|sup)(?:-(?:self|fine|sup))*"
 
 
-# What --preset sets, see docs/recipes.md for where the values come from. Flags win over a preset,
+# What --preset sets, see docs/settings.md for where the values come from. Flags win over a preset,
 # a preset over a script's own defaults. ``auto`` looks at the images, too (stages/presets.py).
 ROBUST: dict[str, Any] = dict(
     use_unlabelled=True,

@@ -84,7 +84,7 @@ def _by_looks(
         float(np.median([getattr(v, name) for v in annotated]))
         for name in ("mean", "spread", "sharpness")
     )
-    shift = np.percentile([abs(v.mean - mean) / spread for v in others], 75)
+    shift = float(np.percentile([abs(v.mean - mean) / spread for v in others], 75))
     contrast = _factor([v.spread / spread for v in others])
     sharp = _factor([v.sharpness / max(sharpness, 1e-6) for v in others])
     differ = shift > BRIGHTER or contrast > STRONGER

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_set import make_set, train
 
-from config import ROBUST
+from config import ROBUST, Config
 from stages.presets import choose, look, read_config
 
 Pixels = NDArray[np.uint8]
@@ -50,7 +50,9 @@ def test_alike_images_need_nothing_more() -> None:
 )
 def test_images_of_other_brightness_or_contrast_are_standardised(others: Pixels) -> None:
     image = chessboard(50, 150)
-    assert choose([image, others, others], [image])[0] == {"standardize": True}
+    values, _ = choose([image, others, others], [image])
+    assert values == {"standardize": True}
+    Config(**values)  # of the types that settings have
     assert choose([image] * 9 + [others], [image])[0] == {}  # one odd image does not decide
 
 
