@@ -56,6 +56,13 @@ def test_images_of_other_brightness_or_contrast_are_standardised(others: Pixels)
     assert choose([image] * 9 + [others], [image])[0] == {}  # one odd image does not decide
 
 
+def test_plain_images_beside_full_ones_are_not_standardised() -> None:
+    image, plain = chessboard(50, 150), chessboard(140, 150)
+    values, reasons = choose([plain] * 3, [image])
+    assert values == {}
+    assert any(line.endswith(", as images of other content do") for line in reasons)
+
+
 def test_images_of_other_sharpness_get_more_blur() -> None:
     image = chessboard(0, 200)
     blurred = np.asarray(cv2.GaussianBlur(image, (0, 0), 1.5), np.uint8)
