@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from stages.rates import averaged_weights, rate_schedule
-from utils.checkpoint import _require_plain
 
 
 def rates(kind: str, steps: int, warmup: float, highest: tuple[float, ...] = (1.0,)) -> list[Any]:
@@ -68,14 +67,6 @@ def test_constant_rates_have_no_schedule() -> None:
 @pytest.mark.parametrize("warmup", [0.01, 0.3, 0.99])
 def test_short_trainings_have_finite_rates(kind: str, steps: int, warmup: float) -> None:
     assert all(0 <= rate <= 1 + 1e-9 for (rate,) in rates(kind, steps, warmup))
-
-
-@pytest.mark.parametrize("kind", ["onecycle", "cosine"])
-def test_the_state_of_a_schedule_can_be_saved(kind: str) -> None:
-    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], 0.1)
-    schedule = rate_schedule(optimizer, kind, 10, 0.3)
-    assert schedule is not None
-    _require_plain(schedule.state_dict(), "schedule")
 
 
 def test_the_average_is_that_of_a_loop() -> None:
