@@ -18,7 +18,7 @@ from dataset.set_file import read_set_file
 from dataset.source_files import PaletteCheck, palette_of
 from imaging.data_bar import Bar, bar_lines, find_bars
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool
-from imaging.imagefile import decode, has_more_bits, turn_text
+from imaging.imagefile import decode, has_more_bits, read_image, turn_text
 from imaging.listing import DRAWN, Listing, by_drawn_names
 from imaging.pages import count_pages
 from imaging.store import ImageStore
@@ -254,7 +254,9 @@ class SetCheck:
             found = f"{sample.image}: {size_text(size)} pixels"
             raise DataError(f"{found}; at least {SMALLEST_SIDE} a side are needed")
         if sample.image not in self.bars:
-            pixels = self.store.image(sample.image).permute(1, 2, 0).squeeze(2).numpy()
+            whole = self.store.image(sample.image).permute(1, 2, 0).squeeze(2).numpy()
+            resized = self.store.image_size > 0  # a bar of a few rows is lost then
+            pixels = read_image(sample.image, self.store.gray) if resized else whole
             self.bars[sample.image] = find_bars(pixels)
 
     def mask(self, sample: Sample) -> None:

@@ -114,7 +114,8 @@ def set_file(plan: Plan) -> SetFile:
     try:  # the rules of training's settings
         Config(num_classes=max(plan.num_classes, 2), class_names=names, class_colours=colours)
     except ConfigError as error:
-        raise DataError("\n".join(f"--{line}" for line in str(error).splitlines())) from None
+        lines = str(error).replace("class_", "class-").splitlines()
+        raise DataError("\n".join(f"--{line}" for line in lines)) from None
     return SetFile(
         num_classes=plan.num_classes if plan.num_classes > 1 else None,
         class_names=names,
