@@ -192,6 +192,10 @@ class Pairs:
         wanted = self.folder / (self.pattern.replace("{stem}", stem) or f"{stem}.*")
         missing = f"{wanted}: no image has a mask"
         target = "masks of pixels, 8-bit PNG, pixel value = class id"
+        if self._results and not self.one_folder:
+            name = self._results[0].relative_to(self.folder).as_posix()
+            cure = f"to take it for masks give --masks {self._results[0]}"
+            return f"{missing}; {name} is left out as a result of this program; {cure}"
         if parts := self._by_class():
             names = some_names(part.relative_to(self.folder).as_posix() for part in parts)
             found = f"several files belong to one image ({names})"
@@ -202,10 +206,6 @@ class Pairs:
             return (
                 f"{found}, and outlines (polygons or boxes in {kind}) are not read; export {target}"
             )
-        if self._results and not self.one_folder:
-            name = self._results[0].relative_to(self.folder).as_posix()
-            cure = f"to take it for masks give --masks {self._results[0]}"
-            return f"{missing}; {name} is left out as a result of this program; {cure}"
         others = [path for path in self.beside if is_image(path) and path not in self.masks]
         if not others:
             return f"{missing}; give --mask-pattern"

@@ -1,11 +1,4 @@
-"""Lay out images and masks as the program reads them, or look at a set that is laid out.
-
-    python dataset/prepare.py --images raw/img --masks raw/gt --out dataset/my_set --test 0.3
-    python dataset/prepare.py --check dataset/my_set
-
-The set is written beside its place and then renamed, so it is there in full or not at all.
-dataset/README.md shows the layout and examples.
-"""
+"""Lay out images and masks as the program reads them, or look at a set that is laid out."""
 
 from __future__ import annotations
 
@@ -30,6 +23,16 @@ from utils.files import DataError, replace_file, special_kind  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
 from utils.tables import csv_text  # noqa: E402
 
+# Not the docstring, which python -OO drops.
+ABOUT = """\
+Lay out images and masks as the program reads them, or look at a set that is laid out.
+
+    python dataset/prepare.py --images raw/img --masks raw/gt --out dataset/my_set --test 0.3
+    python dataset/prepare.py --check dataset/my_set
+
+The set is written beside its place and then renamed, so it is there in full or not at all.
+dataset/README.md shows the layout and examples.
+"""
 REPORT, SOURCES = "prepare_report.txt", "prepare_sources.csv"
 
 
@@ -156,7 +159,7 @@ def _ids_without_zero(plan: Plan) -> list[str]:
 
 def _parser() -> Parser:
     raw, layout = RawDescriptionHelpFormatter, f"The layout:\n{LAYOUT}"
-    parser = Parser("prepare.py", description=__doc__, epilog=layout, formatter_class=raw)
+    parser = Parser("prepare.py", description=ABOUT, epilog=layout, formatter_class=raw)
     add = parser.add_argument
     add("--check", type=Path, metavar="DIR", help="look at a set that is laid out")
     add("--sheet", type=Path, help="with --check: contact sheet, default <DIR>_check.png here")

@@ -121,7 +121,7 @@ class Listing:
         while waiting:
             place = waiting.pop()
             try:
-                names = sorted(os.listdir(place))
+                names = sorted(path.name for path in place.iterdir())
             except OSError as error:
                 line = f"{place}: cannot be listed ({error.strerror}); check its permissions"
                 if place == self.folder:
@@ -158,7 +158,7 @@ class Listing:
         if not folder and not stat.S_ISREG(status.st_mode):
             self.left_out[f"{special_kind(path)}, no file"].append(path)
             return False
-        if folder and path.resolve() in self._apart:
+        if folder and self._apart and path.resolve() in self._apart:
             return False
         identity = _identity(path, status)
         if identity in self._seen:

@@ -267,9 +267,10 @@ def _is_intact(path: Path, num_classes: int) -> bool:
     """Whether a result can be read: a PNG, or class probabilities (H, W, C)."""
     if path.suffix != ".npy":
         return is_intact(path)
-    with suppress(OSError, ValueError):
-        values = np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else np.empty(0)
-        return values.ndim == 3 and values.shape[2] == num_classes
+    if path.is_file():
+        with suppress(OSError, ValueError):
+            values: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return values.ndim == 3 and values.shape[2] == num_classes
     return False
 
 

@@ -282,3 +282,38 @@ def test_store_reads_each_file_once(tmp_path):
     os.remove(path)
     assert store.image(path).data_ptr() == first.data_ptr()
     assert store.file_size("image", path) == (20, 24) == store.file_size("mask", mask)
+
+
+# ---------------------------------------------------------------- other names and kinds of files
+
+
+@pytest.mark.parametrize("pixels", [GRAY, RGB], ids=["gray", "rgb"])
+def test_a_webp_without_loss_is_read_as_it_is(tmp_path, pixels):
+    path = save(tmp_path / "a.webp", pixels, lossless=True)
+    np.testing.assert_array_equal(read_image(path), pixels)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match="damaged or cut short"):
+        read_image(path)
+
+
+def test_a_webp_as_mask_must_be_without_loss(tmp_path):
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "a.webp", IDS, lossless=True)), IDS)
+    for options in ({}, {"icc_profile": b"profile"}):
+        with pytest.raises(DataError, match="a WebP with loss, which changes class ids; export"):
+            read_mask(save(tmp_path / "b.webp", IDS, **options))
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe"])
+def test_a_jpeg_by_any_name(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(GRAY).save(path, format="JPEG", quality=100)
+    assert np.abs(read_image(path).astype(int) - GRAY).max() < 4
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+def test_pipes_and_devices_are_refused_unopened(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name, kind in (("pipe.png", "a pipe"), ("zero.png", "a device")):
+        with pytest.raises(DataError, match=f"{name}: {kind}, not a file; give"):
+            read(tmp_path / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -153,6 +154,13 @@ def special_kind(path: str | Path) -> str:
         return ""
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFREG: "", stat.S_IFDIR: ""}
     return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def read_plain(path: str | Path) -> bytes:
+    """The bytes of a plain file; OSError for a pipe, a socket or a device, which is not opened."""
+    if kind := special_kind(path):
+        raise OSError(errno.EINVAL, f"{kind}, not a file")
+    return Path(path).read_bytes()
 
 
 def name_key(name: str) -> str:

@@ -23,7 +23,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.commandline import UserError
-from utils.files import open_to_append, refuse_links, replace_file, special_kind, writing
+from utils.files import (
+    open_to_append,
+    read_plain,
+    refuse_links,
+    replace_file,
+    special_kind,
+    writing,
+)
 from utils.metrics import Scores
 from utils.run_folder import remove_outputs
 
@@ -157,7 +164,7 @@ def _json_value(value: Any) -> Any:
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl`` but for an incomplete one of a killed run; or OSError."""
-    return [entry for _, entry in _whole_lines(Path(path).read_bytes())]
+    return [entry for _, entry in _whole_lines(read_plain(path))]
 
 
 def _whole_lines(contents: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -54,6 +54,16 @@ class RunFolder:
             f"({'; '.join(lines)}); give --overwrite to train anew, or another --name"
         ]
 
+    def links_out(self, names: Iterable[str]) -> list[str]:
+        """A line for each folder of the outputs ``names`` that is elsewhere, through a link."""
+        places = dict.fromkeys((self.path / name).parent for name in names)
+        return [
+            f"{place}: a link to {place.resolve()}, and nothing is written out of the run's folder "
+            "through links; remove the link"
+            for place in places
+            if leads_out(place / "file", self.path)
+        ]
+
     def begin(self, state: Mapping[str, Any]) -> None:
         """Save the first state of a run and remove the outputs of an earlier one."""
         names = list(state["outputs"])
