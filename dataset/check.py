@@ -125,11 +125,7 @@ def check_data(
     check.one_size("pretraining", pretraining)
     if "self" in stages and self_mode_needs_groups:
         check.batches(pretraining)
-    if check.palettes.differing:
-        cure = "save all masks with one palette, or as 8-bit gray"
-        check.problems.append(
-            f"{root}: palettes of masks differ: {check.palettes.differing}; {cure}"
-        )
+    check.one_palette()
     check.turned()
     check.problems.refuse()
     return DataReport(check.store, tuple(dict.fromkeys(check.warnings)))
@@ -309,6 +305,13 @@ class SetCheck:
         found = f"{odd}: {size_text(sizes[odd])} where {what} has {size_text(most)} too"
         cure = f"give --image_size N (for instance {side}) to make all images N x N"
         self.problems.append(f"{found}; {cure}")
+
+    def one_palette(self) -> None:
+        """Masks with palettes must have the same one."""
+        if self.palettes.differing:
+            cure = "save all masks with one palette, or as 8-bit gray"
+            found = f"{self.root}: palettes of masks differ: {self.palettes.differing}"
+            self.problems.append(f"{found}; {cure}")
 
     def batches(self, samples: list[Sample]) -> None:
         """Warn once when names carry no production batch."""
