@@ -140,7 +140,7 @@ def test_the_unit_computes_what_the_encoder_computes() -> None:
 def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
     given = step.parse(["--methods", "simclr", "--precisions", "bf16", "--batch", "8"])
     cases = step.cases_of(given)
-    assert [case["kind"] for case in cases] == ["unit", "step", "floor", "loss"]
+    assert [case["kind"] for case in cases] == ["unit", "step", "floor", "calls", "loss"]
     parts = {"encode": [3.0], "sampling": [0.5], "losses": [0.25], "backward": [5.0]}
     whole = {"optimizer": [0.25], "data": [1.0], "seconds": [10.0, 90.0, 11.0]}
     more = {"first_batch": [2.0], "megabytes": 2048.0, "calls": 300, "views": 9}
@@ -150,10 +150,14 @@ def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
             [{"seconds": [20.0, 22.0, 900.0], "megabytes": 1024.0}],
             [{**parts, **whole, **more}],
             [{"seconds": [5.5], "convolutions": 34}],
+            [{"calls": [900, 902], "views": 5, "again": 90, "waits": 0}],
             [{"forward": [6.0], "backward": [7.0]}],
         ],
     )
     assert [list(row.values()) for row in found["memory"]] == [["forward", 6.0], ["backward", 7.0]]
+    assert [list(row.values()) for row in found["calls"]] == [
+        ["simclr", "bf16", 902, 900, 5, 90, 0]
+    ]
     assert found["E"] == 22.0 and found["E GB"] == 1.0
     (row,) = found["rows"]
     assert row["seconds"] == 11.0 and row["in E"] == 0.5 and row["in floors"] == 2.0
