@@ -8,6 +8,8 @@ E, the unit, is forward and backward of the UNet with its projection head on one
 single precision, default memory format, glibc as it is, the head on all positions. The floor is the
 time of every convolution of the method's encoders by itself, in the precision of the row; of the
 last one, which PSCL does at patches alone, only the pass over all of view k, without backward.
+``processor`` are the seconds of all its cores: by them runs compare even where others use the
+machine; ``seconds`` do not.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import math
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -170,10 +173,11 @@ def measure_step(case: Case) -> Result:
     dtype = PRECISIONS[case["precision"]]
     with prepared(case) as (method, batches, watch):
         optimizer, source = make_adam(method, watch.device), batches.epoch(0)
-        steps = [
-            train_step(watch, method, optimizer, lambda: next(source), dtype)
-            for _ in range(case["steps"] + WARM_UP)
-        ]
+        steps, processor = [], []
+        for _ in range(case["steps"] + WARM_UP):
+            before = time.process_time()
+            steps.append(train_step(watch, method, optimizer, lambda: next(source), dtype))
+            processor.append(time.process_time() - before)
         peak = measure.peak_megabytes(watch.device)
         with measure.OperatorCalls(watch) as calls, precision(dtype, watch.device):
             method(to_device(next(source), watch.device))
@@ -181,6 +185,7 @@ def measure_step(case: Case) -> Result:
     return {
         **{part: [step[part] for step in steps[WARM_UP:]] for part in PARTS},
         "seconds": [sum(step.values()) for step in steps[WARM_UP:]],
+        "processor": processor[WARM_UP:],
         "first_batch": [steps[0]["data"]],  # later ones are prepared ahead
         "megabytes": peak,
         "calls": own,
@@ -248,6 +253,7 @@ def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[
                 "method": case["method"],
                 "precision": case["precision"],
                 "seconds": seconds,
+                "processor": measure.pooled(found, "processor"),
                 "in E": seconds / unit,
                 "floor": floor,
                 "floor in E": floor / unit,
