@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -222,21 +223,49 @@ class Stopwatch:
         return in_part
 
 
+class HostReads(TorchFunctionMode):
+    """Notices what makes the host wait for a device, at whatever device tensors are.
+
+    ``found`` counts them by name: numbers read from tensors, branches on them, copies to the host,
+    shapes that depend on values. On a CPU nothing waits, so that this shows there what would.
+    """
+
+    READS = ("item", "tolist", "cpu", "numpy", "equal", "is_nonzero", "allclose", "__contains__")
+    SHAPES = ("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount")
+    NUMBERS = ("__bool__", "__int__", "__float__", "__index__", "__array__")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count the call and do it."""
+        name = getattr(func, "__name__", "")
+        if name in (*self.READS, *self.SHAPES, *self.NUMBERS):
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
 class OperatorCalls(TorchDispatchMode):
     """Counts PyTorch's operator calls, and keeps those of convolutions.
 
     Attributes:
         counts: calls by section of the stopwatch.
         views: those of them that return a view and are not in-place.
+        waits: by name, what makes the host wait for a device; see ``HostReads``.
         convolutions: of the section ``encode``: their arguments, tensors as their shapes, and
             whether gradients are enabled.
     """
+
+    MASKS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
+    READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 
     def __init__(self, watch: Stopwatch) -> None:
         super().__init__()
         self.watch = watch
         self.counts: Counter[str] = Counter()
         self.views: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
         self.convolutions: list[tuple[Any, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -246,11 +275,22 @@ class OperatorCalls(TorchDispatchMode):
         aliases = [r.alias_info for r in func._schema.returns]
         if any(alias is not None and not alias.is_write for alias in aliases):
             self.views[section] += 1
+        masks = func in self.MASKS and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if masks or func in self.READS:
+            self.waits[str(func)] += 1
         if func is torch.ops.aten.convolution.default and section == "encode":
             shapes = [a.shape if isinstance(a, Tensor) else a for a in args]
             hashable = (tuple(a) if isinstance(a, list | torch.Size) else a for a in shapes)
             self.convolutions.append((*hashable, torch.is_grad_enabled()))
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted(watch: Stopwatch) -> Iterator[OperatorCalls]:
+    """Operator calls of the block, and in ``waits`` all that makes the host wait for a device."""
+    with HostReads() as reads, OperatorCalls(watch) as calls:
+        yield calls
+    calls.waits += reads.found
 
 
 class LiveBytes(TorchDispatchMode):

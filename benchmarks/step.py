@@ -8,6 +8,8 @@ E, the unit, is forward and backward of the UNet with its projection head on one
 single precision, default memory format, glibc as it is, the head on all positions. The floor is the
 time of every convolution of the method's encoders by itself, in the precision of the row; of the
 last one, which PSCL does at patches alone, only the pass over all of view k, without backward.
+``processor`` are the seconds of all its cores: by them runs compare even where others use the
+machine; ``seconds`` do not.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import math
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -38,7 +42,7 @@ from model import METHODS, PSCL, SCALES, Method, build_method
 from networks import Encoder, ProjectedUNet, Up
 from pscl.lazy_map import LazyMap
 from pscl.losses import patch_nt_xent
-from utils.device import choose_device, precision, to_device
+from utils.device import choose_device, fuses_optimizers, precision, to_device
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 PARTS = ("encode", "sampling", "losses", "backward", "optimizer", "data")
@@ -128,17 +132,52 @@ def train_step(
     return {part: watch.parts[part] for part in PARTS}
 
 
+def make_adam(method: Method, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of a run with the default settings."""
+    learning = [p for p in method.parameters() if p.requires_grad]
+    return torch.optim.Adam(learning, Config().self_lr, fused=fuses_optimizers(device))
+
+
+def count_steps(case: Case) -> list[measure.OperatorCalls]:
+    """Operator calls of whole steps: upload, forward, backward and optimizer.
+
+    The batches are made outside, and the step before the first one also makes Adam's state.
+    """
+    dtype, counts = PRECISIONS[case["precision"]], []
+    with prepared(case) as (method, batches, watch):
+        optimizer, source = make_adam(method, watch.device), batches.epoch(0)
+        train_step(watch, method, optimizer, lambda: next(source), dtype)
+        for batch in itertools.islice(source, case["steps"]):
+            with measure.counted(watch) as calls:
+                train_step(watch, method, optimizer, partial(dict, batch), dtype)
+            counts.append(calls)
+    return counts
+
+
+def measure_calls(case: Case) -> Result:
+    """Of whole steps at 64 px: calls without views if nothing is recomputed, and what waits.
+
+    ``again`` are the calls that the case's ``recompute`` adds.
+    """
+    small = {**case, "size": min(case["size"], 64), "recompute": -1}
+    counts = count_steps(small)
+    again = count_steps({**small, "steps": 1, "recompute": case["recompute"]})[0]
+    calls = [count.counts.total() - count.views.total() for count in counts]
+    more = again.counts.total() - again.views.total() - calls[-1]
+    views, waits = counts[-1].views.total(), sum(count.waits.total() for count in counts)
+    return {"calls": calls, "views": views, "again": more, "waits": waits}
+
+
 def measure_step(case: Case) -> Result:
     """Seconds of a step of one method in one precision by parts, peak memory, calls."""
     dtype = PRECISIONS[case["precision"]]
     with prepared(case) as (method, batches, watch):
-        learning = [p for p in method.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(learning, Config().self_lr)
-        source = batches.epoch(0)
-        steps = [
-            train_step(watch, method, optimizer, lambda: next(source), dtype)
-            for _ in range(case["steps"] + WARM_UP)
-        ]
+        optimizer, source = make_adam(method, watch.device), batches.epoch(0)
+        steps, processor = [], []
+        for _ in range(case["steps"] + WARM_UP):
+            before = time.process_time()
+            steps.append(train_step(watch, method, optimizer, lambda: next(source), dtype))
+            processor.append(time.process_time() - before)
         peak = measure.peak_megabytes(watch.device)
         with measure.OperatorCalls(watch) as calls, precision(dtype, watch.device):
             method(to_device(next(source), watch.device))
@@ -146,6 +185,7 @@ def measure_step(case: Case) -> Result:
     return {
         **{part: [step[part] for step in steps[WARM_UP:]] for part in PARTS},
         "seconds": [sum(step.values()) for step in steps[WARM_UP:]],
+        "processor": processor[WARM_UP:],
         "first_batch": [steps[0]["data"]],  # later ones are prepared ahead
         "megabytes": peak,
         "calls": own,
@@ -181,14 +221,14 @@ def measure_loss(case: Case) -> Result:
 def measure_case(case: Case) -> Result:
     """Measure a case in this process."""
     kinds = {"unit": measure_unit, "step": measure_step, "floor": measure_floor}
-    return {**kinds, "loss": measure_loss}[case["kind"]](case)
+    return {**kinds, "calls": measure_calls, "loss": measure_loss}[case["kind"]](case)
 
 
 def cases_of(given: argparse.Namespace) -> list[Case]:
-    """The unit, then step and floor of every method and precision, and PSCL-SimCLR's patch loss."""
+    """The unit, step, floor and calls of every method and precision, PSCL-SimCLR's patch loss."""
     names = ("size", "batch", "steps", "device", "threads", "recompute")
     common = {name: getattr(given, name) for name in names}
-    rows = itertools.product(given.methods, ("step", "floor"), given.precisions)
+    rows = itertools.product(given.methods, ("step", "floor", "calls"), given.precisions)
     cases = [{"kind": k, "method": m, "precision": p, **common} for m, k, p in rows]
     loss = [{"kind": "loss", **common}] if "simclr" in given.methods else []
     return [{"kind": "unit", "plain": True, **common}, *cases, *loss]
@@ -197,7 +237,9 @@ def cases_of(given: argparse.Namespace) -> list[Case]:
 def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[str, Any]:
     """Medians over the rounds: E, and a row for each method and precision."""
     unit = measure.pooled(results[0], "seconds")
-    by_kind: dict[str, list[tuple[Case, Sequence[Result]]]] = {"step": [], "floor": [], "loss": []}
+    by_kind: dict[str, list[tuple[Case, Sequence[Result]]]] = {
+        kind: [] for kind in ("step", "floor", "calls", "loss")
+    }
     for case, found in zip(cases[1:], results[1:], strict=True):
         by_kind[case["kind"]].append((case, found))
     rows = []
@@ -211,6 +253,7 @@ def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[
                 "method": case["method"],
                 "precision": case["precision"],
                 "seconds": seconds,
+                "processor": measure.pooled(found, "processor"),
                 "in E": seconds / unit,
                 "floor": floor,
                 "floor in E": floor / unit,
@@ -225,12 +268,27 @@ def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[
                 "h/run": epoch * PAPER_EPOCHS / 3600,
             }
         )
+    calls = [
+        {
+            "method": case["method"],
+            "precision": case["precision"],
+            "calls of a step at 64 px": max(found[0]["calls"]),
+            "fewest": min(found[0]["calls"]),
+            "views beside": found[0]["views"],
+            "recomputed beside": found[0]["again"],
+            "waits": found[0]["waits"],
+        }
+        for case, found in by_kind["calls"]
+    ]
     memory = [
         {"patch loss, largest scale": name, "MiB above the features": found[0][name][0]}
         for _, found in by_kind["loss"]
         for name in ("forward", "backward")
     ]
-    return {"E": unit, "E GB": measure.gigabytes(results[0]), "rows": rows, "memory": memory}
+    return {"E": unit, "E GB": measure.gigabytes(results[0]), "rows": rows} | {
+        "calls": calls,
+        "memory": memory,
+    }
 
 
 def growth(given: argparse.Namespace) -> dict[str, Any]:

@@ -1,22 +1,20 @@
-"""Matching in a few rounds of batched tensor code, with the result of ``pscl.matching``.
+"""Matching among candidates found by batched tensor code, with the result of ``pscl.matching``.
 
-While no lowered cell can win, which is checked, the published rule is a serial dictatorship: each
-template takes the best cell that earlier ones left. Deferred acceptance (Gale and Shapley 1962)
-gives the same assignment in few rounds: every template proposes to its best candidate that has not
-rejected it, a cell keeps the earliest template that ever proposed. Candidates are each template's
-few most similar cells; more of them for images that these do not decide. Images that are still
-open are matched template by template.
+Candidates are each template's few most similar cells. While no lowered cell can win, which is
+checked, a template takes the best of them that earlier ones left; a template whose candidates do
+not decide looks at all cells (``pscl.assignment``). So the number of operators depends on shapes
+alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pscl import matching
+from pscl.assignment import assign
 
 BLOCK = 32  # neighbours of which ``largest`` compares the maxima first
 SLICE = 8  # neighbouring cells of which only the largest similarity is kept at first
@@ -30,24 +28,22 @@ class Limits:
     Attributes:
         candidates: of each template, at most slices * SLICE and CELLS.
         slices: of each template whose cells may be candidates.
-        effort: times as many of both for images that those did not decide.
+        all_of: cells up to which their similarities are always all kept.
         held: similarities up to which all are kept, 48 MiB; of more, the largest of each slice.
         whole: similarities computed at once, 128 MiB.
         piece: similarities of a piece that fits into a processor's cache, 12 MiB.
         cached: types of devices that gain by such pieces; on others few large calls are better.
         few: templates up to which no device gains.
-        rounds: before the first, second and last check whether all templates are settled.
     """
 
     candidates: int = 64
     slices: int = 32
-    effort: int = 4
+    all_of: int = 4096
     held: int = 12 * 2**20
     whole: int = 32 * 2**20
     piece: int = 3 * 2**20
     cached: tuple[str, ...] = ("cpu",)
     few: int = 128
-    rounds: tuple[int, ...] = (4, 4, 56)
 
 
 LIMITS = Limits()
@@ -60,48 +56,22 @@ def match(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits = LIMITS
     """
     if missing := -valid.shape[1] % CELLS:
         keys, valid = F.pad(keys, (0, missing)), F.pad(valid, (0, missing))
-    (dim, templates), cells = template.shape, valid.shape[1]
-    effort = limits.effort
-    more = replace(limits, candidates=effort * limits.candidates, slices=effort * limits.slices)
-    few = len(keys) * cells * templates <= limits.held or cells <= 4 * more.slices * SLICE
+    cells = valid.shape[1]
+    few = len(keys) * cells * template.shape[1] <= limits.held or cells <= limits.all_of
     peaks = None if few else _peaks(template, keys, valid, limits)
-    chosen, settled = _match_in_rounds(template, keys, valid, peaks, limits)
-    if peaks is not None:
-        for some in _open(settled, limits.whole // (more.slices * SLICE * dim * templates)):
-            chosen[some], settled[some] = _match_in_rounds(
-                template, keys[some], valid[some], peaks[some], more
-            )
-    # Padded to a multiple of BLOCK, by the last template: a matrix product adds in another order at
-    # the edges of its blocks, so that equal cells would differ by a rounding.
-    filled = torch.arange(templates + -templates % BLOCK, device=keys.device)
-    filled.clamp_(max=templates - 1)
-    for some in _open(settled, limits.whole // (2 * templates * cells)):  # 2: in double precision
-        in_turn = matching.match(template[:, filled], keys[some], valid[some])
-        chosen[some] = in_turn[:, :templates]
-    return chosen
-
-
-def _open(settled: Tensor, at_once: int) -> tuple[Tensor, ...]:
-    """Indices (b,) of the images that are not settled (B,), in groups of ``at_once``."""
-    images = (~settled).nonzero().squeeze(1)
-    return images.split(max(1, at_once)) if len(images) else ()
-
-
-def _match_in_rounds(
-    template: Tensor, keys: Tensor, valid: Tensor, peaks: Tensor | None, limits: Limits
-) -> tuple[Tensor, Tensor]:
-    """The cells (B, T) by deferred acceptance among candidates, and whether (B,) they are right."""
     value, cell, others = _candidates(template, keys, valid, peaks, limits)
     # Stable: of equal values the first cell wins, as in argmax.
     value, order = value.sort(dim=2, descending=True, stable=True)
-    # A win is exact if no cell taken before could beat it at its lowered value, nor any cell that
-    # is no candidate. Those are known in single precision only: rounding errors are proportional to
-    # the largest length of a template times that of a key.
-    best = value[:, :, 0]
-    lowered = best - best.amax(dim=1, keepdim=True)
+    # A choice is exact if no cell taken before could beat it at its lowered value, nor any cell
+    # that is no candidate. Those are known in single precision only: rounding errors are
+    # proportional to the largest length of a template times that of a key.
+    best = value[:, :, 0]  # (B, T)
     reach = template.norm(dim=0).amax() * keys.norm(dim=1).amax(dim=1, keepdim=True)  # (B, 1)
-    bound = torch.maximum(lowered, others).add(reach, alpha=1e-5)  # (B, T)
-    return _accept(value, cell.gather(2, order), bound, keys.shape[2], limits.rounds)
+    lowered = best - best.amax(dim=1, keepdim=True)
+    bound = torch.maximum(lowered, others).add_(reach, alpha=1e-5)  # (B, T)
+    sure = (value > bound[..., None]).sum(dim=2)  # (B, T)
+    highest = lowered >= -1e-5 * reach
+    return assign(cell.gather(2, order), sure, highest, template, keys, valid)
 
 
 def _candidates(
@@ -187,31 +157,3 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     index = torch.add(inside, block[..., None], alpha=BLOCK).flatten(2)  # (B, T, count * BLOCK)
     found, order = values.gather(2, index).topk(count, dim=2)
     return found, index.gather(2, order)
-
-
-def _accept(
-    value: Tensor, cell: Tensor, bound: Tensor, none: int, rounds: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """Rounds of proposals and rejections among candidates (B, T, L), best first.
-
-    A win is surely exact above ``bound`` (B, T); ``none`` is the number of a cell that is no
-    candidate. Returns the cells (B, T), and whether (B,) all of an image are surely right.
-    """
-    # A template that has no candidate left proposes to the cell ``none``, at the value -inf.
-    images, templates, candidates = cell.shape
-    length = max(candidates, sum(rounds)) + 1
-    value = F.pad(value, (0, length - candidates), value=-torch.inf)
-    cell = F.pad(cell, (0, length - candidates), value=none)
-    number = torch.arange(templates, device=cell.device).expand(images, -1)
-    at = torch.arange(0, images * templates * length, length, device=cell.device).view(images, -1)
-    holder = torch.full((images, none + 1), templates, device=cell.device)
-    for few in rounds:
-        for _ in range(few):
-            proposal = cell.take(at)
-            holder.scatter_reduce_(1, proposal, number, "amin")
-            rejected = holder.gather(1, proposal) < number
-            at += rejected
-        settled = ((value.take(at) > bound) & ~rejected).all(dim=1)
-        if settled.all():
-            break
-    return cell.take(at), settled

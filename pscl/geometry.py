@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.device import upload
 from utils.metrics import IGNORED
 
 
@@ -231,7 +232,7 @@ def correspond(
     sizes = [view.size(rows, columns) for view in geometry]
     linear = [view.index_steps(rows, columns) for view in geometry]
     numbers = [(h, w, h * w, *n, rows, columns) for (h, w), n in zip(sizes, linear, strict=True)]
-    table = torch.tensor(numbers).T[:, :, None].to(device)
+    table = upload(torch.tensor(numbers).T[:, :, None], torch.device(device))
     _, width, size, first, down, right = table[:6].unbind()  # (B, 1) each
     cell = torch.arange(-(-rows * columns // multiple) * multiple, device=device)  # (P,)
     row, column = cell // width, cell % width  # (B, P)

@@ -23,6 +23,7 @@ from stages.job import (
     unused_settings,
 )
 from utils.checkpoint import save, to_published
+from utils.device import fuses_optimizers
 from utils.training import LONGER
 
 
@@ -44,10 +45,11 @@ class SelfSupervised(Runner):
         self.module = self.to_memory(build_method(c.self_mode, c.to_dict()))
         self.epochs = c.self_max_epoch
         trained = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, c.self_lr)
+        fused = fuses_optimizers(self.device)  # a loaded state has the choice of its run
+        self.optimizer = torch.optim.Adam(trained, c.self_lr, fused=fused)
         if c.self_optimizer == "adamw":
             decay = c.self_weight_decay
-            self.optimizer = torch.optim.AdamW(trained, c.self_lr, weight_decay=decay)
+            self.optimizer = torch.optim.AdamW(trained, c.self_lr, weight_decay=decay, fused=fused)
         views = data.TwoViewDataset(
             self.train_samples,
             self.annotated,

@@ -30,6 +30,7 @@ def test_a_step_is_reported_with_its_parts(method: str) -> None:
     assert (parts.pop("sampling") > 0) == issubclass(METHODS[method], PSCL)
     assert min(parts.values()) > 0
     assert result["megabytes"] > 0 and 0 < result["views"] < result["calls"]
+    assert len(result["processor"]) == 1 and result["processor"][0] > 0
 
 
 def test_what_a_part_calls_of_another_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,22 +141,33 @@ def test_the_unit_computes_what_the_encoder_computes() -> None:
 def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
     given = step.parse(["--methods", "simclr", "--precisions", "bf16", "--batch", "8"])
     cases = step.cases_of(given)
-    assert [case["kind"] for case in cases] == ["unit", "step", "floor", "loss"]
+    assert [case["kind"] for case in cases] == ["unit", "step", "floor", "calls", "loss"]
     parts = {"encode": [3.0], "sampling": [0.5], "losses": [0.25], "backward": [5.0]}
     whole = {"optimizer": [0.25], "data": [1.0], "seconds": [10.0, 90.0, 11.0]}
-    more = {"first_batch": [2.0], "megabytes": 2048.0, "calls": 300, "views": 9}
+    more = {
+        "first_batch": [2.0],
+        "processor": [19.0],
+        "megabytes": 2048.0,
+        "calls": 300,
+        "views": 9,
+    }
     found = step.summary(
         cases,
         [
             [{"seconds": [20.0, 22.0, 900.0], "megabytes": 1024.0}],
             [{**parts, **whole, **more}],
             [{"seconds": [5.5], "convolutions": 34}],
+            [{"calls": [900, 902], "views": 5, "again": 90, "waits": 0}],
             [{"forward": [6.0], "backward": [7.0]}],
         ],
     )
     assert [list(row.values()) for row in found["memory"]] == [["forward", 6.0], ["backward", 7.0]]
+    assert [list(row.values()) for row in found["calls"]] == [
+        ["simclr", "bf16", 902, 900, 5, 90, 0]
+    ]
     assert found["E"] == 22.0 and found["E GB"] == 1.0
     (row,) = found["rows"]
+    assert row["processor"] == 19.0 and row["s/epoch"] == 24 * 11
     assert row["seconds"] == 11.0 and row["in E"] == 0.5 and row["in floors"] == 2.0
     assert row["sampling+losses+optimizer"] == pytest.approx(1 / 11) and row["GB"] == 2.0
     assert row["s/epoch"] == 24 * 11 and row["h/run"] == pytest.approx(24 * 11 * 200 / 3600)

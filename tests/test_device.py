@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,8 +21,10 @@ from utils.commandline import UserError
 from utils.device import (
     choose_device,
     choose_precision,
+    fuses_optimizers,
     keep_freed_memory,
     mixed_seed,
+    on_device,
     precision,
     to_device,
 )
@@ -103,6 +110,62 @@ def test_a_batch_moves_and_keeps_what_is_no_tensor() -> None:
     assert torch.equal(moved["image"], picture) and torch.equal(moved["mask"], batch["mask"])
     assert moved["image"].is_contiguous(memory_format=torch.channels_last)
     assert batch["image"] is picture
+
+
+def test_on_the_cpu_batches_move_one_by_one() -> None:
+    taken: list[int] = []
+    batches = (
+        {"image": torch.full((1, 3, 2, 2), float(n)), "n": taken.append(n)} for n in range(3)
+    )
+    for number, batch in enumerate(on_device(batches, CPU)):
+        assert int(batch["image"][0, 0, 0, 0]) == number and taken == list(range(number + 1))
+
+
+def test_cuda_copies_a_batch_while_the_one_before_it_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is waited for by the stream that uses it; what a batch raises is raised in its turn."""
+    stream = Mock()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(room, "to_device", lambda batch, device: {**batch, "on": device})
+    asked = threading.Event()
+
+    def batches() -> Iterator[dict[str, int]]:
+        yield {"n": 0}
+        asked.set()
+        yield {"n": 1}
+        raise ValueError("a file is gone")
+
+    moved = on_device(batches(), torch.device("cuda"))
+    assert next(moved) == {"n": 0, "on": torch.device("cuda")}
+    assert asked.wait(10)  # nobody has asked for number 1 yet
+    assert next(moved)["n"] == 1 and stream.wait_event.call_count == 2
+    with pytest.raises(ValueError, match="a file is gone"):
+        next(moved)
+
+
+def test_a_state_keeps_the_adam_of_its_run() -> None:
+    """States of before Adam was fused go on bit by bit as they were."""
+    assert fuses_optimizers(CPU) and not fuses_optimizers(torch.device("mps"))
+    start = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+
+    def steps(adam: torch.optim.Adam, weight: torch.Tensor, count: int) -> list[float]:
+        for _ in range(count):
+            weight.grad = weight.detach().cos()
+            adam.step()
+        return weight.flatten().tolist()
+
+    for fused in (None, True):
+        weight = torch.nn.Parameter(start.clone())
+        adam = torch.optim.Adam([weight], 1e-2, fused=fused)
+        steps(adam, weight, 3)
+        again = torch.nn.Parameter(weight.detach().clone())
+        resumed = torch.optim.Adam([again], 1e-2, fused=True)
+        resumed.load_state_dict(copy.deepcopy(adam.state_dict()))
+        assert resumed.param_groups[0]["fused"] is fused
+        assert steps(resumed, again, 3) == steps(adam, weight, 3)
 
 
 def test_mixed_seeds_differ_in_every_number_and_in_order() -> None:

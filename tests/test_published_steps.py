@@ -142,14 +142,14 @@ def cell_of(places: Any, image: int, query: Tensor) -> Tensor:
     return same.int().argmax(dim=1)
 
 
-@pytest.fixture(scope="module")
-def moco_run(moco_golden: Golden) -> Iterator[dict[str, Any]]:
+@pytest.fixture(scope="module", params=[False, True], ids=["adam", "fused_adam"])
+def moco_run(request: Any, moco_golden: Golden) -> Iterator[dict[str, Any]]:
     """The five steps, each with what was sampled, what the losses saw, and the state after it."""
     method = PSCL_MoCo(top_k=3, momentum=0.9, queue_size=12, **SMALL)
     report = method.load_state_dict(from_published(moco_golden.state()), strict=False)
     assert set(report.missing_keys) == NEW_BUFFERS and not report.unexpected_keys
     method.train()
-    optimizer = torch.optim.Adam(method.encoder_q.parameters(), 1e-4)
+    optimizer = torch.optim.Adam(method.encoder_q.parameters(), 1e-4, fused=request.param)
     groups: dict[str, int] = {}
     steps: list[dict[str, Any]] = []
     ties: list[float] = []

@@ -6,6 +6,8 @@ import ctypes
 import os
 import platform
 import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +69,55 @@ def native_bf16(device: torch.device, cpu_file: str = "/proc/cpuinfo") -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
+def fuses_optimizers(device: torch.device) -> bool:
+    """Whether Adam's step is one kernel here instead of nine small ones for every parameter."""
+    return device.type in ("cpu", "cuda")
+
+
+def upload(
+    tensor: Tensor, device: torch.device, layout: torch.memory_format = torch.preserve_format
+) -> Tensor:
+    """The tensor on the device; CUDA copies it while the program goes on."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # from other memory it would be waited for
+    return tensor.to(device, memory_format=layout, non_blocking=True)
+
+
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch with its tensors on the device, images (4 dimensions) channels last."""
     moved = dict(batch)
     for key, value in batch.items():
         if isinstance(value, Tensor):
             layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
-            moved[key] = value.to(device, memory_format=layout, non_blocking=True)
+            moved[key] = upload(value, device, layout)
     return moved
+
+
+def on_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
+    """The batches, each as of ``to_device``; to CUDA one is copied while another is used."""
+    if device.type != "cuda":
+        yield from (to_device(batch, device) for batch in batches)
+        return
+    coming, stream = iter(batches), torch.cuda.Stream(device)
+
+    def copy_next() -> tuple[dict[str, Any], torch.cuda.Event] | None:
+        batch = next(coming, None)
+        if batch is None:
+            return None
+        with torch.cuda.stream(stream):
+            return to_device(batch, device), stream.record_event()
+
+    with ThreadPoolExecutor(1) as thread:
+        pending = thread.submit(copy_next)
+        while (ready := pending.result()) is not None:
+            pending = thread.submit(copy_next)
+            batch, copied = ready
+            using = torch.cuda.current_stream(device)
+            using.wait_event(copied)
+            for value in batch.values():
+                if isinstance(value, Tensor):
+                    value.record_stream(using)  # its memory is not given away before
+            yield batch
 
 
 def mixed_seed(*numbers: int) -> int:

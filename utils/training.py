@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from utils.checkpoint import CheckpointError, transfer
 from utils.commandline import TrainingError, UserError
-from utils.device import mixed_seed, precision, to_device
+from utils.device import mixed_seed, on_device, precision
 from utils.files import remove_leftovers
 from utils.log import AverageMeter, RunLog, environment_line, format_epoch, progress, to_terminal
 from utils.run_folder import RunFolder, differences
@@ -254,12 +254,12 @@ class Training:
         meter = AverageMeter()
         names: list[list[str]] = []
         bad_step = torch.full((), float("inf"), device=self.device)
-        for step, batch in enumerate(self.batches.epoch(epoch)):
+        for step, batch in enumerate(on_device(self.batches.epoch(epoch), self.device)):
             if step == 0:  # not sooner: starting worker processes draws from the same generator
                 self.seed(epoch + 1)
             names.append(batch["name"])
             with self.precision():
-                losses = self.losses(to_device(batch, self.device))
+                losses = self.losses(batch)
             self.optimizer.zero_grad()
             losses["loss"].backward()
             self.update()

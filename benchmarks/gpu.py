@@ -1,0 +1,254 @@
+"""Everything that only a GPU can show, in one go: right, never waiting, how fast, how busy.
+
+    python benchmarks/gpu.py --json > gpu.json       # some minutes on a card
+    python benchmarks/gpu.py --device cpu --quick    # a rehearsal
+
+Every row of ``checks`` has what was found, what is wanted and whether it is so. ``speed`` has the
+milliseconds of a step, what the device did in it, and its memory; ``train`` those of train.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+from benchmarks import measure
+from benchmarks.measure import Result
+from benchmarks.step import PRECISIONS, make_adam
+from config import Config
+from data import Batch
+from model import METHODS, PSCL, Method, build_method
+from pscl import matching
+from pscl.fast_matching import match
+from utils.device import choose_device, on_device, precision
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("simclr", "moco")
+WARM_UP, PROFILED = 5, 3
+CPU = torch.device("cpu")
+
+
+def batches_for(method: str, size: int, batch: int, steps: int, folder: Path) -> list[Batch]:
+    """Batches of drawn images, made before anything is timed."""
+    measure.draw_set(folder, size, batch * steps, num_classes=4)
+    config = Config(data_dir=str(folder), self_mode=method, self_batch_size=batch)
+    return list(measure.batches_of(config).epoch(0))
+
+
+def method_on(name: str, device: torch.device) -> Method:
+    """A method with the default settings, the same numbers on every device."""
+    torch.manual_seed(0)
+    method = build_method(name, {**Config().to_dict(), "recompute": 0})
+    method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return method
+
+
+def train(
+    method: Method, batches: Sequence[Batch], device: torch.device, dtype: torch.dtype | None
+) -> Iterator[Tensor]:
+    """Train step by step as the engine does; gives the losses, which nobody waits for."""
+    optimizer = make_adam(method, device)
+    for batch in on_device(batches, device):
+        with precision(dtype, device):
+            loss = method(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield loss.detach()
+
+
+def verdict(check: str, found: float, most: float) -> Result:
+    """A row of ``checks``: wanted is ``most`` at most."""
+    return {"check": check, "found": found, "at most": most, "right": str(found <= most)}
+
+
+def check_matching(device: torch.device, quick: bool) -> list[Result]:
+    """Templates of the size of training whose cell is not that of the plain rule on the CPU."""
+    rows = []
+    for templates, cells in ((64, 1000), (48, 5000)) if quick else ((64, 112896), (480, 16384)):
+        random = torch.Generator().manual_seed(templates)
+        keys = F.normalize(torch.randn(2, cells, 33, generator=random), dim=2).transpose(1, 2)
+        template = F.normalize(torch.randn(33, templates, generator=random), dim=0)
+        keys[1, :, : cells // 2] = keys[1, :, :1]  # of equals, candidates do not decide
+        valid = torch.arange(cells) < torch.tensor([[cells], [cells - cells // 5]])
+        plain = matching.match(template, keys, valid)
+        found = match(template.to(device), keys.to(device), valid.to(device)).cpu()
+        wrong = int((found != plain).sum())
+        rows.append(verdict(f"matches unlike the rule's, {templates} of {cells}", wrong, 0))
+    return rows
+
+
+@contextmanager
+def waiting_refused(device: torch.device) -> Iterator[list[str]]:
+    """What waits is an error on CUDA; elsewhere its names are gathered."""
+    names: list[str] = []
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield names
+        except RuntimeError as error:
+            names.append(str(error).splitlines()[0])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return
+    with measure.counted(measure.Stopwatch(device)) as calls:
+        yield names
+    names += list(calls.waits)
+
+
+def check_waits(device: torch.device) -> list[Result]:
+    """Whether three steps of each method wait for the device anywhere."""
+    rows = []
+    for name in METHODS:
+        with tempfile.TemporaryDirectory() as folder:
+            batches = batches_for(name, 64, 2, 4, Path(folder))
+        steps = train(method_on(name, device), batches, device, None)
+        next(steps)  # kernels are compiled, Adam makes its state
+        with waiting_refused(device) as names:
+            for _ in steps:
+                pass
+        said = f" ({names[0]})" if names else ""
+        rows.append(verdict(f"{name} waits for the device{said}", len(names), 0))
+    return rows
+
+
+def check_losses(device: torch.device, size: int) -> list[Result]:
+    """Relative difference of the first three losses from the CPU's, single precision, no TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    rows = []
+    for name in METHODS:
+        with tempfile.TemporaryDirectory() as folder:
+            batches = batches_for(name, size, 4, 3, Path(folder))
+        losses = []
+        for where in (CPU, device):
+            method = method_on(name, where)
+            if isinstance(method, PSCL):  # the noise of the CPU's generator on both
+                method.draw_noise = lambda shape, to: torch.rand(tuple(shape)).to(to)  # type: ignore[method-assign]
+            torch.manual_seed(1)
+            steps = train(method, copy.deepcopy(batches), where, None)
+            losses.append(torch.stack(list(steps)).cpu().double())
+        difference = float(((losses[0] - losses[1]) / losses[0]).abs().max())
+        rows.append(verdict(f"{name}: losses beside the CPU's, relative", difference, 1e-4))
+    torch.backends.cudnn.allow_tf32 = True
+    return rows
+
+
+def busy(events: Sequence[Any]) -> tuple[float, int]:
+    """Milliseconds in which the device did something, and the number of launches, of a profile."""
+    spans = sorted(
+        (e.time_range.start, e.time_range.end)
+        for e in events
+        if e.device_type == torch.autograd.DeviceType.CUDA
+    )
+    total, until = 0.0, float("-inf")
+    for start, end in spans:
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    launches = sum("LaunchKernel" in e.name for e in events)
+    return total / 1000, launches
+
+
+def measure_speed(name: str, size: int, how: str, device: torch.device, steps: int) -> Result:
+    """A row of ``speed``: whole steps, nothing waiting between them."""
+    with tempfile.TemporaryDirectory() as folder:
+        batches = batches_for(name, size, 8, WARM_UP + steps + PROFILED, Path(folder))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    running = train(method_on(name, device), batches, device, PRECISIONS[how])
+    for _ in itertools.islice(running, WARM_UP):
+        pass
+    start = measure.now(device)
+    for _ in itertools.islice(running, steps):
+        pass
+    milliseconds = 1000 * (measure.now(device) - start) / steps
+    row = {"method": name, "size": size, "precision": how, "ms": milliseconds}
+    row["GiB"] = measure.peak_megabytes(device) / 1024
+    if device.type != "cuda":
+        return row
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profile:
+        for _ in itertools.islice(running, PROFILED):
+            pass
+        measure.now(device)
+    milliseconds_busy, launches = busy(list(profile.events()))
+    row |= {"busy ms": milliseconds_busy / PROFILED, "launches": launches / PROFILED}
+    return row | {"busy": row["busy ms"] / milliseconds}
+
+
+def measure_train(name: str, size: int, device: torch.device, epochs: tuple[int, int]) -> Result:
+    """Milliseconds of a step of train.py: the difference of two runs of different length."""
+    images, seconds = 48, []
+    with tempfile.TemporaryDirectory() as folder:
+        measure.draw_set(Path(folder) / "set", size, images, num_classes=4)
+        for count in epochs:
+            words = f"-stages self --self_mode {name} --self_max_epoch {count} --save_every {count}"
+            more = f"--data_dir {folder}/set --output_dir {folder}/{count} --repeats 0"
+            command = [sys.executable, str(ROOT / "train.py"), *words.split(), *more.split()]
+            start = time.perf_counter()
+            subprocess.run(
+                [*command, "--device", str(device)], stdout=subprocess.DEVNULL, check=True
+            )
+            seconds.append(time.perf_counter() - start)
+    steps = (epochs[1] - epochs[0]) * (images // 8)
+    row = {"train.py": name, "size": size, "ms": 1000 * (seconds[1] - seconds[0]) / steps}
+    return row | {
+        "seconds beside the steps": seconds[0] - epochs[0] * images // 8 * row["ms"] / 1000
+    }
+
+
+def deterministic_cost(device: torch.device, size: int, steps: int) -> Result:
+    """A row of ``speed`` with PyTorch's deterministic algorithms (of those that have them)."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return measure_speed("simclr", size, "bf16", device, steps)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def report(given: argparse.Namespace) -> Result:
+    """All checks and measurements; ``--quick`` at sizes that take no time."""
+    device, quick = choose_device(given.device), given.quick
+    sizes, steps = ((32,), 1) if quick else ((376, 128), 20)
+    checks = [
+        *check_matching(device, quick),
+        *check_waits(device),
+        *check_losses(device, 32 if quick else 128),
+    ]
+    cases = itertools.product(sizes, OURS, PRECISIONS)
+    speed = [measure_speed(name, size, how, device, steps) for size, name, how in cases]
+    slow = {"deterministic": "simclr", **deterministic_cost(device, sizes[0], steps)}
+    epochs = (1, 2) if quick else (3, 23)
+    trained = [
+        measure_train(n, s, device, epochs) for s in sizes for n in OURS[: 1 if quick else 2]
+    ]
+    return {"checks": checks, "speed": speed, "deterministic": [slow], "train": trained}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    # cuBLAS reads it when it starts; without it its products are not deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    parser = measure.parser_of_cases(__doc__)
+    parser.add_argument("--quick", action="store_true", help="a rehearsal at tiny sizes")
+    return measure.run_benchmark(parser.parse_args(argv), ("quick",), lambda case: {}, report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""How many operators a whole training step calls, and that none of them waits for a device.
+
+On a device every call costs the host some microseconds, whatever its size, and every wait leaves
+the device without work. Both can be counted on a CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import measure, step
+from model import METHODS
+from pscl.fast_matching import match
+
+MOST = {  # at 64 px, views left out
+    ("simclr", "fp32"): 1000,
+    ("simclr", "bf16"): 1200,
+    ("moco", "fp32"): 900,
+    ("moco", "bf16"): 1050,
+}
+CASE: dict[str, Any] = {"device": "cpu", "threads": 0, "recompute": -1, "precision": "fp32"}
+
+
+@pytest.mark.parametrize(("method", "precision"), MOST)
+def test_every_step_calls_the_same_few_operators_and_waits_for_none(
+    method: str, precision: str
+) -> None:
+    """At 64 px, views left out; in bf16 weights are cast on top."""
+    case = {**CASE, "method": method, "precision": precision, "size": 64, "batch": 4, "steps": 2}
+    counts = step.count_steps(case)
+    assert [dict(count.waits) for count in counts] == [{}] * 2
+    calls = {count.counts.total() - count.views.total() for count in counts}
+    assert len(calls) == 1 and calls.pop() <= MOST[method, precision]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_waits(method: str) -> None:
+    case = {**CASE, "method": method, "size": 16, "batch": 2, "steps": 2}
+    counts = step.count_steps(case)
+    assert [dict(count.waits) for count in counts] == [{}] * 2
+    assert counts[0].counts == counts[1].counts
+
+
+def test_templates_that_candidates_do_not_decide_call_nothing_more() -> None:
+    """Equal cells everywhere: all are searched."""
+    watch = measure.Stopwatch(torch.device("cpu"))
+    template, valid = torch.randn(4, 40), torch.ones(2, 300) > 0
+    found = []
+    for keys in (torch.randn(2, 4, 300), torch.ones(2, 4, 300)):
+        with measure.counted(watch) as calls:
+            match(template, keys, valid)
+        found.append(calls.counts[""])
+        assert not calls.waits
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.numpy(),
+        lambda x: x if x.sum() > 0 else -x,
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.new_zeros(3).index_put_((x > 0,), x.new_ones(())),
+        lambda x: float(x[0]),
+        lambda x: range(x.long()[0]),
+        lambda x: torch.equal(x, x),
+        lambda x: torch.unique(x),
+        lambda x: x.masked_select(x > 0),
+    ],
+)
+def test_what_waits_is_noticed(wait: Any) -> None:
+    with measure.counted(measure.Stopwatch(torch.device("cpu"))) as calls:
+        wait(torch.arange(3.0))
+    assert calls.waits.total() > 0
+
+
+def test_calls_that_do_not_wait_are_let_go() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    with measure.counted(measure.Stopwatch(torch.device("cpu"))) as calls:
+        (x[torch.tensor([1, 0])].where(x > 2, 0).masked_fill(x > 4, 1).sum() * 2).add_(1)
+    assert not calls.waits
+
+
+def test_gradients_and_moments_lie_in_memory_as_their_parameters() -> None:
+    """As PyTorch's fused Adam on a CPU takes for granted: others it would mix up in silence."""
+    case = {**CASE, "method": "simclr", "size": 32, "batch": 2, "steps": 1}
+    with step.prepared(case) as (method, batches, watch):
+        optimizer = step.make_adam(method, watch.device)
+        step.train_step(watch, method, optimizer, lambda: next(batches.epoch(0)), None)
+    assert optimizer.param_groups[0]["fused"]
+    for parameter, state in optimizer.state.items():
+        for tensor in (parameter.grad, state["exp_avg"], state["exp_avg_sq"]):
+            assert tensor.stride() == parameter.stride()
+
+
+def test_the_table_of_calls_counts_recomputed_ones_beside() -> None:
+    case = {**CASE, "method": "plain-simclr", "size": 32, "batch": 2, "steps": 2}
+    kept = step.measure_case({"kind": "calls", **case})
+    again = step.measure_case({"kind": "calls", **case, "recompute": 0})
+    assert kept["again"] == 0 < again["again"] and kept["calls"] == again["calls"]
+    assert kept["waits"] == 0 < kept["views"] and len(kept["calls"]) == 2

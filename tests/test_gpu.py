@@ -1,0 +1,71 @@
+"""What the script for a GPU reports, without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu, measure
+
+CPU = torch.device("cpu")
+
+
+def test_busy_is_the_union_of_what_the_device_did() -> None:
+    """Of 0-10, 5-12, 6-8 and 20-21 thousandths of a second, 13 are busy."""
+
+    def event(name: str, start: int, end: int, on_device: bool = True) -> Any:
+        kind = torch.autograd.DeviceType.CUDA if on_device else torch.autograd.DeviceType.CPU
+        span = SimpleNamespace(start=1000 * start, end=1000 * end)
+        return SimpleNamespace(name=name, time_range=span, device_type=kind)
+
+    launches = [event("cudaLaunchKernel", n, n + 1, on_device=False) for n in range(3)]
+    works = [event("gemm", 5, 12), event("Memcpy", 0, 10), event("add", 6, 8), event("mul", 20, 21)]
+    assert gpu.busy([*launches, *works]) == (13, 3)
+
+
+def test_matches_are_compared_with_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [row["right"] for row in gpu.check_matching(CPU, quick=True)] == ["True", "True"]
+    monkeypatch.setattr(gpu, "match", lambda t, k, v: torch.zeros(2, t.shape[1]).long())
+    assert [row["right"] for row in gpu.check_matching(CPU, quick=True)] == ["False", "False"]
+
+
+def test_what_waits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with gpu.waiting_refused(CPU) as names:
+        torch.ones(1).item()
+    assert "item" in names
+
+    def refused(mode: str) -> None:
+        monkeypatch.setattr(torch.cuda, "mode", mode, raising=False)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", refused)
+    with gpu.waiting_refused(torch.device("cuda")) as names:
+        assert torch.cuda.mode == "error"
+        raise RuntimeError("called a synchronizing CUDA operation\nat ...")
+    assert names == ["called a synchronizing CUDA operation"] and torch.cuda.mode == "default"
+
+
+def test_the_same_losses_are_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "METHODS", ["simclr"])
+    (row,) = gpu.check_losses(CPU, 16)
+    assert row["found"] == 0 and row["right"] == "True"
+
+
+def test_a_step_is_timed_without_a_gpu_too() -> None:
+    row = gpu.measure_speed("simclr", 16, "bf16", CPU, 1)
+    assert row["ms"] > 0 and row["GiB"] > 0 and "launches" not in row
+
+
+@pytest.mark.slow
+def test_the_rehearsal_goes_through_everything(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main(["--device", "cpu", "--quick", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert {row["right"] for row in found["checks"]} == {"True"}
+    assert measure.table(found["speed"]) and found["train"] and found["deterministic"]
