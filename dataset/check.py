@@ -77,6 +77,7 @@ def check_data(
     self_mode_needs_groups: bool = False,
     needs_annotated: bool = True,
     probe: bool = False,
+    needs_test: bool = False,
 ) -> DataReport:
     """Read, check and keep every file that a run will need, before anything is trained.
 
@@ -87,6 +88,7 @@ def check_data(
         self_mode_needs_groups: pretraining uses the production batches.
         needs_annotated: every batch of pretraining has an annotated image.
         probe: pretraining scores its features on the annotated images and the test set.
+        needs_test: a set without test masks is refused; else it is one that gives no score.
 
     Raises DataError of all problems found, see ``Problems.refuse``.
     """
@@ -111,7 +113,8 @@ def check_data(
             pretraining += annotated
     if scored:
         probed = len(check.problems) if needs_annotated else probed
-        check.classes("test_numf", check.folder("test_numf", masks=True), "test set")
+        if needs_test or (probe and "self" in stages) or check.has_test_set():
+            check.classes("test_numf", check.folder("test_numf", masks=True), "test set")
         if not supervised:
             check.problems[probed:] = [line + PROBE for line in check.problems[probed:]]
     check.one_size("pretraining", pretraining)
@@ -145,6 +148,13 @@ class SetCheck:
         self.problems = Problems()
         self.warnings: list[str] = []
         self.palettes = PaletteCheck()
+
+    def has_test_set(self) -> bool:
+        """Whether there is something to score on: test images, or masks that lack theirs."""
+        split = self.root / "test_numf"
+        images = [p for p in list_names(split / "img") if p.suffix.lower() in IMAGE_SUFFIXES]
+        others = [p for p in list_files(split / "img") if p not in images]
+        return bool(list_files(split / "gt")) or (not images and bool(others))
 
     def annotated_splits(
         self, sizes: Iterable[str], repeats: Sequence[int | str] | None

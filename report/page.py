@@ -25,7 +25,16 @@ from config import FIELDS, ConfigError, format_value
 from metallography.folder import MEASUREMENTS, SUMMARY
 from metallography.summary import DEFINITIONS, Table, number, words
 from report.figures import curve_picture
-from report.results import BEST, LAST, Results, by_size, read_results, read_state, score_rows
+from report.results import (
+    BEST,
+    LAST,
+    Results,
+    by_size,
+    read_results,
+    read_state,
+    score_rows,
+    unscored,
+)
 from utils.commandline import UserError
 from utils.files import list_files, list_names, replace_file
 
@@ -67,11 +76,14 @@ def write_report(experiment_dir: str | Path) -> Path:
             f"{folder}: holds no run; give the folder of an experiment, such as aluminum_simclr"
         )
     curves, sheets = [_curves(run) for run in runs], _sheets(runs)
-    measured = _measurements(folder, runs)
+    measured, stages = _measurements(folder, runs), _scores(folder, runs)
+    fits = [group["fit"] for stage in stages for group in stage["groups"]]
     content = {
         "name": folder.resolve().name,
         "titles": STAGES,
-        "stages": _scores(folder, runs),
+        "stages": stages,
+        "has_scores": False in fits,
+        "has_fits": True in fits,
         "curves": curves,
         "sheets": sheets,
         "measured": measured,
@@ -130,16 +142,23 @@ def _word_columns(rows: Sequence[Sequence[str]]) -> set[int]:
 
 
 def _scores(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """For each stage with labels: runs that are not finished, and tables for each data size."""
+    """For each stage with labels: runs that are not finished, and tables for each data size.
+
+    Runs that were evaluated on learnt labels have tables of their own, which are no scores.
+    """
     stages = []
     for stage in dict.fromkeys(s for run in runs for s in _stages_of(run) if s != "self"):
-        results = read_results(folder, stage)
-        waiting = [r.name for r in runs if stage in _stages_of(r) and r.name not in results]
+        results, fits = (read_results(folder, stage, fit) for fit in (False, True))
+        without = unscored(folder, stage)
+        done = {*results, *fits, *without}
+        waiting = [r.name for r in runs if stage in _stages_of(r) and r.name not in done]
         groups = [
-            {"size": size, "runs": len(group), "tables": _score_tables(group)}
-            for size, group in by_size(results).items()
+            {"size": size, "runs": len(group), "tables": _score_tables(group), "fit": found is fits}
+            for found in (results, fits)
+            for size, group in by_size(found).items()
         ]
-        stages.append({"name": stage, "waiting": waiting, "groups": groups})
+        entry = {"name": stage, "waiting": waiting, "groups": groups, "unscored": without}
+        stages.append(entry)
     return stages
 
 
