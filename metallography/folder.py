@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from imaging.drawing import overlay, save_picture
 from imaging.imagefile import read_image, read_mask
 from metallography import measure
 from metallography.particles import MINIMUM_PX, Array, Row, row_bands
-from metallography.segmenter import Segmenter, check_number
+from metallography.segmenter import check_number
+from metallography.tiling import Floats
 from utils.commandline import UserError
 from utils.files import IMAGE_SUFFIXES, DataError, list_files, replace_file, replacing, writing
 from utils.log import progress, read_metrics
@@ -27,6 +28,25 @@ from utils.tables import csv_of_rows
 
 RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
 TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
+
+
+class Predictor(Protocol):
+    """What predicts the images of a folder: a ``segmenter.Segmenter``, or what acts like one."""
+
+    about: str
+    digest: str
+    num_classes: int
+    class_names: list[str]
+    mapping: tuple[int, ...]
+    colours: Array
+    resize: int
+    tta: bool
+    tile: int
+    overlap: int
+
+    def bands(self, image: Array) -> Iterator[tuple[int, Floats]]:
+        """See ``Segmenter.bands``."""
+        ...
 
 
 class Item(NamedTuple):
@@ -157,7 +177,7 @@ class Folder:
     UserError if a value is out of range, or ``out`` cannot be used (see ``Record``).
     """
 
-    segmenter: Segmenter
+    segmenter: Predictor
     items: Sequence[Item]
     out: Path  # the folder of the results
     um_per_px: float | None = None  # how to measure, see measure.measure_mask

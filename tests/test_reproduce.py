@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from tiny_set import files, make_set
 
-import comparison.forest
+import metallography.forest
 import config_run
 import reproduce
 from model import METHODS
@@ -45,7 +45,7 @@ TABLES = ("table.md", "table.csv", "values.csv", "values.png")
 def only_small() -> Iterator[None]:
     """A forest of five trees; three methods, one of which sees no annotated image."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison.forest, "TREES", 5)
+        patch.setattr(metallography.forest, "TREES", 5)
         for name in METHODS.keys() - {"moco", "simclr", "plain-simclr"}:
             patch.delitem(METHODS, name)
         yield
