@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import numbers
 import os
-import re
-import shutil
 import sys
-import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import ge, gt, le, lt
 from typing import Any
 
+from utils import settings
 from utils.commandline import (
     MANY,
     NONE,
@@ -32,6 +27,7 @@ from utils.commandline import (
     split_flags,
     value_of,
 )
+from utils.settings import allowed_values, between, convert, group
 
 SELF_MODES = {  # value of self_mode: name of the method
     "moco": "PSCL-MoCo",
@@ -47,6 +43,7 @@ STAGES = ("self", "fine", "sup")  # in the order in which they run
 TOP_K = {"moco": 30, "simclr": 4}  # other methods sample no patches
 FINE_MAX_EPOCH = {"1": 1000, "5": 500, "f": 50}
 EVAL_EVERY = {"1": 200, "5": 100, "f": 10}
+EVAL_EVERY_STEPS = 100  # with fine_steps
 CLASS_WEIGHT_OF_4 = (1.0, 1.0, 10.0, 10.0)
 MAPPING_OF_4 = (0, 128, 64, 255)
 
@@ -57,23 +54,18 @@ DECIDES = {
     "norm",
     "self fine": "self_mode use_unlabelled embed_dim hidden_dim groups random_crop self_jitter "
     "self_batch_size self_max_epoch self_lr self_optimizer self_weight_decay self_schedule "
-    "temperature global_local_ratio top_k sample_ratio label_guided scale_weights "
+    "self_crop temperature global_local_ratio top_k sample_ratio label_guided scale_weights "
     "intra_view_negatives momentum queue_size group_decay patch_group_decay freshness_decay "
     "dense_grid",
     "fine sup": "class_weight fine_jitter fine_contrast fine_crop fine_scale fine_rotation "
-    "fine_batch_size fine_crops fine_max_epoch eval_every",
+    "fine_noise fine_blur fine_illumination fine_batch_size fine_crops fine_max_epoch fine_steps "
+    "fine_optimizer fine_weight_decay fine_schedule fine_warmup fine_clip fine_average eval_every "
+    "eval_tta",
     "fine": "fine_lr_encoder fine_lr_decoder pretrained",
     "sup": "sup_lr",
 }
 
-OURS, PUBLISHED = "this program", "published program"
-COMPARISONS = {"at least": ge, "above": gt, "at most": le, "below": lt}
-
-
-def between(low: float, high: float) -> dict[str, float]:
-    """Inclusive bounds."""
-    return {"at least": low, "at most": high}
-
+OURS = "this program"  # the source of a default that the published program does not have
 
 COUNT = between(1, 1_000_000)
 WIDTH = between(1, 65536)
@@ -87,38 +79,43 @@ NOTHING_TWICE = r"(?!.*(.).*\1)"
 STAGES_PATTERN = r"(?!.*(self|fine|sup).*\1)(?:self|fine|sup)(?:-(?:self|fine|sup))*"
 
 
+# What --preset sets, see docs/recipes.md for where the values come from. Flags win over a preset,
+# a preset over a script's own defaults. ``auto`` looks at the images, too (stages/presets.py).
+ROBUST: dict[str, Any] = dict(
+    use_unlabelled=True,
+    self_crop=256,
+    class_weight=(1.0,),
+    fine_crop=96,
+    fine_scale=1.4,
+    fine_rotation=45.0,  # with the quarter turns: any angle
+    fine_contrast=0.3,
+    fine_noise=0.05,
+    fine_blur=0.8,
+    fine_illumination=0.05,
+    fine_batch_size=8,
+    fine_steps=400,
+    fine_optimizer="adamw",
+    fine_schedule="onecycle",
+    fine_clip=5.0,
+    fine_average=0.98,
+    fine_lr_encoder=3e-4,
+    fine_lr_decoder=1e-3,
+    sup_lr=1e-3,
+)
+PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "robust": ROBUST, "auto": ROBUST}
+PRESET_MEANINGS = {
+    "paper": "the published protocol",
+    "robust": "the fine-tuning that held on other sets",
+    "auto": "robust, and what the images ask for",
+}
+
+
 class ConfigError(UserError):
     """Invalid settings; one line per problem."""
 
 
-@dataclass(frozen=True)
-class Rules:
-    """The meaning and the legal values of a setting."""
-
-    group: str  # heading in --help
-    help: str  # one sentence without a full stop
-    unit: str = ""
-    source: str = PUBLISHED  # of the default
-    published: str = ""  # its name in the published program, if different
-    limits: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of each entry
-    choices: Sequence[str] = ()  # all legal texts
-    pattern: str = ""  # regular expression of the legal texts, if there are no choices
-    allowed: str = ""  # the legal values in words, if limits and choices do not say it
-
-
-def group(title: str) -> Callable[..., Any]:
-    """A maker of settings below a heading: dataclass fields with their ``Rules``.
-
-    List a new setting that decides results in ``DECIDES``, too. Runs older than a setting count as
-    made with its default.
-    """
-
-    def setting(default: Any, meaning: str, **rules: Any) -> Any:
-        return dataclasses.field(default=default, metadata=vars(Rules(title, meaning, **rules)))
-
-    return setting
-
-
+# List a new setting that decides results in DECIDES, too. Runs older than a setting count as made
+# with its default.
 experiment, running, network = group("Experiment"), group("Running"), group("Network")
 views, pretraining, method = group("Views"), group("Pretraining"), group("Method")
 with_labels = group("Fine-tuning and supervised")
@@ -133,6 +130,9 @@ class Config:
     """
 
     # fmt: off
+    preset: str = experiment("paper", "values of many settings at once: " + "; ".join(
+        f"{k} = {v}" for k, v in PRESET_MEANINGS.items()) + "; other flags win over them",
+        source=OURS, choices=tuple(PRESET_MEANINGS))
     name: str = experiment("aluminum", "stem of the run folders, NAME_SELFMODE",
         pattern=r"\w(?:[\w .+-]{0,62}[\w+-])?",
         allowed="1 to 64 letters, digits, '_', and inside also ' .+-'")
@@ -172,7 +172,8 @@ class Config:
         "apart", source=OURS, pattern="#?[0-9a-fA-F]{6}",
         allowed="a colour for each class, separated by commas, such as 333333,e69f00")
     class_weight: tuple[float, ...] = experiment((), "weight of each class in the cross-entropy; "
-        "empty: 1,1,10,10 for 4 classes, else all 1", limits=NOT_NEGATIVE)
+        "a single value: of every class; empty: 1,1,10,10 for 4 classes, else all 1",
+        limits=NOT_NEGATIVE)
     use_unlabelled: bool = experiment(False, "pretrain on the images of train_unlabelled too",
         source=OURS)
     standardize: bool = experiment(False, "normalise every image by the mean and standard "
@@ -215,6 +216,9 @@ class Config:
 
     random_crop: float = views(0.2, "a view's crop keeps at least 1 - random_crop of each side",
         unit="fraction", published="random_c", limits={"at least": 0, "below": 1})
+    self_crop: int = views(0, "side of the native-resolution crops of which pretraining makes its "
+        "views, for images of any sizes; an annotated image's are drawn so that they show its "
+        "classes; 0: the whole image", unit="pixels", source=OURS, limits=between(0, 32768))
     self_jitter: float = views(0.2, "strength d of the colour jitter in pretraining: 0.8*d, hue "
         "0.2*d", limits=JITTER)
     fine_jitter: float = views(0.1, "strength d of the colour jitter in fine-tuning and supervised "
@@ -229,6 +233,15 @@ class Config:
     fine_rotation: float = views(0.0, "largest angle of random rotation, either way, in "
         "fine-tuning and supervised training, besides flips and quarter turns", unit="degrees",
         source=OURS, limits=between(0, 45))
+    fine_noise: float = views(0.0, "largest standard deviation of the pixel noise added in "
+        "fine-tuning and supervised training, 0 to it from crop to crop; 0: none",
+        unit="gray range", source=OURS, limits=between(0, 1))
+    fine_blur: float = views(0.0, "largest standard deviation of the Gaussian blur in fine-tuning "
+        "and supervised training, of every second crop on average; 0: none", unit="pixels",
+        source=OURS, limits=between(0, 16))
+    fine_illumination: float = views(0.0, "standard deviation of the smooth illumination added in "
+        "fine-tuning and supervised training; 0: none", unit="gray range", source=OURS,
+        limits=between(0, 1))
 
     self_batch_size: int = pretraining(8, "images per batch besides the annotated one",
         unit="images", limits=COUNT)
@@ -278,7 +291,29 @@ class Config:
     fine_max_epoch: int | None = with_labels(None, "length of the training; None: 1000, 500, 50 "
         "for data size 1, 5, f", unit="epochs", limits=COUNT)
     eval_every: int | None = with_labels(None, "interval of the evaluations, also one after the "
-        "last epoch; None: 200, 100, 10 for data size 1, 5, f", unit="epochs", limits=COUNT)
+        "last epoch; None: 200, 100, 10 for data size 1, 5, f, or 100 with fine_steps",
+        unit="epochs", limits=COUNT)
+    eval_tta: bool = with_labels(False, "evaluate by the average over the image's 8 flips and "
+        "quarter turns (test-time augmentation), as predict.py --tta does", source=OURS)
+    fine_steps: int = with_labels(0, "length of the training in steps of fine_batch_size crops, of "
+        "the annotated images in turn, instead of fine_max_epoch and fine_crops: every step is "
+        "then an epoch; 0: epochs", unit="steps", source=OURS, limits=between(0, 1_000_000))
+    fine_optimizer: str = with_labels("adam", "optimizer: adam or adamw", source=OURS,
+        choices=("adam", "adamw"))
+    fine_weight_decay: float = with_labels(1e-2, "weight decay, of adamw only", source="PyTorch",
+        limits=NOT_NEGATIVE)
+    fine_schedule: str = with_labels("constant", "learning rates: constant; onecycle (up to "
+        "fine_lr_encoder, fine_lr_decoder, sup_lr and down again, Smith 2018); cosine (a linear "
+        "warm-up, then half a cosine down to 0)", source=OURS,
+        choices=("constant", "onecycle", "cosine"))
+    fine_warmup: float = with_labels(0.3, "share of the steps in which the rates of onecycle and "
+        "cosine rise", unit="fraction", source="PyTorch", limits={"above": 0, "below": 1})
+    fine_clip: float = with_labels(0.0, "gradients of a larger norm are shortened to it; 0: none "
+        "are", source=OURS, limits=NOT_NEGATIVE)
+    fine_average: float = with_labels(0.0, "share of the averaged weights that each step keeps, "
+        "fewer in the beginning; the averaged network, with BatchNorm's statistics taken anew, is "
+        "scored and saved; 0: no average", unit="fraction", source=OURS,
+        limits={"at least": 0, "below": 1})
     fine_lr_encoder: float = with_labels(1e-4, "learning rate of stem and downs in fine-tuning",
         published="fineturn_lr_en", limits=between(0, 1e30))
     fine_lr_decoder: float = with_labels(1e-3, "learning rate of ups and decode in fine-tuning",
@@ -295,7 +330,7 @@ class Config:
         for name, field in FIELDS.items():
             value = getattr(self, name)
             try:
-                clean[name] = _convert(str(field.type), field.metadata, value)
+                clean[name] = convert(str(field.type), field.metadata, value)
             except (TypeError, ValueError, OverflowError):
                 problems.append(_problem(name, value))
         broken = _combinations(clean)
@@ -326,20 +361,26 @@ class Config:
         classes = self.num_classes
         spread = tuple(round(255 * label / (classes - 1)) for label in range(classes))
         weight = CLASS_WEIGHT_OF_4 if classes == 4 else (1.0,) * classes
+        given = self.class_weight * (classes if len(self.class_weight) == 1 else 1)
         return dataclasses.replace(
             self,
             top_k=TOP_K.get(self.self_mode) if self.top_k is None else self.top_k,
-            class_weight=self.class_weight or weight,
+            class_weight=given or weight,
             mapping=self.mapping or (MAPPING_OF_4 if classes == 4 else spread),
         )
 
     def epochs_for(self, size: str) -> int:
         """Epochs of fine-tuning and supervised training for data size ``1``, ``5`` or ``f``."""
-        return self.fine_max_epoch or int(_look_up("data size", size, FINE_MAX_EPOCH))
+        return (
+            self.fine_steps
+            or self.fine_max_epoch
+            or int(_look_up("data size", size, FINE_MAX_EPOCH))
+        )
 
     def eval_every_for(self, size: str) -> int:
         """Epochs between evaluations for data size ``1``, ``5`` or ``f``."""
-        return self.eval_every or int(_look_up("data size", size, EVAL_EVERY))
+        usual = EVAL_EVERY_STEPS if self.fine_steps else _look_up("data size", size, EVAL_EVERY)
+        return self.eval_every or int(usual)
 
     def training_settings(self, stage: str, size: str | None = None) -> dict[str, Any]:
         """The settings that decide the result of a stage (``DECIDES``), resolved, for JSON.
@@ -383,40 +424,12 @@ class Config:
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
 
 
-def _convert(kind: str, rules: Mapping[str, Any], value: Any) -> Any:
-    """The value in its setting's type; ValueError, TypeError or OverflowError if illegal."""
-    if kind.startswith("tuple"):
-        if not isinstance(value, list | tuple):
-            raise TypeError
-        entry = kind.removeprefix("tuple[").removesuffix(", ...]")
-        return tuple(_convert(entry, rules, each) for each in value)
-    if kind == "str":
-        text = os.fspath(value)
-        pattern = rules["pattern"] or "|".join(rules["choices"])
-        if not isinstance(text, str) or not re.fullmatch(pattern, text):
-            raise ValueError
-        return text
-    if value is None and kind.endswith("None"):
-        return None
-    if isinstance(value, bool) != (kind == "bool"):
-        raise TypeError
-    if kind == "bool":
-        return value
-    if not isinstance(value, numbers.Real if kind == "float" else numbers.Integral):
-        raise TypeError
-    convert: Any = float if kind == "float" else int
-    number = convert(value)
-    inside = all(COMPARISONS[word](number, bound) for word, bound in rules["limits"].items())
-    if not math.isfinite(number) or not inside:
-        raise ValueError
-    return number
-
-
 def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
     """(setting, found, allowed) of each broken rule that involves several settings or entries."""
     classes, groups, channels = c.get("num_classes"), c.get("groups"), c.get("channels")
     for name in ("mapping", "class_names", "class_colours", "class_weight"):
-        if classes and (count := len(c.get(name, ()))) not in (0, classes):
+        fits = (0, 1, classes) if name == "class_weight" else (0, classes)
+        if classes and (count := len(c.get(name, ()))) not in fits:
             yield name, f"{count} values", f"as many values as num_classes, {classes}, or none"
     for name, what in (("mapping", "gray"), ("class_names", "name")):
         if len(set(c.get(name, ()))) < len(c.get(name, ())):
@@ -425,11 +438,12 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
         yield "class_weight", found(c["class_weight"]), "at least one above 0"
     if classes and (c.get("ignore_label") or classes) < classes:
         yield "ignore_label", c["ignore_label"], f"None or at least num_classes, {classes}"
-    for name in ("image_size", "fine_crop"):
+    for name in ("image_size", "fine_crop", "self_crop"):
         if 0 < c.get(name, 0) < 16:
             yield name, c[name], "0 or at least 16 pixels"
-    if 0 < c.get("image_size", 0) < c.get("fine_crop", 0):
-        yield "fine_crop", c["fine_crop"], f"at most image_size, {c['image_size']}"
+    for name in ("fine_crop", "self_crop"):
+        if 0 < c.get("image_size", 0) < c.get(name, 0):
+            yield name, c[name], f"at most image_size, {c['image_size']}"
     if len(c.get("scale_weights", (1, 1, 1))) != 3:
         yield "scale_weights", f"{len(c['scale_weights'])} values", "3 values"
     if channels is not None and channels != tuple((*channels, 0)[0] * 2**i for i in range(4)):
@@ -446,22 +460,9 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
         yield "hidden_dim", c["hidden_dim"], multiple
 
 
-def allowed_values(name: str) -> str:
-    """The legal values of a setting in words."""
-    rules, kind = FIELDS[name].metadata, str(FIELDS[name].type)
-    choices = ("True or False",) if kind == "bool" else rules["choices"]
-    if rules["allowed"] or choices:
-        return str(rules["allowed"] or ", ".join(choices))
-    bounds = " and ".join(f"{word} {bound}" for word, bound in rules["limits"].items())
-    number = "whole number" if "int" in kind else "number"
-    if kind.startswith("tuple"):
-        return f"{number}s, each {bounds}"
-    return f"{'None or ' if kind.endswith('None') else ''}a {number} {bounds}"
-
-
 def _problem(name: str, value: Any) -> str:
     guess = did_you_mean(value, FIELDS[name].metadata["choices"])
-    return f"{name}: found {found(value)}; allowed: {allowed_values(name)}{guess}"
+    return f"{name}: found {found(value)}; allowed: {allowed_values(FIELDS[name])}{guess}"
 
 
 def _unknown(what: str, name: str, dashes: str = "", beside: Sequence[str] = ()) -> str:
@@ -493,14 +494,18 @@ def _build(values: Mapping[str, Any], problems: list[str]) -> Config:
 
 
 def parse_config(
-    argv: list[str] | None = None, beside: Sequence[str] = (), **defaults: Any
+    argv: list[str] | None = None,
+    beside: Sequence[str] = (),
+    chosen: Mapping[str, Any] | None = None,
+    **defaults: Any,
 ) -> Config:
     """The Config of a script's ``defaults``, overridden by the words ``argv`` (None: sys.argv).
 
     Every setting is a flag, ``--name value``, ``--name=value`` or ``-name value``, spelled in full;
     the last of equal flags counts. ``-h`` and ``--help`` print all settings and exit with 0.
-    ``beside`` names the script's other flags, as guesses for misspelt ones. Raises ConfigError with
-    all problems, one line each.
+    ``beside`` names the script's other flags, as guesses for misspelt ones. The preset's values win
+    over ``defaults``, those of ``chosen`` over the preset's. Raises ConfigError with all problems,
+    one line each.
     """
     kinds = {n: MANY if str(f.type).startswith("tuple") else ONE for n, f in FIELDS.items()}
     flags = split_flags(sys.argv[1:] if argv is None else argv, kinds | {"h": NONE, "help": NONE})
@@ -513,14 +518,17 @@ def parse_config(
         else f"unexpected word {found(word)}; settings are given as --name value"
         for dashes, word in flags.strangers()
     ]
-    values = dict(defaults)
+    preset = (flags.own.get("preset") or [defaults.get("preset", "paper")])[0]
+    values = {**defaults, **PRESETS.get(str(preset), {}), **(chosen or {})}
     for name, words in flags.own.items():
         try:
             values[name] = value_of(str(FIELDS[name].type), words)
         except ValueError:
             values.pop(name, None)  # so that the default is not reported, too
-            missing = f"{name}: no value found; allowed: {allowed_values(name)}"
+            missing = f"{name}: no value found; allowed: {allowed_values(FIELDS[name])}"
             problems.append(_problem(name, " ".join(words)) if words else missing)
+    for name in {"self_crop", "fine_crop"} & PRESETS.get(str(preset), {}).keys() - flags.own.keys():
+        values[name] = min(values[name], values.get("image_size") or values[name])
     return _build(values, problems)
 
 
@@ -537,45 +545,18 @@ examples:
 """
 
 
+def settings_help(defaults: Mapping[str, Any] | None = None, left_out: Collection[str] = ()) -> str:
+    """The settings by group for ``--help``, with a script's own ``defaults``."""
+    return settings.settings_help(FIELDS, defaults, left_out)
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table (``docs/settings.md``)."""
+    return settings.settings_table(FIELDS)
+
+
 def help_text(defaults: Mapping[str, Any] | None = None) -> str:
     """The page of ``--help``; see ``settings_help``."""
     script = os.path.basename(sys.argv[0])
     script = script if script.endswith(".py") else "train.py"
     return HELP.format(script=script) + settings_help(defaults)
-
-
-def settings_help(defaults: Mapping[str, Any] | None = None, left_out: Collection[str] = ()) -> str:
-    """The settings by group for ``--help``, with a script's own ``defaults``."""
-    width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 100)
-    lines: list[str] = []
-    for name, field in FIELDS.items():
-        rules, kind = field.metadata, str(field.type)
-        if f"{rules['group']}:" not in lines:
-            lines += ["", f"{rules['group']}:"]
-        if name in left_out:
-            continue
-        sign = {"str": "TEXT", "bool": "BOOL", "tuple[str, ...]": "TEXT,.."}.get(kind, "N")
-        sign = "N,N,.." if kind.startswith("tuple") and sign == "N" else sign
-        unit = f"{rules['unit']}, " if rules["unit"] else ""
-        default = format_value((defaults or {}).get(name, field.default))
-        text = f"{rules['help']} [{unit}default {default}]"
-        flag, margin = f"  --{name} {sign}".ljust(27), " " * 27
-        if len(flag) > len(margin):
-            lines.append(flag)
-            flag = margin
-        lines += textwrap.wrap(text, width, initial_indent=flag, subsequent_indent=margin)
-    note = "BOOL is True or False; the flag alone means True. -name works like --name."
-    return "\n".join([*lines[1:], "", note, ""])
-
-
-def settings_table() -> str:
-    """All settings as a Markdown table: setting, default, unit, meaning, source."""
-    lines = ["| setting | default | unit | meaning | source |", "|---|---|---|---|---|"]
-    for name, field in FIELDS.items():
-        rules, heading = field.metadata, f"| **{field.metadata['group']}** | | | | |"
-        lines += [] if heading in lines else [heading]
-        source = rules["source"] + (f", `{rules['published']}`" if rules["published"] else "")
-        meaning = rules["help"].replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
-        cells = [f"`{name}`", f"`{format_value(field.default)}`", rules["unit"], meaning, source]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"

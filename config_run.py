@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import data
-from config import Config, ConfigError, parse_config
+from config import Config, ConfigError
 from dataset.check import check_data
 from model import METHODS
 from report import page, results
@@ -19,6 +19,7 @@ from stages.job import (
     Runner,
     experiment_dir,
 )
+from stages.presets import read_config
 from stages.pretraining import SelfSupervised
 from utils.commandline import exit_code
 from utils.device import choose_device, choose_precision, keep_freed_memory
@@ -28,15 +29,18 @@ from utils.run_folder import locked
 STAGES: dict[str, type[Runner]] = {"self": SelfSupervised, "fine": Finetune, "sup": Supervised}
 
 
-def run(config: Config) -> None:
-    """Check everything the experiment needs (UserError), then train and score."""
+def run(config: Config, notes: Sequence[str] = ()) -> None:
+    """Check everything the experiment needs (UserError), then train and score.
+
+    ``notes`` are lines for the head of the logs, such as why a preset chose what it did.
+    """
     config = config.resolved()
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.tensorboard:
         require_tensorboard()
     keep_freed_memory()
-    jobs, warnings = open_set(config)
+    jobs, warnings = open_set(config, notes)
     runs = [(job, STAGES[name]) for job in jobs for name in config.stage_list]
     with ExitStack() as stack:
         for folder in dict.fromkeys(stage(job).run_dir for job, stage in runs):
@@ -58,7 +62,7 @@ def run(config: Config) -> None:
             to_terminal(f"Report: {page.write_report(folder)}")
 
 
-def open_set(config: Config) -> tuple[list[Job], Sequence[str]]:
+def open_set(config: Config, notes: Sequence[str] = ()) -> tuple[list[Job], Sequence[str]]:
     """Decode and check the set (UserError); returns the runs and the warnings."""
     device, method = choose_device(config.device), METHODS[config.self_mode]
     amp = choose_precision(config.amp, device)
@@ -74,9 +78,11 @@ def open_set(config: Config) -> tuple[list[Job], Sequence[str]]:
         self_mode_needs_groups=method.needs_groups,
         needs_annotated=method.needs_annotated,
         probe=config.probe > 0,
+        self_crop=config.self_crop,
+        fine_crop=config.fine_crop,
     )
     jobs = [
-        Job(config, report.store, size, repeat, device, amp)
+        Job(config, report.store, size, repeat, device, amp, tuple(notes))
         for size in config.sizes
         for repeat in data.annotated_repeats(config.data_dir, size, config.repeat_list)
     ]
@@ -92,9 +98,9 @@ def main(
     """
 
     def work() -> None:
-        config = parse_config(argv, **defaults)
+        config, notes = read_config(argv, **defaults)
         if prepare is not None:
             prepare(config)
-        run(config)
+        run(config, notes)
 
     return exit_code(work)

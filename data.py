@@ -11,18 +11,19 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from imaging.store import ImageStore
-from pscl.augmentation import ColorJitter, ContrastJitter
+from pscl.augmentation import Blur, ColorJitter, ContrastJitter, Illumination, Noise
 from pscl.geometry import ViewGeometry, Window
 from utils.files import IMAGE_SUFFIXES, DataError, list_files
 from utils.metrics import IGNORED
@@ -31,9 +32,10 @@ MASK_SUFFIX = ".png"
 MEAN = (0.49139968, 0.48215841, 0.44653091)
 STD = (0.24703223, 0.24348513, 0.26158784)
 SMALLEST_DEVIATION = 1 / 255  # of an image normalised by its own pixels: one gray level
+TRIES = 8  # of drawing a crop that shows labels
 MOST_REPEATS = 5  # choices of the annotated images that are run when --repeats is not given
 # Streams of random numbers, one for each purpose.
-TRAIN, ANNOTATED, FINE, TRAIN_ORDER, ANNOTATED_CHOICE, FINE_ORDER = range(1, 7)
+TRAIN, ANNOTATED, FINE, TRAIN_ORDER, ANNOTATED_CHOICE, FINE_ORDER, STATISTICS = range(1, 8)
 
 Batch = dict[str, Any]
 Statistics = tuple[float, float]
@@ -192,6 +194,9 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     ``jitter_strength`` is d of the colour jitter, ``random_crop`` the largest part of a side that
     the crop removes. ``standardize`` normalises by the image's own mean and standard deviation,
     taken before the colour jitter, whose brightness and contrast they would undo.
+
+    With ``crop`` the views are made of a crop of so many pixels a side, not of the whole image, at
+    a place drawn for each item: of an annotated image by ``place_showing_classes``.
     """
 
     train: Sequence[Sample]
@@ -203,6 +208,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     jitter_strength: float = 0.2
     random_crop: float = 0.2
     standardize: bool = False
+    crop: int = 0
 
     def __post_init__(self) -> None:
         self.groups = number_groups([*self.train, *self.annotated])
@@ -211,10 +217,16 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         rng = generator(self.seed, draw.stream, draw.epoch, draw.number)
         sample = (self.annotated if draw.stream == ANNOTATED else self.train)[draw.image]
         image = self.store.image(sample.image)
+        own = own_statistics(image) if self.standardize else None
+        mask = None
+        if draw.stream == ANNOTATED and sample.mask is not None:
+            mask = self.store.mask(sample.mask)
+        if self.crop:
+            window = self._window(rng, image, mask)
+            image, mask = image[(..., *window)], None if mask is None else mask[window]
         view_q = ColorJitter.draw(rng, self.jitter_strength).apply(image)
         view_k = ColorJitter.draw(rng, self.jitter_strength).apply(image)
         geometry = ViewGeometry.draw(rng, self.random_crop)
-        own = own_statistics(image) if self.standardize else None
         item = {
             "view_q": to_input(view_q, own),
             "view_k": normalise(geometry.apply(view_k.float() / 255), own),
@@ -222,9 +234,20 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
             "group": self.groups[sample.name],
             "name": sample.name,
         }
-        if draw.stream == ANNOTATED and sample.mask is not None:
-            item["label"] = geometry.apply(one_hot(self.store.mask(sample.mask), self.num_classes))
+        if mask is not None:
+            item["label"] = geometry.apply(one_hot(mask, self.num_classes))
         return item
+
+    def _window(
+        self, rng: np.random.Generator, image: Tensor, mask: Tensor | None
+    ) -> tuple[slice, slice]:
+        """Rows and columns of the crop of an image (c, H, W)."""
+        size = (image.shape[-2], image.shape[-1])
+        if mask is None:
+            top, left = (int(rng.integers(side - self.crop + 1)) for side in size)
+        else:
+            top, left = place_showing_classes(rng, mask.numpy(), self.crop)
+        return slice(top, top + self.crop), slice(left, left + self.crop)
 
     def draws(self, epoch: int, batch_size: int) -> list[list[Draw]]:
         """What each batch holds: one annotated image, if there are any, and ``batch_size`` others.
@@ -246,6 +269,30 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         return batches
 
 
+def place_showing_classes(
+    rng: np.random.Generator, mask: NDArray[np.uint8], side: int
+) -> tuple[int, int]:
+    """Top and left of a crop of ``side`` pixels that shows as many classes of a mask as it can.
+
+    One of the classes, all equally likely, is sure to be in it: of ``TRIES`` crops around pixels of
+    that class, the one that shows most classes. ``IGNORED`` is no class.
+    """
+    shown = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[:IGNORED])
+    rows, columns = mask.shape
+    if not shown.size:
+        return int(rng.integers(rows - side + 1)), int(rng.integers(columns - side + 1))
+    pixels = np.flatnonzero(mask.ravel() == rng.choice(shown))
+    best, most = (0, 0), 0
+    for pixel in rng.choice(pixels, TRIES).tolist():
+        within = rng.integers(side, size=2).tolist()  # where in the crop the pixel is to be
+        middle = zip(divmod(pixel, columns), within, mask.shape, strict=True)
+        top, left = (min(max(at - offset, 0), whole - side) for at, offset, whole in middle)
+        found = np.bincount(mask[top : top + side, left : left + side].ravel(), minlength=256)
+        if (classes := int(np.count_nonzero(found[:IGNORED]))) > most:
+            best, most = (top, left), classes
+    return best
+
+
 class Augmentation(NamedTuple):
     """Augmentation of annotated images, besides flip and quarter turns."""
 
@@ -254,6 +301,9 @@ class Augmentation(NamedTuple):
     crop: int = 0  # side of the random crops in pixels; 0: the whole image
     scale: float = 1.0  # largest factor by which they are enlarged or reduced
     rotation: float = 0.0  # largest angle by which they are turned, in degrees
+    noise: float = 0.0  # largest standard deviation, in parts of the gray range
+    blur: float = 0.0  # largest standard deviation, in pixels
+    illumination: float = 0.0  # standard deviation, in parts of the gray range
 
 
 @dataclass(eq=False)
@@ -263,6 +313,9 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     An item is {"image": float (3, H, W), "mask": int64 (H, W), "name"}; ``standardize`` as for
     ``TwoViewDataset``, by the whole image even if it is cropped. An image is in its batch
     ``crops`` times, with different augmentations.
+
+    With ``steps``, an epoch is one step of crops of the images in turn, in an order drawn anew for
+    every round, and a crop that shows no label is drawn again, at most ``TRIES`` times.
     """
 
     samples: Sequence[Sample]
@@ -272,6 +325,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     augmentation: Augmentation = Augmentation()
     standardize: bool = False
     crops: int = 1
+    steps: bool = False
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         rng = generator(self.seed, draw.stream, draw.epoch, draw.number)
@@ -284,7 +338,17 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         if a.crop or a.scale != 1 or a.rotation:
             size = (image.shape[-2], image.shape[-1])
             window = Window.draw(rng, size, a.crop, a.scale, a.rotation)
+            for _ in range(TRIES if self.steps else 0):
+                if (window.apply_mask(mask) != IGNORED).any():
+                    break
+                window = Window.draw(rng, size, a.crop, a.scale, a.rotation)
             image, mask = window.apply(image), window.apply_mask(mask)
+        if a.illumination:
+            image = Illumination.draw(rng, a.illumination).apply(image)
+        if a.blur:
+            image = Blur.draw(rng, a.blur).apply(image)
+        if a.noise:
+            image = Noise.draw(rng, a.noise).apply(image)
         image = normalise(image, own_statistics(pixels) if self.standardize else None)
         if a.contrast:
             image = ContrastJitter.draw(rng, a.contrast).apply(image)
@@ -293,10 +357,25 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     def draws(self, epoch: int, batch_size: int) -> list[list[Draw]]:
         """What each batch of an epoch holds: images, shuffled, a last partial batch kept."""
         count = len(self.samples)
-        order = generator(self.seed, FINE_ORDER, epoch).permutation(count).tolist()
+        if self.steps:
+            places = range(epoch * batch_size, (epoch + 1) * batch_size)
+            rounds = {n: self._order(n, count) for n in {place // count for place in places}}
+            images = [rounds[place // count][place % count] for place in places]
+            return [[Draw(FINE, epoch, number, image) for number, image in enumerate(images)]]
+        order = self._order(epoch, count)
         chosen = (order[start : start + batch_size] for start in range(0, count, batch_size))
         crops = range(self.crops)
         return [[Draw(FINE, epoch, c * count + i, i) for i in own for c in crops] for own in chosen]
+
+    def _order(self, number: int, count: int) -> list[int]:
+        return generator(self.seed, FINE_ORDER, number).permutation(count).tolist()
+
+    def for_statistics(self, batch_size: int, batches: int) -> Iterator[Tensor]:
+        """Images (B, 3, H, W) of as many batches, always the same, that no step is trained on."""
+        epochs = chain.from_iterable(self.draws(epoch, batch_size) for epoch in range(batches))
+        for draws in islice(epochs, batches):
+            own = [self[draw._replace(stream=STATISTICS)]["image"] for draw in draws]
+            yield torch.stack(own)
 
 
 def test_items(
@@ -311,6 +390,14 @@ def image_input(sample: Sample, store: ImageStore, standardize: bool = False) ->
     """Network input of a sample's image without augmentation: float (3, H, W)."""
     image = store.image(sample.image)
     return to_input(image, own_statistics(image) if standardize else None)
+
+
+def stack_centres(images: Sequence[Tensor]) -> Tensor:
+    """Images (c, H, W) of any sizes as one batch: the middle of each, of the smallest H and W."""
+    rows, columns = (min(image.shape[axis] for image in images) for axis in (1, 2))
+    tops, lefts = ([(x.shape[a] - n) // 2 for x in images] for a, n in ((1, rows), (2, columns)))
+    places = zip(images, tops, lefts, strict=True)
+    return torch.stack([x[:, top : top + rows, left : left + columns] for x, top, left in places])
 
 
 def _mask_of(sample: Sample, store: ImageStore) -> Tensor:

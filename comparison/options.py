@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import SELF_MODES, Config, ConfigError, format_value, parse_config, settings_help
+from config import SELF_MODES, Config, ConfigError, format_value, settings_help
 from model import METHODS, settings_of
+from stages.presets import read_config
 from utils.commandline import MANY, NONE, ONE, choice_problems, split_flags, value_problems
 
 TITLES = {"sup": "no pretraining", "forest": "forest (no network)", **SELF_MODES}
@@ -90,6 +91,7 @@ class Options:
     report: bool
     ablate: str
     command: str
+    notes: tuple[str, ...] = ()  # why the preset chose what it did
 
     def path(self, name: str) -> Path:
         """A file in ``out``: ``table.md``, ``run.json``; of an ablation ``ablate_ratio.md`` ..."""
@@ -119,7 +121,7 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
     problems += value_problems(flags, KINDS) + choice_problems("budget", budget, BUDGETS)
     problems += choice_problems("ablate", ablate, ABLATIONS) if ablate else []
     try:
-        config = parse_config(flags.rest, tuple(OPTIONS), **BUDGETS.get(budget, {}))
+        config, notes = read_config(flags.rest, tuple(OPTIONS), **BUDGETS.get(budget, {}))
         if len(found := config.data_size) > 1:
             problems.append(f"data_size: found {found}; give one: a table is of one size")
     except ConfigError as error:
@@ -137,7 +139,7 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
     variants = ablation_rows(config, ablate, words) if ablate else method_rows(config, words)
     command = shlex.join(["python", "reproduce.py", *argv])
     plan, report = "plan" in flags.own, "report" in flags.own
-    return Options(config, variants, budget, out, plan, report, ablate, command)
+    return Options(config, variants, budget, out, plan, report, ablate, command, tuple(notes))
 
 
 def method_rows(config: Config, words: Sequence[str] = ()) -> tuple[Variant, ...]:

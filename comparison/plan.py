@@ -62,8 +62,7 @@ class Work:
     def left(self) -> float:
         """The share of it that is left: 0 (finished) ... 1 (not begun)."""
         config, size = self.runner.config, self.runner.job.size
-        afresh = config.overwrite or config.resume == "never"
-        state = None if afresh else self.runner.state.load()
+        state = self.runner.saved()
         if state is None:
             return 1.0
         epochs = config.self_max_epoch if self.runner.stage == "self" else config.epochs_for(size)
@@ -74,7 +73,7 @@ class Work:
         if isinstance(self.runner, ForestRun):
             self.runner.run()
         else:
-            config_run.run(self.runner.config)
+            config_run.run(self.runner.config, self.runner.job.notes)
 
 
 class Plan:
@@ -106,6 +105,8 @@ class Plan:
             use_unlabelled=config.use_unlabelled,
             self_mode_needs_groups=any(m.needs_groups for m in methods),
             needs_annotated=any(m.needs_annotated for m in methods),
+            self_crop=config.self_crop,
+            fine_crop=config.fine_crop,
         )
         self.store = data.store
         for warning in data.warnings:
@@ -125,7 +126,8 @@ class Plan:
         if stage == "fine" and variant.shared and repeat:
             values["pretrained"] = str(pretrained(self.work(variant, 0, "self").runner))
         config = dataclasses.replace(self.options.config, **values, **dict(variant.settings))
-        job = Job(config.resolved(), self.store, self.size, repeat, self.device, self.amp)
+        notes = self.options.notes
+        job = Job(config.resolved(), self.store, self.size, repeat, self.device, self.amp, notes)
         return Work(variant, repeat, STAGES.get(stage, ForestRun)(job))
 
     def works(self) -> list[Work]:
@@ -153,7 +155,7 @@ class Plan:
         lines: list[str] = []
         for runner in (work.runner for work in self.works() if not self.config.overwrite):
             if runner.stage == "fine" and not pretrained(runner).exists():
-                lines += other_settings(runner)
+                lines += other_settings(runner, longer=True)
             elif runner.run_dir.exists() or not self.options.report:
                 lines += runner.problems()
         return list(dict.fromkeys(lines))
@@ -222,8 +224,11 @@ def count_pictures(
     return scores.counts()
 
 
-def other_settings(runner: Runner) -> list[str]:
-    """A line if a run on disk has other settings, the checkpoint it started from left aside."""
+def other_settings(runner: Runner, longer: bool = False) -> list[str]:
+    """A line if a run on disk has other settings, the checkpoint it started from left aside.
+
+    ``longer``: none if it differs in lengths alone, and may be made longer.
+    """
     try:
         state = runner.state.load()
     except CheckpointError as error:
@@ -233,6 +238,8 @@ def other_settings(runner: Runner) -> list[str]:
     both, start = (state["settings"], runner.decisive_settings()), (WEIGHTS, "pretrained")
     old, new = ({k: v for k, v in found.items() if k not in start} for found in both)
     lines = setting_differences(runner.config, old, new)
+    if longer and runner.new_length({**state, "settings": old}, new):
+        return []
     return lines and [
         f"{runner.run_dir}: holds a run of stage {runner.stage} with other settings "
         f"({'; '.join(lines)}); give the settings of that run, or another --name"

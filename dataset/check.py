@@ -78,6 +78,8 @@ def check_data(
     needs_annotated: bool = True,
     probe: bool = False,
     needs_test: bool = False,
+    self_crop: int = 0,
+    fine_crop: int = 0,
 ) -> DataReport:
     """Read, check and keep every file that a run will need, before anything is trained.
 
@@ -89,6 +91,7 @@ def check_data(
         needs_annotated: every batch of pretraining has an annotated image.
         probe: pretraining scores its features on the annotated images and the test set.
         needs_test: a set without test masks is refused; else it is one that gives no score.
+        self_crop, fine_crop: sides of crops, 0 for whole images, which must have one size.
 
     Raises DataError of all problems found, see ``Problems.refuse``.
     """
@@ -107,8 +110,8 @@ def check_data(
     for split in splits if scored or needs_annotated else ():
         annotated = check.folder(split, masks=True)
         check.classes(split, annotated, "annotated images")
-        if supervised and len(annotated) > 1:
-            check.one_size(split, annotated)
+        if supervised and len(annotated) > 1 and not fine_crop:
+            check.one_size(split, annotated, "fine_crop")
         if "self" in stages and needs_annotated:
             pretraining += annotated
     if scored:
@@ -117,7 +120,8 @@ def check_data(
             check.classes("test_numf", check.folder("test_numf", masks=True), "test set")
         if not supervised:
             check.problems[probed:] = [line + PROBE for line in check.problems[probed:]]
-    check.one_size("pretraining", pretraining)
+    if not self_crop:
+        check.one_size("pretraining", pretraining, "self_crop")
     if "self" in stages and self_mode_needs_groups:
         check.batches(pretraining)
     if check.palettes.differing:
@@ -259,8 +263,8 @@ class SetCheck:
             cure = f"check the masks or --num_classes {self.num_classes}"
             self.warnings.append(f"{found}; {cure}")
 
-    def one_size(self, what: str, samples: list[Sample]) -> None:
-        """Images of one batch must have one size."""
+    def one_size(self, what: str, samples: list[Sample], crop: str) -> None:
+        """Images of one batch must have one size; ``crop`` names the setting that makes them so."""
         sizes = {s.image: self.store.file_size("image", s.image) for s in samples}
         if self.store.image_size or len(set(sizes.values())) < 2:
             return
@@ -268,7 +272,8 @@ class SetCheck:
         odd = next(path for path, size in sizes.items() if size != most)
         side = min(min(size) for size in sizes.values())
         found = f"{odd}: {size_text(sizes[odd])} where {what} has {size_text(most)} too"
-        cure = f"give --image_size N (for instance {side}) to make all images N x N"
+        resized = f"give --image_size N (for instance {side}) to make all images N x N"
+        cure = f"{resized}, or --{crop} N, at most {side}, to use crops of them"
         self.problems.append(f"{found}; {cure}")
 
     def batches(self, samples: list[Sample]) -> None:

@@ -6,10 +6,12 @@ prediction depends on more than the material.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import reduce
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from metallography.tiling import Array, Floats, Predict
 
@@ -33,6 +35,21 @@ def average_views(predict: Predict) -> Predict:
     The result turns and flips with the image, which a network's own does only roughly.
     """
     return lambda image: reduce(np.add, each_view(predict, image)) / np.float32(VIEWS)
+
+
+def average_batch(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Class probabilities (B, C, H, W), the average over the 8 views of a batch (B, 3, H, W).
+
+    ``network`` gives logits (B, C, h, w) of (B, 3, h, w).
+    """
+    total = images.new_zeros(())
+    for turns in range(4):
+        turned = torch.rot90(images, turns, (2, 3))
+        for axes in ((), (3,)):
+            view = turned.flip(axes).contiguous(memory_format=torch.channels_last)
+            given = network(view).float().softmax(dim=1).flip(axes)
+            total = total + torch.rot90(given, -turns, (2, 3))
+    return total / VIEWS
 
 
 def disagreement(predict: Predict) -> Predict:

@@ -1,4 +1,4 @@
-"""Colour and contrast jitter as values: drawn from a numpy generator, then applied."""
+"""Changes of colour, contrast, light and sharpness as values: drawn, then applied."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 PROBABILITY = 0.8
 STEPS = ("brightness", "contrast", "saturation", "hue")
@@ -103,3 +104,63 @@ def _blend(image: Tensor, level: float, factor: float) -> Tensor:
     """``factor * image + (1 - factor) * level``, rounded down to whole levels as in torchvision."""
     mixed = image.float().mul_(factor).add_(level * (1.0 - factor))
     return mixed.clamp_(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Illumination:
+    """Smooth light and shade: a cubic surface through 3x3 ``levels``, added to the image."""
+
+    levels: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, deviation: float) -> Illumination:
+        """Draw 3x3 normal numbers of a standard deviation, in the image's own gray range."""
+        return cls(tuple(map(tuple, (deviation * rng.standard_normal((3, 3))).tolist())))
+
+    def apply(self, image: Tensor) -> Tensor:
+        """Add it to a float image (c, H, W), all channels alike."""
+        size = [image.shape[-2], image.shape[-1]]
+        coarse = torch.tensor(self.levels)[
+            None, None
+        ]  # (1, 1, 3, 3), at the corners, edges, centre
+        surface = interpolate(coarse, size, mode="bicubic", align_corners=True)
+        return image + surface[0].to(image.dtype)
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Gaussian blur with a standard deviation in pixels; beyond its edges the image is mirrored."""
+
+    deviation: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, largest: float, probability: float = 0.5) -> Blur:
+        """Draw a standard deviation, uniform in [0, largest], with ``probability``, else none."""
+        deviation = float(rng.uniform(0, largest))
+        return cls(deviation if rng.random() < probability else 0.0)
+
+    def apply(self, image: Tensor) -> Tensor:
+        """Blur a float image (c, H, W)."""
+        reach = math.ceil(3 * self.deviation)
+        reach = min(reach, image.shape[-2] - 1, image.shape[-1] - 1)  # what mirroring can give
+        if reach < 1:
+            return image
+        return F.gaussian_blur(image, [2 * reach + 1] * 2, [self.deviation] * 2)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Independent normal noise of every value; equal seeds give equal noise."""
+
+    deviation: float
+    seed: int
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, largest: float) -> Noise:
+        """Draw a standard deviation, uniform in [0, largest], and a seed."""
+        return cls(float(rng.uniform(0, largest)), int(rng.integers(2**63)))
+
+    def apply(self, image: Tensor) -> Tensor:
+        """Add it to a float image of any shape."""
+        drawn = np.random.default_rng(self.seed).standard_normal(image.shape, np.float32)
+        return image + self.deviation * torch.from_numpy(drawn)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property, partial
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 import data
 from config import FIELDS
@@ -21,6 +22,7 @@ from data import Sample
 from imaging.drawing import class_colours, save_prediction
 from imaging.imagefile import read_image
 from imaging.overlap import parts_of
+from metallography.views import average_batch
 from networks import UNet
 from pscl.losses import supervised_loss
 from pscl.recompute import recompute_activations
@@ -34,12 +36,16 @@ from stages.job import (
     some_names,
 )
 from stages.pretraining import SelfSupervised
+from stages.rates import averaged_weights, rate_schedule
 from utils.checkpoint import CheckpointError, load, network_state, save, to_published, transfer
 from utils.files import DataError
 from utils.log import evaluation_lines
 from utils.metrics import Scores, SegmentationScores
+from utils.training import ANEW, LONGER
 
 EVALUATION_BATCH = 8
+EVALUATION_PIXELS = 2**22  # of a batch of several images
+STATISTICS_BATCHES = 32  # of which BatchNorm's statistics of averaged weights are taken
 
 
 class Supervised(Runner):
@@ -47,6 +53,8 @@ class Supervised(Runner):
 
     stage, number = "sup", 3
     wrapper: ClassVar[str] = "super"
+    scored: nn.Module  # the network that is scored and saved
+    lengths: ClassVar[tuple[str, ...]] = ("fine_max_epoch", "fine_steps")
     start = "Supervised training from random weights"
 
     def __init__(self, job: Job) -> None:
@@ -57,19 +65,57 @@ class Supervised(Runner):
         """UNet, optimizer and batches."""
         c, samples = self.config, self.annotated
         self.module = self.to_memory(self.network())
-        self.optimizer = torch.optim.Adam(self.parameter_groups())
+        self.optimizer = self.make_optimizer()
         self.epochs = c.epochs_for(self.job.size)
         self.class_weight = torch.tensor(c.class_weight, device=self.device)
         strengths = [getattr(c, f"fine_{name}") for name in data.Augmentation._fields]
-        annotated = data.SegmentationDataset(
+        annotated = self.crops = data.SegmentationDataset(
             samples,
             self.job.store,
             seed=c.seed,
             augmentation=data.Augmentation(*strengths),
             crops=c.fine_crops,
+            steps=c.fine_steps > 0,
             standardize=c.standardize,
         )
-        self.batches = data.Batches(annotated, min(c.fine_batch_size, len(samples)), c.workers)
+        size = c.fine_batch_size if c.fine_steps else min(c.fine_batch_size, len(samples))
+        self.batches = data.Batches(annotated, size, c.workers)
+        self.steps = self.epochs * len(self.batches)
+        self.schedule = rate_schedule(self.optimizer, c.fine_schedule, self.steps, c.fine_warmup)
+        self.average = averaged_weights(self.module, c.fine_average) if c.fine_average else None
+        self.scored = self.average.module if self.average else self.module
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Adam or AdamW."""
+        groups = self.parameter_groups()
+        if self.config.fine_optimizer == "adamw":
+            return torch.optim.AdamW(groups, weight_decay=self.config.fine_weight_decay)
+        return torch.optim.Adam(groups)
+
+    def update(self) -> None:
+        """Clip the gradients, step, and follow with the rates and the averaged weights."""
+        if self.config.fine_clip:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.fine_clip)
+        super().update()
+        if self.schedule and self.schedule.last_epoch < self.steps - 1:
+            self.schedule.step()
+        if self.average:
+            self.average.update_parameters(self.module)
+
+    def more_state(self) -> dict[str, Any]:
+        """The schedule and the averaged weights, if there are any."""
+        parts = {"schedule": self.schedule, "average": self.average}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @torch.no_grad()
+    def take_statistics(self) -> None:
+        """BatchNorm's statistics of the averaged network, which are not those of an average."""
+        if self.average is None:
+            return
+        crops = self.crops.for_statistics(self.batches.batch_size, STATISTICS_BATCHES)
+        images = (x.to(self.device, memory_format=torch.channels_last) for x in crops)
+        with self.precision():
+            update_bn(images, self.scored)
 
     def network(self) -> nn.Module:
         """The UNet before training."""
@@ -110,13 +156,16 @@ class Supervised(Runner):
 
     def unsuitable(self) -> list[str]:
         """A line for each annotated image that is smaller than the crops."""
-        side, paths = self.config.fine_crop, [s.image for s in self.annotated]
-        sizes = {path: self.job.store.image(path).shape[-2:] for path in paths}
-        return [
-            f"{path}: {w}x{h} pixels; fine_crop: found {side}; give at most {min(h, w)}, or 0"
-            for path, (h, w) in sizes.items()
-            if min(h, w) < side
-        ]
+        return self.smaller_than("fine_crop", self.annotated)
+
+    def new_length(self, state: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+        """Longer at constant rates: goes on. With a schedule, or longer pretraining: anew."""
+        changed = self.lengthened(state["settings"], settings)
+        if not changed or (WEIGHTS in changed and "self_max_epoch" not in changed):
+            return ""
+        last = {e["epoch"] for e in state["evaluations"]} - set(self.due())
+        same = self.config.fine_schedule == "constant" and "module" in state and not last
+        return LONGER if same and changed <= set(Supervised.lengths) else ANEW
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Half cross-entropy, half Dice loss."""
@@ -126,6 +175,7 @@ class Supervised(Runner):
         """Start, training data and test set."""
         every = self.config.eval_every_for(self.job.size)
         return [
+            *self.job.notes,
             f"{self.start} for {self.epochs} epochs on {self.images(self.annotated)} with labels "
             f"of {self.config.data_dir}: {some_names(self.annotated)}",
             *self._about_test(f"every {every} epochs and after the last"),
@@ -176,6 +226,7 @@ class Supervised(Runner):
         """
         if epoch not in self.due():
             return
+        self.take_statistics()
         entry: dict[str, Any] = {"epoch": epoch}
         best = True
         if self.test:
@@ -190,7 +241,7 @@ class Supervised(Runner):
         names = [f"{self.stage}.pt"] if best else []
         names += [f"{self.stage}_last.pt"] if epoch + 1 == self.epochs else []
         for name in names:
-            state = to_published(self.module.state_dict())
+            state = to_published(self.scored.state_dict())
             settings = {**self.settings, **self.config.appearance()}
             save(self.run_dir / name, {self.wrapper: state, **entry, "settings": settings})
 
@@ -200,7 +251,7 @@ class Supervised(Runner):
 
         Returns the confusion matrices (n, C, C) of the test images, true class as row.
         """
-        self.module.eval()
+        self.scored.eval()
         scores = SegmentationScores(self.config.num_classes)
         folder = self.run_dir / f"epoch_{epoch}"
         rows: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
@@ -208,7 +259,8 @@ class Supervised(Runner):
         for images, masks, names in equal_sizes(items):
             with self.precision():
                 x = images.to(self.device, memory_format=torch.channels_last)
-                prediction = self.module(x).argmax(dim=1)
+                probable = average_batch(self.scored, x) if self.config.eval_tta else self.scored(x)
+                prediction = probable.argmax(dim=1)
             scores.add(prediction, masks.to(self.device))
             classes = prediction.to(torch.uint8).cpu().numpy()
             for name, mask, picture in zip(names, masks, classes, strict=True):
@@ -233,6 +285,7 @@ class Finetune(Supervised):
     """Fine-tuning a pretrained network; its stem and downs have a lower learning rate."""
 
     stage, number = "fine", 2
+    lengths = (*Supervised.lengths, "self_max_epoch")
     wrapper = "finetune"
 
     def pretrained(self) -> Path:
@@ -330,6 +383,9 @@ def equal_sizes(
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """Images (B, 3, H, W), masks (B, H, W) and names, batched where neighbours have equal sizes."""
     for _, group in groupby(items, key=lambda item: item[0].shape):
-        while batch := list(islice(group, EVALUATION_BATCH)):
+        first = next(group)
+        most = min(EVALUATION_BATCH, max(EVALUATION_PIXELS // first[1].numel(), 1))
+        group = chain([first], group)
+        while batch := list(islice(group, most)):
             images, masks, names = zip(*batch, strict=True)
             yield torch.stack(images), torch.stack(masks), list(names)

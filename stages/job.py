@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class Job:
     repeat: int  # number of the annotated image; 0 for 'f'
     device: torch.device
     amp: torch.dtype | None  # of autocast; None: full precision
+    notes: tuple[str, ...] = ()  # lines for the head of the logs
 
     def annotated(self) -> list[Sample]:
         """The annotated images of this size and repeat."""
@@ -46,6 +47,7 @@ class Runner(Training):
     """A stage of a run: a training on the images of a set."""
 
     batches: data.Batches
+    lengths: ClassVar[tuple[str, ...]] = ()  # settings that may be raised for a run on disk
 
     def __init__(self, job: Job) -> None:
         run_dir = experiment_dir(job.config, self.stage) / run_label(job.size, job.repeat)
@@ -66,8 +68,25 @@ class Runner(Training):
 
     def compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         """The settings that differ; the weights only if they are known already."""
+        lines = self.differences(old, new)
+        state = self.state.load() if lines else None
+        return [] if state and self.new_length(state, new) else lines
+
+    def differences(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+        """A line for each setting that differs, lengths included."""
         known = {k: v for k, v in old.items() if k != WEIGHTS or k in new}
         return setting_differences(self.config, known, new)
+
+    def reason(self, state: Mapping[str, Any]) -> str:
+        """Which lengths differ from those of a state on disk."""
+        return "; ".join(self.differences(state["settings"], self.settings))
+
+    def lengthened(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
+        """Names of the settings that differ, if they are lengths and none is shorter; else none."""
+        changed = {line.partition(" was ")[0] for line in self.differences(old, new)}
+        lengths = changed - {WEIGHTS}
+        there = lengths <= {*self.lengths} and all(old.get(n) and new.get(n) for n in lengths)
+        return changed if there and all(new[n] > old[n] for n in lengths) else set()
 
     def unsuitable(self) -> list[str]:
         """Images or settings that this stage cannot use, a line each."""
@@ -91,6 +110,16 @@ class Runner(Training):
         sizes = sorted({tuple(self.job.store.image(s.image).shape[-2:]) for s in samples})
         shown = ", ".join(f"{w}x{h}" for h, w in sizes[:2]) + (" and others" if sizes[2:] else "")
         return f"{len(samples)} image{'s' if len(samples) != 1 else ''} {shown}"
+
+    def smaller_than(self, name: str, samples: Sequence[Sample]) -> list[str]:
+        """A line for each image that is smaller than the crops of the setting ``name``."""
+        side, paths = getattr(self.config, name), dict.fromkeys(s.image for s in samples)
+        sizes = {path: self.job.store.image(path).shape[-2:] for path in paths if side}
+        return [
+            f"{path}: {w}x{h} pixels; {name}: found {side}; give at most {min(h, w)}, or 0"
+            for path, (h, w) in sizes.items()
+            if min(h, w) < side
+        ]
 
     def pixels(self, sample: Sample) -> NDArray[np.uint8]:
         """An image's own pixels, uint8 (H, W) or (H, W, 3)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from stages.job import (
     unused_settings,
 )
 from utils.checkpoint import save, to_published
+from utils.training import LONGER
 
 
 class SelfSupervised(Runner):
     """Pretraining without labels by the method that ``self_mode`` names."""
 
     stage, number = "self", 1
+    lengths = ("self_max_epoch",)
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -54,6 +56,7 @@ class SelfSupervised(Runner):
             seed=c.seed,
             jitter_strength=c.self_jitter,
             random_crop=c.random_crop,
+            crop=c.self_crop,
             standardize=c.standardize,
         )
         self.batches = data.Batches(views, c.self_batch_size, c.workers)
@@ -71,10 +74,20 @@ class SelfSupervised(Runner):
         c, annotated = self.config, self.annotated
         name, batch = SELF_MODES[c.self_mode], min(c.self_batch_size, len(self.train_samples))
         lines = [
+            *self.job.notes,
             f"Pretraining with {name} for {self.epochs} epochs on "
             f"{self.images(self.train_samples)} of {c.data_dir}, labels unused, "
-            f"{len(self.batches)} steps of {batch} images an epoch"
+            f"{len(self.batches)} steps of {batch} images an epoch",
         ]
+        left_out = [] if c.use_unlabelled else find_split(c.data_dir, "train_unlabelled")
+        if left_out:
+            lines.append(
+                f"{len(left_out)} images of {c.data_dir}/train_unlabelled are left out; "
+                "--use_unlabelled pretrains on them too"
+            )
+        if c.self_crop:
+            side = c.self_crop
+            lines.append(f"The views are made of crops of {side}x{side} pixels, drawn every time")
         if annotated:
             one = "One of the annotated images" if annotated[1:] else "The annotated image"
             lines.append(f"{one} rides along in every batch: {some_names(annotated)}")
@@ -91,7 +104,9 @@ class SelfSupervised(Runner):
         return lines + ([note] if note else [])
 
     def unsuitable(self) -> list[str]:
-        """A line if the batches are too small for the method's loss."""
+        """A line for each image smaller than the crops, or if the batches are too small."""
+        if lines := self.smaller_than("self_crop", self.samples()):
+            return lines
         c, least, images = self.config, self.method.least_images, len(self.train_samples)
         if min(c.self_batch_size, images) + bool(self.annotated) >= least:
             return []
@@ -100,6 +115,11 @@ class SelfSupervised(Runner):
             return [f"{c.data_dir}: {what} in a batch; add images, or give another --self_mode"]
         cure = f"allowed: at least {least} with --self_mode {c.self_mode}"
         return [f"self_batch_size: found {c.self_batch_size}; {cure}"]
+
+    def new_length(self, state: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+        """At constant rates pretraining goes on; with a schedule it would be another run."""
+        known = "module" in state and not self.config.self_schedule
+        return LONGER if known and self.lengthened(state["settings"], settings) else ""
 
     def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
         """With ``self_schedule`` the rate is a tenth from 50 % on, a hundredth from 75 % on."""
@@ -137,7 +157,7 @@ class SelfSupervised(Runner):
         shown = [*annotated[:1], *probe.evenly(test, 3)]
         found = probe.probe(
             self.module.get_submodule("encoder_q"),
-            images=torch.stack([data.image_input(s, store, c.standardize) for s in some]),
+            images=data.stack_centres([data.image_input(s, store, c.standardize) for s in some]),
             annotated=list(data.test_items(annotated, store, c.standardize)),
             test=data.test_items(test, store, c.standardize),
             shown=list(data.test_items(shown, store, c.standardize)),

@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 from tiny_set import files, make_set
 
-import metallography.forest
 import config_run
+import metallography.forest
 import reproduce
 from model import METHODS
 from utils.checkpoint import load, save

@@ -25,6 +25,7 @@ from utils.run_folder import RunFolder, differences
 
 Batch = dict[str, Any]
 Settings = Mapping[str, Any]
+LONGER, ANEW = "longer", "anew"  # what becomes of a run on disk whose length is changed
 
 
 class Training:
@@ -59,6 +60,14 @@ class Training:
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of one batch by name; ``loss`` is the one that is minimised."""
         raise TypeError("a stage has its own")
+
+    def update(self) -> None:
+        """Change the weights by their gradients."""
+        self.optimizer.step()
+
+    def more_state(self) -> dict[str, Any]:
+        """What else a training needs to go on: entries of its state with a ``state_dict`` each."""
+        return {}
 
     def decisive_settings(self) -> dict[str, Any]:
         """What decides the result, as far as it is known before earlier stages have run."""
@@ -100,9 +109,12 @@ class Training:
         logged, events = state["log"] if state else None, self.config.tensorboard
         with RunLog(self.run_dir, self.stage, logged, tensorboard=events) as self.log:
             self.write_head(state)
+            if state and "longer" in state:
+                self.save_state(first)  # from now on the folder holds the longer run
             self.train(first)
             self.finish()
-        self.state.finish(self.snapshot(finished=True))
+            state = self.whole_state(self.epochs, finished=True)
+        self.state.finish(state)
         return self.evaluations
 
     def ready(self) -> dict[str, Any] | None:
@@ -133,7 +145,27 @@ class Training:
         if self.config.overwrite or self.config.resume == "never":
             return None
         state = self.state.load(say)
-        return state if state and (state["finished"] or "module" in state) else None
+        if not state or not (state["finished"] or "module" in state):
+            return None
+        change = self.new_length(state, self.settings or self.decisive_settings())
+        if change == ANEW:
+            if say is not None:
+                say(
+                    f"{self.run_dir}: stage {self.stage} is made anew, because {self.reason(state)}"
+                )
+            return None
+        return {**state, "finished": False, "longer": True} if change == LONGER else state
+
+    def new_length(self, state: Settings, settings: Settings) -> str:
+        """How a state on disk serves a run whose settings are longer: ``LONGER`` or ``ANEW``.
+
+        '' for a state of equal settings, and for one of another run.
+        """
+        return ""
+
+    def reason(self, state: Settings) -> str:
+        """Which lengths differ from those of a state on disk."""
+        return "; ".join(differences(state["settings"], self.settings))
 
     def begin(self) -> int:
         """Claim the folder and remove an earlier run's outputs; returns epoch 0."""
@@ -146,6 +178,8 @@ class Training:
         try:
             transfer(self.module, state["module"], prefix="", source=path)
             self.optimizer.load_state_dict(state["optimizer"])
+            for name, part in self.more_state().items():
+                part.load_state_dict(state[name])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             tensors = f"{error}\n" if isinstance(error, CheckpointError) else ""
             cure = "does not fit this program; train again with --overwrite"
@@ -159,7 +193,8 @@ class Training:
         if resumed is None:
             self.epoch_done(-1)
             return
-        self.log.note(f"Going on after epoch {resumed['epoch'] - 1} of the run that was stopped")
+        run = "a run that is made longer" if "longer" in resumed else "the run that was stopped"
+        self.log.note(f"Going on after epoch {resumed['epoch'] - 1} of {run}")
         if resumed["environment"] != self.environment:
             self.log.line(f"From epoch {resumed['epoch']} on with {self.environment}")
 
@@ -179,10 +214,13 @@ class Training:
 
     def save_state(self, epoch: int) -> None:
         """Save everything needed to resume at ``epoch``."""
-        module, optimizer = self.module.state_dict(), self.optimizer.state_dict()
-        logged = self.log.offsets()
-        state = self.snapshot(epoch=epoch, module=module, optimizer=optimizer, log=logged)
-        self.state.save(state)
+        self.state.save(self.whole_state(epoch))
+
+    def whole_state(self, epoch: int, *, finished: bool = False) -> dict[str, Any]:
+        """Everything needed to go on at ``epoch``; at the end too, for a run that is lengthened."""
+        parts = {"module": self.module, "optimizer": self.optimizer, **self.more_state()}
+        states = {name: part.state_dict() for name, part in parts.items()}
+        return self.snapshot(finished=finished, epoch=epoch, log=self.log.offsets(), **states)
 
     def seed(self, *numbers: int) -> None:
         """Seed PyTorch from the run's seed, the stage and ``numbers``."""
@@ -222,7 +260,7 @@ class Training:
                 losses = self.losses(to_device(batch, self.device))
             self.optimizer.zero_grad()
             losses["loss"].backward()
-            self.optimizer.step()
+            self.update()
             for name, value in losses.items():
                 meter.add(name, value)
             finite = losses["loss"].detach().isfinite()

@@ -1,0 +1,174 @@
+"""What ``--preset robust`` and ``auto`` take from the images of a set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+import data
+from config import PRESETS, Config, parse_config
+from data import Sample, find_split
+from imaging.imagefile import read_image
+from imaging.store import resize_image
+from utils.files import DataError
+
+SMALLEST_CROP = 16
+BRIGHTER = 0.5  # spreads of the annotated images by which the mean of others lies away
+STRONGER = 1.25  # factor by which the spread of others differs
+SHARPER = 1.5  # factor by which the sharpness of others differs
+MOST_BLUR, MOST_STEPS = 1.5, 1600
+SEEN = 20  # times that crops show every annotated pixel, on average
+
+Pixels = NDArray[np.uint8]
+Choice = tuple[dict[str, Any], list[str]]
+"""Values of settings by name, and why, a line each."""
+
+
+class Look(NamedTuple):
+    """What is measured of an image; mean, spread and sharpness of gray levels 0 ... 1."""
+
+    size: tuple[int, int]  # rows, columns
+    mean: float
+    spread: float  # standard deviation
+    sharpness: float  # standard deviation of the Laplacian, in spreads
+
+
+def look(image: Pixels) -> Look:
+    """Measure an image, uint8 (H, W) or (H, W, 3)."""
+    gray = (image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)) / np.float32(255)
+    spread = max(float(gray.std(dtype=np.float64)), data.SMALLEST_DEVIATION)
+    edges = float(cv2.Laplacian(gray, cv2.CV_32F).std(dtype=np.float64))
+    size = (image.shape[0], image.shape[1])
+    return Look(size, float(gray.mean(dtype=np.float64)), spread, edges / spread)
+
+
+def choose(images: Iterable[Pixels], annotated: Iterable[Pixels]) -> Choice:
+    """What the preset ``auto`` sets beyond ``robust``, and why.
+
+    ``images`` are all that will be seen, ``annotated`` those with labels, as the network gets them:
+    uint8 (H, W) or (H, W, 3). Without any, nothing is chosen.
+    """
+    return choose_by([look(image) for image in images], [look(image) for image in annotated])
+
+
+def choose_by(others: Sequence[Look], annotated: Sequence[Look]) -> Choice:
+    """``choose`` from what was measured of the images."""
+    if not others or not annotated:
+        return {}, []
+    values, reasons = fitting_crops(others, annotated)
+    for name, (text, value) in _by_looks(others, annotated).items():
+        values |= {} if value is None else {name: value}
+        reasons.append(text)
+    robust = PRESETS["robust"]
+    area = sum(rows * columns for rows, columns in (v.size for v in annotated))
+    step = robust["fine_batch_size"] * values.get("fine_crop", robust["fine_crop"]) ** 2
+    steps = min(max(robust["fine_steps"], math.ceil(SEEN * area / step)), MOST_STEPS)
+    if steps > robust["fine_steps"]:
+        values["fine_steps"] = steps
+        reasons.append(f"fine_steps {steps}: {area / 1e6:.1f} megapixels are annotated")
+    return values, reasons
+
+
+def _by_looks(
+    others: Sequence[Look], annotated: Sequence[Look]
+) -> dict[str, tuple[str, float | bool | None]]:
+    """A line, and a value if it is not that of ``robust``, by the name of the setting."""
+    mean, spread, sharpness = (
+        float(np.median([getattr(v, name) for v in annotated]))
+        for name in ("mean", "spread", "sharpness")
+    )
+    shift = np.percentile([abs(v.mean - mean) / spread for v in others], 75)
+    contrast = _factor([v.spread / spread for v in others])
+    sharp = _factor([v.sharpness / max(sharpness, 1e-6) for v in others])
+    differ = shift > BRIGHTER or contrast > STRONGER
+    seen = (
+        f"a quarter of the {len(others)} images differ from the annotated ones by {shift:.2f} "
+        f"spreads in mean and by a factor of {contrast:.2f} in spread, or by more"
+    )
+    blur = MOST_BLUR if sharp > SHARPER else None
+    used = PRESETS["robust"]["fine_blur"] if blur is None else blur
+    return {
+        "standardize": (f"standardize {differ}: {seen}", differ or None),
+        "fine_blur": (
+            f"fine_blur {used}: a quarter differ by a factor of {sharp:.2f} in sharpness, or more",
+            blur,
+        ),
+    }
+
+
+def _factor(ratios: Sequence[float]) -> float:
+    """The factor, up or down, that a quarter of the ratios reach."""
+    return float(np.exp(np.percentile(np.abs(np.log(np.maximum(ratios, 1e-6))), 75)))
+
+
+def fitting_crops(others: Sequence[Look], annotated: Sequence[Look]) -> Choice:
+    """The crops of ``robust`` where images are smaller.
+
+    Crops in pretraining are left out if all images have one size that is no larger.
+    """
+    values: dict[str, Any] = {}
+    reasons = []
+    robust = PRESETS["robust"]
+    sizes, own = ({v.size for v in looks} for looks in ([*others, *annotated], annotated))
+    smallest = {"self_crop": min(map(min, sizes)), "fine_crop": min(map(min, own))}
+    for name, side in smallest.items():
+        if side < robust[name]:
+            values[name] = max(side, SMALLEST_CROP)
+            reasons.append(f"{name} {values[name]}: the smallest image has a side of {side} pixels")
+    if len(sizes) == 1 and max(map(max, sizes)) <= robust["self_crop"]:
+        values["self_crop"] = 0
+        reasons = [line for line in reasons if not line.startswith("self_crop")]
+    return values, reasons
+
+
+def read_config(
+    argv: list[str] | None = None, beside: Sequence[str] = (), **defaults: Any
+) -> tuple[Config, list[str]]:
+    """``config.parse_config``, with what the preset takes from the images, and lines on it."""
+    config = parse_config(argv, beside, **defaults)
+    if config.preset == "paper":
+        return config, []
+    chosen, reasons = choose_for_set(config)
+    config = parse_config(argv, beside, chosen, **defaults)
+    kept = [line for line in reasons if _holds(config, chosen, line.partition(" ")[0])]
+    return config, [f"Preset {config.preset}: {line}" for line in kept]
+
+
+def _holds(config: Config, chosen: dict[str, Any], name: str) -> bool:
+    """Whether no flag overrides what was chosen."""
+    return name not in chosen or getattr(config, name) == chosen[name]
+
+
+def choose_for_set(config: Config) -> Choice:
+    """What the preset of ``config`` takes from its set; files at fault are left out."""
+    root = Path(config.data_dir)
+    with suppress(DataError):
+        unlabelled = find_split(root, "train_unlabelled")
+        splits = {
+            data.annotated_split(root, size, repeat)
+            for size in config.sizes
+            for repeat in data.annotated_repeats(root, size, config.repeat_list)
+        }
+        labelled = [sample for split in sorted(splits) for sample in find_split(root, split)]
+        own: dict[str, Any] = {"use_unlabelled": bool(unlabelled)}
+        said = [f"use_unlabelled True: train_unlabelled has {len(unlabelled)} images"]
+        annotated = list(_looks(labelled, config.image_size))
+        others = list(_looks(find_split(root, "train_numf") + unlabelled, config.image_size))
+        by = choose_by if config.preset == "auto" else fitting_crops
+        values, reasons = by(others or annotated, annotated) if annotated else ({}, [])
+        return own | values, (said if unlabelled else []) + reasons
+    return {"use_unlabelled": False}, []
+
+
+def _looks(samples: Sequence[Sample], image_size: int) -> Iterator[Look]:
+    for sample in samples:
+        with suppress(DataError):
+            pixels = read_image(sample.image)
+            yield look(resize_image(pixels, image_size) if image_size else pixels)

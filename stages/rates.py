@@ -1,0 +1,56 @@
+"""How fine-tuning uses its gradients: learning rates over the steps, and averaged weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel
+
+
+def rate_schedule(
+    optimizer: torch.optim.Optimizer, kind: str, steps: int, warmup: float
+) -> LRScheduler | None:
+    """A schedule whose highest rates are those of the optimizer; ``step()`` it after every step.
+
+    Args:
+        optimizer: its groups have the highest rates.
+        kind: 'onecycle': from 1/25 of the rate up and down to 1/250,000 of it, both as half a
+            cosine (Smith, arXiv:1708.07120; the defaults of PyTorch, but with constant momentum).
+            'cosine': up by equal parts, then half a cosine down to 0 (Loshchilov and Hutter,
+            arXiv:1608.03983). 'constant': None.
+        steps: number of steps of the training.
+        warmup: share of the steps in which the rates rise.
+    """
+    if kind == "onecycle":
+        highest = [float(group["lr"]) for group in optimizer.param_groups]
+        return OneCycleLR(
+            optimizer, highest, total_steps=steps, pct_start=warmup, cycle_momentum=False
+        )
+    if kind == "cosine":
+        rising = math.ceil(warmup * steps)
+
+        def factor(step: int) -> float:
+            if step < rising:
+                return (step + 1) / rising
+            return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+
+        return LambdaLR(optimizer, factor)
+    return None
+
+
+def averaged_weights(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a network's weights; call ``update_parameters`` every step.
+
+    After n steps the next one keeps min(decay, (1 + n) / (10 + n)) of the average, so that the
+    random weights of the beginning are soon forgotten (as TensorFlow's and timm's averages).
+    Buffers, such as BatchNorm's statistics, are those of the network.
+    """
+
+    def average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
+        kept = torch.clamp(torch.as_tensor((1 + steps) / (10 + steps)), max=decay)
+        return torch.lerp(averaged, current, (1 - kept).to(averaged))
+
+    return AveragedModel(module, avg_fn=average)
