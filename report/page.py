@@ -90,11 +90,19 @@ def write_report(experiment_dir: str | Path) -> Path:
         "definitions": DEFINITIONS,
         **_settings(runs),
     }
-    pictures = [p for p in [*curves, *sheets, *(m["sheet"] for m in measured)] if p.image]
-    used = len(_html(content).encode(errors="backslashreplace"))
-    _encode_all(pictures, MAX_BYTES - used - 1000 * len(pictures))
-    replace_file(folder / REPORT, _html(content))
-    return folder / REPORT
+    pictures = [*curves, *sheets, *(m["sheet"] for m in measured)]
+    return write_page(folder / REPORT, "page.html", content, pictures)
+
+
+def write_page(
+    path: Path, template: str, content: Mapping[str, Any], pictures: Sequence[Picture]
+) -> Path:
+    """Fill in a template of this folder; its pictures are reduced to what the page has room for."""
+    there = [p for p in pictures if p.image]
+    used = len(_html(content, template).encode(errors="backslashreplace"))
+    _encode_all(there, MAX_BYTES - used - 1000 * len(there))
+    replace_file(path, _html(content, template))
+    return path
 
 
 def runs_of(experiment_dir: str | Path) -> list[Path]:
@@ -126,12 +134,12 @@ def _stages_of(run: Path) -> list[str]:
     return [s for s in STAGES if any((run / n).exists() for n in (f"state_{s}.pt", f"log_{s}.txt"))]
 
 
-def _html(content: Mapping[str, Any]) -> str:
+def _html(content: Mapping[str, Any], template: str) -> str:
     """Fill the template in; characters that HTML forbids become question marks."""
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page.filters["word_columns"] = _word_columns
-    text = page.get_template("page.html").render(content)
+    text = page.get_template(template).render(content)
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "?", text)
 
 
@@ -229,6 +237,11 @@ def _encode(picture: Picture, room: int) -> str:
         if len(uri) <= room:
             return uri
     return ""
+
+
+def open_picture(path: Path) -> Image.Image | None:
+    """A picture; None if it is absent or cannot be read."""
+    return _open(path)
 
 
 def _measurements(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
