@@ -12,9 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import PRESETS
+from config import PRESETS, ConfigError
+from dataset.make_micrographs import DEFAULT_FOLDER, make_micrographs
+from segmentation import demo
+from segmentation.intake import PRETRAIN, Request
 from segmentation.job import run
-from segmentation.request import PRETRAIN, Request
 from utils.commandline import Parser, exit_code
 
 AGAIN = "The same command goes on and ends with the same result"
@@ -25,15 +27,16 @@ def parser() -> argparse.ArgumentParser:
     """The options; what cannot be read ends the program with one line and exit code 2."""
     made = Parser(prog="segment.py", description=(__doc__ or "").splitlines()[0])
     add = made.add_argument
-    add("--images", required=True, type=Path, help="folder of the images, with sub-folders")
-    add("--masks", required=True, type=Path, nargs="+", metavar="FILE_OR_FOLDER",
-        help="the mask of one image or of several, named as their images; later ones win")  # fmt: skip
+    add("--images", type=Path, help="folder of the images, with sub-folders")
+    add("--masks", type=Path, nargs="+", metavar="FILE_OR_FOLDER", default=[], help="the mask of "
+        "one image or of several, named as their images; later ones win")  # fmt: skip
     add("--out", type=Path, help="folder of the results; default: segmented_<images>, here")
-    add("--minutes", type=float, default=20.0, help="most time that it may take (%(default)g)")
+    add("--demo", action="store_true", help="segment synthetic micrographs, whose truth is known")
+    add("--minutes", type=float, help="most time that it may take (20; with --demo 2.2)")
     add("--preset", default="auto", choices=tuple(PRESETS), help="settings of the network: auto "
         "looks at the images first (default), robust, or paper")  # fmt: skip
-    add("--pretrain", default="auto", choices=PRETRAIN, help="pretraining by PSCL: auto, where it "
-        "pays within the time (default), always or never")  # fmt: skip
+    add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: auto, where it pays within the "
+        "time (default), always (with --demo) or never")  # fmt: skip
     add("--class_names", type=_names, default=(), metavar="NAME,...", help="names of the classes")
     add("--um_per_px", type=float, help="micrometres per pixel; default: all lengths in pixels")
     for name in READING:
@@ -51,15 +54,20 @@ def _names(text: str) -> tuple[str, ...]:
 def request_of(options: argparse.Namespace) -> Request:
     """The job that the options ask for; ConfigError."""
     given = {name: getattr(options, name.replace("-", "_")) for name in READING}
-    default = Path(f"segmented_{options.images.resolve().name or 'images'}")
+    if options.demo and (options.images or options.masks):
+        raise ConfigError("--demo: brings its own images and mask; leave --images and --masks out")
+    if not options.demo and not options.images:
+        raise ConfigError("--images: not given; give a folder of images, and --masks one mask")
+    images = DEFAULT_FOLDER if options.demo else options.images
+    minutes = demo.MINUTES if options.demo else 20.0
     return Request(
-        images=options.images,
-        masks=tuple(options.masks),
-        out=options.out or default,
-        minutes=options.minutes,
+        images=images,
+        masks=(images,) if options.demo else tuple(options.masks),
+        out=options.out or Path(f"segmented_{images.resolve().name or 'images'}"),
+        minutes=minutes if options.minutes is None else options.minutes,
         preset=options.preset,
-        pretrain=options.pretrain,
-        class_names=options.class_names,
+        pretrain=options.pretrain or ("always" if options.demo else "auto"),
+        class_names=options.class_names or (demo.CLASSES if options.demo else ()),
         um_per_px=options.um_per_px,
         reading=tuple(f"--{name}={value}" for name, value in given.items() if value),
         device=options.device,
@@ -72,8 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 2, 130 or 143."""
     options = parser().parse_args(argv)
 
-    def work() -> None:
+    def work() -> int:
+        if options.demo:
+            make_micrographs()
+            return demo.demo(request_of(options))
         run(request_of(options))
+        return 0
 
     return exit_code(work, AGAIN, "smaller images, or --preset paper")
 

@@ -1,9 +1,10 @@
-"""What segment.py does on real sets of which only one mask is given: the truth is for judging alone.
+"""What segment.py does on real sets with one mask: the truth is for judging alone.
 
-``PSCL_DATA=data python benchmarks/one_mask.py superalloy --out /tmp/one_mask --minutes 20``. Of each
-set every fourth of the first 40 training images, the first 15 test images and, where there are some,
-50 unlabelled ones are copied under neutral names, with one mask. Printed are the true Dice, pooled
-over the images with a truth but without the given mask, and the mean error of the area fractions.
+``PSCL_DATA=data python benchmarks/one_mask.py superalloy --out /tmp/one_mask --minutes 20``. Of
+each set every fourth of the first 40 training images, the first 15 test images and, where there are
+some, 50 unlabelled ones are copied under neutral names, with one mask. Printed are the true Dice,
+pooled over the images with a truth but without the given mask, and the mean error of the area
+fractions.
 """
 
 from __future__ import annotations
@@ -14,44 +15,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
 import segment  # noqa: E402
-from imaging.imagefile import Pixels, read_mask  # noqa: E402
+from segmentation.demo import judge  # noqa: E402
 from utils.commandline import Parser, UserError, exit_code  # noqa: E402
 from utils.files import IMAGE_SUFFIXES, list_files  # noqa: E402
-from utils.metrics import SegmentationScores, dice, mean_score  # noqa: E402
 
 TRAIN, TEST, UNLABELLED = 10, 15, 50
-
-
-class Truth(NamedTuple):
-    """How near an answer is to the truth."""
-
-    dice: tuple[float, ...]  # of each class, pooled over images
-    area_error: tuple[float, ...]  # mean absolute error of the area fraction, in points
-    images: int
-    worst: tuple[str, ...]  # names of the images, the worst first
-
-    @property
-    def mean(self) -> float:
-        """Mean Dice without the background."""
-        return float(mean_score(np.array(self.dice)))
-
-    def line(self) -> str:
-        """The numbers in a line."""
-        classes = " ".join(f"{value:.3f}" for value in self.dice)
-        areas = " ".join(f"{value:.1f}" for value in self.area_error)
-        mean = np.mean(self.area_error)
-        return (
-            f"true Dice {self.mean:.3f} (by class {classes}), area fractions {mean:.1f} points off "
-            f"(by class {areas}), {self.images} images"
-        )
 
 
 def lay_out(data: Path, out: Path) -> None:
@@ -72,26 +44,6 @@ def lay_out(data: Path, out: Path) -> None:
             shutil.copyfile(mask, out / "truth" / f"{stem}.png")
         if path.name == one.name:
             shutil.copyfile(mask, out / "masks" / f"{stem}.png")
-
-
-def judge(classes: Path, truth: Path, left_out: Sequence[str]) -> Truth:
-    """Compare class maps with true masks of the same names, but for ``left_out``."""
-    pairs: dict[str, tuple[Pixels, Pixels]] = {
-        path.stem: (read_mask(path), read_mask(classes / path.name))
-        for path in list_files(truth, (".png",))
-        if path.stem not in left_out and (classes / path.name).exists()
-    }
-    count = 1 + max(int(mask[mask < 255].max()) for pair in pairs.values() for mask in pair)
-    scores = SegmentationScores(count)
-    for mask, prediction in pairs.values():
-        scores.add(torch.from_numpy(prediction), torch.from_numpy(mask))
-    counts = scores.counts()
-    areas = counts.sum(axis=1) - counts.sum(axis=2)  # (n, C): predicted - true
-    error = np.abs(areas / counts.sum(axis=(1, 2))[:, None]).mean(axis=0) * 100
-    own = {name: float(mean_score(dice(c))) for name, c in zip(pairs, counts, strict=True)}
-    worst = sorted(own, key=lambda name: (np.isnan(own[name]), own[name]))
-    pooled = dice(counts.sum(axis=0))
-    return Truth(tuple(pooled.tolist()), tuple(error.tolist()), len(pairs), tuple(worst))
 
 
 def measure(name: str, out: Path, rest: Sequence[str], correct: int) -> None:

@@ -1,4 +1,4 @@
-"""A row of the table that no network computes: the pixel classifier of ``metallography/forest.py``."""
+"""The row of the table without a network: the pixel classifier of ``metallography/forest.py``."""
 
 from __future__ import annotations
 

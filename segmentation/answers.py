@@ -52,7 +52,7 @@ class Answers:
         return {p.relative_to(folder).as_posix().removesuffix(".png"): p for p in kept}
 
     def publish(self, work: Path, names: Iterable[str], by: str) -> None:
-        """Copy a predicted folder over the published one; a kill leaves files of both, all known."""
+        """Publish a predicted folder; a kill leaves files of both answers, all of them known."""
         names = list(names)
         self.corrections()  # those made meanwhile are kept for the next time
         new = {name: digest(work / KINDS[0] / f"{name}.png") for name in names}

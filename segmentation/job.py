@@ -19,10 +19,9 @@ from report.sheets import predicted_sheet
 from segmentation import blocks, doubt, telling
 from segmentation.answers import Answers
 from segmentation.blocks import HeldOut
-from segmentation.intake import Picture, read
+from segmentation.intake import Picture, Request, read
 from segmentation.learning import TRAINING, Learning
 from segmentation.predictors import FOREST, NETWORK, Answer, Classifier, Watched
-from segmentation.request import Request
 from segmentation.rounds import Round, Rounds
 from segmentation.schedule import (
     Schedule,
@@ -43,8 +42,8 @@ BEFORE = "answer before"
 OWN_FILES = ("set", "plan.json", "rounds.json", "answer.json", LOCK_FILE)
 
 
-def run(request: Request) -> Path:
-    """Do the job, or go on with it; returns the report. UserError."""
+def run(request: Request) -> Work:
+    """Do the job, or go on with it; returns what was done. UserError."""
     check_out(request.out)
     with locked(request.out):
         intake = read(request)
@@ -54,7 +53,9 @@ def run(request: Request) -> Path:
         schedule = scheduled(learning)
         for line in schedule.lines():
             to_terminal(line)
-        return Work(learning, schedule).run()
+        work = Work(learning, schedule)
+        work.run()
+        return work
 
 
 def check_out(out: Path) -> None:
@@ -108,9 +109,8 @@ class Work:
         """What this round learns from."""
         names = ", ".join(p.name for p in self.annotated[:5])
         more = " ..." if len(self.annotated) > 5 else ""
-        to_terminal(
-            f"Round {self.this.number}: labels of {len(self.annotated)} image(s), {names}{more}"
-        )
+        count = f"labels of {len(self.annotated)} image(s)"
+        to_terminal(f"Round {self.this.number}: {count}, {names}{more}")
         if self.before is None:
             return
         gone = sorted(self.before.labels.keys() - self.this.labels.keys())
@@ -122,7 +122,7 @@ class Work:
             )
 
     def count_corrected(self) -> dict[str, list[int]]:
-        """Of each image whose labels are new: pixels that the last answer had otherwise, and all."""
+        """Of each image with new labels: pixels that the last answer had otherwise, and all."""
         assert self.before is not None
         if not self.this.corrected:
             folder = self.out / self.before.answer / "classes"
@@ -177,7 +177,7 @@ class Work:
         return folder
 
     def compare(self) -> None:
-        """Who does best on held-out blocks: the network, the pixel classifier, or the answer before."""
+        """Who does best on held-out blocks: network, pixel classifier, or the answer before."""
         usable = blocks.usable(self.annotated)
         if not usable:
             to_terminal("No held-out blocks: the labels lie in one quarter of the image alone")
@@ -207,9 +207,9 @@ class Work:
             model.fit(images, labels)
             return model.ids
 
-        with only_progress("Held-out blocks, pixel classifier"):
-            with progress(len(blocks.CURVE) * len(usable), "") as bar:
-                found = blocks.curve(self.annotated, usable, self.classes, learn, bar.update)
+        title, tries = "Held-out blocks, pixel classifier", len(blocks.CURVE) * len(usable)
+        with only_progress(title), progress(tries, title) as bar:
+            found = blocks.curve(self.annotated, usable, self.classes, learn, bar.update)
         self.this.curve = {str(size): own.counts.tolist() for size, own in found.items()}
         return found[max(found)]
 
@@ -330,7 +330,7 @@ class Work:
         return rows
 
     def differs(self, folder: Answer, picture: Picture) -> float:
-        """Share of pixels in which an answer differs from the first one, of the pixel classifier."""
+        """Share of pixels in which an answer differs from the first one."""
         own, first = (
             place / "classes" / f"{picture.name}.png" for place in (folder.out, self.first)
         )

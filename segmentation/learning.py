@@ -15,8 +15,7 @@ from config import PRESETS, Config
 from data import Sample
 from imaging.imagefile import read_image
 from imaging.store import ImageStore
-from segmentation.intake import Intake
-from segmentation.request import Request
+from segmentation.intake import Intake, Request
 from stages.finetuning import Finetune, Supervised
 from stages.job import Job, Runner
 from stages.presets import Choice, choose_by, fitting_crops, look

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from imaging.imagefile import read_image
-from segmentation.intake import Intake
+from segmentation.intake import Intake, Request
 from segmentation.learning import Learning
-from segmentation.request import Request
 from stages.finetuning import Supervised
 from stages.pretraining import SelfSupervised
 from utils.files import replace_file

@@ -30,6 +30,7 @@ WITHIN = (
     "each in turn. Other images may differ, and pretraining, if any, knew the whole mask"
 )
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
+NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
 SHOWN = 60  # pictures on the page
 
 
@@ -63,19 +64,19 @@ def curve_lines(this: Round) -> list[str]:
     gain = last - one_less
     if gain < ENOUGH:
         verdict = (
-            "The last quarter added hardly anything: more of the same image would bring little; what "
-            "helps is a mask of an image that looks different, such as the first of the doubtful ones"
+            "The last quarter added hardly anything: more of the same image would bring little; "
+            "what helps is a mask of another image, such as the first of the doubtful ones"
         )
     else:
         verdict = (
-            f"The last quarter still added {gain:.3f}: a second mask would help; annotate the first "
-            "of the doubtful images"
+            f"The last quarter still added {gain:.3f}: a second mask would help; annotate the "
+            "first of the doubtful images"
         )
     return [f"Dice by blocks of the annotation learnt from ({FOREST}): {shown}", verdict]
 
 
 def fraction_rows(folder: Answer) -> list[Row]:
-    """Mean area fraction of each class over the images, in percent, with the smallest and largest."""
+    """Area fraction of each class over the images, in percent: mean, smallest and largest."""
     names = folder.segmenter.class_names
     shares = np.array(list(doubt.fractions_of(folder.rows, len(names)).values()))
     return [
@@ -123,7 +124,7 @@ def result_lines(work: Work) -> list[str]:
 
 
 def honest_lines(this: Round) -> list[str]:
-    """The figure on held-out blocks of the answer's method, the learning curve, and their limits."""
+    """The figure on held-out blocks, the learning curve, and what they do not say."""
     found = this.held_out(this.kept)
     if found is None:
         return ["There is no score: no test images with masks, and no block could be held out"]
@@ -198,8 +199,9 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
         "before": work.before is not None and final,
         "moved": {"title": "Area fraction before → after, %", "head": ["image", *names],
                   "rows": moved} if moved else None,
-        "corrected": {"title": "Labels that are new", "head": ["image", "pixels that the last answer "
-                      "had otherwise", "labelled pixels"], "rows": corrected} if corrected else None,
+        "corrected": {"title": "Labels that are new", "head": NEW_LABELS, "rows": corrected}
+        if corrected
+        else None,
         "plan": work.schedule.lines(),
         "notes": list(work.intake.notes),
         "definitions": DEFINITIONS,
