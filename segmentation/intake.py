@@ -82,7 +82,7 @@ class Request:
         return [
             f"--out: found {self.out}, which is the folder of {option}, or holds it; give another"
             for option, folder in read.items()
-            if folder.resolve() == out or (out in folder.resolve().parents and option == "--images")
+            if folder.resolve() == out or (option == "--images" and out in folder.resolve().parents)
         ]
 
 

@@ -289,7 +289,8 @@ def progress(total: int, desc: str) -> tqdm[Any]:
     if _SHOWN:
         desc = _SHOWN[-1]
         if hidden:
-            return SparseBar(total=total, desc=desc, file=io.StringIO(), mininterval=1.0)
+            often = min(1.0, SECONDS_BETWEEN_LINES)
+            return SparseBar(total=total, desc=desc, file=io.StringIO(), mininterval=often)
     return tqdm(total=total, desc=desc, file=err, disable=hidden, leave=False, dynamic_ncols=True)
 
 
