@@ -82,13 +82,18 @@ class Work:
 
     def __init__(self, learning: Learning, schedule: Schedule) -> None:
         self.learning, self.schedule = learning, schedule
+        learning.values |= schedule.values
         self.request, self.intake = learning.request, learning.intake
         self.out, self.pictures = self.request.out, self.intake.pictures
         self.annotated = self.intake.annotated
         self.classes = self.intake.num_classes
         self.answers, self.rounds = Answers(self.out), Rounds(self.out)
         decides = {n: getattr(schedule, n) for n in ("asked", "fine_steps", "block_steps", "views")}
-        decides |= {"reduce": schedule.reduce, "epochs": schedule.pretrain_epochs}
+        decides |= {
+            "values": schedule.values,
+            "reduce": schedule.reduce,
+            "epochs": schedule.pretrain_epochs,
+        }
         self.this = self.rounds.open(self.intake, decides)
         self.before = self.rounds.before(self.this)
         self.place = self.out / TRAINING / f"round_{self.this.number}"

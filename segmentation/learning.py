@@ -60,12 +60,14 @@ class Learning:
     def preset(self) -> Choice:
         """The values of the preset, and what it took from the images, with the reasons."""
         preset = self.request.preset
+        self.smallest_side = 0
         if preset == "paper":
-            return {}, []
+            return {"self_crop": 0}, []
         annotated = {p.name for p in self.intake.annotated}
         looks = {p.name: look(read_image(p.file)) for p in self.intake.pictures}
         by = choose_by if preset == "auto" else fitting_crops
         own, reasons = by(list(looks.values()), [looks[name] for name in sorted(annotated)])
+        self.smallest_side = min(min(each.size) for each in looks.values())
         plain = {name: getattr(value, "item", lambda v=value: v)() for name, value in own.items()}
         return {**PRESETS[preset], **plain}, reasons
 

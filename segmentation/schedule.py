@@ -32,6 +32,7 @@ GAINS = (
     "about 5,000 gained .1 Dice with the published fine-tuning"
 )
 MEASURING = 1.5  # seconds a megapixel, for measurements, overlays and files
+SHORT_CROP = 96  # pixels a side, in pretraining that has little time
 VIEWS_SHARE = 0.2  # of the time that averaging over 8 views may take
 
 
@@ -44,6 +45,7 @@ class Schedule:
     block_steps: int  # of each held-out block; 0: none
     pretrain_epochs: int  # 0: no pretraining
     pretrain_steps: int
+    values: dict[str, Any]  # settings that differ from the preset's, because the time is short
     views: int  # of which predictions are averages: 1 or 8
     reduce: int  # factor by which the pixel classifier reduces images
     seconds: dict[str, float]  # what was timed, and what each part will take
@@ -110,6 +112,10 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     epochs, steps, self_seconds = _pretraining(learning, free, step, reasons)
     free -= self_seconds
     held = HELD_OUT_SHARE * total
+    values, step = _batch(learning, (free - min(held, 0.4 * free)) / learning.usual_steps, step)
+    if values:
+        given = ", ".join(f"{name} {value}" for name, value in values.items())
+        reasons.append(f"The time is short, so that more steps are taken of smaller ones: {given}")
     fine = min(learning.usual_steps, int((free - min(held, 0.4 * free)) / step))
     if fine < FEWEST_STEPS:
         reasons.append(
@@ -125,7 +131,22 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     if fine:
         reasons.append(f"Fine-tuning has {fine} steps, each held-out block {block}")
     kept = [f"Preset {request.preset}: {line}" for line in learning.reasons]
-    return Schedule(asked, fine, block, epochs, steps, views, reduce, seconds, [*kept, *reasons])
+    values |= {"self_crop": learning.values["self_crop"]} if epochs else {}
+    told = [*kept, *reasons]
+    return Schedule(asked, fine, block, epochs, steps, values, views, reduce, seconds, told)
+
+
+def _batch(learning: Learning, wanted: float, step: float) -> tuple[dict[str, Any], float]:
+    """The batch of fine-tuning whose step takes ``wanted`` seconds or less, and what it takes.
+
+    The preset's, or a half or a quarter of it: many small steps learn more in a given time.
+    """
+    usual = learning.values.get("fine_batch_size")
+    if step <= wanted or not usual:
+        return {}, step
+    values = {"fine_batch_size": max(1, usual // (2 if step / 2 <= wanted else 4))}
+    learning.values |= values
+    return values, learning.seconds_per_step(Supervised)
 
 
 def _pretraining(
@@ -143,6 +164,10 @@ def _pretraining(
         )
         return 0, 0, 0.0
     each = learning.seconds_per_step(SelfSupervised)
+    if each * PAYS > share and learning.values.get("self_crop") != SHORT_CROP:
+        learning.values["self_crop"] = min(SHORT_CROP, learning.smallest_side)
+        each = learning.seconds_per_step(SelfSupervised)
+        reasons.append(f"The time is short: pretraining sees crops of {SHORT_CROP} pixels")
     images = len(learning.intake.pictures)
     per_epoch = max(images // min(8, images), 1)
     epochs = int(share / each / per_epoch)
