@@ -79,7 +79,7 @@ NOTHING_TWICE = r"(?!.*(.).*\1)"
 STAGES_PATTERN = r"(?!.*(self|fine|sup).*\1)(?:self|fine|sup)(?:-(?:self|fine|sup))*"
 
 
-# What --preset sets, see docs/recipes.md for where the values come from. Flags win over a preset,
+# What --preset sets, see docs/settings.md for where the values come from. Flags win over a preset,
 # a preset over a script's own defaults. ``auto`` looks at the images, too (stages/presets.py).
 ROBUST: dict[str, Any] = dict(
     use_unlabelled=True,
@@ -130,15 +130,15 @@ class Config:
     """
 
     # fmt: off
-    preset: str = experiment("paper", "values of many settings at once: " + "; ".join(
-        f"{k} = {v}" for k, v in PRESET_MEANINGS.items()) + "; other flags win over them",
-        source=OURS, choices=tuple(PRESET_MEANINGS))
     name: str = experiment("aluminum", "stem of the run folders, NAME_SELFMODE",
         pattern=r"\w(?:[\w .+-]{0,62}[\w+-])?",
         allowed="1 to 64 letters, digits, '_', and inside also ' .+-'")
     data_dir: str = experiment("dataset/aluminum", "folder of the images and masks", **PATH)
     output_dir: str = experiment(".", "folder in which the run folders are made", source=OURS,
         **PATH)
+    preset: str = experiment("paper", "values of many settings at once: " + "; ".join(
+        f"{k} = {v}" for k, v in PRESET_MEANINGS.items()) + "; other flags win over them",
+        source=OURS, choices=tuple(PRESET_MEANINGS))
     stages: str = experiment("self-fine", "what to run: self (pretraining), fine (fine-tuning), "
         "sup (supervised), or several joined by '-'", pattern=STAGES_PATTERN,
         allowed="self, fine, sup, or several joined by '-', each once")

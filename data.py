@@ -330,19 +330,16 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         rng = generator(self.seed, draw.stream, draw.epoch, draw.number)
         sample, a = self.samples[draw.image], self.augmentation
-        pixels = self.store.image(sample.image)
-        jittered = ColorJitter.draw(rng, a.jitter).apply(pixels)
-        geometry = ViewGeometry.draw(rng, random_crop=0.0)
-        image = geometry.apply(jittered.float() / 255)
-        mask = geometry.apply_mask(_mask_of(sample, self.store))
-        if a.crop or a.scale != 1 or a.rotation:
-            size = (image.shape[-2], image.shape[-1])
-            window = Window.draw(rng, size, a.crop, a.scale, a.rotation)
-            for _ in range(TRIES if self.steps else 0):
-                if (window.apply_mask(mask) != IGNORED).any():
-                    break
-                window = Window.draw(rng, size, a.crop, a.scale, a.rotation)
-            image, mask = window.apply(image), window.apply_mask(mask)
+        pixels, mask = self.store.image(sample.image), _mask_of(sample, self.store)
+        jitter, geometry = ColorJitter.draw(rng, a.jitter), ViewGeometry.draw(rng, random_crop=0.0)
+        if self.steps:
+            image, mask = self._crop(rng, geometry.cut(pixels), geometry.cut(mask), jitter)
+        else:
+            image = geometry.apply(jitter.apply(pixels).float() / 255)
+            mask = geometry.apply_mask(mask)
+            if a.crop or a.scale != 1 or a.rotation:
+                window = self._window(rng, mask)
+                image, mask = window.apply(image), window.apply_mask(mask)
         if a.illumination:
             image = Illumination.draw(rng, a.illumination).apply(image)
         if a.blur:
@@ -352,7 +349,27 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         image = normalise(image, own_statistics(pixels) if self.standardize else None)
         if a.contrast:
             image = ContrastJitter.draw(rng, a.contrast).apply(image)
-        return {"image": image, "mask": mask, "name": sample.name}
+        return {"image": image, "mask": mask.long(), "name": sample.name}
+
+    def _window(self, rng: np.random.Generator, mask: Tensor) -> Window:
+        a, size = self.augmentation, (mask.shape[0], mask.shape[1])
+        return Window.draw(rng, size, a.crop, a.scale, a.rotation)
+
+    def _crop(
+        self, rng: np.random.Generator, pixels: Tensor, mask: Tensor, jitter: ColorJitter
+    ) -> tuple[Tensor, Tensor]:
+        """A crop of uint8 (c, H, W) that shows a label, float (c, h, w), and of its mask.
+
+        Only the part of the image that the crop needs is jittered and resampled.
+        """
+        window = self._window(rng, mask)
+        for _ in range(TRIES):
+            if (window.apply_mask(mask) != IGNORED).any():
+                break
+            window = self._window(rng, mask)
+        part, window = window.part(mask.shape[0], mask.shape[1])
+        image = jitter.apply(pixels[(..., *part)].contiguous()).float() / 255
+        return window.apply(image), window.apply_mask(mask[part])
 
     def draws(self, epoch: int, batch_size: int) -> list[list[Draw]]:
         """What each batch of an epoch holds: images, shuffled, a last partial batch kept."""
@@ -383,7 +400,8 @@ def test_items(
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Network input (3, H, W), mask int64 (H, W) and file name of each test image."""
     for sample in samples:
-        yield image_input(sample, store, standardize), _mask_of(sample, store), sample.name
+        mask = _mask_of(sample, store).long()
+        yield image_input(sample, store, standardize), mask, sample.name
 
 
 def image_input(sample: Sample, store: ImageStore, standardize: bool = False) -> Tensor:
@@ -403,7 +421,7 @@ def stack_centres(images: Sequence[Tensor]) -> Tensor:
 def _mask_of(sample: Sample, store: ImageStore) -> Tensor:
     if sample.mask is None:
         raise DataError(f"{sample.image}: no mask; save it in gt beside img, same name, .png")
-    return store.mask(sample.mask).long()
+    return store.mask(sample.mask)
 
 
 class Batches:

@@ -154,9 +154,11 @@ class Plan:
         """Why the work cannot be done, or which runs on disk have other settings, a line each."""
         lines: list[str] = []
         for runner in (work.runner for work in self.works() if not self.config.overwrite):
-            if runner.stage == "fine" and not pretrained(runner).exists():
+            if self.options.report:  # a table is of what is there
+                lines += other_settings(runner)
+            elif runner.stage == "fine" and not pretrained(runner).exists():
                 lines += other_settings(runner, longer=True)
-            elif runner.run_dir.exists() or not self.options.report:
+            else:
                 lines += runner.problems()
         return list(dict.fromkeys(lines))
 

@@ -110,8 +110,8 @@ def check_data(
     for split in splits if scored or needs_annotated else ():
         annotated = check.folder(split, masks=True)
         check.classes(split, annotated, "annotated images")
-        if supervised and len(annotated) > 1 and not fine_crop:
-            check.one_size(split, annotated, "fine_crop")
+        if supervised and len(annotated) > 1:
+            check.one_size(split, annotated, fine_crop=fine_crop)
         if "self" in stages and needs_annotated:
             pretraining += annotated
     if scored:
@@ -120,15 +120,10 @@ def check_data(
             check.classes("test_numf", check.folder("test_numf", masks=True), "test set")
         if not supervised:
             check.problems[probed:] = [line + PROBE for line in check.problems[probed:]]
-    if not self_crop:
-        check.one_size("pretraining", pretraining, "self_crop")
+    check.one_size("pretraining", pretraining, self_crop=self_crop)
     if "self" in stages and self_mode_needs_groups:
         check.batches(pretraining)
-    if check.palettes.differing:
-        cure = "save all masks with one palette, or as 8-bit gray"
-        check.problems.append(
-            f"{root}: palettes of masks differ: {check.palettes.differing}; {cure}"
-        )
+    check.one_palette()
     check.problems.refuse()
     return DataReport(check.store, tuple(dict.fromkeys(check.warnings)))
 
@@ -263,8 +258,10 @@ class SetCheck:
             cure = f"check the masks or --num_classes {self.num_classes}"
             self.warnings.append(f"{found}; {cure}")
 
-    def one_size(self, what: str, samples: list[Sample], crop: str) -> None:
-        """Images of one batch must have one size; ``crop`` names the setting that makes them so."""
+    def one_size(self, what: str, samples: list[Sample], **crop: int) -> None:
+        """Images of one batch must have one size, unless the setting in ``crop`` is above 0."""
+        if any(crop.values()):
+            return
         sizes = {s.image: self.store.file_size("image", s.image) for s in samples}
         if self.store.image_size or len(set(sizes.values())) < 2:
             return
@@ -273,8 +270,15 @@ class SetCheck:
         side = min(min(size) for size in sizes.values())
         found = f"{odd}: {size_text(sizes[odd])} where {what} has {size_text(most)} too"
         resized = f"give --image_size N (for instance {side}) to make all images N x N"
-        cure = f"{resized}, or --{crop} N, at most {side}, to use crops of them"
+        cure = f"{resized}, or --{''.join(crop)} N, at most {side}, for crops of them"
         self.problems.append(f"{found}; {cure}")
+
+    def one_palette(self) -> None:
+        """Masks with palettes must have the same one."""
+        if self.palettes.differing:
+            cure = "save all masks with one palette, or as 8-bit gray"
+            found = f"{self.root}: palettes of masks differ: {self.palettes.differing}"
+            self.problems.append(f"{found}; {cure}")
 
     def batches(self, samples: list[Sample]) -> None:
         """Warn once when names carry no production batch."""

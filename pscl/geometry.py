@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,6 +154,21 @@ class Window:
         y = self.row + right * sine + down * cosine
         x = self.column + right * cosine - down * sine
         return y, x, (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+
+    def part(self, rows: int, columns: int) -> tuple[tuple[slice, slice], Window]:
+        """Rows and columns of an image that the window needs, and the window in that part of it.
+
+        Beyond the edges it needs what is mirrored there, and linear interpolation one pixel more.
+        """
+        y, x, _ = self.places(rows, columns)
+        slices = []
+        for at, length in ((y, rows), (x, columns)):
+            low, high = math.floor(float(at.min())), math.ceil(float(at.max()))
+            first, last = min(low, 2 * length - high) - 1, max(high, -low) + 1
+            slices.append(slice(max(first, 0), min(last, length)))
+        row, column = self.row - slices[0].start, self.column - slices[1].start
+        part = (slices[0], slices[1])
+        return part, dataclasses.replace(self, row=row, column=column)
 
     def apply(self, image: Tensor) -> Tensor:
         """The window of a float image (c, H, W), bilinear: (c, h, w)."""

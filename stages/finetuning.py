@@ -103,9 +103,15 @@ class Supervised(Runner):
             self.average.update_parameters(self.module)
 
     def more_state(self) -> dict[str, Any]:
-        """The schedule and the averaged weights, if there are any."""
-        parts = {"schedule": self.schedule, "average": self.average}
-        return {name: part for name, part in parts.items() if part is not None}
+        """The averaged weights, if there are any."""
+        return {} if self.average is None else {"average": self.average}
+
+    def restore(self, state: Mapping[str, Any]) -> int:
+        """Also the place in the schedule, which follows from the epoch."""
+        first = super().restore(state)
+        if self.schedule:
+            self.schedule.last_epoch = min(first * len(self.batches), self.steps - 1)
+        return first
 
     @torch.no_grad()
     def take_statistics(self) -> None:
@@ -173,10 +179,11 @@ class Supervised(Runner):
 
     def header(self) -> list[str]:
         """Start, training data and test set."""
-        every = self.config.eval_every_for(self.job.size)
+        c, every = self.config, self.config.eval_every_for(self.job.size)
+        crops = f"steps of {c.fine_batch_size} crops, each an epoch," if c.fine_steps else "epochs"
         return [
             *self.job.notes,
-            f"{self.start} for {self.epochs} epochs on {self.images(self.annotated)} with labels "
+            f"{self.start} for {self.epochs} {crops} on {self.images(self.annotated)} with labels "
             f"of {self.config.data_dir}: {some_names(self.annotated)}",
             *self._about_test(f"every {every} epochs and after the last"),
         ]

@@ -22,7 +22,8 @@ from utils.files import DataError
 SMALLEST_CROP = 16
 BRIGHTER = 0.5  # spreads of the annotated images by which the mean of others lies away
 STRONGER = 1.25  # factor by which the spread of others differs
-SHARPER = 1.5  # factor by which the sharpness of others differs
+OF_OTHER_CONTENT = 2.0  # factor: plain images beside full ones, whose noise would be blown up
+SHARPER = 2.0  # factor by which the sharpness of others differs
 MOST_BLUR, MOST_STEPS = 1.5, 1600
 SEEN = 20  # times that crops show every annotated pixel, on average
 
@@ -84,13 +85,14 @@ def _by_looks(
         float(np.median([getattr(v, name) for v in annotated]))
         for name in ("mean", "spread", "sharpness")
     )
-    shift = np.percentile([abs(v.mean - mean) / spread for v in others], 75)
+    shift = float(np.percentile([abs(v.mean - mean) / spread for v in others], 75))
     contrast = _factor([v.spread / spread for v in others])
     sharp = _factor([v.sharpness / max(sharpness, 1e-6) for v in others])
-    differ = shift > BRIGHTER or contrast > STRONGER
+    differ = (shift > BRIGHTER or contrast > STRONGER) and contrast < OF_OTHER_CONTENT
     seen = (
         f"a quarter of the {len(others)} images differ from the annotated ones by {shift:.2f} "
         f"spreads in mean and by a factor of {contrast:.2f} in spread, or by more"
+        + (", as images of other content do" if contrast >= OF_OTHER_CONTENT else "")
     )
     blur = MOST_BLUR if sharp > SHARPER else None
     used = PRESETS["robust"]["fine_blur"] if blur is None else blur

@@ -1,4 +1,4 @@
-"""Colour jitter against torchvision's own functions on the same draws."""
+"""Colour jitter against torchvision's own functions; the other changes against closed forms."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as F
 
-from pscl.augmentation import STEPS, ColorJitter, ContrastJitter
+from pscl.augmentation import STEPS, Blur, ColorJitter, ContrastJitter, Illumination, Noise
 
 
 def torchvision_twin(image: torch.Tensor, jitter: ColorJitter) -> torch.Tensor:
@@ -116,3 +116,77 @@ def test_contrast_fills_its_range_evenly_on_both_sides():
     assert (
         abs(np.corrcoef([(math.log(d.gain), d.offset) for d in draws], rowvar=False)[0, 1]) < 0.06
     )
+
+
+def test_illumination_goes_through_its_levels_at_corners_edges_and_centre():
+    levels = ((0.1, -0.2, 0.3), (0.0, 0.5, -0.1), (0.2, 0.4, -0.3))
+    light = Illumination(levels).apply(torch.zeros(3, 65, 33))
+    assert torch.equal(light[0], light[1]) and torch.equal(light[0], light[2])
+    found = light[0][[0, 32, 64]][:, [0, 16, 32]]
+    torch.testing.assert_close(found, torch.tensor(levels), rtol=0, atol=1e-6)
+
+
+def test_illumination_is_smooth():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        light = Illumination.draw(rng, 1.0)
+        surface = light.apply(torch.zeros(1, 129, 129))[0]
+        reach = max(map(max, light.levels)) - min(map(min, light.levels))
+        # From level to level are 64 pixels: a cubic is at most a few times steeper than a line.
+        assert max(surface.diff(dim=d).abs().max() for d in (0, 1)) < 3 * reach / 64
+        assert max(surface.diff(n=2, dim=d).abs().max() for d in (0, 1)) < 12 * reach / 64**2
+
+
+def test_illumination_has_the_standard_deviation_asked_for():
+    rng = np.random.default_rng(0)
+    levels = np.array([Illumination.draw(rng, 0.05).levels for _ in range(1000)])
+    assert levels.std() == pytest.approx(0.05, rel=0.03) and abs(levels.mean()) < 0.002
+    assert not Illumination.draw(rng, 0.0).apply(torch.zeros(1, 4, 4)).any()
+
+
+@pytest.mark.parametrize("deviation", [0.8, 2.0])
+def test_blur_of_a_point_is_a_normal_density_and_conserves_its_sum(deviation):
+    image = torch.zeros(1, 41, 41)
+    image[0, 20, 20] = 1
+    found = Blur(deviation).apply(image)[0]
+    offsets = torch.arange(41) - 20
+    line = torch.exp(-(offsets**2) / (2 * deviation**2))
+    line[offsets.abs() > math.ceil(3 * deviation)] = 0
+    torch.testing.assert_close(found, torch.outer(line, line) / line.sum() ** 2)
+    assert float(found.sum()) == pytest.approx(1)
+
+
+def test_blur_leaves_a_plane_and_its_mean_and_small_images_can_be_blurred():
+    plane = torch.full((3, 20, 30), 0.7)
+    torch.testing.assert_close(Blur(5.0).apply(plane), plane)
+    periodic = torch.tensor([[0.0, 1.0] * 16] * 8)[None]
+    assert float(Blur(2.0).apply(periodic).mean()) == pytest.approx(0.5, abs=1e-4)
+    assert Blur(16.0).apply(torch.rand(1, 16, 16)).shape == (1, 16, 16)
+    assert torch.equal(Blur(0.0).apply(plane), plane)
+
+
+def test_blur_is_drawn_evenly_for_every_second_image():
+    rng = np.random.default_rng(0)
+    drawn = np.array([Blur.draw(rng, 2.0).deviation for _ in range(2000)])
+    blurred = drawn[drawn > 0]
+    assert abs(len(blurred) / 2000 - 0.5) < 0.04
+    assert blurred.max() <= 2 and abs(blurred.mean() - 1) < 0.06
+
+
+def test_noise_has_its_standard_deviation_and_no_mean():
+    noisy = Noise(0.1, 7).apply(torch.full((3, 200, 200), 0.5)) - 0.5
+    assert float(noisy.std()) == pytest.approx(0.1, rel=0.01) and abs(float(noisy.mean())) < 0.001
+    values = noisy.flatten(1).numpy()
+    assert abs(np.corrcoef(values)[0, 1]) < 0.02  # channels differ
+    assert abs(np.corrcoef(values[0, 1:], values[0, :-1])[0, 1]) < 0.02  # and neighbours do
+
+
+def test_noise_is_drawn_evenly_and_repeats_by_its_seed():
+    rng = np.random.default_rng(0)
+    drawn = [Noise.draw(rng, 0.2) for _ in range(2000)]
+    deviations = [n.deviation for n in drawn]
+    assert max(deviations) <= 0.2 and abs(np.mean(deviations) - 0.1) < 0.005
+    assert len({n.seed for n in drawn}) == 2000
+    image = torch.rand(1, 5, 5)
+    assert torch.equal(drawn[0].apply(image), drawn[0].apply(image))
+    assert not torch.equal(drawn[0].apply(image), drawn[1].apply(image))

@@ -338,9 +338,9 @@ BAD_SETTINGS = {
         "--channels 8,16,32,64",
     ),
     "other settings than the run there": (
-        "--fine_max_epoch 2",
+        "--fine_jitter 0.2",
         "1_0: ",
-        "fine_max_epoch was 1, is 2",
+        "fine_jitter was 0.1, is 0.2",
         "--overwrite",
     ),
 }

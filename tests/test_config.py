@@ -22,6 +22,7 @@ DEFAULTS = {
     "name": "aluminum",
     "data_dir": "dataset/aluminum",
     "output_dir": ".",
+    "preset": "paper",
     "stages": "self-fine",
     "self_mode": "simclr",
     "data_size": "1",
@@ -53,12 +54,16 @@ DEFAULTS = {
     "norm": "batch",
     "recompute": 0,
     "random_crop": 0.2,
+    "self_crop": 0,
     "self_jitter": 0.2,
     "fine_jitter": 0.1,
     "fine_contrast": 0.0,
     "fine_crop": 0,
     "fine_scale": 1.0,
     "fine_rotation": 0.0,
+    "fine_noise": 0.0,
+    "fine_blur": 0.0,
+    "fine_illumination": 0.0,
     "self_batch_size": 8,
     "self_max_epoch": 200,
     "self_lr": 0.0001,
@@ -84,6 +89,14 @@ DEFAULTS = {
     "fine_crops": 1,
     "fine_max_epoch": None,
     "eval_every": None,
+    "eval_tta": False,
+    "fine_steps": 0,
+    "fine_optimizer": "adam",
+    "fine_weight_decay": 0.01,
+    "fine_schedule": "constant",
+    "fine_warmup": 0.3,
+    "fine_clip": 0.0,
+    "fine_average": 0.0,
     "fine_lr_encoder": 0.0001,
     "fine_lr_decoder": 0.001,
     "sup_lr": 0.001,
@@ -178,6 +191,20 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("fine_scale", [1, 1.4, 2]),
     ("fine_rotation", [0, 45]),
     ("fine_crops", [1, 8, 1024]),
+    ("preset", ["paper", "robust", "auto"]),
+    ("self_crop", [0, 16, 376]),
+    ("class_weight", [(1.0,), (0.5,)]),
+    ("fine_noise", [0, 1]),
+    ("fine_blur", [0, 16]),
+    ("fine_illumination", [0, 1]),
+    ("eval_tta", [True, False]),
+    ("fine_steps", [0, 400]),
+    ("fine_optimizer", ["adam", "adamw"]),
+    ("fine_weight_decay", [0, 0.1]),
+    ("fine_schedule", ["constant", "onecycle", "cosine"]),
+    ("fine_warmup", [0.001, 0.999]),
+    ("fine_clip", [0, 5]),
+    ("fine_average", [0, 0.999]),
     ("probe", [0, 1, 20]),
 ]
 
@@ -203,7 +230,7 @@ BAD: list[tuple[str, list[Any]]] = [
         "mapping",
         [(0, 1, 2), (0, 1, 2, 2), (0, 1, 2, 256), (-1, 0, 1, 2), 5, "0123", (0.5, 1, 2, 3)],
     ),
-    ("class_weight", [(1,), (1,) * 5, (1, 1, 1, -1), (0,) * 4, (NAN, 1, 1, 1), (1, 1, 1, INF)]),
+    ("class_weight", [(1,) * 5, (0,), (1, 1, 1, -1), (0,) * 4, (NAN, 1, 1, 1), (1, 1, 1, INF)]),
     (
         "class_names",
         [("a", "b", "c"), ("a", "b", "c", "c"), ("a", "b", "c", ""), ("a", "b", "c", " d"), "abcd"],
@@ -240,6 +267,18 @@ BAD: list[tuple[str, list[Any]]] = [
     ("fine_scale", [0.9, 0, 2.1, NAN, None]),
     ("fine_rotation", [-1, 45.1, NAN, INF]),
     ("fine_crops", [0, -1, 1025, 8.0, None]),
+    ("preset", ["", "Paper", "fast", None]),
+    ("self_crop", [-1, 1, 15, 32769, 128.0]),
+    ("fine_noise", [-0.1, 1.1, NAN]),
+    ("fine_blur", [-0.1, 16.1, NAN]),
+    ("fine_illumination", [-0.1, 1.1, NAN]),
+    ("fine_steps", [-1, 1.0, None, True, 10**7]),
+    ("fine_optimizer", ["sgd", "AdamW", None]),
+    ("fine_weight_decay", [-1e-9, NAN, INF]),
+    ("fine_schedule", ["", "linear", None]),
+    ("fine_warmup", [0, 1, NAN]),
+    ("fine_clip", [-1, NAN, INF]),
+    ("fine_average", [-0.1, 1, NAN]),
     ("probe", [-1, 10**7, 1.0, None, True]),
 ]
 BAD += [(n, [0, -1, NAN, INF, 10**400, "1"]) for n in ("temperature", "self_lr", "sup_lr")]
@@ -250,7 +289,7 @@ BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("self_batch_size", "self_m
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("fine_batch_size", "fine_max_epoch")]
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("save_every", "eval_every")]
 BOOLEAN = ["multi_round", "use_unlabelled", "overwrite", "self_schedule", "label_guided"]
-BOOLEAN += ["standardize", "report", "tensorboard", "intra_view_negatives"]
+BOOLEAN += ["eval_tta", "standardize", "report", "tensorboard", "intra_view_negatives"]
 BAD += [(n, [0, 1, "True", None, np.True_]) for n in BOOLEAN]
 
 
@@ -545,6 +584,8 @@ def test_the_table_has_one_row_per_setting_with_five_cells():
         ({"num_classes": 6}, {"class_weight": (1,) * 6, "mapping": (0, 51, 102, 153, 204, 255)}),
         ({"num_classes": 255}, {"mapping": tuple(round(255 * c / 254) for c in range(255))}),
         ({"class_weight": (1, 2, 3, 4)}, {"class_weight": (1, 2, 3, 4)}),
+        ({"class_weight": (1,)}, {"class_weight": (1, 1, 1, 1)}),
+        ({"class_weight": (2,), "num_classes": 3}, {"class_weight": (2, 2, 2)}),
         ({"mapping": (3, 2, 1, 0)}, {"mapping": (3, 2, 1, 0)}),
         ({}, {"fine_max_epoch": None, "eval_every": None}),
     ],
@@ -585,6 +626,64 @@ def test_epochs_by_data_size(size, epochs, every):
     assert (made.epochs_for(size), made.eval_every_for(size)) == (3, 2)
 
 
+@pytest.mark.parametrize("size", ["1", "5", "f"])
+def test_with_steps_every_data_size_has_the_same_length(size):
+    made = Config(fine_steps=400, fine_max_epoch=3)
+    assert (made.epochs_for(size), made.eval_every_for(size)) == (400, 100)
+    assert Config(fine_steps=400, eval_every=50).eval_every_for(size) == 50
+    assert made.training_settings("sup", size)["fine_max_epoch"] == 400
+
+
+# Presets
+
+
+def test_flags_win_over_a_preset_and_a_preset_over_the_script():
+    made = parse_config(["--preset", "robust", "--fine_clip", "1"], fine_steps=7, seed=5)
+    assert (made.preset, made.fine_clip, made.fine_steps, made.seed) == ("robust", 1, 400, 5)
+    chosen = parse_config(
+        ["--preset=robust", "--fine_blur=2"], (), {"fine_steps": 9, "fine_blur": 3}
+    )
+    assert (chosen.fine_steps, chosen.fine_blur) == (9, 2)
+    assert parse_config(["--seed", "3"], preset="robust").fine_schedule == "onecycle"
+
+
+def test_the_preset_paper_is_what_no_preset_is():
+    assert parse_config(["--preset", "paper"]) == parse_config([]) == Config()
+
+
+@pytest.mark.parametrize("classes", [2, 4, 9])
+def test_the_values_of_a_preset_are_the_identity_and_its_name_is_not(classes):
+    words = ["--num_classes", str(classes)]
+    robust = parse_config([*words, "--preset", "robust"])
+    given = {n: v for n, v in vars(robust).items() if n != "preset"}
+    by_hand = Config(**given)
+    for stage in ("self", "fine", "sup"):
+        assert robust.training_settings(stage, "1") == by_hand.training_settings(stage, "1")
+    assert robust.training_settings("sup")["class_weight"] == [1.0] * classes
+    assert robust.training_settings("sup") != parse_config(words).training_settings("sup")
+
+
+def test_every_value_of_a_preset_is_in_the_log():
+    lines = parse_config(["--preset", "robust"]).describe()
+    for name, value in config.ROBUST.items():
+        same = value == DEFAULTS[name]
+        shown = f"{name} = {config.format_value(value)}"
+        assert (shown in lines) != same
+    assert "preset = robust" in lines
+
+
+def test_a_preset_takes_crops_no_larger_than_the_resized_images():
+    made = parse_config(["--preset", "robust", "--image_size", "64"])
+    assert (made.self_crop, made.fine_crop) == (64, 64)
+    lines = problems_of_line("--preset robust --image_size 64 --fine_crop 96")
+    assert lines == ["fine_crop: found 96; allowed: at most image_size, 64"]
+
+
+def test_a_preset_that_is_not_there_is_one_line():
+    (line,) = problems_of_line("--preset robst")
+    assert line.endswith("allowed: paper, robust, auto; did you mean robust?")
+
+
 def test_epochs_of_an_unknown_data_size():
     with pytest.raises(ConfigError, match="data size: found '2'; allowed: 1, 5, f"):
         Config().epochs_for("2")
@@ -604,7 +703,7 @@ NEVER = {
     "name", "output_dir", "stages", "data_size", "multi_round", "repeats", "mapping", "device",
     "workers", "threads", "save_seconds", "overwrite", "resume", "save_every", "report",
     "tensorboard", "class_names", "class_colours", "probe",
-    "recompute",
+    "recompute", "preset",
 }  # fmt: skip
 ALWAYS = {
     "data_dir", "num_classes", "ignore_label", "image_size", "seed", "amp", "channels",
@@ -612,7 +711,9 @@ ALWAYS = {
 }  # fmt: skip
 FINE_AND_SUP = {
     "class_weight", "fine_jitter", "fine_batch_size", "fine_max_epoch", "eval_every",
-    "fine_contrast", "fine_crop", "fine_scale", "fine_rotation", "fine_crops",
+    "fine_contrast", "fine_crop", "fine_scale", "fine_rotation", "fine_crops", "fine_noise",
+    "fine_blur", "fine_illumination", "fine_steps", "fine_optimizer", "fine_weight_decay",
+    "fine_schedule", "fine_warmup", "fine_clip", "fine_average", "eval_tta",
 }  # fmt: skip
 FINE_ONLY = {"fine_lr_encoder", "fine_lr_decoder", "pretrained"}
 
@@ -647,7 +748,8 @@ def test_what_is_left_open_and_what_is_spelled_out_are_the_same_training():
 CHANGES: dict[str, Any] = {
     "seed": 1, "data_dir": "x", "amp": "off", "image_size": 64, "standardize": True,
     "norm": "group", "fine_contrast": 0.2, "fine_crop": 64, "fine_scale": 1.4,
-    "fine_rotation": 45, "fine_crops": 8,
+    "fine_rotation": 45, "fine_crops": 8, "fine_noise": 0.1, "fine_schedule": "cosine",
+    "fine_average": 0.9, "eval_tta": True,
 }  # fmt: skip
 
 

@@ -350,3 +350,20 @@ def test_windows_are_drawn_in_their_ranges():
     for w in draws:
         half = min(64 / w.scale, 94)
         assert half - 1e-9 <= w.row <= 188 - half + 1e-9
+
+
+def test_a_part_of_the_image_is_enough_for_a_window():
+    rng = np.random.default_rng(0)
+    image, mask = torch.rand(2, 60, 90), torch.randint(0, 9, (60, 90))
+    shares = []
+    for side, scale in [(16, 1.0), (16, 1.4), (40, 1.9), (100, 1.4)] * 15:
+        rotation = 0.0 if scale == 1 else 180.0
+        window = Window.draw(rng, (60, 90), side, scale, rotation)
+        part, moved = window.part(60, 90)
+        torch.testing.assert_close(
+            moved.apply(image[(..., *part)]), window.apply(image), rtol=0, atol=1e-4
+        )
+        found, whole = moved.apply_mask(mask[part]), window.apply_mask(mask)
+        assert (found != whole).float().mean() < 0.01  # rounding at the borders of pixels
+        shares.append(mask[part].numel() / mask.numel())
+    assert min(shares) < 0.1 and max(shares) == 1

@@ -64,7 +64,14 @@ def test_a_pretraining_whose_fine_tuning_is_finished_is_not_wanted(data: Path) -
 @pytest.mark.parametrize(("epoch", "left"), [(0, 1.0), (150, 0.25), (250, 0.0)])
 def test_the_share_that_is_left_is_of_the_epochs(data: Path, epoch: int, left: float) -> None:
     work = plan_of(data, "--methods=moco", "--repeats=0").works()[0]
-    state = {"settings": {}, "finished": False, "evaluations": [], "outputs": [], "epoch": epoch}
+    state = {
+        "settings": {},
+        "finished": False,
+        "evaluations": [],
+        "outputs": [],
+        "epoch": epoch,
+        "module": {},
+    }
     save(work.runner.state.path, state)
     assert work.left() == left
 

@@ -71,10 +71,10 @@ class Finished:
         self.order: list[tuple[str, str, str]] = []
         real = config_run.run
 
-        def noted(config: Any) -> None:
+        def noted(config: Any, *notes: Any) -> None:
             mode = "sup" if config.stages == "sup" else config.self_mode
             self.order.append((config.stages, mode, config.repeats))
-            real(config)
+            real(config, *notes)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(config_run, "run", noted)
@@ -346,12 +346,37 @@ def test_other_settings_are_refused_before_anything_is_run(
     finished: Finished, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for more in ((), ("--report",)):
-        words = ("--repeats=01", "--fine_max_epoch", "3", *more)
+        words = ("--repeats=01", "--fine_jitter", "0.3", *more)
         assert run(finished.data, finished.out, *words) == 2
         error = capsys.readouterr().err
         assert "steel_sup/1_0: holds a run of stage sup with other settings" in error
-        assert "fine_max_epoch was 2, is 3" in error and "--name" in error
+        assert "fine_jitter was 0.1, is 0.3" in error and "--name" in error
     assert files(finished.out) == finished.files
+
+
+def test_a_longer_table_goes_on_and_is_none_before(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "steel"
+    shutil.copytree(finished.out, out)
+    words = ("--repeats=0", "--self_max_epoch", "3")
+    assert run(finished.data, out, *words, "--report") == 2
+    assert "self_max_epoch was 2, is 3" in capsys.readouterr().err
+    assert run(finished.data, out, *words) == 0
+    said = capsys.readouterr().out
+    # Of six pieces of work, supervised training and the forest are as before.
+    assert "2 of 6 pieces of work are finished" in said
+    assert said.count("of a run that is made longer") == 2
+    assert said.count("stage fine is made anew") == 2
+    assert "0 of 6 pieces of work are to do" in planned(finished.data, out, words, capsys)
+
+
+def planned(
+    data: Path, out: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> str:
+    """What ``--plan`` prints."""
+    assert run(data, out, *words, "--plan") == 0
+    return capsys.readouterr().out
 
 
 def test_a_folder_in_use_is_one_line(
@@ -424,7 +449,7 @@ def test_being_stopped_is_one_line(
     how: signal.Signals,
     code: int,
 ) -> None:
-    monkeypatch.setattr(config_run, "run", lambda config: os.kill(os.getpid(), how))
+    monkeypatch.setattr(config_run, "run", lambda config, notes: os.kill(os.getpid(), how))
     assert run(data, tmp_path, "--repeats=0", methods="sup") == code
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "The same command goes on" in error

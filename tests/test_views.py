@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import torch
 
-from metallography.views import average_views, disagreement
+from metallography.views import average_batch, average_views, disagreement
 
 
 def by_column(image: np.ndarray) -> np.ndarray:
@@ -51,3 +53,28 @@ def test_the_average_over_views_turns_with_the_picture() -> None:
     # By hand for the first channel: a column's weight, averaged over the 8 views, is the mean of
     # all four distances from the sides: (W - 1 + H - 1) / 4.
     np.testing.assert_allclose(given[0], image * (8 + 5) / 4, rtol=1e-5)
+
+
+def test_the_average_over_a_batch_is_that_of_each_picture_alone() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, 4, 3, padding=1)
+    images = torch.rand(2, 3, 8, 11)
+
+    def predict(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        x = torch.from_numpy(image.copy()).movedim(2, 0)[None]
+        return network(x).softmax(dim=1)[0].detach().numpy()
+
+    with torch.no_grad():
+        found = average_batch(network, images)
+    for image, one in zip(images, found, strict=True):
+        expected = average_views(predict)(image.movedim(0, 2).numpy())
+        np.testing.assert_allclose(one.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_average_over_a_batch_turns_with_the_pictures() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, 4, 3, padding=1)
+    images = torch.rand(2, 3, 8, 11)
+    with torch.no_grad():
+        one, turned = (average_batch(network, x) for x in (images, torch.rot90(images, 1, (2, 3))))
+    torch.testing.assert_close(torch.rot90(one, 1, (2, 3)), turned)

@@ -66,7 +66,7 @@ class Training:
         self.optimizer.step()
 
     def more_state(self) -> dict[str, Any]:
-        """What else a training needs to go on: entries of its state with a ``state_dict`` each."""
+        """What else a state holds, by name: objects with a ``state_dict``."""
         return {}
 
     def decisive_settings(self) -> dict[str, Any]:

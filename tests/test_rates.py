@@ -1,0 +1,99 @@
+"""Learning rates over the steps, and averaged weights, against formulas and slow twins."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from stages.rates import averaged_weights, rate_schedule
+
+
+def rates(kind: str, steps: int, warmup: float, highest: tuple[float, ...] = (1.0,)) -> list[Any]:
+    """The rates of all groups at every step of a training."""
+    groups: Any = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in highest]
+    optimizer = torch.optim.AdamW(groups)
+    schedule = rate_schedule(optimizer, kind, steps, warmup)
+    found = []
+    for _ in range(steps):
+        found.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    return found
+
+
+def half_cosine(start: float, end: float, share: float) -> float:
+    """From start to end while the share goes from 0 to 1."""
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def test_onecycle_rises_to_the_rate_and_falls_to_almost_nothing() -> None:
+    found = [rate for (rate,) in rates("onecycle", 21, 0.3)]
+    # The highest rate is at step 0.3 * 21 - 1 = 5.3; the last step is number 20.
+    for step, rate in enumerate(found):
+        if step <= 5.3:
+            expected = half_cosine(1 / 25, 1.0, step / 5.3)
+        else:
+            expected = half_cosine(1.0, 1 / 25 / 1e4, (step - 5.3) / (20 - 5.3))
+        assert rate == pytest.approx(expected, rel=1e-9)
+
+
+def test_cosine_rises_by_equal_parts_and_falls_to_nothing() -> None:
+    found = [rate for (rate,) in rates("cosine", 10, 0.4)]
+    assert found[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    falling = [half_cosine(1.0, 0.0, k / 6) for k in range(6)]
+    assert found[4:] == pytest.approx(falling)
+
+
+@pytest.mark.parametrize("kind", ["onecycle", "cosine"])
+def test_every_group_has_its_own_highest_rate(kind: str) -> None:
+    for slow, fast in rates(kind, 12, 0.3, (3e-4, 1e-3)):
+        assert slow == pytest.approx(0.3 * fast)
+    frozen = [slow for slow, _ in rates(kind, 12, 0.3, (0.0, 1e-3))]
+    assert frozen == [0.0] * 12
+
+
+def test_constant_rates_have_no_schedule() -> None:
+    assert rates("constant", 3, 0.3) == [[1.0]] * 3
+
+
+@pytest.mark.parametrize("kind", ["onecycle", "cosine"])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("warmup", [0.01, 0.3, 0.99])
+def test_short_trainings_have_finite_rates(kind: str, steps: int, warmup: float) -> None:
+    assert all(0 <= rate <= 1 + 1e-9 for (rate,) in rates(kind, steps, warmup))
+
+
+def test_the_average_is_that_of_a_loop() -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    average = averaged_weights(module, 0.4)
+    twin = copy.deepcopy(module.state_dict())
+    for step in range(6):
+        with torch.no_grad():
+            for p in module.parameters():
+                p += torch.randn_like(p)
+        average.update_parameters(module)
+        # The first update copies; then (1 + n) / (10 + n): 2/11, 3/12, ... below 0.4.
+        kept = 0.0 if step == 0 else min(0.4, (1 + step) / (10 + step))
+        for name, value in module.state_dict().items():
+            twin[name] = kept * twin[name] + (1 - kept) * value
+    for name, value in average.module.state_dict().items():
+        torch.testing.assert_close(value, twin[name])
+
+
+def test_the_average_keeps_its_share_later() -> None:
+    module = nn.Linear(1, 1)
+    average = averaged_weights(module, 0.4)
+    for _ in range(100):
+        average.update_parameters(module)
+    before = average.module.weight.item()
+    with torch.no_grad():
+        module.weight += 1
+    average.update_parameters(module)
+    assert average.module.weight.item() == pytest.approx(before + 0.6)
