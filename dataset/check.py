@@ -112,12 +112,10 @@ def check_data(
         check.classes(split, annotated, "annotated images")
         if supervised and len(annotated) > 1:
             check.one_size(split, annotated, fine_crop=fine_crop)
-        if "self" in stages and needs_annotated:
-            pretraining += annotated
+        pretraining += annotated if "self" in stages and needs_annotated else []
     if scored:
         probed = len(check.problems) if needs_annotated else probed
-        if needs_test or (probe and "self" in stages) or check.has_test_set():
-            check.classes("test_numf", check.folder("test_numf", masks=True), "test set")
+        check.test_set(needed=needs_test or (probe and "self" in stages))
         if not supervised:
             check.problems[probed:] = [line + PROBE for line in check.problems[probed:]]
     check.one_size("pretraining", pretraining, self_crop=self_crop)
@@ -148,12 +146,13 @@ class SetCheck:
         self.warnings: list[str] = []
         self.palettes = PaletteCheck()
 
-    def has_test_set(self) -> bool:
-        """Whether there is something to score on: test images, or masks that lack theirs."""
+    def test_set(self, needed: bool) -> None:
+        """Check the test set; if it is not ``needed``, images without any mask are none."""
         split = self.root / "test_numf"
         images = [p for p in list_names(split / "img") if p.suffix.lower() in IMAGE_SUFFIXES]
         others = [p for p in list_files(split / "img") if p not in images]
-        return bool(list_files(split / "gt")) or (not images and bool(others))
+        if needed or list_files(split / "gt") or (not images and others):
+            self.classes("test_numf", self.folder("test_numf", masks=True), "test set")
 
     def annotated_splits(
         self, sizes: Iterable[str], repeats: Sequence[int | str] | None
