@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,7 @@ class Intake(NamedTuple):
     folder: Path  # of the set
     pictures: tuple[Picture, ...]
     num_classes: int
+    pixels: int  # of all images
     notes: tuple[str, ...]  # how the files were read, and what was left out
 
     @property
@@ -136,7 +137,8 @@ def _intake(folder: Path, record: Mapping[str, Any]) -> Intake:
     for name, stem, annotated in record["pictures"]:
         labels = folder / "sup_numf" / "gt" / f"{stem}.png" if annotated else None
         pictures.append(Picture(name, folder / "train_numf" / "img" / f"{stem}.png", labels))
-    return Intake(folder, tuple(pictures), record["num_classes"], tuple(record["notes"]))
+    counts = record["num_classes"], record["pixels"]
+    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]))
 
 
 def _signature(
@@ -236,24 +238,35 @@ def _write(
                 masks[tile.source.below].append((plan, tile.source))
     names = result_names(sources)
     classes = max(plan.num_classes for plan in plans)
-    pictures, taken = [], set[str]()
+    if classes < 2:
+        found = f"one class in all masks ({plans[0].rule.same_as()})"
+        raise DataError(f"{request.masks[0]}: {found}; two or more are needed: correct the mask")
+    pictures, taken, pixels = [], set[str](), 0
     for number, (below, source) in enumerate(sorted(sources.items())):
         stem = names[below].replace("/", "__")
         stem += f"-{number}" if stem.casefold() in taken else ""
         taken.add(stem.casefold())
         image = plans[0].image(source)
         labels = _labels(masks[below], corrected.get(names[below]), image.shape[:2], classes)
-        for split in ("train_numf", *(["sup_numf"] if labels is not None else [])):
-            write_png(root / split / "img" / f"{stem}.png", image)
+        write_png(root / "train_numf" / "img" / f"{stem}.png", image)
         if labels is not None:
+            write_png(root / "sup_numf" / "img" / f"{stem}.png", image)
             write_png(root / "sup_numf" / "gt" / f"{stem}.png", labels)
         pictures.append([names[below], stem, labels is not None])
-    notes = list(dict.fromkeys(n for plan in plans for n in (*plan.notes, *plan.warnings)))
-    notes = [n for n in notes if not n.startswith(("--batch-from", "1 of", "0 of"))]
-    notes = [n for n in notes if " sets sup_num" not in n]
-    notes.insert(0, f"masks: {plans[0].rule.note}; {plans[0].rule.same_as()}")
-    record = {"num_classes": classes, "palette": _palette(plans[0].rule), "notes": notes}
-    return {**record, "pictures": pictures}
+        pixels += image.shape[0] * image.shape[1]
+    if not any(annotated for _, _, annotated in pictures):
+        raise DataError(
+            f"{request.masks[0]}: no pixel has a class; label some, or correct --ignore"
+        )
+    record = {"num_classes": classes, "pixels": pixels, "palette": _palette(plans[0].rule)}
+    return {**record, "notes": _notes(plans), "pictures": pictures}
+
+
+def _notes(plans: Sequence[Plan]) -> list[str]:
+    """How the files were read, without what concerns the splits of a set alone."""
+    every = dict.fromkeys(note for plan in plans for note in (*plan.notes, *plan.warnings))
+    own = [n for n in every if not n.startswith("--batch-from") and " sets sup_num" not in n]
+    return [f"masks: {plans[0].rule.note}; {plans[0].rule.same_as()}", *own]
 
 
 def result_names(belows: Iterable[str]) -> dict[str, str]:
@@ -279,6 +292,8 @@ def _labels(
     for plan, source in masks:
         ids = plan.ids(source)
         labels = ids if labels is None else np.where(ids == IGNORED, labels, ids).astype(np.uint8)
+    if labels is not None and (labels == IGNORED).all():
+        labels = None
     if corrected is None:
         return labels
     ids = read_mask(corrected)

@@ -193,7 +193,7 @@ class Work:
             self.this.start = self.pretrained()
             if usable:
                 scores[NETWORK] = self.network_blocks(usable)
-        if self.before is not None and usable and len(self.before.fractions):
+        if self.before is not None and usable:
             scores[BEFORE] = self.before_blocks(usable, self.before)
         self.this.scores = {name: found.counts.tolist() for name, found in scores.items()}
         means = {name: found.mean for name, found in scores.items() if not np.isnan(found.mean)}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from config import PRESETS, Config
+from config import PRESETS, Config, ConfigError
 from data import Sample
 from imaging.imagefile import read_image
 from imaging.store import ImageStore
@@ -60,14 +60,17 @@ class Learning:
     def preset(self) -> Choice:
         """The values of the preset, and what it took from the images, with the reasons."""
         preset = self.request.preset
-        self.smallest_side = 0
-        if preset == "paper":
-            return {"self_crop": 0}, []
         annotated = {p.name for p in self.intake.annotated}
         looks = {p.name: look(read_image(p.file)) for p in self.intake.pictures}
+        sizes = {each.size for each in looks.values()}
+        self.smallest_side = min(map(min, sizes))
+        if preset == "paper" and len(sizes) > 1:
+            found = f"--preset paper: found images of {len(sizes)} sizes, which it cannot mix"
+            raise ConfigError(f"{found}; give --preset auto")
+        if preset == "paper":
+            return {"self_crop": 0}, []
         by = choose_by if preset == "auto" else fitting_crops
         own, reasons = by(list(looks.values()), [looks[name] for name in sorted(annotated)])
-        self.smallest_side = min(min(each.size) for each in looks.values())
         plain = {name: getattr(value, "item", lambda v=value: v)() for name, value in own.items()}
         return {**PRESETS[preset], **plain}, reasons
 

@@ -26,6 +26,7 @@ class Round:
 
     number: int
     key: str  # hash of the labels, and of what else decides the result
+    classes: int
     labels: dict[str, str]  # hash of the labels of each annotated image
     scores: dict[str, list[Any]] = field(default_factory=dict)  # name: held-out confusion matrices
     curve: dict[str, list[Any]] = field(default_factory=dict)  # blocks learnt from: the same
@@ -59,13 +60,14 @@ class Rounds:
         text = json.dumps([labels, intake.num_classes, dict(decides)], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         if not self.all or self.all[-1].key != key:
-            self.all.append(Round(len(self.all) + 1, key, labels))
+            self.all.append(Round(len(self.all) + 1, key, intake.num_classes, labels))
             self.save()
         return self.all[-1]
 
     def before(self, this: Round) -> Round | None:
-        """The last finished round before this one."""
-        return next((r for r in reversed(self.all[: this.number - 1]) if r.kept), None)
+        """The last finished round before this one, if it knew the same classes."""
+        finished = [r for r in self.all[: this.number - 1] if r.answer]
+        return finished[-1] if finished and finished[-1].classes == this.classes else None
 
     def save(self) -> None:
         """Store all rounds."""

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from imaging.imagefile import read_image
 from segmentation.intake import Intake, Request
 from segmentation.learning import Learning
 from stages.finetuning import Supervised
@@ -21,7 +20,7 @@ from utils.files import replace_file
 
 FILE = "plan.json"
 FIRST_LOOK = 60.0  # seconds in which the first answer is there
-FOREST_PIXELS = 250_000.0  # a second, of the pixel classifier on one core, features included
+FOREST_PIXELS = 150_000.0  # a second, of the pixel classifier on one core, features included
 RESERVE = 0.1  # of the time, for what was not foreseen
 HELD_OUT_SHARE = 0.25  # of the time, for held-out blocks
 PRETRAINING_SHARE = 0.5
@@ -70,10 +69,9 @@ class Schedule:
 
 def asked_of(request: Request, intake: Intake) -> dict[str, Any]:
     """What a schedule is made for; with other values another one is made."""
-    pixels = sum(math.prod(read_image(p.file).shape[:2]) for p in intake.pictures)
     names = ("minutes", "preset", "pretrain", "seed")
     wanted = {name: getattr(request, name) for name in names}
-    own = {"classes": intake.num_classes, "images": len(intake.pictures), "pixels": pixels}
+    own = {"classes": intake.num_classes, "images": len(intake.pictures), "pixels": intake.pixels}
     return {**wanted, **own}
 
 
