@@ -1,4 +1,5 @@
-# From a bare clone: `make demo` trains on a small stand-in set, `make test` runs every check.
+# From a bare clone: `make demo` goes from a folder of images and one mask to a report, on images
+# that it draws; `make test` runs every check.
 # Both build .venv once; the stamps in it are renewed only when a requirements file changes.
 
 PYTHON ?= python3
@@ -16,14 +17,14 @@ DEV_STAMP := $(VENV)/.installed-dev
 .PHONY: help demo test clean
 
 help:
-	@echo "make demo    pretrain, fine-tune and compare on the stand-in set; DEMO_ARGS adds settings"
+	@echo "make demo    segment synthetic micrographs by one mask, up to the report; DEMO_ARGS adds options"
 	@echo "make test    format, lint, types, tests but the slow ones; PYTEST_ARGS adds pytest flags"
 	@echo "             all tests: make test PYTEST_ARGS=\"-m ''\""
 	@echo "make clean   remove .venv and the caches; run folders stay"
 	@echo "PYTHON=python3.12 chooses the interpreter (>= 3.10), used when .venv is built"
 
 demo: $(RUN_STAMP)
-	$(BIN)/python train_defect.py --stages self-fine-sup $(DEMO_ARGS)
+	$(BIN)/python segment.py --demo $(DEMO_ARGS)
 
 test: $(DEV_STAMP)
 	$(BIN)/ruff format --check .

@@ -81,6 +81,15 @@ def find_split(data_dir: str | Path, split: str) -> list[Sample]:
     return [Sample(path, masks.get(name_key(path.stem))) for path in images]
 
 
+def test_samples(data_dir: str | Path) -> list[Sample]:
+    """The test set; empty where ``test_numf`` holds no image, or no file at all in its ``gt``.
+
+    Images alone are no test set: nothing can be scored on them.
+    """
+    masks = list_files(Path(data_dir) / "test_numf" / "gt")
+    return find_split(data_dir, "test_numf") if masks else []
+
+
 def annotated_split(data_dir: str | Path, size: str, repeat: int = 0) -> str:
     """Folder name of the annotated images: data size '1', '5', ..., or 'f' (all images)."""
     if size == "f":

@@ -95,6 +95,7 @@ class Plan:
         methods = [METHODS[v.method] for v in options.variants if v.method in METHODS]
         data = check_data(
             config.data_dir,
+            needs_test=True,
             num_classes=config.num_classes,
             image_size=config.image_size,
             ignore_label=config.ignore_label,

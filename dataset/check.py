@@ -84,6 +84,7 @@ def check_data(
     self_mode_needs_groups: bool = False,
     needs_annotated: bool = True,
     probe: bool = False,
+    needs_test: bool = False,
     self_crop: int = 0,
     fine_crop: int = 0,
     gray: Conversion | None = None,
@@ -97,6 +98,7 @@ def check_data(
         self_mode_needs_groups: pretraining uses the production batches.
         needs_annotated: every batch of pretraining has an annotated image.
         probe: pretraining scores its features on the annotated images and the test set.
+        needs_test: a set without test masks is refused; else it is one that gives no score.
         self_crop, fine_crop: sides of crops, 0 for whole images, which must have one size.
         gray: makes 8 bits of images with more; None: by ``set_conversion``.
 
@@ -120,11 +122,10 @@ def check_data(
         check.classes(split, annotated, "annotated images")
         if supervised and len(annotated) > 1:
             check.one_size(split, annotated, fine_crop=fine_crop)
-        if "self" in stages and needs_annotated:
-            pretraining += annotated
+        pretraining += annotated if "self" in stages and needs_annotated else []
     if scored:
         probed = len(check.problems) if needs_annotated else probed
-        check.classes("test_numf", check.folder("test_numf", masks=True), "test set")
+        check.test_set(needed=needs_test or (probe and "self" in stages))
         if not supervised:
             check.problems[probed:] = [line + PROBE for line in check.problems[probed:]]
     check.one_size("pretraining", pretraining, self_crop=self_crop)
@@ -190,6 +191,14 @@ class SetCheck:
         self.palettes = PaletteCheck()
         self.masked: list[Sample] = []  # sound images with sound masks
         self.bars: dict[Path, list[Bar]] = {}
+
+    def test_set(self, needed: bool) -> None:
+        """Check the test set; if it is not ``needed``, images without any mask are none."""
+        split = self.root / "test_numf"
+        images = [p for p in list_names(split / "img") if p.suffix.lower() in IMAGE_SUFFIXES]
+        others = [p for p in list_files(split / "img") if p not in images]
+        if needed or list_files(split / "gt") or (not images and others):
+            self.classes("test_numf", self.folder("test_numf", masks=True), "test set")
 
     def annotated_splits(
         self, sizes: Iterable[str], repeats: Sequence[int | str] | None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from data import parse_name
 from imaging.data_bar import Bar, find_bars
 from imaging.drawing import is_intact, overlay, save_picture
 from imaging.field import NO_RULE, Crop, FieldRule
+from imaging.gray_range import Conversion
 from imaging.imagefile import read_image, read_mask
 from imaging.listing import (
     BESIDE,
@@ -33,7 +34,8 @@ from imaging.listing import (
 from imaging.pages import count_pages
 from metallography import measure
 from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of
-from metallography.segmenter import Segmenter, check_number
+from metallography.segmenter import check_number
+from metallography.tiling import Floats
 from utils.commandline import UserError
 from utils.files import (
     IMAGE_SUFFIXES,
@@ -53,6 +55,30 @@ from utils.tables import csv_of_rows
 
 RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
 TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
+
+
+class Predictor(Protocol):
+    """What predicts the images of a folder: a ``segmenter.Segmenter``, or what acts like one."""
+
+    about: str
+    digest: str
+    num_classes: int
+    class_names: list[str]
+    mapping: tuple[int, ...]
+    colours: Array
+    resize: int
+    tta: bool
+    tile: int
+    overlap: int
+    gray: Conversion
+    um_per_px: tuple[float, float] | None
+    ignore_label: int
+
+    def bands(
+        self, image: Array, inside: Array | None = None, factor: float = 1.0
+    ) -> Iterator[tuple[int, Floats]]:
+        """See ``Segmenter.bands``."""
+        ...
 
 
 class Item(NamedTuple):
@@ -331,7 +357,7 @@ class Folder:
     UserError if a value is out of range, or ``out`` cannot be used (see ``Record``).
     """
 
-    segmenter: Segmenter
+    segmenter: Predictor
     items: Sequence[Item]
     out: Path  # the folder of the results
     um_per_px: float | None = None  # how to measure, see measure.measure_mask

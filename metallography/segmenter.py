@@ -172,6 +172,19 @@ class Segmenter:
             bands = tiling.resized_bands(whole, *pixels.shape[:2])
         yield from bands
 
+    def bands_and_votes(
+        self, image: Array, inside: Array | None = None, factor: float = 1.0
+    ) -> Iterator[tuple[int, Floats]]:
+        """``bands`` by the average over 8 views, their vote disagreement as a last channel."""
+        pixels = as_pixels(image, self.gray)
+        small, predict = self._seen(pixels, inside, factor)
+        predict = views.average_and_votes(predict)
+        bands = tiling.predict_bands(small, predict, self.num_classes + 1, self.tile, self.overlap)
+        if pixels.shape[:2] != small.shape[:2]:
+            whole = np.concatenate([band for _, band in bands], axis=1)
+            bands = tiling.resized_bands(whole, *pixels.shape[:2])
+        yield from bands
+
     def disagreement(self, image: Array, inside: Array | None = None) -> Floats:
         """``views.disagreement`` (3, h, w), of the size at which the image is predicted."""
         small, predict = self._seen(as_pixels(image, self.gray), inside)

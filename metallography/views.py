@@ -37,6 +37,20 @@ def average_views(predict: Predict) -> Predict:
     return lambda image: reduce(np.add, each_view(predict, image)) / np.float32(VIEWS)
 
 
+def average_and_votes(predict: Predict) -> Predict:
+    """The average over the 8 views with the vote disagreement as its last channel: (C+1, H, W)."""
+
+    def maps(image: Array) -> Floats:
+        total = votes = np.zeros(1, np.float32)
+        for view in each_view(predict, image):
+            total = total + view
+            votes = votes + (view.argmax(axis=0) == np.arange(len(view))[:, None, None])
+        split = 1 - votes.max(axis=0, keepdims=True) / VIEWS
+        return np.concatenate([total / np.float32(VIEWS), split]).astype(np.float32)
+
+    return maps
+
+
 def average_batch(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Class probabilities (B, C, H, W), the average over the 8 views of a batch (B, 3, H, W).
 

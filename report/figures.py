@@ -135,7 +135,8 @@ def _draw_scores(axes: Axes, evaluations: Sequence[Entry], names: Mapping[str, s
         axes.plot(best["epoch"], best["acc"], "o", clip_on=False, **ring)
         dice = f", Dice {best['dice']:.3f}" if _known(best.get("dice")) else ""
         below += f"\nringed, best by ACC: epoch {best['epoch']}, ACC {best['acc']:.3f}{dice}"
-    _finish(axes, "Scores on the test set", below)
+    learnt = any(e.get("fit") for e in evaluations)
+    _finish(axes, "Fit to learnt labels, no score" if learnt else "Scores on the test set", below)
 
 
 def _darker(colour: Sequence[int]) -> str:

@@ -25,7 +25,16 @@ from config import FIELDS, ConfigError, format_value
 from metallography.folder import MEASUREMENTS, SUMMARY
 from metallography.summary import DEFINITIONS, Table, number, words
 from report.figures import curve_picture
-from report.results import BEST, LAST, Results, by_size, read_results, read_state, score_rows
+from report.results import (
+    BEST,
+    LAST,
+    Results,
+    by_size,
+    read_results,
+    read_state,
+    score_rows,
+    unscored,
+)
 from utils.commandline import UserError
 from utils.files import list_files, list_names, replace_file, special_kind
 
@@ -67,22 +76,33 @@ def write_report(experiment_dir: str | Path) -> Path:
             f"{folder}: holds no run; give the folder of an experiment, such as aluminum_simclr"
         )
     curves, sheets = [_curves(run) for run in runs], _sheets(runs)
-    measured = _measurements(folder, runs)
+    measured, stages = _measurements(folder, runs), _scores(folder, runs)
+    fits = [group["fit"] for stage in stages for group in stage["groups"]]
     content = {
         "name": folder.resolve().name,
         "titles": STAGES,
-        "stages": _scores(folder, runs),
+        "stages": stages,
+        "has_scores": False in fits,
+        "has_fits": True in fits,
         "curves": curves,
         "sheets": sheets,
         "measured": measured,
         "definitions": DEFINITIONS,
         **_settings(runs),
     }
-    pictures = [p for p in [*curves, *sheets, *(m["sheet"] for m in measured)] if p.image]
-    used = len(_html(content).encode(errors="backslashreplace"))
-    _encode_all(pictures, MAX_BYTES - used - 1000 * len(pictures))
-    replace_file(folder / REPORT, _html(content))
-    return folder / REPORT
+    pictures = [*curves, *sheets, *(m["sheet"] for m in measured)]
+    return write_page(folder / REPORT, "page.html", content, pictures)
+
+
+def write_page(
+    path: Path, template: str, content: Mapping[str, Any], pictures: Sequence[Picture]
+) -> Path:
+    """Fill in a template of this folder; its pictures are reduced to what the page has room for."""
+    there = [p for p in pictures if p.image]
+    used = len(_html(content, template).encode(errors="backslashreplace"))
+    _encode_all(there, MAX_BYTES - used - 1000 * len(there))
+    replace_file(path, _html(content, template))
+    return path
 
 
 def runs_of(experiment_dir: str | Path) -> list[Path]:
@@ -114,12 +134,12 @@ def _stages_of(run: Path) -> list[str]:
     return [s for s in STAGES if any((run / n).exists() for n in (f"state_{s}.pt", f"log_{s}.txt"))]
 
 
-def _html(content: Mapping[str, Any]) -> str:
+def _html(content: Mapping[str, Any], template: str) -> str:
     """Fill the template in; characters that HTML forbids become question marks."""
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page.filters["word_columns"] = _word_columns
-    text = page.get_template("page.html").render(content)
+    text = page.get_template(template).render(content)
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "?", text)
 
 
@@ -130,16 +150,23 @@ def _word_columns(rows: Sequence[Sequence[str]]) -> set[int]:
 
 
 def _scores(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """For each stage with labels: runs that are not finished, and tables for each data size."""
+    """For each stage with labels: runs that are not finished, and tables for each data size.
+
+    Runs that were evaluated on learnt labels have tables of their own, which are no scores.
+    """
     stages = []
     for stage in dict.fromkeys(s for run in runs for s in _stages_of(run) if s != "self"):
-        results = read_results(folder, stage)
-        waiting = [r.name for r in runs if stage in _stages_of(r) and r.name not in results]
+        results, fits = (read_results(folder, stage, fit) for fit in (False, True))
+        without = unscored(folder, stage)
+        done = {*results, *fits, *without}
+        waiting = [r.name for r in runs if stage in _stages_of(r) and r.name not in done]
         groups = [
-            {"size": size, "runs": len(group), "tables": _score_tables(group)}
-            for size, group in by_size(results).items()
+            {"size": size, "runs": len(group), "tables": _score_tables(group), "fit": found is fits}
+            for found in (results, fits)
+            for size, group in by_size(found).items()
         ]
-        stages.append({"name": stage, "waiting": waiting, "groups": groups})
+        entry = {"name": stage, "waiting": waiting, "groups": groups, "unscored": without}
+        stages.append(entry)
     return stages
 
 
@@ -212,6 +239,11 @@ def _encode(picture: Picture, room: int) -> str:
         if len(uri) <= room:
             return uri
     return ""
+
+
+def open_picture(path: Path) -> Image.Image | None:
+    """A picture; None if it is absent or cannot be read."""
+    return _open(path)
 
 
 def _measurements(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:

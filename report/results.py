@@ -18,25 +18,36 @@ COLUMNS = ("best on test: epoch", "ACC", "Dice", "mIoU", "last: epoch", "ACC", "
 SCORES = ("acc", "dice", "miou")
 BEST = "the evaluation with the highest ACC on the test set, as in the paper's protocol"
 LAST = "after the last epoch, nothing chosen"
+FIT = "fit"  # an evaluation on images whose labels were learnt: never a score
 
 Evaluation = dict[str, Any]
 Results = dict[str, tuple[Evaluation, Evaluation]]
 
 
-def read_results(experiment: Path, stage: str) -> Results:
+def read_results(experiment: Path, stage: str, fit: bool = False) -> Results:
     """Finished runs of an experiment, in stage 'fine' or 'sup': by name, (best, last) evaluation.
 
-    The best one has the highest ACC on the test set. A run whose state cannot be read is left out:
-    its own training reports that.
+    The best one has the highest ACC on the test set. Runs without a test set have none; those
+    that were evaluated on learnt labels are read if ``fit``, instead of the others. A run whose
+    state cannot be read is left out: its own training reports that.
     """
     results = {}
-    for run in list_names(experiment):
-        state = read_state(run, stage)
-        if state is not None and state["finished"] and state["evaluations"]:
-            evaluations = state["evaluations"]
+    for run, state in _finished(experiment, stage):
+        evaluations = state["evaluations"]
+        if evaluations and bool(evaluations[-1].get(FIT)) == fit:
             best = max(evaluations, key=lambda e: e["acc"])  # of equals the first, as in *.pt
-            results[run.name] = (best, evaluations[-1])
+            results[run] = (best, evaluations[-1])
     return results
+
+
+def unscored(experiment: Path, stage: str) -> list[str]:
+    """Names of the finished runs without any evaluation: their set has no test images."""
+    return [run for run, state in _finished(experiment, stage) if not state["evaluations"]]
+
+
+def _finished(experiment: Path, stage: str) -> list[tuple[str, dict[str, Any]]]:
+    states = ((run.name, read_state(run, stage)) for run in list_names(experiment))
+    return [(run, state) for run, state in states if state is not None and state["finished"]]
 
 
 def read_state(run: Path, stage: str) -> dict[str, Any] | None:
@@ -71,10 +82,11 @@ def score_rows(
     return rows
 
 
-def table(experiment: Path, stage: str) -> list[str]:
+def table(experiment: Path, stage: str, fit: bool = False) -> list[str]:
     """Lines of a table: each finished run, then mean and standard deviation by data size."""
-    rows: list[list[str]] = [["run", *COLUMNS]]
-    for size, group in by_size(read_results(experiment, stage)).items():
+    columns = [name.replace("on test", f"({FIT})") for name in COLUMNS] if fit else COLUMNS
+    rows: list[list[str]] = [["run", *columns]]
+    for size, group in by_size(read_results(experiment, stage, fit)).items():
         best, last = (score_rows(group, choice, SCORES, "{:.4f}".format) for choice in (0, 1))
         if len(group) > 1:
             best[-1][0] = f"{size}: {best[-1][0]}"
@@ -95,25 +107,47 @@ def scored_classes(experiment: Path, stage: str) -> str:
 
 def write_results(experiment: Path, stage: str) -> None:
     """Write ``eval.txt`` of an experiment's finished runs; UserError if it cannot be written."""
-    lines = [
-        f"{experiment.name}, stage {stage}: scores on the test set",
-        f"best on test: {BEST} (chosen with the test set's labels)",
-        f"last: {LAST}",
-        "Dice and mIoU: pooled over the set, mean over the non-background classes; ACC: mean over "
-        "images; ± sample standard deviation over runs",
-        *filter(None, [scored_classes(experiment, stage)]),
-        "",
-        *table(experiment, stage),
-    ]
+    lines = [f"{experiment.name}, stage {stage}: scores on the test set"]
+    others = no_scores(experiment, stage)
+    if read_results(experiment, stage) or not others:
+        lines += [
+            f"best on test: {BEST} (chosen with the test set's labels)",
+            f"last: {LAST}",
+            "Dice and mIoU: pooled over the set, mean over the non-background classes; ACC: mean "
+            "over images; ± sample standard deviation over runs",
+            *filter(None, [scored_classes(experiment, stage)]),
+            "",
+            *table(experiment, stage),
+        ]
+        others = others and ["", *others]
+    else:
+        lines[0] = f"{experiment.name}, stage {stage}: no score"
+    lines += others
     # Not forced to the disk: it is written anew from the states whenever a run ends.
     replace_file(experiment / "eval.txt", "\n".join(lines) + "\n", durable=False)
+
+
+def no_scores(experiment: Path, stage: str) -> list[str]:
+    """Lines on the runs that have no score, and the table of those that were tested by a fit."""
+    lines = []
+    if runs := unscored(experiment, stage):
+        lines.append(f"{', '.join(runs)}: no score, the set has no test images with masks")
+    if runs := [*read_results(experiment, stage, fit=True)]:
+        lines += [
+            f"{', '.join(runs)}: a {FIT}, no score: the test images are, or are cut from, images "
+            "whose labels were learnt; how other images fare is not known",
+            *table(experiment, stage, fit=True),
+        ]
+    return lines
 
 
 def results_table(folders: Mapping[Path, str]) -> str:
     """The tables of several experiments, folder -> stage, as printed at the end."""
     parts = []
     for folder, stage in folders.items():
-        parts += ["", f"{folder} (also in {folder / 'eval.txt'})", *table(folder, stage)]
+        others = no_scores(folder, stage)
+        found = table(folder, stage) if read_results(folder, stage) or not others else []
+        parts += ["", f"{folder} (also in {folder / 'eval.txt'})", *found, *others]
         scored = scored_classes(folder, stage)
         parts += [scored] if ":" in scored else []
     return "\n".join(parts)

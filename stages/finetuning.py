@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,15 +18,18 @@ from torch.optim.swa_utils import update_bn
 
 import data
 from config import FIELDS
-from data import Sample, find_split
+from data import Sample
 from dataset.set_file import read_set_file
 from imaging.drawing import class_colours, save_prediction
 from imaging.gray_range import Conversion, EachImage, GrayPool
+from imaging.imagefile import read_image
+from imaging.overlap import parts_of
 from metallography.views import average_batch
 from networks import UNet
 from pscl.losses import supervised_loss
 from pscl.recompute import recompute_activations
 from report import sheets
+from report.results import FIT
 from stages.job import (
     GRAY,
     WEIGHTS,
@@ -38,6 +41,7 @@ from stages.job import (
 from stages.pretraining import SelfSupervised
 from stages.rates import averaged_weights, rate_schedule
 from utils.checkpoint import CheckpointError, load, network_state, save, to_published, transfer
+from utils.files import DataError
 from utils.log import evaluation_lines
 from utils.metrics import Scores, SegmentationScores
 from utils.training import ANEW, LONGER
@@ -58,7 +62,7 @@ class Supervised(Runner):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.annotated, self.test = job.annotated(), find_split(self.config.data_dir, "test_numf")
+        self.annotated, self.test = job.annotated(), data.test_samples(self.config.data_dir)
         known = read_set_file(self.config.data_dir)
         self.facts = known.facts() if known else {}  # for prediction
 
@@ -140,6 +144,27 @@ class Supervised(Runner):
         """Annotated images and test images."""
         return self.annotated + self.test
 
+    @cached_property
+    def learnt(self) -> dict[int, int]:
+        """Numbers of the test images that are, or are cut from, annotated ones: and which ones."""
+        return parts_of(
+            *([self._file_pixels(s) for s in own] for own in (self.test, self.annotated))
+        )
+
+    @property
+    def fit(self) -> bool:
+        """Whether the evaluations are no score, because all test images have labels learnt here."""
+        return bool(self.test) and len(self.learnt) == len(self.test)
+
+    @property
+    def tested(self) -> list[Sample]:
+        """The images that are evaluated: the test images whose labels are not learnt, or a fit."""
+        return [s for i, s in enumerate(self.test) if self.fit or i not in self.learnt]
+
+    def _file_pixels(self, sample: Sample) -> NDArray[np.uint8]:
+        """An image's pixels as its file has them."""
+        return read_image(sample.image) if self.config.image_size else self.pixels(sample)
+
     def unsuitable(self) -> list[str]:
         """A line for each annotated image that is smaller than the crops."""
         return self.smaller_than("fine_crop", self.annotated)
@@ -165,36 +190,66 @@ class Supervised(Runner):
             *self.job.notes,
             f"{self.start} for {self.epochs} {crops} on {self.images(self.annotated)} with labels "
             f"of {self.config.data_dir}: {some_names(self.annotated)}",
-            f"Scored on {self.images(self.test)} of the test set every {every} epochs and "
-            "after the last; Dice is pooled over the set, without background",
+            *self._about_test(f"every {every} epochs and after the last"),
         ]
+
+    def _about_test(self, when: str) -> list[str]:
+        """What is evaluated, and whether that is a score."""
+        if not self.test:
+            where = self.config.data_dir
+            return [f"No score: {where} has no test images with masks; nothing is chosen by one"]
+        hits = [f"{self.test[i].name} in {self.annotated[k].name}" for i, k in self.learnt.items()]
+        shown = ", ".join(hits[:5]) + (" ..." if hits[5:] else "")
+        if self.fit:
+            return [
+                f"No score but a {FIT}: every test image is, or is cut from, an image whose labels "
+                f"are learnt here ({shown}). ACC and Dice {when} say how well these were learnt, "
+                "nothing about other images"
+            ]
+        lines = [
+            f"Scored on {self.images(self.tested)} of the test set {when}; Dice is pooled over the "
+            "set, without background"
+        ]
+        if hits:
+            lines.append(
+                f"Warning: {len(hits)} test image(s) left out of the score, which are, or are cut "
+                f"from, images whose labels are learnt here: {shown}"
+            )
+        return lines
 
     def due(self) -> list[int]:
         """The epochs, counted from 0, that are evaluated."""
         c, size = self.config, self.job.size
-        return [done - 1 for done in due(c.eval_every_for(size), c.epochs_for(size)) if done]
+        every = c.eval_every_for(size) if self.test else c.epochs_for(size)
+        return [done - 1 for done in due(every, c.epochs_for(size)) if done]
 
     def outputs(self) -> list[str]:
         """Also the best and the last network, the sheets and the predictions."""
         names = ("{}.pt", "{}_last.pt", "sheet_{}.png", "sheet_{}_extremes.png")
         own = [name.format(self.stage) for name in names]
-        tested = [picture_name(s.name) for s in self.test]
+        tested = [picture_name(s.name) for s in self.tested]
         pictures = [f"epoch_{epoch}/{name}" for epoch in self.due() for name in tested]
         return [*super().outputs(), *own, *pictures]
 
     def epoch_done(self, epoch: int) -> None:
-        """Evaluate when due; save the network if its ACC is the best, and the last one."""
+        """Evaluate when due; save the network if its ACC is the best, and the last one.
+
+        Without a test set there is nothing to choose by: the last is both.
+        """
         if epoch not in self.due():
             return
         self.take_statistics()
-        counts = self.evaluate(epoch)
-        scores = Scores.from_confusion(counts)
-        entry = {"epoch": epoch, **scores.as_dict()}
-        best = all(scores.acc > e["acc"] for e in self.evaluations)
-        self.evaluations = [*self.evaluations, {**entry, "confusion": counts.tolist()}]
-        for line in evaluation_lines(scores):
-            self.log.line(line)
-        self.log.metrics({"evaluation": entry})
+        entry: dict[str, Any] = {"epoch": epoch}
+        best = True
+        if self.test:
+            counts = self.evaluate(epoch)
+            scores = Scores.from_confusion(counts)
+            entry |= scores.as_dict() | ({FIT: True} if self.fit else {})
+            best = all(scores.acc > e["acc"] for e in self.evaluations)
+            self.evaluations = [*self.evaluations, {**entry, "confusion": counts.tolist()}]
+            for line in evaluation_lines(scores):
+                self.log.line(line)
+            self.log.metrics({"evaluation": entry})
         names = [f"{self.stage}.pt"] if best else []
         names += [f"{self.stage}_last.pt"] if epoch + 1 == self.epochs else []
         for name in names:
@@ -225,7 +280,7 @@ class Supervised(Runner):
         scores = SegmentationScores(self.config.num_classes)
         folder = self.run_dir / f"epoch_{epoch}"
         rows: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
-        items = data.test_items(self.test, self.job.store, self.config.standardize)
+        items = data.test_items(self.tested, self.job.store, self.config.standardize)
         for images, masks, names in equal_sizes(items):
             with self.precision():
                 x = images.to(self.device, memory_format=torch.channels_last)
@@ -236,16 +291,18 @@ class Supervised(Runner):
             for name, mask, picture in zip(names, masks, classes, strict=True):
                 save_prediction(folder / picture_name(name), picture, self.config.mapping)
                 if epoch + 1 == self.epochs:
-                    rows.append((self.pixels(self.test[len(rows)]), mask.numpy(), picture))
+                    rows.append((self.pixels(self.tested[len(rows)]), mask.numpy(), picture))
         counts = scores.counts()
         if rows:
             c = self.config
             colours = class_colours(c.num_classes, c.class_colours)
-            names = [sample.name for sample in self.test]
+            names = [sample.name for sample in self.tested]
             heading = f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}"
+            heading += f": {FIT} to learnt labels" if self.fit else ""
             write = partial(sheets.write_sheets, self.run_dir, self.stage, heading=heading)
             write(rows, names, counts, class_names=c.class_names, colours=colours)
-            self.log.note(f"Pictures of test images: {self.run_dir / f'sheet_{self.stage}.png'}")
+            kind = "learnt" if self.fit else "test"
+            self.log.note(f"Pictures of {kind} images: {self.run_dir / f'sheet_{self.stage}.png'}")
         return counts
 
 
@@ -312,7 +369,23 @@ class Finetune(Supervised):
             if was != new:
                 said = f"{path}: pretrained with {name} {was}, fine-tuned with {new}"
                 warnings.append(f"Warning: {said}; give --{name} {was} unless you mean it")
-        return [first, *warnings, *rest]
+        return [first, *warnings, *rest, *self._seen()]
+
+    def _seen(self) -> list[str]:
+        """A line if pretraining saw test images, as it may, without their labels."""
+        others = [s for i, s in enumerate(self.test) if i not in self.learnt]
+        train = []
+        for sample in data.pretraining_samples(self.config.data_dir, self.config.use_unlabelled):
+            with suppress(DataError):  # pretraining reports it
+                train.append(read_image(sample.image))
+        seen = parts_of([read_image(s.image) for s in others], train)
+        if not seen:
+            return []
+        names = some_names([others[number] for number in seen])
+        return [
+            f"{len(seen)} of the test images are among the images of pretraining, without their "
+            f"labels, which no stage learns; they are scored like the others: {names}"
+        ]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Stem and downs at one rate, ups and the last layer at another."""

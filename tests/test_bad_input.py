@@ -242,7 +242,7 @@ BAD_FILES = {
         put(MASK, encoded(IDS, "jpeg")), "", ("gt/15_0.png: ", "JPEG", "export the mask as PNG")
     ),
     "no mask": Bad(remove(MASK), "", ("img/15_0.png: ", "no mask", "save its mask as")),
-    "no gt folder": Bad(remove("test_numf/gt"), "", ("img/15_t0.png: ", "no mask", "save its")),
+    "no gt folder": Bad(remove("sup_num1_0/gt"), "", ("img/15_0.png: ", "no mask", "save its")),
     "two images of one name": Bad(
         put("sup_num1_0/img/15_0.bmp", encoded(GRAY, "bmp")), "", ("15_0.bmp, 15_0.png", "rename")
     ),
@@ -261,7 +261,12 @@ BAD_FILES = {
     "no annotated folder": Bad(
         remove("sup_num1_0"), "", ("sup_num1_0", "no such folder", "--repeats")
     ),
-    "no test folder": Bad(remove("test_numf"), "", ("test_numf", "no such folder", "put the test")),
+    "masks without test images": Bad(
+        remove("test_numf/img"), "", ("test_numf", "no such folder", "put the test")
+    ),
+    "nothing to probe on": Bad(
+        remove("test_numf"), "--stages self --probe 1", ("test_numf", "no such folder", "--probe")
+    ),
     "no train_unlabelled": Bad(
         nothing, "--stages self --use_unlabelled", ("train_unlabelled", "leave out")
     ),

@@ -39,9 +39,11 @@ ALLOWED: dict[str, set[str]] = {
     "comparison": {"comparison"} | SCRIPT | BELOW_ENGINE,
     "train": SCRIPT | {"utils"},
     "train_defect": SCRIPT | {"dataset", "utils"},
+    "segmentation": {"segmentation"} | SCRIPT | BELOW_ENGINE,
+    "segment": {"segmentation"} | SCRIPT | BELOW_ENGINE,
     "predict": SCRIPT | BELOW_ENGINE,
     "reproduce": {"comparison"} | SCRIPT | BELOW_ENGINE,
-    "benchmarks": {"benchmarks", "comparison"} | SCRIPT | BELOW_ENGINE,
+    "benchmarks": {"benchmarks", "comparison", "segment", "segmentation"} | SCRIPT | BELOW_ENGINE,
 }
 OUTSIDE = "(outside its folder)"
 OURS = set(ALLOWED) | {"tests", OUTSIDE}

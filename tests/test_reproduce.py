@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 from tiny_set import files, make_set
 
-import comparison.forest
 import config_run
+import metallography.forest
 import reproduce
 from model import METHODS
 from utils.checkpoint import load, save
@@ -45,7 +45,7 @@ TABLES = ("table.md", "table.csv", "values.csv", "values.png")
 def only_small() -> Iterator[None]:
     """A forest of five trees; three methods, one of which sees no annotated image."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison.forest, "TREES", 5)
+        patch.setattr(metallography.forest, "TREES", 5)
         for name in METHODS.keys() - {"moco", "simclr", "plain-simclr"}:
             patch.delitem(METHODS, name)
         yield

@@ -65,10 +65,39 @@ def test_eval_txt_says_what_was_chosen_on_what(experiment: Path) -> None:
     text = (experiment / "eval.txt").read_text(encoding="utf-8")
     assert text.splitlines()[0] == "steel_moco, stage fine: scores on the test set"
     assert "chosen with the test set's labels" in text and "last: after the last epoch" in text
-    assert text.splitlines()[-5:] == table(experiment, "fine")
+    without = "1_3: no score, the set has no test images with masks"  # finished, not evaluated
+    assert text.splitlines()[-7:] == [*table(experiment, "fine"), "", without]
     printed = results_table({experiment: "fine"})
     assert printed.splitlines()[1].startswith(str(experiment))
-    assert printed.splitlines()[2:] == table(experiment, "fine")
+    assert printed.splitlines()[2:] == [*table(experiment, "fine"), without]
+
+
+def test_a_fit_is_never_among_the_scores(tmp_path: Path) -> None:
+    folder = tmp_path / "steel_simclr"
+    state(folder, "1_0", {**evaluation(1, 0.5, 0.9, 0.8), "fit": True})
+    write_results(folder, "fine")
+    text = (folder / "eval.txt").read_text(encoding="utf-8")
+    assert text.splitlines()[0] == "steel_simclr, stage fine: no score"
+    assert "1_0: a fit, no score" in text and "on test" not in text and "0.9000" in text
+    assert read_results(folder, "fine") == {} and list(read_results(folder, "fine", True)) == [
+        "1_0"
+    ]
+    state(folder, "1_1", evaluation(1, 0.5, 0.25, 0.125))
+    write_results(folder, "fine")
+    text = (folder / "eval.txt").read_text(encoding="utf-8")
+    scores, fit = text.split("1_0: a fit")
+    assert "0.2500" in scores and "0.9000" not in scores and "0.2500" not in fit
+
+
+def test_without_any_score_none_is_promised(tmp_path: Path) -> None:
+    folder = tmp_path / "steel_simclr"
+    state(folder, "1_0")
+    write_results(folder, "fine")
+    assert (folder / "eval.txt").read_text(encoding="utf-8").splitlines() == [
+        "steel_simclr, stage fine: no score",
+        "1_0: no score, the set has no test images with masks",
+    ]
+    assert "no score" in results_table({folder: "fine"})
 
 
 def test_it_says_over_which_classes_the_means_are(tmp_path: Path) -> None:

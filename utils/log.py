@@ -7,13 +7,15 @@ run goes to the terminal only (:meth:`RunLog.note`).
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -211,8 +213,27 @@ def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
             yield f"{group}/{name}", int(source["epoch"]), float(value)
 
 
+_SHOWN: list[str] = []  # title of the only thing shown, see ``only_progress``
+SECONDS_BETWEEN_LINES = 20.0  # of progress, where stderr is no terminal
+
+
+@contextmanager
+def only_progress(title: str) -> Iterator[None]:
+    """Show nothing but progress, under this title, while the block runs; logs are written as ever.
+
+    Where stderr is no terminal a line says now and then how far the work is.
+    """
+    _SHOWN.append(title)
+    try:
+        yield
+    finally:
+        _SHOWN.pop()
+
+
 def to_terminal(text: str) -> None:
     """Print a line above any progress bar; a closed terminal does not stop the training."""
+    if _SHOWN:
+        return
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     printable = text.encode(encoding, errors="backslashreplace").decode(encoding)
     with suppress(OSError):
@@ -249,9 +270,37 @@ class AverageMeter:
         return {name: (last, total / self._count[name]) for name, last, total in names}
 
 
+class SparseBar(tqdm):  # type: ignore[type-arg]
+    """Progress as a line now and then, for logs and pipes: 'TITLE: 30 of 400, 2:05 left'."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Print a line if the last one is old enough, or nothing has been said yet."""
+        now = time.time()  # as tqdm's own
+        if self.n and now - getattr(self, "said", self.start_t) >= SECONDS_BETWEEN_LINES:
+            self.said = now
+            found = self.format_dict
+            left = (self.total - self.n) * found["elapsed"] / self.n
+            line = f"{self.desc}: {self.n} of {self.total}, {tqdm.format_interval(left)} left"
+            with suppress(OSError):
+                print(line, file=sys.stderr, flush=True)
+        return True
+
+    def clear(self, nolock: bool = False) -> None:
+        """Nothing to clear: lines stay."""
+
+    def close(self) -> None:
+        """End without a last line."""
+        self.disable = True
+
+
 def progress(total: int, desc: str) -> tqdm[Any]:
     """A progress bar of ``total`` steps, hidden where stderr is no terminal."""
     hidden, err = not sys.stderr.isatty(), sys.stderr
+    if _SHOWN:
+        desc = _SHOWN[-1]
+        if hidden:
+            often = min(1.0, SECONDS_BETWEEN_LINES)
+            return SparseBar(total=total, desc=desc, file=io.StringIO(), mininterval=often)
     return tqdm(total=total, desc=desc, file=err, disable=hidden, leave=False, dynamic_ncols=True)
 
 

@@ -1,0 +1,94 @@
+"""What segment.py does on real sets with one mask: the truth is for judging alone.
+
+``PSCL_DATA=data python benchmarks/one_mask.py superalloy --out /tmp/one_mask --minutes 20``. Of
+each set every fourth of the first 40 training images, the first 15 test images and, where there are
+some, 50 unlabelled ones are copied under neutral names, with one mask. Printed are the true Dice,
+pooled over the images with a truth but without the given mask, and the mean error of the area
+fractions.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+import segment  # noqa: E402
+from segmentation.demo import judge  # noqa: E402
+from utils.commandline import Parser, UserError, exit_code  # noqa: E402
+from utils.files import IMAGE_SUFFIXES, list_files  # noqa: E402
+
+TRAIN, TEST, UNLABELLED = 10, 15, 50
+
+
+def lay_out(data: Path, out: Path) -> None:
+    """Copy a set's images, one mask and the truth into ``images``, ``masks``, ``truth``."""
+    one = list_files(data / "sup_num1_0" / "img", IMAGE_SUFFIXES)[0]
+    chosen = list_files(data / "train_numf" / "img", IMAGE_SUFFIXES)[::4][:TRAIN]
+    chosen += list_files(data / "test_numf" / "img", IMAGE_SUFFIXES)[:TEST]
+    chosen += list_files(data / "train_unlabelled" / "img", IMAGE_SUFFIXES)[:UNLABELLED]
+    chosen += [] if one.name in {path.name for path in chosen} else [one]
+    shutil.rmtree(out, ignore_errors=True)
+    for kind in ("images", "masks", "truth"):
+        (out / kind).mkdir(parents=True)
+    for number, path in enumerate(sorted(chosen, key=lambda p: p.name)):
+        stem = f"image{number:03d}"
+        shutil.copyfile(path, out / "images" / f"{stem}{path.suffix}")
+        mask = path.parent.parent / "gt" / f"{path.stem}.png"
+        if mask.exists():
+            shutil.copyfile(mask, out / "truth" / f"{stem}.png")
+        if path.name == one.name:
+            shutil.copyfile(mask, out / "masks" / f"{stem}.png")
+
+
+def measure(name: str, out: Path, rest: Sequence[str], correct: int) -> None:
+    """One set: lay out, run, judge; then correct the worst images with the truth and run again."""
+    data = Path(os.environ["PSCL_DATA"]) / name
+    place = out / name
+    if not (place / "images").is_dir():
+        lay_out(data, place)
+    given = [path.stem for path in list_files(place / "masks")]
+    words = [f"--images={place / 'images'}", f"--out={place / 'out'}", *rest]
+    started = time.monotonic()
+    code = segment.main(["--masks", str(place / "masks"), *words])
+    if code:
+        raise UserError(f"{name}: segment.py ended with {code}")
+    found = judge(place / "out" / "classes", place / "truth", given)
+    print(f"{name}: {found.line()}, {(time.monotonic() - started) / 60:.1f} min", flush=True)
+    if not correct:
+        return
+    worst = found.worst[:correct]
+    (place / "more").mkdir(exist_ok=True)
+    for stem in worst:
+        shutil.copyfile(place / "truth" / f"{stem}.png", place / "more" / f"{stem}.png")
+    before = judge(place / "out" / "classes", place / "truth", [*given, *worst])
+    segment.main(["--masks", str(place / "masks"), str(place / "more"), *words])
+    after = judge(place / "out" / "classes", place / "truth", [*given, *worst])
+    print(f"{name}: before {', '.join(worst)} were corrected, on all others: {before.line()}")
+    print(f"{name}: after: {after.line()}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; options that it does not know go to segment.py."""
+    parser = Parser(prog="one_mask.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sets", nargs="+", help="names of the folders in PSCL_DATA")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--correct", type=int, default=0, help="images to correct afterwards (0)")
+    given, rest = parser.parse_known_args(argv)
+
+    def work() -> None:
+        if "PSCL_DATA" not in os.environ:
+            raise UserError("PSCL_DATA: not set; set it to the folder of the real sets")
+        for name in given.sets:
+            measure(name, given.out, rest, given.correct)
+
+    return exit_code(work, "The same command goes on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

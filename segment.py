@@ -1,0 +1,94 @@
+"""From a folder of images and one mask to class maps, measurements and a report, in one command.
+
+``python segment.py --images FOLDER --masks FILE_OR_FOLDER``; all options: ``-h``. The first answer
+is there within a minute. To correct it, change class maps in OUT/classes or give more masks, and
+give the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from config import PRESETS, ConfigError
+from dataset.make_micrographs import DEFAULT_FOLDER, make_micrographs
+from segmentation import demo
+from segmentation.intake import PRETRAIN, Request
+from segmentation.job import run
+from utils.commandline import Parser, exit_code
+
+AGAIN = "The same command goes on and ends with the same result"
+READING = ("mask-pattern", "mask-kind", "palette", "ignore", "tolerance", "crop")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; what cannot be read ends the program with one line and exit code 2."""
+    made = Parser(prog="segment.py", description=(__doc__ or "").splitlines()[0])
+    add = made.add_argument
+    add("--images", type=Path, help="folder of the images, with sub-folders")
+    add("--masks", type=Path, nargs="+", metavar="FILE_OR_FOLDER", default=[], help="the mask of "
+        "one image or of several, named as their images; later ones win")  # fmt: skip
+    add("--out", type=Path, help="folder of the results; default: segmented_<images>, here")
+    add("--demo", action="store_true", help="segment synthetic micrographs, whose truth is known")
+    add("--minutes", type=float, help="most time that it may take (20; with --demo 2.2)")
+    add("--preset", default="auto", choices=tuple(PRESETS), help="settings of the network: auto "
+        "looks at the images first (default), robust, or paper")  # fmt: skip
+    add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: auto, where it pays within the "
+        "time (default), always (with --demo) or never")  # fmt: skip
+    add("--class_names", type=_names, default=(), metavar="NAME,...", help="names of the classes")
+    add("--um_per_px", type=float, help="micrometres per pixel; default: all lengths in pixels")
+    for name in READING:
+        add(f"--{name}", default="", help=f"how masks are read: see dataset/prepare.py, --{name}")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--threads", type=int, default=0, help="CPU threads; 0: as many as PyTorch chooses")
+    add("--seed", type=int, default=0, help="seed of all random numbers")
+    return made
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def request_of(options: argparse.Namespace) -> Request:
+    """The job that the options ask for; ConfigError."""
+    given = {name: getattr(options, name.replace("-", "_")) for name in READING}
+    if options.demo and (options.images or options.masks):
+        raise ConfigError("--demo: brings its own images and mask; leave --images and --masks out")
+    if not options.demo and not options.images:
+        raise ConfigError("--images: not given; give a folder of images, and --masks one mask")
+    images = DEFAULT_FOLDER if options.demo else options.images
+    minutes = demo.MINUTES if options.demo else 20.0
+    return Request(
+        images=images,
+        masks=(images,) if options.demo else tuple(options.masks),
+        out=options.out or Path(f"segmented_{images.resolve().name or 'images'}"),
+        minutes=minutes if options.minutes is None else options.minutes,
+        preset=options.preset,
+        pretrain=options.pretrain or ("always" if options.demo else "auto"),
+        class_names=options.class_names or (demo.CLASSES if options.demo else ()),
+        um_per_px=options.um_per_px,
+        reading=tuple(f"--{name}={value}" for name, value in given.items() if value),
+        device=options.device,
+        threads=options.threads,
+        seed=options.seed,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 0, 2, 130 or 143."""
+    options = parser().parse_args(argv)
+
+    def work() -> int:
+        if options.demo:
+            make_micrographs()
+            return demo.demo(request_of(options))
+        run(request_of(options))
+        return 0
+
+    return exit_code(work, AGAIN, "smaller images, or --preset paper")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

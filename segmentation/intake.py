@@ -1,0 +1,309 @@
+"""The user's images and masks, read and laid out as a set. Nothing of the user's is changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from config import Config, ConfigError
+from data import name_key
+from dataset.layout import replacing_set, write_png
+from dataset.mask_values import MaskRule
+from dataset.pairs import DERIVED
+from dataset.prepare import read_settings
+from dataset.set_plan import Plan, Source
+from imaging.imagefile import Pixels, read_mask
+from metallography.segmenter import check_number
+from segmentation.answers import Answers
+from utils.files import IMAGE_SUFFIXES, DataError, list_files, replace_file
+from utils.metrics import IGNORED
+
+SET, RECORD, VERSION = "set", "record.json", 1
+PRETRAIN = ("auto", "always", "never")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One job. ConfigError, a line for each value out of range."""
+
+    images: Path  # folder, with sub-folders
+    masks: tuple[Path, ...]  # files and folders
+    out: Path
+    minutes: float = 20.0
+    preset: str = "auto"
+    pretrain: str = "auto"
+    class_names: tuple[str, ...] = ()
+    um_per_px: float | None = None
+    reading: tuple[str, ...] = ()  # options of dataset/prepare.py on how masks are read
+    device: str = "auto"
+    threads: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name, least in (("minutes", 0.1), ("threads", 0)):
+            try:
+                check_number(name, getattr(self, name), least=least)
+            except ConfigError as error:
+                problems.append(str(error))
+        if self.um_per_px is not None and not 0 < self.um_per_px < 1e9:
+            problems.append(f"--um_per_px: found {self.um_per_px}; give micrometres, above 0")
+        if self.pretrain not in PRETRAIN:
+            problems.append(f"--pretrain: found {self.pretrain}; give {', '.join(PRETRAIN)}")
+        if not self.masks:
+            problems.append("--masks: no file given; give a mask, or a folder of masks")
+        problems += [f"{p}: no such file or folder; correct --masks" for p in self.missing_masks()]
+        if not self.images.is_dir():
+            problems.append(f"{self.images}: no such folder; give --images a folder of images")
+        elif self.out.exists() and not self.out.is_dir():
+            problems.append(f"{self.out}: a file, not a folder; give another --out")
+        problems += self.inside()
+        if problems:
+            raise ConfigError("\n".join(problems))
+        Config(preset=self.preset, device=self.device, seed=self.seed)  # its own messages
+
+    def missing_masks(self) -> list[Path]:
+        """The files and folders of --masks that are not there."""
+        return [path for path in self.masks if not path.exists()]
+
+    def inside(self) -> list[str]:
+        """A line if results would be written among the user's files."""
+        out = self.out.resolve()
+        read = {"--images": self.images, **{f"--masks {p}": p for p in self.masks if p.is_dir()}}
+        return [
+            f"--out: found {self.out}, which is the folder of {option}, or holds it; give another"
+            for option, folder in read.items()
+            if folder.resolve() == out or (option == "--images" and out in folder.resolve().parents)
+        ]
+
+
+class Picture(NamedTuple):
+    """An image of the user, as it is laid out."""
+
+    name: str  # of its results: the path below --images without suffix
+    file: Path
+    labels: Path | None  # class ids, 255 where nobody labelled; None: not annotated
+
+
+class Intake(NamedTuple):
+    """What is there to work with."""
+
+    folder: Path  # of the set
+    pictures: tuple[Picture, ...]
+    num_classes: int
+    pixels: int  # of all images
+    notes: tuple[str, ...]  # how the files were read, and what was left out
+
+    @property
+    def annotated(self) -> tuple[Picture, ...]:
+        """The pictures with labels."""
+        return tuple(p for p in self.pictures if p.labels)
+
+
+def read(request: Request) -> Intake:
+    """Read all files and lay them out in ``OUT/set``, unless that was done; DataError."""
+    answers = Answers(request.out)
+    corrected = answers.corrections()
+    masks = [m for m in request.masks if m.resolve() != answers.classes.resolve()]
+    if not masks and not corrected:
+        given = f"{answers.classes}: no class map in it was changed"
+        raise DataError(f"{given}; correct one, or give --masks a mask of your own")
+    folder = request.out / SET
+    wanted = _signature(request, masks, corrected)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if old["signature"] == wanted:
+            return _intake(folder, old)
+    known = _known_palette(folder)
+    with TemporaryDirectory(prefix="masks-") as place:
+        plans = _plans(request, [_as_folder(m, request, Path(place)) for m in masks], known)
+        with replacing_set(folder) as root:
+            record = _write(root, plans, corrected, request)
+            replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
+    return _intake(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")))
+
+
+def _intake(folder: Path, record: Mapping[str, Any]) -> Intake:
+    pictures = []
+    for name, stem, annotated in record["pictures"]:
+        labels = folder / "sup_numf" / "gt" / f"{stem}.png" if annotated else None
+        pictures.append(Picture(name, folder / "train_numf" / "img" / f"{stem}.png", labels))
+    counts = record["num_classes"], record["pixels"]
+    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]))
+
+
+def _signature(
+    request: Request, masks: Iterable[Path], corrected: Mapping[str, Path]
+) -> list[list[Any]]:
+    """Names, sizes and times of all files read, and the options: equal ones give an equal set."""
+    files = list_files(
+        request.images, IMAGE_SUFFIXES, below=True, leave_out={request.out.resolve()}
+    )
+    for path in masks:
+        files += list_files(path, below=True) if path.is_dir() else [path]
+    files += corrected.values()
+    stats = [(str(path.resolve()), path.stat()) for path in files]
+    entries: list[list[Any]] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return [[VERSION, *request.reading, str(request.images.resolve())], *entries]
+
+
+def _known_palette(folder: Path) -> str:
+    """Which value was which class the last time, so that classes keep their numbers."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((folder / RECORD).read_text(encoding="utf-8"))["palette"])
+    return ""
+
+
+def _as_folder(masks: Path, request: Request, place: Path) -> Path:
+    """A folder of masks itself; of a single file one that holds a copy by the name of its image."""
+    if masks.is_dir():
+        return masks
+    below = list_files(
+        request.images, IMAGE_SUFFIXES, below=True, leave_out={request.out.resolve()}
+    )
+    stems = {name_key(p.stem): p.stem for p in below if p.resolve() != masks.resolve()}
+    own = name_key(masks.stem)
+    found = [
+        s for s in stems if own == s or (own.startswith(s) and DERIVED.fullmatch(own[len(s) :]))
+    ]
+    if not found:
+        wanted = next(iter(stems.values()), "image")
+        raise DataError(
+            f"{masks}: no image of {request.images} has its name; name the mask as its image, such "
+            f"as {wanted}.png or {wanted}_mask.png"
+        )
+    folder = place / f"{len(list(place.iterdir()))}"
+    folder.mkdir()
+    stem = stems[max(found, key=len)]
+    shutil.copyfile(masks, folder / f"{stem}{masks.suffix.lower()}")
+    return folder
+
+
+def _plans(request: Request, folders: Iterable[Path], known: str) -> list[Plan]:
+    """A plan for each folder of masks, all with one meaning of the classes."""
+    plans: list[Plan] = []
+    for folder in folders:
+        words = [f"--images={request.images}", f"--masks={folder}", f"--out={request.out}"]
+        words += ["--test=0", "--batch-from=()", *request.reading]
+        tries: list[list[str]] = [[]]
+        if known and not any("palette" in word for word in request.reading):
+            tries.insert(0, [f"--palette={known}"])
+            if plans:
+                tries.append(["--mask-kind=ids", f"--num_classes={plans[0].num_classes}"])
+        problem: DataError | None = None
+        for more in tries:
+            try:
+                plans.append(Plan(read_settings([*words, *more])))
+                break
+            except DataError as error:
+                problem = problem or error
+        else:
+            assert problem is not None
+            raise problem
+        known = known or _palette(plans[0].rule)
+    return plans
+
+
+def _palette(rule: MaskRule) -> str:
+    """The option --palette that gives a rule again."""
+    return " ".join(
+        f"{'ignore' if i == IGNORED else i}={','.join(map(str, value))}"
+        for i, value in rule.palette
+    )
+
+
+def _write(
+    root: Path, plans: list[Plan], corrected: Mapping[str, Path], request: Request
+) -> dict[str, Any]:
+    """Write all images, and the labels of those that have some; returns the record of the set."""
+    if not plans:  # corrected class maps alone
+        raise DataError(f"{request.out}: give --masks the mask that you began with, too")
+    sources: dict[str, Source] = {}
+    masks: defaultdict[str, list[tuple[Plan, Source]]] = defaultdict(list)
+    for plan in plans:
+        for tile in (
+            tile for split in ("train_numf", "train_unlabelled") for tile in plan.splits[split]
+        ):
+            sources.setdefault(tile.source.below, tile.source)
+            if tile.annotated:
+                masks[tile.source.below].append((plan, tile.source))
+    names = result_names(sources)
+    classes = max(plan.num_classes for plan in plans)
+    if classes < 2:
+        found = f"one class in all masks ({plans[0].rule.same_as()})"
+        raise DataError(f"{request.masks[0]}: {found}; two or more are needed: correct the mask")
+    pictures, taken, pixels = [], set[str](), 0
+    for number, (below, source) in enumerate(sorted(sources.items())):
+        stem = names[below].replace("/", "__")
+        stem += f"-{number}" if stem.casefold() in taken else ""
+        taken.add(stem.casefold())
+        image = plans[0].image(source)
+        labels = _labels(masks[below], corrected.get(names[below]), image.shape[:2], classes)
+        write_png(root / "train_numf" / "img" / f"{stem}.png", image)
+        if labels is not None:
+            write_png(root / "sup_numf" / "img" / f"{stem}.png", image)
+            write_png(root / "sup_numf" / "gt" / f"{stem}.png", labels)
+        pictures.append([names[below], stem, labels is not None])
+        pixels += image.shape[0] * image.shape[1]
+    if not any(annotated for _, _, annotated in pictures):
+        raise DataError(
+            f"{request.masks[0]}: no pixel has a class; label some, or correct --ignore"
+        )
+    record = {"num_classes": classes, "pixels": pixels, "palette": _palette(plans[0].rule)}
+    return {**record, "notes": _notes(plans), "pictures": pictures}
+
+
+def _notes(plans: Sequence[Plan]) -> list[str]:
+    """How the files were read, without what concerns the splits of a set alone."""
+    every = dict.fromkeys(note for plan in plans for note in (*plan.notes, *plan.warnings))
+    own = [n for n in every if not n.startswith("--batch-from") and " sets sup_num" not in n]
+    return [f"masks: {plans[0].rule.note}; {plans[0].rule.same_as()}", *own]
+
+
+def result_names(belows: Iterable[str]) -> dict[str, str]:
+    """Names of results: paths without suffix, or with it where two differ in nothing else."""
+    paths = list(belows)
+    shared = Counter(str(Path(path).with_suffix("")).lower() for path in paths)
+    return {
+        path: path
+        if shared[str(Path(path).with_suffix("")).lower()] > 1
+        else Path(path).with_suffix("").as_posix()
+        for path in paths
+    }
+
+
+def _labels(
+    masks: Iterable[tuple[Plan, Source]],
+    corrected: Path | None,
+    shape: tuple[int, ...],
+    classes: int,
+) -> Pixels | None:
+    """The labels of an image: later masks win over earlier ones, a corrected class map over all."""
+    labels: Pixels | None = None
+    for plan, source in masks:
+        ids = plan.ids(source)
+        labels = ids if labels is None else np.where(ids == IGNORED, labels, ids).astype(np.uint8)
+    if labels is not None and (labels == IGNORED).all():
+        labels = None
+    if corrected is None:
+        return labels
+    ids = read_mask(corrected)
+    if ids.shape != shape:
+        size, wanted = (f"{s[1]}x{s[0]}" for s in (ids.shape, shape))
+        raise DataError(f"{corrected}: {size}, its image is {wanted}; save it in the same size")
+    wrong = ids[(ids >= classes) & (ids != IGNORED)]
+    if wrong.size:
+        raise DataError(
+            f"{corrected}: value {wrong.max()} in a class map of {classes} classes; class ids are "
+            f"0..{classes - 1}, and {IGNORED} where you do not know: correct it or remove it"
+        )
+    return ids if labels is None else np.where(ids == IGNORED, labels, ids).astype(np.uint8)

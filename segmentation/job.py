@@ -1,0 +1,352 @@
+"""One job from the user's folder to the report: what ``segment.py`` does, in order."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imaging.imagefile import Pixels, read_image, read_mask
+from metallography.folder import Item
+from metallography.segmenter import Segmenter
+from metallography.summary import write_tables
+from report.sheets import predicted_sheet
+from segmentation import blocks, doubt, telling
+from segmentation.answers import Answers
+from segmentation.blocks import HeldOut
+from segmentation.intake import Picture, Request, read
+from segmentation.learning import TRAINING, Learning
+from segmentation.predictors import FOREST, NETWORK, Answer, Classifier, Watched
+from segmentation.rounds import Round, Rounds
+from segmentation.schedule import (
+    Schedule,
+    asked_of,
+    load_schedule,
+    make_schedule,
+    save_schedule,
+)
+from stages.presets import look
+from utils.commandline import UserError
+from utils.files import list_names, replace_file
+from utils.log import only_progress, progress, to_terminal
+from utils.metrics import IGNORED
+from utils.run_folder import LOCK_FILE, locked
+from utils.tables import csv_of_rows
+
+BEFORE = "answer before"
+OWN_FILES = ("set", "plan.json", "rounds.json", "answer.json", LOCK_FILE)
+
+
+def run(request: Request) -> Work:
+    """Do the job, or go on with it; returns what was done. UserError."""
+    check_out(request.out)
+    with locked(request.out):
+        intake = read(request)
+        for note in intake.notes:
+            to_terminal(note)
+        learning = Learning(request, intake)
+        schedule = scheduled(learning)
+        for line in schedule.lines():
+            to_terminal(line)
+        work = Work(learning, schedule)
+        work.run()
+        return work
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder of results that holds other files; UserError."""
+    names = {path.name for path in list_names(out)}
+    if names and not names & set(OWN_FILES):
+        raise UserError(f"{out}: holds other files, such as {min(names)}; give another --out")
+
+
+def scheduled(learning: Learning) -> Schedule:
+    """The stored schedule, or a new one, stored before anything is trained."""
+    out = learning.request.out
+    asked = asked_of(learning.request, learning.intake)
+    schedule = load_schedule(out, asked)
+    if schedule is None:
+        to_terminal("Timing a few steps ...")
+        schedule = make_schedule(learning, asked)
+        save_schedule(out, schedule)
+    return schedule
+
+
+class Work:
+    """The steps of a job. Each is skipped if it is done, so a kill loses little."""
+
+    def __init__(self, learning: Learning, schedule: Schedule) -> None:
+        self.learning, self.schedule = learning, schedule
+        learning.values |= schedule.values
+        self.request, self.intake = learning.request, learning.intake
+        self.out, self.pictures = self.request.out, self.intake.pictures
+        self.annotated = self.intake.annotated
+        self.classes = self.intake.num_classes
+        self.answers, self.rounds = Answers(self.out), Rounds(self.out)
+        decides = {n: getattr(schedule, n) for n in ("asked", "fine_steps", "block_steps", "views")}
+        decides |= {
+            "values": schedule.values,
+            "reduce": schedule.reduce,
+            "epochs": schedule.pretrain_epochs,
+        }
+        self.this = self.rounds.open(self.intake, decides)
+        self.before = self.rounds.before(self.this)
+        self.place = self.out / TRAINING / f"round_{self.this.number}"
+        self.first = self.out / TRAINING / "answers" / "first"
+
+    def run(self) -> Path:
+        """Everything in order; returns the report."""
+        self.say_round()
+        if not self.answers.by:
+            self.first_answer()
+        blocks.write_labels(self.place / "labels", self.annotated, [])
+        if not self.this.kept:
+            self.compare()
+        self.answer()
+        return self.report()
+
+    def say_round(self) -> None:
+        """What this round learns from."""
+        names = ", ".join(p.name for p in self.annotated[:5])
+        more = " ..." if len(self.annotated) > 5 else ""
+        count = f"labels of {len(self.annotated)} image(s)"
+        to_terminal(f"Round {self.this.number}: {count}, {names}{more}")
+        if self.before is None:
+            return
+        gone = sorted(self.before.labels.keys() - self.this.labels.keys())
+        if gone:
+            to_terminal(f"Not given any more, so not learnt from: labels of {', '.join(gone)}")
+        for name, (changed, labelled) in self.count_corrected().items():
+            to_terminal(
+                f"{name}: {changed} of {labelled} labelled pixels differ from the last answer"
+            )
+
+    def count_corrected(self) -> dict[str, list[int]]:
+        """Of each image with new labels: pixels that the last answer had otherwise, and all."""
+        assert self.before is not None
+        if not self.this.corrected:
+            folder = self.out / self.before.answer / "classes"
+            for picture in self.annotated:
+                path = folder / f"{picture.name}.png"
+                if self.before.labels.get(picture.name) == self.this.labels[picture.name]:
+                    continue
+                if path.exists() and picture.labels:
+                    old, new = read_mask(path), read_mask(picture.labels)
+                    known = new != IGNORED
+                    pair = [int((known & (old != new)).sum()), int(known.sum())]
+                    self.this.corrected[picture.name] = pair
+            self.rounds.save()
+        return self.this.corrected
+
+    def classifier(self) -> Classifier:
+        """A pixel classifier that has learnt nothing yet."""
+        r = self.request
+        threads = max(1, r.threads)
+        return Classifier(self.classes, r.class_names, self.schedule.reduce, r.seed, threads)
+
+    def learnt(self, labels: Path | None = None) -> Classifier:
+        """A pixel classifier that has learnt the labels, or those of a folder."""
+        model = self.classifier()
+        files = {p.file: (labels / p.labels.name if labels else p.labels)
+                 for p in self.annotated if p.labels}  # fmt: skip
+        there = {image: path for image, path in files.items() if path.is_file()}
+        model.fit([read_image(i) for i in there], [read_mask(path) for path in there.values()])
+        return model
+
+    def first_answer(self) -> None:
+        """All images by the pixel classifier, within a minute, and a report on them."""
+        with only_progress("First answer"):
+            shutil.rmtree(self.first, ignore_errors=True)
+            folder = self.predict(self.learnt(), self.first)
+        self.answers.publish(self.first, [p.name for p in self.pictures], FOREST)
+        self.mark(folder, {})
+        path = telling.write_page(self, folder, [], final=False)
+        to_terminal(f"First answer of all images, by the {FOREST}: {path}")
+
+    def predict(self, predictor: Classifier | Watched, place: Path) -> Answer:
+        """Predict and measure all images in a folder of its own; go on where that was stopped."""
+        items = [Item(p.file, p.name) for p in self.pictures]
+        labels = {p.name: p.labels for p in self.annotated if p.labels}
+        um = self.request.um_per_px
+        folder = Answer(predictor, items, place, um_per_px=um, labels=labels)
+        folder.run()
+        if folder.bad:
+            raise UserError("\n".join(folder.bad))
+        write_tables(folder)
+        predicted_sheet(folder)
+        return folder
+
+    def compare(self) -> None:
+        """Who does best on held-out blocks: network, pixel classifier, or the answer before."""
+        usable = blocks.usable(self.annotated)
+        if not usable:
+            to_terminal("No held-out blocks: the labels lie in one quarter of the image alone")
+        scores: dict[str, HeldOut] = {}
+        if usable:
+            scores[FOREST] = self.forest_blocks(usable)
+        if self.schedule.fine_steps:
+            self.this.start = self.pretrained()
+            if usable:
+                scores[NETWORK] = self.network_blocks(usable)
+        if self.before is not None and usable:
+            scores[BEFORE] = self.before_blocks(usable, self.before)
+        self.this.scores = {name: found.counts.tolist() for name, found in scores.items()}
+        means = {name: found.mean for name, found in scores.items() if not np.isnan(found.mean)}
+        usual = NETWORK if self.schedule.fine_steps else FOREST
+        order = [NETWORK, FOREST, BEFORE]  # of equals the first
+        self.this.kept = max(means, key=lambda n: (means[n], -order.index(n))) if means else usual
+        self.rounds.save()
+        for line in telling.comparison_lines(self.this, self.before):
+            to_terminal(line)
+
+    def forest_blocks(self, usable: list[int]) -> HeldOut:
+        """Held-out scores of the pixel classifier, and its learning curve."""
+
+        def learn(images: Any, labels: Any) -> blocks.Predict:
+            model = self.classifier()
+            model.fit(images, labels)
+            return model.ids
+
+        title, tries = "Held-out blocks, pixel classifier", len(blocks.CURVE) * len(usable)
+        with only_progress(title), progress(tries, title) as bar:
+            found = blocks.curve(self.annotated, usable, self.classes, learn, bar.update)
+        self.this.curve = {str(size): own.counts.tolist() for size, own in found.items()}
+        return found[max(found)]
+
+    def pretrained(self) -> str:
+        """The pretrained file, of an earlier round if there is one; '' for random weights."""
+        epochs = self.schedule.pretrain_epochs
+        old = self.before.start if self.before else ""
+        if old and (self.out / old).is_file():
+            return old
+        if not epochs:
+            return ""
+        path = self.learning.pretrain(epochs, self.this.number)
+        return path.relative_to(self.out).as_posix()
+
+    def start(self, of: Round) -> Path | None:
+        """The pretrained file of a round."""
+        return self.out / of.start if of.start else None
+
+    def block_network(self, number: int, block: int) -> tuple[str, Path]:
+        """Name of the training of a round that leaves a block out, and the folder of its labels."""
+        folder = self.out / TRAINING / f"round_{number}" / f"block_{block}"
+        return f"round_{number}_block_{block}", folder
+
+    def network_blocks(self, usable: list[int]) -> HeldOut:
+        """Held-out scores of networks that start as the final one, each without a block."""
+        predictors = {}
+        for turn, block in enumerate(usable, start=1):
+            name, folder = self.block_network(self.this.number, block)
+            labels = blocks.write_labels(folder, self.annotated, [block])
+            title = f"Held-out block {turn} of {len(usable)}"
+            steps, start = self.schedule.block_steps, self.start(self.this)
+            file = self.learning.finetune(name, steps, start, labels, title)
+            predictors[block] = self.network_ids(file)
+        return blocks.score(self.annotated, predictors, self.classes)
+
+    def network_ids(self, file: Path) -> blocks.Predict:
+        """A network as a function from an image's file to class ids."""
+        watched = self.watched(file)
+
+        def predict(image: Path) -> Pixels:
+            bands = watched.bands(read_image(image))
+            return np.concatenate([band.argmax(0).astype(np.uint8) for _, band in bands])
+
+        return predict
+
+    def watched(self, file: Path) -> Watched:
+        """A network, ready to predict."""
+        return Watched(Segmenter(file, device=self.request.device), self.schedule.views)
+
+    def before_blocks(self, usable: list[int], before: Round) -> HeldOut:
+        """The answer before on blocks that it did not learn either, of every mask given now."""
+        predictors: dict[int, blocks.Predict] = {}
+        for block in usable:
+            name, _ = self.block_network(before.method, block)
+            found = list((self.out / TRAINING).glob(f"{name}_*/f/*.pt"))
+            files = [path for path in found if path.name in ("fine.pt", "sup.pt")]
+            if before.network and files:
+                predictors[block] = self.network_ids(files[0])
+            else:
+                labels = self.out / TRAINING / f"round_{before.method}" / "labels"
+                predictors[block] = partial(self._forest_before, labels, block)
+        return blocks.score(self.annotated, predictors, self.classes)
+
+    def _forest_before(self, labels: Path, block: int, image: Path) -> Pixels:
+        model = self.classifier()
+        images, masks = [], []
+        for picture in self.annotated:
+            path = labels / f"{picture.file.stem}.png"
+            if path.is_file():
+                images.append(read_image(picture.file))
+                masks.append(blocks.without(read_mask(path), [block]))
+        model.fit(images, masks)
+        return model.ids(image)
+
+    def answer(self) -> None:
+        """The final answer, by whoever was kept, published over the one before."""
+        predictor = self.final()
+        labels = hashlib.sha256("".join(sorted(self.this.labels.values())).encode()).hexdigest()
+        predictor.digest = f"{predictor.digest}-{labels[:8]}"
+        place = self.out / TRAINING / "answers" / f"round_{self.this.number}"
+        with only_progress("Predictions"):
+            folder = self.predict(predictor, place)
+        self.this.fractions = doubt.fractions_of(folder.rows, self.classes)
+        self.this.answer = place.relative_to(self.out).as_posix()
+        self.rounds.save()
+        rows = self.mark(folder, folder.votes())
+        self.answers.publish(place, [p.name for p in self.pictures], self.this.by)
+        self.folder, self.doubts = folder, rows
+
+    def final(self) -> Classifier | Watched:
+        """Who answers, trained on all labels, or kept from the round before."""
+        this, before = self.this, self.before
+        if this.kept == BEFORE and before is not None:
+            this.network, this.by, this.method = before.network, before.by, before.method
+            if before.network:
+                return self.watched(self.out / before.network)
+            return self.learnt(self.out / TRAINING / f"round_{before.method}" / "labels")
+        this.by, this.method = this.kept, this.number
+        if this.kept == NETWORK:
+            name, steps = f"round_{this.number}", self.schedule.fine_steps
+            file = self.learning.finetune(name, steps, self.start(this), None, "Fine-tuning")
+            this.network = file.relative_to(self.out).as_posix()
+            return self.watched(file)
+        return self.learnt()
+
+    def mark(self, folder: Answer, votes: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Write ``doubt.csv`` into a predicted folder; returns its rows."""
+        looks = {p.name: look(read_image(p.file)) for p in self.pictures}
+        rows = doubt.doubts(
+            doubt.fractions_of(folder.rows, self.classes),
+            folder.segmenter.class_names,
+            annotated=[p.name for p in self.annotated],
+            votes=votes,
+            differs={p.name: self.differs(folder, p) for p in self.pictures},
+            looks=looks,
+        )
+        replace_file(folder.out / "doubt.csv", csv_of_rows(rows, ["rank", "image", "reasons"]))
+        return rows
+
+    def differs(self, folder: Answer, picture: Picture) -> float:
+        """Share of pixels in which an answer differs from the first one."""
+        own, first = (
+            place / "classes" / f"{picture.name}.png" for place in (folder.out, self.first)
+        )
+        if folder.out == self.first or not first.exists():
+            return float("nan")
+        return float((read_mask(own) != read_mask(first)).mean())
+
+    def report(self) -> Path:
+        """The page on everything, and its first lines on the terminal."""
+        for line in telling.result_lines(self):
+            to_terminal(line)
+        path = telling.write_page(self, self.folder, self.doubts, final=True)
+        to_terminal(f"Report: {path}")
+        return path

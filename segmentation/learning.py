@@ -1,0 +1,171 @@
+"""The trainings of a job: the stages of ``train.py`` on the laid-out set, with labels of choice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import PRESETS, Config, ConfigError
+from data import Sample
+from imaging.imagefile import read_image
+from imaging.store import ImageStore
+from segmentation.intake import Intake, Request
+from stages.finetuning import Finetune, Supervised
+from stages.job import Job, Runner
+from stages.presets import Choice, choose_by, fitting_crops, look
+from stages.pretraining import SelfSupervised
+from utils.device import choose_device, choose_precision, keep_freed_memory, to_device
+from utils.files import remove_leftovers
+from utils.log import only_progress
+from utils.metrics import IGNORED
+from utils.run_folder import locked
+
+TRAINING = "training"  # folder of the runs
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Lesson(Job):
+    """A run whose annotated images have the labels of another folder."""
+
+    labels: Path = Path()
+
+    def annotated(self) -> list[Sample]:
+        """The annotated images that have a file of labels there."""
+        found = super().annotated()
+        own = [(s.image, self.labels / f"{s.image.stem}.png") for s in found]
+        return [Sample(image, labels) for image, labels in own if labels.is_file()]
+
+
+class Learning:
+    """Everything that is trained in a job, each training in a run folder of its own."""
+
+    def __init__(self, request: Request, intake: Intake) -> None:
+        self.request, self.intake = request, intake
+        self.folder = request.out / TRAINING
+        self.store = ImageStore(0, IGNORED)
+        keep_freed_memory()
+        if request.threads:
+            torch.set_num_threads(request.threads)
+        self.device = choose_device(request.device)
+        self.amp = choose_precision("auto", self.device)
+        self.values, self.reasons = self.preset()
+
+    def preset(self) -> Choice:
+        """The values of the preset, and what it took from the images, with the reasons."""
+        preset = self.request.preset
+        annotated = {p.name for p in self.intake.annotated}
+        looks = {p.name: look(read_image(p.file)) for p in self.intake.pictures}
+        sizes = {each.size for each in looks.values()}
+        self.smallest_side = min(map(min, sizes))
+        if preset == "paper" and len(sizes) > 1:
+            found = f"--preset paper: found images of {len(sizes)} sizes, which it cannot mix"
+            raise ConfigError(f"{found}; give --preset auto")
+        if preset == "paper":
+            return {"self_crop": 0}, []
+        by = choose_by if preset == "auto" else fitting_crops
+        own, reasons = by(list(looks.values()), [looks[name] for name in sorted(annotated)])
+        plain = {name: getattr(value, "item", lambda v=value: v)() for name, value in own.items()}
+        return {**PRESETS[preset], **plain}, reasons
+
+    @property
+    def usual_steps(self) -> int:
+        """The steps of fine-tuning that the preset would do."""
+        return int(self.values.get("fine_steps") or 1000)
+
+    def config(self, name: str, **values: Any) -> Config:
+        """The settings of one training; a step of fine-tuning is an epoch."""
+        request, intake = self.request, self.intake
+        steps = values.pop("steps", self.usual_steps)
+        length = "fine_max_epoch" if request.preset == "paper" else "fine_steps"
+        chosen: dict[str, Any] = {
+            **self.values,
+            "preset": request.preset,
+            "name": name,
+            "data_dir": str(intake.folder),
+            "output_dir": str(self.folder),
+            "data_size": "f",
+            "num_classes": intake.num_classes,
+            "ignore_label": IGNORED,
+            "class_names": request.class_names,
+            "use_unlabelled": False,  # all images lie in train_numf
+            "seed": request.seed,
+            "device": request.device,
+            "threads": request.threads,
+            "save_seconds": 20.0,
+            length: steps,
+            **values,
+        }
+        return Config(**chosen).resolved()
+
+    def lesson(self, config: Config, labels: Path | None = None) -> Lesson:
+        """A run on all images with these labels, those of the set if None."""
+        folder = labels or self.intake.folder / "sup_numf" / "gt"
+        return Lesson(config, self.store, "f", 0, self.device, self.amp, (), folder)
+
+    def pretrain(self, epochs: int, number: int) -> Path:
+        """Pretrain with PSCL-SimCLR in a round; returns the checkpoint."""
+        own = {"stages": "self", "self_max_epoch": epochs, "save_every": epochs}
+        config = self.config(f"round_{number}", **own)
+        runner = SelfSupervised(self.lesson(config))
+        self.run(runner, "Pretraining")
+        return runner.run_dir / f"moco{epochs}.pt"
+
+    def finetune(
+        self, name: str, steps: int, start: Path | None, labels: Path | None, title: str
+    ) -> Path:
+        """Train with labels, from a pretrained file or from random weights; returns the network."""
+        stage = Finetune if start else Supervised
+        own = {"stages": stage.stage, "steps": steps, "pretrained": str(start or "")}
+        runner = stage(self.lesson(self.config(name, **own), labels))
+        self.run(runner, title)
+        return runner.run_dir / f"{stage.stage}.pt"
+
+    def run(self, runner: Runner, title: str) -> None:
+        """Run a stage, or go on with it; a folder of other settings is trained anew."""
+        with locked(runner.run_dir), only_progress(title):
+            remove_leftovers(runner.run_dir)
+            runner.run()
+
+    def seconds_per_step(self, stage: type[Runner]) -> float:
+        """Time of a step: the median of a few, which are forgotten again."""
+        runner = stage(self.lesson(self.config("timed", stages=stage.stage)))
+        runner.seed()
+        runner.build()
+        runner.module.train()
+        took = []
+        for batch in islice(_batches(runner), TIMED_STEPS + 1):
+            started = time.monotonic()
+            with runner.precision():
+                losses = runner.losses(to_device(batch, self.device))
+            runner.optimizer.zero_grad()
+            losses["loss"].backward()
+            float(losses["loss"].detach())
+            took.append(time.monotonic() - started)
+        return sorted(took[1:] or took)[len(took[1:] or took) // 2]
+
+    @torch.inference_mode()
+    def seconds_per_megapixel(self) -> float:
+        """Time of a prediction, by an untrained network on the first image, at most 512 a side."""
+        runner = Supervised(self.lesson(self.config("timed", stages="sup")))
+        runner.seed()
+        runner.build()
+        runner.module.eval()
+        image = runner.pixels(runner.annotated[0])[:512, :512]
+        x = torch.from_numpy(image.reshape(*image.shape[:2], -1)).movedim(2, 0)[None].float() / 255
+        x = x.expand(-1, 3, -1, -1).to(self.device, memory_format=torch.channels_last)
+        runner.module(x)
+        started = time.monotonic()
+        float(runner.module(x).sum())
+        return (time.monotonic() - started) / (image.shape[0] * image.shape[1] / 1e6)
+
+
+def _batches(runner: Runner) -> Iterator[dict[str, Any]]:
+    for epoch in count():
+        yield from runner.batches.epoch(epoch)

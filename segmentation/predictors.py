@@ -1,0 +1,165 @@
+"""Who answers: a network or the pixel classifier, both as a folder of images wants them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from config import Config
+from dataset.layout import write_png
+from imaging.drawing import class_colours, default_names
+from imaging.gray_range import EACH_IMAGE, Conversion
+from imaging.imagefile import Pixels, read_image, read_mask
+from metallography.folder import Folder, Item
+from metallography.forest import PixelForest
+from metallography.particles import Array
+from metallography.segmenter import Segmenter
+from metallography.tiling import Floats, resized_bands
+from utils.files import replace_file
+from utils.log import read_metrics
+from utils.metrics import IGNORED
+
+NETWORK, FOREST = "network", "pixel classifier"
+VOTES = "votes.jsonl"
+
+
+class Watched:
+    """A network whose last prediction is remembered for its doubt.
+
+    ``doubt`` is the mean vote disagreement of the 8 views of the last image (``metallography.
+    views``), nan where predictions are made in one view.
+    """
+
+    def __init__(self, segmenter: Segmenter, views: int) -> None:
+        self.segmenter, self.doubt = segmenter, float("nan")
+        self.num_classes, self.class_names = segmenter.num_classes, segmenter.class_names
+        self.mapping, self.colours = segmenter.mapping, segmenter.colours
+        self.resize, self.tile, self.overlap = segmenter.resize, segmenter.tile, segmenter.overlap
+        self.tta, self.about, self.digest = views > 1, segmenter.about, segmenter.digest
+        self.gray, self.um_per_px = segmenter.gray, segmenter.um_per_px
+        self.ignore_label = segmenter.ignore_label
+
+    def bands(
+        self, image: Array, inside: Array | None = None, factor: float = 1.0
+    ) -> Iterator[tuple[int, Floats]]:
+        """Class probabilities, see ``Segmenter.bands``."""
+        if not self.tta:
+            yield from self.segmenter.bands(image, inside, factor)
+            return
+        total = 0.0
+        for top, band in self.segmenter.bands_and_votes(image, inside, factor):
+            total += float(band[-1].sum(dtype=np.float64))
+            yield top, band[:-1]
+        self.doubt = total / (image.shape[0] * image.shape[1])
+
+
+class Classifier:
+    """The pixel classifier on images reduced by a whole factor, predicting at their own size."""
+
+    def __init__(
+        self, num_classes: int, class_names: Sequence[str], reduce: int, seed: int, threads: int
+    ) -> None:
+        self.num_classes, self.reduce = num_classes, reduce
+        look = Config(num_classes=num_classes, class_names=tuple(class_names)).resolved()
+        self.class_names = list(look.class_names) or default_names(num_classes)
+        self.mapping, self.colours = look.mapping, class_colours(num_classes)
+        self.resize, self.tile, self.overlap, self.tta = 0, 0, 0, False
+        self.gray: Conversion = EACH_IMAGE
+        self.um_per_px, self.ignore_label = None, IGNORED
+        self.forest = PixelForest(seed, standardize=True, threads=threads, quick=True)
+        self.doubt = float("nan")
+        small = f", on images reduced by a factor of {reduce}" if reduce > 1 else ""
+        self.about = (
+            f"pixel classifier: filters and a random forest, no network{small}; it sees no shape "
+            "larger than its filters"
+        )
+        self.digest = ""
+
+    def fit(self, images: Sequence[Pixels], labels: Sequence[Pixels]) -> None:
+        """Learn from images (H, W) or (H, W, 3) and class ids (H, W), 255 where unlabelled."""
+        small = [self.small(image) for image in images]
+        masks = [m[:: self.reduce, :: self.reduce][: s.shape[1], : s.shape[2]]
+                 for m, s in zip(labels, small, strict=True)]  # fmt: skip
+        self.forest.fit(small, masks)
+        found = hashlib.sha256(f"{self.reduce} {self.forest.seed}".encode())
+        for pixels in (*small, *masks):
+            found.update(np.ascontiguousarray(pixels).tobytes())
+        self.digest = found.hexdigest()[:16]
+
+    def small(self, image: Pixels) -> Pixels:
+        """The image as the forest sees it, (1 or 3, h, w)."""
+        if self.reduce > 1:
+            size = [-(-side // self.reduce) for side in image.shape[1::-1]]
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        return image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
+
+    def bands(
+        self, image: Array, inside: Array | None = None, factor: float = 1.0
+    ) -> Iterator[tuple[int, Floats]]:
+        """Class probabilities, see ``Segmenter.bands``; a forest takes no statistics."""
+        found = self.forest.probabilities(self.small(image), self.num_classes)
+        if self.reduce > 1:
+            yield from resized_bands(found, *image.shape[:2])
+        else:
+            yield 0, found
+
+    def ids(self, file: Path) -> Pixels:
+        """Class ids (H, W) of an image's file."""
+        image = read_image(file)
+        return np.concatenate([b.argmax(0).astype(np.uint8) for _, b in self.bands(image)])
+
+
+@dataclass
+class Answer(Folder):
+    """Predicts and measures; labelled pixels win over the prediction in their own image."""
+
+    labels: dict[str, Path] = field(default_factory=dict)  # by the name of the image
+
+    def predict(self, item: Item, image: Array) -> Array:
+        """Predict an image; note the doubt; put its labels, if any, over the prediction."""
+        predicted = super().predict(item, image)
+        doubt = getattr(self.segmenter, "doubt", float("nan"))
+        self._note(item.name, doubt)
+        labels = self.labels.get(item.name)
+        if labels is None:
+            return predicted
+        write_png(self.file("predicted", item), predicted)
+        mask = merged(predicted, read_mask(labels))
+        write_png(self.file("classes", item), mask)
+        write_png(self.file("gray", item), np.array(self.segmenter.mapping, np.uint8)[mask])
+        return mask
+
+    def _note(self, name: str, doubt: float) -> None:
+        old = self.votes()
+        old[name] = doubt
+        known = {n: None if np.isnan(v) else v for n, v in old.items()}
+        lines = [json.dumps({"name": n, "votes": v}) + "\n" for n, v in known.items()]
+        replace_file(self.out / VOTES, "".join(lines), "--out", durable=False)
+
+    def votes(self) -> dict[str, float]:
+        """The vote disagreement of each image, nan where it is not known."""
+        path = self.out / VOTES
+        lines = read_metrics(path) if path.exists() else []
+        return {e["name"]: float("nan") if e["votes"] is None else e["votes"] for e in lines}
+
+    def corrected_pixels(self) -> dict[str, tuple[int, int]]:
+        """Of each labelled image: pixels where the labels changed the prediction, and labelled."""
+        found = {}
+        for item in self.items:
+            path = self.file("predicted", item)
+            if item.name in self.labels and path.exists():
+                labels, predicted = read_mask(self.labels[item.name]), read_mask(path)
+                known = labels != IGNORED
+                found[item.name] = int((known & (labels != predicted)).sum()), int(known.sum())
+        return found
+
+
+def merged(predicted: Pixels, labels: Pixels) -> Pixels:
+    """The labels (H, W) where there are any, else the prediction."""
+    return np.where(labels == IGNORED, predicted, labels).astype(np.uint8)

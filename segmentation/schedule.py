@@ -1,0 +1,192 @@
+"""From minutes to numbers of steps: once, at the start; stored, so that going on gives the same.
+
+A few steps are timed. What the time is spent on is printed before anything is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from segmentation.intake import Intake, Request
+from segmentation.learning import Learning
+from stages.finetuning import Supervised
+from stages.pretraining import SelfSupervised
+from utils.files import replace_file
+
+FILE = "plan.json"
+FIRST_LOOK = 60.0  # seconds in which the first answer is there
+FOREST_PIXELS = 150_000.0  # a second, of the pixel classifier on one core, features included
+RESERVE = 0.1  # of the time, for what was not foreseen
+HELD_OUT_SHARE = 0.25  # of the time, for held-out blocks
+PRETRAINING_SHARE = 0.5
+FEWEST_STEPS = 60  # of fine-tuning; with fewer the pixel classifier answers alone
+PAYS = 2000  # steps from which on pretraining is done, see GAINS
+GAINS = (
+    "in docs/results.md 50 to 360 steps of pretraining gained nothing that can be told from zero, "
+    "about 5,000 gained .1 Dice with the published fine-tuning"
+)
+MEASURING = 1.5  # seconds a megapixel, for measurements, overlays and files
+SHORT_CROP = 96  # pixels a side, in pretraining that has little time
+VIEWS_SHARE = 0.2  # of the time that averaging over 8 views may take
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the time is used, in steps; equal schedules give equal results."""
+
+    asked: dict[str, Any]  # minutes and options that it was made for
+    fine_steps: int  # of the final fine-tuning; 0: the time is too short for a network
+    block_steps: int  # of each held-out block; 0: none
+    pretrain_epochs: int  # 0: no pretraining
+    pretrain_steps: int
+    values: dict[str, Any]  # settings that differ from the preset's, because the time is short
+    views: int  # of which predictions are averages: 1 or 8
+    reduce: int  # factor by which the pixel classifier reduces images
+    seconds: dict[str, float]  # what was timed, and what each part will take
+    reasons: list[str]
+
+    @property
+    def expected(self) -> float:
+        """Seconds until the end."""
+        return sum(v for name, v in self.seconds.items() if not name.startswith("per "))
+
+    def lines(self) -> list[str]:
+        """The plan for the terminal and the report."""
+        shown = {name: v for name, v in self.seconds.items() if not name.startswith("per ")}
+        parts = [f"  {name}: about {_minutes(v)}" for name, v in shown.items() if v >= 0.5]
+        return [
+            f"Plan: at most {self.asked['minutes']:g} minutes, the end is expected in about "
+            f"{_minutes(self.expected)}",
+            *parts,
+            *(f"  {reason}" for reason in self.reasons),
+        ]
+
+
+def asked_of(request: Request, intake: Intake) -> dict[str, Any]:
+    """What a schedule is made for; with other values another one is made."""
+    names = ("minutes", "preset", "pretrain", "seed")
+    wanted = {name: getattr(request, name) for name in names}
+    own = {"classes": intake.num_classes, "images": len(intake.pictures), "pixels": intake.pixels}
+    return {**wanted, **own}
+
+
+def load_schedule(out: Path, asked: dict[str, Any]) -> Schedule | None:
+    """The stored schedule, if it was made for the same."""
+    with suppress(OSError, ValueError, TypeError):
+        stored = Schedule(**json.loads((out / FILE).read_text(encoding="utf-8")))
+        if stored.asked == asked:
+            return stored
+    return None
+
+
+def save_schedule(out: Path, schedule: Schedule) -> None:
+    """Store it for the next run of the same command."""
+    replace_file(out / FILE, json.dumps(asdict(schedule), indent=1) + "\n", "--out")
+
+
+def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
+    """Time a few steps and share the minutes out."""
+    request, total = learning.request, 60.0 * learning.request.minutes
+    reasons: list[str] = []
+    megapixels = asked["pixels"] / 1e6
+    step, predict = learning.seconds_per_step(Supervised), learning.seconds_per_megapixel()
+    seconds = {"per step of fine-tuning": step, "per megapixel predicted": predict}
+    budget = min(FIRST_LOOK, 0.25 * total)
+    reduce = reduction(asked["pixels"], 0.6 * budget)
+    if reduce > 1:
+        reasons.append(f"The first answer is computed on images reduced by a factor of {reduce}")
+    forest = asked["pixels"] / reduce**2 / FOREST_PIXELS + MEASURING * megapixels
+    seconds["first answer by the pixel classifier"] = min(forest + 5, budget)
+    views = 8 if 8 * predict * megapixels <= VIEWS_SHARE * total else 1
+    if views == 1:
+        reasons.append("Predictions are not averaged over 8 views, which would take too long")
+    last = (views * predict + MEASURING) * megapixels
+    free = (1 - RESERVE) * total - seconds["first answer by the pixel classifier"] - last
+    epochs, steps, self_seconds = _pretraining(learning, free, step, reasons)
+    free -= self_seconds
+    held = HELD_OUT_SHARE * total
+    values, step = _batch(learning, (free - min(held, 0.4 * free)) / learning.usual_steps, step)
+    if values:
+        given = ", ".join(f"{name} {value}" for name, value in values.items())
+        reasons.append(f"The time is short, so that more steps are taken of smaller ones: {given}")
+    fine = min(learning.usual_steps, int((free - min(held, 0.4 * free)) / step))
+    if fine < FEWEST_STEPS:
+        reasons.append(
+            f"The time is too short for a network ({max(fine, 0)} steps of fine-tuning, "
+            f"{FEWEST_STEPS} are the least): the pixel classifier answers alone"
+        )
+        fine = epochs = steps = 0
+    block = min(fine, int(min(held, free - fine * step) / 4 / step))
+    seconds["pretraining"] = self_seconds if epochs else 0.0
+    seconds["four held-out blocks"] = 4 * block * step
+    seconds["fine-tuning"] = fine * step
+    seconds["predictions, measurements, report"] = last if fine else MEASURING * megapixels
+    if fine:
+        reasons.append(f"Fine-tuning has {fine} steps, each held-out block {block}")
+    kept = [f"Preset {request.preset}: {line}" for line in learning.reasons]
+    values |= {"self_crop": learning.values["self_crop"]} if epochs else {}
+    told = [*kept, *reasons]
+    return Schedule(asked, fine, block, epochs, steps, values, views, reduce, seconds, told)
+
+
+def _batch(learning: Learning, wanted: float, step: float) -> tuple[dict[str, Any], float]:
+    """The batch of fine-tuning whose step takes ``wanted`` seconds or less, and what it takes.
+
+    The preset's, or a half or a quarter of it: many small steps learn more in a given time.
+    """
+    usual = learning.values.get("fine_batch_size")
+    if step <= wanted or not usual:
+        return {}, step
+    values = {"fine_batch_size": max(1, usual // (2 if step / 2 <= wanted else 4))}
+    learning.values |= values
+    return values, learning.seconds_per_step(Supervised)
+
+
+def _pretraining(
+    learning: Learning, free: float, step: float, reasons: list[str]
+) -> tuple[int, int, float]:
+    """Epochs, steps and seconds of pretraining, 0 where it does not pay; says why."""
+    wanted, share = learning.request.pretrain, PRETRAINING_SHARE * free
+    if wanted == "never":
+        reasons.append("No pretraining, as asked")
+        return 0, 0, 0.0
+    # A step of pretraining sees 9 images twice: it never costs less than three of fine-tuning.
+    if wanted == "auto" and PAYS * 3 * step > share:
+        reasons.append(
+            f"No pretraining: fewer than {PAYS} steps fit into half of the time; {GAINS}"
+        )
+        return 0, 0, 0.0
+    each = learning.seconds_per_step(SelfSupervised)
+    if each * PAYS > share and learning.values.get("self_crop") != SHORT_CROP:
+        learning.values["self_crop"] = min(SHORT_CROP, learning.smallest_side)
+        each = learning.seconds_per_step(SelfSupervised)
+        reasons.append(f"The time is short: pretraining sees crops of {SHORT_CROP} pixels")
+    images = len(learning.intake.pictures)
+    per_epoch = max(images // min(8, images), 1)
+    epochs = int(share / each / per_epoch)
+    steps = epochs * per_epoch
+    if wanted == "auto" and steps < PAYS:
+        reasons.append(f"No pretraining: {steps} steps fit into half of the time; {GAINS}")
+        return 0, 0, 0.0
+    if not epochs:
+        reasons.append("No pretraining: not one epoch fits into half of the time")
+        return 0, 0, 0.0
+    told = "" if steps >= PAYS else f", though that is little: {GAINS}"
+    reasons.append(f"Pretraining has {steps} steps in {epochs} epochs{told}")
+    return epochs, steps, steps * each
+
+
+def reduction(pixels: float, seconds: float) -> int:
+    """The whole factor by which images must be reduced for the pixel classifier to be in time."""
+    return max(1, math.ceil(math.sqrt(pixels / FOREST_PIXELS / max(seconds, 1.0))))
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,77 @@
+"""Blocks of an annotation: places by hand, scores of drawn predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segmentation import blocks
+from segmentation.intake import Picture
+from utils.metrics import IGNORED
+
+LABELS = np.zeros((5, 7), np.uint8)
+LABELS[:2, 3:] = 1  # block 1 is class 1 alone
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Picture:
+    Image.fromarray(LABELS).save(tmp_path / "labels.png")
+    Image.fromarray(LABELS * 9).save(tmp_path / "image.png")
+    return Picture("a", tmp_path / "image.png", tmp_path / "labels.png")
+
+
+def test_the_blocks_are_a_partition_of_any_image() -> None:
+    for shape in ((5, 7), (2, 2), (48, 31)):
+        count = np.zeros(shape, int)
+        for place in blocks.cut(shape):
+            count[place] += 1
+        assert (count == 1).all()
+
+
+def test_what_is_left_out_and_what_is_scored_are_the_whole() -> None:
+    for block in range(4):
+        left, own = blocks.without(LABELS, [block]), blocks.only(LABELS, block)
+        assert ((left == IGNORED) != (own == IGNORED)).all()
+        assert (np.where(left == IGNORED, own, left) == LABELS).all()
+
+
+def test_a_block_is_scored_by_who_did_not_learn_it_and_a_missing_class_has_no_score(
+    picture: Picture,
+) -> None:
+    wrong = np.ones_like(LABELS)
+    predictors = {0: lambda _: LABELS, 1: lambda _: LABELS, 2: lambda _: wrong}
+    found = blocks.score([picture], predictors, 2)  # type: ignore[arg-type]
+    # Block 0: rows 0-1, columns 0-2, all class 0; block 1: 8 pixels of class 1; block 2: 9 of 0.
+    assert found.counts.tolist() == [[[6, 0], [0, 0]], [[0, 0], [0, 8]], [[0, 9], [0, 0]]]
+    assert found.by_block[0, 0] == 1 and np.isnan(found.by_block[0, 1])
+    assert found.mean == pytest.approx(2 * 8 / (8 + 17))  # class 1: 8 true, 17 predicted
+
+
+def test_a_block_without_which_one_class_is_left_is_not_held_out(picture: Picture) -> None:
+    assert blocks.usable([picture]) == [0, 2, 3]
+
+
+def test_labels_in_one_block_alone_hold_nothing_out(tmp_path: Path) -> None:
+    labels = np.full((8, 8), IGNORED, np.uint8)
+    labels[0, 0], labels[0, 1] = 0, 1
+    Image.fromarray(labels).save(tmp_path / "l.png")
+    assert blocks.usable([Picture("a", tmp_path / "l.png", tmp_path / "l.png")]) == []
+
+
+def test_the_curve_learns_from_one_two_and_three_other_blocks(picture: Picture) -> None:
+    seen: list[int] = []
+
+    def learn(_: object, masks: list[np.ndarray]) -> blocks.Predict:  # type: ignore[type-arg]
+        seen.append(int((masks[0] != IGNORED).sum()))
+        return lambda _: LABELS
+
+    found = blocks.curve([picture], [0, 1, 2, 3], 2, learn, lambda _: None)  # type: ignore[arg-type]
+    sizes = [6, 8, 9, 12]  # pixels of the blocks
+    one, two = seen[:4], seen[4:8]
+    assert one == [sizes[(b + 1) % 4] for b in range(4)]
+    assert two == [sizes[(b + 1) % 4] + sizes[(b + 2) % 4] for b in range(4)]
+    assert seen[8:] == [35 - size for size in sizes]
+    assert {n: own.mean for n, own in found.items()} == {1: 1, 2: 1, 3: 1}

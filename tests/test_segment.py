@@ -1,0 +1,235 @@
+"""segment.py from a user's folder to the report: small pictures, few steps, a plan made by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import config
+import segment
+import segmentation.job
+from dataset.make_micrographs import draw_micrograph
+from segmentation.learning import Learning
+from segmentation.schedule import Schedule
+
+SIDE, IMAGES = 48, 4
+
+
+def few_steps(
+    learning: Learning, asked: dict[str, Any], steps: int = 2, epochs: int = 0
+) -> Schedule:
+    """A plan that takes a second."""
+    seconds = {"fine-tuning": 1.0}
+    return Schedule(asked, steps, steps, epochs, epochs, {}, 1, 1, seconds, ["by hand"])
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four images in a folder with a sub-folder, one mask in colours, and a plan of two steps."""
+    colours = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255), (255, 255, 0)], np.uint8)
+    for number in range(IMAGES):
+        image, mask = draw_micrograph(np.random.default_rng(number), SIDE)
+        folder = tmp_path / "raw" / ("sample b" if number == 3 else ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"é{number}.png")
+        (tmp_path / "truth").mkdir(exist_ok=True)
+        Image.fromarray(colours[mask]).save(tmp_path / "truth" / f"é{number}.png")
+    shutil.copy(tmp_path / "truth" / "é0.png", tmp_path / "é0_mask.png")
+    monkeypatch.setattr(segmentation.job, "make_schedule", few_steps)
+    monkeypatch.setattr("metallography.forest.QUICK", (3, 5))
+    monkeypatch.setitem(config.ROBUST, "channels", (4, 8, 16, 32))
+    monkeypatch.setitem(config.ROBUST, "fine_batch_size", 2)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(place: Path, *words: str, masks: tuple[str, ...] = ("é0_mask.png",)) -> int:
+    given = ["--images", "raw", "--masks", *masks, "--out", "out", "--device", "cpu"]
+    return segment.main([*given, "--threads", "1", *words])
+
+
+def ids(path: Path) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(path))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_from_a_folder_and_one_mask_to_a_report(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = hashes(place / "raw") | hashes(place / "truth")
+    assert run(place) == 0
+    out = place / "out"
+    for name in ("é0", "é1", "é2", "sample b/é3"):
+        assert ids(out / "classes" / f"{name}.png").shape == (SIDE, SIDE)
+        assert (out / "overlay" / f"{name}.png").is_file()
+    for name in ("report.html", "measurements.csv", "doubt.csv", "summary.md"):
+        assert (out / name).stat().st_size
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    plan = next(i for i, line in enumerate(lines) if line.startswith("Plan: at most 20 minutes"))
+    first = next(i for i, line in enumerate(lines) if line.startswith("First answer"))
+    assert plan < first < len(lines) - 1 and "Epoch:" not in said
+    assert "within the annotated image" in said and "There is no score on other images" in said
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Within the annotated image" in page and "test set" not in page
+    # The user's labels stand in the class map of the annotated image: colours from dark to bright.
+    colours = {(0, 0, 0): 0, (0, 0, 255): 1, (255, 0, 0): 2, (255, 255, 0): 3}
+    truth = [[colours[tuple(p)] for p in row] for row in ids(place / "é0_mask.png").tolist()]
+    assert (ids(out / "classes" / "é0.png") == np.array(truth)).all()
+    assert hashes(place / "raw") | hashes(place / "truth") == before
+
+
+def test_the_same_command_again_changes_nothing_and_a_kill_is_made_good(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(place) == 0
+    whole = hashes(place / "out")
+    assert run(place) == 0
+    same = hashes(place / "out")
+    assert same == whole
+    for stop, calls in {"compare": 0, "final": 0, "predict": 1, "publish": 1}.items():
+        shutil.rmtree(place / "out")
+
+        def killed(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        owner = segmentation.job.Answers if stop == "publish" else segmentation.job.Work
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, stop, after(getattr(owner, stop), calls, killed))
+            assert run(place) == 130
+        assert run(place) == 0
+        again = hashes(place / "out" / "classes")
+        assert again == {n[8:]: h for n, h in whole.items() if n.startswith("classes/")}
+
+
+def after(function: Callable[..., Any], calls: int, then: Callable[..., Any]) -> Callable[..., Any]:
+    """The function for so many calls, then another."""
+    count = iter(range(1000))
+    return lambda *args, **named: (function if next(count) < calls else then)(*args, **named)
+
+
+def test_a_corrected_class_map_is_a_mask_from_then_on_and_is_never_lost(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(place) == 0
+    path = place / "out" / "classes" / "é1.png"
+    corrected = ids(path).copy()
+    old = corrected[:10, :10].copy()
+    corrected[:10, :10] = 3
+    Image.fromarray(corrected).save(path)
+    capsys.readouterr()
+    assert run(place) == 0
+    said = capsys.readouterr().out
+    assert f"é1: {(old != 3).sum()} of {SIDE * SIDE} labelled pixels differ" in said
+    assert "Round 2: labels of 2 image(s)" in said and "answer before" in said
+    assert (ids(path)[:10, :10] == 3).all() and (ids(path) == corrected).all()
+    assert (ids(place / "out" / "corrected" / "é1.png") == corrected).all()
+    page = (place / "out" / "report.html").read_text(encoding="utf-8")
+    assert "What changed" in page and "Labels that are new" in page
+
+
+def test_more_masks_in_another_form_mean_the_same_classes(place: Path) -> None:
+    assert run(place) == 0
+    more = place / "more"
+    more.mkdir()
+    # Two of the four colours only: numbered by themselves they would be 0 and 1.
+    image = ids(place / "truth" / "é1.png").copy()
+    image[(image == (0, 0, 255)).all(axis=2) | (image == (0, 0, 0)).all(axis=2)] = (255, 0, 0)
+    Image.fromarray(image).save(more / "é1.png")
+    plain = np.zeros((SIDE, SIDE), np.uint8)
+    plain[:, 24:] = 2
+    (place / "even more").mkdir()
+    Image.fromarray(plain).save(place / "even more" / "é2.png")
+    assert run(place, masks=("é0_mask.png", "more", "even more")) == 0
+    assert set(np.unique(ids(place / "out" / "classes" / "é1.png")).tolist()) <= {2, 3}
+    assert (ids(place / "out" / "classes" / "é2.png") == plain).all()
+
+
+def test_unlabelled_pixels_are_predicted(place: Path) -> None:
+    mask = np.full((SIDE, SIDE), 255, np.uint8)
+    mask[:20] = 0
+    mask[20:30] = 1
+    Image.fromarray(mask).save(place / "é0.png")
+    assert run(place, masks=("é0.png",)) == 0
+    found = ids(place / "out" / "classes" / "é0.png")
+    assert (found[:30] == mask[:30]).all() and found.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "masks", "parts"),
+    [
+        (["--images", "nowhere"], ("é0_mask.png",), ["nowhere", "--images"]),
+        ([], ("no.png",), ["no.png", "no such file", "--masks"]),
+        ([], ("strange.png",), ["strange.png", "no image", "name the mask as its image"]),
+        ([], ("raw/é1.png",), ["é1.png"]),
+        (["--out", "raw"], ("é0_mask.png",), ["--out", "raw"]),
+        (["--out", "."], ("é0_mask.png",), ["--out", "--images"]),
+        (["--out", "truth"], ("é0_mask.png",), ["truth: holds other files"]),
+        (["--minutes", "0"], ("é0_mask.png",), ["--minutes", "0"]),
+        (["--um_per_px", "-1"], ("é0_mask.png",), ["--um_per_px"]),
+        (["--class_names", "a,b"], ("é0_mask.png",), ["class_names", "4"]),
+        (["--demo"], ("é0_mask.png",), ["--demo"]),
+        (["--device", "cuda:77"], ("é0_mask.png",), ["device"]),
+    ],
+)
+def test_bad_input_is_one_line_and_harms_nothing(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    masks: tuple[str, ...],
+    parts: list[str],
+) -> None:
+    Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(place / "strange.png")
+    before = hashes(place / "raw") | hashes(place / "truth")
+    assert run(place, *words, masks=masks) == 2
+    err = capsys.readouterr().err.strip()
+    assert "\n" not in err and [p for p in parts if p not in err] == [], err
+    assert "Traceback" not in err
+    assert hashes(place / "raw") | hashes(place / "truth") == before
+
+
+def test_a_corrected_map_that_is_no_class_map_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(place) == 0
+    path = place / "out" / "classes" / "é1.png"
+    Image.fromarray(np.full((SIDE, SIDE), 9, np.uint8)).save(path)
+    assert run(place) == 2
+    err = capsys.readouterr().err
+    assert "value 9" in err and "0..3" in err and (ids(path) == 9).all()
+
+
+def test_the_answer_that_does_better_on_held_out_blocks_is_kept(place: Path) -> None:
+    assert run(place) == 0
+    (found,) = json.loads((place / "out" / "rounds.json").read_text(encoding="utf-8"))
+    counts = {name: np.array(own).sum(axis=0) for name, own in found["scores"].items()}
+    dice = {
+        name: np.mean([2 * c[k, k] / (c[k].sum() + c[:, k].sum()) for k in (1, 2, 3) if c[k].sum()])
+        for name, c in counts.items()
+    }
+    assert set(dice) == {"network", "pixel classifier"}
+    assert found["kept"] == max(dice, key=lambda name: dice[name])
+    answer = json.loads((place / "out" / "answer.json").read_text(encoding="utf-8"))
+    assert answer["by"] == found["kept"]
+
+
+def test_without_a_terminal_the_progress_is_a_line_now_and_then(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("utils.log.SECONDS_BETWEEN_LINES", 0.0)
+    assert run(place) == 0
+    err = capsys.readouterr().err
+    assert re.search(r"^[A-Z][\w ,]+: \d+ of \d+, [\d:]+ left$", err, re.MULTILINE)
