@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import groupby, islice
@@ -31,7 +31,15 @@ from stages.job import (
     some_names,
 )
 from stages.pretraining import SelfSupervised
-from utils.checkpoint import CheckpointError, load, network_state, save, to_published, transfer
+from utils.checkpoint import (
+    CheckpointError,
+    load,
+    network_state,
+    save,
+    settings_in,
+    to_published,
+    transfer,
+)
 from utils.log import evaluation_lines
 from utils.metrics import Scores, SegmentationScores
 
@@ -228,9 +236,9 @@ class Finetune(Supervised):
         """Also a warning if the images of pretraining were prepared in another way."""
         first, *rest = super().header()
         path, warnings = self.pretrained(), []
-        old: Any = load(path).get("settings")  # a published file has none
-        for name in ("standardize", "image_size") if isinstance(old, Mapping) else ():
-            was, new = old.get(name, FIELDS[name].default), getattr(self.config, name)
+        old = settings_in(load(path), path)  # a published file has none
+        for name in ("standardize", "image_size") if old else ():
+            was, new = (old or {}).get(name, FIELDS[name].default), getattr(self.config, name)
             if was != new:
                 said = f"{path}: pretrained with {name} {was}, fine-tuned with {new}"
                 warnings.append(f"Warning: {said}; give --{name} {was} unless you mean it")

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint import CheckpointError, transfer
+from utils.checkpoint import CheckpointError, transfer, unfit
 from utils.commandline import TrainingError, UserError
 from utils.device import mixed_seed, precision, to_device
 from utils.files import remove_leftovers
@@ -145,8 +145,9 @@ class Training:
         path = self.state.path
         try:
             transfer(self.module, state["module"], prefix="", source=path)
+            require_fitting(self.optimizer, state["optimizer"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             tensors = f"{error}\n" if isinstance(error, CheckpointError) else ""
             cure = "does not fit this program; train again with --overwrite"
             raise CheckpointError(f"{tensors}{path}: {cure}") from error
@@ -245,3 +246,24 @@ class Training:
         self.log.line(f"{line} lr {rate:g}")
         averages = {name: average for name, (_, average) in values.items()}
         self.log.metrics({"epoch": epoch, **averages, "lr": rate})
+
+
+def require_fitting(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a saved state is one of this optimizer.
+
+    Its settings must be equal but for the rates, which a schedule may have changed, and its
+    averages must have the shapes of the parameters: PyTorch itself would stretch them.
+    """
+    groups, own = saved["param_groups"], optimizer.state_dict()["param_groups"]
+    for old, new in zip(groups, own, strict=True):
+        fixed = (old.keys() & new.keys()) - {"lr"}
+        if type(old["lr"]) is not float or any(old[name] != new[name] for name in fixed):
+            raise ValueError("the optimizer has other settings")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, entry in saved["state"].items():
+        tensors = {f"{number} {name}": value for name, value in entry.items()}
+        shapes = {(), tuple(parameters[number].shape)}
+        if any(tuple(value.shape) not in shapes for value in tensors.values()):
+            raise ValueError("the optimizer's averages have other shapes")
+        if problems := unfit(tensors):
+            raise ValueError(problems[0])
