@@ -10,7 +10,8 @@ import torch
 
 import data
 from config import Config, ConfigError, parse_config
-from dataset.check import check_data
+from dataset.check import DataReport, check_data
+from imaging.store import ImageStore
 from model import METHODS
 from report import page, results
 from stages.finetuning import Finetune, Supervised
@@ -21,22 +22,31 @@ from stages.job import (
 )
 from stages.pretraining import SelfSupervised
 from utils.commandline import exit_code
-from utils.device import choose_device, choose_precision, keep_freed_memory
+from utils.device import (
+    cache_bytes,
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    size_of,
+)
 from utils.log import require_tensorboard, to_terminal
 from utils.run_folder import locked
 
 STAGES: dict[str, type[Runner]] = {"self": SelfSupervised, "fine": Finetune, "sup": Supervised}
 
 
-def run(config: Config) -> None:
-    """Check everything the experiment needs (UserError), then train and score."""
+def run(config: Config, store: ImageStore | None = None) -> None:
+    """Check everything the experiment needs (UserError), then train and score.
+
+    ``store`` is that of a set that was checked already, and is not read again.
+    """
     config = config.resolved()
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.tensorboard:
         require_tensorboard()
     keep_freed_memory()
-    jobs, warnings = open_set(config)
+    jobs, warnings = open_set(config, store)
     runs = [(job, STAGES[name]) for job in jobs for name in config.stage_list]
     with ExitStack() as stack:
         for folder in dict.fromkeys(stage(job).run_dir for job, stage in runs):
@@ -58,29 +68,44 @@ def run(config: Config) -> None:
             to_terminal(f"Report: {page.write_report(folder)}")
 
 
-def open_set(config: Config) -> tuple[list[Job], Sequence[str]]:
+def open_set(config: Config, store: ImageStore | None = None) -> tuple[list[Job], Sequence[str]]:
     """Decode and check the set (UserError); returns the runs and the warnings."""
     device, method = choose_device(config.device), METHODS[config.self_mode]
     amp = choose_precision(config.amp, device)
-    report = check_data(
-        config.data_dir,
-        num_classes=config.num_classes,
-        image_size=config.image_size,
-        ignore_label=config.ignore_label,
-        stages=config.stage_list,
-        sizes=config.sizes,
-        repeats=config.repeat_list,
-        use_unlabelled=config.use_unlabelled,
-        self_mode_needs_groups=method.needs_groups,
-        needs_annotated=method.needs_annotated,
-        probe=config.probe > 0,
+    report = (
+        DataReport(store, ())
+        if store
+        else check_data(
+            config.data_dir,
+            num_classes=config.num_classes,
+            image_size=config.image_size,
+            ignore_label=config.ignore_label,
+            stages=config.stage_list,
+            sizes=config.sizes,
+            repeats=config.repeat_list,
+            use_unlabelled=config.use_unlabelled,
+            self_mode_needs_groups=method.needs_groups,
+            needs_annotated=method.needs_annotated,
+            probe=config.probe > 0,
+            cache=cache_bytes(config.cache),
+        )
     )
     jobs = [
         Job(config, report.store, size, repeat, device, amp)
         for size in config.sizes
         for repeat in data.annotated_repeats(config.data_dir, size, config.repeat_list)
     ]
-    return jobs, report.warnings
+    return jobs, report.warnings + share_memory(report.store, config)
+
+
+def share_memory(store: ImageStore, config: Config) -> tuple[str, ...]:
+    """Divide the cache among the processes; a line if the set does not fit into it."""
+    told = store.processes > 1
+    if not store.share(config.workers + 1) or store.cache is None or told:
+        return ()
+    needed, kept = size_of(store.bytes_seen()), size_of(store.cache)
+    what = f"{config.data_dir}: its images take {needed}, of which {kept} are kept in memory"
+    return (f"{what}; the others are read again whenever they are needed; --cache changes that",)
 
 
 def main(

@@ -18,7 +18,7 @@ from comparison.forest import ForestRun
 from comparison.options import Options, Variant
 from comparison.table import Result
 from config_run import STAGES
-from data import annotated_repeats, find_split, parse_name
+from data import annotated_repeats, listed_split, parse_name
 from dataset.check import check_data
 from imaging.imagefile import read_mask
 from model import METHODS
@@ -26,7 +26,7 @@ from stages.finetuning import picture_name
 from stages.job import WEIGHTS, Job, Runner, setting_differences
 from utils.checkpoint import CheckpointError
 from utils.commandline import UserError
-from utils.device import choose_device, choose_precision
+from utils.device import cache_bytes, choose_device, choose_precision
 from utils.files import DataError
 from utils.log import to_terminal
 from utils.metrics import IGNORED, Counts, Scores, SegmentationScores
@@ -74,7 +74,7 @@ class Work:
         if isinstance(self.runner, ForestRun):
             self.runner.run()
         else:
-            config_run.run(self.runner.config)
+            config_run.run(self.runner.config, store=self.runner.job.store)
 
 
 class Plan:
@@ -105,12 +105,13 @@ class Plan:
             use_unlabelled=config.use_unlabelled,
             self_mode_needs_groups=any(m.needs_groups for m in methods),
             needs_annotated=any(m.needs_annotated for m in methods),
+            cache=cache_bytes(config.cache),
         )
         self.store = data.store
         for warning in data.warnings:
             to_terminal(f"Warning: {warning}")
         # Tiles of one micrograph overlap or adjoin: they are not independent test images.
-        self.test = find_split(config.data_dir, "test_numf")
+        self.test = listed_split(self.store, config.data_dir, "test_numf")
         self.clusters = number_clusters([parse_name(s.image.stem) for s in self.test])
         self._counted: dict[Path, Counts] = {}  # by the folder of the pictures
 

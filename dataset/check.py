@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 import data
-from data import Sample, find_split, name_key
+from data import Sample, name_key
 from dataset.layout import LAYOUT
 from dataset.source_files import PaletteCheck, palette_of
 from imaging.store import ImageStore
@@ -77,23 +77,22 @@ def check_data(
     self_mode_needs_groups: bool = False,
     needs_annotated: bool = True,
     probe: bool = False,
+    cache: int | None = None,
 ) -> DataReport:
-    """Read, check and keep every file that a run will need, before anything is trained.
+    """Read and check every file that a run will need; DataError of all problems found.
 
     Args:
-        image_size, ignore_label: see ``ImageStore``.
+        image_size, ignore_label, cache: see ``ImageStore``.
         stages: any of 'self', 'fine', 'sup'.
         sizes, repeats: data sizes '1', '5', 'f', and see ``annotated_repeats``.
         self_mode_needs_groups: pretraining uses the production batches.
         needs_annotated: every batch of pretraining has an annotated image.
         probe: pretraining scores its features on the annotated images and the test set.
-
-    Raises DataError of all problems found, see ``Problems.refuse``.
     """
     root = Path(data_dir)
     if not os.path.isdir(root):
         raise DataError(missing_set(root))
-    check = SetCheck(root, num_classes, ImageStore(image_size, ignore_label))
+    check = SetCheck(root, num_classes, ImageStore(image_size, ignore_label, cache))
     supervised = bool({"fine", "sup"} & set(stages))
     scored = supervised or (probe and "self" in stages)
     splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
@@ -164,7 +163,7 @@ class SetCheck:
         """Check the images of a folder, and their masks if wanted; return the sound ones."""
         sound: list[Sample] = []
         with self.problems.collect():
-            samples = find_split(self.root, split)
+            samples = data.listed_split(self.store, self.root, split)
             self._names(split, samples, masks)
             for sample in samples:
                 with self.problems.collect():
@@ -237,7 +236,7 @@ class SetCheck:
         """Masks must have labels; warn of classes that none of these masks shows."""
         seen: set[int] = set()
         for path in (s.mask for s in samples if s.mask is not None):
-            shown = set(np.flatnonzero(np.bincount(self.store.mask(path).numpy().ravel())).tolist())
+            shown = set(self.store.ids(path))
             seen |= shown
             unlabelled = self.store.ignore_label
             if unlabelled is not None and shown == {IGNORED}:

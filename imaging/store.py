@@ -1,11 +1,16 @@
-"""Images and masks resized and kept once in memory."""
+"""Images and masks resized and kept in memory, all of them or as many as it may take."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+import threading
+import zlib
+from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,6 +21,17 @@ from torch import Tensor
 from imaging.imagefile import Pixels, read_image, read_mask
 from utils.files import DataError
 from utils.metrics import IGNORED
+
+Key = tuple[str, Path]  # 'image' or 'mask', and the file
+
+
+class Seen(NamedTuple):
+    """What is remembered of a file that was read."""
+
+    size: tuple[int, int]  # H, W in the file
+    shape: tuple[int, ...]  # of its pixels in memory
+    checksum: int  # of these pixels
+    ids: tuple[int, ...]  # the values that occur in a mask; of an image none
 
 
 def resize_image(image: Pixels, size: int) -> Pixels:
@@ -32,58 +48,152 @@ def resize_mask(mask: Pixels, size: int) -> Pixels:
 
 
 class ImageStore:
-    """Decoded images and masks, each file read once and kept with 8 bits a value.
+    """Decoded images and masks with 8 bits a value.
 
     They are resized to ``image_size`` x ``image_size`` pixels (0: as they are). Unlabelled pixels,
     ``ignore_label`` in the mask files, become 255.
+
+    Each file is read once and kept. Where ``cache`` is given, at most so many bytes are kept: what
+    was not used for the longest time makes room, and is read again when it is needed. A file that
+    is then gone, or has other pixels, raises DataError.
     """
 
-    def __init__(self, image_size: int = 0, ignore_label: int | None = None) -> None:
+    def __init__(
+        self, image_size: int = 0, ignore_label: int | None = None, cache: int | None = None
+    ) -> None:
         self.image_size, self.ignore_label = image_size, ignore_label
+        self.cache, self.processes = cache, 1  # copies of this store that share the cache
+        self.lists: dict[object, list[Any]] = {}  # lists of files, for whoever takes them once
+        self.digests: dict[tuple[Any, ...], Any] = {}  # by samples, see ``fingerprint``
         # numpy, not torch: spawned worker processes get plain copies, where every tensor would
         # hold a file descriptor of shared memory.
-        self._kept: dict[tuple[str, Path], tuple[Pixels, tuple[int, int]]] = {}
+        self._kept: OrderedDict[Key, Pixels] = OrderedDict()  # the last used at the end
+        self._seen: dict[Key, Seen] = {}
+        self._bytes = 0  # of what is kept
+        self._lock = threading.Lock()  # a thread prepares batches while another one evaluates
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a spawned worker process gets."""
+        return {**vars(self), "_lock": None, "digests": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
 
     def image(self, path: Path) -> Tensor:
         """uint8 (1, H, W) of a gray image or (3, H, W) of one with colour; raises DataError.
 
         The tensor is the store's own memory: do not change it in place.
         """
-        return torch.from_numpy(self._load("image", path)[0])
+        return torch.from_numpy(self._load("image", path))
 
     def mask(self, path: Path) -> Tensor:
         """uint8 (H, W) of class ids, the store's own memory as above; raises DataError."""
-        return torch.from_numpy(self._load("mask", path)[0])
+        return torch.from_numpy(self._load("mask", path))
 
     def file_size(self, kind: str, path: Path) -> tuple[int, int]:
         """H, W in the file, before resizing; ``kind`` is 'image' or 'mask'; raises DataError."""
-        return self._load(kind, path)[1]
+        return self._look(kind, path).size
 
-    def _load(self, kind: str, path: Path) -> tuple[Pixels, tuple[int, int]]:
+    def shape(self, path: Path) -> tuple[int, ...]:
+        """The shape (1 or 3, H, W) of an image as ``image`` returns it; raises DataError."""
+        return self._look("image", path).shape
+
+    def ids(self, path: Path) -> tuple[int, ...]:
+        """The values that occur in a mask as ``mask`` returns it; raises DataError."""
+        return self._look("mask", path).ids
+
+    def bytes_seen(self) -> int:
+        """The memory that all files read so far would take."""
+        return sum(int(np.prod(seen.shape)) for seen in self._seen.values())
+
+    def share(self, processes: int) -> bool:
+        """Let ``processes`` copies of this store together keep no more than ``cache``.
+
+        Returns whether not all that was read is kept. What fits stays as it is: forked processes
+        share its memory.
+        """
+        if self.cache is None or self.bytes_seen() <= self.cache:
+            return False
+        self.processes = processes
+        with self._lock:
+            self._make_room()
+        return True
+
+    def _look(self, kind: str, path: Path) -> Seen:
+        if (kind, path) not in self._seen:
+            self._load(kind, path)
+        return self._seen[kind, path]
+
+    def _load(self, kind: str, path: Path) -> Pixels:
         key = (kind, path)
-        if key not in self._kept:
-            pixels = read_image(path) if kind == "image" else read_mask(path)
-            size = (pixels.shape[0], pixels.shape[1])
-            if kind == "mask" and self.ignore_label not in (None, IGNORED):
-                if (pixels == IGNORED).any():  # in memory it would mean unlabelled
-                    found = f"value {IGNORED}, but unlabelled pixels are {self.ignore_label}"
-                    raise DataError(f"{path}: {found}; correct the mask or --ignore_label")
-                pixels = np.where(pixels == self.ignore_label, np.uint8(IGNORED), pixels)
-            if self.image_size:
-                resize = resize_image if kind == "image" else resize_mask
-                pixels = resize(pixels, self.image_size)
-            if kind == "image":
-                pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-            self._kept[key] = np.ascontiguousarray(pixels), size
-        return self._kept[key]
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        pixels = self._read(key) if key not in self._seen else self._read_again(key)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = pixels
+                self._bytes += pixels.nbytes
+            self._make_room()
+        return pixels
+
+    def _make_room(self) -> None:
+        most = math.inf if self.cache is None else self.cache // self.processes
+        while self._bytes > most:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def _read(self, key: Key) -> Pixels:
+        """Decode and resize a file, and remember what it is like."""
+        kind, path = key
+        pixels = read_image(path) if kind == "image" else read_mask(path)
+        size = (pixels.shape[0], pixels.shape[1])
+        if kind == "mask" and self.ignore_label not in (None, IGNORED):
+            if (pixels == IGNORED).any():  # in memory it would mean unlabelled
+                found = f"value {IGNORED}, but unlabelled pixels are {self.ignore_label}"
+                raise DataError(f"{path}: {found}; correct the mask or --ignore_label")
+            pixels = np.where(pixels == self.ignore_label, np.uint8(IGNORED), pixels)
+        if self.image_size:
+            resize = resize_image if kind == "image" else resize_mask
+            pixels = resize(pixels, self.image_size)
+        if kind == "image":
+            pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        pixels = np.ascontiguousarray(pixels)
+        ids = np.flatnonzero(np.bincount(pixels.ravel())).tolist() if kind == "mask" else ()
+        self._seen[key] = Seen(size, pixels.shape, zlib.crc32(pixels), tuple(ids))
+        return pixels
+
+    def _read_again(self, key: Key) -> Pixels:
+        """Read a file once more; DataError unless it has the pixels that it had."""
+        before, found = self._seen[key], "it has other pixels"
+        try:
+            pixels = self._read(key)
+            if self._seen[key] == before:
+                return pixels
+        except DataError as error:
+            found = str(error).removeprefix(f"{key[1]}: ").partition(";")[0]
+        self._seen[key] = before
+        raise DataError(
+            f"{key[1]}: not as it was when the set was checked ({found}); put it back and give "
+            "the same command, which goes on"
+        )
 
 
 def fingerprint(samples: Iterable[Any], store: ImageStore) -> str:
-    """A short hash of the names and decoded pixels of samples (``data.Sample``)."""
+    """A short hash of the names and decoded pixels of samples (``data.Sample``).
+
+    The store keeps the hash of each folder's samples, so that no pixel is hashed twice.
+    """
     digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(sample.name.encode(errors="backslashreplace"))
-        mask = [] if sample.mask is None else [store.mask(sample.mask)]
-        for pixels in (store.image(sample.image), *mask):
-            digest.update(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes())
+    read: tuple[Any, ...] = ()
+    for _, group in groupby(samples, key=lambda sample: sample.image.parent):
+        new = tuple(group)
+        read += new
+        for sample in () if read in store.digests else new:
+            digest.update(sample.name.encode(errors="backslashreplace"))
+            mask = [] if sample.mask is None else [store.mask(sample.mask)]
+            for pixels in (store.image(sample.image), *mask):
+                digest.update(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes())
+        digest = store.digests.setdefault(read, digest).copy()
     return digest.hexdigest()[:16]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import groupby, islice
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 import data
 from config import FIELDS
-from data import Sample, find_split
+from data import Sample
 from imaging.drawing import class_colours, save_prediction
+from imaging.imagefile import read_mask
+from imaging.store import ImageStore
 from networks import UNet
 from pscl.losses import supervised_loss
 from pscl.recompute import recompute_activations
@@ -55,7 +57,7 @@ class Supervised(Runner):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.annotated, self.test = job.annotated(), find_split(self.config.data_dir, "test_numf")
+        self.annotated, self.test = job.annotated(), job.split("test_numf")
 
     def build(self) -> None:
         """UNet, optimizer and batches."""
@@ -94,7 +96,7 @@ class Supervised(Runner):
     def unsuitable(self) -> list[str]:
         """A line for each annotated image that is smaller than the crops."""
         side, paths = self.config.fine_crop, [s.image for s in self.annotated]
-        sizes = {path: self.job.store.image(path).shape[-2:] for path in paths}
+        sizes = {path: self.job.store.shape(path)[-2:] for path in paths}
         return [
             f"{path}: {w}x{h} pixels; fine_crop: found {side}; give at most {min(h, w)}, or 0"
             for path, (h, w) in sizes.items()
@@ -146,17 +148,18 @@ class Supervised(Runner):
             state = to_published(self.module.state_dict())
             settings = {**self.settings, **self.config.appearance()}
             save(self.run_dir / name, {self.wrapper: state, **entry, "settings": settings})
+        if epoch + 1 == self.epochs:
+            self.draw(epoch, counts)
 
     @torch.inference_mode()
     def evaluate(self, epoch: int) -> NDArray[np.int64]:
-        """Write predictions of the test set, after the last epoch sheets, too.
+        """Write predictions of the test set.
 
         Returns the confusion matrices (n, C, C) of the test images, true class as row.
         """
         self.module.eval()
         scores = SegmentationScores(self.config.num_classes)
         folder = self.run_dir / f"epoch_{epoch}"
-        rows: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
         items = data.test_items(self.test, self.job.store, self.config.standardize)
         for images, masks, names in equal_sizes(items):
             with self.precision():
@@ -164,20 +167,20 @@ class Supervised(Runner):
                 prediction = self.module(x).argmax(dim=1)
             scores.add(prediction, masks.to(self.device))
             classes = prediction.to(torch.uint8).cpu().numpy()
-            for name, mask, picture in zip(names, masks, classes, strict=True):
+            for name, picture in zip(names, classes, strict=True):
                 save_prediction(folder / picture_name(name), picture, self.config.mapping)
-                if epoch + 1 == self.epochs:
-                    rows.append((self.pixels(self.test[len(rows)]), mask.numpy(), picture))
-        counts = scores.counts()
-        if rows:
-            c = self.config
-            colours = class_colours(c.num_classes, c.class_colours)
-            names = [sample.name for sample in self.test]
-            heading = f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}"
-            write = partial(sheets.write_sheets, self.run_dir, self.stage, heading=heading)
-            write(rows, names, counts, class_names=c.class_names, colours=colours)
-            self.log.note(f"Pictures of test images: {self.run_dir / f'sheet_{self.stage}.png'}")
-        return counts
+        return scores.counts()
+
+    def draw(self, epoch: int, counts: NDArray[np.int64]) -> None:
+        """Draw sheets of the test images; last, because an error here must lose no scores."""
+        c, folder = self.config, self.run_dir / f"epoch_{epoch}"
+        rows = TestRows(self.test, self.job.store, folder, c.mapping)
+        colours = class_colours(c.num_classes, c.class_colours)
+        names = [sample.name for sample in self.test]
+        heading = f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}"
+        write = partial(sheets.write_sheets, self.run_dir, self.stage, heading=heading)
+        write(rows, names, counts, class_names=c.class_names, colours=colours)
+        self.log.note(f"Pictures of test images: {self.run_dir / f'sheet_{self.stage}.png'}")
 
 
 class Finetune(Supervised):
@@ -253,6 +256,29 @@ class Finetune(Supervised):
             {"params": slow, "lr": self.config.fine_lr_encoder},
             {"params": list(rest.values()), "lr": self.config.fine_lr_decoder},
         ]
+
+
+class TestRows(Sequence[sheets.Row]):
+    """Image, true mask and predicted classes of the test images, read when they are asked for."""
+
+    __test__ = False  # no class of tests
+
+    def __init__(
+        self, test: Sequence[Sample], store: ImageStore, folder: Path, mapping: Sequence[int]
+    ) -> None:
+        self.test, self.store, self.folder = test, store, folder
+        self.classes = np.zeros(256, np.uint8)  # by the gray of a picture
+        self.classes[list(mapping)] = np.arange(len(mapping))
+
+    def __len__(self) -> int:
+        return len(self.test)
+
+    def __getitem__(self, number: Any) -> Any:
+        sample = self.test[number]
+        picture = self.classes[read_mask(self.folder / picture_name(sample.name))]
+        image = self.store.image(sample.image).movedim(0, -1).squeeze(-1).numpy()
+        assert sample.mask is not None  # which the check of the set requires
+        return image, self.store.mask(sample.mask).numpy(), picture
 
 
 def picture_name(image: str) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 import data
 from config import FIELDS, Config
-from data import Sample, find_split
+from data import Sample
 from imaging.store import ImageStore, fingerprint
 from model import settings_of
 from report import figures
@@ -36,10 +36,16 @@ class Job:
     device: torch.device
     amp: torch.dtype | None  # of autocast; None: full precision
 
+    def split(self, name: str) -> list[Sample]:
+        """The images of a folder of the set, listed once for all stages, repeats and checks."""
+        return data.listed_split(self.store, self.config.data_dir, name)
+
     def annotated(self) -> list[Sample]:
         """The annotated images of this size and repeat."""
-        root = self.config.data_dir
-        return find_split(root, data.annotated_split(root, self.size, self.repeat))
+        kept, key = self.store.lists, (self.config.data_dir, self.size, self.repeat)
+        if key not in kept:
+            kept[key] = self.split(data.annotated_split(*key))
+        return kept[key]
 
 
 class Runner(Training):
@@ -88,7 +94,7 @@ class Runner(Training):
 
     def images(self, samples: Sequence[Sample]) -> str:
         """Number and sizes of samples: '48 images 188x188'."""
-        sizes = sorted({tuple(self.job.store.image(s.image).shape[-2:]) for s in samples})
+        sizes = sorted({self.job.store.shape(s.image)[-2:] for s in samples})
         shown = ", ".join(f"{w}x{h}" for h, w in sizes[:2]) + (" and others" if sizes[2:] else "")
         return f"{len(samples)} image{'s' if len(samples) != 1 else ''} {shown}"
 

@@ -41,6 +41,7 @@ DEFAULTS = {
     "amp": "auto",
     "workers": 0,
     "threads": 0,
+    "cache": "",
     "save_seconds": 60.0,
     "overwrite": False,
     "resume": "auto",
@@ -269,7 +270,10 @@ def test_every_setting_has_a_bad_value_above():
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"temperature": 0}, "temperature: found 0; allowed: a number above 0"),
+        (
+            {"temperature": 0},
+            "temperature: found 0; allowed: a number at least 0.001 and at most 1000.0",
+        ),
         ({"random_crop": 1}, "random_crop: found 1; allowed: a number at least 0 and below 1"),
         (
             {"seed": "x"},
@@ -406,8 +410,8 @@ def test_command_lines(line, expected):
         ("--seed none", "seed: found 'none'; allowed: a whole number"),
         ("--seed " + "9" * 6000, "...; allowed: a whole number"),
         ("--self_lr -1e-4", "self_lr: found -0.0001; allowed: a number above 0"),
-        ("--temperature nan", "temperature: found nan; allowed: a number above 0"),
-        ("--temperature 1e999", "temperature: found inf; allowed: a number above 0"),
+        ("--temperature nan", "temperature: found nan; allowed: a number at least 0.001"),
+        ("--temperature 1e999", "temperature: found inf; allowed: a number at least 0.001"),
         ("--multi_round maybe", "multi_round: found 'maybe'; allowed: True or False"),
         ("--multi_round=", "multi_round: found ''; allowed: True or False"),
         ("--channels 8,x,32,64", "channels: found '8,x,32,64'; allowed: whole numbers"),
@@ -678,6 +682,7 @@ def test_from_dict_refuses_what_it_does_not_know():
 
 
 fractions = st.floats(0, 1)
+moderate = st.floats(1e-3, 1e3)
 positive = st.floats(1e-300, 1e30)
 counts = st.integers(1, 10**6)
 widths = st.tuples(st.integers(1, 6), st.integers(1, 6)).map(
@@ -695,7 +700,7 @@ classes = st.integers(2, 9).flatmap(
         {
             "num_classes": st.just(n),
             "mapping": st.just(()) | st.permutations(range(9)).map(lambda p: tuple(p[:n])),
-            "class_weight": st.just(()) | st.lists(positive, min_size=n, max_size=n).map(tuple),
+            "class_weight": st.just(()) | st.lists(moderate, min_size=n, max_size=n).map(tuple),
             "class_names": st.just(())
             | st.lists(names, min_size=n, max_size=n, unique=True).map(tuple),
             "class_colours": st.just(())
@@ -718,7 +723,7 @@ singles = st.fixed_dictionaries(
         "overwrite": st.booleans(),
         "seed": st.integers(0, 2**32 - 1),
         "device": st.sampled_from(["auto", "cuda:3"]),
-        "temperature": positive,
+        "temperature": moderate,
         "self_lr": positive,
         "global_local_ratio": fractions,
         "momentum": fractions,
