@@ -29,6 +29,7 @@ from utils.device import (
     keep_freed_memory,
     size_of,
 )
+from utils.files import remove_orphans
 from utils.log import require_tensorboard, to_terminal
 from utils.run_folder import locked
 
@@ -54,6 +55,8 @@ def run(config: Config, store: ImageStore | None = None) -> None:
         problems = [line for job, stage in runs for line in stage(job).problems()]
         if problems:
             raise ConfigError("\n".join(dict.fromkeys(problems)))
+        for folder in {stage(job).run_dir.parent for job, stage in runs}:
+            remove_orphans(folder)  # of eval.txt and the report
         for warning in warnings:
             to_terminal(f"Warning: {warning}")
         for job, stage in runs:

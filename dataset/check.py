@@ -209,7 +209,7 @@ class SetCheck:
         size = self.store.file_size("image", sample.image)
         if not self.store.image_size and min(size) < SMALLEST_SIDE:
             found = f"{sample.image}: {size_text(size)} pixels"
-            raise DataError(f"{found}; at least {SMALLEST_SIDE} a side are needed")
+            raise DataError(f"{found}; at least {SMALLEST_SIDE} a side are needed: leave it out")
 
     def mask(self, sample: Sample) -> None:
         """Decode the mask of a sound image; raises DataError if it cannot be used."""
@@ -223,7 +223,7 @@ class SetCheck:
         image_size = self.store.file_size("image", sample.image)
         if size != image_size:
             found = f"{sample.mask}: {size_text(size)}, its image is {size_text(image_size)}"
-            raise DataError(f"{found}; a mask has the size of its image")
+            raise DataError(f"{found}; a mask has the size of its image: export it so")
         labelled = mask[mask != IGNORED] if self.store.ignore_label is not None else mask
         highest = int(labelled.max(initial=0))
         if highest >= self.num_classes:

@@ -74,7 +74,7 @@ def read_truth(item: Item, shape: tuple[int, ...], num_classes: int) -> Array | 
     if truth.shape != shape:
         raise DataError(
             f"{item.truth}: {truth.shape[1]}x{truth.shape[0]}, its image is "
-            f"{shape[1]}x{shape[0]}; a mask has the size of its image"
+            f"{shape[1]}x{shape[0]}; a mask has the size of its image: export it so"
         )
     wrong = truth[(truth >= num_classes) & (truth != IGNORED)]
     if wrong.size:

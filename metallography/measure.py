@@ -136,10 +136,14 @@ def check_terms(
     for name, classes in named.items():
         for c in classes:
             if c not in range(num_classes):
-                raise ConfigError(f"--{name}: found {c}; classes are 0 ... {num_classes - 1}")
+                raise ConfigError(
+                    f"--{name}: found {c}; classes are 0 ... {num_classes - 1}: give one of them"
+                )
     both = set(grain_classes) & set(boundary_classes or ())
     if both:
-        raise ConfigError(f"--boundary_classes: found {min(both)}, a grain class; it is only one")
+        raise ConfigError(
+            f"--boundary_classes: found {min(both)}, a grain class; it is only one: leave it out of one of the two"
+        )
 
 
 def connectivity_of(grains: bool, connectivity: int | None = None) -> int:
@@ -240,7 +244,7 @@ def measure_mask(
     if wrong.any():
         raise DataError(
             f"mask: value {mask[wrong][0]} where there are {num_classes} classes; class ids are "
-            f"0 ... {num_classes - 1}, and {IGNORED} where no class is known"
+            f"0 ... {num_classes - 1}, and {IGNORED} where no class is known: correct the mask"
         )
     ignored = without if without.any() else None
     stops = set(grain_classes)

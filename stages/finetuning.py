@@ -222,7 +222,11 @@ class Finetune(Supervised):
         if not path.exists():
             others = ", ".join(sorted(p.name for p in path.parent.glob("moco*.pt")))
             hint = f"--self_max_epoch (there is {others})" if others else "--pretrained FILE"
-            return [f"{path}: no such file; pretrain first (-stages self-fine), or give {hint}"]
+            cure = "pretrain first (-stages self-fine)"
+            if "self" in self.config.stage_list and not self.config.pretrained:
+                cure = "it was removed after pretraining was finished: give --overwrite to pretrain"
+                cure += " again, put it back"
+            return [f"{path}: no such file; {cure}, or give {hint}"]
         try:
             transfer(super().network(), self.encoder(), source=path)
         except CheckpointError as error:

@@ -216,6 +216,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("amp", ["", "fp16", True, None]),
     ("workers", [-1, 257, 1.5]),
     ("threads", [-1, 1025]),
+    ("cache", ["4", "GB", "-1GB", "4 EB", "1e9GB", "4GB ", None, 4]),
     ("save_seconds", [-1, NAN, INF, "60", None]),
     ("resume", ["", "always", True]),
     ("channels", [(), (8,), (8, 16, 32), (8, 16, 32, 64, 128), (0, 0, 0, 0), (-4, -8, -16, -32)]),
@@ -244,6 +245,8 @@ BAD: list[tuple[str, list[Any]]] = [
     ("probe", [-1, 10**7, 1.0, None, True]),
 ]
 BAD += [(n, [0, -1, NAN, INF, 10**400, "1"]) for n in ("temperature", "self_lr", "sup_lr")]
+BAD += [("temperature", [1e-30, 1e-4, 1e4]), ("self_weight_decay", [1e7])]
+BAD += [("class_weight", [(1e7, 1, 1, 1), (1e-30,) * 4]), ("scale_weights", [(1, 1, 1e30)])]
 BAD += [("fine_lr_decoder", [0, -1, NAN, INF]), ("fine_lr_encoder", [-1, NAN, INF])]
 BAD += [(n, [-0.1, 1.1, NAN, INF]) for n in ("momentum", "group_decay", "freshness_decay")]
 BAD += [("patch_group_decay", [-0.1, 1.1, NAN]), ("dense_grid", [0, -7, 65, 7.0, "7"])]
@@ -606,7 +609,7 @@ def test_describe_has_a_line_per_change_and_one_for_the_rest():
 # Which settings decide a result; a setting of one of these sets is nowhere else.
 NEVER = {
     "name", "output_dir", "stages", "data_size", "multi_round", "repeats", "mapping", "device",
-    "workers", "threads", "save_seconds", "overwrite", "resume", "save_every", "report",
+    "workers", "threads", "cache", "save_seconds", "overwrite", "resume", "save_every", "report",
     "tensorboard", "class_names", "class_colours", "probe",
     "recompute",
 }  # fmt: skip

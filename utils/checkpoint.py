@@ -186,7 +186,8 @@ def _rename(state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[
         bare = re.sub(r"^(module\.)+", "", key)  # torch.nn.DataParallel puts it before every key
         new = names.get(bare, bare)
         if new in renamed:
-            raise CheckpointError(f"two tensors are called {new!r} (the second as {key!r})")
+            what = f"two tensors are called {new!r} (the second as {key!r})"
+            raise CheckpointError(f"{what}; give a file of this program")
         renamed[new] = value
     return renamed
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,6 +91,8 @@ class Training:
         state = self.ready()
         if state and state["finished"]:
             to_terminal(f"{self.run_dir}: stage {self.stage} is finished already")
+            for line in self.gone(state["outputs"]):
+                to_terminal(line)
             self.state.remove_previous()
             return list(state["evaluations"])
         self.seed()
@@ -102,6 +104,7 @@ class Training:
             self.write_head(state)
             self.train(first)
             self.finish()
+            self.log.require_files()
         self.state.finish(self.snapshot(finished=True))
         return self.evaluations
 
@@ -154,6 +157,12 @@ class Training:
         self.evaluations = state["evaluations"]
         return int(state["epoch"])
 
+    def gone(self, names: Iterable[str]) -> list[str]:
+        """A warning if checkpoints among the outputs of this run are not there any more."""
+        lost = [n for n in names if n.endswith(".pt") and not (self.run_dir / n).exists()]
+        what = f"Warning: {self.run_dir}: {', '.join(lost)} was removed since this run wrote it"
+        return lost and [f"{what}; --overwrite trains anew, should it be needed"]
+
     def write_head(self, resumed: Settings | None) -> None:
         """Write the head of the log; for a resumed run, its epoch and a changed environment."""
         self.log.header([*self.about, *self.config.describe(), self.environment])
@@ -161,6 +170,8 @@ class Training:
             self.epoch_done(-1)
             return
         self.log.note(f"Going on after epoch {resumed['epoch'] - 1} of the run that was stopped")
+        for line in self.gone(resumed.get("written", ())):
+            self.log.line(line)
         if resumed["environment"] != self.environment:
             self.log.line(f"From epoch {resumed['epoch']} on with {self.environment}")
 
@@ -180,10 +191,15 @@ class Training:
 
     def save_state(self, epoch: int) -> None:
         """Save everything needed to resume at ``epoch``."""
+        self.log.require_files()  # or the folder would be made anew
         module, optimizer = self.module.state_dict(), self.optimizer.state_dict()
-        logged = self.log.offsets()
-        state = self.snapshot(epoch=epoch, module=module, optimizer=optimizer, log=logged)
+        logged, more = self.log.offsets(), {"written": self.written()}
+        state = self.snapshot(epoch=epoch, module=module, optimizer=optimizer, log=logged, **more)
         self.state.save(state)
+
+    def written(self) -> list[str]:
+        """The checkpoints among the outputs that are there."""
+        return [n for n in self.outputs() if n.endswith(".pt") and (self.run_dir / n).exists()]
 
     def seed(self, *numbers: int) -> None:
         """Seed PyTorch from the run's seed, the stage and ``numbers``."""
@@ -201,6 +217,7 @@ class Training:
             for epoch in range(first, self.epochs):
                 started = time.monotonic()
                 self.train_epoch(epoch, bar.update)
+                self.log.require_files()  # before a checkpoint makes a removed folder anew
                 self.epoch_done(epoch)
                 if epoch == first:
                     took = time.monotonic() - started
