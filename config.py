@@ -375,9 +375,7 @@ class Config:
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """The inverse of ``to_dict``; missing settings get their defaults. Raises ConfigError."""
         if not isinstance(values, Mapping):
-            raise ConfigError(
-                f"settings: found {found(values)}; allowed: names with their values, such as {{'seed': 0}}"
-            )
+            raise ConfigError(f"settings: found {found(values)}; allowed: names with their values")
         return _build(values, [])
 
     def describe(self) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 import data
 from config import Config, ConfigError, parse_config
 from dataset.check import DataReport, check_data
+from imaging.index import index_file
 from imaging.store import ImageStore
 from model import METHODS
 from report import page, results
@@ -36,7 +37,7 @@ from utils.run_folder import locked
 STAGES: dict[str, type[Runner]] = {"self": SelfSupervised, "fine": Finetune, "sup": Supervised}
 
 
-def run(config: Config, store: ImageStore | None = None) -> None:
+def run(config: Config, *, store: ImageStore | None = None) -> None:
     """Check everything the experiment needs (UserError), then train and score.
 
     ``store`` is that of a set that was checked already, and is not read again.
@@ -55,6 +56,7 @@ def run(config: Config, store: ImageStore | None = None) -> None:
         problems = [line for job, stage in runs for line in stage(job).problems()]
         if problems:
             raise ConfigError("\n".join(dict.fromkeys(problems)))
+        jobs[0].store.keep_index()
         for folder in {stage(job).run_dir.parent for job, stage in runs}:
             remove_orphans(folder)  # of eval.txt and the report
         for warning in warnings:
@@ -91,6 +93,7 @@ def open_set(config: Config, store: ImageStore | None = None) -> tuple[list[Job]
             needs_annotated=method.needs_annotated,
             probe=config.probe > 0,
             cache=cache_bytes(config.cache),
+            index=index_file(config.output_dir, config.data_dir),
         )
     )
     jobs = [

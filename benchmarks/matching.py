@@ -80,7 +80,7 @@ def batches(
         for sample in (annotated, *samples[start : start + BATCH]):
             if sample.mask is None:
                 raise DataError(
-                    f"{sample.image}: no mask, without which matches cannot be judged; save it in gt"
+                    f"{sample.image}: no mask, so matches cannot be judged; save it in gt"
                 )
             images.append(image_input(sample, store, settings.get("standardize", False)))
             masks.append(one_hot(store.mask(sample.mask), settings["num_classes"]))

@@ -21,6 +21,7 @@ from config_run import STAGES
 from data import annotated_repeats, listed_split, parse_name
 from dataset.check import check_data
 from imaging.imagefile import read_mask
+from imaging.index import index_file
 from model import METHODS
 from stages.finetuning import picture_name
 from stages.job import WEIGHTS, Job, Runner, setting_differences
@@ -106,6 +107,7 @@ class Plan:
             self_mode_needs_groups=any(m.needs_groups for m in methods),
             needs_annotated=any(m.needs_annotated for m in methods),
             cache=cache_bytes(config.cache),
+            index=index_file(config.output_dir, config.data_dir),
         )
         self.store = data.store
         for warning in data.warnings:

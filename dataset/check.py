@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 import data
 from data import Sample, name_key
 from dataset.layout import LAYOUT
@@ -78,11 +76,12 @@ def check_data(
     needs_annotated: bool = True,
     probe: bool = False,
     cache: int | None = None,
+    index: Path | None = None,
 ) -> DataReport:
     """Read and check every file that a run will need; DataError of all problems found.
 
     Args:
-        image_size, ignore_label, cache: see ``ImageStore``.
+        image_size, ignore_label, cache, index: see ``ImageStore``.
         stages: any of 'self', 'fine', 'sup'.
         sizes, repeats: data sizes '1', '5', 'f', and see ``annotated_repeats``.
         self_mode_needs_groups: pretraining uses the production batches.
@@ -92,7 +91,8 @@ def check_data(
     root = Path(data_dir)
     if not os.path.isdir(root):
         raise DataError(missing_set(root))
-    check = SetCheck(root, num_classes, ImageStore(image_size, ignore_label, cache))
+    store = ImageStore(image_size, ignore_label, cache, index)
+    check = SetCheck(root, num_classes, store)
     supervised = bool({"fine", "sup"} & set(stages))
     scored = supervised or (probe and "self" in stages)
     splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
@@ -116,13 +116,11 @@ def check_data(
     check.one_size("pretraining", pretraining)
     if "self" in stages and self_mode_needs_groups:
         check.batches(pretraining)
-    if check.palettes.differing:
+    if found := check.palettes.differing:
         cure = "save all masks with one palette, or as 8-bit gray"
-        check.problems.append(
-            f"{root}: palettes of masks differ: {check.palettes.differing}; {cure}"
-        )
+        check.problems.append(f"{root}: palettes of masks differ: {found}; {cure}")
     check.problems.refuse()
-    return DataReport(check.store, tuple(dict.fromkeys(check.warnings)))
+    return DataReport(store, tuple(dict.fromkeys(check.warnings)))
 
 
 def missing_set(root: Path) -> str:
@@ -215,17 +213,18 @@ class SetCheck:
         """Decode the mask of a sound image; raises DataError if it cannot be used."""
         if sample.mask is None:
             raise DataError(_no_mask(sample.image))
-        mask = self.store.mask(sample.mask).numpy()
+        ids = set(self.store.ids(sample.mask))
         if colours := palette_of(sample.mask):
             unlabelled = {IGNORED} if self.store.ignore_label is not None else set()
-            self.palettes.add(sample.mask, colours, set(np.unique(mask).tolist()) - unlabelled)
+            self.palettes.add(sample.mask, colours, ids - unlabelled)
         size = self.store.file_size("mask", sample.mask)
         image_size = self.store.file_size("image", sample.image)
         if size != image_size:
             found = f"{sample.mask}: {size_text(size)}, its image is {size_text(image_size)}"
             raise DataError(f"{found}; a mask has the size of its image: export it so")
-        labelled = mask[mask != IGNORED] if self.store.ignore_label is not None else mask
-        highest = int(labelled.max(initial=0))
+        highest = max(
+            ids - ({IGNORED} if self.store.ignore_label is not None else set()), default=0
+        )
         if highest >= self.num_classes:
             found = f"value {highest} in a mask of {self.num_classes} classes"
             rule = f"class ids are 0..{self.num_classes - 1}"

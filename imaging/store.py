@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,19 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from imaging.imagefile import Pixels, read_image, read_mask
+from imaging.index import Key, Seen, read_index, stamp_of, write_index
 from utils.files import DataError
 from utils.metrics import IGNORED
-
-Key = tuple[str, Path]  # 'image' or 'mask', and the file
-
-
-class Seen(NamedTuple):
-    """What is remembered of a file that was read."""
-
-    size: tuple[int, int]  # H, W in the file
-    shape: tuple[int, ...]  # of its pixels in memory
-    checksum: int  # of these pixels
-    ids: tuple[int, ...]  # the values that occur in a mask; of an image none
 
 
 def resize_image(image: Pixels, size: int) -> Pixels:
@@ -55,20 +45,27 @@ class ImageStore:
 
     Each file is read once and kept. Where ``cache`` is given, at most so many bytes are kept: what
     was not used for the longest time makes room, and is read again when it is needed. A file that
-    is then gone, or has other pixels, raises DataError.
+    is then gone, or has other pixels, raises DataError. ``index`` is the file that keeps between
+    starts what is known of a large set's files (``imaging.index``).
     """
 
     def __init__(
-        self, image_size: int = 0, ignore_label: int | None = None, cache: int | None = None
+        self,
+        image_size: int = 0,
+        ignore_label: int | None = None,
+        cache: int | None = None,
+        index: Path | None = None,
     ) -> None:
         self.image_size, self.ignore_label = image_size, ignore_label
         self.cache, self.processes = cache, 1  # copies of this store that share the cache
         self.lists: dict[object, list[Any]] = {}  # lists of files, for whoever takes them once
         self.digests: dict[tuple[Any, ...], Any] = {}  # by samples, see ``fingerprint``
+        # What an earlier start knew of files that have not changed.
+        self._seen, self.hashes = read_index(index, (image_size, ignore_label))
+        self._index = index
         # numpy, not torch: spawned worker processes get plain copies, where every tensor would
         # hold a file descriptor of shared memory.
         self._kept: OrderedDict[Key, Pixels] = OrderedDict()  # the last used at the end
-        self._seen: dict[Key, Seen] = {}
         self._bytes = 0  # of what is kept
         self._lock = threading.Lock()  # a thread prepares batches while another one evaluates
 
@@ -79,6 +76,12 @@ class ImageStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._lock = threading.Lock()
+
+    def keep_index(self) -> None:
+        """Write what is known of the files for later starts."""
+        if self._index is not None:
+            terms = (self.image_size, self.ignore_label)
+            write_index(self._index, terms, self._seen, self.hashes)
 
     def image(self, path: Path) -> Tensor:
         """uint8 (1, H, W) of a gray image or (3, H, W) of one with colour; raises DataError.
@@ -102,6 +105,17 @@ class ImageStore:
     def ids(self, path: Path) -> tuple[int, ...]:
         """The values that occur in a mask as ``mask`` returns it; raises DataError."""
         return self._look("mask", path).ids
+
+    def list_key(self, samples: Iterable[Any]) -> str:
+        """A hash of the names and checksums of ``data.Sample``s; '' before all were read."""
+        digest = hashlib.sha256()
+        for sample in samples:
+            files = [("image", sample.image), ("mask", sample.mask)][: 2 - (sample.mask is None)]
+            if any(file not in self._seen for file in files):
+                return ""
+            parts = [(self._seen[file].shape, self._seen[file].checksum) for file in files]
+            digest.update(f"{sample.name!a} {parts}\n".encode())
+        return digest.hexdigest()
 
     def bytes_seen(self) -> int:
         """The memory that all files read so far would take."""
@@ -147,6 +161,7 @@ class ImageStore:
     def _read(self, key: Key) -> Pixels:
         """Decode and resize a file, and remember what it is like."""
         kind, path = key
+        stamp = stamp_of(path)  # before it is read, or a change meanwhile would go unnoticed
         pixels = read_image(path) if kind == "image" else read_mask(path)
         size = (pixels.shape[0], pixels.shape[1])
         if kind == "mask" and self.ignore_label not in (None, IGNORED):
@@ -161,7 +176,7 @@ class ImageStore:
             pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         pixels = np.ascontiguousarray(pixels)
         ids = np.flatnonzero(np.bincount(pixels.ravel())).tolist() if kind == "mask" else ()
-        self._seen[key] = Seen(size, pixels.shape, zlib.crc32(pixels), tuple(ids))
+        self._seen[key] = Seen(size, pixels.shape, zlib.crc32(pixels.data), tuple(ids), stamp)
         return pixels
 
     def _read_again(self, key: Key) -> Pixels:
@@ -169,8 +184,10 @@ class ImageStore:
         before, found = self._seen[key], "it has other pixels"
         try:
             pixels = self._read(key)
-            if self._seen[key] == before:
+            if self._seen[key].same_pixels(before):
                 return pixels
+            if self._index is not None:  # it may be wrong, too
+                self._index.unlink(missing_ok=True)
         except DataError as error:
             found = str(error).removeprefix(f"{key[1]}: ").partition(";")[0]
         self._seen[key] = before
@@ -183,8 +200,18 @@ class ImageStore:
 def fingerprint(samples: Iterable[Any], store: ImageStore) -> str:
     """A short hash of the names and decoded pixels of samples (``data.Sample``).
 
-    The store keeps the hash of each folder's samples, so that no pixel is hashed twice.
+    The store keeps the hash of each folder's samples, so that no pixel is hashed twice, and between
+    starts that of the whole list.
     """
+    samples = list(samples)
+    key = store.list_key(samples)
+    if key not in store.hashes:
+        found = _hash(samples, store)
+        store.hashes[key := store.list_key(samples)] = found
+    return store.hashes[key]
+
+
+def _hash(samples: Iterable[Any], store: ImageStore) -> str:
     digest = hashlib.sha256()
     read: tuple[Any, ...] = ()
     for _, group in groupby(samples, key=lambda sample: sample.image.parent):

@@ -136,14 +136,10 @@ def check_terms(
     for name, classes in named.items():
         for c in classes:
             if c not in range(num_classes):
-                raise ConfigError(
-                    f"--{name}: found {c}; classes are 0 ... {num_classes - 1}: give one of them"
-                )
+                raise ConfigError(f"--{name}: found {c}; classes are 0 ... {num_classes - 1}")
     both = set(grain_classes) & set(boundary_classes or ())
     if both:
-        raise ConfigError(
-            f"--boundary_classes: found {min(both)}, a grain class; it is only one: leave it out of one of the two"
-        )
+        raise ConfigError(f"--boundary_classes: found {min(both)}, a grain class; it is only one")
 
 
 def connectivity_of(grains: bool, connectivity: int | None = None) -> int:
@@ -244,7 +240,7 @@ def measure_mask(
     if wrong.any():
         raise DataError(
             f"mask: value {mask[wrong][0]} where there are {num_classes} classes; class ids are "
-            f"0 ... {num_classes - 1}, and {IGNORED} where no class is known: correct the mask"
+            f"0 ... {num_classes - 1}, and {IGNORED} where no class is known"
         )
     ignored = without if without.any() else None
     stops = set(grain_classes)

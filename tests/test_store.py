@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from pathlib import Path
@@ -13,7 +14,9 @@ from tiny_set import files, make_set, train
 
 import data
 from data import find_split, listed_split
+from imaging import index
 from imaging import store as store_module
+from imaging.index import index_file
 from imaging.store import ImageStore, fingerprint
 from utils.files import DataError
 
@@ -107,6 +110,62 @@ def test_what_is_kept_needs_no_file(root: Path) -> None:
     before = store.image(path).clone()
     path.unlink()
     assert store.image(path).equal(before)
+
+
+def test_a_later_start_reads_no_file_of_a_large_set(
+    root: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "LARGE", 5)
+    samples = find_split(root, "train_numf")
+    file = index_file(root, root)
+    first = ImageStore(index=file)
+    expected = fingerprint(samples, first)
+    first.keep_index()
+    reads.clear()
+    second = ImageStore(index=file)
+    assert fingerprint(samples, second) == expected and reads == []
+    assert second.shape(samples[0].image) == (1, 32, 40) and reads == []
+    assert second.image(samples[0].image).equal(first.image(samples[0].image))
+    path, raw = samples[1].image, samples[1].image.read_bytes()
+    os.utime(path, ns=(0, 0))  # of another time: it is read again
+    third = ImageStore(index=file)
+    reads.clear()
+    assert third.shape(samples[0].image) == third.shape(path) and reads == [path.name]
+    assert fingerprint(samples, third) == expected
+    stamp = path.stat().st_mtime_ns
+    Image.fromarray(np.zeros((32, 40), np.uint8)).save(path)
+    with open(path, "ab") as out:
+        out.write(bytes(len(raw) - path.stat().st_size))
+    os.utime(path, ns=(stamp, stamp))  # other pixels in the guise of the same file
+    third.keep_index()
+    fourth = ImageStore(index=file)
+    assert fingerprint(samples, fourth) == expected
+    with pytest.raises(DataError, match="it has other pixels"):
+        fourth.image(path)
+    assert not file.exists()  # so that the same command looks anew
+    assert fingerprint(samples, ImageStore(index=file)) != expected
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"terms": [1, 0, null], "files": [[1]]}', "3"])
+def test_a_damaged_index_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "i.json").write_text(text)
+    assert index.read_index(tmp_path / "i.json", (0, None)) == ({}, {})
+    assert index.read_index(tmp_path / "absent.json", (0, None)) == ({}, {})
+
+
+def test_an_index_is_that_of_its_terms_and_of_large_sets(root: Path) -> None:
+    store, file = ImageStore(), index_file(root, root)
+    fingerprint(find_split(root, "train_numf"), store)
+    index.write_index(file, (0, None), store._seen, {})
+    assert not file.exists()  # 12 files are read faster than looked up
+    large = {
+        ("image", root / f"{i}.png"): seen
+        for i in range(1000)
+        for seen in [*store._seen.values()][:1]
+    }
+    index.write_index(file, (0, None), {**store._seen, **large}, {"a": "b"})
+    assert index.read_index(file, (0, None)) == (store._seen, {"a": "b"})  # others are not there
+    assert index.read_index(file, (64, None)) == ({}, {})
 
 
 def test_processes_share_a_cache_that_is_too_small_and_keep_a_whole_set(root: Path) -> None:

@@ -193,9 +193,8 @@ class Training:
         """Save everything needed to resume at ``epoch``."""
         self.log.require_files()  # or the folder would be made anew
         module, optimizer = self.module.state_dict(), self.optimizer.state_dict()
-        logged, more = self.log.offsets(), {"written": self.written()}
-        state = self.snapshot(epoch=epoch, module=module, optimizer=optimizer, log=logged, **more)
-        self.state.save(state)
+        state = self.snapshot(epoch=epoch, module=module, optimizer=optimizer)
+        self.state.save({**state, "log": self.log.offsets(), "written": self.written()})
 
     def written(self) -> list[str]:
         """The checkpoints among the outputs that are there."""
