@@ -101,13 +101,14 @@ def open_set(config: Config, store: ImageStore | None = None) -> tuple[list[Job]
         for size in config.sizes
         for repeat in data.annotated_repeats(config.data_dir, size, config.repeat_list)
     ]
-    return jobs, report.warnings + share_memory(report.store, config)
+    warnings = () if store else report.warnings + share_memory(report.store, config)
+    return jobs, warnings
 
 
 def share_memory(store: ImageStore, config: Config) -> tuple[str, ...]:
     """Divide the cache among the processes; a line if the set does not fit into it."""
-    told = store.processes > 1
-    if not store.share(config.workers + 1) or store.cache is None or told:
+    store.share(config.workers + 1)
+    if store.cache is None or store.bytes_seen() <= store.cache:
         return ()
     needed, kept = size_of(store.bytes_seen()), size_of(store.cache)
     what = f"{config.data_dir}: its images take {needed}, of which {kept} are kept in memory"

@@ -110,7 +110,7 @@ class Plan:
             index=index_file(config.output_dir, config.data_dir),
         )
         self.store = data.store
-        for warning in data.warnings:
+        for warning in data.warnings + config_run.share_memory(self.store, config):
             to_terminal(f"Warning: {warning}")
         # Tiles of one micrograph overlap or adjoin: they are not independent test images.
         self.test = listed_split(self.store, config.data_dir, "test_numf")

@@ -121,18 +121,15 @@ class ImageStore:
         """The memory that all files read so far would take."""
         return sum(int(np.prod(seen.shape)) for seen in self._seen.values())
 
-    def share(self, processes: int) -> bool:
+    def share(self, processes: int) -> None:
         """Let ``processes`` copies of this store together keep no more than ``cache``.
 
-        Returns whether not all that was read is kept. What fits stays as it is: forked processes
-        share its memory.
+        A set that is kept as a whole stays as it is: forked processes share its memory.
         """
-        if self.cache is None or self.bytes_seen() <= self.cache:
-            return False
-        self.processes = processes
-        with self._lock:
-            self._make_room()
-        return True
+        if self.cache is not None and self._bytes < self.bytes_seen():
+            self.processes = processes
+            with self._lock:
+                self._make_room()
 
     def _look(self, kind: str, path: Path) -> Seen:
         if (kind, path) not in self._seen:
