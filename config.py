@@ -71,6 +71,8 @@ COUNT = between(1, 1_000_000)
 WIDTH = between(1, 65536)
 RATE = {"above": 0, "at most": 1e30}  # optimizers refuse rates beyond single precision
 NOT_NEGATIVE = {"at least": 0}
+WEIGHT = between(0, 1e6)  # of losses: above, the numbers of single precision run out
+LEAST_WEIGHT = 1e-3  # of the class with the largest
 FRACTION = between(0, 1)
 JITTER = between(0, 2.5)  # the hue changes by up to 0.2 * d of the colour circle, at most by half
 
@@ -173,7 +175,7 @@ class Config:
         allowed="a colour for each class, separated by commas, such as 333333,e69f00")
     class_weight: tuple[float, ...] = experiment((), "weight of each class in the cross-entropy; "
         "a single value: of every class; empty: 1,1,10,10 for 4 classes, else all 1",
-        limits=NOT_NEGATIVE)
+        limits=WEIGHT)
     use_unlabelled: bool = experiment(False, "pretrain on the images of train_unlabelled too",
         source=OURS)
     standardize: bool = experiment(False, "normalise every image by the mean and standard "
@@ -188,6 +190,10 @@ class Config:
         unit="processes", source=OURS, limits=between(0, 256))
     threads: int = running(0, "CPU threads that compute; 0: PyTorch's choice", unit="threads",
         source=OURS, limits=between(0, 1024))
+    cache: str = running("", "memory that decoded images may take, such as 4GB; what does not "
+        "fit is read from the disk again whenever it is needed, with the same results; empty: half "
+        "of what is free", source=OURS, pattern=r"(?:\d{1,6}(?:\.\d{1,3})? ?[kKMGT]B?)?",
+        allowed="a size such as 4GB or 500MB, or nothing")
     save_seconds: float = running(60.0, "time between saves of the training state, lost at most "
         "when a run is killed", unit="seconds", source=OURS, limits=NOT_NEGATIVE)
     overwrite: bool = running(False, "train anew over a run whose settings differ", source=OURS)
@@ -248,7 +254,7 @@ class Config:
     self_max_epoch: int = pretraining(200, "length of pretraining", unit="epochs", limits=COUNT)
     self_lr: float = pretraining(1e-4, "learning rate", limits=RATE)
     self_optimizer: str = pretraining("adam", "optimizer: adam or adamw", choices=("adam", "adamw"))
-    self_weight_decay: float = pretraining(1e-3, "weight decay, of adamw only", limits=NOT_NEGATIVE)
+    self_weight_decay: float = pretraining(1e-3, "weight decay, of adamw only", limits=WEIGHT)
     self_schedule: bool = pretraining(False, "learning rate x 0.1 at 50 % and again at 75 % of "
         "the epochs")
     save_every: int = pretraining(10, "interval of the checkpoints, named by the epochs done",
@@ -258,7 +264,7 @@ class Config:
         unit="epochs", source=OURS, limits=between(0, 1_000_000))
 
     temperature: float = method(0.5, "temperature of the image loss and of the patch loss",
-        limits={"above": 0})
+        limits=between(1e-3, 1e3))
     global_local_ratio: float = method(0.7, "r in (1 - r) * image loss + r * patch loss",
         unit="fraction", limits=FRACTION)
     top_k: int | None = method(None, "patches per class and image at the coarsest scale; None: 4 "
@@ -268,7 +274,7 @@ class Config:
     label_guided: bool = method(True, "choose patches by the annotated image's label map; False: "
         "at random", published="Patch_sup")
     scale_weights: tuple[float, ...] = method((1.0, 1.0, 1.0), "weights of the patch losses at "
-        "1/4, 1/2 and full size", published="self_scale_weight", limits=NOT_NEGATIVE)
+        "1/4, 1/2 and full size", published="self_scale_weight", limits=WEIGHT)
     intra_view_negatives: bool = method(True, "PSCL-SimCLR: patches of the same image and view may "
         "be negatives", published="simclrinner")
     momentum: float = method(0.99, "share of the momentum encoder that each step keeps",
@@ -434,8 +440,8 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
     for name, what in (("mapping", "gray"), ("class_names", "name")):
         if len(set(c.get(name, ()))) < len(c.get(name, ())):
             yield name, found(c[name]), f"each {what} once"
-    if c.get("class_weight") and not any(c["class_weight"]):
-        yield "class_weight", found(c["class_weight"]), "at least one above 0"
+    if c.get("class_weight") and max(c["class_weight"]) < LEAST_WEIGHT:
+        yield "class_weight", found(c["class_weight"]), f"at least one of {LEAST_WEIGHT} or more"
     if classes and (c.get("ignore_label") or classes) < classes:
         yield "ignore_label", c["ignore_label"], f"None or at least num_classes, {classes}"
     for name in ("image_size", "fine_crop", "self_crop"):

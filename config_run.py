@@ -10,7 +10,9 @@ import torch
 
 import data
 from config import Config, ConfigError
-from dataset.check import check_data
+from dataset.check import DataReport, check_data
+from imaging.index import index_file
+from imaging.store import ImageStore
 from model import METHODS
 from report import page, results
 from stages.finetuning import Finetune, Supervised
@@ -22,17 +24,25 @@ from stages.job import (
 from stages.presets import read_config
 from stages.pretraining import SelfSupervised
 from utils.commandline import exit_code
-from utils.device import choose_device, choose_precision, keep_freed_memory
+from utils.device import (
+    cache_bytes,
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    size_of,
+)
+from utils.files import remove_orphans
 from utils.log import require_tensorboard, to_terminal
 from utils.run_folder import locked
 
 STAGES: dict[str, type[Runner]] = {"self": SelfSupervised, "fine": Finetune, "sup": Supervised}
 
 
-def run(config: Config, notes: Sequence[str] = ()) -> None:
+def run(config: Config, notes: Sequence[str] = (), *, store: ImageStore | None = None) -> None:
     """Check everything the experiment needs (UserError), then train and score.
 
-    ``notes`` are lines for the head of the logs, such as why a preset chose what it did.
+    ``notes`` are lines for the head of the logs, such as why a preset chose what it did; ``store``
+    is that of a set that was checked already, and is not read again.
     """
     config = config.resolved()
     if config.threads:
@@ -40,7 +50,7 @@ def run(config: Config, notes: Sequence[str] = ()) -> None:
     if config.tensorboard:
         require_tensorboard()
     keep_freed_memory()
-    jobs, warnings = open_set(config, notes)
+    jobs, warnings = open_set(config, notes, store)
     runs = [(job, STAGES[name]) for job in jobs for name in config.stage_list]
     with ExitStack() as stack:
         for folder in dict.fromkeys(stage(job).run_dir for job, stage in runs):
@@ -48,6 +58,9 @@ def run(config: Config, notes: Sequence[str] = ()) -> None:
         problems = [line for job, stage in runs for line in stage(job).problems()]
         if problems:
             raise ConfigError("\n".join(dict.fromkeys(problems)))
+        jobs[0].store.keep_index()
+        for folder in {stage(job).run_dir.parent for job, stage in runs}:
+            remove_orphans(folder)  # of eval.txt and the report
         for warning in warnings:
             to_terminal(f"Warning: {warning}")
         for job, stage in runs:
@@ -62,31 +75,50 @@ def run(config: Config, notes: Sequence[str] = ()) -> None:
             to_terminal(f"Report: {page.write_report(folder)}")
 
 
-def open_set(config: Config, notes: Sequence[str] = ()) -> tuple[list[Job], Sequence[str]]:
+def open_set(
+    config: Config, notes: Sequence[str] = (), store: ImageStore | None = None
+) -> tuple[list[Job], Sequence[str]]:
     """Decode and check the set (UserError); returns the runs and the warnings."""
     device, method = choose_device(config.device), METHODS[config.self_mode]
     amp = choose_precision(config.amp, device)
-    report = check_data(
-        config.data_dir,
-        num_classes=config.num_classes,
-        image_size=config.image_size,
-        ignore_label=config.ignore_label,
-        stages=config.stage_list,
-        sizes=config.sizes,
-        repeats=config.repeat_list,
-        use_unlabelled=config.use_unlabelled,
-        self_mode_needs_groups=method.needs_groups,
-        needs_annotated=method.needs_annotated,
-        probe=config.probe > 0,
-        self_crop=config.self_crop,
-        fine_crop=config.fine_crop,
+    report = (
+        DataReport(store, ())
+        if store
+        else check_data(
+            config.data_dir,
+            num_classes=config.num_classes,
+            image_size=config.image_size,
+            ignore_label=config.ignore_label,
+            stages=config.stage_list,
+            sizes=config.sizes,
+            repeats=config.repeat_list,
+            use_unlabelled=config.use_unlabelled,
+            self_mode_needs_groups=method.needs_groups,
+            needs_annotated=method.needs_annotated,
+            probe=config.probe > 0,
+            self_crop=config.self_crop,
+            fine_crop=config.fine_crop,
+            cache=cache_bytes(config.cache),
+            index=index_file(config.output_dir, config.data_dir),
+        )
     )
     jobs = [
         Job(config, report.store, size, repeat, device, amp, tuple(notes))
         for size in config.sizes
         for repeat in data.annotated_repeats(config.data_dir, size, config.repeat_list)
     ]
-    return jobs, report.warnings
+    warnings = () if store else report.warnings + share_memory(report.store, config)
+    return jobs, warnings
+
+
+def share_memory(store: ImageStore, config: Config) -> tuple[str, ...]:
+    """Divide the cache among the processes; a line if the set does not fit into it."""
+    store.share(config.workers + 1)
+    if store.cache is None or store.bytes_seen() <= store.cache:
+        return ()
+    needed, kept = size_of(store.bytes_seen()), size_of(store.cache)
+    what = f"{config.data_dir}: its images take {needed}, of which {kept} are kept in memory"
+    return (f"{what}; the others are read again whenever they are needed; --cache changes that",)
 
 
 def main(

@@ -81,13 +81,32 @@ def find_split(data_dir: str | Path, split: str) -> list[Sample]:
     return [Sample(path, masks.get(name_key(path.stem))) for path in images]
 
 
-def test_samples(data_dir: str | Path) -> list[Sample]:
+def test_samples(store: ImageStore, data_dir: str | Path) -> list[Sample]:
     """The test set; empty where ``test_numf`` holds no image, or no file at all in its ``gt``.
 
-    Images alone are no test set: nothing can be scored on them.
+    Images alone are no test set: nothing can be scored on them. As ``listed_split``.
     """
-    masks = list_files(Path(data_dir) / "test_numf" / "gt")
-    return find_split(data_dir, "test_numf") if masks else []
+    key = (Path(data_dir, "test_numf"), "scored")
+    if key not in store.lists:
+        masks = list_files(Path(data_dir) / "test_numf" / "gt")
+        store.lists[key] = listed_split(store, data_dir, "test_numf") if masks else []
+    return store.lists[key]
+
+
+def listed_split(store: ImageStore, data_dir: str | Path, split: str) -> list[Sample]:
+    """``find_split``, once for a store: whoever asks again gets the images that were checked."""
+    key = Path(data_dir, split)
+    if key not in store.lists:
+        store.lists[key] = find_split(data_dir, split)
+    return store.lists[key]
+
+
+def pretraining_samples(
+    store: ImageStore, data_dir: str | Path, use_unlabelled: bool
+) -> list[Sample]:
+    """All training images, and those of ``train_unlabelled`` if wanted, as ``listed_split``."""
+    splits = ["train_numf", *["train_unlabelled"] * use_unlabelled]
+    return [sample for split in splits for sample in listed_split(store, data_dir, split)]
 
 
 def annotated_split(data_dir: str | Path, size: str, repeat: int = 0) -> str:
@@ -111,12 +130,6 @@ def annotated_repeats(
     root = Path(data_dir)
     there = [r for r in range(MOST_REPEATS) if (root / annotated_split(root, size, r)).is_dir()]
     return tuple(there) or (0,)
-
-
-def pretraining_samples(data_dir: str | Path, use_unlabelled: bool) -> list[Sample]:
-    """All training images, and those of ``train_unlabelled`` if wanted."""
-    extra = find_split(data_dir, "train_unlabelled") if use_unlabelled else []
-    return find_split(data_dir, "train_numf") + extra
 
 
 def number_groups(samples: Iterable[Sample]) -> dict[str, int]:
@@ -444,7 +457,19 @@ class Batches:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch (counted from 0); ask for one epoch at a time."""
         self.order[:] = self.dataset.draws(epoch, self.batch_size)
-        yield from self._prefetched() if self._loader is None else self._loader
+        if self._loader is None:
+            yield from self._prefetched()
+            return
+        try:
+            yield from self._loader
+        except DataError as error:  # with the traceback of the process in front
+            last = str(error).strip().splitlines()[-1]
+            raise DataError(last.removeprefix("utils.files.DataError: ")) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or "Caught" in str(error):
+                raise
+            what = "a process that prepares batches was ended by the system"
+            raise MemoryError(f"{what}, which it does where memory runs out") from error
 
     def _prefetched(self) -> Iterator[Batch]:
         """The batches in order, each prepared in one thread while the one before it is used."""

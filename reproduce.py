@@ -14,6 +14,7 @@ from comparison.plan import Plan, Work
 from comparison.record import record_plan
 from config import ConfigError
 from utils.commandline import complain, exit_code
+from utils.files import remove_orphans
 from utils.log import to_terminal
 
 # Not the docstring, which python -OO drops.
@@ -59,6 +60,8 @@ def write_report(plan: Plan) -> None:
 
 def run_all(plan: Plan) -> None:
     """Do the unfinished work; write the table after each training with labels."""
+    for folder in (plan.config.output_dir, plan.options.out):
+        remove_orphans(folder)
     pace = Pace(Path(plan.config.output_dir) / f"{plan.config.name}_seconds.json")
     left, total = plan.to_do(), len(plan.works())
     to_terminal(f"{total - len(left)} of {total} pieces of work are finished")

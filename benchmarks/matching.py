@@ -79,7 +79,9 @@ def batches(
         images, masks = [], []
         for sample in (annotated, *samples[start : start + BATCH]):
             if sample.mask is None:
-                raise DataError(f"{sample.image}: no mask; the matches cannot be judged")
+                raise DataError(
+                    f"{sample.image}: no mask, so matches cannot be judged; save it in gt"
+                )
             images.append(image_input(sample, store, settings.get("standardize", False)))
             masks.append(one_hot(store.mask(sample.mask), settings["num_classes"]))
         view = torch.stack(images).contiguous(memory_format=torch.channels_last)
@@ -95,7 +97,9 @@ def judge(path: str, data_dir: str, split: str | None) -> list[dict[str, Any]]:
     samples = [s for s in find_split(data_dir, "train_numf") if s.name != annotated.name]
     if len(samples) < BATCH:
         found = f"{len(samples)} images besides the annotated one"
-        raise DataError(f"{data_dir}/train_numf/img: found {found}; at least {BATCH} are needed")
+        raise DataError(
+            f"{data_dir}/train_numf/img: found {found}; at least {BATCH} are needed: add images"
+        )
     classes = settings["num_classes"]
     # Of matches, of all cells and of templates: how many show class c, how many are labelled.
     hits, labelled = torch.zeros(2, SCALES, 3, classes, dtype=torch.float64)

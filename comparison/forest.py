@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from data import Sample, find_split
+from data import Sample
 from imaging.drawing import save_prediction
 from imaging.store import fingerprint
 from metallography.forest import PixelForest, forest_settings
@@ -26,7 +26,7 @@ class ForestRun(Runner):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.test = find_split(self.config.data_dir, "test_numf")
+        self.test = job.split("test_numf")
 
     def samples(self) -> list[Sample]:
         """Annotated images and test images."""

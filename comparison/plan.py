@@ -18,15 +18,16 @@ from comparison.forest import ForestRun
 from comparison.options import Options, Variant
 from comparison.table import Result
 from config_run import STAGES
-from data import annotated_repeats, find_split, parse_name
+from data import annotated_repeats, listed_split, parse_name
 from dataset.check import check_data
 from imaging.imagefile import read_mask
+from imaging.index import index_file
 from model import METHODS
 from stages.finetuning import picture_name
 from stages.job import WEIGHTS, Job, Runner, setting_differences
 from utils.checkpoint import CheckpointError
 from utils.commandline import UserError
-from utils.device import choose_device, choose_precision
+from utils.device import cache_bytes, choose_device, choose_precision
 from utils.files import DataError
 from utils.log import to_terminal
 from utils.metrics import IGNORED, Counts, Scores, SegmentationScores
@@ -73,7 +74,7 @@ class Work:
         if isinstance(self.runner, ForestRun):
             self.runner.run()
         else:
-            config_run.run(self.runner.config, self.runner.job.notes)
+            config_run.run(self.runner.config, self.runner.job.notes, store=self.runner.job.store)
 
 
 class Plan:
@@ -107,12 +108,14 @@ class Plan:
             needs_annotated=any(m.needs_annotated for m in methods),
             self_crop=config.self_crop,
             fine_crop=config.fine_crop,
+            cache=cache_bytes(config.cache),
+            index=index_file(config.output_dir, config.data_dir),
         )
         self.store = data.store
-        for warning in data.warnings:
+        for warning in data.warnings + config_run.share_memory(self.store, config):
             to_terminal(f"Warning: {warning}")
         # Tiles of one micrograph overlap or adjoin: they are not independent test images.
-        self.test = find_split(config.data_dir, "test_numf")
+        self.test = listed_split(self.store, config.data_dir, "test_numf")
         self.clusters = number_clusters([parse_name(s.image.stem) for s in self.test])
         self._counted: dict[Path, Counts] = {}  # by the folder of the pictures
 

@@ -18,7 +18,7 @@ import torch
 from comparison.bootstrap import LEVEL, REPLICATES, SEED
 from comparison.forest import forest_settings
 from comparison.plan import Plan
-from data import annotated_split, find_split
+from data import annotated_split, listed_split
 from imaging.store import fingerprint
 from utils.files import read_plain, replace_file
 from utils.log import environment_line
@@ -29,7 +29,7 @@ def record_plan(plan: Plan, command: str = "") -> None:
     options, config = plan.options, plan.config
     annotated = [annotated_split(config.data_dir, plan.size, repeat) for repeat in plan.repeats]
     splits = ["train_numf", "test_numf", *["train_unlabelled"] * config.use_unlabelled, *annotated]
-    samples = {split: find_split(config.data_dir, split) for split in splits}
+    samples = {split: listed_split(plan.store, config.data_dir, split) for split in splits}
     hashes = {split: fingerprint(found, plan.store) for split, found in samples.items()}
     names = {split: [sample.name for sample in samples[split]] for split in annotated}
     facts = {

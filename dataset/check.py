@@ -9,10 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 import data
-from data import Sample, find_split, name_key
+from data import Sample, name_key
 from dataset.layout import LAYOUT
 from dataset.set_file import read_set_file
 from dataset.source_files import PaletteCheck, palette_of
@@ -88,11 +86,13 @@ def check_data(
     self_crop: int = 0,
     fine_crop: int = 0,
     gray: Conversion | None = None,
+    cache: int | None = None,
+    index: Path | None = None,
 ) -> DataReport:
-    """Read, check and keep every file that a run will need, before anything is trained.
+    """Read and check every file that a run will need; DataError of all problems found.
 
     Args:
-        image_size, ignore_label: see ``ImageStore``.
+        image_size, ignore_label, cache, index: see ``ImageStore``.
         stages: any of 'self', 'fine', 'sup'.
         sizes, repeats: data sizes '1', '5', 'f', and see ``annotated_repeats``.
         self_mode_needs_groups: pretraining uses the production batches.
@@ -107,7 +107,7 @@ def check_data(
     root = Path(data_dir)
     if not os.path.isdir(root):
         raise DataError(missing_set(root))
-    store = ImageStore(image_size, ignore_label, gray=gray or set_conversion(root))
+    store = ImageStore(image_size, ignore_label, cache, index, gray=gray or set_conversion(root))
     check = SetCheck(root, num_classes, store)
     supervised = bool({"fine", "sup"} & set(stages))
     scored = supervised or (probe and "self" in stages)
@@ -135,7 +135,7 @@ def check_data(
     check.turned()
     check.tell_bars()
     check.problems.refuse()
-    return DataReport(check.store, tuple(dict.fromkeys(check.warnings)))
+    return DataReport(store, tuple(dict.fromkeys(check.warnings)))
 
 
 def set_conversion(root: Path) -> Conversion:
@@ -218,7 +218,7 @@ class SetCheck:
         """Check the images of a folder, and their masks if wanted; return the sound ones."""
         sound: list[Sample] = []
         with self.problems.collect():
-            samples = find_split(self.root, split)
+            samples = data.listed_split(self.store, self.root, split)
             self._names(split, samples, masks)
             for sample in samples:
                 with self.problems.collect():
@@ -261,8 +261,8 @@ class SetCheck:
         size = self.store.file_size("image", sample.image)
         if not self.store.image_size and min(size) < SMALLEST_SIDE:
             found = f"{sample.image}: {size_text(size)} pixels"
-            raise DataError(f"{found}; at least {SMALLEST_SIDE} a side are needed")
-        if sample.image not in self.bars:
+            raise DataError(f"{found}; at least {SMALLEST_SIDE} a side are needed: leave it out")
+        if sample.image not in self.bars and ("image", sample.image) not in self.store.indexed:
             whole = self.store.image(sample.image).permute(1, 2, 0).squeeze(2).numpy()
             resized = self.store.image_size > 0  # a bar of a few rows is lost then
             pixels = read_image(sample.image, self.store.gray) if resized else whole
@@ -272,21 +272,22 @@ class SetCheck:
         """Decode the mask of a sound image; raises DataError if it cannot be used."""
         if sample.mask is None:
             raise DataError(_no_mask(sample.image))
-        mask = self.store.mask(sample.mask).numpy()
+        ids = set(self.store.ids(sample.mask))
         if colours := palette_of(sample.mask):
             unlabelled = {IGNORED} if self.store.ignore_label is not None else set()
-            self.palettes.add(sample.mask, colours, set(np.unique(mask).tolist()) - unlabelled)
+            self.palettes.add(sample.mask, colours, ids - unlabelled)
         size = self.store.file_size("mask", sample.mask)
         image_size = self.store.file_size("image", sample.image)
         if size != image_size:
             found = f"{sample.mask}: {size_text(size)}, its image is {size_text(image_size)}"
-            rule = "a mask has the size of its image"
+            rule = "a mask has the size of its image: export it so"
             if sample.image in self.store.turned:
                 found += f", {turn_text(self.store.turned[sample.image])}"
                 rule = TURNED_MASK
             raise DataError(f"{found}; {rule}")
-        labelled = mask[mask != IGNORED] if self.store.ignore_label is not None else mask
-        highest = int(labelled.max(initial=0))
+        highest = max(
+            ids - ({IGNORED} if self.store.ignore_label is not None else set()), default=0
+        )
         if highest >= self.num_classes:
             found = f"value {highest} in a mask of {self.num_classes} classes"
             rule = f"class ids are 0..{self.num_classes - 1}"
@@ -312,7 +313,7 @@ class SetCheck:
         """Masks must have labels; warn of classes that none of these masks shows."""
         seen: set[int] = set()
         for path in (s.mask for s in samples if s.mask is not None):
-            shown = set(np.flatnonzero(np.bincount(self.store.mask(path).numpy().ravel())).tolist())
+            shown = set(self.store.ids(path))
             seen |= shown
             unlabelled = self.store.ignore_label
             if unlabelled is not None and shown == {IGNORED}:

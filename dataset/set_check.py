@@ -31,6 +31,7 @@ from utils.files import DataError, list_names
 from utils.metrics import IGNORED
 from utils.tables import text
 
+AT_ONCE = 2**28  # bytes of decoded images that are kept: each is looked at once
 SIDE = 32  # of the reduced pictures
 BLUR = 4.0  # standard deviation, on them, of the Gaussian blur that gives their broad shading
 FLATTEST = 0.5  # gray levels: a reduced picture with less contrast resembles any other
@@ -102,7 +103,8 @@ def _look(
     root: Path, split: str, num_classes: int, problems: Problems, bars: dict[Path, list[Bar]]
 ) -> Iterator[Seen]:
     """Read the images and masks of a folder; ``bars`` gets the data bars of each image."""
-    check = SetCheck(root, num_classes or IGNORED, ImageStore(ignore_label=IGNORED))
+    store = ImageStore(ignore_label=IGNORED, cache=AT_ONCE)
+    check = SetCheck(root, num_classes or IGNORED, store)
     has_masks = os.path.isdir(root / split / "gt")
     for sample in find_split(root, split):
         with problems.collect():

@@ -227,7 +227,7 @@ def read_truth(
     if truth.shape != shape and not cut:
         raise DataError(
             f"{item.truth}: {truth.shape[1]}x{truth.shape[0]}, its image is "
-            f"{shape[1]}x{shape[0]}; a mask has the size of its image"
+            f"{shape[1]}x{shape[0]}; a mask has the size of its image: export it so"
         )
     truth = crop.back(truth if cut else crop.of(truth), shape, IGNORED)
     if num_classes <= ignore_label != IGNORED:

@@ -34,7 +34,15 @@ from metallography import export, measure, tiling, views
 from metallography.particles import MINIMUM_PX, Array, Row
 from metallography.tiling import Floats
 from networks import UNet
-from utils.checkpoint import CheckpointError, channels_of, load, network_state, norm_of, transfer
+from utils.checkpoint import (
+    CheckpointError,
+    channels_of,
+    load,
+    network_state,
+    norm_of,
+    settings_in,
+    transfer,
+)
 from utils.device import choose_device
 from utils.metrics import IGNORED
 
@@ -90,17 +98,19 @@ class Segmenter:
         contents = load(self.path)
         state = network_state(contents, source=self.path)
         self.num_classes, channels = _shapes(state, self.path)
+        with torch.device("meta"):  # takes no memory: a damaged file may ask for any amount
+            transfer(UNet(self.num_classes, channels, norm_of(state)), state, prefix="",
+                     source=self.path)  # fmt: skip
         self.network = UNet(self.num_classes, channels, norm_of(state))
         transfer(self.network, state, prefix="", source=self.path)
         self.digest = _digest(state)
         self.device = choose_device(device)
         self.network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        found = contents.get("settings")
-        settings: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+        found = settings_in(contents, self.path)
+        settings: Mapping[str, Any] = found or {}
         self._describe(settings)
         self._remember(settings)
-        trained = int(settings.get("image_size") or 0)
-        self.standardize = bool(settings.get("standardize"))
+        trained, self.standardize = _preparation(settings, self.path)
         try:
             self.gray: Conversion = conversion_of(settings.get("gray_range"))
         except DataError as error:
@@ -111,7 +121,7 @@ class Segmenter:
         self.tile, self.overlap, self.tta = tile, overlap, tta
         size = f"resized to {trained}x{trained}" if trained else "as they are"
         how = f"trained on images {size}" + (", each standardised" if self.standardize else "")
-        if settings is not found:
+        if found is None:
             how = "no settings in it; if it was trained on resized images, give --resize"
         how += f", more than 8 bits: {self.gray}"
         shown = " ".join(map(str, channels))
@@ -255,13 +265,34 @@ def _shapes(state: Mapping[str, Tensor], path: Path) -> tuple[int, tuple[int, ..
         raise CheckpointError(
             f"{path}: layers of the UNet are missing; give a fine.pt or sup.pt of this program"
         )
-    return len(state["decode.outc.fc1.weight"]), channels
+    classes = (
+        state["decode.outc.fc1.weight"].shape[0] if state["decode.outc.fc1.weight"].ndim else 0
+    )
+    if not 2 <= classes <= 255:
+        what = f"its network has {classes} classes; allowed: 2 to 255"
+        raise CheckpointError(f"{path}: {what}; give a fine.pt or sup.pt of this program")
+    return classes, channels
+
+
+def _preparation(settings: Mapping[str, Any], path: Path) -> tuple[int, bool]:
+    """How images were prepared in training: ``image_size`` and ``standardize``."""
+    names = ("image_size", "standardize")
+    try:
+        trained = Config.from_dict({n: settings[n] for n in names if settings.get(n) is not None})
+    except ConfigError as error:
+        found = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: its setting {found}; copy it again or train it again"
+        ) from None
+    return trained.image_size, trained.standardize
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(state):
-        digest.update(key.encode() + state[key].contiguous().numpy().tobytes())
+        # As bytes, because NumPy has no bfloat16.
+        values = state[key].contiguous().reshape(-1).view(torch.uint8)
+        digest.update(key.encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

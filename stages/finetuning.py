@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from itertools import chain, groupby, islice
@@ -22,8 +22,9 @@ from data import Sample
 from dataset.set_file import read_set_file
 from imaging.drawing import class_colours, save_prediction
 from imaging.gray_range import Conversion, EachImage, GrayPool
-from imaging.imagefile import read_image
+from imaging.imagefile import read_image, read_mask
 from imaging.overlap import parts_of
+from imaging.store import ImageStore
 from metallography.views import average_batch
 from networks import UNet
 from pscl.losses import supervised_loss
@@ -40,7 +41,15 @@ from stages.job import (
 )
 from stages.pretraining import SelfSupervised
 from stages.rates import averaged_weights, rate_schedule
-from utils.checkpoint import CheckpointError, load, network_state, save, to_published, transfer
+from utils.checkpoint import (
+    CheckpointError,
+    load,
+    network_state,
+    save,
+    settings_in,
+    to_published,
+    transfer,
+)
 from utils.files import DataError
 from utils.log import evaluation_lines
 from utils.metrics import Scores, SegmentationScores
@@ -62,7 +71,8 @@ class Supervised(Runner):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.annotated, self.test = job.annotated(), data.test_samples(self.config.data_dir)
+        self.annotated = job.annotated()
+        self.test = data.test_samples(job.store, self.config.data_dir)
         known = read_set_file(self.config.data_dir)
         self.facts = known.facts() if known else {}  # for prediction
 
@@ -257,6 +267,8 @@ class Supervised(Runner):
             settings = {**self.settings, **self.config.appearance(), **self.facts}
             settings[GRAY] = self.gray().saved()
             save(self.run_dir / name, {self.wrapper: state, **entry, "settings": settings})
+        if epoch + 1 == self.epochs:
+            self.draw(epoch, counts)
 
     def gray(self) -> Conversion:
         """How images of more than 8 bits are read for this network: as its own set was.
@@ -272,14 +284,13 @@ class Supervised(Runner):
 
     @torch.inference_mode()
     def evaluate(self, epoch: int) -> NDArray[np.int64]:
-        """Write predictions of the test set, after the last epoch sheets, too.
+        """Write predictions of the test set.
 
         Returns the confusion matrices (n, C, C) of the test images, true class as row.
         """
         self.scored.eval()
         scores = SegmentationScores(self.config.num_classes)
         folder = self.run_dir / f"epoch_{epoch}"
-        rows: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
         items = data.test_items(self.tested, self.job.store, self.config.standardize)
         for images, masks, names in equal_sizes(items):
             with self.precision():
@@ -288,22 +299,22 @@ class Supervised(Runner):
                 prediction = probable.argmax(dim=1)
             scores.add(prediction, masks.to(self.device))
             classes = prediction.to(torch.uint8).cpu().numpy()
-            for name, mask, picture in zip(names, masks, classes, strict=True):
+            for name, picture in zip(names, classes, strict=True):
                 save_prediction(folder / picture_name(name), picture, self.config.mapping)
-                if epoch + 1 == self.epochs:
-                    rows.append((self.pixels(self.tested[len(rows)]), mask.numpy(), picture))
-        counts = scores.counts()
-        if rows:
-            c = self.config
-            colours = class_colours(c.num_classes, c.class_colours)
-            names = [sample.name for sample in self.tested]
-            heading = f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}"
-            heading += f": {FIT} to learnt labels" if self.fit else ""
-            write = partial(sheets.write_sheets, self.run_dir, self.stage, heading=heading)
-            write(rows, names, counts, class_names=c.class_names, colours=colours)
-            kind = "learnt" if self.fit else "test"
-            self.log.note(f"Pictures of {kind} images: {self.run_dir / f'sheet_{self.stage}.png'}")
-        return counts
+        return scores.counts()
+
+    def draw(self, epoch: int, counts: NDArray[np.int64]) -> None:
+        """Draw sheets of the tested images; last, because an error here must lose no scores."""
+        c, folder = self.config, self.run_dir / f"epoch_{epoch}"
+        rows = TestRows(self.tested, self.job.store, folder, c.mapping)
+        colours = class_colours(c.num_classes, c.class_colours)
+        names = [sample.name for sample in self.tested]
+        heading = f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}"
+        heading += f": {FIT} to learnt labels" if self.fit else ""
+        write = partial(sheets.write_sheets, self.run_dir, self.stage, heading=heading)
+        write(rows, names, counts, class_names=c.class_names, colours=colours)
+        kind = "learnt" if self.fit else "test"
+        self.log.note(f"Pictures of {kind} images: {self.run_dir / f'sheet_{self.stage}.png'}")
 
 
 class Finetune(Supervised):
@@ -346,7 +357,11 @@ class Finetune(Supervised):
         if not path.exists():
             others = ", ".join(sorted(p.name for p in path.parent.glob("moco*.pt")))
             hint = f"--self_max_epoch (there is {others})" if others else "--pretrained FILE"
-            return [f"{path}: no such file; pretrain first (-stages self-fine), or give {hint}"]
+            cure = "pretrain first (-stages self-fine)"
+            if "self" in self.config.stage_list and not self.config.pretrained:
+                cure = "it was removed after pretraining was finished: give --overwrite to pretrain"
+                cure += " again, put it back"
+            return [f"{path}: no such file; {cure}, or give {hint}"]
         try:
             transfer(super().network(), self.encoder(), source=path)
         except CheckpointError as error:
@@ -363,9 +378,9 @@ class Finetune(Supervised):
         """Also a warning if the images of pretraining were prepared in another way."""
         first, *rest = super().header()
         path, warnings = self.pretrained(), []
-        old: Any = load(path).get("settings")  # a published file has none
-        for name in ("standardize", "image_size") if isinstance(old, Mapping) else ():
-            was, new = old.get(name, FIELDS[name].default), getattr(self.config, name)
+        old = settings_in(load(path), path)  # a published file has none
+        for name in ("standardize", "image_size") if old else ():
+            was, new = (old or {}).get(name, FIELDS[name].default), getattr(self.config, name)
             if was != new:
                 said = f"{path}: pretrained with {name} {was}, fine-tuned with {new}"
                 warnings.append(f"Warning: {said}; give --{name} {was} unless you mean it")
@@ -375,7 +390,9 @@ class Finetune(Supervised):
         """A line if pretraining saw test images, as it may, without their labels."""
         others = [s for i, s in enumerate(self.test) if i not in self.learnt]
         train = []
-        for sample in data.pretraining_samples(self.config.data_dir, self.config.use_unlabelled):
+        for sample in data.pretraining_samples(
+            self.job.store, self.config.data_dir, self.config.use_unlabelled
+        ):
             with suppress(DataError):  # pretraining reports it
                 train.append(read_image(sample.image))
         seen = parts_of([read_image(s.image) for s in others], train)
@@ -396,6 +413,29 @@ class Finetune(Supervised):
             {"params": slow, "lr": self.config.fine_lr_encoder},
             {"params": list(rest.values()), "lr": self.config.fine_lr_decoder},
         ]
+
+
+class TestRows(Sequence[sheets.Row]):
+    """Image, true mask and predicted classes of the test images, read when they are asked for."""
+
+    __test__ = False  # no class of tests
+
+    def __init__(
+        self, test: Sequence[Sample], store: ImageStore, folder: Path, mapping: Sequence[int]
+    ) -> None:
+        self.test, self.store, self.folder = test, store, folder
+        self.classes = np.zeros(256, np.uint8)  # by the gray of a picture
+        self.classes[list(mapping)] = np.arange(len(mapping))
+
+    def __len__(self) -> int:
+        return len(self.test)
+
+    def __getitem__(self, number: Any) -> Any:
+        sample = self.test[number]
+        picture = self.classes[read_mask(self.folder / picture_name(sample.name))]
+        image = self.store.image(sample.image).movedim(0, -1).squeeze(-1).numpy()
+        assert sample.mask is not None  # which the check of the set requires
+        return image, self.store.mask(sample.mask).numpy(), picture
 
 
 def picture_name(image: str) -> str:

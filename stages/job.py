@@ -14,7 +14,7 @@ from torch import nn
 
 import data
 from config import FIELDS, Config
-from data import Sample, find_split
+from data import Sample
 from imaging.imagefile import turn_text
 from imaging.store import ImageStore, fingerprint
 from model import settings_of
@@ -39,10 +39,16 @@ class Job:
     amp: torch.dtype | None  # of autocast; None: full precision
     notes: tuple[str, ...] = ()  # lines for the head of the logs
 
+    def split(self, name: str) -> list[Sample]:
+        """The images of a folder of the set, listed once for all stages, repeats and checks."""
+        return data.listed_split(self.store, self.config.data_dir, name)
+
     def annotated(self) -> list[Sample]:
         """The annotated images of this size and repeat."""
-        root = self.config.data_dir
-        return find_split(root, data.annotated_split(root, self.size, self.repeat))
+        kept, key = self.store.lists, (self.config.data_dir, self.size, self.repeat)
+        if key not in kept:
+            kept[key] = self.split(data.annotated_split(*key))
+        return kept[key]
 
 
 class Runner(Training):
@@ -114,7 +120,7 @@ class Runner(Training):
 
     def images(self, samples: Sequence[Sample]) -> str:
         """Number and sizes of samples: '48 images 188x188'."""
-        sizes = sorted({tuple(self.job.store.image(s.image).shape[-2:]) for s in samples})
+        sizes = sorted({self.job.store.shape(s.image)[-2:] for s in samples})
         shown = ", ".join(f"{w}x{h}" for h, w in sizes[:2]) + (" and others" if sizes[2:] else "")
         deep = sorted({self.job.store.deep.get(s.image, "") for s in samples} - {""})
         shown += f" ({', '.join(deep)}: {self.job.store.gray})" if deep else ""
@@ -123,7 +129,7 @@ class Runner(Training):
     def smaller_than(self, name: str, samples: Sequence[Sample]) -> list[str]:
         """A line for each image that is smaller than the crops of the setting ``name``."""
         side, paths = getattr(self.config, name), dict.fromkeys(s.image for s in samples)
-        sizes = {path: self.job.store.image(path).shape[-2:] for path in paths if side}
+        sizes = {path: self.job.store.shape(path)[-2:] for path in paths if side}
         return [
             f"{path}: {w}x{h} pixels; {name}: found {side}; give at most {min(h, w)}, or 0"
             for path, (h, w) in sizes.items()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import data
 from config import FIELDS, SELF_MODES, format_value
-from data import Sample, find_split
+from data import Sample
 from model import METHODS, build_method
 from report import probe
 from stages.job import (
@@ -36,7 +36,7 @@ class SelfSupervised(Runner):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         c, self.method = self.config, METHODS[self.config.self_mode]
-        self.train_samples = data.pretraining_samples(c.data_dir, c.use_unlabelled)
+        self.train_samples = data.pretraining_samples(job.store, c.data_dir, c.use_unlabelled)
         self.annotated = job.annotated() if self.method.needs_annotated else []
 
     def build(self) -> None:
@@ -154,7 +154,7 @@ class SelfSupervised(Runner):
     def probe(self, epochs_done: int) -> None:
         """Probe the frozen features: log lines, metrics and a picture."""
         c, store, annotated = self.config, self.job.store, self.job.annotated()
-        test = find_split(c.data_dir, "test_numf")
+        test = self.job.split("test_numf")
         some = probe.evenly(self.train_samples, probe.SPREAD_IMAGES)
         shown = [*annotated[:1], *probe.evenly(test, 3)]
         found = probe.probe(

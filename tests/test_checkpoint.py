@@ -27,6 +27,7 @@ from utils.checkpoint import (
     network_state,
     norm_of,
     save,
+    settings_in,
     to_published,
     transfer,
 )
@@ -327,6 +328,112 @@ def test_loading_is_silent(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(tmp_path / "a.pt")
+
+
+# --- checksums ------------------------------------------------------------------------------------
+
+
+def zipped(obj: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(obj, buffer)
+    return buffer.getvalue()
+
+
+def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    state = training_state()
+    whole, path = zipped(state), tmp_path / "state_self.pt"
+    rng = np.random.default_rng(0)
+    noticed = 0
+    for place in rng.integers(len(whole), size=300):
+        raw = bytearray(whole)
+        raw[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(raw)
+        try:
+            assert_same(load(path), state)  # of the padding, or of a time
+        except CheckpointError as error:
+            assert str(error).startswith(f"{path}: ") and str(error).isprintable()
+            noticed += 1
+    assert noticed > 50  # a zip of small tensors is mostly padding
+
+
+def test_a_flipped_bit_of_a_weight_is_always_noticed(tmp_path: Path) -> None:
+    weight = torch.arange(64.0)
+    whole, path = zipped({"moco": {"weight": weight}}), tmp_path / "a.pt"
+    start = whole.index(weight.numpy().tobytes())
+    for bit in range(0, 64 * 32, 17):
+        raw = bytearray(whole)
+        raw[start + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(raw)
+        with pytest.raises(CheckpointError, match="checksum of archive/data/0 is wrong.*copy it"):
+            load(path)
+
+
+def test_a_file_that_was_written_without_checksums_loads(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"epoch": 3}, tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load(tmp_path / "a.pt") == {"epoch": 3}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes as Unix knows them")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a\.pt: not a regular file; give the path"):
+        load(tmp_path / "a.pt")
+
+
+# --- tensors and settings that are none -----------------------------------------------------------
+
+WEIGHT = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+ODD: dict[str, tuple[Tensor, str]] = {
+    "nan": (WEIGHT.clone().index_fill_(0, torch.tensor([2]), float("nan")), "holds NaN or infin"),
+    "infinite": (WEIGHT / 0, "holds NaN or infinity"),
+    "half infinite": ((WEIGHT * 1e9).half(), "holds NaN or infinity"),
+    "complex": (WEIGHT.to(torch.complex64), "complex64"),
+    "boolean": (WEIGHT > 0, "bool"),
+    "sparse": (WEIGHT.to_sparse(), "is sparse"),
+    "meta": (WEIGHT.to("meta"), "without values"),
+    "eight bits": (WEIGHT.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+    "empty": (WEIGHT[:0], "has no values"),
+    "repeated": (torch.zeros(1).expand(10**6, 10**6), "repeats its values"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_cannot_be_weights_are_named(tmp_path: Path, kind: str) -> None:
+    tensor, expected = ODD[kind]
+    torch.save({"finetune": {"encode.inc.con1.weight": tensor}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as error:
+        network_state(load(tmp_path / "a.pt"), source="a.pt")
+    text = message(error)
+    assert text.startswith("a.pt: tensor 'encode.inc.con1.weight' ")
+    assert expected in text and "copy the file again" in text
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_real_numbers_load(dtype: torch.dtype) -> None:
+    source, target = Network(), Network()
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in source.state_dict().items()}
+    found = network_state({"finetune": state})
+    assert transfer(target, found, prefix="").matched == 9
+    for key, value in target.state_dict().items():
+        assert value.dtype == source.state_dict()[key].dtype
+        assert torch.equal(value, state[key].to(value.dtype))
+
+
+def test_whole_numbers_are_no_weights_of_a_network() -> None:
+    state = dict(Network().state_dict())
+    state["encode.0.weight"] = state["encode.0.weight"].mul(100).int()
+    assert_refused(Network(), state, "encode.0.weight holds int32 values, in the network float32")
+
+
+@pytest.mark.parametrize("odd", ["text", 3, [1], {"image_size": torch.zeros(2)}, {(1, 2): 3}])
+def test_settings_that_are_none_are_named(odd: object) -> None:
+    with pytest.raises(CheckpointError, match=r"^a\.pt: its settings are not names with numbers"):
+        settings_in({"settings": odd}, "a.pt")
+    assert settings_in({}, "a.pt") is None and settings_in({"settings": {}}, "a.pt") == {}
 
 
 # --- key names ------------------------------------------------------------------------------------

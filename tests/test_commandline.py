@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from utils.commandline import (
     exit_code,
     format_value,
     found,
+    lack_of_memory,
     split_flags,
     termination_as_interrupt,
     value_of,
@@ -148,6 +150,41 @@ def test_what_ends_a_command_early_is_a_line_and_a_code(
     shown = capsys.readouterr()
     assert shown.err.startswith(said) and shown.out == ""
     assert exit_code(lambda: None) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "[Errno 12] Cannot allocate memory"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)."), "MPS backend out of m"),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\n  File\nRuntimeError: "
+                      "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+                      "allocate memory: you tried to allocate 8 bytes. Error code 12 (Cannot)"),
+         "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        (type("error", (Exception,), {})("(-4:Insufficient memory) Failed to allocate 9 bytes"),
+         "(-4:Insufficient memory)"),
+    ],
+)  # fmt: skip
+def test_lack_of_memory_is_told_by_what_each_library_says(error: Exception, said: str) -> None:
+    found = lack_of_memory(error)
+    assert found is not None and said in found and "enforce" not in found
+
+    def work() -> None:
+        raise error
+
+    assert exit_code(work) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shape mismatch"), OSError(errno.ENOSPC, "No space"), KeyError(3)]
+)
+def test_what_is_no_lack_of_memory_stays_a_fault(error: Exception) -> None:
+    def work() -> None:
+        raise error
+
+    assert lack_of_memory(error) is None
+    with pytest.raises(type(error)):
+        exit_code(work)
 
 
 on_unix = pytest.mark.skipif(sys.platform == "win32", reason="signals as Unix knows them")

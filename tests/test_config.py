@@ -42,6 +42,7 @@ DEFAULTS = {
     "amp": "auto",
     "workers": 0,
     "threads": 0,
+    "cache": "",
     "save_seconds": 60.0,
     "overwrite": False,
     "resume": "auto",
@@ -242,6 +243,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("amp", ["", "fp16", True, None]),
     ("workers", [-1, 257, 1.5]),
     ("threads", [-1, 1025]),
+    ("cache", ["4", "GB", "-1GB", "4 EB", "1e9GB", "4GB ", None, 4]),
     ("save_seconds", [-1, NAN, INF, "60", None]),
     ("resume", ["", "always", True]),
     ("channels", [(), (8,), (8, 16, 32), (8, 16, 32, 64, 128), (0, 0, 0, 0), (-4, -8, -16, -32)]),
@@ -282,6 +284,8 @@ BAD: list[tuple[str, list[Any]]] = [
     ("probe", [-1, 10**7, 1.0, None, True]),
 ]
 BAD += [(n, [0, -1, NAN, INF, 10**400, "1"]) for n in ("temperature", "self_lr", "sup_lr")]
+BAD += [("temperature", [1e-30, 1e-4, 1e4]), ("self_weight_decay", [1e7])]
+BAD += [("class_weight", [(1e7, 1, 1, 1), (1e-30,) * 4]), ("scale_weights", [(1, 1, 1e30)])]
 BAD += [("fine_lr_decoder", [0, -1, NAN, INF]), ("fine_lr_encoder", [-1, NAN, INF])]
 BAD += [(n, [-0.1, 1.1, NAN, INF]) for n in ("momentum", "group_decay", "freshness_decay")]
 BAD += [("patch_group_decay", [-0.1, 1.1, NAN]), ("dense_grid", [0, -7, 65, 7.0, "7"])]
@@ -308,7 +312,10 @@ def test_every_setting_has_a_bad_value_above():
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"temperature": 0}, "temperature: found 0; allowed: a number above 0"),
+        (
+            {"temperature": 0},
+            "temperature: found 0; allowed: a number at least 0.001 and at most 1000.0",
+        ),
         ({"random_crop": 1}, "random_crop: found 1; allowed: a number at least 0 and below 1"),
         (
             {"seed": "x"},
@@ -445,8 +452,8 @@ def test_command_lines(line, expected):
         ("--seed none", "seed: found 'none'; allowed: a whole number"),
         ("--seed " + "9" * 6000, "...; allowed: a whole number"),
         ("--self_lr -1e-4", "self_lr: found -0.0001; allowed: a number above 0"),
-        ("--temperature nan", "temperature: found nan; allowed: a number above 0"),
-        ("--temperature 1e999", "temperature: found inf; allowed: a number above 0"),
+        ("--temperature nan", "temperature: found nan; allowed: a number at least 0.001"),
+        ("--temperature 1e999", "temperature: found inf; allowed: a number at least 0.001"),
         ("--multi_round maybe", "multi_round: found 'maybe'; allowed: True or False"),
         ("--multi_round=", "multi_round: found ''; allowed: True or False"),
         ("--channels 8,x,32,64", "channels: found '8,x,32,64'; allowed: whole numbers"),
@@ -701,7 +708,7 @@ def test_describe_has_a_line_per_change_and_one_for_the_rest():
 # Which settings decide a result; a setting of one of these sets is nowhere else.
 NEVER = {
     "name", "output_dir", "stages", "data_size", "multi_round", "repeats", "mapping", "device",
-    "workers", "threads", "save_seconds", "overwrite", "resume", "save_every", "report",
+    "workers", "threads", "cache", "save_seconds", "overwrite", "resume", "save_every", "report",
     "tensorboard", "class_names", "class_colours", "probe",
     "recompute", "preset",
 }  # fmt: skip
@@ -780,6 +787,7 @@ def test_from_dict_refuses_what_it_does_not_know():
 
 
 fractions = st.floats(0, 1)
+moderate = st.floats(1e-3, 1e3)
 positive = st.floats(1e-300, 1e30)
 counts = st.integers(1, 10**6)
 widths = st.tuples(st.integers(1, 6), st.integers(1, 6)).map(
@@ -797,7 +805,7 @@ classes = st.integers(2, 9).flatmap(
         {
             "num_classes": st.just(n),
             "mapping": st.just(()) | st.permutations(range(9)).map(lambda p: tuple(p[:n])),
-            "class_weight": st.just(()) | st.lists(positive, min_size=n, max_size=n).map(tuple),
+            "class_weight": st.just(()) | st.lists(moderate, min_size=n, max_size=n).map(tuple),
             "class_names": st.just(())
             | st.lists(names, min_size=n, max_size=n, unique=True).map(tuple),
             "class_colours": st.just(())
@@ -820,7 +828,7 @@ singles = st.fixed_dictionaries(
         "overwrite": st.booleans(),
         "seed": st.integers(0, 2**32 - 1),
         "device": st.sampled_from(["auto", "cuda:3"]),
-        "temperature": positive,
+        "temperature": moderate,
         "self_lr": positive,
         "global_local_ratio": fractions,
         "momentum": fractions,

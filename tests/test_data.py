@@ -78,8 +78,8 @@ def test_annotated_folders(root):
 
 def test_unlabelled_images_join_pretraining_when_wanted(root):
     noise(root / "train_unlabelled", "99_u_0_0", mask=False)
-    assert len(data.pretraining_samples(root, use_unlabelled=False)) == 7
-    names = [s.name for s in data.pretraining_samples(root, use_unlabelled=True)]
+    assert len(data.pretraining_samples(ImageStore(), root, use_unlabelled=False)) == 7
+    names = [s.name for s in data.pretraining_samples(ImageStore(), root, use_unlabelled=True)]
     assert len(names) == 8 and names[-1] == "99_u_0_0.png"
 
 

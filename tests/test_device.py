@@ -19,13 +19,16 @@ import torch
 from utils import device as room
 from utils.commandline import UserError
 from utils.device import (
+    cache_bytes,
     choose_device,
     choose_precision,
+    free_memory,
     fuses_optimizers,
     keep_freed_memory,
     mixed_seed,
     on_device,
     precision,
+    size_of,
     to_device,
 )
 
@@ -237,3 +240,36 @@ def test_freed_memory_is_kept_unless_the_user_decides(told: dict[str, str], kept
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert keep_freed_memory() is False
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def machine(root: Path, available: int, limit: str = "", used: str = "") -> Path:
+    """The files in which Linux tells of its memory (kB) and of a container's (bytes)."""
+    (root / "proc").mkdir(parents=True)
+    text = f"MemTotal: 99 kB\nMemAvailable:   {available} kB\n"
+    (root / "proc/meminfo").write_text(text)
+    if limit:
+        (root / "sys/fs/cgroup").mkdir(parents=True)
+        (root / "sys/fs/cgroup/memory.max").write_text(limit + "\n")
+        (root / "sys/fs/cgroup/memory.current").write_text(used + "\n")
+    return root
+
+
+def test_free_memory_is_that_of_the_machine_or_of_its_container(tmp_path: Path) -> None:
+    assert free_memory(machine(tmp_path / "a", 1000)) == 1_024_000
+    assert free_memory(machine(tmp_path / "b", 1000, "max", "5")) == 1_024_000
+    assert free_memory(machine(tmp_path / "c", 1000, "9000", "2000")) == 7000
+    assert free_memory(machine(tmp_path / "d", 1000, "9000", "9500")) == 0
+    assert free_memory(tmp_path / "of another system") is None
+
+
+def test_sizes_are_read_and_written_in_words() -> None:
+    assert [cache_bytes(t) for t in ("4GB", "1.5 gb", "500M", "2k", "0KB")] == [
+        4_000_000_000, 1_500_000_000, 500_000_000, 2000, 0,
+    ]  # fmt: skip
+    assert (cache_bytes("") is None) == (free_memory() is None)
+    assert [size_of(n) for n in (4.2e9, 84e6, 999, 3.4e12)] == [
+        "4.2 GB", "84 MB", "1.0 KB", "3.4 TB",
+    ]  # fmt: skip

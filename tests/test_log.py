@@ -106,7 +106,11 @@ def test_resuming_keeps_what_another_stage_wrote_in_between(tmp_path: Path) -> N
 
 def test_resuming_without_the_old_logs_begins_new_ones(tmp_path: Path) -> None:
     run(tmp_path, "self", range(4, 5), {"text": 500, "metrics_lines": 4})
-    assert (tmp_path / "log_self.txt").read_text("utf-8") == "first\nsecond\nEpoch 4 µ\n"
+    first, second, *warnings, last = (tmp_path / "log_self.txt").read_text("utf-8").splitlines()
+    assert (first, second, last) == ("first", "second", "Epoch 4 µ")
+    assert [line.split(" was ")[0] for line in warnings] == [
+        f"Warning: {tmp_path / name}" for name in ("log_self.txt", "metrics.jsonl")
+    ]
     assert entries(tmp_path) == [{"stage": "self", "epoch": 4}]
 
 

@@ -165,6 +165,7 @@ def test_an_output_folder_that_cannot_be_made(tmp_path: Path, weights: Path, cap
         (Termination(), 143, "Terminated. The same command goes on with the images"),
         (MemoryError(), 2, "Out of memory; give a smaller --tile, such as 384"),
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "give a smaller --tile, such as 384"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "give a smaller --tile"),
     ],
     ids=lambda value: str(value) if isinstance(value, int) else None,
 )

@@ -71,10 +71,10 @@ class Finished:
         self.order: list[tuple[str, str, str]] = []
         real = config_run.run
 
-        def noted(config: Any, *notes: Any) -> None:
+        def noted(config: Any, *notes: Any, **more: Any) -> None:
             mode = "sup" if config.stages == "sup" else config.self_mode
             self.order.append((config.stages, mode, config.repeats))
-            real(config, *notes)
+            real(config, *notes, **more)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(config_run, "run", noted)
@@ -449,7 +449,7 @@ def test_being_stopped_is_one_line(
     how: signal.Signals,
     code: int,
 ) -> None:
-    monkeypatch.setattr(config_run, "run", lambda config, notes: os.kill(os.getpid(), how))
+    monkeypatch.setattr(config_run, "run", lambda *_, **__: os.kill(os.getpid(), how))
     assert run(data, tmp_path, "--repeats=0", methods="sup") == code
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "The same command goes on" in error

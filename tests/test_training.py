@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_set import files, make_set, train
 
 from config import Config
@@ -15,6 +19,7 @@ from stages.finetuning import Supervised
 from stages.pretraining import SelfSupervised
 from utils import training
 from utils.checkpoint import load, save
+from utils.commandline import UserError
 from utils.training import Training
 
 
@@ -219,6 +224,117 @@ def test_states_are_saved_only_so_often(
     settings = {"stages": "self", "self_max_epoch": 9, "save_every": 9}
     assert train(data, tmp_path, **settings, save_seconds=10.0) == 0
     assert saved == [3, 6]
+
+
+# --- files that vanish ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["removed", "moved"])
+@pytest.mark.parametrize("when", ["in an epoch", "at the end"])
+def test_a_run_whose_folder_vanishes_ends_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, how: str, when: str
+) -> None:
+    run = tmp_path / "out" / "tiny_simclr" / "1_0"
+
+    def vanish() -> None:
+        shutil.rmtree(run) if how == "removed" else run.rename(tmp_path / "elsewhere")
+
+    name = "train_epoch" if when == "in an epoch" else "finish"
+    original = getattr(SelfSupervised, name)
+
+    def method(self: Any, *words: Any) -> Any:
+        result = original(self, *words)
+        if not words or words[0] == 1:
+            vanish()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SelfSupervised, name, method)
+        assert train(data, tmp_path / "out", stages="self", self_max_epoch=4) == 2
+    error = capsys.readouterr().err
+    (line,) = error.splitlines()
+    assert line.startswith(f"{run / 'log_self.txt'}: was removed or moved while") and ";" in line
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("name", ["log_self.txt", "metrics.jsonl", "moco1.pt"])
+def test_what_was_deleted_between_a_kill_and_its_resume_is_told(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str
+) -> None:
+    interrupted(data, tmp_path, monkeypatch, 3)
+    run = tmp_path / "tiny_simclr" / "1_0"
+    (run / name).unlink()
+    capsys.readouterr()
+    assert train(data, tmp_path, stages="self", self_max_epoch=4) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("Warning")]
+    assert name in line and "was removed" in line and line in (run / "log_self.txt").read_text()
+    head = (run / "log_self.txt").read_text().startswith("Pretraining with PSCL-SimCLR")
+    assert head and load(run / "state_self.pt")["finished"]
+
+
+def test_a_finished_run_tells_what_was_deleted(data: Path, tmp_path: Path, capsys: Any) -> None:
+    assert train(data, tmp_path, stages="sup") == 0
+    (tmp_path / "tiny_sup" / "1_0" / "sup.pt").unlink()
+    assert train(data, tmp_path, stages="sup") == 0
+    shown = capsys.readouterr().out
+    assert "1_0: sup.pt was removed since this run wrote it; --overwrite trains anew" in shown
+
+
+def test_a_checkpoint_of_finished_pretraining_that_was_removed_is_named(
+    data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert train(data, tmp_path, stages="self") == 0
+    for path in tmp_path.rglob("moco*.pt"):
+        path.unlink()
+    assert train(data, tmp_path, stages="self-fine") == 2
+    error = capsys.readouterr().err
+    assert "moco2.pt: no such file; it was removed after pretraining was finished: give" in error
+    assert "pretrain first" not in error
+    assert train(data, tmp_path, stages="self-fine", overwrite=True) == 0
+
+
+def test_leftovers_of_a_kill_beside_the_runs_are_removed(data: Path, tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    folder = tmp_path / "tiny_sup"
+    folder.mkdir()
+    left = folder / f".eval.txt.{dead.pid}.tmp"
+    alive, own = folder / f".eval.txt.{os.getpid()}.tmp", folder / ".mine.tmp"
+    for path in (left, alive, own):
+        path.write_text("")
+    assert train(data, tmp_path, stages="sup") == 0
+    assert not left.exists() and own.exists()
+
+
+def test_scores_are_kept_where_the_sheets_cannot_be_drawn(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise UserError("sheet_sup.png: cannot be written (No space left on device); free some")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("report.sheets.write_sheets", fail)
+        assert train(data, tmp_path, stages="sup") == 2
+    run = tmp_path / "tiny_sup" / "1_0"
+    assert (run / "log_sup.txt").read_text().count("ACC: ") == 2
+    assert (run / "metrics.jsonl").read_text().count('"evaluation"') == 2
+    assert (run / "sup_last.pt").exists()
+    assert train(data, tmp_path, stages="sup") == 0
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["self", "sup"])
+def test_a_processor_that_lacks_memory_is_a_line_with_the_cure(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, stage: str
+) -> None:
+    kind = {"self": SelfSupervised, "sup": Supervised}[stage]
+    monkeypatch.setattr(kind, "losses", lambda *_: torch.empty(2**55))
+    assert train(data, tmp_path, stages=stage) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Out of memory (DefaultCPUAllocator: can't allocate memory: you tried")
+    assert line.endswith("bytes); give a smaller batch, --top_k or --image_size")
 
 
 # --- states ---------------------------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 Format (``{'moco': state, 'epoch': ...}`` and so on) and tensor names are the published program's,
 whose models load here. Unpickling runs no code from the file, nor NumPy's own unpickling code;
-thousands of damaged files end in one line each (tests/test_fuzz.py).
+thousands of damaged files end in one line each (tests/test_fuzz.py). The zip format carries a
+checksum of each of its parts, which PyTorch does not look at; here a flipped bit is found by it.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.commandline import UserError
+from utils.commandline import UserError, lack_of_memory
 from utils.files import replace_file, special_kind
 
 WRAPPERS = ("moco", "finetune", "super")  # hold the network: pretraining, fine.pt, sup.pt
@@ -94,36 +97,57 @@ def load(path: str | Path) -> dict[str, Any]:
     missing, empty, damaged, no checkpoint, or holds anything but data.
     """
     path = Path(path)
-    if kind := special_kind(path):
-        raise CheckpointError(f"{path}: {kind}, not a file; give the path of a checkpoint (.pt)")
+    contents = _read(path)
     try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        reason = error.strerror or error
-        cure = "give the path of a checkpoint file (.pt)"
-        raise CheckpointError(f"{path}: cannot be read ({reason}); {cure}") from error
-    if not start:
-        raise CheckpointError(f"{path}: the file is empty; copy it again or train it again")
-    if start[:2] != b"PK" and start[:1] != b"\x80":
-        what = f"not a checkpoint (it begins with {start!r})"
-        raise CheckpointError(f"{path}: {what}; give a file of this program")
-    try:
+        _require_checksums(contents)
         with torch.serialization.safe_globals(list(_ALLOWED)), warnings.catch_warnings():
             # An odd pickle protocol, say, is no news to a user: the file loads or is refused below.
             warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            stream = io.BytesIO(contents)
+            loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except MemoryError:
         raise
     # Damaged files make torch.load raise exceptions of any type.
     except Exception as error:
+        if contents[:2] == b"PK" and lack_of_memory(error):  # of parts that are whole, see above
+            raise MemoryError(lack_of_memory(error)) from error
         raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
     if not isinstance(loaded, dict):
         what = f"holds a {type(loaded).__name__}, not a dict of named tensors"
         raise CheckpointError(f"{path}: {what}; give a checkpoint of this program")
     return dict(loaded)
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of what looks like a checkpoint; CheckpointError for anything else."""
+    cure = "give the path of a checkpoint file (.pt)"
+    try:
+        if kind := special_kind(path):  # reading a pipe may never end
+            raise CheckpointError(f"{path}: {kind}, not a file; {cure}")
+        contents = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"{path}: cannot be read ({reason}); {cure}") from error
+    if not contents:
+        raise CheckpointError(f"{path}: the file is empty; copy it again or train it again")
+    if contents[:2] != b"PK" and contents[:1] != b"\x80":
+        what = f"not a checkpoint (it begins with {contents[:4]!r})"
+        raise CheckpointError(f"{path}: {what}; give a file of this program")
+    return contents
+
+
+def _require_checksums(contents: bytes) -> None:
+    """Raise BadZipFile unless each part of a zip file has the checksum that it was written with.
+
+    The old format has none. PyTorch can be told to compute none: all are 0 then.
+    """
+    if contents[:2] != b"PK":
+        return
+    with zipfile.ZipFile(io.BytesIO(contents)) as parts:
+        if any(part.CRC for part in parts.infolist()) and (wrong := parts.testzip()) is not None:
+            raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -160,7 +184,8 @@ def _rename(state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[
         bare = re.sub(r"^(module\.)+", "", key)  # torch.nn.DataParallel puts it before every key
         new = names.get(bare, bare)
         if new in renamed:
-            raise CheckpointError(f"two tensors are called {new!r} (the second as {key!r})")
+            what = f"two tensors are called {new!r} (the second as {key!r})"
+            raise CheckpointError(f"{what}; give a file of this program")
         renamed[new] = value
     return renamed
 
@@ -171,7 +196,7 @@ def network_state(
     """Tensors ``encode.*``, ``decode.*`` of a checkpoint's network, or of a bare state dict.
 
     Of pretraining it is the query encoder. Raises CheckpointError, naming the file ``source``, if
-    there is no network.
+    there is no network, or its tensors cannot be weights (``unfit``).
     """
     wrapped = (checkpoint[name] for name in WRAPPERS if isinstance(checkpoint.get(name), Mapping))
     state: Mapping[str, Any] = next(wrapped, checkpoint)
@@ -187,7 +212,71 @@ def network_state(
         found = ", ".join(map(str, list(state)[:4])) or "nothing"
         cure = "give a file of pretraining (moco<epochs>.pt), fine.pt or sup.pt"
         raise CheckpointError(f"{source}: no network in it (found: {found}); {cure}")
+    if lines := [f"{source}: {problem}" for problem in unfit(network)]:
+        raise CheckpointError("\n".join(lines))
     return network
+
+
+def unfit(state: Mapping[str, Tensor]) -> list[str]:
+    """What forbids to use named tensors as a network's weights: a line, or none.
+
+    They are finite numbers of 16 to 64 bits, or whole ones that count, each in its own memory.
+    """
+    faults = {key: fault for key, tensor in state.items() if (fault := _fault(tensor))}
+    if not faults:
+        return []
+    key, fault = next(iter(faults.items()))
+    more = f" (and {len(faults) - 1} more tensors)" if len(faults) > 1 else ""
+    cure = "save finite single-precision weights, copy the file again or train it again"
+    return [f"tensor {key!r}{more} {fault}; {cure}"]
+
+
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _fault(tensor: Tensor) -> str:
+    """Why a tensor is no network's; '' if it may be."""
+    kinds = {"nested": tensor.is_nested, "sparse": tensor.layout != torch.strided}
+    kinds |= {"quantised": tensor.is_quantized, "without values (meta)": tensor.is_meta}
+    for kind, found in kinds.items():
+        if found:
+            return f"is {kind}"
+    if tensor.dtype not in (*_REAL, *_WHOLE):
+        return f"holds {_kind(tensor)} values, which are no weights"
+    if not tensor.numel():
+        return f"has no values (shape {tuple(tensor.shape)})"
+    # A few bytes may claim to be many values, repeated: copying them would take any memory.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"repeats its values (shape {tuple(tensor.shape)})"
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        return "holds NaN or infinity"
+    return ""
+
+
+def settings_in(checkpoint: Mapping[str, Any], source: str | Path) -> dict[str, Any] | None:
+    """The settings that a network was trained with; None in published files, which have none.
+
+    Raises CheckpointError, naming the file ``source``, if they are not names with plain values.
+    """
+    found = checkpoint.get("settings")
+    if found is not None and not (isinstance(found, Mapping) and is_plain(found)):
+        what = "its settings are not names with numbers or texts"
+        raise CheckpointError(f"{source}: {what}; copy the file again or train it again")
+    return None if found is None else dict(found)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON can hold a value: numbers, texts, lists and dicts of these; no tensors."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def norm_of(state: Mapping[str, Tensor]) -> str:
@@ -199,7 +288,7 @@ def channels_of(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     """The setting ``channels`` of a UNet's tensors; shorter if parts of it are missing."""
     parts = ("inc", "down1.conv", "down2.conv", "down3.conv")
     keys = [f"encode.{part}.con1.weight" for part in parts]
-    return tuple(len(state[key]) for key in keys if key in state)
+    return tuple(len(state[key]) for key in keys if key in state and state[key].ndim)
 
 
 @dataclass(frozen=True)
@@ -231,8 +320,9 @@ def transfer(
     Under the prefix the keys and shapes must agree exactly, buffers included, or nothing is copied.
 
     Raises:
-        CheckpointError: nothing matched, the norms differ, tensors are missing or unexpected, or
-            shapes differ; a line for each problem, naming the file ``source``.
+        CheckpointError: nothing matched, the norms differ, tensors are missing or unexpected,
+            shapes differ, or values cannot be weights; a line for each problem, naming the file
+            ``source``.
     """
     own = module.state_dict()
     missing = [key for key in own if key not in state]
@@ -256,13 +346,22 @@ def transfer(
         problems.append(f"{what}; give --channels {theirs}, or pretrain again")
     for keys, text in ((missing, "missing in the file"), (unexpected, "unknown to the network")):
         named = [key for key in keys if key.startswith(prefix)]
-        problems += [f"{len(named)} tensors {text}: {', '.join(named)}"] if named else []
+        shown = ", ".join(named[:5]) + (" ..." if named[5:] else "")
+        cure = "give a checkpoint of this program, or copy the file again"
+        problems += [f"{len(named)} tensors {text}: {shown}; {cure}"] if named else []
     problems += [
         f"{key} has shape {tuple(state[key].shape)}, in the network {tuple(own[key].shape)}; use "
         "the settings the file was trained with"
         for key in mismatched
         if key.startswith(prefix)
     ]
+    problems += [
+        f"{key} holds {_kind(state[key])} values, in the network {_kind(own[key])}; give a file "
+        "whose weights were not converted"
+        for key in found
+        if state[key].is_floating_point() != own[key].is_floating_point()
+    ]
+    problems = problems or unfit({key: state[key] for key in found})
     if problems:
         raise CheckpointError("\n".join(f"{source}: {problem}" for problem in problems))
     with torch.no_grad():

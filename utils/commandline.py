@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import re
 import signal
 import sys
@@ -66,22 +67,45 @@ def exit_code(
     130 when interrupted, 143 when terminated. ``again`` says what a restart does, ``smaller`` what
     to give when memory runs out.
     """
-    from torch import OutOfMemoryError  # not above: config.py needs no torch
-
     try:
         with termination_as_interrupt():
             return work() or 0
     except UserError as error:
         return complain(str(error), 2)
-    except (OutOfMemoryError, MemoryError) as error:
-        what = str(error).partition("\n")[0].rstrip(".")  # empty if Python's own
-        return complain(f"Out of memory{f' ({what})' if what else ''}; give {smaller}", 2)
     except TrainingError as error:
         return complain(str(error), 1)
     except Termination:
         return complain(f"Terminated. {again}.", TERMINATED)
     except KeyboardInterrupt:
         return complain(f"Interrupted. {again}.", INTERRUPTED)
+    except Exception as error:
+        if (what := lack_of_memory(error)) is None:
+            raise
+        return complain(f"Out of memory{f' ({what})' if what else ''}; give {smaller}", 2)
+
+
+NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|Insufficient memory|bad_alloc|"
+    r"(?i:failed to allocate)|could not create a memory object"
+)
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """What an error says of memory that ran out, perhaps nothing; None if it is another error.
+
+    PyTorch's allocator on the CPU, its other devices and OpenCV each raise a type of their own.
+    """
+    text = str(error)
+    named = NO_MEMORY.search(text)
+    if not (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (named and not isinstance(error, OSError | UserError))
+    ):
+        return None
+    lines = text.splitlines() or [""]  # that of a worker process holds its traceback
+    line = next((line for line in lines if NO_MEMORY.search(line)), lines[0])
+    return re.sub(r"^.*?\[enforce fail[^\]]*\] \S.*?\. |\.? Error code .*|\.$", "", line).strip()
 
 
 def complain(text: str, code: int) -> int:

@@ -8,6 +8,7 @@ import platform
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,44 @@ def keep_freed_memory() -> bool:
     trim_threshold, mmap_max = -1, -4  # names of malloc.h
     # Large pieces get no mapping of their own, and nothing is given back (-1: no threshold).
     return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, -1))
+
+
+UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def cache_bytes(text: str) -> int | None:
+    """Bytes of a size such as '4GB' or '500 MB'; of '' half of the free memory, None if unknown."""
+    if not text:
+        free = free_memory()
+        return None if free is None else free // 2
+    number, unit = re.fullmatch(r"([\d.]+)\s*([KMGT])B?", text.strip().upper()).groups()  # type: ignore[union-attr]
+    return int(float(number) * UNITS[unit])
+
+
+def size_of(size: float) -> str:
+    """Bytes in words: '4.2 GB', '100 MB'."""
+    unit = next((u for u, each in reversed(UNITS.items()) if size >= each), "K")
+    value = size / UNITS[unit]
+    return f"{value:.1f} {unit}B" if value < 10 else f"{value:.0f} {unit}B"
+
+
+def free_memory(root: str | Path = "/") -> int | None:
+    """Bytes that this process may still take, by the machine and its container; None if unknown.
+
+    ``root`` is where the system's files ``proc`` and ``sys`` are.
+    """
+    root, found = Path(root), []
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError, IndexError):
+        return None
+    groups = root / "sys/fs/cgroup"  # of containers and batch systems: version 2, then version 1
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # none, or "max"
+            numbers = [int((groups / name).read_text(encoding="utf-8")) for name in (limit, used)]
+            found.append(max(numbers[0] - numbers[1], 0))
+    return min(found, default=None)

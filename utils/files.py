@@ -173,6 +173,28 @@ def is_of_system(name: str) -> bool:
     return name.startswith((".", "~$")) or name.lower() in SYSTEM_NAMES
 
 
+def remove_orphans(folder: str | Path) -> None:
+    """Remove from a folder without a lock the temporary files of processes that are no more."""
+    for path in Path(folder).glob(".*.tmp"):
+        named = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
+        if named and not _runs(int(named[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine may still run."""
+    if os.name == "nt":  # signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        pass
+    return True
+
+
 def list_names(folder: str | Path) -> list[Path]:
     """The sorted contents of a folder (of a missing one: none) but for those of the system.
 

@@ -67,6 +67,7 @@ class RunLog:
         self._files: dict[Path, Any] = {}
         self._events: Any = None
         self._metrics_lines = 0
+        self._lost: list[Path] = []  # logs that are shorter than they were
         if not enabled:
             return
         events = run_dir / EVENTS_FOLDER / stage
@@ -76,6 +77,8 @@ class RunLog:
         with writing(self.text_path):
             run_dir.mkdir(parents=True, exist_ok=True)
             text = self._files[self.text_path] = open_to_append(self.text_path)
+            if text.tell() < resume_at.get("text", 0):
+                self._lost.append(self.text_path)
             if text.tell() > resume_at.get("text", 0):
                 text.truncate(resume_at.get("text", 0))
                 text.seek(0, os.SEEK_END)
@@ -83,6 +86,8 @@ class RunLog:
             keep = resume_at.get("metrics_lines", 0)
             self._metrics_lines = _cut_metrics(self.metrics_path, stage, keep)
             self._files[self.metrics_path] = open_to_append(self.metrics_path)
+            if self._metrics_lines < keep:
+                self._lost.append(self.metrics_path)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -104,6 +109,9 @@ class RunLog:
         show = self.note if self.offsets()["text"] else self.line
         for line in lines:
             show(line)
+        for path in self._lost:
+            what = f"{path} was removed or cut short since the run was stopped"
+            self.line(f"Warning: {what}; what it held of the epochs until then is lost")
 
     def line(self, text: str) -> None:
         """Write a line to the text log and the terminal."""
@@ -136,8 +144,17 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def require_files(self) -> None:
+        """Raise UserError if a log that is being written is no longer in the run's folder."""
+        for path in (self.text_path, self.metrics_path) if self.enabled else ():
+            if not path.exists():
+                what = f"{path}: was removed or moved while the training writes it"
+                cure = "put the folder back, or give the same command again to begin anew"
+                raise UserError(f"{what}; the training is ended: {cure}")
+
     def _append(self, path: Path, text: str) -> None:
         if self.enabled:
+            self.require_files()
             with writing(path):
                 # File names that are not valid UTF-8 hold surrogates, which cannot be encoded.
                 self._files[path].write(f"{text}\n".encode(errors="backslashreplace"))

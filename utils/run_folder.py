@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import CheckpointError, load, save
+from utils.checkpoint import CheckpointError, is_plain, load, save
 from utils.commandline import UserError
 from utils.files import confined, leads_out, special_kind, writing
 
@@ -99,8 +99,9 @@ class StateFile:
                 continue
             try:
                 state = load(path)
-                if not {"settings", "finished", "evaluations", "outputs"} <= state.keys():
-                    raise CheckpointError(f"{path}: not the state of a training; train it again")
+                if fault := _fault(state):
+                    what = f"{path}: not the state of a training ({fault})"
+                    raise CheckpointError(f"{what}; train it again")
             except CheckpointError as error:
                 problems.append(str(error))
                 continue
@@ -132,6 +133,37 @@ class StateFile:
         """Remove the state before."""
         with writing(self.previous):
             self.previous.unlink(missing_ok=True)
+
+
+# What a state holds besides tensors; of the names in brackets older programs wrote none.
+_ENTRIES: dict[str, type] = {
+    "settings": dict, "finished": bool, "evaluations": list, "outputs": list,
+    "(config)": dict, "(environment)": str, "(about)": list, "(epoch)": int, "(log)": dict,
+    "(written)": list,
+}  # fmt: skip
+_SCORES = {"epoch", "acc", "dice", "miou"}
+
+
+def _fault(state: Mapping[str, Any]) -> str:
+    """What is wrong with the entries of a state; '' if nothing is."""
+    for bracketed, kind in _ENTRIES.items():
+        name = bracketed.strip("()")
+        if name not in state and name == bracketed:
+            return f"{name} is missing"
+        value = state.get(name, kind())
+        if not isinstance(value, kind) or not is_plain(value):
+            return f"{name} is no {kind.__name__} of numbers and texts"
+    numbers = [state.get("epoch", 0), *state.get("log", {}).values()]
+    if not all(isinstance(n, int) and 0 <= n < 2**53 for n in numbers):
+        return "epoch or log is no count"
+    if not all(isinstance(n, str) for n in [*state["outputs"], *state.get("written", [])]):
+        return "outputs are no file names"
+    for entry in state["evaluations"]:
+        if not isinstance(entry, Mapping) or not entry.keys() >= _SCORES:
+            return "evaluations are no scores"
+        if not all(isinstance(entry[name], int | float) for name in _SCORES):
+            return "evaluations are no scores"
+    return ""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint import CheckpointError, transfer
+from utils.checkpoint import CheckpointError, transfer, unfit
 from utils.commandline import TrainingError, UserError
 from utils.device import mixed_seed, on_device, precision
 from utils.files import remove_leftovers
@@ -100,6 +100,8 @@ class Training:
         state = self.ready()
         if state and state["finished"]:
             to_terminal(f"{self.run_dir}: stage {self.stage} is finished already")
+            for line in self.gone(state["outputs"]):
+                to_terminal(line)
             self.state.remove_previous()
             return list(state["evaluations"])
         self.seed()
@@ -113,6 +115,7 @@ class Training:
                 self.save_state(first)  # from now on the folder holds the longer run
             self.train(first)
             self.finish()
+            self.log.require_files()
             state = self.whole_state(self.epochs, finished=True)
         self.state.finish(state)
         return self.evaluations
@@ -179,15 +182,22 @@ class Training:
         path = self.state.path
         try:
             transfer(self.module, state["module"], prefix="", source=path)
+            require_fitting(self.optimizer, state["optimizer"])
             self.optimizer.load_state_dict(state["optimizer"])
             for name, part in self.more_state().items():
                 part.load_state_dict(state[name])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             tensors = f"{error}\n" if isinstance(error, CheckpointError) else ""
             cure = "does not fit this program; train again with --overwrite"
             raise CheckpointError(f"{tensors}{path}: {cure}") from error
         self.evaluations = state["evaluations"]
         return int(state["epoch"])
+
+    def gone(self, names: Iterable[str]) -> list[str]:
+        """A warning if checkpoints among the outputs of this run are not there any more."""
+        lost = [n for n in names if n.endswith(".pt") and not (self.run_dir / n).exists()]
+        what = f"Warning: {self.run_dir}: {', '.join(lost)} was removed since this run wrote it"
+        return lost and [f"{what}; --overwrite trains anew, should it be needed"]
 
     def write_head(self, resumed: Settings | None) -> None:
         """Write the head of the log; for a resumed run, its epoch and a changed environment."""
@@ -197,6 +207,8 @@ class Training:
             return
         run = "a run that is made longer" if "longer" in resumed else "the run that was stopped"
         self.log.note(f"Going on after epoch {resumed['epoch'] - 1} of {run}")
+        for line in self.gone(resumed.get("written", ())):
+            self.log.line(line)
         if resumed["environment"] != self.environment:
             self.log.line(f"From epoch {resumed['epoch']} on with {self.environment}")
 
@@ -216,13 +228,19 @@ class Training:
 
     def save_state(self, epoch: int) -> None:
         """Save everything needed to resume at ``epoch``."""
+        self.log.require_files()  # or the folder would be made anew
         self.state.save(self.whole_state(epoch))
 
     def whole_state(self, epoch: int, *, finished: bool = False) -> dict[str, Any]:
         """Everything needed to go on at ``epoch``; at the end too, for a run that is lengthened."""
         parts = {"module": self.module, "optimizer": self.optimizer, **self.more_state()}
         states = {name: part.state_dict() for name, part in parts.items()}
-        return self.snapshot(finished=finished, epoch=epoch, log=self.log.offsets(), **states)
+        more = {"log": self.log.offsets(), "written": self.written()}
+        return self.snapshot(finished=finished, epoch=epoch, **more, **states)
+
+    def written(self) -> list[str]:
+        """The checkpoints among the outputs that are there."""
+        return [n for n in self.outputs() if n.endswith(".pt") and (self.run_dir / n).exists()]
 
     def seed(self, *numbers: int) -> None:
         """Seed PyTorch from the run's seed, the stage and ``numbers``."""
@@ -240,6 +258,7 @@ class Training:
             for epoch in range(first, self.epochs):
                 started = time.monotonic()
                 self.train_epoch(epoch, bar.update)
+                self.log.require_files()  # before a checkpoint makes a removed folder anew
                 self.epoch_done(epoch)
                 if epoch == first:
                     took = time.monotonic() - started
@@ -285,3 +304,24 @@ class Training:
         self.log.line(f"{line} lr {rate:g}")
         averages = {name: average for name, (_, average) in values.items()}
         self.log.metrics({"epoch": epoch, **averages, "lr": rate})
+
+
+def require_fitting(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a saved state is one of this optimizer.
+
+    Its settings must be equal but for the rates, which a schedule may have changed, and its
+    averages must have the shapes of the parameters: PyTorch itself would stretch them.
+    """
+    groups, own = saved["param_groups"], optimizer.state_dict()["param_groups"]
+    for old, new in zip(groups, own, strict=True):
+        fixed = (old.keys() & new.keys()) - {"lr"}
+        if type(old["lr"]) is not float or any(old[name] != new[name] for name in fixed):
+            raise ValueError("the optimizer has other settings")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, entry in saved["state"].items():
+        tensors = {f"{number} {name}": value for name, value in entry.items()}
+        shapes = {(), tuple(parameters[number].shape)}
+        if any(tuple(value.shape) not in shapes for value in tensors.values()):
+            raise ValueError("the optimizer's averages have other shapes")
+        if problems := unfit(tensors):
+            raise ValueError(problems[0])
