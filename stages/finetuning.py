@@ -23,7 +23,6 @@ from dataset.set_file import read_set_file
 from imaging.drawing import class_colours, save_prediction
 from imaging.gray_range import Conversion, EachImage, GrayPool
 from imaging.imagefile import read_image, read_mask
-from imaging.overlap import parts_of
 from imaging.store import ImageStore
 from metallography.views import average_batch
 from networks import UNet
@@ -39,6 +38,7 @@ from stages.job import (
     due,
     some_names,
 )
+from stages.overlap import parts_of
 from stages.pretraining import SelfSupervised
 from stages.rates import averaged_weights, rate_schedule
 from utils.checkpoint import (

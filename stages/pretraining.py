@@ -81,7 +81,7 @@ class SelfSupervised(Runner):
             f"{self.images(self.train_samples)} of {c.data_dir}, labels unused, "
             f"{len(self.batches)} steps of {batch} images an epoch",
         ]
-        left_out = [] if c.use_unlabelled else find_split(c.data_dir, "train_unlabelled")
+        left_out = [] if c.use_unlabelled else self.job.split("train_unlabelled")
         if left_out:
             lines.append(
                 f"{len(left_out)} images of {c.data_dir}/train_unlabelled are left out; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imaging.overlap import is_part, parts_of
+from stages.overlap import is_part, parts_of
 
 WHOLE = np.random.default_rng(0).integers(0, 256, (60, 80), dtype=np.uint8)
 
