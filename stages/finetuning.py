@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from itertools import chain, groupby, islice
@@ -173,7 +173,10 @@ class Supervised(Runner):
 
     def _file_pixels(self, sample: Sample) -> NDArray[np.uint8]:
         """An image's pixels as its file has them."""
-        return read_image(sample.image) if self.config.image_size else self.pixels(sample)
+        if self.config.image_size:
+            with suppress(DataError):  # it may be gone: the set was decoded before
+                return read_image(sample.image)
+        return self.pixels(sample)
 
     def unsuitable(self) -> list[str]:
         """A line for each annotated image that is smaller than the crops."""
@@ -389,13 +392,11 @@ class Finetune(Supervised):
     def _seen(self) -> list[str]:
         """A line if pretraining saw test images, as it may, without their labels."""
         others = [s for i, s in enumerate(self.test) if i not in self.learnt]
-        train = []
-        for sample in data.pretraining_samples(
-            self.job.store, self.config.data_dir, self.config.use_unlabelled
-        ):
+        c, train = self.config, []
+        for sample in data.pretraining_samples(self.job.store, c.data_dir, c.use_unlabelled):
             with suppress(DataError):  # pretraining reports it
-                train.append(read_image(sample.image))
-        seen = parts_of([read_image(s.image) for s in others], train)
+                train.append(self._file_pixels(sample))
+        seen = parts_of([self._file_pixels(s) for s in others], train)
         if not seen:
             return []
         names = some_names([others[number] for number in seen])

@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are decoded."""
     found: list[str] = []
-    for name in ("read_image", "read_mask"):
+    for name in ("decode", "read_mask"):
         real = getattr(store_module, name)
 
         def read(path: Path, real: object = real) -> object:
