@@ -25,7 +25,11 @@ READING = ("mask-pattern", "mask-kind", "palette", "ignore", "tolerance", "crop"
 
 def parser() -> argparse.ArgumentParser:
     """The options; what cannot be read ends the program with one line and exit code 2."""
-    made = Parser(prog="segment.py", description=(__doc__ or "").splitlines()[0])
+    made = Parser(
+        prog="segment.py",
+        description="From a folder of images and one mask to class maps, "
+        "measurements and a report.",
+    )
     add = made.add_argument
     add("--images", type=Path, help="folder of the images, with sub-folders")
     add("--masks", type=Path, nargs="+", metavar="FILE_OR_FOLDER", default=[], help="the mask of "

@@ -101,8 +101,6 @@ def check_data(
         needs_test: a set without test masks is refused; else it is one that gives no score.
         self_crop, fine_crop: sides of crops, 0 for whole images, which must have one size.
         gray: makes 8 bits of images with more; None: by ``set_conversion``.
-
-    Raises DataError of all problems found, see ``Problems.refuse``.
     """
     root = Path(data_dir)
     if not os.path.isdir(root):
@@ -131,9 +129,7 @@ def check_data(
     check.one_size("pretraining", pretraining, self_crop=self_crop)
     if "self" in stages and self_mode_needs_groups:
         check.batches(pretraining)
-    check.one_palette()
-    check.turned()
-    check.tell_bars()
+    check.compare_all()
     check.problems.refuse()
     return DataReport(store, tuple(dict.fromkeys(check.warnings)))
 
@@ -293,6 +289,12 @@ class SetCheck:
             rule = f"class ids are 0..{self.num_classes - 1}"
             cure = "give --num_classes or, for unlabelled pixels, --ignore_label"
             raise DataError(f"{sample.mask}: {found}; {rule}: correct the mask, or {cure}")
+
+    def compare_all(self) -> None:
+        """What is seen only in all files together."""
+        self.one_palette()
+        self.turned()
+        self.tell_bars()
 
     def turned(self) -> None:
         """Warn of images that were turned upright where their masks were not."""

@@ -299,7 +299,7 @@ def test_a_webp_without_loss_is_read_as_it_is(tmp_path, pixels):
 def test_a_webp_as_mask_must_be_without_loss(tmp_path):
     np.testing.assert_array_equal(read_mask(save(tmp_path / "a.webp", IDS, lossless=True)), IDS)
     for options in ({}, {"icc_profile": b"profile"}):
-        with pytest.raises(DataError, match="a WebP with loss, which changes class ids; export"):
+        with pytest.raises(DataError, match="with loss.*changes class ids: export"):
             read_mask(save(tmp_path / "b.webp", IDS, **options))
 
 
