@@ -7,7 +7,6 @@ batches depend neither on the number of worker processes nor on what was drawn b
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
@@ -26,6 +25,7 @@ from imaging.store import ImageStore
 from pscl.augmentation import Blur, ColorJitter, ContrastJitter, Illumination, Noise
 from pscl.geometry import ViewGeometry, Window
 from utils.files import IMAGE_SUFFIXES, DataError, list_files
+from utils.files import name_key as name_key
 from utils.metrics import IGNORED
 
 MASK_SUFFIX = ".png"
@@ -127,11 +127,6 @@ def number_groups(samples: Iterable[Sample]) -> dict[str, int]:
     keys = {s.name: (0, s.batch) if s.batch else (1, s.name) for s in samples}
     numbers = {key: number for number, key in enumerate(sorted(set(keys.values())))}
     return {name: numbers[key] for name, key in keys.items()}
-
-
-def name_key(name: str) -> str:
-    """A file name in the one form for comparing: macOS writes an accent as a letter of its own."""
-    return unicodedata.normalize("NFC", name)
 
 
 def to_input(image: Tensor, own: Statistics | None = None) -> Tensor:

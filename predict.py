@@ -13,40 +13,50 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from config import ConfigError
-from imaging.drawing import overview, save_picture
+from dataset.set_file import NAME, set_of
+from imaging.drawing import class_colours, default_names, overview, save_picture
+from imaging.field import Crop, FieldRule, read_crop
 from metallography import ranking
 from metallography.export import check_target
-from metallography.folder import Folder, Item, list_images
+from metallography.folder import Folder, Items, list_images
 from metallography.measure import BOUNDARY_PX
-from metallography.particles import MINIMUM_PX
+from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
+from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter, check_number
 from metallography.summary import warnings, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet
 from utils.commandline import Parser, complain, exit_code
+from utils.files import remove_leftovers
 from utils.log import to_terminal
+from utils.run_folder import locked
+
+ABOUT = "Apply a trained model to images without masks: class maps, overlays, measurements."
 
 # Options that a task ignores; they are refused, because a result would be missing.
 MEASURING = ("um_per_px", "min_px", "grain_classes", "connectivity", "boundary_classes",
              "boundary_px", "probabilities", "particles")  # fmt: skip
+SCALED = ("scales", "resample")
 OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
     "images": (),
-    "rank": (*MEASURING, "report"),
-    "export": ("out", "masks", "tta", *MEASURING, "report"),
+    "rank": (*MEASURING, *SCALED, "report"),
+    "export": ("out", "masks", "crop", "roi", "tta", *MEASURING, *SCALED, "report"),
 }
 
 
 def parser() -> argparse.ArgumentParser:
     """The options; what cannot be read ends the program with one line and exit code 2."""
-    made = Parser(prog="predict.py", description=(__doc__ or "").splitlines()[0])
+    made = Parser(prog="predict.py", description=ABOUT)
     add = made.add_argument
     add("--weights", required=True, help="fine.pt or sup.pt, or the folder of a finished run")
     task = made.add_mutually_exclusive_group(required=True).add_argument
@@ -57,7 +67,15 @@ def parser() -> argparse.ArgumentParser:
     add("--out", help="folder of the results; default: predicted_<images> or ranked_<images>, "
         "beside the weights")  # fmt: skip
     add("--masks", help="folder of true masks to compare the predictions with")
-    add("--um_per_px", type=float, help="micrometres per pixel; default: all lengths in pixels")
+    add("--crop", help="pixels that are cut off before prediction: top,bottom,left,right; default: "
+        "as the training images were cut")  # fmt: skip
+    add("--roi", help="folder of masks of the region of interest, named as the images: what is 0 "
+        "in them is not measured")  # fmt: skip
+    add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say, else "
+        "all lengths in pixels")  # fmt: skip
+    add("--scales", help="a CSV file of scales for single images: file,um_per_px")
+    add("--resample", type=float, metavar="UM", help="show all images to the network at UM "
+        "micrometres per pixel; results stay at the images' own size")  # fmt: skip
     add("--min_px", type=int, default=MINIMUM_PX, help="smallest particle (%(default)s pixels)")
     add("--connectivity", type=int, help="pixels of one particle touch by a side (4) or also by a "
         "corner (8); default: 4 for grain classes, 8 for all others")  # fmt: skip
@@ -108,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
     return complain(f"{len(bad)} file(s) could not be used:\n" + "\n".join(bad), 1) if bad else 0
 
 
-def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, list[Item]]:
+def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, Items]:
     """The folder of the results, and the images; UserError if one folder would hold both."""
     flag, kind = ("rank", "ranked") if options.rank else ("images", "predicted")
     images = Path(options.rank or options.images)
@@ -123,15 +141,99 @@ def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, lis
     return out, list_images(images, out, masks)
 
 
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Lock the folder of the results, and remove what a killed process left there."""
+    with locked(out, flag="--out", work="predicting", other="--out"):
+        remove_leftovers(out)
+        yield
+
+
+def field_rule(segmenter: Segmenter, options: argparse.Namespace) -> tuple[FieldRule, list[str]]:
+    """Which part of each image counts, and lines on it: by flags, the images' set, the model."""
+    images = Path(options.rank or options.images)
+    roi = Path(options.roi) if options.roi else None
+    if roi and not roi.is_dir():
+        raise ConfigError(f"--roi: {roi} is no folder; give the folder of the masks")
+    known, own = set_of(images), segmenter.crop
+    if options.crop is not None:
+        crop, lines = read_crop(options.crop), []
+        if any(own) and crop != own and not known:
+            lines = [f"Warning: --crop {crop} where the training images were cut by {own}; "
+                     f"{crop} is used"]  # fmt: skip
+        return FieldRule(crop, roi=roi), lines + _cut_line(crop)
+    if known or not any(own):  # the images of a prepared set are cut already
+        return FieldRule(roi=roi), []
+    said = "as the training images were; --crop 0,0,0,0 cuts nothing"
+    sizes = frozenset(segmenter.cropped_sizes)
+    return FieldRule(own, sizes, roi), [f"{line}, {said}" for line in _cut_line(own)]
+
+
+def _cut_line(crop: Crop) -> list[str]:
+    return [f"Cut off each image: {crop.words()}"] if any(crop) else []
+
+
+def take_names(segmenter: Segmenter, images: Path) -> list[str]:
+    """Let names and colours of the images' set count, if it has any; lines where they differ."""
+    known = set_of(images)
+    if known is None:
+        return []
+    classes, lines = segmenter.num_classes, []
+    if known.num_classes not in (None, classes):
+        lines.append(f"Warning: the model has {classes} classes, the images' {NAME} says "
+                     f"{known.num_classes}; {classes} are used")  # fmt: skip
+    if len(known.class_names) == classes:
+        names = list(known.class_names)
+        if segmenter.class_names not in (names, default_names(classes)):
+            old, new = (",".join(each) for each in (segmenter.class_names, names))
+            lines.append(f"Warning: the model's classes are {old}, the images' {NAME} says {new}; "
+                         f"{new} are used")  # fmt: skip
+        segmenter.class_names = names
+    if len(known.class_colours) == classes:
+        segmenter.colours = class_colours(classes, known.class_colours)
+    return lines
+
+
+def find_all_scales(segmenter: Segmenter, options: argparse.Namespace, items: Items) -> Scales:
+    """The scale of each image; ConfigError if the flags do not go together."""
+    if options.um_per_px is not None and options.scales:
+        raise ConfigError("--um_per_px and --scales: give one of them")
+    images, known = Path(options.images), set_of(Path(options.images))
+    unit_of(options.um_per_px)
+    table = Path(options.scales) if options.scales else None
+    of_set = known.scale_of if known else lambda name: None
+    scales = find_scales(items, images, options.um_per_px, table, of_set)
+    if options.resample is not None:
+        least, most = SCALES_UM
+        if not least <= options.resample <= most:
+            raise ConfigError(f"--resample: found {options.resample}; give micrometres per pixel")
+        if segmenter.resize:
+            size = f"{segmenter.resize}x{segmenter.resize}"
+            raise ConfigError(f"--resample: the model sees images at {size}; give --resize 0 too")
+        if None in scales.of.values():
+            name = next(name for name, um in scales.of.items() if um is None)
+            raise ConfigError(f"--resample: the pixel size of {name} is not known; give --scales")
+    return scales
+
+
 def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--images``: predict, measure, draw; returns a line for each file that cannot be used."""
     out, items = places(segmenter, options)
     experiment = experiment_of(segmenter.path, out) if options.report else None
     terms = {name: getattr(options, name) for name in MEASURING}
-    folder = Folder(segmenter, items, out, overwrite=options.overwrite, **terms)
-    folder.run()
-    write_tables(folder)
-    predicted_sheet(folder)
+    field, notes = field_rule(segmenter, options)
+    scales = find_all_scales(segmenter, options, items)
+    notes += [*take_names(segmenter, Path(options.images)), *scales.lines]
+    for line in notes:
+        to_terminal(line)
+    how: dict[str, Any] = {"field": field, "scales": scales.of, "resample": options.resample or 0.0}
+    with claimed(out):
+        folder = Folder(segmenter, items, out, overwrite=options.overwrite, **how, **terms)
+        folder.bad, folder.left_out = list(items.bad), items.left_out
+        folder.notes = notes
+        folder.run()
+        write_tables(folder)
+        predicted_sheet(folder)
     for line in warnings(folder):
         to_terminal(line)
     to_terminal(f"{out}: {folder.predicted} image(s) predicted, {folder.skipped} were done already")
@@ -143,15 +245,21 @@ def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[st
 def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--rank``: write ``ranking.csv`` and ``ranking.png``; returns what cannot be used."""
     out, items = places(segmenter, options)
-    found = ranking.rank(segmenter, items, out)
-    if found.rows:
-        sheet = overview(found.pictures, found.titles, ranking.HEADING)
-        save_picture(out / "ranking.png", sheet, "--out")
-        first = found.rows[0]["image"]
-        to_terminal(f"{out}: {len(found.rows)} image(s) ranked; least sure of {first}")
+    field, notes = field_rule(segmenter, options)
+    for line in notes:
+        to_terminal(line)
+    with claimed(out):
+        found = ranking.rank(segmenter, items, out, field)
+        if found.rows:
+            sheet = overview(found.pictures, found.titles, ranking.HEADING)
+            save_picture(out / "ranking.png", sheet, "--out")
+            first = found.rows[0]["image"]
+            to_terminal(f"{out}: {len(found.rows)} image(s) ranked; least sure of {first}")
+    for line in items.left_out:
+        to_terminal(line)
     for line in ranking.agreement_lines(found.rows) if options.masks else ():
         to_terminal(line)
-    return found.bad
+    return items.bad + found.bad
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,10 +1,4 @@
-"""The whole table: every method of the paper on one UNet, from one command, with its uncertainty.
-
-``python reproduce.py --data_dir dataset/steel`` runs what is not done yet, repeat by repeat, and
-writes ``results/steel/table.md``. After an interruption the same command goes on, and the numbers
-are those of an uninterrupted run. ``--plan`` says how long it will take, ``--report`` writes the
-table from what is finished, ``--ablate ratio`` varies one setting. ``-h`` lists everything.
-"""
+"""The whole table: every method of the paper on one UNet, from one command."""
 
 from __future__ import annotations
 
@@ -21,6 +15,16 @@ from comparison.record import record_plan
 from config import ConfigError
 from utils.commandline import complain, exit_code
 from utils.log import to_terminal
+
+# Not the docstring, which python -OO drops.
+ABOUT = """\
+The whole table: every method of the paper on one UNet, from one command, with its uncertainty.
+
+``python reproduce.py --data_dir dataset/steel`` runs what is not done yet, repeat by repeat, and
+writes ``results/steel/table.md``. After an interruption the same command goes on, and the numbers
+are those of an uninterrupted run. ``--plan`` says how long it will take, ``--report`` writes the
+table from what is finished, ``--ablate ratio`` varies one setting. ``-h`` lists everything.
+"""
 
 
 def learn_pace(pace: Pace, works: Iterable[Work]) -> None:
@@ -75,7 +79,7 @@ def run_all(plan: Plan) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code, see ``utils.commandline.exit_code``."""
     try:
-        options = read_options(sys.argv[1:] if argv is None else argv, about=__doc__ or "")
+        options = read_options(sys.argv[1:] if argv is None else argv, about=ABOUT)
     except ConfigError as error:
         return complain(str(error), 2)
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import PRESETS, ConfigError
-from dataset.make_micrographs import DEFAULT_FOLDER, make_micrographs
 from segmentation import demo
 from segmentation.intake import PRETRAIN, Request
 from segmentation.job import run
+from segmentation.micrographs import DEFAULT_FOLDER, make_micrographs
 from utils.commandline import Parser, exit_code
 
 AGAIN = "The same command goes on and ends with the same result"

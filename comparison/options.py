@@ -13,7 +13,15 @@ from typing import Any
 from config import SELF_MODES, Config, ConfigError, format_value, settings_help
 from model import METHODS, settings_of
 from stages.presets import read_config
-from utils.commandline import MANY, NONE, ONE, choice_problems, split_flags, value_problems
+from utils.commandline import (
+    MANY,
+    NONE,
+    ONE,
+    UserError,
+    choice_problems,
+    split_flags,
+    value_problems,
+)
 
 TITLES = {"sup": "no pretraining", "forest": "forest (no network)", **SELF_MODES}
 UNKNOWN = (math.nan, math.nan, math.nan)
@@ -91,7 +99,7 @@ class Options:
     report: bool
     ablate: str
     command: str
-    notes: tuple[str, ...] = ()  # why the preset chose what it did
+    notes: tuple[str, ...] = ()  # what the set's file says, why the preset chose what it did
 
     def path(self, name: str) -> Path:
         """A file in ``out``: ``table.md``, ``run.json``; of an ablation ``ablate_ratio.md`` ..."""
@@ -124,7 +132,7 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
         config, notes = read_config(flags.rest, tuple(OPTIONS), **BUDGETS.get(budget, {}))
         if len(found := config.data_size) > 1:
             problems.append(f"data_size: found {found}; give one: a table is of one size")
-    except ConfigError as error:
+    except UserError as error:
         problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))

@@ -15,7 +15,7 @@ import torch
 from comparison.forest import ForestRun
 from stages.finetuning import Supervised
 from stages.job import Runner
-from utils.files import replace_file
+from utils.files import read_plain, replace_file
 from utils.log import RunLog
 
 
@@ -32,7 +32,7 @@ class Pace:
     def _read(self) -> dict[str, float]:
         if self.path is not None:
             with suppress(OSError, ValueError, TypeError):
-                found = dict(json.loads(self.path.read_text(encoding="utf-8")))
+                found = dict(json.loads(read_plain(self.path)))
                 return {str(kind): float(seconds) for kind, seconds in found.items()}
         return {}
 

@@ -20,7 +20,7 @@ from comparison.forest import forest_settings
 from comparison.plan import Plan
 from data import annotated_split, find_split
 from imaging.store import fingerprint
-from utils.files import replace_file
+from utils.files import read_plain, replace_file
 from utils.log import environment_line
 
 
@@ -63,7 +63,7 @@ def write_record(
     """
     old: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError):
-        old = dict(json.loads(path.read_text(encoding="utf-8")))
+        old = dict(json.loads(read_plain(path)))
     used: dict[str, list[str]] = {}
     for name, new in (("commands", command), ("environments", environment)):
         before = old[name] if isinstance(old.get(name), list) else []

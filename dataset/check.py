@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +14,20 @@ import numpy as np
 import data
 from data import Sample, find_split, name_key
 from dataset.layout import LAYOUT
+from dataset.set_file import read_set_file
 from dataset.source_files import PaletteCheck, palette_of
+from imaging.data_bar import Bar, bar_lines, find_bars
+from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool
+from imaging.imagefile import decode, has_more_bits, read_image, turn_text
+from imaging.listing import DRAWN, Listing, by_drawn_names
+from imaging.pages import count_pages
 from imaging.store import ImageStore
 from utils.files import IMAGE_SUFFIXES, DataError, list_files, list_names
 from utils.metrics import IGNORED
 
 SMALLEST_SIDE = 16  # the UNet halves three times and its crops must keep a position at 1/4
 MAX_LINES = 30
+TURNED_MASK = "draw the mask on the upright image, or remove the orientation from the image file"
 
 # What belongs into a folder, for messages about one that is missing or empty.
 PURPOSE = {
@@ -80,6 +87,7 @@ def check_data(
     needs_test: bool = False,
     self_crop: int = 0,
     fine_crop: int = 0,
+    gray: Conversion | None = None,
 ) -> DataReport:
     """Read, check and keep every file that a run will need, before anything is trained.
 
@@ -92,13 +100,15 @@ def check_data(
         probe: pretraining scores its features on the annotated images and the test set.
         needs_test: a set without test masks is refused; else it is one that gives no score.
         self_crop, fine_crop: sides of crops, 0 for whole images, which must have one size.
+        gray: makes 8 bits of images with more; None: by ``set_conversion``.
 
     Raises DataError of all problems found, see ``Problems.refuse``.
     """
     root = Path(data_dir)
     if not os.path.isdir(root):
         raise DataError(missing_set(root))
-    check = SetCheck(root, num_classes, ImageStore(image_size, ignore_label))
+    store = ImageStore(image_size, ignore_label, gray=gray or set_conversion(root))
+    check = SetCheck(root, num_classes, store)
     supervised = bool({"fine", "sup"} & set(stages))
     scored = supervised or (probe and "self" in stages)
     splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
@@ -122,8 +132,42 @@ def check_data(
     if "self" in stages and self_mode_needs_groups:
         check.batches(pretraining)
     check.one_palette()
+    check.turned()
+    check.tell_bars()
     check.problems.refuse()
     return DataReport(check.store, tuple(dict.fromkeys(check.warnings)))
+
+
+def set_conversion(root: Path) -> Conversion:
+    """How images of a set with more than 8 bits become 8: by one range for the set.
+
+    It is the one that ``set.json`` tells, else that of the training images, or where they are not
+    there, of the annotated ones. Where none of these has more than 8 bits, each image is converted
+    by its own range.
+    """
+    known = read_set_file(root)
+    if known and known.gray_range:
+        return known.gray_range
+    folders = [root / "train_numf"]
+    if not os.path.isdir(folders[0] / "img"):
+        folders = [path for path in list_names(root) if path.name.startswith("sup_")]
+    pool = GrayPool()
+    for folder in folders:
+        for path in list_files(folder / "img", IMAGE_SUFFIXES):
+            with suppress(DataError):  # the check of the set names it, if it is needed
+                if has_more_bits(path):
+                    pool.add(decode(path).values)
+    return pool.range() or EACH_IMAGE
+
+
+def turned_images(found: Mapping[Path, int]) -> list[str]:
+    """A warning on images that an EXIF orientation turned, and whose masks have none."""
+    if not found:
+        return []
+    path, orientation = next(iter(found.items()))
+    more = f", and {len(found) - 1} other(s)" if len(found) > 1 else ""
+    cure = "look whether they fit (prepare.py --check draws them), else"
+    return [f"{path}: {turn_text(orientation)}{more}, their masks were not; {cure} {TURNED_MASK}"]
 
 
 def missing_set(root: Path) -> str:
@@ -145,6 +189,8 @@ class SetCheck:
         self.problems = Problems()
         self.warnings: list[str] = []
         self.palettes = PaletteCheck()
+        self.masked: list[Sample] = []  # sound images with sound masks
+        self.bars: dict[Path, list[Bar]] = {}
 
     def test_set(self, needed: bool) -> None:
         """Check the test set; if it is not ``needed``, images without any mask are none."""
@@ -179,6 +225,7 @@ class SetCheck:
                     self.image(sample)
                     if masks:
                         self.mask(sample)
+                        self.masked.append(sample)
                     sound.append(sample)
         return sound
 
@@ -190,11 +237,7 @@ class SetCheck:
         images = [p for p in list_names(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
         others = [p for p in list_files(folder) if p not in images]
         self.problems += [_not_a_file(path) for path in images if not os.path.isfile(path)]
-        for path in (path for path in list_names(folder) if os.path.isdir(path)):
-            with suppress(DataError):  # it need not be readable
-                if inside := list_files(path, IMAGE_SUFFIXES, below=True):
-                    found = f"{path}: sub-folder with {len(inside)} image(s), left out"
-                    self.warnings.append(f"{found}; move them into {folder}")
+        self.warnings += left_out_lines(folder, images)
         if not images:
             found = f" (only files like {others[0].name})" if others else ""
             self.problems.append(f"{folder}: no image in it{found}; {purpose}")
@@ -219,6 +262,11 @@ class SetCheck:
         if not self.store.image_size and min(size) < SMALLEST_SIDE:
             found = f"{sample.image}: {size_text(size)} pixels"
             raise DataError(f"{found}; at least {SMALLEST_SIDE} a side are needed")
+        if sample.image not in self.bars:
+            whole = self.store.image(sample.image).permute(1, 2, 0).squeeze(2).numpy()
+            resized = self.store.image_size > 0  # a bar of a few rows is lost then
+            pixels = read_image(sample.image, self.store.gray) if resized else whole
+            self.bars[sample.image] = find_bars(pixels)
 
     def mask(self, sample: Sample) -> None:
         """Decode the mask of a sound image; raises DataError if it cannot be used."""
@@ -232,7 +280,11 @@ class SetCheck:
         image_size = self.store.file_size("image", sample.image)
         if size != image_size:
             found = f"{sample.mask}: {size_text(size)}, its image is {size_text(image_size)}"
-            raise DataError(f"{found}; a mask has the size of its image")
+            rule = "a mask has the size of its image"
+            if sample.image in self.store.turned:
+                found += f", {turn_text(self.store.turned[sample.image])}"
+                rule = TURNED_MASK
+            raise DataError(f"{found}; {rule}")
         labelled = mask[mask != IGNORED] if self.store.ignore_label is not None else mask
         highest = int(labelled.max(initial=0))
         if highest >= self.num_classes:
@@ -240,6 +292,21 @@ class SetCheck:
             rule = f"class ids are 0..{self.num_classes - 1}"
             cure = "give --num_classes or, for unlabelled pixels, --ignore_label"
             raise DataError(f"{sample.mask}: {found}; {rule}: correct the mask, or {cure}")
+
+    def turned(self) -> None:
+        """Warn of images that were turned upright where their masks were not."""
+        found = {
+            sample.image: self.store.turned[sample.image]
+            for sample in self.masked
+            if sample.image in self.store.turned
+            and self.store.turned[sample.image] != decode(str(sample.mask), seen=False).orientation
+        }
+        self.warnings += turned_images(found)
+
+    def tell_bars(self) -> None:
+        """Warn of data bars that nobody cut off."""
+        cure = "to dataset/prepare.py, which makes the set again"
+        self.warnings += [f"{self.root}: {line} {cure}" for line in bar_lines(self.bars)]
 
     def classes(self, split: str, samples: list[Sample], what: str) -> None:
         """Masks must have labels; warn of classes that none of these masks shows."""
@@ -287,6 +354,37 @@ class SetCheck:
                 f"{len(nameless)} file name(s) without a production batch (<batch>_<sample>_x_x)"
             )
             self.warnings.append(f"{nameless[0]}: {found}; every such image is its own batch")
+
+
+def left_out_lines(folder: Path, images: Sequence[Path]) -> list[str]:
+    """What below a folder of a set is left out, and what is read though it may be no image."""
+    listing = Listing(folder)
+    inside: defaultdict[Path, int] = defaultdict(int)
+    for path in listing.images():
+        if path.parent != folder:
+            inside[folder / path.relative_to(folder).parts[0]] += 1
+    lines = [
+        f"{place}: sub-folder with {n} image(s), left out; move them into {folder}"
+        for place, n in inside.items()
+    ]
+    read = {*images}
+    doubtful = {
+        f"read though {reason}": [path for path in paths if path in read]
+        for reason, paths in (*listing.left_out.items(), (DRAWN, by_drawn_names(images)))
+    }
+    listing.left_out = defaultdict(
+        list, {why: [p for p in paths if p not in read] for why, paths in listing.left_out.items()}
+    )
+    doubtful["of several pages, of which the first is read"] = [
+        path for path in images if os.path.isfile(path) and count_pages(path) > 1
+    ]
+    lines += listing.unlisted + listing.lines()
+    lines += [
+        f"{folder}: {len(paths)} file(s) {what}: {listing.names(paths)}"
+        for what, paths in doubtful.items()
+        if paths
+    ]
+    return lines
 
 
 def _no_mask(image: Path) -> str:

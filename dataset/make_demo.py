@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run a
 from dataset.layout import replacing_set, write_png  # noqa: E402
 from imaging.imagefile import Pixels  # noqa: E402
 from utils.commandline import UserError, exit_code  # noqa: E402
+from utils.files import read_plain  # noqa: E402
 
 VERSION = 1  # raise it whenever other pictures come out
 SIDE = 200
@@ -115,7 +116,7 @@ def draw_picture(
 
 def _is_complete(folder: Path, wanted: dict[str, int]) -> bool:
     try:
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        found = json.loads(read_plain(folder / RECORD))
     except (OSError, ValueError):
         return False
     return found == wanted and len(list(folder.glob("*/*/*.png"))) == wanted["files"]

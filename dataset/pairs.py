@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from data import name_key
-from utils.files import IMAGE_SUFFIXES, DataError, list_files
+from imaging.listing import (
+    BESIDE,
+    DRAWN,
+    RESULTS,
+    Listing,
+    in_mask_folders,
+    is_drawn,
+    is_image,
+    labels_of_twins,
+    longest_start,
+    some_names,
+    unread,
+)
+from imaging.pages import count_pages
+from utils.files import IMAGE_SUFFIXES, DataError
 
-# Files by which a folder is known to hold a set or a prediction made by this program.
-RESULTS = ("prepare_report.txt", "predicted.jsonl")
 OUTLINES = (".json", ".geojson", ".jsonl", ".xml", ".roi")  # of objects, in no pixels
 LABEL_TEXT = (".txt", ".csv", ".zip")  # outlines, too, if they have an image's name
-SHOWN = 10  # names in a line
-# What follows the image's name in the name of a picture that was drawn from its labels.
-DERIVED = re.compile(
-    r"[\W_]+(masks?|overlay|labels?|gt|seg|segmentation|segmented|annotated|annotations?|classes"
-    r"|colou?rs?|colou?red|prediction|pred|preview|thumb|thumbnail)[\W_\d]*",
-    re.IGNORECASE,
-)
+ANIMATED = (".png", ".webp")  # a TIFF's pages can be chosen
 
 
 class Pairs:
@@ -38,9 +44,13 @@ class Pairs:
         self.notes: list[str] = []
         self.warnings: list[str] = []
         other = set() if self.one_folder else {images.resolve(), masks.resolve()}
-        here = self._walk(images, other | {out.resolve()})
-        self.beside = here if self.one_folder else self._walk(masks, other | {out.resolve()})
-        files = [path for path in here if path.suffix.lower() in IMAGE_SUFFIXES]
+        listing = self._walk(images, other | {out.resolve()})
+        there = listing if self.one_folder else self._walk(masks, other | {out.resolve()})
+        self.beside, self._results = there.files, there.left_out[RESULTS]
+        pictures = listing.images()
+        beside = {*in_mask_folders(pictures, images)}
+        beside |= {*(labels_of_twins(pictures) if self.one_folder else ())}
+        files = [path for path in pictures if path not in beside]
         self.stems = {name_key(path.stem) for path in files}
         self._exact: dict[tuple[str, str], Path] = {}
         self._folded: defaultdict[tuple[str | None, str], list[Path]] = defaultdict(list)
@@ -56,7 +66,11 @@ class Pairs:
         left_out = [p for p in files if p not in taken and not found[p] and self._is_derived(p)]
         self.masks = {p: found[p] for p in files if p not in taken and p not in left_out}
         self.used = {own[0] for own in self.masks.values() if own}
-        self._tell(here, left_out)
+        listing.say(DRAWN, left_out)
+        listing.say(BESIDE, sorted(beside - self.used))
+        self._left_out = listing.lines()
+        self.warnings += self._left_out + ([] if self.one_folder else there.lines())
+        self._tell(listing.files)
 
     def relative(self, path: Path) -> str:
         """An image's path below the folder of images."""
@@ -66,7 +80,7 @@ class Pairs:
         """What is wrong, a line each: equal names, several masks of an image, or no mask at all."""
         if not self.masks:
             empty = f"{self.images}: no image in it ({' '.join(IMAGE_SUFFIXES)})"
-            raise DataError(f"{empty}; give another --images")
+            raise DataError("; ".join([empty, *self._left_out, "give another --images"]))
         for path, found in self.masks.items():
             if len(found) > 1:
                 names = ", ".join(mask.relative_to(self.folder).as_posix() for mask in found)
@@ -75,14 +89,12 @@ class Pairs:
         if not self.used:
             yield self._no_mask()
 
-    def _walk(self, folder: Path, leave_out: set[Path]) -> list[Path]:
-        """All files below a folder, but for results of this program."""
-        files = list_files(folder, below=True, leave_out=leave_out)
-        made = {p.parent for p in files if p.name in RESULTS and p.parent != folder}
-        if made:
-            names = _names(path.relative_to(folder).as_posix() for path in sorted(made))
-            self.warnings.append(f"{folder}: not read, results of this program: {names}")
-        return [p for p in files if not any(parent in made for parent in p.parents)]
+    def _walk(self, folder: Path, leave_out: set[Path]) -> Listing:
+        """All files below a folder; DataError if a sub-folder may not be listed."""
+        listing = Listing(folder, leave_out)
+        if listing.unlisted:
+            raise DataError("\n".join(listing.unlisted))
+        return listing
 
     def _wanted(self, image: Path) -> list[str]:
         """The names that the mask of an image may have."""
@@ -106,20 +118,20 @@ class Pairs:
 
     def _is_derived(self, path: Path) -> bool:
         """Whether an image's name says that it is a mask, or a picture of one."""
-        stem = name_key(path.stem)
-        base = _longest_start(stem, self.stems)
-        if base and DERIVED.fullmatch(stem[len(base) :]):
+        if is_drawn(name_key(path.stem), self.stems):
             return True
         if not (self.one_folder and self.pattern):
             return False
         shape = re.escape(name_key(self.pattern)).replace(re.escape("{stem}"), ".+")
         return re.fullmatch(shape, name_key(path.name), re.IGNORECASE) is not None
 
-    def _tell(self, here: list[Path], left_out: list[Path]) -> None:
+    def _tell(self, here: list[Path]) -> None:
         """Fill ``notes`` and ``warnings``."""
         nested = Counter(path.parent for path in self.masks if path.parent != self.images)
         if nested:
-            names = _names(f"{self.relative(place)} ({n})" for place, n in sorted(nested.items()))
+            names = some_names(
+                f"{self.relative(place)} ({n})" for place, n in sorted(nested.items())
+            )
             self.notes.append(f"{sum(nested.values())} image(s) from sub-folders: {names}")
         other_case = [
             own[0].relative_to(self.folder).as_posix()
@@ -128,28 +140,28 @@ class Pairs:
         ]
         if other_case:
             found = f"{len(other_case)} mask(s) taken though the case of letters differs"
-            self.notes.append(f"{found}: {_names(other_case)}")
-        if left_out:
-            names = _names(map(self.relative, left_out))
-            self.warnings.append(
-                f"{len(left_out)} file(s) left out, by name masks or overlays of images: {names}"
-            )
+            self.notes.append(f"{found}: {some_names(other_case)}")
         alone = [self.relative(path) for path, found in self.masks.items() if not found]
         if alone and self.used:
             told = self.warnings if self.one_folder else self.notes
             told.append(
-                f"{len(alone)} image(s) without a mask, taken as unlabelled: {_names(alone)}"
+                f"{len(alone)} image(s) without a mask, taken as unlabelled: {some_names(alone)}"
             )
         outlines = self._outlines()
         if outlines and self.used:
             found = f"{len(outlines)} file(s) of outlines are not read"
             self.warnings.append(f"{outlines[0]}: {found}; only masks of pixels are")
-        known = {*self.masks, *left_out, *self.used, *outlines}
-        unread = [p for p in here if p not in known and p.suffix.lower() not in IMAGE_SUFFIXES]
-        if unread:
-            found = f"{unread[0]}: {len(unread)} file(s) among the images not read"
+        stacks = [p for p in self.masks if p.suffix.lower() in ANIMATED and count_pages(p) > 1]
+        if stacks:
+            found = f"{len(stacks)} file(s) of several pictures, of which the first is read"
+            self.warnings.append(f"{found}: {some_names(map(self.relative, stacks))}")
+        pictures, others = unread(here)
+        self.warnings += pictures
+        others = [path for path in others if path not in outlines]
+        if others:
+            found = f"{others[0]}: {len(others)} file(s) among the images not read"
             self.warnings.append(f"{found}; read are {' '.join(IMAGE_SUFFIXES)}")
-        stray = [p for p in self.beside if _is_image(p) and p not in self.used]
+        stray = [p for p in self.beside if is_image(p) and p not in self.used]
         if stray and self.used and not self.one_folder:
             found = f"{stray[0]}: {len(stray)} mask(s) without an image; not used"
             joined = "; files of one class each are not joined" if self._by_class() else ""
@@ -168,8 +180,8 @@ class Pairs:
         """Several files that belong, by name, to the first image that has several."""
         groups = defaultdict(list)
         for path in self.beside:
-            if _is_image(path) and path not in self.used:
-                start = _longest_start(name_key(path.stem), self.stems)
+            if is_image(path) and path not in self.used:
+                start = longest_start(name_key(path.stem), self.stems)
                 parent = name_key(path.parent.name)
                 groups[start or (parent if parent in self.stems else "")].append(path)
         return next((own for stem, own in groups.items() if stem and len(own) > 1), [])
@@ -180,8 +192,12 @@ class Pairs:
         wanted = self.folder / (self.pattern.replace("{stem}", stem) or f"{stem}.*")
         missing = f"{wanted}: no image has a mask"
         target = "masks of pixels, 8-bit PNG, pixel value = class id"
+        if self._results and not self.one_folder:
+            name = self._results[0].relative_to(self.folder).as_posix()
+            cure = f"to take it for masks give --masks {self._results[0]}"
+            return f"{missing}; {name} is left out as a result of this program; {cure}"
         if parts := self._by_class():
-            names = _names(part.relative_to(self.folder).as_posix() for part in parts)
+            names = some_names(part.relative_to(self.folder).as_posix() for part in parts)
             found = f"several files belong to one image ({names})"
             return f"{missing}; {found}: one file per class is not read; join them into {target}"
         if outlines := self._outlines():
@@ -190,29 +206,12 @@ class Pairs:
             return (
                 f"{found}, and outlines (polygons or boxes in {kind}) are not read; export {target}"
             )
-        others = [path for path in self.beside if _is_image(path) and path not in self.masks]
+        others = [path for path in self.beside if is_image(path) and path not in self.masks]
         if not others:
             return f"{missing}; give --mask-pattern"
-        start = _longest_start(name_key(others[0].stem), self.stems)
+        start = longest_start(name_key(others[0].stem), self.stems)
         shape = "{stem}" + name_key(others[0].name)[len(start) :] if start else ""
         there = others[0].relative_to(self.folder).as_posix()
         return f"{missing} (there is {there}); give --mask-pattern" + (
             f' "{shape}"' if shape else ""
         )
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def _longest_start(stem: str, stems: set[str]) -> str:
-    """The longest of ``stems`` that ``stem`` goes on from with a separator; '' if there is none."""
-    ends = [match.start() for match in re.finditer(r"[\W_]", stem)]
-    return next((stem[:end] for end in reversed(ends) if stem[:end] in stems), "")
-
-
-def _names(names: Iterable[str]) -> str:
-    """Up to ``SHOWN`` names, and how many more there are."""
-    every: Sequence[str] = list(names)
-    more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
-    return ", ".join(every[:SHOWN]) + more

@@ -1,11 +1,4 @@
-"""Lay out images and masks as the program reads them, or look at a set that is laid out.
-
-    python dataset/prepare.py --images raw/img --masks raw/gt --out dataset/my_set --test 0.3
-    python dataset/prepare.py --check dataset/my_set
-
-The set is written beside its place and then renamed, so it is there in full or not at all.
-dataset/README.md shows the layout and examples.
-"""
+"""Lay out images and masks as the program reads them, or look at a set that is laid out."""
 
 from __future__ import annotations
 
@@ -19,17 +12,31 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
+from config import Config, ConfigError  # noqa: E402
 from data import name_key  # noqa: E402
 from dataset.check import SMALLEST_SIDE, Problems  # noqa: E402
 from dataset.layout import LAYOUT, replacing_set, write_png  # noqa: E402
 from dataset.mask_values import IGNORED, KINDS, parse_ignored, parse_palette  # noqa: E402
 from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
+from dataset.set_file import NAME, SCALES_UM, SetFile  # noqa: E402
 from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile  # noqa: E402
+from imaging.field import read_crop  # noqa: E402
+from imaging.gray_range import GrayRange  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
-from utils.files import DataError, replace_file  # noqa: E402
+from utils.files import DataError, replace_file, special_kind  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
 from utils.tables import csv_text  # noqa: E402
 
+# Not the docstring, which python -OO drops.
+ABOUT = """\
+Lay out images and masks as the program reads them, or look at a set that is laid out.
+
+    python dataset/prepare.py --images raw/img --masks raw/gt --out dataset/my_set --test 0.3
+    python dataset/prepare.py --check dataset/my_set
+
+The set is written beside its place and then renamed, so it is there in full or not at all.
+dataset/README.md shows the layout and examples.
+"""
 REPORT, SOURCES = "prepare_report.txt", "prepare_sources.csv"
 
 
@@ -37,10 +44,12 @@ def prepare(settings: Namespace) -> list[str]:
     """Make the set, unless it is a dry run; the lines of the report. Raises UserError."""
     _check_folders(settings)
     plan = Plan(settings)
+    known = set_file(plan)
     lines = report_lines(plan)
     if not settings.dry_run:
         with replacing_set(settings.out) as root:
             _write_tiles(plan, root)
+            known.write(root)
             # A file name that is no valid text holds surrogates: replace_file can write them.
             replace_file(root / REPORT, "\n".join([*lines, ""]), "--out")
             replace_file(root / SOURCES, _sources(plan), "--out")
@@ -89,6 +98,45 @@ def _sources(plan: Plan) -> str:
     return csv_text(rows)
 
 
+def set_file(plan: Plan) -> SetFile:
+    """What the set will tell every later command."""
+    settings, rule = plan.settings, plan.rule
+    tiles = [tile for split in SPLITS.values() for tile in plan.splits.get(split, [])]
+    unlabelled = any(t.annotated and t.counts is not None and t.counts[IGNORED] for t in tiles)
+    sizes = {(tile.source.box.height, tile.source.box.width) for tile in tiles}
+    names = settings.class_names or tuple(getattr(rule, "names", ()))
+    colours = settings.class_colours
+    values = dict(rule.palette)
+    if not colours and rule.colours and values.keys() >= {*range(plan.num_classes)}:
+        deep = max(map(max, values.values())) > 255  # 16 bits a channel
+        shown = {c: [v >> 8 if deep else v for v in value] for c, value in values.items()}
+        colours = tuple(bytes(shown[c]).hex() for c in range(plan.num_classes))
+    try:  # the rules of training's settings
+        Config(num_classes=max(plan.num_classes, 2), class_names=names, class_colours=colours)
+    except ConfigError as error:
+        lines = str(error).replace("class_", "class-").splitlines()
+        raise DataError("\n".join(f"--{line}" for line in lines)) from None
+    return SetFile(
+        num_classes=plan.num_classes if plan.num_classes > 1 else None,
+        class_names=names,
+        class_colours=colours,
+        ignore_label=IGNORED if unlabelled else None,
+        palette=rule.same_as().partition('"')[2].rpartition('"')[0],
+        crop=settings.crop,
+        cropped_sizes=tuple(sorted(sizes)) if any(settings.crop) else (),
+        gray_range=plan.gray if isinstance(plan.gray, GrayRange) else None,
+        um_per_px=_scales(plan, tiles),
+    )
+
+
+def _scales(plan: Plan, tiles: Sequence[Tile]) -> float | dict[str, float] | None:
+    """Micrometres per pixel of the images, one number where they are one."""
+    by_name = {f"{tile.name}.png": plan.scales.get(tile.source.image) for tile in tiles}
+    known = {name: um for name, um in by_name.items() if um is not None}
+    alone = len(set(known.values())) == 1 and len(known) == len(by_name)
+    return next(iter(known.values())) if alone else known or None
+
+
 def report_lines(plan: Plan) -> list[str]:
     """The report: what was made of what, and what to know about it."""
     settings = plan.settings
@@ -97,6 +145,9 @@ def report_lines(plan: Plan) -> list[str]:
     lines += [f"masks: {plan.rule.note}", f"       {plan.rule.same_as()}"]
     if any(settings.crop):
         lines.append("cropped: {} top, {} bottom, {} left, {} right".format(*settings.crop))
+    scales = sorted(set(plan.scales.values()))
+    if scales:
+        lines.append(f"pixel size: {' and '.join(f'{um:.4g}' for um in scales[:5])} µm")
     if settings.tile:
         lines.append(f"tiles: {settings.tile}x{settings.tile}, overlap {settings.overlap} or more")
     images = {}
@@ -120,7 +171,7 @@ def _warnings(plan: Plan) -> list[str]:
     train, test = (plan.splits.get(SPLITS[name], []) for name in ("train", "test"))
     unlabelled = sum(int(t.counts[IGNORED]) for t in train + test if t.counts is not None)
     if unlabelled:
-        cure = f"train with --ignore_label {IGNORED}, or make them a class with --ignored-as CLASS"
+        cure = f"{NAME} tells training to leave them out; --ignored-as CLASS makes them a class"
         found.append(f"{unlabelled} pixels without a label are written as {IGNORED}: {cure}")
     sizes = {tile.box[2:] for tiles in plan.splits.values() for tile in tiles}
     if len(sizes) > 1:
@@ -156,7 +207,7 @@ def _ids_without_zero(plan: Plan) -> list[str]:
 
 def _parser() -> Parser:
     raw, layout = RawDescriptionHelpFormatter, f"The layout:\n{LAYOUT}"
-    parser = Parser("prepare.py", description=__doc__, epilog=layout, formatter_class=raw)
+    parser = Parser("prepare.py", description=ABOUT, epilog=layout, formatter_class=raw)
     add = parser.add_argument
     add("--check", type=Path, metavar="DIR", help="look at a set that is laid out")
     add("--sheet", type=Path, help="with --check: contact sheet, default <DIR>_check.png here")
@@ -173,6 +224,10 @@ def _parser() -> Parser:
     add("--tolerance", type=int, default=0, help="mask values so near in each channel are one (0)")
     add("--page", default="", help="page of TIFFs of several pages, counted from 1, or each")
     add("--crop", default="0,0,0,0", help="pixels cut off: top,bottom,left,right")
+    add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say")
+    add("--class-names", default="", help="names of class 0, 1, ..., separated by commas")
+    add("--class-colours", default="", help="their colours in pictures, such as 333333,e69f00; "
+        "default: those of coloured masks")  # fmt: skip
     add(
         "--trim",
         type=int,
@@ -214,6 +269,10 @@ def read_settings(words: Sequence[str] | None = None) -> Namespace:
         ("seed", given.seed, given.seed >= 0, some),
     )
     problems += [f"--{name} {value}: give {cure}" for name, value, good, cure in checks if not good]
+    low, high = SCALES_UM
+    if given.um_per_px is not None and not low <= given.um_per_px <= high:
+        shown = f"--um_per_px {given.um_per_px}"
+        problems.append(f"{shown}: give micrometres per pixel, {low:g} to {high:g}")
     for name, parse in PARSERS.items():
         with problems.collect():
             setattr(given, name, parse(getattr(given, name)))
@@ -229,11 +288,8 @@ def _page(words: str) -> int:
     return int(words)
 
 
-def _crop(words: str) -> tuple[int, ...]:
-    sides = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", words.replace(" ", ""))
-    if sides is None:
-        raise DataError(f"--crop {words!r}: give four numbers top,bottom,left,right")
-    return tuple(int(n) for n in sides.groups())
+def _texts(words: str) -> tuple[str, ...]:
+    return tuple(entry.strip() for entry in words.split(",")) if words.strip() else ()
 
 
 def _batch_from(words: str) -> re.Pattern[str] | dict[str, dict[str, str]] | None:
@@ -252,6 +308,8 @@ def _batch_from(words: str) -> re.Pattern[str] | dict[str, dict[str, str]] | Non
 
 
 def _read_table(path: Path) -> dict[str, dict[str, str]]:
+    if kind := special_kind(path):
+        raise DataError(f"{path}: {kind}, not a file; correct --batch-from")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -287,7 +345,9 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "palette": lambda words: parse_palette(words) if words else (),
     "ignore": parse_ignored,
     "page": _page,
-    "crop": _crop,
+    "crop": read_crop,
+    "class_names": _texts,
+    "class_colours": _texts,
     "batch_from": _batch_from,
 }
 

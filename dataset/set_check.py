@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from data import Sample, find_split, parse_name
 from dataset.check import Problems, SetCheck, size_text
 from dataset.layout import LAYOUT
+from imaging.data_bar import Bar, bar_lines
 from imaging.drawing import blend, overview, palette, save_picture
 from imaging.imagefile import Array, Pixels, read_image, read_mask
 from imaging.store import ImageStore
@@ -79,8 +80,8 @@ def check_set(
     splits = [p.name for p in list_names(root) if os.path.isdir(p / "img")]
     if not splits:
         raise DataError(f"{root}: no folder with img in it; the layout is\n{LAYOUT}")
-    problems = Problems()
-    seen = {split: list(_look(root, split, num_classes, problems)) for split in splits}
+    problems, bars = Problems(), dict[Path, list[Bar]]()
+    seen = {split: list(_look(root, split, num_classes, problems, bars)) for split in splits}
     everything = [s for own in seen.values() for s in own]
     masks = [s.entry.counts for s in everything if s.entry.counts is not None]
     highest = max((int(np.flatnonzero(m[:IGNORED]).max(initial=0)) for m in masks), default=0)
@@ -88,6 +89,7 @@ def check_set(
     lines = [f"{root}: {classes} classes{'' if num_classes else ' (highest id + 1)'}", ""]
     lines += splits_table({split: [s.entry for s in own] for split, own in seen.items()}, classes)
     lines += ["", *_annotated(seen, classes), *_leaks(everything, near)]
+    lines += bar_lines(bars)
     wanted = ("train_numf", "test_numf", "sup_num1_0")
     lines += [f"{name}: not there; some stages need it" for name in wanted if name not in splits]
     if sheet is not None and masks:
@@ -96,13 +98,16 @@ def check_set(
     return lines, problems
 
 
-def _look(root: Path, split: str, num_classes: int, problems: Problems) -> Iterator[Seen]:
-    """Read the images and masks of a folder."""
+def _look(
+    root: Path, split: str, num_classes: int, problems: Problems, bars: dict[Path, list[Bar]]
+) -> Iterator[Seen]:
+    """Read the images and masks of a folder; ``bars`` gets the data bars of each image."""
     check = SetCheck(root, num_classes or IGNORED, ImageStore(ignore_label=IGNORED))
     has_masks = os.path.isdir(root / split / "gt")
     for sample in find_split(root, split):
         with problems.collect():
             check.image(sample)
+            bars |= check.bars
             counts = None
             if has_masks:
                 with problems.collect():

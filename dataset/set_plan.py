@@ -14,13 +14,26 @@ from typing import NamedTuple
 import numpy as np
 
 from data import MOST_REPEATS, name_key, parse_name
-from dataset.check import SMALLEST_SIDE, Problems, size_text
+from dataset.check import SMALLEST_SIDE, TURNED_MASK, Problems, size_text, turned_images
 from dataset.mask_values import IGNORED, Codes, MaskRule, find_rule, histogram_of, to_codes
 from dataset.pairs import Pairs
 from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
-from dataset.source_files import PaletteCheck, count_pages, palette_of, read_picture, read_pixels
-from imaging.imagefile import Array, DataError, Pixels, has_colour
+from dataset.source_files import PaletteCheck, palette_of, read_pixels
+from imaging.data_bar import Bar, bar_lines, find_bars
+from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool, check_finite
+from imaging.imagefile import (
+    UPRIGHT,
+    Array,
+    DataError,
+    Pixels,
+    decode,
+    has_colour,
+    read_image,
+    turn_text,
+)
+from imaging.pages import count_pages
+from imaging.pixel_size import SAME, pixel_size
 
 SPLITS = {"train": "train_numf", "test": "test_numf", "unlabelled": "train_unlabelled"}
 EACH = -1  # of --page
@@ -86,16 +99,26 @@ class Plan:
         self.colours = settings.mask_kind == "colours"
         self.notes: list[str] = []
         self.by_colour = False  # palette files give their colours, not their indices
-        conversions: Counter[str] = Counter()
-        sources, rule = [], None
+        pool, sources, rule = GrayPool(), list[Source](), None
+        turned: dict[Path, int] = {}
+        bars: dict[Path, list[Bar]] = {}
+        self.scales: dict[Path, float] = {}  # micrometres per pixel of the images that tell it
         for source in self._sources():
             with self.problems.collect():
-                image, conversion = read_picture(source.image, source.page)
+                image, _, orientation, _ = decode(source.image, source.page)
+                check_finite(source.image, image)
                 mask = self._mask_pixels(source) if source.mask else image
                 self.colours |= source.mask is not None and has_colour(mask)
-                sources.append(self._fit(source, image.shape, mask.shape))
-                conversions[conversion] += 1
-        self.notes += [f"{n} image(s) of {what}" for what, n in sorted(conversions.items()) if what]
+                sources.append(self._fit(source, image.shape, mask.shape, orientation))
+                pool.add(sources[-1].box.of(image))
+                bars[source.image] = find_bars(EACH_IMAGE.apply(sources[-1].box.of(image)))
+                self._note_scale(source.image)
+                if source.mask and orientation not in (UPRIGHT, _orientation(source.mask)):
+                    turned[source.image] = orientation
+        self.gray: Conversion = pool.range() or EACH_IMAGE  # of images with more than 8 bits
+        kinds = ", ".join(sorted(pool.kinds))
+        self.notes += [f"{kinds} images: {self.gray}, one range for the set"] if kinds else []
+        self.warnings += [*turned_images(turned), *bar_lines(bars, settings.crop)]
         self._compare_palettes(sources)
         with self.problems.collect():
             rule = self._find_rule(sources)
@@ -112,9 +135,22 @@ class Plan:
         self._split(list(self._count(tiles)))
         self._annotate()
 
+    def _note_scale(self, image: Path) -> None:
+        """Note the size of an image's pixels: as given, else as the file says."""
+        given, found = self.settings.um_per_px, None
+        try:
+            found = pixel_size(image)
+        except DataError as error:
+            self.warnings += [] if given else [str(error)]
+        if given and found and abs(found.um - given) > SAME * max(found.um, given):
+            said = f"--um_per_px {given:g} against {found.um:.4g} um ({found.where})"
+            self.warnings.append(f"{image}: {said}; {given:g} is used")
+        um = given or (found.um if found else None)
+        self.scales |= {} if um is None else {image: float(f"{um:.6g}")}
+
     def image(self, source: Source) -> Pixels:
         """A source's image after cropping, uint8 (H, W) or (H, W, 3)."""
-        return source.box.of(read_picture(source.image, source.page)[0])
+        return source.box.of(read_image(source.image, self.gray, source.page))
 
     def ids(self, source: Source) -> Pixels:
         """Class ids of its mask after cropping, uint8 (H, W); unlabelled as ``--ignored-as``."""
@@ -196,7 +232,9 @@ class Plan:
             raise DataError(f"{found}; choose another --page")
         return [source]
 
-    def _fit(self, source: Source, image: tuple[int, ...], mask: tuple[int, ...]) -> Source:
+    def _fit(
+        self, source: Source, image: tuple[int, ...], mask: tuple[int, ...], orientation: int
+    ) -> Source:
         """The source with its boxes, from the shapes of image and mask.
 
         A mask that has the size of the cropped image is not cropped again. What one of them has
@@ -213,8 +251,12 @@ class Plan:
         if _misfit(box[2:], mask_box[2:]) > settings.trim:
             found = f"{size_text(mask_box[2:])}, its image is {size_text(box[2:])}"
             found += " (cropped)" if any(settings.crop) else ""
-            rule = "a mask has the size of its image, before or after --crop"
-            raise DataError(f"{source.mask}: {found}; {rule}; --trim cuts a few pixels")
+            rule = (
+                "a mask has the size of its image, before or after --crop; --trim cuts a few pixels"
+            )
+            if orientation != UPRIGHT:
+                found, rule = f"{found}, {turn_text(orientation)}", TURNED_MASK
+            raise DataError(f"{source.mask}: {found}; {rule}")
         height, width = min(box.height, mask_box.height), min(box.width, mask_box.width)
         if min(height, width) < SMALLEST_SIDE:
             found = f"{source.image}: {size_text((height, width))} pixels are used"
@@ -389,6 +431,10 @@ class Plan:
 def _field(text: str) -> str:
     """One field of a file name: no separator, and nothing that a file system refuses."""
     return re.sub(r"[\s_/\\:*?\"<>|]+", "-", text.strip()).strip("-.")
+
+
+def _orientation(mask: Path) -> int:
+    return decode(mask, seen=False).orientation
 
 
 def _misfit(one: tuple[int, ...], other: tuple[int, ...]) -> int:

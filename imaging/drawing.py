@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib import get_data_path
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngImageFile
 
 from utils.files import IMAGE_SUFFIXES, replacing
 from utils.metrics import IGNORED
@@ -28,6 +29,7 @@ Picture = NDArray[np.uint8]
 # (Wong, Nature Methods 8, 441, 2011).
 _PALETTE = ("333333", "e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7")
 _UNLABELLED = (150, 150, 150)
+_OUTSIDE, OUTSIDE_NAME = 0.35, "not measured"  # how dark what is outside the field becomes
 
 OVERLAY_SIDE = 2048  # pixels; larger pictures are reduced for the overlay
 GAP = 10  # pixels between the parts of a sheet, and around them
@@ -111,10 +113,23 @@ def save_picture(path: str | Path, pixels: Array, flag: str = "output_dir") -> N
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 
+def is_intact(path: Path) -> bool:
+    """Whether a PNG is there and its checksums hold."""
+    if not path.is_file():
+        return False
+    try:
+        with PngImageFile(path) as file:
+            file.verify()
+    except Exception:  # Pillow meets broken files with any exception
+        return False
+    return True
+
+
 def blend(image: Array, mask: Array, colours: Array, side: int) -> Picture:
     """The image with its classes (all but 0) in colour, its longer side near ``side`` at most.
 
-    Larger pictures are reduced; ones below 400 pixels are enlarged by a whole factor.
+    What is outside the field (id 255) is darkened. Larger pictures are reduced; ones below 400
+    pixels are enlarged by a whole factor.
     """
     height, width = mask.shape
     longest = max(height, width)
@@ -123,8 +138,10 @@ def blend(image: Array, mask: Array, colours: Array, side: int) -> Picture:
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
     rgb = as_rgb(cv2.resize(image, size, interpolation=how))
     ids = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-    tinted = rgb * 0.55 + colours[ids] * 0.45
-    return np.where(ids[..., None] > 0, tinted, rgb).astype(np.uint8)
+    outside = (ids == IGNORED)[..., None] & (len(colours) <= IGNORED)
+    tinted = rgb * 0.55 + colours[np.where(outside[..., 0], 0, ids)] * 0.45
+    shown = np.where(outside, rgb * _OUTSIDE, np.where(ids[..., None] > 0, tinted, rgb))
+    return shown.astype(np.uint8)
 
 
 def reduced(pixels: Array, side: int) -> Array:
@@ -154,6 +171,8 @@ def overlay(
     bar = bar_length(max(width / 4 * per_px, per_px))
     scale = f"{bar:g} {'µm' if um_per_px else 'px'}"
     page = max(width, 240)
+    if (mask == IGNORED).any() and len(colours) <= IGNORED:
+        names, colours = [*names, OUTSIDE_NAME], np.vstack([colours, [(60, 60, 60)]])
     below = legend(names, colours, page, (scale, round(bar / per_px)))
     return np.vstack([beside([picture], [0], page), paper(8, page), below])
 

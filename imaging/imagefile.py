@@ -1,16 +1,16 @@
-"""Image and mask files, decoded to 8 bits."""
+"""Image and mask files, decoded: the values that they hold, upright, and 8 bits made of them."""
 
 from __future__ import annotations
 
 import io
 import os
-import struct
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,42 +20,61 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-from utils.files import DataError
+from imaging import tiff
+from imaging.gray_range import EACH_IMAGE, Conversion, check_finite
+from utils.files import DataError, special_kind
 
 Array = NDArray[Any]
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 400_000_000  # 20000 x 20000: more is refused before memory is taken for it
-PNG_MAGIC, JPEG_MAGIC = b"\x89PNG", b"\xff\xd8\xff"
-BIG_TIFF = (b"II+\0", b"MM\0+")  # with 64-bit offsets
-TIFF_MAGIC = (b"II*\0", b"MM\0*", *BIG_TIFF)
+PNG_MAGIC, JPEG_MAGIC, WEBP_MAGIC = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"
 # What a file begins with decides how it is read, whatever its name ends with.
-DECODERS: dict[bytes, type[ImageFile]] = dict.fromkeys(TIFF_MAGIC, TiffImageFile)
-DECODERS |= {PNG_MAGIC: PngImageFile, JPEG_MAGIC: JpegImageFile, b"BM": BmpImageFile}
-WIDTH, HEIGHT, BITS, ORIENTATION = 256, 257, 258, 274  # tags of a TIFF
-SMALLEST_SPAN = 64  # of 256 levels; values that would fill fewer are stretched
+DECODERS: dict[bytes, type[ImageFile]] = {
+    PNG_MAGIC: PngImageFile,
+    JPEG_MAGIC: JpegImageFile,
+    WEBP_MAGIC: WebPImageFile,
+    b"BM": BmpImageFile,
+}
+ORIENTATION = 274  # EXIF's tag, which is TIFF's
+UPRIGHT = 1  # the value of it that turns nothing
+TURNS = {
+    2: "mirrored",
+    3: "turned by 180 degrees",
+    4: "mirrored upside down",
+    5: "mirrored and turned by 90 degrees",
+    6: "turned by 90 degrees",
+    7: "mirrored and turned by 270 degrees",
+    8: "turned by 270 degrees",
+}
 
 _stderr = threading.Lock()  # one thread at a time silences file descriptor 2
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; check_size has the one that counts
 
 
-def read_image(path: str | Path) -> Pixels:
+class Picture(NamedTuple):
+    """What a file holds."""
+
+    values: Array  # (H, W), or (H, W, 3) RGB; any number type
+    palette: Pixels | None  # (N, 3) colours by index, of a palette file
+    orientation: int  # EXIF's, 1 to 8, already applied to the values
+    lossy: bool  # packed by JPEG or the like, which changes values
+
+
+def read_image(path: str | Path, gray: Conversion = EACH_IMAGE, page: int = 1) -> Pixels:
     """Read an image as uint8: (H, W) when it is gray, (H, W, 3) in RGB order when it has colour.
 
-    Reads jpg, png, bmp and tif (the first page) of 8 or 16 bits: gray, RGB, palette, 1-bit, with
-    or without transparency, which is dropped. An image whose three channels are equal counts as
-    gray. 16 bits become 8 as in ``to_8_bit``. An orientation noted in the file (EXIF) is ignored,
-    in images and masks alike. Raises DataError for a file that cannot be read, is cut short, holds
-    another kind of pixels, or claims more than ``MAX_PIXELS``.
+    Reads jpg, png, bmp, webp and tif: gray, RGB, palette, with or without transparency, which is
+    dropped; 1 to 64 bits, whole numbers and floats. An image whose three channels are equal counts
+    as gray. ``gray`` makes 8 bits of more (``imaging.gray_range``). An orientation noted in the
+    file (EXIF) is applied. Raises DataError for a file that cannot be read, is cut short, holds
+    another kind of pixels, a value that is not finite, or more than ``MAX_PIXELS``.
     """
-    pixels = _first_page(path, read_bytes(path), colours=True)
-    if pixels.dtype not in (np.bool_, np.uint8) and (
-        pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 65535
-    ):
-        raise DataError(f"{path}: pixels are {pixels.dtype}; save it with 8 or 16 bits")
-    return gray_or_rgb(to_8_bit(pixels))
+    values = decode(path, page).values
+    check_finite(path, values)
+    return gray_or_rgb(gray.apply(values))
 
 
 def read_mask(path: str | Path) -> Pixels:
@@ -63,13 +82,14 @@ def read_mask(path: str | Path) -> Pixels:
 
     Raises DataError as ``read_image``, and for a JPEG, colours, fractions, and values above 255.
     """
-    raw = read_bytes(path)
-    ids = few_bits(raw, _first_page(path, raw, colours=False))
-    if raw.startswith(JPEG_MAGIC):
-        found = f"{path}: a JPEG, whatever its name; JPEG changes class ids"
+    picture = decode(path, seen=False)
+    ids = picture.values
+    if picture.lossy:
+        found = f"{path}: packed by JPEG or with loss, whatever its name; that changes class ids"
         raise DataError(f"{found}: export the mask as PNG")
     if has_colour(ids):
-        colours = len(np.unique(ids[..., :3].astype(np.int64) @ (2**32, 2**16, 1)))
+        with np.errstate(invalid="ignore"):  # of floats that are no number
+            colours = len(np.unique(ids[..., :3].astype(np.int64) @ (2**32, 2**16, 1)))
         cure = "save one channel (8-bit gray or palette) with pixel value = class id"
         raise DataError(f"{path}: coloured mask ({colours} colours); {cure}")
     ids = ids[..., 0] if ids.ndim == 3 else ids
@@ -80,6 +100,47 @@ def read_mask(path: str | Path) -> Pixels:
         value = high if high > 255 else low
         raise DataError(f"{path}: value {value} in a mask; pixel values must be class ids")
     return np.array(ids, np.uint8, order="C")
+
+
+def decode(path: str | Path, page: int = 1, seen: bool = True) -> Picture:
+    """Decode a page (counted from 1) of a file, and turn it upright by its EXIF orientation.
+
+    The values are those ``seen``: colours of a palette, and black where zero is white. Otherwise
+    they are those stored, palettes by index: the ids of a mask. Raises DataError.
+    """
+    raw = read_bytes(path)
+    read = _decode_tiff if raw.startswith(tiff.TIFF_MAGIC) else _decode_picture
+    picture = read(path, raw, page, seen)
+    return picture._replace(values=turned(picture.values, picture.orientation))
+
+
+def turn_text(orientation: int) -> str:
+    """What an orientation did to an image, in words for a message."""
+    return f"{TURNS[orientation]}, as its EXIF orientation ({orientation}) says"
+
+
+def has_more_bits(path: str | Path) -> bool:
+    """Whether an image needs a range to become 8 bits; False for a file that cannot be read."""
+    try:
+        if special_kind(path):
+            return False
+        with open(path, "rb") as file:
+            start = file.read(26)
+            if start.startswith(tiff.TIFF_MAGIC):
+                file.seek(0)
+                return tiff.has_more_bits(file)
+    except Exception:  # reading its pixels says what is wrong
+        return False
+    return start.startswith(PNG_MAGIC) and len(start) == 26 and start[24] == 16
+
+
+def turned(pixels: Array, orientation: int) -> Array:
+    """Pixels (H, W, ...) as an EXIF orientation wants them seen: a view of them."""
+    if orientation in (5, 6, 7, 8):  # rows are columns
+        pixels = pixels.swapaxes(0, 1)
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    return pixels[rows, columns]
 
 
 def has_colour(pixels: Array) -> bool:
@@ -95,49 +156,37 @@ def gray_or_rgb(pixels: Array) -> Pixels:
     return np.array(pixels, np.uint8, order="C")  # Pillow's own arrays are read-only
 
 
-def to_8_bit(pixels: Array) -> Pixels:
-    """Turn values of 1 or 16 bits (any shape) into 8-bit ones, keeping their contrast.
-
-    Cameras of 10 or 12 bits write 16-bit files, so the values are scaled by the smallest of 8, 10,
-    12, 14 and 16 bits that holds the largest. If they then span fewer than 64 of the 256 levels,
-    the range smallest..largest is stretched to 0..255 instead. 8 bits stay as they are.
-    """
-    if pixels.dtype in (np.bool_, np.uint8):
-        return pixels * np.uint8(255) if pixels.dtype == np.bool_ else pixels
-    low, high = int(pixels.min()), int(pixels.max())
-    full = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits)
-    offset, scale = 0, 255 / full
-    if low < high and (high - low) * scale < SMALLEST_SPAN:
-        offset, scale = low, 255 / (high - low)
-    levels = np.maximum(np.arange(high + 1, dtype=np.float64) - offset, 0) * scale + 0.5
-    table = levels.astype(np.uint8)
-    result = np.empty(pixels.shape, np.uint8)
-    for top in range(0, len(pixels), 256):  # an index is made of eight bytes a pixel
-        result[top : top + 256] = table[pixels[top : top + 256]]
-    return result
+def _decode_tiff(path: str | Path, raw: bytes, number: int, seen: bool) -> Picture:
+    with decoding(path), silence():
+        try:
+            page = tiff.read_page(raw, number, partial(check_size, path))
+            values = page.seen() if seen else page.values
+        except tiff.Unread as error:
+            raise DataError(f"{path}: {error}") from None
+        except StopIteration:
+            if number == 1:
+                raise
+            raise DataError(f"{path}: no page {number} in it; choose another --page") from None
+        orientation = page.orientation if page.orientation in TURNS else UPRIGHT
+        return Picture(values, page.palette, orientation, page.lossy)
 
 
-def _first_page(path: str | Path, raw: bytes, colours: bool) -> Array:
-    """The values of a file of 8 or 16 bits, see ``stored_values``; its bytes are given."""
-    picture = open_picture(path, raw)  # Pillow notices files that were cut short
-    if picture is None:
-        with decoding(path):
-            tags = tiff_pages(raw)[0]
-            check_size(path, int(tags[WIDTH]), int(tags[HEIGHT]))
-            bits = max(tags.get(BITS, (1,)))
-        if bits > 16:
-            raise DataError(f"{path}: pixels have {bits} bits; save it with 8 or 16 bits")
-    return stored_values(path, raw, picture, colours)
+def _decode_picture(path: str | Path, raw: bytes, page: int, seen: bool) -> Picture:
+    """Decode what is no TIFF, by Pillow; 16 bits with colour by OpenCV, as Pillow keeps 8."""
+    picture = open_picture(path, raw, page)
+    values = _values(path, raw, picture, seen)
+    if not seen and raw.startswith(PNG_MAGIC) and raw[24] in (2, 4) and raw[25] == 0:
+        values = values // (255 // (2 ** raw[24] - 1))  # Pillow spreads few bits over 0..255
+    palette = None
+    if picture.mode in ("P", "PA"):
+        palette = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    lossy = raw.startswith(JPEG_MAGIC) or (raw.startswith(WEBP_MAGIC) and b"VP8L" not in raw)
+    return Picture(values, palette, _orientation(picture), lossy)
 
 
-def stored_values(path: str | Path, raw: bytes, picture: ImageFile | None, colours: bool) -> Array:
-    """The values that a file holds: (H, W), or (H, W, 3 or more) in RGB order; any number type.
-
-    ``picture`` is what ``open_picture`` made of the bytes. With ``colours``, a palette's indices
-    become its colours, and CMYK and the like RGB. Raises DataError for what is damaged, cut short,
-    or of a kind that OpenCV does not know either.
-    """
-    if picture is None or is_deep_colour(raw, picture):
+def _values(path: str | Path, raw: bytes, picture: ImageFile, seen: bool) -> Array:
+    """The values of a picture, (H, W), or (H, W, 3) in RGB order."""
+    if raw.startswith(PNG_MAGIC) and raw[24] == 16 and raw[25] != 0:
         with decoding(path), silence():
             pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None:
@@ -145,60 +194,55 @@ def stored_values(path: str | Path, raw: bytes, picture: ImageFile | None, colou
         return np.asarray(pixels[..., 2::-1] if pixels.ndim == 3 else pixels)
     plain = picture.mode in ("1", "F", "I", "L", "LA", "La", "RGB") or picture.mode[:4] == "I;16"
     with decoding(path):  # no convert() of what needs no change: it copies
-        values = np.asarray(picture if plain or not colours else picture.convert("RGB"))
-    return values[..., 0] if values.ndim == 3 and values.shape[2] == 2 else values  # no opacity
-
-
-def few_bits(raw: bytes, values: Array) -> Array:
-    """Undo that Pillow spreads the levels of a gray PNG of 2 or 4 bits over 0..255."""
-    if raw.startswith(PNG_MAGIC) and raw[24] in (2, 4) and raw[25] == 0:
-        return values // (255 // (2 ** raw[24] - 1))
+        values = np.asarray(picture if plain or not seen else picture.convert("RGB"))
+    if values.ndim == 3:
+        return values[..., 0] if values.shape[2] == 2 else values[..., :3]  # no opacity
     return values
 
 
-def is_deep_colour(raw: bytes, picture: ImageFile) -> bool:
-    """16 bits with colour or transparency, of which Pillow keeps the high byte only."""
-    if raw.startswith(PNG_MAGIC):
-        return raw[24] == 16 and raw[25] != 0
-    bits = getattr(picture, "tag_v2", {}).get(BITS, (8,))
-    return picture.mode in ("RGB", "RGBA", "RGBX") and max(bits) > 8
+def _orientation(picture: ImageFile) -> int:
+    """EXIF's orientation; 1 where there is none, or none that can be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = int(picture.getexif().get(ORIENTATION, UPRIGHT))
+    except Exception:  # the pixels are sound
+        return UPRIGHT
+    return found if found in TURNS else UPRIGHT
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The bytes of an image file, a TIFF's without its orientation; raises DataError."""
+    """The bytes of an image file; raises DataError, for a pipe or device without opening it."""
+    if kind := special_kind(path):
+        raise DataError(f"{path}: {kind}, not a file; give a file with an image")
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
     if not raw:
         raise DataError(f"{path}: empty file (0 bytes); copy it again")
-    if raw.startswith(TIFF_MAGIC):
-        with decoding(path):
-            raw = _upright(raw)
     return raw
 
 
-def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile | None:
-    """Decode what ``read_bytes`` returned with Pillow; None for a TIFF that it has no mode for.
+def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile:
+    """Decode the bytes of what is no TIFF with Pillow.
 
     Raises DataError for what is not an image, damaged, cut short, or above ``MAX_PIXELS``.
     """
     decoder = next((kind for magic, kind in DECODERS.items() if raw.startswith(magic)), None)
     if decoder is None:
-        raise DataError(f"{path}: not an image of type jpg, png, bmp or tif; export it as one")
-    with decoding(path), silence() if raw.startswith(TIFF_MAGIC) else nullcontext():
-        try:
-            picture = decoder(io.BytesIO(raw))
-            if page > 1:
-                picture.seek(page - 1)
-        except SyntaxError:  # the kind of pixels is unknown
-            if not raw.startswith(TIFF_MAGIC):
-                raise
-            return None
+        kinds = "jpg, png, bmp, tif or webp"
+        raise DataError(f"{path}: not an image of type {kinds}; export it as one")
+    with decoding(path):
+        picture = decoder(io.BytesIO(raw))
+        if page > 1:
+            picture.seek(page - 1)
         check_size(path, *picture.size)
         ends = [tile[1][2:] for tile in picture.tile if tile[1] is not None]
-        if tuple(map(max, zip(*ends, strict=True))) != picture.size:
-            raise broken(path)  # Pillow would take what the file lacks for black
+        # Pillow would take what the file lacks for black; a WebP is decoded as a whole.
+        whole = decoder is WebPImageFile or tuple(map(max, zip(*ends, strict=True))) == picture.size
+        if not whole:
+            raise broken(path)
         picture.load()
     return picture
 
@@ -245,42 +289,6 @@ def check_size(path: str | Path, width: int, height: int) -> None:
         raise DataError(f"{path}: {width}x{height} pixels, {most}; {cure}")
     if min(width, height) < 1:
         raise broken(path)
-
-
-def tiff_pages(raw: bytes) -> list[dict[int, Any]]:
-    """The tags of each page of a TIFF, as far as they can be read; of any other file none."""
-    return [tags for tags in _directories(raw).values() if WIDTH in tags and HEIGHT in tags]
-
-
-def _directories(raw: bytes) -> dict[int, dict[int, Any]]:
-    """Where the directories of a TIFF begin, and their tags."""
-    stream, found = io.BytesIO(raw), dict[int, dict[int, Any]]()
-    # Whatever a damaged file causes: reading its pixels says so in one line.
-    with warnings.catch_warnings(), suppress(Exception):
-        warnings.simplefilter("ignore")
-        directory = ImageFileDirectory_v2(raw[:16] if raw.startswith(BIG_TIFF) else raw[:8])
-        while 0 < directory.next < len(raw) - 8 and directory.next not in found:
-            start = directory.next
-            found[start] = {}
-            stream.seek(start)
-            directory.load(stream)
-            found[start] = dict(directory)
-    return found
-
-
-def _upright(raw: bytes) -> bytes:
-    """The bytes of a TIFF without its orientation, which Pillow and OpenCV would apply."""
-    order = "<" if raw.startswith(b"II") else ">"
-    # The count of entries, and within each of them: its length, and where its value stands.
-    count, step, value = ("Q", 20, 12) if raw.startswith(BIG_TIFF) else ("H", 12, 8)
-    edited = bytearray(raw)
-    for start in _directories(raw):
-        first = start + struct.calcsize(count)
-        end = first + struct.unpack_from(order + count, raw, start)[0] * step
-        for place in range(first, min(end, len(raw) - step), step):
-            if struct.unpack_from(f"{order}H", raw, place)[0] == ORIENTATION:
-                struct.pack_into(f"{order}H", edited, place + value, 1)
-    return bytes(edited)
 
 
 def broken(path: str | Path) -> DataError:

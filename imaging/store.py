@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imaging.imagefile import Pixels, read_image, read_mask
+from imaging.gray_range import EACH_IMAGE, Conversion, check_finite, has_8_bits
+from imaging.imagefile import UPRIGHT, Pixels, decode, gray_or_rgb, read_mask
 from utils.files import DataError
 from utils.metrics import IGNORED
 
@@ -35,10 +36,19 @@ class ImageStore:
     """Decoded images and masks, each file read once and kept with 8 bits a value.
 
     They are resized to ``image_size`` x ``image_size`` pixels (0: as they are). Unlabelled pixels,
-    ``ignore_label`` in the mask files, become 255.
+    ``ignore_label`` in the mask files, become 255. ``gray`` makes 8 bits of images with more.
     """
 
-    def __init__(self, image_size: int = 0, ignore_label: int | None = None) -> None:
+    def __init__(
+        self,
+        image_size: int = 0,
+        ignore_label: int | None = None,
+        *,
+        gray: Conversion = EACH_IMAGE,
+    ) -> None:
+        self.gray = gray
+        self.deep: dict[Path, str] = {}  # images of more than 8 bits: their number type
+        self.turned: dict[Path, int] = {}  # images that an EXIF orientation turned, and which one
         self.image_size, self.ignore_label = image_size, ignore_label
         # numpy, not torch: spawned worker processes get plain copies, where every tensor would
         # hold a file descriptor of shared memory.
@@ -62,7 +72,7 @@ class ImageStore:
     def _load(self, kind: str, path: Path) -> tuple[Pixels, tuple[int, int]]:
         key = (kind, path)
         if key not in self._kept:
-            pixels = read_image(path) if kind == "image" else read_mask(path)
+            pixels = self._image(path) if kind == "image" else read_mask(path)
             size = (pixels.shape[0], pixels.shape[1])
             if kind == "mask" and self.ignore_label not in (None, IGNORED):
                 if (pixels == IGNORED).any():  # in memory it would mean unlabelled
@@ -76,6 +86,16 @@ class ImageStore:
                 pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
             self._kept[key] = np.ascontiguousarray(pixels), size
         return self._kept[key]
+
+    def _image(self, path: Path) -> Pixels:
+        """As ``read_image``; notes what it changed."""
+        picture = decode(path)
+        check_finite(path, picture.values)
+        if not has_8_bits(picture.values):
+            self.deep[path] = str(picture.values.dtype)
+        if picture.orientation != UPRIGHT:
+            self.turned[path] = picture.orientation
+        return gray_or_rgb(self.gray.apply(picture.values))
 
 
 def fingerprint(samples: Iterable[Any], store: ImageStore) -> str:

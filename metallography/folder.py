@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from data import parse_name
-from imaging.drawing import overlay, save_picture
+from imaging.data_bar import Bar, find_bars
+from imaging.drawing import is_intact, overlay, save_picture
+from imaging.field import NO_RULE, Crop, FieldRule
+from imaging.gray_range import Conversion
 from imaging.imagefile import read_image, read_mask
+from imaging.listing import (
+    BESIDE,
+    DRAWN,
+    LABELS,
+    Listing,
+    by_drawn_names,
+    in_mask_folders,
+    labels_of_twins,
+    some_names,
+    unread,
+)
+from imaging.pages import count_pages
 from metallography import measure
-from metallography.particles import MINIMUM_PX, Array, Row, row_bands
+from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of
 from metallography.segmenter import check_number
 from metallography.tiling import Floats
 from utils.commandline import UserError
-from utils.files import IMAGE_SUFFIXES, DataError, list_files, replace_file, replacing, writing
-from utils.log import progress, read_metrics
+from utils.files import (
+    IMAGE_SUFFIXES,
+    MOST_BYTES,
+    DataError,
+    cut_name,
+    name_key,
+    open_to_append,
+    replace_file,
+    replacing,
+    special_kind,
+    writing,
+)
+from utils.log import progress, read_metrics, to_terminal
 from utils.metrics import IGNORED, Counts, SegmentationScores
 from utils.tables import csv_of_rows
 
@@ -43,8 +70,13 @@ class Predictor(Protocol):
     tta: bool
     tile: int
     overlap: int
+    gray: Conversion
+    ignore_label: int
+    um_per_px: tuple[float, float] | None
 
-    def bands(self, image: Array) -> Iterator[tuple[int, Floats]]:
+    def bands(
+        self, image: Array, inside: Array | None = None, factor: float = 1.0
+    ) -> Iterator[tuple[int, Floats]]:
         """See ``Segmenter.bands``."""
         ...
 
@@ -62,40 +94,144 @@ class Item(NamedTuple):
         return parse_name(self.path.stem)[0]
 
 
-def list_images(folder: Path, out: Path, masks: Path | None = None) -> list[Item]:
+class Items(list[Item]):
+    """Images to predict, and what was found beside them."""
+
+    def __init__(
+        self, items: Iterable[Item] = (), left_out: Sequence[str] = (), bad: Sequence[str] = ()
+    ) -> None:
+        super().__init__(items)
+        self.left_out = list(left_out)  # a line for each reason for which files are left out
+        self.bad = list(bad)  # a line for each picture, or sub-folder, that cannot be read
+
+
+def list_images(folder: Path, out: Path, masks: Path | None = None) -> Items:
     """Images of a folder and its sub-folders (or one file), in the order of their paths.
 
-    A name is the path without its suffix, or with it where two images differ in nothing else. A
-    true mask is a .png with the image's path, below ``masks``. Files in ``out`` and ``masks`` are
-    not images. DataError if there is no such folder, or no image in it.
+    A name is the path without its suffix, or with it where two would be alike. A true mask is a
+    .png with the image's path, below ``masks``. Files in ``out`` and ``masks`` are not images, nor
+    are those that ``imaging.listing`` leaves out. DataError if there is no such folder, or no image
+    in it.
     """
-    one = folder.is_file()
-    hidden = {path.resolve() for path in (out, masks) if path}
-    paths = [folder] if one else list_files(folder, IMAGE_SUFFIXES, below=True, leave_out=hidden)
-    if not paths:
-        what = "no image in it" if folder.is_dir() else "no such folder"
-        raise DataError(f"{folder}: {what}; give a folder with images ({' '.join(IMAGE_SUFFIXES)})")
-    below = [path.relative_to(folder.parent if one else folder) for path in paths]
-    shared = Counter(str(path.with_suffix("")).lower() for path in below)
-    items = []
-    for path, inside in zip(paths, below, strict=True):
-        bare = inside.with_suffix("")
-        name = inside if shared[str(bare).lower()] > 1 else bare
+    cure = f"give a folder with images ({' '.join(IMAGE_SUFFIXES)})"
+    if kind := special_kind(folder):
+        raise DataError(f"{folder}: {kind}, no folder; {cure}")
+    if folder.is_file():
+        inside = Path(folder.name)
         truth = masks / inside.with_suffix(".png") if masks else None
-        items.append(Item(path, name.as_posix(), truth))
-    return items
+        return Items([Item(folder, inside.stem, truth)], _stack_lines(folder.parent, [folder]))
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; {cure}")
+    listing = Listing(folder, [path for path in (out, masks) if path])
+    truths = _find_truths(listing, masks)
+    listing.say(BESIDE, in_mask_folders(listing.images(), folder))
+    listing.say(LABELS, labels_of_twins(listing.images()))
+    listing.say(DRAWN, by_drawn_names(listing.images()))
+    bad, others = unread(listing.files)
+    listing.say("no images by their suffix", others)
+    paths = listing.images()
+    if not paths:
+        reasons = [*bad, *listing.unlisted, *listing.lines()]
+        raise DataError("; ".join([f"{folder}: no image in it", *reasons, cure]))
+    below = [path.relative_to(folder) for path in paths]
+    items = [
+        Item(path, name, truths.get(path))
+        for path, name in zip(paths, result_names(below), strict=True)
+    ]
+    lines = [*listing.lines(), *_twin_lines(folder, below), *_stack_lines(folder, paths)]
+    return Items(items, lines, [*listing.unlisted, *bad])
 
 
-def read_truth(item: Item, shape: tuple[int, ...], num_classes: int) -> Array | None:
-    """Read an image's true mask (H, W), None where there is none; DataError if it does not fit."""
+def _find_truths(listing: Listing, masks: Path | None) -> dict[Path, Path]:
+    """Where the true mask of each image would lie; masks among the images are left out."""
+    if masks is None:
+        return {}
+    own = masks.resolve() == listing.folder.resolve()
+    truths = {
+        path: (listing.folder if own else masks)
+        / path.relative_to(listing.folder).with_suffix(".png")
+        for path in listing.images()
+    }
+    taken = {truth for path, truth in truths.items() if own and truth != path and truth in truths}
+    listing.say("masks of --masks", sorted(taken))
+    return {path: truth for path, truth in truths.items() if truth != path}
+
+
+def _twin_lines(folder: Path, below: Sequence[Path]) -> list[str]:
+    """A line if images differ from one another in their suffix alone."""
+    same = Counter(name_key(path.with_suffix("").as_posix()).casefold() for path in below)
+    twins = [p for p in below if same[name_key(p.with_suffix("").as_posix()).casefold()] > 1]
+    names = some_names(path.as_posix() for path in twins)
+    what = f"{folder}: {len(twins)} files differ from another in their suffix alone ({names})"
+    return [f"{what}; each is measured: remove copies"] if twins else []
+
+
+def _stack_lines(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """A line if files have several pages."""
+    pages = {path: count_pages(path) for path in paths}
+    names = some_names(
+        f"{path.relative_to(folder).as_posix()} ({n} pages)" for path, n in pages.items() if n > 1
+    )
+    found = f"{folder}: only the first page is read of {names}"
+    return [f"{found}; save the others as files of their own"] if names else []
+
+
+def result_names(below: Sequence[Path]) -> list[str]:
+    """Names for the results of images, given their paths below the folder; no two are alike.
+
+    A name is the path without its suffix; with it where two would be alike, or one a folder of
+    another's; numbered where they differ in the case of letters alone. Too long ones are cut.
+    """
+
+    def key(path: Path) -> str:
+        return name_key(path.as_posix()).casefold()
+
+    bare = [path.with_suffix("") for path in below]
+    shared = Counter(map(key, bare))
+    folders = {key(parent) for path in below for parent in path.parents}
+    whole = {
+        path
+        for path, short in zip(below, bare, strict=True)
+        if shared[key(short)] > 1 or {f"{key(short)}.png", f"{key(short)}.npy"} & folders
+    }
+    taken = {key(path) for path in whole}
+    names, used = [], set[str]()
+    for path, short in zip(below, bare, strict=True):
+        name = path if path in whole or key(short) in taken else short
+        name = name.with_name(cut_name(name.name, MOST_BYTES - len(".png")))
+        number = 1
+        while key(name) in used:
+            number += 1
+            name = name.with_name(f"{name.name.removesuffix(f'~{number - 1}')}~{number}")
+        used.add(key(name))
+        names.append(name.as_posix())
+    return names
+
+
+def read_truth(
+    item: Item,
+    shape: tuple[int, ...],
+    num_classes: int,
+    crop: Crop = NO_RULE.crop,
+    ignore_label: int = IGNORED,
+) -> Array | None:
+    """Read an image's true mask (H, W), None where there is none; DataError if it does not fit.
+
+    It has the image's shape, before or after ``crop``; what is cut off is ``IGNORED``, and so are
+    pixels of ``ignore_label``.
+    """
     if item.truth is None or not item.truth.exists():
         return None
     truth = read_mask(item.truth)
-    if truth.shape != shape:
+    cut = truth.shape != shape and truth.shape == crop.size(shape)
+    if truth.shape != shape and not cut:
         raise DataError(
             f"{item.truth}: {truth.shape[1]}x{truth.shape[0]}, its image is "
             f"{shape[1]}x{shape[0]}; a mask has the size of its image"
         )
+    truth = crop.back(truth if cut else crop.of(truth), shape, IGNORED)
+    if num_classes <= ignore_label != IGNORED:
+        truth = np.where(truth == ignore_label, np.uint8(IGNORED), truth)
     wrong = truth[(truth >= num_classes) & (truth != IGNORED)]
     if wrong.size:
         raise DataError(
@@ -116,14 +252,21 @@ def count_confusion(truth: Array, prediction: Array, num_classes: int) -> Counts
 class Record:
     """Which images are done, and with which settings: a line of JSON each.
 
-    UserError if the folder holds predictions made with other settings, or cannot be written to.
+    A damaged one is made anew, line by line. UserError if the folder holds predictions made with
+    other settings, or cannot be written to.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, object], overwrite: bool) -> None:
         self.path = path
         self.done: dict[str, Row] = {}
+        if kind := special_kind(path):
+            raise UserError(f"{path}: {kind}, not a file; remove it, or give another --out")
         with writing(path, "--out"):
-            lines = [] if overwrite or not path.exists() else read_metrics(path)
+            there = path.exists() and path.stat().st_size > 0
+            lines = read_metrics(path) if there and not overwrite else []
+        if there and not overwrite and ("weights" not in (lines or [{}])[0]):
+            to_terminal(f"{path}: damaged; made anew, with all predictions")
+            lines = []
         if lines:
             old = lines[0]
             pairs = ((key, old.get(key), value) for key, value in settings.items())
@@ -133,15 +276,16 @@ class Record:
                     f"{path.parent}: holds predictions made with other settings "
                     f"({'; '.join(changed)}); give --overwrite or another --out"
                 )
-            self.done = {line["name"]: line for line in lines[1:]}
+            entries = (line for line in lines[1:] if isinstance(line.get("name"), str))
+            self.done = {line["name"]: line for line in entries}
         # Rewritten, because the next line would be appended to one that a kill cut off.
         text = "".join(json.dumps(line) + "\n" for line in [settings, *self.done.values()])
         replace_file(path, text, "--out")
 
     def add(self, entry: Row) -> None:
         """Note that an image is done."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        with open_to_append(self.path) as file:
+            file.write(f"{json.dumps(entry)}\n".encode())
 
 
 @contextmanager
@@ -160,6 +304,42 @@ def _growing_table(path: Path) -> Iterator[Callable[[Sequence[Row]], None]]:
         yield add
         if not file.tell():
             file.write(csv_of_rows([], ["image"]))
+
+
+@contextmanager
+def _growing_array(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[Array], None]]:
+    """A .npy of float16 (H, W, C) that takes some rows at a time, so that few are in memory."""
+    with (
+        replacing(path, "--out", durable=False) as temporary,
+        temporary.open("wb") as file,
+    ):
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def add(rows: Array) -> None:
+            file.write(np.ascontiguousarray(rows, "<f2").data)
+
+        yield add
+
+
+def _grays(mapping: Sequence[int]) -> Array:
+    """The gray of each class id, uint8 (256,); of 255, outside the field, one far from all."""
+    levels = np.arange(256)
+    far = np.abs(levels[:, None] - np.array(mapping)).min(axis=1).argmax()
+    grays = np.full(256, far, np.uint8)
+    grays[: len(mapping)] = mapping
+    return grays
+
+
+def _is_intact(path: Path, num_classes: int) -> bool:
+    """Whether a result can be read: a PNG, or class probabilities (H, W, C)."""
+    if path.suffix != ".npy":
+        return is_intact(path)
+    if path.is_file():
+        with suppress(OSError, ValueError):
+            values: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return values.ndim == 3 and values.shape[2] == num_classes
+    return False
 
 
 class Done(NamedTuple):
@@ -189,11 +369,21 @@ class Folder:
     probabilities: bool = False  # write these too
     particles: bool = False
     overwrite: bool = False  # predict again what is done
+    left_out: Sequence[str] = ()  # lines on files that are no images, for the summary
+    field: FieldRule = NO_RULE  # which part of each image counts
+    scales: Mapping[str, float | None] | None = None  # by name; of others um_per_px
+    resample: float = 0.0  # um per pixel at which the network sees the images; 0: as they are
+    notes: Sequence[str] = ()  # more lines for the summary: crop, scales
 
     def __post_init__(self) -> None:
         segmenter = self.segmenter
         classes = range(segmenter.num_classes)
-        measure.check_terms(len(classes), *self.terms)
+        measure.check_terms(len(classes), *self.terms())
+        self.scales = self.scales or {}
+        for um in self.scales.values():
+            unit_of(um)
+        self.bars: dict[Path, list[Bar]] = {}  # data bars that nobody cut
+        self.lost_scale = False  # whether an earlier run knew the scale of an image, and this not
         check_number("boundary_px", self.boundary_px, least=0)
         names = ("resize", "tta", "tile", "overlap")
         settings = {"weights": segmenter.digest} | {n: getattr(segmenter, n) for n in names}
@@ -205,11 +395,20 @@ class Folder:
         self.predicted = self.skipped = 0  # images predicted now, and done already
         self.bad: list[str] = []  # a line for each file that could not be used
 
+    def scale_of(self, item: Item) -> float | None:
+        """Micrometres per pixel of an image; None if that is not known."""
+        return (self.scales or {}).get(item.name, self.um_per_px)
+
     @property
-    def terms(self) -> measure.Terms:
-        """How to measure: the last arguments of ``measure.measure_mask``."""
+    def unit_scale(self) -> float | None:
+        """A scale of which the tables have the unit: None if lengths are in pixels."""
+        known = (um for um in map(self.scale_of, self.items) if um is not None)
+        return next(known, self.um_per_px)
+
+    def terms(self, um_per_px: float | None = None) -> measure.Terms:
+        """How to measure an image: the last arguments of ``measure.measure_mask``."""
         return (
-            self.um_per_px,
+            um_per_px,
             self.min_px,
             self.grain_classes,
             self.connectivity,
@@ -243,71 +442,135 @@ class Folder:
             size, changed = status.st_size, status.st_mtime_ns
         except OSError:  # reading the image will report what is wrong
             size = changed = 0
-        state: Row = {"name": item.name, "bytes": size, "changed": changed}
-        entry = state | {"um_per_px": self.um_per_px}
-        old = self.record.done.get(item.name, {})
+        scale = self.scale_of(item)
+        how = {
+            **self.field.state(item.name),
+            **({"resample": self.resample} if self.resample else {}),
+        }
+        state: Row = {"name": item.name, "bytes": size, "changed": changed, **how}
+        entry = state | {"um_per_px": scale}
+        old = dict(self.record.done.get(item.name, {}))
+        self._remember_bars(item, old.pop("bars", []))
+        self.lost_scale |= scale is None and old.get("um_per_px") is not None
         wanted = [self.file(kind, item) for kind in ("classes", "gray", "overlay")]
         wanted += [self.file("probabilities", item, ".npy")] if self.probabilities else []
-        done = state.items() <= old.items() and all(path.exists() for path in wanted)
-        if done and old == entry:
+        same = state.items() <= old.items() and old.keys() - entry.keys() == set()
+        done = same and all(path.exists() for path in wanted)
+        kept = self.kept_mask(item, wanted) if done else None
+        if kept is not None and old == entry:
             self.skipped += 1
-            return read_mask(wanted[0])
-        image = read_image(item.path)
-        mask = read_mask(wanted[0]) if done else self.predict(item, image)
+            return kept
+        image = read_image(item.path, self.segmenter.gray)
+        done = kept is not None and kept.shape == image.shape[:2]
+        mask = kept if kept is not None and done else self.predict(item, image)
         self.skipped += done
         self.predicted += not done
         names, colours = self.segmenter.class_names, self.segmenter.colours
         # Drawn again at another scale, too, because the scale bar changes.
-        picture = overlay(image, mask, names, colours, self.um_per_px)
-        save_picture(self.file("overlay", item), picture, "--out")
-        self.record.add(entry)
+        save_picture(
+            self.file("overlay", item), overlay(image, mask, names, colours, scale), "--out"
+        )
+        bars = self.bars.get(item.path, [])
+        self.record.add(entry | ({"bars": [list(bar) for bar in bars]} if bars else {}))
         return mask
 
+    def _remember_bars(self, item: Item, found: Sequence[Sequence[Any]]) -> None:
+        """Note the data bars that an earlier run found in an image."""
+        with suppress(TypeError):
+            self.bars[item.path] = [Bar(*bar) for bar in found]
+
+    def kept_mask(self, item: Item, files: Sequence[Path]) -> Array | None:
+        """The class map among the results of an image that is done; None if one is damaged."""
+        damaged = [path for path in files if not _is_intact(path, self.segmenter.num_classes)]
+        if not damaged:
+            mask = read_mask(files[0])
+            if ((mask < self.segmenter.num_classes) | (mask == IGNORED)).all():
+                return mask
+            damaged = [files[0]]
+        to_terminal(f"{damaged[0]}: damaged; the results of {item.name} are made anew")
+        return None
+
     def predict(self, item: Item, image: Array) -> Array:
-        """Predict an image, and write its masks (and probabilities: float16 (H, W, C))."""
-        mask = np.empty(image.shape[:2], np.uint8)
+        """Predict an image, and write its masks (and probabilities: float16 (H, W, C)).
+
+        Outside the field masks are 255 and probabilities nan.
+        """
+        shape = image.shape[:2]
+        outside, crop = self.field.outside(item.path, item.name, shape), self.field.crop_of(shape)
+        inside = None if outside is None else ~crop.of(outside)
+        part, mask = crop.of(image), np.full(shape, IGNORED, np.uint8)
+        self.bars[item.path] = find_bars(part)
+        own, scale = crop.of(mask), self.scale_of(item)
+        factor = scale / self.resample if self.resample and scale else 1.0
         with ExitStack() as stack:
-            file = None
-            if self.probabilities:
-                path = self.file("probabilities", item, ".npy")
-                temporary = stack.enter_context(replacing(path, "--out", durable=False))
-                file = stack.enter_context(temporary.open("wb"))
-                shape = (*mask.shape, self.segmenter.num_classes)
-                header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-            for top, band in self.segmenter.bands(image):
-                mask[top : top + band.shape[1]] = band.argmax(axis=0)
-                if file:
-                    file.write(np.ascontiguousarray(np.moveaxis(band, 0, 2), "<f2").data)
+            path, classes = self.file("probabilities", item, ".npy"), self.segmenter.num_classes
+            add = _growing_array(path, (*shape, classes)) if self.probabilities else None
+            write = stack.enter_context(add) if add else None
+            if write:
+                write(np.full((crop.top, shape[1], classes), np.nan))
+            for top, band in self.segmenter.bands(part, inside, factor):
+                rows = slice(top, top + band.shape[1])
+                own[rows] = band.argmax(axis=0)
+                if write:
+                    values = np.moveaxis(band, 0, 2)
+                    if inside is not None:
+                        values = np.where(inside[rows, :, None], values, np.nan)
+                    sides = ((0, 0), (crop.left, crop.right), (0, 0))
+                    write(np.pad(values, sides, constant_values=np.nan))
+            if write:
+                write(np.full((crop.bottom, shape[1], classes), np.nan))
+        if outside is not None:
+            mask[outside] = IGNORED
         save_picture(self.file("classes", item), mask, "--out")
-        grays = np.array(self.segmenter.mapping, np.uint8)
-        save_picture(self.file("gray", item), grays[mask], "--out")
+        save_picture(self.file("gray", item), _grays(self.segmenter.mapping)[mask], "--out")
         return mask
 
     def measure(self, item: Item, mask: Array) -> list[Row]:
         """Measure a mask, and compare it with the true one; returns its rows of particles.csv."""
-        names, scale, least = self.segmenter.class_names, self.um_per_px, self.min_px
-        truth = read_truth(item, mask.shape, len(names))
-        rows, found = measure.measure_mask(mask, len(names), *self.terms)
+        names, scale = self.segmenter.class_names, self.scale_of(item)
+        in_um = self.unit_scale is not None
+        rows, found = measure.measure_mask(mask, len(names), *self.terms(scale))
         about = {"image": item.name, "batch": item.batch}
         heads: list[Row] = [about | {"class": c, "class_name": n} for c, n in enumerate(names)]
-        self.rows += [head | row for head, row in zip(heads, rows, strict=True)]
+        field: Row = {"um_per_px": math.nan if scale is None else scale} if in_um else {}
+        field["field_px"] = int(np.count_nonzero(mask != IGNORED))
+        unknown = in_um and scale is None
+        fit = measure.without_scale if unknown else dict
+        self.rows += [head | field | fit(row) for head, row in zip(heads, rows, strict=True)]
         for c, particles in enumerate(found):
-            self.diameters[c].append(particles.whole().diameter * (scale or 1.0))
-        counts = None
-        if truth is not None:
-            unlabelled = truth == IGNORED
-            ignored = unlabelled if unlabelled.any() else None
-            for c, head in enumerate(heads):
-                pair, grains = (truth == c, mask == c), c in self.grain_classes
-                connected = measure.connectivity_of(grains, self.connectivity)
-                row = measure.compare_class(
-                    *pair, scale, least, self.boundary_px, connected, ignored
-                )
-                self.compared.append(head | row)
-            counts = count_confusion(truth, mask, len(names))
+            diameters = particles.whole().diameter * (scale or 1.0)
+            self.diameters[c].append(diameters[:0] if unknown else diameters)
+        try:
+            counts = self._compare(item, mask, heads, fit)
+        except DataError as error:  # of the true mask: the image's own measurements stay
+            self.bad.append(str(error))
+            counts = None
         self.done.append(Done(item, (mask.shape[0], mask.shape[1]), counts))
         if not self.particles:
             return []
         shown = [c for c in range(len(names)) if c or c in self.grain_classes]
-        return [heads[c] | row for c in shown for row in found[c].rows(scale)]
+        return [heads[c] | fit(row) for c in shown for row in found[c].rows(scale)]
+
+    def truth_of(self, item: Item, mask: Array) -> Array | None:
+        """An image's true mask (H, W), 255 where its predicted one is; None without one."""
+        crop, classes = self.field.crop_of(mask.shape), self.segmenter.num_classes
+        truth = read_truth(item, mask.shape, classes, crop, self.segmenter.ignore_label)
+        return None if truth is None else np.where(mask == IGNORED, np.uint8(IGNORED), truth)
+
+    def _compare(
+        self, item: Item, mask: Array, heads: Sequence[Row], fit: Callable[[Row], Row]
+    ) -> Counts | None:
+        """Note the rows of ``compare_class``; the confusion matrix, None without a true mask."""
+        truth, scale = self.truth_of(item, mask), self.scale_of(item)
+        if truth is None:
+            return None
+        unlabelled = truth == IGNORED
+        ignored = unlabelled if unlabelled.any() else None
+        for c, head in enumerate(heads):
+            pair, grains = (truth == c, mask == c), c in self.grain_classes
+            connected = measure.connectivity_of(grains, self.connectivity)
+            row = measure.compare_class(
+                *pair, scale, self.min_px, self.boundary_px, connected, ignored
+            )
+            self.compared.append(head | fit(row))
+        return count_confusion(truth, np.where(mask == IGNORED, np.uint8(0), mask), len(heads))

@@ -20,6 +20,7 @@ Conventions, which hold for every number here:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -279,21 +280,62 @@ class Interval(NamedTuple):
     relative_accuracy: float  # 100 * confidence / mean, in percent
 
 
-def over_fields(values: Iterable[float]) -> Interval:
-    """Mean over fields with its 95 % confidence interval by Student's t."""
-    known = np.array([v for v in values if not math.isnan(v)], float)
-    n, mean, std = len(known), _known(np.mean, known), _std(known)
-    confidence = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n) if n > 1 else math.nan
+def over_fields(values: Iterable[float], weights: Iterable[float] | None = None) -> Interval:
+    """Mean over fields with its 95 % confidence interval by Student's t.
+
+    ``weights`` are the fields' areas: what is measured per area is then the mean over the whole
+    area, and its error that of a ratio (Cochran, Sampling Techniques, 1977, chapter 6). Equal ones,
+    and None, give the mean of the fields.
+    """
+    values = list(values)
+    pairs = zip(values, [1.0] * len(values) if weights is None else weights, strict=True)
+    known = np.array([(v, w) for v, w in pairs if not math.isnan(v)], float).reshape(-1, 2)
+    value, weight = known.T
+    n, mean, std = len(value), _known(np.mean, value), _std(value)
+    error = std / math.sqrt(n) if n else math.nan
+    if n and not (weight == weight[0]).all():
+        share = weight / weight.sum()
+        mean = float(share @ value)
+        off = (value - mean) ** 2
+        std, error = (math.sqrt(n / (n - 1) * float(s @ off)) for s in (share, share**2))
+    confidence = float(stdtrit(n - 1, 0.975)) * error if n > 1 else math.nan
     return Interval(n, mean, std, confidence, 100 * confidence / mean if mean else math.nan)
+
+
+def areas_of(rows: Sequence[Row]) -> list[float]:
+    """The areas of the fields of rows with ``field_px`` and, with a scale, ``um_per_px``.
+
+    In square micrometres if every scale is known, else in pixels; all 1 where areas are not known.
+    """
+    scales = [row.get("um_per_px") for row in rows]
+    known = all(scale is not None for scale in scales)
+    return [
+        row.get("field_px", 1.0) * (float(scale or 1.0) ** 2 if known else 1.0)
+        for row, scale in zip(rows, scales, strict=True)
+    ]
+
+
+def without_scale(row: Row) -> Row:
+    """A row in pixels as a row in micrometres, whose lengths nobody knows (nan)."""
+    kept = re.compile(r"[xy]_px|field_px|(found|true)_\d+_px")
+    changed: Row = {}
+    for name, value in row.items():
+        length = re.fullmatch(r"(.*_)(?:px(2?)|Mpx)", name)
+        if length is None or kept.fullmatch(name):
+            changed[name] = value
+        else:
+            unit = "mm2" if name.endswith("Mpx") else f"um{length[2]}"
+            changed[length[1] + unit] = math.nan
+    return changed
 
 
 def by_batch(rows: Sequence[Row], um_per_px: float | None = None) -> list[Row]:
     """Pool rows of ``measure_class``, with ``batch`` and ``class``, by production batch and class.
 
     Batches that are numbers, such as holding times, come in their order. A row holds ``fields``,
-    area fraction and number density with mean and confidence over the fields, and mean area,
-    diameter, length and aspect ratio over all whole particles of the batch (each particle counts
-    alike, not each field).
+    area fraction and number density with mean and confidence over the fields, weighted by their
+    areas (``areas_of``), and mean area, diameter, length and aspect ratio over all whole particles
+    of the batch (each particle counts alike, not each field) in images whose scale is known.
     """
     u, density = unit_of(um_per_px), density_column(um_per_px)
     pooled = []
@@ -301,12 +343,13 @@ def by_batch(rows: Sequence[Row], um_per_px: float | None = None) -> list[Row]:
         fields = [r for r in rows if r["batch"] == batch and r["class"] == c]
         row: Row = {"batch": batch, "class": c, "fields": len(fields)}
         for name in ("area_fraction", density):
-            interval = over_fields(r[name] for r in fields)
+            interval = over_fields([r[name] for r in fields], areas_of(fields))
             row |= {name: interval.mean, f"{name}_ci95": interval.confidence}
-        row["particles_whole"] = total = sum(r["particles_whole"] for r in fields)
-        found = [r for r in fields if r["particles_whole"]]
+        row["particles_whole"] = sum(r["particles_whole"] for r in fields)
         for name in (f"area_{u}2", f"diameter_{u}", f"length_{u}", "aspect_ratio"):
+            found = [r for r in fields if not math.isnan(r[f"mean_{name}"])]
             summed = math.fsum(r[f"mean_{name}"] * r["particles_whole"] for r in found)
+            total = sum(r["particles_whole"] for r in found)
             row[f"mean_{name}"] = summed / total if total else math.nan
         pooled.append(row)
     return pooled

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from imaging.drawing import blend, reduced
+from imaging.field import NO_RULE, FieldRule
 from imaging.imagefile import read_image
 from metallography.folder import Item, count_confusion, read_truth
 from metallography.particles import Array, Row
@@ -29,7 +30,7 @@ from metallography.segmenter import Segmenter
 from metallography.views import MEASURES
 from utils.files import DataError, replace_file
 from utils.log import progress
-from utils.metrics import Counts, image_dice, mean_score
+from utils.metrics import IGNORED, Counts, image_dice, mean_score
 from utils.tables import csv_of_rows
 
 QUALITIES = ("accuracy", "dice")
@@ -49,8 +50,13 @@ class Ranking(NamedTuple):
     bad: list[str]  # a line for each file that could not be used
 
 
-def rank(segmenter: Segmenter, items: Sequence[Item], out: Path) -> Ranking:
-    """Score images; write ``ranking.csv`` into ``out``, with true masks accuracy and Dice too."""
+def rank(
+    segmenter: Segmenter, items: Sequence[Item], out: Path, field: FieldRule = NO_RULE
+) -> Ranking:
+    """Score images; write ``ranking.csv`` into ``out``, with true masks accuracy and Dice too.
+
+    Only the ``field`` of each image counts.
+    """
     classes = segmenter.num_classes
     rows: list[Row] = []
     bad: list[str] = []
@@ -58,16 +64,23 @@ def rank(segmenter: Segmenter, items: Sequence[Item], out: Path) -> Ranking:
     with progress(len(items), "images") as bar:
         for item in items:
             try:
-                image = read_image(item.path)
-                maps = segmenter.disagreement(image)
-                means = [float(values.mean(dtype=np.float64)) for values in maps]
+                image = read_image(item.path, segmenter.gray)
+                shape, crop = image.shape[:2], field.crop_of(image.shape)
+                outside = field.outside(item.path, item.name, shape)
+                inside = None if outside is None else ~crop.of(outside)
+                image = crop.of(image)
+                maps = segmenter.disagreement(image, inside)
+                counted = maps if inside is None else maps[:, fitted(inside, maps.shape[1:])]
+                means = [float(values.mean(dtype=np.float64)) for values in counted]
                 row: Row = {"image": item.name, "batch": item.batch}
                 row |= dict(zip(MEASURES, means, strict=True))
                 if item.truth:
                     row |= dict.fromkeys(QUALITIES, math.nan)
-                truth = read_truth(item, image.shape[:2], classes)
+                truth = read_truth(item, shape, classes, crop, segmenter.ignore_label)
                 if truth is not None:
-                    row |= quality(count_confusion(truth, segmenter(image), classes))
+                    true, mask = crop.of(truth).copy(), segmenter(image, inside)
+                    true[np.zeros_like(true, bool) if inside is None else ~inside] = IGNORED
+                    row |= quality(count_confusion(true, mask, classes))
                 rows.append(row)
                 drawn = row[MEASURES[0]], item.name, draw_uncertain(image, maps)
                 shown = sorted([*shown, drawn], key=lambda entry: -entry[0])[:PICTURES]
@@ -87,11 +100,16 @@ def draw_uncertain(image: Array, maps: Array) -> NDArray[np.uint8]:
     The maps (3, h, w) of ``views.disagreement`` are fitted to the image, uint8 (H, W) or (H, W, 3).
     """
     image = reduced(image, 4 * SIDE)
-    (height, width), (h, w) = image.shape[:2], maps.shape[1:]
-    rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
-    where = (maps[0] >= DRAWN_SHARE)[rows[:, None], columns]
+    where = fitted(maps[0] >= DRAWN_SHARE, image.shape[:2])
     colours = np.array([(0, 0, 0), UNCERTAIN], np.uint8)
     return blend(image, where.astype(np.uint8), colours, SIDE)
+
+
+def fitted(pixels: Array, shape: tuple[int, ...]) -> Array:
+    """Pixels (h, w) at the size (H, W) of another picture, by the nearest ones."""
+    (height, width), (h, w) = shape, pixels.shape
+    rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
+    return pixels[rows[:, None], columns]
 
 
 def quality(counts: Counts) -> dict[str, float]:

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,8 @@ from torch import Tensor
 from config import Config, ConfigError
 from data import DataError, Statistics, own_statistics, to_input
 from imaging.drawing import class_colours, default_names
-from imaging.imagefile import to_8_bit
+from imaging.field import Crop
+from imaging.gray_range import Conversion, conversion_of
 from imaging.store import resize_image
 from metallography import export, measure, tiling, views
 from metallography.particles import MINIMUM_PX, Array, Row
@@ -34,6 +36,7 @@ from metallography.tiling import Floats
 from networks import UNet
 from utils.checkpoint import CheckpointError, channels_of, load, network_state, norm_of, transfer
 from utils.device import choose_device
+from utils.metrics import IGNORED
 
 SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are padded with their edge pixels
 
@@ -67,7 +70,10 @@ class Segmenter:
 
     It has ``path``, ``about`` and ``digest`` (the file loaded, a line on it, a checksum of its
     tensors), ``num_classes`` C and, of class 0 ... C-1, ``class_names``, ``mapping`` (gray values)
-    and ``colours`` (RGB, uint8 (C, 3)). UserError if the file or an option cannot be used.
+    and ``colours`` (RGB, uint8 (C, 3)). ``gray`` makes 8 bits of images with more, as in training.
+    Of the training images it knows ``crop`` (what was cut off them; not cut here),
+    ``cropped_sizes`` (height and width after that), ``um_per_px`` (smallest and largest, or None)
+    and ``ignore_label`` (of their masks). UserError if the file or an option cannot be used.
     """
 
     def __init__(
@@ -92,8 +98,13 @@ class Segmenter:
         found = contents.get("settings")
         settings: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
         self._describe(settings)
+        self._remember(settings)
         trained = int(settings.get("image_size") or 0)
         self.standardize = bool(settings.get("standardize"))
+        try:
+            self.gray: Conversion = conversion_of(settings.get("gray_range"))
+        except DataError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
         self.resize = trained if resize is None else resize
         check_number("resize", self.resize, 0, least=SMALLEST_SIDE)
         tiling.cut_axis(1, tile, overlap)  # refuses what does not fit
@@ -102,6 +113,7 @@ class Segmenter:
         how = f"trained on images {size}" + (", each standardised" if self.standardize else "")
         if settings is not found:
             how = "no settings in it; if it was trained on resized images, give --resize"
+        how += f", more than 8 bits: {self.gray}"
         shown = " ".join(map(str, channels))
         self.about = f"{self.path}: {self.num_classes} classes, channels {shown}, {how}"
 
@@ -116,23 +128,42 @@ class Segmenter:
         self.class_names = list(look.class_names) or default_names(c)
         self.colours = class_colours(c, look.class_colours)
 
-    def __call__(self, image: Array) -> NDArray[np.uint8]:
+    def _remember(self, settings: Mapping[str, Any]) -> None:
+        """What is known of the training images, besides their gray range."""
+        try:
+            top, bottom, left, right = map(_pixels, settings.get("crop") or (0,) * 4)
+            self.crop = Crop(top, bottom, left, right)
+            sizes = settings.get("cropped_sizes") or ()
+            self.cropped_sizes = {(_pixels(height), _pixels(width)) for height, width in sizes}
+            um = settings.get("um_per_px") or ()
+            self.um_per_px = (float(min(um)), float(max(um))) if um else None
+        except (TypeError, ValueError, AttributeError):
+            what = "crop, cropped_sizes or um_per_px in it is none"
+            raise CheckpointError(f"{self.path}: {what}; train it again") from None
+        label = settings.get("ignore_label")
+        self.ignore_label = label if type(label) is int and 0 <= label < 256 else IGNORED
+
+    def __call__(self, image: Array, inside: Array | None = None) -> NDArray[np.uint8]:
         """Class ids, uint8 (H, W), of an image: see ``bands`` for what it may be."""
-        return np.concatenate([band.argmax(0).astype(np.uint8) for _, band in self.bands(image)])
+        bands = self.bands(image, inside)
+        return np.concatenate([band.argmax(0).astype(np.uint8) for _, band in bands])
 
     def probabilities(self, image: Array) -> Floats:
         """Class probabilities, float32 (C, H, W)."""
         return np.concatenate([band for _, band in self.bands(image)], axis=1)
 
-    def bands(self, image: Array) -> Iterator[tuple[int, Floats]]:
+    def bands(
+        self, image: Array, inside: Array | None = None, factor: float = 1.0
+    ) -> Iterator[tuple[int, Floats]]:
         """Yield (first row, class probabilities (C, rows, W)) from the top, in bounded memory.
 
-        The image is uint8 or uint16, (H, W) or (H, W, 1, 3 or 4), colours as RGB, of any size;
-        another array raises DataError.
+        The image is (H, W) or (H, W, 1, 3 or 4), colours as RGB, of any size and number type; more
+        than 8 bits become 8 by ``gray``. Another array, or a nan in it, raises DataError. Where
+        ``inside``, bool (H, W), is False the image counts in no statistic of it. The network sees
+        it enlarged by ``factor`` (unless it is resized anyway).
         """
-        pixels = as_pixels(image)
-        small = resize_image(pixels, self.resize) if self.resize else pixels
-        predict = self._predictor(small)
+        pixels = as_pixels(image, self.gray)
+        small, predict = self._seen(pixels, inside, factor)
         if self.tta:
             predict = views.average_views(predict)
         bands = tiling.predict_bands(small, predict, self.num_classes, self.tile, self.overlap)
@@ -141,27 +172,39 @@ class Segmenter:
             bands = tiling.resized_bands(whole, *pixels.shape[:2])
         yield from bands
 
-    def bands_and_votes(self, image: Array) -> Iterator[tuple[int, Floats]]:
+    def bands_and_votes(
+        self, image: Array, inside: Array | None = None, factor: float = 1.0
+    ) -> Iterator[tuple[int, Floats]]:
         """``bands`` by the average over 8 views, their vote disagreement as a last channel."""
-        pixels = as_pixels(image)
-        small = resize_image(pixels, self.resize) if self.resize else pixels
-        predict = views.average_and_votes(self._predictor(small))
+        pixels = as_pixels(image, self.gray)
+        small, predict = self._seen(pixels, inside, factor)
+        predict = views.average_and_votes(predict)
         bands = tiling.predict_bands(small, predict, self.num_classes + 1, self.tile, self.overlap)
         if pixels.shape[:2] != small.shape[:2]:
             whole = np.concatenate([band for _, band in bands], axis=1)
             bands = tiling.resized_bands(whole, *pixels.shape[:2])
         yield from bands
 
-    def disagreement(self, image: Array) -> Floats:
+    def disagreement(self, image: Array, inside: Array | None = None) -> Floats:
         """``views.disagreement`` (3, h, w), of the size at which the image is predicted."""
-        pixels = as_pixels(image)
-        small = resize_image(pixels, self.resize) if self.resize else pixels
-        maps = views.disagreement(self._predictor(small))
+        small, predict = self._seen(as_pixels(image, self.gray), inside)
+        maps = views.disagreement(predict)
         bands = tiling.predict_bands(small, maps, len(views.MEASURES), self.tile, self.overlap)
         return np.concatenate([band for _, band in bands], axis=1)
 
+    def _seen(
+        self, pixels: Array, inside: Array | None, factor: float = 1.0
+    ) -> tuple[Array, tiling.Predict]:
+        """An image as the network sees it, and a function that predicts tiles of it.
+
+        They are normalised as the whole image is.
+        """
+        small = resize_image(pixels, self.resize) if self.resize else _enlarged(pixels, factor)
+        counted = inside is not None and inside.any()
+        return small, self._predictor(pixels[inside] if counted else small)
+
     def _predictor(self, whole: Array) -> tiling.Predict:
-        """A function that predicts tiles of an image, normalised as the whole image is."""
+        """A function that predicts tiles of an image, normalised by the pixels ``whole``."""
         own = own_statistics(torch.from_numpy(np.array(whole))) if self.standardize else None
         return partial(self._predict_tile, own=own)
 
@@ -222,17 +265,33 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def as_pixels(image: Array) -> NDArray[np.uint8]:
+def _pixels(value: object) -> int:
+    """A number of pixels; ValueError if it is none."""
+    if type(value) is not int or not 0 <= value < 10**6:
+        raise ValueError
+    return value
+
+
+def _enlarged(pixels: Array, factor: float) -> Array:
+    """An image (H, W, ...) with each side times ``factor``: area average down, bilinear up."""
+    if factor == 1:
+        return pixels
+    height, width = (max(1, round(side * factor)) for side in pixels.shape[:2])
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=how), np.uint8)
+
+
+def as_pixels(image: Array, gray: Conversion) -> NDArray[np.uint8]:
     """Check an image array and make it uint8 (H, W) or (H, W, 3); see ``Segmenter.bands``."""
     pixels = np.asarray(image)
     fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
-    if not fits or not pixels.size or pixels.dtype not in (np.uint8, np.uint16):
+    if not fits or not pixels.size or pixels.dtype.kind not in "uif":
         raise DataError(
-            f"image: found {pixels.dtype} {pixels.shape}; give uint8 or uint16, (H, W) or (H, W, 3)"
+            f"image: found {pixels.dtype} {pixels.shape}; give numbers, (H, W) or (H, W, 3)"
         )
     if pixels.ndim == 3:
         pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3]
-    return pixels if pixels.dtype == np.uint8 else to_8_bit(pixels)
+    return gray.apply(pixels)
 
 
 def check_number(name: str, value: float, *allowed: float, least: float) -> None:

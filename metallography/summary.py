@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from imaging.data_bar import bar_lines
+from imaging.listing import some_names
+from imaging.pixel_size import SAME
 from metallography import measure
-from metallography.folder import SUMMARY, Folder
+from metallography.folder import MEASUREMENTS, SUMMARY, Folder
 from metallography.particles import Row, unit_of
 from utils import metrics
 from utils.files import replace_file
-from utils.tables import csv_of_rows, markdown
+from utils.tables import csv_of_rows, markdown, plain
 
 DEFINITIONS = (
     "Particle: pixels of one class that touch. One that the frame cuts counts as one half "
@@ -26,9 +29,12 @@ DEFINITIONS = (
     "intercept: length of test line / grains met, boundaries shared by their grains; the "
     "grain-size number is computed from it (ASTM E112). Length and aspect ratio: smallest-area "
     "rectangle. Diameter: circle of equal area (ISO 9276-6).",
-    "Each image is a field. Mean ± half-width of the 95 % confidence interval (Student's t) over "
-    "fields; relative accuracy (ASTM E562) = half-width / mean.",
+    "Each image is a field; what is cut off, transparent or 255 in its class map is no part of it. "
+    "Fields of unequal area count by their area. Mean ± half-width of the 95 % confidence interval "
+    "(Student's t) over fields; relative accuracy (ASTM E562) = half-width / mean.",
 )
+
+OTHER_SCALE = 1.25  # factor between scales from which on structures look of another size
 
 Table = dict[str, Any]
 """``title``, ``head`` (names of the columns) and ``rows`` (lists of text)."""
@@ -40,7 +46,7 @@ def write_tables(folder: Folder) -> None:
     The JSON holds ``about``, ``warnings`` and ``unusable`` (sentences; a line for each file that
     could not be used) and ``tables``, see ``Table``. UserError if a file cannot be written.
     """
-    batches = measure.by_batch(folder.rows, folder.um_per_px)
+    batches = measure.by_batch(folder.rows, folder.unit_scale)
     files = {"measurements": folder.rows, "batches": batches}
     if any(item.truth for item in folder.items):
         files["comparison"] = folder.compared
@@ -56,27 +62,39 @@ def write_tables(folder: Folder) -> None:
     contents = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
     replace_file(folder.out / SUMMARY, contents, "--out")
     lines = ["# Prediction and measurements", ""]
-    lines += [f"- {line}" for line in [*about, *DEFINITIONS, *doubts]]
+    lines += [f"- {plain(line)}" for line in [*about, *DEFINITIONS, *doubts]]
     for table in tables:
-        lines += ["", f"## {table['title']}", "", *markdown(table["head"], table["rows"])]
+        lines += ["", f"## {plain(table['title'])}", "", *markdown(table["head"], table["rows"])]
     if folder.bad:
         lines += ["", f"## {len(folder.bad)} file(s) could not be used", ""]
-        lines += [f"- {line}" for line in folder.bad]
+        lines += [f"- {plain(line)}" for line in folder.bad]
     replace_file(folder.out / "summary.md", "\n".join(lines) + "\n", "--out")
 
 
 def _about(folder: Folder) -> list[str]:
     """How the images were predicted and measured."""
-    s, um = folder.segmenter, folder.um_per_px
+    s = folder.segmenter
     size = f"resized to {s.resize}x{s.resize}" if s.resize else "at their own size"
     views = ", average over 8 flips and quarter turns" if s.tta else ""
     return [
         f"Model: {s.about}",
         f"{len(folder.done)} image(s), predicted {size}{views}",
-        f"Scale: {f'{um:g} µm per pixel' if um else 'none given, lengths are in pixels'}",
+        f"Scale: {_scale(folder)}",
         f"Smallest particle: {folder.min_px} pixels",
+        *folder.notes,
         f"Pixels of one particle touch {_touching(folder)}",
     ]
+
+
+def _scale(folder: Folder) -> str:
+    """The scale or scales of the images."""
+    known = sorted({um for item in folder.items if (um := folder.scale_of(item)) is not None})
+    if not known:
+        return "none known, lengths are in pixels"
+    if known[-1] - known[0] <= SAME * known[-1]:
+        return f"{known[0]:.6g} µm per pixel"
+    each = f"each image's own is the column um_per_px of {MEASUREMENTS}"
+    return f"{known[0]:.4g} to {known[-1]:.4g} µm per pixel, {each}"
 
 
 def _touching(folder: Folder) -> str:
@@ -88,7 +106,7 @@ def _touching(folder: Folder) -> str:
 
 def warnings(folder: Folder) -> list[str]:
     """What a reader of the numbers should know."""
-    lines = []
+    lines = list(folder.left_out)
     sizes, side = {image.size for image in folder.done}, folder.segmenter.resize
     if side and len(sizes) > 1:
         lines.append(
@@ -96,25 +114,50 @@ def warnings(folder: Folder) -> list[str]:
             "training; where their field of view or proportions are not those of the training "
             "images, give --resize 0 or another N"
         )
-    bare = [item.name for item, _, counts in folder.done if item.truth and counts is None]
-    if bare:
+    lines += [f"Warning: {line}" for line in bar_lines(folder.bars, folder.field.crop)]
+    lines += _scale_doubts(folder)
+    bare = [i.name for i, _, _ in folder.done if i.truth is None or not i.truth.exists()]
+    if bare and any(item.truth for item in folder.items):
         count = f"{len(bare)} image(s) without a true mask (first: {bare[0]})"
         lines.append(f"Warning: {count}, not compared")
     return lines
 
 
+def _scale_doubts(folder: Folder) -> list[str]:
+    """Lengths in pixels where micrometres were known once; images at another magnification."""
+    trained, cure = folder.segmenter.um_per_px, "give --um_per_px or --scales"
+    if folder.unit_scale is None and (trained or folder.lost_scale):
+        known = f"training had {trained[0]:.4g} µm per pixel" if trained else ""
+        known = "an earlier run here knew one" if folder.lost_scale else known
+        return [f"Warning: no pixel size is known, lengths are in pixels, though {known}; {cure}"]
+    if trained is None or folder.resample or folder.segmenter.resize:
+        return []
+    scales = {item.name: folder.scale_of(item) for item in folder.items}
+    low, high = trained[0] / OTHER_SCALE, trained[1] * OTHER_SCALE
+    other = [name for name, um in scales.items() if um is not None and not low <= um <= high]
+    shown = f"{trained[0]:.4g}" + (f" to {trained[1]:.4g}" if trained[1] > trained[0] else "")
+    said = (
+        f"{len(other)} image(s) at another magnification than the training's {shown} µm per pixel"
+    )
+    cure = f"--resample {trained[0]:.4g} shows them to the network at that one"
+    return [f"Warning: {said}: {some_names(other)}; {cure}"] if other else []
+
+
 def _class_tables(folder: Folder) -> list[Table]:
     """Means over fields by class, and the pooled distribution of diameters."""
-    u = unit_of(folder.um_per_px)
+    u = unit_of(folder.unit_scale)
     names = (f"area_{u}2", f"diameter_{u}", f"length_{u}", "aspect_ratio", f"intercept_{u}")
     means = [f"mean_{name}" for name in (*names, f"free_path_{u}")]
-    columns = [measure.density_column(folder.um_per_px), *means, f"grain_intercept_{u}", "astm_g"]
+    columns = [measure.density_column(folder.unit_scale), *means, f"grain_intercept_{u}", "astm_g"]
     fractions, others, sizes = [], [], []
     for c, name in enumerate(folder.segmenter.class_names):
         rows = [row for row in folder.rows if row["class"] == c]
-        share = measure.over_fields(100 * row["area_fraction"] for row in rows)
+        areas = measure.areas_of(rows)
+        share = measure.over_fields([100 * row["area_fraction"] for row in rows], areas)
         fractions.append([name, share.fields, *map(number, share[1:])])
-        others.append([name, *(interval(row[column] for row in rows) for column in columns)])
+        others.append(
+            [name, *(interval([row[column] for row in rows], areas) for column in columns)]
+        )
         d = np.concatenate(folder.diameters[c])
         spread = [d.mean(), *np.percentile(d, (10, 50, 90, 100))] if len(d) else [math.nan] * 5
         sizes.append([name, len(d), *map(number, spread)])
@@ -129,7 +172,7 @@ def _class_tables(folder: Folder) -> list[Table]:
 
 def _batch_table(folder: Folder, batches: list[Row]) -> Table:
     """By production batch."""
-    density = measure.density_column(folder.um_per_px)
+    density = measure.density_column(folder.unit_scale)
     means = [name for name in batches[0] if name.startswith("mean_")]
     rows = [
         [
@@ -149,7 +192,7 @@ def _batch_table(folder: Folder, batches: list[Row]) -> Table:
 
 def _comparison_tables(folder: Folder) -> list[Table]:
     """Against the true masks: errors by class, particles found by size, confusion."""
-    names, distance = folder.segmenter.class_names, f"hausdorff95_{unit_of(folder.um_per_px)}"
+    names, distance = folder.segmenter.class_names, f"hausdorff95_{unit_of(folder.unit_scale)}"
     keys = ["area_fraction_error", "number_error", "ks_diameter", "boundary_f1"]
     counts = np.sum([image.counts for image in folder.done if image.counts is not None], axis=0)
     rows, recall = [], []
@@ -188,7 +231,7 @@ def number(value: float) -> str:
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
-def interval(values: Iterable[float]) -> str:
-    """``mean ± confidence`` over fields."""
-    found = measure.over_fields(values)
+def interval(values: Iterable[float], areas: Iterable[float] | None = None) -> str:
+    """``mean ± confidence`` over fields, weighted by their ``areas``."""
+    found = measure.over_fields(values, areas)
     return f"{number(found.mean)} ± {number(found.confidence)}" if found.fields else "-"

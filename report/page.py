@@ -36,7 +36,7 @@ from report.results import (
     unscored,
 )
 from utils.commandline import UserError
-from utils.files import list_files, list_names, replace_file
+from utils.files import list_files, list_names, replace_file, special_kind
 
 REPORT = "report.html"
 MAX_BYTES = 9_500_000  # of the page; mail programs refuse much more
@@ -208,6 +208,8 @@ def _sheets(runs: Sequence[Path]) -> list[Picture]:
 def _open(path: Path) -> Image.Image | None:
     """A picture; None if it is absent or cannot be read."""
     try:
+        if special_kind(path):
+            return None
         with Image.open(path) as file:
             return file.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

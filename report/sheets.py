@@ -14,6 +14,7 @@ from imaging import drawing
 from imaging.drawing import GAP, OVERLAY_SIDE, Array, Picture, beside, legend, paper, text_line
 from imaging.imagefile import read_image, read_mask
 from metallography.folder import Folder
+from utils.files import DataError
 from utils.metrics import IGNORED, image_dice, mean_score
 
 Row = tuple[Array, Array, Array]
@@ -68,12 +69,17 @@ def predicted_sheet(folder: Folder) -> None:
     compared = [image for image in folder.done if image.counts is not None]
     done = compared or folder.done
     chosen = [done[i] for i in _evenly(len(done), COMPARED_ROWS if compared else SHEET_PICTURES)]
-    titles = [item.name for item, _, _ in chosen]
-    rows, pictures, counts = [], [], []
+    titles, rows, pictures, counts = [], [], [], []
     for item, _, matrix in chosen:
-        image, mask = read_image(item.path), read_mask(folder.file("classes", item))
-        if item.truth and matrix is not None:
-            parts = (image, read_mask(item.truth), mask)
+        try:
+            image = read_image(item.path, segmenter.gray)
+            mask = read_mask(folder.file("classes", item))
+            truth = folder.truth_of(item, mask) if matrix is not None else None
+        except DataError:  # it was there a moment ago; the tables are written already
+            continue
+        titles.append(item.name)
+        if truth is not None and matrix is not None:
+            parts = (image, truth, mask)
             image, truth, mask = (drawing.reduced(part, OVERLAY_SIDE) for part in parts)
             rows.append((image, truth, mask))
             counts.append(matrix)

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataset.make_micrographs import CLASSES, make_micrographs
 from imaging.imagefile import Pixels, read_mask
 from segmentation.intake import Request
 from segmentation.job import Work, run
+from segmentation.micrographs import CLASSES, make_micrographs
 from segmentation.predictors import FOREST
 from utils.files import list_files
 from utils.log import only_progress, to_terminal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,13 +18,14 @@ from config import Config, ConfigError
 from data import name_key
 from dataset.layout import replacing_set, write_png
 from dataset.mask_values import MaskRule
-from dataset.pairs import DERIVED
 from dataset.prepare import read_settings
 from dataset.set_plan import Plan, Source
 from imaging.imagefile import Pixels, read_mask
+from imaging.listing import Listing, is_drawn
+from metallography.folder import result_names
 from metallography.segmenter import check_number
 from segmentation.answers import Answers
-from utils.files import IMAGE_SUFFIXES, DataError, list_files, replace_file
+from utils.files import DataError, replace_file
 from utils.metrics import IGNORED
 
 SET, RECORD, VERSION = "set", "record.json", 1
@@ -145,11 +146,9 @@ def _signature(
     request: Request, masks: Iterable[Path], corrected: Mapping[str, Path]
 ) -> list[list[Any]]:
     """Names, sizes and times of all files read, and the options: equal ones give an equal set."""
-    files = list_files(
-        request.images, IMAGE_SUFFIXES, below=True, leave_out={request.out.resolve()}
-    )
+    files = Listing(request.images, [request.out]).images()
     for path in masks:
-        files += list_files(path, below=True) if path.is_dir() else [path]
+        files += Listing(path, [request.out]).files if path.is_dir() else [path]
     files += corrected.values()
     stats = [(str(path.resolve()), path.stat()) for path in files]
     entries: list[list[Any]] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
@@ -167,14 +166,10 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
     """A folder of masks itself; of a single file one that holds a copy by the name of its image."""
     if masks.is_dir():
         return masks
-    below = list_files(
-        request.images, IMAGE_SUFFIXES, below=True, leave_out={request.out.resolve()}
-    )
+    below = Listing(request.images, [request.out]).images()
     stems = {name_key(p.stem): p.stem for p in below if p.resolve() != masks.resolve()}
     own = name_key(masks.stem)
-    found = [
-        s for s in stems if own == s or (own.startswith(s) and DERIVED.fullmatch(own[len(s) :]))
-    ]
+    found = [s for s in stems if own == s or is_drawn(own, {s})]
     if not found:
         wanted = next(iter(stems.values()), "image")
         raise DataError(
@@ -236,7 +231,8 @@ def _write(
             sources.setdefault(tile.source.below, tile.source)
             if tile.annotated:
                 masks[tile.source.below].append((plan, tile.source))
-    names = result_names(sources)
+    belows = sorted(sources)
+    names = dict(zip(belows, result_names([Path(below) for below in belows]), strict=True))
     classes = max(plan.num_classes for plan in plans)
     if classes < 2:
         found = f"one class in all masks ({plans[0].rule.same_as()})"
@@ -267,18 +263,6 @@ def _notes(plans: Sequence[Plan]) -> list[str]:
     every = dict.fromkeys(note for plan in plans for note in (*plan.notes, *plan.warnings))
     own = [n for n in every if not n.startswith("--batch-from") and " sets sup_num" not in n]
     return [f"masks: {plans[0].rule.note}; {plans[0].rule.same_as()}", *own]
-
-
-def result_names(belows: Iterable[str]) -> dict[str, str]:
-    """Names of results: paths without suffix, or with it where two differ in nothing else."""
-    paths = list(belows)
-    shared = Counter(str(Path(path).with_suffix("")).lower() for path in paths)
-    return {
-        path: path
-        if shared[str(Path(path).with_suffix("")).lower()] > 1
-        else Path(path).with_suffix("").as_posix()
-        for path in paths
-    }
 
 
 def _labels(

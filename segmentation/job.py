@@ -17,12 +17,11 @@ from metallography.segmenter import Segmenter
 from metallography.summary import write_tables
 from report.sheets import predicted_sheet
 from segmentation import blocks, doubt, telling
-from segmentation.answers import Answers
+from segmentation.answers import Answers, Round, Rounds, pair_digest
 from segmentation.blocks import HeldOut
 from segmentation.intake import Picture, Request, read
 from segmentation.learning import TRAINING, Learning
 from segmentation.predictors import FOREST, NETWORK, Answer, Classifier, Watched
-from segmentation.rounds import Round, Rounds
 from segmentation.schedule import (
     Schedule,
     asked_of,
@@ -94,7 +93,9 @@ class Work:
             "reduce": schedule.reduce,
             "epochs": schedule.pretrain_epochs,
         }
-        self.this = self.rounds.open(self.intake, decides)
+        pairs = {p.name: (p.file, p.labels) for p in self.annotated}
+        labels = {name: pair_digest(*pair) for name, pair in pairs.items() if pair[1]}
+        self.this = self.rounds.open(labels, self.classes, decides)
         self.before = self.rounds.before(self.this)
         self.place = self.out / TRAINING / f"round_{self.this.number}"
         self.first = self.out / TRAINING / "answers" / "first"

@@ -14,6 +14,7 @@ import numpy as np
 from config import Config
 from dataset.layout import write_png
 from imaging.drawing import class_colours, default_names
+from imaging.gray_range import Conversion, EachImage
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.folder import Folder, Item
 from metallography.forest import PixelForest
@@ -41,14 +42,18 @@ class Watched:
         self.mapping, self.colours = segmenter.mapping, segmenter.colours
         self.resize, self.tile, self.overlap = segmenter.resize, segmenter.tile, segmenter.overlap
         self.tta, self.about, self.digest = views > 1, segmenter.about, segmenter.digest
+        self.gray, self.ignore_label = segmenter.gray, segmenter.ignore_label
+        self.um_per_px = segmenter.um_per_px
 
-    def bands(self, image: Array) -> Iterator[tuple[int, Floats]]:
+    def bands(
+        self, image: Array, inside: Array | None = None, factor: float = 1.0
+    ) -> Iterator[tuple[int, Floats]]:
         """Class probabilities, see ``Segmenter.bands``."""
         if not self.tta:
-            yield from self.segmenter.bands(image)
+            yield from self.segmenter.bands(image, inside, factor)
             return
         total = 0.0
-        for top, band in self.segmenter.bands_and_votes(image):
+        for top, band in self.segmenter.bands_and_votes(image, inside, factor):
             total += float(band[-1].sum(dtype=np.float64))
             yield top, band[:-1]
         self.doubt = total / (image.shape[0] * image.shape[1])
@@ -65,6 +70,9 @@ class Classifier:
         self.class_names = list(look.class_names) or default_names(num_classes)
         self.mapping, self.colours = look.mapping, class_colours(num_classes)
         self.resize, self.tile, self.overlap, self.tta = 0, 0, 0, False
+        self.gray: Conversion = EachImage()  # never used: the set holds 8-bit images
+        self.ignore_label = IGNORED
+        self.um_per_px: tuple[float, float] | None = None
         self.forest = PixelForest(seed, standardize=True, threads=threads, quick=True)
         self.doubt = float("nan")
         small = f", on images reduced by a factor of {reduce}" if reduce > 1 else ""
@@ -92,8 +100,10 @@ class Classifier:
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         return image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
 
-    def bands(self, image: Array) -> Iterator[tuple[int, Floats]]:
-        """Class probabilities, see ``Segmenter.bands``."""
+    def bands(
+        self, image: Array, inside: Array | None = None, factor: float = 1.0
+    ) -> Iterator[tuple[int, Floats]]:
+        """Class probabilities, see ``Segmenter.bands``; all of the image counts."""
         found = self.forest.probabilities(self.small(image), self.num_classes)
         if self.reduce > 1:
             yield from resized_bands(found, *image.shape[:2])

@@ -17,9 +17,9 @@ from metallography.summary import DEFINITIONS, Table
 from report.page import REPORT
 from report.segmentation import write_segmentation
 from segmentation import doubt
-from segmentation.blocks import BLOCKS, HeldOut
+from segmentation.answers import Round
+from segmentation.blocks import BLOCKS, HeldOut, stored
 from segmentation.predictors import FOREST, Answer
-from segmentation.rounds import Round
 from utils.tables import digits
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def score_text(value: float) -> str:
 
 def comparison_lines(this: Round, before: Round | None) -> list[str]:
     """Who was compared on held-out blocks, and who is kept."""
-    found = {name: this.held_out(name) for name in this.scores}
+    found = {name: stored(this.scores.get(name)) for name in this.scores}
     if not found:
         return [f"No comparison on held-out blocks; the {this.kept} answers"]
     parts = [f"{name} {score_text(own.mean)}" for name, own in found.items() if own]
@@ -125,7 +125,7 @@ def result_lines(work: Work) -> list[str]:
 
 def honest_lines(this: Round) -> list[str]:
     """The figure on held-out blocks, the learning curve, and what they do not say."""
-    found = this.held_out(this.kept)
+    found = stored(this.scores.get(this.kept))
     if found is None:
         return ["There is no score: no test images with masks, and no block could be held out"]
     said = f"Dice {score_text(found.mean)} on held-out blocks. {WITHIN}"
@@ -136,7 +136,7 @@ def block_table(this: Round, names: list[str]) -> Table:
     """Dice of each block and class by who was compared."""
     rows: list[list[str]] = []
     for title in this.scores:
-        found = this.held_out(title)
+        found = stored(this.scores.get(title))
         if found is None:
             continue
         for number, dice in enumerate(found.by_block, start=1):

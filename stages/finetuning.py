@@ -19,7 +19,9 @@ from torch.optim.swa_utils import update_bn
 import data
 from config import FIELDS
 from data import Sample
+from dataset.set_file import read_set_file
 from imaging.drawing import class_colours, save_prediction
+from imaging.gray_range import Conversion, EachImage, GrayPool
 from imaging.imagefile import read_image
 from imaging.overlap import parts_of
 from metallography.views import average_batch
@@ -29,6 +31,7 @@ from pscl.recompute import recompute_activations
 from report import sheets
 from report.results import FIT
 from stages.job import (
+    GRAY,
     WEIGHTS,
     Job,
     Runner,
@@ -60,6 +63,8 @@ class Supervised(Runner):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.annotated, self.test = job.annotated(), data.test_samples(self.config.data_dir)
+        known = read_set_file(self.config.data_dir)
+        self.facts = known.facts() if known else {}  # for prediction
 
     def build(self) -> None:
         """UNet, optimizer and batches."""
@@ -249,8 +254,21 @@ class Supervised(Runner):
         names += [f"{self.stage}_last.pt"] if epoch + 1 == self.epochs else []
         for name in names:
             state = to_published(self.scored.state_dict())
-            settings = {**self.settings, **self.config.appearance()}
+            settings = {**self.settings, **self.config.appearance(), **self.facts}
+            settings[GRAY] = self.gray().saved()
             save(self.run_dir / name, {self.wrapper: state, **entry, "settings": settings})
+
+    def gray(self) -> Conversion:
+        """How images of more than 8 bits are read for this network: as its own set was.
+
+        If it has seen 8 bits only, they are brought to the levels of its annotated images.
+        """
+        store, pool = self.job.store, GrayPool()
+        if not isinstance(store.gray, EachImage):
+            return store.gray
+        for sample in self.annotated:
+            pool.add(store.image(sample.image).numpy())
+        return EachImage(pool.levels() or store.gray.levels)
 
     @torch.inference_mode()
     def evaluate(self, epoch: int) -> NDArray[np.int64]:

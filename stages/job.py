@@ -15,6 +15,7 @@ from torch import nn
 import data
 from config import FIELDS, Config
 from data import Sample, find_split
+from imaging.imagefile import turn_text
 from imaging.store import ImageStore, fingerprint
 from model import settings_of
 from report import figures
@@ -23,6 +24,7 @@ from utils.run_folder import RunFolder, differences
 from utils.training import Training
 
 WEIGHTS = "pretrained weights"
+GRAY = "gray_range"  # among settings: how more than 8 bits became 8, ``Conversion.saved``
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Runner(Training):
         for name in ("data_dir", "pretrained"):
             settings.pop(name, None)  # paths may change: the contents are compared
         settings["amp"] = "bf16" if self.amp else "off"
-        return {**settings, "files": fingerprint(self.samples(), self.job.store)}
+        files = fingerprint(self.samples(), self.job.store)
+        return {**settings, "files": files, GRAY: self.job.store.gray.saved()}
 
     def compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         """The settings that differ; the weights only if they are known already."""
@@ -75,7 +78,11 @@ class Runner(Training):
     def differences(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         """A line for each setting that differs, lengths included."""
         known = {k: v for k, v in old.items() if k != WEIGHTS or k in new}
-        return setting_differences(self.config, known, new)
+        lines = setting_differences(self.config, known, new)
+        anew = "" if GRAY in old else read_anew(self.job.store)
+        return [
+            f"{line} ({anew})" if line.startswith("files ") and anew else line for line in lines
+        ]
 
     def reason(self, state: Mapping[str, Any]) -> str:
         """Which lengths differ from those of a state on disk."""
@@ -109,6 +116,8 @@ class Runner(Training):
         """Number and sizes of samples: '48 images 188x188'."""
         sizes = sorted({tuple(self.job.store.image(s.image).shape[-2:]) for s in samples})
         shown = ", ".join(f"{w}x{h}" for h, w in sizes[:2]) + (" and others" if sizes[2:] else "")
+        deep = sorted({self.job.store.deep.get(s.image, "") for s in samples} - {""})
+        shown += f" ({', '.join(deep)}: {self.job.store.gray})" if deep else ""
         return f"{len(samples)} image{'s' if len(samples) != 1 else ''} {shown}"
 
     def smaller_than(self, name: str, samples: Sequence[Sample]) -> list[str]:
@@ -134,10 +143,22 @@ def setting_differences(
     Settings that the method does not take are left out. A run older than a setting has its default.
     """
     unused = unused_settings(config)
+    unused += [] if GRAY in old else [GRAY]  # where it mattered, the files differ
     names = [n for n in {**old, **new} if n not in unused]
     defaults = {n: FIELDS[n].default for n in names if n in FIELDS}
     before, now = ({n: (defaults | dict(each)).get(n) for n in names} for each in (old, new))
     return differences(before, now)
+
+
+def read_anew(store: ImageStore) -> str:
+    """Why a run of an older version of this program may have read images differently; '' if not."""
+    if store.turned:
+        path, orientation = next(iter(store.turned.items()))
+        return f"{path} is now {turn_text(orientation)}"
+    if store.deep:
+        path, kind = next(iter(store.deep.items()))
+        return f"{kind} values, as in {path}, now become 8 bits by one range for the set"
+    return ""
 
 
 def unused_settings(config: Config) -> list[str]:

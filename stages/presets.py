@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import data
 from config import PRESETS, Config, parse_config
 from data import Sample, find_split
+from dataset.set_file import SetDefaults
 from imaging.imagefile import read_image
 from imaging.store import resize_image
 from utils.files import DataError
@@ -133,14 +134,19 @@ def fitting_crops(others: Sequence[Look], annotated: Sequence[Look]) -> Choice:
 def read_config(
     argv: list[str] | None = None, beside: Sequence[str] = (), **defaults: Any
 ) -> tuple[Config, list[str]]:
-    """``config.parse_config``, with what the preset takes from the images, and lines on it."""
+    """``config.parse_config``, with what the set says and the preset takes from its images.
+
+    Also returns lines on both.
+    """
+    known = SetDefaults(argv, defaults)
+    defaults = known.values | defaults
     config = parse_config(argv, beside, **defaults)
     if config.preset == "paper":
-        return config, []
+        return config, known.lines(config)
     chosen, reasons = choose_for_set(config)
     config = parse_config(argv, beside, chosen, **defaults)
     kept = [line for line in reasons if _holds(config, chosen, line.partition(" ")[0])]
-    return config, [f"Preset {config.preset}: {line}" for line in kept]
+    return config, known.lines(config) + [f"Preset {config.preset}: {line}" for line in kept]
 
 
 def _holds(config: Config, chosen: dict[str, Any], name: str) -> bool:

@@ -80,6 +80,16 @@ def encoded(pixels: Any, kind: str, mode: str | None = None, **options: Any) -> 
     return stream.getvalue()
 
 
+def exif(orientation: int) -> Image.Exif:
+    """EXIF data with an orientation."""
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data
+
+
+SIX = exif(6)
+
+
 def deep(pixels: Any, suffix: str = ".png") -> bytes:
     """The bytes of a picture file of 16 bits, by OpenCV."""
     return bytes(cv2.imencode(suffix, pixels.astype(np.uint16) * 100)[1].tobytes())
@@ -164,16 +174,24 @@ BAD_FILES = {
         instead(IMAGE, "15_0.tif", encoded(GRAY, "tiff")[:500]), "", ("15_0.tif: ", "cut short")
     ),
     "text called png": Bad(put(IMAGE, b"hello"), "", ("15_0.png: ", "not an image", "export it")),
-    "webp called png": Bad(
-        put(IMAGE, encoded(RGB, "webp")), "", ("15_0.png: ", "jpg, png, bmp or tif", "export it")
+    "gif called png": Bad(
+        put(IMAGE, encoded(RGB, "gif")), "", ("15_0.png: ", "jpg, png, bmp, tif or webp", "export")
     ),
     "60000 x 60000 pixels": Bad(
         put(IMAGE, huge_png()), "", ("15_0.png: ", "60000x60000", "400 million", "cut it")
     ),
-    "real numbers": Bad(
-        instead(IMAGE, "15_0.tif", encoded(GRAY.astype(np.float32), "tiff")),
+    "no numbers": Bad(
+        instead(IMAGE, "15_0.tif", encoded(np.where(GRAY > 9, GRAY, np.float32(np.nan)), "tiff")),
         "",
-        ("15_0.tif: ", "float32", "8 or 16 bits"),
+        ("15_0.tif: ", "value nan", "export it again"),
+    ),
+    "mask of an image that a camera turned": Bad(
+        both(
+            instead(IMAGE, "15_0.jpg", encoded(GRAY[:20], "jpeg", exif=SIX)),
+            put(MASK, encoded(IDS[:20], "png")),
+        ),
+        "",
+        ("gt/15_0.png: ", "32x20", "20x32", "EXIF orientation (6)", "upright"),
     ),
     "one pixel": Bad(
         both(put(IMAGE, encoded(GRAY[:1, :1], "png")), put(MASK, encoded(IDS[:1, :1], "png"))),
@@ -238,7 +256,7 @@ BAD_FILES = {
         folder("train_numf/img"), "--stages self", ("train_numf", "no image", "put all training")
     ),
     "only files of other types": Bad(
-        instead(IMAGE, "15_0.webp"), "", ("sup_num1_0", "no image", "15_0.webp", "put annotated")
+        instead(IMAGE, "15_0.gif"), "", ("sup_num1_0", "no image", "15_0.gif", "put annotated")
     ),
     "no annotated folder": Bad(
         remove("sup_num1_0"), "", ("sup_num1_0", "no such folder", "--repeats")
@@ -373,14 +391,6 @@ def clutter(root: Path) -> None:
     (root / "sup_num1_0/img/old").mkdir()
 
 
-def exif(orientation: int) -> Image.Exif:
-    """EXIF data with an orientation."""
-    data = Image.Exif()
-    data[0x0112] = orientation
-    return data
-
-
-SIX = exif(6)
 PAGES: dict[str, Any] = {"save_all": True, "append_images": [Image.fromarray(IDS)]}
 OPAQUE = np.full(SHAPE, 255, np.uint8)
 
@@ -421,15 +431,17 @@ GOOD = {
     "EXIF orientation of a jpg": Good(
         both(
             instead(IMAGE, "15_0.jpg", encoded(GRAY[:20], "jpeg", exif=SIX)),
-            put(MASK, encoded(IDS[:20], "png")),
+            put(MASK, encoded(np.rot90(IDS[:20], -1), "png")),
         )
     ),
     "EXIF orientation of a tif": Good(
         both(
             instead(IMAGE, "15_0.tif", encoded(GRAY[:20], "tiff", exif=SIX)),
-            put(MASK, encoded(IDS[:20], "png")),
+            put(MASK, encoded(np.rot90(IDS[:20], -1), "png")),
         )
     ),
+    "real numbers": Good(instead(IMAGE, "15_0.tif", encoded(GRAY / np.float32(3), "tiff"))),
+    "32-bit integers": Good(instead(IMAGE, "15_0.tif", encoded(GRAY.astype("i4") * 999, "tiff"))),
     "several pages": Good(instead(IMAGE, "15_0.tiff", encoded(GRAY, "tiff", **PAGES))),
     "animated png": Good(put(IMAGE, encoded(GRAY, "png", **PAGES))),
     "mixed sizes with image_size": Good(

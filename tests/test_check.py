@@ -65,7 +65,7 @@ def spoil_folder(root: Path) -> None:
 def spoil_images(root: Path) -> None:
     shutil.rmtree(root / "test_numf" / "img")
     (root / "test_numf" / "img").mkdir()
-    (root / "test_numf" / "img" / "a_b.webp").write_bytes(b"x")
+    (root / "test_numf" / "img" / "a_b.gif").write_bytes(b"x")
 
 
 def spoil_twin(root: Path) -> None:
@@ -89,7 +89,7 @@ def spoil_tiny(root: Path) -> None:
         (spoil_colour, ["gt/15_t0_0_0.png: ", "coloured"]),
         (spoil_mask, ["img/30_t1_0_0.png: ", "no mask", "30_t1_0_0.jpg", "gt/30_t1_0_0.png"]),
         (spoil_folder, ["sup_num1_0/img: ", "no such folder", "--repeats"]),
-        (spoil_images, ["test_numf/img: ", "no image", "a_b.webp", "put the test images"]),
+        (spoil_images, ["test_numf/img: ", "no image", "a_b.gif", "put the test images"]),
         (spoil_twin, ["train_numf/img: ", "15_s0_0_0.bmp, 15_s0_0_0.png", "rename"]),
         (spoil_shape, [f"{NAMES[3]}.png: ", "32x40", "32x32", "--image_size N", "32"]),
         (spoil_tiny, ["15_t0_0_0.png: ", "32x15", "16"]),
@@ -151,14 +151,14 @@ def test_only_what_a_run_needs_is_read(root):
 def test_warnings(root):
     noise(root / "train_numf", "plain")
     noise(root / "train_numf", "other")
-    (root / "train_numf" / "img" / "scan.webp").write_bytes(b"x")
+    (root / "train_numf" / "img" / "scan.gif").write_bytes(b"x")
     noise(root / "sup_num1_0", NAMES[0], classes=2)
     for name in ("15_t0_0_0", "30_t1_0_0", "30_t2_0_0"):
         noise(root / "test_numf", name, classes=3)
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / "test_numf/gt/lonely.png")
     warnings = check(root).warnings
     expected = [
-        ("scan.webp", "left out"),
+        ("scan.gif", "left out"),
         ("sup_num1_0", "class 2, 3 does not occur"),
         ("lonely.png", "without an image"),
         ("test_numf", "class 3 does not occur"),

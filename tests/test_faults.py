@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tiny_set import ROOT, files, make_set, train
 
+import predict
 from stages.pretraining import SelfSupervised
 from utils.checkpoint import load
 
@@ -180,3 +181,39 @@ def test_the_last_epoch_is_saved_and_scored(data: Path, tmp_path: Path) -> None:
     assert [e["evaluation"]["epoch"] for e in lines if "evaluation" in e] == [1, 2]
     assert sorted(p.name for p in run.glob("epoch_*")) == ["epoch_1", "epoch_2"]
     assert (run / "epoch_2" / "30_t1.png").exists()
+
+
+@pytest.mark.parametrize("name", ["epoch_0", "log_sup.txt", "metrics.jsonl", "tensorboard"])
+def test_nothing_outside_is_touched_through_a_link(data: Path, tmp_path: Path, name: str) -> None:
+    """A run with --overwrite, where an output is a link to somebody's file or folder."""
+    settings = {"stages": "sup", "fine_max_epoch": 1}
+    assert train(data, tmp_path, **settings) == 0
+    run, outside = tmp_path / "tiny_sup" / "1_0", tmp_path / "outside"
+    outside.mkdir()
+    for mine in (*(path.name for path in (run / "epoch_0").iterdir()), "log"):
+        (outside / mine).write_text("mine")
+    if (run / name).is_dir():
+        shutil.rmtree(run / name)
+    target = outside / "log" if "." in name else outside
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(target, target_is_directory=target.is_dir())
+    before = files(outside)
+    wanted = 0 if "." in name else 2  # a link to a file is replaced
+    tensorboard = {"tensorboard": True} if name == "tensorboard" else {}
+    if tensorboard:
+        pytest.importorskip("tensorboard")
+    assert train(data, tmp_path, "--overwrite", **settings, **tensorboard) == wanted
+    assert files(outside) == before
+
+
+@pytest.mark.parametrize("what", ["--pretrained", "--weights"])
+def test_weights_that_are_a_pipe_are_refused(data: Path, tmp_path: Path, capsys, what: str) -> None:
+    os.mkfifo(tmp_path / "w.pt")
+    if what == "--pretrained":
+        words = f"-stages fine --pretrained {tmp_path / 'w.pt'}"
+        assert train(data, tmp_path, words) == 2
+    else:
+        images = data / "test_numf" / "img"
+        assert predict.main([what, str(tmp_path / "w.pt"), "--images", str(images)]) == 2
+        assert predict.main([what, "x.pt", "--images", str(tmp_path / "w.pt")]) == 2
+    assert "w.pt: a pipe, not a file; give the path" in capsys.readouterr().err

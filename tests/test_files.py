@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from utils.commandline import UserError
-from utils.files import list_files, replace_file
+from utils.files import (
+    confined,
+    cut_name,
+    list_files,
+    open_to_append,
+    remove_leftovers,
+    replace_file,
+    replacing,
+    special_kind,
+)
 
 
 def test_text_and_bytes(tmp_path: Path) -> None:
@@ -39,16 +48,103 @@ def test_a_failure_is_one_line_and_harms_nothing(
         replace_file(tmp_path / "file" / "table.md", "new")
 
 
-def test_files_below_a_folder_without_hidden_left_out_and_linked_ones(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a/c.png", "a/d.txt", "a/.hidden.png", ".git/e.png", "out/f.png"):
+def test_the_files_of_a_folder_without_hidden_ones(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a/c.png", "a.txt", ".hidden.png", "Thumbs.db", "~$a.docx"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
+    assert [path.name for path in list_files(tmp_path, (".png",))] == ["b.PNG"]
+    assert [path.name for path in list_files(tmp_path)] == ["a.txt", "b.PNG"]
+    assert list_files(tmp_path / "missing") == []
+
+
+def link(path: Path, target: Path) -> None:
     try:
-        (tmp_path / "a" / "circle").symlink_to(tmp_path, target_is_directory=True)
+        path.symlink_to(target, target_is_directory=target.is_dir())
     except OSError:
         pytest.skip("links cannot be made here")
-    out = (tmp_path / "out").resolve()
-    found = list_files(tmp_path, (".png",), below=True, leave_out={out})
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/c.png", "b.PNG"]
-    assert [path.name for path in list_files(tmp_path)] == ["b.PNG"]
-    assert list_files(tmp_path / "missing", below=True) == []
+
+
+def test_a_link_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("mine")
+    link(tmp_path / "table.csv", tmp_path / "outside")
+    link(tmp_path / f".table.csv.{os.getpid()}.tmp", tmp_path / "outside")
+    replace_file(tmp_path / "table.csv", "new")
+    assert (tmp_path / "outside").read_text() == "mine"
+    assert (tmp_path / "table.csv").read_text() == "new"
+    assert not (tmp_path / "table.csv").is_symlink()
+
+
+def test_nothing_is_written_out_of_a_folder_through_a_link(tmp_path: Path) -> None:
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    (run / "inside").mkdir(parents=True)
+    link(run / "epoch_1", outside)
+    link(run / "other", run / "inside")
+    link(tmp_path / "scratch", run)
+    for folder in (run, tmp_path / "scratch"):  # a folder that is itself a link is where it leads
+        with confined(folder):
+            for name in ("epoch_1/a.png", "epoch_1/new/a.png"):
+                with pytest.raises(UserError, match=r"a link leads from .* remove the link"):
+                    replace_file(folder / name, "new")
+            replace_file(folder / "other" / "a.png", "new")
+            replace_file(folder / "plain.png", "new")
+            replace_file(outside.parent / "elsewhere.txt", "new")
+    assert list(outside.iterdir()) == []
+    replace_file(run / "epoch_1" / "a.png", "new")  # afterwards it is a folder like any other
+    assert [path.name for path in outside.iterdir()] == ["a.png"]
+
+
+def test_logs_are_appended_to_but_not_through_links(tmp_path: Path) -> None:
+    for text in (b"one", b"two"):
+        with open_to_append(tmp_path / "log.txt") as file:
+            assert file.tell() == (0 if text == b"one" else 3)
+            file.write(text)
+    assert (tmp_path / "log.txt").read_bytes() == b"onetwo"
+    for name in ("log.txt", "missing.txt"):
+        (tmp_path / "link.txt").unlink(missing_ok=True)
+        link(tmp_path / "link.txt", tmp_path / name)
+        with pytest.raises(UserError, match=r"link\.txt: a link to .*; remove the link"):
+            open_to_append(tmp_path / "link.txt")
+    assert not (tmp_path / "missing.txt").exists()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: a pipe, not a file"):
+        open_to_append(tmp_path / "pipe")
+
+
+def test_what_may_not_be_opened_as_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    link(tmp_path / "link", tmp_path / "pipe")
+    (tmp_path / "file").write_text("")
+    assert special_kind(tmp_path / "pipe") == special_kind(tmp_path / "link") == "a pipe"
+    assert special_kind("/dev/zero") == special_kind("/dev/null") == "a device"
+    assert [special_kind(tmp_path / name) for name in ("file", "", "nothing")] == ["", "", ""]
+
+
+def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
+    name = "ä" * 120 + "x" * 11 + ".csv"  # 255 bytes in UTF-8
+    replace_file(tmp_path / name, "text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    raw = os.fsdecode(b"\xff\xfe" + b"z" * 300)
+    assert cut_name("short", 255) == "short" and len(os.fsencode(cut_name(raw, 255))) == 255
+    assert cut_name(raw, 255) != cut_name(raw + "z", 255)
+
+
+def test_leftovers_are_removed_without_following_links(tmp_path: Path) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    for folder in (run, run / "epoch_1", outside):
+        folder.mkdir()
+        (folder / ".a.png.12.tmp").write_text("")
+        (folder / ".mine.tmp").write_text("")
+    link(run / "linked", outside)
+    remove_leftovers(run)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob(".*"))
+    assert left == [
+        "outside/.a.png.12.tmp", "outside/.mine.tmp", "run/.mine.tmp", "run/epoch_1/.mine.tmp",
+    ]  # fmt: skip
+
+
+def test_a_file_grows_in_its_temporary_alone(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a.csv") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []

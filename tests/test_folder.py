@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from metallography.folder import RECORD, list_images
+from metallography.folder import RECORD, list_images, result_names
 from metallography.segmenter import Segmenter
 from predict import main
 from tests.trained_model import expected_mask, picture, rows_of, write_images, write_weights
+from utils.files import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+HOLD = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from utils.run_folder import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture
@@ -172,3 +186,277 @@ def test_a_record_cut_off_by_a_kill_is_taken_up(tmp_path: Path, weights: Path, c
     assert "1 image(s) predicted, 1 were done" in capsys.readouterr().out
     assert main(options) == 0
     assert "0 image(s) predicted, 2 were done" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- damage
+
+
+def options_of(tmp_path: Path, weights: Path, *names: str) -> list[str]:
+    images = write_images(tmp_path / "imgs", *names)
+    return ["--weights", str(weights), "--images", str(images), "--out", str(tmp_path / "o")]
+
+
+@pytest.mark.parametrize("kind", ["classes", "gray", "overlay"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
+def test_a_damaged_result_is_made_anew(tmp_path, weights, capsys, kind, damage) -> None:
+    options = options_of(tmp_path, weights, "a.png", "b.png")
+    assert main(options) == 0
+    path = tmp_path / "o" / kind / "a.png"
+    good, table = path.read_bytes(), (tmp_path / "o" / "measurements.csv").read_bytes()
+    middle = good.index(b"IDAT") + 12
+    path.write_bytes({
+        "cut": good[:-20],
+        "flipped": good[:middle] + bytes([good[middle] ^ 4]) + good[middle + 1 :],
+        "empty": b"",
+        "text": b"hello",
+    }[damage])  # fmt: skip
+    capsys.readouterr()
+    assert main(options) == 0
+    told = capsys.readouterr().out
+    assert f"{kind}/a.png: damaged; the results of a are made anew" in told
+    assert "1 image(s) predicted, 1 were done" in told
+    assert path.read_bytes() == good
+    assert (tmp_path / "o" / "measurements.csv").read_bytes() == table
+
+
+def test_a_class_map_with_a_class_that_the_model_lacks_is_made_anew(tmp_path, weights) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    assert main(options) == 0
+    path = tmp_path / "o" / "classes" / "a.png"
+    good = path.read_bytes()
+    Image.fromarray(np.full((40, 48), 3, np.uint8)).save(path)
+    assert main(options) == 0
+    assert path.read_bytes() == good
+
+
+def test_a_class_map_that_somebody_corrected_is_measured_as_it_is(tmp_path, weights) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    assert main(options) == 0
+    Image.fromarray(np.full((40, 48), 2, np.uint8)).save(tmp_path / "o" / "classes" / "a.png")
+    assert main(options) == 0
+    rows = rows_of(tmp_path / "o" / "measurements.csv")
+    assert [float(row["area_fraction"]) for row in rows] == [0, 0, 1]
+
+
+def test_damaged_probabilities_are_made_anew(tmp_path, weights, capsys) -> None:
+    options = [*options_of(tmp_path, weights, "a.png"), "--probabilities"]
+    assert main(options) == 0
+    path = tmp_path / "o" / "probabilities" / "a.npy"
+    good = path.read_bytes()
+    path.write_bytes(good[:-100])
+    assert main(options) == 0
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        b"\x00\xff\xfe",
+        b"[1, 2]\n",
+        b'{"name": "a"}\n',
+        b'{"nothing": 1}\n{"x": 2}\n',
+        b"\xef\xbb\xbf",
+    ],
+)
+def test_a_damaged_record_is_made_anew(tmp_path, weights, capsys, contents) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    assert main(options) == 0
+    record = tmp_path / "o" / RECORD
+    good = record.read_bytes()
+    record.write_bytes(contents)
+    capsys.readouterr()
+    assert main(options) == 0
+    told = capsys.readouterr().out
+    assert f"{RECORD}: damaged; made anew" in told and "1 image(s) predicted, 0 were" in told
+    assert record.read_bytes() == good
+
+
+def test_a_damaged_line_of_the_record_costs_its_image_alone(tmp_path, weights, capsys) -> None:
+    options = options_of(tmp_path, weights, "a.png", "b.png", "c.png")
+    assert main(options) == 0
+    record = tmp_path / "o" / RECORD
+    head, *lines = record.read_text().splitlines()
+    record.write_text("\n".join([head, lines[0], '{"name": 3}', "\x00{]", lines[2]]) + "\n")
+    capsys.readouterr()
+    assert main(options) == 0
+    assert "1 image(s) predicted, 2 were done" in capsys.readouterr().out
+
+
+def test_an_unreadable_sub_folder_or_picture_stops_no_other(tmp_path, weights, capsys) -> None:
+    options = options_of(tmp_path, weights, "a.png", "sub/b.jfif")
+    (tmp_path / "imgs" / "c.czi").write_bytes(b"ZISRAWFILE")
+    os.mkfifo(tmp_path / "imgs" / "pipe.tif")
+    assert main(options) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1].endswith(
+        "c.czi: .czi files are not read; export it as TIFF or PNG"
+    )
+    assert "left out, a pipe, no file: pipe.tif" in told.out
+    summary = (tmp_path / "o" / "summary.md").read_text(encoding="utf-8")
+    assert "c.czi" in summary and "pipe.tif" in summary
+    assert [row["image"] for row in rows_of(tmp_path / "o" / "measurements.csv")[::3]] == [
+        "a", "sub/b",
+    ]  # fmt: skip
+
+
+def test_pages_that_are_not_read_are_named(tmp_path, weights, capsys) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    first, *more = (Image.fromarray(picture(k, 30, 30)) for k in range(3))
+    first.save(tmp_path / "imgs" / "stack.tif", save_all=True, append_images=more)
+    for _ in range(2):  # what is done already is named again
+        assert main(options) == 0
+        assert "only the first page is read of stack.tif (3 pages)" in capsys.readouterr().out
+    assert (
+        main([*options[:3], str(tmp_path / "imgs" / "stack.tif"), "--out", str(tmp_path / "p")])
+        == 0
+    )
+    assert "stack.tif (3 pages)" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_no_two_images_have_one_name() -> None:
+    def named(*names: str) -> list[str]:
+        return result_names([Path(name) for name in names])
+
+    assert named("a.png", "sub/a.png") == ["a", "sub/a"]
+    assert named("t.bmp", "t.png") == ["t.bmp", "t.png"]
+    # t.png.tif would be called t.png, which the twin has.
+    assert named("t.bmp", "t.png", "t.png.tif") == ["t.bmp", "t.png", "t.png.tif"]
+    assert named("A.png", "a.png") == ["A.png", "a.png~2"]  # one file on a Mac or a USB stick
+    assert named("a\u0301.png", "\u00e1.png") == ["a\u0301.png", "\u00e1.png~2"]
+    # The map of a.tif is a.png, which is a folder for the others.
+    assert named("a.png/x.tif", "a.tif") == ["a.png/x", "a.tif"]
+    long = "x" * 251
+    assert named(f"{long}.png") == [long]
+    (cut, other) = named(f"{long}.png", f"{long}.bmp")
+    assert max(len(cut), len(other)) <= 251 and cut != other
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes, as Linux has them")
+def test_names_of_any_bytes_survive(tmp_path, weights, capsys) -> None:
+    raw = [b"=1+1.png", b"-x.png", b"@a.png", b"+b.png", b"a\nb.png", b"<b>bold & x.png",
+           b"\xff\xfe.png", b"a|b`c[d].png", b" .png", b"\xe2\x80\xae.png", b"%s{0}.png",
+           b"x" * 251 + b".png"]  # fmt: skip
+    images = tmp_path / "imgs"
+    images.mkdir()
+    for seed, name in enumerate(raw):
+        Image.fromarray(picture(seed, 20, 24)).save(images / "t.png")
+        os.rename(images / "t.png", os.path.join(os.fsencode(images), name))
+    out = tmp_path / "o"
+    options = ["--weights", str(weights), "--images", str(images), "--out", str(out)]
+    for done in (0, len(raw)):
+        assert main(options) == 0
+        said = f"{len(raw) - done} image(s) predicted, {done} were done"
+        assert said in capsys.readouterr().out
+    assert {os.fsencode(path.name) for path in (out / "classes").iterdir()} == set(raw)
+    names = {row["image"] for row in rows_of(out / "measurements.csv")}
+    assert {"'=1+1", "'-x", "'@a", "'+b", "a\nb", "<b>bold & x", "\\udcff\\udcfe"} <= names
+    assert not [name for name in names if name.startswith(("=", "+", "-", "@"))]
+    json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert main([*options[:2], "--rank", str(images), "--out", str(tmp_path / "r")]) == 0
+    assert len(rows_of(tmp_path / "r" / "ranking.csv")) == len(raw)
+
+
+def test_html_in_names_is_text_in_the_summary(tmp_path, weights) -> None:
+    options = options_of(tmp_path, weights, "<img src=x onerror=alert(1)>_a.png")
+    (tmp_path / "imgs" / "<script>.png").write_bytes(b"")
+    assert main(options) == 1
+    summary = (tmp_path / "o" / "summary.md").read_text(encoding="utf-8")
+    assert "<img" not in summary and "<script>" not in summary
+    assert "&lt;img src=x onerror=alert(1)&gt;" in summary and "&lt;script&gt;" in summary
+
+
+# ---------------------------------------------------------------- what is no micrograph
+
+
+def test_masks_beside_the_images_are_compared_and_not_measured(tmp_path, weights) -> None:
+    images = write_images(tmp_path / "imgs", "a.tif", "b.tif")
+    truth = expected_mask(np.asarray(Image.open(images / "a.tif"))).astype(np.uint8)
+    Image.fromarray(truth).save(images / "a.png")
+    out = tmp_path / "o"
+    options = ["--weights", str(weights), "--images", str(images), "--out", str(out)]
+    assert main([*options, "--masks", str(images)]) == 0
+    assert {row["image"] for row in rows_of(out / "measurements.csv")} == {"a", "b"}
+    rows = rows_of(out / "comparison.csv")
+    assert {row["image"] for row in rows} == {"a"}
+    assert all(float(row["area_fraction_error"]) == 0 for row in rows)
+    assert main(options) == 0  # without --masks its few values tell the mask
+    assert {row["image"] for row in rows_of(out / "measurements.csv")} == {"a", "b"}
+
+
+def test_a_second_run_beside_the_first_measures_the_images_alone(tmp_path, weights, capsys) -> None:
+    images = write_images(tmp_path / "imgs", "a.png", "gt/a.png", "a_overlay.png")
+    for number in range(3):
+        out = images / f"run{number}"
+        options = ["--weights", str(weights), "--images", str(images), "--out", str(out)]
+        assert main(options) == 0
+        assert {row["image"] for row in rows_of(out / "measurements.csv")} == {"a"}
+    told = capsys.readouterr().out
+    assert "run0/classes, run0/gray" in told and "a_overlay.png" in told and "gt/a.png" in told
+
+
+def test_a_folder_of_results_alone_says_so(tmp_path, weights) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    assert main(options) == 0
+    with pytest.raises(DataError, match="no image in it; .*results of this program: classes, gray"):
+        list_images(tmp_path / "o", tmp_path / "p")
+
+
+# ---------------------------------------------------------------- the folder of the results
+
+
+def test_a_second_process_is_refused(tmp_path, weights, capsys) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "o"), str(ROOT)], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        for task in ("--images", "--rank"):
+            words = [task if word == "--images" else word for word in options]
+            assert main(words) == 2
+            error = capsys.readouterr().err
+            assert f"{tmp_path / 'o'}: another process is predicting there" in error
+            assert error.count("\n") == 1
+        holder.kill()
+    assert main(options) == 0
+    assert not (tmp_path / "o" / ".lock").exists()
+
+
+@pytest.mark.parametrize("kind", ["classes", "gray", "overlay", "probabilities"])
+def test_nothing_is_written_out_of_the_folder_through_a_link(
+    tmp_path, weights, capsys, kind
+) -> None:
+    options = [*options_of(tmp_path, weights, "a.png"), "--probabilities", "--overwrite"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.png").write_text("mine")
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / kind).symlink_to(tmp_path / "mine", target_is_directory=True)
+    assert main(options) == 2
+    error = capsys.readouterr().err
+    assert "through links; remove the link" in error and error.count("\n") == 1
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["a.png"]
+    assert (tmp_path / "mine" / "a.png").read_text() == "mine"
+
+
+def test_tables_that_are_links_are_replaced_and_their_targets_kept(tmp_path, weights) -> None:
+    options = [*options_of(tmp_path, weights, "a.png"), "--particles"]
+    (tmp_path / "o").mkdir()
+    names = (RECORD, "measurements.csv", "particles.csv", "batches.csv", "summary.md",
+             "summary.json", "sheet.png")  # fmt: skip
+    for name in names:
+        (tmp_path / f"mine_{name}").write_text("")
+        (tmp_path / "o" / name).symlink_to(tmp_path / f"mine_{name}")
+    assert main(options) == 0
+    for name in names:
+        assert (tmp_path / f"mine_{name}").read_text() == ""
+        assert not (tmp_path / "o" / name).is_symlink()
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path, weights) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    assert main(options) == 0
+    (tmp_path / "o" / "classes" / ".a.png.4711.tmp").write_text("half")
+    assert main(options) == 0
+    assert not list((tmp_path / "o").rglob(".*"))

@@ -21,8 +21,10 @@ import torch
 from PIL import Image
 
 from dataset.mask_values import has_colour, histogram_of, to_codes
-from dataset.source_files import count_pages, read_picture, read_pixels
-from imaging.imagefile import MAX_PIXELS, DataError, read_image, read_mask
+from dataset.source_files import read_pixels
+from imaging.gray_range import EACH_IMAGE
+from imaging.imagefile import MAX_PIXELS, DataError, decode, read_image, read_mask
+from imaging.pages import count_pages
 from utils.checkpoint import CheckpointError, load
 
 MEGABYTES = 300  # more memory than that is not taken for any one small file
@@ -144,6 +146,9 @@ def pictures() -> list[bytes]:
         picture(gray, "tiff", compression="tiff_adobe_deflate", **pages),
         picture(rgb, "tiff", compression="jpeg"),
         picture(ids > 1, "tiff", compression="group4"),
+        picture(gray, "tiff", compression="packbits", tiffinfo={274: 3}),
+        picture(rgb, "webp"),
+        picture(ids, "webp", lossless=True, exif=exif),
         picture(gray.astype(np.float32), "tiff"),
         picture(ids.astype(np.float32), "tiff"),
         picture(gray.astype(np.int32), "tiff"),
@@ -175,12 +180,12 @@ def test_damaged_pictures_and_masks_are_read_or_refused(tmp_path, capfd, count):
 
 def raw_picture(path: Path) -> Any:
     """An image as ``prepare.py`` reads it."""
-    return read_picture(path)[0]
+    return decode(path).values
 
 
 def second_page(path: Path) -> Any:
     """The page after the first, where there is one."""
-    return read_picture(path, 2)[0]
+    return read_image(path, EACH_IMAGE, 2)
 
 
 def raw_mask(path: Path) -> Any:
@@ -241,7 +246,7 @@ def test_a_small_file_that_claims_to_be_large_is_refused_at_once(tmp_path, kind,
     path = tmp_path / "large.tif"
     path.write_bytes(claims(60_000, 60_000)[kind])
     memory = peak_memory()
-    for reader in (read_image, read_mask, read_picture, read_pixels):
+    for reader in (read_image, read_mask, raw_picture, read_pixels):
         with pytest.raises(DataError) as caught:
             reader(path)
         assert str(caught.value).startswith(f"{path}: 60000x60000 pixels, more than the 400 mill")

@@ -11,11 +11,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from imaging.imagefile import DataError, read_image, read_mask, to_8_bit
+from imaging.gray_range import BY_DEPTH, GrayRange
+from imaging.imagefile import TURNS, DataError, decode, read_image, read_mask, turned
 from imaging.store import ImageStore, resize_image, resize_mask
 
 RNG = np.random.default_rng(0)
@@ -78,25 +77,14 @@ def test_equal_channels_are_kept_as_one(tmp_path):
     assert ImageStore().image(path).shape == (1, 20, 24)
 
 
-@pytest.mark.parametrize(
-    ("high", "full"),
-    [(255, 255), (256, 1023), (1000, 1023), (3000, 4095), (16000, 16383), (65000, 65535)],
-)
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_16_bits_are_scaled_by_the_camera_depth(tmp_path, high, full, suffix):
-    pixels = np.linspace(0, high, 20 * 24).astype(np.uint16).reshape(20, 24)
-    result = read_image(save_deep(tmp_path / f"a{suffix}", pixels))
-    if high == 256:  # a quarter of 10 bits would be 64 levels: 63.8 is fewer, so it is stretched
-        full = 256
-    np.testing.assert_allclose(result, pixels * 255.0 / full, atol=0.5001)
-
-
-def test_16_bits_of_low_contrast_are_stretched(tmp_path):
-    pixels = RNG.integers(30000, 30500, (20, 24)).astype(np.uint16)
-    result = read_image(save_deep(tmp_path / "a.png", pixels))
-    assert result.min() == 0 and result.max() == 255
-    expected = (pixels - pixels.min()) / (pixels.max() - pixels.min()) * 255.0
-    np.testing.assert_allclose(result, expected, atol=0.5001)
+def test_16_bits_become_8_by_the_range_that_is_given(tmp_path, suffix):
+    pixels = np.linspace(0, 60000, 20 * 24).astype(np.uint16).reshape(20, 24)
+    path = save_deep(tmp_path / f"a{suffix}", pixels)
+    found = read_image(path, GrayRange(1000, 51_000))
+    expected = np.clip((pixels - 1000.0) / 50_000, 0, 1) * 255
+    np.testing.assert_allclose(found, expected, atol=0.5001)
+    np.testing.assert_allclose(read_image(path, BY_DEPTH), pixels * 255.0 / 65535, atol=0.5001)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -104,30 +92,71 @@ def test_16_bits_of_low_contrast_are_stretched(tmp_path):
 def test_16_bit_colour_keeps_order_and_contrast(tmp_path, suffix, channels):
     pixels = RNG.integers(0, 4096, (20, 24, channels)).astype(np.uint16)
     pixels[..., 1] //= 4
-    result = read_image(save_deep(tmp_path / f"a{suffix}", pixels))
+    result = read_image(save_deep(tmp_path / f"a{suffix}", pixels), GrayRange(0, 4095))
     np.testing.assert_allclose(result, pixels[..., :3] * 255.0 / 4095, atol=0.5001)
 
 
-@given(st.lists(st.integers(0, 65535), min_size=1, max_size=20))
-def test_8_bits_keep_the_order_of_16(values):
-    pixels = np.array(values, np.uint16)
-    result = to_8_bit(pixels).astype(int)
-    order = np.argsort(pixels)
-    assert (np.diff(result[order]) >= 0).all()
-    if pixels.max() > pixels.min():
-        depth = min(2**b - 1 for b in (8, 10, 12, 14, 16) if pixels.max() < 2**b)
-        levels = (int(pixels.max()) - int(pixels.min())) * 255 / depth
-        assert result.max() - result.min() >= min(levels, 64) - 1
+# Where the pixel of row 0, column 0 of the file is seen: the standard's words (EXIF 2.32, 4.6.4),
+# row 0 is the visual top, ..., column 0 the visual left-hand side, ...
+FIRST = {
+    2: ("top", "right"),
+    3: ("bottom", "right"),
+    4: ("bottom", "left"),
+    5: ("left", "top"),
+    6: ("right", "top"),
+    7: ("right", "bottom"),
+    8: ("left", "bottom"),
+}
 
 
-def test_camera_orientation_is_ignored(tmp_path):
+@pytest.mark.parametrize("orientation", FIRST)
+def test_an_orientation_is_applied_as_the_standard_words_it(orientation):
+    row, column = FIRST[orientation]
+    stored = np.zeros((3, 5), int)
+    stored[0, :], stored[:, 0], stored[0, 0] = 1, 2, 3
+    seen = turned(stored, orientation)
+    sides = {"top": seen[0], "bottom": seen[-1], "left": seen[:, 0], "right": seen[:, -1]}
+    assert sorted(sides[row]) == [1] * 4 + [3] and sorted(sides[column]) == [2] * 2 + [3]
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_camera_orientation_is_applied_everywhere(tmp_path, suffix, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
+    path = tmp_path / f"a{suffix}"
+    smooth = np.add.outer(np.arange(16) * 4, np.arange(24) * 7).astype(np.uint8)
+    Image.fromarray(smooth).save(path, exif=exif, quality=100, lossless=True)
+    found = decode(path)
+    assert found.orientation == orientation
+    expected = turned(smooth, orientation)
+    assert read_image(path).shape == expected.shape
+    assert np.abs(read_image(path).astype(int) - expected).max() <= 3
+    if suffix != ".jpg":
+        np.testing.assert_array_equal(read_mask(path), expected)
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_16_bit_colour_png_is_turned_once(tmp_path, orientation):
+    pixels = (RGB.astype(np.uint16) * 257)[:, :19]
+    raw = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+    exif = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHHI", 0x0112, 3, 1, orientation, 0, 0)
+    chunk = b"eXIf" + exif
+    chunk = struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     path = tmp_path / "a.png"
-    Image.fromarray(GRAY).save(path, exif=exif)
-    assert Image.open(path).getexif()[0x0112] == 6
-    np.testing.assert_array_equal(read_image(path), GRAY)
-    np.testing.assert_array_equal(read_mask(path), GRAY)
+    path.write_bytes(raw[:33] + chunk + raw[33:])
+    np.testing.assert_array_equal(decode(path).values, turned(pixels, orientation))
+
+
+def test_an_orientation_that_makes_no_sense_turns_nothing(tmp_path):
+    for value in (0, 1, 9, 300):
+        exif = Image.Exif()
+        exif[0x0112] = value
+        Image.fromarray(GRAY).save(tmp_path / "a.png", exif=exif)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), GRAY)
+    raw = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(raw.replace(b"Exif\0\0", b"Exif!!"))
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png"), GRAY)
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
@@ -150,7 +179,8 @@ BROKEN = {
     "half a bmp": (cv2.imencode(".bmp", RGB)[1].tobytes()[:700], "cut short"),
     "half a tif": (tiff_bytes(RGB)[:400], "cut short"),
     "half a 16-bit tif": (tiff_bytes(RGB.astype(np.uint16) * 99)[:900], "cut short"),
-    "real numbers": (tiff_bytes(GRAY.astype(np.float32)), "8 or 16 bits"),
+    "no number": (tiff_bytes(np.where(GRAY > 99, np.nan, GRAY).astype(np.float32)), "value nan"),
+    "infinity": (tiff_bytes(np.where(GRAY > 99, -np.inf, GRAY).astype(np.float64)), "value -inf"),
 }
 
 
@@ -252,3 +282,38 @@ def test_store_reads_each_file_once(tmp_path):
     os.remove(path)
     assert store.image(path).data_ptr() == first.data_ptr()
     assert store.file_size("image", path) == (20, 24) == store.file_size("mask", mask)
+
+
+# ---------------------------------------------------------------- other names and kinds of files
+
+
+@pytest.mark.parametrize("pixels", [GRAY, RGB], ids=["gray", "rgb"])
+def test_a_webp_without_loss_is_read_as_it_is(tmp_path, pixels):
+    path = save(tmp_path / "a.webp", pixels, lossless=True)
+    np.testing.assert_array_equal(read_image(path), pixels)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match="damaged or cut short"):
+        read_image(path)
+
+
+def test_a_webp_as_mask_must_be_without_loss(tmp_path):
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "a.webp", IDS, lossless=True)), IDS)
+    for options in ({}, {"icc_profile": b"profile"}):
+        with pytest.raises(DataError, match="a WebP with loss, which changes class ids; export"):
+            read_mask(save(tmp_path / "b.webp", IDS, **options))
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe"])
+def test_a_jpeg_by_any_name(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(GRAY).save(path, format="JPEG", quality=100)
+    assert np.abs(read_image(path).astype(int) - GRAY).max() < 4
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+def test_pipes_and_devices_are_refused_unopened(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name, kind in (("pipe.png", "a pipe"), ("zero.png", "a device")):
+        with pytest.raises(DataError, match=f"{name}: {kind}, not a file; give"):
+            read(tmp_path / name)

@@ -151,6 +151,18 @@ def test_public_names_have_docstrings(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", source_files(), ids=relative_name)
+def test_nothing_is_lost_with_asserts_and_docstrings(path: Path) -> None:
+    """``python -OO`` drops both: no assert does work, no docstring is data."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not relative_name(path).startswith("benchmarks/"):  # their help is shorter without
+            assert getattr(node, "id", "") != "__doc__", relative_name(path)
+        inside = list(ast.walk(node.test)) if isinstance(node, ast.Assert) else []
+        calls = [n.func for n in inside if isinstance(n, ast.Call)]
+        assert all(getattr(called, "id", "") == "isinstance" for called in calls)
+        assert not any(isinstance(n, ast.NamedExpr) for n in inside)
+
+
+@pytest.mark.parametrize("path", source_files(), ids=relative_name)
 def test_a_function_fits_on_a_screen(path: Path) -> None:
     found = functions(path.read_text(encoding="utf-8"))
     long = [f"{name} ({lines} lines)" for name, lines in found if lines > LONGEST_FUNCTION]

@@ -203,10 +203,23 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
         RunLog(tmp_path / "run", "self")
 
 
+@pytest.mark.parametrize("name", ["log_self.txt", "metrics.jsonl"])
+def test_a_log_that_is_a_link_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "outside").write_text('{"stage": "fine"}\n')
+    try:
+        (tmp_path / "run" / name).symlink_to(tmp_path / "outside")
+    except OSError:
+        pytest.skip("links cannot be made here")
+    with pytest.raises(UserError, match=rf"{name}: a link to .*outside, .*remove the link"):
+        RunLog(tmp_path / "run", "self")
+    assert (tmp_path / "outside").read_text() == '{"stage": "fine"}\n'
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "log_self.txt").symlink_to("/dev/full")
     run_log = RunLog(tmp_path, "self")
+    run_log._files[run_log.text_path] = open("/dev/full", "ab")  # noqa: SIM115
     with pytest.raises(UserError, match=r"log_self\.txt: cannot be written.*free disk space"):
         run_log.line("text")
     with pytest.raises(UserError):

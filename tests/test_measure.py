@@ -15,6 +15,7 @@ from scipy import ndimage, stats  # type: ignore[import-untyped]
 from config import ConfigError
 from metallography import measure
 from metallography.measure import (
+    areas_of,
     boundary_agreement,
     by_batch,
     compare_class,
@@ -23,6 +24,7 @@ from metallography.measure import (
     measure_mask,
     over_fields,
     recall_by_size,
+    without_scale,
 )
 from tests.masks import blobs, disc, field
 from utils.files import DataError
@@ -469,3 +471,48 @@ def test_kolmogorov_smirnov_against_scipy() -> None:
         first, second = rng.integers(0, 8, n), rng.integers(2, 9, m)
         expected = stats.ks_2samp(first, second).statistic
         assert kolmogorov_smirnov(first, second) == pytest.approx(expected)
+
+
+# ---------------------------------------------------------------- fields of unequal area and scale
+
+
+def test_fields_of_unequal_area_count_by_their_area() -> None:
+    """Three pixels in four of a field of 100, one in four of one of 300: 150 of 400."""
+    found = over_fields([0.75, 0.25], [100, 300])
+    assert found.mean == pytest.approx(150 / 400)
+    # A ratio's variance: n / (n - 1) * sum(w**2 * (x - mean)**2) / sum(w)**2.
+    error = math.sqrt(2 * (100**2 * 0.375**2 + 300**2 * 0.125**2)) / 400
+    assert found.confidence == pytest.approx(12.7062047 * error)
+    assert found.fields == 2
+
+
+def test_fields_of_equal_area_are_what_they_were() -> None:
+    values = [0.1, 0.2, 0.4, math.nan]
+    assert over_fields(values, [7] * 4) == over_fields(values)
+    assert over_fields([0.3], [5]).mean == 0.3 and math.isnan(over_fields([], []).mean)
+
+
+def test_an_unknown_field_takes_its_weight_along() -> None:
+    assert over_fields([0.2, math.nan, 0.4], [1, 50, 3]).mean == pytest.approx(0.35)
+
+
+def test_areas_are_in_square_micrometres_where_every_scale_is_known() -> None:
+    rows = [{"field_px": 100, "um_per_px": 0.1}, {"field_px": 100, "um_per_px": 0.2}]
+    assert areas_of(rows) == pytest.approx([1, 4])
+    assert areas_of([{"field_px": 100}, {"field_px": 200}]) == [100, 200]
+    assert areas_of([{}, {}]) == [1, 1]
+
+
+def test_without_a_scale_lengths_are_unknown_and_counts_are_kept() -> None:
+    row = measure_mask(np.eye(20, dtype=np.uint8), 2, None, 1)[0][1]
+    changed, in_um = without_scale(row), measure_mask(np.eye(20, dtype=np.uint8), 2, 0.1, 1)[0][1]
+    assert list(changed) == list(in_um)
+    for name, value in changed.items():
+        if name.endswith(("_um", "_um2", "_mm2")):
+            assert math.isnan(value), name
+        else:
+            assert value == row[name] or math.isnan(value), name
+    kept = {"x_px": 3.0, "found_32_px": 2, "hausdorff95_px": 1.0}
+    changed = without_scale(kept)
+    assert changed["x_px"] == 3.0 and changed["found_32_px"] == 2
+    assert math.isnan(changed["hausdorff95_um"])

@@ -1,6 +1,7 @@
 """Which files of a user's folders are images and masks, and what is said of the others."""
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from data import find_split
 from dataset import prepare as program
 from dataset.check import check_data
 from dataset.pairs import Pairs
-from utils.files import SYSTEM_NAMES, DataError, list_files
+from utils.files import SYSTEM_NAMES, DataError
 
 
 def put(path: Path, contents: bytes) -> None:
@@ -247,11 +248,12 @@ def test_folders_of_systems_and_of_results_hold_no_images(tmp_path, capsys):
         assert name.startswith(".") or name.lower() in SYSTEM_NAMES
     put(tmp_path / "img" / "result" / "overlay" / "r_y.png", png(gray()))
     put(tmp_path / "img" / "result" / "predicted.jsonl", b"")
-    assert [path.stem for path in list_files(tmp_path / "img", (".png",), below=True)] == [
-        *stems, "r_y"
-    ]  # fmt: skip
     assert run(tmp_path) == 0
-    assert "not read, results of this program: result" in capsys.readouterr().out
+    report = capsys.readouterr().out
+    assert "1 folder(s) left out, results of this program: result/overlay" in report
+    assert (
+        "left out, hidden or of the system: #recycle, $RECYCLE.BIN, .thumbnails, @eaDir" in report
+    )
     assert sorted(ids_of(tmp_path / "set")) == stems and not unlabelled(tmp_path / "set")
 
 
@@ -324,3 +326,126 @@ def test_an_image_whose_name_goes_on_from_another_is_an_image(tmp_path):
     labelled = write_raw(tmp_path, [png(STRIPES)], name="45_s{0}_seg")
     assert run(tmp_path) == 0
     assert sorted(ids_of(tmp_path / "set")) == sorted([*stems, *more, *labelled])
+
+
+# ---------------------------------------------------------------- links, folders of masks, pages
+
+
+def link(path: Path, target: Path) -> None:
+    try:
+        path.symlink_to(target, target_is_directory=target.is_dir())
+    except OSError:
+        pytest.skip("links cannot be made here")
+
+
+def test_links_to_folders_are_walked_and_nothing_becomes_two_images(tmp_path, capsys):
+    write_raw(tmp_path, [png(STRIPES)] * 3)
+    for kind, pixels in (("img", gray(5)), ("gt", STRIPES)):
+        put(tmp_path / "disk" / kind / "5_b.png", png(pixels))
+        link(tmp_path / kind / "heat2", tmp_path / "disk" / kind)
+        link(tmp_path / kind / "again", tmp_path / kind)
+        link(tmp_path / kind / "0_twice.png", tmp_path / kind / "0_s0_0_0.png")
+    assert run(tmp_path) == 0
+    report = capsys.readouterr().out
+    assert "left out, read already, under another name: 0_twice.png, again" in report
+    assert sorted(ids_of(tmp_path / "set")) == ["0_s0_0_0", "1_s1_0_0", "2_s2_0_0", "5_b"]
+    assert not unlabelled(tmp_path / "set")
+
+
+@pytest.mark.parametrize("names", ["masks/{0}.png", "GT/{0}_mask.png", "labels_v2/sub/{0}.png"])
+def test_folders_of_masks_among_the_images_are_no_images(tmp_path, capsys, names):
+    for stem in write_raw(tmp_path, [png(STRIPES)] * 3):
+        put(tmp_path / "img" / names.format(stem), png(STRIPES))
+    assert run(tmp_path) == 0
+    report = capsys.readouterr().out
+    assert "3 file(s) left out, by their folder masks or overlays of images" in report
+    assert len(ids_of(tmp_path / "set")) == 3 and not unlabelled(tmp_path / "set")
+
+
+def test_one_folder_holds_images_and_a_folder_of_masks(tmp_path, capsys):
+    stems = write_raw(tmp_path / "all", [png(np.roll(STRIPES, k)) for k in range(3)])
+    words = ["--images", tmp_path / "all", "--masks", tmp_path / "all", "--out", tmp_path / "set"]
+    assert program.main([*map(str, words)]) == 0
+    found = ids_of(tmp_path / "set")
+    assert sorted(found) == stems and not unlabelled(tmp_path / "set")
+    for number, stem in enumerate(stems):
+        np.testing.assert_array_equal(found[stem], np.roll(STRIPES, number))
+
+
+def test_masks_beside_images_that_differ_in_the_suffix(tmp_path):
+    raw = tmp_path / "raw"
+    for number in range(3):
+        put(raw / f"{number}_a.bmp", b"")
+        Image.fromarray(gray(number)).save(raw / f"{number}_a.bmp")
+        put(raw / f"{number}_a.png", png(STRIPES))
+    words = ["--images", raw, "--masks", raw, "--out", tmp_path / "set"]
+    assert program.main([*map(str, words)]) == 0
+    assert sorted(ids_of(tmp_path / "set")) == [f"{number}_a" for number in range(3)]
+    assert not unlabelled(tmp_path / "set")
+
+
+def test_pictures_that_are_not_read_and_frames_are_named(tmp_path, capsys):
+    stems = write_raw(tmp_path, [png(STRIPES)] * 3)
+    put(tmp_path / "img" / "scan.czi", b"ZISRAWFILE")
+    frames = [Image.fromarray(gray(k)) for k in range(2)]
+    frames[0].save(tmp_path / "img" / f"{stems[0]}.png", save_all=True, append_images=frames[1:])
+    assert run(tmp_path) == 0
+    report = capsys.readouterr().out
+    assert "scan.czi: .czi files are not read; export it as TIFF or PNG" in report
+    assert f"1 file(s) of several pictures, of which the first is read: {stems[0]}.png" in report
+
+
+def test_results_given_as_masks_say_how_to_take_them(tmp_path, capsys):
+    stems = write_raw(tmp_path, [None] * 3)
+    for stem in stems:
+        for kind in ("classes", "gray", "overlay"):
+            put(tmp_path / "p" / kind / f"{stem}.png", png(STRIPES))
+    put(tmp_path / "p" / "predicted.jsonl", b"{}")
+    words = ["--images", tmp_path / "img", "--masks", tmp_path / "p", "--out", tmp_path / "set"]
+    assert program.main([*map(str, words)]) == 2
+    assert f"give --masks {tmp_path / 'p' / 'classes'}" in capsys.readouterr().err
+    words[3] = tmp_path / "p" / "classes"
+    assert program.main([*map(str, words)]) == 0
+    assert sorted(ids_of(tmp_path / "set")) == stems
+
+
+def test_a_table_of_batches_that_is_a_pipe_is_refused(tmp_path, capsys):
+    write_raw(tmp_path, [png(STRIPES)] * 3)
+    os.mkfifo(tmp_path / "t.csv")
+    assert run(tmp_path, "--batch-from", str(tmp_path / "t.csv")) == 2
+    assert "t.csv: a pipe, not a file; correct --batch-from" in capsys.readouterr().err
+
+
+def test_overwriting_a_set_keeps_what_its_links_lead_to(tmp_path):
+    write_raw(tmp_path, [png(STRIPES)] * 3)
+    assert run(tmp_path) == 0
+    put(tmp_path / "outside" / "mine.txt", b"mine")
+    (tmp_path / "set" / "test_numf").rename(tmp_path / "elsewhere")
+    link(tmp_path / "set" / "test_numf", tmp_path / "outside")
+    assert run(tmp_path, "--overwrite") == 0
+    assert (tmp_path / "outside" / "mine.txt").read_bytes() == b"mine"
+    assert [path.name for path in (tmp_path / "outside").iterdir()] == ["mine.txt"]
+
+
+def test_training_names_what_it_leaves_out_or_reads_twice(tmp_path):
+    root = noise_set(tmp_path)
+    folder = root / "train_numf" / "img"
+    put(folder / "@eaDir" / "a.jpg", b"")
+    put(folder / "._15_s0_0_0.png", b"")
+    put(folder / "heat2" / "predicted.jsonl", b"")
+    put(folder / "heat2" / "overlay" / "a.png", b"")
+    put(folder / "heat2" / "15_x.png", png(gray()))
+    put(folder / "15_s0_0_0_overlay.png", png(gray()[:32, :32]))
+    link(folder / "15_again.png", folder / "15_s0_0_0.png")
+    frames = [Image.fromarray(gray(k)[:32, :32]) for k in range(2)]
+    frames[0].save(folder / "15_stack.tif", save_all=True, append_images=frames[1:])
+    said = "\n".join(check_data(root, num_classes=4, image_size=32).warnings)
+    for text in (
+        "heat2: sub-folder with 1 image(s), left out; move them into",
+        "2 file(s) and folder(s) left out, hidden or of the system: ._15_s0_0_0.png, @eaDir",
+        "1 folder(s) left out, results of this program: heat2/overlay",
+        "1 file(s) read though by name masks or overlays of images: 15_s0_0_0_overlay.png",
+        "1 file(s) read though read already, under another name: 15_again.png",
+        "1 file(s) of several pages, of which the first is read: 15_stack.tif",
+    ):
+        assert text in said, (text, said)

@@ -33,9 +33,10 @@ from dataset.set_check import (
 )
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
 from dataset.set_plan import tile_starts
-from dataset.source_files import count_pages, read_picture, read_pixels
+from dataset.source_files import read_pixels
 from imaging.drawing import palette
-from imaging.imagefile import DataError
+from imaging.imagefile import DataError, read_image
+from imaging.pages import count_pages
 from utils.commandline import Termination
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -309,29 +310,47 @@ RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)
 
 
 @pytest.mark.parametrize(
-    ("values", "scale", "note"),
+    "values",
     [
-        (RAMP.astype(np.float32), 255, "0..1"),
-        ((RAMP * 255).astype(np.float64), 255, "0..255"),
-        ((RAMP * 65535).astype(np.float64), 255, "0..65535"),
-        ((RAMP * 2 - 1).astype(np.float32), 255, "stretched"),
-        ((RAMP * 0.01).astype(np.float32), 255, "stretched"),
-        ((RAMP * 1e6).astype(np.int64), 255, "stretched"),
-        ((RAMP * 255).astype(np.uint8), 255, ""),
-        ((RAMP * 65535).astype(np.uint16), 255, ""),
+        RAMP.astype(np.float32),
+        (RAMP * 255).astype(np.float64),
+        (RAMP * 2 - 1).astype(np.float32),
+        (RAMP * 0.01).astype(np.float32),
+        (RAMP * 1e6).astype(np.int64),
+        (RAMP * 65535).astype(np.uint16),
     ],
-    ids=lambda v: str(getattr(v, "dtype", v)),
+    ids=lambda v: str(v.dtype),
 )
-def test_images_of_every_depth_become_8_bit(tmp_path, values, scale, note):
-    (tmp_path / "a.tif").write_bytes(tiff([values]))
-    pixels, said = read_picture(tmp_path / "a.tif")
-    assert pixels.dtype == np.uint8 and note in said and bool(said) == bool(note)
-    assert np.abs(pixels - scale * RAMP).max() < 1.01
+def test_one_range_of_gray_values_serves_the_set(tmp_path, values, capsys):
+    second = (values / 2).astype(values.dtype)  # a darker field of the same set
+    images = [tiff([values]), tiff([second])]
+    write_raw(tmp_path, [tiff([STRIPES])] * 2, ".tif", images=images)
+    assert run(tmp_path, "--test", "0") == 0
+    assert f"{values.dtype} images: " in capsys.readouterr().out
+    found = [np.asarray(Image.open(p)) for p in sorted((tmp_path / "set/train_numf/img").iterdir())]
+    # 512 pixels: the smallest and the largest one are left out.
+    pool = np.sort(np.concatenate([values, second], axis=None).astype(float))
+    for pixels, own in zip(found, (values, second), strict=True):
+        expected = np.clip((own.astype(float) - pool[1]) / (pool[-2] - pool[1]), 0, 1) * 255
+        assert pixels.dtype == np.uint8 and np.abs(pixels - expected).max() < 0.51
 
 
-def test_nan_in_a_float_image_is_its_smallest_value(tmp_path):
-    (tmp_path / "a.tif").write_bytes(tiff([np.where(RAMP > 0.5, np.nan, RAMP)]))
-    assert (read_picture(tmp_path / "a.tif")[0][RAMP > 0.5] == 0).all()
+def test_what_is_cropped_does_not_count_for_the_range(tmp_path):
+    deep = (RAMP * 2000 + 1000).astype(np.uint16)
+    bar = np.full((8, SIDE), 65535, np.uint16)
+    images = [tiff([np.concatenate([deep, bar])])] * 2
+    masks = [tiff([np.concatenate([STRIPES, STRIPES[:8]])])] * 2
+    write_raw(tmp_path, masks, ".tif", images=images)
+    assert run(tmp_path, "--crop", "0,8,0,0") == 0
+    for path in sorted((tmp_path / "set").glob("t*_numf/img/*.png")):
+        assert np.asarray(Image.open(path)).max() == 255
+
+
+def test_nan_in_an_image_is_refused(tmp_path, capsys):
+    images = [tiff([np.where(RAMP > 0.5, np.nan, RAMP)])] * 2
+    write_raw(tmp_path, [tiff([STRIPES])] * 2, ".tif", images=images)
+    assert run(tmp_path) == 2
+    assert "0_s0_0_0.tif: value nan in its pixels" in capsys.readouterr().err
 
 
 def test_pages(tmp_path, capsys):
@@ -867,7 +886,7 @@ def test_accents_of_two_kinds_find_each_other(tmp_path):
     assert sorted(parse_name(name)[0] for name in names) == ["b0", "b1", "b2"]
 
 
-def test_a_tiff_is_not_turned_by_its_orientation(tmp_path):
+def test_a_tiff_is_turned_by_its_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     pages = [Image.fromarray(STRIPES), Image.fromarray(STRIPES.T.copy())]
@@ -876,9 +895,33 @@ def test_a_tiff_is_not_turned_by_its_orientation(tmp_path):
         path = tmp_path / "a.tif"
         pages[0].save(path, save_all=True, append_images=pages[1:], exif=exif, **options)
         assert Image.open(path).getexif()[0x0112] == 6
-        for page, expected in ((1, STRIPES), (2, STRIPES.T)):
+        for page, stored in ((1, STRIPES), (2, STRIPES.T)):
+            expected = np.rot90(stored, -1)  # 6: row 0 is seen on the right
             assert (read_pixels(path, page) == expected).all()
-            assert (read_picture(path, page)[0] == expected).all()
+            assert (read_image(path, page=page) == expected).all()
+
+
+@pytest.mark.parametrize(("orientation", "words"), [(3, "turned by 180"), (6, "turned by 90")])
+def test_turned_images_are_upright_and_named(tmp_path, capsys, orientation, words):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = gray(1, (SIDE, 24))
+    stored = np.rot90(upright, 2 if orientation == 3 else 1)
+    stream = io.BytesIO()
+    Image.fromarray(stored).save(stream, "png", exif=exif)
+    mask = np.repeat(np.arange(4, dtype=np.uint8), 6)[None].repeat(SIDE, axis=0)
+    write_raw(tmp_path, [png(mask)] * 2, images=[stream.getvalue()] * 2)
+    assert run(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert f"0_s0_0_0.png: {words} degrees, as its EXIF orientation ({orientation}) says" in said
+    for path in sorted((tmp_path / "set").glob("t*_numf/img/*.png")):
+        assert (np.asarray(Image.open(path)) == upright).all()
+    if orientation == 6:  # drawn on pixels that were not turned
+        write_raw(tmp_path / "b", [png(mask.T)] * 2, images=[stream.getvalue()] * 2)
+        assert run(tmp_path / "b") == 2
+        error = capsys.readouterr().err
+        assert "16x24, its image is 24x16, turned by 90 degrees" in error
+        assert "draw the mask on the upright image" in error
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,38 @@ def test_names_that_lead_out_of_the_folder_are_left_alone(tmp_path: Path) -> Non
     assert (tmp_path / "victim").exists() and os.listdir(run) == ["kept"]
 
 
+def test_outputs_behind_a_link_are_neither_removed_nor_written(tmp_path: Path) -> None:
+    run, outside = tmp_path / "1_0", tmp_path / "outside"
+    (run / "kept").mkdir(parents=True)
+    outside.mkdir()
+    for path in (outside / "a.png", outside / "log.txt", run / "kept" / "b.png"):
+        path.write_text("mine")
+    try:
+        (run / "epoch_1").symlink_to(outside, target_is_directory=True)
+        (run / "epoch_2").symlink_to(run / "kept", target_is_directory=True)
+        (run / "log.txt").symlink_to(outside / "log.txt")
+    except OSError:
+        pytest.skip("links cannot be made here")
+    names = ["epoch_1/a.png", "epoch_2/b.png", "log.txt"]
+    (line,) = RunFolder(run, "fine").links_out(names)
+    assert line.startswith(f"{run / 'epoch_1'}: a link to {outside}") and "remove the link" in line
+    remove_outputs(run, names)
+    assert sorted(path.name for path in outside.iterdir()) == ["a.png", "log.txt"]
+    assert not (run / "log.txt").is_symlink()  # the link is the run's, what it leads to is not
+    assert not (run / "kept" / "b.png").exists()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    try:
+        (tmp_path / "run" / LOCK_FILE).symlink_to(tmp_path / "outside")
+    except OSError:
+        pytest.skip("links cannot be made here")
+    with pytest.raises(UserError, match="a link or no file"), locked(tmp_path / "run"):
+        raise AssertionError
+    assert not (tmp_path / "outside").exists()
+
+
 def test_differences_name_each_setting() -> None:
     old = {"a": [1, 2], "b": 1, "c": None, "d": 4}
     new = {"a": (1, 2), "b": 2, "c": None, "e": 5}

@@ -31,7 +31,7 @@ def run(folder: Path, segmenter: Segmenter, monkeypatch, truth: np.ndarray | Non
         Image.fromarray(truth).save(folder / "gt" / "15_x.png")
     probabilities = np.zeros((3, 20, 30), np.float32)
     probabilities[1, :, :15] = 1
-    monkeypatch.setattr(segmenter, "bands", lambda image: iter([(0, probabilities)]))
+    monkeypatch.setattr(segmenter, "bands", lambda image, *how: iter([(0, probabilities)]))
     items = list_images(folder / "img", folder / "out", folder / "gt")
     measured = Folder(segmenter, items, folder / "out", um_per_px=0.5)
     measured.run()
@@ -102,7 +102,7 @@ def test_means_over_images_and_batches(tmp_path, segmenter, monkeypatch) -> None
         Image.fromarray(pixels).save(tmp_path / "img" / f"{name}.png")
     one_hot = np.eye(3, dtype=np.float32)
     monkeypatch.setattr(
-        segmenter, "bands", lambda image: iter([(0, np.moveaxis(one_hot[image], 2, 0))])
+        segmenter, "bands", lambda image, *how: iter([(0, np.moveaxis(one_hot[image], 2, 0))])
     )
     folder = Folder(segmenter, list_images(tmp_path / "img", tmp_path / "out"), tmp_path / "out")
     folder.run()

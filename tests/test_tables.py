@@ -32,3 +32,27 @@ def test_csv_leaves_the_unknown_empty_and_is_read_back() -> None:
 
 def test_digits() -> None:
     assert (digits(0.12345), digits(math.nan), digits(2, 1)) == ("0.1235", "-", "2.0")
+
+
+def test_no_cell_is_a_formula() -> None:
+    cells = [
+        "=1+1",
+        "+cmd|' /C calc'!A0",
+        "-2+3",
+        "@SUM(A1)",
+        "\t=1",
+        "-",
+        "-0.5",
+        "1e-3",
+        "a=b",
+        -2,
+    ]
+    text = csv_text([cells])
+    (found,) = csv.reader(io.StringIO(text))
+    escaped = ["'=1+1", "'+cmd|' /C calc'!A0", "'-2+3", "'@SUM(A1)", "'\t=1"]
+    assert found == [*escaped, "-", "-0.5", "1e-3", "a=b", "-2"]
+
+
+def test_markdown_shows_html_as_text_on_one_line() -> None:
+    (*_, line) = markdown(["a"], [["<img src=x> & y\nz"]])
+    assert line == "| &lt;img src=x&gt; &amp; y z |"

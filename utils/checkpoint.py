@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.commandline import UserError
-from utils.files import replace_file
+from utils.files import replace_file, special_kind
 
 WRAPPERS = ("moco", "finetune", "super")  # hold the network: pretraining, fine.pt, sup.pt
 
@@ -94,6 +94,8 @@ def load(path: str | Path) -> dict[str, Any]:
     missing, empty, damaged, no checkpoint, or holds anything but data.
     """
     path = Path(path)
+    if kind := special_kind(path):
+        raise CheckpointError(f"{path}: {kind}, not a file; give the path of a checkpoint (.pt)")
     try:
         with open(path, "rb") as file:
             start = file.read(4)

@@ -1,21 +1,30 @@
-"""Atomic writes, listing of folders, and their errors as messages for the user."""
+"""Atomic writes, never through links; lists of folders; their errors as messages for the user."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
+import unicodedata
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.commandline import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 # What systems and network drives put beside files, in lower case: thumbnails and deleted files.
-SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "@eadir", "#recycle", "#snapshot", "@recycle",
-                "$recycle.bin", "system volume information", "lost+found", "__macosx")  # fmt: skip
+SYSTEM_NAMES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "@__thumb", "#recycle",
+                "#snapshot", "~snapshot", "@recycle", "@recently-snapshot", "@tmp", "$recycle.bin",
+                "recycler", "recycled", "trash", "network trash folder", "temporary items",
+                "system volume information", "lost+found", "__macosx")  # fmt: skip
+MOST_BYTES = 255  # of a file name, on most file systems
+_FOLLOW_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_roots: list[tuple[Path, Path]] = []  # folders that are written to: as given, and resolved
 
 
 class DataError(UserError):
@@ -34,16 +43,62 @@ def writing(path: str | Path, flag: str = "output_dir") -> Iterator[None]:
 
 
 @contextmanager
+def confined(folder: str | Path) -> Iterator[None]:
+    """Within the block, nothing below ``folder`` is written through a link that leads out of it."""
+    entry = Path(os.path.abspath(folder)), Path(folder).resolve()
+    _roots.append(entry)
+    try:
+        yield
+    finally:
+        _roots.remove(entry)
+
+
+def leads_out(path: str | Path, folder: str | Path) -> bool:
+    """Whether the folder in which ``path``, below ``folder``, lies is elsewhere, through a link."""
+    return not Path(path).parent.resolve().is_relative_to(Path(folder).resolve())
+
+
+def refuse_links(path: str | Path) -> None:
+    """Raise UserError if writing ``path`` would leave a ``confined`` folder through a link."""
+    absolute = Path(os.path.abspath(path))
+    for root, real in _roots:
+        if absolute.is_relative_to(root) and absolute != root:
+            target = absolute.parent.resolve()
+            if not target.is_relative_to(real):
+                raise UserError(
+                    f"{path}: a link leads from {root} to {target}, and nothing is written outside "
+                    "through links; remove the link"
+                )
+
+
+def open_to_append(path: str | Path) -> BinaryIO:
+    """Open a log for appending, made if missing; UserError if its name stands for no plain file."""
+    refuse_links(path)
+    if os.path.islink(path):
+        found = f"{path}: a link to {os.readlink(path)}, and nothing is written through links"
+        raise UserError(f"{found}; remove the link")
+    if kind := special_kind(path):
+        raise UserError(f"{path}: {kind}, not a file; remove it")
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags | _FOLLOW_NO_LINK, 0o666), "ab")
+
+
+@contextmanager
 def replacing(path: str | Path, flag: str = "output_dir", durable: bool = True) -> Iterator[Path]:
     """A temporary file beside ``path`` that replaces it when the block ends without an error.
 
-    Missing folders are made. ``durable`` syncs the bytes before the renaming, so that even after a
-    power cut ``path`` is the old file or the whole new one. Errors and ``flag`` as for ``writing``.
+    Missing folders are made; a link at ``path`` is replaced, not followed. ``durable`` syncs the
+    bytes before the renaming, so that even after a power cut ``path`` is the old file or the whole
+    new one. Errors and ``flag`` as for ``writing``.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    refuse_links(path)
+    end = f".{os.getpid()}.tmp"
+    temporary = path.with_name(f".{cut_name(path.name, MOST_BYTES - 1 - len(end))}{end}")
     with writing(path, flag):
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            temporary.unlink()  # a link of that name would be followed
         try:
             yield temporary
             if durable:
@@ -72,6 +127,14 @@ def replace_file(
         temporary.write_bytes(data)
 
 
+def cut_name(name: str, most: int) -> str:
+    """A file name of at most ``most`` bytes; the end of a longer one becomes a checksum."""
+    raw = os.fsencode(name)
+    if len(raw) <= most:
+        return name
+    return os.fsdecode(raw[: most - 9]) + f"~{zlib.crc32(raw):08x}"
+
+
 def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files of killed processes; the caller must hold the folder's lock."""
     for path in Path(folder).rglob(".*.tmp"):
@@ -80,8 +143,38 @@ def remove_leftovers(folder: str | Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def special_kind(path: str | Path) -> str:
+    """What a name stands for that may not be opened as a file, in words; '' if it may.
+
+    Opening a pipe waits for its other end, and a device may never end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # opening it will say why
+        return ""
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFREG: "", stat.S_IFDIR: ""}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def read_plain(path: str | Path) -> bytes:
+    """The bytes of a plain file; OSError for a pipe, a socket or a device, which is not opened."""
+    if kind := special_kind(path):
+        raise OSError(errno.EINVAL, f"{kind}, not a file")
+    return Path(path).read_bytes()
+
+
+def name_key(name: str) -> str:
+    """A file name in the one form for comparing: macOS writes an accent as a letter of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def is_of_system(name: str) -> bool:
+    """Whether a name is hidden, one of ``SYSTEM_NAMES``, or an office program's lock."""
+    return name.startswith((".", "~$")) or name.lower() in SYSTEM_NAMES
+
+
 def list_names(folder: str | Path) -> list[Path]:
-    """The sorted contents of a folder (of a missing one: none), no hidden or ``SYSTEM_NAMES``.
+    """The sorted contents of a folder (of a missing one: none) but for those of the system.
 
     Raises DataError if the folder may not be listed.
     """
@@ -93,27 +186,16 @@ def list_names(folder: str | Path) -> list[Path]:
     except OSError as error:
         reason = f"cannot be listed ({error.strerror}); check its permissions"
         raise DataError(f"{folder}: {reason}") from None
-    return [p for p in names if not p.name.startswith(".") and p.name.lower() not in SYSTEM_NAMES]
+    return [path for path in names if not is_of_system(path.name)]
 
 
-def list_files(
-    folder: str | Path,
-    suffixes: Collection[str] = (),
-    *,
-    below: bool = False,
-    leave_out: Collection[Path] = (),
-) -> list[Path]:
-    """The files among ``list_names``, sorted by path.
+def list_files(folder: str | Path, suffixes: Collection[str] = ()) -> list[Path]:
+    """The files among ``list_names``; sub-folders are walked by ``imaging.listing``.
 
-    ``suffixes`` are in lower case, such as ``IMAGE_SUFFIXES``; empty: files of any type. ``below``
-    includes subfolders, but for links to folders (which may lead in circles) and ``leave_out``,
-    resolved paths.
+    ``suffixes`` are in lower case, such as ``IMAGE_SUFFIXES``; empty: files of any type.
     """
-    found: list[Path] = []
-    for path in list_names(folder):
-        if below and os.path.isdir(path):
-            if not path.is_symlink() and path.resolve() not in leave_out:
-                found += list_files(path, suffixes, below=True, leave_out=leave_out)
-        elif os.path.isfile(path) and (not suffixes or path.suffix.lower() in suffixes):
-            found.append(path)
-    return sorted(found)
+    return [
+        path
+        for path in list_names(folder)
+        if os.path.isfile(path) and (not suffixes or path.suffix.lower() in suffixes)
+    ]

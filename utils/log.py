@@ -25,7 +25,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.commandline import UserError
-from utils.files import replace_file, writing
+from utils.files import (
+    open_to_append,
+    read_plain,
+    refuse_links,
+    replace_file,
+    special_kind,
+    writing,
+)
 from utils.metrics import Scores
 from utils.run_folder import remove_outputs
 
@@ -68,17 +75,18 @@ class RunLog:
             remove_outputs(run_dir, [str(path.relative_to(run_dir)) for path in old])
         with writing(self.text_path):
             run_dir.mkdir(parents=True, exist_ok=True)
-            text = self._files[self.text_path] = open(self.text_path, "ab")  # noqa: SIM115
+            text = self._files[self.text_path] = open_to_append(self.text_path)
             if text.tell() > resume_at.get("text", 0):
                 text.truncate(resume_at.get("text", 0))
                 text.seek(0, os.SEEK_END)
         with writing(self.metrics_path):
             keep = resume_at.get("metrics_lines", 0)
             self._metrics_lines = _cut_metrics(self.metrics_path, stage, keep)
-            self._files[self.metrics_path] = open(self.metrics_path, "ab")  # noqa: SIM115
+            self._files[self.metrics_path] = open_to_append(self.metrics_path)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
+            refuse_links(events / "events")
             with writing(events):
                 self._events = SummaryWriter(str(events))  # type: ignore[no-untyped-call]
             self._files[events] = self._events
@@ -158,7 +166,7 @@ def _json_value(value: Any) -> Any:
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl`` but for an incomplete one of a killed run; or OSError."""
-    return [entry for _, entry in _whole_lines(Path(path).read_bytes())]
+    return [entry for _, entry in _whole_lines(read_plain(path))]
 
 
 def _whole_lines(contents: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -172,6 +180,8 @@ def _whole_lines(contents: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 def _cut_metrics(path: Path, stage: str, keep: int) -> int:
     """Keep ``keep`` lines of ``stage`` and all others; returns how many of the stage are left."""
+    if kind := special_kind(path):
+        raise UserError(f"{path}: {kind}, not a file; remove it")
     old = path.read_bytes() if path.exists() else b""
     kept: list[bytes] = []
     own = 0

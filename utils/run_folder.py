@@ -16,7 +16,7 @@ from typing import Any
 
 from utils.checkpoint import CheckpointError, load, save
 from utils.commandline import UserError
-from utils.files import writing
+from utils.files import confined, leads_out, special_kind, writing
 
 LOCK_FILE = ".lock"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -52,6 +52,16 @@ class RunFolder:
         return lines and [
             f"{self.path}: holds a run of stage {self.stage} with other settings "
             f"({'; '.join(lines)}); give --overwrite to train anew, or another --name"
+        ]
+
+    def links_out(self, names: Iterable[str]) -> list[str]:
+        """A line for each folder of the outputs ``names`` that is elsewhere, through a link."""
+        places = dict.fromkeys((self.path / name).parent for name in names)
+        return [
+            f"{place}: a link to {place.resolve()}, and nothing is written out of the run's folder "
+            "through links; remove the link"
+            for place in places
+            if leads_out(place / "file", self.path)
         ]
 
     def begin(self, state: Mapping[str, Any]) -> None:
@@ -137,11 +147,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def remove_outputs(run_dir: str | Path, names: Iterable[str]) -> None:
     """Remove files by their names relative to ``run_dir``, and folders that are then empty.
 
-    Names that lead out of ``run_dir`` are ignored: the state that lists them may be anyone's.
+    Names that lead out of ``run_dir``, also through links, are ignored: the state that lists them
+    may be anyone's.
     Raises UserError if a file cannot be removed.
     """
     run_dir = Path(run_dir)
     inside = [Path(n) for n in names if not Path(n).is_absolute() and ".." not in Path(n).parts]
+    inside = [name for name in inside if not leads_out(run_dir / name, run_dir)]
     for name in inside:
         with writing(run_dir / name):
             (run_dir / name).unlink(missing_ok=True)
@@ -152,8 +164,13 @@ def remove_outputs(run_dir: str | Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(
+    folder: str | Path, flag: str = "--output_dir", work: str = "training", other: str = "--name"
+) -> Iterator[None]:
     """Lock a folder, made if missing, for this process; it is removed at the end if empty.
+
+    Meanwhile nothing is written out of it through links (``confined``). ``flag``, ``work`` and
+    ``other`` are for messages: what gives the folder, what is done there, what gives another one.
 
     The lock is the operating system's, on the file ``.lock``, whose mere presence means nothing: a
     killed process holds no lock, and forked worker processes do not inherit it.
@@ -168,13 +185,14 @@ def locked(folder: str | Path) -> Iterator[None]:
         descriptor = _open_locked(path)
     except OSError as error:
         reason = error.strerror or error
-        cure = "give an --output_dir that may be written to"
+        cure = f"give an {flag} that may be written to"
         raise UserError(f"{folder}: cannot be written to ({reason}); {cure}") from error
     if descriptor is None:
-        cure = "wait for it, or give another --name"
-        raise UserError(f"{folder}: another process is training there; {cure}")
+        cure = f"wait for it, or give another {other}"
+        raise UserError(f"{folder}: another process is {work} there; {cure}")
     try:
-        yield
+        with confined(folder):
+            yield
     finally:
         if os.name == "nt":  # Windows cannot remove an open file
             os.close(descriptor)
@@ -190,7 +208,10 @@ def locked(folder: str | Path) -> Iterator[None]:
 def _open_locked(path: Path) -> int | None:
     """The descriptor of the locked file; None if another process has the lock."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if path.is_symlink() or special_kind(path):
+            raise UserError(f"{path}: a link or no file, so no lock; remove it")
+        no_link = getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | no_link, 0o666)
         with ExitStack() as stack:
             stack.callback(os.close, descriptor)
             if not _take(descriptor):

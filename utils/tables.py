@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 Cells = Sequence[object]
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for one, begins so
 
 
 def digits(value: float, decimals: int = 4) -> str:
@@ -17,10 +20,15 @@ def digits(value: float, decimals: int = 4) -> str:
 
 
 def markdown(head: Cells, rows: Iterable[Cells], right: bool = False) -> list[str]:
-    """Lines of a Markdown table; ``right`` aligns all columns but the first to the right."""
+    """Lines of a Markdown table, HTML escaped; ``right`` aligns columns from the second on."""
     rule = ["---", *["---:" if right else "---"] * (len(head) - 1)]
     lines = [head, rule, *rows]
-    return ["| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines]
+    return ["| " + " | ".join(plain(c).replace("|", "\\|") for c in line) + " |" for line in lines]
+
+
+def plain(text: object) -> str:
+    """Text for Markdown on one line, HTML escaped: names of files and classes may hold anything."""
+    return html.escape(" ".join(str(text).splitlines()), quote=False)
 
 
 def text(rows: Iterable[Cells]) -> list[str]:
@@ -31,9 +39,9 @@ def text(rows: Iterable[Cells]) -> list[str]:
 
 
 def csv_text(rows: Iterable[Cells]) -> str:
-    """CSV with line feeds; nan and None are empty cells."""
+    """CSV with line feeds; nan and None are empty cells, and no cell is a formula."""
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([_plain(c) for c in row] for row in rows)
+    csv.writer(file, lineterminator="\n").writerows([cell(c) for c in row] for row in rows)
     return file.getvalue()
 
 
@@ -43,5 +51,17 @@ def csv_of_rows(rows: Sequence[Mapping[str, Any]], head: Sequence[str] = ()) -> 
     return csv_text([names, *([row[name] for name in names] for row in rows)])
 
 
-def _plain(value: object) -> object:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+def cell(value: object) -> object:
+    """A value for a CSV file or a spreadsheet.
+
+    What is not known is empty. Text that a spreadsheet would run as a formula begins with an
+    apostrophe, which it takes for the mark of a text.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, str) and value.startswith(FORMULA) and len(value) > 1:
+        with suppress(ValueError):
+            float(value)
+            return value  # a number
+        return f"'{value}"
+    return value

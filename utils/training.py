@@ -132,6 +132,8 @@ class Training:
 
     def conflicts(self, settings: Settings) -> list[str]:
         """Why the run on disk may be neither resumed nor overwritten, a line each."""
+        if links := self.folder.links_out(self.outputs()):
+            return links
         if self.config.overwrite:
             return []
         return self.folder.conflicts(settings, self.foreign(), self.compare)

@@ -1,0 +1,149 @@
+"""The field: the part of an image that counts.
+
+Outside lie what is cut off its edges, such as a data bar, what is transparent in the file, and what
+a mask of the region of interest leaves out.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from imaging.imagefile import read_mask
+from utils.files import DataError
+
+Array = NDArray[Any]
+SMALLEST_SIDE = 16  # of what is left, in pixels: the network halves an image three times
+
+
+class Crop(NamedTuple):
+    """Pixels that are cut off the edges of every image of a set, such as a data bar."""
+
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+    def __str__(self) -> str:
+        """As on a command line: ``0,60,0,0``."""
+        return ",".join(map(str, self))
+
+    def size(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width of what is left of a shape (H, W, ...), 0 where nothing is."""
+        height, width = shape[0] - self.top - self.bottom, shape[1] - self.left - self.right
+        return max(height, 0), max(width, 0)
+
+    def of(self, pixels: Array) -> Array:
+        """What is left of pixels (H, W, ...): a view. DataError if that is too little to use."""
+        height, width = self.size(pixels.shape)
+        if any(self) and min(height, width) < SMALLEST_SIDE:
+            size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+            raise DataError(
+                f"{size} pixels, of which --crop {self} leaves {width}x{height}; at least "
+                f"{SMALLEST_SIDE} a side are needed"
+            )
+        return pixels[self.top : self.top + height, self.left : self.left + width]
+
+    def back(self, pixels: Array, shape: tuple[int, ...], outside: object) -> Array:
+        """Put what ``of`` left, (h, w, ...), back into (H, W, ...), with ``outside`` around it."""
+        if pixels.shape[:2] == tuple(shape[:2]):
+            return pixels
+        whole = np.full((*shape[:2], *pixels.shape[2:]), outside, pixels.dtype)
+        self.of(whole)[...] = pixels
+        return whole
+
+    def words(self) -> str:
+        """For people: ``60 rows at the bottom``."""
+        kinds = ("rows at the top", "rows at the bottom", "columns on the left")
+        sides = zip(self, (*kinds, "columns on the right"), strict=True)
+        return ", ".join(f"{number} {where}" for number, where in sides if number)
+
+
+def read_crop(words: str) -> Crop:
+    """The crop of a text ``top,bottom,left,right``; DataError, one line, for another text."""
+    sides = re.fullmatch(r"(\d{1,6}),(\d{1,6}),(\d{1,6}),(\d{1,6})", words.replace(" ", ""))
+    if sides is None:
+        raise DataError(f"--crop {words!r}: give four numbers top,bottom,left,right")
+    return Crop(*(int(number) for number in sides.groups()))
+
+
+def transparent(path: str | Path) -> Array | None:
+    """Where an image file is fully transparent, bool (H, W), upright; None if nowhere.
+
+    Files that are transparent everywhere show that their writer did not mean it: None, too. Kinds
+    of transparency that Pillow does not read count as none.
+    """
+    with suppress(Exception), Image.open(path) as file:
+        if "A" not in file.getbands() and "transparency" not in file.info:
+            return None
+        whole = ImageOps.exif_transpose(file)
+        clear = np.asarray(whole.convert("RGBA").getchannel("A")) == 0
+        if clear.any() and not clear.all():
+            return np.asarray(clear)
+    return None
+
+
+@dataclass(frozen=True)
+class FieldRule:
+    """Which part of each image of a folder is its field.
+
+    ``crop`` is cut off all but images of ``cropped_sizes`` (height, width), from which it is cut
+    already. ``roi`` is a folder of masks, named as the images: where they are 0 is outside.
+    """
+
+    crop: Crop = Crop()
+    cropped_sizes: frozenset[tuple[int, int]] = frozenset()
+    roi: Path | None = None
+
+    def crop_of(self, shape: tuple[int, ...]) -> Crop:
+        """What is cut off an image (H, W, ...)."""
+        return Crop() if (shape[0], shape[1]) in self.cropped_sizes else self.crop
+
+    def outside(self, path: Path, name: str, shape: tuple[int, ...]) -> Array | None:
+        """Where an image (H, W, ...) is outside its field, bool (H, W); None if nowhere.
+
+        DataError if nothing is inside, or the mask of its region of interest does not fit.
+        """
+        outside = np.zeros(shape[:2], bool)
+        clear = transparent(path)
+        if clear is not None and clear.shape == outside.shape:
+            outside |= clear
+        region = self._region(name)
+        if region is not None:
+            mask = read_mask(region)
+            if mask.shape != outside.shape:
+                sizes = f"{mask.shape[1]}x{mask.shape[0]}, its image is {shape[1]}x{shape[0]}"
+                raise DataError(f"{region}: {sizes}; a mask has the size of its image")
+            outside |= mask == 0
+        crop = self.crop_of(shape)
+        try:
+            kept = crop.of(outside).copy()
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        outside = crop.back(kept, shape, True)
+        if outside.all():
+            raise DataError(f"{path}: nothing of it is inside the field; correct its region")
+        return outside if outside.any() else None
+
+    def state(self, name: str) -> dict[str, object]:
+        """What decides the field of an image, beside the image; empty if all of it counts."""
+        region = self._region(name)
+        found = {"crop": str(self.crop)} if any(self.crop) else {}
+        if region is None:
+            return dict(found)
+        status = region.stat()
+        return {**found, "roi": [status.st_size, status.st_mtime_ns]}
+
+    def _region(self, name: str) -> Path | None:
+        region = self.roi / f"{name}.png" if self.roi else None
+        return region if region and region.is_file() else None
+
+
+NO_RULE = FieldRule()

@@ -1,0 +1,190 @@
+"""How large a pixel of each image is: as given for all, from a table, from the set, or the file.
+
+A scale that was given counts, whatever the file says, but a contradiction is told. So is more than
+one magnification in a folder: a network knows its classes at the size at which it saw them.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imaging.listing import some_names
+from imaging.pixel_size import SAME, pixel_size
+from metallography.folder import Item
+from metallography.particles import SCALES_UM
+from utils.files import DataError, name_key, special_kind
+
+COLUMNS = ("file", "um_per_px")
+
+
+@dataclass
+class Scales:
+    """Micrometres per pixel by the images' names, None where that is not known."""
+
+    of: dict[str, float | None] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)  # what the user should know
+
+    @property
+    def known(self) -> list[float]:
+        """The different ones, in order; those that differ by less than 1 % are one."""
+        found: list[float] = []
+        for um in sorted({um for um in self.of.values() if um is not None}):
+            found += [] if found and same(found[-1], um) else [um]
+        return found
+
+
+def same(one: float, other: float) -> bool:
+    """Whether two scales are one: files hold rounded numbers."""
+    return abs(one - other) <= SAME * max(one, other)
+
+
+def find_scales(
+    items: Sequence[Item],
+    folder: Path,
+    um_per_px: float | None = None,
+    table: Path | None = None,
+    of_set: Callable[[str], float | None] = lambda name: None,
+) -> Scales:
+    """The scale of each image of a folder.
+
+    ``um_per_px`` counts for all, rows of ``table`` (a CSV file) for theirs; then what ``of_set``
+    says of a file name, then what the file says. DataError, a line each, for a wrong table.
+    """
+    scales = Scales()
+    rows = _for_items(read_scales(table), items, folder, table, scales) if table else {}
+    flag = "--um_per_px" if um_per_px is not None else f"{table}"
+    against = []
+    for item in items:
+        given = um_per_px if um_per_px is not None else rows.get(item.name)
+        known, where = of_set(item.path.name), "set.json"
+        if known is None:
+            known, where = _of_file(item, given, scales)
+        if given is not None and known is not None and not same(given, known):
+            against.append(f"{item.name} {known:.4g} µm ({where})")
+        scales.of[item.name] = known if given is None else given
+    if against:
+        used = f"{um_per_px:g}" if um_per_px is not None else "the table"
+        scales.lines.append(
+            f"Warning: {flag} against {len(against)} image(s) that say otherwise: "
+            f"{some_names(against)}; {used} is used"
+        )
+    _tell(scales, items)
+    return scales
+
+
+def _of_file(item: Item, given: float | None, scales: Scales) -> tuple[float | None, str]:
+    """What the file says, and where; None if it does not, or nonsense (told unless ``given``)."""
+    try:
+        found = pixel_size(item.path)
+    except DataError as error:
+        scales.lines += [] if given is not None else [f"Warning: {error}"]
+        return None, ""
+    if found is None or not SCALES_UM[0] <= found.um <= SCALES_UM[1]:
+        return None, ""
+    return found.um, found.where
+
+
+def _tell(scales: Scales, items: Sequence[Item]) -> None:
+    """Lines on images without a scale beside others, and on several magnifications."""
+    without = [item.name for item in items if scales.of[item.name] is None]
+    if scales.known and without:
+        scales.lines.append(
+            f"Warning: {len(without)} image(s) without a pixel size beside others that have one; "
+            f"their lengths stay empty: {some_names(without)}; give --scales"
+        )
+    if len(scales.known) > 1:
+        count = Counter(
+            next(known for known in scales.known if same(known, um))
+            for um in scales.of.values()
+            if um is not None
+        )
+        first = {um: name for name, um in reversed(scales.of.items()) if um is not None}
+        shown = [
+            f"{um:.4g} µm per pixel ({count[um]} image(s), as {_first(first, um)})"
+            for um in scales.known
+        ]
+        scales.lines.append(
+            f"Warning: {len(shown)} magnifications: {', '.join(shown)}; a network knows its "
+            "classes at the one of its training images: --resample UM brings all to one"
+        )
+
+
+def _first(names: Mapping[float, str], um: float) -> str:
+    return next(name for each, name in names.items() if same(each, um))
+
+
+def read_scales(path: Path) -> dict[str, float]:
+    """Read a CSV file with the columns file and um_per_px: scales by name of the file.
+
+    Names are paths below the folder of images, or file names, with or without suffix. Raises
+    DataError, a line for each wrong row.
+    """
+    if kind := special_kind(path):
+        raise DataError(f"{path}: {kind}, not a file; correct --scales")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise DataError(f"{path}: cannot be read ({reason}); correct --scales") from None
+    delimiter = next((mark for mark in ";\t" if lines and mark in lines[0]), ",")
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV file ({error}); correct --scales") from None
+    head = [name.lower() for name in rows[0]] if rows else []
+    if not set(COLUMNS) <= set(head):
+        found = f"{path}: columns {','.join(head)}"
+        raise DataError(f"{found}; the first line names them: {','.join(COLUMNS)}")
+    place, problems, scales = [head.index(name) for name in COLUMNS], [], dict[str, float]()
+    for number, row in enumerate(rows[1:], start=2):
+        if any(row):
+            name, text = (row[i] if i < len(row) else "" for i in place)
+            problems += _add(scales, f"{path}: line {number}", name_key(name), text)
+    if problems:
+        raise DataError("\n".join(problems))
+    return scales
+
+
+def _add(scales: dict[str, float], line: str, name: str, text: str) -> list[str]:
+    """Take a row; a line if it is wrong."""
+    try:
+        um = float(text.replace(",", "."))
+    except ValueError:
+        um = 0.0
+    low, high = SCALES_UM
+    if not low <= um <= high:  # nan too
+        return [f"{line}: um_per_px {text!r}; give micrometres per pixel, {low:g} to {high:g}"]
+    if not name or name in scales:
+        return [f"{line}: {f'{name} a second time; remove one' if name else 'no file named'}"]
+    scales[name] = um
+    return []
+
+
+def _for_items(
+    table: Mapping[str, float],
+    items: Sequence[Item],
+    folder: Path,
+    path: Path | None,
+    scales: Scales,
+) -> dict[str, float]:
+    """The scales of a table by the names of the images; a line on rows without an image."""
+    top = folder if folder.is_dir() else folder.parent
+    count = Counter(item.path.name for item in items)
+    rows, unused = {}, set(table)
+    for item in items:
+        below = item.path.relative_to(top)
+        names = [below.as_posix(), below.with_suffix("").as_posix()]
+        names += [item.path.name, item.path.stem] if count[item.path.name] == 1 else []
+        keys = [name_key(name) for name in names]
+        unused -= set(keys)
+        if found := next((key for key in keys if key in table), None):
+            rows[item.name] = table[found]
+    if unused:
+        scales.lines.append(
+            f"Warning: {path}: {len(unused)} row(s) without an image: {some_names(sorted(unused))}"
+        )
+    return rows

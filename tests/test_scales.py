@@ -1,0 +1,100 @@
+"""The scale of each image: who is believed, and what is said, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from metallography.folder import Item
+from metallography.scales import Scales, find_scales, read_scales
+from utils.files import DataError
+
+
+def image(path: Path, per_um: float | None = None) -> Item:
+    """A TIFF as ImageJ writes it, with so many pixels a micrometre."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    how = {"imagej": True, "resolution": (per_um, per_um), "metadata": {"unit": "micron"}}
+    tifffile.imwrite(path, np.zeros((20, 20), np.uint8), **(how if per_um else {}))
+    return Item(path, path.stem)
+
+
+def test_each_file_is_believed(tmp_path: Path) -> None:
+    items = [image(tmp_path / "a.tif", 10), image(tmp_path / "b.tif", 10)]
+    scales = find_scales(items, tmp_path)
+    assert scales.of == pytest.approx({"a": 0.1, "b": 0.1})
+    assert scales.known == pytest.approx([0.1]) and scales.lines == []
+
+
+def test_two_magnifications_are_told(tmp_path: Path) -> None:
+    items = [image(tmp_path / "x500.tif", 10), image(tmp_path / "x1000.tif", 20)]
+    [line] = find_scales(items, tmp_path).lines
+    assert "2 magnifications: 0.05 µm per pixel (1 image(s), as x1000), 0.1" in line
+    assert "--resample" in line
+
+
+def test_a_given_scale_counts_and_a_contradiction_is_one_line(tmp_path: Path) -> None:
+    items = [image(tmp_path / "x500.tif", 10), image(tmp_path / "x1000.tif", 20)]
+    scales = find_scales(items, tmp_path, um_per_px=0.1)
+    assert scales.of == {"x500": 0.1, "x1000": 0.1}
+    [line] = scales.lines
+    assert "--um_per_px against 1 image(s)" in line and "x1000 0.05 µm (ImageJ" in line
+    assert line.endswith("0.1 is used")
+
+
+def test_an_image_without_a_scale_beside_others_is_told(tmp_path: Path) -> None:
+    items = [image(tmp_path / "a.tif", 10), image(tmp_path / "b.tif")]
+    scales = find_scales(items, tmp_path)
+    assert scales.of == {"a": pytest.approx(0.1), "b": None}
+    [line] = scales.lines
+    assert "1 image(s) without a pixel size" in line and "b" in line
+    assert find_scales(items[1:], tmp_path).lines == []  # none has one: lengths are in pixels
+
+
+def test_the_table_counts_before_set_and_file(tmp_path: Path) -> None:
+    items = [
+        image(tmp_path / "a.tif", 10),
+        image(tmp_path / "sub/b.tif"),
+        image(tmp_path / "c.tif"),
+    ]
+    table = tmp_path / "scales.csv"
+    table.write_text("File;um_per_px\nA.tif;1\na.tif;0,2\nsub/b;0.3\n", encoding="utf-8")
+    scales = find_scales(
+        items, tmp_path, table=table, of_set=lambda name: 0.4 if name == "c.tif" else None
+    )
+    assert scales.of == {"a": 0.2, "b": 0.3, "c": 0.4}
+    assert any("1 row(s) without an image: A.tif" in line for line in scales.lines)
+    assert any("against 1 image(s)" in line and "a 0.1 µm" in line for line in scales.lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "columns ; the first line names them: file,um_per_px"),
+        ("name,scale\na,1\n", "columns name,scale; the first line"),
+        ("file,um_per_px\na.tif,fine\n", "line 2: um_per_px 'fine'; give micrometres"),
+        ("file,um_per_px\na.tif,nan\n", "line 2: um_per_px 'nan'"),
+        ("file,um_per_px\na.tif,0\n", "line 2: um_per_px '0'"),
+        ("file,um_per_px\na.tif\n", "line 2: um_per_px ''"),
+        ("file,um_per_px\na.tif,1\na.tif,2\n", "line 3: a.tif a second time"),
+        ("file,um_per_px\n,1\n", "line 2: no file named"),
+    ],
+)
+def test_a_wrong_table_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    table = tmp_path / "scales.csv"
+    table.write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_scales(table)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_table_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read .*correct --scales"):
+        read_scales(tmp_path / "none.csv")
+
+
+def test_scales_that_differ_by_rounding_are_one() -> None:
+    scales = Scales({"a": 0.1, "b": 0.1005, "c": 0.2, "d": None})
+    assert scales.known == [0.1, 0.2]
