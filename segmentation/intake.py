@@ -28,7 +28,7 @@ from segmentation.answers import Answers
 from utils.files import DataError, replace_file
 from utils.metrics import IGNORED
 
-SET, RECORD, VERSION = "set", "record.json", 1
+SET, RECORD, VERSION = "set", "record.json", 2
 PRETRAIN = ("auto", "always", "never")
 
 
@@ -93,6 +93,7 @@ class Picture(NamedTuple):
     name: str  # of its results: the path below --images without suffix
     file: Path
     labels: Path | None  # class ids, 255 where nobody labelled; None: not annotated
+    source: Path = Path()  # the user's own file
 
 
 class Intake(NamedTuple):
@@ -123,21 +124,22 @@ def read(request: Request) -> Intake:
     with suppress(OSError, ValueError, KeyError, TypeError):
         old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if old["signature"] == wanted:
-            return _intake(folder, old)
+            return _intake(request, old)
     known = _known_palette(folder)
     with TemporaryDirectory(prefix="masks-") as place:
         plans = _plans(request, [_as_folder(m, request, Path(place)) for m in masks], known)
         with replacing_set(folder) as root:
             record = _write(root, plans, corrected, request)
             replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
-    return _intake(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    return _intake(request, json.loads((folder / RECORD).read_text(encoding="utf-8")))
 
 
-def _intake(folder: Path, record: Mapping[str, Any]) -> Intake:
-    pictures = []
-    for name, stem, annotated in record["pictures"]:
+def _intake(request: Request, record: Mapping[str, Any]) -> Intake:
+    folder, pictures = request.out / SET, []
+    for name, stem, annotated, below in record["pictures"]:
         labels = folder / "sup_numf" / "gt" / f"{stem}.png" if annotated else None
-        pictures.append(Picture(name, folder / "train_numf" / "img" / f"{stem}.png", labels))
+        image = folder / "train_numf" / "img" / f"{stem}.png"
+        pictures.append(Picture(name, image, labels, request.images / below))
     counts = record["num_classes"], record["pixels"]
     return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]))
 
@@ -248,9 +250,9 @@ def _write(
         if labels is not None:
             write_png(root / "sup_numf" / "img" / f"{stem}.png", image)
             write_png(root / "sup_numf" / "gt" / f"{stem}.png", labels)
-        pictures.append([names[below], stem, labels is not None])
+        pictures.append([names[below], stem, labels is not None, below])
         pixels += image.shape[0] * image.shape[1]
-    if not any(annotated for _, _, annotated in pictures):
+    if not any(annotated for _, _, annotated, _ in pictures):
         raise DataError(
             f"{request.masks[0]}: no pixel has a class; label some, or correct --ignore"
         )

@@ -13,6 +13,7 @@ import numpy as np
 
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.folder import Item
+from metallography.scales import find_scales
 from metallography.segmenter import Segmenter
 from metallography.summary import write_tables
 from report.sheets import predicted_sheet
@@ -173,8 +174,10 @@ class Work:
         """Predict and measure all images in a folder of its own; go on where that was stopped."""
         items = [Item(p.file, p.name) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
-        um = self.request.um_per_px
-        folder = Answer(predictor, items, place, um_per_px=um, labels=labels)
+        um, own = self.request.um_per_px, [Item(p.source, p.name) for p in self.pictures]
+        scales = find_scales(own, self.request.images, um)
+        told = {"scales": scales.of, "notes": scales.lines}
+        folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
         folder.run()
         if folder.bad:
             raise UserError("\n".join(folder.bad))
