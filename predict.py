@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -225,7 +226,7 @@ def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[st
     notes += [*take_names(segmenter, Path(options.images)), *scales.lines]
     for line in notes:
         to_terminal(line)
-    how = {"field": field, "scales": scales.of, "resample": options.resample or 0.0}
+    how: dict[str, Any] = {"field": field, "scales": scales.of, "resample": options.resample or 0.0}
     with claimed(out):
         folder = Folder(segmenter, items, out, overwrite=options.overwrite, **how, **terms)
         folder.bad, folder.left_out = list(items.bad), items.left_out

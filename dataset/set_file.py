@@ -63,8 +63,9 @@ class SetFile:
         """The different micrometres per pixel of the set's images, in order."""
         if self.um_per_px is None:
             return []
-        alone = isinstance(self.um_per_px, float)
-        return [self.um_per_px] if alone else sorted(set(self.um_per_px.values()))
+        if isinstance(self.um_per_px, Mapping):
+            return sorted(set(self.um_per_px.values()))
+        return [self.um_per_px]
 
     def scale_of(self, name: str) -> float | None:
         """Micrometres per pixel of the image with this file name, None if that is not known."""

@@ -1,4 +1,4 @@
-"""The class maps that the user sees: published as a whole, and never over what the user corrected.
+"""The answers of a job: published class maps, corrections, and the rounds of labels.
 
 ``OUT/classes`` is the user's to correct. What this program wrote there is known by its hash, so a
 map with another one was corrected: it is copied to ``OUT/corrected`` and from then on a mask.
@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imaging.imagefile import read_mask
+from imaging.imagefile import read_image, read_mask
 from metallography.folder import MEASUREMENTS, SUMMARY
-from utils.files import list_files, replace_file, replacing
+from utils.files import replace_file, replacing
 
-RECORD, CORRECTED = "answer.json", "corrected"
+RECORD, CORRECTED, ROUNDS = "answer.json", "corrected", "rounds.json"
 KINDS = ("classes", "gray", "overlay")
 TABLES = (MEASUREMENTS, "batches.csv", SUMMARY, "summary.md", "sheet.png", "doubt.csv")
 
@@ -40,15 +41,15 @@ class Answers:
     def corrections(self) -> dict[str, Path]:
         """All class maps that the user corrected, by the name of their image; new ones are kept."""
         known = self.record["files"]
-        for path in list_files(self.classes, (".png",), below=True) if known else ():
+        for path in sorted(self.classes.rglob("*.png")) if known else ():
             name = path.relative_to(self.classes).as_posix().removesuffix(".png")
             if name in known and digest(path) not in known[name]:
                 with replacing(self.out / CORRECTED / f"{name}.png", "--out") as temporary:
                     shutil.copyfile(path, temporary)
                 known[name].append(digest(path))
                 self._save()
-        kept = list_files(self.out / CORRECTED, (".png",), below=True)
         folder = self.out / CORRECTED
+        kept = sorted(folder.rglob("*.png"))
         return {p.relative_to(folder).as_posix().removesuffix(".png"): p for p in kept}
 
     def publish(self, work: Path, names: Iterable[str], by: str) -> None:
@@ -83,3 +84,62 @@ def digest(path: Path) -> str:
 def _copy(source: Path, target: Path) -> None:
     with replacing(target, "--out", durable=False) as temporary:
         shutil.copyfile(source, temporary)
+
+
+@dataclass
+class Round:
+    """One set of labels, and what came of it."""
+
+    number: int
+    key: str  # hash of the labels, and of what else decides the result
+    classes: int
+    labels: dict[str, str]  # hash of the labels of each annotated image
+    scores: dict[str, list[Any]] = field(default_factory=dict)  # name: held-out confusion matrices
+    curve: dict[str, list[Any]] = field(default_factory=dict)  # blocks learnt from: the same
+    kept: str = ""  # the name of the scores that won
+    start: str = ""  # the pretrained file; '' for random weights
+    answer: str = ""  # folder of the predictions
+    network: str = ""  # file of the network that answers; '' if the pixel classifier does
+    by: str = ""  # who answers, in words
+    method: int = 0  # number of the round whose training answers
+    fractions: dict[str, list[float]] = field(default_factory=dict)  # area fractions by image
+    corrected: dict[str, list[int]] = field(default_factory=dict)  # pixels changed, and labelled
+
+
+class Rounds:
+    """All rounds of a job, in a file that survives a kill."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / ROUNDS
+        self.all: list[Round] = []
+        with suppress(OSError, ValueError, TypeError):
+            self.all = [Round(**each) for each in json.loads(self.path.read_text(encoding="utf-8"))]
+
+    def open(self, labels: dict[str, str], classes: int, decides: Mapping[str, Any]) -> Round:
+        """The round of these labels: the last one if nothing has changed, else a new one.
+
+        ``labels`` has a ``pair_digest`` of each annotated image, by name.
+        """
+        text = json.dumps([labels, classes, dict(decides)], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if not self.all or self.all[-1].key != key:
+            self.all.append(Round(len(self.all) + 1, key, classes, labels))
+            self.save()
+        return self.all[-1]
+
+    def before(self, this: Round) -> Round | None:
+        """The last finished round before this one, if it knew the same classes."""
+        finished = [r for r in self.all[: this.number - 1] if r.answer]
+        return finished[-1] if finished and finished[-1].classes == this.classes else None
+
+    def save(self) -> None:
+        """Store all rounds."""
+        text = json.dumps([asdict(each) for each in self.all], indent=1)
+        replace_file(self.path, text + "\n", "--out")
+
+
+def pair_digest(image: Path, labels: Path) -> str:
+    """A short hash of an image and its labels."""
+    pixels, ids = read_image(image), read_mask(labels)
+    found = hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes() + pixels.tobytes())
+    return found.hexdigest()[:16]

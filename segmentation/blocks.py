@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,11 @@ class HeldOut(NamedTuple):
     def by_block(self) -> NDArray[np.float64]:
         """Dice (blocks, C); nan of a class that the block does not show."""
         return dice(self.counts)
+
+
+def stored(counts: Sequence[Any] | None) -> HeldOut | None:
+    """Held-out scores from their confusion matrices as lists; None if there are none."""
+    return HeldOut(np.asarray(counts, np.int64)) if counts else None
 
 
 def cut(shape: Sequence[int]) -> list[tuple[slice, slice]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,16 +18,17 @@ from config import Config, ConfigError
 from data import name_key
 from dataset.layout import replacing_set, write_png
 from dataset.mask_values import MaskRule
-from dataset.pairs import DERIVED
 from dataset.prepare import read_settings
 from dataset.set_plan import Plan, Source
 from imaging.imagefile import Pixels, read_mask
+from imaging.listing import Listing, is_drawn
+from metallography.folder import result_names
 from metallography.segmenter import check_number
 from segmentation.answers import Answers
-from utils.files import IMAGE_SUFFIXES, DataError, list_files, replace_file
+from utils.files import DataError, replace_file
 from utils.metrics import IGNORED
 
-SET, RECORD, VERSION = "set", "record.json", 1
+SET, RECORD, VERSION = "set", "record.json", 2
 PRETRAIN = ("auto", "always", "never")
 
 
@@ -92,6 +93,7 @@ class Picture(NamedTuple):
     name: str  # of its results: the path below --images without suffix
     file: Path
     labels: Path | None  # class ids, 255 where nobody labelled; None: not annotated
+    source: Path = Path()  # the user's own file
 
 
 class Intake(NamedTuple):
@@ -122,21 +124,22 @@ def read(request: Request) -> Intake:
     with suppress(OSError, ValueError, KeyError, TypeError):
         old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if old["signature"] == wanted:
-            return _intake(folder, old)
+            return _intake(request, old)
     known = _known_palette(folder)
     with TemporaryDirectory(prefix="masks-") as place:
         plans = _plans(request, [_as_folder(m, request, Path(place)) for m in masks], known)
         with replacing_set(folder) as root:
             record = _write(root, plans, corrected, request)
             replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
-    return _intake(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    return _intake(request, json.loads((folder / RECORD).read_text(encoding="utf-8")))
 
 
-def _intake(folder: Path, record: Mapping[str, Any]) -> Intake:
-    pictures = []
-    for name, stem, annotated in record["pictures"]:
+def _intake(request: Request, record: Mapping[str, Any]) -> Intake:
+    folder, pictures = request.out / SET, []
+    for name, stem, annotated, below in record["pictures"]:
         labels = folder / "sup_numf" / "gt" / f"{stem}.png" if annotated else None
-        pictures.append(Picture(name, folder / "train_numf" / "img" / f"{stem}.png", labels))
+        image = folder / "train_numf" / "img" / f"{stem}.png"
+        pictures.append(Picture(name, image, labels, request.images / below))
     counts = record["num_classes"], record["pixels"]
     return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]))
 
@@ -145,11 +148,9 @@ def _signature(
     request: Request, masks: Iterable[Path], corrected: Mapping[str, Path]
 ) -> list[list[Any]]:
     """Names, sizes and times of all files read, and the options: equal ones give an equal set."""
-    files = list_files(
-        request.images, IMAGE_SUFFIXES, below=True, leave_out={request.out.resolve()}
-    )
+    files = Listing(request.images, [request.out]).images()
     for path in masks:
-        files += list_files(path, below=True) if path.is_dir() else [path]
+        files += Listing(path, [request.out]).files if path.is_dir() else [path]
     files += corrected.values()
     stats = [(str(path.resolve()), path.stat()) for path in files]
     entries: list[list[Any]] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
@@ -167,14 +168,10 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
     """A folder of masks itself; of a single file one that holds a copy by the name of its image."""
     if masks.is_dir():
         return masks
-    below = list_files(
-        request.images, IMAGE_SUFFIXES, below=True, leave_out={request.out.resolve()}
-    )
+    below = Listing(request.images, [request.out]).images()
     stems = {name_key(p.stem): p.stem for p in below if p.resolve() != masks.resolve()}
     own = name_key(masks.stem)
-    found = [
-        s for s in stems if own == s or (own.startswith(s) and DERIVED.fullmatch(own[len(s) :]))
-    ]
+    found = [s for s in stems if own == s or is_drawn(own, {s})]
     if not found:
         wanted = next(iter(stems.values()), "image")
         raise DataError(
@@ -236,7 +233,8 @@ def _write(
             sources.setdefault(tile.source.below, tile.source)
             if tile.annotated:
                 masks[tile.source.below].append((plan, tile.source))
-    names = result_names(sources)
+    belows = sorted(sources)
+    names = dict(zip(belows, result_names([Path(below) for below in belows]), strict=True))
     classes = max(plan.num_classes for plan in plans)
     if classes < 2:
         found = f"one class in all masks ({plans[0].rule.same_as()})"
@@ -252,9 +250,9 @@ def _write(
         if labels is not None:
             write_png(root / "sup_numf" / "img" / f"{stem}.png", image)
             write_png(root / "sup_numf" / "gt" / f"{stem}.png", labels)
-        pictures.append([names[below], stem, labels is not None])
+        pictures.append([names[below], stem, labels is not None, below])
         pixels += image.shape[0] * image.shape[1]
-    if not any(annotated for _, _, annotated in pictures):
+    if not any(annotated for _, _, annotated, _ in pictures):
         raise DataError(
             f"{request.masks[0]}: no pixel has a class; label some, or correct --ignore"
         )
@@ -267,18 +265,6 @@ def _notes(plans: Sequence[Plan]) -> list[str]:
     every = dict.fromkeys(note for plan in plans for note in (*plan.notes, *plan.warnings))
     own = [n for n in every if not n.startswith("--batch-from") and " sets sup_num" not in n]
     return [f"masks: {plans[0].rule.note}; {plans[0].rule.same_as()}", *own]
-
-
-def result_names(belows: Iterable[str]) -> dict[str, str]:
-    """Names of results: paths without suffix, or with it where two differ in nothing else."""
-    paths = list(belows)
-    shared = Counter(str(Path(path).with_suffix("")).lower() for path in paths)
-    return {
-        path: path
-        if shared[str(Path(path).with_suffix("")).lower()] > 1
-        else Path(path).with_suffix("").as_posix()
-        for path in paths
-    }
 
 
 def _labels(

@@ -13,16 +13,16 @@ import numpy as np
 
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.folder import Item
+from metallography.scales import find_scales
 from metallography.segmenter import Segmenter
 from metallography.summary import write_tables
 from report.sheets import predicted_sheet
 from segmentation import blocks, doubt, telling
-from segmentation.answers import Answers
+from segmentation.answers import Answers, Round, Rounds, pair_digest
 from segmentation.blocks import HeldOut
 from segmentation.intake import Picture, Request, read
 from segmentation.learning import TRAINING, Learning
 from segmentation.predictors import FOREST, NETWORK, Answer, Classifier, Watched
-from segmentation.rounds import Round, Rounds
 from segmentation.schedule import (
     Schedule,
     asked_of,
@@ -94,7 +94,9 @@ class Work:
             "reduce": schedule.reduce,
             "epochs": schedule.pretrain_epochs,
         }
-        self.this = self.rounds.open(self.intake, decides)
+        pairs = {p.name: (p.file, p.labels) for p in self.annotated}
+        labels = {name: pair_digest(*pair) for name, pair in pairs.items() if pair[1]}
+        self.this = self.rounds.open(labels, self.classes, decides)
         self.before = self.rounds.before(self.this)
         self.place = self.out / TRAINING / f"round_{self.this.number}"
         self.first = self.out / TRAINING / "answers" / "first"
@@ -172,8 +174,10 @@ class Work:
         """Predict and measure all images in a folder of its own; go on where that was stopped."""
         items = [Item(p.file, p.name) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
-        um = self.request.um_per_px
-        folder = Answer(predictor, items, place, um_per_px=um, labels=labels)
+        um, own = self.request.um_per_px, [Item(p.source, p.name) for p in self.pictures]
+        scales = find_scales(own, self.request.images, um)
+        told = {"scales": scales.of, "notes": scales.lines}
+        folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
         folder.run()
         if folder.bad:
             raise UserError("\n".join(folder.bad))

@@ -14,7 +14,7 @@ import numpy as np
 from config import Config
 from dataset.layout import write_png
 from imaging.drawing import class_colours, default_names
-from imaging.gray_range import EACH_IMAGE, Conversion
+from imaging.gray_range import Conversion, EachImage
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.folder import Folder, Item
 from metallography.forest import PixelForest
@@ -42,8 +42,8 @@ class Watched:
         self.mapping, self.colours = segmenter.mapping, segmenter.colours
         self.resize, self.tile, self.overlap = segmenter.resize, segmenter.tile, segmenter.overlap
         self.tta, self.about, self.digest = views > 1, segmenter.about, segmenter.digest
-        self.gray, self.um_per_px = segmenter.gray, segmenter.um_per_px
-        self.ignore_label = segmenter.ignore_label
+        self.gray, self.ignore_label = segmenter.gray, segmenter.ignore_label
+        self.um_per_px = segmenter.um_per_px
 
     def bands(
         self, image: Array, inside: Array | None = None, factor: float = 1.0
@@ -70,8 +70,9 @@ class Classifier:
         self.class_names = list(look.class_names) or default_names(num_classes)
         self.mapping, self.colours = look.mapping, class_colours(num_classes)
         self.resize, self.tile, self.overlap, self.tta = 0, 0, 0, False
-        self.gray: Conversion = EACH_IMAGE
-        self.um_per_px, self.ignore_label = None, IGNORED
+        self.gray: Conversion = EachImage()  # never used: the set holds 8-bit images
+        self.ignore_label = IGNORED
+        self.um_per_px: tuple[float, float] | None = None
         self.forest = PixelForest(seed, standardize=True, threads=threads, quick=True)
         self.doubt = float("nan")
         small = f", on images reduced by a factor of {reduce}" if reduce > 1 else ""
@@ -102,7 +103,7 @@ class Classifier:
     def bands(
         self, image: Array, inside: Array | None = None, factor: float = 1.0
     ) -> Iterator[tuple[int, Floats]]:
-        """Class probabilities, see ``Segmenter.bands``; a forest takes no statistics."""
+        """Class probabilities, see ``Segmenter.bands``; all of the image counts."""
         found = self.forest.probabilities(self.small(image), self.num_classes)
         if self.reduce > 1:
             yield from resized_bands(found, *image.shape[:2])

@@ -23,7 +23,9 @@ FIRST_LOOK = 60.0  # seconds in which the first answer is there
 FOREST_PIXELS = 150_000.0  # a second, of the pixel classifier on one core, features included
 RESERVE = 0.1  # of the time, for what was not foreseen
 HELD_OUT_SHARE = 0.25  # of the time, for held-out blocks
+BLOCK_STEPS = 0.5  # of the usual steps, which each held-out block should have at least
 PRETRAINING_SHARE = 0.5
+FORCED_SHARE = 0.35  # of pretraining that is asked for though it does not pay
 FEWEST_STEPS = 60  # of fine-tuning; with fewer the pixel classifier answers alone
 PAYS = 2000  # steps from which on pretraining is done, see GAINS
 GAINS = (
@@ -110,11 +112,13 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     epochs, steps, self_seconds = _pretraining(learning, free, step, reasons)
     free -= self_seconds
     held = HELD_OUT_SHARE * total
-    values, step = _batch(learning, (free - min(held, 0.4 * free)) / learning.usual_steps, step)
+    usual = learning.usual_steps
+    wanted = min((free - min(held, 0.4 * free)) / usual, held / 4 / (BLOCK_STEPS * usual))
+    values, step = _batch(learning, wanted, step)
     if values:
         given = ", ".join(f"{name} {value}" for name, value in values.items())
         reasons.append(f"The time is short, so that more steps are taken of smaller ones: {given}")
-    fine = min(learning.usual_steps, int((free - min(held, 0.4 * free)) / step))
+    fine = min(usual, int((free - min(held, 0.4 * free)) / step))
     if fine < FEWEST_STEPS:
         reasons.append(
             f"The time is too short for a network ({max(fine, 0)} steps of fine-tuning, "
@@ -162,6 +166,8 @@ def _pretraining(
         )
         return 0, 0, 0.0
     each = learning.seconds_per_step(SelfSupervised)
+    if each * PAYS > share:
+        share = FORCED_SHARE * free
     if each * PAYS > share and learning.values.get("self_crop") != SHORT_CROP:
         learning.values["self_crop"] = min(SHORT_CROP, learning.smallest_side)
         each = learning.seconds_per_step(SelfSupervised)

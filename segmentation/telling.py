@@ -17,9 +17,10 @@ from metallography.summary import DEFINITIONS, Table
 from report.page import REPORT
 from report.segmentation import write_segmentation
 from segmentation import doubt
-from segmentation.blocks import BLOCKS, HeldOut
-from segmentation.predictors import FOREST, Answer
-from segmentation.rounds import Round
+from segmentation.answers import Round
+from segmentation.blocks import BLOCKS, HeldOut, stored
+from segmentation.predictors import FOREST, NETWORK, Answer
+from segmentation.schedule import Schedule
 from utils.tables import digits
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def score_text(value: float) -> str:
 
 def comparison_lines(this: Round, before: Round | None) -> list[str]:
     """Who was compared on held-out blocks, and who is kept."""
-    found = {name: this.held_out(name) for name in this.scores}
+    found = {name: stored(this.scores.get(name)) for name in this.scores}
     if not found:
         return [f"No comparison on held-out blocks; the {this.kept} answers"]
     parts = [f"{name} {score_text(own.mean)}" for name, own in found.items() if own]
@@ -111,7 +112,7 @@ def result_lines(work: Work) -> list[str]:
         lines.append(
             f"  {row['class']}: {row['mean']:.1f} % ({row['least']:.1f} to {row['most']:.1f})"
         )
-    lines += honest_lines(this)
+    lines += honest_lines(this, work.schedule)
     annotated = [p.name for p in work.annotated]
     lines += [f"Doubt: {line}" for line in doubt.missing_lines(this.fractions, names, annotated)]
     marked = [row for row in work.doubts if row["reasons"]]
@@ -123,12 +124,15 @@ def result_lines(work: Work) -> list[str]:
     return lines
 
 
-def honest_lines(this: Round) -> list[str]:
+def honest_lines(this: Round, schedule: Schedule) -> list[str]:
     """The figure on held-out blocks, the learning curve, and what they do not say."""
-    found = this.held_out(this.kept)
+    found = stored(this.scores.get(this.kept))
     if found is None:
         return ["There is no score: no test images with masks, and no block could be held out"]
     said = f"Dice {score_text(found.mean)} on held-out blocks. {WITHIN}"
+    if NETWORK in this.by and 0 < schedule.block_steps < schedule.fine_steps:
+        own, all_ = schedule.block_steps, schedule.fine_steps
+        said += f". These networks had {own} steps each, the one that answers {all_}"
     return [said, "There is no score on other images: none of them has a mask", *curve_lines(this)]
 
 
@@ -136,7 +140,7 @@ def block_table(this: Round, names: list[str]) -> Table:
     """Dice of each block and class by who was compared."""
     rows: list[list[str]] = []
     for title in this.scores:
-        found = this.held_out(title)
+        found = stored(this.scores.get(title))
         if found is None:
             continue
         for number, dice in enumerate(found.by_block, start=1):
@@ -189,7 +193,7 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
         "images": len(folder.items),
         "annotated": annotated,
         "areas": areas,
-        "honest": honest_lines(this) if final else [],
+        "honest": honest_lines(this, work.schedule) if final else [],
         "blocks": block_table(this, names) if final and this.scores else None,
         "comparison": comparison_lines(this, work.before) if final else [],
         "missing": doubt.missing_lines(fractions, names, annotated),

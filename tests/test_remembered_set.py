@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ COLOURS = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)
 BAR = 12
 
 
-def raw(folder: Path, number: int = 5, depth: type = np.uint8) -> Path:
+def raw(folder: Path, number: int = 5, depth: Any = np.uint8) -> Path:
     """Raw images with a bar of 12 rows, and coloured masks: class 1 is bright, class 2 dark."""
     for kind in ("img", "gt"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -33,9 +34,9 @@ def raw(folder: Path, number: int = 5, depth: type = np.uint8) -> Path:
         rng = np.random.default_rng(k)
         ids = np.zeros((32, 48), np.uint8)
         ids[4:14, 2 + k : 14 + k], ids[18:28, 20 : 34 + k] = 1, 2
-        image = (np.array([120, 220, 30])[ids] + rng.integers(0, 9, ids.shape)).astype(depth)
-        image *= 16 if depth == np.uint16 else 1
-        bar = np.zeros((BAR, 48), depth)
+        gray = np.array([120, 220, 30])[ids] + rng.integers(0, 9, ids.shape)
+        image = (gray * (16 if depth == np.uint16 else 1)).astype(depth)
+        bar: np.ndarray = np.zeros((BAR, 48), depth)
         bar[3:8, 5:30] = np.iinfo(depth).max
         how = {"resolution": (4, 4), "metadata": {"unit": "micron"}}
         path = folder / "img" / f"{k}_a.tif"

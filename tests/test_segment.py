@@ -17,8 +17,8 @@ from PIL import Image
 import config
 import segment
 import segmentation.job
-from dataset.make_micrographs import draw_micrograph
 from segmentation.learning import Learning
+from segmentation.micrographs import draw_micrograph
 from segmentation.schedule import Schedule
 
 SIDE, IMAGES = 48, 4

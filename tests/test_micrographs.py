@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import dataset.make_micrographs as micrographs
-from dataset.make_micrographs import draw_micrograph, make_micrographs
+import segmentation.micrographs as micrographs
 from imaging.imagefile import read_image, read_mask
+from segmentation.micrographs import draw_micrograph, make_micrographs
 from utils.commandline import UserError
 
 

@@ -4,14 +4,12 @@ Grains of ferrite (0), dark boundaries (1), islands of lamellar pearlite (2), br
 Illumination, brightness, contrast, focus and noise differ from image to image, as they do from one
 sample to the next. Everything is drawn from random numbers, nothing is a photograph.
 
-    python dataset/make_micrographs.py --out dataset/micrographs --seed 0
+They are made by ``python segment.py --demo``, in ``dataset/micrographs``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
-
-from dataset.layout import replacing_set, write_png  # noqa: E402
-from imaging.imagefile import Pixels  # noqa: E402
-from utils.commandline import UserError, exit_code  # noqa: E402
+from dataset.layout import replacing_set, write_png
+from imaging.imagefile import Pixels
+from utils.commandline import UserError
 
 VERSION = 1  # raise it whenever other pictures come out
 SIDE, IMAGES = 192, 30
 ANNOTATED = 0  # number of the image whose mask is given
 RECORD = "micrographs.json"
-DEFAULT_FOLDER = Path(__file__).resolve().parent / "micrographs"
+DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "dataset" / "micrographs"
 CLASSES = ("ferrite", "boundary", "pearlite", "particle")
 FERRITE, BOUNDARY, PEARLITE, PARTICLE = range(4)
 GRAIN = 34  # mean distance of grain centres, in pixels
@@ -38,7 +34,7 @@ BOUNDARY_WIDTH = 3.4  # pixels
 PEARLITE_SHARE = 0.28  # of the grains
 
 NOTE = """\
-SYNTHETIC pictures, made by dataset/make_micrographs.py, not photographs; scores on them say nothing
+SYNTHETIC pictures, made by segmentation/micrographs.py, not photographs; scores on them say nothing
 about real steel. images: what segment.py is given; masks: the one annotated image; truth: the masks
 of all, for judging alone. Delete the folder at any time: the demo makes it again.
 """
@@ -149,16 +145,3 @@ def _noise(rng: np.random.Generator, side: int, sigma: float) -> Field:
     white = rng.standard_normal((side + 2 * margin,) * 2).astype(np.float32)
     smooth = cv2.GaussianBlur(white, (0, 0), sigma)[margin : margin + side, margin : margin + side]
     return np.asarray((smooth - smooth.mean()) / smooth.std(), np.float32)
-
-
-def main() -> int:
-    """Command line: make the set and say where it is."""
-    parser = argparse.ArgumentParser(description="Make the synthetic micrographs of the demo")
-    parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of the set")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
-    given = parser.parse_args()
-    return exit_code(lambda: print(make_micrographs(given.out, given.seed)), "No set was made")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

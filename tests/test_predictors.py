@@ -1,0 +1,68 @@
+"""The two who answer, on pictures that they must be able to tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metallography.folder import Item
+from metallography.views import average_and_votes, average_views, disagreement
+from segmentation.predictors import Answer, Classifier, merged
+from utils.metrics import IGNORED
+
+MASK = np.repeat(np.repeat(np.array([[0, 1], [2, 0]], np.uint8), 20, 0), 24, 1)  # 40 x 48
+IMAGE = (60 + 60 * MASK).astype(np.uint8)
+
+
+@pytest.mark.parametrize("reduce", [1, 3])
+def test_flat_regions_are_found_at_the_images_own_size(reduce: int) -> None:
+    model = Classifier(3, (), reduce, seed=0, threads=1)
+    noisy = IMAGE + np.random.default_rng(0).integers(0, 9, IMAGE.shape, dtype=np.uint8)
+    model.fit([noisy], [MASK])
+    found = np.concatenate([band.argmax(0) for _, band in model.bands(noisy)])
+    assert found.shape == MASK.shape and (found == MASK).mean() > 0.9
+    assert model.digest and "pixel classifier" in model.about
+
+
+def test_the_classifier_knows_three_channels_and_unlabelled_pixels() -> None:
+    labels = np.where(np.arange(48) < 40, MASK, IGNORED).astype(np.uint8)
+    model = Classifier(3, ("a", "b", "c"), 1, seed=0, threads=1)
+    model.fit([np.repeat(IMAGE[..., None], 3, axis=2)], [labels])
+    ((top, band),) = model.bands(np.repeat(IMAGE[..., None], 3, axis=2))
+    assert top == 0 and band.shape == (3, 40, 48) and band.sum(0) == pytest.approx(1, abs=1e-5)
+    assert (band.argmax(0) == MASK).mean() > 0.9
+
+
+def test_labels_win_over_the_prediction_and_are_counted(tmp_path: Path) -> None:
+    model = Classifier(3, (), 1, seed=0, threads=1)
+    model.fit([IMAGE], [MASK])
+    labels = np.full(MASK.shape, IGNORED, np.uint8)
+    labels[:5] = 2  # 5 * 48 pixels, where 0 and 1 are seen
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    folder = Answer(model, [Item(tmp_path / "a.png", "a")], tmp_path / "out",  # type: ignore[arg-type]
+                    labels={"a": tmp_path / "labels.png"})  # fmt: skip
+    folder.run()
+    ids = np.asarray(Image.open(tmp_path / "out" / "classes" / "a.png"))
+    assert (ids[:5] == 2).all() and (ids[5:] == MASK[5:]).mean() > 0.9
+    assert folder.corrected_pixels() == {"a": (240, 240)}
+    shares = {row["class"]: row["area_fraction"] for row in folder.rows}
+    assert shares[2] == pytest.approx((ids == 2).mean())
+
+
+def test_merged_by_hand() -> None:
+    found = merged(np.array([[1, 2]], np.uint8), np.array([[IGNORED, 0]], np.uint8))
+    assert found.tolist() == [[1, 0]]
+
+
+def test_one_pass_over_the_views_gives_their_average_and_their_votes() -> None:
+    def predict(image: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        share = (image + np.linspace(0, 255, image.shape[1])) / 510  # depends on the turn
+        return np.stack([share, 1 - share]).astype(np.float32)
+
+    found = average_and_votes(predict)(IMAGE)
+    assert found[:2] == pytest.approx(average_views(predict)(IMAGE), abs=1e-6)
+    assert found[2] == pytest.approx(disagreement(predict)(IMAGE)[0], abs=1e-6)

@@ -1,0 +1,125 @@
+"""Minutes become steps: a machine of known speed in the place of a real one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segmentation.schedule import (
+    FIRST_LOOK,
+    PAYS,
+    Schedule,
+    load_schedule,
+    make_schedule,
+    reduction,
+    save_schedule,
+)
+from stages.pretraining import SelfSupervised
+
+
+@dataclass
+class Asked:
+    minutes: float = 20.0
+    pretrain: str = "auto"
+    preset: str = "robust"
+
+
+@dataclass
+class Machine:
+    """As ``Learning``: seconds of a step of 8 crops, of a step of pretraining, of a megapixel."""
+
+    step: float = 0.2
+    self_step: float = 3.0
+    megapixel: float = 0.8
+    request: Asked = field(default_factory=Asked)
+    values: dict[str, Any] = field(default_factory=lambda: {"fine_batch_size": 8, "self_crop": 256})
+    reasons: list[str] = field(default_factory=list)
+    usual_steps: int = 400
+    smallest_side: int = 376
+
+    @property
+    def intake(self) -> Machine:
+        return self
+
+    @property
+    def pictures(self) -> range:
+        return range(30)
+
+    def seconds_per_step(self, stage: type) -> float:
+        if stage is SelfSupervised:
+            return self.self_step * (self.values["self_crop"] / 256) ** 2
+        return self.step * self.values["fine_batch_size"] / 8
+
+    def seconds_per_megapixel(self) -> float:
+        return self.megapixel
+
+
+def plan(minutes: float = 20, pixels: int = 30 * 376 * 376, **machine: Any) -> Schedule:
+    request = Asked(minutes, machine.pop("pretrain", "auto"))
+    made = Machine(request=request, **machine)
+    return make_schedule(made, {"pixels": pixels, "minutes": minutes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("minutes", [1.0, 2.2, 5.0, 20.0, 60.0])
+@pytest.mark.parametrize("step", [0.02, 0.2, 2.0])
+@pytest.mark.parametrize("pretrain", ["auto", "always", "never"])
+def test_the_plan_keeps_within_the_minutes_and_its_parts(
+    minutes: float, step: float, pretrain: str
+) -> None:
+    found = plan(minutes, step=step, self_step=15 * step, pretrain=pretrain)
+    assert found.expected <= 60 * minutes
+    assert found.seconds["four held-out blocks"] <= 60 * minutes / 4
+    assert found.seconds["first answer by the pixel classifier"] <= FIRST_LOOK
+    assert found.block_steps <= found.fine_steps <= 400
+    assert (found.pretrain_steps == 0) or pretrain != "never"
+
+
+def test_twenty_minutes_give_the_usual_steps_without_pretraining() -> None:
+    found = plan()
+    assert (found.fine_steps, found.pretrain_epochs, found.views) == (400, 0, 8)
+    assert found.block_steps >= 300 and found.values == {}
+    assert any(
+        "No pretraining" in line and "nothing that can be told" in line for line in found.reasons
+    )
+
+
+def test_pretraining_is_done_where_its_steps_pay() -> None:
+    found = plan(minutes=300)
+    assert found.pretrain_steps >= PAYS
+    assert found.pretrain_steps * 3.0 <= 0.5 * 300 * 60
+    forced = plan(pretrain="always")
+    assert 0 < forced.pretrain_steps < PAYS
+    assert any("that is little" in line for line in forced.reasons)
+
+
+def test_little_time_takes_smaller_steps_and_too_little_no_network() -> None:
+    short = plan(minutes=2.2)
+    assert short.values["fine_batch_size"] in (2, 4) and short.fine_steps > 100
+    none = plan(minutes=1, step=5.0)
+    assert none.fine_steps == none.block_steps == none.pretrain_epochs == 0
+    assert any("pixel classifier answers alone" in line for line in none.reasons)
+
+
+def test_many_pixels_are_reduced_for_the_first_answer_and_seen_in_one_view() -> None:
+    assert reduction(1e6, 36) == 1
+    # 150,000 pixels a second for 36 seconds: 5.4 megapixels; 94.4 are 17.5 times as many.
+    assert reduction(30 * 2048 * 1536, 36) == 5
+    assert plan(pixels=30 * 2048 * 1536).views == 1
+
+
+def test_a_plan_is_stored_for_what_it_was_made_for(tmp_path: Path) -> None:
+    found = plan()
+    save_schedule(tmp_path, found)
+    assert load_schedule(tmp_path, found.asked) == found
+    assert load_schedule(tmp_path, {**found.asked, "minutes": 5}) is None
+    (tmp_path / "plan.json").write_text("{", encoding="utf-8")
+    assert load_schedule(tmp_path, found.asked) is None
+
+
+def test_the_plan_is_told_with_its_end() -> None:
+    lines = plan().lines()
+    assert lines[0].startswith("Plan: at most 20 minutes, the end is expected in about ")
+    assert any(line.startswith("  four held-out blocks: about") for line in lines)
