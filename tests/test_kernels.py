@@ -116,7 +116,8 @@ def test_the_kernel_of_norm_and_activation_is_pytorchs(channels: int) -> None:
     with patch.object(row_norm, "PROGRAMS", 2), patch.object(row_norm, "TILE", 256):
         found = row_norm.norm_leaky(*inputs, 1e-5, 0.01)
         (found * rows.cos()).sum().backward()
-    expected = F.leaky_relu(F.layer_norm(others[0], (channels,), *others[1:], 1e-5), 0.01)
+    normed = F.layer_norm(others[0], (channels,), others[1], others[2], 1e-5)
+    expected = F.leaky_relu(normed, 0.01)
     (expected * rows.cos()).sum().backward()
     torch.testing.assert_close(found, expected)
     for own, other in zip(inputs, others, strict=True):
