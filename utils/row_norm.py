@@ -46,7 +46,9 @@ def forward(rows: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
     """``norm_leaky`` of contiguous rows, without autograd."""
     result, count, sizes = torch.empty_like(rows), rows.numel() // rows.shape[-1], _sizes(rows)
     grid = (triton.cdiv(count, sizes["block"]),)
-    _forward[grid](rows, weight, bias, result, count, rows.shape[-1], eps, slope, **sizes)
+    inputs = (rows, weight, bias, result, count, rows.shape[-1])
+    with torch.cuda.device_of(rows):  # Triton takes the current one
+        _forward[grid](*inputs, eps, slope, **sizes)
     return result
 
 
@@ -58,7 +60,8 @@ def backward(
     programs, channels = min(PROGRAMS, triton.cdiv(count, sizes["block"])), rows.shape[-1]
     sums = torch.empty(2, programs, channels, device=rows.device)  # of weight and bias
     inputs = (gradient, rows, weight, bias, result, sums)
-    _backward[(programs,)](*inputs, count, channels, eps, slope, programs, **sizes)
+    with torch.cuda.device_of(rows):
+        _backward[(programs,)](*inputs, count, channels, eps, slope, programs, **sizes)
     of_weight, of_bias = sums.sum(dim=1).to(weight.dtype)
     return result, of_weight, of_bias
 
