@@ -6,8 +6,10 @@ dicts load as they are.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,27 @@ class ChannelLayerNorm(nn.LayerNorm):
         """Normalise (..., C) over C."""
         return super().forward(input)
 
+    def activated_rows(self, input: Tensor) -> Tensor:
+        """Normalise (..., C) over C, then LeakyReLU 0.01."""
+        if input.is_cuda and (kernel := norm_kernel(input.device, input.dtype)):
+            found: Tensor = kernel(input, self.weight, self.bias, self.eps, 0.01)
+            return found
+        return F.leaky_relu(self.rows(input), 0.01, inplace=True)
+
+
+@functools.cache
+def norm_kernel(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor] | None:
+    """The kernel of ``activated_rows`` on CUDA; None, after one line, where it can't be had."""
+    try:
+        from utils import row_norm  # needs Triton, which comes with PyTorch for CUDA
+
+        row_norm.check(device, dtype)
+    except Exception as error:  # whatever a compiler may miss on somebody's machine
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"LayerNorm has no kernel of its own here and is slower: {why}", stacklevel=2)
+        return None
+    return row_norm.norm_leaky
+
 
 def normalisation(norm: str, channels: int) -> nn.Module:
     """BatchNorm2d ('batch'), or GroupNorm ('group') with gcd(8, channels) groups.
@@ -46,8 +69,7 @@ def activated(norm: nn.Module, x: Tensor) -> Tensor:
     if isinstance(norm, ChannelLayerNorm):
         # On the rows: for an in-place operation on the permuted view that the norm returns,
         # autograd would copy every gradient, and the copies would not be channels-last.
-        rows = norm.rows(x.permute(0, 2, 3, 1))
-        return F.leaky_relu(rows, 0.01, inplace=True).permute(0, 3, 1, 2)
+        return norm.activated_rows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return F.leaky_relu(norm(x), 0.01, inplace=True)
 
 

@@ -129,6 +129,11 @@ def check_waits(device: torch.device) -> list[Result]:
     return rows
 
 
+def noise_of_the_cpu(shape: Sequence[int], device: torch.device) -> Tensor:
+    """As ``PSCL.draw_noise``, from the generator of the CPU for every device."""
+    return torch.rand(tuple(shape)).to(device)
+
+
 def check_losses(device: torch.device, size: int) -> list[Result]:
     """Relative difference of the first three losses from the CPU's, single precision, no TF32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -139,8 +144,8 @@ def check_losses(device: torch.device, size: int) -> list[Result]:
         losses = []
         for where in (CPU, device):
             method = method_on(name, where)
-            if isinstance(method, PSCL):  # the noise of the CPU's generator on both
-                method.draw_noise = lambda shape, to: torch.rand(tuple(shape)).to(to)  # type: ignore[method-assign]
+            if isinstance(method, PSCL):
+                method.draw_noise = noise_of_the_cpu  # type: ignore[method-assign]
             torch.manual_seed(1)
             steps = train(method, copy.deepcopy(batches), where, None)
             losses.append(torch.stack(list(steps)).cpu().double())
@@ -178,7 +183,7 @@ def measure_speed(name: str, size: int, how: str, device: torch.device, steps: i
     for _ in itertools.islice(running, steps):
         pass
     milliseconds = 1000 * (measure.now(device) - start) / steps
-    row = {"method": name, "size": size, "precision": how, "ms": milliseconds}
+    row: Result = {"method": name, "size": size, "precision": how, "ms": milliseconds}
     row["GiB"] = measure.peak_megabytes(device) / 1024
     if device.type != "cuda":
         return row
@@ -207,10 +212,9 @@ def measure_train(name: str, size: int, device: torch.device, epochs: tuple[int,
             )
             seconds.append(time.perf_counter() - start)
     steps = (epochs[1] - epochs[0]) * (images // 8)
-    row = {"train.py": name, "size": size, "ms": 1000 * (seconds[1] - seconds[0]) / steps}
-    return row | {
-        "seconds beside the steps": seconds[0] - epochs[0] * images // 8 * row["ms"] / 1000
-    }
+    each = (seconds[1] - seconds[0]) / steps
+    beside = seconds[0] - epochs[0] * (images // 8) * each
+    return {"train.py": name, "size": size, "ms": 1000 * each, "seconds beside the steps": beside}
 
 
 def deterministic_cost(device: torch.device, size: int, steps: int) -> Result:

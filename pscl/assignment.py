@@ -13,8 +13,9 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+FEW = 8  # candidates of which most templates take one
 BLOCK = 32  # templates whose similarities to all cells are computed together
-without_kernel = False  # whether the kernel could not be compiled here
+with_kernel: bool | None = None  # whether the kernel works here; None: not known yet
 
 
 def assign(
@@ -40,17 +41,20 @@ def in_turn(
     cell: Tensor, sure: Tensor, highest: Tensor, template: Tensor, keys: Tensor, valid: Tensor
 ) -> Tensor:
     """``assign`` on the host; tensors of another device are waited for."""
-    candidates, count = cell.flatten().tolist(), sure.flatten().tolist()
     images, templates, length = cell.shape
+    few = min(FEW, length)
+    candidates, count = cell[:, :, :few].flatten().tolist(), sure.flatten().tolist()
     chosen: list[int] = []
     for image in range(images):
         everywhere: AllCells | None = None
         taken: Counter[int] = Counter()
         for number in range(templates):
             row = len(chosen)
-            for place in range(row * length, row * length + count[row]):
-                if candidates[place] not in taken:
-                    choice = candidates[place]
+            own = candidates[row * few : row * few + min(few, count[row])]
+            if count[row] > few and all(choice in taken for choice in own):
+                own = cell[image, number, : count[row]].tolist()
+            for choice in own:
+                if choice not in taken:
                     break
             else:
                 if everywhere is None:
@@ -64,19 +68,27 @@ def in_turn(
 def on_cuda(
     cell: Tensor, sure: Tensor, highest: Tensor, template: Tensor, keys: Tensor, valid: Tensor
 ) -> Tensor:
-    """``assign`` by a kernel, or, where it cannot be compiled, with one line, on the host."""
-    global without_kernel
-    inputs = (cell, sure, highest, template, keys, valid)
-    if not without_kernel:
-        try:
-            from pscl import kernels  # Triton comes with PyTorch for CUDA alone
+    """``assign`` by a kernel, or, after one line where that does not work, on the host.
 
-            return kernels.assign(*inputs)
-        except Exception as error:  # whatever a compiler may miss on somebody's machine
-            without_kernel = True
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            warnings.warn(f"Matching has no CUDA kernel here and is slower: {why}", stacklevel=2)
-    return in_turn(*inputs)
+    The kernel's first result is compared with the host's.
+    """
+    global with_kernel
+    inputs = (cell, sure, highest, template, keys, valid)
+    if with_kernel is False:
+        return in_turn(*inputs)
+    try:
+        from pscl import kernels  # Triton comes with PyTorch for CUDA alone
+
+        chosen = kernels.assign(*inputs)
+        if with_kernel is None and not torch.equal(chosen, in_turn(*inputs)):
+            raise RuntimeError("its choices differ from those of the rule")
+    except Exception as error:  # whatever a compiler may miss on somebody's machine
+        with_kernel = False
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"Matching has no CUDA kernel here and is slower: {why}", stacklevel=2)
+        return in_turn(*inputs)
+    with_kernel = True
+    return chosen
 
 
 class AllCells:

@@ -36,8 +36,8 @@ class Limits:
         few: templates up to which no device gains.
     """
 
-    candidates: int = 64
-    slices: int = 32
+    candidates: int = 32
+    slices: int = 16
     all_of: int = 4096
     held: int = 12 * 2**20
     whole: int = 32 * 2**20

@@ -18,9 +18,9 @@ def assign(
     features = (template.T, keys.transpose(1, 2), valid)  # rows of D numbers
     read = (tensor.contiguous() for tensor in (cell, sure, highest, *features))
     room, width = triton.next_power_of_2(length), triton.next_power_of_2(dim)
-    _assign[(images,)](
-        *read, taken, chosen, templates, cells, dim, length, room=room, width=width, some=128
-    )
+    constants = (templates, cells, dim, length)
+    with torch.cuda.device_of(keys):  # Triton takes the current one
+        _assign[(images,)](*read, taken, chosen, *constants, room=room, width=width, some=128)
     return chosen
 
 

@@ -97,7 +97,7 @@ def test_gradients_and_moments_lie_in_memory_as_their_parameters() -> None:
     assert optimizer.param_groups[0]["fused"]
     for parameter, state in optimizer.state.items():
         for tensor in (parameter.grad, state["exp_avg"], state["exp_avg_sq"]):
-            assert tensor.stride() == parameter.stride()
+            assert tensor is not None and tensor.stride() == parameter.stride()
 
 
 def test_the_table_of_calls_counts_recomputed_ones_beside() -> None:

@@ -44,9 +44,13 @@ def test_what_waits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", refused)
-    with gpu.waiting_refused(torch.device("cuda")) as names:
+
+    def wait() -> None:
         assert torch.cuda.mode == "error"
         raise RuntimeError("called a synchronizing CUDA operation\nat ...")
+
+    with gpu.waiting_refused(torch.device("cuda")) as names:
+        wait()
     assert names == ["called a synchronizing CUDA operation"] and torch.cuda.mode == "default"
 
 

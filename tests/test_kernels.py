@@ -10,7 +10,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import networks
 from pscl import assignment, fast_matching
 from pscl.fast_matching import Limits
 from tests.test_matching import UNDECIDED, generator, normalised, slow_match
@@ -38,7 +40,7 @@ def test_interpreted_kernels_are_their_twins() -> None:
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0 and "7 passed" in ran.stdout, ran.stdout
+    assert ran.returncode == 0 and "11 passed" in ran.stdout, ran.stdout
 
 
 @interpreted
@@ -74,7 +76,7 @@ def test_without_a_compiler_matching_goes_on_in_turn(monkeypatch: pytest.MonkeyP
         raise RuntimeError("Failed to find C compiler.\nPlease specify CC")
 
     monkeypatch.setattr(kernels, "assign", broken)
-    monkeypatch.setattr(assignment, "without_kernel", False)
+    monkeypatch.setattr(assignment, "with_kernel", None)
     template, keys = normalised(1, 4, 6, seed=1)[0], normalised(2, 4, 300, seed=2)
     valid = torch.ones(2, 300) > 0
     with patch.object(fast_matching, "assign", assignment.on_cuda):
@@ -84,13 +86,65 @@ def test_without_a_compiler_matching_goes_on_in_turn(monkeypatch: pytest.MonkeyP
     assert found.tolist() == again.tolist() == slow_match(template, keys, valid)
 
 
+def test_a_kernel_that_chooses_wrongly_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = importlib.import_module("pscl.kernels")
+    monkeypatch.setattr(kernels, "assign", lambda cell, sure, *others: torch.zeros_like(sure))
+    monkeypatch.setattr(assignment, "with_kernel", None)
+    template, keys = normalised(1, 4, 6, seed=1)[0], normalised(2, 4, 300, seed=2)
+    valid = torch.ones(2, 300) > 0
+    with (
+        patch.object(fast_matching, "assign", assignment.on_cuda),
+        pytest.warns(UserWarning, match="slower: its choices differ"),
+    ):
+        found = fast_matching.match(template, keys, valid)
+    assert found.tolist() == slow_match(template, keys, valid) and assignment.with_kernel is False
+
+
+# --- LayerNorm and LeakyReLU ----------------------------------------------------------------------
+
+
+@interpreted
+@pytest.mark.parametrize("channels", [32, 24])
+def test_the_kernel_of_norm_and_activation_is_pytorchs(channels: int) -> None:
+    """Values and all gradients, of more rows than programs of the backward pass hold."""
+    row_norm = importlib.import_module("utils.row_norm")
+    random = generator(channels)
+    rows = torch.randn(3, 50, channels, generator=random).transpose(0, 1)  # not in one piece
+    weight, bias = torch.randn(2, channels, generator=random)
+    inputs = [x.clone().requires_grad_() for x in (rows, weight, bias)]
+    others = [x.clone().requires_grad_() for x in (rows, weight, bias)]
+    with patch.object(row_norm, "PROGRAMS", 2), patch.object(row_norm, "TILE", 256):
+        found = row_norm.norm_leaky(*inputs, 1e-5, 0.01)
+        (found * rows.cos()).sum().backward()
+    normed = F.layer_norm(others[0], (channels,), others[1], others[2], 1e-5)
+    expected = F.leaky_relu(normed, 0.01)
+    (expected * rows.cos()).sum().backward()
+    torch.testing.assert_close(found, expected)
+    for own, other in zip(inputs, others, strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_passes_its_own_check(dtype: torch.dtype) -> None:
+    importlib.import_module("utils.row_norm").check(torch.device("cpu"), dtype)
+
+
+def test_a_norm_kernel_with_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    row_norm = importlib.import_module("utils.row_norm")
+    monkeypatch.setattr(row_norm, "forward", lambda rows, *others: rows + 1)
+    monkeypatch.setattr(row_norm, "backward", lambda gradient, rows, w, b, *others: (rows, w, b))
+    with pytest.warns(UserWarning, match="slower: its numbers differ from PyTorch's by"):
+        assert networks.norm_kernel.__wrapped__(torch.device("cpu"), torch.float32) is None
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
 @pytest.mark.parametrize("capability", [75, 80, 90])
 def test_a_kernel_compiles_for_the_usual_cards(capability: int) -> None:
     from triton.backends.compiler import GPUTarget
 
-    kernels = importlib.import_module("pscl.kernels")
+    kernels, row_norm = (importlib.import_module(n) for n in ("pscl.kernels", "utils.row_norm"))
     pointers = {
         "*i64": ("cell", "sure", "chosen"),
         "*i1": ("highest", "valid"),
@@ -101,5 +155,12 @@ def test_a_kernel_compiles_for_the_usual_cards(capability: int) -> None:
     }
     signature = {name: kind for kind, names in pointers.items() for name in names}
     constants = {"room": 64, "width": 64, "some": 128}
-    source = triton.compiler.ASTSource(kernels._assign, signature, constants)
-    assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+    sources = [triton.compiler.ASTSource(kernels._assign, signature, constants)]
+    rows = dict.fromkeys(("gradient", "rows", "result"), "*bf16")
+    rows |= dict.fromkeys(("weight", "bias", "sums"), "*fp32")
+    rows |= {"count": "i32", "channels": "i32", "programs": "i32", "eps": "fp32", "slope": "fp32"}
+    for kernel in (row_norm._forward, row_norm._backward):
+        kinds = {name: rows.get(name, "constexpr") for name in kernel.arg_names}
+        sources.append(triton.compiler.ASTSource(kernel, kinds, {"width": 32, "block": 128}))
+    for source in sources:
+        assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
