@@ -1,8 +1,8 @@
 """Smooth edges of masks: pixels whose value lies between those of the classes beside them.
 
-Image programs draw smooth lines, resizing mixes neighbours and JPEG blurs. Going by its value alone,
-the edge between black (0) and white (255) would become a rim of the gray class (128). Here the
-pixels at an edge get the class of one of their neighbours that are drawn for sure.
+Image programs draw smooth lines, resizing mixes neighbours and JPEG blurs. By its value alone, the
+edge between black (0) and white (255) would become a rim of the gray class (128). Here the pixels
+at an edge get the class of one of their neighbours that are drawn for sure.
 """
 
 from __future__ import annotations
@@ -13,10 +13,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-WIDEST = 3  # pixels from a pixel of an edge to what is drawn on both sides of it
+WIDEST = 5  # pixels from a pixel of an edge to what is drawn on both sides of it
+MOST_STRAY = 0.1  # of the pixels on edges: others whose value does not lie between those beside
 ROUNDING = 2  # levels by which a mixture of two colours may miss the line between them
 Bits = NDArray[np.bool_]
 Indices = NDArray[np.int64]
+
+
+def flat(values: NDArray[Any], tolerance: int) -> Bits:
+    """Centres (H, W) of 3x3 pixels whose values (H, W, c) differ by no more than ``tolerance``."""
+    square, same = np.ones((3, 3), np.uint8), np.ones(values.shape[:2], np.bool_)
+    for channel in np.moveaxis(values, 2, 0):
+        own = np.pad(channel.astype(np.float64), 1, mode="edge")
+        span = cv2.dilate(own, square) - cv2.erode(own, square)
+        same &= span[1:-1, 1:-1] <= tolerance
+    return same
 
 
 def solid(nearest: Indices, within: Bits) -> Bits:
@@ -27,8 +38,8 @@ def solid(nearest: Indices, within: Bits) -> Bits:
     """
     own = np.pad(np.where(within, nearest, -1).astype(np.float32), 1, mode="edge")
     square = np.ones((3, 3), np.uint8)
-    flat = (cv2.erode(own, square) == cv2.dilate(own, square)) & (own >= 0)
-    return np.asarray(cv2.dilate(flat.astype(np.uint8), square)[1:-1, 1:-1], np.bool_) & within
+    centres = (cv2.erode(own, square) == cv2.dilate(own, square)) & (own >= 0)
+    return np.asarray(cv2.dilate(centres.astype(np.uint8), square)[1:-1, 1:-1], np.bool_) & within
 
 
 def assign_edges(
@@ -43,14 +54,18 @@ def assign_edges(
         levels: (L, c), the values of the classes.
         tolerance: largest difference in any channel.
 
-    A pixel is of an edge if its value lies between two levels that are drawn within 1, 2 or
-    3 pixels of it (the fewest that will do); it gets the nearer of these levels. A thin line
-    within the tolerance of its level stays what it is unless it could be the edge between two others.
+    A pixel is of an edge if its value lies between two levels that are drawn within 5
+    pixels of it (or fewer: the fewest that will do); it gets the nearer of these levels. A thin line
+    within the tolerance of its level stays what it is unless it could be the edge between two
+    others. A patch of 3x3 pixels of one value that is no level is no edge. Gaps and tips too thin to
+    reach their level get the nearest level, if they are a tenth of the edges at most.
     """
     result = nearest.copy()
+    patches = (flat(values, tolerance) & ~within).astype(np.uint8)
+    strange = cv2.dilate(patches, np.ones((3, 3), np.uint8)).astype(np.bool_) & ~within
     sure = solid(nearest, within)
     # First thin lines, then what has no level: it may lie beside a thin line that is one.
-    for thin in (within & ~sure, ~within):
+    for thin in (within & ~sure, ~within & ~strange):
         rows, columns = np.nonzero(thin)
         found = _between(
             values[rows, columns], rows, columns, np.where(sure, nearest, -1), levels, tolerance
@@ -60,7 +75,9 @@ def assign_edges(
         still = np.zeros_like(within)
         still[rows[~explained], columns[~explained]] = True
         sure |= still & within
-    return result, still
+    edges = ~within & ~strange & ~still
+    stray = still.sum() > MOST_STRAY * edges.sum()
+    return result, strange | still if stray else strange
 
 
 def _between(
@@ -77,6 +94,7 @@ def _between(
     """
     found = np.full(len(rows), -1)
     used = np.unique(drawn[drawn >= 0])
+    used = used[levels[used].min(axis=1, initial=0) >= 0]  # below 0 are no levels of a picture
     if len(used) < 2 or not len(rows):
         return found
     own = levels[used].astype(np.float64)  # (K, c)

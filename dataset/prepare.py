@@ -126,6 +126,7 @@ def _warnings(plan: Plan) -> list[str]:
     if len(sizes) > 1:
         found.append(f"{len(sizes)} image sizes; train with --image_size N, or give --tile here")
     found += _ids_without_zero(plan)
+    found += _scribbles(plan)
     shares = plan.counts(train).sum(0)
     if "numbered" in plan.rule.note and shares[0] < shares.max():
         largest = f"is not the largest class, {shares.argmax()} is"
@@ -154,6 +155,23 @@ def _ids_without_zero(plan: Plan) -> list[str]:
     return [f"{found} the mean Dice leaves out, and no class would be left out; {cure}"]
 
 
+def _scribbles(plan: Plan) -> list[str]:
+    """Warn of masks in which only strokes are labelled, and one class is all the rest."""
+    found = []
+    for value in sorted(set(plan.scribbled.values())):
+        own = [path for path, around in plan.scribbled.items() if around == value]
+        others = [label for label in range(plan.num_classes) if label != value]
+        values = {label: shown[0] for label, shown in plan.rule.palette if len(shown) == 1}
+        if values.keys() >= {value, *others}:
+            cure = f'if nobody labelled the rest, give --palette "ignore={values[value]} '
+            cure += " ".join(f"{n}={values[label]}" for n, label in enumerate(others)) + '"'
+        else:
+            cure = "if nobody labelled the rest, give its value as ignore= in --palette"
+        what = f"{own[0]}: {len(own)} mask(s) look like scribbles: strokes on class {value}"
+        found.append(f"{what}; {cure}; if class {value} is drawn in full, all is well")
+    return found
+
+
 def _parser() -> Parser:
     raw, layout = RawDescriptionHelpFormatter, f"The layout:\n{LAYOUT}"
     parser = Parser("prepare.py", description=__doc__, epilog=layout, formatter_class=raw)
@@ -167,6 +185,8 @@ def _parser() -> Parser:
     add("--out", type=Path, help="folder of the set to make")
     add("--mask-pattern", default="", help='mask name, such as "{stem}_mask.png"; default: stem')
     add("--mask-kind", choices=KINDS, default="auto", help="what mask values are; default: auto")
+    add("--class-names", default="", help='names of class 0, 1, ... in files of outlines, "matrix,'
+        'carbide"; default: what is not drawn is 0, the others in alphabetical order')  # fmt: skip
     add("--palette", default="", help='"0=0,0,0 1=255,0,0 ignore=255,255,255", or "0=0 1=128"')
     add("--ignore", default="", help="mask values without a label; -1 always is")
     add("--ignored-as", type=int, default=IGNORED, help="value written for unlabelled pixels (255)")
@@ -286,6 +306,7 @@ def _read_table(path: Path) -> dict[str, dict[str, str]]:
 PARSERS: dict[str, Callable[[str], object]] = {
     "palette": lambda words: parse_palette(words) if words else (),
     "ignore": parse_ignored,
+    "class_names": lambda words: tuple(name.strip() for name in words.split(",")) if words else (),
     "page": _page,
     "crop": _crop,
     "batch_from": _batch_from,
