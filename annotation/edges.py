@@ -54,11 +54,11 @@ def assign_edges(
         levels: (L, c), the values of the classes.
         tolerance: largest difference in any channel.
 
-    A pixel is of an edge if its value lies between two levels that are drawn within 5
-    pixels of it (or fewer: the fewest that will do); it gets the nearer of these levels. A thin line
-    within the tolerance of its level stays what it is unless it could be the edge between two
-    others. A patch of 3x3 pixels of one value that is no level is no edge. Gaps and tips too thin to
-    reach their level get the nearest level, if they are a tenth of the edges at most.
+    A pixel is of an edge if its value lies between two levels that are drawn within 5 pixels of it
+    (or fewer: the fewest that will do); it gets the nearer of these levels. A thin line within the
+    tolerance of its level stays what it is unless it could be the edge between two others. A patch
+    of 3x3 pixels of one value that is no level is no edge. Gaps and tips too thin to reach their
+    level get the nearest level, if they are a tenth of the edges at most.
     """
     result = nearest.copy()
     patches = (flat(values, tolerance) & ~within).astype(np.uint8)

@@ -21,6 +21,8 @@ COUNTER = re.compile(r"[-_ ]+\d+$")
 def base_name(name: str) -> str:
     """``carbide-12`` -> ``carbide``, what a region was called; '' for an automatic name."""
     name = name.strip()
+    if NUMBERED.fullmatch(name):
+        return name
     return "" if AUTOMATIC.fullmatch(name) else COUNTER.sub("", name)
 
 

@@ -1,12 +1,12 @@
-"""Make scribbles out of whole masks: a set as if somebody had labelled a few per cent of the pixels.
+"""Make scribbles out of whole masks: as if somebody had labelled a few per cent of the pixels.
 
     python benchmarks/scribbles.py --data_dir dataset/my_set --out dataset/scribbled --share 0.05
 
 The annotated images (``sup_*``) get masks in which only strokes are labelled and all else is 255
-(train with ``--ignore_label 255``); all other splits are copied as they are. Every class gets the
-same number of pixels, as far as it has them. Half of the strokes stay within the class in which
-they begin, as a careful hand would draw them; the other half run on across boundaries, and each
-pixel has its true class.
+(train with ``--ignore_label 255``); all other splits are copied as they are. The next stroke begins
+in the class with the fewest labels. Half of the strokes stay within the class in which they begin,
+as a careful hand would draw them; the other half run on across boundaries, and each pixel has its
+true class.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def scribble(mask: Pixels, share: float, width: int, rng: np.random.Generator) -
     kept = np.full_like(mask, IGNORED)
     classes = [c for c in np.unique(mask).tolist() if c != IGNORED]
     places = {c: np.argwhere(mask == c) for c in classes}
-    goal = share * mask.size
+    goal = round(share * mask.size)
     for number in range(MOST_STROKES):
         counts = {c: int((kept == c).sum()) for c in classes}
         left = [c for c in classes if counts[c] < len(places[c])]
-        missing = int(goal - sum(counts.values()))
+        missing = goal - sum(counts.values())
         if missing <= 0 or not left:
             break
         start = min(left, key=lambda c: counts[c])  # the class with the fewest labels
@@ -51,7 +51,9 @@ def scribble(mask: Pixels, share: float, width: int, rng: np.random.Generator) -
         drawn = stroke & (kept == IGNORED) & (mask != IGNORED)
         if number % 2 == 0:
             drawn &= mask == start
-        at = np.flatnonzero(drawn)[:missing]
+        # Short enough that every class gets some of the pixels.
+        most = max(1, goal // (2 * len(classes)))
+        at = np.flatnonzero(drawn)[: min(missing, most)]
         kept.flat[at] = mask.flat[at]
     return kept
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 import data
+from annotation.scribbles import unlabelled_value
 from data import Sample, find_split, name_key
 from dataset.layout import LAYOUT
 from dataset.source_files import PaletteCheck, palette_of
@@ -123,6 +124,7 @@ def check_data(
             f"{root}: palettes of masks differ: {check.palettes.differing}; {cure}"
         )
     check.problems.refuse()
+    check.warnings += check.scribbles()
     return DataReport(check.store, tuple(dict.fromkeys(check.warnings)))
 
 
@@ -145,6 +147,7 @@ class SetCheck:
         self.problems = Problems()
         self.warnings: list[str] = []
         self.palettes = PaletteCheck()
+        self.scribbled: dict[Path, int] = {}  # masks of strokes, and the value round them
 
     def annotated_splits(
         self, sizes: Iterable[str], repeats: Sequence[int | str] | None
@@ -232,6 +235,19 @@ class SetCheck:
             rule = f"class ids are 0..{self.num_classes - 1}"
             cure = "give --num_classes or, for unlabelled pixels, --ignore_label"
             raise DataError(f"{sample.mask}: {found}; {rule}: correct the mask, or {cure}")
+        image = self.store.image(sample.image).permute(1, 2, 0).squeeze(2).numpy()
+        value = unlabelled_value(mask, image)
+        if value is not None and value < self.num_classes:
+            self.scribbled[sample.mask] = value
+
+    def scribbles(self) -> list[str]:
+        """A warning of masks in which only strokes seem to be labelled, with both cures."""
+        if not self.scribbled:
+            return []
+        path, value = next(iter(self.scribbled.items()))
+        found = f"{path}: {len(self.scribbled)} mask(s) look like scribbles: strokes on {value}"
+        cure = f"if nobody labelled the rest, give --ignore_label {value}"
+        return [f"{found}; {cure}; if class {value} is drawn in full, all is well"]
 
     def classes(self, split: str, samples: list[Sample], what: str) -> None:
         """Masks must have labels; warn of classes that none of these masks shows."""

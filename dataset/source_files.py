@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from imaging import imagefile
@@ -90,16 +94,28 @@ def read_pixels(path: Path, page: int = 1, colours: bool = False) -> Array:
 
 
 def palette_of(path: Path, page: int = 1) -> Colours:
-    """The colours of a palette file by index; () for a file without a palette, or a rare kind."""
+    """The colours of a palette file by index; () for a file without a palette, or a rare kind.
+
+    Only the head of the file is looked at, no pixel is decoded.
+    """
     raw = imagefile.read_bytes(path)
-    try:
-        picture = imagefile.open_picture(path, raw, page if count_pages(path) > 1 else 1)
-    except DataError:
-        return ()  # reading it says what is wrong with it
-    if picture is None or picture.mode not in ("P", "PA"):
+    decoder = next(
+        (kind for magic, kind in imagefile.DECODERS.items() if raw.startswith(magic)), None
+    )
+    if decoder is None:
         return ()
-    levels = picture.getpalette("RGB") or []
-    return tuple(zip(levels[::3], levels[1::3], levels[2::3], strict=True))
+    with suppress(Exception), warnings.catch_warnings():  # reading it says what is wrong with it
+        warnings.simplefilter("ignore")
+        picture = decoder(io.BytesIO(raw))
+        if page > 1 and count_pages(path) > 1:
+            picture.seek(page - 1)
+        if picture.mode in ("P", "PA") and picture.palette is not None:
+            stored = picture.palette
+            one = Image.new("P", (1, 1))
+            one.putpalette(stored.palette, stored.rawmode or stored.mode)
+            levels = one.getpalette("RGB") or []
+            return tuple(zip(levels[::3], levels[1::3], levels[2::3], strict=True))
+    return ()
 
 
 class PaletteCheck:

@@ -33,7 +33,7 @@ from stages.job import (
 from stages.pretraining import SelfSupervised
 from utils.checkpoint import CheckpointError, load, network_state, save, to_published, transfer
 from utils.log import evaluation_lines
-from utils.metrics import Scores, SegmentationScores
+from utils.metrics import IGNORED, Scores, SegmentationScores
 
 EVALUATION_BATCH = 8
 
@@ -103,9 +103,18 @@ class Supervised(Runner):
         return [
             f"{self.start} for {self.epochs} epochs on {self.images(self.annotated)} with labels "
             f"of {self.config.data_dir}: {some_names(self.annotated)}",
+            self.labelled(),
             f"Scored on {self.images(self.test)} of the test set every {every} epochs and "
             "after the last; Dice is pooled over the set, without background",
         ]
+
+    def labelled(self) -> str:
+        """How many pixels of the annotated images have which class."""
+        masks = [self.job.store.mask(s.mask).numpy() for s in self.annotated if s.mask]
+        counts = sum((np.bincount(m.ravel(), minlength=256) for m in masks), np.zeros(256, int))
+        known = counts.sum() - counts[IGNORED]
+        classes = ", ".join(f"class {c} {counts[c]}" for c in range(self.config.num_classes))
+        return f"Labelled: {known} pixels, {known / counts.sum():.1%} of them: {classes}"
 
     def due(self) -> list[int]:
         """The epochs, counted from 0, that are evaluated."""

@@ -251,7 +251,8 @@ def test_names_that_leave_a_doubt_are_refused(found: set[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "base"),
     [("carbide-12", "carbide"), ("0012-0034", ""), ("0001-0012-0034", ""), ("0012-0034-1", ""),
-     ("M7C3", "M7C3"), ("phase 2", "phase"), ("Ignore*-4", "Ignore*"), ("", "")],
+     ("M7C3", "M7C3"), ("phase 2", "phase"), ("Ignore*-4", "Ignore*"), ("", ""),
+     ("class 2", "class 2"), ("class 2-17", "class 2"), ("2", "2")],
 )  # fmt: skip
 def test_the_name_of_a_region_without_its_number(name: str, base: str) -> None:
     assert base_name(name) == base

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 from masks import disc
-from PIL import Image
 from test_annotations import labelme, roi, roi_set
 from test_pairs import put
 from test_prepare import gray, ids_of, png, run, write_raw
@@ -40,8 +39,8 @@ def masks_of(folder: Path, masks, *options: str, **how) -> dict[str, np.ndarray]
 
 
 def neighbours(ids: np.ndarray) -> np.ndarray:
-    """Which classes (C, H, W) are within 2 pixels."""
-    square = np.ones((5, 5), np.uint8)
+    """Which classes (C, H, W) are drawn within 5 pixels."""
+    square = np.ones((11, 11), np.uint8)
     return np.stack([cv2.dilate((ids == c).astype(np.uint8), square) for c in range(3)])
 
 
@@ -216,7 +215,7 @@ def test_one_file_for_each_class(tmp_path, capsys, pattern, name):
         for number, label in ((2, "pore"), (1, "carbide")):
             put(
                 tmp_path / "gt" / name.format(stem, label),
-                png(np.where(IDS == number, 255, 0).astype(np.uint8)),
+                png(np.where(number == IDS, 255, 0).astype(np.uint8)),
             )
     assert run(tmp_path, "--mask-pattern", pattern) == 0
     assert "classes by name: 0 background, 1 carbide, 2 pore" in capsys.readouterr().out
