@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import zipfile
 from pathlib import PurePosixPath
 
@@ -15,6 +16,16 @@ from annotation.shapes import Ellipse, Polygon, Shape, Stroke, points, rectangle
 MOST_BYTES = 2**28  # of all regions in a file, unpacked
 AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
 LINES = (ROI_TYPE.LINE, ROI_TYPE.FREELINE, ROI_TYPE.POLYLINE, ROI_TYPE.ANGLE)
+
+
+class _Refuse(logging.Handler):
+    """What the library only logs is a region that it did not read in full: refuse it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise ValueError("damaged or of an unknown type")
+
+
+logging.getLogger("roifile").addHandler(_Refuse())
 
 
 def shapes_of(raw: bytes) -> list[Shape]:

@@ -62,7 +62,7 @@ def _rings(mask: NDArray[np.bool_]) -> Iterator[tuple[int, Corners]]:
     starts, directions, particles = [], [], []
     here, above = padded[1:, 1:], padded[:-1, 1:]
     left = padded[1:, :-1]
-    for own, other, direction, shift in (
+    for own, other, heading, shift in (
         (here, above, 0, (0, 0)),  # upper side: to the right
         (left, here, 1, (0, 0)),  # right side: down
         (above, here, 2, (1, 0)),  # lower side: to the left
@@ -70,10 +70,10 @@ def _rings(mask: NDArray[np.bool_]) -> Iterator[tuple[int, Corners]]:
     ):
         y, x = np.nonzero((own > 0) & (own != other))
         starts.append(np.stack([x + shift[0], y + shift[1]], axis=1))
-        directions.append(np.full(len(x), direction))
+        directions.append(np.full(len(x), heading))
         particles.append(own[y, x])
     start, direction = np.concatenate(starts), np.concatenate(directions)
-    particle = np.concatenate(particles)
+    particle = np.concatenate(particles).astype(np.int64)
     following = _following(start, direction, particle, mask.shape[1] + 2)
     turns = (direction[following] != direction).tolist()
     ends = (start + STEPS[direction]).tolist()

@@ -27,11 +27,10 @@ def unlabelled_value(ids: Pixels, image: Pixels) -> int | None:
     which either touch, where a stroke crosses a boundary, or have on both sides of their edges the
     same gray levels: a class that was drawn in full ends where the image changes.
     """
-    counts = np.bincount(ids.ravel(), minlength=256)
-    rest = int(counts.argmax())
-    others = [v for v in np.flatnonzero(counts >= SMALLEST).tolist() if v != rest]
-    if counts[rest] < LEAST_SHARE * ids.size or len(others) < 2 or not _are_strokes(ids != rest):
+    rest = value_round_strokes(ids)
+    if rest is None:
         return None
+    others = [v for v in np.unique(ids).tolist() if v != rest]
     if _touching(ids, rest) >= TOUCHING:
         return rest
     gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -46,6 +45,16 @@ def unlabelled_value(ids: Pixels, image: Pixels) -> int | None:
             deviation = np.sqrt((inside.var() + outside.var()) / 2) + 1
             differences.append(abs(inside.mean() - outside.mean()) / deviation)
     return rest if differences and min(differences) < CONTRAST else None
+
+
+def value_round_strokes(ids: Pixels) -> int | None:
+    """The value of most pixels of a mask, if thin strokes of others lie on it; else None."""
+    counts = np.bincount(ids.ravel(), minlength=256)
+    rest = int(counts.argmax())
+    others = (counts >= SMALLEST).sum() - 1
+    if counts[rest] < LEAST_SHARE * ids.size or others < 2 or not _are_strokes(ids != rest):
+        return None
+    return rest
 
 
 def far_from_labels(labelled: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:

@@ -196,7 +196,7 @@ def _crossings(ring: Points, height: int, width: int) -> NDArray[np.int64]:
     return np.bincount(rows * (width + 1) + columns, minlength=height * (width + 1))
 
 
-def _distance(x: Points, y: Points, start: Points, end: Points) -> Points:
+def _distance(x: NDArray[Any], y: NDArray[Any], start: Points, end: Points) -> Points:
     """Distance of points from the line between two points."""
     (x0, y0), (dx, dy) = start, end - start
     length = dx * dx + dy * dy

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from annotation.files import is_annotation
-from annotation.scribbles import unlabelled_value
+from annotation.scribbles import unlabelled_value, value_round_strokes
 from data import MOST_REPEATS, name_key, parse_name
 from dataset.check import SMALLEST_SIDE, Problems, size_text
 from dataset.mask_values import IGNORED
@@ -96,9 +96,9 @@ class Plan:
         self.warnings: list[str] = []
         self.notes: list[str] = []
         conversions: Counter[str] = Counter()
-        found, sources = self._sources(), []
-        self.masks = SetMasks(settings, self.problems, found)
-        for source in found:
+        paired, sources = self._sources(), list[Source]()
+        self.masks = SetMasks(settings, self.problems, paired)
+        for source in paired:
             with self.problems.collect():
                 image, conversion = read_picture(source.image, source.page)
                 source = replace(source, size=(image.shape[0], image.shape[1]))
@@ -276,9 +276,10 @@ class Plan:
                 yield from own
                 continue
             ids = self.ids(source)
-            value = unlabelled_value(ids, self.image(source))
-            if value is not None and value != self.settings.ignored_as:
-                self.scribbled[source.mask] = value
+            if value_round_strokes(ids) not in (None, self.settings.ignored_as):
+                value = unlabelled_value(ids, self.image(source))
+                if value is not None:
+                    self.scribbled[source.mask] = value
             for tile in own:
                 counts = np.bincount(tile.box.of(ids).ravel(), minlength=256)
                 yield replace(tile, counts=counts)

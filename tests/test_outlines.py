@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from masks import blobs, disc
 from roifile import ImagejRoi
 
 from annotation.files import read_annotation
 from annotation.outlines import outlines, to_geojson, to_rois
+from tests.masks import blobs, disc
 
 NAMES = ["matrix", "carbide", "pore/void", "class 3"]
 COLOURS = [(0, 0, 0), (255, 0, 0), (0, 0, 255), (0, 255, 0)]

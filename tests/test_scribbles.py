@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from masks import blobs
 from tiny_set import make_set, train
 
 from annotation.scribbles import far_from_labels, unlabelled_value
@@ -16,6 +15,7 @@ from data import find_split
 from dataset.check import check_data
 from dataset.layout import write_png
 from imaging.imagefile import read_image, read_mask
+from tests.masks import blobs
 
 SIDE = 200
 COARSE = blobs(0, (SIDE // 5, SIDE // 5)) + 2 * blobs(3, (SIDE // 5, SIDE // 5), 0.2)

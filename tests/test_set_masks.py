@@ -8,13 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from masks import disc
-from test_annotations import labelme, roi, roi_set
-from test_pairs import put
 from test_prepare import gray, ids_of, png, run, write_raw
 
 from annotation.edges import assign_edges
 from annotation.outlines import outlines, to_geojson
+from tests.masks import disc
+from tests.test_annotations import labelme, roi, roi_set
+from tests.test_pairs import put
 
 SIDE = 64
 # Matrix (0) with a disc of class 1, one of class 2, and class 1 across their common edge.
