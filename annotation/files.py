@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,24 @@ def names_in(path: str | Path) -> set[str]:
 def is_annotation(path: Path) -> bool:
     """Whether a file's name ends as those that ``read_annotation`` reads."""
     return path.suffix.lower() in ANNOTATION_SUFFIXES
+
+
+def another_kind(path: Path) -> str:
+    """What a sound file is that ends like an annotation but is none; '' if it may be one."""
+    if not is_annotation(path):
+        return ""
+    with suppress(OSError, ValueError, RecursionError, MemoryError, zipfile.BadZipFile):
+        raw = path.read_bytes() if path.is_file() and path.stat().st_size <= LARGEST else b"{"
+        if raw.startswith(b"PK"):
+            with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+                names = archive.namelist()
+            regions = any(name.lower().endswith(".roi") for name in names)
+            return "" if regions or not names else "ZIP without regions of ImageJ"
+        if not raw.startswith(b"Iout"):
+            content = json.loads(raw.decode("utf-8-sig"))
+            shapes = isinstance(content, dict) and isinstance(content.get("shapes"), list)
+            return "" if shapes or geojson.is_geojson(content) else _kind(content)
+    return ""
 
 
 def _read(path: Path) -> tuple[list[Shape], tuple[int, int] | None]:

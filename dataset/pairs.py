@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from annotation.files import ANNOTATION_SUFFIXES, KINDS_READ, is_annotation
+from annotation.files import ANNOTATION_SUFFIXES, KINDS_READ, another_kind, is_annotation
 from annotation.names import base_name
 from data import name_key
 from utils.files import IMAGE_SUFFIXES, DataError, list_files
@@ -108,7 +108,9 @@ class Pairs:
     def _masks_of(self, image: Path, named: Counter[str]) -> list[Path]:
         outlines = [name_key(image.stem) + suffix for suffix in ANNOTATION_SUFFIXES]
         found = self._named(image, named, self._wanted(image))
-        return found or ([] if self.pattern else self._named(image, named, outlines))
+        if found or self.pattern:
+            return found
+        return [p for p in self._named(image, named, outlines) if not another_kind(p)]
 
     def _named(self, image: Path, named: Counter[str], names: list[str]) -> list[Path]:
         stem = name_key(image.stem)
@@ -192,7 +194,8 @@ class Pairs:
         outlines = self._outlines()
         if outlines and self.used:
             found = f"{len(outlines)} file(s) of outlines are not read"
-            beside = "masks of pixels come first" if is_annotation(outlines[0]) else ""
+            sound = is_annotation(outlines[0]) and not another_kind(outlines[0])
+            beside = "masks of pixels come first" if sound else ""
             self.warnings.append(f"{outlines[0]}: {found}; {beside or f'read are {KINDS_READ}'}")
         known = {*self.masks, *left_out, *self.used, *outlines}
         unread = [p for p in here if p not in known and p.suffix.lower() not in IMAGE_SUFFIXES]
@@ -256,6 +259,8 @@ class Pairs:
         if outlines := self._outlines():
             found = f"{outlines[0]}: no image has a mask"
             kind = outlines[0].suffix[1:].upper()
+            if other := another_kind(outlines[0]):
+                return f"{found}, and it is {other}; export {KINDS_READ}, or a PNG of class ids"
             if is_annotation(outlines[0]):
                 there = name_key(outlines[0].name)
                 cure = f'give --mask-pattern, such as "{{stem}}{outlines[0].suffix}"'

@@ -48,6 +48,7 @@ class SetMasks:
         self.by_colour = False  # palette files give their colours, not their indices
         self.id_maps: set[Path] = set()  # masks of class ids beside masks of other values
         self.overlaps: Counter[Path] = Counter()  # pixels that two classes' files have
+        self.nameless = ""  # why the classes of outlines have no ids
         self.names = self._find_names(sources)
         self.rule: MaskRule
 
@@ -64,12 +65,10 @@ class SetMasks:
         masked = [s for s in sources if s.mask and not s.drawn]
         self._compare_palettes(masked)
         with problems.collect():
-            if masked:
-                self.rule = self._find_rule(masked)
-            elif named:
-                self.rule = _rule_of_names(self.names)
-            else:
+            rule = self._find_rule(masked) if masked else None
+            if rule is None and (masked or not named):
                 return False
+            self.rule = rule or _rule_of_names(self.names)
             if settings.num_classes and self.num_classes > settings.num_classes:
                 found = f"{self.num_classes} classes where --num_classes is {settings.num_classes}"
                 cure = "correct it, or give --palette"
@@ -97,6 +96,8 @@ class SetMasks:
     def pixels(self, source: Source) -> Array:
         """The mask's own values; a mask of one page serves all pages of its image."""
         assert source.mask is not None
+        if source.drawn and self.nameless:
+            raise DataError(self.nameless)
         if source.parts:
             files = [(class_id(name, self.names), path) for name, path in source.parts]
             ids, self.overlaps[source.mask] = join_classes(
@@ -123,17 +124,18 @@ class SetMasks:
         for path in dict.fromkeys(s.mask for s in drawn if s.mask and not s.parts):
             with self.problems.collect():
                 found |= names_in(path)
-        names = given
-        with self.problems.collect():
-            try:
-                names = class_names(found, given) if drawn else given
-            except DataError as error:
-                raise DataError(f"{self.settings.masks}: {error}") from None
-            pixels = next((s.mask for s in sources if s.mask and not s.drawn), None)
-            if drawn and pixels and not given:
-                found_both = f"{drawn[0].mask} has outlines, {pixels} pixels"
-                cure = f'say which class is which id: --class-names "{",".join(names)}"'
-                raise DataError(f"{found_both}; {cure}")
+        if not drawn:
+            return given
+        pixels = next((s.mask for s in sources if s.mask and not s.drawn), None)
+        try:
+            names = given or class_names(found)
+        except DataError as error:
+            self.nameless = f"{self.settings.masks}: {error}"
+            return given
+        if pixels and not given:
+            both = f"{drawn[0].mask} has outlines, {pixels} pixels"
+            cure = f'say which class is which id: --class-names "{",".join(names)}"'
+            self.nameless = f"{both}; {cure}"
         return names
 
     def _compare_palettes(self, masked: list[Source]) -> None:
@@ -170,8 +172,8 @@ class SetMasks:
         codes = to_codes(source.mask, source.mask_box.of(self.pixels(source)), self.colours)
         return np.sign(codes) if self.settings.mask_kind == "particles" else codes
 
-    def _find_rule(self, masked: list[Source]) -> MaskRule:
-        """The rule for all masks of pixels. Raises DataError."""
+    def _find_rule(self, masked: list[Source]) -> MaskRule | None:
+        """The rule for all masks of pixels; None if none can be read. Raises DataError."""
         settings = self.settings
         colours = self.colours and settings.mask_kind != "particles"
         free = settings.mask_kind == "auto" and not settings.palette and not colours
@@ -186,7 +188,9 @@ class SetMasks:
                 found = numbers_particles(codes) if free else None
                 if found is not None:
                     numbered[source.mask] = found
-        self.problems.refuse()
+        masked = [source for source in masked if source.mask in histograms]  # those that are sound
+        if not masked:
+            return None
         if numbered and all(numbered.values()):
             name = next(iter(numbered))
             cure = "give --mask-kind particles (0 stays class 0, every number becomes class 1)"

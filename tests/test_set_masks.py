@@ -195,6 +195,22 @@ def test_outlines_beside_masks_of_pixels_need_the_names(tmp_path, capsys):
         np.testing.assert_array_equal(ids, IDS)
 
 
+def test_outlines_by_another_name_are_named(tmp_path, capsys):
+    write_raw(tmp_path, [None] * 3, images=IMAGES[:3])
+    put(tmp_path / "gt" / "drawn.geojson", to_geojson([], [], []).encode())
+    assert run(tmp_path) == 2
+    assert "drawn.geojson has the name of none; name it as its image" in capsys.readouterr().err
+
+
+def test_files_beside_images_that_are_no_outlines_are_no_masks(tmp_path, capsys):
+    stems = write_raw(tmp_path, [png(IDS)] * 2 + [None], images=IMAGES[:3])
+    put(tmp_path / "gt" / f"{stems[2]}.json", b'{"magnification": 500}')
+    assert run(tmp_path) == 0
+    report = capsys.readouterr().out
+    assert f"{stems[2]}.json: 1 file(s) of outlines are not read" in report
+    assert "1 image(s) without a mask, taken as unlabelled" in report
+
+
 def test_outlines_of_another_size_or_class_are_one_line(tmp_path, capsys):
     stems = write_raw(tmp_path, [png(IDS)] * 2 + [None], images=IMAGES[:3])
     put(
