@@ -230,6 +230,25 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, name: str, content, say
     assert line.startswith(f"{path}: ") and says in line and "\n" not in line
 
 
+@pytest.mark.parametrize("case", FILES)
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path: Path, case: str) -> None:
+    name, content = FILES[case]
+    rng, whole = (
+        np.random.default_rng(0),
+        content if isinstance(content, bytes) else content.encode(),
+    )
+    for _ in range(40):
+        data = bytearray(whole)
+        at = int(rng.integers(len(data)))
+        data[at : at + int(rng.integers(0, 9))] = rng.bytes(int(rng.integers(0, 9)))
+        (tmp_path / name).write_bytes(data)
+        try:
+            ids = read_annotation(tmp_path / name, SIZE, NAMES)
+            assert ids.shape == SIZE and set(np.unique(ids)) <= {0, 1, 2, 255}
+        except DataError as error:
+            assert len(str(error).splitlines()) == 1
+
+
 def test_a_folder_or_nothing_at_all(tmp_path: Path) -> None:
     (tmp_path / "b.json").mkdir()
     for name in ("a.json", "b.json"):
