@@ -118,8 +118,6 @@ def _between(
             both = near[:, i] & near[:, j] & between
             ends[both, i] = ends[both, j] = True
         new = (found < 0) & ends.any(axis=1)
-        # A level that is drawn beside the pixel and that it has is not left for another one.
-        ends |= near & (distance <= tolerance)
         best = np.where(ends, distance, np.inf).argmin(axis=1)
         found[new] = used[best[new]]
     return found

@@ -113,6 +113,18 @@ def test_an_edge_by_hand() -> None:
     assert not strange.any()
 
 
+def test_a_colour_between_two_is_not_given_to_a_third_that_is_nearer_in_colour() -> None:
+    levels = np.array([(0, 0, 0), (200, 0, 0), (100, 30, 0)], np.int64)
+    drawn = np.zeros((7, 9), np.int64)
+    drawn[:, 5:], drawn[4:, :3] = 1, 2  # the third fills a corner
+    values = levels[drawn]
+    values[:, 4] = 120, 0, 0  # a smooth edge between the first two, 2 pixels from the third
+    distance = np.abs(values[:, :, None] - levels).max(axis=3)
+    ids, strange = assign_edges(values, distance.argmin(2), distance.min(2) == 0, levels, 0)
+    drawn[:, 4] = 1
+    assert (ids == drawn).all() and not strange.any()
+
+
 # ---------------------------------------------------------------- ids beside levels and colours
 
 
