@@ -124,8 +124,7 @@ def check_data(
             f"{root}: palettes of masks differ: {check.palettes.differing}; {cure}"
         )
     check.problems.refuse()
-    check.warnings += check.scribbles()
-    return DataReport(check.store, tuple(dict.fromkeys(check.warnings)))
+    return DataReport(check.store, tuple(dict.fromkeys([*check.warnings, *check.scribbles()])))
 
 
 def missing_set(root: Path) -> str:
