@@ -64,20 +64,36 @@ def assign_edges(
     patches = (flat(values, tolerance) & ~within).astype(np.uint8)
     strange = cv2.dilate(patches, np.ones((3, 3), np.uint8)).astype(np.bool_) & ~within
     sure = solid(nearest, within)
-    # First thin lines, then what has no level: it may lie beside a thin line that is one.
-    for thin in (within & ~sure, ~within & ~strange):
-        rows, columns = np.nonzero(thin)
-        found = _between(
-            values[rows, columns], rows, columns, np.where(sure, nearest, -1), levels, tolerance
-        )
-        explained = found >= 0
+
+    def settle(pixels: Bits) -> Bits:
+        """Give those that lie on an edge their level; the others."""
+        rows, columns = np.nonzero(pixels)
+        drawn = np.where(sure, nearest, -1)
+        found = _between(values[rows, columns], rows, columns, drawn, levels, tolerance)
+        explained, others = found >= 0, np.zeros_like(pixels)
         result[rows[explained], columns[explained]] = found[explained]
-        still = np.zeros_like(within)
-        still[rows[~explained], columns[~explained]] = True
-        sure |= still & within
+        others[rows[~explained], columns[~explained]] = True
+        return others
+
+    # First thin lines, then what has no level: it may lie beside a thin line that is one. A line
+    # is brighter or darker than both of its sides; on a slope lies the rim of something small.
+    lines = settle(within & ~sure)
+    slope = _on_slope(values, tolerance)
+    sure |= lines & ~slope
+    still = settle(~within & ~strange | lines & slope) & ~within
     edges = ~within & ~strange & ~still
     stray = still.sum() > MOST_STRAY * edges.sum()
     return result, strange | still if stray else strange
+
+
+def _on_slope(values: NDArray[Any], tolerance: int) -> Bits:
+    """Pixels (H, W) that have brighter and darker ones in one channel among their 8 neighbours."""
+    square, found = np.ones((3, 3), np.uint8), np.zeros(values.shape[:2], np.bool_)
+    for channel in np.moveaxis(values, 2, 0):
+        own = np.pad(channel.astype(np.float64), 1, mode="edge")
+        brighter = (cv2.dilate(own, square) - own)[1:-1, 1:-1] > tolerance
+        found |= brighter & ((own - cv2.erode(own, square))[1:-1, 1:-1] > tolerance)
+    return found
 
 
 def _between(

@@ -246,7 +246,8 @@ class SetMasks:
         share = edges.total() / total.total()
         self.warnings.append(
             f"smooth edges ({len(+edges)} mask(s), as {min(+edges).name}; {share:.2%} of all "
-            "pixels): each pixel was given to the nearer of the classes drawn beside it"
+            "pixels): each pixel was given to the nearer of the classes drawn beside it; dots and "
+            "lines under 3 pixels are uncertain: where there are many, export without smoothing"
         )
         return rule
 

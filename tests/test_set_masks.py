@@ -113,6 +113,17 @@ def test_an_edge_by_hand() -> None:
     assert not strange.any()
 
 
+def test_the_rim_of_something_small_is_no_class_of_its_own() -> None:
+    levels = np.array([[0], [85], [170], [255]], np.int64)
+    values = np.zeros((9, 9, 1), np.int64)
+    values[3:6, 3:6] = 85  # a smooth dot of level 170: its rim has the level of another class
+    values[4, 4] = 170
+    values[[3, 3, 5, 5], [3, 5, 3, 5]] = 40
+    distance = np.abs(values - levels.T)
+    ids, strange = assign_edges(values, distance.argmin(2), distance.min(2) == 0, levels, 0)
+    assert set(np.unique(ids)) == {0, 2} and ids[4, 4] == 2 and not strange.any()
+
+
 def test_a_colour_between_two_is_not_given_to_a_third_that_is_nearer_in_colour() -> None:
     levels = np.array([(0, 0, 0), (200, 0, 0), (100, 30, 0)], np.int64)
     drawn = np.zeros((7, 9), np.int64)
