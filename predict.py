@@ -21,13 +21,15 @@ from typing import Any
 
 import torch
 
+from annotation.outlines import outlines, to_geojson, to_rois
 from config import ConfigError
 from dataset.set_file import NAME, set_of
 from imaging.drawing import class_colours, default_names, overview, save_picture
 from imaging.field import Crop, FieldRule, read_crop
+from imaging.imagefile import read_mask
 from metallography import ranking
 from metallography.export import check_target
-from metallography.folder import Folder, Items, list_images
+from metallography.folder import TABLES, Folder, Items, list_images
 from metallography.measure import BOUNDARY_PX
 from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
 from metallography.scales import Scales, find_scales
@@ -37,20 +39,33 @@ from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet
 from utils.commandline import Parser, complain, exit_code
-from utils.files import remove_leftovers
+from utils.files import remove_leftovers, replace_file
 from utils.log import to_terminal
 from utils.run_folder import locked
+from utils.workbook import write_workbook
 
 ABOUT = "Apply a trained model to images without masks: class maps, overlays, measurements."
 
+WORKBOOK = "measurements.xlsx"
 # Options that a task ignores; they are refused, because a result would be missing.
 MEASURING = ("um_per_px", "min_px", "grain_classes", "connectivity", "boundary_classes",
              "boundary_px", "probabilities", "particles")  # fmt: skip
 SCALED = ("scales", "resample")
 OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
     "images": (),
-    "rank": (*MEASURING, *SCALED, "report"),
-    "export": ("out", "masks", "crop", "roi", "tta", *MEASURING, *SCALED, "report"),
+    "rank": (*MEASURING, *SCALED, "report", "outlines", "xlsx"),
+    "export": (
+        "out",
+        "masks",
+        "crop",
+        "roi",
+        "tta",
+        *MEASURING,
+        *SCALED,
+        "report",
+        "outlines",
+        "xlsx",
+    ),
 }
 
 
@@ -92,6 +107,9 @@ def parser() -> argparse.ArgumentParser:
         help="pixels that tiles share (%(default)s: tiling is exact)")  # fmt: skip
     add("--probabilities", action="store_true", help="write them too: .npy, float16 (H, W, C)")
     add("--particles", action="store_true", help="write particles.csv too, a line per particle")
+    add("--outlines", choices=("geojson", "roi"), help="write the outlines of all particles too: "
+        "GeoJSON (QuPath), or RoiSet.zip (ImageJ, Fiji)")  # fmt: skip
+    add("--xlsx", action="store_true", help="write the tables as one Excel workbook too")
     add("--report", action="store_true", help="write report.html too: the page on the "
         "model's experiment, with these measurements")  # fmt: skip
     add("--overwrite", action="store_true", help="predict again the images that are done")
@@ -233,13 +251,34 @@ def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[st
         folder.notes = notes
         folder.run()
         write_tables(folder)
+        write_outlines(folder, options.outlines)
+        written = write_workbook(out / WORKBOOK, tables_of(out)) if options.xlsx else []
         predicted_sheet(folder)
-    for line in warnings(folder):
+    for line in [*warnings(folder), *written]:
         to_terminal(line)
     to_terminal(f"{out}: {folder.predicted} image(s) predicted, {folder.skipped} were done already")
     if experiment:
         to_terminal(f"Report: {write_report(experiment)}")
     return folder.bad
+
+
+def write_outlines(folder: Folder, kind: str | None) -> None:
+    """Write each image's outlines as ``kind``, geojson or roi, into ``outlines``; None: nothing."""
+    names, colours = folder.segmenter.class_names, folder.segmenter.colours.tolist()
+    for image in folder.done if kind else ():
+        found = outlines(read_mask(folder.file("classes", image.item)))
+        text = to_geojson if kind == "geojson" else to_rois
+        path = folder.file("outlines", image.item, ".geojson" if kind == "geojson" else ".zip")
+        replace_file(path, text(found, names, colours), "--out", durable=False)
+
+
+def tables_of(out: Path) -> dict[str, Path]:
+    """The CSV files of a folder of results, by the name that their sheet gets."""
+    return {
+        path.stem: path
+        for path in (out / name for name in TABLES)
+        if path.suffix == ".csv" and path.is_file()
+    }
 
 
 def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:

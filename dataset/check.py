@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import data
+from annotation.scribbles import unlabelled_value
 from data import Sample, name_key
 from dataset.layout import LAYOUT
 from dataset.set_file import read_set_file
@@ -187,6 +188,7 @@ class SetCheck:
         self.palettes = PaletteCheck()
         self.masked: list[Sample] = []  # sound images with sound masks
         self.bars: dict[Path, list[Bar]] = {}
+        self.scribbled: dict[Path, int] = {}  # masks of strokes, and the value round them
 
     def test_set(self, needed: bool) -> None:
         """Check the test set; if it is not ``needed``, images without any mask are none."""
@@ -289,12 +291,28 @@ class SetCheck:
             rule = f"class ids are 0..{self.num_classes - 1}"
             cure = "give --num_classes or, for unlabelled pixels, --ignore_label"
             raise DataError(f"{sample.mask}: {found}; {rule}: correct the mask, or {cure}")
+        if ("mask", sample.mask) in self.store.indexed:
+            return  # it was looked at when it was first read
+        image = self.store.image(sample.image).permute(1, 2, 0).squeeze(2).numpy()
+        value = unlabelled_value(self.store.mask(sample.mask).numpy(), image)
+        if value is not None and value < self.num_classes:
+            self.scribbled[sample.mask] = value
+
+    def scribbles(self) -> list[str]:
+        """A warning of masks in which only strokes seem to be labelled, with both cures."""
+        if not self.scribbled:
+            return []
+        path, value = next(iter(self.scribbled.items()))
+        found = f"{path}: {len(self.scribbled)} mask(s) look like scribbles: strokes on {value}"
+        cure = f"if nobody labelled the rest, give --ignore_label {value}"
+        return [f"{found}; {cure}; if class {value} is drawn in full, all is well"]
 
     def compare_all(self) -> None:
         """What is seen only in all files together."""
         self.one_palette()
         self.turned()
         self.tell_bars()
+        self.warnings += self.scribbles()
 
     def turned(self) -> None:
         """Warn of images that were turned upright where their masks were not."""

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage  # type: ignore[import-untyped]
 
+from annotation.edges import assign_edges, flat
 from dataset.check import Problems
 from imaging.imagefile import Array, DataError, Pixels, has_colour
 from utils.metrics import IGNORED
 
 Codes = NDArray[np.int64]
+Bits = NDArray[np.bool_]
 Value = tuple[int, ...]  # one gray level, or red, green, blue
 Palette = Sequence[tuple[int, Value]]  # class id (or IGNORED) and value
 
 LARGEST = 2.0**53  # value of a float mask; above it float64 misses whole numbers
 MOST_CLASSES = 32  # without a palette; more values are those of a picture
-KINDS = ("auto", "ids", "levels", "colours")
+KINDS = ("auto", "ids", "levels", "colours", "particles")
+FEWEST_NUMBERS = 8  # of particles, by which numbers of particles are known; fewer may be classes
+MOST_LOOKED_AT = 300  # particles of a mask
 
 
 def parse_palette(text: str) -> Palette:
@@ -86,7 +92,7 @@ def to_codes(path: Path, pixels: Array, colours: bool) -> Codes:
     return np.asarray(red << 32 | green << 16 | blue)
 
 
-def _values(codes: Codes, colours: bool) -> Codes:
+def values_of(codes: Codes, colours: bool) -> Codes:
     """Codes (N,) to colours (N, 3) or gray levels (N, 1)."""
     return codes[:, None] >> np.array([32, 16, 0]) & 65535 if colours else codes[:, None]
 
@@ -99,6 +105,7 @@ class MaskRule:
     palette: Palette
     tolerance: int  # largest difference in any channel
     note: str  # how the rule was found, for the report
+    names: tuple[str, ...] = ()  # of the classes, where files name them
 
     @property
     def num_classes(self) -> int:
@@ -106,41 +113,73 @@ class MaskRule:
         return max((i for i, _ in self.palette if i != IGNORED), default=0) + 1
 
     def apply(self, codes: Codes) -> Pixels:
-        """Class ids, uint8 (H, W), of a mask that has passed ``problem``."""
+        """Class ids, uint8 (H, W), of a mask without ``strange`` pixels."""
+        return self.assign(codes)[0]
+
+    def assign(self, codes: Codes) -> tuple[Pixels, Bits, Bits]:
+        """Class ids, uint8 (H, W); which pixels are of smooth edges; which have no class at all.
+
+        An edge is given to what is drawn beside it, see ``annotation.edges``. Masks without a value
+        that is none of the palette have no smooth edges.
+        """
         distinct, where = np.unique(codes, return_inverse=True)
-        return self._nearest(distinct)[0].astype(np.uint8)[where.reshape(codes.shape)]
+        where = where.reshape(codes.shape)
+        entry, distance = self._nearest(distinct)
+        labels = np.array([label for label, _ in self.palette], np.uint8)
+        nearest, within = entry[where], (distance <= self.tolerance)[where]
+        if not self.tolerance and within.all():
+            return labels[nearest], ~within, ~within
+        values = values_of(codes.ravel(), self.colours).reshape(*codes.shape, -1)
+        levels = np.array([value for _, value in self.palette], np.int64)
+        given, strange = assign_edges(values, nearest, within, levels, self.tolerance)
+        return labels[given], (given != nearest) | ~within & ~strange, strange
+
+    def off_palette(self, histogram: Mapping[int, int]) -> list[int]:
+        """The codes that are no value of the palette."""
+        codes = np.fromiter(histogram, np.int64, len(histogram))
+        return [int(code) for code in codes[self._nearest(codes)[1] > 0]]
+
+    def text_of(self, code: int) -> str:
+        """A gray level or a colour as people write it."""
+        return _text(values_of(np.array([code]), self.colours)[0].tolist())
+
+    def has_edges(self, histogram: Mapping[int, int]) -> bool:
+        """Whether a mask has values that are none of the palette, or near ones."""
+        _, distance = self._nearest(np.fromiter(histogram, np.int64, len(histogram)))
+        return bool(self.tolerance or distance.any())
 
     def problem(self, path: Path, histogram: Mapping[int, int]) -> str:
-        """One line on the most frequent value of a mask that is no class, or ''."""
+        """One line on the most frequent of a mask's values that are no class, or ''."""
         codes = np.fromiter(histogram, np.int64, len(histogram))
-        ids, distance = self._nearest(codes)
+        entry, distance = self._nearest(codes)
         strange = np.flatnonzero(distance > self.tolerance).tolist()
         if not strange:
             return ""
         at = max(strange, key=lambda i: histogram[int(codes[i])])
-        levels = _text(_values(codes[at : at + 1], self.colours)[0].tolist())
-        value = f"{'colour' if self.colours else 'value'} {levels}"
+        value = f"{'colour' if self.colours else 'value'} {self.text_of(int(codes[at]))}"
         more = f" and {len(strange) - 1} more values" if len(strange) > 1 else ""
         found = f"{value} ({histogram[int(codes[at])]} pixels){more} is no class"
-        nearest = f"class {_name(int(ids[at]))} is {distance[at]} away"
+        nearest = f"class {_name(self.palette[entry[at]][0])} is {distance[at]} away"
         return f"{path}: {found}; add it to --palette, or give --tolerance ({nearest})"
 
     def same_as(self) -> str:
         """The option that gives the same rule again."""
+        if self.names:
+            return f'the same as --class-names "{",".join(self.names)}"'
         palette = " ".join(f"{_name(i)}={_text(v)}" for i, v in self.palette)
         tolerance = f" --tolerance {self.tolerance}" if self.tolerance else ""
         return f'the same as --palette "{palette}"{tolerance}'
 
     def _nearest(self, codes: Codes) -> tuple[Codes, Codes]:
-        """Class id of the nearest value, and its distance, of each code (N,)."""
-        values = _values(codes, self.colours)
+        """The entry of the palette nearest to each code (N,), and its distance."""
+        values = values_of(codes, self.colours)
         best = np.full(len(codes), np.iinfo(np.int64).max)
-        ids = np.zeros(len(codes), np.int64)
-        for label, value in self.palette:
+        entry = np.zeros(len(codes), np.int64)
+        for number, (_, value) in enumerate(self.palette):
             distance = np.abs(values - value).max(axis=1)
-            ids = np.where(distance < best, label, ids)
+            entry = np.where(distance < best, number, entry)
             best = np.minimum(best, distance)
-        return ids, best
+        return entry, best
 
 
 def _name(label: int) -> str:
@@ -151,22 +190,28 @@ def _text(value: Iterable[int]) -> str:
     return ",".join(map(str, value))
 
 
-def find_rule(histogram: Mapping[int, int], colours: bool, settings: Namespace) -> MaskRule:
+def find_rule(
+    histogram: Mapping[int, int],
+    colours: bool,
+    settings: Namespace,
+    drawn: Callable[[], Collection[int]] | None = None,
+) -> MaskRule:
     """Choose the rule for a whole set; DataError if its values cannot be told apart into classes.
 
     ``histogram`` has the number of pixels of each code over all masks; read of the ``settings`` are
-    masks, mask_kind, palette, ignore, tolerance and num_classes.
+    masks, mask_kind, palette, ignore, tolerance and num_classes. ``drawn`` gives the codes that
+    fill areas somewhere: where levels or colours are looked for, the others are smooth edges.
     """
     kind, palette, tolerance = settings.mask_kind, settings.palette, settings.tolerance
     if colours and kind == "ids":
         cure = "give --palette or --mask-kind colours"
         raise DataError(f"{settings.masks}: coloured, not class ids; {cure}")
-    skipped = [*_in_channels(((IGNORED, value) for value in settings.ignore), colours)]
+    skipped = [*_in_channels(_as_ignored(settings), colours)]
     labelled = np.array([c for c in sorted(histogram) if colours or c != -1], np.int64)
     if len(labelled) < len(histogram):
         skipped.append((IGNORED, (-1,)))
     for _, value in skipped:
-        far = np.abs(_values(labelled, colours) - value).max(axis=1) > tolerance
+        far = np.abs(values_of(labelled, colours) - value).max(axis=1) > tolerance
         labelled = labelled[far | (value[0] < 0)]  # -1 lies beside class 0 and is exact
     found = None
     if palette:
@@ -175,6 +220,9 @@ def find_rule(histogram: Mapping[int, int], colours: bool, settings: Namespace) 
             raise DataError("--palette: colours only, but the masks are gray; give gray levels")
     elif not colours and kind != "levels" and not tolerance:
         found = _ids(labelled.tolist(), settings)
+    if found is None and drawn is not None:
+        filling = np.array(sorted(set(labelled.tolist()) & set(drawn())), np.int64)
+        labelled = filling if len(filling) > 1 else labelled
     entries, note = found or _levels(labelled, histogram, colours, settings)
     return MaskRule(colours, (*entries, *skipped), tolerance, note)
 
@@ -197,6 +245,8 @@ def _ids(values: list[int], settings: Namespace) -> tuple[Palette, str] | None:
     likely = 2 * len(labels) if len(labels) <= MOST_CLASSES else -1
     limit = settings.num_classes - 1 if settings.num_classes else likely
     two_levels = labels == [0] and IGNORED in values
+    if settings.mask_kind == "particles":
+        return [(0, (0,)), (1, (1,))], "numbered particles: 0 is class 0, every number class 1"
     if settings.mask_kind != "ids" and (not labels or highest > limit or two_levels):
         return None
     if highest >= IGNORED:
@@ -213,7 +263,7 @@ def _levels(
     """Group almost equal values and number the groups from dark to bright."""
     what, tolerance = "colours" if colours else "gray levels", settings.tolerance
     order = np.argsort([-histogram[c] for c in codes.tolist()], kind="stable")
-    left = _values(codes, colours)[order]
+    left = values_of(codes, colours)[order]
     centres: list[Value] = []
     while len(left) and len(centres) <= MOST_CLASSES:  # the most frequent first
         centres.append(tuple(left[0].tolist()))
@@ -221,14 +271,81 @@ def _levels(
     if len(centres) > MOST_CLASSES:
         found = f"{len(codes)} {what}, more than {MOST_CLASSES} of them over {tolerance} apart"
         cure = "raise --tolerance or name the classes with --palette"
-        raise DataError(f"{settings.masks}: {found}; {cure}")
+        particles = "" if colours else "; numbered particles: --mask-kind particles"
+        raise DataError(f"{settings.masks}: {found}; {cure}{particles}")
     weights = (0.299, 0.587, 0.114) if colours else (1.0,)
     centres.sort(key=lambda v: (sum(w * x for w, x in zip(weights, v, strict=True)), v))
     near = f" ({len(codes)} values, grouped within {tolerance})" if tolerance else ""
     return list(enumerate(centres)), f"{what} numbered from dark to bright{near}"
 
 
+def filling(codes: Codes, colours: bool, tolerance: int) -> set[int]:
+    """The codes of a mask (H, W) that fill a square of 3x3 pixels somewhere."""
+    values = values_of(codes.ravel(), colours).reshape(*codes.shape, -1)
+    return set(np.unique(codes[flat(values, tolerance)]).tolist())
+
+
 def histogram_of(codes: Codes) -> Counter[int]:
     """Code -> number of pixels of a mask."""
     distinct, counts = np.unique(codes, return_counts=True)
     return Counter(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
+
+
+def numbers_particles(codes: Codes) -> bool | None:
+    """Whether each number of a mask (H, W) is one particle, all of its pixels touching.
+
+    None if there are too few numbers to say. Classes come in several pieces, numbered particles in
+    one each, but for a few that an edge or a hand has cut.
+    """
+    numbers = np.unique(codes[codes > 0])
+    if len(numbers) < FEWEST_NUMBERS:
+        return None
+    numbers = numbers[:: max(1, len(numbers) // MOST_LOOKED_AT)]
+    order = np.searchsorted(numbers, codes).clip(0, len(numbers) - 1)
+    own = np.where(numbers[order] == codes, order + 1, 0).astype(np.int32)
+    boxes = ndimage.find_objects(own)
+    whole = 0
+    for number, box in enumerate(boxes, start=1):
+        alone = (own[box] == number).astype(np.uint8)
+        whole += cv2.connectedComponents(alone, connectivity=8)[0] == 2
+    return bool(whole >= 0.9 * len(boxes))
+
+
+def id_maps(
+    histograms: Mapping[Path, Mapping[int, int]], colours: bool, settings: Namespace
+) -> set[Path]:
+    """The masks that hold class ids where the others hold gray levels or colours.
+
+    A predicted class map that was corrected comes back beside the masks that were drawn first. Such
+    a mask has grays below the number of classes of the others, and some that these do not have.
+    """
+    if settings.mask_kind == "particles" or settings.tolerance:
+        return set()
+    grays: dict[Path, set[int]] = {}
+    for path, own in histograms.items():
+        values = values_of(np.fromiter(own, np.int64, len(own)), colours)
+        if (values == values[:, :1]).all():
+            grays[path] = set(values[:, 0].tolist()) - {IGNORED, -1}
+    low = {path for path, own in grays.items() if max(own, default=0) < MOST_CLASSES}
+    known: set[int] = set().union(*(own for path, own in histograms.items() if path not in low))
+    ignored = {_code(value, colours) for _, value in _in_channels(_as_ignored(settings), colours)}
+    classes = len(known - ignored)
+    if settings.palette:
+        known = {_code(value, colours) for _, value in _in_channels(settings.palette, colours)}
+        classes = max((label for label, _ in settings.palette if label != IGNORED), default=0) + 1
+    if max(known, default=0) < MOST_CLASSES:  # these are class ids themselves
+        return set()
+    return {
+        path
+        for path in low
+        if not known.issuperset(histograms[path]) and max(grays[path], default=0) < classes
+    }
+
+
+def _as_ignored(settings: Namespace) -> list[tuple[int, Value]]:
+    return [(IGNORED, value) for value in settings.ignore]
+
+
+def _code(value: Value, colours: bool) -> int:
+    """The code of a gray level or a colour, see ``to_codes``."""
+    return value[0] << 32 | value[1] << 16 | value[2] if colours else value[0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from annotation.files import ANNOTATION_SUFFIXES, KINDS_READ, another_kind, is_annotation
+from annotation.names import base_name
 from data import name_key
 from imaging.listing import (
     BESIDE,
@@ -24,8 +27,8 @@ from imaging.listing import (
 from imaging.pages import count_pages
 from utils.files import IMAGE_SUFFIXES, DataError
 
-OUTLINES = (".json", ".geojson", ".jsonl", ".xml", ".roi")  # of objects, in no pixels
-LABEL_TEXT = (".txt", ".csv", ".zip")  # outlines, too, if they have an image's name
+OUTLINES = (".jsonl", ".xml")  # of objects, in a form that is not read
+LABEL_TEXT = (".txt", ".csv")  # outlines, too, if they have an image's name
 ANIMATED = (".png", ".webp")  # a TIFF's pages can be chosen
 
 
@@ -33,8 +36,10 @@ class Pairs:
     """The images below a folder, each with the masks that it could have by name.
 
     A mask is looked for at the image's place below the folder of masks, then there in other letter
-    case, then, if no other image has the name, anywhere below that folder. Images named as masks
-    or overlays of other images are no images. Folders that hold results of this program, and
+    case, then, if no other image has the name, anywhere below that folder; masks of pixels first,
+    then files of outlines that ``annotation.files`` reads. Where the pattern says ``{class}``, an
+    image has a file for each class, and ``classes`` their names. Images named as masks or overlays
+    of other images are no images. Folders that hold results of this program, and
     ``out``, are not read. ``notes`` and ``warnings`` are lines for the report.
     """
 
@@ -43,6 +48,7 @@ class Pairs:
         self.one_folder = masks.resolve() == images.resolve()
         self.notes: list[str] = []
         self.warnings: list[str] = []
+        self.classes: dict[Path, str] = {}  # class of each file, where each class has one
         other = set() if self.one_folder else {images.resolve(), masks.resolve()}
         listing = self._walk(images, other | {out.resolve()})
         there = listing if self.one_folder else self._walk(masks, other | {out.resolve()})
@@ -61,11 +67,17 @@ class Pairs:
             for somewhere in (place, None):
                 self._folded[somewhere, name.casefold()].append(path)
         named = Counter(name_key(path.stem).casefold() for path in files)
-        found = {path: self._masks_of(path, named) for path in files}
+        parts = self._parts(named) if "{class}" in pattern else None
+        found = {
+            path: self._masks_of(path, named) if parts is None else parts[name_key(path.stem)]
+            for path in files
+        }
         taken = {mask for own in found.values() for mask in own} if self.one_folder else set()
         left_out = [p for p in files if p not in taken and not found[p] and self._is_derived(p)]
         self.masks = {p: found[p] for p in files if p not in taken and p not in left_out}
-        self.used = {own[0] for own in self.masks.values() if own}
+        self.used = {
+            mask for own in self.masks.values() for mask in own[: len(own) if parts else 1]
+        }
         listing.say(DRAWN, left_out)
         listing.say(BESIDE, sorted(beside - self.used))
         self._left_out = listing.lines()
@@ -82,9 +94,11 @@ class Pairs:
             empty = f"{self.images}: no image in it ({' '.join(IMAGE_SUFFIXES)})"
             raise DataError("; ".join([empty, *self._left_out, "give another --images"]))
         for path, found in self.masks.items():
-            if len(found) > 1:
+            if len(found) > 1 and not self.classes:
                 names = ", ".join(mask.relative_to(self.folder).as_posix() for mask in found)
-                cure = "remove all but one, or join files of one class each into one mask"
+                cure = "remove all but one"
+                if len({mask.parent for mask in found}) == len(found):
+                    cure += '; if each folder is a class, give --mask-pattern "{class}/{stem}.png"'
                 yield f"{path}: {len(found)} masks ({names}); {cure}"
         if not self.used:
             yield self._no_mask()
@@ -104,7 +118,14 @@ class Pairs:
         return [stem + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper())]
 
     def _masks_of(self, image: Path, named: Counter[str]) -> list[Path]:
-        stem, names = name_key(image.stem), self._wanted(image)
+        outlines = [name_key(image.stem) + suffix for suffix in ANNOTATION_SUFFIXES]
+        found = self._named(image, named, self._wanted(image))
+        if found or self.pattern:
+            return found
+        return [p for p in self._named(image, named, outlines) if not another_kind(p)]
+
+    def _named(self, image: Path, named: Counter[str], names: list[str]) -> list[Path]:
+        stem = name_key(image.stem)
         place = name_key(image.parent.relative_to(self.images).as_posix())
         here = [self._exact[place, name] for name in names if (place, name) in self._exact]
         tried = [here]
@@ -115,6 +136,33 @@ class Pairs:
                 tried.append([mask for masks in found for mask in masks])
         own = ([mask for mask in masks if mask != image] for masks in tried)
         return next(filter(None, own), [])
+
+    def _parts(self, named: Counter[str]) -> defaultdict[str, list[Path]]:
+        """The files of one class each by the image's name, from a pattern that says ``{class}``."""
+        found: defaultdict[str, list[Path]] = defaultdict(list)
+        fixed = re.split(r"\{stem\}|\{class\}", name_key(self.pattern))
+        if len(fixed) != 3 or not fixed[1] or "{stem}" not in self.pattern:
+            cure = "write both once, with something between them: {stem}_{class}.png"
+            raise DataError(f"--mask-pattern {self.pattern!r}: {{stem}} and {{class}}; {cure}")
+        before, between, after = fixed
+        stem_first = self.pattern.index("{stem}") < self.pattern.index("{class}")
+        for path in filter(is_image, self.beside):
+            below = path.relative_to(self.folder).as_posix() if "/" in self.pattern else path.name
+            name = name_key(below)
+            inner = name[len(before) : len(name) - len(after)]
+            if name != before + inner + after:
+                continue
+            stem = label = ""
+            for at in (at for at in range(len(inner)) if inner.startswith(between, at)):
+                parts = inner[:at], inner[at + len(between) :]
+                own, rest = parts if stem_first else parts[::-1]
+                # The longest name of an image counts: a_1_pore is of image a_1, not of a.
+                if own in self.stems and rest and len(own) > len(stem):
+                    stem, label = own, rest
+            if named[stem.casefold()] == 1:
+                found[stem].append(path)
+                self.classes[path] = base_name(label)
+        return found
 
     def _is_derived(self, path: Path) -> bool:
         """Whether an image's name says that it is a mask, or a picture of one."""
@@ -136,7 +184,10 @@ class Pairs:
         other_case = [
             own[0].relative_to(self.folder).as_posix()
             for image, own in self.masks.items()
-            if own and name_key(own[0].name) not in self._wanted(image)
+            if own
+            and not self.classes
+            and name_key(own[0].name) not in self._wanted(image)
+            and not is_annotation(own[0])
         ]
         if other_case:
             found = f"{len(other_case)} mask(s) taken though the case of letters differs"
@@ -150,21 +201,25 @@ class Pairs:
         outlines = self._outlines()
         if outlines and self.used:
             found = f"{len(outlines)} file(s) of outlines are not read"
-            self.warnings.append(f"{outlines[0]}: {found}; only masks of pixels are")
+            sound = is_annotation(outlines[0]) and not another_kind(outlines[0])
+            first = "masks of pixels come first" if sound else ""
+            self.warnings.append(f"{outlines[0]}: {found}; {first or f'read are {KINDS_READ}'}")
         stacks = [p for p in self.masks if p.suffix.lower() in ANIMATED and count_pages(p) > 1]
         if stacks:
             found = f"{len(stacks)} file(s) of several pictures, of which the first is read"
             self.warnings.append(f"{found}: {some_names(map(self.relative, stacks))}")
         pictures, others = unread(here)
         self.warnings += pictures
-        others = [path for path in others if path not in outlines]
+        others = [path for path in others if path not in outlines and path not in self.used]
         if others:
             found = f"{others[0]}: {len(others)} file(s) among the images not read"
             self.warnings.append(f"{found}; read are {' '.join(IMAGE_SUFFIXES)}")
         stray = [p for p in self.beside if is_image(p) and p not in self.used]
         if stray and self.used and not self.one_folder:
             found = f"{stray[0]}: {len(stray)} mask(s) without an image; not used"
-            joined = "; files of one class each are not joined" if self._by_class() else ""
+            pattern = self._class_pattern(self._by_class())
+            joined = f'; files of one class each are read with --mask-pattern "{pattern}"'
+            joined = joined if pattern else ""
             self.warnings.append(found + joined)
 
     def _outlines(self) -> list[Path]:
@@ -173,6 +228,7 @@ class Pairs:
             path
             for path in self.beside
             if path.suffix.lower() in OUTLINES
+            or (is_annotation(path) and path not in self.used)
             or (path.suffix.lower() in LABEL_TEXT and name_key(path.stem) in self.stems)
         ]
 
@@ -186,12 +242,27 @@ class Pairs:
                 groups[start or (parent if parent in self.stems else "")].append(path)
         return next((own for stem, own in groups.items() if stem and len(own) > 1), [])
 
+    def _class_pattern(self, parts: list[Path]) -> str:
+        """The pattern by which these files of one image have their classes' names, or ''."""
+        below = [part.relative_to(self.folder).as_posix() for part in parts]
+        own = [longest_start(name_key(part.stem), self.stems) for part in parts]
+        own += [part.parent.name for part in parts if name_key(part.parent.name) in self.stems]
+        stem = next(filter(None, own), "")
+        if not stem or not all(stem in name for name in below):
+            return ""
+        names = [name_key(name).replace(stem, "{stem}", 1) for name in below]
+        begin = re.sub(r"[^\W_]+$", "", os.path.commonprefix(names))  # up to a separator
+        turned = [name[len(begin) :][::-1] for name in names]
+        end = re.sub(r"^[^\W_]+", "", os.path.commonprefix(turned)[::-1])
+        pattern = f"{begin}{{class}}{end}"
+        sound = "{stem}" in pattern and "}{" not in pattern
+        return pattern if sound else ""
+
     def _no_mask(self) -> str:
         """Why no image has a mask: what is there instead, and the cure."""
         stem = next(iter(self.masks)).stem
         wanted = self.folder / (self.pattern.replace("{stem}", stem) or f"{stem}.*")
         missing = f"{wanted}: no image has a mask"
-        target = "masks of pixels, 8-bit PNG, pixel value = class id"
         if self._results and not self.one_folder:
             name = self._results[0].relative_to(self.folder).as_posix()
             cure = f"to take it for masks give --masks {self._results[0]}"
@@ -199,13 +270,19 @@ class Pairs:
         if parts := self._by_class():
             names = some_names(part.relative_to(self.folder).as_posix() for part in parts)
             found = f"several files belong to one image ({names})"
-            return f"{missing}; {found}: one file per class is not read; join them into {target}"
+            pattern = self._class_pattern(parts) or "{stem}_{class}.png"
+            return f'{missing}; {found}: if each is a class, give --mask-pattern "{pattern}"'
         if outlines := self._outlines():
             found = f"{outlines[0]}: no image has a mask"
             kind = outlines[0].suffix[1:].upper()
-            return (
-                f"{found}, and outlines (polygons or boxes in {kind}) are not read; export {target}"
-            )
+            if other := another_kind(outlines[0]):
+                return f"{found}, and it is {other}; export {KINDS_READ}, or a PNG of class ids"
+            if is_annotation(outlines[0]):
+                there = name_key(outlines[0].name)
+                cure = f'give --mask-pattern, such as "{{stem}}{outlines[0].suffix}"'
+                return f"{found}, and {there} has the name of none; name it as its image, or {cure}"
+            target = f"{KINDS_READ}, or a PNG of class ids"
+            return f"{found}, and outlines in {kind} are not read; export {target}"
         others = [path for path in self.beside if is_image(path) and path not in self.masks]
         if not others:
             return f"{missing}; give --mask-pattern"

@@ -104,7 +104,7 @@ def set_file(plan: Plan) -> SetFile:
     tiles = [tile for split in SPLITS.values() for tile in plan.splits.get(split, [])]
     unlabelled = any(t.annotated and t.counts is not None and t.counts[IGNORED] for t in tiles)
     sizes = {(tile.source.box.height, tile.source.box.width) for tile in tiles}
-    names = settings.class_names or tuple(getattr(rule, "names", ()))
+    names = settings.class_names or tuple(plan.masks.names) or tuple(getattr(rule, "names", ()))
     colours = settings.class_colours
     values = dict(rule.palette)
     if not colours and rule.colours and values.keys() >= {*range(plan.num_classes)}:
@@ -177,6 +177,7 @@ def _warnings(plan: Plan) -> list[str]:
     if len(sizes) > 1:
         found.append(f"{len(sizes)} image sizes; train with --image_size N, or give --tile here")
     found += _ids_without_zero(plan)
+    found += _scribbles(plan)
     shares = plan.counts(train).sum(0)
     if "numbered" in plan.rule.note and shares[0] < shares.max():
         largest = f"is not the largest class, {shares.argmax()} is"
@@ -205,6 +206,23 @@ def _ids_without_zero(plan: Plan) -> list[str]:
     return [f"{found} the mean Dice leaves out, and no class would be left out; {cure}"]
 
 
+def _scribbles(plan: Plan) -> list[str]:
+    """Warn of masks in which only strokes are labelled, and one class is all the rest."""
+    found = []
+    for value in sorted(set(plan.scribbled.values())):
+        own = [path for path, around in plan.scribbled.items() if around == value]
+        others = [label for label in range(plan.num_classes) if label != value]
+        values = {label: shown[0] for label, shown in plan.rule.palette if len(shown) == 1}
+        if values.keys() >= {value, *others}:
+            cure = f'if nobody labelled the rest, give --palette "ignore={values[value]} '
+            cure += " ".join(f"{n}={values[label]}" for n, label in enumerate(others)) + '"'
+        else:
+            cure = "if nobody labelled the rest, give its value as ignore= in --palette"
+        what = f"{own[0]}: {len(own)} mask(s) look like scribbles: strokes on class {value}"
+        found.append(f"{what}; {cure}; if class {value} is drawn in full, all is well")
+    return found
+
+
 def _parser() -> Parser:
     raw, layout = RawDescriptionHelpFormatter, f"The layout:\n{LAYOUT}"
     parser = Parser("prepare.py", description=ABOUT, epilog=layout, formatter_class=raw)
@@ -225,7 +243,8 @@ def _parser() -> Parser:
     add("--page", default="", help="page of TIFFs of several pages, counted from 1, or each")
     add("--crop", default="0,0,0,0", help="pixels cut off: top,bottom,left,right")
     add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say")
-    add("--class-names", default="", help="names of class 0, 1, ..., separated by commas")
+    add("--class-names", default="", help='names of class 0, 1, ..., "matrix,carbide"; default for '
+        "files of outlines: what is not drawn is 0, the others by the alphabet")  # fmt: skip
     add("--class-colours", default="", help="their colours in pictures, such as 333333,e69f00; "
         "default: those of coloured masks")  # fmt: skip
     add(

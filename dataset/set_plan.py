@@ -13,25 +13,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from annotation.files import is_annotation
+from annotation.scribbles import unlabelled_value, value_round_strokes
 from data import MOST_REPEATS, name_key, parse_name
 from dataset.check import SMALLEST_SIDE, TURNED_MASK, Problems, size_text, turned_images
-from dataset.mask_values import IGNORED, Codes, MaskRule, find_rule, histogram_of, to_codes
+from dataset.mask_values import IGNORED
 from dataset.pairs import Pairs
 from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
-from dataset.source_files import PaletteCheck, palette_of, read_pixels
+from dataset.set_masks import SetMasks
 from imaging.data_bar import Bar, bar_lines, find_bars
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool, check_finite
-from imaging.imagefile import (
-    UPRIGHT,
-    Array,
-    DataError,
-    Pixels,
-    decode,
-    has_colour,
-    read_image,
-    turn_text,
-)
+from imaging.imagefile import UPRIGHT, Array, DataError, Pixels, decode, read_image, turn_text
 from imaging.pages import count_pages
 from imaging.pixel_size import SAME, pixel_size
 
@@ -57,7 +50,7 @@ class Source:
     """One image (a page of a file), with its mask if it has one, and where it comes from."""
 
     image: Path
-    mask: Path | None
+    mask: Path | None  # the first of its masks where each class has a file
     keeps_name: bool  # in the set it has the file's name, unless it is tiled
     below: str = ""  # path below the folder of images
     page: int = 1
@@ -68,6 +61,13 @@ class Source:
     split: str = ""
     box: Box = Box(0, 0, 0, 0)  # the part of the image that is used
     mask_box: Box = Box(0, 0, 0, 0)
+    parts: tuple[tuple[str, Path], ...] = ()  # class and mask, where each class has a file
+    size: tuple[int, int] = (0, 0)  # (H, W) of the image
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the mask names its classes: outlines, or a file for each class."""
+        return self.mask is not None and (bool(self.parts) or is_annotation(self.mask))
 
 
 @dataclass(frozen=True)
@@ -95,38 +95,36 @@ class Plan:
     def __init__(self, settings: Namespace) -> None:
         self.settings, self.problems = settings, Problems()
         self.splits: defaultdict[str, list[Tile]] = defaultdict(list)
+        self.scribbled: dict[Path, int] = {}  # masks of strokes, and the value round them
         self.warnings: list[str] = []
-        self.colours = settings.mask_kind == "colours"
         self.notes: list[str] = []
-        self.by_colour = False  # palette files give their colours, not their indices
-        pool, sources, rule = GrayPool(), list[Source](), None
-        turned: dict[Path, int] = {}
-        bars: dict[Path, list[Bar]] = {}
+        pool, turned, bars = GrayPool(), dict[Path, int](), dict[Path, list[Bar]]()
         self.scales: dict[Path, float] = {}  # micrometres per pixel of the images that tell it
-        for source in self._sources():
+        paired, sources = self._sources(), list[Source]()
+        self.masks = SetMasks(settings, self.problems, paired)
+        for source in paired:
             with self.problems.collect():
                 image, _, orientation, _ = decode(source.image, source.page)
                 check_finite(source.image, image)
-                mask = self._mask_pixels(source) if source.mask else image
-                self.colours |= source.mask is not None and has_colour(mask)
-                sources.append(self._fit(source, image.shape, mask.shape, orientation))
+                source = replace(source, size=(image.shape[0], image.shape[1]))
+                shape = self.masks.look(source) if source.mask else image.shape
+                sources.append(self._fit(source, image.shape, shape, orientation))
                 pool.add(sources[-1].box.of(image))
                 bars[source.image] = find_bars(EACH_IMAGE.apply(sources[-1].box.of(image)))
                 self._note_scale(source.image)
-                if source.mask and orientation not in (UPRIGHT, _orientation(source.mask)):
+                if source.mask and orientation not in (UPRIGHT, _orientation(source)):
                     turned[source.image] = orientation
         self.gray: Conversion = pool.range() or EACH_IMAGE  # of images with more than 8 bits
         kinds = ", ".join(sorted(pool.kinds))
         self.notes += [f"{kinds} images: {self.gray}, one range for the set"] if kinds else []
         self.warnings += [*turned_images(turned), *bar_lines(bars, settings.crop)]
-        self._compare_palettes(sources)
-        with self.problems.collect():
-            rule = self._find_rule(sources)
+        decided = self.masks.decide(sources)
         tiles = self._cut(sources)
         self.problems.refuse()
-        assert rule is not None  # without masks there is a problem
-        self.rule = rule
-        self.num_classes = max(settings.num_classes, rule.num_classes)
+        assert decided  # without masks there is a problem
+        self.warnings += self.masks.warnings
+        self.rule = rule = self.masks.rule
+        self.num_classes = max(settings.num_classes, self.masks.num_classes)
         if settings.ignored_as != IGNORED:
             self.num_classes = max(self.num_classes, settings.ignored_as + 1)
         if self.num_classes < 2:
@@ -154,7 +152,7 @@ class Plan:
 
     def ids(self, source: Source) -> Pixels:
         """Class ids of its mask after cropping, uint8 (H, W); unlabelled as ``--ignored-as``."""
-        ids = self.rule.apply(self._codes(source))
+        ids = self.masks.ids(source)
         return np.where(ids == IGNORED, self.settings.ignored_as, ids).astype(np.uint8)
 
     def counts(self, tiles: list[Tile]) -> Counts:
@@ -182,6 +180,8 @@ class Plan:
             names += [name_key(path.name), stem] if stems[stem] == 1 else []
             unknown -= set(names)
             source = Source(path, found[0] if found else None, settings.batch_from is None, below)
+            if pairs.classes:
+                source = replace(source, parts=tuple((pairs.classes[p], p) for p in found))
             with problems.collect():
                 source = self._identify(source, names)
             with problems.collect():
@@ -264,70 +264,6 @@ class Plan:
         box, mask_box = (b._replace(height=height, width=width) for b in (box, mask_box))
         return replace(source, box=box, mask_box=mask_box)
 
-    def _mask_pixels(self, source: Source) -> Array:
-        """The mask's own values; a mask of one page serves all pages of its image."""
-        assert source.mask is not None
-        pages = count_pages(source.mask)
-        if pages not in (1, source.pages):
-            found = f"{source.mask}: {pages} pages, its image has {source.pages}"
-            raise DataError(f"{found}; save as many pages in both")
-        kind, palette = self.settings.mask_kind, self.settings.palette
-        colours = kind == "colours" or any(len(value) == 3 for _, value in palette)
-        page = source.page if pages > 1 else 1
-        return read_pixels(source.mask, page, colours or self.by_colour)
-
-    def _compare_palettes(self, sources: list[Source]) -> None:
-        """Read palette files by colour where their indices have no one meaning in the set."""
-        settings, seen, plain = self.settings, PaletteCheck(), []
-        if settings.mask_kind == "colours" or any(len(v) == 3 for _, v in settings.palette):
-            return  # they are read by colour anyway
-        for source in (source for source in sources if source.mask):
-            assert source.mask is not None
-            with self.problems.collect():
-                if colours := palette_of(source.mask, source.page):
-                    used = np.unique(self._mask_pixels(source)).tolist()
-                    seen.add(source.mask, colours, used)
-                else:
-                    plain.append(source)
-        if not seen.differing and not (seen.found and self.colours):
-            return
-        what = f"palettes differ ({seen.differing})" if seen.differing else "some masks in colours"
-        if settings.mask_kind == "ids" or settings.palette:
-            self.warnings.append(f"{what}: palette files are read by index, as asked")
-            return
-        other = "" if self.colours else "; --mask-kind ids takes their indices"
-        self.warnings.append(f"{what}: palette files are read by colour{other}")
-        for source in plain if not self.colours else ():
-            if not set(np.unique(self._mask_pixels(source)).tolist()) <= seen.grays:
-                found = f"{source.mask}: gray, where other masks have palettes that differ"
-                self.problems.append(f"{found}; save all masks alike, or give --mask-kind ids")
-        self.by_colour = True
-        self.colours |= seen.coloured
-
-    def _codes(self, source: Source) -> Codes:
-        """The used part of a source's mask, (H, W), see ``to_codes``."""
-        assert source.mask is not None
-        return to_codes(source.mask, source.mask_box.of(self._mask_pixels(source)), self.colours)
-
-    def _find_rule(self, sources: list[Source]) -> MaskRule | None:
-        """The rule for all masks; None if there are none that can be read."""
-        settings, problems = self.settings, self.problems
-        histograms: list[tuple[Path, Counter[int]]] = []
-        for source in sources:
-            if source.mask:
-                with problems.collect():
-                    histograms.append((source.mask, histogram_of(self._codes(source))))
-        total = sum((histogram for _, histogram in histograms), Counter())
-        if not total:
-            return None
-        rule = find_rule(total, self.colours, settings)
-        problems += filter(None, (rule.problem(path, found) for path, found in histograms))
-        if settings.num_classes and rule.num_classes > settings.num_classes:
-            found = f"{rule.num_classes} classes where --num_classes is {settings.num_classes}"
-            cure = "correct it, or give --palette"
-            problems.append(f"{settings.masks}: {found} ({rule.same_as()}); {cure}")
-        return rule
-
     def _cut(self, sources: list[Source]) -> list[Tile]:
         """Tiles of all sources, with their names."""
         settings = self.settings
@@ -371,6 +307,10 @@ class Plan:
                 yield from own
                 continue
             ids = self.ids(source)
+            if value_round_strokes(ids) not in (None, self.settings.ignored_as):
+                value = unlabelled_value(ids, self.image(source))
+                if value is not None:
+                    self.scribbled[source.mask] = value
             for tile in own:
                 counts = np.bincount(tile.box.of(ids).ravel(), minlength=256)
                 yield replace(tile, counts=counts)
@@ -433,8 +373,11 @@ def _field(text: str) -> str:
     return re.sub(r"[\s_/\\:*?\"<>|]+", "-", text.strip()).strip("-.")
 
 
-def _orientation(mask: Path) -> int:
-    return decode(mask, seen=False).orientation
+def _orientation(source: Source) -> int:
+    """The orientation of a source's mask; outlines are drawn on the image as it is seen."""
+    if source.mask is None or source.drawn:
+        return UPRIGHT
+    return decode(source.mask, seen=False).orientation
 
 
 def _misfit(one: tuple[int, ...], other: tuple[int, ...]) -> int:

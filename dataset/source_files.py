@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+from PIL import Image
 
 from imaging.imagefile import Array, decode
 from imaging.pages import count_pages
-from utils.files import DataError
+from utils.files import DataError, special_kind
 
 Colour = tuple[int, int, int]
 Colours = tuple[Colour, ...]
@@ -31,11 +34,21 @@ def read_pixels(path: Path, page: int = 1, colours: bool = False) -> Array:
 def palette_of(path: Path, page: int = 1) -> Colours:
     """The colours of a palette file by index; () for a file without a palette."""
     try:
+        if not _may_have_palette(path):
+            return ()
         own = page if count_pages(path) > 1 else 1  # one page serves all pages of its image
         palette = decode(path, own, seen=False).palette
     except DataError:
         return ()  # reading it says what is wrong with it
     return () if palette is None else tuple((r, g, b) for r, g, b in palette.tolist())
+
+
+def _may_have_palette(path: Path) -> bool:
+    """Whether the head of a file leaves a palette possible; no pixel is decoded."""
+    if not special_kind(path):  # opening a pipe would wait
+        with suppress(Exception), Image.open(path, formats=("PNG", "BMP", "JPEG")) as picture:
+            return picture.mode in ("P", "PA")
+    return True
 
 
 class PaletteCheck:

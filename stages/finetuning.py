@@ -52,7 +52,7 @@ from utils.checkpoint import (
 )
 from utils.files import DataError
 from utils.log import evaluation_lines
-from utils.metrics import Scores, SegmentationScores
+from utils.metrics import IGNORED, Scores, SegmentationScores
 from utils.training import ANEW, LONGER
 
 EVALUATION_BATCH = 8
@@ -203,8 +203,17 @@ class Supervised(Runner):
             *self.job.notes,
             f"{self.start} for {self.epochs} {crops} on {self.images(self.annotated)} with labels "
             f"of {self.config.data_dir}: {some_names(self.annotated)}",
+            self.labelled(),
             *self._about_test(f"every {every} epochs and after the last"),
         ]
+
+    def labelled(self) -> str:
+        """How many pixels of the annotated images have which class."""
+        masks = [self.job.store.mask(s.mask).numpy() for s in self.annotated if s.mask]
+        counts = sum((np.bincount(m.ravel(), minlength=256) for m in masks), np.zeros(256, int))
+        known = counts.sum() - counts[IGNORED]
+        classes = ", ".join(f"class {c} {counts[c]}" for c in range(self.config.num_classes))
+        return f"Labelled: {known} pixels, {known / counts.sum():.1%} of them: {classes}"
 
     def _about_test(self, when: str) -> list[str]:
         """What is evaluated, and whether that is a score."""

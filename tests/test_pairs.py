@@ -133,11 +133,11 @@ def test_ids_of_which_one_mask_lacks_0_are_no_warning(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (["{0}-tag-pore-0.png", "{0}-tag-carbide-0.png"], ["-tag-", "one file per class", "join"]),
-        (["pore/{0}_x.png", "carbide/{0}_x.png"], ["pore/", "one file per class"]),
-        (["{0}/pore.png", "{0}/carbide.png"], ["/pore.png", "one file per class"]),
-        (["{0}.json"], ["0_s0_0_0.json", "polygons", "JSON", "export"]),
-        (["instances.json"], ["instances.json", "JSON", "not read"]),
+        (["{0}-tag-pore-0.png", "{0}-tag-carbide-0.png"], ["-tag-", '"{stem}-tag-{class}-0.png"']),
+        (["pore/{0}_x.png", "carbide/{0}_x.png"], ["pore/", '"{class}/{stem}_x.png"']),
+        (["{0}/pore.png", "{0}/carbide.png"], ["/pore.png", '"{stem}/{class}.png"']),
+        (["{0}.json"], ["0_s0_0_0.json", "JSON of another kind", "export"]),
+        (["instances.json"], ["instances.json", "JSON of another kind", "export"]),
         (["{0}.xml"], ["0_s0_0_0.xml", "XML", "not read"]),
         (["{0}.txt"], ["0_s0_0_0.txt", "TXT", "not read"]),
         (["{0}_mask.png"], ["0_s0_0_0_mask.png", '--mask-pattern "{stem}_mask.png"']),
@@ -160,7 +160,9 @@ def test_masks_of_one_class_each_in_folders_are_not_taken_for_each_other(tmp_pat
         for name in ("pore", "carbide"):
             put(tmp_path / "gt" / name / f"{stem}.png", png(STRIPES))
     assert run(tmp_path) == 2
-    assert "2 masks (carbide/0_s0_0_0.png, pore/0_s0_0_0.png)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "2 masks (carbide/0_s0_0_0.png, pore/0_s0_0_0.png)" in told
+    assert '--mask-pattern "{class}/{stem}.png"' in told
 
 
 def test_outlines_and_files_of_one_class_beside_masks_are_named(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import predict
+from annotation.files import read_annotation
 from imaging.drawing import bar_length, overlay
 from predict import Segmenter, main
 from tests.trained_model import rows_of, write_images, write_weights
@@ -55,6 +57,24 @@ def test_results_go_beside_the_weights_by_default(tmp_path: Path, weights: Path)
     images = write_images(tmp_path / "imgs", "a.png")
     assert main(["--weights", str(weights.parent), "--images", str(images)]) == 0
     assert (weights.parent / "predicted_imgs" / "summary.md").is_file()
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("geojson", ".geojson"), ("roi", ".zip")])
+def test_outlines_are_the_class_maps_to_the_pixel_and_tables_a_workbook(
+    tmp_path: Path, weights: Path, kind: str, suffix: str
+) -> None:
+    images = write_images(tmp_path / "imgs", "a.png", "b.png")
+    words = ["--weights", str(weights), "--images", str(images), "--out", str(tmp_path / "out")]
+    assert main([*words, "--outlines", kind, "--xlsx", "--particles"]) == 0
+    out, names = tmp_path / "out", Segmenter(weights).class_names
+    for name in ("a", "b"):
+        ids = np.asarray(Image.open(out / "classes" / f"{name}.png"))
+        drawn = read_annotation(out / "outlines" / f"{name}{suffix}", ids.shape, names)
+        assert len(np.unique(ids)) > 1 and (drawn == ids).all()
+    with zipfile.ZipFile(out / "measurements.xlsx") as book:
+        sheets = re.findall(r'sheet name="([a-z]+)"', book.read("xl/workbook.xml").decode())
+    assert sheets == ["measurements", "batches", "particles"]
+    assert main(["--weights", str(weights), "--rank", str(images), "--xlsx"]) == 2
 
 
 def test_the_scale_bar_is_round_and_true() -> None:

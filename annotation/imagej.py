@@ -1,0 +1,80 @@
+"""Read regions of ImageJ and Fiji: one ``.roi``, or the ROI Manager's ``RoiSet.zip``."""
+
+from __future__ import annotations
+
+import io
+import logging
+import zipfile
+from pathlib import PurePosixPath
+
+import numpy as np
+from roifile import ROI_TYPE, ImagejRoi
+
+from annotation.names import base_name
+from annotation.shapes import Ellipse, Polygon, Shape, Stroke, points, rectangle
+
+MOST_BYTES = 2**28  # of all regions in a file, unpacked
+AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
+LINES = (ROI_TYPE.LINE, ROI_TYPE.FREELINE, ROI_TYPE.POLYLINE, ROI_TYPE.ANGLE)
+
+
+class _Refuse(logging.Handler):
+    """What the library only logs is a region that it did not read in full: refuse it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise ValueError("damaged or of an unknown type")
+
+
+logging.getLogger("roifile").addHandler(_Refuse())
+
+
+def shapes_of(raw: bytes) -> list[Shape]:
+    """The shapes of a ``.roi`` or ``.zip`` file. Raises ValueError and the like.
+
+    The class is the region's name without its number, or else its group. Corners of areas lie on
+    the corners of pixels, points and lines in their centres, as ImageJ has it.
+    """
+    if not raw.startswith(b"PK"):
+        return [_shape(raw, "")]
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        entries = [e for e in archive.infolist() if e.filename.lower().endswith(".roi")]
+        if sum(entry.file_size for entry in entries) > MOST_BYTES:
+            raise ValueError("regions of more than 256 MB")
+        if archive.namelist() and not entries:
+            raise ValueError("no region in it")
+        return [
+            _shape(archive.read(entry), PurePosixPath(entry.filename).stem) for entry in entries
+        ]
+
+
+def _shape(raw: bytes, file_name: str) -> Shape:
+    roi = ImagejRoi.frombytes(raw)
+    name = base_name(roi.name or file_name) or (str(roi.group) if roi.group else "")
+    return Shape(name, (_part(roi),))
+
+
+def _part(roi: ImagejRoi) -> Polygon | Stroke | Ellipse:
+    kind = roi.roitype
+    if roi.composite and kind == ROI_TYPE.RECT:
+        rings = (points(ring) for ring in roi.coordinates(multi=True))
+        return Polygon(tuple(ring for ring in rings if len(ring) > 2))
+    box = float(roi.left), float(roi.top), float(roi.right - roi.left), float(roi.bottom - roi.top)
+    if roi.subpixelrect:
+        box = roi.xd, roi.yd, roi.widthd, roi.heightd
+    corners = points([box[:2], (box[0] + box[2], box[1] + box[3])])
+    if kind == ROI_TYPE.OVAL:
+        return Ellipse(*box)
+    if kind == ROI_TYPE.RECT:
+        if roi.rounded_rect_arc_size:
+            raise ValueError("a rectangle with rounded corners")
+        return Polygon((rectangle(corners.tolist()),))
+    if kind in AREAS:
+        return Polygon((points(roi.coordinates(), least=3),))
+    width = float(getattr(roi, "float_stroke_width", 0) or roi.stroke_width or 1)
+    if kind == ROI_TYPE.LINE:
+        return Stroke((points([(roi.x1, roi.y1), (roi.x2, roi.y2)]) + 0.5,), width)
+    if kind in LINES:
+        return Stroke((points(roi.coordinates()) + 0.5,), width)
+    if kind == ROI_TYPE.POINT:
+        return Stroke(tuple(np.asarray(p)[None] + 0.5 for p in points(roi.coordinates())), 1.0)
+    raise ValueError(f"a region of type {kind.name.lower()}")

@@ -1,0 +1,272 @@
+"""What the masks of a set mean: one rule for all of them, and class ids by it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from annotation.class_files import join_classes
+from annotation.files import names_in, read_annotation
+from annotation.names import class_id, class_names
+from dataset.check import Problems
+from dataset.mask_values import (
+    Codes,
+    MaskRule,
+    filling,
+    find_rule,
+    histogram_of,
+    id_maps,
+    numbers_particles,
+    to_codes,
+)
+from dataset.source_files import PaletteCheck, palette_of, read_pixels
+from imaging.imagefile import Array, DataError, Pixels, has_colour
+from imaging.pages import count_pages
+
+if TYPE_CHECKING:
+    from dataset.set_plan import Source
+
+Histograms = dict[Path, Counter[int]]
+MOST_THIN = 3  # classes of lines thinner than 3 pixels everywhere
+
+
+class SetMasks:
+    """The masks of a set: ``names`` of the classes where files name them, and the ``rule``.
+
+    ``settings`` are those of ``dataset/prepare.py``; ``problems`` gets what is wrong, a line each,
+    and ``warnings`` what may have been meant otherwise. First ``look`` at every mask, then
+    ``decide``, then ``ids``.
+    """
+
+    def __init__(self, settings: Namespace, problems: Problems, sources: list[Source]) -> None:
+        self.settings, self.problems = settings, problems
+        self.warnings: list[str] = []
+        self.colours = settings.mask_kind == "colours"  # some mask has colours
+        self.by_colour = False  # palette files give their colours, not their indices
+        self.id_maps: set[Path] = set()  # masks of class ids beside masks of other values
+        self.overlaps: Counter[Path] = Counter()  # pixels that two classes' files have
+        self.nameless = ""  # why the classes of outlines have no ids
+        self.names = self._find_names(sources)
+        self.rule: MaskRule
+
+    def look(self, source: Source) -> tuple[int, ...]:
+        """The shape of a source's mask; notes whether it has colours. Raises DataError."""
+        mask = self.pixels(source)
+        self.colours |= not source.drawn and has_colour(mask)
+        return mask.shape
+
+    def decide(self, sources: list[Source]) -> bool:
+        """Find the ``rule`` for all masks; False if there is none that can be read."""
+        settings, problems = self.settings, self.problems
+        named = [s for s in sources if s.drawn]
+        masked = [s for s in sources if s.mask and not s.drawn]
+        self._compare_palettes(masked)
+        with problems.collect():
+            rule = self._find_rule(masked) if masked else None
+            if rule is None and (masked or not named):
+                return False
+            self.rule = rule or _rule_of_names(self.names)
+            if settings.num_classes and self.num_classes > settings.num_classes:
+                found = f"{self.num_classes} classes where --num_classes is {settings.num_classes}"
+                cure = "correct it, or give --palette"
+                problems.append(f"{settings.masks}: {found} ({self.rule.same_as()}); {cure}")
+            if self.overlaps.total():
+                found = f"{max(self.overlaps, key=lambda p: self.overlaps[p])}: "
+                found += (
+                    f"{self.overlaps.total()} pixels (all images) are in the files of two classes"
+                )
+                self.warnings.append(f"{found}; the class with fewer pixels was taken")
+        return hasattr(self, "rule")
+
+    @property
+    def num_classes(self) -> int:
+        """Highest class id that the masks may hold, + 1."""
+        return max(self.rule.num_classes, len(self.names))
+
+    def ids(self, source: Source) -> Pixels:
+        """Class ids of a source's mask after cropping, uint8 (H, W); 255: no label."""
+        if source.drawn or source.mask in self.id_maps:
+            ids = source.mask_box.of(self.pixels(source))
+            return np.array(ids if ids.ndim == 2 else ids[..., 0], np.uint8)
+        return self.rule.apply(self._codes(source))
+
+    def pixels(self, source: Source) -> Array:
+        """The mask's own values; a mask of one page serves all pages of its image."""
+        assert source.mask is not None
+        if source.drawn and self.nameless:
+            raise DataError(self.nameless)
+        if source.parts:
+            files = [(class_id(name, self.names), path) for name, path in source.parts]
+            ids, self.overlaps[source.mask] = join_classes(
+                [(label, str(path), read_pixels(path, colours=True)) for label, path in files]
+            )
+            return ids
+        if source.drawn:
+            return read_annotation(source.mask, source.size, self.names)
+        pages = count_pages(source.mask)
+        if pages not in (1, source.pages):
+            found = f"{source.mask}: {pages} pages, its image has {source.pages}"
+            raise DataError(f"{found}; save as many pages in both")
+        kind, palette = self.settings.mask_kind, self.settings.palette
+        colours = kind == "colours" or any(len(value) == 3 for _, value in palette)
+        plain = source.mask in self.id_maps
+        page = source.page if pages > 1 else 1
+        return read_pixels(source.mask, page, (colours or self.by_colour) and not plain)
+
+    def _find_names(self, sources: list[Source]) -> list[str]:
+        """The class of each id, where outlines or files name them; else those that are given."""
+        given = list(getattr(self.settings, "class_names", ()))
+        drawn = [s for s in sources if s.drawn]
+        found = {name for s in drawn for name, _ in s.parts}
+        for path in dict.fromkeys(s.mask for s in drawn if s.mask and not s.parts):
+            with self.problems.collect():
+                found |= names_in(path)
+        if not drawn:
+            return given
+        pixels = next((s.mask for s in sources if s.mask and not s.drawn), None)
+        try:
+            names = given or class_names(found)
+        except DataError as error:
+            self.nameless = f"{self.settings.masks}: {error}"
+            return given
+        if pixels and not given:
+            both = f"{drawn[0].mask} has outlines, {pixels} pixels"
+            cure = f'say which class is which id: --class-names "{",".join(names)}"'
+            self.nameless = f"{both}; {cure}"
+        return names
+
+    def _compare_palettes(self, masked: list[Source]) -> None:
+        """Read palette files by colour where their indices have no one meaning in the set."""
+        settings, seen, plain = self.settings, PaletteCheck(), []
+        if settings.mask_kind == "colours" or any(len(v) == 3 for _, v in settings.palette):
+            return  # they are read by colour anyway
+        for source in masked:
+            assert source.mask is not None
+            with self.problems.collect():
+                if colours := palette_of(source.mask, source.page):
+                    used = np.unique(self.pixels(source)).tolist()
+                    seen.add(source.mask, colours, used)
+                else:
+                    plain.append(source)
+        if not seen.differing and not (seen.found and self.colours):
+            return
+        what = f"palettes differ ({seen.differing})" if seen.differing else "some masks in colours"
+        if settings.mask_kind == "ids" or settings.palette:
+            self.warnings.append(f"{what}: palette files are read by index, as asked")
+            return
+        other = "" if self.colours else "; --mask-kind ids takes their indices"
+        self.warnings.append(f"{what}: palette files are read by colour{other}")
+        for source in plain if not self.colours else ():
+            if not set(np.unique(self.pixels(source)).tolist()) <= seen.grays:
+                found = f"{source.mask}: gray, where other masks have palettes that differ"
+                self.problems.append(f"{found}; save all masks alike, or give --mask-kind ids")
+        self.by_colour = True
+        self.colours |= seen.coloured
+
+    def _codes(self, source: Source) -> Codes:
+        """The used part of a mask, (H, W), see ``to_codes``; of numbered particles 0 and 1."""
+        assert source.mask is not None
+        codes = to_codes(source.mask, source.mask_box.of(self.pixels(source)), self.colours)
+        return np.sign(codes) if self.settings.mask_kind == "particles" else codes
+
+    def _find_rule(self, masked: list[Source]) -> MaskRule | None:
+        """The rule for all masks of pixels; None if none can be read. Raises DataError."""
+        settings = self.settings
+        colours = self.colours and settings.mask_kind != "particles"
+        free = settings.mask_kind == "auto" and not settings.palette and not colours
+        histograms, numbered = Histograms(), dict[Path, bool]()
+        for source in masked:
+            assert source.mask is not None
+            with self.problems.collect():
+                codes = self._codes(source)
+                histograms[source.mask] = histogram_of(codes) + histograms.get(
+                    source.mask, Counter()
+                )
+                found = numbers_particles(codes) if free else None
+                if found is not None:
+                    numbered[source.mask] = found
+        masked = [source for source in masked if source.mask in histograms]  # those that are sound
+        if not masked:
+            return None
+        if numbered and all(numbered.values()):
+            name = next(iter(numbered))
+            cure = "give --mask-kind particles (0 stays class 0, every number becomes class 1)"
+            found_all = f"{name}: every value is one connected region, a numbered particle"
+            raise DataError(f"{found_all}; {cure}, or --mask-kind ids if they are classes")
+        self.id_maps = id_maps(histograms, colours, settings)
+        others = [s for s in masked if s.mask not in self.id_maps]
+        if self.id_maps:
+            found_ids = f"{len(self.id_maps)} mask(s) of class ids (as {min(self.id_maps).name})"
+            self.warnings.append(
+                f"{found_ids} beside masks of other values: taken as the ids of the same classes"
+            )
+        total: Counter[int] = Counter()
+        for path, own in histograms.items():
+            total += own if path not in self.id_maps else Counter()
+        known = lambda: self._filling(others, colours)  # noqa: E731
+        rule = find_rule(total, colours, settings, known)
+        return self._with_edges(others, histograms, rule, total)
+
+    def _filling(self, masked: list[Source], colours: bool) -> set[int]:
+        """The codes that fill areas in some mask."""
+        sets = (filling(self._codes(s), colours, self.settings.tolerance) for s in masked)
+        return set().union(*sets)
+
+    def _with_edges(
+        self, masked: list[Source], histograms: Histograms, rule: MaskRule, total: Counter[int]
+    ) -> MaskRule:
+        """The rule, with thin classes that are no edges; notes edges, and what is no class."""
+        edged = [s for s in masked if s.mask and rule.has_edges(histograms[s.mask])]
+        if not edged:
+            return rule
+        strange, edges = self._assign(edged, rule)
+        alone = sum(strange.values(), Counter())
+        by_itself = not self.settings.palette
+        if (
+            by_itself
+            and 0 < len(alone) <= MOST_THIN
+            and all(2 * n > total[c] for c, n in alone.items())
+        ):
+            # Lines thinner than 3 pixels everywhere, but not between the values beside them.
+            known = self._filling(masked, rule.colours) | set(alone)
+            rule = find_rule(total, rule.colours, self.settings, lambda: known)
+            strange, edges = self._assign(edged, rule)
+        self.problems += filter(None, (rule.problem(path, own) for path, own in strange.items()))
+        if not edges.total():
+            return rule
+        off = rule.off_palette(total)
+        if by_itself and not self.settings.tolerance and len(off) == 1 and not strange:
+            value = rule.text_of(off[0])
+            found = f"{min(edges)}: value {value} only on edges between others: an edge or a class?"
+            cure = f"name the classes with --palette, with {value} or without ({rule.same_as()})"
+            raise DataError(f"{found}; {cure}")
+        share = edges.total() / total.total()
+        self.warnings.append(
+            f"smooth edges ({len(+edges)} mask(s), as {min(+edges).name}; {share:.2%} of all "
+            "pixels): each pixel was given to the nearer of the classes drawn beside it; dots and "
+            "lines under 3 pixels are uncertain: where there are many, export without smoothing"
+        )
+        return rule
+
+    def _assign(self, edged: list[Source], rule: MaskRule) -> tuple[Histograms, Counter[Path]]:
+        """Of each mask: the values that are no class, and the number of pixels on smooth edges."""
+        strange, edges = Histograms(), Counter[Path]()
+        for source in edged:
+            assert source.mask is not None
+            codes = self._codes(source)
+            _, edge, without = rule.assign(codes)
+            edges[source.mask] += int(edge.sum())
+            if without.any():
+                strange[source.mask] = histogram_of(codes[without])
+        return strange, edges
+
+
+def _rule_of_names(names: list[str]) -> MaskRule:
+    """The rule of a set in which every mask names its classes."""
+    palette = [(label, (label,)) for label in range(len(names))]
+    named = ", ".join(f"{label} {name}" for label, name in enumerate(names))
+    return MaskRule(False, palette, 0, f"classes by name: {named}", tuple(names))

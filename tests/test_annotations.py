@@ -1,0 +1,285 @@
+"""Annotation files of other programs, written here from their formats' descriptions."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from annotation.files import is_annotation, names_in, read_annotation
+from annotation.names import base_name, class_id, class_names
+from utils.files import DataError
+
+SIZE = (6, 8)
+NAMES = ["background", "carbide", "pore"]
+# A rectangle of carbide with a pore in it, and a carbide particle of one row.
+DRAWN = [
+    "........",
+    ".11111..",
+    ".12211..",
+    ".12211..",
+    ".11111..",
+    "......11",
+]
+IDS = np.array([[0 if v == "." else int(v) for v in row] for row in DRAWN], np.uint8)
+LARGE = [(1, 1), (6, 1), (6, 5), (1, 5)]
+PORE = [(2, 2), (4, 2), (4, 4), (2, 4)]
+ROW = [(6, 5), (8, 5), (8, 6), (6, 6)]
+
+
+def labelme(*shapes, size=SIZE) -> str:
+    entries: list[dict[str, object]] = [
+        {"label": n, "points": p, "shape_type": k, **more} for n, p, k, more in shapes
+    ]
+    content: dict[str, object] = {
+        "version": "5.4.1",
+        "flags": {},
+        "shapes": entries,
+        "imageData": None,
+    }
+    return json.dumps(content | {"imageHeight": size[0], "imageWidth": size[1]})
+
+
+def qupath(*features) -> str:
+    return json.dumps(
+        {
+            "type": "FeatureCollection",
+            "features": [
+                {
+                    "type": "Feature",
+                    "id": f"{n}",
+                    "geometry": {"type": kind, "coordinates": where},
+                    "properties": {"objectType": "annotation"}
+                    | ({"classification": {"name": name, "color": [1, 2, 3]}} if name else {}),
+                }
+                for n, (name, kind, where) in enumerate(features)
+            ],
+        }
+    )
+
+
+def roi(kind: int, corners, name="", group=0, stroke=0, floats=None, options=0) -> bytes:
+    """A region as ImageJ's RoiEncoder writes it: 64 bytes, coordinates, second header, name."""
+    x, y = zip(*corners, strict=True)
+    left, top, right, bottom = min(x), min(y), max(x), max(y)
+    count = 0 if kind in (1, 2, 3) else len(corners)
+    head = b"Iout" + struct.pack(">hBxhhhhH", 228, kind, top, left, bottom, right, count)
+    head += struct.pack(">4f", *(floats or (0, 0, 0, 0)))
+    head += struct.pack(">hi4s4shhBBhi", stroke, 0, b"", b"", 0, options, 0, 0, 0, 0)
+    body = b"".join(
+        struct.pack(">h", v - least) for own, least in ((x, left), (y, top)) for v in own
+    )
+    body = body if count else b""
+    second = 64 + len(body)
+    more = struct.pack(
+        ">4x3i2i4shBBifiii", 0, 0, 0, second + 64, len(name), b"", 0, group, 0, 0, 0, 0, 0, 0
+    )
+    return head + struct.pack(">i", second) + body + more.ljust(64, b"\0") + name.encode("utf-16be")
+
+
+def roi_set(**regions: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in regions.items():
+            archive.writestr(f"{name}.roi", data)
+    return out.getvalue()
+
+
+def closed(ring):
+    return [*ring, ring[0]]
+
+
+FILES = {
+    "labelme polygons": (
+        "a.json",
+        labelme(
+            ("carbide", LARGE, "polygon", {}),
+            ("pore", PORE, "polygon", {}),
+            ("carbide", [ROW[0], ROW[2]], "rectangle", {}),
+        ),
+    ),
+    "labelme, the pore first": (
+        "a.json",
+        labelme(
+            ("pore", PORE, "polygon", {}),
+            ("Carbide", LARGE, "polygon", {}),
+            ("carbide", [(6.5, 5.5), (7.5, 5.5)], "linestrip", {}),
+        ),
+    ),
+    "QuPath with a hole": (
+        "a.geojson",
+        qupath(
+            ("carbide", "MultiPolygon", [[closed(LARGE), closed(PORE)], [closed(ROW)]]),
+            ("pore", "Polygon", [closed(PORE)]),
+        ),
+    ),
+    "QuPath, lying over one another": (
+        "a.json",
+        qupath(
+            ("pore", "Polygon", [closed(PORE)]),
+            ("carbide", "Polygon", [closed(LARGE)]),
+            ("carbide", "LineString", [(6.5, 5.5), (7.5, 5.5)]),
+        ),
+    ),
+    "regions by name": (
+        "a.zip",
+        roi_set(
+            x1=roi(0, LARGE, "carbide"),
+            x2=roi(7, PORE, "pore"),
+            x3=roi(1, ROW, "carbide-1"),
+        ),
+    ),
+    "regions by group": (
+        "a.zip",
+        roi_set(
+            **{
+                "0003-0004": roi(8, LARGE, "0003-0004", group=1),
+                "0003-0003": roi(1, PORE, group=2),
+                "0005-0007": roi(3, ROW, "0005-0007-1", group=1, floats=(6, 5, 7, 5), stroke=1),
+            }
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files_of_other_programs_are_read_to_the_pixel(tmp_path: Path, case: str) -> None:
+    name, content = FILES[case]
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert is_annotation(path)
+    got = read_annotation(path, SIZE, NAMES)
+    assert got.dtype == np.uint8
+    assert ["".join(".12"[v] for v in row) for row in got] == DRAWN
+    by_hand = {"1", "2"} if "group" in case else {"carbide", "pore"}
+    assert {n.lower() for n in names_in(path)} == by_hand
+
+
+def test_the_other_shapes_of_labelme(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.array([[1, 0], [1, 1]], bool)).save(out, format="PNG")
+    mask = {"mask": base64.b64encode(out.getvalue()).decode()}
+    text = labelme(
+        ("1", [(2, 2), (2, 4)], "circle", {}),
+        ("2", [(6, 0), (7, 1)], "mask", mask),
+        ("1", [(7.2, 5.9)], "point", {}),
+        ("__ignore__", [(0, 5), (1, 6)], "rectangle", {}),
+        ("_background_", [(1, 1), (2, 2)], "rectangle", {}),
+    )
+    (tmp_path / "a.json").write_text(text)
+    ids = read_annotation(tmp_path / "a.json", SIZE, ["matrix", "a", "b"])
+    assert ids.tolist() == [
+        [0, 1, 1, 0, 0, 0, 2, 0],
+        [1, 0, 1, 1, 0, 0, 2, 2],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [255, 0, 0, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_imagejs_oval_and_points_lie_in_the_centres_of_pixels(tmp_path: Path) -> None:
+    regions = roi_set(a=roi(2, [(0, 0), (4, 4)], "carbide"), b=roi(10, [(6, 1), (7, 5)], "pore"))
+    (tmp_path / "a.zip").write_bytes(regions)
+    ids = read_annotation(tmp_path / "a.zip", SIZE, NAMES)
+    assert ids[:4, :4].tolist() == [[0, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]]
+    assert np.argwhere(ids == 2).tolist() == [[1, 6], [5, 7]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.json", labelme(size=(60, 80)), "drawn on an image of 80x60 pixels, its image has 8x6"),
+        (
+            "a.json",
+            labelme(("crack", PORE, "polygon", {})),
+            "class 'crack' is not one of background",
+        ),
+        ("a.json", labelme(("pore", PORE[:2], "polygon", {})), "too few points"),
+        ("a.json", labelme(("pore", PORE, "spline", {})), "shape type spline"),
+        ("a.json", '{"images": [], "annotations": []}', "COCO"),
+        ("a.json", "{}", "JSON of another kind"),
+        ("a.json", "[" * 100000, "damaged"),
+        ("a.json", "", "damaged"),
+        ("a.json", "[1, 2]", "JSON of another kind"),
+        ("a.geojson", qupath(("pore", "Curve", [])), "geometry Curve"),
+        ("a.geojson", qupath(("pore", "Polygon", [[[0, 1], [2]]])), "no list of x, y"),
+        ("a.geojson", qupath(("pore", "Polygon", [[[0, 1e400], [2, 3], [4, 5]]])), "finite"),
+        ("a.geojson", qupath(("pore", "Polygon", [[[90, 9], [99, 9], [99, 19]]])), "lies outside"),
+        ("a.zip", roi_set(a=b"Iout"), "too short"),
+        ("a.zip", roi_set(a=roi(0, LARGE, "carbide")[:70]), "damaged"),
+        ("a.zip", b"PK\3\4", "damaged"),
+        ("a.roi", roi(6, PORE, "pore"), "damaged or of an unknown type"),
+        ("a.roi", roi(0, PORE, "pore")[:-4], "damaged"),
+        ("a.roi", roi(0, PORE, "crack-3"), "class 'crack' is not one of"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, name: str, content, says: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError) as caught:
+        read_annotation(path, SIZE, NAMES)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ") and says in line and "\n" not in line
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path: Path, case: str) -> None:
+    name, content = FILES[case]
+    rng, whole = (
+        np.random.default_rng(0),
+        content if isinstance(content, bytes) else content.encode(),
+    )
+    for _ in range(40):
+        data = bytearray(whole)
+        at = int(rng.integers(len(data)))
+        data[at : at + int(rng.integers(0, 9))] = rng.bytes(int(rng.integers(0, 9)))
+        (tmp_path / name).write_bytes(data)
+        try:
+            ids = read_annotation(tmp_path / name, SIZE, NAMES)
+            assert ids.shape == SIZE and set(np.unique(ids)) <= {0, 1, 2, 255}
+        except DataError as error:
+            assert len(str(error).splitlines()) == 1
+
+
+def test_a_folder_or_nothing_at_all(tmp_path: Path) -> None:
+    (tmp_path / "b.json").mkdir()
+    for name in ("a.json", "b.json"):
+        with pytest.raises(DataError, match=name):
+            read_annotation(tmp_path / name, SIZE, NAMES)
+
+
+def test_names_become_ids() -> None:
+    assert class_names({"pore", "Carbide", "ignore*"}) == ["background", "Carbide", "pore"]
+    assert class_names({"2", "class 1", "background"}) == ["class 0", "class 1", "class 2"]
+    assert class_names({""}) == ["background", "object"]
+    assert class_names(set()) == ["background"]
+    assert class_names({"pore"}, ["matrix", "carbide", "pore"]) == ["matrix", "carbide", "pore"]
+    names = ["matrix", "carbide", "pore"]
+    assert [
+        class_id(n, names) for n in ("PORE ", "matrix", "background", "class 1", "Ignore*")
+    ] == [2, 0, 0, 1, 255]
+    assert class_id("", ["background", "object"]) == 1
+
+
+@pytest.mark.parametrize("found", [{"pore", "2"}, {"pore", ""}, {"300"}])
+def test_names_that_leave_a_doubt_are_refused(found: set[str]) -> None:
+    with pytest.raises(DataError):
+        class_names(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("carbide-12", "carbide"), ("0012-0034", ""), ("0001-0012-0034", ""), ("0012-0034-1", ""),
+     ("M7C3", "M7C3"), ("phase 2", "phase"), ("Ignore*-4", "Ignore*"), ("", ""),
+     ("class 2", "class 2"), ("class 2-17", "class 2"), ("2", "2")],
+)  # fmt: skip
+def test_the_name_of_a_region_without_its_number(name: str, base: str) -> None:
+    assert base_name(name) == base

@@ -1,0 +1,108 @@
+"""Outlines of class maps: corners by hand, validity, and the way back to the pixel."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from roifile import ImagejRoi
+
+from annotation.files import read_annotation
+from annotation.outlines import outlines, to_geojson, to_rois
+from tests.masks import blobs, disc
+
+NAMES = ["matrix", "carbide", "pore/void", "class 3"]
+COLOURS = [(0, 0, 0), (255, 0, 0), (0, 0, 255), (0, 255, 0)]
+
+
+def there_and_back(ids: np.ndarray, folder: Path, kind: str, names=NAMES) -> np.ndarray:
+    found = outlines(ids)
+    path = folder / ("map.geojson" if kind == "geojson" else "map.zip")
+    if kind == "geojson":
+        path.write_text(to_geojson(found, names, COLOURS), encoding="utf-8")
+    else:
+        path.write_bytes(to_rois(found, names, COLOURS))
+    return read_annotation(path, ids.shape, names)
+
+
+def test_corners_of_a_ring_of_pixels_by_hand() -> None:
+    ids = np.zeros((5, 6), np.uint8)
+    ids[1:4, 2:5] = 1
+    ids[2, 3] = 0
+    ((label, rings),) = outlines(ids)
+    assert label == 1
+    assert [sorted(map(tuple, ring.tolist())) for ring in rings] == [
+        [(2, 1), (2, 4), (5, 1), (5, 4)],
+        [(3, 2), (3, 3), (4, 2), (4, 3)],
+    ]
+
+
+def test_particles_that_touch_by_a_corner_are_two_and_a_hole_may_touch_the_outline() -> None:
+    crosswise = np.eye(2, dtype=np.uint8)
+    assert [len(rings) for _, rings in outlines(crosswise)] == [1, 1]
+    # One particle whose arms meet at a corner: what they enclose is a hole.
+    arms = np.array([[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 1, 1], [1, 1, 0, 0]], np.uint8)
+    ((_, rings),) = outlines(arms)
+    assert [sorted(map(tuple, ring.tolist())) for ring in rings] == [
+        [(0, 0), (0, 4), (2, 3), (2, 4), (4, 0), (4, 3)],
+        [(1, 1), (1, 3), (2, 2), (2, 3), (3, 1), (3, 2)],
+    ]
+    for ring in rings:
+        assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)
+
+
+@pytest.mark.parametrize("kind", ["geojson", "roi"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_class_map_comes_back_to_the_pixel(tmp_path: Path, kind: str, seed: int) -> None:
+    ids = blobs(seed).astype(np.uint8)
+    ids[blobs(seed + 10)] = 2
+    ids[:40, :40][disc(40, 15)] = 3
+    ids[:, 7] = 255  # no label: a line through everything
+    assert (there_and_back(ids, tmp_path, kind) == ids).all()
+
+
+@given(
+    ids=arrays(
+        np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 2)
+    )
+)
+def test_any_small_map_comes_back_and_no_ring_meets_itself(
+    tmp_path_factory: pytest.TempPathFactory, ids: np.ndarray
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    assert (there_and_back(ids, folder, "geojson") == ids).all()
+    assert (there_and_back(ids, folder, "roi") == ids).all()
+    found = outlines(ids)
+    area = 0.0
+    for _, rings in found:
+        for ring in rings:
+            assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)
+            x, y = ring.T
+            area += (x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2
+    assert area == (ids > 0).sum()
+
+
+def test_a_map_of_one_class_alone_has_no_outlines(tmp_path: Path) -> None:
+    assert outlines(np.zeros((4, 5), np.uint8)) == []
+    assert there_and_back(np.zeros((4, 5), np.uint8), tmp_path, "geojson").sum() == 0
+
+
+def test_what_qupath_and_imagej_are_told() -> None:
+    ids = np.zeros((6, 6), np.uint8)
+    ids[1:3, 1:3], ids[5, 5] = 2, 1
+    found = outlines(ids)
+    first, second = json.loads(to_geojson(found, NAMES, COLOURS))["features"]
+    assert first["properties"]["classification"] == {"name": "carbide", "color": [255, 0, 0]}
+    ring = second["geometry"]["coordinates"][0]
+    assert ring[0] == ring[-1] and len(ring) == 5
+    with zipfile.ZipFile(io.BytesIO(to_rois(found, NAMES, COLOURS))) as archive:
+        rois = [ImagejRoi.frombytes(archive.read(name)) for name in archive.namelist()]
+    assert [(roi.name, roi.group) for roi in rois] == [("carbide-1", 1), ("pore/void-2", 2)]
+    assert (rois[1].left, rois[1].top, rois[1].right, rois[1].bottom) == (1, 1, 3, 3)

@@ -1,0 +1,290 @@
+"""What masks mean in a set: smooth edges, numbered particles, names, id maps, scribbles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from test_prepare import gray, ids_of, png, run, write_raw
+
+from annotation.edges import assign_edges
+from annotation.outlines import outlines, to_geojson
+from tests.masks import disc
+from tests.test_annotations import labelme, roi, roi_set
+from tests.test_pairs import put
+
+SIDE = 64
+# Matrix (0) with a disc of class 1, one of class 2, and class 1 across their common edge.
+IDS = np.zeros((SIDE, SIDE), np.uint8)
+IDS[4:36, 4:36][disc(32, 14)] = 1
+IDS[26:58, 26:58][disc(32, 15)] = 2
+IDS[50:60, 4:20] = 1
+IMAGES = [gray(n, (SIDE, SIDE)) for n in range(4)]
+LEVELS = np.array([0, 128, 255], np.uint8)
+COLOURS = np.array([(0, 0, 0), (255, 0, 0), (255, 255, 0)], np.uint8)
+
+
+def smooth(levels: np.ndarray, ids: np.ndarray = IDS, by: float = 0.8) -> np.ndarray:
+    """Drawn with smooth edges: a blur of the levels, pixels far from an edge unchanged."""
+    return cv2.GaussianBlur(levels[ids], (5, 5), by)
+
+
+def masks_of(folder: Path, masks, *options: str, **how) -> dict[str, np.ndarray]:
+    write_raw(folder, [png(m) for m in masks], images=IMAGES[: len(masks)], **how)
+    assert run(folder, *options) == 0
+    return ids_of(folder / "set")
+
+
+def neighbours(ids: np.ndarray) -> np.ndarray:
+    """Which classes (C, H, W) are drawn within 5 pixels."""
+    square = np.ones((11, 11), np.uint8)
+    return np.stack([cv2.dilate((ids == c).astype(np.uint8), square) for c in range(3)])
+
+
+# ---------------------------------------------------------------- smooth edges
+
+
+@pytest.mark.parametrize("levels", [LEVELS, COLOURS])
+@pytest.mark.parametrize("palette", [True, False])
+def test_a_smooth_edge_never_becomes_a_rim_of_a_third_class(tmp_path, capsys, levels, palette):
+    text = " ".join(f"{i}={','.join(map(str, np.atleast_1d(v)))}" for i, v in enumerate(levels))
+    options = ["--palette", text] if palette else ["--mask-kind", "auto"]
+    for ids in masks_of(tmp_path, [smooth(levels)] * 3, *options).values():
+        near = neighbours(IDS)
+        assert np.take_along_axis(near, ids[None].astype(int), 0).all()
+        # A pixel between 0 and 2 alone is of one of them, and only few pixels change sides.
+        assert not (ids == 1)[near[1] == 0].any()
+        assert (ids != IDS).mean() < 0.02
+    assert "smooth edges (3 mask(s)" in capsys.readouterr().out
+
+
+def test_masks_without_smooth_edges_stay_as_they_are(tmp_path, capsys):
+    thin = IDS.copy()
+    thin[:, 31] = 1  # a line of one pixel between and within the others
+    for ids in masks_of(tmp_path, [LEVELS[thin]] * 3, "--palette", "0=0 1=128 2=255").values():
+        np.testing.assert_array_equal(ids, thin)
+    assert "smooth edges" not in capsys.readouterr().out
+
+
+def test_a_thin_line_that_is_no_edge_is_a_class_without_a_palette_too(tmp_path):
+    lines = np.where(IDS == 2, 2, 0).astype(np.uint8)
+    lines[[10, 20], :20] = 1  # one pixel thin everywhere, in the matrix
+    for ids in masks_of(tmp_path, [LEVELS[lines]] * 3, "--mask-kind", "levels").values():
+        np.testing.assert_array_equal(ids, lines)
+
+
+def test_one_value_on_edges_alone_is_asked_about(tmp_path, capsys):
+    halved = LEVELS[[0, 2]][(IDS == 2).astype(int)]
+    edge = cv2.dilate(halved, np.ones((3, 3), np.uint8)) != halved
+    write_raw(tmp_path, [png(np.where(edge, 128, halved).astype(np.uint8))] * 3, images=IMAGES[:3])
+    assert run(tmp_path, "--mask-kind", "levels") == 2
+    told = capsys.readouterr().err
+    assert "value 128 only on edges" in told and '--palette "0=0 1=255"' in told
+
+
+def test_a_patch_of_a_value_that_is_no_class_is_still_refused(tmp_path, capsys):
+    mask = LEVELS[IDS].copy()
+    mask[30:34, 30:34] = 77
+    write_raw(tmp_path, [png(mask)] * 3, images=IMAGES[:3])
+    assert run(tmp_path, "--palette", "0=0 1=128 2=255") == 2
+    assert "value 77 (16 pixels) is no class" in capsys.readouterr().err
+
+
+def test_jpeg_noise_and_a_resized_mask(tmp_path):
+    noise = np.random.default_rng(0).integers(-9, 10, IDS.shape)
+    noisy = np.clip(smooth(LEVELS).astype(int) + noise, 0, 255).astype(np.uint8)
+    for ids in masks_of(
+        tmp_path, [noisy] * 3, "--tolerance", "12", "--palette", "0=0 1=128 2=255"
+    ).values():
+        assert not (ids == 1)[neighbours(IDS)[1] == 0].any()
+        assert (ids != IDS).mean() < 0.03
+
+
+def test_an_edge_by_hand() -> None:
+    row = np.array([0, 0, 0, 128, 255, 255, 255, 255, 200, 128, 128, 128], np.int64)
+    values = np.tile(row, (5, 1))[..., None]
+    levels = np.array([[0], [128], [255]])
+    distance = np.abs(values - levels.T)
+    ids, strange = assign_edges(values, distance.argmin(2), distance.min(2) == 0, levels, 0)
+    assert ids.tolist() == [[0, 0, 0, 2, 2, 2, 2, 2, 2, 1, 1, 1]] * 5  # 128 is 127 away from 255
+    assert not strange.any()
+
+
+def test_the_rim_of_something_small_is_no_class_of_its_own() -> None:
+    levels = np.array([[0], [85], [170], [255]], np.int64)
+    values = np.zeros((9, 9, 1), np.int64)
+    values[3:6, 3:6] = 85  # a smooth dot of level 170: its rim has the level of another class
+    values[4, 4] = 170
+    values[[3, 3, 5, 5], [3, 5, 3, 5]] = 40
+    distance = np.abs(values - levels.T)
+    ids, strange = assign_edges(values, distance.argmin(2), distance.min(2) == 0, levels, 0)
+    assert set(np.unique(ids)) == {0, 2} and ids[4, 4] == 2 and not strange.any()
+
+
+def test_a_colour_between_two_is_not_given_to_a_third_that_is_nearer_in_colour() -> None:
+    levels = np.array([(0, 0, 0), (200, 0, 0), (100, 30, 0)], np.int64)
+    drawn = np.zeros((7, 9), np.int64)
+    drawn[:, 5:], drawn[4:, :3] = 1, 2  # the third fills a corner
+    values = levels[drawn]
+    values[:, 4] = 120, 0, 0  # a smooth edge between the first two, 2 pixels from the third
+    distance = np.abs(values[:, :, None] - levels).max(axis=3)
+    ids, strange = assign_edges(values, distance.argmin(2), distance.min(2) == 0, levels, 0)
+    drawn[:, 4] = 1
+    assert (ids == drawn).all() and not strange.any()
+
+
+# ---------------------------------------------------------------- ids beside levels and colours
+
+
+@pytest.mark.parametrize("levels", [LEVELS, COLOURS])
+def test_a_corrected_class_map_goes_back_in_beside_drawn_masks(tmp_path, capsys, levels):
+    corrected = np.roll(IDS, 3, axis=0)
+    got = masks_of(tmp_path, [levels[IDS], levels[IDS], corrected, np.zeros_like(IDS)])
+    assert len(got) == 4
+    for name, ids in got.items():
+        wanted = {"2": corrected, "3": np.zeros_like(IDS)}.get(name[0], IDS)
+        np.testing.assert_array_equal(ids, wanted)
+    assert "1 mask(s) of class ids (as 2_s2_0_0.png)" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- numbered particles
+
+
+def numbered(count: int) -> np.ndarray:
+    ids = np.zeros((SIDE, SIDE), np.uint16)
+    for n in range(count):
+        top, left = 2 + 9 * (n // 7), 2 + 9 * (n % 7)
+        ids[top : top + 6, left : left + 6] = n + 1
+    return ids
+
+
+def test_numbered_particles_are_recognised_and_read_as_one_class(tmp_path, capsys):
+    masks = [numbered(20), numbered(31), numbered(2)]
+    write_raw(tmp_path, [png(m) for m in masks], images=IMAGES[:3])
+    assert run(tmp_path) == 2
+    told = capsys.readouterr().err
+    assert "numbered particle" in told and "--mask-kind particles" in told
+    assert run(tmp_path, "--mask-kind", "particles") == 0
+    assert "set: 2 classes" in capsys.readouterr().out
+    for name, ids in ids_of(tmp_path / "set").items():
+        np.testing.assert_array_equal(ids, masks[int(name[0])] > 0)
+
+
+def test_many_classes_in_several_pieces_are_no_particles(tmp_path):
+    many = np.tile(numbered(9)[:20], (3, 1)).astype(np.uint8)
+    got = masks_of(tmp_path, [np.pad(many, ((0, 4), (0, 0)))] * 3)
+    assert max(ids.max() for ids in got.values()) == 9
+
+
+# ---------------------------------------------------------------- names of classes
+
+
+def test_outlines_are_masks_and_name_the_classes(tmp_path, capsys):
+    stems = write_raw(tmp_path, [None] * 3, images=IMAGES[:3])
+    names, colours = ["matrix", "pore", "Carbide"], [(0, 0, 0)] * 3
+    swapped = np.array([0, 2, 1], np.uint8)[IDS]  # the set's order is of the alphabet
+    put(tmp_path / "gt" / f"{stems[0]}.geojson", to_geojson(outlines(IDS), names, colours).encode())
+    box = [(10, 20), (30, 40)]
+    put(
+        tmp_path / "gt" / f"{stems[1]}.json",
+        labelme(("pore", box, "rectangle", {}), size=IDS.shape).encode(),
+    )
+    corners = [(10, 20), (30, 20), (30, 40), (10, 40)]
+    put(tmp_path / "gt" / f"{stems[2]}.zip", roi_set(a=roi(0, corners, "carbide-1")))
+    assert run(tmp_path) == 0
+    report = capsys.readouterr().out
+    assert "classes by name: 0 background, 1 Carbide, 2 pore" in report
+    got = ids_of(tmp_path / "set")
+    boxed = np.zeros_like(IDS)
+    boxed[20:40, 10:30] = 1
+    np.testing.assert_array_equal(got[stems[0]], swapped)
+    np.testing.assert_array_equal(got[stems[1]], boxed * 2)
+    np.testing.assert_array_equal(got[stems[2]], boxed)
+    assert run(tmp_path, "--class-names", "matrix,pore,carbide", out="named") == 0
+    np.testing.assert_array_equal(ids_of(tmp_path / "named")[stems[0]], IDS)
+
+
+def test_outlines_beside_masks_of_pixels_need_the_names(tmp_path, capsys):
+    stems = write_raw(tmp_path, [png(IDS), None, png(IDS)], images=IMAGES[:3])
+    text = to_geojson(outlines(IDS), ["matrix", "pore", "carbide"], [(0, 0, 0)] * 3)
+    put(tmp_path / "gt" / f"{stems[1]}.geojson", text.encode())
+    assert run(tmp_path) == 2
+    assert '--class-names "background,carbide,pore"' in capsys.readouterr().err
+    assert run(tmp_path, "--class-names", "matrix,pore,carbide") == 0
+    for ids in ids_of(tmp_path / "set").values():
+        np.testing.assert_array_equal(ids, IDS)
+
+
+def test_outlines_by_another_name_are_named(tmp_path, capsys):
+    write_raw(tmp_path, [None] * 3, images=IMAGES[:3])
+    put(tmp_path / "gt" / "drawn.geojson", to_geojson([], [], []).encode())
+    assert run(tmp_path) == 2
+    assert "drawn.geojson has the name of none; name it as its image" in capsys.readouterr().err
+
+
+def test_files_beside_images_that_are_no_outlines_are_no_masks(tmp_path, capsys):
+    stems = write_raw(tmp_path, [png(IDS)] * 2 + [None], images=IMAGES[:3])
+    put(tmp_path / "gt" / f"{stems[2]}.json", b'{"magnification": 500}')
+    assert run(tmp_path) == 0
+    report = capsys.readouterr().out
+    assert f"{stems[2]}.json: 1 file(s) of outlines are not read" in report
+    assert "1 image(s) without a mask, taken as unlabelled" in report
+
+
+def test_outlines_of_another_size_or_class_are_one_line(tmp_path, capsys):
+    stems = write_raw(tmp_path, [png(IDS)] * 2 + [None], images=IMAGES[:3])
+    put(
+        tmp_path / "gt" / f"{stems[2]}.json",
+        json.dumps({"shapes": [], "imageHeight": 9, "imageWidth": 9}).encode(),
+    )
+    assert run(tmp_path, "--class-names", "matrix,pore,carbide") == 2
+    assert "drawn on an image of 9x9 pixels, its image has 64x64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [("{stem}-tag-{class}-0.png", "{0}-tag-{1}-0.png"), ("{class}/{stem}.png", "{1}/{0}.png"),
+     ("{stem}/{class}.png", "{0}/{1}.png")],
+)  # fmt: skip
+def test_one_file_for_each_class(tmp_path, capsys, pattern, name):
+    for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
+        for number, label in ((2, "pore"), (1, "carbide")):
+            put(
+                tmp_path / "gt" / name.format(stem, label),
+                png(np.where(number == IDS, 255, 0).astype(np.uint8)),
+            )
+    assert run(tmp_path, "--mask-pattern", pattern) == 0
+    assert "classes by name: 0 background, 1 carbide, 2 pore" in capsys.readouterr().out
+    for ids in ids_of(tmp_path / "set").values():
+        np.testing.assert_array_equal(ids, IDS)
+
+
+def test_files_of_two_classes_that_overlap_are_told(tmp_path, capsys):
+    for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
+        put(tmp_path / "gt" / f"{stem}_a.png", png(((IDS > 0) * 255).astype(np.uint8)))
+        put(tmp_path / "gt" / f"{stem}_b.png", png(((IDS == 2) * 255).astype(np.uint8)))
+    assert run(tmp_path, "--mask-pattern", "{stem}_{class}.png") == 0
+    assert f"{3 * (IDS == 2).sum()} pixels" in capsys.readouterr().out
+    for ids in ids_of(tmp_path / "set").values():
+        np.testing.assert_array_equal(ids, IDS)
+
+
+# ---------------------------------------------------------------- scribbles
+
+
+def test_scribbles_are_warned_about_with_both_cures(tmp_path, capsys):
+    strokes = np.zeros((SIDE, SIDE), np.uint8)
+    strokes[10:12, 5:50], strokes[30:32, 5:25], strokes[30:32, 25:50] = 1, 1, 2
+    got = masks_of(tmp_path, [strokes] * 3)
+    assert all((ids == strokes).all() for ids in got.values())
+    told = next(x for x in capsys.readouterr().out.splitlines() if "like scribbles" in x)
+    assert told.startswith("warning: ") and "3 mask(s)" in told and "drawn in full" in told
+    palette = told.split('--palette "')[1].split('"')[0]
+    assert palette == "ignore=0 0=1 1=2"
+    assert run(tmp_path, "--palette", palette, out="mended") == 0
+    assert "like scribbles" not in capsys.readouterr().out
+    for ids in ids_of(tmp_path / "mended").values():
+        np.testing.assert_array_equal(ids, np.array([255, 0, 1], np.uint8)[strokes])

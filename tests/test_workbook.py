@@ -1,0 +1,50 @@
+"""The workbook, read back from its XML."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+from utils.workbook import write_workbook
+
+SPACE = {"m": "http://schemas.openxmlformats.org/spreadsheetml/2006/main"}
+
+
+def cells(path: Path, sheet: int = 1) -> dict[str, tuple[str, str]]:
+    """Cell -> kind (n: a number) and text."""
+    with zipfile.ZipFile(path) as book:
+        tree = ElementTree.fromstring(book.read(f"xl/worksheets/sheet{sheet}.xml"))
+    found = {}
+    for cell in tree.iterfind(".//m:c", SPACE):
+        assert cell.find("m:f", SPACE) is None, "a formula"
+        text = "".join(t.text or "" for t in cell.iter() if t.tag.endswith(("}v", "}t")))
+        found[cell.get("r", "")] = cell.get("t", "n"), text
+    return found
+
+
+def test_numbers_are_numbers_and_text_is_text(tmp_path: Path) -> None:
+    table = "image,area,name\n1e5.tif,0.25,'=cmd|calc\n-3,1e-05,\n007,-12,'-x\nnan,inf,@1\n"
+    (tmp_path / "a.csv").write_text(table, encoding="utf-8")
+    (tmp_path / "b.csv").write_text("ü\n\udc80\n", encoding="utf-8", errors="surrogateescape")
+    out = tmp_path / "book.xlsx"
+    assert write_workbook(out, {"fields": tmp_path / "a.csv", "b": tmp_path / "b.csv"}) == []
+    got = cells(out)
+    assert got["A1"] == ("inlineStr", "image") and got["B2"] == ("n", "0.25")
+    assert got["A2"] == ("inlineStr", "1e5.tif") and got["C2"] == ("inlineStr", "=cmd|calc")
+    assert float(got["B3"][1]) == 1e-5 and "C3" not in got
+    assert got["C4"] == ("inlineStr", "-x") and got["B4"] == ("n", "-12")
+    assert got["A5"] == ("inlineStr", "nan") and got["C5"] == ("inlineStr", "@1")
+    assert cells(out, 2)["A1"] == ("inlineStr", "ü")
+    first = out.read_bytes()
+    write_workbook(out, {"fields": tmp_path / "a.csv", "b": tmp_path / "b.csv"})
+    assert out.read_bytes() == first
+
+
+def test_a_table_longer_than_a_sheet_is_left_out_and_told(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("utils.workbook.MOST_ROWS", 2)
+    (tmp_path / "a.csv").write_text("x\n1\n2\n")
+    (tmp_path / "b.csv").write_text("x\n1\n")
+    told = write_workbook(tmp_path / "b.xlsx", {"a": tmp_path / "a.csv", "b": tmp_path / "b.csv"})
+    assert told == [f"{tmp_path / 'a.csv'}: 3 rows, a sheet has 2; see the CSV file"]
+    assert float(cells(tmp_path / "b.xlsx")["A2"][1]) == 1
