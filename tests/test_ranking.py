@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imaging.gray_range import EACH_IMAGE
 from metallography import ranking
 from metallography.folder import list_images
 from metallography.views import disagreement
@@ -24,7 +25,7 @@ def by_column(image: np.ndarray) -> np.ndarray:
 
 
 class Model:
-    num_classes = 2
+    num_classes, ignore_label, gray = 2, 255, EACH_IMAGE
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         return by_column(image).argmax(axis=0).astype(np.uint8)
