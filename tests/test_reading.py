@@ -7,12 +7,12 @@ import pytest
 import tifffile
 from PIL import Image
 from tiny_set import make_set, noise_set, train
-from trained_model import expected_mask, picture, write_weights
 
 from dataset.check import check_data, set_conversion
 from imaging.gray_range import BY_DEPTH, EACH_IMAGE, EachImage, GrayRange
 from imaging.imagefile import read_image
 from metallography.segmenter import Segmenter
+from tests.trained_model import expected_mask, picture, write_weights
 from utils.checkpoint import CheckpointError, load, save
 from utils.files import DataError
 
