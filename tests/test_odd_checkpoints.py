@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from tiny_set import make_set, train
-from trained_model import write_images, write_weights
 
 import predict
 from stages.pretraining import SelfSupervised
+from tests.trained_model import write_images, write_weights
 from utils.checkpoint import load, save
 
 Change = Callable[[dict[str, Any]], object]
