@@ -34,8 +34,9 @@ from metallography.measure import BOUNDARY_PX
 from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
 from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter, check_number
-from metallography.summary import warnings, write_tables
+from metallography.summary import is_share, warnings, words, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
+from report.laboratory import Told, write_laboratory
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet
 from utils.commandline import Parser, complain, exit_code
@@ -53,7 +54,7 @@ MEASURING = ("um_per_px", "min_px", "grain_classes", "connectivity", "boundary_c
 SCALED = ("scales", "resample")
 OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
     "images": (),
-    "rank": (*MEASURING, *SCALED, "report", "outlines", "xlsx"),
+    "rank": (*MEASURING, *SCALED, "report", "outlines", "xlsx", "sample"),
     "export": (
         "out",
         "masks",
@@ -65,6 +66,7 @@ OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
         "report",
         "outlines",
         "xlsx",
+        "sample",
     ),
 }
 
@@ -110,8 +112,10 @@ def parser() -> argparse.ArgumentParser:
     add("--outlines", choices=("geojson", "roi"), help="write the outlines of all particles too: "
         "GeoJSON (QuPath), or RoiSet.zip (ImageJ, Fiji)")  # fmt: skip
     add("--xlsx", action="store_true", help="write the tables as one Excel workbook too")
-    add("--report", action="store_true", help="write report.html too: the page on the "
-        "model's experiment, with these measurements")  # fmt: skip
+    add("--sample", default="", help="what the images show, for the head of report.html; default: "
+        "the name of their folder")  # fmt: skip
+    add("--report", action="store_true", help="write the page on the model's "
+        "experiment too, with these measurements")  # fmt: skip
     add("--overwrite", action="store_true", help="predict again the images that are done")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=int, default=0, help="CPU threads; 0: as many as PyTorch chooses")
@@ -252,14 +256,31 @@ def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[st
         folder.run()
         write_tables(folder)
         write_outlines(folder, options.outlines)
-        written = write_workbook(out / WORKBOOK, tables_of(out)) if options.xlsx else []
+        written = (
+            write_workbook(out / WORKBOOK, tables_of(out), words, is_share) if options.xlsx else []
+        )
         predicted_sheet(folder)
+        page = write_laboratory(folder, told(folder, options))
     for line in [*warnings(folder), *written]:
         to_terminal(line)
     to_terminal(f"{out}: {folder.predicted} image(s) predicted, {folder.skipped} were done already")
+    to_terminal(f"Report: {page}")
     if experiment:
-        to_terminal(f"Report: {write_report(experiment)}")
+        to_terminal(f"Report on the experiment: {write_report(experiment)}")
     return folder.bad
+
+
+def told(folder: Folder, options: argparse.Namespace) -> Told:
+    """What the page of a prediction has to be told: the sample, and which images look odd."""
+    names = folder.segmenter.class_names
+    odd = ranking.outlying(ranking.fractions_of(folder.rows, len(names)), names)
+    images = Path(options.images).resolve()
+    parts = images.parts[-2:] if images.name in ("img", "images") else images.parts[-1:]
+    sample = options.sample or "/".join(parts).strip("/") or "images"
+    said = [] if folder.compared else ["No image has a true mask here, so how right the classes "
+                                       "are is not measured: look at the images"]  # fmt: skip
+    marks = {image: "; ".join(reasons) for image, reasons in odd.items()}
+    return Told(sample, said=said, marks=marks)
 
 
 def write_outlines(folder: Folder, kind: str | None) -> None:
@@ -290,7 +311,8 @@ def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     with claimed(out):
         found = ranking.rank(segmenter, items, out, field)
         if found.rows:
-            sheet = overview(found.pictures, found.titles, ranking.HEADING)
+            shown = f"{ranking.HEADING} {len(found.pictures)} of {len(found.rows)} images."
+            sheet = overview(found.pictures, found.titles, shown)
             save_picture(out / "ranking.png", sheet, "--out")
             first = found.rows[0]["image"]
             to_terminal(f"{out}: {len(found.rows)} image(s) ranked; least sure of {first}")

@@ -16,9 +16,10 @@ from imaging.pixel_size import SAME
 from metallography import measure
 from metallography.folder import MEASUREMENTS, SUMMARY, Folder
 from metallography.particles import Row, unit_of
+from metallography.ranking import fractions_of, outlying
 from utils import metrics
 from utils.files import replace_file
-from utils.tables import csv_of_rows, markdown, plain
+from utils.tables import csv_of_rows, markdown, plain, plus_minus, rounded, significant
 
 DEFINITIONS = (
     "Particle: pixels of one class that touch. One that the frame cuts counts as one half "
@@ -36,6 +37,9 @@ DEFINITIONS = (
 
 OTHER_SCALE = 1.25  # factor between scales from which on structures look of another size
 
+UNITS = {"um": "µm", "um2": "µm²", "px": "px", "px2": "px²", "per_mm2": "1/mm²",
+         "per_Mpx": "1/Mpx"}  # fmt: skip
+
 Table = dict[str, Any]
 """``title``, ``head`` (names of the columns) and ``rows`` (lists of text)."""
 
@@ -52,12 +56,8 @@ def write_tables(folder: Folder) -> None:
         files["comparison"] = folder.compared
     for name, rows in files.items():
         replace_file(folder.out / f"{name}.csv", csv_of_rows(rows, ["image"]), "--out")
-    tables = _class_tables(folder) if folder.rows else []
-    if any(row["batch"] for row in batches):
-        tables.append(_batch_table(folder, batches))
-    if folder.compared:
-        tables += _comparison_tables(folder)
-    about, doubts = _about(folder), warnings(folder)
+    tables = [table for part in sections(folder).values() for table in part]
+    about, doubts = about_lines(folder), warnings(folder)
     found = {"about": about, "warnings": doubts, "tables": tables, "unusable": folder.bad}
     contents = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
     replace_file(folder.out / SUMMARY, contents, "--out")
@@ -71,7 +71,20 @@ def write_tables(folder: Folder) -> None:
     replace_file(folder.out / "summary.md", "\n".join(lines) + "\n", "--out")
 
 
-def _about(folder: Folder) -> list[str]:
+def sections(folder: Folder) -> dict[str, list[Table]]:
+    """The tables by what they tell of: ``phases``, ``sizes``, ``batches``, ``truth``."""
+    fractions, *sizes = _class_tables(folder) if folder.rows else []
+    batches = measure.by_batch(folder.rows, folder.unit_scale)
+    known = any(row["batch"] for row in batches)
+    return {
+        "phases": [fractions] if folder.rows else [],
+        "sizes": sizes,
+        "batches": [_batch_table(folder, batches)] if known else [],
+        "truth": _comparison_tables(folder) if folder.compared else [],
+    }
+
+
+def about_lines(folder: Folder) -> list[str]:
     """How the images were predicted and measured."""
     s = folder.segmenter
     size = f"resized to {s.resize}x{s.resize}" if s.resize else "at their own size"
@@ -79,14 +92,14 @@ def _about(folder: Folder) -> list[str]:
     return [
         f"Model: {s.about}",
         f"{len(folder.done)} image(s), predicted {size}{views}",
-        f"Scale: {_scale(folder)}",
+        f"Scale: {scale_words(folder)}",
         f"Smallest particle: {folder.min_px} pixels",
         *folder.notes,
         f"Pixels of one particle touch {_touching(folder)}",
     ]
 
 
-def _scale(folder: Folder) -> str:
+def scale_words(folder: Folder) -> str:
     """The scale or scales of the images."""
     known = sorted({um for item in folder.items if (um := folder.scale_of(item)) is not None})
     if not known:
@@ -116,6 +129,7 @@ def warnings(folder: Folder) -> list[str]:
         )
     lines += [f"Warning: {line}" for line in bar_lines(folder.bars, folder.field.crop)]
     lines += _scale_doubts(folder)
+    lines += [f"Warning: {line}" for line in _fraction_doubts(folder)]
     bare = [i.name for i, _, _ in folder.done if i.truth is None or not i.truth.exists()]
     if bare and any(item.truth for item in folder.items):
         count = f"{len(bare)} image(s) without a true mask (first: {bare[0]})"
@@ -143,6 +157,22 @@ def _scale_doubts(folder: Folder) -> list[str]:
     return [f"Warning: {said}: {some_names(other)}; {cure}"] if other else []
 
 
+def _fraction_doubts(folder: Folder) -> list[str]:
+    """Classes that were predicted nowhere, images whose area fractions are far from the others'."""
+    names = folder.segmenter.class_names
+    found = fractions_of(folder.rows, len(names))
+    lines = []
+    for c, name in enumerate(names):
+        if len(found) > 1 and not any(shares[c] > 0 for shares in found.values()):
+            lines.append(
+                f"{name} is predicted in none of the {len(found)} images; if they show it, "
+                "annotate an image with more of it, or train with a larger --class_weight for it"
+            )
+    for image, reasons in outlying(found, names).items():
+        lines.append(f"{image}: {'; '.join(reasons)}; look at its overlay")
+    return lines
+
+
 def _class_tables(folder: Folder) -> list[Table]:
     """Means over fields by class, and the pooled distribution of diameters."""
     u = unit_of(folder.unit_scale)
@@ -154,17 +184,19 @@ def _class_tables(folder: Folder) -> list[Table]:
         rows = [row for row in folder.rows if row["class"] == c]
         areas = measure.areas_of(rows)
         share = measure.over_fields([100 * row["area_fraction"] for row in rows], areas)
-        fractions.append([name, share.fields, *map(number, share[1:])])
+        accuracy = rounded(share.relative_accuracy, share.relative_accuracy)[0]
+        mean = plus_minus(share.mean, share.confidence)
+        fractions.append([name, share.fields, mean, rounded(share.std, share.std)[0], accuracy])
         others.append(
             [name, *(interval([row[column] for row in rows], areas) for column in columns)]
         )
         d = np.concatenate(folder.diameters[c])
         spread = [d.mean(), *np.percentile(d, (10, 50, 90, 100))] if len(d) else [math.nan] * 5
-        sizes.append([name, len(d), *map(number, spread)])
-    head = ["class", "fields", "mean, %", "std, %", "± 95 %", "relative accuracy, %"]
+        sizes.append([name, len(d), *map(significant, spread)])
+    head = ["class", "fields", "area fraction, %", "std, %", "relative accuracy, %"]
     spread_head = ["class", "whole particles", "mean", "D10", "D50", "D90", "largest"]
     return [
-        _table("Area fraction", head, fractions),
+        _table("Area fraction (mean ± 95 %)", head, fractions),
         _table("Over fields (mean ± 95 %)", ["class", *map(words, columns)], others),
         _table(f"Diameter of all whole particles, {words(u)}", spread_head, sizes),
     ]
@@ -179,31 +211,38 @@ def _batch_table(folder: Folder, batches: list[Row]) -> Table:
             row["batch"] or "-",
             folder.segmenter.class_names[row["class"]],
             row["fields"],
-            f"{number(100 * row['area_fraction'])} ± {number(100 * row['area_fraction_ci95'])}",
-            f"{number(row[density])} ± {number(row[f'{density}_ci95'])}",
+            plus_minus(100 * row["area_fraction"], 100 * row["area_fraction_ci95"]),
+            plus_minus(row[density], row[f"{density}_ci95"]),
             row["particles_whole"],
-            *(number(row[name]) for name in means),
+            *(significant(row[name]) for name in means),
         ]
         for row in batches
     ]
-    head = ["batch", "class", "fields", "area fraction, %", density, "whole particles", *means]
+    head = ["batch", "class", "fields", "area_fraction", density, "whole particles", *means]
     return _table("By production batch", [*map(words, head)], rows)
 
 
 def _comparison_tables(folder: Folder) -> list[Table]:
     """Against the true masks: errors by class, particles found by size, confusion."""
     names, distance = folder.segmenter.class_names, f"hausdorff95_{unit_of(folder.unit_scale)}"
-    keys = ["area_fraction_error", "number_error", "ks_diameter", "boundary_f1"]
+    keys = {"area_fraction_error": 100, "number_error": 1, "ks_diameter": 1, "boundary_f1": 1}
     counts = np.sum([image.counts for image in folder.done if image.counts is not None], axis=0)
     rows, recall = [], []
     for c, (name, dice) in enumerate(zip(names, metrics.dice(counts), strict=True)):
         mine = [row for row in folder.compared if row["class"] == c]
         known = [row[distance] for row in mine if not math.isnan(row[distance])]
-        errors = [interval(row[key] for row in mine) for key in keys]
-        rows.append([name, number(dice), *errors, number(np.median(known) if known else math.nan)])
+        errors = [interval(scale * row[key] for row in mine) for key, scale in keys.items()]
+        middle = significant(np.median(known) if known else math.nan)
+        rows.append([name, significant(dice), *errors, middle])
         found = measure.recall_by_size(mine)
         recall.append([name, *(f"{hits} / {true}" if true else "-" for _, hits, true in found)])
-    head = ["class", "Dice (pooled)", "area fraction, error", "number, error", "KS distance"]
+    head = [
+        "class",
+        "Dice (pooled)",
+        "area fraction, error, points",
+        "number, error",
+        "KS distance",
+    ]
     head += [f"boundary F1 ({folder.boundary_px:g} px)", f"{words(distance)} (median)"]
     matrix = [[name, *line] for name, line in zip(names, counts.tolist(), strict=True)]
     sizes = [size for size, _, _ in found]
@@ -219,19 +258,29 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) ->
 
 
 def words(column: str) -> str:
-    """A column of a CSV file as it is called here, with micrometres and squares as printed."""
-    text = re.sub(r"\bum(2?)\b", "µm\\1", column.replace("_", " ")).replace("astm g", "ASTM G")
-    return re.sub(r"\b([µm]m|px)2\b", "\\1²", text)
+    """A column of a CSV file as people read it: ``mean area, µm²``; fractions are in percent."""
+    if column in UNITS or column == "um_per_px":
+        return UNITS.get(column, "µm per px")
+    name = column.removesuffix("_ci95")
+    unit = re.fullmatch(r"(.+?)_(um2?|px2?|per_mm2|per_Mpx)", name)
+    shown = f"{unit[1]}, {UNITS[unit[2]]}" if unit else name + (", %" if is_share(name) else "")
+    half = " ± 95 %" if name != column else ""
+    return shown.replace("_", " ").replace("astm g", "ASTM G") + half
 
 
-def number(value: float) -> str:
-    """Four digits, more of large numbers; what is not known is ``-``."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+def is_share(column: str) -> bool:
+    """Whether a column of a CSV file holds shares of 1, which people are shown in percent."""
+    return column.startswith("area_fraction")
+
+
+def shown(column: str, value: object) -> str:
+    """A value of a column of a CSV file as people read it, see ``words``."""
+    if not isinstance(value, float):
+        return "-" if value is None or value == "" else str(value)
+    return significant(100 * value if is_share(column) else value)
 
 
 def interval(values: Iterable[float], areas: Iterable[float] | None = None) -> str:
     """``mean ± confidence`` over fields, weighted by their ``areas``."""
     found = measure.over_fields(values, areas)
-    return f"{number(found.mean)} ± {number(found.confidence)}" if found.fields else "-"
+    return plus_minus(found.mean, found.confidence)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from config import FIELDS, ConfigError, format_value
 from metallography.folder import MEASUREMENTS, SUMMARY
-from metallography.summary import DEFINITIONS, Table, number, words
+from metallography.summary import DEFINITIONS, Table, shown, words
 from report.figures import curve_picture
 from report.results import (
     BEST,
@@ -42,7 +42,6 @@ REPORT = "report.html"
 MAX_BYTES = 9_500_000  # of the page; mail programs refuse much more
 TABLE_CHARACTERS = 1_000_000  # of all measurements; the rest of the page is for pictures
 STAGES = {"self": "Pretraining", "fine": "Fine-tuning", "sup": "Supervised training"}
-CSV_ROWS = 50
 _PICTURE_CHARACTERS = 2_000_000
 _OF_NO_EFFECT = {
     "repeats", "stages", "overwrite", "resume", "save_seconds", "report", "tensorboard",
@@ -279,7 +278,7 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def _by_image(path: Path) -> dict[str, Table]:
-    """The first rows of a ``measurements.csv``, of the columns that say most."""
+    """The rows of a ``measurements.csv``, of the columns that say most."""
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         head, *rows = [*csv.reader(file)] or [[]]
     if not rows:
@@ -287,16 +286,21 @@ def _by_image(path: Path) -> dict[str, Table]:
     rows = [[cell for _, cell in zip_longest(head, row, fillvalue="")] for row in rows]
     known = [i for i in range(len(head)) if any(row[i] for row in rows)]
     chosen = [i for i in known if head[i].startswith(_OF_IMAGES)] or known[:12]
-    count = f"the first {CSV_ROWS} of {len(rows)}" if len(rows) > CSV_ROWS else f"all {len(rows)}"
-    title = f"By image and class, {count} lines; all columns: {path.parent.name}/{path.name}"
-    cells = [[_short(row[i]) for i in chosen] for row in rows[:CSV_ROWS]]
+    title = (
+        f"By image and class, all {len(rows)} lines; all columns: {path.parent.name}/{path.name}"
+    )
+    words_of = {i for i in chosen if head[i] in ("image", "batch", "class_name")}
+    cells = [
+        [row[i] if i in words_of or not row[i] else shown(head[i], _value(row[i])) for i in chosen]
+        for row in rows
+    ]
     table = {"title": title, "head": [words(head[i]) for i in chosen], "rows": cells}
     return {"by_image": table}
 
 
-def _short(cell: str) -> str:
-    """Four digits of a number that has more."""
-    return number(float(cell)) if re.fullmatch(r"-?\d+\.\d+(e[-+]?\d+)?", cell) else cell
+def _value(cell: str) -> str | float:
+    """A number with decimals or a power as a number; all else as it stands."""
+    return float(cell) if re.fullmatch(r"-?\d+(\.\d+(e[-+]?\d+)?|e[-+]?\d+)", cell) else cell
 
 
 def _settings(runs: Sequence[Path]) -> dict[str, Any]:

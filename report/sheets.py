@@ -27,6 +27,7 @@ ERRORS = {
 }
 _COLUMNS = ("image", "truth", "prediction", "error")
 SHEET_PICTURES, COMPARED_ROWS = 12, 8  # of a predicted folder, without and with true masks
+PANEL = 384  # pixels of a panel's longer side
 _NARROWEST = 150  # pixels of a column: four of them hold a name and its Dice
 
 
@@ -64,20 +65,25 @@ def write_sheets(
 
 
 def predicted_sheet(folder: Folder) -> None:
-    """Draw ``sheet.png`` of a predicted folder: images, with their true masks if there are any."""
+    """Draw ``sheet.png`` of a predicted folder: images, with their true masks if there are any.
+
+    It has a legend, says what it leaves out, and how large a pixel is: by a bar where all pictures
+    have one scale, else by the width of each.
+    """
     segmenter, path = folder.segmenter, folder.out / "sheet.png"
     compared = [image for image in folder.done if image.counts is not None]
     done = compared or folder.done
     chosen = [done[i] for i in _evenly(len(done), COMPARED_ROWS if compared else SHEET_PICTURES)]
-    titles, rows, pictures, counts = [], [], [], []
-    for item, _, matrix in chosen:
+    names, rows, pictures, counts, scales = [], [], [], [], []
+    for item, size, matrix in chosen:
         try:
             image = read_image(item.path, segmenter.gray)
             mask = read_mask(folder.file("classes", item))
             truth = folder.truth_of(item, mask) if matrix is not None else None
         except DataError:  # it was there a moment ago; the tables are written already
             continue
-        titles.append(item.name)
+        scales.append((size[1], folder.scale_of(item)))
+        names.append(item.name)
         if truth is not None and matrix is not None:
             parts = (image, truth, mask)
             image, truth, mask = (drawing.reduced(part, OVERLAY_SIDE) for part in parts)
@@ -85,12 +91,46 @@ def predicted_sheet(folder: Folder) -> None:
             counts.append(matrix)
         else:
             pictures.append(drawing.blend(image, mask, segmenter.colours, 360))
+    if not names:
+        return
+    heading = left_out_words(len(names), len(done), len(folder.done))
+    colours = segmenter.colours
     if rows:
-        heading = f"Taken evenly from {len(compared)}; above {OVERLAY_SIDE} pixels reduced"
-        look: dict[str, Any] = {"class_names": segmenter.class_names, "colours": segmenter.colours}
-        contact_sheet(path, rows, titles, np.stack(counts), heading=heading, **look)
-    elif pictures:
-        drawing.save_picture(path, drawing.overview(pictures, titles), "--out")
+        widths = [panel_size(truth.shape, PANEL)[1] for _, truth, _ in rows]
+        titles, bar = sized(names, scales, widths)
+        look: dict[str, Any] = {"class_names": segmenter.class_names, "colours": colours}
+        contact_sheet(path, rows, titles, np.stack(counts), heading=heading, bar=bar, **look)
+        return
+    titles, bar = sized(names, scales, [picture.shape[1] for picture in pictures])
+    sheet = drawing.overview(pictures, titles, heading)
+    below = legend(segmenter.class_names, colours, sheet.shape[1], bar)
+    drawing.save_picture(path, np.vstack([sheet, below]), "--out")
+
+
+def left_out_words(there: int, compared: int, measured: int) -> str:
+    """How many images a sheet shows, and which it leaves out."""
+    if there == measured:
+        return f"all {there} images" if there > 1 else ""
+    without = f"; {measured - compared} without a true mask left out" if compared < measured else ""
+    count = f"{there} of {compared} images" + (", taken evenly" if there < compared else "")
+    return count + without + "; all are in overlay"
+
+
+def sized(
+    names: Sequence[str], scales: Sequence[tuple[int, float | None]], widths: Sequence[int]
+) -> tuple[list[str], tuple[str, int] | None]:
+    """Titles of pictures, and the scale bar of all, None if they have several scales.
+
+    ``scales`` are the width in pixels of the file and micrometres per pixel of each image,
+    ``widths`` the drawn pixels. Where there is no common bar, titles tell how wide the field is.
+    """
+    per_px = [(um or 1.0) * px / width for (px, um), width in zip(scales, widths, strict=True)]
+    units = {"µm" if um else "px" for _, um in scales}
+    if len(units) == 1 and max(per_px) <= 1.01 * min(per_px):
+        length = drawing.bar_length(max(min(widths) / 2 * per_px[0], per_px[0]))
+        return list(names), (f"{length:g} {units.pop()}", max(1, round(length / per_px[0])))
+    fields = (f"{px * um:.3g} µm" if um else f"{px} px" for px, um in scales)
+    return [f"{n} ({wide} wide)" for n, wide in zip(names, fields, strict=True)], None
 
 
 def _evenly(count: int, most: int) -> list[int]:
@@ -121,14 +161,16 @@ def contact_sheet(
     class_names: Sequence[str] = (),
     heading: str = "",
     note: str = "",
-    panel: int = 384,
+    bar: tuple[str, int] | None = None,
+    panel: int = PANEL,
 ) -> None:
     """Write a PNG of rows image | truth | prediction | error, each with its title and Dice.
 
     A row is (image, truth, prediction): uint8 (H, W) or (H, W, 3), and twice class ids (H, W);
     ``counts`` are its confusion matrices (n, C, C). Sizes may differ from row to row: pictures are
     enlarged by a whole factor or reduced, to at most ``panel`` pixels. The legend has ``colours``,
-    uint8 (C, 3); ``heading`` and ``note`` are words at the top, left and right.
+    uint8 (C, 3); ``heading`` and ``note`` are words at the top, left and right; ``bar`` is a scale
+    bar, its words and its drawn pixels.
 
     ValueError if there are no rows, or numbers, shapes or ids do not fit; UserError if the file
     cannot be written.
@@ -146,7 +188,7 @@ def contact_sheet(
     errors = legend([*ERRORS], np.array([*ERRORS.values()]), width)
     parts = [paper(GAP, width), _two_ends(heading, note, width)]
     columns = text_line(_COLUMNS, lefts, width, drawing.FAINT)
-    parts += [legend(names, colours, width), errors, columns]
+    parts += [legend(names, colours, width, bar), errors, columns]
     for title, matrix, tiles in zip(titles, counts, drawn, strict=True):
         parts += [_two_ends(title, _dice_text(matrix), width), beside(tiles, lefts, width)]
         parts.append(paper(GAP, width))
@@ -161,10 +203,8 @@ def _panels(row: Row, colours: Array, panel: int) -> list[Picture]:
             f"image {image.shape}, truth {truth.shape} and prediction {prediction.shape} differ "
             "in size"
         )
-    factor: float = panel / max(truth.shape)
-    if factor >= 1:
-        factor = math.floor(factor)  # whole, so that every pixel becomes an equal square
-    height, width = (max(1, round(side * factor)) for side in truth.shape)
+    factor = panel / max(truth.shape)
+    height, width = panel_size(truth.shape, panel)
     exact = Image.Resampling.NEAREST  # masks keep their colours
     pictures = (
         (drawing.as_rgb(image), Image.Resampling.LANCZOS if factor < 1 else exact),
@@ -174,6 +214,15 @@ def _panels(row: Row, colours: Array, panel: int) -> list[Picture]:
     )
     scaled = (Image.fromarray(pixels).resize((width, height), how) for pixels, how in pictures)
     return [np.asarray(picture) for picture in scaled]
+
+
+def panel_size(shape: tuple[int, ...], panel: int) -> tuple[int, int]:
+    """Height and width at which a mask of this shape is drawn."""
+    factor: float = panel / max(shape)
+    if factor >= 1:
+        factor = math.floor(factor)  # whole, so that every pixel becomes an equal square
+    height, width = (max(1, round(side * factor)) for side in shape)
+    return height, width
 
 
 def _dice_text(matrix: Array) -> str:

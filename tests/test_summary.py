@@ -12,7 +12,7 @@ from PIL import Image
 
 from metallography.folder import Folder, list_images
 from metallography.segmenter import Segmenter
-from metallography.summary import interval, number, warnings, write_tables
+from metallography.summary import interval, shown, warnings, words, write_tables
 from tests.trained_model import rows_of, write_weights
 
 
@@ -52,10 +52,10 @@ def test_numbers_by_hand(tmp_path, segmenter, monkeypatch) -> None:
     text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
     assert "- Scale: 0.5 µm per pixel" in text and "1 image(s), predicted at their own size" in text
     head, _, matrix, named, void = table(text, "Area fraction")
-    assert head[:3] == ["class", "fields", "mean, %"]
-    assert named == ["a_b/c", "1", "50", "-", "-", "-"] and void[2] == "0" and matrix[2] == "50"
+    assert head[:3] == ["class", "fields", "area fraction, %"]
+    assert named == ["a_b/c", "1", "50", "-", "-"] and void[2] == "0" and matrix[2] == "50"
     *_, named, void = table(text, "Over fields")
-    assert named[1] == f"{0.5 / (10 * 15 * 1e-6):.0f} ± -"  # one cut particle in 10 x 15 um
+    assert named[1] == f"{0.5 / (10 * 15 * 1e-6):.0f}"  # one cut particle in 10 x 15 um
     *_, named, void = table(text, "Against true masks")
     # The truth lacks class 2, so its pooled Dice is unknown, whatever is predicted.
     assert named[1] == f"{2 * 200 / (200 + 300):.4g}" and void[1] == "-"
@@ -110,14 +110,14 @@ def test_means_over_images_and_batches(tmp_path, segmenter, monkeypatch) -> None
     text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
     # By hand: std 20 / sqrt(2), t(0.975, 1) = 12.706, so 12.706 * 10 = 127.1.
     matrix, named, _ = table(text, "Area fraction")[2:]
-    assert matrix == ["matrix", "2", "70", "14.14", "127.1", "181.5"]
-    assert named == ["a_b/c", "2", "30", "14.14", "127.1", "423.5"]
+    assert matrix == ["matrix", "2", "70 ± 130", "14", "180"]
+    assert named == ["a_b/c", "2", "30 ± 130", "14", "420"]
     # One cut particle in 100 pixels each, 5000 in a million; no whole one has a size.
     assert table(text, "Over fields")[3][:3] == ["a_b/c", "5000 ± 0", "-"]
     head, _, *rows = table(text, "By production batch")
     assert head[:4] == ["batch", "class", "fields", "area fraction, %"]
     assert [row[:4] for row in rows if row[1] == "a_b/c"] == [
-        ["15", "a_b/c", "1", "20 ± -"], ["60", "a_b/c", "1", "40 ± -"],
+        ["15", "a_b/c", "1", "20"], ["60", "a_b/c", "1", "40"],
     ]  # fmt: skip
     assert "mean area px²" in head and "Smallest particle: 10 pixels" in text
 
@@ -147,9 +147,31 @@ def test_missing_true_masks_are_said(tmp_path, segmenter, monkeypatch) -> None:
     assert (tmp_path / "out" / "comparison.csv").read_text() == "image\n"
 
 
-def test_numbers_are_short_and_the_unknown_is_a_dash() -> None:
-    values = [1.23456, 12345.6, 1.5e10, 1e-5, math.nan, math.inf]
-    assert [number(v) for v in values] == ["1.235", "12346", "1.5e+10", "1e-05", "-", "inf"]
+def test_units_have_one_notation_and_shares_are_percent() -> None:
+    columns = {"mean_area_um2": "mean area, µm²", "number_per_mm2": "number, 1/mm²", "um": "µm",
+               "number_per_Mpx": "number, 1/Mpx", "d10_diameter_px": "d10 diameter, px",
+               "area_fraction": "area fraction, %", "um_per_px": "µm per px", "astm_g": "ASTM G",
+               "area_fraction_ci95": "area fraction, % ± 95 %", "number": "number"}  # fmt: skip
+    assert {column: words(column) for column in columns} == columns
+    assert shown("area_fraction", 5e-5) == "0.005" and shown("number", 3) == "3"
+    assert shown("area_fraction_ci95", math.nan) == "-" and shown("image", "1e5") == "1e5"
+
+
+def test_a_phase_that_is_nowhere_and_an_image_unlike_the_others_are_warned_about(
+    tmp_path, segmenter
+) -> None:
+    folder = Folder(segmenter, [], tmp_path / "out")
+    for number, share in enumerate([0.5, 0.51, 0.49, 0.5, 0.002]):
+        shares = (1 - share, share, 0.0)
+        folder.rows += [
+            {"image": str(number), "class": c, "area_fraction": s} for c, s in enumerate(shares)
+        ]
+    nowhere, other = warnings(folder)
+    assert nowhere.startswith("Warning: void is predicted in none of the 5 images; if they show it")
+    assert other.startswith("Warning: 4: 99.8 % of matrix, where the median is 50.0 %; 0.2 % of a_")
+
+
+def test_an_interval_by_hand() -> None:
     # t(0.975, 1) = 12.706; the deviation of 1 and 3 is the square root of 2.
-    assert interval([1.0, 3.0, math.nan]) == f"2 ± {12.706 * math.sqrt(2) / math.sqrt(2):.4g}"
+    assert interval([1.0, 3.0, math.nan]) == "2 ± 13"
     assert interval([math.nan]) == "-"

@@ -6,7 +6,18 @@ import csv
 import io
 import math
 
-from utils.tables import csv_of_rows, csv_text, digits, markdown, text
+import pytest
+
+from utils.tables import (
+    csv_of_rows,
+    csv_text,
+    digits,
+    markdown,
+    plus_minus,
+    rounded,
+    significant,
+    text,
+)
 
 
 def test_markdown_escapes_the_bar_and_aligns() -> None:
@@ -56,3 +67,38 @@ def test_no_cell_is_a_formula() -> None:
 def test_markdown_shows_html_as_text_on_one_line() -> None:
     (*_, line) = markdown(["a"], [["<img src=x> & y\nz"]])
     assert line == "| &lt;img src=x&gt; &amp; y z |"
+
+
+@pytest.mark.parametrize(
+    ("value", "uncertainty", "expected"),
+    [
+        (0.0123, 0.0045, "0.0123 ± 0.0045"),
+        (41.345, 2.06, "41.3 ± 2.1"),
+        (99.96, 0.03, "99.960 ± 0.030"),
+        (0.5, 0.0996, "0.50 ± 0.10"),  # the uncertainty rounds up to another power of ten
+        (70.0, 127.06, "70 ± 130"),
+        (12347.0, 678.0, "12350 ± 680"),
+        (-3.14159, 0.5, "-3.14 ± 0.50"),
+        (-0.001, 0.4, "0.00 ± 0.40"),  # no minus before a zero
+        (0, 0, "0 ± 0"),
+        (5000.0, 0.0, "5000 ± 0"),
+        (12.3456, math.nan, "12.35"),  # one field has no interval
+        (math.nan, math.nan, "-"),
+        (math.nan, 1.0, "-"),
+        (math.inf, 1.0, "inf ± 1"),
+    ],
+)
+def test_a_value_has_the_digits_that_its_uncertainty_allows(
+    value: float, uncertainty: float, expected: str
+) -> None:
+    assert plus_minus(value, uncertainty) == expected
+
+
+def test_value_and_uncertainty_are_rounded_together() -> None:
+    assert rounded(8.0, 0.25) == ("8.00", "0.25")
+    assert rounded(8.125, math.nan) == ("8.125", "-")
+
+
+def test_numbers_are_short_and_the_unknown_is_a_dash() -> None:
+    values = [1.23456, 12345.6, 1.5e10, 1e-5, math.nan, math.inf]
+    assert [significant(v) for v in values] == ["1.235", "12346", "1.5e+10", "1e-05", "-", "inf"]

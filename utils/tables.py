@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 Cells = Sequence[object]
@@ -17,6 +18,32 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for one, 
 def digits(value: float, decimals: int = 4) -> str:
     """A number with a fixed number of decimals; nan is a dash."""
     return "-" if math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def significant(value: float) -> str:
+    """Four significant digits, more of large numbers; what is not known is a dash."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def rounded(value: float, uncertainty: float) -> tuple[str, str]:
+    """A value and its uncertainty, both to the second significant digit of the uncertainty.
+
+    As the GUM (JCGM 100:2008, 7.2.6) asks. Where nothing is known about the uncertainty, or it is
+    0, the value has four significant digits.
+    """
+    if not math.isfinite(value) or not math.isfinite(uncertainty) or not uncertainty:
+        return significant(value), significant(uncertainty)
+    two = Decimal(f"{abs(uncertainty):.1e}")  # 0.0996 is 0.10
+    shown = Decimal(repr(float(value))).quantize(two)
+    return f"{shown if shown else abs(shown):f}", f"{two:f}"
+
+
+def plus_minus(value: float, uncertainty: float) -> str:
+    """``41.3 ± 2.1``, see ``rounded``; the value alone where there is no uncertainty."""
+    shown, half = rounded(value, uncertainty)
+    return shown if "-" in (shown, half) else f"{shown} ± {half}"
 
 
 def markdown(head: Cells, rows: Iterable[Cells], right: bool = False) -> list[str]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import xlsxwriter
 
 from utils.files import replacing
+from utils.tables import rounded
 
 MOST_ROWS = 1_048_576  # of a sheet
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
@@ -18,32 +21,70 @@ ESCAPED = ("'=", "'+", "'-", "'@", "'\t", "'\r")  # text that a spreadsheet woul
 CREATED = datetime(2000, 1, 1, tzinfo=timezone.utc)  # the same bytes on any day
 
 
-def write_workbook(path: Path, tables: Mapping[str, Path]) -> list[str]:
+def write_workbook(
+    path: Path,
+    tables: Mapping[str, Path],
+    words: Callable[[str], str] = str,
+    is_share: Callable[[str], bool] = lambda column: False,
+) -> list[str]:
     """Write an ``.xlsx`` of CSV files with a head: sheet name (31 characters at most) -> file.
 
-    Numbers become numbers, all else text, never a formula. Returns a line for each table with more
-    rows than a sheet has, which is left out. UserError if it cannot be written.
+    Numbers become numbers, all else text, never a formula. Cells hold all digits and show as many
+    as the uncertainty in ``<column>_ci95`` allows (``tables.rounded``), else four. ``words`` are
+    the columns' names for people; shares of 1 become percent. Returns a line for each table with
+    more rows than a sheet has, which is left out. UserError if it cannot be written.
     """
     left_out = []
     options = {"constant_memory": True, "strings_to_formulas": False, "strings_to_urls": False}
     with replacing(path, "--out") as temporary, xlsxwriter.Workbook(temporary, options) as book:
         book.set_properties({"created": CREATED})
-        bold = book.add_format({"bold": True})
+        bold, formats = book.add_format({"bold": True}), Formats(book)
         for name, table in tables.items():
             with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-                rows = sum(1 for _ in csv.reader(file))
-            if rows > MOST_ROWS:
-                left_out.append(f"{table}: {rows} rows, a sheet has {MOST_ROWS}; see the CSV file")
+                count = sum(1 for _ in csv.reader(file))
+            if count > MOST_ROWS:
+                left_out.append(f"{table}: {count} rows, a sheet has {MOST_ROWS}; see the CSV file")
                 continue
             sheet = book.add_worksheet(name)
             sheet.freeze_panes(1, 0)
             with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+                head: list[str] = []
                 for r, row in enumerate(csv.reader(file)):
-                    for c, cell in enumerate(row):
+                    head = head or row
+                    known = dict(zip(head, row, strict=False))
+                    for c, (cell, column) in enumerate(zip(row, head, strict=False)):
                         if r and NUMBER.fullmatch(cell):
-                            sheet.write_number(r, c, float(cell))
+                            factor = 100 if is_share(column) else 1
+                            half = known.get(f"{column.removesuffix('_ci95')}_ci95", "")
+                            shown = formats.of(cell, half, factor)
+                            sheet.write_number(r, c, float(cell) * factor, shown)
                         elif cell:
-                            text = cell[1:] if cell.startswith(ESCAPED) else cell
-                            shown = text.encode("utf-8", "backslashreplace").decode()
-                            sheet.write_string(r, c, shown, None if r else bold)
+                            text = _text(cell) if r else _text(words(cell))
+                            sheet.write_string(r, c, text, None if r else bold)
     return left_out
+
+
+class Formats:
+    """Formats of numbers by their decimals, made once for each."""
+
+    def __init__(self, book: Any) -> None:
+        self.book, self.made = book, dict[int, Any]()
+
+    def of(self, cell: str, half: str, factor: int) -> Any:
+        """The format of a number with an uncertainty, '' if there is none; None for an integer."""
+        if "." not in cell and "e" not in cell.lower():
+            return None
+        uncertainty = float(half) * factor if NUMBER.fullmatch(half) else math.nan
+        shown = rounded(float(cell) * factor, uncertainty)[0]
+        if "e" in shown:
+            return None
+        decimals = len(shown.partition(".")[2])
+        if decimals not in self.made:
+            code = f"0.{'0' * decimals}" if decimals else "0"
+            self.made[decimals] = self.book.add_format({"num_format": code})
+        return self.made[decimals]
+
+
+def _text(cell: str) -> str:
+    text = cell[1:] if cell.startswith(ESCAPED) else cell
+    return text.encode("utf-8", "backslashreplace").decode()
