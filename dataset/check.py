@@ -113,9 +113,10 @@ def check_data(
     scored = supervised or (probe and "self" in stages)
     splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
     pretraining = []
-    if "self" in stages:
-        pretraining += check.folder("train_numf")
-        pretraining += check.folder("train_unlabelled") if use_unlabelled else []
+    for split in (
+        ("train_numf", "train_unlabelled")[: 1 + use_unlabelled] if "self" in stages else ()
+    ):
+        pretraining += check.folder(split)
     probed = len(check.problems)
     for split in splits if scored or needs_annotated else ():
         annotated = check.folder(split, masks=True)
@@ -131,11 +132,7 @@ def check_data(
     check.one_size("pretraining", pretraining, self_crop=self_crop)
     if "self" in stages and self_mode_needs_groups:
         check.batches(pretraining)
-    check.one_palette()
-    check.turned()
-    check.tell_bars()
-    check.problems.refuse()
-    return DataReport(check.store, tuple(dict.fromkeys(check.warnings)))
+    return check.report()
 
 
 def set_conversion(root: Path) -> Conversion:
@@ -191,6 +188,14 @@ class SetCheck:
         self.palettes = PaletteCheck()
         self.masked: list[Sample] = []  # sound images with sound masks
         self.bars: dict[Path, list[Bar]] = {}
+
+    def report(self) -> DataReport:
+        """What was found in the whole set; raises DataError of all problems."""
+        self.one_palette()
+        self.turned()
+        self.tell_bars()
+        self.problems.refuse()
+        return DataReport(self.store, tuple(dict.fromkeys(self.warnings)))
 
     def test_set(self, needed: bool) -> None:
         """Check the test set; if it is not ``needed``, images without any mask are none."""
