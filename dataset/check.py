@@ -121,8 +121,7 @@ def check_data(
     for split in splits if scored or needs_annotated else ():
         annotated = check.folder(split, masks=True)
         check.classes(split, annotated, "annotated images")
-        if supervised and len(annotated) > 1:
-            check.one_size(split, annotated, fine_crop=fine_crop)
+        check.one_size(split, annotated if supervised else [], fine_crop=fine_crop)
         pretraining += annotated if "self" in stages and needs_annotated else []
     if scored:
         probed = len(check.problems) if needs_annotated else probed
@@ -130,8 +129,7 @@ def check_data(
         if not supervised:
             check.problems[probed:] = [line + PROBE for line in check.problems[probed:]]
     check.one_size("pretraining", pretraining, self_crop=self_crop)
-    if "self" in stages and self_mode_needs_groups:
-        check.batches(pretraining)
+    check.batches(pretraining if self_mode_needs_groups else [])
     return check.report()
 
 
