@@ -77,7 +77,7 @@ def test_the_average_is_that_of_a_loop() -> None:
     for step in range(6):
         with torch.no_grad():
             for p in module.parameters():
-                p += torch.randn_like(p)
+                p.add_(torch.randn_like(p))
         average.update_parameters(module)
         # The first update copies; then (1 + n) / (10 + n): 2/11, 3/12, ... below 0.4.
         kept = 0.0 if step == 0 else min(0.4, (1 + step) / (10 + step))

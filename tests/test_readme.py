@@ -37,8 +37,8 @@ TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 RUN_BY_CI = ("make demo", "make test", "pip install -r requirements.txt")
 
 TINY_RUN = (
-    "--self_max_epoch 1 --fine_max_epoch 1 --channels 4,8,16,32 --hidden_dim 8 --embed_dim 8 "
-    "--top_k 2 --queue_size 12 --device cpu --threads 1 --image_size 0"
+    "--self_max_epoch 1 --fine_max_epoch 1 --fine_steps 0 --channels 4,8,16,32 --hidden_dim 8 "
+    "--embed_dim 8 --top_k 2 --queue_size 12 --device cpu --threads 1 --image_size 0"
 )
 # What is added to a command so that it takes no time: script -> words; the last of a flag counts.
 ADDED = {
