@@ -195,10 +195,10 @@ class Work:
             scores[FOREST] = self.forest_blocks(usable)
         if self.schedule.fine_steps:
             self.this.start = self.pretrained()
-            if usable:
+            if usable and self.schedule.block_steps:
                 scores[NETWORK] = self.network_blocks(usable)
         if self.before is not None and usable:
-            scores[BEFORE] = self.before_blocks(usable, self.before)
+            scores |= self.before_blocks(usable, self.before)
         self.this.scores = {name: found.counts.tolist() for name, found in scores.items()}
         means = {name: found.mean for name, found in scores.items() if not np.isnan(found.mean)}
         usual = NETWORK if self.schedule.fine_steps else FOREST
@@ -268,19 +268,24 @@ class Work:
         """A network, ready to predict."""
         return Watched(Segmenter(file, device=self.request.device), self.schedule.views)
 
-    def before_blocks(self, usable: list[int], before: Round) -> HeldOut:
-        """The answer before on blocks that it did not learn either, of every mask given now."""
+    def before_blocks(self, usable: list[int], before: Round) -> dict[str, HeldOut]:
+        """The answer before on blocks that it did not learn either, of every mask given now.
+
+        Nothing if its networks without a block are gone, or a block was not held out then.
+        """
         predictors: dict[int, blocks.Predict] = {}
         for block in usable:
             name, _ = self.block_network(before.method, block)
             found = list((self.out / TRAINING).glob(f"{name}_*/f/*.pt"))
             files = [path for path in found if path.name in ("fine.pt", "sup.pt")]
-            if before.network and files:
+            if before.network and not files:
+                return {}
+            if before.network:
                 predictors[block] = self.network_ids(files[0])
             else:
                 labels = self.out / TRAINING / f"round_{before.method}" / "labels"
                 predictors[block] = partial(self._forest_before, labels, block)
-        return blocks.score(self.annotated, predictors, self.classes)
+        return {BEFORE: blocks.score(self.annotated, predictors, self.classes)}
 
     def _forest_before(self, labels: Path, block: int, image: Path) -> Pixels:
         model = self.classifier()
