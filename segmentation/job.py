@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -278,25 +277,30 @@ class Work:
             name, _ = self.block_network(before.method, block)
             found = list((self.out / TRAINING).glob(f"{name}_*/f/*.pt"))
             files = [path for path in found if path.name in ("fine.pt", "sup.pt")]
-            if before.network and not files:
-                return {}
+            labels = self.out / TRAINING / f"round_{before.method}" / "labels"
             if before.network:
-                predictors[block] = self.network_ids(files[0])
+                learnt = self.network_ids(files[0]) if files else None
             else:
-                labels = self.out / TRAINING / f"round_{before.method}" / "labels"
-                predictors[block] = partial(self._forest_before, labels, block)
+                learnt = self.forest_without(labels, block)
+            if learnt is None:
+                return {}
+            predictors[block] = learnt
         return {BEFORE: blocks.score(self.annotated, predictors, self.classes)}
 
-    def _forest_before(self, labels: Path, block: int, image: Path) -> Pixels:
-        model = self.classifier()
+    def forest_without(self, labels: Path, block: int) -> blocks.Predict | None:
+        """A pixel classifier that learnt the labels of a folder but for a block; None without any."""
         images, masks = [], []
         for picture in self.annotated:
             path = labels / f"{picture.file.stem}.png"
-            if path.is_file():
+            left = blocks.without(read_mask(path), [block]) if path.is_file() else None
+            if left is not None and (left != IGNORED).any():
                 images.append(read_image(picture.file))
-                masks.append(blocks.without(read_mask(path), [block]))
+                masks.append(left)
+        if not images:
+            return None
+        model = self.classifier()
         model.fit(images, masks)
-        return model.ids(image)
+        return model.ids
 
     def answer(self) -> None:
         """The final answer, by whoever was kept, published over the one before."""
