@@ -288,7 +288,7 @@ class Work:
         return {BEFORE: blocks.score(self.annotated, predictors, self.classes)}
 
     def forest_without(self, labels: Path, block: int) -> blocks.Predict | None:
-        """A pixel classifier that learnt the labels of a folder but for a block; None without any."""
+        """A pixel classifier of a folder's labels but for a block; None if none are left."""
         images, masks = [], []
         for picture in self.annotated:
             path = labels / f"{picture.file.stem}.png"
