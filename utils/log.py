@@ -276,7 +276,7 @@ class SparseBar(tqdm):  # type: ignore[type-arg]
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Print a line if the last one is old enough, or nothing has been said yet."""
         now = time.time()  # as tqdm's own
-        last = float(getattr(self, "said", self.start_t) or now)
+        last = float(getattr(self, "said", getattr(self, "start_t", now)))
         if self.n and now - last >= SECONDS_BETWEEN_LINES:
             self.said = now
             found = self.format_dict
