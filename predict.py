@@ -36,7 +36,7 @@ from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter, check_number
 from metallography.summary import is_share, warnings, words, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
-from report.laboratory import Told, write_laboratory
+from report.laboratory import Told, sample_of, write_laboratory
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet
 from utils.commandline import Parser, complain, exit_code
@@ -274,9 +274,7 @@ def told(folder: Folder, options: argparse.Namespace) -> Told:
     """What the page of a prediction has to be told: the sample, and which images look odd."""
     names = folder.segmenter.class_names
     odd = ranking.outlying(ranking.fractions_of(folder.rows, len(names)), names)
-    images = Path(options.images).resolve()
-    parts = images.parts[-2:] if images.name in ("img", "images") else images.parts[-1:]
-    sample = options.sample or "/".join(parts).strip("/") or "images"
+    sample = options.sample or sample_of(Path(options.images))
     said = [] if folder.compared else ["No image has a true mask here, so how right the classes "
                                        "are is not measured: look at the images"]  # fmt: skip
     marks = {image: "; ".join(reasons) for image, reasons in odd.items()}

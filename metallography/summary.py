@@ -168,8 +168,12 @@ def _fraction_doubts(folder: Folder) -> list[str]:
                 f"{name} is predicted in none of the {len(found)} images; if they show it, "
                 "annotate an image with more of it, or train with a larger --class_weight for it"
             )
-    for image, reasons in outlying(found, names).items():
-        lines.append(f"{image}: {'; '.join(reasons)}; look at its overlay")
+    odd = outlying(found, names)
+    for image in [*odd][:1]:
+        lines.append(
+            f"{len(odd)} image(s) with an area fraction far from the others': {some_names(odd)}; "
+            f"{image} has {'; '.join(odd[image])}; look at the overlays"
+        )
     return lines
 
 

@@ -91,8 +91,18 @@ class View:
     mark: str
 
 
-def write_laboratory(folder: Folder, told: Told) -> Path:
-    """Write the page of a folder that was run; returns its path. UserError if it cannot be."""
+def sample_of(images: Path) -> str:
+    """What a folder of images (or one image) is called: its name, or ``<folder above>/img``."""
+    parts = images.resolve().parts
+    return "/".join(parts[-2 if parts[-1] in ("img", "images") else -1 :]).strip("/") or "images"
+
+
+def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Path:
+    """Write the page of a folder that was run, into ``out``, by default the folder's own.
+
+    Returns its path. UserError if it cannot be written.
+    """
+    out = out or folder.out
     names = folder.segmenter.class_names
     views = _views(folder, told)
     sizes = _size_pictures(folder)
@@ -121,8 +131,8 @@ def write_laboratory(folder: Folder, told: Told) -> Path:
         "class_names": names,
     }
     pictures = [*sizes, *(view.photo for view in views)]
-    name = BESIDE_RUNS if runs_of(folder.out) else REPORT
-    return write_page(folder.out / name, "laboratory.html", content, pictures)
+    name = BESIDE_RUNS if runs_of(out) else REPORT
+    return write_page(out / name, "laboratory.html", content, pictures)
 
 
 def phases(folder: Folder) -> list[dict[str, Any]]:

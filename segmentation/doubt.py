@@ -8,34 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from metallography.particles import Row
+from metallography.ranking import outlying
 from stages.presets import Look
 
-OUTLYING = 3.5  # robust z-scores (Iglewicz and Hoaglin 1993)
-LEAST_OFF = 0.05  # area fraction by which an outlier differs at least
 DISAGREE = 0.2  # share of pixels in which the two methods differ
 UNLIKE = {"spread": "contrast", "sharpness": "sharpness"}  # of ``presets.Look``
 MOST_UNLIKE = 2.0  # factor from the most similar annotated image
-
-
-def fractions_of(rows: Sequence[Row], classes: int) -> dict[str, list[float]]:
-    """Area fractions of the classes by image, from the rows of ``measure_class``."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        found.setdefault(str(row["image"]), [math.nan] * classes)[row["class"]] = row[
-            "area_fraction"
-        ]
-    return found
-
-
-def robust_z(values: Sequence[float]) -> list[float]:
-    """How far each value lies from the median, in 1.4826 median absolute deviations."""
-    x = np.asarray(values, np.float64)
-    off = x - np.median(x)
-    spread = 1.4826 * np.median(np.abs(off))
-    return (off / max(float(spread), 1e-3)).tolist()
 
 
 def doubts(
@@ -58,13 +37,8 @@ def doubts(
     names = [name for name in fractions if name not in annotated]
     own = [looks[name] for name in annotated if name in looks]
     reasons: dict[str, list[str]] = {name: [] for name in names}
-    for c, title in enumerate(class_names):
-        values = [fractions[name][c] for name in names]
-        middle = float(np.median(values)) if values else 0.0
-        for name, z, value in zip(names, robust_z(values) if values else [], values, strict=True):
-            if abs(z) > OUTLYING and abs(value - middle) > LEAST_OFF:
-                said = f"{100 * value:.1f} % of {title}, where the median is {100 * middle:.1f} %"
-                reasons[name].append(said)
+    for name, found in outlying({name: fractions[name] for name in names}, class_names).items():
+        reasons[name] += found
     for name in names:
         if differs.get(name, 0.0) > DISAGREE:
             share = 100 * differs[name]

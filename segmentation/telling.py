@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imaging.drawing import blend, overview
-from imaging.imagefile import read_image, read_mask
-from metallography.folder import SUMMARY
+from annotation.scribbles import far_from_labels
+from imaging.imagefile import read_mask
 from metallography.particles import Row
-from metallography.summary import DEFINITIONS, Table
-from report.page import REPORT
-from report.segmentation import write_segmentation
+from metallography.ranking import fractions_of
+from metallography.summary import Table
+from report.laboratory import Told, sample_of, write_laboratory
 from segmentation import doubt
 from segmentation.answers import Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
 from segmentation.predictors import FOREST, NETWORK, Answer
 from segmentation.schedule import Schedule
+from utils.metrics import IGNORED
 from utils.tables import digits
 
 if TYPE_CHECKING:
@@ -32,7 +31,17 @@ WITHIN = (
 )
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
-SHOWN = 60  # pictures on the page
+PARTIAL = 0.5  # share of labelled pixels below which an image counts as labelled in part
+FAR = 0.1  # from any label, as a share of the image's shorter side
+FIRST = (
+    "First look, by filters and a random forest. It is replaced if the network that is being "
+    "trained does better on held-out blocks of the annotation"
+)
+LABELS_WIN = (
+    "Where an image has labels, they stand in its class map in the place of the prediction. To "
+    "correct: change a class map in the folder classes (class ids; 255 where you do not know), or "
+    "annotate another image, and give the same command again"
+)
 
 
 def score_text(value: float) -> str:
@@ -79,7 +88,7 @@ def curve_lines(this: Round) -> list[str]:
 def fraction_rows(folder: Answer) -> list[Row]:
     """Area fraction of each class over the images, in percent: mean, smallest and largest."""
     names = folder.segmenter.class_names
-    shares = np.array(list(doubt.fractions_of(folder.rows, len(names)).values()))
+    shares = np.array(list(fractions_of(folder.rows, len(names)).values()))
     return [
         {"class": name, "mean": 100 * own.mean(), "least": 100 * own.min(), "most": 100 * own.max()}
         for name, own in zip(names, shares.T, strict=True)
@@ -151,65 +160,68 @@ def block_table(this: Round, names: list[str]) -> Table:
             "rows": rows}  # fmt: skip
 
 
-def picture_of_all(work: Work, folder: Answer) -> Any:
-    """All images, at most ``SHOWN``, with their classes in colour: RGB uint8 (H, W, 3)."""
-    items = folder.items
-    chosen = np.linspace(0, len(items) - 1, min(SHOWN, len(items))).round().astype(int).tolist()
-    annotated = {p.name for p in work.annotated}
-    pictures, titles = [], []
-    for item in (items[i] for i in chosen):
-        mask = read_mask(folder.file("classes", item))
-        pictures.append(blend(read_image(item.path), mask, folder.segmenter.colours, 360))
-        titles.append(f"{item.name} (annotated)" if item.name in annotated else item.name)
-    return overview(pictures, titles)
-
-
-def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) -> Path:
-    """Write ``report.html`` of a job."""
-    this, names = work.this, list(folder.segmenter.class_names)
-    summary = json.loads((folder.out / SUMMARY).read_text(encoding="utf-8"))
-    annotated = [p.name for p in work.annotated]
-    fractions = doubt.fractions_of(folder.rows, len(names))
+def doubt_table(doubts: list[Row]) -> Table:
+    """All images without labels and what speaks against each; shares in percent."""
     head = ["image", "doubt", "votes that differ, %", "differs from the pixel classifier, %"]
     percent = ("vote_disagreement", "differs")
     rows = [
         [r["image"], r["reasons"] or "-", *(digits(100 * r[name], 1) for name in percent)]
         for r in doubts
     ]
-    areas: Table = {
-        "title": "Area fraction over all images, %",
-        "head": ["class", "mean", "least", "most"],
-        "rows": [
-            [r["class"], *(f"{r[n]:.1f}" for n in ("mean", "least", "most"))]
-            for r in fraction_rows(folder)
-        ],  # fmt: skip
-    }
-    corrected = [[name, str(n), str(all_)] for name, (n, all_) in this.corrected.items()]
-    moved = changes(this, work.before, names) if final else []
-    content: dict[str, Any] = {
-        "name": work.out.resolve().name,
-        "final": final,
-        "by": this.by if final else FOREST,
-        "images": len(folder.items),
-        "annotated": annotated,
-        "areas": areas,
-        "honest": honest_lines(this, work.schedule) if final else [],
-        "blocks": block_table(this, names) if final and this.scores else None,
-        "comparison": comparison_lines(this, work.before) if final else [],
-        "missing": doubt.missing_lines(fractions, names, annotated),
-        "doubts": {"title": "All images without labels, the most doubtful first", "head": head,
-                   "rows": rows} if rows else None,
-        "marked": sum(bool(r["reasons"]) for r in doubts),
-        "before": work.before is not None and final,
-        "moved": {"title": "Area fraction before → after, %", "head": ["image", *names],
-                  "rows": moved} if moved else None,
-        "corrected": {"title": "Labels that are new", "head": NEW_LABELS, "rows": corrected}
-        if corrected
-        else None,
-        "plan": work.schedule.lines(),
-        "notes": list(work.intake.notes),
-        "definitions": DEFINITIONS,
-        "summary": summary,
-    }  # fmt: skip
-    picture = picture_of_all(work, folder)
-    return write_segmentation(work.out / REPORT, content, picture)
+    title = "All images without labels, the most doubtful first (votes that differ: share of the "
+    return {"title": f"{title}8 flips and turns that give another class)", "head": head,
+            "rows": rows}  # fmt: skip
+
+
+def change_tables(work: Work, names: list[str]) -> list[Table]:
+    """What new labels and area fractions changed since the answer before."""
+    corrected = [[name, str(n), str(all_)] for name, (n, all_) in work.this.corrected.items()]
+    moved = changes(work.this, work.before, names)
+    title = "What changed: area fraction before → after, %"
+    new = {"title": "Labels that are new", "head": [*NEW_LABELS], "rows": corrected}
+    other = {"title": title, "head": ["image", *names],
+             "rows": moved or [["none", *("-" for _ in names)]]}  # fmt: skip
+    return [*([new] if corrected else []), *([other] if work.before is not None else [])]
+
+
+def far_places(work: Work) -> dict[str, Any]:
+    """Of images labelled in part: bool (H, W), true far from any label, by the image's name."""
+    places = {}
+    for picture in work.annotated:
+        labelled = read_mask(picture.labels) != IGNORED if picture.labels else None
+        if labelled is not None and labelled.mean() < PARTIAL:
+            places[picture.name] = far_from_labels(labelled, FAR * min(labelled.shape))
+    return {name: place for name, place in places.items() if place.any()}
+
+
+def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) -> Path:
+    """Write ``report.html`` of a job."""
+    this, names = work.this, list(folder.segmenter.class_names)
+    annotated = [p.name for p in work.annotated]
+    learnt = f"{len(annotated)} annotated image{'s' if len(annotated) > 1 else ''}"
+    by = f"{this.by if final else FOREST}, which learnt from {learnt}: {', '.join(annotated)}"
+    places, whole = far_places(work), final and bool(this.scores)
+    missing = doubt.missing_lines(fractions_of(folder.rows, len(names)), names, annotated)
+    far = [
+        f"{name}: {100 * place.mean():.0f} % of it is far from any label (hatched); a few strokes "
+        "there would help"
+        for name, place in places.items()
+    ]
+    told = Told(
+        sample_of(work.request.images),
+        names={p.name: (Path(p.name).parent / p.source.name).as_posix() for p in work.pictures},
+        by=by,
+        said=[*(honest_lines(this, work.schedule) if final else [FIRST]), LABELS_WIN],
+        doubts=doubt_table(doubts) if doubts else None,
+        marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
+        marked_places=places,
+        warnings=[*missing, *far],
+        changed=change_tables(work, names) if final else [],
+        trained=[block_table(this, names)] if whole else [],
+        notes=[
+            *(comparison_lines(this, work.before) if final else []),
+            *work.schedule.lines(),
+            *work.intake.notes,
+        ],
+    )
+    return write_laboratory(folder, told, work.out)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from segmentation.doubt import doubts, missing_lines, robust_z
+from metallography.ranking import robust_z
+from segmentation.doubt import doubts, missing_lines
 from stages.presets import Look
 
 NAMES = ["matrix", "carbide"]

@@ -119,7 +119,7 @@ def test_means_over_images_and_batches(tmp_path, segmenter, monkeypatch) -> None
     assert [row[:4] for row in rows if row[1] == "a_b/c"] == [
         ["15", "a_b/c", "1", "20"], ["60", "a_b/c", "1", "40"],
     ]  # fmt: skip
-    assert "mean area px²" in head and "Smallest particle: 10 pixels" in text
+    assert "mean area, px²" in head and "Smallest particle: 10 pixels" in text
 
 
 def test_the_summary_for_programs_holds_the_same(tmp_path, segmenter, monkeypatch) -> None:
@@ -168,7 +168,8 @@ def test_a_phase_that_is_nowhere_and_an_image_unlike_the_others_are_warned_about
         ]
     nowhere, other = warnings(folder)
     assert nowhere.startswith("Warning: void is predicted in none of the 5 images; if they show it")
-    assert other.startswith("Warning: 4: 99.8 % of matrix, where the median is 50.0 %; 0.2 % of a_")
+    assert "1 image(s) with an area fraction far from the others': 4; " in other
+    assert "4 has 99.8 % of matrix, where the median is 50.0 %; 0.2 % of a_b|c" in other
 
 
 def test_an_interval_by_hand() -> None:
