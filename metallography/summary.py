@@ -73,12 +73,12 @@ def write_tables(folder: Folder) -> None:
 
 def sections(folder: Folder) -> dict[str, list[Table]]:
     """The tables by what they tell of: ``phases``, ``sizes``, ``batches``, ``truth``."""
-    fractions, *sizes = _class_tables(folder) if folder.rows else []
+    tables = _class_tables(folder) if folder.rows else []
     batches = measure.by_batch(folder.rows, folder.unit_scale)
     known = any(row["batch"] for row in batches)
     return {
-        "phases": [fractions] if folder.rows else [],
-        "sizes": sizes,
+        "phases": tables[:1],
+        "sizes": tables[1:],
         "batches": [_batch_table(folder, batches)] if known else [],
         "truth": _comparison_tables(folder) if folder.compared else [],
     }

@@ -1,0 +1,177 @@
+"""The page of a laboratory, read back with an HTML parser, on masks whose numbers are known."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imaging.drawing import palette
+from metallography.folder import Folder, list_images
+from metallography.segmenter import Segmenter
+from report import laboratory
+from report.laboratory import (
+    Told,
+    all_columns,
+    by_image,
+    layer_uri,
+    own_name,
+    phases,
+    sample_of,
+    write_laboratory,
+)
+from tests.test_page import Page
+from tests.trained_model import write_weights
+
+NAMES = ["matrix", "γ′ <b>", "void"]
+
+
+def predicted(
+    place: Path, monkeypatch: pytest.MonkeyPatch, *heights: int, um: float = 0.5
+) -> Folder:
+    """Images of 10 x 20 px whose class 1 fills so many rows of ten; of class 2 there is nothing."""
+    monkeypatch.setattr(
+        Segmenter, "bands",
+        lambda _, image, *how: iter([(0, np.moveaxis(np.eye(3, dtype=np.float32)[image], 2, 0))]),
+    )  # fmt: skip
+    weights = write_weights(place / "fine.pt", {"class_names": NAMES})
+    for number, height in enumerate(heights):
+        pixels = np.zeros((10, 20), np.uint8)
+        pixels[:height] = 1
+        folder = place / "steel & co" / ("b" if number % 2 else ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.tif")
+    segmenter = Segmenter(weights, device="cpu")
+    items = list_images(place / "steel & co", place / "out")
+    folder_ = Folder(segmenter, items, place / "out", um_per_px=um or None)
+    folder_.run()
+    return folder_
+
+
+def page_of(folder: Folder, **told: object) -> Page:
+    given = {"sample": "steel & co", "day": "2031-05-06", **told}
+    return Page(write_laboratory(folder, Told(**given)))  # type: ignore[arg-type]
+
+
+def test_fractions_with_their_interval_by_hand(tmp_path, monkeypatch) -> None:
+    matrix, named, void = phases(predicted(tmp_path, monkeypatch, 2, 4))
+    # Mean of 20 and 40 %; t(0.975, 1) = 12.706 times 10 is 127.06.
+    assert named["text"] == "30 ± 130" and matrix["text"] == "70 ± 130" and void["text"] == "0 ± 0"
+    assert (named["low"], named["high"]) == (0.0, 100.0) and named["fields"] == [20.0, 40.0]
+    assert named["mean"] == pytest.approx(30) and named["has_interval"] and not void["has_interval"]
+
+
+def test_one_field_has_no_interval(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 3)
+    assert [phase["text"] for phase in phases(folder)] == ["70", "30", "0"]
+    text = page_of(folder).text
+    assert "One field has no interval" in text and "±" not in text.partition("Images")[0]
+
+
+def test_what_a_laboratory_reads_comes_first_and_training_last(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 4)
+    folder.bad.append("x.tif: damaged")
+    page = page_of(folder, said=["Said below"], warnings=["Careful"])
+    text = page.text
+    order = ["steel & co", "2031-05-06", "2 images; 1 file could not be used", "0.5 µm per pixel",
+             "30 ± 130", "Said below", "0.tif", "b/1.tif", "Careful.",
+             "void is predicted in none of the 2 images", "x.tif: damaged", "Too few whole",
+             "Area fractions of 2 images", "All measurements, matrix", "Smallest particle",
+             "What the numbers mean"]  # fmt: skip
+    found = [text.find(words, 10 * bool(n)) for n, words in enumerate(order)]
+    assert -1 not in found and found[1:] == sorted(found[1:])
+    assert "b" not in page.tags and "γ′ <b>" in text
+    assert ["image", "µm per px", *NAMES] in page.rows
+    assert ["b/1.tif", "0.5", "60", "40", "0"] in page.rows
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(tmp_path, monkeypatch) -> None:
+    page = page_of(predicted(tmp_path, monkeypatch, 2, 4))
+    assert page.links and all(link.startswith(("#", "data:image/")) for link in page.links)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= page.ids
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert not page.tags & {"link", "iframe", "object"}
+    assert not any(words in text for words in ("url(", "@import", "fetch(", "http", "XMLHttp"))
+
+
+def test_phases_can_be_switched_and_are_told_by_a_legend_and_a_scale(tmp_path, monkeypatch) -> None:
+    page_of(predicted(tmp_path, monkeypatch, 2, 4))
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for number, name in enumerate(("matrix", "γ′ &lt;b&gt;", "void")):
+        (box,) = [
+            line
+            for line in text.split("<label>")
+            if f'type="checkbox" data-layer="{number}"' in line
+        ]
+        assert name in box and (" checked" in box) is (number > 0)
+    assert text.count('class="layer off" data-layer="0"') == 2  # the matrix, at first not coloured
+    assert text.count('class="layer" data-layer="1"') == 2
+    # 10 µm wide: the largest of 1, 2, 5 up to a quarter is 2 µm, a fifth of the width.
+    assert text.count('class="bar" style="width: 20.00%"></div><small>2 µm<') == 2
+
+
+def test_a_layer_is_its_class_to_the_pixel() -> None:
+    where = np.random.default_rng(0).random((7, 11)) < 0.5
+    encoded = layer_uri(where, palette(3)[2]).partition("base64,")[2]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA"))
+    assert ((pixels[..., 3] == 255) == where).all() and set(pixels[..., 3].flat) == {0, 255}
+    assert (pixels[where][:, :3] == palette(3)[2]).all()
+
+
+def test_lengths_are_in_pixels_without_a_scale(tmp_path, monkeypatch) -> None:
+    page = page_of(predicted(tmp_path, monkeypatch, 2, um=0))
+    assert "none known, lengths are in pixels" in page.text and "5 px" in page.text
+    assert ["image", *NAMES] in page.rows
+
+
+def test_every_image_is_listed_and_what_is_left_out_is_said(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, *([2, 3] * 4))
+    own = {item.name: own_name(item) for item in folder.items}
+    assert len(by_image(folder, own)["rows"]) == 8
+    assert all(len(table["rows"]) == 8 for table in all_columns(folder, own))
+    monkeypatch.setattr(laboratory, "MOST_PICTURES", 3)
+    page = page_of(folder, marks={"4": "odd & strange"})
+    assert "3 of 8 images, those in doubt first; the others are in the folder overlay" in page.text
+    assert "Look at this one: odd & strange." in page.text and len(page.pictures) >= 3
+    monkeypatch.setattr(laboratory, "TABLE_CHARACTERS", 300)
+    titles = [table["title"] for table in all_columns(folder, own)]
+    assert "images are only in measurements.csv" in titles[0] and titles[0].startswith("matrix: ")
+    assert titles[2] == "void: 0 images; 8 images are only in measurements.csv"
+
+
+def test_places_to_look_at_are_a_layer_of_their_own(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 4)
+    page_of(folder, marked_places={"0": np.ones((10, 20), bool)})
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert text.count('class="layer" data-layer="place"') == 1 and "far from any label" in text
+
+
+def test_doubts_and_changes_of_a_job_are_shown(tmp_path, monkeypatch) -> None:
+    table = {"title": "Doubtful first", "head": ["image", "doubt"], "rows": [["0", "dark"]]}
+    page = page_of(predicted(tmp_path, monkeypatch, 2, 4), doubts=table, changed=[table], by="me")
+    assert page.rows.count(["0", "dark"]) == 2 and "Segmented by me" in page.text
+
+
+def test_the_page_of_an_experiment_is_left_alone(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2)
+    (tmp_path / "out" / "1_0").mkdir()
+    (tmp_path / "out" / "1_0" / "log_fine.txt").write_text("Fine-tuning\n")
+    assert write_laboratory(folder, Told("x")).name == "laboratory.html"
+
+
+def test_the_sample_is_called_as_its_folder(tmp_path: Path) -> None:
+    assert sample_of(tmp_path / "steel 42") == "steel 42"
+    assert sample_of(tmp_path / "set" / "img") == "set/img"
+
+
+def test_a_histogram_needs_particles(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 4)
+    folder.diameters[1] = [np.linspace(1.0, 9.0, 12)]
+    page = page_of(folder)
+    drawn = [name for name, picture in page.pictures if picture.format == "PNG" and name]
+    assert drawn == ["Diameters of γ′ <b>: 12 whole particles"]
+    assert "Too few whole particles for a histogram: matrix (0), void (0)." in page.text
