@@ -19,17 +19,14 @@ from segmentation.job import run
 from segmentation.micrographs import DEFAULT_FOLDER, make_micrographs
 from utils.commandline import Parser, exit_code
 
+DESCRIPTION = "From a folder of images and one mask to class maps, measurements and a report."
 AGAIN = "The same command goes on and ends with the same result"
 READING = ("mask-pattern", "mask-kind", "palette", "ignore", "tolerance", "crop")
 
 
 def parser() -> argparse.ArgumentParser:
     """The options; what cannot be read ends the program with one line and exit code 2."""
-    made = Parser(
-        prog="segment.py",
-        description="From a folder of images and one mask to class maps, "
-        "measurements and a report.",
-    )
+    made = Parser(prog="segment.py", description=DESCRIPTION)
     add = made.add_argument
     add("--images", type=Path, help="folder of the images, with sub-folders")
     add("--masks", type=Path, nargs="+", metavar="FILE_OR_FOLDER", default=[], help="the mask of "

@@ -23,6 +23,7 @@ from segmentation.demo import judge  # noqa: E402
 from utils.commandline import Parser, UserError, exit_code  # noqa: E402
 from utils.files import IMAGE_SUFFIXES, list_files  # noqa: E402
 
+DESCRIPTION = "What segment.py does on real sets with one mask; the truth is for judging alone."
 TRAIN, TEST, UNLABELLED = 10, 15, 50
 
 
@@ -75,7 +76,7 @@ def measure(name: str, out: Path, rest: Sequence[str], correct: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; options that it does not know go to segment.py."""
-    parser = Parser(prog="one_mask.py", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="one_mask.py", description=DESCRIPTION)
     parser.add_argument("sets", nargs="+", help="names of the folders in PSCL_DATA")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--correct", type=int, default=0, help="images to correct afterwards (0)")

@@ -112,15 +112,15 @@ def check_data(
     scored = supervised or (probe and "self" in stages)
     splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
     pretraining = []
-    if "self" in stages:
-        pretraining += check.folder("train_numf")
-        pretraining += check.folder("train_unlabelled") if use_unlabelled else []
+    for split in (
+        ("train_numf", "train_unlabelled")[: 1 + use_unlabelled] if "self" in stages else ()
+    ):
+        pretraining += check.folder(split)
     probed = len(check.problems)
     for split in splits if scored or needs_annotated else ():
         annotated = check.folder(split, masks=True)
         check.classes(split, annotated, "annotated images")
-        if supervised and len(annotated) > 1:
-            check.one_size(split, annotated, fine_crop=fine_crop)
+        check.one_size(split, annotated if supervised else [], fine_crop=fine_crop)
         pretraining += annotated if "self" in stages and needs_annotated else []
     if scored:
         probed = len(check.problems) if needs_annotated else probed
@@ -128,11 +128,8 @@ def check_data(
         if not supervised:
             check.problems[probed:] = [line + PROBE for line in check.problems[probed:]]
     check.one_size("pretraining", pretraining, self_crop=self_crop)
-    if "self" in stages and self_mode_needs_groups:
-        check.batches(pretraining)
-    check.compare_all()
-    check.problems.refuse()
-    return DataReport(store, tuple(dict.fromkeys(check.warnings)))
+    check.batches(pretraining if self_mode_needs_groups else [])
+    return check.report()
 
 
 def set_conversion(root: Path) -> Conversion:
@@ -189,6 +186,15 @@ class SetCheck:
         self.masked: list[Sample] = []  # sound images with sound masks
         self.bars: dict[Path, list[Bar]] = {}
         self.scribbled: dict[Path, int] = {}  # masks of strokes, and the value round them
+
+    def report(self) -> DataReport:
+        """What was found in the whole set; raises DataError of all problems."""
+        self.one_palette()
+        self.turned()
+        self.tell_bars()
+        self.warnings += self.scribbles()
+        self.problems.refuse()
+        return DataReport(self.store, tuple(dict.fromkeys(self.warnings)))
 
     def test_set(self, needed: bool) -> None:
         """Check the test set; if it is not ``needed``, images without any mask are none."""
@@ -306,13 +312,6 @@ class SetCheck:
         found = f"{path}: {len(self.scribbled)} mask(s) look like scribbles: strokes on {value}"
         cure = f"if nobody labelled the rest, give --ignore_label {value}"
         return [f"{found}; {cure}; if class {value} is drawn in full, all is well"]
-
-    def compare_all(self) -> None:
-        """What is seen only in all files together."""
-        self.one_palette()
-        self.turned()
-        self.tell_bars()
-        self.warnings += self.scribbles()
 
     def turned(self) -> None:
         """Warn of images that were turned upright where their masks were not."""

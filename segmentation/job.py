@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +194,10 @@ class Work:
             scores[FOREST] = self.forest_blocks(usable)
         if self.schedule.fine_steps:
             self.this.start = self.pretrained()
-            if usable:
+            if usable and self.schedule.block_steps:
                 scores[NETWORK] = self.network_blocks(usable)
         if self.before is not None and usable:
-            scores[BEFORE] = self.before_blocks(usable, self.before)
+            scores |= self.before_blocks(usable, self.before)
         self.this.scores = {name: found.counts.tolist() for name, found in scores.items()}
         means = {name: found.mean for name, found in scores.items() if not np.isnan(found.mean)}
         usual = NETWORK if self.schedule.fine_steps else FOREST
@@ -268,30 +267,40 @@ class Work:
         """A network, ready to predict."""
         return Watched(Segmenter(file, device=self.request.device), self.schedule.views)
 
-    def before_blocks(self, usable: list[int], before: Round) -> HeldOut:
-        """The answer before on blocks that it did not learn either, of every mask given now."""
+    def before_blocks(self, usable: list[int], before: Round) -> dict[str, HeldOut]:
+        """The answer before on blocks that it did not learn either, of every mask given now.
+
+        Nothing if its networks without a block are gone, or a block was not held out then.
+        """
         predictors: dict[int, blocks.Predict] = {}
         for block in usable:
             name, _ = self.block_network(before.method, block)
             found = list((self.out / TRAINING).glob(f"{name}_*/f/*.pt"))
             files = [path for path in found if path.name in ("fine.pt", "sup.pt")]
-            if before.network and files:
-                predictors[block] = self.network_ids(files[0])
+            labels = self.out / TRAINING / f"round_{before.method}" / "labels"
+            if before.network:
+                learnt = self.network_ids(files[0]) if files else None
             else:
-                labels = self.out / TRAINING / f"round_{before.method}" / "labels"
-                predictors[block] = partial(self._forest_before, labels, block)
-        return blocks.score(self.annotated, predictors, self.classes)
+                learnt = self.forest_without(labels, block)
+            if learnt is None:
+                return {}
+            predictors[block] = learnt
+        return {BEFORE: blocks.score(self.annotated, predictors, self.classes)}
 
-    def _forest_before(self, labels: Path, block: int, image: Path) -> Pixels:
-        model = self.classifier()
+    def forest_without(self, labels: Path, block: int) -> blocks.Predict | None:
+        """A pixel classifier of a folder's labels but for a block; None if none are left."""
         images, masks = [], []
         for picture in self.annotated:
             path = labels / f"{picture.file.stem}.png"
-            if path.is_file():
+            left = blocks.without(read_mask(path), [block]) if path.is_file() else None
+            if left is not None and (left != IGNORED).any():
                 images.append(read_image(picture.file))
-                masks.append(blocks.without(read_mask(path), [block]))
+                masks.append(left)
+        if not images:
+            return None
+        model = self.classifier()
         model.fit(images, masks)
-        return model.ids(image)
+        return model.ids
 
     def answer(self) -> None:
         """The final answer, by whoever was kept, published over the one before."""

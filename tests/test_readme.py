@@ -46,6 +46,7 @@ ADDED = {
     "train_defect.py": TINY_RUN + " --image_size 32",
     "reproduce.py": TINY_RUN + " --repeats 0",
     "predict.py": "--device cpu --threads 1",
+    "segment.py": "--device cpu --threads 1 --minutes 0.1",
     "dataset/prepare.py": "",
     "benchmarks/step.py": "--size 24 --batch 2 --rounds 1 --steps 1 --threads 1 --device cpu "
     "--methods simclr --precisions fp32",
@@ -178,7 +179,7 @@ def test_every_command_is_run_here_or_by_ci() -> None:
     assert {c for c in COMMANDS if not script_of(c)} == set(RUN_BY_CI)
     assert {script_of(c) for c in COMMANDS} - {""} == set(ADDED)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert "train_defect.py" in makefile and "-r requirements.txt" in makefile
+    assert "segment.py --demo" in makefile and "-r requirements.txt" in makefile
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "make test" in ci and "make demo" in ci
 
@@ -186,6 +187,22 @@ def test_every_command_is_run_here_or_by_ci() -> None:
 @pytest.mark.parametrize("command", here("train.py", "train_defect.py"))
 def test_a_training_command_runs(command: str, folder: Path) -> None:
     assert run(command, folder) == 0
+
+
+@pytest.mark.parametrize("command", here("segment.py"))
+def test_a_segmenting_command_runs(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "--demo" in command:
+        return  # run by .ci/run
+    monkeypatch.setattr("metallography.forest.QUICK", (3, 5))
+    (folder / "my_images").mkdir()
+    for number in (6, 7):
+        image, mask = draw(number, 3, 32, 40)
+        Image.fromarray(image).save(folder / "my_images" / f"image{number}.png")
+    Image.fromarray(mask).save(folder / "image7.png")
+    assert run(command, folder) == 0
+    assert (folder / "segmented_my_images" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("command", here("predict.py"))

@@ -296,7 +296,7 @@ class SparseBar(tqdm):  # type: ignore[type-arg]
         if self.n and now - getattr(self, "said", self.start_t) >= SECONDS_BETWEEN_LINES:
             self.said = now
             found = self.format_dict
-            left = (self.total - self.n) * found["elapsed"] / self.n
+            left = ((self.total or 0) - self.n) * found["elapsed"] / self.n
             line = f"{self.desc}: {self.n} of {self.total}, {tqdm.format_interval(left)} left"
             with suppress(OSError):
                 print(line, file=sys.stderr, flush=True)
