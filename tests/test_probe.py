@@ -266,7 +266,9 @@ def test_a_run_that_is_looked_at_ends_with_the_same_bytes(data: Path, tmp_path: 
         line.replace(str(tmp_path / "plain"), str(tmp_path / "probed")) for line in one["about"]
     ]
     assert about == other["about"]  # which names the file that fine-tuning starts from
-    assert {**one, "config": None, "about": None} == {**other, "config": None, "about": None}
+    for state in (one, other):
+        del state["config"], state["about"], state["log"]  # the logs have other lines
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert {"moco3.pt", "fine.pt", "fine_last.pt"} <= set(plain)
     found = entries(tmp_path / "probed" / f"tiny_{mode}" / "1_0")
     assert [one["epochs_done"] for one in found] == [0, 2, 3]
