@@ -277,7 +277,7 @@ def _rounded(pixels: Array) -> Array:
     values = pixels.astype(np.float64).ravel()
     low, high = float(values.min()), float(values.max())
     largest, span = max(abs(low), abs(high)), high - low
-    more = math.ceil(math.log2(largest / span)) if 0 < span < largest else 0
+    more = max(0, int(math.log2(largest / span)) - 1) if span else 0
     dropped = max(1, 52 - _KEPT_BITS - more)
     bits = values.view(np.int64)  # sign and magnitude
     return (((bits + (1 << (dropped - 1))) >> dropped) << dropped).view(np.float64)

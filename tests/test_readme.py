@@ -53,7 +53,6 @@ ADDED = {
     "benchmarks/finetune.py": "--size 16 --images 1 --rounds 1 --steps 1 --threads 1 --device cpu",
     "benchmarks/precision.py": "--image_size 16 --steps 1 --threads 1 --device cpu",
     "benchmarks/matching.py": "--threads 1",
-    "benchmarks/gpu.py": "--device cpu --quick",
 }
 
 
