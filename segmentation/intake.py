@@ -26,6 +26,7 @@ from metallography.folder import result_names
 from metallography.segmenter import check_number
 from segmentation.answers import Answers
 from utils.files import DataError, replace_file
+from utils.log import only_progress, progress
 from utils.metrics import IGNORED
 
 SET, RECORD, VERSION = "set", "record.json", 2
@@ -240,18 +241,20 @@ def _write(
         found = f"one class in all masks ({plans[0].rule.same_as()})"
         raise DataError(f"{request.masks[0]}: {found}; two or more are needed: correct the mask")
     pictures, taken, pixels = [], set[str](), 0
-    for number, (below, source) in enumerate(sorted(sources.items())):
-        stem = names[below].replace("/", "__")
-        stem += f"-{number}" if stem.casefold() in taken else ""
-        taken.add(stem.casefold())
-        image = plans[0].image(source)
-        labels = _labels(masks[below], corrected.get(names[below]), image.shape[:2], classes)
-        write_png(root / "train_numf" / "img" / f"{stem}.png", image)
-        if labels is not None:
-            write_png(root / "sup_numf" / "img" / f"{stem}.png", image)
-            write_png(root / "sup_numf" / "gt" / f"{stem}.png", labels)
-        pictures.append([names[below], stem, labels is not None, below])
-        pixels += image.shape[0] * image.shape[1]
+    with only_progress("Reading"), progress(len(sources), "Reading") as bar:
+        for number, (below, source) in enumerate(sorted(sources.items())):
+            stem = names[below].replace("/", "__")
+            stem += f"-{number}" if stem.casefold() in taken else ""
+            taken.add(stem.casefold())
+            image = plans[0].image(source)
+            labels = _labels(masks[below], corrected.get(names[below]), image.shape[:2], classes)
+            write_png(root / "train_numf" / "img" / f"{stem}.png", image)
+            if labels is not None:
+                write_png(root / "sup_numf" / "img" / f"{stem}.png", image)
+                write_png(root / "sup_numf" / "gt" / f"{stem}.png", labels)
+            pictures.append([names[below], stem, labels is not None, below])
+            pixels += image.shape[0] * image.shape[1]
+            bar.update(1)
     if not any(annotated for _, _, annotated, _ in pictures):
         raise DataError(
             f"{request.masks[0]}: no pixel has a class; label some, or correct --ignore"

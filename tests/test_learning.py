@@ -1,0 +1,61 @@
+"""Labels of choice for the trainings of a job, and settings that follow from the images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from config import PRESETS, ConfigError
+from segmentation.intake import Request, read
+from segmentation.learning import Learning
+from segmentation.micrographs import draw_micrograph
+
+SIDES = (48, 48)
+
+
+def learning(place: Path, sides: tuple[int, ...] = SIDES, **asked: object) -> Learning:
+    (place / "images").mkdir()
+    for number, side in enumerate(sides):
+        image, mask = draw_micrograph(np.random.default_rng(number), side)
+        Image.fromarray(image).save(place / "images" / f"i{number}.png")
+    Image.fromarray(mask).save(place / f"i{len(sides) - 1}.png")
+    request = Request(place / "images", (place / f"i{len(sides) - 1}.png",), place / "out",
+                      device="cpu", threads=1, **asked)  # type: ignore[arg-type]  # fmt: skip
+    return Learning(request, read(request))
+
+
+def test_a_lesson_has_the_labels_of_its_folder_alone(tmp_path: Path) -> None:
+    own = learning(tmp_path)
+    whole = own.lesson(own.config("a"))
+    assert [s.name for s in whole.annotated()] == ["i1.png"]
+    (tmp_path / "other").mkdir()
+    assert own.lesson(own.config("a"), tmp_path / "other").annotated() == []
+    Image.fromarray(np.zeros((48, 48), np.uint8)).save(tmp_path / "other" / "i1.png")
+    (sample,) = own.lesson(own.config("a"), tmp_path / "other").annotated()
+    assert sample.mask == tmp_path / "other" / "i1.png"
+
+
+def test_the_preset_is_followed_and_crops_fit_into_every_image(tmp_path: Path) -> None:
+    own = learning(tmp_path, (48, 64), preset="auto")
+    config = own.config("a", steps=7)
+    assert config.fine_steps == 7 and config.fine_crop == 64 and config.self_crop == 48
+    assert config.fine_optimizer == PRESETS["robust"]["fine_optimizer"]
+    assert config.num_classes == 4 and not config.use_unlabelled and config.ignore_label == 255
+    assert all(isinstance(value, bool | int | float | str | tuple) for value in own.values.values())
+
+
+def test_the_published_settings_need_one_size(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--preset paper: found images of 2 sizes"):
+        learning(tmp_path, (48, 64), preset="paper")
+
+
+def test_timing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.finetuning import Supervised
+
+    own = learning(tmp_path)
+    own.values |= {"channels": (4, 8, 16, 32), "fine_batch_size": 1}
+    assert own.seconds_per_step(Supervised) > 0 and own.seconds_per_megapixel() > 0
+    assert not own.folder.exists()
