@@ -64,6 +64,7 @@ def test_8_bit_levels_stored_with_more_bits_become_those_levels(stored, burnt):
         stored = stored.copy()
         stored[3, 3] = 0.3777 if stored.max() < 1 else 12345
     for gray in (GrayRange.of([stored]), EACH_IMAGE, EachImage((70, 90))):
+        assert gray is not None
         found = gray.apply(stored)
         assert (found != LEVELS).sum() <= burnt
 

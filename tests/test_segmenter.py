@@ -58,10 +58,16 @@ def test_sixteen_bits_and_channels(weights: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [np.zeros((8, 8)), np.zeros((2, 8, 8, 3), np.uint8), np.zeros((0, 8), np.uint8)]
+    "bad",
+    [
+        np.zeros((8, 8), bool),
+        np.zeros((8, 8), complex),
+        np.zeros((2, 8, 8, 3), np.uint8),
+        np.zeros((0, 8), np.uint8),
+    ],
 )
 def test_an_array_that_is_no_image_is_refused(weights: Path, bad: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"image: found .*; give uint8"):
+    with pytest.raises(ValueError, match=r"image: found .*; give numbers"):
         Segmenter(weights)(bad)
 
 
