@@ -130,11 +130,7 @@ def check_data(
     check.one_size("pretraining", pretraining, self_crop=self_crop)
     if "self" in stages and self_mode_needs_groups:
         check.batches(pretraining)
-    check.one_palette()
-    check.turned()
-    check.tell_bars()
-    check.problems.refuse()
-    return DataReport(check.store, tuple(dict.fromkeys(check.warnings)))
+    return check.report()
 
 
 def set_conversion(root: Path) -> Conversion:
@@ -293,6 +289,14 @@ class SetCheck:
             and self.store.turned[sample.image] != decode(str(sample.mask), seen=False).orientation
         }
         self.warnings += turned_images(found)
+
+    def report(self) -> DataReport:
+        """What was found in the whole set; DataError of all problems."""
+        self.one_palette()
+        self.turned()
+        self.tell_bars()
+        self.problems.refuse()
+        return DataReport(self.store, tuple(dict.fromkeys(self.warnings)))
 
     def tell_bars(self) -> None:
         """Warn of data bars that nobody cut off."""
