@@ -323,14 +323,6 @@ class SetCheck:
         }
         self.warnings += turned_images(found)
 
-    def report(self) -> DataReport:
-        """What was found in the whole set; DataError of all problems."""
-        self.one_palette()
-        self.turned()
-        self.tell_bars()
-        self.problems.refuse()
-        return DataReport(self.store, tuple(dict.fromkeys(self.warnings)))
-
     def tell_bars(self) -> None:
         """Warn of data bars that nobody cut off."""
         cure = "to dataset/prepare.py, which makes the set again"
