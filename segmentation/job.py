@@ -93,8 +93,7 @@ class Work:
             "reduce": schedule.reduce,
             "epochs": schedule.pretrain_epochs,
         }
-        pairs = {p.name: (p.file, p.labels) for p in self.annotated}
-        labels = {name: pair_digest(*pair) for name, pair in pairs.items() if pair[1]}
+        labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
         self.this = self.rounds.open(labels, self.classes, decides)
         self.before = self.rounds.before(self.this)
         self.place = self.out / TRAINING / f"round_{self.this.number}"
@@ -175,7 +174,7 @@ class Work:
         labels = {p.name: p.labels for p in self.annotated if p.labels}
         um, own = self.request.um_per_px, [Item(p.source, p.name) for p in self.pictures]
         scales = find_scales(own, self.request.images, um)
-        told = {"scales": scales.of, "notes": scales.lines}
+        told: dict[str, Any] = {"scales": scales.of, "notes": scales.lines}
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
         folder.run()
         if folder.bad:

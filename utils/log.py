@@ -293,7 +293,8 @@ class SparseBar(tqdm):  # type: ignore[type-arg]
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Print a line if the last one is old enough, or nothing has been said yet."""
         now = time.time()  # as tqdm's own
-        if self.n and now - getattr(self, "said", self.start_t) >= SECONDS_BETWEEN_LINES:
+        last = float(getattr(self, "said", getattr(self, "start_t", now)))
+        if self.n and now - last >= SECONDS_BETWEEN_LINES:
             self.said = now
             found = self.format_dict
             left = ((self.total or 0) - self.n) * found["elapsed"] / self.n
