@@ -39,11 +39,11 @@ from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
 from report.laboratory import Told, sample_of, write_laboratory
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet
+from report.workbook import write_workbook
 from utils.commandline import Parser, complain, exit_code
 from utils.files import remove_leftovers, replace_file
 from utils.log import to_terminal
 from utils.run_folder import locked
-from utils.workbook import write_workbook
 
 ABOUT = "Apply a trained model to images without masks: class maps, overlays, measurements."
 

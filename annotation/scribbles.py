@@ -16,7 +16,9 @@ THICKEST = 0.04  # half the width of strokes, as a share of the image's shorter 
 MOST_STROKES = 100  # more pieces are particles
 LEAST_WHOLE = 0.9  # of the rest that hangs together: a network of boundaries cuts it into grains
 TOUCHING = 0.02  # length along which strokes of different values touch, over that along the rest
-CONTRAST = 0.6  # between a class and what is beside it, in standard deviations
+# Contrast between a class and what is beside it, in standard deviations:
+CONTRAST = 0.6  # strokes of some class have less, as they end anywhere
+CONTRAST_TOUCHING = 1.0  # most classes have less, where strokes cross boundaries
 GAP, RING = 1, 4  # pixels beside a stroke: those left out, and those compared with it
 
 
@@ -24,15 +26,13 @@ def unlabelled_value(ids: Pixels, image: Pixels) -> int | None:
     """The value round strokes, if a mask (H, W) looks like scribbles on its image; else None.
 
     ``image`` is (H, W) or (H, W, 3). Scribbles are strokes of at least two values on a third one,
-    which either touch, where a stroke crosses a boundary, or have on both sides of their edges the
-    same gray levels: a class that was drawn in full ends where the image changes.
+    whose edges have the same gray levels on both sides: a class that was drawn in full ends where
+    the image changes. Where strokes touch, because one crosses a boundary, less is enough.
     """
     rest = value_round_strokes(ids)
     if rest is None:
         return None
     others = [v for v in np.unique(ids).tolist() if v != rest]
-    if _touching(ids, rest) >= TOUCHING:
-        return rest
     gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     smooth = cv2.GaussianBlur(gray.astype(np.float32), (0, 0), 1.0)
     beside = _grown(ids != rest, GAP) == 0
@@ -44,6 +44,8 @@ def unlabelled_value(ids: Pixels, image: Pixels) -> int | None:
             inside, outside = smooth[drawn], smooth[ring]
             deviation = np.sqrt((inside.var() + outside.var()) / 2) + 1
             differences.append(abs(inside.mean() - outside.mean()) / deviation)
+    if _touching(ids, rest) >= TOUCHING:
+        return rest if not differences or np.median(differences) < CONTRAST_TOUCHING else None
     return rest if differences and min(differences) < CONTRAST else None
 
 

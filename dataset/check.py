@@ -189,7 +189,10 @@ class SetCheck:
 
     def report(self) -> DataReport:
         """What was found in the whole set; raises DataError of all problems."""
-        self.compare_all()
+        self.one_palette()
+        self.turned()
+        self.tell_bars()
+        self.warnings += self.scribbles()
         self.problems.refuse()
         return DataReport(self.store, tuple(dict.fromkeys(self.warnings)))
 
@@ -309,13 +312,6 @@ class SetCheck:
         found = f"{path}: {len(self.scribbled)} mask(s) look like scribbles: strokes on {value}"
         cure = f"if nobody labelled the rest, give --ignore_label {value}"
         return [f"{found}; {cure}; if class {value} is drawn in full, all is well"]
-
-    def compare_all(self) -> None:
-        """What is seen only in all files together."""
-        self.one_palette()
-        self.turned()
-        self.tell_bars()
-        self.warnings += self.scribbles()
 
     def turned(self) -> None:
         """Warn of images that were turned upright where their masks were not."""

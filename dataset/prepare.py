@@ -121,7 +121,7 @@ def set_file(plan: Plan) -> SetFile:
         class_names=names,
         class_colours=colours,
         ignore_label=IGNORED if unlabelled else None,
-        palette=rule.same_as().partition('"')[2].rpartition('"')[0],
+        palette=rule.same_as().partition('--palette "')[2].partition('"')[0],
         crop=settings.crop,
         cropped_sizes=tuple(sorted(sizes)) if any(settings.crop) else (),
         gray_range=plan.gray if isinstance(plan.gray, GrayRange) else None,

@@ -23,6 +23,7 @@ from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
 from dataset.set_masks import SetMasks
 from imaging.data_bar import Bar, bar_lines, find_bars
+from imaging.field import transparent
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool, check_finite
 from imaging.imagefile import UPRIGHT, Array, DataError, Pixels, decode, read_image, turn_text
 from imaging.pages import count_pages
@@ -151,9 +152,16 @@ class Plan:
         return source.box.of(read_image(source.image, self.gray, source.page))
 
     def ids(self, source: Source) -> Pixels:
-        """Class ids of its mask after cropping, uint8 (H, W); unlabelled as ``--ignored-as``."""
+        """Class ids of its mask after cropping, uint8 (H, W); unlabelled as ``--ignored-as``.
+
+        What is transparent in the image is outside the field: 255.
+        """
         ids = self.masks.ids(source)
-        return np.where(ids == IGNORED, self.settings.ignored_as, ids).astype(np.uint8)
+        ids = np.where(ids == IGNORED, self.settings.ignored_as, ids).astype(np.uint8)
+        clear = transparent(source.image) if source.pages == 1 else None
+        if clear is not None and source.box.of(clear).shape == ids.shape:
+            ids[source.box.of(clear)] = IGNORED
+        return ids
 
     def counts(self, tiles: list[Tile]) -> Counts:
         """Pixels of each class in each tile, (N, C); all need masks."""

@@ -9,6 +9,7 @@ Where a network has seen 8-bit images, others are brought to the levels of these
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -269,9 +270,16 @@ def _counts_directly(pixels: Array) -> bool:
 
 
 def _rounded(pixels: Array) -> Array:
-    """Values as float64 (N,), rounded to ``_KEPT_BITS``, so that few different ones remain."""
-    dropped = 52 - _KEPT_BITS
-    bits = pixels.astype(np.float64).ravel().view(np.int64)  # sign and magnitude
+    """Values as float64 (N,), rounded to ``_KEPT_BITS``, so that few different ones remain.
+
+    More bits are kept where the values differ by little of their size.
+    """
+    values = pixels.astype(np.float64).ravel()
+    low, high = float(values.min()), float(values.max())
+    largest, span = max(abs(low), abs(high)), high - low
+    more = max(0, int(math.log2(largest / span)) - 1) if span else 0
+    dropped = max(1, 52 - _KEPT_BITS - more)
+    bits = values.view(np.int64)  # sign and magnitude
     return (((bits + (1 << (dropped - 1))) >> dropped) << dropped).view(np.float64)
 
 

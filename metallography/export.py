@@ -79,7 +79,7 @@ def export(model: Deployed, path: Path, reference: Predict, facts: Mapping[str, 
     """Write a model that is on the CPU to a .onnx or .pt2 file, and check what was written.
 
     The file's predictions are compared with those of ``reference``. The file stores ``facts`` as
-    JSON: ``classes`` (their names), ``mapping`` (their gray values), and ``image_size`` N of the
+    JSON: ``classes`` (their names), ``mapping`` (their gray values), ``image_size`` N of the
     training images, 0 if they were not resized. Returns lines on input, output and the check.
 
     UserError if a package is missing, or the predictions differ.

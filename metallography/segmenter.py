@@ -237,6 +237,7 @@ class Segmenter:
         on_cpu.network = copy.deepcopy(self.network).cpu().to(memory_format=torch.contiguous_format)
         model = export.Deployed(on_cpu.network, self.standardize)
         facts = {"classes": self.class_names, "mapping": self.mapping, "image_size": self.resize}
+        facts |= {"gray_range": self.gray.saved(), "crop": list(self.crop)}
         return export.export(model, Path(path), lambda x: on_cpu._predictor(x)(x), facts)
 
     def measure(

@@ -105,6 +105,7 @@ class Intake(NamedTuple):
     num_classes: int
     pixels: int  # of all images
     notes: tuple[str, ...]  # how the files were read, and what was left out
+    class_names: tuple[str, ...] = ()  # as given, or as files of outlines tell
 
     @property
     def annotated(self) -> tuple[Picture, ...]:
@@ -131,6 +132,8 @@ def read(request: Request) -> Intake:
         plans = _plans(request, [_as_folder(m, request, Path(place)) for m in masks], known)
         with replacing_set(folder) as root:
             record = _write(root, plans, corrected, request)
+            told = plans[0].masks.names if plans else []
+            record["class_names"] = list(request.class_names) or told
             replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
     return _intake(request, json.loads((folder / RECORD).read_text(encoding="utf-8")))
 
@@ -142,7 +145,8 @@ def _intake(request: Request, record: Mapping[str, Any]) -> Intake:
         image = folder / "train_numf" / "img" / f"{stem}.png"
         pictures.append(Picture(name, image, labels, request.images / below))
     counts = record["num_classes"], record["pixels"]
-    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]))
+    names = tuple(record.get("class_names", ()))
+    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names)
 
 
 def _signature(
@@ -192,6 +196,8 @@ def _plans(request: Request, folders: Iterable[Path], known: str) -> list[Plan]:
     for folder in folders:
         words = [f"--images={request.images}", f"--masks={folder}", f"--out={request.out}"]
         words += ["--test=0", "--batch-from=()", *request.reading]
+        names = request.class_names or (tuple(plans[0].masks.names) if plans else ())
+        words += [f"--class-names={','.join(names)}"] if names else []
         tries: list[list[str]] = [[]]
         if known and not any("palette" in word for word in request.reading):
             tries.insert(0, [f"--palette={known}"])

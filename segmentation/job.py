@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def run(request: Request) -> Work:
     check_out(request.out)
     with locked(request.out):
         intake = read(request)
+        request = replace(request, class_names=request.class_names or intake.class_names)
         for note in intake.notes:
             to_terminal(note)
         learning = Learning(request, intake)

@@ -262,7 +262,7 @@ class Supervised(Runner):
             return
         self.take_statistics()
         entry: dict[str, Any] = {"epoch": epoch}
-        best = True
+        best, counts = True, None
         if self.test:
             counts = self.evaluate(epoch)
             scores = Scores.from_confusion(counts)
@@ -279,7 +279,7 @@ class Supervised(Runner):
             settings = {**self.settings, **self.config.appearance(), **self.facts}
             settings[GRAY] = self.gray().saved()
             save(self.run_dir / name, {self.wrapper: state, **entry, "settings": settings})
-        if epoch + 1 == self.epochs:
+        if counts is not None and epoch + 1 == self.epochs:
             self.draw(epoch, counts)
 
     def gray(self) -> Conversion:

@@ -380,7 +380,7 @@ def test_a_file_that_was_written_without_checksums_loads(tmp_path: Path) -> None
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes as Unix knows them")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"a\.pt: not a regular file; give the path"):
+    with pytest.raises(CheckpointError, match=r"a\.pt: a pipe, not a file; give the path"):
         load(tmp_path / "a.pt")
 
 

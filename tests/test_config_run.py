@@ -562,7 +562,7 @@ def test_the_log_warns_of_pretraining_on_images_in_another_form(
     assert train(data, tmp_path, stages="fine", pretrained=str(start), **change) == 0
     run = tmp_path / "tiny_simclr" / "1_0"
     text = (run / "log_fine.txt").read_text()
-    assert text.splitlines()[: 2 + len(said)] == load(run / "state_fine.pt")["about"]
+    assert text.splitlines()[: 3 + len(said)] == load(run / "state_fine.pt")["about"]
     warned = [line for line in text.splitlines() if line.startswith("Warning: ")]
     assert len(warned) == len(said)
     assert all(words in line for words, line in zip(said, warned, strict=True))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from imaging.imagefile import read_mask
 from metallography import export
 from networks import UNet
 from predict import main
@@ -50,6 +54,31 @@ def test_an_exported_model_predicts_as_pytorch(tmp_path: Path, capsys, suffix: s
         image = np.random.default_rng(0).uniform(0, 255, (1, 3, *size)).astype(np.float32)
         np.testing.assert_allclose(run(image), expected(image), atol=1e-4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fine.pt", path.name]
+
+
+@pytest.mark.parametrize(("size", "resize"), [((90, 131), 48), ((40, 33), 64), ((61, 70), 0)])
+def test_the_lines_of_the_page_predict_as_predict_py(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], resize: int
+) -> None:
+    missing = [n for n in export.ONNX_PACKAGES if importlib.util.find_spec(n) is None]
+    if missing:
+        pytest.skip(f"not installed: {' '.join(missing)}")
+    monkeypatch.chdir(tmp_path)
+    settings = {"num_classes": 3, "image_size": resize}
+    save(tmp_path / "fine.pt", {"finetune": network().state_dict(), "settings": settings})
+    noise = np.random.default_rng(1).normal(0, 1, (3, *size))
+    smooth = [cv2.GaussianBlur(channel, (0, 0), 3.0) for channel in noise]
+    image = np.stack([128 + 300 * channel for channel in smooth], axis=2).clip(0, 255)
+    Image.fromarray(image.astype(np.uint8)).save("micrograph.png")
+    assert main(["--weights", "fine.pt", "--export", "steel.onnx"]) == 0
+    assert main(["--weights", "fine.pt", "--images", "micrograph.png", "--out", "out"]) == 0
+    page = (Path(__file__).parents[1] / "docs" / "metallography.md").read_text(encoding="utf-8")
+    code = next(c for c in re.findall(r"```python\n(.*?)```", page, re.S) if "onnxruntime" in c)
+    found: dict[str, np.ndarray] = {}
+    exec(code, found)
+    expected = read_mask("out/classes/micrograph.png")
+    assert len(np.unique(expected)) == 3
+    assert (found["mask"] == expected).mean() >= 0.999
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

@@ -328,6 +328,15 @@ def test_what_candidates_do_not_decide_is_searched_everywhere(case: str):
     assert searched.images > 0
 
 
+def test_all_candidates_are_asked_before_all_cells():
+    """Twenty templates want the same cells in the same order."""
+    template, keys, valid = crowd(20, 400)
+    searched = Searched()
+    with searched.patched:
+        assert match(template, keys, valid).tolist() == [list(range(399, 379, -1))]
+    assert searched.images == 0
+
+
 def test_images_decided_and_not_keep_their_places():
     """All cells are searched in the images that candidates do not decide, and in no others."""
     template = normalised(1, 8, 10, seed=7)[0]

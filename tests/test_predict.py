@@ -196,7 +196,7 @@ def test_what_ends_it_early_is_said_and_what_is_done_is_kept(
     words = ["--weights", str(weights), "--images", str(images), "--out", str(tmp_path / "o")]
     bands, calls = Segmenter.bands, []
 
-    def stopped(self, image):
+    def stopped(self, image, *how):
         calls.append(image)
         if len(calls) == 2:
             raise stop

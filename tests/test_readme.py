@@ -421,7 +421,7 @@ def test_seconds_and_memory_are_those_of_the_measured_step() -> None:
     rows = re.findall(r"^\| ([\w-]+) \| (\d.*) \|$", TEXTS["docs/speed.md"], re.M)
     assert {titles[title] for title, _ in rows if title in titles} == set(config.SELF_MODES)
     for title, numbers in rows:
-        if title in titles:
+        if title in titles and "," not in numbers:  # those are counts
             told = [float(number) for number in numbers.split(" | ")]
             expected = measured[titles[title], "bf16"] + measured[titles[title], "fp32"]
             assert told == pytest.approx(expected, abs=0.051), title

@@ -163,3 +163,21 @@ def test_a_bar_that_nobody_cut_is_told_by_prepare_its_check_and_training(
     assert f"{line}.png, 1_a.png; give --crop 0,26,0,0 to dataset/prepare.py" in (
         capsys.readouterr().out
     )
+
+
+def test_transparent_pixels_of_an_image_have_no_label(tmp_path: Path) -> None:
+    for kind in ("img", "gt"):
+        (tmp_path / kind).mkdir()
+    alpha = np.full((32, 48), 255, np.uint8)
+    alpha[:, 40:] = 0
+    for k in range(3):
+        gray, ids = micrograph(k, 32, 48), np.zeros((32, 48), np.uint8)
+        ids[:, :20] = 1
+        Image.fromarray(np.dstack([gray] * 3 + [alpha])).save(tmp_path / "img" / f"{k}_a.png")
+        Image.fromarray(ids).save(tmp_path / "gt" / f"{k}_a.png")
+    base = ["--images", tmp_path / "img", "--masks", tmp_path / "gt", "--out", tmp_path / "set"]
+    assert prepare.main([*map(str, base), "--test", "0"]) == 0
+    written = np.asarray(Image.open(tmp_path / "set" / "train_numf" / "gt" / "0_a.png"))
+    assert (written[:, 40:] == 255).all() and (written[:, :20] == 1).all()
+    known = read_set_file(tmp_path / "set")
+    assert known is not None and known.ignore_label == 255

@@ -158,6 +158,20 @@ def test_more_masks_in_another_form_mean_the_same_classes(place: Path) -> None:
     assert (ids(place / "out" / "classes" / "é2.png") == plain).all()
 
 
+def test_outlines_bring_the_names_of_their_classes(place: Path) -> None:
+    shapes = [
+        {"label": name, "shape_type": "rectangle", "points": [[x, x], [x + 12, x + 9]]}
+        for name, x in (("pore", 4), ("carbide", 24))
+    ]
+    about = {"imageHeight": SIDE, "imageWidth": SIDE, "imagePath": "é0.png"}
+    (place / "é0.json").write_text(json.dumps({**about, "shapes": shapes}), encoding="utf-8")
+    assert run(place, masks=("é0.json",)) == 0
+    labels = ids(place / "out" / "classes" / "é0.png")
+    assert (labels[30, 30], labels[8, 8], labels[0, 0]) == (1, 2, 0)  # carbide, pore, the rest
+    lines = (place / "out" / "measurements.csv").read_text(encoding="utf-8").splitlines()
+    assert sum(",1,carbide," in line or ",2,pore," in line for line in lines) == 2 * IMAGES
+
+
 def test_unlabelled_pixels_are_predicted(place: Path) -> None:
     mask = np.full((SIDE, SIDE), 255, np.uint8)
     mask[:20] = 0

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from utils.workbook import write_workbook
+from report.workbook import write_workbook
 
 SPACE = {"m": "http://schemas.openxmlformats.org/spreadsheetml/2006/main"}
 
@@ -42,7 +42,7 @@ def test_numbers_are_numbers_and_text_is_text(tmp_path: Path) -> None:
 
 
 def test_a_table_longer_than_a_sheet_is_left_out_and_told(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("utils.workbook.MOST_ROWS", 2)
+    monkeypatch.setattr("report.workbook.MOST_ROWS", 2)
     (tmp_path / "a.csv").write_text("x\n1\n2\n")
     (tmp_path / "b.csv").write_text("x\n1\n")
     told = write_workbook(tmp_path / "b.xlsx", {"a": tmp_path / "a.csv", "b": tmp_path / "b.csv"})
