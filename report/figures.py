@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -223,28 +223,42 @@ def _dot(repeat: int) -> dict[str, Any]:
 
 
 def size_picture(title: str, diameters: Array, unit: str) -> Image.Image:
+    """Draw ``size_figure``, 520 x 300 pixels."""
+    return _drawn(size_figure(title, diameters, unit))
+
+
+def size_figure(title: str, diameters: Array, unit: str) -> Figure:
     """Draw the share of particles by diameter, with the 10, 50 and 90 % of their number marked.
 
-    The widths of the bars are Freedman and Diaconis', 8 to 30 of them.
+    8 to 30 bars, as wide as Freedman and Diaconis say; where the largest is more than 20 times the
+    smallest, they and the axis are logarithmic.
     """
     figure = _figure(520, 300)
     axes = figure.add_subplot()
-    edges = np.histogram_bin_edges(diameters, "fd")
-    count = min(max(len(edges) - 1, 8), 30)
-    edges = np.linspace(diameters.min(), max(diameters.max(), diameters.min() * 1.01), count + 1)
+    low, high = float(diameters.min()), float(max(diameters.max(), 1.01 * diameters.min()))
+    wide = high > 20 * low
+    values = np.log(diameters) if wide else diameters
+    count = min(max(len(np.histogram_bin_edges(values, "fd")) - 1, 8), 30)
+    edges = (np.geomspace if wide else np.linspace)(low, high, count + 1)
+    edges[0], edges[-1] = low, high  # which powers would round
     shares = 100 * np.histogram(diameters, edges)[0] / len(diameters)
     axes.bar(
         edges[:-1], shares, np.diff(edges), align="edge", color=_COLOURS[0], ec="white", lw=0.6
     )
-    for n in (10, 50, 90):
+    for n, side in ((10, "right"), (50, "left"), (90, "left")):
         at = float(np.percentile(diameters, n))
         axes.axvline(at, color=_INK, lw=1.2, ls="-" if n == 50 else (0, (4, 3)))
-        axes.text(at, 1.01, f"D{n}", transform=axes.get_xaxis_transform(), ha="center", fontsize=9)
+        axes.text(at, 1.01, f"D{n}", transform=axes.get_xaxis_transform(), ha=side, fontsize=9)
+    if wide:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(title, loc="left", fontsize=12, pad=20)
     axes.set_xlabel(f"diameter, {unit}")
     axes.set_ylabel("whole particles, %")
     _plain(axes, "y")
-    return _drawn(figure)
+    return figure
 
 
 def _figure(width: int, height: int) -> Figure:

@@ -106,7 +106,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
     names = folder.segmenter.class_names
     views = _views(folder, told)
     sizes = _size_pictures(folder)
-    tables = sections(folder)
+    tables = {part: [*map(known_columns, each)] for part, each in sections(folder).items()}
     found = warnings(folder)
     own = {item.name: told.names.get(item.name) or own_name(item) for item in folder.items}
     content = {
@@ -202,6 +202,14 @@ def all_columns(folder: Folder, own: Mapping[str, str]) -> list[Table]:
         head = ["image", *map(words, known)]
         tables.append({"title": title, "head": head, "rows": cells[:fits]})
     return tables
+
+
+def known_columns(table: Table) -> Table:
+    """A table without columns of which nothing is known, such as G where there are no grains."""
+    rows = table["rows"]
+    known = [i for i in range(len(table["head"])) if i == 0 or any(row[i] != "-" for row in rows)]
+    head, *cells = ([row[i] for i in known] for row in (table["head"], *rows))
+    return {"title": table["title"], "head": head, "rows": cells}
 
 
 def _size_pictures(folder: Folder) -> list[Picture]:

@@ -15,7 +15,14 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from report.figures import curve_figure, curve_picture, dots_png, learning_curve
+from report.figures import (
+    curve_figure,
+    curve_picture,
+    dots_png,
+    learning_curve,
+    size_figure,
+    size_picture,
+)
 from utils.commandline import UserError
 
 FALLING: list[dict[str, Any]] = [
@@ -243,3 +250,26 @@ def test_the_axis_holds_all_values(values: tuple[float, float]) -> None:
 def test_the_same_values_give_the_same_bytes() -> None:
     panels = [("a", [("m", {0: 0.1, 1: 0.2})])]
     assert dots_png(panels) == dots_png(panels)
+
+
+def test_a_histogram_has_all_particles_in_percent_and_marks_percentiles() -> None:
+    diameters = np.array([1.0] * 10 + [2.0] * 30 + [4.0] * 60)
+    (axes,) = size_figure("γ′", diameters, "µm").axes
+    heights = [bar.get_height() for bar in axes.patches]  # type: ignore[attr-defined]
+    assert sum(heights) == pytest.approx(100) and heights[0] == pytest.approx(10)
+    assert heights[-1] == pytest.approx(60) and axes.get_xlabel() == "diameter, µm"
+    assert axes.get_xscale() == "linear"
+    # Number 10 of 99 steps: 0.9 * 10 = 9.9 lies between the last 1 and the first 2.
+    marks = {text.get_text(): text.get_position()[0] for text in axes.texts}
+    assert marks == {"D10": pytest.approx(1.9), "D50": 4.0, "D90": 4.0}
+
+
+@pytest.mark.parametrize(
+    "diameters", [[2.0] * 12, [1.0] * 11 + [300.0], [0.1 * n for n in range(1, 40)]]
+)
+def test_histograms_of_equal_and_of_widely_spread_sizes(diameters: list[float]) -> None:
+    (axes,) = size_figure("", np.array(diameters), "px").axes
+    heights = [bar.get_height() for bar in axes.patches]  # type: ignore[attr-defined]
+    assert sum(heights) == pytest.approx(100)
+    assert axes.get_xscale() == ("log" if max(diameters) > 20 * min(diameters) else "linear")
+    assert size_picture("", np.array(diameters), "px").size == (520, 300)

@@ -18,6 +18,7 @@ from report.laboratory import (
     Told,
     all_columns,
     by_image,
+    known_columns,
     layer_uri,
     own_name,
     phases,
@@ -175,3 +176,13 @@ def test_a_histogram_needs_particles(tmp_path, monkeypatch) -> None:
     drawn = [name for name, picture in page.pictures if picture.format == "PNG" and name]
     assert drawn == ["Diameters of γ′ <b>: 12 whole particles"]
     assert "Too few whole particles for a histogram: matrix (0), void (0)." in page.text
+
+
+def test_columns_of_which_nothing_is_known_are_not_shown() -> None:
+    table = {
+        "title": "t",
+        "head": ["class", "G", "mean"],
+        "rows": [["a", "-", "1"], ["b", "-", "-"]],
+    }
+    assert known_columns(table)["head"] == ["class", "mean"]
+    assert known_columns(table)["rows"] == [["a", "1"], ["b", "-"]]

@@ -10,7 +10,14 @@ import pytest
 from PIL import Image
 
 from imaging.drawing import overview, palette
-from report.sheets import contact_sheet, error_map, worst_median_best, write_sheets
+from report.sheets import (
+    contact_sheet,
+    error_map,
+    left_out_words,
+    sized,
+    worst_median_best,
+    write_sheets,
+)
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -129,6 +136,32 @@ def test_an_overview_has_four_pictures_a_row() -> None:
         rows, columns = np.nonzero((sheet == (n, 0, 200)).all(2))
         assert len(rows) == picture.shape[0] * 90
         assert columns.min() == 10 + 410 * (n % 4) and (rows.min() > 200) == (n >= 4)
+
+
+def test_one_bar_is_the_scale_of_pictures_that_share_one() -> None:
+    # 400 px of 0.5 µm drawn at 200 pixels: 1 µm a pixel; at most half of a picture is 100 µm.
+    titles, bar = sized(["a", "b"], [(400, 0.5), (800, 0.5)], [200, 400])
+    assert (titles, bar) == (["a", "b"], ("100 µm", 100))
+    assert sized(["a"], [(400, None)], [200])[1] == ("200 px", 100)
+
+
+def test_pictures_of_several_scales_tell_how_wide_each_is() -> None:
+    titles, bar = sized(["a", "b", "c"], [(400, 0.5), (400, 0.125), (300, None)], [200, 200, 150])
+    assert bar is None and titles == ["a (200 µm wide)", "b (50 µm wide)", "c (300 px wide)"]
+
+
+def test_a_sheet_says_what_it_leaves_out() -> None:
+    assert left_out_words(5, 5, 5) == "all 5 images"
+    assert left_out_words(12, 40, 40) == "12 of 40 images, taken evenly; all are in overlay"
+    said = "5 of 5 images; 3 without a true mask left out; all are in overlay"
+    assert left_out_words(5, 5, 8) == said
+
+
+def test_the_scale_bar_of_a_contact_sheet_is_as_long_as_told(tmp_path: Path) -> None:
+    plain = draw(tmp_path / "a.png", [striped(40, 40)], panel=80)
+    barred = draw(tmp_path / "b.png", [striped(40, 40)], panel=80, bar=("20 µm", 40))
+    ink = (barred[:60] == (20, 20, 20)).all(2).sum(1).max()
+    assert ink >= 40 and barred.shape[1] == plain.shape[1]
 
 
 # --- the sheets of a run --------------------------------------------------------------------------

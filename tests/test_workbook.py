@@ -6,6 +6,8 @@ import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from report.workbook import write_workbook
 
 SPACE = {"m": "http://schemas.openxmlformats.org/spreadsheetml/2006/main"}
@@ -48,3 +50,31 @@ def test_a_table_longer_than_a_sheet_is_left_out_and_told(tmp_path: Path, monkey
     told = write_workbook(tmp_path / "b.xlsx", {"a": tmp_path / "a.csv", "b": tmp_path / "b.csv"})
     assert told == [f"{tmp_path / 'a.csv'}: 3 rows, a sheet has 2; see the CSV file"]
     assert float(cells(tmp_path / "b.xlsx")["A2"][1]) == 1
+
+
+def test_cells_show_the_digits_of_their_uncertainty_and_hold_all(tmp_path: Path) -> None:
+    """41.345 ± 2.06 shows as 41.3, its half-width as 2.1; without one, four digits."""
+    table = "class,area_fraction,area_fraction_ci95,mean\n1,0.41345,0.0206,12.34567\n2,0.5,,3\n"
+    (tmp_path / "a.csv").write_text(table)
+    out = tmp_path / "book.xlsx"
+    share = {"words": str.upper, "is_share": lambda column: column.startswith("area_fraction")}
+    write_workbook(out, {"a": tmp_path / "a.csv"}, **share)  # type: ignore[arg-type]
+    got = cells(out)
+    assert got["B1"][1] == "AREA_FRACTION" and float(got["B2"][1]) == pytest.approx(41.345)
+    assert float(got["D2"][1]) == 12.34567 and float(got["B3"][1]) == 50 and "C3" not in got
+    shown = {cell: number_format(out, cell) for cell in ("B2", "C2", "D2", "D3", "A2")}
+    assert shown == {"B2": "0.0", "C2": "0.0", "D2": "0.00", "D3": "General", "A2": "General"}
+
+
+def number_format(path: Path, cell: str) -> str:
+    """The format of a cell of the first sheet."""
+    with zipfile.ZipFile(path) as book:
+        sheet = ElementTree.fromstring(book.read("xl/worksheets/sheet1.xml"))
+        styles = ElementTree.fromstring(book.read("xl/styles.xml"))
+    (found,) = [c for c in sheet.iterfind(".//m:c", SPACE) if c.get("r") == cell]
+    formats = {
+        f.get("numFmtId"): f.get("formatCode") for f in styles.iterfind(".//m:numFmt", SPACE)
+    }
+    used = styles.findall(".//m:cellXfs/m:xf", SPACE)[int(found.get("s", 0))].get("numFmtId", "0")
+    built_in = {"0": "General", "1": "0", "2": "0.00"}  # ECMA-376, 18.8.30
+    return built_in.get(used) or formats[used] or ""
