@@ -172,9 +172,16 @@ def by_image(folder: Folder, own: Mapping[str, str]) -> Table:
     for image, shares in fractions_of(folder.rows, len(names)).items():
         row = [own.get(image, image), *([batches.get(image) or "-"] if with_batch else [])]
         row += [significant(scales.get(image) or math.nan)] if scaled else []
-        rows.append([*row, *(f"{100 * s:.3g}" if s == s else "-" for s in shares)])
+        rows.append([*row, *(percent(s) for s in shares)])
     head = ["image", *(["batch"] if with_batch else []), *(["µm per px"] if scaled else [])]
     return {"title": "Area fraction of each image, %", "head": [*head, *names], "rows": rows}
+
+
+def percent(share: float) -> str:
+    """A share of one image, which has no interval, in percent: three digits."""
+    if math.isnan(share):
+        return "-"
+    return f"{100 * share:#.3g}".rstrip(".") if share else "0"
 
 
 def all_columns(folder: Folder, own: Mapping[str, str]) -> list[Table]:
@@ -272,7 +279,7 @@ def _view(folder: Folder, told: Told, item: Item, image: Array, mask: Array, roo
     bar = bar_length(width / 4)
     name = told.names.get(item.name) or own_name(item)
     shares = fractions_of([r for r in folder.rows if r["image"] == item.name], len(names))
-    said = [f"{n} {100 * s:.3g} %" for n, s in zip(names, shares[item.name], strict=True) if s > 0]
+    said = [f"{n} {percent(s)} %" for n, s in zip(names, shares[item.name], strict=True) if s > 0]
     return View(
         name,
         Picture(name, photo, f"{name} with its classes"),
@@ -311,8 +318,9 @@ def layer_uri(where: Array, colour: Sequence[int]) -> str:
 
 def _hatched(where: Array) -> Array:
     """Slanted lines over what is true."""
-    rows, columns = np.indices(where.shape, sparse=True)
-    return np.asarray(where & ((rows + columns) % 12 < 3))
+    height, width = where.shape
+    diagonal = np.arange(height)[:, None] + np.arange(width)
+    return np.asarray(where & (diagonal % 12 < 3))
 
 
 def _legend(folder: Folder) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,12 +161,12 @@ def block_table(this: Round, names: list[str]) -> Table:
             "rows": rows}  # fmt: skip
 
 
-def doubt_table(doubts: list[Row]) -> Table:
+def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
     """All images without labels and what speaks against each; shares in percent."""
     head = ["image", "doubt", "votes that differ, %", "differs from the pixel classifier, %"]
     percent = ("vote_disagreement", "differs")
     rows = [
-        [r["image"], r["reasons"] or "-", *(digits(100 * r[name], 1) for name in percent)]
+        [own[r["image"]], r["reasons"] or "-", *(digits(100 * r[name], 1) for name in percent)]
         for r in doubts
     ]
     title = "All images without labels, the most doubtful first (votes that differ: share of the "
@@ -198,21 +199,23 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
     """Write ``report.html`` of a job."""
     this, names = work.this, list(folder.segmenter.class_names)
     annotated = [p.name for p in work.annotated]
+    own = {p.name: (Path(p.name).parent / p.source.name).as_posix() for p in work.pictures}
     learnt = f"{len(annotated)} annotated image{'s' if len(annotated) > 1 else ''}"
-    by = f"{this.by if final else FOREST}, which learnt from {learnt}: {', '.join(annotated)}"
+    by = f"{this.by if final else FOREST}, which learnt from {learnt}: "
+    by += ", ".join(own[name] for name in annotated)
     places, whole = far_places(work), final and bool(this.scores)
     missing = doubt.missing_lines(fractions_of(folder.rows, len(names)), names, annotated)
     far = [
-        f"{name}: {100 * place.mean():.0f} % of it is far from any label (hatched); a few strokes "
+        f"{own[name]}: {100 * place.mean():.0f} % of it is far from any label (hatched); a few strokes "
         "there would help"
         for name, place in places.items()
     ]
     told = Told(
         sample_of(work.request.images),
-        names={p.name: (Path(p.name).parent / p.source.name).as_posix() for p in work.pictures},
+        names=own,
         by=by,
         said=[*(honest_lines(this, work.schedule) if final else [FIRST]), LABELS_WIN],
-        doubts=doubt_table(doubts) if doubts else None,
+        doubts=doubt_table(doubts, own) if doubts else None,
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
         marked_places=places,
         warnings=[*missing, *far],

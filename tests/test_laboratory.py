@@ -21,6 +21,7 @@ from report.laboratory import (
     known_columns,
     layer_uri,
     own_name,
+    percent,
     phases,
     sample_of,
     write_laboratory,
@@ -87,7 +88,7 @@ def test_what_a_laboratory_reads_comes_first_and_training_last(tmp_path, monkeyp
     assert -1 not in found and found[1:] == sorted(found[1:])
     assert "b" not in page.tags and "γ′ <b>" in text
     assert ["image", "µm per px", *NAMES] in page.rows
-    assert ["b/1.tif", "0.5", "60", "40", "0"] in page.rows
+    assert ["b/1.tif", "0.5", "60.0", "40.0", "0"] in page.rows
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(tmp_path, monkeypatch) -> None:
@@ -186,3 +187,8 @@ def test_columns_of_which_nothing_is_known_are_not_shown() -> None:
     }
     assert known_columns(table)["head"] == ["class", "mean"]
     assert known_columns(table)["rows"] == [["a", "1"], ["b", "-"]]
+
+
+def test_the_share_of_one_image_has_three_digits() -> None:
+    values = (0.47, 1.0, 0.012345, 0.0, float("nan"))
+    assert [percent(value) for value in values] == ["47.0", "100", "1.23", "0", "-"]

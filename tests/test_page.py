@@ -197,8 +197,8 @@ def test_measurements_are_shown(experiment: Path) -> None:
     shown = [row for row in page.rows if row[0].startswith("a<")]
     assert len(shown) == 70  # complete, however many there are
     assert shown[3] == ["a<3>", "15", "1 α", "12.35", "3.5", "12.35"]
-    head = ["image", "batch", "class name", "area fraction, %", "number", "mean area, µm²"]
-    assert head in page.rows
+    named = ["image", "batch", "class name", "area fraction, %", "number", "mean area, µm²"]
+    assert named in page.rows
     assert "all 70 lines" in page.text
     assert "1_0/predicted_钢 <i>" in page.text and "i" not in page.tags
 
