@@ -29,6 +29,7 @@ from utils.files import DataError, special_kind
 Array = NDArray[Any]
 Pixels = NDArray[np.uint8]
 
+CLASS_IDS = "pixel values must be class ids: export it as an 8-bit PNG of them"
 MAX_PIXELS = 400_000_000  # 20000 x 20000: more is refused before memory is taken for it
 PNG_MAGIC, JPEG_MAGIC, WEBP_MAGIC = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"
 # What a file begins with decides how it is read, whatever its name ends with.
@@ -94,11 +95,11 @@ def read_mask(path: str | Path) -> Pixels:
         raise DataError(f"{path}: coloured mask ({colours} colours); {cure}")
     ids = ids[..., 0] if ids.ndim == 3 else ids
     if ids.dtype.kind == "f" and not (np.isfinite(ids).all() and (ids == np.rint(ids)).all()):
-        raise DataError(f"{path}: fractions in a mask; pixel values must be class ids")
+        raise DataError(f"{path}: fractions in a mask; {CLASS_IDS}")
     low, high = ids.min(), ids.max()
     if low < 0 or high > 255:
         value = high if high > 255 else low
-        raise DataError(f"{path}: value {value} in a mask; pixel values must be class ids")
+        raise DataError(f"{path}: value {value} in a mask; {CLASS_IDS}")
     return np.array(ids, np.uint8, order="C")
 
 
