@@ -206,8 +206,8 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
     places, whole = far_places(work), final and bool(this.scores)
     missing = doubt.missing_lines(fractions_of(folder.rows, len(names)), names, annotated)
     far = [
-        f"{own[name]}: {100 * place.mean():.0f} % of it is far from any label (hatched); a few strokes "
-        "there would help"
+        f"{own[name]}: {100 * place.mean():.0f} % of it is far from any label (hatched); "
+        "a few strokes there would help"
         for name, place in places.items()
     ]
     told = Told(
