@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import PRESETS, ConfigError
+from metallography.particles import MINIMUM_PX
 from segmentation import demo
 from segmentation.intake import PRETRAIN, Request
 from segmentation.job import run
@@ -21,7 +22,7 @@ from utils.commandline import Parser, exit_code
 
 DESCRIPTION = "From a folder of images and one mask to class maps, measurements and a report."
 AGAIN = "The same command goes on and ends with the same result"
-READING = ("mask-pattern", "mask-kind", "palette", "ignore", "tolerance", "crop")
+READING = ("mask-pattern", "mask-kind", "palette", "ignore", "tolerance", "crop", "trim")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,8 +39,11 @@ def parser() -> argparse.ArgumentParser:
         "looks at the images first (default), robust, or paper")  # fmt: skip
     add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: auto, where it pays within the "
         "time (default), always (with --demo) or never")  # fmt: skip
-    add("--class_names", type=_names, default=(), metavar="NAME,...", help="names of the classes")
+    add("--class_names", "--class-names", type=_names, default=(), metavar="NAME,...",
+        help="names of the classes")  # fmt: skip
     add("--um_per_px", type=float, help="micrometres per pixel; default: all lengths in pixels")
+    add("--min_px", type=float, default=MINIMUM_PX, help="smaller specks and holes are noise: they "
+        f"count as no particle ({MINIMUM_PX})")  # fmt: skip
     for name in READING:
         add(f"--{name}", default="", help=f"how masks are read: see dataset/prepare.py, --{name}")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
@@ -70,6 +74,7 @@ def request_of(options: argparse.Namespace) -> Request:
         pretrain=options.pretrain or ("always" if options.demo else "auto"),
         class_names=options.class_names or (demo.CLASSES if options.demo else ()),
         um_per_px=options.um_per_px,
+        min_px=options.min_px,
         reading=tuple(f"--{name}={value}" for name, value in given.items() if value),
         device=options.device,
         threads=options.threads,

@@ -19,6 +19,7 @@ from imaging.imagefile import read_image, read_mask
 from metallography.folder import MEASUREMENTS, SUMMARY
 from utils.files import replace_file, replacing
 
+MODEL = "model.pt"
 RECORD, CORRECTED, ROUNDS = "answer.json", "corrected", "rounds.json"
 KINDS = ("classes", "gray", "overlay")
 TABLES = (MEASUREMENTS, "batches.csv", SUMMARY, "summary.md", "sheet.png", "doubt.csv")
@@ -70,6 +71,14 @@ class Answers:
                 _copy(work / table, self.out / table)
         self.record = {"by": by, "files": {name: [value] for name, value in new.items()}}
         self._save()
+
+    def publish_model(self, network: Path | None) -> None:
+        """Put the network that answers at ``OUT/model.pt``, for new images; None: there is none."""
+        model = self.out / MODEL
+        if network is None:
+            model.unlink(missing_ok=True)
+        else:
+            _copy(network, model)
 
     def _save(self) -> None:
         replace_file(self.path, json.dumps(self.record, indent=1) + "\n", "--out")

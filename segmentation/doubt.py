@@ -23,6 +23,7 @@ def doubts(
     *,
     annotated: Sequence[str],
     votes: Mapping[str, float],
+    unsure: Mapping[str, float],
     differs: Mapping[str, float],
     looks: Mapping[str, Look],
 ) -> list[Row]:
@@ -31,6 +32,7 @@ def doubts(
     Args:
         fractions: area fractions of the classes by image.
         votes: vote disagreement of the 8 views, nan where it is not known.
+        unsure: 1 - the probability of the likeliest class, mean of the pixels.
         differs: share of pixels in which the network and the pixel classifier differ.
         looks: brightness, contrast and sharpness of the images.
     """
@@ -49,11 +51,12 @@ def doubts(
         row: Row = {"image": name, "reasons": "; ".join(reasons[name])}
         row |= {
             "vote_disagreement": votes.get(name, math.nan),
+            "unsure": unsure.get(name, math.nan),
             "differs": differs.get(name, math.nan),
         }
         rows.append(row)
     rows.sort(key=lambda r: (-len(reasons[r["image"]]), -_known(r["vote_disagreement"]),
-                             -_known(r["differs"])))  # fmt: skip
+                             -_known(r["unsure"])))  # fmt: skip
     return [{"rank": number, **row} for number, row in enumerate(rows, start=1)]
 
 

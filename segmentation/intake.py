@@ -23,6 +23,7 @@ from dataset.set_plan import Plan, Source
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, is_drawn
 from metallography.folder import result_names
+from metallography.particles import MINIMUM_PX
 from metallography.segmenter import check_number
 from segmentation.answers import Answers
 from utils.files import DataError, replace_file
@@ -49,10 +50,11 @@ class Request:
     device: str = "auto"
     threads: int = 0
     seed: int = 0
+    min_px: float = MINIMUM_PX
 
     def __post_init__(self) -> None:
         problems = []
-        for name, least in (("minutes", 0.1), ("threads", 0)):
+        for name, least in (("minutes", 0.1), ("threads", 0), ("min_px", 1)):
             try:
                 check_number(name, getattr(self, name), least=least)
             except ConfigError as error:

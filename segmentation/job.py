@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +166,7 @@ class Work:
             shutil.rmtree(self.first, ignore_errors=True)
             folder = self.predict(self.learnt(), self.first)
         self.answers.publish(self.first, [p.name for p in self.pictures], FOREST)
-        self.mark(folder, {})
+        self.mark(folder)
         path = telling.write_page(self, folder, [], final=False)
         to_terminal(f"First answer of all images, by the {FOREST}: {path}")
 
@@ -178,6 +177,7 @@ class Work:
         um, own = self.request.um_per_px, [Item(p.source, p.name) for p in self.pictures]
         scales = find_scales(own, self.request.images, um)
         told: dict[str, Any] = {"scales": scales.of, "notes": scales.lines}
+        told["min_px"] = self.request.min_px
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
         folder.run()
         if folder.bad:
@@ -315,8 +315,9 @@ class Work:
         self.this.fractions = fractions_of(folder.rows, self.classes)
         self.this.answer = place.relative_to(self.out).as_posix()
         self.rounds.save()
-        rows = self.mark(folder, folder.votes())
+        rows = self.mark(folder)
         self.answers.publish(place, [p.name for p in self.pictures], self.this.by)
+        self.answers.publish_model(self.out / self.this.network if self.this.network else None)
         self.folder, self.doubts = folder, rows
 
     def final(self) -> Classifier | Watched:
@@ -335,14 +336,15 @@ class Work:
             return self.watched(file)
         return self.learnt()
 
-    def mark(self, folder: Answer, votes: Mapping[str, float]) -> list[dict[str, Any]]:
+    def mark(self, folder: Answer) -> list[dict[str, Any]]:
         """Write ``doubt.csv`` into a predicted folder; returns its rows."""
         looks = {p.name: look(read_image(p.file)) for p in self.pictures}
         rows = doubt.doubts(
             fractions_of(folder.rows, self.classes),
             folder.segmenter.class_names,
             annotated=[p.name for p in self.annotated],
-            votes=votes,
+            votes=folder.noted("votes"),
+            unsure=folder.noted("unsure"),
             differs={p.name: self.differs(folder, p) for p in self.pictures},
             looks=looks,
         )
@@ -354,7 +356,8 @@ class Work:
         own, first = (
             place / "classes" / f"{picture.name}.png" for place in (folder.out, self.first)
         )
-        if folder.out == self.first or not first.exists():
+        same = not isinstance(folder.segmenter, Watched)  # it is the classifier's answer, too
+        if same or folder.out == self.first or not first.exists():
             return float("nan")
         return float((read_mask(own) != read_mask(first)).mean())
 

@@ -27,17 +27,19 @@ from utils.metrics import IGNORED
 
 NETWORK, FOREST = "network", "pixel classifier"
 VOTES = "votes.jsonl"
+NOTED = {"votes": "doubt", "unsure": "unsure"}  # in that file, and what a predictor calls it
 
 
 class Watched:
     """A network whose last prediction is remembered for its doubt.
 
     ``doubt`` is the mean vote disagreement of the 8 views of the last image (``metallography.
-    views``), nan where predictions are made in one view.
+    views``), nan where predictions are made in one view; ``unsure`` is 1 - the probability of the
+    likeliest class, mean of the pixels.
     """
 
     def __init__(self, segmenter: Segmenter, views: int) -> None:
-        self.segmenter, self.doubt = segmenter, float("nan")
+        self.segmenter, self.doubt, self.unsure = segmenter, float("nan"), float("nan")
         self.num_classes, self.class_names = segmenter.num_classes, segmenter.class_names
         self.mapping, self.colours = segmenter.mapping, segmenter.colours
         self.resize, self.tile, self.overlap = segmenter.resize, segmenter.tile, segmenter.overlap
@@ -49,14 +51,15 @@ class Watched:
         self, image: Array, inside: Array | None = None, factor: float = 1.0
     ) -> Iterator[tuple[int, Floats]]:
         """Class probabilities, see ``Segmenter.bands``."""
-        if not self.tta:
-            yield from self.segmenter.bands(image, inside, factor)
-            return
-        total = 0.0
-        for top, band in self.segmenter.bands_and_votes(image, inside, factor):
-            total += float(band[-1].sum(dtype=np.float64))
-            yield top, band[:-1]
-        self.doubt = total / (image.shape[0] * image.shape[1])
+        votes = unsure = 0.0
+        bands = self.segmenter.bands_and_votes if self.tta else self.segmenter.bands
+        for top, band in bands(image, inside, factor):
+            votes += float(band[-1].sum(dtype=np.float64)) if self.tta else float("nan")
+            classes = band[: self.num_classes]
+            unsure += float((1 - classes.max(axis=0)).sum(dtype=np.float64))
+            yield top, classes
+        pixels = image.shape[0] * image.shape[1]
+        self.doubt, self.unsure = votes / pixels, unsure / pixels
 
 
 class Classifier:
@@ -74,7 +77,7 @@ class Classifier:
         self.ignore_label = IGNORED
         self.um_per_px: tuple[float, float] | None = None
         self.forest = PixelForest(seed, standardize=True, threads=threads, quick=True)
-        self.doubt = float("nan")
+        self.doubt = self.unsure = float("nan")
         small = f", on images reduced by a factor of {reduce}" if reduce > 1 else ""
         self.about = (
             f"pixel classifier: filters and a random forest, no network{small}; it sees no shape "
@@ -105,6 +108,7 @@ class Classifier:
     ) -> Iterator[tuple[int, Floats]]:
         """Class probabilities, see ``Segmenter.bands``; all of the image counts."""
         found = self.forest.probabilities(self.small(image), self.num_classes)
+        self.unsure = float((1 - found.max(axis=0)).mean())
         if self.reduce > 1:
             yield from resized_bands(found, *image.shape[:2])
         else:
@@ -125,8 +129,7 @@ class Answer(Folder):
     def predict(self, item: Item, image: Array) -> Array:
         """Predict an image; note the doubt; put its labels, if any, over the prediction."""
         predicted = super().predict(item, image)
-        doubt = getattr(self.segmenter, "doubt", float("nan"))
-        self._note(item.name, doubt)
+        self._note(item.name)
         labels = self.labels.get(item.name)
         if labels is None:
             return predicted
@@ -136,18 +139,22 @@ class Answer(Folder):
         write_png(self.file("gray", item), np.array(self.segmenter.mapping, np.uint8)[mask])
         return mask
 
-    def _note(self, name: str, doubt: float) -> None:
-        old = self.votes()
-        old[name] = doubt
-        known = {n: None if np.isnan(v) else v for n, v in old.items()}
-        lines = [json.dumps({"name": n, "votes": v}) + "\n" for n, v in known.items()]
-        replace_file(self.out / VOTES, "".join(lines), "--out", durable=False)
+    def _note(self, name: str) -> None:
+        old = {kind: self.noted(kind) for kind in NOTED}
+        for kind, attribute in NOTED.items():
+            old[kind][name] = getattr(self.segmenter, attribute, float("nan"))
+        lines = [
+            json.dumps({"name": n, **{k: _or_none(values.get(n)) for k, values in old.items()}})
+            for n in old["votes"]
+        ]
+        text = "".join(f"{line}\n" for line in lines)
+        replace_file(self.out / VOTES, text, "--out", durable=False)
 
-    def votes(self) -> dict[str, float]:
-        """The vote disagreement of each image, nan where it is not known."""
+    def noted(self, kind: str) -> dict[str, float]:
+        """'votes' or 'unsure' of each image, see ``Watched``; nan where it is not known."""
         path = self.out / VOTES
         lines = read_metrics(path) if path.exists() else []
-        return {e["name"]: float("nan") if e["votes"] is None else e["votes"] for e in lines}
+        return {e["name"]: float("nan") if e.get(kind) is None else e[kind] for e in lines}
 
     def corrected_pixels(self) -> dict[str, tuple[int, int]]:
         """Of each labelled image: pixels where the labels changed the prediction, and labelled."""
@@ -159,6 +166,10 @@ class Answer(Folder):
                 known = labels != IGNORED
                 found[item.name] = int((known & (labels != predicted)).sum()), int(known.sum())
         return found
+
+
+def _or_none(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else value
 
 
 def merged(predicted: Pixels, labels: Pixels) -> Pixels:

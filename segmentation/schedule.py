@@ -122,7 +122,8 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     if fine < FEWEST_STEPS:
         reasons.append(
             f"The time is too short for a network ({max(fine, 0)} steps of fine-tuning, "
-            f"{FEWEST_STEPS} are the least): the pixel classifier answers alone"
+            f"{FEWEST_STEPS} are the least): the pixel classifier answers alone; about --minutes "
+            f"{_enough(total, free, held, step):.0f} would do"
         )
         fine = epochs = steps = 0
     block = min(fine, int(min(held, free - fine * step) / 4 / step))
@@ -136,6 +137,12 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     values |= {"self_crop": learning.values["self_crop"]} if epochs else {}
     told = [*kept, *reasons]
     return Schedule(asked, fine, block, epochs, steps, values, views, reduce, seconds, told)
+
+
+def _enough(total: float, free: float, held: float, step: float) -> float:
+    """About how many minutes give a network the fewest steps, where ``total`` seconds do not."""
+    missing = FEWEST_STEPS * step - (free - min(held, 0.4 * free))
+    return math.ceil((total + missing / (1 - RESERVE - HELD_OUT_SHARE)) / 60) + 1
 
 
 def _batch(learning: Learning, wanted: float, step: float) -> tuple[dict[str, Any], float]:

@@ -16,7 +16,7 @@ from metallography.ranking import fractions_of
 from metallography.summary import Table
 from report.laboratory import Told, sample_of, write_laboratory
 from segmentation import doubt
-from segmentation.answers import Round
+from segmentation.answers import MODEL, Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
 from segmentation.predictors import FOREST, NETWORK, Answer
 from segmentation.schedule import Schedule
@@ -128,6 +128,11 @@ def result_lines(work: Work) -> list[str]:
     marked = [row for row in work.doubts if row["reasons"]]
     lines.append(f"Doubt: {len(marked)} of {len(work.doubts)} images are marked, see doubt.csv")
     lines += [f"  {row['image']}: {row['reasons']}" for row in marked[:5]]
+    lines.append(
+        f"For new images: python predict.py --weights {work.out / MODEL} --images FOLDER"
+        if this.network
+        else "No network was kept: for new images add them to the folder, and give the same command"
+    )
     moved = changes(this, work.before, names)
     if work.before is not None:
         lines.append(f"Changed since the answer before: {len(moved)} of {len(folder.items)} images")
@@ -163,14 +168,16 @@ def block_table(this: Round, names: list[str]) -> Table:
 
 def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
     """All images without labels and what speaks against each; shares in percent."""
-    head = ["image", "doubt", "votes that differ, %", "differs from the pixel classifier, %"]
-    percent = ("vote_disagreement", "differs")
+    head = ["image", "doubt", "votes that differ, %", "unsure, %"]
+    head.append("differs from the pixel classifier, %")
+    percent = ("vote_disagreement", "unsure", "differs")
     rows = [
         [own[r["image"]], r["reasons"] or "-", *(digits(100 * r[name], 1) for name in percent)]
         for r in doubts
     ]
     title = "All images without labels, the most doubtful first (votes that differ: share of the "
-    return {"title": f"{title}8 flips and turns that give another class)", "head": head,
+    title += "8 flips and turns that give another class; unsure: 1 - probability, mean)"
+    return {"title": title, "head": head,
             "rows": rows}  # fmt: skip
 
 

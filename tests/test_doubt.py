@@ -14,7 +14,13 @@ LOOK = Look((10, 10), 0.5, 0.2, 1.0)
 
 
 def table(**changes: object) -> list[dict[str, object]]:
-    given: dict[str, object] = {"annotated": ["i0"], "votes": {}, "differs": {}, "looks": {}}
+    given: dict[str, object] = {
+        "annotated": ["i0"],
+        "votes": {},
+        "unsure": {},
+        "differs": {},
+        "looks": {},
+    }
     return doubts(FRACTIONS, NAMES, **{**given, **changes})  # type: ignore[arg-type]
 
 
@@ -33,8 +39,13 @@ def test_an_outlying_area_fraction_is_marked_first_and_labelled_images_are_not_l
 
 def test_small_differences_are_no_outliers_however_alike_the_others_are() -> None:
     fractions = {f"i{n}": [0.9, 0.1] for n in range(9)} | {"near": [0.88, 0.12]}
-    rows = doubts(fractions, NAMES, annotated=[], votes={}, differs={}, looks={})
+    rows = doubts(fractions, NAMES, annotated=[], votes={}, unsure={}, differs={}, looks={})
     assert not any(r["reasons"] for r in rows)
+
+
+def test_without_votes_the_unsurer_image_comes_first() -> None:
+    rows = table(unsure={"i3": 0.2, "i5": 0.3, "i7": 0.1})
+    assert [r["image"] for r in rows[:4]] == ["odd", "i5", "i3", "i7"]
 
 
 def test_votes_order_what_is_not_marked_and_differing_methods_mark() -> None:
