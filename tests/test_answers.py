@@ -79,3 +79,13 @@ def test_a_file_that_is_no_class_map_is_named(out: Path) -> None:
     (out / "classes" / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="a.png"):
         Answers(out).corrections()
+
+
+def test_the_model_for_new_images_is_the_one_that_answers(tmp_path: Path) -> None:
+    (tmp_path / "sup.pt").write_bytes(b"network")
+    answers = Answers(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    answers.publish_model(tmp_path / "sup.pt")
+    assert (tmp_path / "out" / "model.pt").read_bytes() == b"network"
+    answers.publish_model(None)  # the pixel classifier answers
+    assert not (tmp_path / "out" / "model.pt").exists()

@@ -66,3 +66,11 @@ def test_one_pass_over_the_views_gives_their_average_and_their_votes() -> None:
     found = average_and_votes(predict)(IMAGE)
     assert found[:2] == pytest.approx(average_views(predict)(IMAGE), abs=1e-6)
     assert found[2] == pytest.approx(disagreement(predict)(IMAGE)[0], abs=1e-6)
+
+
+def test_the_pixel_classifier_tells_how_unsure_it_is() -> None:
+    model = Classifier(3, (), 1, seed=0, threads=1)
+    model.fit([IMAGE], [MASK])
+    ((_, probabilities),) = model.bands(IMAGE)
+    expected = np.mean([1 - max(pixel) for pixel in probabilities.reshape(3, -1).T.tolist()])
+    assert model.unsure == pytest.approx(expected, abs=1e-6)
