@@ -129,6 +129,8 @@ def read(request: Request) -> Intake:
         old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if old["signature"] == wanted:
             return _intake(request, old)
+    if folder.exists() and not (folder / RECORD).is_file():
+        raise DataError(f"{folder}: not made by segment.py; move it, or give another --out")
     known = _known_palette(folder)
     with TemporaryDirectory(prefix="masks-") as place:
         plans = _plans(request, [_as_folder(m, request, Path(place)) for m in masks], known)
