@@ -181,7 +181,7 @@ def _pretraining(
         reasons.append(f"The time is short: pretraining sees crops of {SHORT_CROP} pixels")
     images = len(learning.intake.pictures)
     per_epoch = max(images // min(8, images), 1)
-    epochs = int(share / each / per_epoch)
+    epochs = max(0, int(share / each / per_epoch))
     steps = epochs * per_epoch
     if wanted == "auto" and steps < PAYS:
         reasons.append(f"No pretraining: {steps} steps fit into half of the time; {GAINS}")
