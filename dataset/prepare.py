@@ -176,13 +176,7 @@ def _warnings(plan: Plan) -> list[str]:
     sizes = {tile.box[2:] for tiles in plan.splits.values() for tile in tiles}
     if len(sizes) > 1:
         found.append(f"{len(sizes)} image sizes; train with --image_size N, or give --tile here")
-    found += _ids_without_zero(plan)
-    found += _scribbles(plan)
-    shares = plan.counts(train).sum(0)
-    if "numbered" in plan.rule.note and shares[0] < shares.max():
-        largest = f"is not the largest class, {shares.argmax()} is"
-        background = f"class 0 (background, left out of the mean Dice) {largest}"
-        found.append(f"{background}; give --palette for another order")
+    found += mask_warnings(plan)
     single = [t[0].source.specimen for s, t in plan.splits.items() if s.startswith("sup_num1_")]
     if len(set(single)) < len(single):
         reason = "repeats with images of one specimen are not independent"
@@ -190,6 +184,17 @@ def _warnings(plan: Plan) -> list[str]:
         found.append(f"sup_num1_*: {few}: {reason}")
     if not any(t.source.batch for t in train):
         found.append("no production batch is known; PSCL-MoCo needs --batch-from")
+    return found
+
+
+def mask_warnings(plan: Plan) -> list[str]:
+    """What masks may mean otherwise: ids from 1, strokes, another class as the background."""
+    found = _ids_without_zero(plan) + _scribbles(plan)
+    shares = plan.counts(plan.splits.get(SPLITS["train"], [])).sum(0)
+    if "numbered" in plan.rule.note and shares[0] < shares.max():
+        largest = f"is not the largest class, {shares.argmax()} is"
+        background = f"class 0 (background, left out of the mean Dice) {largest}"
+        found.append(f"{background}; give --palette for another order")
     return found
 
 

@@ -32,7 +32,9 @@ class Answers:
         self.out, self.path, self.classes = out, out / RECORD, out / KINDS[0]
         self.record: dict[str, Any] = {"by": "", "files": {}}
         with suppress(OSError, ValueError):
-            self.record |= json.loads(self.path.read_text(encoding="utf-8"))
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            if isinstance(found, dict) and isinstance(found.get("files"), dict):
+                self.record |= found
 
     @property
     def by(self) -> str:

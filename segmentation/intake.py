@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from annotation.files import another_kind, is_annotation, names_in
+from annotation.names import class_names
 from config import Config, ConfigError
 from data import name_key
 from dataset.layout import replacing_set, write_png
-from dataset.mask_values import MaskRule
-from dataset.prepare import read_settings
+from dataset.mask_values import MaskRule, parse_palette
+from dataset.prepare import mask_warnings, read_settings
 from dataset.set_plan import Plan, Source
+from dataset.source_files import PaletteCheck, palette_of, read_pixels
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, is_drawn
 from metallography.folder import result_names
@@ -131,13 +134,15 @@ def read(request: Request) -> Intake:
             return _intake(request, old)
     if folder.exists() and not (folder / RECORD).is_file():
         raise DataError(f"{folder}: not made by segment.py; move it, or give another --out")
-    known = _known_palette(folder)
+    before = _known(folder)
     with TemporaryDirectory(prefix="masks-") as place:
-        plans = _plans(request, [_as_folder(m, request, Path(place)) for m in masks], known)
+        folders = [(_as_folder(mask, request, Path(place)), mask) for mask in masks]
+        _one_palette(folders)
+        names = _names(request, folders, before.get("class_names", ()))
+        plans, known = _plans(request, folders, before.get("palette", ""), names)
         with replacing_set(folder) as root:
             record = _write(root, plans, corrected, request)
-            told = plans[0].masks.names if plans else []
-            record["class_names"] = list(request.class_names) or told
+            record |= {"class_names": names, "palette": known}
             replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
     return _intake(request, json.loads((folder / RECORD).read_text(encoding="utf-8")))
 
@@ -166,11 +171,12 @@ def _signature(
     return [[VERSION, *request.reading, str(request.images.resolve())], *entries]
 
 
-def _known_palette(folder: Path) -> str:
-    """Which value was which class the last time, so that classes keep their numbers."""
+def _known(folder: Path) -> dict[str, Any]:
+    """The record of the set made before: classes keep their numbers and names; {} of none."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((folder / RECORD).read_text(encoding="utf-8"))["palette"])
-    return ""
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return {"palette": str(found["palette"]), "class_names": found.get("class_names", [])}
+    return {}
 
 
 def _as_folder(masks: Path, request: Request, place: Path) -> Path:
@@ -194,13 +200,17 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
     return folder
 
 
-def _plans(request: Request, folders: Iterable[Path], known: str) -> list[Plan]:
-    """A plan for each folder of masks, all with one meaning of the classes."""
+def _plans(
+    request: Request, folders: Sequence[tuple[Path, Path]], known: str, names: Sequence[str]
+) -> tuple[list[Plan], str]:
+    """A plan for each folder of masks, and the meaning of their values, which is one for all.
+
+    ``folders`` are read for what the user gave, ``known`` is what values meant before.
+    """
     plans: list[Plan] = []
-    for folder in folders:
+    for folder, given in folders:
         words = [f"--images={request.images}", f"--masks={folder}", f"--out={request.out}"]
         words += ["--test=0", "--batch-from=()", *request.reading]
-        names = request.class_names or (tuple(plans[0].masks.names) if plans else ())
         words += [f"--class-names={','.join(names)}"] if names else []
         tries: list[list[str]] = [[]]
         if known and not any("palette" in word for word in request.reading):
@@ -210,15 +220,62 @@ def _plans(request: Request, folders: Iterable[Path], known: str) -> list[Plan]:
         problem: DataError | None = None
         for more in tries:
             try:
-                plans.append(Plan(read_settings([*words, *more])))
+                plan = Plan(read_settings([*words, *more]))
+                plans.append(_agreeing(plan, known, words, given) if known else plan)
                 break
             except DataError as error:
-                problem = problem or error
+                problem = problem or DataError(str(error).replace(str(folder), str(given)))
         else:
             assert problem is not None
             raise problem
+        if not plans[-1].masks.names and "ids" not in plans[-1].rule.note:
+            known = _palette(plans[-1].rule)  # with what it adds to the one before
         known = known or _palette(plans[0].rule)
-    return plans
+    return plans, known
+
+
+def _agreeing(plan: Plan, known: str, words: list[str], given: Path) -> Plan:
+    """The plan, read again if its classes are numbered otherwise than is known; DataError.
+
+    New values become new classes, so that a class keeps its number.
+    """
+    if "ids" in plan.rule.note or plan.masks.names:
+        return plan
+    old = {value: label for label, value in parse_palette(known)}
+    own = [(label, tuple(value)) for label, value in plan.rule.palette if label != IGNORED]
+    unseen = [value for _, value in own if value not in old]
+    if all(old.get(value, label) == label for label, value in own) and not unseen:
+        return plan
+    if len(own) == len(unseen) == 1 or {len(v) for v in unseen} - {len(v) for v in old}:
+        shown = ", ".join(",".join(map(str, value)) for value in unseen[:3])
+        found = f"{given}: values {shown}, which other masks do not have ({known})"
+        raise DataError(f'{found}; say what they are: --palette "{known} ..."')
+    first = 1 + max(label for label in old.values() if label != IGNORED)
+    more = (f"{n}={','.join(map(str, value))}" for n, value in enumerate(unseen, start=first))
+    return Plan(read_settings([*words, f"--palette={' '.join([known, *more])}"]))
+
+
+def _names(request: Request, folders: Sequence[tuple[Path, Path]], old: Sequence[str]) -> list[str]:
+    """Names of the classes: as given, else of all files of outlines; those known keep their ids."""
+    if request.class_names:
+        return list(request.class_names)
+    found: set[str] = set()
+    for folder, _ in folders:
+        for path in filter(is_annotation, Listing(folder, [request.out]).files):
+            found |= names_in(path) if not another_kind(path) else set()
+    return [*old, *(name for name in class_names(found) if name not in old)] if found else [*old]
+
+
+def _one_palette(folders: Sequence[tuple[Path, Path]]) -> None:
+    """Refuse palette files that give one index several colours in different folders."""
+    check = PaletteCheck()
+    for folder, _ in folders:
+        for path in Listing(folder, []).images():
+            if colours := palette_of(path):
+                check.add(path, colours, np.unique(read_pixels(path)).tolist())
+    if check.differing and len(folders) > 1:
+        cure = "save them with one palette, or put them into one folder"
+        raise DataError(f"--masks: palettes differ: {check.differing}; {cure}")
 
 
 def _palette(rule: MaskRule) -> str:
@@ -275,7 +332,9 @@ def _write(
 
 def _notes(plans: Sequence[Plan]) -> list[str]:
     """How the files were read, without what concerns the splits of a set alone."""
-    every = dict.fromkeys(note for plan in plans for note in (*plan.notes, *plan.warnings))
+    every = dict.fromkeys(
+        note for plan in plans for note in (*plan.notes, *plan.warnings, *mask_warnings(plan))
+    )
     own = [n for n in every if not n.startswith("--batch-from") and " sets sup_num" not in n]
     return [f"masks: {plans[0].rule.note}; {plans[0].rule.same_as()}", *own]
 

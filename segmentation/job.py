@@ -45,7 +45,7 @@ OWN_FILES = ("set", "plan.json", "rounds.json", "answer.json", LOCK_FILE)
 def run(request: Request) -> Work:
     """Do the job, or go on with it; returns what was done. UserError."""
     check_out(request.out)
-    with locked(request.out):
+    with locked(request.out, "--out", "segmenting", "--out"):
         intake = read(request)
         request = replace(request, class_names=request.class_names or intake.class_names)
         for note in intake.notes:

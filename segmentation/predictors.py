@@ -88,8 +88,7 @@ class Classifier:
     def fit(self, images: Sequence[Pixels], labels: Sequence[Pixels]) -> None:
         """Learn from images (H, W) or (H, W, 3) and class ids (H, W), 255 where unlabelled."""
         small = [self.small(image) for image in images]
-        masks = [m[:: self.reduce, :: self.reduce][: s.shape[1], : s.shape[2]]
-                 for m, s in zip(labels, small, strict=True)]  # fmt: skip
+        masks = [reduced_labels(m, self.reduce, self.num_classes) for m in labels]
         self.forest.fit(small, masks)
         found = hashlib.sha256(f"{self.reduce} {self.forest.seed}".encode())
         for pixels in (*small, *masks):
@@ -170,6 +169,18 @@ class Answer(Folder):
 
 def _or_none(value: float | None) -> float | None:
     return None if value is None or np.isnan(value) else value
+
+
+def reduced_labels(labels: Pixels, factor: int, num_classes: int) -> Pixels:
+    """Class ids reduced by a whole factor: the most frequent label of each block, if it has one."""
+    if factor == 1:
+        return labels
+    height, width = (-(-side // factor) for side in labels.shape)
+    padded = np.full((height * factor, width * factor), IGNORED, np.uint8)
+    padded[: labels.shape[0], : labels.shape[1]] = labels
+    blocks = padded.reshape(height, factor, width, factor)
+    counts = np.stack([(blocks == c).sum(axis=(1, 3)) for c in range(num_classes)])  # (C, h, w)
+    return np.where(counts.any(axis=0), counts.argmax(axis=0), IGNORED).astype(np.uint8)
 
 
 def merged(predicted: Pixels, labels: Pixels) -> Pixels:

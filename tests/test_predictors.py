@@ -10,7 +10,7 @@ from PIL import Image
 
 from metallography.folder import Item
 from metallography.views import average_and_votes, average_views, disagreement
-from segmentation.predictors import Answer, Classifier, merged
+from segmentation.predictors import Answer, Classifier, merged, reduced_labels
 from utils.metrics import IGNORED
 
 MASK = np.repeat(np.repeat(np.array([[0, 1], [2, 0]], np.uint8), 20, 0), 24, 1)  # 40 x 48
@@ -74,3 +74,13 @@ def test_the_pixel_classifier_tells_how_unsure_it_is() -> None:
     ((_, probabilities),) = model.bands(IMAGE)
     expected = np.mean([1 - max(pixel) for pixel in probabilities.reshape(3, -1).T.tolist()])
     assert model.unsure == pytest.approx(expected, abs=1e-6)
+
+
+def test_labels_are_reduced_by_their_majority_and_strokes_are_kept() -> None:
+    labels = np.full((4, 5), IGNORED, np.uint8)
+    labels[0, 0] = 2  # one labelled pixel of its block
+    labels[2:4, 2:4] = [[1, 0], [1, IGNORED]]
+    labels[:, 4] = 0  # blocks that the edge cuts
+    expected = [[2, IGNORED, 0], [IGNORED, 1, 0]]
+    assert reduced_labels(labels, 2, 3).tolist() == expected
+    assert reduced_labels(labels, 1, 3) is labels

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +247,99 @@ def test_without_a_terminal_the_progress_is_a_line_now_and_then(
     assert run(place) == 0
     err = capsys.readouterr().err
     assert re.search(r"^[A-Z][\w ,]+: \d+ of \d+, [\d:]+ left$", err, re.MULTILINE)
+
+
+def paint(place: Path, name: str, values: Sequence[Any]) -> str:
+    """A mask of image ``name``: bands of equal height, a value each."""
+    bands = np.repeat(np.array(values, np.uint8), SIDE // len(values), axis=0)
+    pixels = np.repeat(bands[:, None], SIDE, axis=1)
+    (place / "more" / name).mkdir(parents=True, exist_ok=True)
+    path = place / "more" / name / f"é{name}.png"
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def learnt(place: Path, name: str) -> list[int]:
+    """The class of each band (three to four) in the labels that are learnt."""
+    mask = ids(place / "out" / "set" / "sup_numf" / "gt" / f"é{name}.png")
+    return list(dict.fromkeys(mask[:, 0].tolist()))
+
+
+RED, BLUE, BLACK = (255, 0, 0), (0, 0, 255), (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([0, 255], [0, 128, 255], ([0, 1], [0, 2, 1])),
+        ([BLACK, RED], [BLACK, BLUE], ([0, 1], [0, 2])),
+        ([BLACK, RED], [BLUE, RED], ([0, 1], [2, 1])),
+    ],
+)
+def test_several_masks_have_one_meaning(
+    place: Path, first: list[Any], second: list[Any], expected: tuple[list[int], list[int]]
+) -> None:
+    masks = paint(place, "1", first), paint(place, "2", second)
+    assert run(place, masks=masks) == 0
+    assert (learnt(place, "1"), learnt(place, "2")) == expected
+
+
+def test_a_correction_keeps_its_class_when_a_mask_brings_another_one(place: Path) -> None:
+    first, second = paint(place, "1", [BLACK, RED]), paint(place, "2", [BLACK, BLUE, RED])
+    assert run(place, masks=(first,)) == 0
+    corrected = np.zeros((SIDE, SIDE), np.uint8)
+    corrected[SIDE // 2 :] = 1  # red
+    Image.fromarray(corrected).save(place / "out" / "classes" / "é0.png")
+    assert run(place, masks=(first, second)) == 0
+    assert (learnt(place, "1"), learnt(place, "2")) == ([0, 1], [0, 2, 1])
+    assert learnt(place, "0") == [0, 1]
+
+
+def test_a_mask_of_one_unknown_value_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = paint(place, "1", [0, 1, 2]), paint(place, "2", [77, 77])
+    assert run(place, masks=masks) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "é2.png" in line and "77" in line and "--palette" in line
+
+
+def outlines(place: Path, name: str, *drawn: str) -> str:
+    """A LabelMe file for image ``name`` with a rectangle of each class, from the left."""
+    shapes = [
+        {"label": label, "shape_type": "rectangle", "points": [[x, 4], [x + 9, 24 + x]]}
+        for label, x in zip(drawn, (2, 14, 26), strict=False)
+    ]
+    about = {"imageHeight": SIDE, "imageWidth": SIDE, "imagePath": f"é{name}.png"}
+    path = place / f"é{name}.json"
+    path.write_text(json.dumps({**about, "shapes": shapes}), encoding="utf-8")
+    return str(path)
+
+
+def test_outlines_in_several_files_share_their_names(place: Path) -> None:
+    masks = outlines(place, "1", "pore"), outlines(place, "2", "carbide")
+    assert run(place, masks=masks) == 0
+    gt = place / "out" / "set" / "sup_numf" / "gt"
+    assert (ids(gt / "é1.png")[8, 5], ids(gt / "é2.png")[8, 5]) == (2, 1)  # by the alphabet
+
+
+def test_given_names_order_the_ids_of_outlines(place: Path) -> None:
+    mask = outlines(place, "1", "pore", "carbide")
+    assert run(place, "--class_names", "matrix,pore,carbide", masks=(mask,)) == 0
+    gt = ids(place / "out" / "set" / "sup_numf" / "gt" / "é1.png")
+    assert (gt[8, 5], gt[8, 18]) == (1, 2)
+
+
+def test_strokes_on_zero_are_warned_of(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strokes = np.zeros((SIDE, SIDE, 3), np.uint8)
+    for row, value in ((10, RED), (24, BLUE), (38, (255, 255, 0))):
+        strokes[row : row + 2, 4:40] = value
+    Image.fromarray(strokes).save(place / "é0_mask.png")
+    assert run(place) == 0
+    assert "look like scribbles" in capsys.readouterr().out
+
+
+def test_a_damaged_record_of_answers_is_made_anew(place: Path) -> None:
+    assert run(place) == 0
+    (place / "out" / "answer.json").write_text('{"by": "x", "files": []}', encoding="utf-8")
+    assert run(place) == 0
