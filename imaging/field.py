@@ -132,6 +132,10 @@ class FieldRule:
             raise DataError(f"{path}: nothing of it is inside the field; correct its region")
         return outside if outside.any() else None
 
+    def lacks_region(self, name: str) -> bool:
+        """Whether there are regions of interest, but none for this image: all of it counts."""
+        return self.roi is not None and self._region(name) is None
+
     def state(self, name: str) -> dict[str, object]:
         """What decides the field of an image, beside the image; empty if all of it counts."""
         region = self._region(name)

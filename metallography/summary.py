@@ -130,6 +130,10 @@ def warnings(folder: Folder) -> list[str]:
     lines += [f"Warning: {line}" for line in bar_lines(folder.bars, folder.field.crop)]
     lines += _scale_doubts(folder)
     lines += [f"Warning: {line}" for line in _fraction_doubts(folder)]
+    whole = [i.name for i, _, _ in folder.done if folder.field.lacks_region(i.name)]
+    if whole:
+        count = f"{len(whole)} image(s) without a mask in --roi (first: {whole[0]})"
+        lines.append(f"Warning: {count}, measured whole")
     bare = [i.name for i, _, _ in folder.done if i.truth is None or not i.truth.exists()]
     if bare and any(item.truth for item in folder.items):
         count = f"{len(bare)} image(s) without a true mask (first: {bare[0]})"

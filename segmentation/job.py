@@ -20,7 +20,8 @@ from report.sheets import predicted_sheet
 from segmentation import blocks, doubt, telling
 from segmentation.answers import Answers, Round, Rounds, pair_digest
 from segmentation.blocks import HeldOut
-from segmentation.intake import Picture, Request, read
+from segmentation.intake import RECORD as SET_RECORD
+from segmentation.intake import SET, Picture, Request, read
 from segmentation.learning import TRAINING, Learning
 from segmentation.predictors import FOREST, NETWORK, Answer, Classifier, Watched
 from segmentation.schedule import (
@@ -35,11 +36,11 @@ from utils.commandline import UserError
 from utils.files import list_names, replace_file
 from utils.log import only_progress, progress, to_terminal
 from utils.metrics import IGNORED
-from utils.run_folder import LOCK_FILE, locked
+from utils.run_folder import locked
 from utils.tables import csv_of_rows
 
 BEFORE = "answer before"
-OWN_FILES = ("set", "plan.json", "rounds.json", "answer.json", LOCK_FILE)
+OWN_FILES = ("rounds.json", "answer.json")
 
 
 def run(request: Request) -> Work:
@@ -61,8 +62,9 @@ def run(request: Request) -> Work:
 
 def check_out(out: Path) -> None:
     """Refuse a folder of results that holds other files; UserError."""
-    names = {path.name for path in list_names(out)}
-    if names and not names & set(OWN_FILES):
+    names = {path.name for path in list_names(out) if not path.name.startswith(".")}
+    made_here = (out / SET / SET_RECORD).is_file() or names & set(OWN_FILES)
+    if names and not made_here:
         raise UserError(f"{out}: holds other files, such as {min(names)}; give another --out")
 
 

@@ -158,6 +158,10 @@ def test_transparent_pixels_and_what_is_outside_the_region(tmp_path: Path, weigh
     assert (mask[:7] == 255).all() and (mask[:, 40:] == 255).all() and (mask[7:, :40] < 3).all()
     assert sum(shares(out, "a")) == pytest.approx(1)
     assert rows_of(out / "measurements.csv")[0]["field_px"] == str(33 * 40)
+    Image.fromarray(gray).save(tmp_path / "imgs" / "b.png")
+    assert predict(weights, tmp_path / "imgs", out, "--roi", tmp_path / "roi") == 0
+    said = (out / "summary.md").read_text(encoding="utf-8")
+    assert "1 image(s) without a mask in --roi (first: b), measured whole" in said
 
 
 def test_standardised_by_the_field_alone(tmp_path: Path) -> None:

@@ -343,3 +343,15 @@ def test_a_damaged_record_of_answers_is_made_anew(place: Path) -> None:
     assert run(place) == 0
     (place / "out" / "answer.json").write_text('{"by": "x", "files": []}', encoding="utf-8")
     assert run(place) == 0
+
+
+@pytest.mark.parametrize("name", ["plan.json", "set/mine.txt", "mine.txt"])
+def test_a_folder_with_files_of_the_user_is_left_alone(
+    place: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    path = place / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine", encoding="utf-8")
+    assert run(place) == 2
+    assert "give another --out" in capsys.readouterr().err
+    assert [p for p in (place / "out").rglob("*") if p.is_file()] == [path]
