@@ -128,6 +128,11 @@ class SetMasks:
         if not drawn:
             return given
         pixels = next((s.mask for s in sources if s.mask and not s.drawn), None)
+        if not found and not pixels:
+            more = f", nor in {len(drawn) - 1} other(s)" if len(drawn) > 1 else ""
+            cure = "draw the classes as outlines, and save the file again"
+            self.nameless = f"{drawn[0].mask}: no outline in it{more}; {cure}"
+            return given
         try:
             names = given or class_names(found)
         except DataError as error:

@@ -225,6 +225,15 @@ def test_outlines_by_another_name_are_named(tmp_path, capsys):
     assert "drawn.geojson has the name of none; name it as its image" in capsys.readouterr().err
 
 
+def test_files_of_outlines_without_any_are_named(tmp_path, capsys):
+    stems = write_raw(tmp_path, [None] * 3, images=IMAGES[:3])
+    for stem in stems:
+        put(tmp_path / "gt" / f"{stem}.json", b'{"shapes": []}')
+    assert run(tmp_path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{stems[0]}.json: no outline in it, nor in 2 other(s)" in line
+
+
 def test_files_beside_images_that_are_no_outlines_are_no_masks(tmp_path, capsys):
     stems = write_raw(tmp_path, [png(IDS)] * 2 + [None], images=IMAGES[:3])
     put(tmp_path / "gt" / f"{stems[2]}.json", b'{"magnification": 500}')
