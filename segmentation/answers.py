@@ -68,6 +68,8 @@ class Answers:
         for kind in KINDS:
             for name in names:
                 _copy(work / kind / f"{name}.png", self.out / kind / f"{name}.png")
+            for name in old.keys() - set(names):  # its image was taken away
+                (self.out / kind / f"{name}.png").unlink(missing_ok=True)
         for table in TABLES:
             if (work / table).exists():
                 _copy(work / table, self.out / table)

@@ -47,6 +47,8 @@ def run(request: Request) -> Work:
     """Do the job, or go on with it; returns what was done. UserError."""
     check_out(request.out)
     with locked(request.out, "--out", "segmenting", "--out"):
+        for leftover in request.out.glob(f".{SET}-*"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         intake = read(request)
         request = replace(request, class_names=request.class_names or intake.class_names)
         for note in intake.notes:
