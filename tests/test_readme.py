@@ -169,6 +169,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = here / "steel_simclr" / "1_0" / "moco1.pt"
     for name in ("moco200.pt", "steel_simclr/1_0/moco200.pt"):  # after 200 epochs, in the pages
         shutil.copy(made, here / name)
+    (here / "OUT").mkdir()  # as segment.py would leave it, and images of tomorrow
+    shutil.copy(here / "steel_simclr" / "1_0" / "fine.pt", here / "OUT" / "model.pt")
+    shutil.copytree(here / "dataset" / "steel" / "test_numf" / "img", here / "new_images")
     return here
 
 
