@@ -212,6 +212,10 @@ class Work:
         self.rounds.save()
         for line in telling.comparison_lines(self.this, self.before):
             to_terminal(line)
+        fine, block = self.schedule.fine_steps, self.schedule.block_steps
+        if NETWORK in scores and 2 * block < fine and self.this.kept != NETWORK:
+            short = f"In each block the network had {block} of its {fine} steps"
+            to_terminal(f"{short}: more --minutes make this comparison fairer to it")
 
     def forest_blocks(self, usable: list[int]) -> HeldOut:
         """Held-out scores of the pixel classifier, and its learning curve."""
