@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "one image or of several, named as their images; later ones win")  # fmt: skip
     add("--out", type=Path, help="folder of the results; default: segmented_<images>, here")
     add("--demo", action="store_true", help="segment synthetic micrographs, whose truth is known")
-    add("--minutes", type=float, help="most time that it may take (20; with --demo 2.4)")
+    add("--minutes", type=float, help="most time that it may take (20; with --demo 1.5)")
     add("--preset", default="auto", choices=tuple(PRESETS), help="settings of the network: auto "
         "looks at the images first (default), robust, or paper")  # fmt: skip
     add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: auto, where it pays within the "
