@@ -1,6 +1,6 @@
 """What segment.py does on real sets with one mask: the truth is for judging alone.
 
-``PSCL_DATA=data python benchmarks/one_mask.py superalloy --out /tmp/one_mask --minutes 20``. Of
+``PSCL_DATA=data python benchmarks/one_mask.py superalloy --out one_mask --minutes 20``. Of
 each set every fourth of the first 40 training images, the first 15 test images and, where there are
 some, 50 unlabelled ones are copied under neutral names, with one mask. Printed are the true Dice,
 pooled over the images with a truth but without the given mask, and the mean error of the area

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
@@ -23,9 +22,9 @@ from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile  # noqa: E402
 from imaging.field import read_crop  # noqa: E402
 from imaging.gray_range import GrayRange  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
-from utils.files import DataError, replace_file, special_kind  # noqa: E402
+from utils.files import DataError, replace_file  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
-from utils.tables import csv_text  # noqa: E402
+from utils.tables import csv_text, read_csv  # noqa: E402
 
 # Not the docstring, which python -OO drops.
 ABOUT = """\
@@ -332,27 +331,13 @@ def _batch_from(words: str) -> re.Pattern[str] | dict[str, dict[str, str]] | Non
 
 
 def _read_table(path: Path) -> dict[str, dict[str, str]]:
-    if kind := special_kind(path):
-        raise DataError(f"{path}: {kind}, not a file; correct --batch-from")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise DataError(f"{path}: cannot be read ({reason}); correct --batch-from") from None
-    delimiter = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
-    reader = csv.DictReader(lines, delimiter=delimiter)
-    try:
-        reader.fieldnames = head = [name.strip().lower() for name in reader.fieldnames or []]
-        rows = list(reader)
-    except csv.Error as error:
-        raise DataError(f"{path}: not a CSV file ({error}); correct --batch-from") from None
+    head, rows = read_csv(path, "--batch-from")
     if not {"file", "batch"} <= set(head):
         found = f"{path}: columns {','.join(head)}"
         raise DataError(f"{found}; the first line names them: file,batch,...")
     table: dict[str, dict[str, str]] = {}
     problems = Problems()
-    for number, row in enumerate(rows, start=2):
-        values = {k: (v or "").strip() for k, v in row.items() if k and not isinstance(v, list)}
+    for number, values in rows:
         name, split = name_key(values["file"]), values.get("split", "")
         line = f"{path}: line {number}"
         if split not in ("", *SPLITS):

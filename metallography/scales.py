@@ -6,7 +6,6 @@ one magnification in a folder: a network knows its classes at the size at which 
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from imaging.listing import some_names
 from imaging.pixel_size import SAME, pixel_size
 from metallography.folder import Item
 from metallography.particles import SCALES_UM
-from utils.files import DataError, name_key, special_kind
+from utils.files import DataError, name_key
+from utils.tables import read_csv
 
 COLUMNS = ("file", "um_per_px")
 
@@ -123,26 +123,14 @@ def read_scales(path: Path) -> dict[str, float]:
     Names are paths below the folder of images, or file names, with or without suffix. Raises
     DataError, a line for each wrong row.
     """
-    if kind := special_kind(path):
-        raise DataError(f"{path}: {kind}, not a file; correct --scales")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise DataError(f"{path}: cannot be read ({reason}); correct --scales") from None
-    delimiter = next((mark for mark in ";\t" if lines and mark in lines[0]), ",")
-    try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
-    except csv.Error as error:
-        raise DataError(f"{path}: not a CSV file ({error}); correct --scales") from None
-    head = [name.lower() for name in rows[0]] if rows else []
+    head, rows = read_csv(path, "--scales")
     if not set(COLUMNS) <= set(head):
         found = f"{path}: columns {','.join(head)}"
         raise DataError(f"{found}; the first line names them: {','.join(COLUMNS)}")
-    place, problems, scales = [head.index(name) for name in COLUMNS], [], dict[str, float]()
-    for number, row in enumerate(rows[1:], start=2):
-        if any(row):
-            name, text = (row[i] if i < len(row) else "" for i in place)
+    problems, scales = list[str](), dict[str, float]()
+    for number, values in rows:
+        if any(values.values()):
+            name, text = (values[column] for column in COLUMNS)
             problems += _add(scales, f"{path}: line {number}", name_key(name), text)
     if problems:
         raise DataError("\n".join(problems))

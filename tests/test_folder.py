@@ -15,18 +15,11 @@ from PIL import Image
 from metallography.folder import RECORD, list_images, result_names
 from metallography.segmenter import Segmenter
 from predict import main
+from tests.holder import HOLD
 from tests.trained_model import expected_mask, picture, rows_of, write_images, write_weights
 from utils.files import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
-HOLD = """
-import sys, time
-sys.path.insert(0, sys.argv[2])
-from utils.run_folder import locked
-with locked(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.holder import HOLD
 from utils import run_folder as lock
 from utils.checkpoint import CheckpointError, load
 from utils.commandline import UserError
@@ -25,14 +26,6 @@ from utils.run_folder import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-HOLD = """
-import sys, time
-sys.path.insert(0, sys.argv[2])
-from utils.run_folder import locked
-with locked(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
 
 
 def state(epoch: int = 0, finished: bool = False, outputs: tuple[str, ...] = ()) -> dict[str, Any]:

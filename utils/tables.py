@@ -9,10 +9,40 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
+
+from utils.files import DataError, special_kind
 
 Cells = Sequence[object]
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for one, begins so
+
+
+def read_csv(path: Path, flag: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a small CSV file, in lower case, and its rows: line number, text by column.
+
+    Cells are separated by commas or, where the first line has none, by semicolons or tabs. Raises
+    DataError, which names the option ``flag``, for what cannot be read.
+    """
+    if kind := special_kind(path):
+        raise DataError(f"{path}: {kind}, not a file; correct {flag}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise DataError(f"{path}: cannot be read ({reason}); correct {flag}") from None
+    first = lines[0] if lines else ""
+    reader = csv.DictReader(lines, delimiter=next((m for m in ",;\t" if m in first), ","))
+    try:
+        head = [name.strip().lower() for name in reader.fieldnames or []]
+        reader.fieldnames = head
+        rows = [
+            (reader.line_num, {name: (row[name] or "").strip() for name in head if name})
+            for row in reader
+        ]
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV file ({error}); correct {flag}") from None
+    return head, rows
 
 
 def digits(value: float, decimals: int = 4) -> str:
