@@ -14,11 +14,12 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 from PIL import Image
 
 from config import FIELDS, ConfigError, format_value
@@ -135,11 +136,17 @@ def _stages_of(run: Path) -> list[str]:
 
 def _html(content: Mapping[str, Any], template: str) -> str:
     """Fill the template in; characters that HTML forbids become question marks."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    page = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page.filters["word_columns"] = _word_columns
-    text = page.get_template(template).render(content)
+    text = _template(template).render(content)
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "?", text)
+
+
+@cache
+def _template(name: str) -> Template:
+    """A template of this folder, compiled once: a page is filled in twice."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    pages = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages.filters["word_columns"] = _word_columns
+    return pages.get_template(name)
 
 
 def _word_columns(rows: Sequence[Sequence[str]]) -> set[int]:

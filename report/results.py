@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,7 @@ def read_results(experiment: Path, stage: str, fit: bool = False) -> Results:
     state cannot be read is left out: its own training reports that.
     """
     results = {}
-    for run, state in _finished(experiment, stage):
-        evaluations = state["evaluations"]
+    for run, evaluations in _finished(experiment, stage):
         if evaluations and bool(evaluations[-1].get(FIT)) == fit:
             best = max(evaluations, key=lambda e: e["acc"])  # of equals the first, as in *.pt
             results[run] = (best, evaluations[-1])
@@ -42,12 +42,38 @@ def read_results(experiment: Path, stage: str, fit: bool = False) -> Results:
 
 def unscored(experiment: Path, stage: str) -> list[str]:
     """Names of the finished runs without any evaluation: their set has no test images."""
-    return [run for run, state in _finished(experiment, stage) if not state["evaluations"]]
+    return [run for run, evaluations in _finished(experiment, stage) if not evaluations]
 
 
-def _finished(experiment: Path, stage: str) -> list[tuple[str, dict[str, Any]]]:
-    states = ((run.name, read_state(run, stage)) for run in list_names(experiment))
-    return [(run, state) for run, state in states if state is not None and state["finished"]]
+def _finished(experiment: Path, stage: str) -> list[tuple[str, list[Evaluation]]]:
+    """Names and evaluations of the finished runs whose states can be read."""
+    found = []
+    for run in list_names(experiment):
+        file = StateFile(run / f"state_{stage}.pt")
+        with suppress(CheckpointError):
+            evaluations = _evaluations(file.path, _version(file.path), _version(file.previous))
+            if evaluations is not None:
+                found.append((run.name, evaluations))
+    return found
+
+
+@lru_cache(maxsize=1000)
+def _evaluations(path: Path, *_versions: tuple[int, ...]) -> list[Evaluation] | None:
+    """Evaluations of a run, None if it is not finished.
+
+    One table asks for them several times: a state, which holds all weights, is read only when its
+    files have changed.
+    """
+    state = StateFile(path).load()
+    return list(state["evaluations"]) if state is not None and state["finished"] else None
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file is replaced or written to; empty if there is none."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return ()
 
 
 def read_state(run: Path, stage: str) -> dict[str, Any] | None:

@@ -1,9 +1,10 @@
-"""What holds for every test: one thread, and no deadline per example on a busy machine."""
+"""What holds for every test: one thread, no deadline per example, curves that take no time."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 # Tests run side by side, those in processes of their own too: one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from tiny_set import curves_unseen  # noqa: E402
 
 # glibc's own default, said aloud: `keep_freed_memory` then leaves the process of the tests alone,
 # some of which measure its memory.
@@ -25,3 +27,10 @@ hypothesis.settings.load_profile("project")
 def interrupts_as_python_has_them() -> None:
     """Ctrl-C raises KeyboardInterrupt, also where the tests were started with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def curves_are_not_drawn() -> Iterator[None]:
+    """Drawing its curves takes a tiny run as long as training; tests of curves ask for them."""
+    with curves_unseen():
+        yield
