@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, no deadline per example, curves that take no time."""
+"""What holds for every test: one thread, no deadline per example, figures unseen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from tiny_set import curves_unseen  # noqa: E402
+from unseen_figures import figures_unseen  # noqa: E402
 
 # glibc's own default, said aloud: `keep_freed_memory` then leaves the process of the tests alone,
 # some of which measure its memory.
@@ -30,7 +30,7 @@ def interrupts_as_python_has_them() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def curves_are_not_drawn() -> Iterator[None]:
-    """Drawing its curves takes a tiny run as long as training; tests of curves ask for them."""
-    with curves_unseen():
+def figures_are_not_drawn() -> Iterator[None]:
+    """Those of runs, which take longer than tiny runs do."""
+    with figures_unseen():
         yield

@@ -223,6 +223,23 @@ def test_every_method_is_measured_by_default() -> None:
     assert step.parse([]).methods == list(METHODS)
 
 
+def test_a_case_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    script = tmp_path / "half.py"
+    script.write_text("import json, sys\nprint('so'); print(json.loads(sys.argv[2])['n'] / 2)\n")
+    assert measure.in_own_process(str(script), {"n": 3}) == 1.5
+    with pytest.raises(SystemExit, match="half.py: case .* ended with code 1"):
+        measure.in_own_process(str(script), {})
+
+
+def test_the_process_of_a_case_prints_its_result_last(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "keep_freed_memory", lambda: True)
+    case = {"kind": "floor", "method": "simclr", "precision": "fp32", **CASE, "size": 32}
+    assert step.main(["--case", json.dumps(case)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["convolutions"] == 33
+
+
 @pytest.mark.slow
 def test_the_command_prints_one_object(capfd: pytest.CaptureFixture[str]) -> None:
     words = "--size 16 --batch 2 --methods simclr --precisions fp32 --rounds 1 --steps 1 --json"

@@ -18,13 +18,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_set import ROOT, add, command, curves_unseen, files, make_set, run_process, train
+from tiny_set import ROOT, add, command, files, make_set, run_process, train
+from unseen_figures import figures_unseen
 
 from networks import UNet
 from predict import Segmenter
 from stages.finetuning import Finetune, Supervised
 from stages.job import Job
 from stages.pretraining import SelfSupervised
+from tests.holder import HOLD
 from tests.test_recompute import Convolutions
 from utils.checkpoint import load, save
 
@@ -38,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output folder of a run with all stages; copy it before changing it."""
     out = tmp_path_factory.mktemp("finished")
-    with curves_unseen(False):
+    with figures_unseen(False):
         assert train(data, out, stages="self-fine-sup", repeats="01", fine_max_epoch=3) == 0
     return out
 
@@ -718,13 +720,9 @@ def test_names_in_a_state_cannot_reach_out_of_the_folder(
 def test_two_processes_do_not_share_a_folder(
     finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hold = (
-        "import sys, time; sys.path.insert(0, sys.argv[2])\nfrom utils.run_folder import locked\n"
-        "with locked(sys.argv[1]): print('held', flush=True); time.sleep(60)"
-    )
     shutil.copytree(finished, tmp_path / "out")
     run = tmp_path / "out" / "tiny_simclr" / "1_1"
-    words = [sys.executable, "-c", hold, str(run), str(ROOT)]
+    words = [sys.executable, "-c", HOLD, str(run), str(ROOT)]
     settings = {"repeats": "01", "fine_max_epoch": 3, "overwrite": True}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
@@ -820,6 +818,7 @@ def test_too_little_memory_is_one_line(
     refused(capsys, train(data, tmp_path), "Tried to allocate 3 GiB", "--image_size")
 
 
+@pytest.mark.slow  # tests/test_readme.py runs it so, too
 def test_the_script_runs_in_a_process_of_its_own(data: Path, tmp_path: Path) -> None:
     done = run_process(command(data, stages="sup", fine_max_epoch=1), tmp_path / "run")
     assert done.returncode == 0 and done.stderr == "", done.stderr

@@ -29,7 +29,7 @@ def test_every_step_calls_the_same_few_operators_and_waits_for_none(
     method: str, precision: str
 ) -> None:
     """At 64 px, views left out; in bf16 weights are cast on top."""
-    case = {**CASE, "method": method, "precision": precision, "size": 64, "batch": 4, "steps": 2}
+    case = {**CASE, "method": method, "precision": precision, "size": 64, "batch": 2, "steps": 2}
     counts = step.count_steps(case)
     assert [dict(count.waits) for count in counts] == [{}] * 2
     calls = {count.counts.total() - count.views.total() for count in counts}

@@ -56,7 +56,14 @@ def test_an_exported_model_predicts_as_pytorch(tmp_path: Path, capsys, suffix: s
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fine.pt", path.name]
 
 
-@pytest.mark.parametrize(("size", "resize"), [((90, 131), 48), ((40, 33), 64), ((61, 70), 0)])
+@pytest.mark.parametrize(
+    ("size", "resize"),
+    [  # reduced; enlarged, and as it is, as in tests/test_readme.py
+        ((90, 131), 48),
+        pytest.param((40, 33), 64, marks=pytest.mark.slow),
+        pytest.param((61, 70), 0, marks=pytest.mark.slow),
+    ],
+)
 def test_the_lines_of_the_page_predict_as_predict_py(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], resize: int
 ) -> None:
@@ -81,7 +88,7 @@ def test_the_lines_of_the_page_predict_as_predict_py(
     assert (found["mask"] == expected).mean() >= 0.999
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("norm", [pytest.param("batch", marks=pytest.mark.slow), "group"])
 def test_an_exported_model_standardises_each_image(tmp_path: Path, capsys, norm: str) -> None:
     torch.manual_seed(3)
     net = UNet(3, (4, 8, 16, 32), norm).eval()

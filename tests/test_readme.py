@@ -28,6 +28,7 @@ from PIL import Image
 from tiny_set import draw, environment, make_set
 
 import config
+from benchmarks import measure
 from utils.log import VERSION
 
 ROOT = Path(__file__).parents[1]
@@ -251,9 +252,9 @@ def test_the_commands_of_a_set_run(folder: Path) -> None:
 def test_a_benchmark_runs(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, where each case would have one of its own; tests/test_benchmarks.py."""
     module = module_of(script_of(command))
-    if hasattr(module, "in_own_process"):
-        monkeypatch.setattr(module, "in_own_process", lambda script, case: module.measure(case))
-        monkeypatch.setattr(module, "WARM_UP", 0, raising=False)
+    monkeypatch.setattr(measure, "in_own_process", lambda script, case: module.measure_case(case))
+    if hasattr(module, "WARM_UP"):
+        monkeypatch.setattr(module, "WARM_UP", 0)
     assert run(command, folder) == 0
 
 

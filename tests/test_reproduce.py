@@ -23,11 +23,13 @@ import tiny_set
 import torch
 from PIL import Image
 from tiny_set import files, make_set
+from unseen_figures import figures_unseen
 
 import config_run
 import metallography.forest
 import reproduce
 from model import METHODS
+from tests.holder import HOLD
 from utils.checkpoint import load, save
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills as Unix knows them")
@@ -382,22 +384,12 @@ def planned(
 def test_a_folder_in_use_is_one_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = (
-        "import sys; from utils.run_folder import locked\n"
-        f"with locked({str(tmp_path / 'runs' / 'steel_forest' / '1_0')!r}):\n"
-        "    print('held', flush=True); sys.stdin.read()"
-    )
-
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=tiny_set.ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
+    folder = tmp_path / "runs" / "steel_forest" / "1_0"
+    words = [sys.executable, "-c", HOLD, str(folder), str(tiny_set.ROOT)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         assert run(data, tmp_path, "--repeats=0", methods="forest") == 2
-        holder.communicate("")
+        holder.kill()
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "steel_forest/1_0: another process is training there" in error
 
@@ -417,17 +409,22 @@ def run_in(data: str, out: str, kill_at: int) -> None:
 
     os.replace = deadly  # type: ignore[assignment]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        sys.exit(run(Path(data), Path(out), "--repeats=01"))
+        with figures_unseen():
+            code = run(Path(data), Path(out), "--repeats=01")
+        sys.exit(code)
 
 
-def test_a_killed_table_ends_as_an_unbroken_one(finished: Finished, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [(25,), pytest.param((9, 25, 31, 40), marks=pytest.mark.slow)])
+def test_a_killed_table_ends_as_an_unbroken_one(
+    finished: Finished, tmp_path: Path, kills: tuple[int, ...]
+) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tiny_set", "reproduce", "torch._dynamo"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
         forkserver.ensure_running()
     out = tmp_path / "steel"
-    for kill_at in (9, 25, 31, 40, 0):
+    for kill_at in (*kills, 0):
         process = context.Process(target=run_in, args=(str(finished.data), str(out), kill_at))
         process.start()
         process.join(120)

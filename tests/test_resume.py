@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import tiny_set
 from tiny_set import files, make_set
+from unseen_figures import figures_unseen
 
 SETTINGS: dict[str, Any] = {
     "self_max_epoch": 3,
@@ -56,6 +57,7 @@ def run_in(folder: str, data: str, mode: str, kill_at: tuple[str, int] | None) -
         open("../err.txt", "w") as err,
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
+        figures_unseen(),
     ):
         settings = {**SETTINGS, "self_mode": mode, "stages": STAGES[mode]}
         code = tiny_set.train(Path(data), Path("."), **settings)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
 import config_run
-from report import figures
-from utils.files import replace_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -131,26 +123,6 @@ def train(data: Path, out: Path, argv: str = "", **settings: object) -> int:
     """Run the program in this process; returns its exit code."""
     values = {**TINY, "data_dir": str(data), "output_dir": str(out), "num_classes": 3, **settings}
     return config_run.main(argv.split(), **values)
-
-
-_learning_curve = figures.learning_curve
-
-
-def _digest_of_curves(png_path: str | Path, metrics_jsonl: str | Path) -> Path:
-    """In the place of ``learning_curve``: a picture that differs where the lines would."""
-    lines = json.dumps(list(figures.read_metrics(metrics_jsonl)))
-    pixels = np.frombuffer(hashlib.sha256(lines.encode()).digest(), np.uint8).reshape(4, 8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    replace_file(png_path, file.getvalue())
-    return Path(png_path)
-
-
-@contextmanager
-def curves_unseen(unseen: bool = True) -> Iterator[None]:
-    """Runs of this process write a digest of their ``curves.png``, or draw them after all."""
-    with patch.object(figures, "learning_curve", _digest_of_curves if unseen else _learning_curve):
-        yield
 
 
 def command(data: Path, **settings: object) -> list[str]:
