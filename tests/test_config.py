@@ -603,10 +603,10 @@ def test_resolved(values, expected):
     assert made.resolved() == made
 
 
-@pytest.mark.parametrize("classes", range(2, 256))
-def test_the_grays_are_distinct_for_every_number_of_classes(classes):
-    mapping = Config(num_classes=classes).resolved().mapping
-    assert len(set(mapping)) == classes and min(mapping) == 0 and max(mapping) == 255
+def test_the_grays_are_distinct_for_every_number_of_classes():
+    for classes in range(2, 256):
+        mapping = Config(num_classes=classes).resolved().mapping
+        assert len(set(mapping)) == classes and min(mapping) == 0 and max(mapping) == 255, classes
 
 
 @pytest.mark.parametrize("self_mode", ["plain-moco", "plain-simclr", "byol", "densecl"])

@@ -17,7 +17,8 @@ from torch import nn
 import config_run
 from config import Config
 from pscl.losses import supervised_loss
-from stages.finetuning import STATISTICS_BATCHES, Supervised
+from stages import finetuning
+from stages.finetuning import Supervised
 from utils.checkpoint import load
 from utils.log import RunLog
 from utils.training import Training
@@ -41,6 +42,12 @@ RECIPE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_set(tmp_path_factory.mktemp("set"))
+
+
+@pytest.fixture(autouse=True)
+def few_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of three batches instead of 32 at every evaluation."""
+    monkeypatch.setattr(finetuning, "STATISTICS_BATCHES", 3)
 
 
 @pytest.fixture
@@ -107,11 +114,11 @@ def test_the_averaged_network_is_scored_and_saved_with_statistics_of_its_own(
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
     # By hand: the mean over batches of each batch's mean behind the first convolution.
     first = stage.scored.get_submodule("encode.inc.con1")
-    images = list(stage.crops.for_statistics(2, STATISTICS_BATCHES))
+    images = list(stage.crops.for_statistics(2, finetuning.STATISTICS_BATCHES))
     with torch.no_grad():
         means = [first(x).mean(dim=(0, 2, 3)) for x in images]
     torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(dim=0))
-    assert len(images) == STATISTICS_BATCHES and norm.momentum == 0.1
+    assert len(images) == finetuning.STATISTICS_BATCHES and norm.momentum == 0.1
 
 
 def test_statistics_leave_the_training_as_it_is(

@@ -11,6 +11,7 @@ import pytest
 from report.results import read_results, results_table, table, write_results
 from utils.checkpoint import save
 from utils.commandline import UserError
+from utils.run_folder import StateFile
 
 
 def evaluation(epoch: int, acc: float, dice: float, miou: float) -> dict[str, Any]:
@@ -45,6 +46,23 @@ def test_the_best_is_by_acc_the_first_of_equals_and_the_last_is_the_last(experim
         (1, 3),
         (0, 0),
     ]
+
+
+def test_a_state_is_read_once_and_again_when_it_was_replaced(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    others = {"1_4", "eval.txt"}  # damaged, so it may be whole next time; and no run
+    load = StateFile.load
+    monkeypatch.setattr(StateFile, "load", lambda f: read.append(f.path.parent.name) or load(f))
+    for _ in range(2):
+        write_results(experiment, "fine")
+        assert sorted(set(read) - others) == ["1_0", "1_1", "1_2", "1_3", "f"]
+    assert len([run for run in read if run not in others]) == 5
+    state(experiment, "1_2", evaluation(7, 0.5, 0.5, 0.5))
+    state(experiment, "f", evaluation(8, 0.5, 0.5, 0.5), finished=False)
+    assert list(read_results(experiment, "fine")) == ["1_0", "1_1", "1_2"]
+    assert read_results(experiment, "fine")["1_2"][1]["epoch"] == 7
 
 
 def test_the_table_has_each_run_and_the_mean_of_each_size(experiment: Path) -> None:

@@ -35,7 +35,8 @@ def _png(shown: str) -> bytes:
 
 
 def _learning_curve(png_path: str | Path, metrics_jsonl: str | Path) -> Path:
-    replace_file(png_path, _png(json.dumps(list(figures.read_metrics(metrics_jsonl)))))
+    lines = [e for e in figures.read_metrics(metrics_jsonl) if e.keys() & {"epoch", "evaluation"}]
+    replace_file(png_path, _png(json.dumps(lines)))
     return Path(png_path)
 
 
