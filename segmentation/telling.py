@@ -20,16 +20,17 @@ from segmentation.answers import MODEL, Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
 from segmentation.predictors import FOREST, NETWORK, Answer
 from segmentation.schedule import Schedule
-from utils.metrics import IGNORED
+from utils.metrics import IGNORED, mean_score
 from utils.tables import digits
 
 if TYPE_CHECKING:
     from segmentation.job import Work
 
 WITHIN = (
-    "Within the annotated image: learnt from three blocks of the annotation, scored on the fourth, "
-    "each in turn. Other images may differ, and pretraining, if any, knew the whole mask"
+    "Within the annotated image: learnt from {learnt} of the annotation, scored on {rest}, in turn. "
+    "Other images may differ, and pretraining, if any, knew the whole mask"
 )
+SHARES = {1: ("three quarters", "the fourth"), 2: ("half", "the other half")}
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which an image counts as labelled in part
@@ -66,24 +67,36 @@ def comparison_lines(this: Round, before: Round | None) -> list[str]:
 
 def curve_lines(this: Round) -> list[str]:
     """Whether one mask is enough, by the learning curve of the pixel classifier."""
-    means = {int(n): HeldOut(np.asarray(c, np.int64)).mean for n, c in this.curve.items()}
-    known = {n: v for n, v in sorted(means.items()) if not math.isnan(v)}
+    curves = {int(n): HeldOut(np.asarray(c, np.int64)) for n, c in this.curve.items()}
+    known = {n: v for n, v in sorted(curves.items()) if not math.isnan(v.mean)}
     if len(known) < 2:
         return []
-    shown = ", ".join(f"{n} of {BLOCKS}: {score_text(v)}" for n, v in known.items())
-    last, one_less = known[max(known)], known[sorted(known)[-2]]
-    gain = last - one_less
-    if gain < ENOUGH:
+    shown = ", ".join(f"{n} of {BLOCKS}: {score_text(v.mean)}" for n, v in known.items())
+    fewer, most = [known[n] for n in sorted(known)[-2:]]
+    gain, error = most.mean - fewer.mean, gain_error(fewer, most)
+    added = f"The last quarter that was learnt from added {gain:+.3f} (standard error {error:.3f})"
+    if gain - error > ENOUGH:
+        verdict = f"{added}: more labels would still help; annotate the first doubtful image"
+    elif gain + error < ENOUGH:
         verdict = (
-            "The last quarter added hardly anything: more of the same image would bring little; "
-            "what helps is a mask of another image, such as the first of the doubtful ones"
+            f"{added}: more of the same image would bring little; what may help is a mask of "
+            "another image, such as the first doubtful one"
         )
     else:
         verdict = (
-            f"The last quarter still added {gain:.3f}: a second mask would help; annotate the "
-            "first of the doubtful images"
+            f"{added}, too little to tell from chance: one image does not show whether a second "
+            "mask would help; if the first doubtful image looks wrong, correct that"
         )
     return [f"Dice by blocks of the annotation learnt from ({FOREST}): {shown}", verdict]
+
+
+def gain_error(fewer: HeldOut, most: HeldOut) -> float:
+    """Standard error of the gain in Dice, by its spread over the blocks; nan for fewer than two."""
+    if fewer.counts.shape != most.counts.shape:
+        return math.nan
+    gains = mean_score(most.by_block) - mean_score(fewer.by_block)
+    gains = gains[~np.isnan(gains)]
+    return float(gains.std(ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else math.nan
 
 
 def fraction_rows(folder: Answer) -> list[Row]:
@@ -144,7 +157,9 @@ def honest_lines(this: Round, schedule: Schedule) -> list[str]:
     found = stored(this.scores.get(this.kept))
     if found is None:
         return ["There is no score: no test images with masks, and no block could be held out"]
-    said = f"Dice {score_text(found.mean)} on held-out blocks. {WITHIN}"
+    learnt, rest = SHARES[max(map(len, schedule.folds))]
+    within = WITHIN.format(learnt=learnt, rest=rest)
+    said = f"Dice {score_text(found.mean)} on held-out blocks. {within}"
     if NETWORK in this.by and 0 < schedule.block_steps < schedule.fine_steps:
         own, all_ = schedule.block_steps, schedule.fine_steps
         said += f". These networks had {own} steps each, the one that answers {all_}"

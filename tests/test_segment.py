@@ -29,7 +29,8 @@ def few_steps(
 ) -> Schedule:
     """A plan that takes a second."""
     seconds = {"fine-tuning": 1.0}
-    return Schedule(asked, steps, steps, epochs, epochs, {}, 1, 1, seconds, ["by hand"])
+    folds = [[0], [1], [2], [3]]
+    return Schedule(asked, steps, steps, folds, epochs, epochs, {}, 1, 1, seconds, ["by hand"])
 
 
 @pytest.fixture
