@@ -165,7 +165,7 @@ class Shares(NamedTuple):
 
 
 def _shares(step: float, most: int, time: Time) -> Shares:
-    """Share the time out between the final fine-tuning, ``most`` steps at most, and held-out blocks.
+    """Share the time out between the final fine-tuning, of ``most`` steps, and held-out blocks.
 
     What learns from three quarters or from half of the labels has that share of the steps, too: it
     sees each label as often as the final network does. If four blocks cannot be held out in this

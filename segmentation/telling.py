@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from segmentation.job import Work
 
 WITHIN = (
-    "Within the annotated image: learnt from {learnt} of the annotation, scored on {rest}, in turn. "
-    "Other images may differ, and pretraining, if any, knew the whole mask"
+    "Within the annotated image: learnt from {learnt} of the annotation, scored on {rest}, in "
+    "turn. Other images may differ, and pretraining, if any, knew the whole mask"
 )
 SHARES = {1: ("three quarters", "the fourth"), 2: ("half", "the other half")}
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
