@@ -32,7 +32,6 @@ from segmentation.schedule import (
     make_schedule,
     save_schedule,
 )
-from stages.presets import look
 from utils.commandline import UserError
 from utils.files import list_names, replace_file
 from utils.log import only_progress, progress, to_terminal
@@ -180,6 +179,7 @@ class Work:
         scales = find_scales(own, self.request.images, um)
         told: dict[str, Any] = {"scales": scales.of, "notes": scales.lines}
         told["min_px"] = self.request.min_px
+        told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
         folder.run()
         if folder.bad:
@@ -344,15 +344,17 @@ class Work:
 
     def mark(self, folder: Answer) -> list[dict[str, Any]]:
         """Write ``doubt.csv`` into a predicted folder; returns its rows."""
-        looks = {p.name: look(read_image(p.file)) for p in self.pictures}
+        annotated = {p.name for p in self.annotated}
+        others = {i.name: folder.file("doubt", i) for i in folder.items if i.name not in annotated}
+        self.places = doubt.Places(others)
         rows = doubt.doubts(
             fractions_of(folder.rows, self.classes),
             folder.segmenter.class_names,
-            annotated=[p.name for p in self.annotated],
+            annotated=sorted(annotated),
             votes=folder.noted("votes"),
             unsure=folder.noted("unsure"),
             differs={p.name: self.differs(folder, p) for p in self.pictures},
-            looks=looks,
+            places=self.places,
         )
         replace_file(folder.out / "doubt.csv", csv_of_rows(rows, ["rank", "image", "reasons"]))
         return rows

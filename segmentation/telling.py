@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ WITHIN = (
 )
 SHARES = {1: ("three quarters", "the fourth"), 2: ("half", "the other half")}
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
+LABEL_HERE = f"label here: the most doubtful {100 * doubt.SHARE:.0f} % of all pixels"
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which an image counts as labelled in part
 FAR = 0.1  # from any label, as a share of the image's shorter side
@@ -182,18 +184,30 @@ def block_table(this: Round, names: list[str]) -> Table:
 
 
 def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
-    """All images without labels and what speaks against each; shares in percent."""
-    head = ["image", "doubt", "votes that differ, %", "unsure, %"]
-    head.append("differs from the pixel classifier, %")
-    percent = ("vote_disagreement", "unsure", "differs")
+    """All images without labels, their doubt, and what speaks against each; shares in percent."""
+    percent = {
+        "unsure": "unsure, %",
+        "differs": "pixel classifier differs, %",
+        "vote_disagreement": "votes that differ, %",
+        "label_here": "label here, %",
+    }
+    head = ["image", "what speaks against it", "doubt", *percent.values()]
     rows = [
-        [own[r["image"]], r["reasons"] or "-", *(digits(100 * r[name], 1) for name in percent)]
-        for r in doubts
+        [
+            own[row["image"]],
+            row["reasons"] or "-",
+            digits(row["doubt"], 2),
+            *(digits(100 * row[name], 1) for name in percent),
+        ]
+        for row in doubts
     ]
-    title = "All images without labels, the most doubtful first (votes that differ: share of the "
-    title += "8 flips and turns that give another class; unsure: 1 - probability, mean)"
-    return {"title": title, "head": head,
-            "rows": rows}  # fmt: skip
+    title = (
+        "All images without labels, the most doubtful first (unsure: 1 - probability, mean; doubt: "
+        "unsure and half of where the pixel classifier differs; votes: share of the 8 flips and "
+        f"turns that give another class; label here: the {100 * doubt.SHARE:.0f} % of all pixels "
+        "that are most doubtful)"
+    )
+    return {"title": title, "head": head, "rows": rows}
 
 
 def change_tables(work: Work, names: list[str]) -> list[Table]:
@@ -225,12 +239,12 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
     learnt = f"{len(annotated)} annotated image{'s' if len(annotated) > 1 else ''}"
     by = f"{this.by if final else FOREST}, which learnt from {learnt}: "
     by += ", ".join(own[name] for name in annotated)
-    places, whole = far_places(work), final and bool(this.scores)
+    far_away, whole = far_places(work), final and bool(this.scores)
     missing = doubt.missing_lines(fractions_of(folder.rows, len(names)), names, annotated)
     far = [
         f"{own[name]}: {100 * place.mean():.0f} % of it is far from any label (hatched); "
         "a few strokes there would help"
-        for name, place in places.items()
+        for name, place in far_away.items()
     ]
     told = Told(
         sample_of(work.request.images),
@@ -239,7 +253,8 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
         said=[*(honest_lines(this, work.schedule) if final else [FIRST]), LABELS_WIN],
         doubts=doubt_table(doubts, own) if doubts else None,
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
-        marked_places=places,
+        marked_places=ChainMap(far_away, work.places),
+        places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
         warnings=[*missing, *far],
         changed=change_tables(work, names) if final else [],
         trained=[block_table(this, names)] if whole else [],
