@@ -21,7 +21,7 @@ from utils.files import replace_file, replacing
 
 MODEL = "model.pt"
 RECORD, CORRECTED, ROUNDS = "answer.json", "corrected", "rounds.json"
-KINDS = ("classes", "gray", "overlay")
+KINDS = ("classes", "gray", "overlay", "doubt")
 TABLES = (MEASUREMENTS, "batches.csv", SUMMARY, "summary.md", "sheet.png", "doubt.csv")
 
 

@@ -1,20 +1,68 @@
-"""Which images to look at first, and what speaks against each prediction.
+"""Which images to look at first, where in them, and what speaks against each prediction.
 
-No measure sees mistakes that everything makes alike; what is not marked may be wrong, too.
+The *doubt* of a pixel is 1 - the probability of the likeliest class, and half more where a second
+method, the pixel classifier, sees another class; that of an image is its mean. It was chosen, and
+the bound frozen, on training images of NEU-Seg (``results/doubt``). No measure sees mistakes that
+everything makes alike; what is not marked may be wrong, too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-from metallography.particles import Row
+import cv2
+import numpy as np
+
+from imaging.imagefile import Pixels, read_image
+from metallography.particles import Array, Row
 from metallography.ranking import outlying
-from stages.presets import Look
 
-DISAGREE = 0.2  # share of pixels in which the two methods differ
-UNLIKE = {"spread": "contrast", "sharpness": "sharpness"}  # of ``presets.Look``
-MOST_UNLIKE = 2.0  # factor from the most similar annotated image
+DOUBTFUL = 0.16  # doubt of an image from which on it is marked
+SECOND = 0.5  # doubt of a pixel that the second method sees otherwise, beside its own
+SHARE = 0.05  # of all pixels, that are marked as places to label
+SIGMA = 1.0  # pixels, of the blur that makes places of single pixels
+
+
+def doubt_map(uncertain: Pixels, predicted: Array, second: Array | None) -> Pixels:
+    """The doubt of every pixel, uint8 (H, W), 255 for 1 and more.
+
+    ``uncertain`` is 1 - the probability of the likeliest class, 255 for 1; ``second`` holds the
+    class ids of another method, if there is one.
+    """
+    found = uncertain.astype(np.float32)
+    if second is not None:
+        found += 255 * SECOND * (second != predicted)
+    return np.asarray(np.minimum(found, 255).astype(np.uint8))
+
+
+class Places(Mapping[str, Array]):
+    """The most doubtful pixels of all images together: bool (H, W) by name, read when asked for.
+
+    ``maps`` are files of ``doubt_map``. ``share`` of all pixels are marked, or less where many are
+    equally doubtful.
+    """
+
+    def __init__(self, maps: Mapping[str, Path], share: float = SHARE) -> None:
+        self.maps, counts = dict(maps), np.zeros(256, np.int64)
+        for name in self.maps:
+            counts += np.bincount(self._smooth(name).ravel(), minlength=256)
+        above = counts[::-1].cumsum()[::-1]  # of each value: pixels with that or more
+        few = np.flatnonzero(above <= share * counts.sum())
+        self.least = max(int(few[0]), 1) if few.size else 256
+
+    def _smooth(self, name: str) -> Pixels:
+        return np.asarray(cv2.GaussianBlur(read_image(self.maps[name]), (0, 0), SIGMA), np.uint8)
+
+    def __getitem__(self, name: str) -> Array:
+        return np.asarray(self._smooth(name) >= self.least)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.maps)
+
+    def __len__(self) -> int:
+        return len(self.maps)
 
 
 def doubts(
@@ -25,7 +73,7 @@ def doubts(
     votes: Mapping[str, float],
     unsure: Mapping[str, float],
     differs: Mapping[str, float],
-    looks: Mapping[str, Look],
+    places: Mapping[str, Array],
 ) -> list[Row]:
     """A row for each image, the most doubtful first; annotated images are left out.
 
@@ -33,48 +81,44 @@ def doubts(
         fractions: area fractions of the classes by image.
         votes: vote disagreement of the 8 views, nan where it is not known.
         unsure: 1 - the probability of the likeliest class, mean of the pixels.
-        differs: share of pixels in which the network and the pixel classifier differ.
-        looks: brightness, contrast and sharpness of the images.
+        differs: share of pixels in which the network and the pixel classifier differ, nan where
+            the classifier alone answers: its own certainty says little, so that only outlying area
+            fractions are marked then.
+        places: pixels that are worth labelling.
     """
     names = [name for name in fractions if name not in annotated]
-    own = [looks[name] for name in annotated if name in looks]
     reasons: dict[str, list[str]] = {name: [] for name in names}
-    for name, found in outlying({name: fractions[name] for name in names}, class_names).items():
-        reasons[name] += found
-    for name in names:
-        if differs.get(name, 0.0) > DISAGREE:
-            share = 100 * differs[name]
-            reasons[name].append(f"the pixel classifier sees {share:.0f} % of the pixels otherwise")
-        reasons[name] += _unlike(looks.get(name), own)
     rows: list[Row] = []
     for name in names:
-        row: Row = {"image": name, "reasons": "; ".join(reasons[name])}
-        row |= {
-            "vote_disagreement": votes.get(name, math.nan),
-            "unsure": unsure.get(name, math.nan),
-            "differs": differs.get(name, math.nan),
-        }
-        rows.append(row)
-    rows.sort(key=lambda r: (-len(reasons[r["image"]]), -_known(r["vote_disagreement"]),
-                             -_known(r["unsure"])))  # fmt: skip
-    return [{"rank": number, **row} for number, row in enumerate(rows, start=1)]
+        own, other = unsure.get(name, math.nan), differs.get(name, math.nan)
+        doubt = own + SECOND * other
+        if doubt >= DOUBTFUL:
+            reasons[name].append(
+                f"doubt {doubt:.2f}: the network is unsure of {100 * own:.0f} % of the pixels, the "
+                f"pixel classifier sees {100 * other:.0f} % otherwise"
+            )
+        share = float(places[name].mean()) if name in places else math.nan
+        rows.append(
+            {
+                "image": name,
+                "doubt": doubt,
+                "unsure": own,
+                "differs": other,
+                "vote_disagreement": votes.get(name, math.nan),
+                "label_here": share,
+            }
+        )
+    for name, found in outlying({name: fractions[name] for name in names}, class_names).items():
+        reasons[name] += found
+    rows.sort(key=lambda r: (not reasons[r["image"]], -_known(r["doubt"]), -_known(r["unsure"])))
+    return [
+        {"rank": number, "image": row["image"], "reasons": "; ".join(reasons[row["image"]]), **row}
+        for number, row in enumerate(rows, start=1)
+    ]
 
 
 def _known(value: float) -> float:
     return 0.0 if math.isnan(value) else value
-
-
-def _unlike(image: Look | None, annotated: Sequence[Look]) -> list[str]:
-    """How an image looks unlike every annotated one, brightness aside, which is evened out."""
-    if image is None or not annotated:
-        return []
-    found = []
-    for name, what in UNLIKE.items():
-        ratios = [getattr(image, name) / max(getattr(a, name), 1e-6) for a in annotated]
-        factor = min(max(r, 1 / max(r, 1e-6)) for r in ratios)
-        if factor > MOST_UNLIKE:
-            found.append(f"its {what} differs from the annotated by a factor of {factor:.1f}")
-    return found
 
 
 def missing_lines(

@@ -307,6 +307,12 @@ def _write(
     if classes < 2:
         found = f"one class in all masks ({plans[0].rule.same_as()})"
         raise DataError(f"{request.masks[0]}: {found}; two or more are needed: correct the mask")
+    if request.class_names and len(request.class_names) != classes:
+        meant = plans[0].rule.same_as()
+        found = (
+            f"found {len(request.class_names)} names, the masks have {classes} classes ({meant})"
+        )
+        raise DataError(f"--class_names: {found}; give a name for each, from class 0 on")
     pictures, taken, pixels = [], set[str](), 0
     with only_progress("Reading"), progress(len(sources), "Reading") as bar:
         for number, (below, source) in enumerate(sorted(sources.items())):

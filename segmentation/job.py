@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from metallography.summary import write_tables
 from report.sheets import predicted_sheet
 from segmentation import blocks, doubt, telling
 from segmentation.answers import Answers, Round, Rounds, pair_digest
-from segmentation.blocks import HeldOut
+from segmentation.blocks import Fold, HeldOut
 from segmentation.intake import RECORD as SET_RECORD
 from segmentation.intake import SET, Picture, Request, read
 from segmentation.learning import TRAINING, Learning
@@ -31,7 +32,6 @@ from segmentation.schedule import (
     make_schedule,
     save_schedule,
 )
-from stages.presets import look
 from utils.commandline import UserError
 from utils.files import list_names, replace_file
 from utils.log import only_progress, progress, to_terminal
@@ -41,6 +41,8 @@ from utils.tables import csv_of_rows
 
 BEFORE = "answer before"
 OWN_FILES = ("rounds.json", "answer.json")
+DECIDES = ("asked", "fine_steps", "block_steps", "folds", "pretrain_epochs", "values", "views",
+           "reduce")  # fmt: skip
 
 
 def run(request: Request) -> Work:
@@ -93,12 +95,7 @@ class Work:
         self.annotated = self.intake.annotated
         self.classes = self.intake.num_classes
         self.answers, self.rounds = Answers(self.out), Rounds(self.out)
-        decides = {n: getattr(schedule, n) for n in ("asked", "fine_steps", "block_steps", "views")}
-        decides |= {
-            "values": schedule.values,
-            "reduce": schedule.reduce,
-            "epochs": schedule.pretrain_epochs,
-        }
+        decides = {name: getattr(schedule, name) for name in DECIDES}
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
         self.this = self.rounds.open(labels, self.classes, decides)
         self.before = self.rounds.before(self.this)
@@ -152,7 +149,7 @@ class Work:
     def classifier(self) -> Classifier:
         """A pixel classifier that has learnt nothing yet."""
         r = self.request
-        threads = max(1, r.threads)
+        threads = self.learning.threads
         return Classifier(self.classes, r.class_names, self.schedule.reduce, r.seed, threads)
 
     def learnt(self, labels: Path | None = None) -> Classifier:
@@ -182,6 +179,7 @@ class Work:
         scales = find_scales(own, self.request.images, um)
         told: dict[str, Any] = {"scales": scales.of, "notes": scales.lines}
         told["min_px"] = self.request.min_px
+        told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
         folder.run()
         if folder.bad:
@@ -192,18 +190,18 @@ class Work:
 
     def compare(self) -> None:
         """Who does best on held-out blocks: network, pixel classifier, or the answer before."""
-        usable = blocks.usable(self.annotated)
-        if not usable:
+        folds = blocks.usable(self.annotated, self.schedule.folds)
+        if not folds:
             to_terminal("No held-out blocks: the labels lie in one quarter of the image alone")
         scores: dict[str, HeldOut] = {}
-        if usable:
-            scores[FOREST] = self.forest_blocks(usable)
+        if folds:
+            scores[FOREST] = self.forest_blocks(folds)
         if self.schedule.fine_steps:
             self.this.start = self.pretrained()
-            if usable and self.schedule.block_steps:
-                scores[NETWORK] = self.network_blocks(usable)
-        if self.before is not None and usable:
-            scores |= self.before_blocks(usable, self.before)
+            if folds and self.schedule.block_steps:
+                scores[NETWORK] = self.network_blocks(folds)
+        if self.before is not None and folds:
+            scores |= self.before_blocks(folds, self.before)
         self.this.scores = {name: found.counts.tolist() for name, found in scores.items()}
         means = {name: found.mean for name, found in scores.items() if not np.isnan(found.mean)}
         usual = NETWORK if self.schedule.fine_steps else FOREST
@@ -212,12 +210,8 @@ class Work:
         self.rounds.save()
         for line in telling.comparison_lines(self.this, self.before):
             to_terminal(line)
-        fine, block = self.schedule.fine_steps, self.schedule.block_steps
-        if NETWORK in scores and 2 * block < fine and self.this.kept != NETWORK:
-            short = f"In each block the network had {block} of its {fine} steps"
-            to_terminal(f"{short}: more --minutes make this comparison fairer to it")
 
-    def forest_blocks(self, usable: list[int]) -> HeldOut:
+    def forest_blocks(self, folds: list[Fold]) -> HeldOut:
         """Held-out scores of the pixel classifier, and its learning curve."""
 
         def learn(images: Any, labels: Any) -> blocks.Predict:
@@ -225,9 +219,10 @@ class Work:
             model.fit(images, labels)
             return model.ids
 
-        title, tries = "Held-out blocks, pixel classifier", len(blocks.CURVE) * len(usable)
+        tries = len(blocks.curve_sizes(folds)) * len(folds)
+        title = "Held-out blocks, pixel classifier"
         with only_progress(title), progress(tries, title) as bar:
-            found = blocks.curve(self.annotated, usable, self.classes, learn, bar.update)
+            found = blocks.curve(self.annotated, folds, self.classes, learn, bar.update)
         self.this.curve = {str(size): own.counts.tolist() for size, own in found.items()}
         return found[max(found)]
 
@@ -246,21 +241,16 @@ class Work:
         """The pretrained file of a round."""
         return self.out / of.start if of.start else None
 
-    def block_network(self, number: int, block: int) -> tuple[str, Path]:
-        """Name of the training of a round that leaves a block out, and the folder of its labels."""
-        folder = self.out / TRAINING / f"round_{number}" / f"block_{block}"
-        return f"round_{number}_block_{block}", folder
-
-    def network_blocks(self, usable: list[int]) -> HeldOut:
-        """Held-out scores of networks that start as the final one, each without a block."""
+    def network_blocks(self, folds: list[Fold]) -> HeldOut:
+        """Held-out scores of networks that start as the final one, each without a fold."""
         predictors = {}
-        for turn, block in enumerate(usable, start=1):
-            name, folder = self.block_network(self.this.number, block)
-            labels = blocks.write_labels(folder, self.annotated, [block])
-            title = f"Held-out block {turn} of {len(usable)}"
+        for turn, fold in enumerate(folds, start=1):
+            name = without_name(self.this.number, fold)
+            labels = blocks.write_labels(self.out / TRAINING / name, self.annotated, fold)
+            title = f"Held-out blocks, network {turn} of {len(folds)}"
             steps, start = self.schedule.block_steps, self.start(self.this)
             file = self.learning.finetune(name, steps, start, labels, title)
-            predictors[block] = self.network_ids(file)
+            predictors[fold] = self.network_ids(file)
         return blocks.score(self.annotated, predictors, self.classes)
 
     def network_ids(self, file: Path) -> blocks.Predict:
@@ -277,25 +267,33 @@ class Work:
         """A network, ready to predict."""
         return Watched(Segmenter(file, device=self.request.device), self.schedule.views)
 
-    def before_blocks(self, usable: list[int], before: Round) -> dict[str, HeldOut]:
+    def before_blocks(self, folds: list[Fold], before: Round) -> dict[str, HeldOut]:
         """The answer before on blocks that it did not learn either, of every mask given now.
 
         Nothing if its networks without a block are gone, or a block was not held out then.
         """
-        predictors: dict[int, blocks.Predict] = {}
-        for block in usable:
-            name, _ = self.block_network(before.method, block)
-            found = list((self.out / TRAINING).glob(f"{name}_*/f/*.pt"))
-            files = [path for path in found if path.name in ("fine.pt", "sup.pt")]
-            labels = self.out / TRAINING / f"round_{before.method}" / "labels"
+        predictors: dict[Fold, blocks.Predict] = {}
+        for block in itertools.chain(*folds):
             if before.network:
-                learnt = self.network_ids(files[0]) if files else None
+                file = self.network_without(before.method, block)
+                learnt = self.network_ids(file) if file else None
             else:
+                labels = self.out / TRAINING / f"round_{before.method}" / "labels"
                 learnt = self.forest_without(labels, block)
             if learnt is None:
                 return {}
-            predictors[block] = learnt
+            predictors[(block,)] = learnt
         return {BEFORE: blocks.score(self.annotated, predictors, self.classes)}
+
+    def network_without(self, number: int, block: int) -> Path | None:
+        """A network of a round that did not learn a block; None if there is none."""
+        for fold in (*blocks.SINGLE, *blocks.PAIRS):
+            name = without_name(number, fold)
+            found = list((self.out / TRAINING).glob(f"{name}_*/f/*.pt")) if block in fold else []
+            files = [path for path in found if path.name in ("fine.pt", "sup.pt")]
+            if files:
+                return files[0]
+        return None
 
     def forest_without(self, labels: Path, block: int) -> blocks.Predict | None:
         """A pixel classifier of a folder's labels but for a block; None if none are left."""
@@ -346,15 +344,17 @@ class Work:
 
     def mark(self, folder: Answer) -> list[dict[str, Any]]:
         """Write ``doubt.csv`` into a predicted folder; returns its rows."""
-        looks = {p.name: look(read_image(p.file)) for p in self.pictures}
+        annotated = {p.name for p in self.annotated}
+        others = {i.name: folder.file("doubt", i) for i in folder.items if i.name not in annotated}
+        self.places = doubt.Places(others)
         rows = doubt.doubts(
             fractions_of(folder.rows, self.classes),
             folder.segmenter.class_names,
-            annotated=[p.name for p in self.annotated],
+            annotated=sorted(annotated),
             votes=folder.noted("votes"),
             unsure=folder.noted("unsure"),
             differs={p.name: self.differs(folder, p) for p in self.pictures},
-            looks=looks,
+            places=self.places,
         )
         replace_file(folder.out / "doubt.csv", csv_of_rows(rows, ["rank", "image", "reasons"]))
         return rows
@@ -376,3 +376,8 @@ class Work:
         path = telling.write_page(self, self.folder, self.doubts, final=True)
         to_terminal(f"Report: {path}")
         return path
+
+
+def without_name(number: int, fold: Fold) -> str:
+    """Name of the training of a round that leaves a fold out."""
+    return f"round_{number}_without_{'_'.join(map(str, fold))}"

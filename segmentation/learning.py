@@ -53,6 +53,7 @@ class Learning:
         keep_freed_memory()
         if request.threads:
             torch.set_num_threads(request.threads)
+        self.threads = torch.get_num_threads()
         self.device = choose_device(request.device)
         self.amp = choose_precision("auto", self.device)
         self.values, self.reasons = self.preset()

@@ -21,6 +21,7 @@ from metallography.forest import PixelForest
 from metallography.particles import Array
 from metallography.segmenter import Segmenter
 from metallography.tiling import Floats, resized_bands
+from segmentation.doubt import doubt_map
 from utils.files import replace_file
 from utils.log import read_metrics
 from utils.metrics import IGNORED
@@ -34,12 +35,13 @@ class Watched:
     """A network whose last prediction is remembered for its doubt.
 
     ``doubt`` is the mean vote disagreement of the 8 views of the last image (``metallography.
-    views``), nan where predictions are made in one view; ``unsure`` is 1 - the probability of the
-    likeliest class, mean of the pixels.
+    views``), nan where predictions are made in one view. ``uncertain`` is 1 - the probability of
+    the likeliest class, uint8 (H, W) with 255 for 1; ``unsure`` is its mean, from 0 to 1.
     """
 
     def __init__(self, segmenter: Segmenter, views: int) -> None:
         self.segmenter, self.doubt, self.unsure = segmenter, float("nan"), float("nan")
+        self.uncertain = np.zeros((0, 0), np.uint8)
         self.num_classes, self.class_names = segmenter.num_classes, segmenter.class_names
         self.mapping, self.colours = segmenter.mapping, segmenter.colours
         self.resize, self.tile, self.overlap = segmenter.resize, segmenter.tile, segmenter.overlap
@@ -51,14 +53,17 @@ class Watched:
         self, image: Array, inside: Array | None = None, factor: float = 1.0
     ) -> Iterator[tuple[int, Floats]]:
         """Class probabilities, see ``Segmenter.bands``."""
-        votes = unsure = 0.0
+        votes, unsure, rows = 0.0, 0.0, []
         bands = self.segmenter.bands_and_votes if self.tta else self.segmenter.bands
         for top, band in bands(image, inside, factor):
             votes += float(band[-1].sum(dtype=np.float64)) if self.tta else float("nan")
             classes = band[: self.num_classes]
-            unsure += float((1 - classes.max(axis=0)).sum(dtype=np.float64))
+            missing = 1 - classes.max(axis=0)
+            unsure += float(missing.sum(dtype=np.float64))
+            rows.append(np.rint(255 * missing).astype(np.uint8))
             yield top, classes
-        pixels = image.shape[0] * image.shape[1]
+        self.uncertain = np.concatenate(rows)
+        pixels = self.uncertain.size
         self.doubt, self.unsure = votes / pixels, unsure / pixels
 
 
@@ -78,6 +83,7 @@ class Classifier:
         self.um_per_px: tuple[float, float] | None = None
         self.forest = PixelForest(seed, standardize=True, threads=threads, quick=True)
         self.doubt = self.unsure = float("nan")
+        self.uncertain = np.zeros((0, 0), np.uint8)  # as that of ``Watched``
         small = f", on images reduced by a factor of {reduce}" if reduce > 1 else ""
         self.about = (
             f"pixel classifier: filters and a random forest, no network{small}; it sees no shape "
@@ -107,7 +113,10 @@ class Classifier:
     ) -> Iterator[tuple[int, Floats]]:
         """Class probabilities, see ``Segmenter.bands``; all of the image counts."""
         found = self.forest.probabilities(self.small(image), self.num_classes)
-        self.unsure = float((1 - found.max(axis=0)).mean())
+        missing = 1 - found.max(axis=0)
+        self.unsure = float(missing.mean(dtype=np.float64))
+        size = image.shape[1::-1]
+        self.uncertain = cv2.resize(np.rint(255 * missing).astype(np.uint8), size)
         if self.reduce > 1:
             yield from resized_bands(found, *image.shape[:2])
         else:
@@ -124,12 +133,20 @@ class Answer(Folder):
     """Predicts and measures; labelled pixels win over the prediction in their own image."""
 
     labels: dict[str, Path] = field(default_factory=dict)  # by the name of the image
+    second: Path | None = None  # folder of class maps by another method
 
     def predict(self, item: Item, image: Array) -> Array:
-        """Predict an image; note the doubt; put its labels, if any, over the prediction."""
+        """Predict an image; write its doubt; put its labels, if any, over the prediction."""
         predicted = super().predict(item, image)
         self._note(item.name)
         labels = self.labels.get(item.name)
+        other = self.second / f"{item.name}.png" if self.second else None
+        unsure = getattr(self.segmenter, "uncertain", np.zeros(predicted.shape, np.uint8))
+        known = other is not None and other.exists()
+        found = doubt_map(unsure, predicted, read_mask(other) if known and other else None)
+        if labels is not None:
+            found[read_mask(labels) != IGNORED] = 0
+        write_png(self.file("doubt", item), found)
         if labels is None:
             return predicted
         write_png(self.file("predicted", item), predicted)

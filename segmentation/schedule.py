@@ -10,8 +10,9 @@ import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from segmentation import blocks
 from segmentation.intake import Intake, Request
 from segmentation.learning import Learning
 from stages.finetuning import Supervised
@@ -23,7 +24,7 @@ FIRST_LOOK = 60.0  # seconds in which the first answer is there
 FOREST_PIXELS = 150_000.0  # a second, of the pixel classifier on one core, features included
 RESERVE = 0.1  # of the time, for what was not foreseen
 HELD_OUT_SHARE = 0.25  # of the time, for held-out blocks
-BLOCK_STEPS = 0.5  # of the usual steps, which each held-out block should have at least
+FOREST_FIT = 1.2  # seconds a class and thread: the pixel classifier learns 5,000 pixels of each
 PRETRAINING_SHARE = 0.5
 FORCED_SHARE = 0.35  # of pretraining that is asked for though it does not pay
 FEWEST_STEPS = 60  # of fine-tuning; with fewer the pixel classifier answers alone
@@ -43,7 +44,8 @@ class Schedule:
 
     asked: dict[str, Any]  # minutes and options that it was made for
     fine_steps: int  # of the final fine-tuning; 0: the time is too short for a network
-    block_steps: int  # of each held-out block; 0: none
+    block_steps: int  # of each fine-tuning that leaves a fold out; 0: none
+    folds: list[list[int]]  # blocks that are held out together
     pretrain_epochs: int  # 0: no pretraining
     pretrain_steps: int
     values: dict[str, Any]  # settings that differ from the preset's, because the time is short
@@ -110,52 +112,101 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     last = (views * predict + MEASURING) * megapixels
     free = (1 - RESERVE) * total - seconds["first answer by the pixel classifier"] - last
     epochs, steps, self_seconds = _pretraining(learning, free, step, reasons)
-    free -= self_seconds
-    held = HELD_OUT_SHARE * total
-    usual = learning.usual_steps
-    wanted = min((free - min(held, 0.4 * free)) / usual, held / 4 / (BLOCK_STEPS * usual))
-    values, step = _batch(learning, wanted, step)
+    fit = FOREST_FIT * asked["classes"] / learning.threads
+    time = Time(free - self_seconds, HELD_OUT_SHARE * total, fit)
+    values, step, shares = _with_labels(learning, step, time)
     if values:
         given = ", ".join(f"{name} {value}" for name, value in values.items())
         reasons.append(f"The time is short, so that more steps are taken of smaller ones: {given}")
-    fine = min(usual, int((free - min(held, 0.4 * free)) / step))
-    if fine < FEWEST_STEPS:
+    if shares.fine < FEWEST_STEPS:
         reasons.append(
-            f"The time is too short for a network ({max(fine, 0)} steps of fine-tuning, "
+            f"The time is too short for a network ({max(shares.fine, 0)} steps of fine-tuning, "
             f"{FEWEST_STEPS} are the least): the pixel classifier answers alone; about --minutes "
-            f"{_enough(total, free, held, step):.0f} would do"
+            f"{_enough(total, shares.fine, step):.0f} would do"
         )
-        fine = epochs = steps = 0
-    block = min(fine, int(min(held, free - fine * step) / 4 / step))
+        shares, epochs, steps, values = shares._replace(fine=0, block=0), 0, 0, {}
+    fine = shares.fine
     seconds["pretraining"] = self_seconds if epochs else 0.0
-    seconds["four held-out blocks"] = 4 * block * step
+    folds = "two held-out halves" if shares.folds == blocks.PAIRS else "four held-out blocks"
+    seconds[folds] = shares.held_seconds(step, fit)
     seconds["fine-tuning"] = fine * step
     seconds["predictions, measurements, report"] = last if fine else MEASURING * megapixels
     if fine:
-        reasons.append(f"Fine-tuning has {fine} steps, each held-out block {block}")
+        held = ("block held out in turn", "half held out in turn")[shares.folds == blocks.PAIRS]
+        reasons.append(f"Fine-tuning has {fine} steps, that without a {held} {shares.block}")
     kept = [f"Preset {request.preset}: {line}" for line in learning.reasons]
     values |= {"self_crop": learning.values["self_crop"]} if epochs else {}
+    lists = [list(fold) for fold in shares.folds]
     told = [*kept, *reasons]
-    return Schedule(asked, fine, block, epochs, steps, values, views, reduce, seconds, told)
+    return Schedule(
+        asked, fine, shares.block, lists, epochs, steps, values, views, reduce, seconds, told
+    )
 
 
-def _enough(total: float, free: float, held: float, step: float) -> float:
-    """About how many minutes give a network the fewest steps, where ``total`` seconds do not."""
-    missing = FEWEST_STEPS * step - (free - min(held, 0.4 * free))
-    return math.ceil((total + missing / (1 - RESERVE - HELD_OUT_SHARE)) / 60) + 1
+class Time(NamedTuple):
+    """Seconds for what learns from labels."""
+
+    free: float
+    held_out: float  # of these for held-out blocks, at most
+    fit: float  # of a pixel classifier
 
 
-def _batch(learning: Learning, wanted: float, step: float) -> tuple[dict[str, Any], float]:
-    """The batch of fine-tuning whose step takes ``wanted`` seconds or less, and what it takes.
+class Shares(NamedTuple):
+    """Steps of the final fine-tuning, and of each one that leaves a fold out."""
 
-    The preset's, or a half or a quarter of it: many small steps learn more in a given time.
+    folds: tuple[blocks.Fold, ...]
+    fine: int
+    block: int
+
+    def held_seconds(self, step: float, fit: float) -> float:
+        """Of the held-out blocks: networks, and the pixel classifiers of the learning curve."""
+        fits = len(blocks.curve_sizes(self.folds)) * len(self.folds) * fit
+        return fits + len(self.folds) * self.block * step
+
+
+def _shares(step: float, most: int, time: Time) -> Shares:
+    """Share the time out between the final fine-tuning, of ``most`` steps, and held-out blocks.
+
+    What learns from three quarters or from half of the labels has that share of the steps, too: it
+    sees each label as often as the final network does. If four blocks cannot be held out in this
+    way, two halves are.
     """
-    usual = learning.values.get("fine_batch_size")
-    if step <= wanted or not usual:
-        return {}, step
-    values = {"fine_batch_size": max(1, usual // (2 if step / 2 <= wanted else 4))}
+    for folds in (blocks.SINGLE, blocks.PAIRS):
+        fits = Shares(folds, 0, 0).held_seconds(step, time.fit)
+        held = min(time.held_out, time.free / 2) - fits
+        wanted = int(most * (1 - len(folds[0]) / blocks.BLOCKS))
+        block = max(0, min(wanted, int(held / step / len(folds))))
+        fine = max(0, min(most, int((time.free - fits) / step) - len(folds) * block))
+        if (block, fine) == (wanted, most):
+            break
+    return Shares(folds, fine, min(block, fine))
+
+
+def _with_labels(
+    learning: Learning, step: float, time: Time
+) -> tuple[dict[str, Any], float, Shares]:
+    """The batch of fine-tuning if it is not the preset's, seconds of a step, and the shares.
+
+    A half or a quarter of the preset's batch where its usual steps do not fit: many small steps
+    learn more in a given time. Smaller steps are more, so that as many crops are seen.
+    """
+    usual, batch = learning.usual_steps, learning.values.get("fine_batch_size")
+    for divisor in (1, 2, 4) if batch else (1,):
+        shares = _shares(step / divisor, usual * divisor, time)
+        if shares.fine >= usual:
+            break
+    if divisor == 1 or not batch:
+        return {}, step, shares
+    values = {"fine_batch_size": max(1, batch // divisor)}
     learning.values |= values
-    return values, learning.seconds_per_step(Supervised)
+    step = learning.seconds_per_step(Supervised)
+    return values, step, _shares(step, usual * divisor, time)
+
+
+def _enough(total: float, fine: int, step: float) -> float:
+    """About how many minutes give a network the fewest steps, where ``total`` seconds do not."""
+    missing = (FEWEST_STEPS - fine) * step
+    return math.ceil((total + missing / (1 - RESERVE - HELD_OUT_SHARE)) / 60) + 1
 
 
 def _pretraining(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,17 +21,19 @@ from segmentation.answers import MODEL, Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
 from segmentation.predictors import FOREST, NETWORK, Answer
 from segmentation.schedule import Schedule
-from utils.metrics import IGNORED
+from utils.metrics import IGNORED, mean_score
 from utils.tables import digits
 
 if TYPE_CHECKING:
     from segmentation.job import Work
 
 WITHIN = (
-    "Within the annotated image: learnt from three blocks of the annotation, scored on the fourth, "
-    "each in turn. Other images may differ, and pretraining, if any, knew the whole mask"
+    "Within the annotated image: learnt from {learnt} of the annotation, scored on {rest}, in "
+    "turn. Other images may differ, and pretraining, if any, knew the whole mask"
 )
+SHARES = {1: ("three quarters", "the fourth"), 2: ("half", "the other half")}
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
+LABEL_HERE = f"label here: the most doubtful {100 * doubt.SHARE:.0f} % of all pixels"
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which an image counts as labelled in part
 FAR = 0.1  # from any label, as a share of the image's shorter side
@@ -66,24 +69,36 @@ def comparison_lines(this: Round, before: Round | None) -> list[str]:
 
 def curve_lines(this: Round) -> list[str]:
     """Whether one mask is enough, by the learning curve of the pixel classifier."""
-    means = {int(n): HeldOut(np.asarray(c, np.int64)).mean for n, c in this.curve.items()}
-    known = {n: v for n, v in sorted(means.items()) if not math.isnan(v)}
+    curves = {int(n): HeldOut(np.asarray(c, np.int64)) for n, c in this.curve.items()}
+    known = {n: v for n, v in sorted(curves.items()) if not math.isnan(v.mean)}
     if len(known) < 2:
         return []
-    shown = ", ".join(f"{n} of {BLOCKS}: {score_text(v)}" for n, v in known.items())
-    last, one_less = known[max(known)], known[sorted(known)[-2]]
-    gain = last - one_less
-    if gain < ENOUGH:
+    shown = ", ".join(f"{n} of {BLOCKS}: {score_text(v.mean)}" for n, v in known.items())
+    fewer, most = [known[n] for n in sorted(known)[-2:]]
+    gain, error = most.mean - fewer.mean, gain_error(fewer, most)
+    added = f"The last quarter that was learnt from added {gain:+.3f} (standard error {error:.3f})"
+    if gain - error > ENOUGH:
+        verdict = f"{added}: more labels would still help; annotate the first doubtful image"
+    elif gain + error < ENOUGH:
         verdict = (
-            "The last quarter added hardly anything: more of the same image would bring little; "
-            "what helps is a mask of another image, such as the first of the doubtful ones"
+            f"{added}: more of the same image would bring little; what may help is a mask of "
+            "another image, such as the first doubtful one"
         )
     else:
         verdict = (
-            f"The last quarter still added {gain:.3f}: a second mask would help; annotate the "
-            "first of the doubtful images"
+            f"{added}, too little to tell from chance: one image does not show whether a second "
+            "mask would help; if the first doubtful image looks wrong, correct that"
         )
     return [f"Dice by blocks of the annotation learnt from ({FOREST}): {shown}", verdict]
+
+
+def gain_error(fewer: HeldOut, most: HeldOut) -> float:
+    """Standard error of the gain in Dice, by its spread over the blocks; nan for fewer than two."""
+    if fewer.counts.shape != most.counts.shape:
+        return math.nan
+    gains = mean_score(most.by_block) - mean_score(fewer.by_block)
+    gains = gains[~np.isnan(gains)]
+    return float(gains.std(ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else math.nan
 
 
 def fraction_rows(folder: Answer) -> list[Row]:
@@ -144,7 +159,9 @@ def honest_lines(this: Round, schedule: Schedule) -> list[str]:
     found = stored(this.scores.get(this.kept))
     if found is None:
         return ["There is no score: no test images with masks, and no block could be held out"]
-    said = f"Dice {score_text(found.mean)} on held-out blocks. {WITHIN}"
+    learnt, rest = SHARES[max(map(len, schedule.folds))]
+    within = WITHIN.format(learnt=learnt, rest=rest)
+    said = f"Dice {score_text(found.mean)} on held-out blocks. {within}"
     if NETWORK in this.by and 0 < schedule.block_steps < schedule.fine_steps:
         own, all_ = schedule.block_steps, schedule.fine_steps
         said += f". These networks had {own} steps each, the one that answers {all_}"
@@ -167,18 +184,30 @@ def block_table(this: Round, names: list[str]) -> Table:
 
 
 def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
-    """All images without labels and what speaks against each; shares in percent."""
-    head = ["image", "doubt", "votes that differ, %", "unsure, %"]
-    head.append("differs from the pixel classifier, %")
-    percent = ("vote_disagreement", "unsure", "differs")
+    """All images without labels, their doubt, and what speaks against each; shares in percent."""
+    percent = {
+        "unsure": "unsure, %",
+        "differs": "pixel classifier differs, %",
+        "vote_disagreement": "votes that differ, %",
+        "label_here": "label here, %",
+    }
+    head = ["image", "what speaks against it", "doubt", *percent.values()]
     rows = [
-        [own[r["image"]], r["reasons"] or "-", *(digits(100 * r[name], 1) for name in percent)]
-        for r in doubts
+        [
+            own[row["image"]],
+            row["reasons"] or "-",
+            digits(row["doubt"], 2),
+            *(digits(100 * row[name], 1) for name in percent),
+        ]
+        for row in doubts
     ]
-    title = "All images without labels, the most doubtful first (votes that differ: share of the "
-    title += "8 flips and turns that give another class; unsure: 1 - probability, mean)"
-    return {"title": title, "head": head,
-            "rows": rows}  # fmt: skip
+    title = (
+        "All images without labels, the most doubtful first (unsure: 1 - probability, mean; doubt: "
+        "unsure and half of where the pixel classifier differs; votes: share of the 8 flips and "
+        f"turns that give another class; label here: the {100 * doubt.SHARE:.0f} % of all pixels "
+        "that are most doubtful)"
+    )
+    return {"title": title, "head": head, "rows": rows}
 
 
 def change_tables(work: Work, names: list[str]) -> list[Table]:
@@ -210,12 +239,12 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
     learnt = f"{len(annotated)} annotated image{'s' if len(annotated) > 1 else ''}"
     by = f"{this.by if final else FOREST}, which learnt from {learnt}: "
     by += ", ".join(own[name] for name in annotated)
-    places, whole = far_places(work), final and bool(this.scores)
+    far_away, whole = far_places(work), final and bool(this.scores)
     missing = doubt.missing_lines(fractions_of(folder.rows, len(names)), names, annotated)
     far = [
         f"{own[name]}: {100 * place.mean():.0f} % of it is far from any label (hatched); "
         "a few strokes there would help"
-        for name, place in places.items()
+        for name, place in far_away.items()
     ]
     told = Told(
         sample_of(work.request.images),
@@ -224,7 +253,8 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
         said=[*(honest_lines(this, work.schedule) if final else [FIRST]), LABELS_WIN],
         doubts=doubt_table(doubts, own) if doubts else None,
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
-        marked_places=places,
+        marked_places=ChainMap(far_away, work.places),
+        places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
         warnings=[*missing, *far],
         changed=change_tables(work, names) if final else [],
         trained=[block_table(this, names)] if whole else [],

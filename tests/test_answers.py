@@ -81,7 +81,13 @@ def test_an_image_that_was_taken_away_leaves_no_map_but_its_correction(
     Image.fromarray(NEW).save(out / "classes" / "b" / "c.png")
     Answers(out).publish(work(tmp_path / "two", NEW), ["a"], "me")
     left = sorted(p.relative_to(out).as_posix() for p in out.rglob("*.png"))
-    assert left == ["classes/a.png", "corrected/b/c.png", "gray/a.png", "overlay/a.png"]
+    assert left == [
+        "classes/a.png",
+        "corrected/b/c.png",
+        "doubt/a.png",
+        "gray/a.png",
+        "overlay/a.png",
+    ]
 
 
 def test_a_file_that_is_no_class_map_is_named(out: Path) -> None:

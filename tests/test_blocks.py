@@ -42,7 +42,7 @@ def test_a_block_is_scored_by_who_did_not_learn_it_and_a_missing_class_has_no_sc
     picture: Picture,
 ) -> None:
     wrong = np.ones_like(LABELS)
-    predictors = {0: lambda _: LABELS, 1: lambda _: LABELS, 2: lambda _: wrong}
+    predictors = {(2,): lambda _: wrong, (0, 1): lambda _: LABELS}
     found = blocks.score([picture], predictors, 2)  # type: ignore[arg-type]
     # Block 0: rows 0-1, columns 0-2, all class 0; block 1: 8 pixels of class 1; block 2: 9 of 0.
     assert found.counts.tolist() == [[[6, 0], [0, 0]], [[0, 0], [0, 8]], [[0, 9], [0, 0]]]
@@ -50,15 +50,17 @@ def test_a_block_is_scored_by_who_did_not_learn_it_and_a_missing_class_has_no_sc
     assert found.mean == pytest.approx(2 * 8 / (8 + 17))  # class 1: 8 true, 17 predicted
 
 
-def test_a_block_without_which_one_class_is_left_is_not_held_out(picture: Picture) -> None:
-    assert blocks.usable([picture]) == [0, 2, 3]
+def test_a_fold_without_which_one_class_is_left_is_not_held_out(picture: Picture) -> None:
+    assert blocks.usable([picture], blocks.SINGLE) == [(0,), (2,), (3,)]
+    assert blocks.usable([picture], blocks.PAIRS) == [(0, 3)]  # class 1 is in block 1 alone
 
 
 def test_labels_in_one_block_alone_hold_nothing_out(tmp_path: Path) -> None:
     labels = np.full((8, 8), IGNORED, np.uint8)
     labels[0, 0], labels[0, 1] = 0, 1
     Image.fromarray(labels).save(tmp_path / "l.png")
-    assert blocks.usable([Picture("a", tmp_path / "l.png", tmp_path / "l.png")]) == []
+    pictures = [Picture("a", tmp_path / "l.png", tmp_path / "l.png")]
+    assert blocks.usable(pictures, blocks.SINGLE) == blocks.usable(pictures, blocks.PAIRS) == []
 
 
 def test_the_curve_learns_from_one_two_and_three_other_blocks(picture: Picture) -> None:
@@ -68,10 +70,24 @@ def test_the_curve_learns_from_one_two_and_three_other_blocks(picture: Picture) 
         seen.append(int((masks[0] != IGNORED).sum()))
         return lambda _: LABELS
 
-    found = blocks.curve([picture], [0, 1, 2, 3], 2, learn, lambda _: None)  # type: ignore[arg-type]
+    found = blocks.curve([picture], blocks.SINGLE, 2, learn, lambda _: None)  # type: ignore[arg-type]
     sizes = [6, 8, 9, 12]  # pixels of the blocks
     one, two = seen[:4], seen[4:8]
     assert one == [sizes[(b + 1) % 4] for b in range(4)]
     assert two == [sizes[(b + 1) % 4] + sizes[(b + 2) % 4] for b in range(4)]
     assert seen[8:] == [35 - size for size in sizes]
     assert {n: own.mean for n, own in found.items()} == {1: 1, 2: 1, 3: 1}
+
+
+def test_a_pair_of_blocks_is_held_out_by_who_learnt_the_other_pair(picture: Picture) -> None:
+    assert blocks.learnt_blocks((0, 3)) == [1, 2] and blocks.learnt_blocks((1, 2)) == [3, 0]
+    seen: list[int] = []
+
+    def learn(_: object, masks: list[np.ndarray]) -> blocks.Predict:  # type: ignore[type-arg]
+        seen.append(int((masks[0] != IGNORED).sum()))
+        return lambda _: LABELS
+
+    found = blocks.curve([picture], blocks.PAIRS, 2, learn, lambda _: None)  # type: ignore[arg-type]
+    # Blocks have 6, 8, 9 and 12 pixels: one of the other pair, then both.
+    assert seen == [8, 12, 17, 18] and list(found) == [1, 2]
+    assert found[2].counts.shape == (4, 2, 2) and found[2].counts.sum() == LABELS.size

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
 
 from metallography.ranking import robust_z
-from segmentation.doubt import doubts, missing_lines
-from stages.presets import Look
+from segmentation.doubt import Places, doubt_map, doubts, missing_lines
 
 NAMES = ["matrix", "carbide"]
 FRACTIONS = {f"i{n}": [0.9 - 0.002 * n, 0.1 + 0.002 * n] for n in range(9)} | {"odd": [0.5, 0.5]}
-LOOK = Look((10, 10), 0.5, 0.2, 1.0)
 
 
 def table(**changes: object) -> list[dict[str, object]]:
@@ -19,7 +22,7 @@ def table(**changes: object) -> list[dict[str, object]]:
         "votes": {},
         "unsure": {},
         "differs": {},
-        "looks": {},
+        "places": {},
     }
     return doubts(FRACTIONS, NAMES, **{**given, **changes})  # type: ignore[arg-type]
 
@@ -39,7 +42,7 @@ def test_an_outlying_area_fraction_is_marked_first_and_labelled_images_are_not_l
 
 def test_small_differences_are_no_outliers_however_alike_the_others_are() -> None:
     fractions = {f"i{n}": [0.9, 0.1] for n in range(9)} | {"near": [0.88, 0.12]}
-    rows = doubts(fractions, NAMES, annotated=[], votes={}, unsure={}, differs={}, looks={})
+    rows = doubts(fractions, NAMES, annotated=[], votes={}, unsure={}, differs={}, places={})
     assert not any(r["reasons"] for r in rows)
 
 
@@ -48,17 +51,35 @@ def test_without_votes_the_unsurer_image_comes_first() -> None:
     assert [r["image"] for r in rows[:4]] == ["odd", "i5", "i3", "i7"]
 
 
-def test_votes_order_what_is_not_marked_and_differing_methods_mark() -> None:
-    rows = table(votes={"i5": 0.3, "i6": math.nan}, differs={"i7": 0.5})
-    assert [r["image"] for r in rows[:2]] == ["i7", "odd"] or rows[0]["image"] == "odd"
-    assert "50 % of the pixels" in str(next(r for r in rows if r["image"] == "i7")["reasons"])
-    assert rows[2]["image"] == "i5"
+def test_doubt_adds_half_of_what_the_classifier_sees_otherwise() -> None:
+    rows = table(unsure={"i5": 0.05, "i6": 0.05}, differs={"i5": 0.2, "i6": 0.24})
+    found = {str(r["image"]): r for r in rows}
+    assert found["i5"]["doubt"] == pytest.approx(0.15) and not found["i5"]["reasons"]
+    assert found["i6"]["doubt"] == pytest.approx(0.17)
+    assert "24 % otherwise" in str(found["i6"]["reasons"])
+    assert [r["image"] for r in rows[:3]] == ["i6", "odd", "i5"]
+    assert rows[0]["rank"] == 1 and math.isnan(float(str(found["i7"]["doubt"])))
 
 
-def test_contrast_and_sharpness_unlike_the_annotated_are_named_brightness_is_not() -> None:
-    looks = {f"i{n}": LOOK for n in range(9)} | {"odd": LOOK._replace(spread=0.05, mean=0.9)}
-    rows = table(looks=looks)
-    assert "contrast" in str(rows[0]["reasons"]) and "bright" not in str(rows[0]["reasons"])
+def test_the_doubt_of_a_pixel_by_hand() -> None:
+    unsure, own = np.array([[0, 51, 200]], np.uint8), np.array([[0, 1, 1]], np.uint8)
+    assert doubt_map(unsure, own, None).tolist() == [[0, 51, 200]]
+    other = np.array([[1, 1, 0]], np.uint8)  # half of 255 more; 200 + 127.5 is more than 255
+    assert doubt_map(unsure, own, other).tolist() == [[127, 51, 255]]
+
+
+def test_the_places_to_label_are_the_most_doubtful_of_all_images_together(tmp_path: Path) -> None:
+    maps = {}
+    for name, value in (("calm", 10), ("odd", 90)):
+        pixels = np.full((40, 50), value, np.uint8)
+        pixels[10:20, 10:20] = 3 * value - 20  # 100 of 2000 pixels: 10, and 250
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        maps[name] = tmp_path / f"{name}.png"
+    places = Places(maps, share=0.03)  # 120 of 4000
+    assert not places["calm"].any()
+    assert 80 <= places["odd"].sum() <= 120 and places["odd"][12:18, 12:18].all()
+    assert not Places({"calm": maps["calm"]}, share=0.01)["calm"].any()  # 100 alike are too many
+    assert len(Places({})) == 0
 
 
 def test_a_class_that_only_the_annotation_shows_is_said() -> None:

@@ -39,6 +39,7 @@ class Machine:
     reasons: list[str] = field(default_factory=list)
     usual_steps: int = 400
     smallest_side: int = 376
+    threads: int = 2
 
     @property
     def intake(self) -> Machine:
@@ -60,7 +61,7 @@ class Machine:
 def plan(minutes: float = 20, pixels: int = 30 * 376 * 376, **machine: Any) -> Schedule:
     request = Asked(minutes, machine.pop("pretrain", "auto"))
     made = Machine(request=request, **machine)
-    return make_schedule(made, {"pixels": pixels, "minutes": minutes})  # type: ignore[arg-type]
+    return make_schedule(made, {"pixels": pixels, "minutes": minutes, "classes": 3})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("minutes", [1.0, 2.2, 5.0, 20.0, 60.0])
@@ -71,16 +72,23 @@ def test_the_plan_keeps_within_the_minutes_and_its_parts(
 ) -> None:
     found = plan(minutes, step=step, self_step=15 * step, pretrain=pretrain)
     assert found.expected <= 60 * minutes
-    assert found.seconds["four held-out blocks"] <= 60 * minutes / 4
+    held = [v for name, v in found.seconds.items() if "held-out" in name]
+    assert len(held) == 1 and (held[0] <= 60 * minutes / 4 or not found.block_steps)
     assert found.seconds["first answer by the pixel classifier"] <= FIRST_LOOK
-    assert found.block_steps <= found.fine_steps <= 400
+    batch = found.values.get("fine_batch_size", 8)
+    assert found.block_steps <= found.fine_steps and found.fine_steps * batch <= 400 * 8
+    if found.fine_steps and pretrain != "always":
+        # A block's network sees its labels at least .4 times as often as the final one sees all.
+        learnt = 1 - len(found.folds[0]) / 4
+        assert found.block_steps >= 0.4 * learnt * found.fine_steps - 1
     assert (found.pretrain_steps == 0) or pretrain != "never"
 
 
 def test_twenty_minutes_give_the_usual_steps_without_pretraining() -> None:
     found = plan()
     assert (found.fine_steps, found.pretrain_epochs, found.views) == (400, 0, 8)
-    assert found.block_steps >= 300 and found.values == {}
+    assert found.block_steps == 300 and found.values == {}  # of three quarters of the labels
+    assert found.folds == [[0], [1], [2], [3]]
     assert any(
         "No pretraining" in line and "nothing that can be told" in line for line in found.reasons
     )
@@ -97,7 +105,8 @@ def test_pretraining_is_done_where_its_steps_pay() -> None:
 
 def test_little_time_takes_smaller_steps_and_too_little_no_network() -> None:
     short = plan(minutes=2.2)
-    assert short.values["fine_batch_size"] in (2, 4) and short.fine_steps > 100
+    assert short.values["fine_batch_size"] in (2, 4) and short.fine_steps > 400
+    assert short.folds == [[0, 3], [1, 2]]
     none = plan(minutes=1, step=5.0)
     assert none.fine_steps == none.block_steps == none.pretrain_epochs == 0
     assert any("pixel classifier answers alone" in line for line in none.reasons)

@@ -29,7 +29,8 @@ def few_steps(
 ) -> Schedule:
     """A plan that takes a second."""
     seconds = {"fine-tuning": 1.0}
-    return Schedule(asked, steps, steps, epochs, epochs, {}, 1, 1, seconds, ["by hand"])
+    folds = [[0], [1], [2], [3]]
+    return Schedule(asked, steps, steps, folds, epochs, epochs, {}, 1, 1, seconds, ["by hand"])
 
 
 def draw(root: Path) -> None:
@@ -223,7 +224,7 @@ def test_unlabelled_pixels_are_predicted(place: Path) -> None:
         (["--out", "truth"], ("é0_mask.png",), ["truth: holds other files"]),
         (["--minutes", "0"], ("é0_mask.png",), ["--minutes", "0"]),
         (["--um_per_px", "-1"], ("é0_mask.png",), ["--um_per_px"]),
-        (["--class_names", "a,b"], ("é0_mask.png",), ["class_names", "4"]),
+        (["--class_names", "a,b"], ("é0_mask.png",), ["--class_names", "2 names", "4 classes"]),
         (["--demo"], ("é0_mask.png",), ["--demo"]),
         (["--device", "cuda:77"], ("é0_mask.png",), ["device"]),
     ],

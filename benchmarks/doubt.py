@@ -1,0 +1,121 @@
+"""Does the doubt of a prediction follow its true error? The truth is for judging alone.
+
+``python benchmarks/doubt.py --weights steel_sup/1_0/sup.pt --annotated dataset/steel/sup_num1_0
+--test dataset/steel/test_numf --out doubt_steel`` predicts the test images with a network and with
+the pixel classifier, which learns the annotated images, and marks them as ``segment.py`` does
+(``segmentation/doubt.py``). Printed are: Spearman's rank correlation of each measure with the share
+of wrong pixels; how many images whose area fraction is wrong by more than 10 points are marked, and
+how many of the others; and the share of all wrong pixels in the places marked "label here".
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+from imaging.imagefile import read_image, read_mask  # noqa: E402
+from metallography.folder import Item  # noqa: E402
+from metallography.ranking import correlation, fractions_of  # noqa: E402
+from metallography.segmenter import Segmenter  # noqa: E402
+from segmentation import doubt  # noqa: E402
+from segmentation.predictors import Answer, Classifier, Watched  # noqa: E402
+from utils.commandline import Parser, exit_code  # noqa: E402
+from utils.files import IMAGE_SUFFIXES, list_files  # noqa: E402
+from utils.metrics import IGNORED  # noqa: E402
+
+DESCRIPTION = "Does the doubt of a prediction follow its true error?"
+WRONG = 0.1  # of the area fraction of some class
+MEASURES = ("doubt", "unsure", "differs", "vote_disagreement")
+
+
+def pairs(split: Path) -> list[tuple[Path, Path]]:
+    """The images of a split and their masks."""
+    images = list_files(split / "img", IMAGE_SUFFIXES)
+    return [(path, split / "gt" / f"{path.stem}.png") for path in images]
+
+
+def answers(weights: Path, annotated: Path, test: Path, out: Path, device: str) -> Answer:
+    """The test images by the network, beside those of the pixel classifier in ``out/first``."""
+    network = Segmenter(weights, device=device)
+    forest = Classifier(network.num_classes, network.class_names, 1, seed=0, threads=1)
+    given = pairs(annotated)
+    forest.fit([read_image(image) for image, _ in given], [read_mask(mask) for _, mask in given])
+    items = [Item(image, image.stem) for image, _ in pairs(test)]
+    first = Answer(forest, items, out / "first")
+    first.run()
+    found = Answer(Watched(network, 8), items, out / "network", second=out / "first" / "classes")
+    found.run()
+    return found
+
+
+def judge(found: Answer, test: Path) -> list[str]:
+    """Lines on how well doubt follows the truth."""
+    names = list(found.segmenter.class_names)
+    masks = {image.stem: mask for image, mask in pairs(test)}
+    second = found.second
+    assert second is not None
+    differs, wrong, off, inside, total = {}, {}, {}, 0, 0
+    places = doubt.Places({item.name: found.file("doubt", item) for item in found.items})
+    for item in found.items:
+        ids, truth = read_mask(found.file("classes", item)), read_mask(masks[item.name])
+        known = truth != IGNORED
+        differs[item.name] = float((ids != read_mask(second / f"{item.name}.png")).mean())
+        errors = known & (ids != truth)
+        wrong[item.name] = float(errors.sum() / known.sum())
+        shares = [float(((ids == c) & known).sum() - (truth == c).sum()) for c in range(len(names))]
+        off[item.name] = max(map(abs, shares)) / float(known.sum())
+        inside, total = inside + int((errors & places[item.name]).sum()), total + int(errors.sum())
+    rows = doubt.doubts(
+        fractions_of(found.rows, len(names)),
+        names,
+        annotated=[],
+        votes=found.noted("votes"),
+        unsure=found.noted("unsure"),
+        differs=differs,
+        places=places,
+    )
+    own = {row["image"]: row for row in rows}
+    bad = {name for name, value in off.items() if value > WRONG}
+    marked = {name for name, row in own.items() if row["reasons"]}
+    share = np.mean([float(row["label_here"]) for row in rows])
+    lines = [f"{len(rows)} images, {100 * np.mean(list(wrong.values())):.1f} % of the pixels wrong"]
+    for name in MEASURES:
+        rho, p, _ = correlation([own[n][name] for n in wrong], list(wrong.values()))
+        lines.append(f"Spearman, {name} and the share of wrong pixels: {rho:.2f} (p = {p:.1g})")
+    lines.append(
+        f"Area fraction wrong by more than 10 points: {len(bad)}, marked {len(bad & marked)}"
+    )
+    lines.append(f"Of the {len(off) - len(bad)} others are marked {len(marked - bad)}")
+    held = 100 * inside / max(total, 1)
+    lines.append(
+        f"{100 * share:.1f} % of the pixels, marked to label, hold {held:.0f} % of the wrong"
+    )
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = Parser(prog="doubt.py", description=DESCRIPTION)
+    add = parser.add_argument
+    add("--weights", type=Path, required=True, help="the network")
+    add("--annotated", type=Path, required=True, help="folder with img and gt of what it learnt")
+    add("--test", type=Path, required=True, help="folder with img and gt of other images")
+    add("--out", type=Path, required=True, help="folder of the predictions")
+    add("--device", default="auto", help="auto, cpu, cuda, mps (auto)")
+    given = parser.parse_args(argv)
+
+    def work() -> None:
+        where = given.weights, given.annotated, given.test, given.out
+        for line in judge(answers(*where, given.device), given.test):
+            print(line)
+
+    return exit_code(work, "The same command goes on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
