@@ -253,7 +253,7 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
         said=[*(honest_lines(this, work.schedule) if final else [FIRST]), LABELS_WIN],
         doubts=doubt_table(doubts, own) if doubts else None,
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
-        marked_places=ChainMap(far_away, work.places),
+        marked_places=ChainMap(far_away, work.places),  # type: ignore[arg-type]  # only read
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
         warnings=[*missing, *far],
         changed=change_tables(work, names) if final else [],
