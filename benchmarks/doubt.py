@@ -30,6 +30,7 @@ from utils.metrics import IGNORED  # noqa: E402
 
 DESCRIPTION = "Does the doubt of a prediction follow its true error?"
 WRONG = 0.1  # of the area fraction of some class
+BOUNDS = (0.12, 0.14, 0.16, 0.18, 0.2, 0.24)  # among which the one in use was chosen
 MEASURES = ("doubt", "unsure", "differs", "vote_disagreement")
 
 
@@ -83,6 +84,7 @@ def judge(found: Answer, test: Path) -> list[str]:
     bad = {name for name, value in off.items() if value > WRONG}
     marked = {name for name, row in own.items() if row["reasons"]}
     share = np.mean([float(row["label_here"]) for row in rows])
+    good = off.keys() - bad
     lines = [f"{len(rows)} images, {100 * np.mean(list(wrong.values())):.1f} % of the pixels wrong"]
     for name in MEASURES:
         rho, p, _ = correlation([own[n][name] for n in wrong], list(wrong.values()))
@@ -90,7 +92,11 @@ def judge(found: Answer, test: Path) -> list[str]:
     lines.append(
         f"Area fraction wrong by more than 10 points: {len(bad)}, marked {len(bad & marked)}"
     )
-    lines.append(f"Of the {len(off) - len(bad)} others are marked {len(marked - bad)}")
+    lines.append(f"Of the {len(good)} others are marked {len(marked - bad)}")
+    for bound in BOUNDS:
+        over = {name for name, row in own.items() if row["doubt"] >= bound}
+        parts = [f"{len(over & kind)} of {len(kind)}" for kind in (bad, good)]
+        lines.append(f"  doubt of {bound:.2f} and more: {parts[0]}, of the others {parts[1]}")
     held = 100 * inside / max(total, 1)
     lines.append(
         f"{100 * share:.1f} % of the pixels, marked to label, hold {held:.0f} % of the wrong"
