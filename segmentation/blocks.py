@@ -48,6 +48,12 @@ class HeldOut(NamedTuple):
         return float(mean_score(self.classes))
 
     @property
+    def error(self) -> float:
+        """Share of wrong pixels."""
+        total = self.counts.sum()
+        return float(1 - np.trace(self.counts.sum(axis=0)) / total) if total else 0.0
+
+    @property
     def by_block(self) -> NDArray[np.float64]:
         """Dice (blocks, C); nan of a class that the block does not show."""
         return dice(self.counts)

@@ -1,9 +1,10 @@
 """Which images to look at first, where in them, and what speaks against each prediction.
 
-The *doubt* of a pixel is 1 - the probability of the likeliest class, and half more where a second
-method, the pixel classifier, sees another class; that of an image is its mean. It was chosen, and
-the bound frozen, on training images of NEU-Seg (``results/doubt``). No measure sees mistakes that
-everything makes alike; what is not marked may be wrong, too.
+The *doubt* of an image is how unsure the network is (1 - the probability of the likeliest class,
+mean of the pixels), and by how much more than expected a second method, the pixel classifier, sees
+other classes: expected is its error on held-out blocks. Measure and bound were chosen on training
+images of NEU-Seg and then frozen (``results/doubt``). No measure sees mistakes that everything
+makes alike; what is not marked may be wrong, too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from imaging.imagefile import Pixels, read_image
 from metallography.particles import Array, Row
 from metallography.ranking import outlying
 
-DOUBTFUL = 0.16  # doubt of an image from which on it is marked
+DOUBTFUL = 0.07  # doubt of an image from which on it is marked
 SECOND = 0.5  # doubt of a pixel that the second method sees otherwise, beside its own
 SHARE = 0.05  # of all pixels, that are marked as places to label
 SIGMA = 1.0  # pixels, of the blur that makes places of single pixels
@@ -74,6 +75,7 @@ def doubts(
     unsure: Mapping[str, float],
     differs: Mapping[str, float],
     places: Mapping[str, Array],
+    expected: float = 0.0,
 ) -> list[Row]:
     """A row for each image, the most doubtful first; annotated images are left out.
 
@@ -85,17 +87,19 @@ def doubts(
             the classifier alone answers: its own certainty says little, so that only outlying area
             fractions are marked then.
         places: pixels that are worth labelling.
+        expected: share of pixels in which the classifier is wrong on held-out blocks.
     """
     names = [name for name in fractions if name not in annotated]
     reasons: dict[str, list[str]] = {name: [] for name in names}
     rows: list[Row] = []
     for name in names:
         own, other = unsure.get(name, math.nan), differs.get(name, math.nan)
-        doubt = own + SECOND * other
+        doubt = own + (math.nan if math.isnan(other) else max(other - expected, 0.0))
         if doubt >= DOUBTFUL:
             reasons[name].append(
                 f"doubt {doubt:.2f}: the network is unsure of {100 * own:.0f} % of the pixels, the "
                 f"pixel classifier sees {100 * other:.0f} % otherwise"
+                f" ({100 * expected:.0f} % are expected)" * (other > expected)
             )
         share = float(places[name].mean()) if name in places else math.nan
         rows.append(

@@ -355,6 +355,7 @@ class Work:
             unsure=folder.noted("unsure"),
             differs={p.name: self.differs(folder, p) for p in self.pictures},
             places=self.places,
+            expected=forest.error if (forest := blocks.stored(self.this.scores.get(FOREST))) else 0,
         )
         replace_file(folder.out / "doubt.csv", csv_of_rows(rows, ["rank", "image", "reasons"]))
         return rows

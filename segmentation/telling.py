@@ -86,8 +86,8 @@ def curve_lines(this: Round) -> list[str]:
         )
     else:
         verdict = (
-            f"{added}, too little to tell from chance: one image does not show whether a second "
-            "mask would help; if the first doubtful image looks wrong, correct that"
+            f"{added}, too little to tell from chance whether another mask would help; if the "
+            "first doubtful image looks wrong, correct that"
         )
     return [f"Dice by blocks of the annotation learnt from ({FOREST}): {shown}", verdict]
 
@@ -141,7 +141,11 @@ def result_lines(work: Work) -> list[str]:
     annotated = [p.name for p in work.annotated]
     lines += [f"Doubt: {line}" for line in doubt.missing_lines(this.fractions, names, annotated)]
     marked = [row for row in work.doubts if row["reasons"]]
-    lines.append(f"Doubt: {len(marked)} of {len(work.doubts)} images are marked, see doubt.csv")
+    many = len(marked) > 0.5 * len(work.doubts)
+    whole = ": the answer as a whole is doubtful; correct one of the first" if many else ""
+    lines.append(
+        f"Doubt: {len(marked)} of {len(work.doubts)} images are marked{whole}, see doubt.csv"
+    )
     lines += [f"  {row['image']}: {row['reasons']}" for row in marked[:5]]
     lines.append(
         f"For new images: python predict.py --weights {work.out / MODEL} --images FOLDER"
@@ -203,9 +207,9 @@ def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
     ]
     title = (
         "All images without labels, the most doubtful first (unsure: 1 - probability, mean; doubt: "
-        "unsure and half of where the pixel classifier differs; votes: share of the 8 flips and "
-        f"turns that give another class; label here: the {100 * doubt.SHARE:.0f} % of all pixels "
-        "that are most doubtful)"
+        "unsure, and what the pixel classifier sees otherwise beyond its own error on held-out "
+        "blocks; votes: share of the 8 flips and turns that give another class; label here: the "
+        f"{100 * doubt.SHARE:.0f} % of all pixels that are most doubtful)"
     )
     return {"title": title, "head": head, "rows": rows}
 

@@ -46,6 +46,7 @@ def test_a_block_is_scored_by_who_did_not_learn_it_and_a_missing_class_has_no_sc
     found = blocks.score([picture], predictors, 2)  # type: ignore[arg-type]
     # Block 0: rows 0-1, columns 0-2, all class 0; block 1: 8 pixels of class 1; block 2: 9 of 0.
     assert found.counts.tolist() == [[[6, 0], [0, 0]], [[0, 0], [0, 8]], [[0, 9], [0, 0]]]
+    assert found.error == pytest.approx(9 / 23)
     assert found.by_block[0, 0] == 1 and np.isnan(found.by_block[0, 1])
     assert found.mean == pytest.approx(2 * 8 / (8 + 17))  # class 1: 8 true, 17 predicted
 
