@@ -98,8 +98,8 @@ def doubts(
         if doubt >= DOUBTFUL:
             reasons[name].append(
                 f"doubt {doubt:.2f}: the network is unsure of {100 * own:.0f} % of the pixels, the "
-                f"pixel classifier sees {100 * other:.0f} % otherwise"
-                f" ({100 * expected:.0f} % are expected)" * (other > expected)
+                f"pixel classifier sees {100 * other:.0f} % otherwise ({100 * expected:.0f} % are "
+                "expected)"
             )
         share = float(places[name].mean()) if name in places else math.nan
         rows.append(

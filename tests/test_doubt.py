@@ -52,14 +52,16 @@ def test_without_votes_the_unsurer_image_comes_first() -> None:
 
 
 def test_doubt_adds_what_the_classifier_sees_otherwise_beyond_its_own_error() -> None:
-    unsure = {"i4": 0.05, "i5": 0.05, "i6": 0.05}
-    rows = table(unsure=unsure, differs={"i4": 0.1, "i5": 0.21, "i6": 0.24}, expected=0.2)
+    unsure = {"i3": 0.08, "i4": 0.05, "i5": 0.05, "i6": 0.05}
+    differs = {"i3": 0.1, "i4": 0.1, "i5": 0.21, "i6": 0.24}
+    rows = table(unsure=unsure, differs=differs, expected=0.2)
     found = {str(r["image"]): r for r in rows}
     assert found["i4"]["doubt"] == pytest.approx(0.05)
     assert found["i5"]["doubt"] == pytest.approx(0.06) and not found["i5"]["reasons"]
     assert found["i6"]["doubt"] == pytest.approx(0.09)
     assert "24 % otherwise (20 % are expected)" in str(found["i6"]["reasons"])
-    assert [r["image"] for r in rows[:4]] == ["i6", "odd", "i5", "i4"]
+    assert found["i3"]["doubt"] == pytest.approx(0.08) and "of 8 %" in str(found["i3"]["reasons"])
+    assert [r["image"] for r in rows[:5]] == ["i6", "i3", "odd", "i5", "i4"]
     assert rows[0]["rank"] == 1 and math.isnan(float(str(found["i7"]["doubt"])))
 
 
