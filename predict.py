@@ -19,6 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import utils  # noqa: F401  first: Ctrl-C while the others load is one line
+
+# isort: split
 import torch
 
 from annotation.outlines import outlines, to_geojson, to_rois

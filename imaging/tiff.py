@@ -168,6 +168,14 @@ def has_more_bits(file: BinaryIO) -> bool:
         return kind != "u" or _same(BITS, tags.valueof(BITS, 1)) > 8
 
 
+def read_header(file: BinaryIO) -> tuple[int, int, int]:
+    """Height, width and channels (1 or 3) of the first page, by its tags; any exception."""
+    with TiffFile(file) as tiff:
+        _, tags = next(_pages(tiff))
+        coloured = int(tags.valueof(SAMPLES, 1)) > 2 or tags.valueof(PHOTOMETRIC) == PALETTE
+        return int(tags.valueof(HEIGHT)), int(tags.valueof(WIDTH)), 3 if coloured else 1
+
+
 def _pages(tiff: TiffFile) -> Iterator[tuple[int, Any]]:
     """The tags of each page, and its number among all directories of the file."""
     for index, page in enumerate(tiff.pages):
