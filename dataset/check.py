@@ -113,12 +113,10 @@ def check_data(
     supervised = bool({"fine", "sup"} & set(stages))
     scored = supervised or (probe and "self" in stages)
     splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
-    pretraining: list[Sample] = []
     unmasked = ("train_numf", "train_unlabelled")[: 1 + use_unlabelled] if "self" in stages else ()
     masked = splits if scored or needs_annotated else []
     check.tell_memory(unmasked, [*masked, *(["test_numf"] if scored else [])])
-    for split in unmasked:
-        pretraining += check.folder(split, before=pretraining)
+    pretraining = check.folders(unmasked)
     probed = len(check.problems)
     for split in masked:
         annotated = check.folder(split, masks=True)
@@ -238,6 +236,13 @@ class SetCheck:
                 found = f"{len(numbers)} of the {data.MOST_REPEATS} folders {names} are there"
                 self.warnings.append(f"{self.root}: {found}; as many repeats are run")
         return list(dict.fromkeys(splits))
+
+    def folders(self, splits: Iterable[str]) -> list[Sample]:
+        """Check the images of folders that are hashed one after another; the sound ones."""
+        sound: list[Sample] = []
+        for split in splits:
+            sound += self.folder(split, before=sound)
+        return sound
 
     def folder(
         self, split: str, masks: bool = False, before: Sequence[Sample] = ()

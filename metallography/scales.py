@@ -161,11 +161,12 @@ def _for_items(
 ) -> dict[str, float]:
     """The scales of a table by the names of the images; a line on rows without an image."""
     top = folder if folder.is_dir() else folder.parent
-    count = Counter(item.path.name for item in items)
+    count = Counter(path.name for path in {item.path for item in items})
     rows, unused = {}, set(table)
     for item in items:
         below = item.path.relative_to(top)
-        names = [below.as_posix(), below.with_suffix("").as_posix()]
+        names = [item.own_path.relative_to(top).as_posix(), item.name]
+        names += [below.as_posix(), below.with_suffix("").as_posix()]
         names += [item.path.name, item.path.stem] if count[item.path.name] == 1 else []
         keys = [name_key(name) for name in names]
         unused -= set(keys)
