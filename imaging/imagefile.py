@@ -40,6 +40,7 @@ DECODERS: dict[bytes, type[ImageFile]] = {
     b"BM": BmpImageFile,
 }
 ORIENTATION = 274  # EXIF's tag, which is TIFF's
+READING = 2  # to be raised where files that are not plain become other pixels than before
 UPRIGHT = 1  # the value of it that turns nothing
 TURNS = {
     2: "mirrored",
@@ -133,6 +134,26 @@ def has_more_bits(path: str | Path) -> bool:
     except Exception:  # reading its pixels says what is wrong
         return False
     return start.startswith(PNG_MAGIC) and len(start) == 26 and start[24] == 16
+
+
+def reading_of(path: str | Path, page: int = 1) -> dict[str, int]:
+    """The version of reading, of files whose pixels depend on it; of all others nothing.
+
+    These have an orientation, or are TIFF with tags that programs read in different ways, this one
+    at first, too. No pixel is decoded.
+    """
+    plain = True
+    with suppress(Exception), warnings.catch_warnings():  # decoding says what is wrong
+        warnings.simplefilter("ignore")
+        raw = b"" if special_kind(path) else _start_of(path)
+        if raw.startswith(tiff.TIFF_MAGIC):
+            with open(path, "rb") as file:
+                plain = tiff.is_plain(file, page)
+        else:
+            decoder = next(kind for magic, kind in DECODERS.items() if raw.startswith(magic))
+            with decoder(path) as picture:
+                plain = _orientation(picture) == UPRIGHT
+    return {} if plain else {"reading": READING}
 
 
 def read_header(path: str | Path) -> tuple[int, int, int] | None:

@@ -19,7 +19,7 @@ from imaging.data_bar import Bar, find_bars
 from imaging.drawing import is_intact, overlay, save_picture
 from imaging.field import NO_RULE, Crop, FieldRule
 from imaging.gray_range import Conversion
-from imaging.imagefile import read_image, read_mask
+from imaging.imagefile import read_image, read_mask, reading_of
 from imaging.listing import (
     BESIDE,
     DRAWN,
@@ -453,15 +453,20 @@ class Folder:
         except OSError:  # reading the image will report what is wrong
             size = changed = 0
         scale = self.scale_of(item)
+        reading = reading_of(item.path, item.page)
         how = {
             **self.field.state(item.name),
             **({"resample": self.resample} if self.resample else {}),
+            **reading,
         }
         state: Row = {"name": item.name, "bytes": size, "changed": changed, **how}
         entry = state | {"um_per_px": scale}
         old = dict(self.record.done.get(item.name, {}))
         self._remember_bars(item, old.pop("bars", []))
         self.lost_scale |= scale is None and old.get("um_per_px") is not None
+        if old and reading.items() - old.items():
+            to_terminal(f"{item.path}: predicted when its orientation or tags were read otherwise; "
+                        "made anew")  # fmt: skip
         wanted = [self.file(kind, item) for kind in ("classes", "gray", "overlay")]
         wanted += [self.file("probabilities", item, ".npy")] if self.probabilities else []
         same = state.items() <= old.items() and old.keys() - entry.keys() == set()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tifffile import TiffWriter
+from tifffile import TiffWriter, imwrite
 
 from metallography.folder import RECORD, list_images, result_names
 from metallography.segmenter import Segmenter
@@ -336,6 +336,38 @@ def test_a_page_is_compared_with_the_mask_of_its_name(tmp_path, weights) -> None
     assert compared == {"stack-p1", "stack-p3"}
     assert main([*options[:3], str(stack), "--out", str(tmp_path / "p"), *masks]) == 0
     assert compared == {row["image"] for row in rows_of(tmp_path / "p" / "comparison.csv")}
+
+
+def test_an_image_that_was_read_otherwise_is_made_anew_once(tmp_path, weights, capsys) -> None:
+    options = options_of(tmp_path, weights, "a.png", "b.png", "c.png")
+    for name in ("a", "b"):  # c stays as it is
+        path = tmp_path / "imgs" / f"{name}.png"
+        pixels = np.asarray(Image.open(path))
+        if name == "a":
+            exif = Image.Exif()
+            exif[274] = 3  # half a turn: the map keeps its size
+            Image.fromarray(pixels).save(path, exif=exif)
+        else:
+            imwrite(path.with_suffix(".tif"), pixels, photometric="miniswhite")
+            path.unlink()
+    assert main(options) == 0
+    out, record = tmp_path / "o", tmp_path / "o" / RECORD
+    found = {path.name: path.read_bytes() for path in (out / "classes").iterdir()}
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [line.pop("reading", None) for line in lines[1:]] == [2, 2, None]
+    record.write_text("".join(f"{json.dumps(line)}\n" for line in lines))  # as it was before
+    for name in found:
+        Image.fromarray(np.full(pixels.shape, 1, np.uint8)).save(out / "classes" / name)
+    corrected = (out / "classes" / "c.png").read_bytes()
+    capsys.readouterr()
+    assert main(options) == 0
+    told = capsys.readouterr().out
+    assert told.count("predicted when its orientation or tags were read otherwise") == 2
+    assert f"{tmp_path / 'imgs' / 'a.png'}: predicted when" in told
+    now = {path.name: path.read_bytes() for path in (out / "classes").iterdir()}
+    assert now == {**found, "c.png": corrected}
+    assert main(options) == 0
+    assert "read otherwise" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- names
