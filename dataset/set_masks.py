@@ -242,11 +242,9 @@ class SetMasks:
             known = self._filling(masked, rule.colours) | set(alone)
             rule = find_rule(total, rule.colours, self.settings, lambda: known)
             strange, edges = self._assign(edged, rule)
-        for path, own in strange.items():
-            png = (
-                "; packed by JPEG, which blurs edges: best export it as PNG" if _lossy(path) else ""
-            )
-            self.problems += [f"{line}{png}" for line in (rule.problem(path, own),) if line]
+        for path, line in ((path, rule.problem(path, own)) for path, own in strange.items()):
+            cause = "; packed by JPEG, which blurs edges: best export it as PNG"
+            self.problems += [line + cause if _lossy(path) else line] if line else []
         if not edges.total():
             return rule
         off = rule.off_palette(total)

@@ -457,14 +457,14 @@ class Folder:
         how = {
             **self.field.state(item.name),
             **({"resample": self.resample} if self.resample else {}),
-            **reading,
         }
-        state: Row = {"name": item.name, "bytes": size, "changed": changed, **how}
+        before: Row = {"name": item.name, "bytes": size, "changed": changed, **how}
+        state = before | reading
         entry = state | {"um_per_px": scale}
         old = dict(self.record.done.get(item.name, {}))
         self._remember_bars(item, old.pop("bars", []))
         self.lost_scale |= scale is None and old.get("um_per_px") is not None
-        if old and reading.items() - old.items():
+        if before.items() <= old.items() and not state.items() <= old.items():
             to_terminal(f"{item.path}: predicted when its orientation or tags were read otherwise; "
                         "made anew")  # fmt: skip
         wanted = [self.file(kind, item) for kind in ("classes", "gray", "overlay")]
