@@ -167,8 +167,10 @@ def _find_truths(pages: Sequence[Page], masks: Path | None) -> dict[Page, Path]:
     Masks in the folder of the images have none.
     """
     truths: dict[Page, Path] = {}
+    if masks is None:
+        return truths
     first = {page.path: page for page in reversed(pages)}
-    for page in pages if masks else ():
+    for page in pages:
         truth = masks / page.below.with_suffix(".png")
         if first[page.path] == page and not truth.exists():
             truth = truth.with_name(f"{page.path.stem}.png")
