@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import utils  # noqa: F401  first: Ctrl-C while the others load is one line
+
+# isort: split
 import torch
 
 import data
@@ -29,7 +32,6 @@ from utils.device import (
     choose_device,
     choose_precision,
     keep_freed_memory,
-    size_of,
 )
 from utils.files import remove_orphans
 from utils.log import require_tensorboard, to_terminal
@@ -107,18 +109,9 @@ def open_set(
         for size in config.sizes
         for repeat in data.annotated_repeats(config.data_dir, size, config.repeat_list)
     ]
-    warnings = () if store else report.warnings + share_memory(report.store, config)
-    return jobs, warnings
-
-
-def share_memory(store: ImageStore, config: Config) -> tuple[str, ...]:
-    """Divide the cache among the processes; a line if the set does not fit into it."""
-    store.share(config.workers + 1)
-    if store.cache is None or store.bytes_seen() <= store.cache:
-        return ()
-    needed, kept = size_of(store.bytes_seen()), size_of(store.cache)
-    what = f"{config.data_dir}: its images take {needed}, of which {kept} are kept in memory"
-    return (f"{what}; the others are read again whenever they are needed; --cache changes that",)
+    if not store:
+        report.store.share(config.workers + 1)
+    return jobs, report.warnings
 
 
 def main(

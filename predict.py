@@ -19,6 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import utils  # noqa: F401  first: Ctrl-C while the others load is one line
+
+# isort: split
 import torch
 
 from annotation.outlines import outlines, to_geojson, to_rois
@@ -90,7 +93,8 @@ def parser() -> argparse.ArgumentParser:
         "in them is not measured")  # fmt: skip
     add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say, else "
         "all lengths in pixels")  # fmt: skip
-    add("--scales", help="a CSV file of scales for single images: file,um_per_px")
+    add("--scales", help="a CSV file of scales for single images, which count before --um_per_px: "
+        "file,um_per_px")  # fmt: skip
     add("--resample", type=float, metavar="UM", help="show all images to the network at UM "
         "micrometres per pixel; results stay at the images' own size")  # fmt: skip
     add("--min_px", type=int, default=MINIMUM_PX, help="smallest particle (%(default)s pixels)")
@@ -218,8 +222,6 @@ def take_names(segmenter: Segmenter, images: Path) -> list[str]:
 
 def find_all_scales(segmenter: Segmenter, options: argparse.Namespace, items: Items) -> Scales:
     """The scale of each image; ConfigError if the flags do not go together."""
-    if options.um_per_px is not None and options.scales:
-        raise ConfigError("--um_per_px and --scales: give one of them")
     images, known = Path(options.images), set_of(Path(options.images))
     unit_of(options.um_per_px)
     table = Path(options.scales) if options.scales else None

@@ -7,6 +7,9 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import utils  # noqa: F401  first: Ctrl-C while the others load is one line
+
+# isort: split
 from comparison.notes import write_table
 from comparison.options import read_options
 from comparison.pace import Pace, duration, timed

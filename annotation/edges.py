@@ -42,6 +42,22 @@ def solid(nearest: Indices, within: Bits) -> Bits:
     return np.asarray(cv2.dilate(centres.astype(np.uint8), square)[1:-1, 1:-1], np.bool_) & within
 
 
+def small_parts(given: NDArray[Any]) -> Bits:
+    """Pixels (H, W) of parts of a level too thin for a square of 5x5 pixels, or far from one.
+
+    So thin a part of a blurred mask may be the rim between two others, whatever its level.
+    """
+    own = np.pad(given.astype(np.float32), 2, mode="edge")
+    square = np.ones((5, 5), np.uint8)
+    centres = (cv2.erode(own, square) == cv2.dilate(own, square))[2:-2, 2:-2]
+    small = np.ones(given.shape, np.bool_)
+    for level in np.unique(given).tolist():
+        here = given == level
+        near = cv2.dilate((centres & here).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+        small[here & near] = False
+    return small
+
+
 def assign_edges(
     values: NDArray[Any], nearest: Indices, within: Bits, levels: NDArray[Any], tolerance: int
 ) -> tuple[Indices, Bits]:

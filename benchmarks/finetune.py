@@ -16,10 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+import utils  # noqa: E402, F401  first: Ctrl-C while the others load is one line
+
+# isort: split
 import torch
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
 from benchmarks import measure
 from benchmarks.measure import Case, Result

@@ -22,11 +22,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+import utils  # noqa: E402, F401  first: Ctrl-C while the others load is one line
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
 from benchmarks import measure
 from benchmarks.measure import Result

@@ -17,10 +17,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+import utils  # noqa: E402, F401  first: Ctrl-C while the others load is one line
+
+# isort: split
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
 from benchmarks.measure import parser_of, table, use_threads
 from data import DataError, Sample, find_split, image_input, one_hot

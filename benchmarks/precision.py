@@ -13,9 +13,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+import utils  # noqa: E402, F401  first: Ctrl-C while the others load is one line
+
+# isort: split
+import torch
 
 from benchmarks.measure import at_least, batches_of, parser_of, use_threads
 from benchmarks.step import PRECISIONS

@@ -112,7 +112,8 @@ class Plan:
             index=index_file(config.output_dir, config.data_dir),
         )
         self.store = data.store
-        for warning in data.warnings + config_run.share_memory(self.store, config):
+        self.store.share(config.workers + 1)
+        for warning in data.warnings:
             to_terminal(f"Warning: {warning}")
         # Tiles of one micrograph overlap or adjoin: they are not independent test images.
         self.test = listed_split(self.store, config.data_dir, "test_numf")

@@ -20,8 +20,10 @@ from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool
 from imaging.imagefile import decode, has_more_bits, read_image, turn_text
 from imaging.listing import DRAWN, Listing, by_drawn_names
 from imaging.pages import count_pages
-from imaging.store import ImageStore
+from imaging.store import Hashing, ImageStore
+from utils.device import size_of
 from utils.files import IMAGE_SUFFIXES, DataError, list_files, list_names
+from utils.log import progress, to_terminal
 from utils.metrics import IGNORED
 
 SMALLEST_SIDE = 16  # the UNet halves three times and its crops must keep a position at 1/4
@@ -111,13 +113,12 @@ def check_data(
     supervised = bool({"fine", "sup"} & set(stages))
     scored = supervised or (probe and "self" in stages)
     splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
-    pretraining = []
-    for split in (
-        ("train_numf", "train_unlabelled")[: 1 + use_unlabelled] if "self" in stages else ()
-    ):
-        pretraining += check.folder(split)
+    unmasked = ("train_numf", "train_unlabelled")[: 1 + use_unlabelled] if "self" in stages else ()
+    masked = splits if scored or needs_annotated else []
+    check.tell_memory(unmasked, [*masked, *(["test_numf"] if scored else [])])
+    pretraining = check.folders(unmasked)
     probed = len(check.problems)
-    for split in splits if scored or needs_annotated else ():
+    for split in masked:
         annotated = check.folder(split, masks=True)
         check.classes(split, annotated, "annotated images")
         check.one_size(split, annotated if supervised else [], fine_crop=fine_crop)
@@ -196,11 +197,29 @@ class SetCheck:
         self.problems.refuse()
         return DataReport(self.store, tuple(dict.fromkeys(self.warnings)))
 
+    def tell_memory(self, unmasked: Iterable[str], masked: Iterable[str]) -> None:
+        """Say before anything is decoded if these folders take more memory than they may."""
+        if self.store.cache is None:
+            return
+        files: dict[tuple[str, Path], int] = {}
+        for split, masks in [*((s, False) for s in unmasked), *((s, True) for s in masked)]:
+            with suppress(DataError):  # of a folder; its check tells
+                for sample in data.listed_split(self.store, self.root, split):
+                    both = [("image", sample.image), ("mask", sample.mask if masks else None)]
+                    for kind, path in both:
+                        if path is not None:
+                            files[kind, path] = self.store.bytes_expected(kind, path)
+        needed, kept = sum(files.values()), self.store.cache
+        if needed > kept:
+            what = f"about {size_of(needed)}, of which {size_of(kept)} are kept in memory"
+            again = "the others are read again whenever they are needed; --cache changes that"
+            to_terminal(f"{self.root}: its {len(files)} images and masks take {what}; {again}")
+
     def test_set(self, needed: bool) -> None:
         """Check the test set; if it is not ``needed``, images without any mask are none."""
         split = self.root / "test_numf"
         images = [p for p in list_names(split / "img") if p.suffix.lower() in IMAGE_SUFFIXES]
-        others = [p for p in list_files(split / "img") if p not in images]
+        others = {*list_files(split / "img")} - {*images}
         if needed or list_files(split / "gt") or (not images and others):
             self.classes("test_numf", self.folder("test_numf", masks=True), "test set")
 
@@ -218,19 +237,36 @@ class SetCheck:
                 self.warnings.append(f"{self.root}: {found}; as many repeats are run")
         return list(dict.fromkeys(splits))
 
-    def folder(self, split: str, masks: bool = False) -> list[Sample]:
-        """Check the images of a folder, and their masks if wanted; return the sound ones."""
+    def folders(self, splits: Iterable[str]) -> list[Sample]:
+        """Check the images of folders that are hashed one after another; the sound ones."""
+        sound: list[Sample] = []
+        for split in splits:
+            sound += self.folder(split, before=sound)
+        return sound
+
+    def folder(
+        self, split: str, masks: bool = False, before: Sequence[Sample] = ()
+    ) -> list[Sample]:
+        """Check the images of a folder, and their masks if wanted; return the sound ones.
+
+        ``before`` are the images that precede them where the set is hashed.
+        """
         sound: list[Sample] = []
         with self.problems.collect():
             samples = data.listed_split(self.store, self.root, split)
             self._names(split, samples, masks)
-            for sample in samples:
-                with self.problems.collect():
-                    self.image(sample)
-                    if masks:
-                        self.mask(sample)
-                        self.masked.append(sample)
-                    sound.append(sample)
+            hashing = Hashing(self.store, before)
+            with progress(len(samples), f"Reading {split}", lines=True) as bar:
+                for sample in samples:
+                    with self.problems.collect():
+                        self.image(sample)
+                        if masks:
+                            self.mask(sample)
+                            self.masked.append(sample)
+                        hashing.add(sample)
+                        sound.append(sample)
+                    bar.update(1)
+            hashing.keep()
         return sound
 
     def _names(self, split: str, samples: list[Sample], masks: bool) -> None:
@@ -239,7 +275,7 @@ class SetCheck:
         if not os.path.isdir(folder):
             raise DataError(f"{folder}: no such folder; {purpose}")
         images = [p for p in list_names(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
-        others = [p for p in list_files(folder) if p not in images]
+        others = sorted({*list_files(folder)} - {*images})
         self.problems += [_not_a_file(path) for path in images if not os.path.isfile(path)]
         self.warnings += left_out_lines(folder, images)
         if not images:

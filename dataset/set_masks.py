@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from annotation.class_files import join_classes
+from annotation.edges import small_parts
 from annotation.files import names_in, read_annotation
 from annotation.names import class_id, class_names
 from dataset.check import Problems
@@ -24,13 +25,14 @@ from dataset.mask_values import (
     to_codes,
 )
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
-from imaging.imagefile import Array, DataError, Pixels, has_colour
+from imaging.imagefile import Array, DataError, Pixels, decode, has_colour
 from imaging.pages import count_pages
 
 if TYPE_CHECKING:
     from dataset.set_plan import Source
 
 Histograms = dict[Path, Counter[int]]
+MOST_BLURRED, MOST_SMALL = 0.002, 0.001  # of a JPEG's pixels: between levels, and in thin parts
 MOST_THIN = 3  # classes of lines thinner than 3 pixels everywhere
 
 
@@ -240,7 +242,9 @@ class SetMasks:
             known = self._filling(masked, rule.colours) | set(alone)
             rule = find_rule(total, rule.colours, self.settings, lambda: known)
             strange, edges = self._assign(edged, rule)
-        self.problems += filter(None, (rule.problem(path, own) for path, own in strange.items()))
+        for path, line in ((path, rule.problem(path, own)) for path, own in strange.items()):
+            cause = "; packed by JPEG, which blurs edges: best export it as PNG"
+            self.problems += [line + cause if _lossy(path) else line] if line else []
         if not edges.total():
             return rule
         off = rule.off_palette(total)
@@ -263,11 +267,23 @@ class SetMasks:
         for source in edged:
             assert source.mask is not None
             codes = self._codes(source)
-            _, edge, without = rule.assign(codes)
+            ids, edge, without = rule.assign(codes)
             edges[source.mask] += int(edge.sum())
             if without.any():
                 strange[source.mask] = histogram_of(codes[without])
+            elif edge.mean() > MOST_BLURRED and _lossy(source.mask):
+                small = int(small_parts(ids).sum())
+                found = f"{small} pixels ({small / ids.size:.2%}) in parts thinner than 5 pixels"
+                cure = "they may be blurred edges and no class: export it as PNG"
+                if small > MOST_SMALL * ids.size:
+                    line = f"{source.mask}: packed by JPEG, {found}; {cure}"
+                    self.problems.append(f"{line}, or give a larger --tolerance")
         return strange, edges
+
+
+def _lossy(path: Path) -> bool:
+    """Whether a mask was packed in a way that changes values."""
+    return decode(path, seen=False).lossy
 
 
 def _rule_of_names(names: list[str]) -> MaskRule:

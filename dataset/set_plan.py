@@ -26,7 +26,7 @@ from imaging.data_bar import Bar, bar_lines, find_bars
 from imaging.field import transparent
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool, check_finite
 from imaging.imagefile import UPRIGHT, Array, DataError, Pixels, decode, read_image, turn_text
-from imaging.pages import count_pages
+from imaging.pages import count_pages, images_of, page_name
 from imaging.pixel_size import SAME, pixel_size
 
 SPLITS = {"train": "train_numf", "test": "test_numf", "unlabelled": "train_unlabelled"}
@@ -158,7 +158,7 @@ class Plan:
         """
         ids = self.masks.ids(source)
         ids = np.where(ids == IGNORED, self.settings.ignored_as, ids).astype(np.uint8)
-        clear = transparent(source.image) if source.pages == 1 else None
+        clear = transparent(source.image, source.page)
         if clear is not None and source.box.of(clear).shape == ids.shape:
             ids[source.box.of(clear)] = IGNORED
         return ids
@@ -231,7 +231,11 @@ class Plan:
         pages, wanted = count_pages(source.image), self.settings.page
         source = replace(source, pages=pages, page=max(wanted, 1))
         if wanted == EACH:
-            return [replace(source, page=n + 1, keeps_name=False) for n in range(pages)]
+            numbers, others = images_of(source.image)
+            if others:
+                what = "previews, or of another size or kind than the others"
+                self.warnings.append(f"{source.image}: left out, {what}: {', '.join(others)}")
+            return [replace(source, page=number, keeps_name=False) for number in numbers]
         if pages > 1 and not wanted:
             found = f"{source.image}: {pages} pages, the first is taken"
             self.warnings.append(f"{found}; --page chooses")
@@ -283,7 +287,7 @@ class Plan:
             key, sample = (source.batch, source.sample), source.sample
             number[key] += 1
             if source.pages > 1 and each:
-                sample += f"-p{source.page}"
+                sample = page_name(sample, source.page)
             if same[key] > (source.pages if each else 1):
                 sample += f"-{number[key]}"
             height, width = source.box[2:]

@@ -92,11 +92,12 @@ def bar_height(rows: Array) -> int:
 
 def _levels(first: Array) -> list[int]:
     """The gray levels that the first rows may have as paper: those that fill a whole row."""
+    rows = np.ascontiguousarray(first).astype(np.int16)
+    levels = np.median(rows, axis=1).astype(np.int16)
+    whole = (np.abs(rows - levels[:, None]) <= CLEAN).mean(axis=1) >= FLAT
     found: list[int] = []
-    for row in first:
-        level = int(np.median(row))
-        near = np.abs(row.astype(np.int16) - level) <= CLEAN
-        if near.mean() >= FLAT and all(abs(level - other) > NEAR for other in found):
+    for level in levels[whole].tolist():
+        if all(abs(level - other) > NEAR for other in found):
             found.append(level)
     return found
 

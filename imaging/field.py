@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from imaging.imagefile import read_mask
+from imaging.pages import place_of
 from utils.files import DataError
 
 Array = NDArray[Any]
@@ -74,13 +75,15 @@ def read_crop(words: str) -> Crop:
     return Crop(*(int(number) for number in sides.groups()))
 
 
-def transparent(path: str | Path) -> Array | None:
-    """Where an image file is fully transparent, bool (H, W), upright; None if nowhere.
+def transparent(path: str | Path, page: int = 1) -> Array | None:
+    """Where a page of an image file is fully transparent, bool (H, W), upright; None if nowhere.
 
     Files that are transparent everywhere show that their writer did not mean it: None, too. Kinds
     of transparency that Pillow does not read count as none.
     """
     with suppress(Exception), Image.open(path) as file:
+        if place := place_of(path, page):
+            file.seek(place)
         if "A" not in file.getbands() and "transparency" not in file.info:
             return None
         whole = ImageOps.exif_transpose(file)
@@ -106,13 +109,13 @@ class FieldRule:
         """What is cut off an image (H, W, ...)."""
         return Crop() if (shape[0], shape[1]) in self.cropped_sizes else self.crop
 
-    def outside(self, path: Path, name: str, shape: tuple[int, ...]) -> Array | None:
+    def outside(self, path: Path, name: str, shape: tuple[int, ...], page: int = 1) -> Array | None:
         """Where an image (H, W, ...) is outside its field, bool (H, W); None if nowhere.
 
         DataError if nothing is inside, or the mask of its region of interest does not fit.
         """
         outside = np.zeros(shape[:2], bool)
-        clear = transparent(path)
+        clear = transparent(path, page)
         if clear is not None and clear.shape == outside.shape:
             outside |= clear
         region = self._region(name)

@@ -176,6 +176,8 @@ class EachImage:
 
     def apply(self, pixels: Array) -> Pixels:
         """As ``GrayRange.apply``, by the range of these pixels."""
+        if has_8_bits(pixels):  # they need none
+            return GrayRange(0, 255).apply(pixels)
         pool = GrayPool()
         pool.add(pixels)
         return (pool.range(self.levels) or GrayRange(0, 255)).apply(pixels)

@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ DECODERS: dict[bytes, type[ImageFile]] = {
     b"BM": BmpImageFile,
 }
 ORIENTATION = 274  # EXIF's tag, which is TIFF's
+READING = 2  # to be raised where files that are not plain become other pixels than before
 UPRIGHT = 1  # the value of it that turns nothing
 TURNS = {
     2: "mirrored",
@@ -133,6 +134,45 @@ def has_more_bits(path: str | Path) -> bool:
     except Exception:  # reading its pixels says what is wrong
         return False
     return start.startswith(PNG_MAGIC) and len(start) == 26 and start[24] == 16
+
+
+def reading_of(path: str | Path, page: int = 1) -> dict[str, int]:
+    """The version of reading, of files whose pixels depend on it; of all others nothing.
+
+    These have an orientation, or are TIFF with tags that programs read in different ways, this one
+    at first, too. No pixel is decoded.
+    """
+    plain = True
+    with suppress(Exception), warnings.catch_warnings():  # decoding says what is wrong
+        warnings.simplefilter("ignore")
+        raw = b"" if special_kind(path) else _start_of(path)
+        if raw.startswith(tiff.TIFF_MAGIC):
+            with open(path, "rb") as file:
+                plain = tiff.is_plain(file, page)
+        else:
+            decoder = next(kind for magic, kind in DECODERS.items() if raw.startswith(magic))
+            with decoder(path) as picture:
+                plain = _orientation(picture) == UPRIGHT
+    return {} if plain else {"reading": READING}
+
+
+def read_header(path: str | Path) -> tuple[int, int, int] | None:
+    """Height, width and channels (1, or 3 at most) without decoding; None if they are not told."""
+    with suppress(Exception):  # decoding says what is wrong
+        raw = b"" if special_kind(path) else _start_of(path)
+        if raw.startswith(tiff.TIFF_MAGIC):
+            with open(path, "rb") as file:
+                return tiff.read_header(file)
+        decoder = next(kind for magic, kind in DECODERS.items() if raw.startswith(magic))
+        with decoder(path) as picture:
+            gray = picture.mode in ("1", "F", "I", "L", "LA", "La") or picture.mode[:4] == "I;16"
+            return picture.height, picture.width, 1 if gray else 3
+    return None
+
+
+def _start_of(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(16)
 
 
 def turned(pixels: Array, orientation: int) -> Array:

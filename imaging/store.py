@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from imaging.gray_range import EACH_IMAGE, Conversion, check_finite, has_8_bits
-from imaging.imagefile import UPRIGHT, Pixels, decode, gray_or_rgb, read_mask
+from imaging.imagefile import UPRIGHT, Pixels, decode, gray_or_rgb, read_header, read_mask
 from imaging.index import Key, Seen, read_index, stamp_of, write_index
 from utils.files import DataError
 from utils.metrics import IGNORED
@@ -137,6 +137,14 @@ class ImageStore:
         """The memory that all files read so far would take."""
         return sum(int(np.prod(seen.shape)) for seen in self._seen.values())
 
+    def bytes_expected(self, kind: str, path: Path) -> int:
+        """The memory that a file will take at most, without decoding it; 0 if it does not tell."""
+        if (kind, path) in self._seen:
+            return int(np.prod(self._seen[kind, path].shape))
+        height, width, channels = read_header(path) or (0, 0, 0)
+        pixels = self.image_size**2 if self.image_size else height * width
+        return pixels * (channels if kind == "image" else 1)
+
     def share(self, processes: int) -> None:
         """Let ``processes`` copies of this store together keep no more than ``cache``.
 
@@ -251,9 +259,43 @@ def _hash(samples: Iterable[Any], store: ImageStore) -> str:
         new = tuple(group)
         read += new
         for sample in () if read in store.digests else new:
-            digest.update(sample.name.encode(errors="backslashreplace"))
-            mask = [] if sample.mask is None else [store.mask(sample.mask)]
-            for pixels in (store.image(sample.image), *mask):
-                digest.update(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes())
+            _add(digest, sample, store)
         digest = store.digests.setdefault(read, digest).copy()
     return digest.hexdigest()[:16]
+
+
+def _add(digest: Any, sample: Any, store: ImageStore) -> None:
+    digest.update(sample.name.encode(errors="backslashreplace"))
+    mask = [] if sample.mask is None else [store.mask(sample.mask)]
+    for pixels in (store.image(sample.image), *mask):
+        digest.update(f"{tuple(pixels.shape)}".encode())
+        digest.update(pixels.numpy().ravel().data)
+
+
+class Hashing:
+    """``fingerprint`` of a folder's samples, taken while they are read for the first time.
+
+    ``before`` are the samples of the folders before it. Where the store keeps few images, hashing
+    them later would read them all once more.
+    """
+
+    def __init__(self, store: ImageStore, before: Iterable[Any] = ()) -> None:
+        self._store, self._read = store, tuple(before)
+        start = store.digests.get(self._read) if self._read else hashlib.sha256()
+        self._digest = None if start is None else start.copy()
+
+    def add(self, sample: Any) -> None:
+        """Hash the next sample; one that cannot be read, or is not read now, ends it."""
+        if self._digest is None or ("image", sample.image) in self._store.indexed:
+            self._digest = None
+            return
+        try:
+            _add(self._digest, sample, self._store)
+        except DataError:  # of a mask that nobody asked for yet
+            self._digest = None
+        self._read += (sample,)
+
+    def keep(self) -> None:
+        """Let the store know the hash, after the last sample of the folder."""
+        if self._digest is not None and self._read:
+            self._store.digests.setdefault(self._read, self._digest)

@@ -168,6 +168,28 @@ def has_more_bits(file: BinaryIO) -> bool:
         return kind != "u" or _same(BITS, tags.valueof(BITS, 1)) > 8
 
 
+def is_plain(file: BinaryIO, number: int) -> bool:
+    """Whether a page holds whole numbers of 8 or 16 bits, gray (0 = black) or RGB, upright.
+
+    Of these every program makes the same pixels. Any exception.
+    """
+    with TiffFile(file) as tiff:
+        _, tags = next(islice(_pages(tiff), number - 1, None))
+        kind = _kind(_same(SAMPLE_FORMAT, tags.valueof(SAMPLE_FORMAT, 1)))
+        bits, planes = _same(BITS, tags.valueof(BITS, 1)), int(tags.valueof(PLANAR, 1))
+        colours, orientation = tags.valueof(PHOTOMETRIC), int(tags.valueof(ORIENTATION, 1))
+        usual = kind == "u" and bits in (8, 16) and planes == 1
+        return usual and colours in (BLACK_IS_ZERO, RGB) and orientation == 1
+
+
+def read_header(file: BinaryIO) -> tuple[int, int, int]:
+    """Height, width and channels (1 or 3) of the first page, by its tags; any exception."""
+    with TiffFile(file) as tiff:
+        _, tags = next(_pages(tiff))
+        coloured = int(tags.valueof(SAMPLES, 1)) > 2 or tags.valueof(PHOTOMETRIC) == PALETTE
+        return int(tags.valueof(HEIGHT)), int(tags.valueof(WIDTH)), 3 if coloured else 1
+
+
 def _pages(tiff: TiffFile) -> Iterator[tuple[int, Any]]:
     """The tags of each page, and its number among all directories of the file."""
     for index, page in enumerate(tiff.pages):

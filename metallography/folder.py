@@ -19,7 +19,7 @@ from imaging.data_bar import Bar, find_bars
 from imaging.drawing import is_intact, overlay, save_picture
 from imaging.field import NO_RULE, Crop, FieldRule
 from imaging.gray_range import Conversion
-from imaging.imagefile import read_image, read_mask
+from imaging.imagefile import read_image, read_mask, reading_of
 from imaging.listing import (
     BESIDE,
     DRAWN,
@@ -31,7 +31,7 @@ from imaging.listing import (
     some_names,
     unread,
 )
-from imaging.pages import count_pages
+from imaging.pages import Page, by_page
 from metallography import measure
 from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of
 from metallography.segmenter import check_number
@@ -87,11 +87,22 @@ class Item(NamedTuple):
     path: Path
     name: str  # what its results are called below each output folder
     truth: Path | None = None  # where its true mask would lie; None without --masks
+    page: int = 1  # of the file
 
     @property
     def batch(self) -> str:
         """The production batch, '' when the file name carries none."""
         return parse_name(self.path.stem)[0]
+
+    @property
+    def own_path(self) -> Path:
+        """The path of its file, with the page if that has several."""
+        own, suffix = Path(self.name).name, self.path.suffix
+        return self.path.with_name(own if own.endswith(suffix) else own + suffix)
+
+    def read(self, gray: Conversion) -> Array:
+        """Its pixels, as ``imaging.imagefile.read_image``."""
+        return read_image(self.path, gray, self.page)
 
 
 class Items(list[Item]):
@@ -108,22 +119,25 @@ class Items(list[Item]):
 def list_images(folder: Path, out: Path, masks: Path | None = None) -> Items:
     """Images of a folder and its sub-folders (or one file), in the order of their paths.
 
-    A name is the path without its suffix, or with it where two would be alike. A true mask is a
-    .png with the image's path, below ``masks``. Files in ``out`` and ``masks`` are not images, nor
-    are those that ``imaging.listing`` leaves out. DataError if there is no such folder, or no image
-    in it.
+    A name is the path without its suffix, or with it where two would be alike; each page of a file
+    is an image. A true mask is a .png with the image's name, below ``masks``. Files in ``out`` and
+    ``masks`` are not images, nor are those that ``imaging.listing`` leaves out. DataError if there
+    is no such folder, or no image in it.
     """
     cure = f"give a folder with images ({' '.join(IMAGE_SUFFIXES)})"
     if kind := special_kind(folder):
         raise DataError(f"{folder}: {kind}, no folder; {cure}")
     if folder.is_file():
-        inside = Path(folder.name)
-        truth = masks / inside.with_suffix(".png") if masks else None
-        return Items([Item(folder, inside.stem, truth)], _stack_lines(folder.parent, [folder]))
+        pages, lines = by_page([folder], folder.parent)
+        return Items(_items(pages, _find_truths(pages, masks)), lines)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {cure}")
     listing = Listing(folder, [path for path in (out, masks) if path])
-    truths = _find_truths(listing, masks)
+    pages, page_lines = by_page(listing.images(), folder)
+    own = masks is not None and masks.resolve() == folder.resolve()
+    truths = _find_truths(pages, folder if own else masks)
+    if own:
+        listing.say("masks of --masks", sorted({*truths.values()} & {*listing.images()}))
     listing.say(BESIDE, in_mask_folders(listing.images(), folder))
     listing.say(LABELS, labels_of_twins(listing.images()))
     listing.say(DRAWN, by_drawn_names(listing.images()))
@@ -133,28 +147,36 @@ def list_images(folder: Path, out: Path, masks: Path | None = None) -> Items:
     if not paths:
         reasons = [*bad, *listing.unlisted, *listing.lines()]
         raise DataError("; ".join([f"{folder}: no image in it", *reasons, cure]))
+    if {page.path for page in pages} != {*paths}:
+        pages, page_lines = by_page(paths, folder)
     below = [path.relative_to(folder) for path in paths]
-    items = [
-        Item(path, name, truths.get(path))
-        for path, name in zip(paths, result_names(below), strict=True)
-    ]
-    lines = [*listing.lines(), *_twin_lines(folder, below), *_stack_lines(folder, paths)]
-    return Items(items, lines, [*listing.unlisted, *bad])
+    lines = [*listing.lines(), *_twin_lines(folder, below), *page_lines]
+    return Items(_items(pages, truths), lines, [*listing.unlisted, *bad])
 
 
-def _find_truths(listing: Listing, masks: Path | None) -> dict[Path, Path]:
-    """Where the true mask of each image would lie; masks among the images are left out."""
+def _items(pages: Sequence[Page], truths: Mapping[Page, Path]) -> Iterator[Item]:
+    """The images to predict, with their names."""
+    names = result_names([page.below for page in pages])
+    for page, name in zip(pages, names, strict=True):
+        yield Item(page.path, name, truths.get(page), page.number)
+
+
+def _find_truths(pages: Sequence[Page], masks: Path | None) -> dict[Page, Path]:
+    """Where the true mask of each image would lie: by its page's name, of the first by the file's.
+
+    Masks in the folder of the images have none.
+    """
+    truths: dict[Page, Path] = {}
     if masks is None:
-        return {}
-    own = masks.resolve() == listing.folder.resolve()
-    truths = {
-        path: (listing.folder if own else masks)
-        / path.relative_to(listing.folder).with_suffix(".png")
-        for path in listing.images()
-    }
-    taken = {truth for path, truth in truths.items() if own and truth != path and truth in truths}
-    listing.say("masks of --masks", sorted(taken))
-    return {path: truth for path, truth in truths.items() if truth != path}
+        return truths
+    first = {page.path: page for page in reversed(pages)}
+    for page in pages:
+        truth = masks / page.below.with_suffix(".png")
+        if first[page.path] == page and not truth.exists():
+            truth = truth.with_name(f"{page.path.stem}.png")
+        if truth != page.path:
+            truths[page] = truth
+    return truths
 
 
 def _twin_lines(folder: Path, below: Sequence[Path]) -> list[str]:
@@ -164,16 +186,6 @@ def _twin_lines(folder: Path, below: Sequence[Path]) -> list[str]:
     names = some_names(path.as_posix() for path in twins)
     what = f"{folder}: {len(twins)} files differ from another in their suffix alone ({names})"
     return [f"{what}; each is measured: remove copies"] if twins else []
-
-
-def _stack_lines(folder: Path, paths: Sequence[Path]) -> list[str]:
-    """A line if files have several pages."""
-    pages = {path: count_pages(path) for path in paths}
-    names = some_names(
-        f"{path.relative_to(folder).as_posix()} ({n} pages)" for path, n in pages.items() if n > 1
-    )
-    found = f"{folder}: only the first page is read of {names}"
-    return [f"{found}; save the others as files of their own"] if names else []
 
 
 def result_names(below: Sequence[Path]) -> list[str]:
@@ -443,15 +455,20 @@ class Folder:
         except OSError:  # reading the image will report what is wrong
             size = changed = 0
         scale = self.scale_of(item)
+        reading = reading_of(item.path, item.page)
         how = {
             **self.field.state(item.name),
             **({"resample": self.resample} if self.resample else {}),
         }
-        state: Row = {"name": item.name, "bytes": size, "changed": changed, **how}
+        before: Row = {"name": item.name, "bytes": size, "changed": changed, **how}
+        state = before | reading
         entry = state | {"um_per_px": scale}
         old = dict(self.record.done.get(item.name, {}))
         self._remember_bars(item, old.pop("bars", []))
         self.lost_scale |= scale is None and old.get("um_per_px") is not None
+        if before.items() <= old.items() and not state.items() <= old.items():
+            to_terminal(f"{item.path}: predicted when its orientation or tags were read otherwise; "
+                        "made anew")  # fmt: skip
         wanted = [self.file(kind, item) for kind in ("classes", "gray", "overlay")]
         wanted += [self.file("probabilities", item, ".npy")] if self.probabilities else []
         same = state.items() <= old.items() and old.keys() - entry.keys() == set()
@@ -460,7 +477,7 @@ class Folder:
         if kept is not None and old == entry:
             self.skipped += 1
             return kept
-        image = read_image(item.path, self.segmenter.gray)
+        image = item.read(self.segmenter.gray)
         done = kept is not None and kept.shape == image.shape[:2]
         mask = kept if kept is not None and done else self.predict(item, image)
         self.skipped += done
@@ -470,14 +487,14 @@ class Folder:
         save_picture(
             self.file("overlay", item), overlay(image, mask, names, colours, scale), "--out"
         )
-        bars = self.bars.get(item.path, [])
+        bars = self.bars.get(item.own_path, [])
         self.record.add(entry | ({"bars": [list(bar) for bar in bars]} if bars else {}))
         return mask
 
     def _remember_bars(self, item: Item, found: Sequence[Sequence[Any]]) -> None:
         """Note the data bars that an earlier run found in an image."""
         with suppress(TypeError):
-            self.bars[item.path] = [Bar(*bar) for bar in found]
+            self.bars[item.own_path] = [Bar(*bar) for bar in found]
 
     def kept_mask(self, item: Item, files: Sequence[Path]) -> Array | None:
         """The class map among the results of an image that is done; None if one is damaged."""
@@ -496,10 +513,11 @@ class Folder:
         Outside the field masks are 255 and probabilities nan.
         """
         shape = image.shape[:2]
-        outside, crop = self.field.outside(item.path, item.name, shape), self.field.crop_of(shape)
+        outside = self.field.outside(item.path, item.name, shape, item.page)
+        crop = self.field.crop_of(shape)
         inside = None if outside is None else ~crop.of(outside)
         part, mask = crop.of(image), np.full(shape, IGNORED, np.uint8)
-        self.bars[item.path] = find_bars(part)
+        self.bars[item.own_path] = find_bars(part)
         own, scale = crop.of(mask), self.scale_of(item)
         factor = scale / self.resample if self.resample and scale else 1.0
         with ExitStack() as stack:

@@ -23,7 +23,6 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from imaging.drawing import blend, reduced
 from imaging.field import NO_RULE, FieldRule
-from imaging.imagefile import read_image
 from metallography.folder import Item, count_confusion, read_truth
 from metallography.particles import Array, Row
 from metallography.segmenter import Segmenter
@@ -66,9 +65,9 @@ def rank(
     with progress(len(items), "images") as bar:
         for item in items:
             try:
-                image = read_image(item.path, segmenter.gray)
+                image = item.read(segmenter.gray)
                 shape, crop = image.shape[:2], field.crop_of(image.shape)
-                outside = field.outside(item.path, item.name, shape)
+                outside = field.outside(item.path, item.name, shape, item.page)
                 inside = None if outside is None else ~crop.of(outside)
                 image = crop.of(image)
                 maps = segmenter.disagreement(image, inside)

@@ -51,27 +51,28 @@ def find_scales(
 ) -> Scales:
     """The scale of each image of a folder.
 
-    ``um_per_px`` counts for all, rows of ``table`` (a CSV file) for theirs; then what ``of_set``
-    says of a file name, then what the file says. DataError, a line each, for a wrong table.
+    Rows of ``table`` (a CSV file) count for their images, ``um_per_px`` for all others; then what
+    ``of_set`` says of a file name, then what the file says. DataError, a line each, for a wrong
+    table.
     """
     scales = Scales()
     rows = _for_items(read_scales(table), items, folder, table, scales) if table else {}
-    flag = "--um_per_px" if um_per_px is not None else f"{table}"
-    against = []
+    against: dict[str, list[str]] = {"--um_per_px": [], f"{table}": []}
     for item in items:
-        given = um_per_px if um_per_px is not None else rows.get(item.name)
+        flag = f"{table}" if item.name in rows else "--um_per_px"
+        given = rows.get(item.name, um_per_px)
         known, where = of_set(item.path.name), "set.json"
         if known is None:
             known, where = _of_file(item, given, scales)
         if given is not None and known is not None and not same(given, known):
-            against.append(f"{item.name} {known:.4g} µm ({where})")
+            against[flag].append(f"{item.name} {known:.4g} µm ({where})")
         scales.of[item.name] = known if given is None else given
-    if against:
-        used = f"{um_per_px:g}" if um_per_px is not None else "the table"
-        scales.lines.append(
-            f"Warning: {flag} against {len(against)} image(s) that say otherwise: "
-            f"{some_names(against)}; {used} is used"
-        )
+    for flag, names in against.items():
+        used = "the table" if flag != "--um_per_px" else um_per_px
+        line = f"Warning: {flag} against {len(names)} image(s) that say otherwise: "
+        scales.lines += [f"{line}{some_names(names)}; {used} is used"] if names else []
+    if um_per_px is not None and items and len(rows) == len(items):
+        scales.lines.append(f"Warning: --um_per_px: of no effect, as {table} names every image")
     _tell(scales, items)
     return scales
 
@@ -161,11 +162,12 @@ def _for_items(
 ) -> dict[str, float]:
     """The scales of a table by the names of the images; a line on rows without an image."""
     top = folder if folder.is_dir() else folder.parent
-    count = Counter(item.path.name for item in items)
+    count = Counter(path.name for path in {item.path for item in items})
     rows, unused = {}, set(table)
     for item in items:
         below = item.path.relative_to(top)
-        names = [below.as_posix(), below.with_suffix("").as_posix()]
+        names = [item.own_path.relative_to(top).as_posix(), item.name]
+        names += [below.as_posix(), below.with_suffix("").as_posix()]
         names += [item.path.name, item.path.stem] if count[item.path.name] == 1 else []
         keys = [name_key(name) for name in names]
         unused -= set(keys)

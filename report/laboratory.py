@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from imaging.drawing import OUTSIDE_NAME, as_rgb, bar_length
-from imaging.imagefile import read_image, read_mask
+from imaging.imagefile import read_mask
 from metallography import measure
 from metallography.folder import MEASUREMENTS, Folder, Item
 from metallography.particles import Array, unit_of
@@ -249,7 +249,7 @@ def _views(folder: Folder, told: Told) -> list[View]:
     views = []
     for item in chosen:
         try:
-            image = read_image(item.path, folder.segmenter.gray)
+            image = item.read(folder.segmenter.gray)
             mask = read_mask(folder.file("classes", item))
         except DataError:  # it was there a moment ago; the tables are written already
             continue

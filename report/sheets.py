@@ -12,7 +12,7 @@ from PIL import Image
 
 from imaging import drawing
 from imaging.drawing import GAP, OVERLAY_SIDE, Array, Picture, beside, legend, paper, text_line
-from imaging.imagefile import read_image, read_mask
+from imaging.imagefile import read_mask
 from metallography.folder import Folder
 from utils.files import DataError
 from utils.metrics import IGNORED, image_dice, mean_score
@@ -77,7 +77,7 @@ def predicted_sheet(folder: Folder) -> None:
     names, rows, pictures, counts, scales = [], [], [], [], []
     for item, size, matrix in chosen:
         try:
-            image = read_image(item.path, segmenter.gray)
+            image = item.read(segmenter.gray)
             mask = read_mask(folder.file("classes", item))
             truth = folder.truth_of(item, mask) if matrix is not None else None
         except DataError:  # it was there a moment ago; the tables are written already

@@ -25,6 +25,7 @@ from dataset.set_plan import Plan, Source
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, is_drawn
+from imaging.pages import count_pages, images_of, page_name
 from metallography.folder import result_names
 from metallography.particles import MINIMUM_PX
 from metallography.segmenter import check_number
@@ -34,6 +35,7 @@ from utils.log import only_progress, progress
 from utils.metrics import IGNORED
 
 SET, RECORD, VERSION = "set", "record.json", 2
+EACH_PAGE = "--page=each"
 PRETRAIN = ("auto", "always", "never")
 
 
@@ -168,7 +170,14 @@ def _signature(
     files += corrected.values()
     stats = [(str(path.resolve()), path.stat()) for path in files]
     entries: list[list[Any]] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-    return [[VERSION, *request.reading, str(request.images.resolve())], *entries]
+    several = [EACH_PAGE] if has_pages(request) else []
+    return [[VERSION, *request.reading, *several, str(request.images.resolve())], *entries]
+
+
+def has_pages(request: Request) -> bool:
+    """Whether some image of the folder has several pages, each of which is an image then."""
+    paths = Listing(request.images, [request.out]).images()
+    return any(len(images_of(path)[0]) > 1 for path in paths)
 
 
 def _known(folder: Path) -> dict[str, Any]:
@@ -208,9 +217,10 @@ def _plans(
     ``folders`` are read for what the user gave, ``known`` is what values meant before.
     """
     plans: list[Plan] = []
+    pages = [EACH_PAGE] if has_pages(request) else []
     for folder, given in folders:
         words = [f"--images={request.images}", f"--masks={folder}", f"--out={request.out}"]
-        words += ["--test=0", "--batch-from=()", *request.reading]
+        words += ["--test=0", "--batch-from=()", *request.reading, *pages]
         words += [f"--class-names={','.join(names)}"] if names else []
         tries: list[list[str]] = [[]]
         if known and not any("palette" in word for word in request.reading):
@@ -295,12 +305,16 @@ def _write(
     sources: dict[str, Source] = {}
     masks: defaultdict[str, list[tuple[Plan, Source]]] = defaultdict(list)
     for plan in plans:
-        for tile in (
-            tile for split in ("train_numf", "train_unlabelled") for tile in plan.splits[split]
-        ):
-            sources.setdefault(tile.source.below, tile.source)
-            if tile.annotated:
-                masks[tile.source.below].append((plan, tile.source))
+        first = dict[Path, int]()  # page of each file
+        tiles = [t for split in ("train_numf", "train_unlabelled") for t in plan.splits[split]]
+        for tile in sorted(tiles, key=lambda tile: tile.source.page):
+            page = first.setdefault(tile.source.image, tile.source.page)
+            below = below_of(tile.source)
+            sources.setdefault(below, tile.source)
+            # A mask of one page is that of the first page, not of all.
+            mask = tile.source.mask if tile.annotated else None
+            if mask and (tile.source.page == page or count_pages(mask) > 1):
+                masks[below].append((plan, tile.source))
     belows = sorted(sources)
     names = dict(zip(belows, result_names([Path(below) for below in belows]), strict=True))
     classes = max(plan.num_classes for plan in plans)
@@ -325,7 +339,7 @@ def _write(
             if labels is not None:
                 write_png(root / "sup_numf" / "img" / f"{stem}.png", image)
                 write_png(root / "sup_numf" / "gt" / f"{stem}.png", labels)
-            pictures.append([names[below], stem, labels is not None, below])
+            pictures.append([names[below], stem, labels is not None, source.below])
             pixels += image.shape[0] * image.shape[1]
             bar.update(1)
     if not any(annotated for _, _, annotated, _ in pictures):
@@ -334,6 +348,14 @@ def _write(
         )
     record = {"num_classes": classes, "pixels": pixels, "palette": _palette(plans[0].rule)}
     return {**record, "notes": _notes(plans), "pictures": pictures}
+
+
+def below_of(source: Source) -> str:
+    """The path of an image below the folder of images, with its page if its file has several."""
+    path = Path(source.below)
+    if len(images_of(source.image)[0]) == 1:
+        return source.below
+    return path.with_name(f"{page_name(path.stem, source.page)}{path.suffix}").as_posix()
 
 
 def _notes(plans: Sequence[Plan]) -> list[str]:

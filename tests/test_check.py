@@ -217,3 +217,27 @@ def test_problems_are_collected_and_refused_together():
     Problems().refuse()  # without any nothing happens
     with pytest.raises(ValueError, match="ours"), problems.collect():
         raise ValueError("a fault of ours is no problem of the user's")
+
+
+@pytest.mark.parametrize(
+    ("stage", "read"),
+    [
+        ("self", ["train_numf", "train_unlabelled", "sup_num1_0"]),
+        ("fine", ["sup_num1_0", "test_numf"]),
+        ("sup", ["sup_num1_0", "test_numf"]),
+    ],
+)
+def test_each_stage_names_the_sub_folders_that_it_does_not_read(
+    tmp_path: Path, stage: str, read: list[str]
+) -> None:
+    root = noise_set(tmp_path)
+    shutil.copytree(root / "train_numf" / "img", root / "train_unlabelled" / "img")
+    splits = ["train_numf", "train_unlabelled", "sup_num1_0", "test_numf"]
+    for split in splits:
+        (root / split / "img" / "more").mkdir()
+        image = next((root / split / "img").glob("*.png"))
+        shutil.copy(image, root / split / "img" / "more" / f"{split}.png")
+    warnings = check_data(root, num_classes=4, stages=[stage], use_unlabelled=True).warnings
+    named = [line.partition("/img/more: sub-folder with 1 image(s), left out")[0]
+             for line in warnings if "/img/more: sub-folder" in line]  # fmt: skip
+    assert sorted(named) == sorted(str(root / split) for split in read)

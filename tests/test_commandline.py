@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+from utils import leave
 from utils.commandline import (
     MANY,
     NONE,
@@ -28,6 +31,7 @@ from utils.commandline import (
     value_problems,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"methods": MANY, "out": ONE, "plan": NONE}
 
 
@@ -213,3 +217,63 @@ def test_another_thread_changes_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train",
+        "train_defect",
+        "predict",
+        "reproduce",
+        "segment",
+        "dataset/prepare",
+        "benchmarks/step",
+    ],
+)
+def test_a_command_that_is_interrupted_while_it_loads_ends_with_a_line(
+    tmp_path: Path, command: str
+) -> None:
+    # A torch that takes long to import, and would swallow an exception.
+    (tmp_path / "torch.py").write_text(
+        "import time\nprint('loading', flush=True)\ntry:\n    time.sleep(30)\n"
+        "except BaseException:\n    print('swallowed', flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, ROOT / f"{command}.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20) == ("", "Interrupted.\n")
+    assert process.returncode == 130
+
+
+def test_who_imports_the_program_keeps_his_own_interrupts(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text("import signal, utils\nprint(signal.getsignal(signal.SIGINT).__name__)\n")
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert done.stdout == "default_int_handler\n"
+
+
+def test_work_that_is_interrupted_says_how_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        assert exit_code(lambda: signal.raise_signal(signal.SIGINT)) == 130
+        assert signal.getsignal(signal.SIGINT) is leave
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err.startswith("Interrupted. The same command goes on")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tifffile import TiffWriter, imwrite
 
 from metallography.folder import RECORD, list_images, result_names
 from metallography.segmenter import Segmenter
@@ -292,18 +293,81 @@ def test_an_unreadable_sub_folder_or_picture_stops_no_other(tmp_path, weights, c
     ]  # fmt: skip
 
 
-def test_pages_that_are_not_read_are_named(tmp_path, weights, capsys) -> None:
+def test_every_page_is_an_image_of_its_own(tmp_path, weights, capsys) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    pages = [picture(k, 30, 30 + k) for k in (0, 0, 5, 0)]
+    pages[1], pages[3] = 255 - pages[0], pages[0].T.copy()
+    with TiffWriter(tmp_path / "imgs" / "stack.tif") as file:
+        for page in pages:
+            file.write(page, contiguous=False)
+        file.write(pages[0][::2, ::2], subfiletype=1)
+    for name, page in (("stack-p1", pages[0]), ("stack-p2", pages[1]), ("stack-p4", pages[3])):
+        (tmp_path / "alone").mkdir(exist_ok=True)
+        Image.fromarray(page).save(tmp_path / "alone" / f"{name}.png")
+    for _ in range(2):  # what is done already is told again
+        assert main(options) == 0
+        told = capsys.readouterr().out
+        assert "every page is an image of its own: stack.tif (3 pages)" in told
+        assert "than the others of their file: stack.tif (preview 15x15, page 3 35x30)" in told
+    out = tmp_path / "o"
+    alone = [*options[:3], str(tmp_path / "alone"), "--out", str(tmp_path / "q")]
+    assert main(alone) == 0
+    rows = rows_of(out / "measurements.csv")
+    for row in rows_of(tmp_path / "q" / "measurements.csv"):
+        assert {**row, "batch": ""} in rows  # the file's name has no batch
+    names = ["a", "stack-p1", "stack-p2", "stack-p4"]
+    assert [row["image"] for row in rows[::3]] == names
+    for name in names[1:]:
+        found = (out / "classes" / f"{name}.png").read_bytes()
+        assert found == (tmp_path / "q" / "classes" / f"{name}.png").read_bytes()
+
+
+def test_a_page_is_compared_with_the_mask_of_its_name(tmp_path, weights) -> None:
     options = options_of(tmp_path, weights, "a.png")
     first, *more = (Image.fromarray(picture(k, 30, 30)) for k in range(3))
-    first.save(tmp_path / "imgs" / "stack.tif", save_all=True, append_images=more)
-    for _ in range(2):  # what is done already is named again
-        assert main(options) == 0
-        assert "only the first page is read of stack.tif (3 pages)" in capsys.readouterr().out
-    assert (
-        main([*options[:3], str(tmp_path / "imgs" / "stack.tif"), "--out", str(tmp_path / "p")])
-        == 0
-    )
-    assert "stack.tif (3 pages)" in capsys.readouterr().out
+    stack = tmp_path / "imgs" / "stack.tif"
+    first.save(stack, save_all=True, append_images=more)
+    (tmp_path / "masks").mkdir()
+    for name in ("stack", "stack-p3"):  # that of the file is the first page's
+        Image.fromarray(np.zeros((30, 30), np.uint8)).save(tmp_path / "masks" / f"{name}.png")
+    masks = ["--masks", str(tmp_path / "masks")]
+    assert main([*options, *masks]) == 0
+    compared = {row["image"] for row in rows_of(tmp_path / "o" / "comparison.csv")}
+    assert compared == {"stack-p1", "stack-p3"}
+    assert main([*options[:3], str(stack), "--out", str(tmp_path / "p"), *masks]) == 0
+    assert compared == {row["image"] for row in rows_of(tmp_path / "p" / "comparison.csv")}
+
+
+def test_an_image_that_was_read_otherwise_is_made_anew_once(tmp_path, weights, capsys) -> None:
+    options = options_of(tmp_path, weights, "a.png", "b.png", "c.png")
+    for name in ("a", "b"):  # c stays as it is
+        path = tmp_path / "imgs" / f"{name}.png"
+        pixels = np.asarray(Image.open(path))
+        if name == "a":
+            exif = Image.Exif()
+            exif[274] = 3  # half a turn: the map keeps its size
+            Image.fromarray(pixels).save(path, exif=exif)
+        else:
+            imwrite(path.with_suffix(".tif"), pixels, photometric="miniswhite")
+            path.unlink()
+    assert main(options) == 0
+    out, record = tmp_path / "o", tmp_path / "o" / RECORD
+    found = {path.name: path.read_bytes() for path in (out / "classes").iterdir()}
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [line.pop("reading", None) for line in lines[1:]] == [2, 2, None]
+    record.write_text("".join(f"{json.dumps(line)}\n" for line in lines))  # as it was before
+    for name in found:
+        Image.fromarray(np.full(pixels.shape, 1, np.uint8)).save(out / "classes" / name)
+    corrected = (out / "classes" / "c.png").read_bytes()
+    capsys.readouterr()
+    assert main(options) == 0
+    told = capsys.readouterr().out
+    assert told.count("predicted when its orientation or tags were read otherwise") == 2
+    assert f"{tmp_path / 'imgs' / 'a.png'}: predicted when" in told
+    now = {path.name: path.read_bytes() for path in (out / "classes").iterdir()}
+    assert now == {**found, "c.png": corrected}
+    assert main(options) == 0
+    assert "read otherwise" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- names

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tifffile import TiffWriter
 
-from imaging.pages import count_pages
+from imaging.pages import by_page, count_pages, images_of, place_of
 
 
 def pictures(number: int) -> list[Image.Image]:
@@ -59,3 +60,30 @@ def test_what_cannot_be_read_has_one_page(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.tif")
     assert count_pages(tmp_path / "pipe.tif") == 1  # and does not wait
     assert count_pages(tmp_path) == count_pages(tmp_path / "nothing.tif") == 1
+
+
+def test_pages_of_another_size_or_kind_are_no_images(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    gray, other = np.zeros((20, 24), np.uint8), np.zeros((20, 24, 3), np.uint8)
+    with TiffWriter(path) as file:
+        for page in (gray[:10], gray, other, gray.astype(np.uint16), gray):
+            file.write(page, contiguous=False)
+        file.write(gray[::2, ::2], subfiletype=1)
+    others = ["preview 12x10", "page 1 24x10", "page 3 24x20", "page 4 24x20"]
+    assert images_of(path) == ([2, 5], others) and count_pages(path) == 5
+    assert [place_of(path, number) for number in (1, 2, 5)] == [0, 1, 4]
+    with TiffWriter(path) as file:  # a thumbnail in front
+        file.write(gray[:5, :5])
+        file.write(gray, contiguous=False)
+    assert images_of(path) == ([2], ["page 1 5x5"])
+
+
+def test_pages_have_names_of_their_own(tmp_path: Path) -> None:
+    first, *more = pictures(2)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=more)
+    first.save(tmp_path / "b.png")
+    pages, lines = by_page([tmp_path / "a.tif", tmp_path / "b.png"], tmp_path)
+    assert [(page.number, str(page.below)) for page in pages] == [
+        (1, "a-p1.tif"), (2, "a-p2.tif"), (1, "b.png"),
+    ]  # fmt: skip
+    assert lines == [f"{tmp_path}: every page is an image of its own: a.tif (2 pages)"]

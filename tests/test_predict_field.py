@@ -342,7 +342,6 @@ def test_another_magnification_than_the_trainings_is_told_and_resampled(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--um_per_px", "0.1", "--scales", "s.csv"], "--um_per_px and --scales: give one"),
         (["--scales", "none.csv"], "none.csv: cannot be read"),
         (["--resample", "0"], "--resample: found 0.0; give micrometres per pixel"),
         (["--resample", "0.1"], "--resample: the pixel size of a is not known"),

@@ -69,6 +69,25 @@ def test_the_table_counts_before_set_and_file(tmp_path: Path) -> None:
     assert any("against 1 image(s)" in line and "a 0.1 µm" in line for line in scales.lines)
 
 
+def test_a_given_scale_is_for_the_images_that_the_table_lacks(tmp_path: Path) -> None:
+    items = [
+        image(tmp_path / "a.tif", 10),
+        image(tmp_path / "b.tif", 10),
+        image(tmp_path / "c.tif"),
+    ]
+    table = tmp_path / "scales.csv"
+    table.write_text("file,um_per_px\na,0.1\n", encoding="utf-8")
+    scales = find_scales(items, tmp_path, 0.2, table)
+    assert scales.of == {"a": 0.1, "b": 0.2, "c": 0.2}
+    assert scales.lines[0].startswith("Warning: --um_per_px against 1 image(s)")
+    assert "b 0.1 µm" in scales.lines[0] and scales.lines[0].endswith("0.2 is used")
+    table.write_text("file,um_per_px\na,0.1\nb,0.3\nc,0.1\n", encoding="utf-8")
+    scales = find_scales(items, tmp_path, 0.2, table)
+    assert scales.of == {"a": 0.1, "b": 0.3, "c": 0.1}
+    assert scales.lines[0].startswith(f"Warning: {table} against 1 image(s)")
+    assert scales.lines[1] == f"Warning: --um_per_px: of no effect, as {table} names every image"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

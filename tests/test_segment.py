@@ -17,6 +17,7 @@ from PIL import Image
 import config
 import segment
 import segmentation.job
+from segmentation.intake import read
 from segmentation.learning import Learning
 from segmentation.micrographs import draw_micrograph
 from segmentation.schedule import Schedule
@@ -128,6 +129,23 @@ def test_from_a_folder_and_one_mask_to_a_report(
     truth = [[colours[tuple(p)] for p in row] for row in ids(place / "é0_mask.png").tolist()]
     assert (ids(out / "classes" / "é0.png") == np.array(truth)).all()
     assert hashes(place / "raw") | hashes(place / "truth") == before
+
+
+def test_every_page_is_an_image_and_a_mask_of_one_page_is_the_first_ones(place: Path) -> None:
+    pages = [Image.open(path).copy() for path in sorted((place / "raw").glob("*.png"))]
+    for path in (place / "raw").rglob("*.png"):
+        path.unlink()
+    pages[0].save(place / "raw" / "é0.tif", save_all=True, append_images=pages[1:])
+    request = segment.request_of(
+        segment.parser().parse_args(["--images", "raw", "--masks", "é0_mask.png", "--out", "out"])
+    )
+    found = read(request)
+    assert [p.name for p in found.pictures] == ["é0-p1", "é0-p2", "é0-p3"]
+    assert [p.name for p in found.annotated] == ["é0-p1"]
+    assert {p.source for p in found.pictures} == {Path("raw/é0.tif")}
+    for picture, page in zip(found.pictures, pages, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(picture.file)), np.asarray(page))
+    assert read(request) == found  # as it was laid out
 
 
 def test_the_same_command_again_changes_nothing_and_a_kill_is_made_good(

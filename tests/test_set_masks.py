@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from test_prepare import gray, ids_of, png, run, write_raw
 
 from annotation.edges import assign_edges
@@ -101,6 +103,50 @@ def test_jpeg_noise_and_a_resized_mask(tmp_path):
     ).values():
         assert not (ids == 1)[neighbours(IDS)[1] == 0].any()
         assert (ids != IDS).mean() < 0.03
+
+
+def jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+# Four classes: discs and boxes, and in the second drawing lines of one to three pixels.
+FOUR = np.zeros((96, 96), np.uint8)
+FOUR[4:36, 4:36][disc(32, 14)] = 1
+FOUR[26:58, 26:58][disc(32, 15)] = 2
+FOUR[50:80, 4:28] = 3
+FOUR[60:90, 50:90] = 1
+LINES = FOUR.copy()
+for k, width in enumerate((1, 2, 3, 1, 2, 3)):
+    LINES[:, 5 + 15 * k : 5 + 15 * k + width] = 1 + k % 3
+    LINES[8 + 14 * k : 8 + 14 * k + width] = 3 - k % 3
+
+
+@pytest.mark.parametrize("quality", [50, 75, 85, 95])
+@pytest.mark.parametrize(
+    "values",
+    [np.array([0, 64, 128, 255], np.uint8),
+     np.array([(0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115)], np.uint8)],
+)  # fmt: skip
+@pytest.mark.parametrize(("drawn", "tolerance"), [(FOUR, 40), (LINES, 16), (LINES, 40)])
+def test_of_a_jpeg_no_third_class_gains_or_it_is_refused(
+    tmp_path, capsys, drawn, tolerance, values, quality
+):
+    images = [gray(n, drawn.shape) for n in range(3)]
+    write_raw(tmp_path, [jpeg(values[drawn], quality)] * 3, images=images, suffix=".jpg")
+    palette = " ".join(f"{i}={','.join(map(str, np.atleast_1d(v)))}" for i, v in enumerate(values))
+    code = run(tmp_path, "--palette", palette, "--tolerance", str(tolerance))
+    if code:
+        assert code == 2 and "packed by JPEG" in (told := capsys.readouterr().err)
+        assert "export it as PNG" in told
+        assert quality < 95 or drawn is LINES or values.ndim == 2
+        return
+    square = np.ones((5, 5), np.uint8)
+    near = np.stack([cv2.dilate((drawn == c).astype(np.uint8), square) for c in range(4)])
+    for ids in ids_of(tmp_path / "set").values():
+        third = np.take_along_axis(near, ids[None].astype(int), 0) == 0
+        assert third.mean() < 0.0005 and (ids != drawn).mean() < 0.005
 
 
 def test_an_edge_by_hand() -> None:

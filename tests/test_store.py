@@ -14,6 +14,7 @@ from tiny_set import files, make_set, train
 
 import data
 from data import find_split, listed_split
+from dataset.check import check_data
 from imaging import index
 from imaging import store as store_module
 from imaging.index import index_file
@@ -83,6 +84,49 @@ def test_the_hash_of_a_set_is_the_same_whatever_is_kept(root: Path, reads: list[
     reads.clear()
     assert [fingerprint(s, little) for s in (samples, others, samples)] == [*expected, expected[0]]
     assert len(reads) == 2 * (6 + 1 + 1)  # of each folder once, though not all is kept
+
+
+@pytest.mark.parametrize("cache", [None, 0])
+def test_a_set_that_is_not_kept_is_hashed_while_it_is_checked(
+    root: Path, reads: list[str], cache: int | None
+) -> None:
+    samples = find_split(root, "train_numf")
+    expected = fingerprint(samples, ImageStore())
+    for sample in samples[1::2]:  # some with masks, some without
+        sample.mask.unlink()  # type: ignore[union-attr]
+    mixed = find_split(root, "train_numf")
+    both = [fingerprint(s, ImageStore()) for s in (mixed, [*mixed, *find_split(root, "test_numf")])]
+    assert both[0] != expected
+    report = check_data(root, num_classes=3, stages=["self"], needs_annotated=False, cache=cache)
+    reads.clear()
+    assert fingerprint(mixed, report.store) == both[0] and reads == []
+    assert fingerprint([*mixed, *find_split(root, "test_numf")], report.store) == both[1]
+
+
+def test_an_unreadable_mask_that_nobody_asked_for_stops_no_check(root: Path) -> None:
+    samples = find_split(root, "train_numf")
+    samples[1].mask.write_bytes(b"none")  # type: ignore[union-attr]
+    report = check_data(root, num_classes=3, stages=["self"], needs_annotated=False)
+    assert samples[:1] != samples and tuple(samples) not in report.store.digests
+
+
+def test_the_memory_that_a_set_takes_is_told_before_it_is_decoded(
+    root: Path, reads: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (40, 32)).save(root / "train_numf/img/colour.tif")
+    more = {"num_classes": 3, "stages": ["self"], "needs_annotated": False}
+    (root / "train_numf/img/b0_0_0_0.png").write_bytes(b"broken: counts as nothing")
+    with pytest.raises(DataError):
+        check_data(root, cache=1000, **more)  # type: ignore[arg-type]
+    images = len(find_split(root, "train_numf"))
+    known = 1280 * (images - 2) + 3 * 1280
+    said = (
+        f"{root}: its {images} images and masks take about {known / 1000:.0f} KB, of which 1.0 KB"
+    )
+    assert capsys.readouterr().out.startswith(said)
+    with pytest.raises(DataError):
+        check_data(root, cache=known, **more)  # type: ignore[arg-type]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_file_that_changed_is_refused_when_it_is_read_again(root: Path) -> None:

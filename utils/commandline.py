@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NoReturn
 
+from utils import leave
+
 INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + number of the signal
 AGAIN = (
     "The same command goes on from the last saved epoch, unless it says --overwrite or "
@@ -41,7 +43,10 @@ class Termination(KeyboardInterrupt):
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """Raise ``Termination`` when SIGTERM arrives; in the main thread only, which has handlers."""
+    """Raise ``Termination`` when SIGTERM arrives; in the main thread only, which has handlers.
+
+    A command that has loaded no longer leaves at once when it is interrupted (``utils.leave``).
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Termination
@@ -50,10 +55,15 @@ def termination_as_interrupt() -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
+    loading = signal.getsignal(signal.SIGINT)
+    if loading is leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if loading is leave:
+            signal.signal(signal.SIGINT, leave)
 
 
 def exit_code(

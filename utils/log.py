@@ -311,11 +311,14 @@ class SparseBar(tqdm):  # type: ignore[type-arg]
         self.disable = True
 
 
-def progress(total: int, desc: str) -> tqdm[Any]:
-    """A progress bar of ``total`` steps, hidden where stderr is no terminal."""
+def progress(total: int, desc: str, lines: bool = False) -> tqdm[Any]:
+    """A progress bar of ``total`` steps, hidden where stderr is no terminal.
+
+    With ``lines``, and in ``only_progress``, a line now and then takes its place there.
+    """
     hidden, err = not sys.stderr.isatty(), sys.stderr
-    if _SHOWN:
-        desc = _SHOWN[-1]
+    if _SHOWN or lines:
+        desc = _SHOWN[-1] if _SHOWN else desc
         if hidden:
             often = min(1.0, SECONDS_BETWEEN_LINES)
             return SparseBar(total=total, desc=desc, file=io.StringIO(), mininterval=often)
