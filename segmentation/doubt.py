@@ -20,7 +20,7 @@ from imaging.imagefile import Pixels, read_image
 from metallography.particles import Array, Row
 from metallography.ranking import outlying
 
-DOUBTFUL = 0.07  # doubt of an image from which on it is marked
+DOUBTFUL = 0.08  # doubt of an image from which on it is marked
 SECOND = 0.5  # doubt of a pixel that the second method sees otherwise, beside its own
 SHARE = 0.05  # of all pixels, that are marked as places to label
 SIGMA = 1.0  # pixels, of the blur that makes places of single pixels
