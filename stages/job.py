@@ -38,6 +38,7 @@ class Job:
     device: torch.device
     amp: torch.dtype | None  # of autocast; None: full precision
     notes: tuple[str, ...] = ()  # lines for the head of the logs
+    ranks: int = 1  # that pretrain together
 
     def split(self, name: str) -> list[Sample]:
         """The images of a folder of the set, listed once for all stages, repeats and checks."""

@@ -34,6 +34,7 @@ from utils.files import (
     writing,
 )
 from utils.metrics import Scores
+from utils.ranks import group
 from utils.run_folder import remove_outputs
 
 VERSION = "1.0.0"  # of this program, printed at the head of every log
@@ -248,8 +249,11 @@ def only_progress(title: str) -> Iterator[None]:
 
 
 def to_terminal(text: str) -> None:
-    """Print a line above any progress bar; a closed terminal does not stop the training."""
-    if _SHOWN:
+    """Print a line above any progress bar; a closed terminal does not stop the training.
+
+    Of several ranks, those that write (``utils.ranks.group``) print.
+    """
+    if _SHOWN or not group.writes():
         return
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     printable = text.encode(encoding, errors="backslashreplace").decode(encoding)
@@ -313,8 +317,8 @@ class SparseBar(tqdm):  # type: ignore[type-arg]
 
 def progress(total: int, desc: str) -> tqdm[Any]:
     """A progress bar of ``total`` steps, hidden where stderr is no terminal."""
-    hidden, err = not sys.stderr.isatty(), sys.stderr
-    if _SHOWN:
+    hidden, err = not sys.stderr.isatty() or not group.shows_progress(), sys.stderr
+    if _SHOWN and group.shows_progress():
         desc = _SHOWN[-1]
         if hidden:
             often = min(1.0, SECONDS_BETWEEN_LINES)
