@@ -52,8 +52,7 @@ def run(config: Config, notes: Sequence[str] = (), *, store: ImageStore | None =
     if config.tensorboard:
         require_tensorboard()
     keep_freed_memory()
-    with group.agreed():
-        jobs, warnings = open_set(config, notes, store)
+    jobs, warnings = open_in_turn(config, notes, store)
     runs = [(job, STAGES[name]) for job in jobs for name in config.stage_list]
     require_same(runs)
     with ExitStack() as stack:
@@ -154,6 +153,19 @@ def refuse_difference(number: int, first: Mapping[Any, Any], found: Mapping[Any,
         "device": "give --device cpu, or start ranks only where there is a GPU for each",
     }
     group.refuse_together(f"{what}; {cure.get(word, 'give the same command on all machines')}")
+
+
+def open_in_turn(
+    config: Config, notes: Sequence[str], store: ImageStore | None
+) -> tuple[list[Job], Sequence[str]]:
+    """``open_set`` by rank 0, then by the others, who read what its index knows no more."""
+    for first in (True, False):
+        with group.agreed():
+            if group.writes() is first:
+                jobs, warnings = open_set(config, notes, store)
+                if group.size() > 1 and first:
+                    jobs[0].store.keep_index()
+    return jobs, warnings
 
 
 def open_set(

@@ -18,10 +18,12 @@ from dataset.source_files import PaletteCheck, palette_of
 from imaging.data_bar import Bar, bar_lines, find_bars
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool
 from imaging.imagefile import decode, has_more_bits, read_image, turn_text
+from imaging.index import LARGE
 from imaging.listing import DRAWN, Listing, by_drawn_names
 from imaging.pages import count_pages
-from imaging.store import ImageStore
+from imaging.store import FirstReading, ImageStore
 from utils.files import IMAGE_SUFFIXES, DataError, list_files, list_names
+from utils.log import bar_over
 from utils.metrics import IGNORED
 
 SMALLEST_SIDE = 16  # the UNet halves three times and its crops must keep a position at 1/4
@@ -111,11 +113,11 @@ def check_data(
     supervised = bool({"fine", "sup"} & set(stages))
     scored = supervised or (probe and "self" in stages)
     splits = check.annotated_splits(sizes, None if repeats is None else tuple(repeats))
-    pretraining = []
+    pretraining, reading = [], FirstReading(store)
     for split in (
         ("train_numf", "train_unlabelled")[: 1 + use_unlabelled] if "self" in stages else ()
     ):
-        pretraining += check.folder(split)
+        pretraining += check.folder(split, reading=reading)
     probed = len(check.problems)
     for split in splits if scored or needs_annotated else ():
         annotated = check.folder(split, masks=True)
@@ -218,19 +220,29 @@ class SetCheck:
                 self.warnings.append(f"{self.root}: {found}; as many repeats are run")
         return list(dict.fromkeys(splits))
 
-    def folder(self, split: str, masks: bool = False) -> list[Sample]:
-        """Check the images of a folder, and their masks if wanted; return the sound ones."""
+    def folder(
+        self, split: str, masks: bool = False, reading: FirstReading | None = None
+    ) -> list[Sample]:
+        """Check the images of a folder, and their masks if wanted; return the sound ones.
+
+        ``reading`` takes their hash meanwhile.
+        """
         sound: list[Sample] = []
         with self.problems.collect():
             samples = data.listed_split(self.store, self.root, split)
             self._names(split, samples, masks)
-            for sample in samples:
+            shown = samples if len(samples) < LARGE else bar_over(samples, f"{split} checked")
+            for sample in shown:
                 with self.problems.collect():
                     self.image(sample)
                     if masks:
                         self.mask(sample)
                         self.masked.append(sample)
                     sound.append(sample)
+                    if reading is not None:
+                        reading.add(sample)
+            if reading is not None:
+                reading.keep(samples)
         return sound
 
     def _names(self, split: str, samples: list[Sample], masks: bool) -> None:

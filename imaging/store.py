@@ -7,7 +7,7 @@ import math
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -251,9 +251,39 @@ def _hash(samples: Iterable[Any], store: ImageStore) -> str:
         new = tuple(group)
         read += new
         for sample in () if read in store.digests else new:
-            digest.update(sample.name.encode(errors="backslashreplace"))
-            mask = [] if sample.mask is None else [store.mask(sample.mask)]
-            for pixels in (store.image(sample.image), *mask):
-                digest.update(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes())
+            _add(digest, sample, store)
         digest = store.digests.setdefault(read, digest).copy()
     return digest.hexdigest()[:16]
+
+
+def _add(digest: Any, sample: Any, store: ImageStore) -> None:
+    digest.update(sample.name.encode(errors="backslashreplace"))
+    mask = [] if sample.mask is None else [store.mask(sample.mask)]
+    for pixels in (store.image(sample.image), *mask):
+        digest.update(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes())
+
+
+class FirstReading:
+    """The hash of ``fingerprint``, taken while a large set is checked, so that it is read once.
+
+    Of a set that an index knows, or with a file that cannot be read, nothing is taken.
+    """
+
+    def __init__(self, store: ImageStore) -> None:
+        self.store, self.digest, self.read = store, hashlib.sha256(), list[Any]()
+        self.whole = not store.indexed
+
+    def add(self, sample: Any) -> None:
+        """The next ``data.Sample``, in the order of its folder."""
+        try:
+            if self.whole:
+                _add(self.digest, sample, self.store)
+                self.read.append(sample)
+        except DataError:
+            self.whole = False
+
+    def keep(self, samples: Sequence[Any]) -> None:
+        """Note the hash of all samples until now, the last of which are a folder's."""
+        self.whole = self.whole and self.read[-len(samples) :] == list(samples)
+        if self.whole and samples:
+            self.store.digests[tuple(self.read)] = self.digest.copy()

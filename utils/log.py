@@ -14,11 +14,11 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from utils.metrics import Scores
 from utils.ranks import group
 from utils.run_folder import remove_outputs
 
+T = TypeVar("T")
 VERSION = "1.0.0"  # of this program, printed at the head of every log
 
 METRICS_FILE = "metrics.jsonl"
@@ -324,6 +325,14 @@ def progress(total: int, desc: str) -> tqdm[Any]:
             often = min(1.0, SECONDS_BETWEEN_LINES)
             return SparseBar(total=total, desc=desc, file=io.StringIO(), mininterval=often)
     return tqdm(total=total, desc=desc, file=err, disable=hidden, leave=False, dynamic_ncols=True)
+
+
+def bar_over(items: Sequence[T], desc: str) -> Iterator[T]:
+    """The items, with a progress bar and the time that is left."""
+    with progress(len(items), desc) as bar:
+        for item in items:
+            yield item
+            bar.update(1)
 
 
 def environment_line(device: torch.device | str, amp: str = "off") -> str:

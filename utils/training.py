@@ -120,9 +120,8 @@ class Training:
             self.train(first)
             group.by_writer(self.finish)
             self.log.require_files()
-            state = self.whole_state(self.epochs, finished=True)
-        if group.writes():
-            self.state.finish(state)
+            last = self.whole_state(self.epochs, finished=True)
+        group.by_writer(lambda: self.state.finish(last))
         return self.evaluations
 
     def ready(self, ranks: str = "") -> dict[str, Any] | None:

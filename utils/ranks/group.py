@@ -30,8 +30,8 @@ T = TypeVar("T")
 TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by torchrun
 TIMEOUT = timedelta(minutes=30)  # of a collective: longer than any step
 LOOK = 1.0  # seconds between looks for the message of a rank that failed
-LAST_WORDS = 10.0  # seconds that a failing rank waits until the others have its message
-ENDED, HEARD = "ended", "heard"  # names in the store
+LAST_WORDS = 10.0  # seconds that rank 0 waits at its end for the others, whatever they do
+ENDED, LEFT = "ended", "left"  # names in the store
 
 
 class Group:
@@ -69,6 +69,8 @@ class Group:
                 found = {"text": "rank 0 is gone without a message", "code": 1}
             if found and not self.done.is_set():
                 print(found["text"], file=sys.stderr, flush=True)
+                with suppress(RuntimeError):
+                    self.leave()
                 os._exit(found["code"])
 
     def heard(self) -> dict[str, Any] | None:
@@ -76,10 +78,7 @@ class Group:
         if not self.store.check([ENDED]):
             return None
         found: dict[str, Any] = json.loads(self.store.get(ENDED))
-        if found["rank"] == self.rank:
-            return None
-        self.store.add(HEARD, 1)
-        return found
+        return None if found["rank"] == self.rank else found
 
     def fail(self, error: BaseException) -> None:
         """Tell the others why this rank ends; or raise what another one told before."""
@@ -93,14 +92,21 @@ class Group:
                 if isinstance(error, KeyboardInterrupt):
                     return
                 self.store.compare_set(ENDED, "", json.dumps(self.last_words(error)))
-            else:
-                self.store.add(HEARD, 1)
-            others, until = self.size - (not self.of_all), time.monotonic() + LAST_WORDS
-            while self.store.add(HEARD, 0) < others and time.monotonic() < until:
-                time.sleep(0.02)
+            self.leave()
         if lost_peer(error):
             cure = "the same command goes on from the last saved epoch"
             raise TrainingError(f"rank {self.rank}: another rank is gone; {cure}") from error
+
+    def leave(self) -> None:
+        """Let the last one go last that others ask: rank 0, whose process may hold the store."""
+        self.done.set()
+        until = time.monotonic() + LAST_WORDS
+        if self.rank:
+            self.store.add(LEFT, 1)
+        while (
+            not self.rank and time.monotonic() < until and self.store.add(LEFT, 0) < self.size - 1
+        ):
+            time.sleep(0.02)
 
     def adopt(self, error: BaseException, patience: float) -> None:
         """Raise the message of a rank that failed before: this one failed because of it."""
@@ -108,6 +114,7 @@ class Group:
         while (found := self.heard()) is None and time.monotonic() < until:
             time.sleep(0.05)
         if found:
+            self.leave()
             kind = UserError if found["code"] == 2 else TrainingError
             raise kind(found["text"]) from error
 
@@ -176,6 +183,7 @@ def joined() -> Iterator[None]:
     try:
         yield
         _group.meet()
+        _group.leave()
     except BaseException as error:
         _group.fail(error)
         raise
@@ -229,14 +237,17 @@ def agreed() -> Iterator[None]:
     refuse_together(text)
 
 
-def refuse_together(text: str) -> None:
-    """Raise on all ranks what is wrong with one of them, '' if nothing is: UserError."""
+def refuse_together(text: str, named: bool = True) -> None:
+    """Raise on all ranks what is wrong with one of them, '' if nothing is: UserError.
+
+    ``named``: with the name of the rank, where it is not the same with all.
+    """
     texts = gather_objects((text, _group.name() if _group else ""))
     wrong = [(found, name) for found, name in texts if found]
     if wrong:
         if _group and size() > 1:
             _group.of_all = True
-        same = len({found for found, _ in wrong}) == 1 and len(wrong) == len(texts)
+        same = not named or (len({found for found, _ in wrong}) == 1 and len(wrong) == len(texts))
         raise UserError(wrong[0][0] if same else f"{wrong[0][1]}: {wrong[0][0]}")
 
 
@@ -245,10 +256,14 @@ def by_writer(work: Callable[[], T]) -> T:
     if size() == 1:
         return work()
     result: list[Any] = [None]
-    with agreed():
-        if writes():
+    text = ""
+    if writes():
+        try:
             with alone():
                 result = [work()]
+        except UserError as error:
+            text = str(error)
+    refuse_together(text, named=False)
     dist.broadcast_object_list(result, device=torch.device("cpu"))
     return result[0]  # type: ignore[no-any-return]
 
