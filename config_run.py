@@ -130,7 +130,7 @@ def require_same(runs: Sequence[Run]) -> None:
     if group.size() == 1:
         return
     with group.agreed():
-        facts: dict[str, Any] = {}
+        facts: dict[Any, Any] = {}
         for job, stage in runs:
             own = stage(job).decisive_settings()
             facts |= {"device": job.device.type} | {(stage.stage, n): v for n, v in own.items()}
@@ -196,7 +196,7 @@ def open_set(
         )
     )
     jobs = [
-        Job(config, report.store, size, repeat, device, amp, tuple(notes), group.size())
+        Job(config, report.store, size, repeat, device, amp, tuple(notes), ranks=group.size())
         for size in config.sizes
         for repeat in data.annotated_repeats(config.data_dir, size, config.repeat_list)
     ]

@@ -112,7 +112,7 @@ def _one(
         pipe.send((code, out.getvalue(), err.getvalue()))
         real(code)
 
-    os._exit = leave  # how a rank ends that another one told to
+    os._exit = leave  # type: ignore[assignment]  # how a rank ends that another one told to
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = function(*words)
     pipe.send((code, out.getvalue(), err.getvalue()))

@@ -143,7 +143,7 @@ def _train_one_epoch(folder: Path, images: Path, settings: dict[str, Any]) -> in
             group.refuse_together("stopped here")
         whole(self, epoch, step_done)
 
-    SelfSupervised.train_epoch = train_epoch
+    SelfSupervised.train_epoch = train_epoch  # type: ignore[method-assign]
     return train_in(folder, images, settings)
 
 
