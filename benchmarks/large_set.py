@@ -28,7 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
 from benchmarks.measure import at_least, parser_of, use_threads
-from config import Config
+from config import Config, ConfigError
 from config_run import open_set
 from imaging.imagefile import read_image
 from stages.pretraining import SelfSupervised
@@ -78,7 +78,8 @@ def start_and_step(case: dict[str, Any]) -> dict[str, float]:
     jobs, _ = open_set(config)
     checked, processor = time.time() - case["started"], time.process_time()
     run = SelfSupervised(jobs[0])
-    assert not run.problems()
+    if problems := run.problems():
+        raise ConfigError("\n".join(problems))
     jobs[0].store.keep_index()
     run.build()
     run.log = RunLog(case["folder"], "self", enabled=False)
