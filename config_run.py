@@ -158,12 +158,15 @@ def refuse_difference(number: int, first: Mapping[Any, Any], found: Mapping[Any,
 def open_in_turn(
     config: Config, notes: Sequence[str], store: ImageStore | None
 ) -> tuple[list[Job], Sequence[str]]:
-    """``open_set`` by rank 0, then by the others, who read what its index knows no more."""
+    """``open_set`` by rank 0, then by the others, who do not read what its index knows."""
     for first in (True, False):
         with group.agreed():
             if group.writes() is first:
                 jobs, warnings = open_set(config, notes, store)
                 if group.size() > 1 and first:
+                    for job in jobs:
+                        for name in config.stage_list:
+                            STAGES[name](job).decisive_settings()  # hashes, for the index
                     jobs[0].store.keep_index()
     return jobs, warnings
 
@@ -191,7 +194,7 @@ def open_set(
             probe=config.probe > 0,
             self_crop=config.self_crop,
             fine_crop=config.fine_crop,
-            cache=cache_bytes(config.cache),
+            cache=own_cache(config.cache),
             index=index_file(config.output_dir, config.data_dir),
         )
     )
@@ -202,6 +205,12 @@ def open_set(
     ]
     warnings = () if store else report.warnings + share_memory(report.store, config)
     return jobs, warnings
+
+
+def own_cache(text: str) -> int | None:
+    """Bytes of ``--cache`` for this process: ranks of one machine divide them."""
+    size = cache_bytes(text)
+    return None if size is None else size // group.on_this_machine()
 
 
 def share_memory(store: ImageStore, config: Config) -> tuple[str, ...]:

@@ -14,10 +14,11 @@ from tiny_set import files, make_set, train
 
 import data
 from data import find_split, listed_split
+from dataset.check import check_data
 from imaging import index
 from imaging import store as store_module
 from imaging.index import index_file
-from imaging.store import ImageStore, fingerprint
+from imaging.store import FirstReading, ImageStore, fingerprint
 from utils.files import DataError
 
 
@@ -83,6 +84,38 @@ def test_the_hash_of_a_set_is_the_same_whatever_is_kept(root: Path, reads: list[
     reads.clear()
     assert [fingerprint(s, little) for s in (samples, others, samples)] == [*expected, expected[0]]
     assert len(reads) == 2 * (6 + 1 + 1)  # of each folder once, though not all is kept
+
+
+def test_a_check_takes_the_hash_so_that_a_large_set_is_read_once(
+    root: Path, reads: list[str]
+) -> None:
+    samples = find_split(root, "train_numf") + find_split(root, "sup_num1_0")
+    expected = fingerprint(samples, ImageStore())
+    reads.clear()
+    store = check_data(root, num_classes=3, stages=("self",), cache=3000).store
+    checked = sorted(reads)
+    assert fingerprint(samples, store) == expected
+    again = sorted(reads)
+    for name in checked:
+        again.remove(name)
+    assert again in ([], [samples[-1].name], [samples[-1].name] * 2)  # the annotated one may be
+
+
+def test_no_hash_is_taken_of_what_cannot_be_read_or_is_another_list(root: Path) -> None:
+    samples = find_split(root, "train_numf")
+    store = ImageStore()
+    reading = FirstReading(store)
+    for sample in samples[1:]:
+        reading.add(sample)
+    reading.keep(samples)
+    assert store.digests == {}
+    broken = FirstReading(store)
+    assert samples[0].mask is not None
+    samples[0].mask.write_bytes(b"no mask")
+    for sample in samples:
+        broken.add(sample)
+    broken.keep(samples)
+    assert store.digests == {}
 
 
 def test_a_file_that_changed_is_refused_when_it_is_read_again(root: Path) -> None:

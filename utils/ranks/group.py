@@ -164,6 +164,11 @@ def shows_progress() -> bool:
     return _group is None or _group.rank == 0
 
 
+def on_this_machine() -> int:
+    """The number of ranks of this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", _group.size)) if _group else 1
+
+
 def names_ranks() -> str:
     """'' for one process; ', 4 ranks' for the line on the environment."""
     return f", {size()} ranks" if size() > 1 else ""
