@@ -19,7 +19,7 @@ import torch
 
 from utils.ranks import group
 
-PATIENCE = 120  # seconds, on a busy machine
+PATIENCE = 250  # seconds, on a busy machine
 
 
 def context() -> Any:

@@ -219,6 +219,14 @@ def test_a_run_folder_in_use_ends_all_ranks(tmp_path: Path, images: Path) -> Non
     assert all("another process is training there" in err for *_, err in found)
 
 
+def test_numbers_that_are_not_finite_end_all_ranks(tmp_path: Path, images: Path) -> None:
+    found = both(tmp_path, images, stages="self", self_lr=1e25)
+    for code, _, err in found:
+        assert code == 1 and "the numbers are not finite in epoch 0, step" in err
+        names = err.partition("(15_0.png, ")[2].partition(")")[0]  # of both ranks
+        assert len(names.split(", ")) == 3 and "what was saved before is kept" in err
+
+
 def _failing(what: str) -> int:
     from utils.commandline import exit_code
 
@@ -302,6 +310,7 @@ def results_of(folder: Path) -> dict[str, bytes]:
     return {n: v for n, v in files(folder).items() if n.rpartition("/")[2] not in left_out}
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow  # seconds: 30, of several tables
 def test_a_table_is_the_same_by_ranks_and_on_devices(tmp_path: Path, images: Path) -> None:
     (one,) = command(_table, [(tmp_path / "one", images, "")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import data
 from data import ANNOTATED, TRAIN, Draw
 from imaging.store import ImageStore
 from model import METHODS, build_method
+from utils.commandline import UserError
 from utils.device import mixed_seed
 from utils.ranks import group
 from utils.ranks.tensors import (
@@ -94,17 +96,20 @@ def test_two_ranks_of_four_images_equal_one_process_of_eight(
 ) -> None:
     whole = steps(images, self_mode, norm)
     first, second = ranks.run(steps, images, self_mode, norm)
-    for losses, own in zip(whole["losses"], first["losses"], strict=True):
+    for step in range(STEPS):
+        # What a rounding changed in a step, the next ones build upon.
+        loose = 1 if step == 0 else 20
+        losses, own = whole["losses"][step], first["losses"][step]
         assert losses.keys() == own.keys()
         for name, value in losses.items():
-            torch.testing.assert_close(own[name], value, rtol=2e-6, atol=2e-6)
-    for expected, own in zip(whole["gradients"], first["gradients"], strict=True):
-        assert len(expected) == len(own)
-        largest = max(float(g.abs().max()) for g in expected)
-        for g, h in zip(expected, own, strict=True):
-            torch.testing.assert_close(h, g, rtol=1e-4, atol=2e-5 * largest)
+            torch.testing.assert_close(own[name], value, rtol=2e-6 * loose, atol=2e-6)
+        gradients, found = whole["gradients"][step], first["gradients"][step]
+        assert len(gradients) == len(found)
+        largest = max(float(g.abs().max()) for g in gradients)
+        for g, h in zip(gradients, found, strict=True):
+            torch.testing.assert_close(h, g, rtol=1e-4 * loose, atol=1e-5 * loose * largest)
     for name, value in whole["state"].items():
-        torch.testing.assert_close(first["state"][name], value, rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(first["state"][name], value, rtol=1e-4, atol=1e-5)
         assert torch.equal(first["state"][name], second["state"][name]), name
     assert [float(v["loss"]) for v in first["losses"]] == [
         float(v["loss"]) for v in second["losses"]
@@ -238,6 +243,38 @@ def test_rank_0_works_for_all_and_each_can_be_alone(ranks: Pool) -> None:
     assert first == ((0, 2, True), (0, 1, 42), alone, [1, 3], [0, 1])
     assert second == ((1, 2, False), (0, 1, 42), alone, [2], [0, 1])
     assert _work() == ((0, 1, True), (0, 1, 42), alone, [1, 2, 3], [0])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cuda:1", "--device: found cuda:1 with 2 ranks; give cuda, cpu or auto"),
+        ("mps", "--device: found mps with 2 ranks; give cuda, cpu or auto"),
+        ("auto", r"1 GPU\(s\) for process 1 of this machine; give torchrun --nproc_per_node 1"),
+    ],
+)
+def test_every_rank_has_a_device_of_its_own(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "_group", SimpleNamespace(rank=1, size=2, alone=0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert group.own_device("cpu") == "cpu"
+    with pytest.raises(UserError, match=said):
+        group.own_device(name)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert group.own_device("auto") == group.own_device("cuda") == "cuda:1" and chosen == [1, 1]
+
+
+def test_ranks_of_a_machine_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert group.on_this_machine() == 1
+    monkeypatch.setattr(group, "_group", SimpleNamespace(rank=1, size=8, alone=0))
+    assert group.on_this_machine() == 8 and group.names_ranks() == ", 8 ranks"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert group.on_this_machine() == 4 and not group.shows_progress()
 
 
 def test_for_one_process_everything_is_the_identity() -> None:
