@@ -15,6 +15,7 @@ from tiny_set import make_set
 from torch import nn
 
 import data
+import pscl.sampling
 from data import ANNOTATED, TRAIN, Draw
 from imaging.store import ImageStore
 from model import METHODS, build_method
@@ -61,8 +62,18 @@ def evaluating(module: nn.Module) -> nn.Module:
     return module
 
 
+def by_position(template: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Takes the place of matching: cells whose choice no rounding can change."""
+    return (7 * torch.arange(template.shape[1])).remainder(64).expand(len(keys), -1)
+
+
 def steps(folder: Path, self_mode: str, norm: str) -> dict[str, Any]:
-    """Losses and gradients of every step of a training, then weights and queues."""
+    """Losses and gradients of every step of a training, then weights and queues.
+
+    The first step matches patches. Later ones take them by position, since the rounding of a first
+    step decides which of two equally similar patches is matched.
+    """
+    matching = pscl.sampling.match
     torch.manual_seed(3)
     method = build_method(self_mode, {**SMALL, "norm": norm})
     evaluating(method)
@@ -72,14 +83,15 @@ def steps(folder: Path, self_mode: str, norm: str) -> dict[str, Any]:
     views = data.TwoViewDataset(sets[0], annotated, store, num_classes=3, seed=0)
     batches = data.Batches(views, 8)
     trained = [p for p in method.parameters() if p.requires_grad]
-    # Not Adam, which would make a step of the rounding of a gradient near 0; small steps, since a
-    # rounding may decide which of two equally similar patches is matched.
+    # Not Adam, which would make a step of the rounding of a gradient near 0.
     optimizer = torch.optim.SGD(trained, 1e-3)
     losses, gradients = [], []
     for epoch in range(STEPS):  # of one step each
         for batch in batches.epoch(epoch):
             torch.manual_seed(mixed_seed(0, epoch))
+            pscl.sampling.match = by_position if epoch else matching
             found = method(batch)
+            pscl.sampling.match = matching
             optimizer.zero_grad()
             found["loss"].backward()
             sum_gradients(method.parameters())
@@ -97,17 +109,15 @@ def test_two_ranks_of_four_images_equal_one_process_of_eight(
     whole = steps(images, self_mode, norm)
     first, second = ranks.run(steps, images, self_mode, norm)
     for step in range(STEPS):
-        # What a rounding changed in a step, the next ones build upon.
-        loose = 1 if step == 0 else 20
         losses, own = whole["losses"][step], first["losses"][step]
         assert losses.keys() == own.keys()
         for name, value in losses.items():
-            torch.testing.assert_close(own[name], value, rtol=2e-6 * loose, atol=2e-6)
+            torch.testing.assert_close(own[name], value, rtol=1e-5, atol=2e-6)
         gradients, found = whole["gradients"][step], first["gradients"][step]
         assert len(gradients) == len(found)
         largest = max(float(g.abs().max()) for g in gradients)
         for g, h in zip(gradients, found, strict=True):
-            torch.testing.assert_close(h, g, rtol=1e-4 * loose, atol=1e-5 * loose * largest)
+            torch.testing.assert_close(h, g, rtol=1e-4, atol=2e-5 * largest)
     for name, value in whole["state"].items():
         torch.testing.assert_close(first["state"][name], value, rtol=1e-4, atol=1e-5)
         assert torch.equal(first["state"][name], second["state"][name]), name
