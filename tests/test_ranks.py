@@ -89,7 +89,7 @@ def steps(folder: Path, self_mode: str, norm: str) -> dict[str, Any]:
     for epoch in range(STEPS):  # of one step each
         for batch in batches.epoch(epoch):
             torch.manual_seed(mixed_seed(0, epoch))
-            pscl.sampling.match = by_position if epoch else matching
+            pscl.sampling.match = by_position if epoch else matching  # type: ignore[assignment]
             found = method(batch)
             pscl.sampling.match = matching
             optimizer.zero_grad()
