@@ -37,6 +37,7 @@ SELF_MODES = {  # value of self_mode: name of the method
     "byol": "BYOL",
     "densecl": "DenseCL",
 }
+SHUFFLED = ("plain-moco", "densecl")  # methods whose keys other ranks may compute (ShuffleBN)
 STAGES = ("self", "fine", "sup")  # in the order in which they run
 
 # Values that replace None or () (published program).
@@ -53,6 +54,7 @@ DECIDES = {
     "self fine sup": "data_dir num_classes ignore_label image_size standardize seed amp channels "
     "norm",
     "self fine": "self_mode use_unlabelled embed_dim hidden_dim groups random_crop self_jitter "
+    "batch_norm_ranks "
     "self_batch_size self_max_epoch self_lr self_optimizer self_weight_decay self_schedule "
     "self_crop temperature global_local_ratio top_k sample_ratio label_guided scale_weights "
     "intra_view_negatives momentum queue_size group_decay patch_group_decay freshness_decay "
@@ -215,6 +217,11 @@ class Config:
         published="multihead", limits=WIDTH)
     norm: str = network("batch", "normalisation inside the UNet: batch (BatchNorm) or group "
         "(GroupNorm, of one image at a time)", source=OURS, choices=("batch", "group"))
+    batch_norm_ranks: str = network("own", "of which images BatchNorm takes its statistics where "
+        "several ranks pretrain: own (each of its part of the batch), sync (of the whole batch, "
+        "SyncBatchNorm, on CUDA), shuffle (each of its part, and keys are computed by other ranks "
+        "than queries, ShuffleBN, for plain-moco and densecl)", source=OURS,
+        choices=("own", "sync", "shuffle"))
     recompute: int = network(0, "levels of the UNet, full size first, whose activations are "
         "recomputed in the backward pass: less memory, more time, the same result; 0: only what "
         "is cheap, and nothing in fine-tuning; -1: nothing", unit="levels", source=OURS,
@@ -456,6 +463,9 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
         example = "4 values, each twice the one before, such as 32,64,128,256"
         yield "channels", found(channels), example
         channels = None
+    if c.get("batch_norm_ranks") == "shuffle" and c.get("self_mode") not in SHUFFLED:
+        legal = f"own or sync; shuffle goes with --self_mode {' or '.join(SHUFFLED)}"
+        yield "batch_norm_ranks", "shuffle", legal
     multiple = f"a multiple of groups, {groups}"
     if groups and c.get("embed_dim", 0) % groups:
         yield "embed_dim", c["embed_dim"], multiple

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import utils  # noqa: F401  first: Ctrl-C while the others load is one line
@@ -26,16 +27,17 @@ from stages.job import (
 )
 from stages.presets import read_config
 from stages.pretraining import SelfSupervised
-from utils.commandline import exit_code
+from utils.commandline import UserError, exit_code
 from utils.device import (
     cache_bytes,
     choose_device,
     choose_precision,
     keep_freed_memory,
 )
-from utils.files import remove_orphans
+from utils.files import confined, remove_orphans
 from utils.log import require_tensorboard, to_terminal
-from utils.run_folder import locked
+from utils.ranks import group
+from utils.run_folder import LOCK_FILE, locked
 
 STAGES: dict[str, type[Runner]] = {"self": SelfSupervised, "fine": Finetune, "sup": Supervised}
 
@@ -52,29 +54,123 @@ def run(config: Config, notes: Sequence[str] = (), *, store: ImageStore | None =
     if config.tensorboard:
         require_tensorboard()
     keep_freed_memory()
-    jobs, warnings = open_set(config, notes, store)
+    jobs, warnings = open_in_turn(config, notes, store)
     runs = [(job, STAGES[name]) for job in jobs for name in config.stage_list]
+    require_same(runs)
     with ExitStack() as stack:
-        for folder in dict.fromkeys(stage(job).run_dir for job, stage in runs):
-            stack.enter_context(locked(folder))
-        problems = [line for job, stage in runs for line in stage(job).problems()]
-        if problems:
-            raise ConfigError("\n".join(dict.fromkeys(problems)))
-        jobs[0].store.keep_index()
-        for folder in {stage(job).run_dir.parent for job, stage in runs}:
-            remove_orphans(folder)  # of eval.txt and the report
+        hold(stack, list(dict.fromkeys(stage(job).run_dir for job, stage in runs)))
+        group.by_writer(lambda: begin(runs))
         for warning in warnings:
             to_terminal(f"Warning: {warning}")
+        train(runs)
+    group.by_writer(lambda: tell(config))
+
+
+Run = tuple[Job, type[Runner]]
+
+
+def hold(stack: ExitStack, folders: Sequence[Path]) -> None:
+    """Lock the run folders for this command until the stack is closed (UserError)."""
+
+    def lock() -> None:
+        for folder in folders:
+            stack.enter_context(locked(folder))
+
+    group.by_writer(lock)
+    with group.agreed():
+        for folder in () if group.writes() else folders:
+            stack.enter_context(confined(folder))
+            if not (folder / LOCK_FILE).exists():
+                what = f"{folder}: not seen here, where another rank made it"
+                raise UserError(f"{what}; give an --output_dir that all machines share")
+
+
+def begin(runs: Sequence[Run]) -> None:
+    """Refuse runs that must not be made (ConfigError), and clear their folders."""
+    problems = [line for job, stage in runs for line in stage(job).problems()]
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    runs[0][0].store.keep_index()
+    for folder in {stage(job).run_dir.parent for job, stage in runs}:
+        remove_orphans(folder)  # of eval.txt and the report
+
+
+def train(runs: Sequence[Run]) -> None:
+    """Do the runs. Ranks pretrain together, then share the runs with labels, if there are several.
+
+    A single run with labels is trained by rank 0, and evaluated by all.
+    """
+    labelled = [run for run in runs if run[1] is not SelfSupervised]
+    if group.size() == 1 or len(labelled) < 2:
         for job, stage in runs:
             stage(job).run()
-            if stage is not SelfSupervised:
-                results.write_results(experiment_dir(config, stage.stage), stage.stage)
+            if stage is not SelfSupervised and group.writes():
+                results.write_results(experiment_dir(job.config, stage.stage), stage.stage)
+        return
+    train([run for run in runs if run[1] is SelfSupervised])
+    for job, stage in group.share(labelled):
+        with group.alone():
+            stage(job).run()
+    group.meet()
+    if group.writes():
+        for job, stage in labelled:
+            results.write_results(experiment_dir(job.config, stage.stage), stage.stage)
+
+
+def tell(config: Config) -> None:
+    """Print the scores of all runs, and write the report if it is wanted."""
     scored = {experiment_dir(config, s): s for s in config.stage_list if s != "self"}
     if scored:
         to_terminal(results.results_table(scored))
     if config.report:
         for folder in dict.fromkeys(experiment_dir(config, s) for s in config.stage_list):
             to_terminal(f"Report: {page.write_report(folder)}")
+
+
+def require_same(runs: Sequence[Run]) -> None:
+    """Raise UserError on all ranks unless all have the same device, settings and images."""
+    if group.size() == 1:
+        return
+    with group.agreed():
+        facts: dict[Any, Any] = {}
+        for job, stage in runs:
+            own = stage(job).decisive_settings()
+            facts |= {"device": job.device.type} | {(stage.stage, n): v for n, v in own.items()}
+    first, *others = group.gather_objects(facts)
+    for number, found in enumerate(others, 1):
+        if found != first:
+            refuse_difference(number, first, found)
+
+
+def refuse_difference(number: int, first: Mapping[Any, Any], found: Mapping[Any, Any]) -> None:
+    """Raise UserError of the first thing in which a rank differs from rank 0."""
+    name = next(name for name in [*first, *found] if first.get(name) != found.get(name))
+    was, now = first.get(name), found.get(name)
+    word = name if isinstance(name, str) else name[-1]
+    what = f"{word}: rank 0 has {was}, rank {number} {now}"
+    if word == "files":
+        what = f"data_dir: the images of rank {number} are not those of rank 0"
+    cure = {
+        "files": "copy the same set to all machines, or give --data_dir on a shared file system",
+        "device": "give --device cpu, or start ranks only where there is a GPU for each",
+    }
+    group.refuse_together(f"{what}; {cure.get(word, 'give the same command on all machines')}")
+
+
+def open_in_turn(
+    config: Config, notes: Sequence[str], store: ImageStore | None
+) -> tuple[list[Job], Sequence[str]]:
+    """``open_set`` by rank 0, then by the others, who do not read what its index knows."""
+    for first in (True, False):
+        with group.agreed():
+            if group.writes() is first:
+                jobs, warnings = open_set(config, notes, store)
+                if group.size() > 1 and first:
+                    for job in jobs:
+                        for name in config.stage_list:
+                            STAGES[name](job).decisive_settings()  # hashes, for the index
+                    jobs[0].store.keep_index()
+    return jobs, warnings
 
 
 def open_set(
@@ -100,18 +196,24 @@ def open_set(
             probe=config.probe > 0,
             self_crop=config.self_crop,
             fine_crop=config.fine_crop,
-            cache=cache_bytes(config.cache),
+            cache=own_cache(config.cache),
             index=index_file(config.output_dir, config.data_dir),
         )
     )
     jobs = [
-        Job(config, report.store, size, repeat, device, amp, tuple(notes))
+        Job(config, report.store, size, repeat, device, amp, tuple(notes), ranks=group.size())
         for size in config.sizes
         for repeat in data.annotated_repeats(config.data_dir, size, config.repeat_list)
     ]
     if not store:
         report.store.share(config.workers + 1)
     return jobs, report.warnings
+
+
+def own_cache(text: str) -> int | None:
+    """Bytes of ``--cache`` for this process: ranks of one machine divide them."""
+    size = cache_bytes(text)
+    return None if size is None else size // group.on_this_machine()
 
 
 def main(
@@ -123,9 +225,11 @@ def main(
     """
 
     def work() -> None:
-        config, notes = read_config(argv, **defaults)
-        if prepare is not None:
-            prepare(config)
-        run(config, notes)
+        with group.joined():
+            with group.agreed():
+                config, notes = read_config(argv, **defaults)
+            if prepare is not None:
+                group.by_writer(lambda: prepare(config))
+            run(config, notes)
 
     return exit_code(work)

@@ -27,6 +27,7 @@ from pscl.geometry import ViewGeometry, Window
 from utils.files import IMAGE_SUFFIXES, DataError, list_files
 from utils.files import name_key as name_key
 from utils.metrics import IGNORED
+from utils.ranks import group
 
 MASK_SUFFIX = ".png"
 MEAN = (0.49139968, 0.48215841, 0.44653091)
@@ -436,7 +437,8 @@ class Batches:
     """Batches of a dataset, epoch by epoch: ``for batch in batches.epoch(3)``.
 
     Without worker processes a thread prepares the next batch while the current one is used. Worker
-    processes live as long as this object; the batches are the same.
+    processes live as long as this object; the batches are the same. Ranks get their parts of each
+    batch (``part_of_rank``).
     """
 
     def __init__(
@@ -456,7 +458,7 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch (counted from 0); ask for one epoch at a time."""
-        self.order[:] = self.dataset.draws(epoch, self.batch_size)
+        self.order[:] = map(part_of_rank, self.dataset.draws(epoch, self.batch_size))
         if self._loader is None:
             yield from self._prefetched()
             return
@@ -480,6 +482,19 @@ class Batches:
 
     def _make(self, draws: list[Draw]) -> Batch:
         return collate([self.dataset[draw] for draw in draws])
+
+
+def part_of_rank(draws: list[Draw]) -> list[Draw]:
+    """The part of a batch that is this rank's: its share of the images, in the order of the ranks.
+
+    An annotated image in front is every rank's. The images have to divide among the ranks.
+    """
+    shared = [draw for draw in draws[:1] if draw.stream == ANNOTATED]
+    others, ranks = draws[len(shared) :], group.size()
+    if len(others) % ranks:
+        raise ValueError(f"{len(others)} images do not divide among {ranks} ranks")
+    each = len(others) // ranks
+    return shared + others[group.rank() * each : (group.rank() + 1) * each]
 
 
 def collate(items: Sequence[dict[str, Any]]) -> Batch:

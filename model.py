@@ -3,13 +3,17 @@
 ``forward(batch)`` takes the dict of ``data.py`` and returns a dict of scalars: ``loss`` and its
 named parts. Shapes stand at the end of the lines: B images, C classes, K templates per class,
 T = C*K, P cells, D embedding, Q queue.
+
+Where several ranks share a batch, B images are those of a rank. ``all_ranks`` and ``mean_of_ranks``
+are the places where their numbers meet; for one process they are nothing.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +30,8 @@ from pscl.losses import byol_loss, dense_info_nce, info_nce, nt_xent, patch_nt_x
 from pscl.recompute import recompute_activations
 from pscl.sampling import Patches, label_at, sample_patches
 from utils.device import precision
+from utils.ranks import group
+from utils.ranks.tensors import all_ranks, mean_of_ranks, shuffled
 
 SCALES = 3  # up1, up2, up3
 
@@ -45,6 +51,7 @@ class Method(nn.Module):
     needs_annotated: ClassVar[bool] = False  # image 0 of every batch is annotated
     needs_groups: ClassVar[bool] = False  # production batches are used
     least_images: ClassVar[int] = 1  # of a batch; with fewer the loss is undefined or constant
+    least_of_rank: ClassVar[int] = 1  # the same of a rank, with BatchNorm's statistics of its own
     trains_ups: ClassVar[bool] = True  # False: the loss needs x4 alone, the ups stay as initialised
 
     def __init__(
@@ -92,15 +99,18 @@ class MomentumMethod(Method):
 class QueueMethod(MomentumMethod):
     """A method that contrasts with a queue of Q earlier keys of whole images (He 2020).
 
-    MoCo's shuffling of keys between devices, which hides BatchNorm's statistics, changes nothing on
-    a single device and is left out.
+    ``batch_norm_ranks`` 'shuffle': keys are computed by other ranks than their queries (ShuffleBN),
+    which hides BatchNorm's statistics from the loss; of no effect on one process.
     """
 
     queue: Tensor
     queue_ptr: Tensor
 
-    def __init__(self, *, queue_size: int = 504, **settings: Any) -> None:
+    def __init__(
+        self, *, queue_size: int = 504, batch_norm_ranks: str = "own", **settings: Any
+    ) -> None:
         super().__init__(**settings)
+        self.shuffle = batch_norm_ranks == "shuffle"
         self.register_buffer("queue", torch.randn(queue_size, self.embed_dim))  # (Q, D)
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
@@ -111,6 +121,13 @@ class QueueMethod(MomentumMethod):
             f"The loss rises at first: the queue of {queue_size} keys starts as noise, easy "
             f"to tell apart, and is full of real keys after {-(-queue_size // batch_size)} steps"
         )
+
+    @torch.no_grad()
+    def encode_keys(
+        self, encode: Callable[[Tensor], Sequence[Tensor]], view: Tensor
+    ) -> Sequence[Tensor]:
+        """``encode(view)`` without gradients, by the ranks' own images or by shuffled ones."""
+        return shuffled(encode, view) if self.shuffle else encode(view)
 
     @torch.no_grad()
     def replace_oldest(self, **keys: Tensor) -> Tensor:
@@ -216,6 +233,14 @@ class PSCL(Method):
         embedded = head.patch(features.transpose(1, 2), scale).transpose(1, 2).float()
         return embedded.unflatten(1, (self.num_classes, -1))
 
+    def counted(self, rows: Tensor) -> Tensor:
+        """The rows (B, ...) that count: every rank has the annotated image, rank 0 counts it."""
+        return rows if group.rank() == 0 else rows[1:]
+
+    def all_rows(self, *rows: Tensor) -> tuple[Tensor, ...]:
+        """The rows (B, ...) of all ranks' images, the annotated one's in front."""
+        return all_ranks(*(self.counted(each) for each in rows))
+
     def combine(self, image: Tensor, patch: Tensor) -> Tensor:
         """(1 - r) * image loss + r * patch loss."""
         return (1 - self.ratio) * image + self.ratio * patch
@@ -242,8 +267,10 @@ class PSCL_SimCLR(PSCL):
         sampled = self.sample(maps_q, maps_k, self.encoder_q.decode, batch)
         losses = {}
         for scale, (query, key, _) in enumerate(sampled):  # (B, C, K, D)
+            query, key = self.all_rows(query, key)
             loss = patch_nt_xent(query, key, self.temperature, self.intra_view_negatives)
             losses[f"patch_up{scale + 1}"] = self.scale_weights[scale] * loss
+        image_q, image_k = self.all_rows(image_q, image_k)
         image = nt_xent(image_q, image_k, self.temperature)
         patch = torch.stack(list(losses.values())).mean()
         return {"loss": self.combine(image, patch), "image": image, "patch": patch, **losses}
@@ -330,14 +357,16 @@ class PSCL_MoCo(PSCL, QueueMethod):
             query, key, queue = unit(query), unit(key), self.patch_queue[scale].clone()
             weight = self.scale_weights[scale] * self.templates[scale] * patches.purity
             loss = soft_info_nce(query, key, queue, targets, weight, self.temperature)
-            rows.append(loss.flatten(1))  # (B, C*K)
+            rows.append(self.counted(loss).flatten(1))  # (B, C*K)
             sums.append((patches.purity[..., None] * key).sum(dim=2))  # (B, C, D)
             parts[f"patch_up{scale + 1}"] = loss[0].mean().detach()
         image_q, image_k, queue = unit(image_q), unit(image_k), self.queue.clone()
         targets, weight = self.image_targets(batch["group"]), queue.new_ones(1)
         loss = soft_info_nce(image_q, image_k, queue, targets, weight, self.temperature)
-        image, patch = loss.mean(), torch.cat(rows, dim=1).mean()
-        self.enqueue(image_k, torch.stack(sums), batch["group"])
+        image = mean_of_ranks(self.counted(loss))
+        patch = mean_of_ranks(torch.cat(rows, dim=1))
+        keys = self.all_rows(image_k, torch.stack(sums, dim=1), batch["group"])
+        self.enqueue(keys[0], keys[1].transpose(0, 1), keys[2])
         return {"loss": self.combine(image, patch), "image": image, "patch": patch, **parts}
 
 
@@ -358,11 +387,10 @@ class MoCo(QueueMethod):
         """Loss of one batch: ``loss`` is ``image``, its only part."""
         self.update_key_encoder()
         query = self.encoder_q.embed(batch["view_q"])  # (B, D)
-        with torch.no_grad():
-            key = self.encoder_k.embed(batch["view_k"])  # (B, D)
+        (key,) = self.encode_keys(lambda view: (self.encoder_k.embed(view),), batch["view_k"])
         query, key = unit(query), unit(key)
-        loss = info_nce(query, key, self.queue.clone(), self.temperature)
-        self.replace_oldest(queue=key)
+        loss = mean_of_ranks(info_nce(query, key, self.queue.clone(), self.temperature))
+        self.replace_oldest(queue=all_ranks(key)[0])
         return {"loss": loss, "image": loss}
 
 
@@ -384,6 +412,7 @@ class SimCLR(Method):
         # Two passes, as in PSCL-SimCLR: BatchNorm's statistics are per view.
         image_q = self.encoder_q.embed(batch["view_q"])  # (B, D)
         image_k = self.encoder_q.embed(batch["view_k"])  # (B, D)
+        image_q, image_k = all_ranks(image_q, image_k)
         loss = nt_xent(image_q, image_k, self.temperature)
         return {"loss": loss, "image": loss}
 
@@ -396,7 +425,7 @@ class BYOL(MomentumMethod):
     is constant and all methods have the same projector.
     """
 
-    least_images = 2  # the predictor's BatchNorm has one value per image
+    least_images = least_of_rank = 2  # the predictor's BatchNorm has one value per image
     trains_ups = False
 
     def __init__(self, **settings: Any) -> None:
@@ -411,7 +440,7 @@ class BYOL(MomentumMethod):
             prediction = self.predictor(self.encoder_q.embed(batch[f"view_{seen}"]))  # (B, D)
             with torch.no_grad():
                 target = self.encoder_k.embed(batch[f"view_{other}"])  # (B, D)
-            losses[f"predict_{other}"] = byol_loss(prediction, target)
+            losses[f"predict_{other}"] = mean_of_ranks(byol_loss(prediction, target))
         return {"loss": losses["predict_k"] + losses["predict_q"], **losses}
 
 
@@ -436,14 +465,15 @@ class DenseCL(QueueMethod):
         """Losses of one batch: ``loss``, and its halves ``image`` and ``dense``."""
         self.update_key_encoder()
         image_q, dense_q, features_q = self.encode(self.encoder_q, batch["view_q"])
-        with torch.no_grad():
-            image_k, dense_k, features_k = self.encode(self.encoder_k, batch["view_k"])
+        encode = partial(self.encode, self.encoder_k)
+        image_k, dense_k, features_k = self.encode_keys(encode, batch["view_k"])
         image_q, image_k = unit(image_q), unit(image_k)
-        image = info_nce(image_q, image_k, self.queue.clone(), self.temperature)
+        image = mean_of_ranks(info_nce(image_q, image_k, self.queue.clone(), self.temperature))
         queue = self.dense_queue.clone()
         dense = dense_info_nce(dense_q, dense_k, features_q, features_k, queue, self.temperature)
-        mean_k = unit(dense_k.mean(dim=2))  # (B, D)
-        self.replace_oldest(queue=image_k, dense_queue=mean_k)
+        dense = mean_of_ranks(dense)
+        keys = all_ranks(image_k, unit(dense_k.mean(dim=2)))  # (B, D) each
+        self.replace_oldest(queue=keys[0], dense_queue=keys[1])
         return {"loss": 0.5 * image + 0.5 * dense, "image": image, "dense": dense}
 
     def encode(self, encoder: ProjectedUNet, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:

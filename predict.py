@@ -15,7 +15,6 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,9 @@ from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet
 from report.workbook import write_workbook
 from utils.commandline import Parser, complain, exit_code
-from utils.files import remove_leftovers, replace_file
+from utils.files import confined, remove_leftovers, replace_file
 from utils.log import to_terminal
+from utils.ranks import group
 from utils.run_folder import locked
 
 ABOUT = "Apply a trained model to images without masks: class maps, overlays, measurements."
@@ -146,9 +146,11 @@ def run(options: argparse.Namespace) -> int:
     segmenter = Segmenter(options.weights, **how)
     to_terminal(segmenter.about)
     if options.export:
-        to_terminal("\n".join(segmenter.export(options.export)))
+        to_terminal("\n".join(group.by_writer(lambda: segmenter.export(options.export))))
         return 0
     bad = (rank_images if options.rank else predict_images)(segmenter, options)
+    if not group.writes():
+        return int(bool(bad))
     return complain(f"{len(bad)} file(s) could not be used:\n" + "\n".join(bad), 1) if bad else 0
 
 
@@ -170,6 +172,10 @@ def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, Ite
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """Lock the folder of the results, and remove what a killed process left there."""
+    if not group.writes():  # rank 0 does
+        with confined(out):
+            yield
+        return
     with locked(out, flag="--out", work="predicting", other="--out"):
         remove_leftovers(out)
         yield
@@ -255,14 +261,23 @@ def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[st
         folder = Folder(segmenter, items, out, overwrite=options.overwrite, **how, **terms)
         folder.bad, folder.left_out = list(items.bad), items.left_out
         folder.notes = notes
-        folder.run()
-        write_tables(folder)
-        write_outlines(folder, options.outlines)
-        written = (
-            write_workbook(out / WORKBOOK, tables_of(out), words, is_share) if options.xlsx else []
-        )
-        predicted_sheet(folder)
-        page = write_laboratory(folder, told(folder, options))
+        folder.predict_shared()
+        return group.by_writer(lambda: measure_images(folder, options, experiment))
+
+
+def measure_images(
+    folder: Folder, options: argparse.Namespace, experiment: Path | None
+) -> list[str]:
+    """Predict what is not done, measure and write all tables and pages; see ``predict_images``."""
+    out = folder.out
+    folder.run()
+    write_tables(folder)
+    write_outlines(folder, options.outlines)
+    written = (
+        write_workbook(out / WORKBOOK, tables_of(out), words, is_share) if options.xlsx else []
+    )
+    predicted_sheet(folder)
+    page = write_laboratory(folder, told(folder, options))
     for line in [*warnings(folder), *written]:
         to_terminal(line)
     to_terminal(f"{out}: {folder.predicted} image(s) predicted, {folder.skipped} were done already")
@@ -310,7 +325,7 @@ def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
         to_terminal(line)
     with claimed(out):
         found = ranking.rank(segmenter, items, out, field)
-        if found.rows:
+        if found.rows and group.writes():
             shown = f"{ranking.HEADING} {len(found.pictures)} of {len(found.rows)} images."
             sheet = overview(found.pictures, found.titles, shown)
             save_picture(out / "ranking.png", sheet, "--out")
@@ -328,7 +343,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     rest = "goes on with the images not done yet" if options.images else "begins again"
     smaller = "a smaller --tile, such as 384"
-    return exit_code(partial(run, options), f"The same command {rest}", smaller)
+
+    def work() -> int:
+        with group.joined():
+            return run(options)
+
+    return exit_code(work, f"The same command {rest}", smaller)
 
 
 if __name__ == "__main__":

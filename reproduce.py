@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import utils  # noqa: F401  first: Ctrl-C while the others load is one line
 
 # isort: split
+from comparison.devices import (
+    Piece,
+    command_words,
+    device_names,
+    do_piece,
+    pieces_of,
+    run_side_by_side,
+    words_for,
+)
 from comparison.notes import write_table
 from comparison.options import read_options
 from comparison.pace import Pace, duration, timed
 from comparison.plan import Plan, Work
 from comparison.record import record_plan
 from config import ConfigError
+from report.results import write_results
 from utils.commandline import complain, exit_code
 from utils.files import remove_orphans
 from utils.log import to_terminal
+from utils.ranks import group
 
 # Not the docstring, which python -OO drops.
 ABOUT = """\
@@ -27,7 +40,8 @@ The whole table: every method of the paper on one UNet, from one command, with i
 ``python reproduce.py --data_dir dataset/steel`` runs what is not done yet, repeat by repeat, and
 writes ``results/steel/table.md``. After an interruption the same command goes on, and the numbers
 are those of an uninterrupted run. ``--plan`` says how long it will take, ``--report`` writes the
-table from what is finished, ``--ablate ratio`` varies one setting. ``-h`` lists everything.
+table from what is finished, ``--ablate ratio`` varies one setting, ``--devices 0,1`` uses two GPUs,
+``--commands`` prints the runs for a scheduler. ``-h`` lists everything.
 """
 
 
@@ -70,6 +84,9 @@ def run_all(plan: Plan) -> None:
     to_terminal(f"{total - len(left)} of {total} pieces of work are finished")
     record_plan(plan, plan.options.command)
     write_table(plan)
+    if plan.options.devices:
+        run_on_devices(plan, left)
+        return
     learn_pace(pace, left)
     for number, work in enumerate(tuple(left), total - len(left) + 1):
         ahead = duration(pace.left((w.kind, share) for w, share in left.items()))
@@ -82,6 +99,78 @@ def run_all(plan: Plan) -> None:
             write_table(plan)
 
 
+def run_on_devices(plan: Plan, left: Iterable[Work]) -> None:
+    """Do the unfinished work in processes side by side, one on each device at a time."""
+    options, script = plan.options, str(Path(__file__).resolve())
+    devices = device_names(options.devices)
+
+    def command(piece: Piece, device: str) -> list[str]:
+        more = words_for(device, devices, plan.config.threads)
+        return command_words(piece, options.argv, script, *more)
+
+    def done(piece: Piece) -> None:
+        tell_results(plan, piece.works)
+        write_table(plan)
+
+    run_side_by_side(pieces_of(left), devices, command, done)
+
+
+def tell_results(plan: Plan, works: Iterable[Work]) -> None:
+    """Write ``eval.txt`` of the experiments of some work that other processes did."""
+    runners = [work.runner for work in works if work.runner.stage != "self"]
+    for folder, stage in dict.fromkeys((r.run_dir.parent, r.stage) for r in runners):
+        write_results(folder, stage)
+
+
+def run_by_ranks(plan: Plan) -> None:
+    """Do the unfinished work under torchrun, each piece by a rank of its own."""
+    keys = group.by_writer(lambda: [piece.key for piece in pieces_of(plan.to_do())])
+    pieces = [piece for piece in pieces_of(plan.works()) if piece.key in keys]
+    for first in (True, False):  # what others wait for
+        for piece in group.share([p for p in pieces if p.works[0].for_all is first]):
+            with group.alone():
+                do_piece(plan, piece.key)
+        group.meet()
+
+    def collect() -> None:
+        tell_results(plan, plan.works())
+        record_plan(plan, plan.options.command)
+        write_table(plan)
+
+    group.by_writer(collect)
+
+
+def print_commands(plan: Plan) -> None:
+    """Print a command for each run that is to do; those first that others wait for."""
+    pieces = pieces_of(plan.to_do())
+    for first in (True, False):
+        own = [piece for piece in pieces if piece.works[0].for_all is first]
+        if own and any(piece.works[0].for_all for piece in pieces):
+            print("# first, because others wait for it:" if first else "# then:")
+        for piece in own:
+            words = command_words(piece, plan.options.argv, "reproduce.py")
+            print(shlex.join(["python", *words[1:]]))
+
+
+def carry_out(plan: Plan) -> None:
+    """What the options ask for."""
+    options = plan.options
+    if options.piece:
+        do_piece(plan, options.piece)
+        return
+    if options.commands:
+        print_commands(plan)
+        return
+    if options.plan:
+        tell_plan(plan)
+        return
+    if group.size() > 1 and not options.report:
+        run_by_ranks(plan)
+    elif group.writes():
+        (write_report if options.report else run_all)(plan)
+    to_terminal(f"{options.out}: table written")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code, see ``utils.commandline.exit_code``."""
     try:
@@ -90,14 +179,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(str(error), 2)
 
     def work() -> None:
-        plan = Plan(options)
-        if problems := plan.problems():
-            raise ConfigError("\n".join(problems))
-        if options.plan:
-            tell_plan(plan)
-            return
-        (write_report if options.report else run_all)(plan)
-        to_terminal(f"{options.out}: table written")
+        with group.joined():
+            if options.devices:
+                device_names(options.devices)
+            with redirect_stdout(sys.stderr if options.commands else sys.stdout), group.agreed():
+                plan = Plan(options)
+            problems = [] if options.piece else group.by_writer(plan.problems)
+            group.refuse_together("\n".join(problems))
+            carry_out(plan)
 
     return exit_code(work)
 

@@ -61,8 +61,12 @@ OPTIONS = {
     "plan": "time a few steps, print how long everything will take, and stop",
     "report": "write the table from what is finished, and stop",
     "ablate": "vary one setting: " + ", ".join(ABLATIONS),
+    "devices": "make runs side by side, in a process each: 0,1,2,3 (GPUs) or cpu,cpu",
+    "commands": "print one command a run, for any scheduler, and stop; --report then collects",
+    "piece": "do one run alone, as --commands names it, and write no table",
 }
 KINDS = dict.fromkeys(OPTIONS, ONE) | {"methods": MANY, "plan": NONE, "report": NONE}
+KINDS |= {"commands": NONE}
 DECIDED = ("stages", "self_mode", "output_dir", "pretrained", "multi_round")
 
 
@@ -100,6 +104,10 @@ class Options:
     ablate: str
     command: str
     notes: tuple[str, ...] = ()  # what the set's file says, why the preset chose what it did
+    argv: tuple[str, ...] = ()
+    devices: str = ""
+    commands: bool = False
+    piece: str = ""
 
     def path(self, name: str) -> Path:
         """A file in ``out``: ``table.md``, ``run.json``; of an ablation ``ablate_ratio.md`` ..."""
@@ -147,7 +155,10 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
     variants = ablation_rows(config, ablate, words) if ablate else method_rows(config, words)
     command = shlex.join(["python", "reproduce.py", *argv])
     plan, report = "plan" in flags.own, "report" in flags.own
-    return Options(config, variants, budget, out, plan, report, ablate, command, tuple(notes))
+    beside = (tuple(argv), flags.one("devices"), "commands" in flags.own, flags.one("piece"))
+    return Options(
+        config, variants, budget, out, plan, report, ablate, command, tuple(notes), *beside
+    )
 
 
 def method_rows(config: Config, words: Sequence[str] = ()) -> tuple[Variant, ...]:

@@ -27,7 +27,7 @@ from stages.finetuning import picture_name
 from stages.job import WEIGHTS, Job, Runner, setting_differences
 from utils.checkpoint import CheckpointError
 from utils.commandline import UserError
-from utils.device import cache_bytes, choose_device, choose_precision
+from utils.device import choose_device, choose_precision
 from utils.files import DataError
 from utils.log import to_terminal
 from utils.metrics import IGNORED, Counts, Scores, SegmentationScores
@@ -108,7 +108,7 @@ class Plan:
             needs_annotated=any(m.needs_annotated for m in methods),
             self_crop=config.self_crop,
             fine_crop=config.fine_crop,
-            cache=cache_bytes(config.cache),
+            cache=config_run.own_cache(config.cache),
             index=index_file(config.output_dir, config.data_dir),
         )
         self.store = data.store

@@ -51,6 +51,7 @@ from utils.files import (
 )
 from utils.log import progress, read_metrics, to_terminal
 from utils.metrics import IGNORED, Counts, SegmentationScores
+from utils.ranks import group
 from utils.tables import csv_of_rows
 
 RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
@@ -271,6 +272,7 @@ class Record:
     def __init__(self, path: Path, settings: Mapping[str, object], overwrite: bool) -> None:
         self.path = path
         self.done: dict[str, Row] = {}
+        self.held: list[Row] | None = None  # entries that are written later; None: at once
         if kind := special_kind(path):
             raise UserError(f"{path}: {kind}, not a file; remove it, or give another --out")
         with writing(path, "--out"):
@@ -295,7 +297,11 @@ class Record:
         replace_file(path, text, "--out")
 
     def add(self, entry: Row) -> None:
-        """Note that an image is done."""
+        """Note that an image is done; see ``held``."""
+        self.done[entry["name"]] = entry
+        if self.held is not None:
+            self.held.append(entry)
+            return
         with open_to_append(self.path) as file:
             file.write(f"{json.dumps(entry)}\n".encode())
 
@@ -399,7 +405,8 @@ class Folder:
         check_number("boundary_px", self.boundary_px, least=0)
         names = ("resize", "tta", "tile", "overlap")
         settings = {"weights": segmenter.digest} | {n: getattr(segmenter, n) for n in names}
-        self.record = Record(self.out / RECORD, settings, self.overwrite)
+        path = self.out / RECORD
+        self.record = group.by_writer(lambda: Record(path, settings, self.overwrite))
         self.rows: list[Row] = []  # of measure_class, for each image and class
         self.compared: list[Row] = []  # of compare_class, likewise
         self.diameters: list[list[Array]] = [[] for _ in classes]  # of whole particles
@@ -419,13 +426,8 @@ class Folder:
 
     def terms(self, um_per_px: float | None = None) -> measure.Terms:
         """How to measure an image: the last arguments of ``measure.measure_mask``."""
-        return (
-            um_per_px,
-            self.min_px,
-            self.grain_classes,
-            self.connectivity,
-            self.boundary_classes,
-        )
+        own = (self.min_px, self.grain_classes, self.connectivity, self.boundary_classes)
+        return um_per_px, *own
 
     def run(self) -> None:
         """Predict what is not done yet, and measure all; UserError if that cannot be written."""
@@ -442,6 +444,28 @@ class Folder:
                 except DataError as error:
                     self.bad.append(str(error))
                 bar.update(1)
+
+    def predict_shared(self) -> None:
+        """Predict what is not done, each rank its share of the images; ``run`` then measures.
+
+        Rank 0 notes what is done in the order of the images, as one process does.
+        """
+        step = 8 * group.size()  # images from one note to the next
+        for start in range(0, len(self.items) if group.size() > 1 else 0, step):
+            some, self.record.held = self.items[start : start + step], []
+            for item in group.share(some):
+                with suppress(DataError):  # which ``run`` reports
+                    self.class_ids(item)
+            found = {
+                row["name"]: row for own in group.gather_objects(self.record.held) for row in own
+            }
+            self.record.held = None if group.writes() else []
+            for item in some:
+                if item.name in found:
+                    self.record.add(found[item.name])
+        self.lost_scale = any(group.gather_objects(self.lost_scale))
+        self.predicted = sum(group.gather_objects(self.predicted))
+        self.skipped = -self.predicted  # ``run`` finds them done
 
     def file(self, kind: str, item: Item, suffix: str = ".png") -> Path:
         """Where a result of an image goes."""

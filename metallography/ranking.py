@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from metallography.views import MEASURES
 from utils.files import DataError, replace_file
 from utils.log import progress
 from utils.metrics import IGNORED, Counts, image_dice, mean_score
+from utils.ranks import group
 from utils.tables import csv_of_rows
 
 QUALITIES = ("accuracy", "dice")
@@ -56,14 +58,14 @@ def rank(
 ) -> Ranking:
     """Score images; write ``ranking.csv`` into ``out``, with true masks accuracy and Dice too.
 
-    Only the ``field`` of each image counts.
+    Only the ``field`` of each image counts. Ranks share the images, and get the same.
     """
     classes = segmenter.num_classes
-    rows: list[Row] = []
-    bad: list[str] = []
-    shown: list[tuple[float, str, Array]] = []  # the least sure so far: score, name, picture
+    rows: list[Any] = []  # with the number of each image
+    bad: list[Any] = []
+    shown: list[Any] = []  # the least sure so far: minus score, number, name, picture
     with progress(len(items), "images") as bar:
-        for item in items:
+        for number, item in group.share(list(enumerate(items))):
             try:
                 image = item.read(segmenter.gray)
                 shape, crop = image.shape[:2], field.crop_of(image.shape)
@@ -82,17 +84,24 @@ def rank(
                     true, mask = crop.of(truth).copy(), segmenter(image, inside)
                     true[np.zeros_like(true, bool) if inside is None else ~inside] = IGNORED
                     row |= quality(count_confusion(true, mask, classes))
-                rows.append(row)
-                drawn = row[MEASURES[0]], item.name, draw_uncertain(image, maps)
-                shown = sorted([*shown, drawn], key=lambda entry: -entry[0])[:PICTURES]
+                rows.append((number, row))
+                drawn = -row[MEASURES[0]], number, item.name, draw_uncertain(image, maps)
+                shown = sorted([*shown, drawn], key=lambda entry: entry[:2])[:PICTURES]
             except DataError as error:
-                bad.append(str(error))
+                bad.append((number, str(error)))
             bar.update(1)
-    rows.sort(key=lambda row: -row[MEASURES[0]])
-    rows = [{"rank": i, **row} for i, row in enumerate(rows, start=1)]
-    replace_file(out / "ranking.csv", csv_of_rows(rows, ["image"]), "--out")
-    titles = [f"{i}. {name}  {score:.4f}" for i, (score, name, _) in enumerate(shown, start=1)]
-    return Ranking(rows, [picture for _, _, picture in shown], titles, bad)
+    rows, shown, bad = (
+        sorted((entry for own in group.gather_objects(found) for entry in own), key=order)
+        for found, order in ((rows, itemgetter(0)), (shown, itemgetter(0, 1)), (bad, itemgetter(0)))
+    )
+    ranked = sorted((row for _, row in rows), key=lambda row: -row[MEASURES[0]])
+    ranked = [{"rank": i, **row} for i, row in enumerate(ranked, start=1)]
+    if group.writes():
+        replace_file(out / "ranking.csv", csv_of_rows(ranked, ["image"]), "--out")
+    del shown[PICTURES:]
+    titles = [f"{i}. {name}  {-score:.4f}" for i, (score, _, name, _) in enumerate(shown, start=1)]
+    lines = [line for _, line in bad]
+    return Ranking(ranked, [picture for *_, picture in shown], titles, lines)
 
 
 def draw_uncertain(image: Array, maps: Array) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pscl.fast_matching import match
 from pscl.geometry import Correspondence, ViewGeometry, resize
+from utils.ranks.tensors import of_first_rank
 
 
 def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> Tensor:
@@ -74,12 +75,13 @@ def sample_patches(
 
     ``keys`` (B, D, P) are key embeddings at the cells of each image, or vectors with the same inner
     products; ``pscl.fast_matching.match`` says which P is fastest. ``label`` and ``noise``
-    (C, h'*w') are the annotated image's, as for ``choose``; K is ``templates``.
+    (C, h'*w') are the annotated image's, as for ``choose``; K is ``templates``. Where several ranks
+    share a batch, all have the annotated image, and match with the first one's templates.
     """
     keys = keys.detach().float()
     chosen, purity = choose(label, noise, templates)  # (C, K) each
     cells = chosen.view(1, -1)  # (1, T)
     if len(keys) > 1:
-        template = keys[0].T[cells[0]].T  # (D, T)
+        template = of_first_rank(keys[0].T[cells[0]].T)  # (D, T)
         cells = torch.cat([cells, match(template, keys[1:], places.valid[1:])])  # (B, T)
     return Patches(places.query.gather(1, cells), places.key.gather(1, cells), purity)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,6 +53,8 @@ from utils.checkpoint import (
 from utils.files import DataError
 from utils.log import evaluation_lines
 from utils.metrics import IGNORED, Scores, SegmentationScores
+from utils.ranks import group
+from utils.ranks.tensors import take_first_ranks
 from utils.training import ANEW, LONGER
 
 EVALUATION_BATCH = 8
@@ -127,6 +129,12 @@ class Supervised(Runner):
         if self.schedule:
             self.schedule.last_epoch = min(first * len(self.batches), self.steps - 1)
         return first
+
+    def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
+        """Of several ranks one trains, since a batch is small; the others wait to evaluate."""
+        if group.writes():
+            with group.alone():
+                super().train_epoch(epoch, step_done)
 
     @torch.no_grad()
     def take_statistics(self) -> None:
@@ -260,11 +268,16 @@ class Supervised(Runner):
         """
         if epoch not in self.due():
             return
-        self.take_statistics()
+        group.by_writer(self.take_statistics)
+        take_first_ranks(self.scored)
+        counts = self.evaluate(epoch) if self.test else None
+        group.by_writer(lambda: self.note(epoch, counts))
+
+    def note(self, epoch: int, counts: NDArray[np.int64] | None) -> None:
+        """Log an evaluation and save the network, see ``epoch_done``."""
         entry: dict[str, Any] = {"epoch": epoch}
-        best, counts = True, None
-        if self.test:
-            counts = self.evaluate(epoch)
+        best = True
+        if counts is not None:
             scores = Scores.from_confusion(counts)
             entry |= scores.as_dict() | ({FIT: True} if self.fit else {})
             best = all(scores.acc > e["acc"] for e in self.evaluations)
@@ -296,15 +309,20 @@ class Supervised(Runner):
 
     @torch.inference_mode()
     def evaluate(self, epoch: int) -> NDArray[np.int64]:
-        """Write predictions of the test set.
+        """Write predictions of the test set, of which every rank makes a part.
 
         Returns the confusion matrices (n, C, C) of the test images, true class as row.
         """
         self.scored.eval()
-        scores = SegmentationScores(self.config.num_classes)
-        folder = self.run_dir / f"epoch_{epoch}"
-        items = data.test_items(self.tested, self.job.store, self.config.standardize)
-        for images, masks, names in equal_sizes(items):
+        folder, store = self.run_dir / f"epoch_{epoch}", self.job.store
+        shapes = [store.shape(sample.image) for sample in self.tested]
+        found: dict[int, NDArray[np.int64]] = {}
+        for places in group.share(equal_sizes(shapes)):
+            scores = SegmentationScores(self.config.num_classes)
+            own = [self.tested[place] for place in places]
+            items = data.test_items(own, store, self.config.standardize)
+            each = list(zip(*items, strict=True))
+            images, masks, names = torch.stack(each[0]), torch.stack(each[1]), each[2]
             with self.precision():
                 x = images.to(self.device, memory_format=torch.channels_last)
                 probable = average_batch(self.scored, x) if self.config.eval_tta else self.scored(x)
@@ -313,7 +331,10 @@ class Supervised(Runner):
             classes = prediction.to(torch.uint8).cpu().numpy()
             for name, picture in zip(names, classes, strict=True):
                 save_prediction(folder / picture_name(name), picture, self.config.mapping)
-        return scores.counts()
+            found |= zip(places, scores.counts(), strict=True)
+        for others in group.gather_objects(found):
+            found |= others
+        return np.stack([found[place] for place in range(len(self.tested))])
 
     def draw(self, epoch: int, counts: NDArray[np.int64]) -> None:
         """Draw sheets of the tested images; last, because an error here must lose no scores."""
@@ -453,14 +474,11 @@ def picture_name(image: str) -> str:
     return f"{Path(image).stem}.png"
 
 
-def equal_sizes(
-    items: Iterable[tuple[Tensor, Tensor, str]],
-) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Images (B, 3, H, W), masks (B, H, W) and names, batched where neighbours have equal sizes."""
-    for _, group in groupby(items, key=lambda item: item[0].shape):
-        first = next(group)
-        most = min(EVALUATION_BATCH, max(EVALUATION_PIXELS // first[1].numel(), 1))
-        group = chain([first], group)
-        while batch := list(islice(group, most)):
-            images, masks, names = zip(*batch, strict=True)
-            yield torch.stack(images), torch.stack(masks), list(names)
+def equal_sizes(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Numbers of images (c, H, W), batched where neighbours have equal sizes."""
+    batches = []
+    for size, numbers in groupby(range(len(shapes)), key=lambda number: shapes[number][-2:]):
+        most = min(EVALUATION_BATCH, max(EVALUATION_PIXELS // (size[0] * size[1]), 1))
+        while batch := list(islice(numbers, most)):
+            batches.append(batch)
+    return batches

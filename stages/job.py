@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,6 +38,7 @@ class Job:
     device: torch.device
     amp: torch.dtype | None  # of autocast; None: full precision
     notes: tuple[str, ...] = ()  # lines for the head of the logs
+    ranks: int = field(default=1, kw_only=True)  # that pretrain together
 
     def split(self, name: str) -> list[Sample]:
         """The images of a folder of the set, listed once for all stages, repeats and checks."""

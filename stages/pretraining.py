@@ -24,6 +24,7 @@ from stages.job import (
 )
 from utils.checkpoint import save, to_published
 from utils.device import fuses_optimizers
+from utils.ranks import group
 from utils.training import LONGER
 
 
@@ -43,6 +44,8 @@ class SelfSupervised(Runner):
         """The method, Adam or AdamW, and batches of two views with an annotated image in front."""
         c = self.config
         self.module = self.to_memory(build_method(c.self_mode, c.to_dict()))
+        if group.size() > 1 and c.batch_norm_ranks == "sync":
+            self.module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
         self.epochs = c.self_max_epoch
         trained = [p for p in self.module.parameters() if p.requires_grad]
         fused = fuses_optimizers(self.device)  # a loaded state has the choice of its run
@@ -87,6 +90,7 @@ class SelfSupervised(Runner):
                 f"{len(left_out)} images of {c.data_dir}/train_unlabelled are left out; "
                 "--use_unlabelled pretrains on them too"
             )
+        lines += self.about_ranks(batch)
         if c.self_crop:
             side = c.self_crop
             lines.append(f"The views are made of crops of {side}x{side} pixels, drawn every time")
@@ -105,9 +109,38 @@ class SelfSupervised(Runner):
         note = self.method.log_note(c.queue_size, batch + bool(annotated))
         return lines + ([note] if note else [])
 
+    def about_ranks(self, batch: int) -> list[str]:
+        """How several ranks share a batch, and how many images an epoch leaves out."""
+        c, ranks = self.config, self.job.ranks
+        if ranks == 1:
+            return []
+        own = f"{ranks} ranks, {batch // ranks} of the {batch} images of a step each"
+        statistics = {"sync": "of the whole batch", "shuffle": "of each rank's part, keys shuffled"}
+        said = statistics.get(c.batch_norm_ranks, "of each rank's part; rank 0's are saved")
+        norm = f"; BatchNorm's statistics are {said}" if c.norm == "batch" else ""
+        rest = len(self.train_samples) % batch
+        left = f"; every epoch leaves out {rest} images, other ones each time" if rest else ""
+        return [own + norm + left]
+
+    def undivided(self) -> list[str]:
+        """A line if the ranks cannot share a batch, or its statistics."""
+        c, ranks = self.config, self.job.ranks
+        batch = min(c.self_batch_size, len(self.train_samples))
+        least = 1 if c.batch_norm_ranks == "sync" else self.method.least_of_rank
+        if batch % ranks:
+            what = f"found {batch} images, which do not divide among {ranks} ranks"
+            return [f"self_batch_size: {what}; allowed: multiples of {ranks}"]
+        if ranks > 1 and batch // ranks < least:
+            cure = f"allowed: at least {least * ranks} for {least} images a rank"
+            return [f"self_batch_size: found {batch}; {cure}, with --self_mode {c.self_mode}"]
+        if ranks > 1 and c.batch_norm_ranks == "sync" and self.device.type != "cuda":
+            what = f"found sync on {self.device.type}; PyTorch's SyncBatchNorm needs CUDA"
+            return [f"batch_norm_ranks: {what}; give own, or --norm group"]
+        return []
+
     def unsuitable(self) -> list[str]:
-        """A line for each image smaller than the crops, or if the batches are too small."""
-        if lines := self.smaller_than("self_crop", self.samples()):
+        """A line for each image smaller than the crops, or if the batches do not fit."""
+        if lines := self.smaller_than("self_crop", self.samples()) or self.undivided():
             return lines
         c, least, images = self.config, self.method.least_images, len(self.train_samples)
         if min(c.self_batch_size, images) + bool(self.annotated) >= least:
@@ -142,7 +175,11 @@ class SelfSupervised(Runner):
         return [*sorted(self.run_dir.glob("moco*.pt")), *super().foreign()]
 
     def epoch_done(self, epoch: int) -> None:
-        """Write ``moco<epochs done>.pt`` and probe the features when due."""
+        """Write ``moco<epochs done>.pt`` and probe the features when due; rank 0 does."""
+        group.by_writer(lambda: self.save_and_probe(epoch))
+
+    def save_and_probe(self, epoch: int) -> None:
+        """What is due after an epoch."""
         c, done = self.config, epoch + 1
         if done in due(c.save_every, c.self_max_epoch):
             state = to_published(self.module.state_dict())

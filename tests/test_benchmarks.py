@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import finetune, matching, measure, precision, step
+from benchmarks import devices, finetune, large_set, matching, measure, precision, step
 from config import Config
 from data import one_hot
 from model import METHODS, PSCL, build_method
@@ -328,3 +328,25 @@ def test_cells_that_nobody_labelled_are_of_no_class() -> None:
     mask = torch.tensor([[0, 0, 255, 255], [0, 1, 255, 255], [2, 2, 1, 1], [2, 2, 1, 255]])
     cells = matching.masks_at(one_hot(mask, 3)[None], 4, 4)
     assert torch.equal(cells[0].view(4, 4), mask.where(mask != 255, 3))
+
+
+def test_the_step_of_many_devices_follows_from_two_measured_ones() -> None:
+    """An image takes 1 s, the rest 2 s; of 250 bytes, half are sent at 125 bytes a second."""
+    rows = devices.estimate(8, 1, 11.0, 7.0, (100, 50), 3, 125.0, 0.0)
+    assert [row["devices"] for row in rows] == [1, 2, 4, 8]
+    assert [row["s per step"] for row in rows] == pytest.approx([11, 7 + 1, 5 + 1.5, 4 + 1.75])
+    assert rows[1]["faster"] == pytest.approx(11 / 8) and rows[1]["used"] == pytest.approx(11 / 16)
+    late = devices.estimate(8, 1, 11.0, 7.0, (0, 0), 3, 125.0, 0.1)
+    assert [row["of it exchange"] for row in late] == pytest.approx([0, 0.3, 0.9, 2.1])
+
+
+@pytest.mark.slow  # seconds: 40, four processes
+def test_a_set_larger_than_memory_is_measured_and_deleted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--images", "12", "--distinct", "9", "--in_memory", "9", "--side", "128"]
+    words += ["--steps", "1", "--folder", str(tmp_path), "--threads", "1"]
+    assert large_set.main(words) == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line[0] == "{"]
+    assert len(lines) == 4 and all(line["step, processor s"] > 0 for line in lines)
+    assert list(tmp_path.iterdir()) == []

@@ -53,6 +53,7 @@ DEFAULTS = {
     "hidden_dim": 128,
     "groups": 4,
     "norm": "batch",
+    "batch_norm_ranks": "own",
     "recompute": 0,
     "random_crop": 0.2,
     "self_crop": 0,
@@ -186,6 +187,7 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("pretrained", ["", "runs/moco200.pt"]),
     ("standardize", [True, False]),
     ("norm", ["batch", "group"]),
+    ("batch_norm_ranks", ["own", "sync"]),
     ("recompute", [-1, 0, 4]),
     ("fine_contrast", [0, 2]),
     ("fine_crop", [0, 16, 376]),
@@ -263,6 +265,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("queue_size", [0, -504, 1.0, 10**8]),
     ("pretrained", ["a\nb", None]),
     ("norm", ["", "layer", "Batch", None]),
+    ("batch_norm_ranks", ["", "all", None, "shuffle"]),  # which goes with other methods
     ("recompute", [-2, 5, 1.0, True, None]),
     ("fine_contrast", [-0.1, 2.1, NAN, "0.2"]),
     ("fine_crop", [-1, 1, 15, 32769, 128.0]),

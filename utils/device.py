@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 
 from utils.commandline import UserError
+from utils.ranks.group import own_device
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``; 'auto' takes CUDA, then MPS, then the CPU.
+    """The device called ``name``; 'auto' takes CUDA, then MPS, then the CPU; of ranks each its own.
 
     Raises:
         UserError: it is none of auto, cpu, cuda, cuda:N and mps, or is not here.
     """
     mps = torch.backends.mps.is_available()
+    name = own_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,8 +34,10 @@ from utils.files import (
     writing,
 )
 from utils.metrics import Scores
+from utils.ranks import group
 from utils.run_folder import remove_outputs
 
+T = TypeVar("T")
 VERSION = "1.0.0"  # of this program, printed at the head of every log
 
 METRICS_FILE = "metrics.jsonl"
@@ -248,8 +250,11 @@ def only_progress(title: str) -> Iterator[None]:
 
 
 def to_terminal(text: str) -> None:
-    """Print a line above any progress bar; a closed terminal does not stop the training."""
-    if _SHOWN:
+    """Print a line above any progress bar; a closed terminal does not stop the training.
+
+    Of several ranks, those that write (``utils.ranks.group``) print.
+    """
+    if _SHOWN or not group.writes():
         return
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     printable = text.encode(encoding, errors="backslashreplace").decode(encoding)
@@ -316,8 +321,9 @@ def progress(total: int, desc: str, lines: bool = False) -> tqdm[Any]:
 
     With ``lines``, and in ``only_progress``, a line now and then takes its place there.
     """
-    hidden, err = not sys.stderr.isatty(), sys.stderr
-    if _SHOWN or lines:
+    shows = group.shows_progress()
+    hidden, err = not sys.stderr.isatty() or not shows, sys.stderr
+    if (_SHOWN or lines) and shows:
         desc = _SHOWN[-1] if _SHOWN else desc
         if hidden:
             often = min(1.0, SECONDS_BETWEEN_LINES)

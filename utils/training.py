@@ -21,6 +21,8 @@ from utils.commandline import TrainingError, UserError
 from utils.device import mixed_seed, on_device, precision
 from utils.files import remove_leftovers
 from utils.log import AverageMeter, RunLog, environment_line, format_epoch, progress, to_terminal
+from utils.ranks import group
+from utils.ranks.tensors import sum_gradients, take_first_ranks
 from utils.run_folder import RunFolder, differences
 
 Batch = dict[str, Any]
@@ -96,38 +98,49 @@ class Training:
         """Write what belongs at the end of the run."""
 
     def run(self) -> list[dict[str, Any]]:
-        """Train to the end, resuming a run that was killed; returns the evaluations."""
-        state = self.ready()
+        """Train to the end, resuming a run that was killed; returns the evaluations.
+
+        Of several ranks all train, and rank 0 reads and writes the run's folder.
+        """
+        ranks = group.names_ranks()
+        state = group.by_writer(lambda: self.ready(ranks))
+        if state and state["finished"]:
+            return list(state["evaluations"])
+        self.seed()
+        self.build()
+        self.about = group.by_writer(self.header)
+        first = self.restore(state) if state else group.by_writer(self.begin)
+        take_first_ranks(self.module)
+        logged, events = state["log"] if state else None, self.config.tensorboard
+        how: dict[str, Any] = {"enabled": group.writes(), "tensorboard": events}
+        with RunLog(self.run_dir, self.stage, logged, **how) as self.log:
+            self.write_head(state)
+            if state and "longer" in state:
+                self.save_state(first)  # from now on the folder holds the longer run
+            self.train(first)
+            group.by_writer(self.finish)
+            self.log.require_files()
+            last = self.whole_state(self.epochs, finished=True)
+        group.by_writer(lambda: self.state.finish(last))
+        return self.evaluations
+
+    def ready(self, ranks: str = "") -> dict[str, Any] | None:
+        """The state on disk, finished or to resume from; UserError if this stage must not run.
+
+        ``ranks`` says how many compute, for the log.
+        """
+        self.settings = self.identity()
+        if problems := self.conflicts(self.settings):
+            raise UserError("\n".join(problems))
+        remove_leftovers(self.run_dir)
+        self.environment = environment_line(self.device, "bf16" if self.amp else "off") + ranks
+        state = self.saved(to_terminal)
         if state and state["finished"]:
             to_terminal(f"{self.run_dir}: stage {self.stage} is finished already")
             for line in self.gone(state["outputs"]):
                 to_terminal(line)
             self.state.remove_previous()
-            return list(state["evaluations"])
-        self.seed()
-        self.build()
-        self.about = self.header()
-        first = self.restore(state) if state else self.begin()
-        logged, events = state["log"] if state else None, self.config.tensorboard
-        with RunLog(self.run_dir, self.stage, logged, tensorboard=events) as self.log:
-            self.write_head(state)
-            if state and "longer" in state:
-                self.save_state(first)  # from now on the folder holds the longer run
-            self.train(first)
-            self.finish()
-            self.log.require_files()
-            state = self.whole_state(self.epochs, finished=True)
-        self.state.finish(state)
-        return self.evaluations
-
-    def ready(self) -> dict[str, Any] | None:
-        """The state on disk, finished or to resume from; UserError if this stage must not run."""
-        self.settings = self.identity()
-        if problems := self.conflicts(self.settings):
-            raise UserError("\n".join(problems))
-        remove_leftovers(self.run_dir)
-        self.environment = environment_line(self.device, "bf16" if self.amp else "off")
-        return self.saved(to_terminal)
+        return state
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result; a run that differs in it is another run."""
@@ -228,6 +241,8 @@ class Training:
 
     def save_state(self, epoch: int) -> None:
         """Save everything needed to resume at ``epoch``."""
+        if not group.writes():
+            return
         self.log.require_files()  # or the folder would be made anew
         self.state.save(self.whole_state(epoch))
 
@@ -281,6 +296,7 @@ class Training:
                 losses = self.losses(batch)
             self.optimizer.zero_grad()
             losses["loss"].backward()
+            sum_gradients(self.module.parameters())
             self.update()
             for name, value in losses.items():
                 meter.add(name, value)
@@ -293,10 +309,11 @@ class Training:
         meter.add("bad", bad_step)
         values = meter.read()
         bad, _ = values.pop("bad")
-        if bad != float("inf"):
+        if bad != float("inf"):  # on all ranks alike
+            shown = [n for own in group.gather_objects(names[int(bad)]) for n in own]
             raise TrainingError(
                 f"{self.run_dir}: the numbers are not finite in epoch {epoch}, step {int(bad)} "
-                f"({', '.join(names[int(bad)])}); what was saved before is kept. Look at these "
+                f"({', '.join(shown)}); what was saved before is kept. Look at these "
                 "files, try a lower learning rate or --amp off"
             )
         rate = max(group["lr"] for group in self.optimizer.param_groups)

@@ -1,0 +1,297 @@
+"""Two processes with half a batch each compute what one process computes of the whole batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rank_pool import Pool, pool
+from tiny_set import make_set
+from torch import nn
+
+import data
+import pscl.sampling
+from data import ANNOTATED, TRAIN, Draw
+from imaging.store import ImageStore
+from model import METHODS, build_method
+from utils.commandline import UserError
+from utils.device import mixed_seed
+from utils.ranks import group
+from utils.ranks.tensors import (
+    all_ranks,
+    mean_of_ranks,
+    of_first_rank,
+    shuffled,
+    sum_gradients,
+    take_first_ranks,
+)
+
+SMALL = {
+    "channels": (4, 8, 16, 32),
+    "hidden_dim": 16,
+    "embed_dim": 8,
+    "top_k": 2,
+    "queue_size": 13,
+    "num_classes": 3,
+}
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Pool]:
+    with pool(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_set(tmp_path_factory.mktemp("ranks") / "set", size=(32, 32), train=8)
+
+
+def evaluating(module: nn.Module) -> nn.Module:
+    """The module in training, but for BatchNorm, which uses its running statistics."""
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+    return module
+
+
+def by_position(template: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Takes the place of matching: cells whose choice no rounding can change."""
+    return (7 * torch.arange(template.shape[1])).remainder(64).expand(len(keys), -1)
+
+
+def steps(folder: Path, self_mode: str, norm: str) -> dict[str, Any]:
+    """Losses and gradients of every step of a training, then weights and queues.
+
+    The first step matches patches. Later ones take them by position, since the rounding of a first
+    step decides which of two equally similar patches is matched.
+    """
+    matching = pscl.sampling.match
+    torch.manual_seed(3)
+    method = build_method(self_mode, {**SMALL, "norm": norm})
+    evaluating(method)
+    store = ImageStore()
+    sets = [data.find_split(folder, split) for split in ("train_numf", "sup_num1_0")]
+    annotated = sets[1] if METHODS[self_mode].needs_annotated else []
+    views = data.TwoViewDataset(sets[0], annotated, store, num_classes=3, seed=0)
+    batches = data.Batches(views, 8)
+    trained = [p for p in method.parameters() if p.requires_grad]
+    # Not Adam, which would make a step of the rounding of a gradient near 0.
+    optimizer = torch.optim.SGD(trained, 1e-3)
+    losses, gradients = [], []
+    for epoch in range(STEPS):  # of one step each
+        for batch in batches.epoch(epoch):
+            torch.manual_seed(mixed_seed(0, epoch))
+            pscl.sampling.match = by_position if epoch else matching  # type: ignore[assignment]
+            found = method(batch)
+            pscl.sampling.match = matching
+            optimizer.zero_grad()
+            found["loss"].backward()
+            sum_gradients(method.parameters())
+            losses.append({name: value.detach() for name, value in found.items()})
+            gradients.append([p.grad.clone() for p in trained if p.grad is not None])
+            optimizer.step()
+    return {"losses": losses, "gradients": gradients, "state": method.state_dict()}
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("self_mode", METHODS)
+def test_two_ranks_of_four_images_equal_one_process_of_eight(
+    self_mode: str, norm: str, ranks: Pool, images: Path
+) -> None:
+    whole = steps(images, self_mode, norm)
+    first, second = ranks.run(steps, images, self_mode, norm)
+    for step in range(STEPS):
+        losses, own = whole["losses"][step], first["losses"][step]
+        assert losses.keys() == own.keys()
+        for name, value in losses.items():
+            torch.testing.assert_close(own[name], value, rtol=1e-5, atol=2e-6)
+        gradients, found = whole["gradients"][step], first["gradients"][step]
+        assert len(gradients) == len(found)
+        largest = max(float(g.abs().max()) for g in gradients)
+        for g, h in zip(gradients, found, strict=True):
+            torch.testing.assert_close(h, g, rtol=1e-4, atol=2e-5 * largest)
+    for name, value in whole["state"].items():
+        torch.testing.assert_close(first["state"][name], value, rtol=1e-4, atol=1e-5)
+        assert torch.equal(first["state"][name], second["state"][name]), name
+    assert [float(v["loss"]) for v in first["losses"]] == [
+        float(v["loss"]) for v in second["losses"]
+    ]
+
+
+def _rows(counts: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    number = group.rank()
+    rows = torch.arange(3.0 * counts[number]).view(-1, 3) + 100 * number
+    rows.requires_grad_()
+    whole, numbers = all_ranks(rows, torch.full((counts[number],), number))
+    (whole * torch.arange(1.0, len(whole) + 1)[:, None]).sum().backward()
+    assert rows.grad is not None
+    return whole.detach(), numbers, rows.grad
+
+
+def test_rows_come_in_the_order_of_the_ranks_with_their_gradients(ranks: Pool) -> None:
+    first, second = ranks.run(_rows, [3, 2])
+    expected = torch.cat([torch.arange(9.0).view(3, 3), torch.arange(6.0).view(2, 3) + 100])
+    for whole, numbers, _ in (first, second):
+        assert torch.equal(whole, expected) and numbers.tolist() == [0, 0, 0, 1, 1]
+    assert first[2][:, 0].tolist() == [1, 2, 3] and second[2][:, 0].tolist() == [4, 5]
+
+
+def _mean(values: list[list[float]]) -> tuple[float, list[float]]:
+    own = torch.tensor(values[group.rank()], requires_grad=True)
+    mean = mean_of_ranks(own * 1.0)
+    mean.backward()
+    assert own.grad is not None
+    return float(mean), own.grad.tolist()
+
+
+def test_a_mean_is_over_the_numbers_of_all_ranks(ranks: Pool) -> None:
+    first, second = ranks.run(_mean, [[1.0, 2.0, 6.0], [11.0]])
+    assert first == (5.0, [0.25, 0.25, 0.25]) and second == (5.0, [0.25])
+
+
+def _weights() -> tuple[list[float], list[float], float]:
+    torch.manual_seed(group.rank())
+    layer = nn.Linear(2, 1)
+    take_first_ranks(layer)
+    layer(torch.full((1, 2), group.rank() + 1.0)).sum().backward()
+    sum_gradients(layer.parameters())
+    assert layer.weight.grad is not None
+    sent = float(of_first_rank(torch.tensor(7.0 + group.rank())))
+    return layer.weight.flatten().tolist(), layer.weight.grad.flatten().tolist(), sent
+
+
+def test_weights_are_the_first_ranks_and_gradients_the_sum(ranks: Pool) -> None:
+    first, second = ranks.run(_weights)
+    assert first == second and first[1:] == ([3.0, 3.0], 7.0)
+
+
+def _shuffled() -> tuple[list[float], list[float]]:
+    seen: list[float] = []
+
+    def encode(images: torch.Tensor) -> tuple[torch.Tensor]:
+        seen.extend(images[:, 0, 0, 0].tolist())
+        return (images.flatten(1) * 2,)
+
+    images = torch.arange(4.0).view(4, 1, 1, 1) + 10 * group.rank()
+    (found,) = shuffled(encode, images)
+    return seen, found[:, 0].tolist()
+
+
+def test_shuffled_images_come_back_to_their_rank(ranks: Pool) -> None:
+    for _ in range(3):
+        (seen, own), (others, theirs) = ranks.run(_shuffled)
+        assert own == [0, 2, 4, 6] and theirs == [20, 22, 24, 26]
+        assert sorted(seen + others) == [0, 1, 2, 3, 10, 11, 12, 13]
+    assert seen != [0, 1, 2, 3]
+
+
+def _shuffled_method(folder: Path, self_mode: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    method = build_method(self_mode, {**SMALL, "batch_norm_ranks": "shuffle"})
+    evaluating(method)
+    views = data.TwoViewDataset(
+        data.find_split(folder, "train_numf"), [], ImageStore(), num_classes=3, seed=0
+    )
+    (batch,) = data.Batches(views, 8).epoch(0)
+    return {name: value.detach() for name, value in method(batch).items()} | {
+        "queue": method.get_buffer("queue")
+    }
+
+
+@pytest.mark.parametrize("self_mode", ["plain-moco", "densecl"])
+def test_shuffling_changes_nothing_but_the_statistics(
+    self_mode: str, ranks: Pool, images: Path
+) -> None:
+    whole = _shuffled_method(images, self_mode)
+    for found in ranks.run(_shuffled_method, images, self_mode):
+        for name, value in whole.items():
+            torch.testing.assert_close(found[name], value, rtol=2e-5, atol=2e-6)
+
+
+def _own_part(draws: list[Draw]) -> list[int]:
+    return [draw.image for draw in data.part_of_rank(draws)]
+
+
+def test_a_batch_is_divided_and_its_annotated_image_is_everybodys(ranks: Pool) -> None:
+    others = [Draw(TRAIN, 0, n, n) for n in (5, 3, 8, 1)]
+    assert ranks.run(_own_part, others) == [[5, 3], [8, 1]]
+    assert ranks.run(_own_part, [Draw(ANNOTATED, 0, 0, 9), *others]) == [[9, 5, 3], [9, 8, 1]]
+    assert _own_part(others) == [5, 3, 8, 1]
+
+
+def _uneven() -> str:
+    try:
+        data.part_of_rank([Draw(TRAIN, 0, n, n) for n in range(3)])
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_no_image_is_dropped_where_a_batch_does_not_divide(ranks: Pool) -> None:
+    assert ranks.run(_uneven) == ["3 images do not divide among 2 ranks"] * 2
+
+
+def _work() -> tuple[Any, ...]:
+    before = group.rank(), group.size(), group.writes()
+    result = group.by_writer(lambda: (group.rank(), group.size(), 42))
+    with group.alone():
+        inside = group.rank(), group.size(), group.writes(), list(group.share([1, 2, 3]))
+    return before, result, inside, list(group.share([1, 2, 3])), group.gather_objects(before[0])
+
+
+def test_rank_0_works_for_all_and_each_can_be_alone(ranks: Pool) -> None:
+    first, second = ranks.run(_work)
+    alone = (0, 1, True, [1, 2, 3])
+    assert first == ((0, 2, True), (0, 1, 42), alone, [1, 3], [0, 1])
+    assert second == ((1, 2, False), (0, 1, 42), alone, [2], [0, 1])
+    assert _work() == ((0, 1, True), (0, 1, 42), alone, [1, 2, 3], [0])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cuda:1", "--device: found cuda:1 with 2 ranks; give cuda, cpu or auto"),
+        ("mps", "--device: found mps with 2 ranks; give cuda, cpu or auto"),
+        ("auto", r"1 GPU\(s\) for process 1 of this machine; give torchrun --nproc_per_node 1"),
+    ],
+)
+def test_every_rank_has_a_device_of_its_own(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "_group", SimpleNamespace(rank=1, size=2, alone=0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert group.own_device("cpu") == "cpu"
+    with pytest.raises(UserError, match=said):
+        group.own_device(name)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert group.own_device("auto") == group.own_device("cuda") == "cuda:1" and chosen == [1, 1]
+
+
+def test_ranks_of_a_machine_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert group.on_this_machine() == 1
+    monkeypatch.setattr(group, "_group", SimpleNamespace(rank=1, size=8, alone=0))
+    assert group.on_this_machine() == 8 and group.names_ranks() == ", 8 ranks"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert group.on_this_machine() == 4 and not group.shows_progress()
+
+
+def test_for_one_process_everything_is_the_identity() -> None:
+    x = torch.randn(3, 2, requires_grad=True)
+    assert all_ranks(x, x)[1] is x and of_first_rank(x) is x
+    scalar = x.sum()
+    assert mean_of_ranks(scalar) is scalar and torch.equal(mean_of_ranks(x), x.mean())
+    with group.joined(), group.agreed(), contextlib.suppress(RuntimeError):
+        group.meet()
+    assert group.names_ranks() == "" and group.own_device("cuda:3") == "cuda:3"
