@@ -25,6 +25,7 @@ from stages.presets import read_config
 from stages.pretraining import SelfSupervised
 from utils.commandline import exit_code
 from utils.device import (
+    arithmetic,
     cache_bytes,
     choose_device,
     choose_precision,
@@ -53,6 +54,7 @@ def run(config: Config, notes: Sequence[str] = (), *, store: ImageStore | None =
     jobs, warnings = open_set(config, notes, store)
     runs = [(job, STAGES[name]) for job in jobs for name in config.stage_list]
     with ExitStack() as stack:
+        stack.enter_context(arithmetic(jobs[0].amp, config.deterministic))
         for folder in dict.fromkeys(stage(job).run_dir for job, stage in runs):
             stack.enter_context(locked(folder))
         problems = [line for job, stage in runs for line in stage(job).problems()]

@@ -33,10 +33,10 @@ from benchmarks.measure import Result
 from benchmarks.step import PRECISIONS, make_adam
 from config import Config
 from data import Batch
-from model import METHODS, PSCL, Method, build_method
+from model import METHODS, Method, build_method
 from pscl import matching
 from pscl.fast_matching import match
-from utils.device import choose_device, on_device, precision
+from utils.device import arithmetic, choose_device, on_device, precision
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("simclr", "moco")
@@ -129,14 +129,8 @@ def check_waits(device: torch.device) -> list[Result]:
     return rows
 
 
-def noise_of_the_cpu(shape: Sequence[int], device: torch.device) -> Tensor:
-    """As ``PSCL.draw_noise``, from the generator of the CPU for every device."""
-    return torch.rand(tuple(shape)).to(device)
-
-
 def check_losses(device: torch.device, size: int) -> list[Result]:
     """Relative difference of the first three losses from the CPU's, single precision, no TF32."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     rows = []
     for name in METHODS:
         with tempfile.TemporaryDirectory() as folder:
@@ -144,14 +138,30 @@ def check_losses(device: torch.device, size: int) -> list[Result]:
         losses = []
         for where in (CPU, device):
             method = method_on(name, where)
-            if isinstance(method, PSCL):
-                method.draw_noise = noise_of_the_cpu  # type: ignore[method-assign]
             torch.manual_seed(1)
-            steps = train(method, copy.deepcopy(batches), where, None)
-            losses.append(torch.stack(list(steps)).cpu().double())
+            with arithmetic(None, deterministic=False):
+                steps = list(train(method, copy.deepcopy(batches), where, None))
+            losses.append(torch.stack(steps).cpu().double())
         difference = float(((losses[0] - losses[1]) / losses[0]).abs().max())
         rows.append(verdict(f"{name}: losses beside the CPU's, relative", difference, 1e-4))
-    torch.backends.cudnn.allow_tf32 = True
+    return rows
+
+
+def check_deterministic(device: torch.device, size: int) -> list[Result]:
+    """Weights that differ in any bit after three steps, in two runs with ``--deterministic``."""
+    rows = []
+    for name, how in itertools.product(METHODS, PRECISIONS):
+        with tempfile.TemporaryDirectory() as folder:
+            batches = batches_for(name, size, 4, 3, Path(folder))
+        weights = []
+        for _ in range(2):
+            method = method_on(name, device)
+            torch.manual_seed(1)
+            with arithmetic(PRECISIONS[how], deterministic=True):
+                list(train(method, copy.deepcopy(batches), device, PRECISIONS[how]))
+            weights.append(method.state_dict())
+        unequal = sum(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+        rows.append(verdict(f"{name} {how}: tensors unlike those of a second run", unequal, 0))
     return rows
 
 
@@ -218,12 +228,9 @@ def measure_train(name: str, size: int, device: torch.device, epochs: tuple[int,
 
 
 def deterministic_cost(device: torch.device, size: int, steps: int) -> Result:
-    """A row of ``speed`` with PyTorch's deterministic algorithms (of those that have them)."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
+    """A row of ``speed`` with ``--deterministic``."""
+    with arithmetic(torch.bfloat16, deterministic=True):
         return measure_speed("simclr", size, "bf16", device, steps)
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def report(given: argparse.Namespace) -> Result:
@@ -234,6 +241,7 @@ def report(given: argparse.Namespace) -> Result:
         *check_matching(device, quick),
         *check_waits(device),
         *check_losses(device, 32 if quick else 128),
+        *check_deterministic(device, 32 if quick else 128),
     ]
     cases = itertools.product(sizes, OURS, PRECISIONS)
     speed = [measure_speed(name, size, how, device, steps) for size, name, how in cases]

@@ -40,6 +40,8 @@ DEFAULTS = {
     "seed": 0,
     "device": "auto",
     "amp": "auto",
+    "deterministic": False,
+    "augment_on": "auto",
     "workers": 0,
     "threads": 0,
     "cache": "",
