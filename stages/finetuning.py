@@ -50,7 +50,8 @@ from utils.checkpoint import (
     to_published,
     transfer,
 )
-from utils.files import DataError
+from utils.device import upload
+from utils.files import Behind, DataError
 from utils.log import evaluation_lines
 from utils.metrics import IGNORED, Scores, SegmentationScores
 from utils.training import ANEW, LONGER
@@ -304,16 +305,21 @@ class Supervised(Runner):
         scores = SegmentationScores(self.config.num_classes)
         folder = self.run_dir / f"epoch_{epoch}"
         items = data.test_items(self.tested, self.job.store, self.config.standardize)
+        behind = Behind()
         for images, masks, names in equal_sizes(items):
             with self.precision():
-                x = images.to(self.device, memory_format=torch.channels_last)
+                x = upload(images, self.device, torch.channels_last)
                 probable = average_batch(self.scored, x) if self.config.eval_tta else self.scored(x)
                 prediction = probable.argmax(dim=1)
-            scores.add(prediction, masks.to(self.device))
-            classes = prediction.to(torch.uint8).cpu().numpy()
-            for name, picture in zip(names, classes, strict=True):
-                save_prediction(folder / picture_name(name), picture, self.config.mapping)
+            scores.add(prediction, upload(masks, self.device))
+            behind.do(self.write_pictures, folder, names, prediction.to(torch.uint8))
+        behind.wait()
         return scores.counts()
+
+    def write_pictures(self, folder: Path, names: Sequence[str], classes: Tensor) -> None:
+        """Write predictions (B, H, W) of test images; while the next batch is computed."""
+        for name, picture in zip(names, classes.cpu().numpy(), strict=True):
+            save_prediction(folder / picture_name(name), picture, self.config.mapping)
 
     def draw(self, epoch: int, counts: NDArray[np.int64]) -> None:
         """Draw sheets of the tested images; last, because an error here must lose no scores."""
