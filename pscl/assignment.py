@@ -6,10 +6,10 @@ who propose to a cell the earliest holds it (Gale and Shapley 1962, with one ran
 
 Why that is the rule, and ends: whom a cell refuses it refuses for ever, since its holder is only
 ever followed by an earlier one. Template 0 is never refused; once templates 0 ... t-1 have settled,
-template t settles in the next round. So T rounds are enough for T templates, and then each has its
-best cell of those that earlier ones left, as in turn. A fixed number below T is not: a template can
-push out the next, which pushes out the next. On micrographs 3 to 12 rounds settle 16 to 480
-templates of 8 images (``docs/speed.md``).
+template t settles in the next round (or in a later one where its list is longer than ``PART``). So
+T rounds are enough for T templates, and then each has its best cell of those that earlier ones
+left, as in turn. A fixed number below T is not: a template can push out the next, which pushes out
+the next. On micrographs 3 to 12 rounds settle 16 to 480 templates of 8 images (``docs/speed.md``).
 """
 
 from __future__ import annotations
