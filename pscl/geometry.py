@@ -217,12 +217,12 @@ def warp(images: Tensor, geometry: Sequence[ViewGeometry]) -> Tensor:
 
     def mixed(row: Tensor) -> Tensor:
         start = (first + row * down)[:, :, None]  # (B, H, 1)
-        found = [
+        one, other = (
             flat.gather(2, (start + (at * across)[:, None]).flatten(1)[:, None].expand_as(flat))
             for at in (left, right)
-        ]
+        )
         share = farther[:, None].expand(-1, rows, -1).flatten(1)[:, None]  # (B, 1, H*W)
-        return torch.lerp(*found, share)
+        return torch.lerp(one, other, share)
 
     share = lower[:, :, None].expand(-1, -1, columns).flatten(1)[:, None]
     return torch.lerp(mixed(above), mixed(below), share).view_as(images)

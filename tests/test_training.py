@@ -60,7 +60,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int, weights: bool
 def test_views_finished_on_the_device_train_alike(data: Path, tmp_path: Path, mode: str) -> None:
     """And ``--deterministic`` changes nothing on a CPU."""
     losses = []
-    more = ({}, {"augment_on": "device"}, {"deterministic": True})
+    more: tuple[dict[str, Any], ...] = ({}, {"augment_on": "device"}, {"deterministic": True})
     for number, settings in enumerate(more):
         out = tmp_path / str(number)
         assert train(data, out, "", stages="self", self_mode=mode, **settings) == 0

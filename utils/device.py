@@ -61,7 +61,8 @@ def arithmetic(dtype: torch.dtype | None, deterministic: bool) -> Iterator[None]
     which keeps 10 of its 23 bits. With ``deterministic`` algorithms are taken that give the same
     bits in every run, where PyTorch has them; it warns where it has none.
     """
-    cudnn = torch.backends.cudnn
+    cudnn, filling = torch.backends.cudnn, torch.utils.deterministic
+    filled = filling.fill_uninitialized_memory
     before = (
         cudnn.allow_tf32,
         cudnn.deterministic,
@@ -76,8 +77,10 @@ def arithmetic(dtype: torch.dtype | None, deterministic: bool) -> Iterator[None]
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at start
             cudnn.deterministic, cudnn.benchmark = True, False
             torch.use_deterministic_algorithms(True, warn_only=True)
+            filling.fill_uninitialized_memory = False  # which nothing here reads
         yield
     finally:
+        filling.fill_uninitialized_memory = filled
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, was, warned = before
         torch.use_deterministic_algorithms(was, warn_only=warned)
 
