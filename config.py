@@ -188,6 +188,13 @@ class Config:
         pattern="auto|cpu|mps|cuda(?::[0-9]{1,3})?", allowed="auto, cpu, cuda, cuda:N or mps")
     amp: str = running("auto", "mixed precision: auto (where the device gains by it), off, bf16 "
         "(bfloat16)", source=OURS, choices=("auto", "off", "bf16"))
+    deterministic: bool = running(False, "take algorithms that give the same bits in every run on "
+        "CUDA too, where PyTorch has them; on a CPU they do so anyway, with the same threads",
+        source=OURS)
+    augment_on: str = running("auto", "where pretraining flips, turns, crops and normalises its "
+        "views: cpu (image by image, while the step before is computed), device (the whole batch, "
+        "uploaded as 8 bits), auto (device on CUDA and MPS); pixels are equal within rounding",
+        source=OURS, choices=("auto", "cpu", "device"))
     workers: int = running(0, "processes that prepare batches; 0: the main process does",
         unit="processes", source=OURS, limits=between(0, 256))
     threads: int = running(0, "CPU threads that compute; 0: PyTorch's choice", unit="threads",

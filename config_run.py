@@ -29,6 +29,7 @@ from stages.presets import read_config
 from stages.pretraining import SelfSupervised
 from utils.commandline import UserError, exit_code
 from utils.device import (
+    arithmetic,
     cache_bytes,
     choose_device,
     choose_precision,
@@ -58,6 +59,7 @@ def run(config: Config, notes: Sequence[str] = (), *, store: ImageStore | None =
     runs = [(job, STAGES[name]) for job in jobs for name in config.stage_list]
     require_same(runs)
     with ExitStack() as stack:
+        stack.enter_context(arithmetic(jobs[0].amp, config.deterministic))
         hold(stack, list(dict.fromkeys(stage(job).run_dir for job, stage in runs)))
         group.by_writer(lambda: begin(runs))
         for warning in warnings:

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from imaging.store import ImageStore
 from pscl.augmentation import Blur, ColorJitter, ContrastJitter, Illumination, Noise
-from pscl.geometry import ViewGeometry, Window
+from pscl.geometry import ViewGeometry, Window, warp
+from utils.device import upload
 from utils.files import IMAGE_SUFFIXES, DataError, list_files
 from utils.files import name_key as name_key
 from utils.metrics import IGNORED
@@ -148,14 +149,14 @@ def to_input(image: Tensor, own: Statistics | None = None) -> Tensor:
     return normalise(image.float() / 255, own)
 
 
-def normalise(image: Tensor, own: Statistics | None = None) -> Tensor:
+def normalise(image: Tensor, own: Sequence[Any] | None = None) -> Tensor:
     """Subtract the mean and divide by the standard deviation: float (1 or 3, H, W) to (3, H, W).
 
-    ``own`` is for all channels; None: ``MEAN`` and ``STD`` of each channel.
+    ``own`` is for all channels; None: ``MEAN`` and ``STD`` of each channel. Also for batches.
     """
     if own is not None:
-        return ((image - own[0]) / own[1]).expand(3, -1, -1)
-    mean, std = image.new_tensor(MEAN), image.new_tensor(STD)
+        return ((image - own[0]) / own[1]).expand(*image.shape[:-3], 3, -1, -1)
+    mean, std = (upload(torch.tensor(numbers), image.device) for numbers in (MEAN, STD))
     return (image - mean[:, None, None]) / std[:, None, None]
 
 
@@ -204,6 +205,9 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     the crop removes. ``standardize`` normalises by the image's own mean and standard deviation,
     taken before the colour jitter, whose brightness and contrast they would undo.
 
+    With ``unfinished`` the views and the mask stay what they are after the colour jitter, uint8
+    (c, H, W) and (H, W), with ``own`` beside them; ``finish_views`` makes batches of them complete.
+
     With ``crop`` the views are made of a crop of so many pixels a side, not of the whole image, at
     a place drawn for each item: of an annotated image by ``place_showing_classes``.
     """
@@ -218,6 +222,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     random_crop: float = 0.2
     standardize: bool = False
     crop: int = 0
+    unfinished: bool = False
 
     def __post_init__(self) -> None:
         self.groups = number_groups([*self.train, *self.annotated])
@@ -236,13 +241,13 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         view_q = ColorJitter.draw(rng, self.jitter_strength).apply(image)
         view_k = ColorJitter.draw(rng, self.jitter_strength).apply(image)
         geometry = ViewGeometry.draw(rng, self.random_crop)
-        item = {
-            "view_q": to_input(view_q, own),
-            "view_k": normalise(geometry.apply(view_k.float() / 255), own),
-            "geometry": geometry,
-            "group": self.groups[sample.name],
-            "name": sample.name,
-        }
+        item = {"geometry": geometry, "group": self.groups[sample.name], "name": sample.name}
+        if self.unfinished:
+            item |= {"view_q": view_q, "view_k": view_k}
+            item |= {} if own is None else {"own": torch.tensor(own)}
+            return item if mask is None else item | {"label": mask}
+        item["view_q"] = to_input(view_q, own)
+        item["view_k"] = normalise(geometry.apply(view_k.float() / 255), own)
         if mask is not None:
             item["label"] = geometry.apply(one_hot(mask, self.num_classes))
         return item
@@ -276,6 +281,25 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
                 )
             batches.append(draws)
         return batches
+
+
+def finish_views(batch: Batch, num_classes: int) -> Batch:
+    """A batch of an ``unfinished`` TwoViewDataset as it would be of one that is not.
+
+    Flip, rotation, crop and normalisation are done at once, on the device of the batch. Pixels
+    agree within rounding.
+    """
+    own = batch["own"][:, :, None, None, None].unbind(1) if "own" in batch else None  # (B,1,1,1)
+    pixels, geometry = batch["view_k"].float() / 255, batch["geometry"]
+    done = {k: v for k, v in batch.items() if k != "own"}
+    views = {"view_q": batch["view_q"].float() / 255, "view_k": warp(pixels, geometry)}
+    for key, view in views.items():
+        done[key] = normalise(view, own).contiguous(memory_format=torch.channels_last)
+    if "label" in batch:
+        classes = torch.arange(num_classes, device=pixels.device)[:, None, None]
+        label = (batch["label"] == classes).float() * 255  # (C, H, W); on a device one_hot waits
+        done["label"] = warp(label[None], geometry[:1])
+    return done
 
 
 def place_showing_classes(
@@ -500,12 +524,16 @@ def part_of_rank(draws: list[Draw]) -> list[Draw]:
 def collate(items: Sequence[dict[str, Any]]) -> Batch:
     """Join items to a batch: tensors are stacked, "group" becomes int64 (B,), others are lists.
 
-    "label", which only the annotated image at index 0 has, becomes (1, C, H, W).
+    "label", which only the annotated image at index 0 has, becomes (1, C, H, W). Gray 8-bit images
+    beside colour ones get three channels.
     """
     batch: Batch = {}
     for key, first in items[0].items():
         values = [item[key] for item in items if key in item]
         if isinstance(first, Tensor):
+            if key in ("view_q", "view_k"):
+                channels = max(len(value) for value in values)
+                values = [value.expand(channels, -1, -1) for value in values]
             batch[key] = torch.stack(values)
         else:
             batch[key] = torch.tensor(values) if key == "group" else values

@@ -29,7 +29,7 @@ from pscl.lazy_map import LazyMap, lazy_maps
 from pscl.losses import byol_loss, dense_info_nce, info_nce, nt_xent, patch_nt_xent, soft_info_nce
 from pscl.recompute import recompute_activations
 from pscl.sampling import Patches, label_at, sample_patches
-from utils.device import precision
+from utils.device import precision, upload
 from utils.ranks import group
 from utils.ranks.tensors import all_ranks, mean_of_ranks, shuffled
 
@@ -181,8 +181,8 @@ class PSCL(Method):
         self.scale_weights = tuple(scale_weights)
 
     def draw_noise(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Uniform noise in [0, 1) from the global generator, which orders equally pure cells."""
-        return torch.rand(tuple(shape), device=device)
+        """Uniform noise in [0, 1), which orders equally pure cells: the same on every device."""
+        return upload(torch.rand(tuple(shape)), device)
 
     def encode(self, network: ProjectedUNet, view: Tensor) -> tuple[Tensor, list[LazyMap]]:
         """Embeddings (B, D) of images, and the maps up1, up2, up3."""

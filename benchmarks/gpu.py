@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run a
 import utils  # noqa: E402, F401  first: Ctrl-C while the others load is one line
 
 # isort: split
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,11 +37,11 @@ from benchmarks import measure
 from benchmarks.measure import Result
 from benchmarks.step import PRECISIONS, make_adam
 from config import Config
-from data import Batch
-from model import METHODS, PSCL, Method, build_method
+from data import STD, Batch, finish_views
+from model import METHODS, Method, build_method
 from pscl import matching
 from pscl.fast_matching import match
-from utils.device import choose_device, on_device, precision
+from utils.device import arithmetic, choose_device, on_device, precision, to_device
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("simclr", "moco")
@@ -48,10 +50,13 @@ CPU = torch.device("cpu")
 
 
 def batches_for(method: str, size: int, batch: int, steps: int, folder: Path) -> list[Batch]:
-    """Batches of drawn images, made before anything is timed."""
+    """Batches of drawn images, made before anything is timed; views are finished on the device."""
     measure.draw_set(folder, size, batch * steps, num_classes=4)
-    config = Config(data_dir=str(folder), self_mode=method, self_batch_size=batch)
-    return list(measure.batches_of(config).epoch(0))
+    batches = measure.batches_of(
+        Config(data_dir=str(folder), self_mode=method, self_batch_size=batch)
+    )
+    batches.dataset.unfinished = True  # type: ignore[union-attr]
+    return list(batches.epoch(0))
 
 
 def method_on(name: str, device: torch.device) -> Method:
@@ -69,7 +74,7 @@ def train(
     optimizer = make_adam(method, device)
     for batch in on_device(batches, device):
         with precision(dtype, device):
-            loss = method(batch)["loss"]
+            loss = method(finish_views(batch, 4))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -132,14 +137,8 @@ def check_waits(device: torch.device) -> list[Result]:
     return rows
 
 
-def noise_of_the_cpu(shape: Sequence[int], device: torch.device) -> Tensor:
-    """As ``PSCL.draw_noise``, from the generator of the CPU for every device."""
-    return torch.rand(tuple(shape)).to(device)
-
-
 def check_losses(device: torch.device, size: int) -> list[Result]:
     """Relative difference of the first three losses from the CPU's, single precision, no TF32."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     rows = []
     for name in METHODS:
         with tempfile.TemporaryDirectory() as folder:
@@ -147,14 +146,43 @@ def check_losses(device: torch.device, size: int) -> list[Result]:
         losses = []
         for where in (CPU, device):
             method = method_on(name, where)
-            if isinstance(method, PSCL):
-                method.draw_noise = noise_of_the_cpu  # type: ignore[method-assign]
             torch.manual_seed(1)
-            steps = train(method, copy.deepcopy(batches), where, None)
-            losses.append(torch.stack(list(steps)).cpu().double())
+            with arithmetic(None, deterministic=False):
+                steps = list(train(method, copy.deepcopy(batches), where, None))
+            losses.append(torch.stack(steps).cpu().double())
         difference = float(((losses[0] - losses[1]) / losses[0]).abs().max())
         rows.append(verdict(f"{name}: losses beside the CPU's, relative", difference, 1e-4))
-    torch.backends.cudnn.allow_tf32 = True
+    return rows
+
+
+def check_views(device: torch.device, size: int) -> list[Result]:
+    """How far views finished on the device are from those of the CPU, in gray levels."""
+    with tempfile.TemporaryDirectory() as folder:
+        measure.draw_set(Path(folder), size, 8, num_classes=4)
+        batches = measure.batches_of(Config(data_dir=folder, self_mode="simclr"))
+        expected = next(batches.epoch(0))
+        batches.dataset.unfinished = True  # type: ignore[union-attr]
+        found = finish_views(to_device(next(batches.epoch(0)), device), 4)
+    keys = ("view_q", "view_k")
+    most = max(float((found[key].cpu() - expected[key]).abs().max()) for key in keys)
+    return [verdict("views beside the CPU's, gray levels", 255 * min(STD) * most, 0.1)]
+
+
+def check_deterministic(device: torch.device, size: int) -> list[Result]:
+    """Weights that differ in any bit after three steps, in two runs with ``--deterministic``."""
+    rows = []
+    for name, how in itertools.product(METHODS, PRECISIONS):
+        with tempfile.TemporaryDirectory() as folder:
+            batches = batches_for(name, size, 4, 3, Path(folder))
+        weights = []
+        for _ in range(2):
+            method = method_on(name, device)
+            torch.manual_seed(1)
+            with arithmetic(PRECISIONS[how], deterministic=True):
+                list(train(method, copy.deepcopy(batches), device, PRECISIONS[how]))
+            weights.append(method.state_dict())
+        unequal = sum(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+        rows.append(verdict(f"{name} {how}: tensors unlike those of a second run", unequal, 0))
     return rows
 
 
@@ -208,25 +236,60 @@ def measure_train(name: str, size: int, device: torch.device, epochs: tuple[int,
         for count in epochs:
             words = f"-stages self --self_mode {name} --self_max_epoch {count} --save_every {count}"
             more = f"--data_dir {folder}/set --output_dir {folder}/{count} --repeats 0"
-            command = [sys.executable, str(ROOT / "train.py"), *words.split(), *more.split()]
-            start = time.perf_counter()
-            subprocess.run(
-                [*command, "--device", str(device)], stdout=subprocess.DEVNULL, check=True
-            )
-            seconds.append(time.perf_counter() - start)
+            seconds.append(run_script("train.py", f"{words} {more}", device))
     steps = (epochs[1] - epochs[0]) * (images // 8)
     each = (seconds[1] - seconds[0]) / steps
     beside = seconds[0] - epochs[0] * (images // 8) * each
     return {"train.py": name, "size": size, "ms": 1000 * each, "seconds beside the steps": beside}
 
 
+def run_script(script: str, words: str, device: torch.device) -> float:
+    """Seconds of a command of the program."""
+    command = [sys.executable, str(ROOT / script), *words.split(), "--device", str(device)]
+    start = time.perf_counter()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
+
+
+def measure_labels(device: torch.device, size: int, epochs: tuple[int, int]) -> list[Result]:
+    """Training with labels, evaluation and prediction: differences of runs of different length.
+
+    ``large`` is an image of 4000x4000 pixels (ten times ``size`` in a rehearsal).
+    """
+    images, rows = 48, []
+    with tempfile.TemporaryDirectory() as folder:
+        measure.draw_set(Path(folder) / "set", size, images, num_classes=4)
+        common = f"-stages sup --data_dir {folder}/set --repeats 0 --output_dir {folder}"
+        for what, evaluated in (("step with labels", epochs[1]), ("step, evaluated", 1)):
+            seconds = []
+            for count in epochs:
+                words = f"--name {evaluated}x{count} --fine_max_epoch {count}"
+                words += f" --eval_every {min(evaluated, count)}"
+                seconds.append(run_script("train.py", f"{common} {words}", device))
+            each = (seconds[1] - seconds[0]) / (epochs[1] - epochs[0])
+            rows.append({"with labels": what, "size": size, "ms": 1000 * each})
+        weights, small = f"{folder}/1x{epochs[1]}_sup/1_0", Path(folder, "set/test_numf/img")
+        few, large = Path(folder, "few"), Path(folder, "large")
+        side = 4000 if size > 32 else 320
+        noise = np.random.default_rng(0).integers(0, 256, (side // 16, side // 16), np.uint8)
+        picture = cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC)
+        for place, pixels in ((few, picture[:size, :size]), (large, picture)):
+            place.mkdir()
+            cv2.imwrite(str(place / "1.png"), pixels)
+        seconds = [
+            run_script("predict.py", f"--weights {weights} --images {place}", device)
+            for place in (few, small, large)
+        ]
+    each = (seconds[1] - seconds[0]) / (images - 1)
+    rows.append({"with labels": "image predicted and measured", "size": size, "ms": 1000 * each})
+    beside = 1000 * (seconds[2] - seconds[0])
+    return [*rows, {"with labels": "one large image", "size": side, "ms": beside}]
+
+
 def deterministic_cost(device: torch.device, size: int, steps: int) -> Result:
-    """A row of ``speed`` with PyTorch's deterministic algorithms (of those that have them)."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
+    """A row of ``speed`` with ``--deterministic``."""
+    with arithmetic(torch.bfloat16, deterministic=True):
         return measure_speed("simclr", size, "bf16", device, steps)
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def report(given: argparse.Namespace) -> Result:
@@ -237,6 +300,8 @@ def report(given: argparse.Namespace) -> Result:
         *check_matching(device, quick),
         *check_waits(device),
         *check_losses(device, 32 if quick else 128),
+        *check_views(device, sizes[0]),
+        *check_deterministic(device, 32 if quick else 128),
     ]
     cases = itertools.product(sizes, OURS, PRECISIONS)
     speed = [measure_speed(name, size, how, device, steps) for size, name, how in cases]
@@ -245,7 +310,9 @@ def report(given: argparse.Namespace) -> Result:
     trained = [
         measure_train(n, s, device, epochs) for s in sizes for n in OURS[: 1 if quick else 2]
     ]
-    return {"checks": checks, "speed": speed, "deterministic": [slow], "train": trained}
+    labels = measure_labels(device, sizes[0], (1, 2) if quick else (5, 55))
+    found = {"checks": checks, "speed": speed, "deterministic": [slow]}
+    return {**found, "train": trained, "labels": labels}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -179,6 +179,12 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def spent(device: torch.device) -> float:
+    """What a comparison counts: seconds of all processors on a CPU, whose wall clock counts other
+    programs too; of a device, once it has finished, its own."""
+    return time.process_time() if device.type == "cpu" else now(device)
+
+
 def peak_megabytes(device: torch.device) -> float:
     """Peak memory so far: of CUDA's tensors, else of this process; nan where it is unknown."""
     if device.type == "cuda":
@@ -330,7 +336,7 @@ def storages(values: Any) -> list[torch.UntypedStorage]:
 def convolution_seconds(
     call: tuple[Any, ...], dtype: torch.dtype, device: torch.device, repeats: int
 ) -> float:
-    """Median seconds of one of ``OperatorCalls.convolutions``, backward included if it had one."""
+    """Median cost of one of ``OperatorCalls.convolutions``, backward included if it had one."""
     shape_x, shape_w, shape_b, *rest, backward = call
     drawn = (torch.randn(shape, device=device, dtype=dtype) for shape in (shape_x, shape_w))
     x, w = (tensor.contiguous(memory_format=torch.channels_last) for tensor in drawn)
@@ -340,11 +346,11 @@ def convolution_seconds(
     wanted = [shape_x[1] > 3, True, b is not None]  # the image needs no gradient
     seconds = []
     for _ in range(repeats + 1):
-        start = now(device)
+        start = spent(device)
         convolution(x, w, b, *rest)
         if backward:
             torch.ops.aten.convolution_backward(gradient, x, w, shape_b, *rest, wanted)
-        seconds.append(now(device) - start)
+        seconds.append(spent(device) - start)
     return statistics.median(seconds[1:])
 
 

@@ -8,25 +8,26 @@ E, the unit, is forward and backward of the UNet with its projection head on one
 single precision, default memory format, glibc as it is, the head on all positions. The floor is the
 time of every convolution of the method's encoders by itself, in the precision of the row; of the
 last one, which PSCL does at patches alone, only the pass over all of view k, without backward.
-``processor`` are the seconds of all its cores: by them runs compare even where others use the
-machine; ``seconds`` do not.
+A step is measured twice: by its parts, and (``train.py``) in the stage's own epoch on the same
+images. What is compared is its cost: on a CPU the seconds of all its cores, by which runs compare
+even where others use the machine; ``seconds``, on the wall, do not.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import math
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
@@ -40,16 +41,19 @@ from torch import Tensor
 from benchmarks import measure
 from benchmarks.measure import Case, Result
 from config import Config
+from config_run import open_set
 from data import Batch, Batches
 from model import METHODS, PSCL, SCALES, Method, build_method
 from networks import Encoder, ProjectedUNet, Up
 from pscl.lazy_map import LazyMap
 from pscl.losses import patch_nt_xent
+from stages.pretraining import SelfSupervised
 from utils.device import choose_device, fuses_optimizers, precision, to_device
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 PARTS = ("encode", "sampling", "losses", "backward", "optimizer", "data")
 PAPER_IMAGES, PAPER_EPOCHS = 198, 200
+KINDS = ("step", "floor", "engine", "calls")  # of measurements of a method
 WARM_UP = 6  # untimed steps of a method: they also map memory
 
 
@@ -79,13 +83,24 @@ def measure_unit(case: Case) -> Result:
     view = torch.randn(case["batch"] + 1, 3, case["size"], case["size"], device=device)
     seconds = []
     for _ in range(case["steps"] + 1):
-        start = measure.now(device)
+        start = measure.spent(device)
         image, maps = network(view)
         patches = [network.decode.patch(maps[s].flatten(2), s) for s in range(SCALES)]
         torch.stack([x.mean() for x in (image, *patches)]).sum().backward()
         network.zero_grad()
-        seconds.append(measure.now(device) - start)
-    return {"seconds": seconds[1:], "megabytes": measure.peak_megabytes(device)}
+        seconds.append(measure.spent(device) - start)
+    return {"cost": seconds[1:], "megabytes": measure.peak_megabytes(device)}
+
+
+def config_of(case: Case, folder: Path) -> Config:
+    """The settings of a run of a case, on its set, or on images that are drawn into a folder."""
+    images = case["batch"] * (case["steps"] + WARM_UP + 1)
+    own: dict[str, Any] = {"data_dir": case.get("data_dir"), "image_size": case["size"]}
+    if not own["data_dir"]:
+        measure.draw_set(folder / "set", case["size"], images, num_classes=4)
+        own = {"data_dir": str(folder / "set")}
+    mode = {"self_mode": case["method"], "self_batch_size": case["batch"]}
+    return Config(num_classes=case.get("num_classes", 4), output_dir=str(folder), **mode, **own)
 
 
 @contextmanager
@@ -97,9 +112,7 @@ def prepared(case: Case) -> Iterator[tuple[Method, Batches, measure.Stopwatch]]:
         tempfile.TemporaryDirectory() as folder,
         patch.object(LazyMap, "at", watch.timed(LazyMap.at, "encode")),  # the last convolution
     ):
-        images = case["batch"] * (case["steps"] + WARM_UP + 1)
-        measure.draw_set(Path(folder), case["size"], images, num_classes=4)
-        config = Config(data_dir=folder, self_mode=case["method"], self_batch_size=case["batch"])
+        config = config_of(case, Path(folder))
         torch.manual_seed(0)
         method = build_method(case["method"], {**config.to_dict(), "recompute": case["recompute"]})
         method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -176,11 +189,11 @@ def measure_step(case: Case) -> Result:
     dtype = PRECISIONS[case["precision"]]
     with prepared(case) as (method, batches, watch):
         optimizer, source = make_adam(method, watch.device), batches.epoch(0)
-        steps, processor = [], []
+        steps, cost = [], []
         for _ in range(case["steps"] + WARM_UP):
-            before = time.process_time()
+            before = measure.spent(watch.device)
             steps.append(train_step(watch, method, optimizer, lambda: next(source), dtype))
-            processor.append(time.process_time() - before)
+            cost.append(measure.spent(watch.device) - before)
         peak = measure.peak_megabytes(watch.device)
         with measure.OperatorCalls(watch) as calls, precision(dtype, watch.device):
             method(to_device(next(source), watch.device))
@@ -188,7 +201,7 @@ def measure_step(case: Case) -> Result:
     return {
         **{part: [step[part] for step in steps[WARM_UP:]] for part in PARTS},
         "seconds": [sum(step.values()) for step in steps[WARM_UP:]],
-        "processor": processor[WARM_UP:],
+        "cost": cost[WARM_UP:],
         "first_batch": [steps[0]["data"]],  # later ones are prepared ahead
         "megabytes": peak,
         "calls": own,
@@ -196,15 +209,42 @@ def measure_step(case: Case) -> Result:
     }
 
 
+def measure_engine(case: Case) -> Result:
+    """Cost of a step as train.py does it, in the epoch of the stage itself."""
+    costs: list[float] = []
+
+    class Enough(Exception):
+        pass
+
+    with tempfile.TemporaryDirectory() as folder:
+        amp = "off" if PRECISIONS[case["precision"]] is None else "bf16"
+        more = {"amp": amp, "recompute": case["recompute"], "device": case["device"]}
+        config = dataclasses.replace(config_of(case, Path(folder)), repeats="0", **more)
+        stage = SelfSupervised(open_set(config.resolved())[0][0])
+        stage.seed()
+        stage.build()
+
+        def step_done() -> None:
+            costs.append(measure.spent(stage.device))
+            if len(costs) > case["steps"] + WARM_UP:
+                raise Enough
+
+        with suppress(Enough):
+            for epoch in itertools.count():
+                stage.log = Mock()  # of an epoch that ends before
+                stage.train_epoch(epoch, step_done)
+    return {"cost": [b - a for a, b in itertools.pairwise(costs)][WARM_UP:]}
+
+
 def measure_floor(case: Case) -> Result:
-    """Sum of the seconds of a method's convolutions, each by itself."""
+    """Sum of the costs of a method's convolutions, each by itself."""
     dtype = PRECISIONS[case["precision"]] or torch.float32
     repeats, case = case["steps"], {**case, "steps": 0}
     with prepared(case) as (method, batches, watch), measure.OperatorCalls(watch) as calls:
         method(to_device(next(batches.epoch(0)), watch.device))
     found = calls.convolutions
     alone = {c: measure.convolution_seconds(c, dtype, watch.device, repeats) for c in set(found)}
-    return {"seconds": [sum(alone[c] for c in found)], "convolutions": len(found)}
+    return {"cost": [sum(alone[c] for c in found)], "convolutions": len(found)}
 
 
 def measure_loss(case: Case) -> Result:
@@ -224,14 +264,15 @@ def measure_loss(case: Case) -> Result:
 def measure_case(case: Case) -> Result:
     """Measure a case in this process."""
     kinds = {"unit": measure_unit, "step": measure_step, "floor": measure_floor}
+    kinds |= {"engine": measure_engine}
     return {**kinds, "calls": measure_calls, "loss": measure_loss}[case["kind"]](case)
 
 
 def cases_of(given: argparse.Namespace) -> list[Case]:
     """The unit, step, floor and calls of every method and precision, PSCL-SimCLR's patch loss."""
-    names = ("size", "batch", "steps", "device", "threads", "recompute")
+    names = ("size", "batch", "steps", "device", "threads", "recompute", "data_dir", "num_classes")
     common = {name: getattr(given, name) for name in names}
-    rows = itertools.product(given.methods, ("step", "floor", "calls"), given.precisions)
+    rows = itertools.product(given.methods, KINDS, given.precisions)
     cases = [{"kind": k, "method": m, "precision": p, **common} for m, k, p in rows]
     loss = [{"kind": "loss", **common}] if "simclr" in given.methods else []
     return [{"kind": "unit", "plain": True, **common}, *cases, *loss]
@@ -239,15 +280,17 @@ def cases_of(given: argparse.Namespace) -> list[Case]:
 
 def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[str, Any]:
     """Medians over the rounds: E, and a row for each method and precision."""
-    unit = measure.pooled(results[0], "seconds")
+    unit = measure.pooled(results[0], "cost")
     by_kind: dict[str, list[tuple[Case, Sequence[Result]]]] = {
-        kind: [] for kind in ("step", "floor", "calls", "loss")
+        kind: [] for kind in (*KINDS, "loss")
     }
     for case, found in zip(cases[1:], results[1:], strict=True):
         by_kind[case["kind"]].append((case, found))
     rows = []
-    for (case, found), (_, of_floor) in zip(by_kind["step"], by_kind["floor"], strict=True):
-        seconds, floor = measure.pooled(found, "seconds"), measure.pooled(of_floor, "seconds")
+    of_rows = zip(*(by_kind[kind] for kind in KINDS[:3]), strict=True)
+    for (case, found), (_, of_floor), (_, of_engine) in of_rows:
+        seconds, cost = measure.pooled(found, "seconds"), measure.pooled(found, "cost")
+        floor = measure.pooled(of_floor, "cost")
         parts = {part: measure.pooled(found, part) for part in PARTS}
         own = sum(parts[p] for p in ("sampling", "losses", "optimizer"))
         epoch = seconds * (PAPER_IMAGES // case["batch"])
@@ -256,11 +299,12 @@ def summary(cases: Sequence[Case], results: Sequence[Sequence[Result]]) -> dict[
                 "method": case["method"],
                 "precision": case["precision"],
                 "seconds": seconds,
-                "processor": measure.pooled(found, "processor"),
-                "in E": seconds / unit,
+                "cost": cost,
+                "cost in train.py": measure.pooled(of_engine, "cost"),
+                "in E": cost / unit,
                 "floor": floor,
                 "floor in E": floor / unit,
-                "in floors": seconds / floor,
+                "in floors": cost / floor,
                 **parts,
                 "sampling+losses+optimizer": own / seconds,
                 "first batch": measure.pooled(found, "first_batch"),
@@ -336,6 +380,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precisions", type=measure.some_of(PRECISIONS), default=[*PRECISIONS], help="fp32,bf16")
     add("--steps", type=measure.at_least(1), default=3, help="timed steps of a round, once warm")
     add("--recompute", type=int, default=0, choices=range(-1, 5), help="as of a run, -1 to 4")
+    add("--data_dir", help="a set whose images are used, resized; default: drawn images")
+    add("--num_classes", type=measure.at_least(2), default=4, help="of that set")
     add("--growth", action="store_true", help="over four sizes and four batches instead")
     return parser.parse_args(argv)
 

@@ -195,6 +195,49 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return stack.reshape(*image.shape[:-2], *size)
 
 
+def warp(images: Tensor, geometry: Sequence[ViewGeometry]) -> Tensor:
+    """``ViewGeometry.apply`` of each image of a batch, all at once: float (B, c, H, W) to the same.
+
+    A pixel lies between two rows and two columns of its crop; where those lie in the image before
+    flip, rotation and crop is linear in their numbers, as in ``correspond``. Values agree within
+    rounding. Crops with more rows or columns than the image, which rotated oblongs have, must be
+    reduced by antialiasing: then images are warped one by one.
+    """
+    rows, columns = images.shape[-2:]
+    sizes = [view.size(rows, columns) for view in geometry]
+    if any(h > rows or w > columns for h, w in sizes):
+        return torch.stack([view.apply(x) for view, x in zip(geometry, images, strict=True)])
+    linear = [view.index_steps(rows, columns) for view in geometry]
+    numbers = [(*size, *steps) for size, steps in zip(sizes, linear, strict=True)]
+    table = upload(torch.tensor(numbers).T[:, :, None], images.device)
+    height, width, first, down, across = table.unbind()  # (B, 1) each
+    above, below, lower = _between(height, rows)  # (B, H) each
+    left, right, farther = _between(width, columns)  # (B, W) each
+    flat = images.flatten(2)  # (B, c, H*W)
+
+    def mixed(row: Tensor) -> Tensor:
+        start = (first + row * down)[:, :, None]  # (B, H, 1)
+        one, other = (
+            flat.gather(2, (start + (at * across)[:, None]).flatten(1)[:, None].expand_as(flat))
+            for at in (left, right)
+        )
+        share = farther[:, None].expand(-1, rows, -1).flatten(1)[:, None]  # (B, 1, H*W)
+        return torch.lerp(one, other, share)
+
+    share = lower[:, :, None].expand(-1, -1, columns).flatten(1)[:, None]
+    return torch.lerp(mixed(above), mixed(below), share).view_as(images)
+
+
+def _between(old: Tensor, new: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``new`` pixels the two of ``old`` (B, 1) between whose centres each lies, and the share of
+    the second: (B, new) each."""
+    centre = (torch.arange(new, device=old.device) + 0.5) * (old / new) - 0.5
+    last = (old - 1).float()
+    centre = torch.minimum(centre.clamp(min=0), last)
+    first = centre.floor()
+    return first.long(), torch.minimum(first + 1, last).long(), centre - first
+
+
 @dataclass(frozen=True)
 class Correspondence:
     """Where the cells of the cropped grid lie in the two views' feature maps, for B images.

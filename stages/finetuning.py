@@ -50,7 +50,8 @@ from utils.checkpoint import (
     to_published,
     transfer,
 )
-from utils.files import DataError
+from utils.device import upload
+from utils.files import Behind, DataError
 from utils.log import evaluation_lines
 from utils.metrics import IGNORED, Scores, SegmentationScores
 from utils.ranks import group
@@ -316,25 +317,32 @@ class Supervised(Runner):
         self.scored.eval()
         folder, store = self.run_dir / f"epoch_{epoch}", self.job.store
         shapes = [store.shape(sample.image) for sample in self.tested]
-        found: dict[int, NDArray[np.int64]] = {}
+        parts: list[tuple[list[int], SegmentationScores]] = []
+        behind = Behind()
         for places in group.share(equal_sizes(shapes)):
-            scores = SegmentationScores(self.config.num_classes)
+            parts.append((places, SegmentationScores(self.config.num_classes)))
             own = [self.tested[place] for place in places]
             items = data.test_items(own, store, self.config.standardize)
             each = list(zip(*items, strict=True))
             images, masks, names = torch.stack(each[0]), torch.stack(each[1]), each[2]
             with self.precision():
-                x = images.to(self.device, memory_format=torch.channels_last)
+                x = upload(images, self.device, torch.channels_last)
                 probable = average_batch(self.scored, x) if self.config.eval_tta else self.scored(x)
                 prediction = probable.argmax(dim=1)
-            scores.add(prediction, masks.to(self.device))
-            classes = prediction.to(torch.uint8).cpu().numpy()
-            for name, picture in zip(names, classes, strict=True):
-                save_prediction(folder / picture_name(name), picture, self.config.mapping)
+            parts[-1][1].add(prediction, upload(masks, self.device))
+            behind.do(self.write_pictures, folder, names, prediction.to(torch.uint8))
+        behind.wait()
+        found: dict[int, NDArray[np.int64]] = {}
+        for places, scores in parts:  # counted on the device until now
             found |= zip(places, scores.counts(), strict=True)
         for others in group.gather_objects(found):
             found |= others
         return np.stack([found[place] for place in range(len(self.tested))])
+
+    def write_pictures(self, folder: Path, names: Sequence[str], classes: Tensor) -> None:
+        """Write predictions (B, H, W) of test images; while the next batch is computed."""
+        for name, picture in zip(names, classes.cpu().numpy(), strict=True):
+            save_prediction(folder / picture_name(name), picture, self.config.mapping)
 
     def draw(self, epoch: int, counts: NDArray[np.int64]) -> None:
         """Draw sheets of the tested images; last, because an error here must lose no scores."""

@@ -39,6 +39,8 @@ class SelfSupervised(Runner):
         c, self.method = self.config, METHODS[self.config.self_mode]
         self.train_samples = data.pretraining_samples(job.store, c.data_dir, c.use_unlabelled)
         self.annotated = job.annotated() if self.method.needs_annotated else []
+        auto = c.augment_on == "auto" and self.device.type != "cpu"
+        self.on_device = auto or c.augment_on == "device"  # views are finished there
 
     def build(self) -> None:
         """The method, Adam or AdamW, and batches of two views with an annotated image in front."""
@@ -63,6 +65,7 @@ class SelfSupervised(Runner):
             random_crop=c.random_crop,
             crop=c.self_crop,
             standardize=c.standardize,
+            unfinished=self.on_device,
         )
         self.batches = data.Batches(views, c.self_batch_size, c.workers)
 
@@ -72,6 +75,8 @@ class SelfSupervised(Runner):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The method's own."""
+        if self.on_device:
+            batch = data.finish_views(batch, self.config.num_classes)
         return dict(self.module(batch))
 
     def header(self) -> list[str]:

@@ -30,7 +30,7 @@ def test_a_step_is_reported_with_its_parts(method: str) -> None:
     assert (parts.pop("sampling") > 0) == issubclass(METHODS[method], PSCL)
     assert min(parts.values()) > 0
     assert result["megabytes"] > 0 and 0 < result["views"] < result["calls"]
-    assert len(result["processor"]) == 1 and result["processor"][0] > 0
+    assert len(result["cost"]) == 1 and result["cost"][0] > 0
 
 
 def test_what_a_part_calls_of_another_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_the_floor_counts_every_convolution_of_the_encoders() -> None:
         "plain-moco": 16,
         "byol": 32,
     }
-    assert all(result["seconds"][0] > 0 for result in counts.values())
+    assert all(result["cost"][0] > 0 for result in counts.values())
 
 
 def test_calls_are_counted_where_they_are_made() -> None:
@@ -135,18 +135,18 @@ def test_the_unit_computes_what_the_encoder_computes() -> None:
     encoder.load_state_dict(state)
     for one, other in zip(encoder(image), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    assert step.measure_case({"kind": "unit", **CASE})["seconds"][0] > 0
+    assert step.measure_case({"kind": "unit", **CASE})["cost"][0] > 0
 
 
 def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
     given = step.parse(["--methods", "simclr", "--precisions", "bf16", "--batch", "8"])
     cases = step.cases_of(given)
-    assert [case["kind"] for case in cases] == ["unit", "step", "floor", "calls", "loss"]
+    assert [case["kind"] for case in cases] == ["unit", "step", "floor", "engine", "calls", "loss"]
     parts = {"encode": [3.0], "sampling": [0.5], "losses": [0.25], "backward": [5.0]}
     whole = {"optimizer": [0.25], "data": [1.0], "seconds": [10.0, 90.0, 11.0]}
     more = {
         "first_batch": [2.0],
-        "processor": [19.0],
+        "cost": [19.0],
         "megabytes": 2048.0,
         "calls": 300,
         "views": 9,
@@ -154,9 +154,10 @@ def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
     found = step.summary(
         cases,
         [
-            [{"seconds": [20.0, 22.0, 900.0], "megabytes": 1024.0}],
+            [{"cost": [37.0, 38.0, 900.0], "megabytes": 1024.0}],
             [{**parts, **whole, **more}],
-            [{"seconds": [5.5], "convolutions": 34}],
+            [{"cost": [9.5], "convolutions": 34}],
+            [{"cost": [18.0, 18.5, 20.0]}],
             [{"calls": [900, 902], "views": 5, "again": 90, "waits": 0}],
             [{"forward": [6.0], "backward": [7.0]}],
         ],
@@ -165,12 +166,23 @@ def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
     assert [list(row.values()) for row in found["calls"]] == [
         ["simclr", "bf16", 902, 900, 5, 90, 0]
     ]
-    assert found["E"] == 22.0 and found["E GB"] == 1.0
+    assert found["E"] == 38.0 and found["E GB"] == 1.0
     (row,) = found["rows"]
-    assert row["processor"] == 19.0 and row["s/epoch"] == 24 * 11
+    assert row["cost"] == 19.0 and row["cost in train.py"] == 18.5
     assert row["seconds"] == 11.0 and row["in E"] == 0.5 and row["in floors"] == 2.0
     assert row["sampling+losses+optimizer"] == pytest.approx(1 / 11) and row["GB"] == 2.0
     assert row["s/epoch"] == 24 * 11 and row["h/run"] == pytest.approx(24 * 11 * 200 / 3600)
+
+
+def test_a_step_is_measured_as_train_py_does_it_on_a_set_of_ones_own(tmp_path: Path) -> None:
+    measure.draw_set(tmp_path, 40, 8, num_classes=3)
+    case = {**CASE, "kind": "engine", "method": "simclr", "precision": "bf16", "steps": 2}
+    own = {"data_dir": str(tmp_path), "num_classes": 3}
+    for more in ({}, own):
+        result = step.measure_case({**case, **more})
+        assert len(result["cost"]) == 2 and min(result["cost"]) > 0
+    config = step.config_of({**case, **own}, tmp_path)
+    assert (config.data_dir, config.image_size) == (str(tmp_path), case["size"])
 
 
 @pytest.mark.parametrize("variant", list(finetune.VARIANTS))

@@ -40,6 +40,8 @@ DEFAULTS = {
     "seed": 0,
     "device": "auto",
     "amp": "auto",
+    "deterministic": False,
+    "augment_on": "auto",
     "workers": 0,
     "threads": 0,
     "cache": "",
@@ -168,6 +170,7 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("image_size", [0, 16, 376]),
     ("seed", [0, 2**32 - 1]),
     ("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15", "mps"]),
+    ("augment_on", ["auto", "cpu", "device"]),
     ("amp", ["auto", "off", "bf16"]),
     ("resume", ["auto", "never"]),
     ("save_seconds", [0, 0.5, 1e9]),
@@ -242,6 +245,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("class_colours", [("000000",) * 3, ("0",) * 4, ("red",) * 4, ("00000g",) * 4, (0,) * 4]),
     ("seed", [-1, 2**32, 1.0, "1", False]),
     ("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda0", "CPU", "cpu "]),
+    ("augment_on", ["", "cuda", "gpu", True, None]),
     ("amp", ["", "fp16", True, None]),
     ("workers", [-1, 257, 1.5]),
     ("threads", [-1, 1025]),
@@ -297,6 +301,7 @@ BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("fine_batch_size", "fine_m
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("save_every", "eval_every")]
 BOOLEAN = ["multi_round", "use_unlabelled", "overwrite", "self_schedule", "label_guided"]
 BOOLEAN += ["eval_tta", "standardize", "report", "tensorboard", "intra_view_negatives"]
+BOOLEAN += ["deterministic"]
 BAD += [(n, [0, 1, "True", None, np.True_]) for n in BOOLEAN]
 
 
@@ -713,7 +718,7 @@ NEVER = {
     "name", "output_dir", "stages", "data_size", "multi_round", "repeats", "mapping", "device",
     "workers", "threads", "cache", "save_seconds", "overwrite", "resume", "save_every", "report",
     "tensorboard", "class_names", "class_colours", "probe",
-    "recompute", "preset",
+    "recompute", "preset", "augment_on", "deterministic",
 }  # fmt: skip
 ALWAYS = {
     "data_dir", "num_classes", "ignore_label", "image_size", "seed", "amp", "channels",

@@ -15,6 +15,7 @@ from PIL import Image
 from tiny_set import NAMES, noise, noise_set
 
 import data
+from benchmarks import measure
 from data import DataError, ImageStore, Sample, find_split
 from pscl.augmentation import ColorJitter
 from pscl.geometry import ViewGeometry
@@ -347,6 +348,32 @@ def test_pretraining_batch_holds_what_the_method_needs(root):
         assert batch["group"].tolist() == [int(n.split("_")[0]) // 15 - 1 for n in batch["name"]]
     names = [name for batch in items for name in batch["name"][1:]]
     assert len(set(names)) == 6 and set(names) <= {f"{name}.png" for name in NAMES}
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_views_finished_as_a_batch_are_those_finished_one_by_one(root, standardize, colour):
+    """Of gray and colour images together, far within a gray level; the same jitter, bit by bit."""
+    if colour:
+        path = sorted((root / "train_numf" / "img").iterdir())[1]
+        gray = np.array(Image.open(path).convert("L"))
+        Image.fromarray(np.stack([gray, gray // 2, 255 - gray], axis=2)).save(path)
+    found = []
+    for unfinished in (False, True):
+        batches = pretraining(root)
+        batches.dataset.unfinished, batches.dataset.standardize = unfinished, standardize
+        found.append(list(batches.epoch(1)))
+    assert len(found[0]) == len(found[1]) > 1
+    for expected, raw in zip(*found, strict=True):
+        assert raw["view_q"].dtype == raw["view_k"].dtype == raw["label"].dtype == torch.uint8
+        with measure.counted(measure.Stopwatch(torch.device("cpu"))) as calls:
+            done = data.finish_views(raw, 4)
+        assert not calls.waits and done.keys() == expected.keys()
+        for key in ("view_q", "view_k"):
+            assert done[key].shape == expected[key].shape
+            torch.testing.assert_close(done[key], expected[key], rtol=0, atol=2e-5)
+        torch.testing.assert_close(done["label"], expected["label"], rtol=0, atol=1e-3)
+        assert all(done[key] == expected[key] for key in ("geometry", "name"))
 
 
 def test_without_annotated_image_there_is_no_label(root):

@@ -19,6 +19,7 @@ import torch
 from utils import device as room
 from utils.commandline import UserError
 from utils.device import (
+    arithmetic,
     cache_bytes,
     choose_device,
     choose_precision,
@@ -31,6 +32,7 @@ from utils.device import (
     size_of,
     to_device,
 )
+from utils.training import require_fitting
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,9 +168,34 @@ def test_a_state_keeps_the_adam_of_its_run() -> None:
         steps(adam, weight, 3)
         again = torch.nn.Parameter(weight.detach().clone())
         resumed = torch.optim.Adam([again], 1e-2, fused=True)
+        require_fitting(resumed, adam.state_dict())
         resumed.load_state_dict(copy.deepcopy(adam.state_dict()))
         assert resumed.param_groups[0]["fused"] is fused
         assert steps(resumed, again, 3) == steps(adam, weight, 3)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_arithmetic_holds_in_its_block_alone(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype | None, deterministic: bool
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # somebody's choice is left alone
+    cudnn = torch.backends.cudnn
+
+    def now() -> tuple[bool, ...]:
+        found = (
+            cudnn.allow_tf32,
+            cudnn.deterministic,
+            torch.are_deterministic_algorithms_enabled(),
+        )
+        return (*found, torch.is_deterministic_algorithms_warn_only_enabled())
+
+    before = now()
+    with pytest.raises(KeyError), arithmetic(dtype, deterministic):
+        tf32 = before[0] and dtype is not None
+        assert now() == (tf32, *[deterministic] * 3)
+        raise KeyError
+    assert now() == before and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_mixed_seeds_differ_in_every_number_and_in_order() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from utils.commandline import UserError
 from utils.files import (
+    Behind,
     confined,
     cut_name,
     list_files,
@@ -148,3 +150,31 @@ def test_a_file_grows_in_its_temporary_alone(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_are_done_behind_one_after_the_other_and_none_pile_up():
+    behind, begin, done = Behind(), threading.Event(), []
+
+    def first() -> None:
+        assert begin.wait(30)
+        done.append(1)
+
+    behind.do(first)
+    assert done == []  # the program goes on
+    threading.Timer(0.01, begin.set).start()
+    behind.do(done.append, 2)  # waits for the first
+    assert done[0] == 1
+    behind.wait()
+    assert done == [1, 2]
+
+
+def test_an_error_behind_is_raised_and_what_follows_is_left_out():
+    behind, done = Behind(), list[int]()
+    behind.do(int, "x")
+    with pytest.raises(ValueError, match="invalid literal"):
+        behind.do(done.append, 1)
+    behind = Behind()
+    behind.do(int, "y")
+    with pytest.raises(ValueError, match="'y'"):
+        behind.wait()
+    assert done == []

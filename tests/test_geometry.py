@@ -16,7 +16,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pscl.geometry import ViewGeometry, Window, correspond, resize
+from benchmarks import measure
+from pscl.geometry import ViewGeometry, Window, correspond, resize, warp
 from tests.golden_files import Golden, assert_agrees
 from utils.metrics import IGNORED
 
@@ -111,6 +112,29 @@ def test_apply_resizes_the_cut_as_torchvision_does(view: ViewGeometry, height: i
     assert actual.shape == image.shape
     assert torch.allclose(actual, expected, atol=1e-5)
     assert torch.equal(view.apply(image[0, 0]), actual[0, 0])
+
+
+def test_a_batch_is_warped_as_its_images_are():
+    """Square and oblong images, all orientations, with crops and without."""
+    rng = np.random.default_rng(3)
+    for rows, columns in ((37, 37), (64, 64), (24, 40), (40, 24)):
+        views = [ViewGeometry.draw(rng, (0.0, 0.2, 0.6)[i % 3]) for i in range(24)]
+        for own in (views, [v for v in views if v.quarter_turns % 2 == 0]):
+            images = torch.rand(len(own), 2, rows, columns)
+            expected = torch.stack([v.apply(x) for v, x in zip(own, images, strict=True)])
+            torch.testing.assert_close(warp(images, own), expected, rtol=0, atol=2e-6)
+
+
+def test_a_batch_is_warped_by_operators_whose_number_is_the_same_for_all_batches():
+    """No image is warped by itself, and nothing waits for a device."""
+    calls = []
+    for count in (1, 5):
+        views = [ViewGeometry(bool(i % 2), i % 4 + 1, 0.9, 0.8, 0.05, 0.1) for i in range(count)]
+        with measure.counted(measure.Stopwatch(torch.device("cpu"))) as found:
+            warp(torch.rand(count, 3, 32, 32), views)
+        assert not found.waits
+        calls.append(found.counts[""])
+    assert calls[0] == calls[1]
 
 
 @given(views(), SIDES, SIDES)

@@ -73,3 +73,20 @@ def test_the_rehearsal_goes_through_everything(
     found = json.loads(capfd.readouterr().out)
     assert {row["right"] for row in found["checks"]} == {"True"}
     assert measure.table(found["speed"]) and found["train"] and found["deterministic"]
+
+
+def test_views_finished_here_are_the_cpus() -> None:
+    (row,) = gpu.check_views(CPU, 32)
+    assert row["right"] == "True" and 0 < row["found"] < 1e-3
+
+
+def test_a_second_run_of_the_same_numbers_has_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu, "METHODS", ["plain-simclr"])
+    assert [row["found"] for row in gpu.check_deterministic(CPU, 16)] == [0, 0]
+    seeds = iter(range(99))
+    monkeypatch.setattr(
+        torch, "manual_seed", lambda seed: torch.random.default_generator.manual_seed(next(seeds))
+    )
+    assert all(row["found"] > 0 for row in gpu.check_deterministic(CPU, 16))

@@ -328,6 +328,39 @@ def test_what_candidates_do_not_decide_is_searched_everywhere(case: str):
     assert searched.images > 0
 
 
+@pytest.mark.parametrize("templates", [2, 30, 100])
+def test_a_template_pushes_out_the_next_which_pushes_out_the_next(templates: int):
+    """Templates 0 and 1 want cell 0; every later one wants the cell before its own, then its own.
+
+    Whoever is refused wants what the next one holds, so that as many rounds are needed.
+    """
+    similarity = torch.ones(templates, 300)
+    for t in range(templates):
+        similarity[t, t], similarity[t, max(t - 1, 0)] = 8, 9
+    valid = torch.ones(1, 300) > 0
+    found = match(torch.eye(templates), similarity[None], valid)
+    assert found.tolist() == [list(range(templates))]
+
+
+@pytest.mark.parametrize("templates", [33, 64, 200])
+@pytest.mark.parametrize("cells", [3, 40, 300])
+def test_templates_that_all_want_the_same_cells_take_them_in_turn(cells: int, templates: int):
+    """The best cell first; when all are taken, each is lowered by the largest similarity, once for
+    every time that it was taken, so that they are taken in the same order again."""
+    template, keys, valid = crowd(templates, cells)
+    expected = [cells - 1 - t % cells for t in range(templates)]
+    assert match(template, keys, valid).tolist() == [expected]
+
+
+def test_a_cell_far_better_than_all_others_is_taken_many_times():
+    """Lowered by 1 each time, a cell at 1 is better than cells at -40 for 41 templates."""
+    similarity = torch.full((60, 70), -40.0)
+    similarity[:, 3] = 1.0
+    found = match(torch.eye(60), similarity[None], torch.ones(1, 70) > 0)
+    # Template 41 finds it at -40, equal to the others, of which cell 0 is the first.
+    assert found.tolist() == [[3] * 41 + [0, 1, 2, 3, *range(4, 19)]]
+
+
 def test_all_candidates_are_asked_before_all_cells():
     """Twenty templates want the same cells in the same order."""
     template, keys, valid = crowd(20, 400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -53,6 +54,19 @@ def poison(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int, weights: bool
 
     monkeypatch.setattr(SelfSupervised, "train_epoch", train_epoch)
     monkeypatch.setattr(SelfSupervised, "losses", losses)
+
+
+@pytest.mark.parametrize("mode", ["moco", "simclr"])
+def test_views_finished_on_the_device_train_alike(data: Path, tmp_path: Path, mode: str) -> None:
+    """And ``--deterministic`` changes nothing on a CPU."""
+    losses = []
+    more: tuple[dict[str, Any], ...] = ({}, {"augment_on": "device"}, {"deterministic": True})
+    for number, settings in enumerate(more):
+        out = tmp_path / str(number)
+        assert train(data, out, "", stages="self", self_mode=mode, **settings) == 0
+        lines = (out / f"tiny_{mode}" / "1_0" / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[2] == losses[0]
 
 
 @pytest.mark.parametrize("weights", [False, True])

@@ -8,7 +8,7 @@ import platform
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,38 @@ def precision(dtype: torch.dtype | None, device: torch.device) -> torch.autocast
     """Autocast to ``dtype``; with None full precision, inside another autocast too."""
     # No cache of casted weights: the second forward pass of pscl.recompute casts them anew.
     return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False)
+
+
+@contextmanager
+def arithmetic(dtype: torch.dtype | None, deterministic: bool) -> Iterator[None]:
+    """How PyTorch computes within the block.
+
+    In full precision (``dtype`` None) CUDA's convolutions multiply single precision, not TF32,
+    which keeps 10 of its 23 bits. With ``deterministic`` algorithms are taken that give the same
+    bits in every run, where PyTorch has them; it warns where it has none.
+    """
+    cudnn, filling = torch.backends.cudnn, torch.utils.deterministic
+    filled = filling.fill_uninitialized_memory
+    before = (
+        cudnn.allow_tf32,
+        cudnn.deterministic,
+        cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    try:
+        if dtype is None:
+            cudnn.allow_tf32 = False
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at start
+            cudnn.deterministic, cudnn.benchmark = True, False
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            filling.fill_uninitialized_memory = False  # which nothing here reads
+        yield
+    finally:
+        filling.fill_uninitialized_memory = filled
+        cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, was, warned = before
+        torch.use_deterministic_algorithms(was, warn_only=warned)
 
 
 def native_bf16(device: torch.device, cpu_file: str = "/proc/cpuinfo") -> bool:

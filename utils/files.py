@@ -8,10 +8,11 @@ import re
 import stat
 import unicodedata
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from utils.commandline import UserError
 
@@ -221,3 +222,26 @@ def list_files(folder: str | Path, suffixes: Collection[str] = ()) -> list[Path]
         for path in list_names(folder)
         if os.path.isfile(path) and (not suffixes or path.suffix.lower() in suffixes)
     ]
+
+
+class Behind:
+    """Jobs that a thread does in order while the program goes on, such as writing pictures.
+
+    An error of a job is raised by the next ``do`` or ``wait``, and later jobs are left out.
+    """
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1)
+        self.last: Future[object] | None = None
+
+    def do(self, job: Callable[..., object], *inputs: Any) -> None:
+        """Do ``job(*inputs)`` once the job before is done, for which this waits: none pile up."""
+        if self.last is not None:
+            self.last.result()
+        self.last = self.thread.submit(job, *inputs)
+
+    def wait(self) -> None:
+        """Wait until the last job is done."""
+        if self.last is not None:
+            self.last.result()
+        self.thread.shutdown()

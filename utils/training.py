@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from utils.checkpoint import CheckpointError, transfer, unfit
 from utils.commandline import TrainingError, UserError
-from utils.device import mixed_seed, on_device, precision
+from utils.device import fuses_optimizers, mixed_seed, on_device, precision
 from utils.files import remove_leftovers
 from utils.log import AverageMeter, RunLog, environment_line, format_epoch, progress, to_terminal
 from utils.ranks import group
@@ -197,6 +197,9 @@ class Training:
             transfer(self.module, state["module"], prefix="", source=path)
             require_fitting(self.optimizer, state["optimizer"])
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:  # the state may come from another device
+                if group.get("fused") and not fuses_optimizers(self.device):
+                    group["fused"] = False
             for name, part in self.more_state().items():
                 part.load_state_dict(state[name])
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -326,12 +329,13 @@ class Training:
 def require_fitting(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Raise ValueError unless a saved state is one of this optimizer.
 
-    Its settings must be equal but for the rates, which a schedule may have changed, and its
+    Its settings must be equal but for the rates, which a schedule may have changed, and for how the
+    step is computed (``fused``), which older versions and other devices do otherwise; its
     averages must have the shapes of the parameters: PyTorch itself would stretch them.
     """
     groups, own = saved["param_groups"], optimizer.state_dict()["param_groups"]
     for old, new in zip(groups, own, strict=True):
-        fixed = (old.keys() & new.keys()) - {"lr"}
+        fixed = (old.keys() & new.keys()) - {"lr", "fused", "foreign"}
         if type(old["lr"]) is not float or any(old[name] != new[name] for name in fixed):
             raise ValueError("the optimizer has other settings")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
