@@ -53,7 +53,11 @@ def expected_error(annotated: Path, num_classes: int) -> float:
     given = [Picture(image.stem, image, mask) for image, mask in pairs(annotated)]
     folds = blocks.usable(given, blocks.PAIRS)
     found = blocks.curve(
-        given, folds, num_classes, lambda *own: learnt(*own, num_classes).ids, lambda _: None
+        given,
+        folds,
+        num_classes,
+        lambda images, masks: learnt(images, masks, num_classes).ids,
+        lambda _: None,
     )
     return found[max(found)].error
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +37,6 @@ from utils.metrics import Scores
 from utils.ranks import group
 from utils.run_folder import remove_outputs
 
-T = TypeVar("T")
 VERSION = "1.0.0"  # of this program, printed at the head of every log
 
 METRICS_FILE = "metrics.jsonl"
