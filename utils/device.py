@@ -63,7 +63,8 @@ def arithmetic(dtype: torch.dtype | None, deterministic: bool) -> Iterator[None]
     which keeps 10 of its 23 bits. With ``deterministic`` algorithms are taken that give the same
     bits in every run, where PyTorch has them; it warns where it has none.
     """
-    cudnn, filling = torch.backends.cudnn, torch.utils.deterministic
+    cudnn = torch.backends.cudnn
+    filling: Any = torch.utils.deterministic
     filled = filling.fill_uninitialized_memory
     before = (
         cudnn.allow_tf32,
