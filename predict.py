@@ -56,7 +56,7 @@ MEASURING = ("um_per_px", "min_px", "grain_classes", "connectivity", "boundary_c
              "boundary_px", "probabilities", "particles")  # fmt: skip
 SCALED = ("scales", "resample")
 OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
-    "images": (),
+    "images": ("annotated",),
     "rank": (*MEASURING, *SCALED, "report", "outlines", "xlsx", "sample"),
     "export": (
         "out",
@@ -64,6 +64,7 @@ OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
         "crop",
         "roi",
         "tta",
+        "annotated",
         *MEASURING,
         *SCALED,
         "report",
@@ -87,6 +88,8 @@ def parser() -> argparse.ArgumentParser:
     add("--out", help="folder of the results; default: predicted_<images> or ranked_<images>, "
         "beside the weights")  # fmt: skip
     add("--masks", help="folder of true masks to compare the predictions with")
+    add("--annotated", help="with --rank: the annotated images of the model, a folder with img and "
+        "gt; a pixel classifier that learns them gives a second opinion")  # fmt: skip
     add("--crop", help="pixels that are cut off before prediction: top,bottom,left,right; default: "
         "as the training images were cut")  # fmt: skip
     add("--roi", help="folder of masks of the region of interest, named as the images: what is 0 "
@@ -317,6 +320,19 @@ def tables_of(out: Path) -> dict[str, Path]:
     }
 
 
+def second_of(segmenter: Segmenter, options: argparse.Namespace) -> ranking.SecondOpinion | None:
+    """The second opinion of ``--annotated``; without it None, and a line that says so."""
+    if not options.annotated:
+        to_terminal(
+            "Sorted by the model alone, which does not see what all its views get wrong; "
+            "--annotated FOLDER adds a second opinion"
+        )
+        return None
+    from segmentation.predictors import second_opinion  # scikit-learn takes a second to load
+
+    return second_opinion(Path(options.annotated), segmenter.num_classes)
+
+
 def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--rank``: write ``ranking.csv`` and ``ranking.png``; returns what cannot be used."""
     out, items = places(segmenter, options)
@@ -324,7 +340,7 @@ def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     for line in notes:
         to_terminal(line)
     with claimed(out):
-        found = ranking.rank(segmenter, items, out, field)
+        found = ranking.rank(segmenter, items, out, field, second_of(segmenter, options))
         if found.rows and group.writes():
             shown = f"{ranking.HEADING} {len(found.pictures)} of {len(found.rows)} images."
             sheet = overview(found.pictures, found.titles, shown)

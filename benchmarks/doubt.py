@@ -22,9 +22,13 @@ from imaging.imagefile import Pixels, read_image, read_mask  # noqa: E402
 from metallography.folder import Item  # noqa: E402
 from metallography.ranking import correlation, fractions_of  # noqa: E402
 from metallography.segmenter import Segmenter  # noqa: E402
-from segmentation import blocks, doubt  # noqa: E402
-from segmentation.intake import Picture  # noqa: E402
-from segmentation.predictors import Answer, Classifier, Watched  # noqa: E402
+from segmentation import doubt  # noqa: E402
+from segmentation.predictors import (  # noqa: E402
+    Answer,
+    Classifier,
+    Watched,
+    second_opinion,
+)
 from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.files import IMAGE_SUFFIXES, list_files  # noqa: E402
 from utils.metrics import IGNORED  # noqa: E402
@@ -46,20 +50,6 @@ def learnt(images: Sequence[Pixels], masks: Sequence[Pixels], num_classes: int) 
     forest = Classifier(num_classes, (), 1, seed=0, threads=1)
     forest.fit(images, masks)
     return forest
-
-
-def expected_error(annotated: Path, num_classes: int) -> float:
-    """Share of pixels in which the pixel classifier is wrong on held-out halves."""
-    given = [Picture(image.stem, image, mask) for image, mask in pairs(annotated)]
-    folds = blocks.usable(given, blocks.PAIRS)
-    found = blocks.curve(
-        given,
-        folds,
-        num_classes,
-        lambda images, masks: learnt(images, masks, num_classes).ids,
-        lambda _: None,
-    )
-    return found[max(found)].error
 
 
 def answers(weights: Path, annotated: Path, test: Path, out: Path, device: str) -> Answer:
@@ -144,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         where = given.weights, given.annotated, given.test, given.out
         found = answers(*where, given.device)
-        expected = expected_error(given.annotated, found.segmenter.num_classes)
+        expected = second_opinion(given.annotated, found.segmenter.num_classes).error
         print(f"The pixel classifier is wrong in {100 * expected:.1f} % of held-out halves")
         for line in judge(found, given.test, expected):
             print(line)

@@ -13,7 +13,7 @@ share of wrong pixels, not the mean Dice (``results/ranking_uhcs.md``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from utils.ranks import group
 from utils.tables import csv_of_rows
 
 QUALITIES = ("accuracy", "dice")
+DOUBT = "doubt"  # column of what ``doubt_of`` tells
 DRAWN_SHARE = 0.25  # uncertain pixels: a quarter of the views contradicts the majority
 UNCERTAIN = (235, 50, 140)
 PICTURES = 12
@@ -42,6 +43,23 @@ SIDE = 360  # pixels of a picture's longer side
 OUTLYING = 3.5  # robust z-scores (Iglewicz and Hoaglin 1993)
 LEAST_OFF = 0.05  # area fraction by which an outlier differs at least
 HEADING = "Least sure first. Magenta: 2 or more of the 8 views give another class."
+
+
+class SecondOpinion(NamedTuple):
+    """Another method that learnt the same annotated images."""
+
+    ids: Callable[[Array], Array]  # an image to class ids (H, W)
+    error: float  # share of pixels in which it is wrong on images, or parts of them, held out
+
+
+def doubt_of(unsure: float, differs: float, error: float) -> float:
+    """The doubt of an image: what a network is unsure of, and what another method sees otherwise.
+
+    ``unsure`` is 1 - the probability of the likeliest class, mean of the pixels; ``differs`` the
+    share of pixels in which the methods differ, which counts beyond the ``error`` of the second.
+    Chosen on training images of NEU-Seg, see ``results/doubt``.
+    """
+    return unsure + (math.nan if math.isnan(differs) else max(differs - error, 0.0))
 
 
 class Ranking(NamedTuple):
@@ -54,11 +72,16 @@ class Ranking(NamedTuple):
 
 
 def rank(
-    segmenter: Segmenter, items: Sequence[Item], out: Path, field: FieldRule = NO_RULE
+    segmenter: Segmenter,
+    items: Sequence[Item],
+    out: Path,
+    field: FieldRule = NO_RULE,
+    second: SecondOpinion | None = None,
 ) -> Ranking:
     """Score images; write ``ranking.csv`` into ``out``, with true masks accuracy and Dice too.
 
-    Only the ``field`` of each image counts. Ranks share the images, and get the same.
+    Only the ``field`` of each image counts. Ranks share the images, and get the same. With a
+    ``second`` opinion images are sorted by their doubt (``doubt_of``), else by the votes.
     """
     classes = segmenter.num_classes
     rows: list[Any] = []  # with the number of each image
@@ -77,15 +100,17 @@ def rank(
                 means = [float(values.mean(dtype=np.float64)) for values in counted]
                 row: Row = {"image": item.name, "batch": item.batch}
                 row |= dict(zip(MEASURES, means, strict=True))
+                mask = None if second is None else add_doubt(row, segmenter, image, inside, second)
                 if item.truth:
                     row |= dict.fromkeys(QUALITIES, math.nan)
                 truth = read_truth(item, shape, classes, crop, segmenter.ignore_label)
                 if truth is not None:
-                    true, mask = crop.of(truth).copy(), segmenter(image, inside)
+                    true = crop.of(truth).copy()
+                    mask = segmenter(image, inside) if mask is None else mask
                     true[np.zeros_like(true, bool) if inside is None else ~inside] = IGNORED
                     row |= quality(count_confusion(true, mask, classes))
                 rows.append((number, row))
-                drawn = -row[MEASURES[0]], number, item.name, draw_uncertain(image, maps)
+                drawn = -_key(row), number, item.name, draw_uncertain(image, maps)
                 shown = sorted([*shown, drawn], key=lambda entry: entry[:2])[:PICTURES]
             except DataError as error:
                 bad.append((number, str(error)))
@@ -94,7 +119,7 @@ def rank(
         sorted((entry for own in group.gather_objects(found) for entry in own), key=order)
         for found, order in ((rows, itemgetter(0)), (shown, itemgetter(0, 1)), (bad, itemgetter(0)))
     )
-    ranked = sorted((row for _, row in rows), key=lambda row: -row[MEASURES[0]])
+    ranked = sorted((row for _, row in rows), key=lambda row: -_key(row))
     ranked = [{"rank": i, **row} for i, row in enumerate(ranked, start=1)]
     if group.writes():
         replace_file(out / "ranking.csv", csv_of_rows(ranked, ["image"]), "--out")
@@ -102,6 +127,27 @@ def rank(
     titles = [f"{i}. {name}  {-score:.4f}" for i, (score, _, name, _) in enumerate(shown, start=1)]
     lines = [line for _, line in bad]
     return Ranking(ranked, [picture for *_, picture in shown], titles, lines)
+
+
+def _key(row: Row) -> float:
+    return float(row.get(DOUBT, row[MEASURES[0]]))
+
+
+def add_doubt(
+    row: Row, segmenter: Segmenter, image: Array, inside: Array | None, second: SecondOpinion
+) -> Array:
+    """Add the doubt of an image to its row; returns its predicted class ids (H, W)."""
+    masks, missing = [], []
+    for _, band in segmenter.bands(image, inside):
+        masks.append(band.argmax(axis=0).astype(np.uint8))
+        missing.append(1 - band.max(axis=0))
+    mask, unsure = np.concatenate(masks), np.concatenate(missing)
+    other = second.ids(image) != mask
+    if inside is not None:
+        unsure, other = unsure[inside], other[inside]
+    row["unsure"], row["differs"] = float(unsure.mean(dtype=np.float64)), float(other.mean())
+    row[DOUBT] = doubt_of(row["unsure"], row["differs"], second.error)
+    return mask
 
 
 def draw_uncertain(image: Array, maps: Array) -> NDArray[np.uint8]:
@@ -143,7 +189,7 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float,
 def agreement_lines(rows: Sequence[Row]) -> list[str]:
     """How well each measure follows the true error, over images: a line per measure and error."""
     lines = []
-    for name in MEASURES:
+    for name in (*MEASURES, *([DOUBT] if rows and DOUBT in rows[0] else [])):
         for kind in QUALITIES:
             error = [1 - row[kind] for row in rows]
             rho, p, count = correlation([row[name] for row in rows], error)

@@ -1,10 +1,10 @@
 """Which images to look at first, where in them, and what speaks against each prediction.
 
-The *doubt* of an image is how unsure the network is (1 - the probability of the likeliest class,
-mean of the pixels), and by how much more than expected a second method, the pixel classifier, sees
-other classes: expected is its error on held-out blocks. Measure and bound were chosen on training
-images of NEU-Seg and then frozen (``results/doubt``). No measure sees mistakes that everything
-makes alike; what is not marked may be wrong, too.
+The *doubt* of an image (``metallography.ranking.doubt_of``) is how unsure the network is, and by
+how much more than expected a second method, the pixel classifier, sees other classes: expected is
+its error on held-out blocks. Measure and bound were chosen on training images of NEU-Seg and then
+frozen (``results/doubt``). No measure sees mistakes that everything makes alike; what is not marked
+may be wrong, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from imaging.imagefile import Pixels, read_image
 from metallography.particles import Array, Row
-from metallography.ranking import outlying
+from metallography.ranking import doubt_of, outlying
 
 DOUBTFUL = 0.08  # doubt of an image from which on it is marked
 SECOND = 0.5  # doubt of a pixel that the second method sees otherwise, beside its own
@@ -94,7 +94,7 @@ def doubts(
     rows: list[Row] = []
     for name in names:
         own, other = unsure.get(name, math.nan), differs.get(name, math.nan)
-        doubt = own + (math.nan if math.isnan(other) else max(other - expected, 0.0))
+        doubt = doubt_of(own, other, expected)
         if doubt >= DOUBTFUL:
             reasons[name].append(
                 f"doubt {doubt:.2f}: the network is unsure of {100 * own:.0f} % of the pixels, the "

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from config import Config
+from data import find_split
 from dataset.layout import write_png
 from imaging.drawing import class_colours, default_names
 from imaging.gray_range import Conversion, EachImage
@@ -19,10 +20,13 @@ from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.folder import Folder, Item
 from metallography.forest import PixelForest
 from metallography.particles import Array
+from metallography.ranking import SecondOpinion
 from metallography.segmenter import Segmenter
 from metallography.tiling import Floats, resized_bands
+from segmentation import blocks
 from segmentation.doubt import doubt_map
-from utils.files import replace_file
+from segmentation.intake import Picture
+from utils.files import DataError, replace_file
 from utils.log import read_metrics
 from utils.metrics import IGNORED
 
@@ -124,8 +128,45 @@ class Classifier:
 
     def ids(self, file: Path) -> Pixels:
         """Class ids (H, W) of an image's file."""
-        image = read_image(file)
+        return self.ids_of(read_image(file))
+
+    def ids_of(self, image: Array) -> Pixels:
+        """Class ids (H, W) of an image."""
         return np.concatenate([b.argmax(0).astype(np.uint8) for _, b in self.bands(image)])
+
+
+def second_opinion(annotated: Path, num_classes: int, threads: int = 1) -> SecondOpinion:
+    """A pixel classifier of annotated images, and its error on held-out halves; DataError.
+
+    ``annotated`` is a folder of a set, with ``img`` and ``gt``.
+    """
+    given = [
+        Picture(sample.image.stem, sample.image, sample.mask)
+        for sample in find_split(annotated.parent, annotated.name)
+        if sample.mask
+    ]
+    if not given:
+        raise DataError(f"{annotated}: no image with a mask in img and gt; give such a folder")
+    images = [read_image(picture.file) for picture in given]
+    labels = [read_mask(picture.labels) for picture in given if picture.labels]
+    for picture, ids in zip(given, labels, strict=True):
+        wrong = ids[(ids >= num_classes) & (ids != IGNORED)]
+        if wrong.size:
+            what = f"value {wrong[0]} in a mask for a model of {num_classes} classes"
+            raise DataError(f"{picture.labels}: {what}; give the masks that it learnt from")
+
+    def learn(images: Sequence[Pixels], labels: Sequence[Pixels]) -> Classifier:
+        model = Classifier(num_classes, (), 1, 0, threads)
+        model.fit(images, labels)
+        return model
+
+    folds, error = blocks.usable(given, blocks.PAIRS), 0.0
+    if folds:
+        curve = blocks.curve(
+            given, folds, num_classes, lambda i, m: learn(i, m).ids, lambda _: None
+        )
+        error = curve[max(curve)].error
+    return SecondOpinion(learn(images, labels).ids_of, error)
 
 
 @dataclass

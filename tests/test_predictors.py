@@ -10,7 +10,14 @@ from PIL import Image
 
 from metallography.folder import Item
 from metallography.views import average_and_votes, average_views, disagreement
-from segmentation.predictors import Answer, Classifier, merged, reduced_labels
+from segmentation.predictors import (
+    Answer,
+    Classifier,
+    merged,
+    reduced_labels,
+    second_opinion,
+)
+from utils.files import DataError
 from utils.metrics import IGNORED
 
 MASK = np.repeat(np.repeat(np.array([[0, 1], [2, 0]], np.uint8), 20, 0), 24, 1)  # 40 x 48
@@ -51,6 +58,22 @@ def test_labels_win_over_the_prediction_and_are_counted(tmp_path: Path) -> None:
     assert folder.corrected_pixels() == {"a": (240, 240)}
     shares = {row["class"]: row["area_fraction"] for row in folder.rows}
     assert shares[2] == pytest.approx((ids == 2).mean())
+
+
+def test_a_second_opinion_knows_its_error_on_held_out_halves(tmp_path: Path) -> None:
+    folder = tmp_path / "sup_num1_0"
+    for kind, pixels in (("img", IMAGE), ("gt", MASK)):
+        (folder / kind).mkdir(parents=True)
+        Image.fromarray(pixels).save(folder / kind / "a.png")
+    second = second_opinion(folder, 3)
+    assert (second.ids(IMAGE) == MASK).mean() > 0.9
+    # Blocks 0 and 3 are class 0, which nobody knows who learnt the classes 1 and 2 of the others;
+    # 1 and 2 cannot be held out, because one class would be left.
+    assert second.error == 1
+    with pytest.raises(DataError, match=r"value 2 .* 2 classes; give the masks"):
+        second_opinion(folder, 2)
+    with pytest.raises(DataError, match="no image with a mask"):
+        second_opinion(tmp_path, 3)
 
 
 def test_merged_by_hand() -> None:

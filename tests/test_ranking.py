@@ -30,6 +30,12 @@ class Model:
     def __call__(self, image: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
         return by_column(image).argmax(axis=0).astype(np.uint8)
 
+    def bands(
+        self, image: np.ndarray, inside: np.ndarray | None = None
+    ) -> list[tuple[int, np.ndarray]]:
+        found = 0.1 + 0.8 * by_column(image)
+        return [(0, found[:, :3]), (3, found[:, 3:])]
+
     def disagreement(self, image: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
         return disagreement(by_column)(image)
 
@@ -63,6 +69,24 @@ def test_images_come_in_the_order_of_their_disputed_share(tmp_path: Path) -> Non
         shown = picture.astype(int)
         magenta = (shown[..., 0] - shown[..., 1] > 50) & (shown[..., 2] - shown[..., 1] > 10)
         assert magenta.sum() == disputed * 8 * 45**2
+
+
+def test_a_second_opinion_puts_what_it_sees_otherwise_first(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    for name, disputed in {"a": 8, "b": 0}.items():
+        pixels = np.zeros((8, 8), np.uint8)
+        pixels[:disputed] = 200
+        Image.fromarray(pixels).save(tmp_path / "img" / f"{name}.png")
+    items = list_images(tmp_path / "img", tmp_path / "out")
+    # It sees class 1 in half of every image: as the model in a, otherwise in half of b.
+    half = np.repeat(np.arange(8)[None] < 4, 8, axis=0).astype(np.uint8)
+    second = ranking.SecondOpinion(lambda _: half, error=0.2)
+    found = ranking.rank(Model(), items, tmp_path / "out", second=second)  # type: ignore[arg-type]
+    assert [row["image"] for row in found.rows] == ["b", "a"]
+    assert [row["unsure"] for row in found.rows] == pytest.approx([0.1, 0.1], abs=1e-6)
+    assert [row["differs"] for row in found.rows] == [0.5, 0]
+    assert [row["doubt"] for row in found.rows] == pytest.approx([0.1 + 0.5 - 0.2, 0.1], abs=1e-6)
+    assert found.titles[0] == "1. b  0.4000"
 
 
 def test_rank_correlation_by_hand() -> None:
