@@ -27,6 +27,7 @@ HELD_OUT_SHARE = 0.25  # of the time, for held-out blocks
 FOREST_FIT = 1.2  # seconds a class and thread: the pixel classifier learns 5,000 pixels of each
 PRETRAINING_SHARE = 0.5
 FORCED_SHARE = 0.35  # of pretraining that is asked for though it does not pay
+LONGER = (3.0, 2.0, 1.5)  # times the usual steps, where there is time
 FEWEST_STEPS = 60  # of fine-tuning; with fewer the pixel classifier answers alone
 PAYS = 2000  # steps from which on pretraining is done, see GAINS
 GAINS = (
@@ -158,6 +159,11 @@ class Shares(NamedTuple):
     fine: int
     block: int
 
+    @property
+    def fair(self) -> bool:
+        """Whether those have the share of the steps that they have of the labels."""
+        return self.block >= int(self.fine * (1 - len(self.folds[0]) / blocks.BLOCKS))
+
     def held_seconds(self, step: float, fit: float) -> float:
         """Of the held-out blocks: networks, and the pixel classifiers of the learning curve."""
         fits = len(blocks.curve_sizes(self.folds)) * len(self.folds) * fit
@@ -177,9 +183,10 @@ def _shares(step: float, most: int, time: Time) -> Shares:
         wanted = int(most * (1 - len(folds[0]) / blocks.BLOCKS))
         block = max(0, min(wanted, int(held / step / len(folds))))
         fine = max(0, min(most, int((time.free - fits) / step) - len(folds) * block))
-        if (block, fine) == (wanted, most):
+        shares = Shares(folds, fine, min(block, fine))
+        if fine == most and shares.fair:
             break
-    return Shares(folds, fine, min(block, fine))
+    return shares
 
 
 def _with_labels(
@@ -188,9 +195,15 @@ def _with_labels(
     """The batch of fine-tuning if it is not the preset's, seconds of a step, and the shares.
 
     A half or a quarter of the preset's batch where its usual steps do not fit: many small steps
-    learn more in a given time. Smaller steps are more, so that as many crops are seen.
+    learn more in a given time. Smaller steps are more, so that as many crops are seen. Where time
+    is left, up to three times the usual steps are taken (``results/step_sizes``).
     """
     usual, batch = learning.usual_steps, learning.values.get("fine_batch_size")
+    for factor in LONGER:
+        most = int(factor * usual)
+        shares = _shares(step, most, time)
+        if shares.fine == most and shares.fair:
+            return {}, step, shares
     for divisor in (1, 2, 4) if batch else (1,):
         shares = _shares(step / divisor, usual * divisor, time)
         if shares.fine >= usual:

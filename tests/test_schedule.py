@@ -76,7 +76,7 @@ def test_the_plan_keeps_within_the_minutes_and_its_parts(
     assert len(held) == 1 and (held[0] <= 60 * minutes / 4 or not found.block_steps)
     assert found.seconds["first answer by the pixel classifier"] <= FIRST_LOOK
     batch = found.values.get("fine_batch_size", 8)
-    assert found.block_steps <= found.fine_steps and found.fine_steps * batch <= 400 * 8
+    assert found.block_steps <= found.fine_steps and found.fine_steps * batch <= 3 * 400 * 8
     if found.fine_steps and pretrain != "always":
         # A block's network sees its labels at least .4 times as often as the final one sees all.
         learnt = 1 - len(found.folds[0]) / 4
@@ -84,14 +84,21 @@ def test_the_plan_keeps_within_the_minutes_and_its_parts(
     assert (found.pretrain_steps == 0) or pretrain != "never"
 
 
-def test_twenty_minutes_give_the_usual_steps_without_pretraining() -> None:
+def test_twenty_minutes_give_three_times_the_usual_steps_without_pretraining() -> None:
     found = plan()
-    assert (found.fine_steps, found.pretrain_epochs, found.views) == (400, 0, 8)
-    assert found.block_steps == 300 and found.values == {}  # of three quarters of the labels
-    assert found.folds == [[0], [1], [2], [3]]
+    assert (found.fine_steps, found.pretrain_epochs, found.views) == (1200, 0, 8)
+    assert found.block_steps == 600 and found.values == {}  # of a half of the labels
+    assert found.folds == [[0, 3], [1, 2]]
     assert any(
         "No pretraining" in line and "nothing that can be told" in line for line in found.reasons
     )
+
+
+def test_four_blocks_are_held_out_where_each_can_learn_its_labels_as_often() -> None:
+    # 3 x 400 steps, and four times three quarters of them: 4,800 steps of 0.1 s.
+    found = plan(minutes=40, step=0.1)
+    assert (found.fine_steps, found.block_steps) == (1200, 900)
+    assert found.folds == [[0], [1], [2], [3]]
 
 
 def test_pretraining_is_done_where_its_steps_pay() -> None:
@@ -131,4 +138,4 @@ def test_a_plan_is_stored_for_what_it_was_made_for(tmp_path: Path) -> None:
 def test_the_plan_is_told_with_its_end() -> None:
     lines = plan().lines()
     assert lines[0].startswith("Plan: at most 20 minutes, the end is expected in about ")
-    assert any(line.startswith("  four held-out blocks: about") for line in lines)
+    assert any(line.startswith("  two held-out halves: about") for line in lines)
