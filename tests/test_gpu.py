@@ -72,7 +72,8 @@ def test_the_rehearsal_goes_through_everything(
     assert gpu.main(["--device", "cpu", "--quick", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert {row["right"] for row in found["checks"]} == {"True"}
-    assert measure.table(found["speed"]) and found["train"] and found["deterministic"]
+    assert measure.table(found["speed"]) and measure.table(found["labels"])
+    assert found["train"] and found["deterministic"]
 
 
 def test_views_finished_here_are_the_cpus() -> None:
