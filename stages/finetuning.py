@@ -74,7 +74,7 @@ class Supervised(Runner):
         super().__init__(job)
         self.annotated = job.annotated()
         self.test = data.test_samples(job.store, self.config.data_dir)
-        known = read_set_file(self.config.data_dir)
+        self.known = known = read_set_file(self.config.data_dir)
         self.facts = known.facts() if known else {}  # for prediction
 
     def build(self) -> None:
@@ -327,6 +327,12 @@ class Supervised(Runner):
                 save_prediction(folder / picture_name(name), picture, self.config.mapping)
         return scores.counts()
 
+    def scales(self) -> list[tuple[int, float | None]]:
+        """Of each tested image the width in its file, pixels, and micrometres per pixel there."""
+        widths = [self.job.store.file_size("image", s.image)[1] for s in self.tested]
+        known = [self.known.scale_of(s.name) if self.known else None for s in self.tested]
+        return list(zip(widths, known, strict=True))
+
     def draw(self, epoch: int, counts: NDArray[np.int64]) -> None:
         """Draw sheets of the tested images; last, because an error here must lose no scores."""
         c, folder = self.config, self.run_dir / f"epoch_{epoch}"
@@ -336,7 +342,8 @@ class Supervised(Runner):
         heading = f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}"
         heading += f": {FIT} to learnt labels" if self.fit else ""
         write = partial(sheets.write_sheets, self.run_dir, self.stage, heading=heading)
-        write(rows, names, counts, class_names=c.class_names, colours=colours)
+        look = {"class_names": c.class_names, "colours": colours}
+        write(rows, names, counts, scales=self.scales(), **look)
         kind = "learnt" if self.fit else "test"
         self.log.note(f"Pictures of {kind} images: {self.run_dir / f'sheet_{self.stage}.png'}")
 
