@@ -19,6 +19,7 @@ TOUCHING = 0.02  # length along which strokes of different values touch, over th
 # Contrast between a class and what is beside it, in standard deviations:
 CONTRAST = 0.6  # strokes of some class have less, as they end anywhere
 CONTRAST_TOUCHING = 1.0  # most classes have less, where strokes cross boundaries
+FAR = 0.1  # from any label, as a share of the image's shorter side
 GAP, RING = 1, 4  # pixels beside a stroke: those left out, and those compared with it
 
 

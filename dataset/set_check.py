@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from data import Sample, find_split, parse_name
 from dataset.check import Problems, SetCheck, size_text
 from dataset.layout import LAYOUT
+from dataset.set_file import SetFile, read_set_file
 from imaging.data_bar import Bar, bar_lines
-from imaging.drawing import blend, overview, palette, save_picture
+from imaging.drawing import blend, default_names, legend, overview, palette, save_picture, sized
 from imaging.imagefile import Array, Pixels, read_image, read_mask
 from imaging.store import ImageStore
 from utils.files import DataError, list_names
@@ -93,8 +94,10 @@ def check_set(
     lines += bar_lines(bars)
     wanted = ("train_numf", "test_numf", "sup_num1_0")
     lines += [f"{name}: not there; some stages need it" for name in wanted if name not in splits]
-    if sheet is not None and masks:
-        _draw_sheet(sheet, everything, classes)
+    known = None
+    with problems.collect():
+        known = read_set_file(root)
+    if sheet is not None and masks and _draw_sheet(sheet, everything, classes, known):
         lines.append(f"contact sheet: {sheet}")
     return lines, problems
 
@@ -259,14 +262,17 @@ def _annotated(seen: Mapping[str, list[Seen]], classes: int) -> list[str]:
     return lines or ["every annotated image shows every class"]
 
 
-def _draw_sheet(path: Path, seen: list[Seen], classes: int) -> None:
-    """Pairs of image and classes above 0 in colour (no class: white), evenly from outside sup_*."""
+def _draw_sheet(path: Path, seen: list[Seen], classes: int, known: SetFile | None) -> bool:
+    """Pairs of image and classes above 0 in colour (no class: white), evenly from outside sup_*.
+
+    It has a legend and a scale, and says how many images it leaves out. False if there is nothing
+    to draw.
+    """
     masked = [s for s in seen if s.entry.counts is not None]
     choice = [s for s in masked if not s.split.startswith("sup")] or masked
     colours = np.full((256, 3), 255, np.uint8)
     colours[:classes] = palette(classes)
-    legend = colours[:classes].repeat(max(1, 2 * PANEL // classes), axis=0)
-    pictures, titles = [legend[None].repeat(40, axis=0)], [f"colours of class 0 ... {classes - 1}"]
+    pictures, names, scales, widths = [], [], [], []
     take = np.linspace(0, len(choice) - 1, min(MOST_PAIRS, len(choice))).round().astype(int)
     for s in (choice[i] for i in take.tolist()):
         image, mask = read_image(s.sample.image), read_mask(str(s.sample.mask))
@@ -275,5 +281,18 @@ def _draw_sheet(path: Path, seen: list[Seen], classes: int) -> None:
         gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         pair = blend(image, np.zeros_like(mask), colours, PANEL), blend(gray, mask, colours, PANEL)
         pictures.append(np.hstack(pair))
-        titles.append(s.name)
-    save_picture(path, overview(pictures, titles), "--sheet")
+        names.append(s.name)
+        scales.append((mask.shape[1], known.scale_of(s.sample.name) if known else None))
+        widths.append(pair[0].shape[1])
+    if not pictures:
+        return False
+    titles, bar = sized(names, scales, widths)
+    evenly = ", taken evenly" if len(pictures) < len(choice) else ""
+    heading = f"{len(pictures)} of {len(choice)} images with masks{evenly}"
+    heading += "; their copies in sup_* left out" if len(choice) < len(masked) else ""
+    sheet = overview(pictures, titles, heading)
+    words = known.class_names if known else ()
+    named = list(words) if len(words) == classes else default_names(classes)
+    key = legend([*named, "no class"], colours[: classes + 1], sheet.shape[1], bar)
+    save_picture(path, np.vstack([sheet, key]), "--sheet")
+    return True

@@ -183,6 +183,23 @@ def bar_length(widest: float) -> float:
     return power * max(step for step in (1, 2, 5) if step * power <= widest * (1 + 1e-9))
 
 
+def sized(
+    names: Sequence[str], scales: Sequence[tuple[int, float | None]], widths: Sequence[int]
+) -> tuple[list[str], tuple[str, int] | None]:
+    """Titles of pictures, and the scale bar of all, None if they have several scales.
+
+    ``scales`` are the width in pixels of the file and micrometres per pixel of each image,
+    ``widths`` the drawn pixels. Where there is no common bar, titles tell how wide the field is.
+    """
+    per_px = [(um or 1.0) * px / width for (px, um), width in zip(scales, widths, strict=True)]
+    units = {"µm" if um else "px" for _, um in scales}
+    if len(units) == 1 and max(per_px) <= 1.01 * min(per_px):
+        length = bar_length(max(min(widths) / 2 * per_px[0], per_px[0]))
+        return list(names), (f"{length:g} {units.pop()}", max(1, round(length / per_px[0])))
+    fields = (f"{px * um:.3g} µm" if um else f"{px} px" for px, um in scales)
+    return [f"{n} ({wide} wide)" for n, wide in zip(names, fields, strict=True)], None
+
+
 def paper(height: int, width: int) -> Picture:
     """White: an empty strip of a sheet, which is a stack of strips (H, width, 3)."""
     return np.full((height, width, 3), _PAPER, np.uint8)

@@ -170,7 +170,8 @@ def _fraction_doubts(folder: Folder) -> list[str]:
         if len(found) > 1 and not any(shares[c] > 0 for shares in found.values()):
             lines.append(
                 f"{name} is predicted in none of the {len(found)} images; if they show it, "
-                "annotate an image with more of it, or train with a larger --class_weight for it"
+                "annotate an image with more of it, or train (train.py) with --class_weight "
+                "balanced, or a larger number for it"
             )
     odd = outlying(found, names)
     for image in [*odd][:1]:

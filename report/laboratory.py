@@ -44,6 +44,7 @@ from utils.tables import plus_minus, significant
 
 BESIDE_RUNS = "laboratory.html"  # in the folder of an experiment, whose page has the usual name
 MOST_PICTURES = 40
+FEW_ROWS = 8  # of a table above the pictures; longer ones are folded
 LAYER_CHARACTERS = 4_000_000  # of all classes in all pictures; the photographs have the rest
 SIDES = (1400, 1000, 700, 500, 350)  # pixels of a picture's longer side, as there is room
 LEAST_PARTICLES = 10  # of a histogram
@@ -116,6 +117,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "fields": len(folder.done),
         "scale": scale_words(folder),
         "phases": phases(folder),
+        "few_rows": FEW_ROWS,
         "tables": tables,
         "warnings": [*told.warnings, *(line.removeprefix("Warning: ") for line in found)],
         "unusable": folder.bad,
@@ -239,8 +241,9 @@ def _few(folder: Folder) -> list[str]:
 
 
 def _views(folder: Folder, told: Told) -> list[View]:
-    """Pictures of images, marked ones first, at most ``MOST_PICTURES``; others taken evenly."""
-    marked = [done.item for done in folder.done if done.item.name in told.marks]
+    """Pictures of images, at most ``MOST_PICTURES``: marked ones as they come, others evenly."""
+    items = {done.item.name: done.item for done in folder.done}
+    marked = [items[name] for name in told.marks if name in items]
     others = [done.item for done in folder.done if done.item.name not in told.marks]
     most = max(0, MOST_PICTURES - len(marked))
     evenly = np.linspace(0, len(others) - 1, min(most, len(others))).round().astype(int)
@@ -279,7 +282,7 @@ def _view(folder: Folder, told: Told, item: Item, image: Array, mask: Array, roo
     bar = bar_length(width / 4)
     name = told.names.get(item.name) or own_name(item)
     shares = fractions_of([r for r in folder.rows if r["image"] == item.name], len(names))
-    said = [f"{n} {percent(s)} %" for n, s in zip(names, shares[item.name], strict=True) if s > 0]
+    said = [f"{n}: {percent(s)} %" for n, s in zip(names, shares[item.name], strict=True) if s > 0]
     return View(
         name,
         Picture(name, photo, f"{name} with its classes"),

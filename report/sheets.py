@@ -11,7 +11,17 @@ import numpy as np
 from PIL import Image
 
 from imaging import drawing
-from imaging.drawing import GAP, OVERLAY_SIDE, Array, Picture, beside, legend, paper, text_line
+from imaging.drawing import (
+    GAP,
+    OVERLAY_SIDE,
+    Array,
+    Picture,
+    beside,
+    legend,
+    paper,
+    sized,
+    text_line,
+)
 from imaging.imagefile import read_mask
 from metallography.folder import Folder
 from utils.files import DataError
@@ -38,14 +48,15 @@ def write_sheets(
     names: Sequence[str],
     counts: Array,
     *,
+    scales: Sequence[tuple[int, float | None]] = (),
     max_rows: int = 8,
     **look: Any,
 ) -> None:
     """Write a stage's ``sheet_<stage>.png`` and ``sheet_<stage>_extremes.png`` into a run's folder.
 
     The first has at most ``max_rows`` images, taken evenly; the second the worst, the median and
-    the best. Rows, names and counts are of all test images. ``look``, and what is raised, as in
-    ``contact_sheet``.
+    the best. Rows, names, counts and ``scales`` (see ``drawing.sized``; default: pixels as they
+    are) are of all test images. ``look``, and what is raised, as in ``contact_sheet``.
     """
     evenly = _evenly(len(rows), max(max_rows, 1))
     extremes = worst_median_best(counts)
@@ -54,12 +65,19 @@ def write_sheets(
         "_extremes": (", ".join(extremes), [(f"{w}: {names[i]}", i) for w, i in extremes.items()]),
     }
     for suffix, (note, chosen) in sheets.items():
+        numbers = [i for _, i in chosen]
+        shown = [rows[i] for i in numbers]
+        sizes = [truth.shape for _, truth, _ in shown]
+        own = [scales[i] for i in numbers] if scales else [(w, None) for _, w in sizes]
+        widths = [panel_size(size, PANEL)[1] for size in sizes]
+        titles, bar = sized([title for title, _ in chosen], own, widths)
         contact_sheet(
             Path(folder, f"sheet_{stage}{suffix}.png"),
-            [rows[i] for _, i in chosen],
-            [title for title, _ in chosen],
-            counts[[i for _, i in chosen]],
+            shown,
+            titles,
+            counts[numbers],
             note=f"{note} of {len(rows)} images",
+            bar=bar,
             **look,
         )
 
@@ -114,23 +132,6 @@ def left_out_words(there: int, compared: int, measured: int) -> str:
     without = f"; {measured - compared} without a true mask left out" if compared < measured else ""
     count = f"{there} of {compared} images" + (", taken evenly" if there < compared else "")
     return count + without + "; all are in overlay"
-
-
-def sized(
-    names: Sequence[str], scales: Sequence[tuple[int, float | None]], widths: Sequence[int]
-) -> tuple[list[str], tuple[str, int] | None]:
-    """Titles of pictures, and the scale bar of all, None if they have several scales.
-
-    ``scales`` are the width in pixels of the file and micrometres per pixel of each image,
-    ``widths`` the drawn pixels. Where there is no common bar, titles tell how wide the field is.
-    """
-    per_px = [(um or 1.0) * px / width for (px, um), width in zip(scales, widths, strict=True)]
-    units = {"µm" if um else "px" for _, um in scales}
-    if len(units) == 1 and max(per_px) <= 1.01 * min(per_px):
-        length = drawing.bar_length(max(min(widths) / 2 * per_px[0], per_px[0]))
-        return list(names), (f"{length:g} {units.pop()}", max(1, round(length / per_px[0])))
-    fields = (f"{px * um:.3g} µm" if um else f"{px} px" for px, um in scales)
-    return [f"{n} ({wide} wide)" for n, wide in zip(names, fields, strict=True)], None
 
 
 def _evenly(count: int, most: int) -> list[int]:

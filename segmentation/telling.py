@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annotation.scribbles import far_from_labels
+from annotation.scribbles import FAR, far_from_labels
 from imaging.imagefile import read_mask
 from metallography.particles import Row
 from metallography.ranking import fractions_of
@@ -36,7 +36,6 @@ ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below whic
 LABEL_HERE = f"label here: the most doubtful {100 * doubt.SHARE:.0f} % of all pixels"
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which an image counts as labelled in part
-FAR = 0.1  # from any label, as a share of the image's shorter side
 FIRST = (
     "First look, by filters and a random forest. It is replaced if the network that is being "
     "trained does better on held-out blocks of the annotation"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import data
-from config import FIELDS
+from config import BALANCED, FIELDS
 from data import Sample
 from dataset.set_file import read_set_file
 from imaging.drawing import class_colours, save_prediction
@@ -38,6 +38,7 @@ from stages.job import (
     due,
     some_names,
 )
+from stages.labels import balanced_weights, far_lines, label_counts, label_line, weight_line
 from stages.overlap import parts_of
 from stages.pretraining import SelfSupervised
 from stages.rates import averaged_weights, rate_schedule
@@ -53,7 +54,7 @@ from utils.checkpoint import (
 from utils.device import upload
 from utils.files import Behind, DataError
 from utils.log import evaluation_lines
-from utils.metrics import IGNORED, Scores, SegmentationScores
+from utils.metrics import Scores, SegmentationScores
 from utils.ranks import group
 from utils.ranks.tensors import take_first_ranks
 from utils.training import ANEW, LONGER
@@ -76,7 +77,7 @@ class Supervised(Runner):
         super().__init__(job)
         self.annotated = job.annotated()
         self.test = data.test_samples(job.store, self.config.data_dir)
-        known = read_set_file(self.config.data_dir)
+        self.known = known = read_set_file(self.config.data_dir)
         self.facts = known.facts() if known else {}  # for prediction
 
     def build(self) -> None:
@@ -85,7 +86,7 @@ class Supervised(Runner):
         self.module = self.to_memory(self.network())
         self.optimizer = self.make_optimizer()
         self.epochs = c.epochs_for(self.job.size)
-        self.class_weight = torch.tensor(c.class_weight, device=self.device)
+        self.class_weight = torch.tensor(self.weights(), device=self.device)
         strengths = [getattr(c, f"fine_{name}") for name in data.Augmentation._fields]
         annotated = self.crops = data.SegmentationDataset(
             samples,
@@ -212,17 +213,28 @@ class Supervised(Runner):
             *self.job.notes,
             f"{self.start} for {self.epochs} {crops} on {self.images(self.annotated)} with labels "
             f"of {self.config.data_dir}: {some_names(self.annotated)}",
-            self.labelled(),
+            *self.about_labels(),
             *self._about_test(f"every {every} epochs and after the last"),
         ]
 
-    def labelled(self) -> str:
-        """How many pixels of the annotated images have which class."""
-        masks = [self.job.store.mask(s.mask).numpy() for s in self.annotated if s.mask]
-        counts = sum((np.bincount(m.ravel(), minlength=256) for m in masks), np.zeros(256, int))
-        known = counts.sum() - counts[IGNORED]
-        classes = ", ".join(f"class {c} {counts[c]}" for c in range(self.config.num_classes))
-        return f"Labelled: {known} pixels, {known / counts.sum():.1%} of them: {classes}"
+    def masks(self) -> list[NDArray[np.uint8]]:
+        """Class ids (H, W) of the annotated images."""
+        return [self.job.store.mask(s.mask).numpy() for s in self.annotated if s.mask]
+
+    def weights(self) -> Sequence[float]:
+        """The weight of each class in the cross-entropy."""
+        c = self.config
+        if c.class_weight == BALANCED:
+            return balanced_weights(label_counts(self.masks(), c.num_classes))
+        return tuple(map(float, c.class_weight))
+
+    def about_labels(self) -> list[str]:
+        """Pixels and, where they are balanced, weights of each class; what is far from any."""
+        c, masks = self.config, self.masks()
+        lines = [label_line(masks, c.num_classes)]
+        if c.class_weight == BALANCED:
+            lines.append(weight_line(self.weights(), label_counts(masks, c.num_classes)))
+        return lines + far_lines(masks, [s.name for s in self.annotated if s.mask])
 
     def _about_test(self, when: str) -> list[str]:
         """What is evaluated, and whether that is a score."""
@@ -344,6 +356,12 @@ class Supervised(Runner):
         for name, picture in zip(names, classes.cpu().numpy(), strict=True):
             save_prediction(folder / picture_name(name), picture, self.config.mapping)
 
+    def scales(self) -> list[tuple[int, float | None]]:
+        """Of each tested image the width in its file, pixels, and micrometres per pixel there."""
+        widths = [self.job.store.file_size("image", s.image)[1] for s in self.tested]
+        known = [self.known.scale_of(s.name) if self.known else None for s in self.tested]
+        return list(zip(widths, known, strict=True))
+
     def draw(self, epoch: int, counts: NDArray[np.int64]) -> None:
         """Draw sheets of the tested images; last, because an error here must lose no scores."""
         c, folder = self.config, self.run_dir / f"epoch_{epoch}"
@@ -353,7 +371,8 @@ class Supervised(Runner):
         heading = f"{self.run_dir.parent.name}/{self.run_dir.name}, epoch {epoch}"
         heading += f": {FIT} to learnt labels" if self.fit else ""
         write = partial(sheets.write_sheets, self.run_dir, self.stage, heading=heading)
-        write(rows, names, counts, class_names=c.class_names, colours=colours)
+        look = {"class_names": c.class_names, "colours": colours}
+        write(rows, names, counts, scales=self.scales(), **look)
         kind = "learnt" if self.fit else "test"
         self.log.note(f"Pictures of {kind} images: {self.run_dir / f'sheet_{self.stage}.png'}")
 

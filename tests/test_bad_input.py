@@ -334,6 +334,13 @@ BAD_SETTINGS = {
         "class_weight: ",
         "at least one of 0.001 or more",
     ),
+    "class_weight balance": (
+        "--class_weight balance",
+        "class_weight: ",
+        "'balance'",
+        "numbers",
+        "did you mean balanced?",
+    ),
     "channels not doubling": ("--channels 4,8,12,16", "channels: ", "12", "twice"),
     "groups that do not divide": ("--groups 3", "embed_dim: ", "8", "multiple of groups, 3"),
     "stages in one word": ("--stages selffine", "stages: ", "'selffine'", "joined by '-'"),

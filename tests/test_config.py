@@ -199,7 +199,7 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("fine_crops", [1, 8, 1024]),
     ("preset", ["paper", "robust", "auto"]),
     ("self_crop", [0, 16, 376]),
-    ("class_weight", [(1.0,), (0.5,)]),
+    ("class_weight", [(1.0,), (0.5,), "balanced"]),
     ("fine_noise", [0, 1]),
     ("fine_blur", [0, 16]),
     ("fine_illumination", [0, 1]),
@@ -292,6 +292,7 @@ BAD: list[tuple[str, list[Any]]] = [
 ]
 BAD += [(n, [0, -1, NAN, INF, 10**400, "1"]) for n in ("temperature", "self_lr", "sup_lr")]
 BAD += [("temperature", [1e-30, 1e-4, 1e4]), ("self_weight_decay", [1e7])]
+BAD += [("class_weight", ["balance", "Balanced", "", "1,2,3,4", ("balanced",), None, 1.0])]
 BAD += [("class_weight", [(1e7, 1, 1, 1), (1e-30,) * 4]), ("scale_weights", [(1, 1, 1e30)])]
 BAD += [("fine_lr_decoder", [0, -1, NAN, INF]), ("fine_lr_encoder", [-1, NAN, INF])]
 BAD += [(n, [-0.1, 1.1, NAN, INF]) for n in ("momentum", "group_decay", "freshness_decay")]
@@ -412,6 +413,8 @@ def test_all_problems_come_together_one_line_each():
         (["--channels", "8 16 32 64"], {"channels": (8, 16, 32, 64)}),
         (["--mapping", ""], {"mapping": ()}),
         ("--class_weight none", {"class_weight": ()}),
+        ("--class_weight balanced --seed 3", {"class_weight": "balanced", "seed": 3}),
+        ("--class_weight=balanced", {"class_weight": "balanced"}),
         ("--top_k None --fine_max_epoch none", {}),
         ("--top_k 6", {"top_k": 6}),
         ("--self_lr 1e-3 --temperature 2", {"self_lr": 0.001, "temperature": 2.0}),
@@ -601,6 +604,7 @@ def test_the_table_has_one_row_per_setting_with_five_cells():
         ({"class_weight": (1, 2, 3, 4)}, {"class_weight": (1, 2, 3, 4)}),
         ({"class_weight": (1,)}, {"class_weight": (1, 1, 1, 1)}),
         ({"class_weight": (2,), "num_classes": 3}, {"class_weight": (2, 2, 2)}),
+        ({"class_weight": "balanced"}, {"class_weight": "balanced"}),
         ({"mapping": (3, 2, 1, 0)}, {"mapping": (3, 2, 1, 0)}),
         ({}, {"fine_max_epoch": None, "eval_every": None}),
     ],
@@ -750,6 +754,16 @@ def test_training_settings():
         made.training_settings("all")
 
 
+def test_balanced_weights_are_part_of_the_identity_as_the_text():
+    made = Config(class_weight="balanced")
+    assert Config.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    for stage in ("fine", "sup"):
+        assert made.training_settings(stage)["class_weight"] == "balanced"
+    (line,) = problems_of_line("--class_weight balancd")
+    numbers = "numbers, each at least 0 and at most 1000000.0; or balanced"
+    assert line == (f"class_weight: found 'balancd'; allowed: {numbers}; did you mean balanced?")
+
+
 def test_what_is_left_open_and_what_is_spelled_out_are_the_same_training():
     spelled = Config(top_k=4, class_weight=(1, 1, 10, 10), fine_max_epoch=500, eval_every=100)
     for stage in ("self", "fine", "sup"):
@@ -813,7 +827,8 @@ classes = st.integers(2, 9).flatmap(
         {
             "num_classes": st.just(n),
             "mapping": st.just(()) | st.permutations(range(9)).map(lambda p: tuple(p[:n])),
-            "class_weight": st.just(()) | st.lists(moderate, min_size=n, max_size=n).map(tuple),
+            "class_weight": st.sampled_from([(), "balanced"])
+            | st.lists(moderate, min_size=n, max_size=n).map(tuple),
             "class_names": st.just(())
             | st.lists(names, min_size=n, max_size=n, unique=True).map(tuple),
             "class_colours": st.just(())

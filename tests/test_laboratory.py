@@ -158,6 +158,26 @@ def test_doubts_and_changes_of_a_job_are_shown(tmp_path, monkeypatch) -> None:
     assert page.rows.count(["0", "dark"]) == 2 and "Segmented by me" in page.text
 
 
+def test_a_long_table_of_changes_is_folded_above_the_pictures(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 4)
+    for count, folded in ((laboratory.FEW_ROWS, 0), (laboratory.FEW_ROWS + 1, 1)):
+        rows = [[str(n), "1 → 2"] for n in range(count)]
+        changed = [{"title": "What changed", "head": ["image", "x"], "rows": rows}]
+        page = page_of(folder, changed=changed)
+        text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+        assert text.count(f"<summary>What changed ({count} images)") == folded
+        assert page.rows.count([str(count - 1), "1 → 2"]) == 1
+
+
+def test_marked_images_come_in_the_order_of_their_marks(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 3, 4)
+    page_of(folder, marks={"2": "worst", "b/1": "bad", "gone": "not there"})
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    captions = [part.partition("<")[0] for part in text.split("<figcaption><strong>")[1:]]
+    assert [Path(name).stem for name in captions] == ["2", "1", "0"]
+    assert "matrix: " in text.split("<figcaption><strong>")[1].partition("</figcaption>")[0]
+
+
 def test_the_page_of_an_experiment_is_left_alone(tmp_path, monkeypatch) -> None:
     folder = predicted(tmp_path, monkeypatch, 2)
     (tmp_path / "out" / "1_0").mkdir()

@@ -1192,6 +1192,11 @@ def test_the_sheet_colours_the_classes_above_0(tmp_path):
         even = np.ptp(share, axis=1) < 0.03
         assert (even & (np.abs(share[:, 0] - 0.5) < 0.1)).sum() > 1000, colour
     assert (drawn == 100).all(1).sum() > 3 * 1000  # the image itself, and class 0
+    key = np.asarray(Image.open(tmp_path / "sheet.png"))[-52:]  # two lines
+    for colour in palette(2):
+        assert (key == colour).all(2).sum() >= 14 * 14  # the square of the legend
+    # 48 px are drawn as 192: of half of them, 24, the bar is 20 px long.
+    assert (key[10] == (20, 20, 20)).all(1)[10 : 10 + 81].sum() == 80
 
 
 def test_flat_pictures_are_near_nothing():

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imaging.drawing import overview, palette
+from imaging.drawing import overview, palette, sized
 from report.sheets import (
     contact_sheet,
     error_map,
     left_out_words,
-    sized,
     worst_median_best,
     write_sheets,
 )
@@ -184,7 +183,8 @@ def write(folder: Path, rows: list[Row], **how: Any) -> None:
 
 def grays(path: Path) -> list[int]:
     """The gray values of the photographs on a sheet, from the top."""
-    panel = np.asarray(Image.open(path))[:, 10:18].reshape(-1, 24)  # columns of the first panel
+    panel = np.asarray(Image.open(path))[88:, 10:18]  # columns of the first panel, below the legend
+    panel = panel.reshape(-1, 24)
     flat = [int(row[0]) for row in panel if (row == row[0]).all() and 20 <= row[0] <= 39]
     return list(dict.fromkeys(flat))  # letters are not of one gray over 8 columns
 
@@ -236,3 +236,23 @@ def test_the_dice_of_an_image_is_over_the_classes_that_truth_or_prediction_has()
     counts[2, 0, 0] = 9
     counts[3, 2, 2] = 1
     assert worst_median_best(counts) == {"worst": 1, "median": 0, "best": 3}
+
+
+def test_the_sheets_of_a_run_have_the_scale_of_their_own_images(tmp_path: Path) -> None:
+    """Four images, drawn at 384 pixels: 8 px of 0.5 um each, the last one of 2 um."""
+    rows = [found(share) for share in (2, 4, 6, 8)]
+
+    def bar_of(scales: list[tuple[int, float | None]]) -> int:
+        """The longest dark run in the line of the legend, at the height of the bar."""
+        write(tmp_path, rows, scales=scales)
+        line = np.asarray(Image.open(tmp_path / "sheet_fine.png"))[10 + 26 + 10]
+        dark = "".join("x" if ink else " " for ink in (line == (20, 20, 20)).all(1))
+        return max(map(len, dark.split()))
+
+    assert bar_of([(8, 0.5)] * 4) == 192  # half of a picture: 4 px, 2 um
+    assert bar_of([(8, None)] * 4) == 96  # of 4 px, 2
+    # Of 10 px that were reduced to 8, half is 5 px: exactly half again.
+    assert bar_of([(10, None)] * 4) == 192
+    # 9 px: half is 4.5, the bar 2 px of 9.
+    assert bar_of([(9, None)] * 4) == 85
+    assert bar_of([(8, 0.5)] * 3 + [(8, 2.0)]) < 40  # no bar for all: titles tell the widths

@@ -168,6 +168,7 @@ def test_a_phase_that_is_nowhere_and_an_image_unlike_the_others_are_warned_about
         ]
     nowhere, other = warnings(folder)
     assert nowhere.startswith("Warning: void is predicted in none of the 5 images; if they show it")
+    assert "--class_weight balanced" in nowhere
     assert "1 image(s) with an area fraction far from the others': 4; " in other
     assert "4 has 99.8 % of matrix, where the median is 50.0 %; 0.2 % of a_b|c" in other
 

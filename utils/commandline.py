@@ -225,10 +225,12 @@ def value_of(kind: str, words: Sequence[str]) -> Any:
     """Parse the words after a flag, such as ['8,16', '32']; ValueError if they are no value.
 
     ``kind`` is the annotated type: 'bool' (True without a word), 'str', 'int', 'float',
-    'int | None' or a tuple such as 'tuple[int, ...]'.
+    'int | None' or a tuple such as 'tuple[int, ...]'; 'tuple[float, ...] | str' may be a word.
     """
     text = " ".join(words)
     plain = text.strip().lower()
+    if kind.startswith("tuple") and kind.endswith(" | str") and plain[:1].isalpha():
+        return () if plain == "none" else text
     if kind == "bool" and (plain in BOOLEANS or not words):
         return BOOLEANS[plain] if words else True
     if kind == "bool" or not words:

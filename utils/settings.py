@@ -20,6 +20,7 @@ from typing import Any
 from utils.commandline import format_value
 
 COMPARISONS = {"at least": ge, "above": gt, "at most": le, "below": lt}
+OR_WORD = " | str"  # in the type of a setting that takes numbers, or a word of its choices instead
 Fields = Mapping[str, "dataclasses.Field[Any]"]
 
 
@@ -54,6 +55,9 @@ def group(title: str) -> Callable[..., Any]:
 
 def convert(kind: str, rules: Mapping[str, Any], value: Any) -> Any:
     """The value in its setting's type; ValueError, TypeError or OverflowError if illegal."""
+    kind, word, _ = kind.partition(OR_WORD)
+    if word and isinstance(value, str):
+        kind = "str"
     if kind.startswith("tuple"):
         if not isinstance(value, list | tuple):
             raise TypeError
@@ -83,14 +87,14 @@ def convert(kind: str, rules: Mapping[str, Any], value: Any) -> Any:
 
 def allowed_values(field: dataclasses.Field[Any]) -> str:
     """The legal values of a setting in words."""
-    rules, kind = field.metadata, str(field.type)
+    rules, (kind, word, _) = field.metadata, str(field.type).partition(OR_WORD)
     choices = ("True or False",) if kind == "bool" else rules["choices"]
-    if rules["allowed"] or choices:
+    if rules["allowed"] or (choices and not word):
         return str(rules["allowed"] or ", ".join(choices))
     bounds = " and ".join(f"{word} {bound}" for word, bound in rules["limits"].items())
     number = "whole number" if "int" in kind else "number"
     if kind.startswith("tuple"):
-        return f"{number}s, each {bounds}"
+        return f"{number}s, each {bounds}" + (f"; or {', '.join(choices)}" if word else "")
     return f"{'None or ' if kind.endswith('None') else ''}a {number} {bounds}"
 
 
