@@ -130,7 +130,7 @@ def rank(
 
 
 def _key(row: Row) -> float:
-    return float(row.get(DOUBT, row[MEASURES[0]]))
+    return float(row[DOUBT if DOUBT in row else MEASURES[0]])
 
 
 def add_doubt(

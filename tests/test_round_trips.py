@@ -72,7 +72,7 @@ def from_qupath(ids: np.ndarray) -> Files:
 
 
 def from_labelme(ids: np.ndarray) -> Files:
-    shapes = [
+    shapes: list[tuple[str, list[tuple[int, int]], str, dict[str, object]]] = [
         (NAMES[c], [(left, y), (right, y + 1)], "rectangle", {})
         for c, y, left, right in strips(ids)
     ]
