@@ -146,15 +146,15 @@ class Work:
             self.rounds.save()
         return self.this.corrected
 
-    def classifier(self) -> Classifier:
-        """A pixel classifier that has learnt nothing yet."""
+    def classifier(self, first: bool = False) -> Classifier:
+        """A pixel classifier that has learnt nothing yet, for the first answer or later ones."""
         r = self.request
-        threads = self.learning.threads
-        return Classifier(self.classes, r.class_names, self.schedule.reduce, r.seed, threads)
+        reduce, threads = self.schedule.reduce[0 if first else 1], self.learning.threads
+        return Classifier(self.classes, r.class_names, reduce, r.seed, threads)
 
-    def learnt(self, labels: Path | None = None) -> Classifier:
+    def learnt(self, labels: Path | None = None, first: bool = False) -> Classifier:
         """A pixel classifier that has learnt the labels, or those of a folder."""
-        model = self.classifier()
+        model = self.classifier(first)
         files = {p.file: (labels / p.labels.name if labels else p.labels)
                  for p in self.annotated if p.labels}  # fmt: skip
         there = {image: path for image, path in files.items() if path.is_file()}
@@ -165,7 +165,7 @@ class Work:
         """All images by the pixel classifier, within a minute, and a report on them."""
         with only_progress("First answer"):
             shutil.rmtree(self.first, ignore_errors=True)
-            folder = self.predict(self.learnt(), self.first)
+            folder = self.predict(self.learnt(first=True), self.first)
         self.answers.publish(self.first, [p.name for p in self.pictures], FOREST)
         self.mark(folder)
         path = telling.write_page(self, folder, [], final=False)

@@ -25,6 +25,7 @@ FOREST_PIXELS = 150_000.0  # a second, of the pixel classifier on one core, feat
 RESERVE = 0.1  # of the time, for what was not foreseen
 HELD_OUT_SHARE = 0.25  # of the time, for held-out blocks
 FOREST_FIT = 1.2  # seconds a class and thread: the pixel classifier learns 5,000 pixels of each
+FOREST_SHARE = 0.15  # of the time, for the pixel classifier's last answer
 PRETRAINING_SHARE = 0.5
 FORCED_SHARE = 0.35  # of pretraining that is asked for though it does not pay
 LONGER = (3.0, 2.0, 1.5)  # times the usual steps, where there is time
@@ -51,7 +52,9 @@ class Schedule:
     pretrain_steps: int
     values: dict[str, Any]  # settings that differ from the preset's, because the time is short
     views: int  # of which predictions are averages: 1 or 8
-    reduce: int  # factor by which the pixel classifier reduces images
+    reduce: list[
+        int
+    ]  # factors by which the pixel classifier reduces images: first, and last answer
     seconds: dict[str, float]  # what was timed, and what each part will take
     reasons: list[str]
 
@@ -102,15 +105,18 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     step, predict = learning.seconds_per_step(Supervised), learning.seconds_per_megapixel()
     seconds = {"per step of fine-tuning": step, "per megapixel predicted": predict}
     budget = min(FIRST_LOOK, 0.25 * total)
-    reduce = reduction(asked["pixels"], 0.6 * budget)
-    if reduce > 1:
-        reasons.append(f"The first answer is computed on images reduced by a factor of {reduce}")
-    forest = asked["pixels"] / reduce**2 / FOREST_PIXELS + MEASURING * megapixels
+    reduce = [reduction(asked["pixels"], s) for s in (0.6 * budget, FOREST_SHARE * total)]
+    names = "first answer", "last answer of a pixel classifier"
+    for name, factor in zip(names, reduce, strict=True):
+        if factor > 1:
+            reasons.append(f"The {name} is computed on images reduced by a factor of {factor}")
+    forest, whole = (asked["pixels"] / factor**2 / FOREST_PIXELS for factor in reduce)
+    forest += MEASURING * megapixels
     seconds["first answer by the pixel classifier"] = min(forest + 5, budget)
     views = 8 if 8 * predict * megapixels <= VIEWS_SHARE * total else 1
     if views == 1:
         reasons.append("Predictions are not averaged over 8 views, which would take too long")
-    last = (views * predict + MEASURING) * megapixels
+    last = max(views * predict * megapixels, whole) + MEASURING * megapixels
     free = (1 - RESERVE) * total - seconds["first answer by the pixel classifier"] - last
     epochs, steps, self_seconds = _pretraining(learning, free, step, reasons)
     fit = FOREST_FIT * asked["classes"] / learning.threads
@@ -131,7 +137,7 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     folds = "two held-out halves" if shares.folds == blocks.PAIRS else "four held-out blocks"
     seconds[folds] = shares.held_seconds(step, fit)
     seconds["fine-tuning"] = fine * step
-    seconds["predictions, measurements, report"] = last if fine else MEASURING * megapixels
+    seconds["predictions, measurements, report"] = last
     if fine:
         held = ("block held out in turn", "half held out in turn")[shares.folds == blocks.PAIRS]
         reasons.append(f"Fine-tuning has {fine} steps, that without a {held} {shares.block}")

@@ -123,7 +123,10 @@ def test_many_pixels_are_reduced_for_the_first_answer_and_seen_in_one_view() -> 
     assert reduction(1e6, 36) == 1
     # 150,000 pixels a second for 36 seconds: 5.4 megapixels; 94.4 are 17.5 times as many.
     assert reduction(30 * 2048 * 1536, 36) == 5
-    assert plan(pixels=30 * 2048 * 1536).views == 1
+    many = plan(pixels=30 * 2048 * 1536)
+    # The last answer of the pixel classifier has 180 seconds: 94.4 of 27 megapixels.
+    assert many.views == 1 and many.reduce == [5, 2]
+    assert plan().reduce == [1, 1]
 
 
 def test_a_plan_is_stored_for_what_it_was_made_for(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def few_steps(
     """A plan that takes a second."""
     seconds = {"fine-tuning": 1.0}
     folds = [[0], [1], [2], [3]]
-    return Schedule(asked, steps, steps, folds, epochs, epochs, {}, 1, 1, seconds, ["by hand"])
+    return Schedule(asked, steps, steps, folds, epochs, epochs, {}, 1, [1, 1], seconds, ["by hand"])
 
 
 def draw(root: Path) -> None:

@@ -64,5 +64,5 @@ def test_it_is_said_how_much_was_learnt_from(folds: tuple[blocks.Fold, ...], wor
     this = round_of(found(5, 5), found(6, 6))
     this.scores, this.kept = {"pixel classifier": found(6, 6)}, "pixel classifier"
     lists = [list(fold) for fold in folds]
-    schedule = Schedule({}, 0, 0, lists, 0, 0, {}, 1, 1, {}, [])
+    schedule = Schedule({}, 0, 0, lists, 0, 0, {}, 1, [1, 1], {}, [])
     assert words in honest_lines(this, schedule)[0]
