@@ -202,7 +202,8 @@ class SetCheck:
         """Check the test set; if it is not ``needed``, images without any mask are none."""
         split = self.root / "test_numf"
         images = [p for p in list_names(split / "img") if p.suffix.lower() in IMAGE_SUFFIXES]
-        others = [p for p in list_files(split / "img") if p not in images]
+        known = {*images}
+        others = [p for p in list_files(split / "img") if p not in known]
         if needed or list_files(split / "gt") or (not images and others):
             self.classes("test_numf", self.folder("test_numf", masks=True), "test set")
 
@@ -251,7 +252,8 @@ class SetCheck:
         if not os.path.isdir(folder):
             raise DataError(f"{folder}: no such folder; {purpose}")
         images = [p for p in list_names(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
-        others = [p for p in list_files(folder) if p not in images]
+        known = {*images}
+        others = [p for p in list_files(folder) if p not in known]
         self.problems += [_not_a_file(path) for path in images if not os.path.isfile(path)]
         self.warnings += left_out_lines(folder, images)
         if not images:
