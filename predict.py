@@ -31,7 +31,8 @@ from imaging.field import Crop, FieldRule, read_crop
 from imaging.imagefile import read_mask
 from metallography import ranking
 from metallography.export import check_target
-from metallography.folder import TABLES, Folder, Items, list_images
+from metallography.folder import TABLES, Folder
+from metallography.items import Items, list_images
 from metallography.measure import BOUNDARY_PX
 from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
 from metallography.scales import Scales, find_scales

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
 from imaging.imagefile import Pixels, read_image, read_mask  # noqa: E402
-from metallography.folder import Item  # noqa: E402
+from metallography.items import Item  # noqa: E402
 from metallography.ranking import correlation, fractions_of  # noqa: E402
 from metallography.segmenter import Segmenter  # noqa: E402
 from segmentation import doubt  # noqa: E402

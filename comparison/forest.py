@@ -1,4 +1,4 @@
-"""The row of the table without a network: the pixel classifier of ``metallography/forest.py``."""
+"""The row of the table without a network: the pixel classifier of ``stages/forest.py``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from data import Sample
 from imaging.drawing import save_prediction
 from imaging.store import fingerprint
-from metallography.forest import PixelForest, forest_settings
 from report.results import write_results
 from stages.finetuning import picture_name
+from stages.forest import PixelForest, forest_settings
 from stages.job import Job, Runner
 from utils.log import RunLog, evaluation_lines
 from utils.metrics import Counts, Scores, SegmentationScores

@@ -24,7 +24,8 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from imaging.drawing import blend, reduced
 from imaging.field import NO_RULE, FieldRule
-from metallography.folder import Item, count_confusion, read_truth
+from metallography.folder import count_confusion
+from metallography.items import Item, read_truth
 from metallography.particles import Array, Row
 from metallography.segmenter import Segmenter
 from metallography.views import MEASURES

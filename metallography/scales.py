@@ -13,7 +13,7 @@ from pathlib import Path
 
 from imaging.listing import some_names
 from imaging.pixel_size import SAME, pixel_size
-from metallography.folder import Item
+from metallography.items import Item
 from metallography.particles import SCALES_UM
 from utils.files import DataError, name_key
 from utils.tables import read_csv

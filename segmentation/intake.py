@@ -26,7 +26,7 @@ from dataset.source_files import PaletteCheck, palette_of, read_pixels
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, is_drawn
 from imaging.pages import count_pages, images_of, page_name
-from metallography.folder import result_names
+from metallography.items import result_names
 from metallography.particles import MINIMUM_PX
 from metallography.segmenter import check_number
 from segmentation.answers import Answers

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from imaging.imagefile import Pixels, read_image, read_mask
-from metallography.folder import Item
+from metallography.items import Item
 from metallography.ranking import fractions_of
 from metallography.scales import find_scales
 from metallography.segmenter import Segmenter

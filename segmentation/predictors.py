@@ -17,8 +17,8 @@ from dataset.layout import write_png
 from imaging.drawing import class_colours, default_names
 from imaging.gray_range import Conversion, EachImage
 from imaging.imagefile import Pixels, read_image, read_mask
-from metallography.folder import Folder, Item
-from metallography.forest import PixelForest
+from metallography.folder import Folder
+from metallography.items import Item
 from metallography.particles import Array
 from metallography.ranking import SecondOpinion
 from metallography.segmenter import Segmenter
@@ -26,6 +26,7 @@ from metallography.tiling import Floats, resized_bands
 from segmentation import blocks
 from segmentation.doubt import doubt_map
 from segmentation.intake import Picture
+from stages.forest import PixelForest
 from utils.files import DataError, replace_file
 from utils.log import read_metrics
 from utils.metrics import IGNORED

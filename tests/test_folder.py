@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from tifffile import TiffWriter, imwrite
 
-from metallography.folder import RECORD, list_images, result_names
+from metallography.folder import RECORD
+from metallography.items import list_images, result_names
 from metallography.segmenter import Segmenter
 from predict import main
 from tests.holder import HOLD

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import metallography.forest
-from metallography.forest import (
+import stages.forest
+from stages.forest import (
     PixelForest,
     blur,
     draw_pixels,
@@ -97,7 +97,7 @@ def two_textures(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metallography.forest, "TREES", 20)
+    monkeypatch.setattr(stages.forest, "TREES", 20)
 
 
 def test_textures_of_equal_brightness_are_told_apart(small: None) -> None:

@@ -42,9 +42,11 @@ ALLOWED: dict[str, set[str]] = {
     "train_defect": SCRIPT | {"dataset", "utils"},
     "segmentation": {"segmentation"} | SCRIPT | BELOW_ENGINE,
     "segment": {"segmentation"} | SCRIPT | BELOW_ENGINE,
-    "predict": SCRIPT | BELOW_ENGINE,
+    "predict": {"segmentation"} | SCRIPT | BELOW_ENGINE,  # its second opinion
     "reproduce": {"comparison"} | SCRIPT | BELOW_ENGINE,
-    "benchmarks": {"benchmarks", "comparison", "segment", "segmentation"} | SCRIPT | BELOW_ENGINE,
+    "benchmarks": {"benchmarks", "comparison", "predict", "segment", "segmentation"}
+    | SCRIPT
+    | BELOW_ENGINE,
 }
 OUTSIDE = "(outside its folder)"
 OURS = set(ALLOWED) | {"tests", OUTSIDE}

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from imaging.drawing import palette
-from metallography.folder import Folder, list_images
+from metallography.folder import Folder
+from metallography.items import list_images
 from metallography.segmenter import Segmenter
 from report import laboratory
 from report.laboratory import (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metallography.folder import Item
+from metallography.items import Item
 from metallography.views import average_and_votes, average_views, disagreement
 from segmentation.predictors import (
     Answer,

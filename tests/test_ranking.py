@@ -12,7 +12,7 @@ from PIL import Image
 
 from imaging.gray_range import EACH_IMAGE
 from metallography import ranking
-from metallography.folder import list_images
+from metallography.items import list_images
 from metallography.views import disagreement
 
 

@@ -199,7 +199,7 @@ def test_a_segmenting_command_runs(
 ) -> None:
     if "--demo" in command:
         return  # run by .ci/run
-    monkeypatch.setattr("metallography.forest.QUICK", (3, 5))
+    monkeypatch.setattr("stages.forest.QUICK", (3, 5))
     (folder / "my_images").mkdir()
     for number in (6, 7):
         image, mask = draw(number, 3, 32, 40)

@@ -26,8 +26,8 @@ from tiny_set import files, make_set
 from unseen_figures import figures_unseen
 
 import config_run
-import metallography.forest
 import reproduce
+import stages.forest
 from model import METHODS
 from tests.holder import HOLD
 from utils.checkpoint import load, save
@@ -47,7 +47,7 @@ TABLES = ("table.md", "table.csv", "values.csv", "values.png")
 def only_small() -> Iterator[None]:
     """A forest of five trees; three methods, one of which sees no annotated image."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metallography.forest, "TREES", 5)
+        patch.setattr(stages.forest, "TREES", 5)
         for name in METHODS.keys() - {"moco", "simclr", "plain-simclr"}:
             patch.delitem(METHODS, name)
         yield

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from metallography.folder import Item
+from metallography.items import Item
 from metallography.scales import Scales, find_scales, read_scales
 from utils.files import DataError
 

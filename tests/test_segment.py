@@ -50,7 +50,7 @@ def draw(root: Path) -> None:
 def shorten(patch: pytest.MonkeyPatch) -> None:
     """Work that takes no time: a plan of two steps, little networks, few trees."""
     patch.setattr(segmentation.job, "make_schedule", few_steps)
-    patch.setattr("metallography.forest.QUICK", (3, 5))
+    patch.setattr("stages.forest.QUICK", (3, 5))
     patch.setattr("stages.finetuning.STATISTICS_BATCHES", 2)
     patch.setitem(config.ROBUST, "channels", (4, 8, 16, 32))
     patch.setitem(config.ROBUST, "fine_batch_size", 2)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metallography.folder import Folder, list_images
+from metallography.folder import Folder
+from metallography.items import list_images
 from metallography.segmenter import Segmenter
 from metallography.summary import interval, shown, warnings, words, write_tables
 from tests.trained_model import rows_of, write_weights

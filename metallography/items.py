@@ -1,0 +1,209 @@
+"""What is to be predicted: the images of a folder, their names, and their true masks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data import parse_name
+from imaging.field import NO_RULE, Crop
+from imaging.gray_range import Conversion
+from imaging.imagefile import read_image, read_mask
+from imaging.listing import (
+    BESIDE,
+    DRAWN,
+    LABELS,
+    Listing,
+    by_drawn_names,
+    in_mask_folders,
+    labels_of_twins,
+    some_names,
+    unread,
+)
+from imaging.pages import Page, by_page
+from metallography.particles import Array
+from utils.files import (
+    IMAGE_SUFFIXES,
+    MOST_BYTES,
+    DataError,
+    cut_name,
+    name_key,
+    special_kind,
+)
+from utils.metrics import IGNORED
+
+
+class Item(NamedTuple):
+    """An image to predict."""
+
+    path: Path
+    name: str  # what its results are called below each output folder
+    truth: Path | None = None  # where its true mask would lie; None without --masks
+    page: int = 1  # of the file
+
+    @property
+    def batch(self) -> str:
+        """The production batch, '' when the file name carries none."""
+        return parse_name(self.path.stem)[0]
+
+    @property
+    def own_path(self) -> Path:
+        """The path of its file, with the page if that has several."""
+        own, suffix = Path(self.name).name, self.path.suffix
+        return self.path.with_name(own if own.endswith(suffix) else own + suffix)
+
+    def read(self, gray: Conversion) -> Array:
+        """Its pixels, as ``imaging.imagefile.read_image``."""
+        return read_image(self.path, gray, self.page)
+
+
+class Items(list[Item]):
+    """Images to predict, and what was found beside them."""
+
+    def __init__(
+        self, items: Iterable[Item] = (), left_out: Sequence[str] = (), bad: Sequence[str] = ()
+    ) -> None:
+        super().__init__(items)
+        self.left_out = list(left_out)  # a line for each reason for which files are left out
+        self.bad = list(bad)  # a line for each picture, or sub-folder, that cannot be read
+
+
+def list_images(folder: Path, out: Path, masks: Path | None = None) -> Items:
+    """Images of a folder and its sub-folders (or one file), in the order of their paths.
+
+    A name is the path without its suffix, or with it where two would be alike; each page of a file
+    is an image. A true mask is a .png with the image's name, below ``masks``. Files in ``out`` and
+    ``masks`` are not images, nor are those that ``imaging.listing`` leaves out. DataError if there
+    is no such folder, or no image in it.
+    """
+    cure = f"give a folder with images ({' '.join(IMAGE_SUFFIXES)})"
+    if kind := special_kind(folder):
+        raise DataError(f"{folder}: {kind}, no folder; {cure}")
+    if folder.is_file():
+        pages, lines = by_page([folder], folder.parent)
+        return Items(_items(pages, _find_truths(pages, masks)), lines)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; {cure}")
+    listing = Listing(folder, [path for path in (out, masks) if path])
+    pages, page_lines = by_page(listing.images(), folder)
+    own = masks is not None and masks.resolve() == folder.resolve()
+    truths = _find_truths(pages, folder if own else masks)
+    if own:
+        listing.say("masks of --masks", sorted({*truths.values()} & {*listing.images()}))
+    listing.say(BESIDE, in_mask_folders(listing.images(), folder))
+    listing.say(LABELS, labels_of_twins(listing.images()))
+    listing.say(DRAWN, by_drawn_names(listing.images()))
+    bad, others = unread(listing.files)
+    listing.say("no images by their suffix", others)
+    paths = listing.images()
+    if not paths:
+        reasons = [*bad, *listing.unlisted, *listing.lines()]
+        raise DataError("; ".join([f"{folder}: no image in it", *reasons, cure]))
+    if {page.path for page in pages} != {*paths}:
+        pages, page_lines = by_page(paths, folder)
+    below = [path.relative_to(folder) for path in paths]
+    lines = [*listing.lines(), *_twin_lines(folder, below), *page_lines]
+    return Items(_items(pages, truths), lines, [*listing.unlisted, *bad])
+
+
+def _items(pages: Sequence[Page], truths: Mapping[Page, Path]) -> Iterator[Item]:
+    """The images to predict, with their names."""
+    names = result_names([page.below for page in pages])
+    for page, name in zip(pages, names, strict=True):
+        yield Item(page.path, name, truths.get(page), page.number)
+
+
+def _find_truths(pages: Sequence[Page], masks: Path | None) -> dict[Page, Path]:
+    """Where the true mask of each image would lie: by its page's name, of the first by the file's.
+
+    Masks in the folder of the images have none.
+    """
+    truths: dict[Page, Path] = {}
+    if masks is None:
+        return truths
+    first = {page.path: page for page in reversed(pages)}
+    for page in pages:
+        truth = masks / page.below.with_suffix(".png")
+        if first[page.path] == page and not truth.exists():
+            truth = truth.with_name(f"{page.path.stem}.png")
+        if truth != page.path:
+            truths[page] = truth
+    return truths
+
+
+def _twin_lines(folder: Path, below: Sequence[Path]) -> list[str]:
+    """A line if images differ from one another in their suffix alone."""
+    same = Counter(name_key(path.with_suffix("").as_posix()).casefold() for path in below)
+    twins = [p for p in below if same[name_key(p.with_suffix("").as_posix()).casefold()] > 1]
+    names = some_names(path.as_posix() for path in twins)
+    what = f"{folder}: {len(twins)} files differ from another in their suffix alone ({names})"
+    return [f"{what}; each is measured: remove copies"] if twins else []
+
+
+def result_names(below: Sequence[Path]) -> list[str]:
+    """Names for the results of images, given their paths below the folder; no two are alike.
+
+    A name is the path without its suffix; with it where two would be alike, or one a folder of
+    another's; numbered where they differ in the case of letters alone. Too long ones are cut.
+    """
+
+    def key(path: Path) -> str:
+        return name_key(path.as_posix()).casefold()
+
+    bare = [path.with_suffix("") for path in below]
+    shared = Counter(map(key, bare))
+    folders = {key(parent) for path in below for parent in path.parents}
+    whole = {
+        path
+        for path, short in zip(below, bare, strict=True)
+        if shared[key(short)] > 1 or {f"{key(short)}.png", f"{key(short)}.npy"} & folders
+    }
+    taken = {key(path) for path in whole}
+    names, used = [], set[str]()
+    for path, short in zip(below, bare, strict=True):
+        name = path if path in whole or key(short) in taken else short
+        name = name.with_name(cut_name(name.name, MOST_BYTES - len(".png")))
+        number = 1
+        while key(name) in used:
+            number += 1
+            name = name.with_name(f"{name.name.removesuffix(f'~{number - 1}')}~{number}")
+        used.add(key(name))
+        names.append(name.as_posix())
+    return names
+
+
+def read_truth(
+    item: Item,
+    shape: tuple[int, ...],
+    num_classes: int,
+    crop: Crop = NO_RULE.crop,
+    ignore_label: int = IGNORED,
+) -> Array | None:
+    """Read an image's true mask (H, W), None where there is none; DataError if it does not fit.
+
+    It has the image's shape, before or after ``crop``; what is cut off is ``IGNORED``, and so are
+    pixels of ``ignore_label``.
+    """
+    if item.truth is None or not item.truth.exists():
+        return None
+    truth = read_mask(item.truth)
+    cut = truth.shape != shape and truth.shape == crop.size(shape)
+    if truth.shape != shape and not cut:
+        raise DataError(
+            f"{item.truth}: {truth.shape[1]}x{truth.shape[0]}, its image is "
+            f"{shape[1]}x{shape[0]}; a mask has the size of its image: export it so"
+        )
+    truth = crop.back(truth if cut else crop.of(truth), shape, IGNORED)
+    if num_classes <= ignore_label != IGNORED:
+        truth = np.where(truth == ignore_label, np.uint8(IGNORED), truth)
+    wrong = truth[(truth >= num_classes) & (truth != IGNORED)]
+    if wrong.size:
+        raise DataError(
+            f"{item.truth}: value {wrong.max()} where the model has {num_classes} classes; class "
+            f"ids are 0..{num_classes - 1}, and {IGNORED} where nobody labelled: correct the mask"
+        )
+    return truth
