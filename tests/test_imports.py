@@ -44,7 +44,9 @@ ALLOWED: dict[str, set[str]] = {
     "segment": {"segmentation"} | SCRIPT | BELOW_ENGINE,
     "predict": SCRIPT | BELOW_ENGINE,
     "reproduce": {"comparison"} | SCRIPT | BELOW_ENGINE,
-    "benchmarks": {"benchmarks", "comparison", "segment", "segmentation"} | SCRIPT | BELOW_ENGINE,
+    "benchmarks": {"benchmarks", "comparison", "predict", "segment", "segmentation"}
+    | SCRIPT
+    | BELOW_ENGINE,
 }
 OUTSIDE = "(outside its folder)"
 OURS = set(ALLOWED) | {"tests", OUTSIDE}
