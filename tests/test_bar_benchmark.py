@@ -1,0 +1,28 @@
+"""The bar that the benchmark draws is the one that prediction has to recognise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.data_bar import PAPERS, with_bar
+from imaging.data_bar import Bar, find_bars
+from imaging.field import Crop
+
+
+@pytest.mark.parametrize("kind", PAPERS)
+@pytest.mark.parametrize("shape", [(376, 376), (376, 376, 3), (200, 500)])
+def test_a_bar_stands_below_the_field_and_its_crop_gives_that_back(
+    kind: str, shape: tuple[int, ...]
+) -> None:
+    field = np.random.default_rng(0).integers(40, 200, shape, dtype=np.uint8)
+    image, height = with_bar(field, *PAPERS[kind])
+    assert height == max(24, round(0.08 * shape[0])) and image.shape == (
+        shape[0] + height,
+        *shape[1:],
+    )
+    np.testing.assert_array_equal(Crop(bottom=height).of(image), field)
+    bar = image[-height:]
+    paper, ink = PAPERS[kind]
+    assert (bar == paper).mean() > 0.7 and (bar == ink).any()
+    assert find_bars(image) == [Bar("bottom", height)] and not find_bars(field)
