@@ -231,7 +231,8 @@ def test_weights_are_casted_anew_each_time() -> None:
 FAULTS = """
 import ctypes, resource, sys
 from unittest.mock import MagicMock
-sys.modules["torch"] = MagicMock()  # importing it takes seconds; pieces are taken as it takes them
+# Importing PyTorch takes seconds; pieces are taken as it takes them.
+sys.modules |= {"torch": MagicMock(), "torch.distributed": MagicMock()}
 from utils.device import keep_freed_memory
 print(keep_freed_memory())
 libc = ctypes.CDLL(None)

@@ -280,16 +280,18 @@ READ: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "patch_group_decay": (0.25, lambda m: m.decays[1]),
     "freshness_decay": (0.35, lambda m: m.decays[2]),
     "dense_grid": (5, lambda m: m.dense_grid),
+    "batch_norm_ranks": ("shuffle", lambda m: "shuffle" if m.shuffle else "own"),
 }
-QUEUE_ONLY = {"momentum", "queue_size", "group_decay", "patch_group_decay", "freshness_decay"}
+OF_QUEUES = {"momentum", "queue_size", "batch_norm_ranks"}
+QUEUE_ONLY = OF_QUEUES | {"group_decay", "patch_group_decay", "freshness_decay"}
 OF_NETWORK = {"channels", "hidden_dim", "embed_dim", "groups", "norm", "recompute"}
 APPLIES = {
     "moco": set(READ) - {"intra_view_negatives", "dense_grid"},
     "simclr": set(READ) - QUEUE_ONLY - {"dense_grid"},
-    "plain-moco": OF_NETWORK | {"temperature", "momentum", "queue_size"},
+    "plain-moco": OF_NETWORK | {"temperature"} | OF_QUEUES,
     "plain-simclr": OF_NETWORK | {"temperature"},
     "byol": OF_NETWORK | {"momentum"},
-    "densecl": OF_NETWORK | {"temperature", "momentum", "queue_size", "dense_grid"},
+    "densecl": OF_NETWORK | {"temperature", "dense_grid"} | OF_QUEUES,
 }
 
 
