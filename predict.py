@@ -12,6 +12,7 @@ From Python, with NumPy arrays in and out::
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -331,7 +332,10 @@ def second_of(segmenter: Segmenter, options: argparse.Namespace) -> ranking.Seco
         return None
     from segmentation.predictors import second_opinion  # scikit-learn takes a second to load
 
-    return second_opinion(Path(options.annotated), segmenter.num_classes)
+    found = second_opinion(Path(options.annotated), segmenter.num_classes)
+    if math.isnan(found.error):
+        to_terminal("The second opinion's own error is not known: its labels cannot be held out")
+    return found
 
 
 def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:

@@ -50,17 +50,19 @@ class SecondOpinion(NamedTuple):
     """Another method that learnt the same annotated images."""
 
     ids: Callable[[Array], Array]  # an image to class ids (H, W)
-    error: float  # share of pixels in which it is wrong on images, or parts of them, held out
+    error: float  # share of pixels in which it is wrong on parts held out; nan: not known
 
 
 def doubt_of(unsure: float, differs: float, error: float) -> float:
     """The doubt of an image: what a network is unsure of, and what another method sees otherwise.
 
     ``unsure`` is 1 - the probability of the likeliest class, mean of the pixels; ``differs`` the
-    share of pixels in which the methods differ, which counts beyond the ``error`` of the second.
+    share of pixels in which the methods differ, which counts beyond the ``error`` of the second,
+    all of it where that is nan.
     Chosen on training images of NEU-Seg, see ``results/doubt``.
     """
-    return unsure + (math.nan if math.isnan(differs) else max(differs - error, 0.0))
+    beyond = differs if math.isnan(error) else differs - error
+    return unsure + (math.nan if math.isnan(beyond) else max(beyond, 0.0))
 
 
 class Ranking(NamedTuple):

@@ -75,7 +75,7 @@ def doubts(
     unsure: Mapping[str, float],
     differs: Mapping[str, float],
     places: Mapping[str, Array],
-    expected: float = 0.0,
+    expected: float = math.nan,
 ) -> list[Row]:
     """A row for each image, the most doubtful first; annotated images are left out.
 
@@ -87,7 +87,8 @@ def doubts(
             the classifier alone answers: its own certainty says little, so that only outlying area
             fractions are marked then.
         places: pixels that are worth labelling.
-        expected: share of pixels in which the classifier is wrong on held-out blocks.
+        expected: share of pixels in which the classifier is wrong on held-out blocks; nan if none
+            could be held out.
     """
     names = [name for name in fractions if name not in annotated]
     reasons: dict[str, list[str]] = {name: [] for name in names}
@@ -98,8 +99,8 @@ def doubts(
         if doubt >= DOUBTFUL:
             reasons[name].append(
                 f"doubt {doubt:.2f}: the network is unsure of {100 * own:.0f} % of the pixels, the "
-                f"pixel classifier sees {100 * other:.0f} % otherwise ({100 * expected:.0f} % are "
-                "expected)"
+                f"pixel classifier sees {100 * other:.0f} % otherwise"
+                + ("" if math.isnan(expected) else f" ({100 * expected:.0f} % are expected)")
             )
         share = float(places[name].mean()) if name in places else math.nan
         rows.append(

@@ -73,9 +73,12 @@ class Request:
         problems += [f"{p}: no such file or folder; correct --masks" for p in self.missing_masks()]
         if not self.images.is_dir():
             problems.append(f"{self.images}: no such folder; give --images a folder of images")
-        elif self.out.exists() and not self.out.is_dir():
-            problems.append(f"{self.out}: a file, not a folder; give another --out")
-        problems += self.inside()
+        try:
+            if self.out.exists() and not self.out.is_dir():
+                problems.append(f"{self.out}: a file, not a folder; give another --out")
+            problems += self.inside()
+        except OSError as error:  # such as a name that is too long
+            problems.append(f"--out: {error.strerror}; give another --out")
         if problems:
             raise ConfigError("\n".join(problems))
         Config(preset=self.preset, device=self.device, seed=self.seed)  # its own messages
@@ -171,7 +174,8 @@ def _signature(
     stats = [(str(path.resolve()), path.stat()) for path in files]
     entries: list[list[Any]] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
     several = [EACH_PAGE] if has_pages(request) else []
-    return [[VERSION, *request.reading, *several, str(request.images.resolve())], *entries]
+    read = [*request.reading, *several, str(request.images.resolve()), *request.class_names]
+    return [[VERSION, *read], *entries]
 
 
 def has_pages(request: Request) -> bool:
@@ -328,6 +332,7 @@ def _write(
         )
         raise DataError(f"--class_names: {found}; give a name for each, from class 0 on")
     pictures, taken, pixels = [], set[str](), 0
+    overruled: list[str] = []  # lines on masks that a correction overrules
     with only_progress("Reading"), progress(len(sources), "Reading") as bar:
         for number, (below, source) in enumerate(sorted(sources.items())):
             stem = names[below].replace("/", "__")
@@ -347,7 +352,7 @@ def _write(
             f"{request.masks[0]}: no pixel has a class; label some, or correct --ignore"
         )
     record = {"num_classes": classes, "pixels": pixels, "palette": _palette(plans[0].rule)}
-    return {**record, "notes": _notes(plans), "pictures": pictures}
+    return {**record, "notes": [*_notes(plans), *overruled], "pictures": pictures}
 
 
 def below_of(source: Source) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +40,8 @@ from utils.run_folder import locked
 from utils.tables import csv_of_rows
 
 BEFORE = "answer before"
+FEW_CHANGED = 0.05  # share of a map: with fewer, somebody may not have looked at the rest
+OF_ROUND = "round.txt"  # in the folder of the first answer: the key of the round it is of
 OWN_FILES = ("rounds.json", "answer.json")
 DECIDES = ("asked", "fine_steps", "block_steps", "folds", "pretrain_epochs", "values", "views",
            "reduce")  # fmt: skip
@@ -125,8 +127,13 @@ class Work:
         if gone:
             to_terminal(f"Not given any more, so not learnt from: labels of {', '.join(gone)}")
         for name, (changed, labelled) in self.count_corrected().items():
+            kept = ""
+            if changed < FEW_CHANGED * labelled:
+                kept = (
+                    f"; the {labelled - changed} others are learnt, too: 255 where you did not look"
+                )
             to_terminal(
-                f"{name}: {changed} of {labelled} labelled pixels differ from the last answer"
+                f"{name}: {changed} of {labelled} labelled pixels differ from the last answer{kept}"
             )
 
     def count_corrected(self) -> dict[str, list[int]]:
@@ -164,12 +171,25 @@ class Work:
     def first_answer(self) -> None:
         """All images by the pixel classifier, within a minute, and a report on them."""
         with only_progress("First answer"):
-            shutil.rmtree(self.first, ignore_errors=True)
-            folder = self.predict(self.learnt(first=True), self.first)
+            folder = self.predict_first()
         self.answers.publish(self.first, [p.name for p in self.pictures], FOREST)
         self.mark(folder)
         path = telling.write_page(self, folder, [], final=False)
         to_terminal(f"First answer of all images, by the {FOREST}: {path}")
+
+    def predict_first(self) -> Answer:
+        """The pixel classifier's answer of this round, anew: a first one, and a second opinion."""
+        shutil.rmtree(self.first, ignore_errors=True)
+        folder = self.predict(self.learnt(first=True), self.first)
+        replace_file(self.first / OF_ROUND, f"{self.this.key}\n", "--out")
+        return folder
+
+    def second_opinion(self) -> None:
+        """Have the pixel classifier's answer of this round beside a network's."""
+        mark = self.first / OF_ROUND
+        if not mark.is_file() or mark.read_text(encoding="utf-8").strip() != self.this.key:
+            with only_progress("Second opinion"):
+                self.predict_first()
 
     def predict(self, predictor: Classifier | Watched, place: Path) -> Answer:
         """Predict and measure all images in a folder of its own; go on where that was stopped."""
@@ -270,37 +290,37 @@ class Work:
     def before_blocks(self, folds: list[Fold], before: Round) -> dict[str, HeldOut]:
         """The answer before on blocks that it did not learn either, of every mask given now.
 
-        Nothing if its networks without a block are gone, or a block was not held out then.
+        Nothing if it did not leave out the same blocks together, if its networks are gone, or if it
+        learnt labels that are not given any more.
         """
+        if self.rounds.all[before.method - 1].labels.keys() - self.this.labels.keys():
+            return {}  # it learnt labels that were taken back
         predictors: dict[Fold, blocks.Predict] = {}
-        for block in itertools.chain(*folds):
+        for fold in folds:
             if before.network:
-                file = self.network_without(before.method, block)
+                file = self.network_without(before.method, fold)
                 learnt = self.network_ids(file) if file else None
             else:
                 labels = self.out / TRAINING / f"round_{before.method}" / "labels"
-                learnt = self.forest_without(labels, block)
+                learnt = self.forest_without(labels, fold)
             if learnt is None:
                 return {}
-            predictors[(block,)] = learnt
+            predictors[fold] = learnt
         return {BEFORE: blocks.score(self.annotated, predictors, self.classes)}
 
-    def network_without(self, number: int, block: int) -> Path | None:
-        """A network of a round that did not learn a block; None if there is none."""
-        for fold in (*blocks.SINGLE, *blocks.PAIRS):
-            name = without_name(number, fold)
-            found = list((self.out / TRAINING).glob(f"{name}_*/f/*.pt")) if block in fold else []
-            files = [path for path in found if path.name in ("fine.pt", "sup.pt")]
-            if files:
-                return files[0]
-        return None
+    def network_without(self, number: int, fold: Fold) -> Path | None:
+        """The network of a round that left out just this fold; None if there is none."""
+        name = without_name(number, fold)
+        found = [self.out / TRAINING / f"{name}_{stage}" / "f" for stage in ("simclr", "sup")]
+        files = [path / file for path in found for file in ("fine.pt", "sup.pt")]
+        return next((path for path in files if path.is_file()), None)
 
-    def forest_without(self, labels: Path, block: int) -> blocks.Predict | None:
-        """A pixel classifier of a folder's labels but for a block; None if none are left."""
+    def forest_without(self, labels: Path, fold: Fold) -> blocks.Predict | None:
+        """A pixel classifier of a folder's labels but for a fold; None if none are left."""
         images, masks = [], []
         for picture in self.annotated:
             path = labels / f"{picture.file.stem}.png"
-            left = blocks.without(read_mask(path), [block]) if path.is_file() else None
+            left = blocks.without(read_mask(path), fold) if path.is_file() else None
             if left is not None and (left != IGNORED).any():
                 images.append(read_image(picture.file))
                 masks.append(left)
@@ -313,6 +333,8 @@ class Work:
     def answer(self) -> None:
         """The final answer, by whoever was kept, published over the one before."""
         predictor = self.final()
+        if isinstance(predictor, Watched):
+            self.second_opinion()
         labels = hashlib.sha256("".join(sorted(self.this.labels.values())).encode()).hexdigest()
         predictor.digest = f"{predictor.digest}-{labels[:8]}"
         place = self.out / TRAINING / "answers" / f"round_{self.this.number}"
@@ -347,6 +369,7 @@ class Work:
         annotated = {p.name for p in self.annotated}
         others = {i.name: folder.file("doubt", i) for i in folder.items if i.name not in annotated}
         self.places = doubt.Places(others)
+        forest = blocks.stored(self.this.scores.get(FOREST))
         rows = doubt.doubts(
             fractions_of(folder.rows, self.classes),
             folder.segmenter.class_names,
@@ -355,7 +378,7 @@ class Work:
             unsure=folder.noted("unsure"),
             differs={p.name: self.differs(folder, p) for p in self.pictures},
             places=self.places,
-            expected=forest.error if (forest := blocks.stored(self.this.scores.get(FOREST))) else 0,
+            expected=forest.error if forest else math.nan,
         )
         replace_file(folder.out / "doubt.csv", csv_of_rows(rows, ["rank", "image", "reasons"]))
         return rows

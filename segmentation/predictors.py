@@ -139,6 +139,8 @@ class Classifier:
 def second_opinion(annotated: Path, num_classes: int, threads: int = 1) -> SecondOpinion:
     """A pixel classifier of annotated images, and its error on held-out halves; DataError.
 
+    The error is nan where no half can be held out.
+
     ``annotated`` is a folder of a set, with ``img`` and ``gt``.
     """
     given = [
@@ -150,7 +152,13 @@ def second_opinion(annotated: Path, num_classes: int, threads: int = 1) -> Secon
         raise DataError(f"{annotated}: no image with a mask in img and gt; give such a folder")
     images = [read_image(picture.file) for picture in given]
     labels = [read_mask(picture.labels) for picture in given if picture.labels]
-    for picture, ids in zip(given, labels, strict=True):
+    if all((ids == IGNORED).all() for ids in labels):
+        raise DataError(f"{annotated}: no pixel has a class; give masks with labels")
+    for picture, image, ids in zip(given, images, labels, strict=True):
+        if ids.shape != image.shape[:2]:
+            sizes = " and ".join(f"{h}x{w}" for h, w in (ids.shape, image.shape[:2]))
+            what = f"{picture.labels}: mask and image differ in size, {sizes} (rows x columns)"
+            raise DataError(f"{what}; save the mask in the size of its image")
         wrong = ids[(ids >= num_classes) & (ids != IGNORED)]
         if wrong.size:
             what = f"value {wrong[0]} in a mask for a model of {num_classes} classes"
@@ -161,7 +169,7 @@ def second_opinion(annotated: Path, num_classes: int, threads: int = 1) -> Secon
         model.fit(images, labels)
         return model
 
-    folds, error = blocks.usable(given, blocks.PAIRS), 0.0
+    folds, error = blocks.usable(given, blocks.PAIRS), float("nan")
     if folds:
         curve = blocks.curve(
             given, folds, num_classes, lambda i, m: learn(i, m).ids, lambda _: None

@@ -140,11 +140,7 @@ def result_lines(work: Work) -> list[str]:
     annotated = [p.name for p in work.annotated]
     lines += [f"Doubt: {line}" for line in doubt.missing_lines(this.fractions, names, annotated)]
     marked = [row for row in work.doubts if row["reasons"]]
-    many = len(marked) > 0.5 * len(work.doubts)
-    whole = ": the answer as a whole is doubtful; correct one of the first" if many else ""
-    lines.append(
-        f"Doubt: {len(marked)} of {len(work.doubts)} images are marked{whole}, see doubt.csv"
-    )
+    lines += doubt_lines(work.doubts)
     lines += [f"  {row['image']}: {row['reasons']}" for row in marked[:5]]
     lines.append(
         f"For new images: python predict.py --weights {work.out / MODEL} --images FOLDER"
@@ -154,6 +150,23 @@ def result_lines(work: Work) -> list[str]:
     moved = changes(this, work.before, names)
     if work.before is not None:
         lines.append(f"Changed since the answer before: {len(moved)} of {len(folder.items)} images")
+    return lines
+
+
+def doubt_lines(doubts: list[Row]) -> list[str]:
+    """How unsure the answer is, and how many images are marked."""
+    if not doubts:
+        return []
+    marked = sum(bool(row["reasons"]) for row in doubts)
+    unsure = float(np.mean([row["unsure"] for row in doubts]))
+    lines = [f"By its own probabilities the answer is unsure of {100 * unsure:.0f} % of the pixels"]
+    if math.isnan(doubts[0]["doubt"]):
+        said = "has no second opinion beside it: only outlying area fractions are marked"
+        lines.append(f"Doubt: the {FOREST} {said}, {marked} of {len(doubts)} images")
+        return lines
+    whole = ": the answer as a whole is doubtful; correct one of the first"
+    many = whole if marked > 0.5 * len(doubts) else ""
+    lines.append(f"Doubt: {marked} of {len(doubts)} images are marked{many}, see doubt.csv")
     return lines
 
 

@@ -74,6 +74,17 @@ def test_a_second_opinion_knows_its_error_on_held_out_halves(tmp_path: Path) -> 
         second_opinion(folder, 2)
     with pytest.raises(DataError, match="no image with a mask"):
         second_opinion(tmp_path, 3)
+    Image.fromarray(MASK[:-1]).save(folder / "gt" / "a.png")
+    with pytest.raises(DataError, match="differ in size, 39x48 and 40x48"):
+        second_opinion(folder, 3)
+    Image.fromarray(np.full_like(MASK, IGNORED)).save(folder / "gt" / "a.png")
+    with pytest.raises(DataError, match="no pixel has a class"):
+        second_opinion(folder, 3)
+    half = np.where(np.arange(48) < 24, MASK, IGNORED).astype(np.uint8)
+    half[20:] = IGNORED  # block 0 alone has labels, so that nothing can be held out
+    half[:5, :24] = 2
+    Image.fromarray(half).save(folder / "gt" / "a.png")
+    assert np.isnan(second_opinion(folder, 3).error)
 
 
 def test_merged_by_hand() -> None:

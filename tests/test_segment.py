@@ -188,6 +188,12 @@ def test_a_corrected_class_map_is_a_mask_from_then_on_and_is_never_lost(
     assert (ids(done / "out" / "corrected" / "é1.png") == corrected).all()
     page = (done / "out" / "report.html").read_text(encoding="utf-8")
     assert "What changed" in page and "Labels that are new" in page
+    shutil.rmtree(done / "out" / "corrected")  # taken back: who learnt it cannot answer any more
+    assert run(done) == 0
+    said = capsys.readouterr().out
+    assert "not learnt from: labels of é1" in said
+    (_, _, last) = json.loads((done / "out" / "rounds.json").read_text(encoding="utf-8"))
+    assert last["method"] == 3 and "answer before" not in last["scores"]
 
 
 def test_more_masks_in_another_form_mean_the_same_classes(done: Path) -> None:
@@ -371,9 +377,11 @@ def test_outlines_in_several_files_share_their_names(place: Path) -> None:
 
 def test_given_names_order_the_ids_of_outlines(place: Path) -> None:
     mask = outlines(place, "1", "pore", "carbide")
-    read_in(place, "--class_names", "matrix,pore,carbide", masks=(mask,))
-    gt = ids(place / "out" / "set" / "sup_numf" / "gt" / "é1.png")
-    assert (gt[8, 5], gt[8, 18]) == (1, 2)
+    labels = place / "out" / "set" / "sup_numf" / "gt" / "é1.png"
+    read_in(place, masks=(mask,))
+    assert (ids(labels)[8, 5], ids(labels)[8, 18]) == (2, 1)
+    read_in(place, "--class_names", "matrix,pore,carbide", masks=(mask,))  # the set is read anew
+    assert (ids(labels)[8, 5], ids(labels)[8, 18]) == (1, 2)
 
 
 def test_strokes_on_zero_are_warned_of(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
