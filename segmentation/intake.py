@@ -260,6 +260,9 @@ def _agreeing(plan: Plan, known: str, words: list[str], given: Path) -> Plan:
     unseen = [value for _, value in own if value not in old]
     if all(old.get(value, label) == label for label, value in own) and not unseen:
         return plan
+    if unseen == [(IGNORED,)] and all(value == (label,) for value, label in old.items()):
+        # Class ids, and 255 in this mask alone: what nobody labelled, as everywhere.
+        return Plan(read_settings([*words, f"--palette={known} ignore={IGNORED}"]))
     if len(own) == len(unseen) == 1 or {len(v) for v in unseen} - {len(v) for v in old}:
         shown = ", ".join(",".join(map(str, value)) for value in unseen[:3])
         found = f"{given}: values {shown}, which other masks do not have ({known})"

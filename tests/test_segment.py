@@ -384,6 +384,17 @@ def test_given_names_order_the_ids_of_outlines(place: Path) -> None:
     assert (ids(labels)[8, 5], ids(labels)[8, 18]) == (1, 2)
 
 
+def test_unlabelled_in_one_of_two_masks_is_no_class(place: Path) -> None:
+    first, second = np.zeros((2, SIDE, SIDE), np.uint8)
+    first[:16], first[16:32], second[24:] = 1, 2, 255  # the second has class 0 alone
+    for name, pixels in (("é0", first), ("é1", second)):
+        Image.fromarray(pixels).save(place / f"{name}.png")
+    read_in(place, masks=("é0.png", "é1.png"))
+    gt = place / "out" / "set" / "sup_numf" / "gt"
+    assert set(np.unique(ids(gt / "é1.png")).tolist()) == {0, 255}
+    assert (ids(gt / "é0.png") == first).all()
+
+
 def test_strokes_on_zero_are_warned_of(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     strokes = np.zeros((SIDE, SIDE, 3), np.uint8)
     for row, value in ((10, RED), (24, BLUE), (38, (255, 255, 0))):
