@@ -238,7 +238,10 @@ def _plans(
                 plans.append(_agreeing(plan, known, words, given) if known else plan)
                 break
             except DataError as error:
-                problem = problem or DataError(str(error).replace(str(folder), str(given)))
+                said = str(error)
+                for copied in folder.iterdir() if folder != given else ():
+                    said = said.replace(str(copied), str(given))
+                problem = problem or DataError(said.replace(str(folder), str(given)))
         else:
             assert problem is not None
             raise problem
@@ -260,10 +263,13 @@ def _agreeing(plan: Plan, known: str, words: list[str], given: Path) -> Plan:
     unseen = [value for _, value in own if value not in old]
     if all(old.get(value, label) == label for label, value in own) and not unseen:
         return plan
-    if unseen == [(IGNORED,)] and all(value == (label,) for value, label in old.items()):
+    are_ids = all(value == (label,) for value, label in old.items())
+    if unseen == [(IGNORED,)] and are_ids:
         # Class ids, and 255 in this mask alone: what nobody labelled, as everywhere.
         return Plan(read_settings([*words, f"--palette={known} ignore={IGNORED}"]))
-    if len(own) == len(unseen) == 1 or {len(v) for v in unseen} - {len(v) for v in old}:
+    # Gray levels beside class ids, such as 127 and 254, are no further ids.
+    strange = are_ids and any(v[0] >= len(old) + len(unseen) for v in unseen)
+    if strange or len(own) == len(unseen) == 1 or {len(v) for v in unseen} - {len(v) for v in old}:
         shown = ", ".join(",".join(map(str, value)) for value in unseen[:3])
         found = f"{given}: values {shown}, which other masks do not have ({known})"
         raise DataError(f'{found}; say what they are: --palette "{known} ..."')

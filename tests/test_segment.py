@@ -384,6 +384,18 @@ def test_given_names_order_the_ids_of_outlines(place: Path) -> None:
     assert (ids(labels)[8, 5], ids(labels)[8, 18]) == (1, 2)
 
 
+def test_gray_levels_beside_class_ids_are_no_new_classes(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = np.zeros((2, SIDE, SIDE), np.uint8)
+    first[:16], first[16:32], second[:16], second[16:32] = 1, 2, 127, 254
+    for name, pixels in (("é0", first), ("é1", second)):
+        Image.fromarray(pixels).save(place / f"{name}.png")
+    assert run(place, masks=("é0.png", "é1.png")) == 2
+    err = capsys.readouterr().err
+    assert "é1.png: value 127" in err and "é1.png/" not in err and "add it to --palette" in err
+
+
 def test_unlabelled_in_one_of_two_masks_is_no_class(place: Path) -> None:
     first, second = np.zeros((2, SIDE, SIDE), np.uint8)
     first[:16], first[16:32], second[24:] = 1, 2, 255  # the second has class 0 alone
