@@ -34,14 +34,14 @@ from benchmarks.measure import (
     batches_of,
     draw_set,
     parser_of,
+    print_case,
     some_of,
     table,
-    use_threads,
 )
 from config import SELF_MODES, Config
 from model import METHODS, build_method
 from utils.commandline import exit_code
-from utils.device import choose_device, keep_freed_memory, to_device
+from utils.device import choose_device, to_device
 from utils.ranks import group
 from utils.ranks.tensors import sum_gradients
 
@@ -188,10 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.case is None:
             report(given)
             return
-        use_threads(given.case["threads"])
-        keep_freed_memory()
         with group.joined():
-            print(json.dumps(steps(given.case)))
+            print_case(given.case, steps)
 
     return exit_code(work, "Nothing of it was kept")
 

@@ -18,16 +18,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from imaging.imagefile import Pixels, read_image, read_mask  # noqa: E402
+from imaging.imagefile import read_image, read_mask  # noqa: E402
 from metallography.items import Item  # noqa: E402
 from metallography.ranking import correlation, fractions_of  # noqa: E402
 from metallography.segmenter import Segmenter  # noqa: E402
 from segmentation import doubt  # noqa: E402
 from segmentation.predictors import (  # noqa: E402
     Answer,
-    Classifier,
     Watched,
     second_opinion,
+    taught,
 )
 from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.files import IMAGE_SUFFIXES, list_files  # noqa: E402
@@ -45,18 +45,11 @@ def pairs(split: Path) -> list[tuple[Path, Path]]:
     return [(path, split / "gt" / f"{path.stem}.png") for path in images]
 
 
-def learnt(images: Sequence[Pixels], masks: Sequence[Pixels], num_classes: int) -> Classifier:
-    """A pixel classifier that has learnt these images."""
-    forest = Classifier(num_classes, (), 1, seed=0, threads=1)
-    forest.fit(images, masks)
-    return forest
-
-
 def answers(weights: Path, annotated: Path, test: Path, out: Path, device: str) -> Answer:
     """The test images by the network, beside those of the pixel classifier in ``out/first``."""
     network = Segmenter(weights, device=device)
     given = pairs(annotated)
-    forest = learnt(
+    forest = taught(
         [read_image(image) for image, _ in given],
         [read_mask(mask) for _, mask in given],
         network.num_classes,

@@ -1,6 +1,6 @@
 """A set larger than memory: time of the first and of later starts, of a step, peak memory.
 
-    python benchmarks/large_set.py --images 50000 --folder /tmp/large
+    python benchmarks/large_set.py --images 50000 --folder large_set
 
 Makes images of 1024x1024, some hundred different ones and hard links to them, pretrains on crops of
 128 for a few steps, with few and with all images in memory, and deletes them.
@@ -13,7 +13,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -27,13 +26,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from benchmarks.measure import at_least, parser_of, use_threads
+from benchmarks.measure import at_least, in_own_process, parser_of, print_case
 from config import Config, ConfigError
 from config_run import open_set
 from imaging.imagefile import read_image
 from stages.pretraining import SelfSupervised
 from utils.commandline import exit_code
-from utils.device import keep_freed_memory
 from utils.log import RunLog
 
 SET, RUNS = "set", "runs"
@@ -70,6 +68,7 @@ def start_and_step(case: dict[str, Any]) -> dict[str, float]:
 
     Those of the processor are this process's, whatever else the machine does.
     """
+    torch.manual_seed(0)
     config = Config(
         data_dir=str(Path(case["folder"], SET)), output_dir=str(Path(case["folder"], RUNS)),
         num_classes=3, self_crop=128, self_mode=case["method"], cache=case["cache"],
@@ -108,15 +107,6 @@ def start_and_step(case: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def in_own_process(case: dict[str, Any]) -> dict[str, float]:
-    """What ``start_and_step`` measures in a process that begins now."""
-    case = {**case, "started": time.time()}
-    words = [sys.executable, __file__, "--case", json.dumps(case)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, check=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def report(given: argparse.Namespace) -> None:
     """Make the sets, measure, delete them; prints a line of JSON for each start."""
     large, small = Path(given.folder, "large"), Path(given.folder, "small")
@@ -133,7 +123,8 @@ def report(given: argparse.Namespace) -> None:
             (f"{given.images}, third start", large, given.cache),
         ]
         for title, folder, cache in starts:
-            found = in_own_process({**case, "folder": str(folder), "cache": cache})
+            own = {**case, "folder": str(folder), "cache": cache, "started": time.time()}
+            found = in_own_process(__file__, own)
             print(json.dumps({"set": title, **found}), flush=True)
     finally:
         for folder in (large, small):
@@ -159,10 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.case is None:
             report(given)
             return
-        use_threads(given.case["threads"])
-        keep_freed_memory()
-        torch.manual_seed(0)
-        print(json.dumps(start_and_step(given.case)))
+        print_case(given.case, start_and_step)
 
     return exit_code(work, "Nothing of it was kept")
 

@@ -89,6 +89,17 @@ def use_threads(number: int) -> None:
         torch.set_num_threads(number)
 
 
+def print_case(case: Case, measure: Callable[[Case], Result]) -> None:
+    """Measure the one case of this process, and print the result as JSON.
+
+    glibc stays as it is for a ``plain`` case.
+    """
+    use_threads(case["threads"])
+    if not case.get("plain"):
+        keep_freed_memory()
+    print(json.dumps(measure(case)))
+
+
 def run_benchmark(
     given: argparse.Namespace,
     names: Sequence[str],
@@ -100,16 +111,13 @@ def run_benchmark(
     Args:
         given: the options, those of ``parser_of_cases`` among them.
         names: of the options that decide the numbers and head the report.
-        measure: measures one case; glibc stays as it is for a ``plain`` one.
+        measure: measures one case, see ``print_case``.
         report: measures all cases; lists of rows are printed as tables.
     """
 
     def work() -> None:
         if given.case is not None:
-            use_threads(given.case["threads"])
-            if not given.case.get("plain"):
-                keep_freed_memory()
-            print(json.dumps(measure(given.case)))
+            print_case(given.case, measure)
             return
         head = {name: getattr(given, name) for name in names}
         head |= {"device": str(choose_device(given.device))}

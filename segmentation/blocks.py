@@ -128,30 +128,43 @@ def score(pictures: Sequence[Picture], predictors: dict[Fold, Predict], classes:
     return HeldOut(np.array(found, np.int64).reshape(-1, classes, classes))
 
 
+Learn = Callable[[Sequence[Pixels], Sequence[Pixels]], Predict]
+"""Images and their labels, 255 where unlabelled, to what predicts."""
+
+
+def held_out(
+    pictures: Sequence[Picture],
+    folds: Sequence[Fold],
+    num_classes: int,
+    learn: Learn,
+    size: int = BLOCKS,
+    step_done: Callable[[int], object] = lambda _: None,
+) -> HeldOut:
+    """Held-out scores of what learnt from ``size`` of the other blocks, from all by default."""
+    images = [read_image(p.file) for p in pictures if p.labels]
+    labels = [read_mask(p.labels) for p in pictures if p.labels]
+    predictors: dict[Fold, Predict] = {}
+    for fold in folds:
+        left_out = set(range(BLOCKS)) - set(learnt_blocks(fold)[:size])
+        masks = [without(mask, sorted(left_out)) for mask in labels]
+        if any((mask != IGNORED).any() for mask in masks):
+            predictors[fold] = learn(images, masks)
+        step_done(1)
+    return score(pictures, predictors, num_classes)
+
+
 def curve(
     pictures: Sequence[Picture],
     folds: Sequence[Fold],
     num_classes: int,
-    learn: Callable[[Sequence[Pixels], Sequence[Pixels]], Predict],
+    learn: Learn,
     step_done: Callable[[int], object],
 ) -> dict[int, HeldOut]:
-    """Held-out scores of what learnt from 1, 2 (and 3) of the four blocks.
-
-    ``learn`` takes images and their labels, 255 where unlabelled.
-    """
-    images = [read_image(p.file) for p in pictures if p.labels]
-    labels = [read_mask(p.labels) for p in pictures if p.labels]
-    found = {}
-    for size in curve_sizes(folds):
-        predictors: dict[Fold, Predict] = {}
-        for fold in folds:
-            left_out = set(range(BLOCKS)) - set(learnt_blocks(fold)[:size])
-            masks = [without(mask, sorted(left_out)) for mask in labels]
-            if any((mask != IGNORED).any() for mask in masks):
-                predictors[fold] = learn(images, masks)
-            step_done(1)
-        found[size] = score(pictures, predictors, num_classes)
-    return found
+    """Held-out scores of what learnt from 1, 2 (and 3) of the four blocks."""
+    return {
+        size: held_out(pictures, folds, num_classes, learn, size, step_done)
+        for size in curve_sizes(folds)
+    }
 
 
 def curve_sizes(folds: Sequence[Sequence[int]]) -> range:

@@ -348,7 +348,9 @@ def _write(
             stem += f"-{number}" if stem.casefold() in taken else ""
             taken.add(stem.casefold())
             image = plans[0].image(source)
-            labels = _labels(masks[below], corrected.get(names[below]), image.shape[:2], classes)
+            correction = corrected.get(names[below])
+            labels = _labels(masks[below], correction, image.shape[:2], classes)
+            overruled += _overruled(masks[below], correction, labels)
             write_png(root / "train_numf" / "img" / f"{stem}.png", image)
             if labels is not None:
                 write_png(root / "sup_numf" / "img" / f"{stem}.png", image)
@@ -362,6 +364,18 @@ def _write(
         )
     record = {"num_classes": classes, "pixels": pixels, "palette": _palette(plans[0].rule)}
     return {**record, "notes": [*_notes(plans), *overruled], "pictures": pictures}
+
+
+def _overruled(
+    masks: Sequence[tuple[Plan, Source]], correction: Path | None, labels: Pixels | None
+) -> list[str]:
+    """A line if a corrected class map wins over the mask that was given for its image."""
+    if correction is None or labels is None:
+        return []
+    given = _labels(masks, None, labels.shape, 0)
+    unlike = 0 if given is None else int(((given != IGNORED) & (given != labels)).sum())
+    what = f"{correction}: wins over the mask of its image in {unlike} pixel(s)"
+    return [f"{what}; delete it to use the mask"] if unlike else []
 
 
 def below_of(source: Source) -> str:

@@ -126,15 +126,13 @@ class Work:
         gone = sorted(self.before.labels.keys() - self.this.labels.keys())
         if gone:
             to_terminal(f"Not given any more, so not learnt from: labels of {', '.join(gone)}")
+        by_hand = self.answers.corrections()
         for name, (changed, labelled) in self.count_corrected().items():
-            kept = ""
-            if changed < FEW_CHANGED * labelled:
-                kept = (
-                    f"; the {labelled - changed} others are learnt, too: 255 where you did not look"
-                )
-            to_terminal(
-                f"{name}: {changed} of {labelled} labelled pixels differ from the last answer{kept}"
-            )
+            line = f"{name}: {changed} of {labelled} labelled pixels differ from the last answer"
+            if name in by_hand and changed < FEW_CHANGED * labelled:
+                rest = labelled - changed
+                line += f"; the {rest} others are learnt, too: set 255 where you did not look"
+            to_terminal(line)
 
     def count_corrected(self) -> dict[str, list[int]]:
         """Of each image with new labels: pixels that the last answer had otherwise, and all."""

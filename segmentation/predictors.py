@@ -136,12 +136,20 @@ class Classifier:
         return np.concatenate([b.argmax(0).astype(np.uint8) for _, b in self.bands(image)])
 
 
+def taught(
+    images: Sequence[Pixels], labels: Sequence[Pixels], num_classes: int, threads: int = 1
+) -> Classifier:
+    """A pixel classifier, at full resolution, that has learnt images and labels."""
+    model = Classifier(num_classes, (), 1, 0, threads)
+    model.fit(images, labels)
+    return model
+
+
 def second_opinion(annotated: Path, num_classes: int, threads: int = 1) -> SecondOpinion:
     """A pixel classifier of annotated images, and its error on held-out halves; DataError.
 
-    The error is nan where no half can be held out.
-
-    ``annotated`` is a folder of a set, with ``img`` and ``gt``.
+    ``annotated`` is a folder of a set, with ``img`` and ``gt``. The error is nan where no half can
+    be held out.
     """
     given = [
         Picture(sample.image.stem, sample.image, sample.mask)
@@ -152,30 +160,29 @@ def second_opinion(annotated: Path, num_classes: int, threads: int = 1) -> Secon
         raise DataError(f"{annotated}: no image with a mask in img and gt; give such a folder")
     images = [read_image(picture.file) for picture in given]
     labels = [read_mask(picture.labels) for picture in given if picture.labels]
+    for picture, image, ids in zip(given, images, labels, strict=True):
+        _check_labels(picture, image, ids, num_classes)
     if all((ids == IGNORED).all() for ids in labels):
         raise DataError(f"{annotated}: no pixel has a class; give masks with labels")
-    for picture, image, ids in zip(given, images, labels, strict=True):
-        if ids.shape != image.shape[:2]:
-            sizes = " and ".join(f"{h}x{w}" for h, w in (ids.shape, image.shape[:2]))
-            what = f"{picture.labels}: mask and image differ in size, {sizes} (rows x columns)"
-            raise DataError(f"{what}; save the mask in the size of its image")
-        wrong = ids[(ids >= num_classes) & (ids != IGNORED)]
-        if wrong.size:
-            what = f"value {wrong[0]} in a mask for a model of {num_classes} classes"
-            raise DataError(f"{picture.labels}: {what}; give the masks that it learnt from")
 
-    def learn(images: Sequence[Pixels], labels: Sequence[Pixels]) -> Classifier:
-        model = Classifier(num_classes, (), 1, 0, threads)
-        model.fit(images, labels)
-        return model
+    def learn(images: Sequence[Pixels], labels: Sequence[Pixels]) -> blocks.Predict:
+        return taught(images, labels, num_classes, threads).ids
 
-    folds, error = blocks.usable(given, blocks.PAIRS), float("nan")
-    if folds:
-        curve = blocks.curve(
-            given, folds, num_classes, lambda i, m: learn(i, m).ids, lambda _: None
-        )
-        error = curve[max(curve)].error
-    return SecondOpinion(learn(images, labels).ids_of, error)
+    folds = blocks.usable(given, blocks.PAIRS)
+    error = blocks.held_out(given, folds, num_classes, learn).error if folds else float("nan")
+    return SecondOpinion(taught(images, labels, num_classes, threads).ids_of, error)
+
+
+def _check_labels(picture: Picture, image: Pixels, ids: Pixels, num_classes: int) -> None:
+    """Refuse labels of another size than their image, or of a class that a model lacks."""
+    if ids.shape != image.shape[:2]:
+        sizes = " and ".join(f"{h}x{w}" for h, w in (ids.shape, image.shape[:2]))
+        what = f"{picture.labels}: mask and image differ in size, {sizes} (rows x columns)"
+        raise DataError(f"{what}; save the mask in the size of its image")
+    wrong = ids[(ids >= num_classes) & (ids != IGNORED)]
+    if wrong.size:
+        what = f"value {wrong[0]} in a mask for a model of {num_classes} classes"
+        raise DataError(f"{picture.labels}: {what}; give the masks that it learnt from")
 
 
 @dataclass
@@ -192,8 +199,8 @@ class Answer(Folder):
         labels = self.labels.get(item.name)
         other = self.second / f"{item.name}.png" if self.second else None
         unsure = getattr(self.segmenter, "uncertain", np.zeros(predicted.shape, np.uint8))
-        known = other is not None and other.exists()
-        found = doubt_map(unsure, predicted, read_mask(other) if known and other else None)
+        known = read_mask(other) if other and other.exists() else None
+        found = doubt_map(unsure, predicted, known)
         if labels is not None:
             found[read_mask(labels) != IGNORED] = 0
         write_png(self.file("doubt", item), found)

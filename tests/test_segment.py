@@ -384,6 +384,20 @@ def test_given_names_order_the_ids_of_outlines(place: Path) -> None:
     assert (ids(labels)[8, 5], ids(labels)[8, 18]) == (1, 2)
 
 
+def test_a_correction_that_wins_over_a_given_mask_says_so(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = done / "out" / "classes" / "é0.png"
+    corrected = ids(path).copy()
+    old = int(corrected[5, 5])
+    corrected[5, 5] = (old + 1) % 4  # of the image whose mask was given
+    Image.fromarray(corrected).save(path)
+    assert run(done) == 0
+    said = capsys.readouterr().out
+    assert "é0.png: wins over the mask of its image in 1 pixel(s); delete it" in said
+    assert f"the {SIDE * SIDE - 1} others are learnt, too" in said
+
+
 def test_gray_levels_beside_class_ids_are_no_new_classes(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
