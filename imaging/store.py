@@ -7,7 +7,7 @@ import math
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -279,9 +279,9 @@ class Hashing:
     them later would read them all once more.
     """
 
-    def __init__(self, store: ImageStore, before: Iterable[Any] = ()) -> None:
-        self._store, self._read = store, tuple(before)
-        start = store.digests.get(self._read) if self._read else hashlib.sha256()
+    def __init__(self, store: ImageStore, before: Sequence[Any] = ()) -> None:
+        self._store, self._read = store, list(before)
+        start = store.digests.get(tuple(before)) if before else hashlib.sha256()
         self._digest = None if start is None else start.copy()
 
     def add(self, sample: Any) -> None:
@@ -293,9 +293,9 @@ class Hashing:
             _add(self._digest, sample, self._store)
         except DataError:  # of a mask that nobody asked for yet
             self._digest = None
-        self._read += (sample,)
+        self._read.append(sample)
 
     def keep(self) -> None:
         """Let the store know the hash, after the last sample of the folder."""
         if self._digest is not None and self._read:
-            self._store.digests.setdefault(self._read, self._digest)
+            self._store.digests.setdefault(tuple(self._read), self._digest)
