@@ -24,7 +24,7 @@ from imaging.listing import (
     some_names,
     unread,
 )
-from imaging.pages import count_pages
+from imaging.pages import count_pages, images_of, page_name
 from utils.files import IMAGE_SUFFIXES, DataError
 
 OUTLINES = (".jsonl", ".xml")  # of objects, in a form that is not read
@@ -38,7 +38,8 @@ class Pairs:
     A mask is looked for at the image's place below the folder of masks, then there in other letter
     case, then, if no other image has the name, anywhere below that folder; masks of pixels first,
     then files of outlines that ``annotation.files`` reads. Where the pattern says ``{class}``, an
-    image has a file for each class, and ``classes`` their names. Images named as masks or overlays
+    image has a file for each class, and ``classes`` their names. Pages of a file of several have
+    masks of their own, in ``of_page``, by the names of the pages. Images named as masks or overlays
     of other images are no images. Folders that hold results of this program, and
     ``out``, are not read. ``notes`` and ``warnings`` are lines for the report.
     """
@@ -69,15 +70,25 @@ class Pairs:
         named = Counter(name_key(path.stem).casefold() for path in files)
         parts = self._parts(named) if "{class}" in pattern else None
         found = {
-            path: self._masks_of(path, named) if parts is None else parts[name_key(path.stem)]
+            path: self._masks_of(path, name_key(path.stem), named)
+            if parts is None
+            else parts[name_key(path.stem)]
             for path in files
         }
-        taken = {mask for own in found.values() for mask in own} if self.one_folder else set()
-        left_out = [p for p in files if p not in taken and not found[p] and self._is_derived(p)]
+        self.of_page: dict[Path, dict[int, list[Path]]] = {}
+        for path in files if parts is None else ():
+            if pages := self._of_pages(path, found, named):
+                self.of_page[path] = pages
+        alike = [own for pages in self.of_page.values() for own in pages.values()]
+        taken = {mask for own in [*found.values(), *alike] for mask in own}
+        taken = taken if self.one_folder else set()
+        bare = [p for p in files if p not in taken and not found[p] and p not in self.of_page]
+        left_out = [p for p in bare if self._is_derived(p)]
         self.masks = {p: found[p] for p in files if p not in taken and p not in left_out}
         self.used = {
             mask for own in self.masks.values() for mask in own[: len(own) if parts else 1]
         }
+        self.used |= {own[0] for own in alike}
         listing.say(DRAWN, left_out)
         listing.say(BESIDE, sorted(beside - self.used))
         self._left_out = listing.lines()
@@ -93,7 +104,8 @@ class Pairs:
         if not self.masks:
             empty = f"{self.images}: no image in it ({' '.join(IMAGE_SUFFIXES)})"
             raise DataError("; ".join([empty, *self._left_out, "give another --images"]))
-        for path, found in self.masks.items():
+        pages = ((path, own) for path, all_ in self.of_page.items() for own in all_.values())
+        for path, found in [*self.masks.items(), *pages]:
             if len(found) > 1 and not self.classes:
                 names = ", ".join(mask.relative_to(self.folder).as_posix() for mask in found)
                 cure = "remove all but one"
@@ -110,26 +122,53 @@ class Pairs:
             raise DataError("\n".join(listing.unlisted))
         return listing
 
-    def _wanted(self, image: Path) -> list[str]:
-        """The names that the mask of an image may have."""
-        stem = name_key(image.stem)
+    def _wanted(self, stem: str) -> list[str]:
+        """The names that the mask of an image, or of a page of it, may have."""
         if self.pattern:
             return [name_key(self.pattern).replace("{stem}", stem)]
         return [stem + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper())]
 
-    def _masks_of(self, image: Path, named: Counter[str]) -> list[Path]:
-        outlines = [name_key(image.stem) + suffix for suffix in ANNOTATION_SUFFIXES]
-        found = self._named(image, named, self._wanted(image))
+    def _masks_of(self, image: Path, stem: str, named: Counter[str]) -> list[Path]:
+        """The masks of an image, or of a page of it, which ``stem`` names then."""
+        outlines = [stem + suffix for suffix in ANNOTATION_SUFFIXES]
+        found = self._named(image, named, self._wanted(stem))
         if found or self.pattern:
             return found
         return [p for p in self._named(image, named, outlines) if not another_kind(p)]
 
+    def _of_pages(
+        self, image: Path, found: dict[Path, list[Path]], named: Counter[str]
+    ) -> dict[int, list[Path]]:
+        """Masks of single pages; takes from ``found`` those that have the name of a page.
+
+        DataError if a mask has the name of a page that is not there.
+        """
+        numbers, stem = images_of(image)[0], name_key(image.stem)
+        if len(numbers) == 1:
+            return {}
+        pages: dict[int, list[Path]] = {}
+        for number in numbers:
+            own = name_key(page_name(stem, number))
+            if own.casefold() not in named and (masks := self._masks_of(image, own, named)):
+                pages[number] = masks
+        # A pattern such as {stem}-p2.png finds a page's mask by the name of the file.
+        shape = re.compile(re.escape(page_name(stem, 0))[:-1] + r"(\d+)(?!\d)", re.IGNORECASE)
+        for mask in found[image]:
+            if match := shape.match(name_key(mask.stem)):
+                number = int(match[1])
+                if number not in numbers:
+                    has = f"{image} has the pages {', '.join(map(str, numbers))}"
+                    raise DataError(f"{mask}: a mask of page {number}; {has}: rename it")
+                pages.setdefault(number, [mask])
+        of_pages = {mask for masks in pages.values() for mask in masks}
+        found[image] = [mask for mask in found[image] if mask not in of_pages]
+        return pages
+
     def _named(self, image: Path, named: Counter[str], names: list[str]) -> list[Path]:
-        stem = name_key(image.stem)
         place = name_key(image.parent.relative_to(self.images).as_posix())
         here = [self._exact[place, name] for name in names if (place, name) in self._exact]
         tried = [here]
-        if named[stem.casefold()] == 1:  # else the mask could be another image's
+        if named[name_key(image.stem).casefold()] == 1:  # else it could be another image's
             folded = dict.fromkeys(name.casefold() for name in names)
             for somewhere in (place, None):
                 found = [self._folded.get((somewhere, name), []) for name in folded]
@@ -186,13 +225,17 @@ class Pairs:
             for image, own in self.masks.items()
             if own
             and not self.classes
-            and name_key(own[0].name) not in self._wanted(image)
+            and name_key(own[0].name) not in self._wanted(name_key(image.stem))
             and not is_annotation(own[0])
         ]
         if other_case:
             found = f"{len(other_case)} mask(s) taken though the case of letters differs"
             self.notes.append(f"{found}: {some_names(other_case)}")
-        alone = [self.relative(path) for path, found in self.masks.items() if not found]
+        alone = [
+            self.relative(path)
+            for path, found in self.masks.items()
+            if not found and path not in self.of_page
+        ]
         if alone and self.used:
             told = self.warnings if self.one_folder else self.notes
             told.append(

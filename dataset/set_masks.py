@@ -97,7 +97,7 @@ class SetMasks:
         return self.rule.apply(self._codes(source))
 
     def pixels(self, source: Source) -> Array:
-        """The mask's own values; a mask of one page serves all pages of its image."""
+        """The mask's own values; a mask of one page serves the page that it was paired with."""
         assert source.mask is not None
         if source.drawn and self.nameless:
             raise DataError(self.nameless)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -193,7 +193,7 @@ class Plan:
             with problems.collect():
                 source = self._identify(source, names)
             with problems.collect():
-                sources += self._pages(source)
+                sources += self._pages(source, pairs.of_page.get(path, {}))
         problems += pairs.check()
         if unknown:
             rows = f"{len(unknown)} row(s) without an image, as {min(unknown)}"
@@ -226,23 +226,47 @@ class Plan:
         batch, sample = _field(batch), _field(sample)
         return replace(source, batch=batch, sample=sample, specimen=specimen, split=split)
 
-    def _pages(self, source: Source) -> list[Source]:
-        """The wanted pages of a file, as one source each."""
+    def _pages(self, source: Source, masks: Mapping[int, Sequence[Path]]) -> list[Source]:
+        """The wanted pages of a file, as one source each; ``masks`` are those of single pages.
+
+        A mask of one page with the name of the file is that of the page that is chosen, or of the
+        first of them all.
+        """
         pages, wanted = count_pages(source.image), self.settings.page
         source = replace(source, pages=pages, page=max(wanted, 1))
+        numbers = [source.page]
         if wanted == EACH:
             numbers, others = images_of(source.image)
             if others:
                 what = "previews, or of another size or kind than the others"
                 self.warnings.append(f"{source.image}: left out, {what}: {', '.join(others)}")
-            return [replace(source, page=number, keeps_name=False) for number in numbers]
-        if pages > 1 and not wanted:
+            source = replace(source, keeps_name=False)
+        elif pages > 1 and not wanted:
             found = f"{source.image}: {pages} pages, the first is taken"
             self.warnings.append(f"{found}; --page chooses")
         if source.page > pages:
             found = f"{source.image}: no page {source.page}, it has {pages}"
             raise DataError(f"{found}; choose another --page")
-        return [source]
+        self.warnings += [
+            f"{own[0]}: not used, page {number} is not taken; give --page each"
+            for number, own in masks.items()
+            if number not in numbers
+        ]
+        alone = source.mask is not None and count_pages(source.mask) == 1 < len(numbers)
+        if alone and numbers[0] not in masks:
+            found = f"{source.mask}: one page, taken for page {numbers[0]} of {source.image.name}"
+            other = f"{page_name(source.image.stem, numbers[1])}.png"
+            self.notes.append(f"{found}; a mask of page {numbers[1]} is called {other}")
+        return [self._page(source, n, masks, bare=alone and n != numbers[0]) for n in numbers]
+
+    def _page(
+        self, source: Source, number: int, masks: Mapping[int, Sequence[Path]], *, bare: bool
+    ) -> Source:
+        """A page, with the mask of its own if there is one, and without the file's if ``bare``."""
+        if number in masks:
+            return replace(source, page=number, mask=masks[number][0], parts=())
+        source = replace(source, page=number)
+        return replace(source, mask=None, parts=()) if bare else source
 
     def _fit(
         self, source: Source, image: tuple[int, ...], mask: tuple[int, ...], orientation: int

@@ -36,7 +36,7 @@ def palette_of(path: Path, page: int = 1) -> Colours:
     try:
         if not _may_have_palette(path):
             return ()
-        own = page if count_pages(path) > 1 else 1  # one page serves all pages of its image
+        own = page if count_pages(path) > 1 else 1  # one page is of any page
         palette = decode(path, own, seen=False).palette
     except DataError:
         return ()  # reading it says what is wrong with it

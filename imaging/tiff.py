@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -32,7 +33,8 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", *BIG_TIFF)
 
 # Tags by their names in the standard.
 SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP = 266, 273, 274, 277, 278
+FILL_ORDER, DESCRIPTION, STRIP_OFFSETS, ORIENTATION = 266, 270, 273, 274
+SAMPLES, ROWS_PER_STRIP = 277, 278
 STRIP_COUNTS, PLANAR, PREDICTOR, COLOUR_MAP = 279, 284, 317, 320
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = 322, 323, 324, 325
 INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, DEPTH = 332, 338, 339, 32997
@@ -142,6 +144,9 @@ def read_page(
     with TiffFile(io.BytesIO(raw)) as tiff:
         index, tags = next(islice(_pages(tiff), number - 1, None))
         check_size(int(tags.valueof(WIDTH)), int(tags.valueof(HEIGHT)))
+        if number := _hidden(tiff, tags):
+            cure = "save it in ImageJ as an image sequence"
+            raise Unread(DESCRIPTION, f"of an ImageJ stack of {number} images in one page", cure)
         found = tags.valueof(PHOTOMETRIC)
         photometric = None if found is None else int(found)
         layout = _layout(tags, tiff.byteorder, photometric)
@@ -178,7 +183,7 @@ def is_plain(file: BinaryIO, number: int) -> bool:
         kind = _kind(_same(SAMPLE_FORMAT, tags.valueof(SAMPLE_FORMAT, 1)))
         bits, planes = _same(BITS, tags.valueof(BITS, 1)), int(tags.valueof(PLANAR, 1))
         colours, orientation = tags.valueof(PHOTOMETRIC), int(tags.valueof(ORIENTATION, 1))
-        usual = kind == "u" and bits in (8, 16) and planes == 1
+        usual = kind == "u" and bits in (8, 16) and planes == 1 and not _hidden(tiff, tags)
         return usual and colours in (BLACK_IS_ZERO, RGB) and orientation == 1
 
 
@@ -197,6 +202,16 @@ def _pages(tiff: TiffFile) -> Iterator[tuple[int, Any]]:
         kind = int(tags.valueof(SUBFILE, 0))
         if not kind & (PREVIEW | TRANSPARENCY) and WIDTH in tags and HEIGHT in tags:
             yield index, tags
+
+
+def _hidden(tiff: TiffFile, tags: Any) -> int:
+    """Number of images of an ImageJ stack that has fewer pages; 0 where every image is a page.
+
+    ImageJ writes stacks above 4 GB so: one page, and all other images behind its pixels.
+    """
+    words = str(tags.valueof(DESCRIPTION, ""))
+    found = re.search(r"^images=(\d+)", words, re.MULTILINE) if words[:7] == "ImageJ=" else None
+    return int(found[1]) if found and int(found[1]) > len(tiff.pages) else 0
 
 
 def _layout(tags: Any, order: str, photometric: int | None) -> Layout:

@@ -25,7 +25,7 @@ from dataset.set_plan import Plan, Source
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, is_drawn
-from imaging.pages import count_pages, images_of, page_name
+from imaging.pages import images_of, page_name
 from metallography.items import result_names
 from metallography.particles import MINIMUM_PX
 from metallography.segmenter import check_number
@@ -197,7 +197,11 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
     if masks.is_dir():
         return masks
     below = Listing(request.images, [request.out]).images()
-    stems = {name_key(p.stem): p.stem for p in below if p.resolve() != masks.resolve()}
+    stems: dict[str, str] = {}
+    for path in (p for p in below if p.resolve() != masks.resolve()):
+        numbers = images_of(path)[0]
+        pages = [page_name(path.stem, n) for n in numbers] if len(numbers) > 1 else []
+        stems |= {name_key(stem): stem for stem in (*pages, path.stem)}
     own = name_key(masks.stem)
     found = [s for s in stems if own == s or is_drawn(own, {s})]
     if not found:
@@ -318,16 +322,12 @@ def _write(
     sources: dict[str, Source] = {}
     masks: defaultdict[str, list[tuple[Plan, Source]]] = defaultdict(list)
     for plan in plans:
-        first = dict[Path, int]()  # page of each file
-        tiles = [t for split in ("train_numf", "train_unlabelled") for t in plan.splits[split]]
-        for tile in sorted(tiles, key=lambda tile: tile.source.page):
-            page = first.setdefault(tile.source.image, tile.source.page)
-            below = below_of(tile.source)
-            sources.setdefault(below, tile.source)
-            # A mask of one page is that of the first page, not of all.
-            mask = tile.source.mask if tile.annotated else None
-            if mask and (tile.source.page == page or count_pages(mask) > 1):
-                masks[below].append((plan, tile.source))
+        for split in ("train_numf", "train_unlabelled"):
+            for tile in plan.splits[split]:
+                below = below_of(tile.source)
+                sources.setdefault(below, tile.source)
+                if tile.annotated:
+                    masks[below].append((plan, tile.source))
     belows = sorted(sources)
     names = dict(zip(belows, result_names([Path(below) for below in belows]), strict=True))
     classes = max(plan.num_classes for plan in plans)

@@ -375,6 +375,26 @@ def test_pages(tmp_path, capsys):
         assert levels == [40, 80, 120]
 
 
+def test_a_mask_of_one_page_is_of_one_page(tmp_path, capsys):
+    pages = [np.full((SIDE, SIDE), 40 * n, np.uint8) for n in range(1, 4)]
+    write_raw(tmp_path, [png(STRIPES)] * 3, images=[tiff(pages)] * 3)
+    (own,) = (tmp_path / "gt").glob("0_*")
+    Image.fromarray(STRIPES * 0 + 1).save(own.with_name(f"{own.stem}-p3.png"))
+    assert run(tmp_path, "--page", "each", "--test", "0", out="each") == 0
+    assert "one page, taken for page 1 of" in capsys.readouterr().out
+    found = {
+        s.name.split("-")[1][:2]: s
+        for s in find_split(tmp_path / "each", "train_numf")
+        if s.name.startswith("0_")
+    }
+    assert sorted(found) == ["p1", "p3"]
+    assert (np.asarray(Image.open(found["p3"].mask)) == 1).all()
+    assert run(tmp_path, "--page", "2", "--test", "0", out="second") == 0
+    assert "not used, page 3 is not taken; give --page each" in capsys.readouterr().out
+    for sample in find_split(tmp_path / "second", "train_numf"):
+        assert (np.asarray(Image.open(sample.mask)) == STRIPES).all()
+
+
 def test_colour_images_keep_their_colours(tmp_path):
     image = gray(4, (SIDE, SIDE, 3))
     write_raw(tmp_path, [png(STRIPES)] * 2, images=[png(image)] * 2)

@@ -148,6 +148,54 @@ def test_every_page_is_an_image_and_a_mask_of_one_page_is_the_first_ones(place: 
     assert read(request) == found  # as it was laid out
 
 
+@pytest.mark.parametrize(
+    ("masks", "more"),
+    [
+        ({"m/é0-p2.png": 2}, []),
+        ({"m/é0-p2.png": 2}, ["--mask-pattern", "{stem}-p2.png"]),
+        ({"m/É0-P2.PNG": 2}, []),
+        ({"é0-p3_mask.png": 3}, []),
+        ({"m/é0.png": 1, "m/é0-p3.png": 3}, []),
+        ({"m/é0_mask.png": 1, "m/é0-p2_mask.png": 2}, ["--mask-pattern", "{stem}_mask.png"]),
+    ],
+)
+def test_masks_of_single_pages(place: Path, masks: dict[str, int], more: list[str]) -> None:
+    pages = [Image.open(path).copy() for path in sorted((place / "raw").glob("*.png"))]
+    for path in (place / "raw").rglob("*.png"):
+        path.unlink()
+    pages[0].save(place / "raw" / "é0.tif", save_all=True, append_images=pages[1:])
+    truth = ids(place / "é0_mask.png")
+    (place / "m").mkdir()
+    for name, number in masks.items():
+        Image.fromarray(np.roll(truth, number, axis=0)).save(place / name)
+    given = sorted({name.split("/")[0] for name in masks})
+    request = segment.request_of(
+        segment.parser().parse_args(["--images", "raw", "--masks", *given, "--out", "out", *more])
+    )
+    found = read(request)
+    assert [p.name for p in found.annotated] == [f"é0-p{n}" for n in sorted(masks.values())]
+    for picture, number in zip(found.annotated, sorted(masks.values()), strict=True):
+        assert picture.labels is not None
+        labels, drawn = ids(picture.labels), np.roll(truth, number, axis=0)
+        pairs = np.concatenate([drawn.reshape(-1, drawn.shape[-1]), labels.reshape(-1, 1)], axis=1)
+        assert len(np.unique(pairs, axis=0)) == len(np.unique(labels))  # one class, one colour
+
+
+def test_a_mask_of_a_page_that_is_not_there_is_refused(place: Path, capsys) -> None:
+    pages = [Image.open(path).copy() for path in sorted((place / "raw").glob("*.png"))][:3]
+    pages[0].save(place / "raw" / "é0.tif", save_all=True, append_images=pages[1:])
+    for path in (place / "raw").rglob("*.png"):
+        path.unlink()
+    (place / "m").mkdir()
+    shutil.copy(place / "é0_mask.png", place / "m" / "é0-p7.png")
+    words = ["--images", "raw", "--masks", "m", "--out", "out"]
+    assert segment.main(words) == 2
+    assert "(there is é0-p7.png)" in capsys.readouterr().err
+    assert segment.main([*words, "--mask-pattern", "{stem}-p7.png"]) == 2
+    said = capsys.readouterr().err
+    assert "a mask of page 7; raw/é0.tif has the pages 1, 2, 3" in said
+
+
 def test_the_same_command_again_changes_nothing_and_a_kill_is_made_good(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -502,3 +502,18 @@ def test_bytes_that_are_no_tiff_are_refused(tmp_path, capfd):
         with pytest.raises(DataError, match="damaged or cut short"):
             decode(path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_imagej_stack_in_one_page_is_refused(tmp_path):
+    stack = RNG.integers(0, 256, (5, 20, 30)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "pages.tif", stack, imagej=True)
+    np.testing.assert_array_equal(read_image(tmp_path / "pages.tif", page=4), stack[3])
+    first = tmp_path / "first.tif"  # as ImageJ writes what is above 4 GB
+    first.write_bytes((tmp_path / "pages.tif").read_bytes())
+    with tifffile.TiffFile(first, mode="r+") as file:
+        end = file.pages.first.offset + 2 + 12 * len(file.pages.first.tags)
+    with first.open("r+b") as handle:
+        handle.seek(end)
+        handle.write(bytes(4))  # no further directory
+    with pytest.raises(DataError, match="ImageJ stack of 5 images in one page.*sequence"):
+        read_image(first)
