@@ -58,8 +58,8 @@ DECIDES = {
     "batch_norm_ranks "
     "self_batch_size self_max_epoch self_lr self_optimizer self_weight_decay self_schedule "
     "self_crop temperature global_local_ratio top_k sample_ratio label_guided scale_weights "
-    "intra_view_negatives momentum queue_size group_decay patch_group_decay freshness_decay "
-    "dense_grid",
+    "intra_view_negatives admit_matches momentum queue_size group_decay patch_group_decay "
+    "freshness_decay dense_grid",
     "fine sup": "class_weight fine_jitter fine_contrast fine_crop fine_scale fine_rotation "
     "fine_noise fine_blur fine_illumination fine_batch_size fine_crops fine_max_epoch fine_steps "
     "fine_optimizer fine_weight_decay fine_schedule fine_warmup fine_clip fine_average eval_every "
@@ -293,6 +293,9 @@ class Config:
         "1/4, 1/2 and full size", published="self_scale_weight", limits=WEIGHT)
     intra_view_negatives: bool = method(True, "PSCL-SimCLR: patches of the same image and view may "
         "be negatives", published="simclrinner")
+    admit_matches: str = method("all", "PSCL-SimCLR: matches that take part: all, or those whose "
+        "patch a pixel classifier, learnt from the annotated images, sees as the template's class",
+        source=OURS, choices=("all", "classifier"))
     momentum: float = method(0.99, "share of the momentum encoder that each step keeps",
         limits=FRACTION)
     queue_size: int = method(504, "length of the queues", unit="images",

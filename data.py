@@ -7,7 +7,7 @@ batches depend neither on the number of worker processes nor on what was drawn b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain, islice, pairwise
@@ -200,6 +200,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     turns, crop and resize. An item is {"view_q", "view_k": float (3, H, W), "geometry":
     ViewGeometry of view k, "group": production-batch number, "name"}, and for an image of
     ``annotated`` also "label": float (C, H, W), its one-hot label map through view k's geometry.
+    With ``seen``, class ids (H, W) of every image by name, "seen" is the same of these.
 
     ``jitter_strength`` is d of the colour jitter, ``random_crop`` the largest part of a side that
     the crop removes. ``standardize`` normalises by the image's own mean and standard deviation,
@@ -223,6 +224,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     standardize: bool = False
     crop: int = 0
     unfinished: bool = False
+    seen: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.groups = number_groups([*self.train, *self.annotated])
@@ -235,9 +237,11 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         mask = None
         if draw.stream == ANNOTATED and sample.mask is not None:
             mask = self.store.mask(sample.mask)
-        if self.crop:
-            window = self._window(rng, image, mask)
-            image, mask = image[(..., *window)], None if mask is None else mask[window]
+        ids = {} if self.seen is None else {"seen": self.seen[sample.name]}
+        window = self._window(rng, image, mask) if self.crop else (slice(None), slice(None))
+        image = image[(..., *window)]
+        ids |= {} if mask is None else {"label": mask}
+        ids = {key: each[window] for key, each in ids.items()}
         view_q = ColorJitter.draw(rng, self.jitter_strength).apply(image)
         view_k = ColorJitter.draw(rng, self.jitter_strength).apply(image)
         geometry = ViewGeometry.draw(rng, self.random_crop)
@@ -245,11 +249,11 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         if self.unfinished:
             item |= {"view_q": view_q, "view_k": view_k}
             item |= {} if own is None else {"own": torch.tensor(own)}
-            return item if mask is None else item | {"label": mask}
+            return item | ids
         item["view_q"] = to_input(view_q, own)
         item["view_k"] = normalise(geometry.apply(view_k.float() / 255), own)
-        if mask is not None:
-            item["label"] = geometry.apply(one_hot(mask, self.num_classes))
+        for key, each in ids.items():
+            item[key] = geometry.apply(one_hot(each, self.num_classes))
         return item
 
     def _window(
@@ -295,10 +299,10 @@ def finish_views(batch: Batch, num_classes: int) -> Batch:
     views = {"view_q": batch["view_q"].float() / 255, "view_k": warp(pixels, geometry)}
     for key, view in views.items():
         done[key] = normalise(view, own).contiguous(memory_format=torch.channels_last)
-    if "label" in batch:
-        classes = torch.arange(num_classes, device=pixels.device)[:, None, None]
-        label = (batch["label"] == classes).float() * 255  # (C, H, W); on a device one_hot waits
-        done["label"] = warp(label[None], geometry[:1])
+    classes = torch.arange(num_classes, device=pixels.device)[:, None, None]
+    for key in {"label", "seen"} & batch.keys():
+        label = (batch[key][:, None] == classes).float() * 255  # on a device one_hot waits
+        done[key] = warp(label, geometry[: len(label)])
     return done
 
 

@@ -28,7 +28,7 @@ from pscl.geometry import correspond
 from pscl.lazy_map import LazyMap, lazy_maps
 from pscl.losses import byol_loss, dense_info_nce, info_nce, nt_xent, patch_nt_xent, soft_info_nce
 from pscl.recompute import recompute_activations
-from pscl.sampling import Patches, label_at, sample_patches
+from pscl.sampling import Patches, agreed, label_at, sample_patches
 from utils.device import precision, upload
 from utils.ranks import group
 from utils.ranks.tensors import all_ranks, mean_of_ranks, shuffled
@@ -249,15 +249,20 @@ class PSCL(Method):
 class PSCL_SimCLR(PSCL):
     """PSCL on SimCLR: one encoder; negatives are the batch's images, and patches of other classes.
 
-    ``intra_view_negatives``: whether patches of the same image and view may be negatives.
+    Args:
+        intra_view_negatives: whether patches of the same image and view may be negatives.
+        admit_matches: "all", or "classifier" (ours): of the other images only the patches that a
+            pixel classifier sees as their template's class; what it sees is the batch's ``seen``.
     """
 
     default_top_k = 4
     normalise_keys = False
 
-    def __init__(self, *, intra_view_negatives: bool = True, **settings: Any) -> None:
+    def __init__(
+        self, *, intra_view_negatives: bool = True, admit_matches: str = "all", **settings: Any
+    ) -> None:
         super().__init__(**settings)
-        self.intra_view_negatives = intra_view_negatives
+        self.intra_view_negatives, self.admit_matches = intra_view_negatives, admit_matches
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``."""
@@ -265,15 +270,23 @@ class PSCL_SimCLR(PSCL):
         image_q, maps_q = self.encode(self.encoder_q, batch["view_q"])  # (B, D), 3 maps
         image_k, maps_k = self.encode(self.encoder_q, batch["view_k"])
         sampled = self.sample(maps_q, maps_k, self.encoder_q.decode, batch)
-        losses = {}
-        for scale, (query, key, _) in enumerate(sampled):  # (B, C, K, D)
+        losses, told = {}, {}
+        for scale, (query, key, patches) in enumerate(sampled):  # (B, C, K, D)
+            admitted = None
+            if self.admit_matches == "classifier":
+                admitted = agreed(patches, batch["seen"], *maps_k[scale].size)  # (B, C, K)
+                told[f"admitted_up{scale + 1}"] = admitted[1:].float().mean()
+                (admitted,) = self.all_rows(admitted)
             query, key = self.all_rows(query, key)
-            loss = patch_nt_xent(query, key, self.temperature, self.intra_view_negatives)
-            losses[f"patch_up{scale + 1}"] = self.scale_weights[scale] * loss
+            form = (self.temperature, self.intra_view_negatives, admitted)
+            losses[f"patch_up{scale + 1}"] = self.scale_weights[scale] * patch_nt_xent(
+                query, key, *form
+            )
         image_q, image_k = self.all_rows(image_q, image_k)
         image = nt_xent(image_q, image_k, self.temperature)
         patch = torch.stack(list(losses.values())).mean()
-        return {"loss": self.combine(image, patch), "image": image, "patch": patch, **losses}
+        parts = {"image": image, "patch": patch, **losses, **told}
+        return {"loss": self.combine(image, patch), **parts}
 
 
 class PSCL_MoCo(PSCL, QueueMethod):

@@ -7,11 +7,18 @@ often they do, by the masks of train_numf, which pretraining never sees: with ea
 network, without augmentation, in whole batches as in training. ``chance`` is the class's share of
 the cells, what random matches would reach; ``templates`` is how often the patches chosen in the
 annotated image show their class. Unlabelled cells are left out of all three.
+
+A template is sought in every image, also where its class is absent. ``present`` is the share of the
+matches whose image has the class, ``right if present`` how often these are right. Can absence
+be told without masks? A match is kept by cycle consistency if, of all cells of the annotated
+image, the most similar one (by cosine) has the template's class again: ``kept`` is the share of
+these matches, ``right if kept`` how often they are right.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,18 +30,23 @@ import utils  # noqa: E402, F401  first: Ctrl-C while the others load is one lin
 
 # isort: split
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import parser_of, table, use_threads
 from data import DataError, Sample, find_split, image_input, one_hot
 from imaging.store import ImageStore
 from model import METHODS, PSCL, SCALES, build_method
+from networks import ProjectedUNet
 from pscl.geometry import ViewGeometry, resize
+from pscl.lazy_map import LazyMap
 from utils.checkpoint import CheckpointError, from_published, load, transfer
 from utils.commandline import exit_code
 
 UNCHANGED = ViewGeometry(flip=False, quarter_turns=4)
 BATCH = 8  # images beside the annotated one
+KINDS = ("right", "chance", "templates", "right if present", "right if kept")
+COLUMNS = (*KINDS[:3], "present", "right if present", "kept", "right if kept")
 
 
 def method_of(path: str) -> tuple[PSCL, dict[str, Any]]:
@@ -91,6 +103,20 @@ def batches(
         yield view, torch.stack(masks)
 
 
+def cycle_consistent(
+    encoder: ProjectedUNet, map_k: LazyMap, scale: int, truth: Tensor, key: Tensor
+) -> Tensor:
+    """Which matches of a batch are kept by cycle consistency: bool (B-1, C, K).
+
+    ``map_k`` is the map of all images, ``truth`` (P,) the classes of the annotated image's cells,
+    ``key`` (B, C, K, D) the embeddings of the patches.
+    """
+    every = torch.arange(len(truth)).expand(len(key), -1)
+    cells = encoder.decode.patch(map_k.at(every).transpose(1, 2), scale)[0].float()  # (D, P)
+    nearest = (F.normalize(key[1:], dim=-1) @ F.normalize(cells, dim=0)).argmax(dim=-1)
+    return truth[nearest] == torch.arange(key.shape[1])[:, None]
+
+
 @torch.no_grad()
 def judge(path: str, data_dir: str, split: str | None) -> list[dict[str, Any]]:
     """A row for each scale of a checkpoint, with the shares class by class."""
@@ -104,28 +130,43 @@ def judge(path: str, data_dir: str, split: str | None) -> list[dict[str, Any]]:
             f"{data_dir}/train_numf/img: found {found}; at least {BATCH} are needed: add images"
         )
     classes = settings["num_classes"]
-    # Of matches, of all cells and of templates: how many show class c, how many are labelled.
-    hits, labelled = torch.zeros(2, SCALES, 3, classes, dtype=torch.float64)
+    # Of each kind of cells: how many show class c, how many are labelled.
+    hits, labelled = torch.zeros(2, SCALES, len(KINDS), classes, dtype=torch.float64)
     torch.manual_seed(0)
     for view, masks in batches(annotated, samples, settings):
         _, maps = method.encode(encoder, view)
         batch = {"geometry": [UNCHANGED] * len(view), "label": masks[:1]}
         sampled = method.sample(maps, maps, encoder.decode, batch)
-        for scale, (_, _, patches) in enumerate(sampled):
+        for scale, (_, key, patches) in enumerate(sampled):
             truth = masks_at(masks, *maps[scale].size)  # (B, P)
             shown = truth.gather(1, patches.key).view(len(view), classes, -1)  # (B, C, K)
-            matched = shown[1:].transpose(0, 1).flatten(1)  # (C, (B-1)*K)
-            everywhere = truth[1:].expand(classes, -1, -1).flatten(1)  # (C, (B-1)*P)
-            for kind, cells in enumerate((matched, everywhere, shown[0])):
-                hits[scale, kind] += (cells == torch.arange(classes)[:, None]).sum(dim=1)
-                labelled[scale, kind] += (cells < classes).sum(dim=1)
+            everywhere = truth[1:].expand(classes, -1, -1)  # (C, B-1, P)
+            matched = shown[1:].transpose(0, 1)  # (C, B-1, K)
+            own = torch.arange(classes)[:, None]
+            present = (everywhere == own[..., None]).any(dim=2, keepdim=True)  # (C, B-1, 1)
+            kept = cycle_consistent(encoder, maps[scale], scale, truth[0], key)
+            cells = {
+                "right": matched.flatten(1),
+                "chance": everywhere.flatten(1),
+                "templates": shown[0],
+                "right if present": matched.masked_fill(~present, classes).flatten(1),
+                "right if kept": matched.masked_fill(~kept.transpose(0, 1), classes).flatten(1),
+            }
+            for kind, name in enumerate(KINDS):
+                hits[scale, kind] += (cells[name] == own).sum(dim=1)
+                labelled[scale, kind] += (cells[name] < classes).sum(dim=1)
     rows = []
     for scale, shares in enumerate((hits / labelled).tolist()):
         name = "/".join(Path(path).parts[-3:])
         row: dict[str, Any] = {"checkpoint": name, "annotated": split, "scale": scale + 1}
-        for what, values in zip(("right", "chance", "templates"), shares, strict=True):
-            row[what] = sum(values) / classes
-            row |= {f"{what} {c}": value for c, value in enumerate(values)}
+        found = dict(zip(KINDS, shares, strict=True))
+        for what, kind in (("present", "right if present"), ("kept", "right if kept")):
+            part = labelled[scale, KINDS.index(kind)] / labelled[scale, KINDS.index("right")]
+            found[what] = part.tolist()
+        for what in COLUMNS:
+            known = [value for value in found[what] if not math.isnan(value)]
+            row[what] = sum(known) / len(known) if known else math.nan
+            row |= {f"{what} {c}": value for c, value in enumerate(found[what])}
         rows.append(row)
     return rows
 

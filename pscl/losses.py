@@ -44,7 +44,11 @@ def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
 
 @full_precision
 def patch_nt_xent(
-    query: Tensor, key: Tensor, temperature: float, intra_view_negatives: bool = True
+    query: Tensor,
+    key: Tensor,
+    temperature: float,
+    intra_view_negatives: bool = True,
+    admitted: Tensor | None = None,
 ) -> Tensor:
     """NT-Xent over the patches of one decoder scale, mean (paper, patch loss of PSCL-SimCLR).
 
@@ -53,6 +57,7 @@ def patch_nt_xent(
 
     ``query`` and ``key`` (B, C, K, D) are embeddings of the two views; [b, c, k] of both is one
     place. ``intra_view_negatives``: whether rows of the same image and view may be negatives.
+    Of ``admitted`` (B, C, K), bool, which is ours, other places give no row and no negative.
     """
     images, classes, templates, _ = query.shape
     by_class = torch.stack([query.transpose(0, 1), key.transpose(0, 1)], dim=1)
@@ -66,8 +71,17 @@ def patch_nt_xent(
         group = torch.arange(2 * images, device=rows.device).repeat_interleave(templates)  # (N,)
         same = group[:, None] == group.repeat(classes - 1)  # image and view
         logits.masked_fill_(same, -torch.inf)
+    if admitted is not None:
+        counts = admitted.transpose(0, 1)[:, None].expand(-1, 2, -1, -1).flatten(1)  # (C, N)
+        absent = ~counts[(label[:, None] + label[1:]) % classes].flatten(1)  # (C, (C-1)*N)
+        logits = logits.masked_fill(absent[:, None], -torch.inf)
     logits = torch.cat([positive[..., None], logits], dim=-1).div_(temperature).flatten(0, 1)
-    return F.cross_entropy(logits, label.new_zeros(len(logits)))
+    target = label.new_zeros(len(logits))
+    if admitted is None:
+        return F.cross_entropy(logits, target)
+    rows_counted = counts.flatten()
+    each = F.cross_entropy(logits, target, reduction="none")
+    return each.mul(rows_counted).sum() / rows_counted.sum()
 
 
 @full_precision

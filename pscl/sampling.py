@@ -85,3 +85,15 @@ def sample_patches(
         template = of_first_rank(keys[0].T[cells[0]].T)  # (D, T)
         cells = torch.cat([cells, match(template, keys[1:], places.valid[1:])])  # (B, T)
     return Patches(places.query.gather(1, cells), places.key.gather(1, cells), purity)
+
+
+def agreed(patches: Patches, seen: Tensor, rows: int, columns: int) -> Tensor:
+    """Which patches another observer takes for their template's class, too: bool (B, C, K).
+
+    ``seen`` (B, C, H, W) are its label maps of view k, 0 to 255; a patch shows the class that has
+    more than half of its cell in a map of ``rows x columns``. The annotated image's all count.
+    """
+    shares = resize(seen, (rows, columns)).flatten(2)  # (B, C, P)
+    found = shares.gather(2, patches.key.view(*shares.shape[:2], -1)) > 127.5
+    first = torch.arange(len(found), device=found.device) == 0
+    return found | first[:, None, None]

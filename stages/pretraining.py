@@ -15,15 +15,11 @@ from config import FIELDS, SELF_MODES, format_value
 from data import Sample
 from model import METHODS, build_method
 from report import probe
-from stages.job import (
-    Job,
-    Runner,
-    due,
-    some_names,
-    unused_settings,
-)
+from stages.forest import PixelForest
+from stages.job import Job, Runner, due, some_names, unused_settings
 from utils.checkpoint import save, to_published
 from utils.device import fuses_optimizers
+from utils.log import progress
 from utils.ranks import group
 from utils.training import LONGER
 
@@ -41,6 +37,7 @@ class SelfSupervised(Runner):
         self.annotated = job.annotated() if self.method.needs_annotated else []
         auto = c.augment_on == "auto" and self.device.type != "cpu"
         self.on_device = auto or c.augment_on == "device"  # views are finished there
+        self.admits = c.self_mode == "simclr" and c.admit_matches == "classifier"
 
     def build(self) -> None:
         """The method, Adam or AdamW, and batches of two views with an annotated image in front."""
@@ -66,8 +63,24 @@ class SelfSupervised(Runner):
             crop=c.self_crop,
             standardize=c.standardize,
             unfinished=self.on_device,
+            seen=self.seen_classes() if self.admits else None,
         )
         self.batches = data.Batches(views, c.self_batch_size, c.workers)
+
+    def seen_classes(self) -> dict[str, Tensor]:
+        """What a pixel classifier, learnt from the annotated images, sees in each: ids (H, W)."""
+        c, store = self.config, self.job.store
+        forest = PixelForest(c.seed, c.standardize, quick=True)
+        learnt = [(store.image(s.image), store.mask(s.mask)) for s in self.annotated if s.mask]
+        images, masks = zip(*learnt, strict=True)
+        forest.fit([image.numpy() for image in images], [mask.numpy() for mask in masks])
+        seen, samples = {}, self.samples()
+        with progress(len(samples), "Pixel classifier") as bar:
+            for sample in samples:
+                ids = forest.predict(store.image(sample.image).numpy())
+                seen[sample.name] = torch.from_numpy(ids)
+                bar.update(1)
+        return seen
 
     def samples(self) -> list[Sample]:
         """All images of pretraining."""
@@ -102,6 +115,11 @@ class SelfSupervised(Runner):
         if annotated:
             one = "One of the annotated images" if annotated[1:] else "The annotated image"
             lines.append(f"{one} rides along in every batch: {some_names(annotated)}")
+        if self.admits:
+            lines.append(
+                "Of matches in other images only those count that a pixel classifier, learnt from "
+                "the annotated images, sees as their template's class (admitted: their share)"
+            )
         if c.probe and not self.method.trains_ups:
             lines.append(
                 f"{name} trains the way down only: the probe sees it through ups that stay as they "

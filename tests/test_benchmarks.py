@@ -315,11 +315,26 @@ def test_equal_images_match_themselves(tmp_path: Path, capsys: pytest.CaptureFix
     for row in rows:
         assert row["right"] > 0.9  # a neighbour may be as similar to the last digit
         assert row["templates"] == pytest.approx(1)  # two pure cells of each class there are
+        # Every image has every class, and of the annotated image's cells a match's own is nearest.
+        assert row["present"] == 1 and row["right if present"] == row["right"]
+        assert row["kept"] > 0.9 and row["right if kept"] >= row["right"]
     mask = draw(3, 3, 40, 48)[1]
     assert [rows[2][f"chance {c}"] for c in range(3)] == pytest.approx(
         [(mask == c).mean() for c in range(3)]
     )
     assert rows[2]["chance"] == pytest.approx(1 / 3)
+
+
+def test_absent_classes_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of eight images two have no class 2: its matches there cannot be right."""
+    for number in range(matching.BATCH):
+        add(tmp_path / "train_numf", f"15_{number}_0_0", 3, 3 if number > 1 else 2, (40, 48))
+    add(tmp_path / "sup_num1_0", "15_90_0_0", 3, 3, (40, 48))
+    words = [pretrained(tmp_path, "simclr"), "--data_dir", str(tmp_path), "--json"]
+    assert matching.main(words) == 0
+    for row in json.loads(capsys.readouterr().out):
+        assert [row[f"present {c}"] for c in range(3)] == [1, 1, 6 / 8]
+        assert row["right if present 2"] * 6 / 8 == pytest.approx(row["right 2"])
 
 
 def test_matching_needs_a_checkpoint_of_pscl_and_masks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,15 @@ def test_images_of_unequal_sizes_pass_all_stages(unequal: Path, tmp_path: Path) 
     assert code == 0
     text = (tmp_path / "tiny_simclr/5_0/log_self.txt").read_text()
     assert "The views are made of crops of 24x24 pixels" in text
+
+
+def test_matches_that_a_pixel_classifier_admits(unequal: Path, tmp_path: Path) -> None:
+    words = "--self_crop 24 --admit_matches classifier"
+    assert train(unequal, tmp_path, words, stages="self", data_size="5", self_max_epoch=1) == 0
+    text = (tmp_path / "tiny_simclr/5_0/log_self.txt").read_text()
+    assert "that a pixel classifier, learnt from the annotated images, sees" in text
+    shares = [float(word) for word in re.findall(r"Admitted_up\d (\S+)", text)]
+    assert len(shares) == 3 and all(0 < share < 1 for share in shares)
 
 
 def test_without_crops_unequal_sizes_are_refused_with_both_cures(

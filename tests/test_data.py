@@ -376,6 +376,24 @@ def test_views_finished_as_a_batch_are_those_finished_one_by_one(root, standardi
         assert all(done[key] == expected[key] for key in ("geometry", "name"))
 
 
+def test_what_a_classifier_sees_goes_through_the_geometry_of_view_k(root):
+    found = []
+    for unfinished in (False, True):
+        batches = pretraining(root)
+        views, store = batches.dataset, ImageStore()
+        seen = {s.name: store.mask(s.mask) for s in [*views.train, *views.annotated] if s.mask}
+        views.seen, views.unfinished = seen, unfinished
+        found.append(list(batches.epoch(1)))
+    for expected, raw in zip(*found, strict=True):
+        assert raw["seen"].shape == (4, 32, 32) and raw["seen"].dtype == torch.uint8
+        assert expected["seen"].shape == (4, 4, 32, 32)
+        assert torch.equal(expected["seen"][:1], expected["label"])  # the true mask was given
+        done = data.finish_views(raw, 4)
+        torch.testing.assert_close(done["seen"], expected["seen"], rtol=0, atol=1e-3)
+        for name, view, one in zip(raw["name"], raw["geometry"], expected["seen"], strict=True):
+            torch.testing.assert_close(one, view.apply(data.one_hot(seen[name], 4)))
+
+
 def test_without_annotated_image_there_is_no_label(root):
     batch = next(iter(pretraining(root, annotated="").epoch(0)))
     assert "label" not in batch and batch["view_q"].shape[0] == 3

@@ -83,10 +83,14 @@ def test_nt_xent_in_closed_form(images: int, temperature: float):
 # --- patch_nt_xent --------------------------------------------------------------------------------
 
 
-def slow_patch_nt_xent(query: Tensor, key: Tensor, temperature: float, intra: bool) -> float:
+def slow_patch_nt_xent(
+    query: Tensor, key: Tensor, temperature: float, intra: bool, admitted: Tensor | None = None
+) -> float:
     """Every patch of both views; positive: its correspondent; negatives: rows of other classes."""
     images, classes, templates = query.shape[:3]
     names = list(itertools.product("qk", range(images), range(classes), range(templates)))
+    if admitted is not None:
+        names = [(view, *place) for view, *place in names if admitted[tuple(place)]]
     vector = {(v, *p): (query if v == "q" else key)[tuple(p)].tolist() for v, *p in names}
     losses = []
     for name in names:
@@ -113,6 +117,23 @@ def test_patch_nt_xent_is_its_definition(
     assert actual.shape == ()
     expected = slow_patch_nt_xent(query, key, temperature, intra)
     assert float(actual) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 3), st.integers(2, 4), st.integers(1, 3), st.booleans(), SEEDS)
+def test_patches_that_are_not_admitted_give_no_row_and_no_negative(
+    images: int, classes: int, templates: int, intra: bool, seed: int
+):
+    query, key = randn(2, images, classes, templates, 5, seed=seed)
+    admitted = randn(images, classes, templates, seed=seed) > 0
+    admitted[0] = True  # the annotated image's
+    actual = patch_nt_xent(query, key, 0.5, intra, admitted)
+    expected = slow_patch_nt_xent(query, key, 0.5, intra, admitted)
+    assert float(actual) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    everything = torch.ones_like(admitted)
+    torch.testing.assert_close(
+        patch_nt_xent(query, key, 0.5, intra, everything), patch_nt_xent(query, key, 0.5, intra)
+    )
 
 
 @pytest.mark.parametrize("intra", [True, False])

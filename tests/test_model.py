@@ -33,6 +33,7 @@ from model import (
 from networks import ProjectedUNet
 from pscl.geometry import ViewGeometry
 from pscl.lazy_map import LazyMap
+from pscl.losses import patch_nt_xent
 from pscl.sampling import sample_patches
 from tests.golden_files import Golden, assert_agrees
 from tests.recorder import LOSSES, Recorder
@@ -274,6 +275,7 @@ READ: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "label_guided": (False, lambda m: m.label_guided),
     "scale_weights": ((0.5, 2.0, 3.0), lambda m: m.scale_weights),
     "intra_view_negatives": (False, lambda m: m.intra_view_negatives),
+    "admit_matches": ("classifier", lambda m: m.admit_matches),
     "momentum": (0.75, measured_momentum),
     "queue_size": (11, lambda m: len(m.queue)),
     "group_decay": (0.15, lambda m: m.decays[0]),
@@ -286,7 +288,7 @@ OF_QUEUES = {"momentum", "queue_size", "batch_norm_ranks"}
 QUEUE_ONLY = OF_QUEUES | {"group_decay", "patch_group_decay", "freshness_decay"}
 OF_NETWORK = {"channels", "hidden_dim", "embed_dim", "groups", "norm", "recompute"}
 APPLIES = {
-    "moco": set(READ) - {"intra_view_negatives", "dense_grid"},
+    "moco": set(READ) - {"intra_view_negatives", "admit_matches", "dense_grid"},
     "simclr": set(READ) - QUEUE_ONLY - {"dense_grid"},
     "plain-moco": OF_NETWORK | {"temperature"} | OF_QUEUES,
     "plain-simclr": OF_NETWORK | {"temperature"},
@@ -327,6 +329,26 @@ def test_every_setting_reaches_the_method(self_mode: str, name: str):
     changed = Config(self_mode=self_mode, **(small | {name: value}))
     assert read(build_method(self_mode, changed.to_dict())) == pytest.approx(value)
     assert read(build_method(self_mode, by_default.to_dict())) != pytest.approx(value)
+
+
+def test_matches_take_part_where_the_classifier_agrees(recorder: Recorder):
+    """Everywhere: as without it. Nowhere: the annotated image's patches alone."""
+    batch = make_batch(3, 32, 32)
+    every = torch.full((3, 3, 32, 32), 255.0)
+    for seen, share in ((every, 1.0), (0 * every, 0.0)):
+        method = make("simclr", num_classes=3, admit_matches="classifier")
+        plain = make("simclr", num_classes=3)
+        torch.manual_seed(1)
+        found = method(batch | {"seen": seen})
+        torch.manual_seed(1)
+        expected = plain(batch)
+        assert [float(found[f"admitted_up{n}"]) for n in (1, 2, 3)] == [share] * 3
+        torch.testing.assert_close(found["image"], expected["image"])
+        if share:
+            torch.testing.assert_close(found["loss"], expected["loss"])
+    for call in recorder.calls["patch_nt_xent"][6:9]:
+        alone = patch_nt_xent(call["query"][:1], call["key"][:1], 0.5)
+        torch.testing.assert_close(call["result"], alone)
 
 
 @pytest.mark.parametrize("self_mode", METHODS)

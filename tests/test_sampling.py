@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pscl.geometry import ViewGeometry, correspond
-from pscl.sampling import choose, label_at, sample_patches
+from pscl.sampling import Patches, agreed, choose, label_at, sample_patches
 from tests.golden_files import Golden
 from tests.test_matching import generator, normalised, slow_match
 
@@ -213,3 +213,15 @@ def test_identical_images_are_matched_to_the_chosen_cells_themselves():
     patches = sample_patches(keys, places, label, torch.rand(4, own), 6)
     assert torch.equal(patches.query, patches.query[:1].expand(3, -1))
     assert torch.equal(patches.key, patches.key[:1].expand(3, -1))
+
+
+def test_a_patch_is_agreed_on_where_its_class_has_most_of_its_cell():
+    """Two classes, a map of 2x2 cells of 2x2 pixels; class 1 fills 4, 3, 1, 0 pixels of them."""
+    ones = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    seen = 255 * torch.stack([1 - ones, ones])[None].float().repeat(2, 1, 1, 1)
+    cells = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]] * 2)  # all cells for both classes
+    patches = Patches(cells, cells, torch.full((2, 4), 0.25))
+    # Antialiasing lets neighbours weigh in, which changes no majority here.
+    found = agreed(patches, seen, 2, 2)
+    assert found[0].all()  # the annotated image's own
+    assert found[1].tolist() == [[False, False, True, True], [True, True, False, False]]
