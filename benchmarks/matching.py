@@ -155,19 +155,19 @@ def judge(path: str, data_dir: str, split: str | None) -> list[dict[str, Any]]:
             for kind, name in enumerate(KINDS):
                 hits[scale, kind] += (cells[name] == own).sum(dim=1)
                 labelled[scale, kind] += (cells[name] < classes).sum(dim=1)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    checkpoint = "/".join(Path(path).parts[-3:])
     for scale, shares in enumerate((hits / labelled).tolist()):
-        name = "/".join(Path(path).parts[-3:])
-        row: dict[str, Any] = {"checkpoint": name, "annotated": split, "scale": scale + 1}
-        found = dict(zip(KINDS, shares, strict=True))
-        for what, kind in (("present", "right if present"), ("kept", "right if kept")):
-            part = labelled[scale, KINDS.index(kind)] / labelled[scale, KINDS.index("right")]
-            found[what] = part.tolist()
+        line: dict[str, Any] = {"checkpoint": checkpoint, "annotated": split, "scale": scale + 1}
+        share_of = dict(zip(KINDS, shares, strict=True))
+        for what, of in (("present", "right if present"), ("kept", "right if kept")):
+            part = labelled[scale, KINDS.index(of)] / labelled[scale, KINDS.index("right")]
+            share_of[what] = part.tolist()
         for what in COLUMNS:
-            known = [value for value in found[what] if not math.isnan(value)]
-            row[what] = sum(known) / len(known) if known else math.nan
-            row |= {f"{what} {c}": value for c, value in enumerate(found[what])}
-        rows.append(row)
+            known = [value for value in share_of[what] if not math.isnan(value)]
+            line[what] = sum(known) / len(known) if known else math.nan
+            line |= {f"{what} {c}": value for c, value in enumerate(share_of[what])}
+        rows.append(line)
     return rows
 
 

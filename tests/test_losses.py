@@ -90,7 +90,7 @@ def slow_patch_nt_xent(
     images, classes, templates = query.shape[:3]
     names = list(itertools.product("qk", range(images), range(classes), range(templates)))
     if admitted is not None:
-        names = [(view, *place) for view, *place in names if admitted[tuple(place)]]
+        names = [name for name in names if admitted[name[1:]]]
     vector = {(v, *p): (query if v == "q" else key)[tuple(p)].tolist() for v, *p in names}
     losses = []
     for name in names:
