@@ -64,6 +64,8 @@ OPTIONS = {
     "devices": "make runs side by side, in a process each: 0,1,2,3 (GPUs) or cpu,cpu",
     "commands": "print one command a run, for any scheduler, and stop; --report then collects",
     "piece": "do one run alone, as --commands names it, and write no table",
+    "pretraining": "NAME of a table whose pretrained networks are taken, for another fine-tuning; "
+    "--runs is then results/NAME/runs, where nothing else is given",
 }
 KINDS = dict.fromkeys(OPTIONS, ONE) | {"methods": MANY, "plan": NONE, "report": NONE}
 KINDS |= {"commands": NONE}
@@ -108,6 +110,7 @@ class Options:
     devices: str = ""
     commands: bool = False
     piece: str = ""
+    pretraining: str = ""  # name of the table whose pretrained networks are taken
 
     def path(self, name: str) -> Path:
         """A file in ``out``: ``table.md``, ``run.json``; of an ablation ``ablate_ratio.md`` ..."""
@@ -147,7 +150,10 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
     folder = Path(config.data_dir).resolve().name
     name = config.name if "name" in flags.named else folder or config.name
     out = Path(flags.one("out") or Path("results", name))
-    derived: dict[str, Any] = {"name": name, "output_dir": flags.one("runs") or str(out / "runs")}
+    pretraining = flags.one("pretraining")
+    beside_runs = Path("results", pretraining) if pretraining else out
+    runs = flags.one("runs") or str(beside_runs / "runs")
+    derived: dict[str, Any] = {"name": name, "output_dir": runs}
     if "save_every" not in flags.named:  # a table needs no checkpoints in between
         derived["save_every"] = config.self_max_epoch
     config = dataclasses.replace(config, **derived)
@@ -156,9 +162,14 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
     command = shlex.join(["python", "reproduce.py", *argv])
     plan, report = "plan" in flags.own, "report" in flags.own
     beside = (tuple(argv), flags.one("devices"), "commands" in flags.own, flags.one("piece"))
+    if pretraining and ablate:
+        raise ConfigError("--pretraining: not with --ablate, whose rows differ in pretraining")
+    if pretraining == name:
+        raise ConfigError(f"--pretraining: found {name}, this table; give --name another name")
     return Options(
-        config, variants, budget, out, plan, report, ablate, command, tuple(notes), *beside
-    )
+        config, variants, budget, out, plan, report, ablate, command, tuple(notes), *beside,
+        pretraining,
+    )  # fmt: skip
 
 
 def method_rows(config: Config, words: Sequence[str] = ()) -> tuple[Variant, ...]:

@@ -122,13 +122,16 @@ class Plan:
 
     def work(self, variant: Variant, repeat: int, stage: str) -> Work:
         """A piece of work, with the settings that ``train.py`` would get for it."""
-        values: dict[str, Any] = {"name": variant.name, "repeats": str(repeat)}
+        other = self.options.pretraining
+        name = other if other and stage == "self" else variant.name
+        values: dict[str, Any] = {"name": name, "repeats": str(repeat)}
         if stage != "forest":
             values["stages"] = stage
         if variant.method in METHODS:
             values["self_mode"] = variant.method
-        if stage == "fine" and variant.shared and repeat:
-            values["pretrained"] = str(pretrained(self.work(variant, 0, "self").runner))
+        if stage == "fine" and (other or (variant.shared and repeat)):
+            start = self.work(variant, 0 if variant.shared else repeat, "self")
+            values["pretrained"] = str(pretrained(start.runner))
         config = dataclasses.replace(self.options.config, **values, **dict(variant.settings))
         notes = self.options.notes
         job = Job(config.resolved(), self.store, self.size, repeat, self.device, self.amp, notes)

@@ -50,6 +50,37 @@ def test_repeat_by_repeat_a_shared_pretraining_once(data: Path) -> None:
     assert tuned == [str(shared), "", "", ""]
 
 
+def test_another_fine_tuning_takes_the_pretrainings_of_a_table(data: Path) -> None:
+    words = ("--methods=sup,plain-simclr,moco", "--repeats=01")
+    runs = f"--runs={data.parent / 'out' / 'runs'}"
+    own = plan_of(data, *words, runs)
+    plan = plan_of(data, *words, runs, "--name=robust", "--preset=robust", "--pretraining=steel")
+
+    def folders(plan: Plan, stage: str) -> list[str]:
+        return [w.runner.run_dir.parent.name for w in plan.works() if w.runner.stage == stage]
+
+    assert (
+        folders(plan, "self") == folders(own, "self") == ["steel_plain-simclr"] + 2 * ["steel_moco"]
+    )
+    assert folders(plan, "sup") == 2 * ["robust_sup"]
+    assert set(folders(plan, "fine")) == {"robust_plain-simclr", "robust_moco"}
+    tuned = [Path(w.runner.config.pretrained) for w in plan.works() if w.runner.stage == "fine"]
+    assert [path.parts[-3:-1] for path in tuned] == [
+        ("steel_plain-simclr", "1_0"),
+        ("steel_moco", "1_0"),
+        ("steel_plain-simclr", "1_0"),  # of all repeats
+        ("steel_moco", "1_1"),
+    ]
+    # A pretraining that is finished there is the same one: its settings are equal.
+    for work in own.works():
+        if work.runner.stage == "self":
+            state = {"settings": work.runner.decisive_settings(), "finished": True}
+            save(work.runner.state.path, state | {"evaluations": [], "outputs": []})
+    left = {work.runner.stage for work in plan.to_do()}
+    assert left == {"sup", "fine"}
+    assert not [line for line in plan.problems() if "other settings" in line]
+
+
 def test_a_pretraining_whose_fine_tuning_is_finished_is_not_wanted(data: Path) -> None:
     words = ("--methods=plain-simclr,moco", "--repeats=01")
     for work in plan_of(data, *words).works():

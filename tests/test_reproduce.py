@@ -490,6 +490,8 @@ def test_an_ablation_varies_one_setting(finished: Finished, tmp_path: Path) -> N
         ("--ablate negatives --methods moco", ("moco does not use intra_view_negatives",)),
         ("--ablate ratio --methods sup", ("--methods: found 'sup'",)),
         ("--ablate ratio --methods moco simclr", ("--ablate takes one method",)),
+        ("--pretraining steel --name steel", ("--pretraining: found steel, this table",)),
+        ("--pretraining other --ablate ratio", ("--pretraining: not with --ablate",)),
         ("--plan yes --image_sise 3", ("--image_sise", "did you mean --image_size?")),
         ("--method sup", ("unknown flag --method", "did you mean --methods?")),
         ("--plan=yes", ("--plan: found 'yes'; it takes no value",)),
