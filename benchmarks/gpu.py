@@ -45,6 +45,7 @@ from benchmarks.step import PRECISIONS, make_adam
 from config import Config
 from data import STD, Batch, finish_views
 from model import METHODS, Method, build_method
+from networks import compile_norms
 from pscl import matching, sampling
 from pscl.fast_matching import match
 from utils.device import arithmetic, choose_device, on_device, precision, to_device
@@ -248,6 +249,26 @@ def third_loss(
     return float(loss)
 
 
+def check_compiled(device: torch.device, size: int) -> list[Result]:
+    """Relative difference of the first three losses with ``--compile on``, single precision."""
+    rows = []
+    for name in OURS:
+        with tempfile.TemporaryDirectory() as folder:
+            batches = batches_for(name, size, 4, 3, Path(folder))
+        losses = []
+        for compiled in (False, True):
+            method = method_on(name, device)
+            if compiled:
+                compile_norms(method, device, None)
+            torch.manual_seed(1)
+            with arithmetic(None, deterministic=False):
+                steps = list(train(method, copy.deepcopy(batches), device, None))
+            losses.append(torch.stack(steps).cpu().double())
+        difference = float(((losses[0] - losses[1]) / losses[0]).abs().max())
+        rows.append(verdict(f"{name}: losses with what is compiled, relative", difference, 1e-4))
+    return rows
+
+
 def check_bf16(device: torch.device, size: int, steps: int) -> list[Result]:
     """How far losses in bf16 are from single precision's, in spreads of three seeds.
 
@@ -316,20 +337,29 @@ def busy(events: Sequence[Any]) -> tuple[float, int]:
     return total / 1000, launches
 
 
-def measure_speed(name: str, size: int, how: str, device: torch.device, steps: int) -> Result:
-    """A row of ``speed``: whole steps, nothing waiting between them."""
+def measure_speed(
+    name: str, size: int, how: str, device: torch.device, steps: int, compiled: bool = False
+) -> Result:
+    """A row of ``speed``: whole steps, nothing waiting between them; ``first s`` are the warm-up's.
+
+    ``compiled`` as with ``--compile on``.
+    """
     with tempfile.TemporaryDirectory() as folder:
         batches = batches_for(name, size, 8, WARM_UP + steps + PROFILED, Path(folder))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    running = train(method_on(name, device), batches, device, PRECISIONS[how])
+    method, start = method_on(name, device), measure.now(device)
+    if compiled:
+        compile_norms(method, device, PRECISIONS[how])
+    running = train(method, batches, device, PRECISIONS[how])
     for _ in itertools.islice(running, WARM_UP):
         pass
-    start = measure.now(device)
+    first, start = measure.now(device) - start, measure.now(device)
     for _ in itertools.islice(running, steps):
         pass
     milliseconds = 1000 * (measure.now(device) - start) / steps
     row: Result = {"method": name, "size": size, "precision": how, "ms": milliseconds}
+    row["first s"] = first
     row["GiB"] = measure.peak_megabytes(device) / 1024
     if device.type != "cuda":
         return row
@@ -424,14 +454,17 @@ def parts_of(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]
     yield "checks", partial(check_views, device, sizes[0])
     yield "checks", partial(check_resumed, device, 32 if quick else 64)
     yield "checks", partial(check_bf16, device, 32 if quick else 64, 2 if quick else 20)
+    yield "checks", partial(check_compiled, device, small)
+    for size, name in itertools.product(sizes, OURS[: 1 if quick else 2]):
+        yield "compiled", partial(measure_speed, name, size, "bf16", device, steps, True)
     yield "deterministic", partial(deterministic_cost, device, sizes[0], steps)
     yield "checks", partial(check_deterministic, device, small)
 
 
 def report(given: argparse.Namespace) -> Result:
     """All checks and measurements; ``--quick`` at sizes that take no time."""
-    tables = ("checks", "speed", "deterministic", "train", "labels", "took", "failed", "left_out")
-    found: dict[str, list[Result]] = {name: [] for name in tables}
+    tables = ("checks", "speed", "compiled", "deterministic", "train", "labels")
+    found: dict[str, list[Result]] = {n: [] for n in (*tables, "took", "failed", "left_out")}
     started = time.monotonic()
     for table, part in parts_of(given):
         what = " ".join(map(str, (part.func.__name__, *part.args)))  # type: ignore[attr-defined]
@@ -445,7 +478,8 @@ def report(given: argparse.Namespace) -> Result:
             why = (str(error).splitlines() or [""])[0]
             found["failed"].append({"failed": what, "why": f"{type(error).__name__}: {why}"})
             continue
-        found[table] += rows if isinstance(rows, list) else [rows]
+        rows = rows if isinstance(rows, list) else [rows]
+        found[table] += [{table: "yes", **row} for row in rows] if table == "compiled" else rows
         found["took"].append({"part": what, "seconds": time.monotonic() - begun})
         print(json.dumps(found["took"][-1]), file=sys.stderr, flush=True)
     return found
