@@ -70,7 +70,77 @@ def activated(norm: nn.Module, x: Tensor) -> Tensor:
         # On the rows: for an in-place operation on the permuted view that the norm returns,
         # autograd would copy every gradient, and the copies would not be channels-last.
         return norm.activated_rows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    compiled = getattr(norm, "compiled", None) if norm.training else None
+    # Without a momentum statistics are being taken anew (``torch.optim.swa_utils.update_bn``).
+    if compiled and isinstance(norm, nn.BatchNorm2d) and norm.momentum:
+        norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        rows = x.permute(0, 2, 3, 1)
+        statistics = (norm.running_mean, norm.running_var, norm.momentum, norm.eps)
+        found: Tensor = compiled(rows.flatten(0, 2), norm.weight, norm.bias, *statistics)
+        return found.view(rows.shape).permute(0, 3, 1, 2)
     return F.leaky_relu(norm(x), 0.01, inplace=True)
+
+
+def batch_norm_leaky(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """BatchNorm in training, then LeakyReLU 0.01, of (P, C); updates the running statistics."""
+    return F.leaky_relu(F.batch_norm(rows, mean, variance, weight, bias, True, momentum, eps), 0.01)
+
+
+def compile_norms(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Have PyTorch's compiler make one kernel of each BatchNorm with its LeakyReLU, in training.
+
+    ``dtype`` is autocast's, None for single precision. Where there is no compiler for the device,
+    or its numbers differ, one line says so and everything stays. Names of tensors stay always.
+    """
+    compiled = compiled_norm(device, dtype or torch.float32)
+    for norm in module.modules() if compiled else ():
+        if type(norm) is nn.BatchNorm2d:
+            norm.compiled = compiled  # type: ignore[assignment]
+
+
+@functools.cache
+def compiled_norm(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor] | None:
+    """``batch_norm_leaky`` as compiled and compared with the plain one; None if that fails."""
+    try:
+        import torch._dynamo
+
+        # A graph for each number of channels, with and without gradients: eight, and the check's.
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 32)
+        compiled: Callable[..., Tensor] = torch.compile(batch_norm_leaky, dynamic=True)
+        check_norm(compiled, device, dtype)
+    except Exception as error:  # whatever a compiler may miss on somebody's machine
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"Nothing is compiled here, which is slower: {why}", stacklevel=2)
+        return None
+    return compiled
+
+
+def check_norm(compiled: Callable[..., Tensor], device: torch.device, dtype: torch.dtype) -> None:
+    """Compare results, gradients and statistics with ``batch_norm_leaky``'s; RuntimeError."""
+    mixed = torch.arange(700 * 32) * 7919 % 1009 / 504 - 1  # not from a run's generator
+    given, found = mixed.view(700, 32).to(device, dtype), []
+    for run in (batch_norm_leaky, compiled):
+        rows, (weight, bias) = given.clone(), (torch.linspace(a, 1, 32) for a in (0.5, -1))
+        leaves = [x.to(device).requires_grad_() for x in (rows, weight, bias)]
+        statistics = [torch.zeros(32, device=device), torch.ones(32, device=device)]
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            result = run(*leaves, *statistics, 0.1, 1e-5)
+            gradients = torch.autograd.grad(result, leaves, given.roll(1, 0))
+        found.append([result.detach(), *gradients, *statistics])
+    for plain, own in zip(*found, strict=True):
+        # In the mean: a number next to 0 may have the slope of the other side.
+        error = float((own.float() - plain.float()).abs().mean() / plain.float().abs().mean())
+        if not error < (1e-4 if dtype == torch.float32 else 1e-2):
+            raise RuntimeError(f"compiled numbers differ from PyTorch's by {error:.1e}")
 
 
 class DoubleConv(nn.Module):

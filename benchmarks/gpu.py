@@ -4,23 +4,29 @@
     python benchmarks/gpu.py --device cpu --quick    # a rehearsal
 
 Every row of ``checks`` has what was found, what is wanted and whether it is so. ``speed`` has the
-milliseconds of a step, what the device did in it, and its memory; ``train`` those of train.py.
+milliseconds of a step, what the device did in it, and its memory; ``train`` those of train.py. A
+part that fails is named in ``failed`` and the others go on; what would begin after ``--minutes`` is
+named in ``left_out``.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import io
 import itertools
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
@@ -39,7 +45,8 @@ from benchmarks.step import PRECISIONS, make_adam
 from config import Config
 from data import STD, Batch, finish_views
 from model import METHODS, Method, build_method
-from pscl import matching
+from networks import compile_norms
+from pscl import matching, sampling
 from pscl.fast_matching import match
 from utils.device import arithmetic, choose_device, on_device, precision, to_device
 
@@ -59,19 +66,23 @@ def batches_for(method: str, size: int, batch: int, steps: int, folder: Path) ->
     return list(batches.epoch(0))
 
 
-def method_on(name: str, device: torch.device) -> Method:
+def method_on(name: str, device: torch.device, seed: int = 0) -> Method:
     """A method with the default settings, the same numbers on every device."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     method = build_method(name, {**Config().to_dict(), "recompute": 0})
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return method
 
 
 def train(
-    method: Method, batches: Sequence[Batch], device: torch.device, dtype: torch.dtype | None
+    method: Method,
+    batches: Sequence[Batch],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Iterator[Tensor]:
     """Train step by step as the engine does; gives the losses, which nobody waits for."""
-    optimizer = make_adam(method, device)
+    optimizer = optimizer or make_adam(method, device)
     for batch in on_device(batches, device):
         with precision(dtype, device):
             loss = method(finish_views(batch, 4))["loss"]
@@ -155,6 +166,131 @@ def check_losses(device: torch.device, size: int) -> list[Result]:
     return rows
 
 
+def check_positions(device: torch.device, size: int) -> list[Result]:
+    """Images whose patches lie elsewhere than the CPU's, in the first step, single precision.
+
+    Up to the first template that differs both had the same choice; it counts unless its two cells
+    are equally similar, within 1e-5 of the largest similarity.
+    """
+    rows = []
+    for name in OURS:
+        with tempfile.TemporaryDirectory() as folder:
+            (batch,) = batches_for(name, size, 4, 1, Path(folder))
+        calls: dict[str, list[tuple[Tensor, ...]]] = {}
+        for kind, where in (("cpu", CPU), ("device", device)):
+            own = calls[kind] = []
+
+            def noted(*given: Tensor, own: list[tuple[Tensor, ...]] = own) -> Tensor:
+                own.append((*given, match(*given)))
+                return own[-1][-1]
+
+            torch.manual_seed(1)
+            with patch.object(sampling, "match", noted), arithmetic(None, deterministic=False):
+                method = method_on(name, where)
+                torch.manual_seed(1)
+                list(train(method, [copy.deepcopy(batch)], where, None))
+        both = zip(calls["cpu"], calls["device"], strict=True)
+        wrong = sum(elsewhere(*given, found[-1].cpu()) for given, found in both)
+        rows.append(verdict(f"{name}: images with other patches than the CPU's", wrong, 0))
+    return rows
+
+
+def elsewhere(
+    template: Tensor, keys: Tensor, valid: Tensor, expected: Tensor, found: Tensor
+) -> int:
+    """Images whose first cell of ``found`` (B, T) that is not ``expected`` is less similar."""
+    wrong = 0
+    for image in range(len(keys)):
+        unlike = (expected[image] != found[image]).nonzero().flatten().tolist()
+        if not unlike:
+            continue
+        similarity = template[:, unlike[0]].double() @ keys[image].double()  # (P,)
+        one, other = (similarity[cells[image, unlike[0]]] for cells in (expected, found))
+        wrong += bool((one - other).abs() > 1e-5 * similarity[valid[image]].abs().max())
+    return wrong
+
+
+def check_resumed(device: torch.device, size: int) -> list[Result]:
+    """Third loss of a training whose state after two steps goes to the other device and back.
+
+    Its relative difference from that of a training which stays on the CPU, in single precision.
+    """
+    rows = []
+    for name, (first, then) in itertools.product(METHODS, ((device, CPU), (CPU, device))):
+        with tempfile.TemporaryDirectory() as folder:
+            batches = batches_for(name, size, 2, 3, Path(folder))
+        with arithmetic(None, deterministic=False):
+            stayed = third_loss(name, batches, CPU, CPU)
+            moved = third_loss(name, batches, first, then)
+        kinds = f"{first.type} to {then.type}"
+        found = abs(moved - stayed) / abs(stayed)
+        rows.append(verdict(f"{name}: loss after going on from {kinds}, relative", found, 1e-4))
+    return rows
+
+
+def third_loss(
+    name: str, batches: Sequence[Batch], first: torch.device, then: torch.device
+) -> float:
+    """The loss of the third step, before which everything goes through a file to ``then``."""
+    method = method_on(name, first)
+    optimizer, file = make_adam(method, first), io.BytesIO()
+    torch.manual_seed(1)
+    for _ in train(method, copy.deepcopy(batches[:2]), first, None, optimizer):
+        pass
+    torch.save([method.state_dict(), optimizer.state_dict()], file)
+    file.seek(0)
+    state, moments = torch.load(file, map_location="cpu")
+    method = method_on(name, then)
+    optimizer = make_adam(method, then)
+    method.load_state_dict(state)
+    optimizer.load_state_dict(moments)
+    torch.manual_seed(2)
+    (loss,) = train(method, copy.deepcopy(batches[2:]), then, None, optimizer)
+    return float(loss)
+
+
+def check_compiled(device: torch.device, size: int) -> list[Result]:
+    """Relative difference of the first three losses with ``--compile on``, single precision."""
+    rows = []
+    for name in OURS:
+        with tempfile.TemporaryDirectory() as folder:
+            batches = batches_for(name, size, 4, 3, Path(folder))
+        losses = []
+        for compiled in (False, True):
+            method = method_on(name, device)
+            if compiled:
+                compile_norms(method, device, None)
+            torch.manual_seed(1)
+            with arithmetic(None, deterministic=False):
+                steps = list(train(method, copy.deepcopy(batches), device, None))
+            losses.append(torch.stack(steps).cpu().double())
+        difference = float(((losses[0] - losses[1]) / losses[0]).abs().max())
+        rows.append(verdict(f"{name}: losses with what is compiled, relative", difference, 1e-4))
+    return rows
+
+
+def check_bf16(device: torch.device, size: int, steps: int) -> list[Result]:
+    """How far losses in bf16 are from single precision's, in spreads of three seeds.
+
+    A loss is the mean of the second half of the steps; a seed draws weights and patches, and the
+    spread is the largest less the smallest in single precision.
+    """
+    rows = []
+    for name in OURS:
+        with tempfile.TemporaryDirectory() as folder:
+            batches = batches_for(name, size, 4, steps, Path(folder))
+        losses = {}
+        for how, seed in itertools.product(PRECISIONS, range(3)):
+            method = method_on(name, device, seed)
+            running = list(train(method, copy.deepcopy(batches), device, PRECISIONS[how]))
+            losses[how, seed] = float(torch.stack(running[steps // 2 :]).mean())
+        single = [losses["fp32", seed] for seed in range(3)]
+        apart = max(abs(losses["bf16", seed] - single[seed]) for seed in range(3))
+        found = apart / (max(single) - min(single))
+        rows.append(verdict(f"{name}: losses in bf16, in spreads of seeds", found, 1))
+    return rows
+
+
 def check_views(device: torch.device, size: int) -> list[Result]:
     """How far views finished on the device are from those of the CPU, in gray levels."""
     with tempfile.TemporaryDirectory() as folder:
@@ -201,20 +337,29 @@ def busy(events: Sequence[Any]) -> tuple[float, int]:
     return total / 1000, launches
 
 
-def measure_speed(name: str, size: int, how: str, device: torch.device, steps: int) -> Result:
-    """A row of ``speed``: whole steps, nothing waiting between them."""
+def measure_speed(
+    name: str, size: int, how: str, device: torch.device, steps: int, compiled: bool = False
+) -> Result:
+    """A row of ``speed``: whole steps, nothing waiting between them; ``first s`` are the warm-up's.
+
+    ``compiled`` as with ``--compile on``.
+    """
     with tempfile.TemporaryDirectory() as folder:
         batches = batches_for(name, size, 8, WARM_UP + steps + PROFILED, Path(folder))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    running = train(method_on(name, device), batches, device, PRECISIONS[how])
+    method, start = method_on(name, device), measure.now(device)
+    if compiled:
+        compile_norms(method, device, PRECISIONS[how])
+    running = train(method, batches, device, PRECISIONS[how])
     for _ in itertools.islice(running, WARM_UP):
         pass
-    start = measure.now(device)
+    first, start = measure.now(device) - start, measure.now(device)
     for _ in itertools.islice(running, steps):
         pass
     milliseconds = 1000 * (measure.now(device) - start) / steps
     row: Result = {"method": name, "size": size, "precision": how, "ms": milliseconds}
+    row["first s"] = first
     row["GiB"] = measure.peak_megabytes(device) / 1024
     if device.type != "cuda":
         return row
@@ -289,30 +434,55 @@ def measure_labels(device: torch.device, size: int, epochs: tuple[int, int]) -> 
 def deterministic_cost(device: torch.device, size: int, steps: int) -> Result:
     """A row of ``speed`` with ``--deterministic``."""
     with arithmetic(torch.bfloat16, deterministic=True):
-        return measure_speed("simclr", size, "bf16", device, steps)
+        return {"deterministic": "yes", **measure_speed("simclr", size, "bf16", device, steps)}
+
+
+def parts_of(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Everything in order, what matters most first: the table's name, and what gives its rows."""
+    device, quick = choose_device(given.device), given.quick
+    sizes, steps = ((32,), 1) if quick else ((376, 128), 20)
+    small, epochs = 32 if quick else 128, (1, 2) if quick else (3, 13)
+    yield "checks", partial(check_matching, device, quick)
+    yield "checks", partial(check_waits, device)
+    yield "checks", partial(check_losses, device, small)
+    yield "checks", partial(check_positions, device, small)
+    for size, name, how in itertools.product(sizes, OURS, PRECISIONS):
+        yield "speed", partial(measure_speed, name, size, how, device, steps)
+    for size, name in itertools.product(sizes, OURS[: 1 if quick else 2]):
+        yield "train", partial(measure_train, name, size, device, epochs)
+    yield "labels", partial(measure_labels, device, sizes[0], (1, 2) if quick else (5, 55))
+    yield "checks", partial(check_views, device, sizes[0])
+    yield "checks", partial(check_resumed, device, 32 if quick else 64)
+    yield "checks", partial(check_bf16, device, 32 if quick else 64, 2 if quick else 20)
+    yield "checks", partial(check_compiled, device, small)
+    for size, name in itertools.product(sizes, OURS[: 1 if quick else 2]):
+        yield "compiled", partial(measure_speed, name, size, "bf16", device, steps, True)
+    yield "deterministic", partial(deterministic_cost, device, sizes[0], steps)
+    yield "checks", partial(check_deterministic, device, small)
 
 
 def report(given: argparse.Namespace) -> Result:
     """All checks and measurements; ``--quick`` at sizes that take no time."""
-    device, quick = choose_device(given.device), given.quick
-    sizes, steps = ((32,), 1) if quick else ((376, 128), 20)
-    checks = [
-        *check_matching(device, quick),
-        *check_waits(device),
-        *check_losses(device, 32 if quick else 128),
-        *check_views(device, sizes[0]),
-        *check_deterministic(device, 32 if quick else 128),
-    ]
-    cases = itertools.product(sizes, OURS, PRECISIONS)
-    speed = [measure_speed(name, size, how, device, steps) for size, name, how in cases]
-    slow = {"deterministic": "simclr", **deterministic_cost(device, sizes[0], steps)}
-    epochs = (1, 2) if quick else (3, 23)
-    trained = [
-        measure_train(n, s, device, epochs) for s in sizes for n in OURS[: 1 if quick else 2]
-    ]
-    labels = measure_labels(device, sizes[0], (1, 2) if quick else (5, 55))
-    found = {"checks": checks, "speed": speed, "deterministic": [slow]}
-    return {**found, "train": trained, "labels": labels}
+    tables = ("checks", "speed", "compiled", "deterministic", "train", "labels")
+    found: dict[str, list[Result]] = {n: [] for n in (*tables, "took", "failed", "left_out")}
+    started = time.monotonic()
+    for table, part in parts_of(given):
+        what = " ".join(map(str, (part.func.__name__, *part.args)))  # type: ignore[attr-defined]
+        begun = time.monotonic()
+        if begun - started > 60 * given.minutes:
+            found["left_out"].append({"left out, for want of time": what})
+            continue
+        try:
+            rows = part()
+        except Exception as error:  # whatever a device may refuse: the rest is wanted too
+            why = (str(error).splitlines() or [""])[0]
+            found["failed"].append({"failed": what, "why": f"{type(error).__name__}: {why}"})
+            continue
+        rows = rows if isinstance(rows, list) else [rows]
+        found[table] += [{table: "yes", **row} for row in rows] if table == "compiled" else rows
+        found["took"].append({"part": what, "seconds": time.monotonic() - begun})
+        print(json.dumps(found["took"][-1]), file=sys.stderr, flush=True)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -321,6 +491,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     parser = measure.parser_of_cases(__doc__)
     parser.add_argument("--quick", action="store_true", help="a rehearsal at tiny sizes")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing new after")
     return measure.run_benchmark(parser.parse_args(argv), ("quick",), lambda case: {}, report)
 
 

@@ -148,6 +148,11 @@ def train_step(
     return {part: watch.parts[part] for part in PARTS}
 
 
+def without_end(batches: Batches) -> Iterator[Batch]:
+    """The batches of one epoch after the other: a set of one's own may have few."""
+    return itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
+
+
 def make_adam(method: Method, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer of a run with the default settings."""
     learning = [p for p in method.parameters() if p.requires_grad]
@@ -161,7 +166,7 @@ def count_steps(case: Case) -> list[measure.OperatorCalls]:
     """
     dtype, counts = PRECISIONS[case["precision"]], []
     with prepared(case) as (method, batches, watch):
-        optimizer, source = make_adam(method, watch.device), batches.epoch(0)
+        optimizer, source = make_adam(method, watch.device), without_end(batches)
         train_step(watch, method, optimizer, lambda: next(source), dtype)
         for batch in itertools.islice(source, case["steps"]):
             with measure.counted(watch) as calls:
@@ -188,7 +193,7 @@ def measure_step(case: Case) -> Result:
     """Seconds of a step of one method in one precision by parts, peak memory, calls."""
     dtype = PRECISIONS[case["precision"]]
     with prepared(case) as (method, batches, watch):
-        optimizer, source = make_adam(method, watch.device), batches.epoch(0)
+        optimizer, source = make_adam(method, watch.device), without_end(batches)
         steps, cost = [], []
         for _ in range(case["steps"] + WARM_UP):
             before = measure.spent(watch.device)

@@ -53,6 +53,7 @@ TURNS = {
 }
 
 _stderr = threading.Lock()  # one thread at a time silences file descriptor 2
+_filters = threading.RLock()  # and one Python's warnings, whose filters all threads share
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; check_size has the one that counts
 
 
@@ -143,7 +144,7 @@ def reading_of(path: str | Path, page: int = 1) -> dict[str, int]:
     at first, too. No pixel is decoded.
     """
     plain = True
-    with suppress(Exception), warnings.catch_warnings():  # decoding says what is wrong
+    with suppress(Exception), _filters, warnings.catch_warnings():  # decoding says what is wrong
         warnings.simplefilter("ignore")
         raw = b"" if special_kind(path) else _start_of(path)
         if raw.startswith(tiff.TIFF_MAGIC):
@@ -244,7 +245,7 @@ def _values(path: str | Path, raw: bytes, picture: ImageFile, seen: bool) -> Arr
 def _orientation(picture: ImageFile) -> int:
     """EXIF's orientation; 1 where there is none, or none that can be read."""
     try:
-        with warnings.catch_warnings():
+        with _filters, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = int(picture.getexif().get(ORIENTATION, UPRIGHT))
     except Exception:  # the pixels are sound
@@ -292,7 +293,7 @@ def open_picture(path: str | Path, raw: bytes, page: int = 1) -> ImageFile:
 def decoding(path: str | Path) -> Iterator[None]:
     """Turn whatever a decoder raises into a DataError of one line, and silence its warnings."""
     try:
-        with warnings.catch_warnings():
+        with _filters, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except DataError:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +19,7 @@ from imaging.data_bar import Bar, find_bars
 from imaging.drawing import is_intact, overlay, save_picture
 from imaging.field import NO_RULE, FieldRule
 from imaging.gray_range import Conversion
-from imaging.imagefile import read_mask, reading_of
+from imaging.imagefile import read_header, read_mask, reading_of
 from metallography import measure
 from metallography.items import Item, read_truth
 from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of
@@ -25,6 +27,7 @@ from metallography.segmenter import check_number
 from metallography.tiling import Floats
 from utils.commandline import UserError
 from utils.files import (
+    Behind,
     DataError,
     open_to_append,
     replace_file,
@@ -39,6 +42,7 @@ from utils.tables import csv_of_rows
 
 RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
 TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
+AHEAD = 2**24  # pixels of the largest images that are read ahead and written behind
 
 
 class Predictor(Protocol):
@@ -171,6 +175,19 @@ def _is_intact(path: Path, num_classes: int) -> bool:
     return False
 
 
+Stamp = tuple[int, int]
+"""Bytes and time of change of a file."""
+
+
+def stamp_of(path: Path) -> Stamp:
+    """The stamp of a file; (0, 0) if it cannot be had: reading it will say why."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
 class Done(NamedTuple):
     """An image that was measured."""
 
@@ -224,6 +241,8 @@ class Folder:
         self.done: list[Done] = []
         self.predicted = self.skipped = 0  # images predicted now, and done already
         self.bad: list[str] = []  # a line for each file that could not be used
+        self.behind: Behind | None = None  # what writes pictures; None: at once
+        self.ahead: Future[tuple[Stamp, Array] | None] | None = None  # the next item's pixels
 
     def scale_of(self, item: Item) -> float | None:
         """Micrometres per pixel of an image; None if that is not known."""
@@ -249,7 +268,7 @@ class Folder:
             table = _growing_table(self.out / "particles.csv")
             add = stack.enter_context(table if self.particles else nullcontext(lambda rows: None))
             bar = stack.enter_context(progress(len(self.items), "images"))
-            for item in self.items:
+            for item in self.each(self.items):
                 try:
                     add(self.measure(item, self.class_ids(item)))
                 except DataError as error:
@@ -264,7 +283,7 @@ class Folder:
         step = 8 * group.size()  # images from one note to the next
         for start in range(0, len(self.items) if group.size() > 1 else 0, step):
             some, self.record.held = self.items[start : start + step], []
-            for item in group.share(some):
+            for item in self.each(group.share(some)):
                 with suppress(DataError):  # which ``run`` reports
                     self.class_ids(item)
             found = {
@@ -278,17 +297,51 @@ class Folder:
         self.predicted = sum(group.gather_objects(self.predicted))
         self.skipped = -self.predicted  # ``run`` finds them done
 
+    def each(self, items: Sequence[Item]) -> Iterator[Item]:
+        """The items in turn, while one thread reads the next image and one writes results.
+
+        An image of more than ``AHEAD`` pixels has the memory to itself.
+        """
+        with ThreadPoolExecutor(1) as thread, Behind() as self.behind:
+            coming = [thread.submit(self.read_ahead, item) for item in items[:1]]
+            for number, item in enumerate(items):
+                self.ahead = coming.pop()
+                coming = [thread.submit(self.read_ahead, i) for i in items[number + 1 :][:1]]
+                yield item
+        self.behind = self.ahead = None
+
+    def read_ahead(self, item: Item) -> tuple[Stamp, Array] | None:
+        """The pixels of an item that is not done yet, and the stamp of its file before."""
+        if item.name in self.record.done:
+            return None
+        with suppress(DataError):  # which reading in turn reports
+            stamp, header = stamp_of(item.path), read_header(item.path)
+            if header and header[0] * header[1] <= AHEAD:
+                return stamp, item.read(self.segmenter.gray)
+        return None
+
+    def read(self, item: Item, stamp: Stamp) -> Array:
+        """An item's pixels, read ahead or now; ``stamp`` is its file's."""
+        coming, self.ahead = self.ahead, None
+        found = coming.result() if coming else None
+        return found[1] if found and found[0] == stamp else item.read(self.segmenter.gray)
+
+    def write(self, image: Array, job: Callable[[], object]) -> None:
+        """Write an image's results behind, or at once."""
+        if self.behind is None:
+            job()
+            return
+        self.behind.do(job)
+        if image.shape[0] * image.shape[1] > AHEAD:
+            self.behind.catch_up()
+
     def file(self, kind: str, item: Item, suffix: str = ".png") -> Path:
         """Where a result of an image goes."""
         return self.out / kind / f"{item.name}{suffix}"
 
     def class_ids(self, item: Item) -> Array:
         """The predicted class ids of an image: from its file if that is done, else predicted."""
-        try:
-            status = item.path.stat()
-            size, changed = status.st_size, status.st_mtime_ns
-        except OSError:  # reading the image will report what is wrong
-            size = changed = 0
+        size, changed = stamp = stamp_of(item.path)
         scale = self.scale_of(item)
         reading = reading_of(item.path, item.page)
         how = {
@@ -312,19 +365,28 @@ class Folder:
         if kept is not None and old == entry:
             self.skipped += 1
             return kept
-        image = item.read(self.segmenter.gray)
+        image = self.read(item, stamp)
         done = kept is not None and kept.shape == image.shape[:2]
         mask = kept if kept is not None and done else self.predict(item, image)
         self.skipped += done
         self.predicted += not done
-        names, colours = self.segmenter.class_names, self.segmenter.colours
-        # Drawn again at another scale, too, because the scale bar changes.
-        save_picture(
-            self.file("overlay", item), overlay(image, mask, names, colours, scale), "--out"
-        )
         bars = self.bars.get(item.own_path, [])
-        self.record.add(entry | ({"bars": [list(bar) for bar in bars]} if bars else {}))
+        entry |= {"bars": [list(bar) for bar in bars]} if bars else {}
+        self.write(image, partial(self.keep, item, image, mask, entry, not done))
         return mask
+
+    def keep(self, item: Item, image: Array, mask: Array, entry: Row, new: bool) -> None:
+        """Write the pictures of an image, the masks if they are ``new``; then note that it is done.
+
+        Drawn again at another scale, too, because the scale bar changes.
+        """
+        if new:
+            save_picture(self.file("classes", item), mask, "--out")
+            save_picture(self.file("gray", item), _grays(self.segmenter.mapping)[mask], "--out")
+        names, colours = self.segmenter.class_names, self.segmenter.colours
+        drawn = overlay(image, mask, names, colours, entry["um_per_px"])
+        save_picture(self.file("overlay", item), drawn, "--out")
+        self.record.add(entry)
 
     def _remember_bars(self, item: Item, found: Sequence[Sequence[Any]]) -> None:
         """Note the data bars that an earlier run found in an image."""
@@ -343,9 +405,9 @@ class Folder:
         return None
 
     def predict(self, item: Item, image: Array) -> Array:
-        """Predict an image, and write its masks (and probabilities: float16 (H, W, C)).
+        """Predict an image (and write its probabilities: float16 (H, W, C)).
 
-        Outside the field masks are 255 and probabilities nan.
+        Outside the field the mask is 255 and probabilities nan.
         """
         shape = image.shape[:2]
         outside = self.field.outside(item.path, item.name, shape, item.page)
@@ -374,8 +436,6 @@ class Folder:
                 write(np.full((crop.bottom, shape[1], classes), np.nan))
         if outside is not None:
             mask[outside] = IGNORED
-        save_picture(self.file("classes", item), mask, "--out")
-        save_picture(self.file("gray", item), _grays(self.segmenter.mapping)[mask], "--out")
         return mask
 
     def measure(self, item: Item, mask: Array) -> list[Row]:

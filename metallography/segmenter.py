@@ -43,10 +43,11 @@ from utils.checkpoint import (
     settings_in,
     transfer,
 )
-from utils.device import choose_device
+from utils.device import choose_device, upload
 from utils.metrics import IGNORED
 
 SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are padded with their edge pixels
+TOGETHER = 2**21  # pixels of the tiles that a device computes at once
 
 
 def find_weights(path: str | Path) -> Path:
@@ -216,19 +217,26 @@ class Segmenter:
     def _predictor(self, whole: Array) -> tiling.Predict:
         """A function that predicts tiles of an image, normalised by the pixels ``whole``."""
         own = own_statistics(torch.from_numpy(np.array(whole))) if self.standardize else None
-        return partial(self._predict_tile, own=own)
+        one = partial(self._predict_tile, own=own)
+        if self.device.type == "cpu":  # several at once take no less time there
+            return one
+        return tiling.Together(one, partial(self._predict_tiles, own=own), TOGETHER)
 
-    @torch.inference_mode()
     def _predict_tile(self, pixels: Array, own: Statistics | None) -> Floats:
         """Class probabilities (C, h, w) of pixels (h, w) or (h, w, 3)."""
-        height, width = pixels.shape[:2]
-        image = torch.from_numpy(np.array(pixels, order="C")).reshape(height, width, -1)
-        x = to_input(image.movedim(2, 0).to(self.device), own)[None]
+        return np.asarray(self._predict_tiles([pixels], own)[0])
+
+    @torch.inference_mode()
+    def _predict_tiles(self, tiles: Sequence[Array], own: Statistics | None) -> Floats:
+        """Class probabilities (n, C, h, w) of n tiles of one size, (h, w) or (h, w, 3)."""
+        height, width = tiles[0].shape[:2]
+        images = torch.from_numpy(np.stack(tiles)).reshape(len(tiles), height, width, -1)
+        x = to_input(upload(images.movedim(3, 1), self.device), own)
         missing = (0, max(0, SMALLEST_SIDE - width), 0, max(0, SMALLEST_SIDE - height))
         if any(missing):
             x = F.pad(x, missing, mode="replicate")
         logits = self.network(x.contiguous(memory_format=torch.channels_last))
-        return logits[0].softmax(dim=0)[:, :height, :width].cpu().numpy()
+        return logits.softmax(dim=1)[:, :, :height, :width].cpu().numpy()
 
     def export(self, path: str | Path) -> list[str]:
         """Write the model to a checked .onnx or .pt2 file, see ``export.export``."""

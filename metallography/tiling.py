@@ -9,7 +9,9 @@ enough for that; the tiled prediction is then that of the whole image, everywher
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +30,19 @@ BLEND = 16  # width of the transition between tiles, where the overlap has room 
 DEFAULT_TILE = 768
 DEFAULT_OVERLAP = 2 * CONTEXT + BLEND
 SMALLEST_STEP = 2 * GRID
+
+
+@dataclass(frozen=True)
+class Together:
+    """A ``Predict`` that also takes several tiles of one size at once, up to ``pixels`` in all."""
+
+    one: Predict
+    several: Callable[[Sequence[Array]], Floats]  # gives (tiles, C, h, w)
+    pixels: int
+
+    def __call__(self, tile: Array) -> Floats:
+        """Predict one tile."""
+        return self.one(tile)
 
 
 class Axis(NamedTuple):
@@ -76,11 +91,14 @@ def predict_bands(
 
     It holds one row of tiles at a time: C * tile * W numbers. An image (H, W) or
     (H, W, 3) whose sides are at most ``tile`` is predicted in one piece. An overlap of 160 pixels
-    and more makes tiling exact.
+    and more makes tiling exact. While a tile (or, of ``Together``, several) is blended into the
+    row, a thread predicts the next.
     """
     height, width = image.shape[:2]
     down, across = cut_axis(height, tile, overlap), cut_axis(width, tile, overlap)
     band = np.zeros((num_classes, down.size, width), np.float32)
+    places = [(row, column) for row in down.starts for column in across.starts]
+    pieces = _predicted(image, predict, places, (down.size, across.size))
     top = 0
     for start, row_weight in zip(down.starts, down.weights, strict=True):
         done = start - top
@@ -91,9 +109,34 @@ def predict_bands(
             top = start
         for left, column_weight in zip(across.starts, across.weights, strict=True):
             columns = slice(left, left + across.size)
-            piece = predict(image[start : start + down.size, columns])
-            band[:, :, columns] += piece * (row_weight[:, None] * column_weight)
+            band[:, :, columns] += next(pieces) * (row_weight[:, None] * column_weight)
     yield top, band
+
+
+def _predicted(
+    image: Array, predict: Predict, places: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> Iterator[Floats]:
+    """Predict tiles of a size at places (first row, first column), in order, one step ahead."""
+    height, width = size
+    tiles = [image[row : row + height, column : column + width] for row, column in places]
+    if len(tiles) == 1:
+        yield predict(tiles[0])
+        return
+    step = max(1, predict.pixels // (height * width)) if isinstance(predict, Together) else 1
+
+    def some(start: int) -> Sequence[Floats] | Floats:
+        own = tiles[start : start + step]
+        if isinstance(predict, Together) and len(own) > 1:
+            return predict.several(own)
+        return [predict(tile) for tile in own]
+
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(some, 0)
+        for start in range(0, len(tiles), step):
+            ready, after = coming.result(), start + step
+            if after < len(tiles):
+                coming = thread.submit(some, after)
+            yield from ready
 
 
 def resized_bands(

@@ -84,6 +84,7 @@ class Supervised(Runner):
         """UNet, optimizer and batches."""
         c, samples = self.config, self.annotated
         self.module = self.to_memory(self.network())
+        self.compile(self.module)
         self.optimizer = self.make_optimizer()
         self.epochs = c.epochs_for(self.job.size)
         self.class_weight = torch.tensor(self.weights(), device=self.device)

@@ -18,6 +18,7 @@ from data import Sample
 from imaging.imagefile import turn_text
 from imaging.store import ImageStore, fingerprint
 from model import settings_of
+from networks import compile_norms
 from report import figures
 from utils.log import METRICS_FILE
 from utils.run_folder import RunFolder, differences
@@ -118,6 +119,12 @@ class Runner(Training):
     def to_memory(self, module: nn.Module) -> nn.Module:
         """Move a network to the device in channels-last format: norms and heads work per pixel."""
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def compile(self, module: nn.Module) -> None:
+        """Compile what ``compile`` asks for."""
+        how = self.config.compile
+        if how == "on" or (how == "auto" and self.device.type == "cuda"):
+            compile_norms(module, self.device, self.amp)
 
     def images(self, samples: Sequence[Sample]) -> str:
         """Number and sizes of samples: '48 images 188x188'."""

@@ -45,6 +45,7 @@ class SelfSupervised(Runner):
         self.module = self.to_memory(build_method(c.self_mode, c.to_dict()))
         if group.size() > 1 and c.batch_norm_ranks == "sync":
             self.module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
+        self.compile(self.module)
         self.epochs = c.self_max_epoch
         trained = [p for p in self.module.parameters() if p.requires_grad]
         fused = fuses_optimizers(self.device)  # a loaded state has the choice of its run

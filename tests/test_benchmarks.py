@@ -178,6 +178,8 @@ def test_a_step_is_measured_as_train_py_does_it_on_a_set_of_ones_own(tmp_path: P
     measure.draw_set(tmp_path, 40, 8, num_classes=3)
     case = {**CASE, "kind": "engine", "method": "simclr", "precision": "bf16", "steps": 2}
     own = {"data_dir": str(tmp_path), "num_classes": 3}
+    for kind in ("step", "calls"):  # of one batch an epoch
+        assert step.measure_case({**case, "kind": kind, **own, "batch": 8, "steps": 1})["calls"]
     for more in ({}, own):
         result = step.measure_case({**case, **more})
         assert len(result["cost"]) == 2 and min(result["cost"]) > 0

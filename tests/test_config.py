@@ -42,6 +42,7 @@ DEFAULTS = {
     "amp": "auto",
     "deterministic": False,
     "augment_on": "auto",
+    "compile": "off",
     "workers": 0,
     "threads": 0,
     "cache": "",
@@ -172,6 +173,7 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("seed", [0, 2**32 - 1]),
     ("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15", "mps"]),
     ("augment_on", ["auto", "cpu", "device"]),
+    ("compile", ["auto", "off", "on"]),
     ("amp", ["auto", "off", "bf16"]),
     ("resume", ["auto", "never"]),
     ("save_seconds", [0, 0.5, 1e9]),
@@ -248,6 +250,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("seed", [-1, 2**32, 1.0, "1", False]),
     ("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda0", "CPU", "cpu "]),
     ("augment_on", ["", "cuda", "gpu", True, None]),
+    ("compile", ["", "encoder", True, None]),
     ("amp", ["", "fp16", True, None]),
     ("workers", [-1, 257, 1.5]),
     ("threads", [-1, 1025]),
@@ -725,7 +728,7 @@ NEVER = {
     "name", "output_dir", "stages", "data_size", "multi_round", "repeats", "mapping", "device",
     "workers", "threads", "cache", "save_seconds", "overwrite", "resume", "save_every", "report",
     "tensorboard", "class_names", "class_colours", "probe",
-    "recompute", "preset", "augment_on", "deterministic",
+    "recompute", "preset", "augment_on", "deterministic", "compile",
 }  # fmt: skip
 ALWAYS = {
     "data_dir", "num_classes", "ignore_label", "image_size", "seed", "amp", "channels",

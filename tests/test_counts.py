@@ -6,14 +6,20 @@ the device without work. Both can be counted on a CPU.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from benchmarks import measure, step
+from config_run import open_set
 from model import METHODS
 from pscl.fast_matching import match
+from stages.pretraining import SelfSupervised
 
 MOST = {  # at 64 px, views left out
     ("simclr", "fp32"): 1000,
@@ -34,6 +40,31 @@ def test_every_step_calls_the_same_few_operators_and_waits_for_none(
     assert [dict(count.waits) for count in counts] == [{}] * 2
     calls = {count.counts.total() - count.views.total() for count in counts}
     assert len(calls) == 1 and calls.pop() <= MOST[method, precision]
+
+
+@pytest.mark.parametrize("augment_on", ["cpu", "device"])
+@pytest.mark.parametrize("method", ["simclr", "moco"])
+def test_an_epoch_of_train_py_waits_once_for_its_log_line(
+    method: str, augment_on: str, tmp_path: Path
+) -> None:
+    """And every step of it calls as many operators; after the first, whose Adam makes its state."""
+    config = step.config_of({"method": method, "size": 16, "batch": 4, "steps": 1}, tmp_path)
+    how = {"repeats": "0", "device": "cpu", "amp": "off", "augment_on": augment_on}
+    stage = SelfSupervised(open_set(dataclasses.replace(config, **how).resolved())[0][0])
+    stage.seed()
+    stage.build()
+    stage.log = Mock()
+    after: list[int] = []
+    with measure.counted(measure.Stopwatch(torch.device("cpu"))) as calls:
+
+        def step_done() -> None:
+            after.append(calls.counts.total())
+            assert not calls.waits
+
+        stage.train_epoch(0, step_done)
+    steps = [one - other for other, one in itertools.pairwise(after)]
+    assert len(steps) >= 5 and len(set(steps)) == 1
+    assert dict(calls.waits) == {"tolist": 1}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 from tifffile import TiffWriter, imwrite
 
-from metallography.folder import RECORD
-from metallography.items import list_images, result_names
+from metallography.folder import RECORD, Folder
+from metallography.items import Item, list_images, result_names
 from metallography.segmenter import Segmenter
 from predict import main
 from tests.holder import HOLD
 from tests.trained_model import expected_mask, picture, rows_of, write_images, write_weights
+from utils.commandline import UserError
 from utils.files import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,6 +108,63 @@ def test_another_scale_measures_and_draws_anew_without_predicting(
     assert (tmp_path / "o" / "overlay" / "a.png").read_bytes() != before
     assert "number_per_mm2" in rows_of(tmp_path / "o" / "measurements.csv")[0]
     assert not (tmp_path / "o" / "particles.csv").exists()  # its lengths were in pixels
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """All files of a folder of results but its page, which has the time."""
+    files = (path for path in out.rglob("*") if path.is_file() and path.name != "report.html")
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+
+def test_reading_ahead_and_writing_behind_change_no_byte(
+    tmp_path: Path, weights: Path, monkeypatch
+) -> None:
+    names = [f"{number}.png" for number in range(5)]
+    images = write_images(tmp_path / "imgs", *names)
+    (images / "2.png").write_bytes((images / "2.png").read_bytes()[:60])
+    options = ["--weights", str(weights), "--images", str(images), "--particles", "--out"]
+    assert main([*options, str(tmp_path / "a")]) == 1
+    monkeypatch.setattr("metallography.folder.AHEAD", 0)  # each image has the memory to itself
+    assert main([*options, str(tmp_path / "b")]) == 1
+    monkeypatch.setattr(Folder, "each", lambda folder, items: iter(items))  # no thread at all
+    assert main([*options, str(tmp_path / "c")]) == 1
+    found = results(tmp_path / "a")
+    assert found == results(tmp_path / "b") == results(tmp_path / "c")
+    assert sum(name.startswith("classes/") for name in found) == 4
+
+
+def test_an_image_that_changes_after_it_was_read_ahead_is_read_again(
+    tmp_path: Path, weights: Path, monkeypatch
+) -> None:
+    images = write_images(tmp_path / "imgs", "a.png", "b.png")
+    plain = Folder.predict
+
+    def predict(folder: Folder, item: Item, image: np.ndarray) -> np.ndarray:
+        if item.name == "a":
+            assert folder.ahead is None  # it was taken
+            Image.fromarray(picture(9, 32, 56)).save(images / "b.png")
+        return plain(folder, item, image)
+
+    monkeypatch.setattr(Folder, "predict", predict)
+    out = tmp_path / "out"
+    assert main(["--weights", str(weights), "--images", str(images), "--out", str(out)]) == 0
+    ids = np.asarray(Image.open(out / "classes" / "b.png"))
+    np.testing.assert_array_equal(ids, expected_mask(picture(9, 32, 56)))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path, weights: Path, monkeypatch, capsys
+) -> None:
+    images = write_images(tmp_path / "imgs", "a.png", "b.png")
+
+    def full(path: Path, *others: object) -> None:
+        raise UserError(f"{path}: no space left")
+
+    monkeypatch.setattr("metallography.folder.save_picture", full)
+    options = ["--weights", str(weights), "--images", str(images), "--out", str(tmp_path / "o")]
+    assert main(options) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith("a.png: no space left")
+    assert (tmp_path / "o" / RECORD).read_text().count("\n") == 1  # no image is done
 
 
 def test_a_run_goes_on_after_bad_files(tmp_path: Path, weights: Path, capsys) -> None:

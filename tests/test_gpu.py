@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +72,7 @@ def test_the_rehearsal_goes_through_everything(
 ) -> None:
     assert gpu.main(["--device", "cpu", "--quick", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
+    assert found["failed"] == found["left_out"] == []
     assert {row["right"] for row in found["checks"]} == {"True"}
     assert measure.table(found["speed"]) and measure.table(found["labels"])
     assert found["train"] and found["deterministic"]
@@ -91,3 +93,64 @@ def test_a_second_run_of_the_same_numbers_has_the_same_bits(
         torch, "manual_seed", lambda seed: torch.random.default_generator.manual_seed(next(seeds))
     )
     assert all(row["found"] > 0 for row in gpu.check_deterministic(CPU, 16))
+
+
+def test_patches_may_differ_where_two_cells_are_equally_similar() -> None:
+    """Cells 0 and 1 are alike, 2 is not; templates after the first that differs do not count."""
+    template, valid = torch.ones(1, 2), torch.ones(1, 3) > 0
+    keys = torch.tensor([[[1.0, 1.0 + 1e-6, 0.5]]])
+    for found, wrong in (([0, 1], 0), ([1, 0], 0), ([1, 2], 0), ([2, 1], 1), ([0, 2], 1)):
+        cells = [torch.tensor([each]) for each in ([0, 1], found)]
+        assert gpu.elsewhere(template, keys, valid, *cells) == wrong, found
+
+
+def test_patches_of_a_device_are_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [row["found"] for row in gpu.check_positions(CPU, 16)] == [0, 0]
+    calls = iter(range(99))
+
+    def wrong_at_second(*given: Any) -> Any:  # the device comes after the CPU
+        cells = match(*given)
+        return cells if next(calls) % 6 < 3 else cells.flip(1)
+
+    match = gpu.match
+    monkeypatch.setattr(gpu, "match", wrong_at_second)
+    assert all(row["found"] > 0 for row in gpu.check_positions(CPU, 16))
+
+
+def test_going_on_elsewhere_changes_nothing_on_the_same_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu, "METHODS", ["plain-moco"])
+    assert [row["found"] for row in gpu.check_resumed(CPU, 16)] == [0, 0]
+
+
+def test_bf16_is_compared_with_the_spread_of_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds give 1, 2 and 4; bf16 adds 1.5: half a spread."""
+    monkeypatch.setattr(gpu, "OURS", ["simclr"])
+    monkeypatch.setattr(gpu, "method_on", lambda name, device, seed: [1.0, 2.0, 4.0][seed])
+
+    def train(loss: float, batches: Any, device: Any, dtype: Any) -> list[torch.Tensor]:
+        return [torch.tensor(9.0), torch.tensor(loss + (1.5 if dtype else 0.0))]
+
+    monkeypatch.setattr(gpu, "train", train)
+    (row,) = gpu.check_bf16(CPU, 16, 2)
+    assert row["found"] == pytest.approx(0.5) and row["right"] == "True"
+
+
+def test_a_part_that_fails_or_comes_too_late_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(size: int) -> None:
+        raise RuntimeError("out of memory\nat ...")
+
+    def right() -> Any:
+        return [gpu.verdict("all", 0, 0)]
+
+    parts = [("speed", partial(refused, 3)), ("checks", partial(right))]
+    monkeypatch.setattr(gpu, "parts_of", lambda given: iter(parts))
+    found = gpu.report(SimpleNamespace(minutes=9))
+    assert found["failed"] == [{"failed": "refused 3", "why": "RuntimeError: out of memory"}]
+    assert len(found["checks"]) == 1 and found["left_out"] == []
+    found = gpu.report(SimpleNamespace(minutes=-1))
+    assert [row["left out, for want of time"] for row in found["left_out"]] == [
+        "refused 3",
+        "right",
+    ]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import networks
 from networks import (
     ChannelLayerNorm,
     PredictionHead,
@@ -263,3 +268,82 @@ def test_with_group_norm_an_image_does_not_depend_on_its_company():
 
 def flat(result: Tensor | tuple[Tensor, tuple[Tensor, ...]]) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else [result[0], *result[1]]
+
+
+def trained(network: nn.Module, image: Tensor) -> list[Tensor]:
+    """Maps, gradients and buffers of one pass."""
+    maps = network(image)
+    sum(m.float().square().mean() for m in maps).backward()  # type: ignore[union-attr]
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return [*maps, *gradients, *network.buffers()]
+
+
+def agree(image: Tensor) -> None:
+    """That an encoder computes the same with compiled norms, and has the same tensors."""
+    torch.manual_seed(0)
+    plain = networks.Encoder(CHANNELS).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    other = copy.deepcopy(plain)
+    networks.compile_norms(other, image.device, None)
+    other = copy.deepcopy(other)  # as the momentum encoder is one
+    assert list(plain.state_dict()) == list(other.state_dict())
+    for own, expected in zip(trained(other, image), trained(plain, image), strict=True):
+        torch.testing.assert_close(own, expected, rtol=2e-3, atol=1e-6)
+    plain.eval(), other.eval()
+    other.load_state_dict(plain.state_dict())
+    assert all(torch.equal(*pair) for pair in zip(plain(image), other(image), strict=True))
+
+
+def image_of(*size: int) -> Tensor:
+    return torch.randn(2, 3, *size).contiguous(memory_format=torch.channels_last)
+
+
+def test_norms_that_are_compiled_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler stands aside, so that it takes no time: what is given to it is seen."""
+    shapes = []
+
+    def compiled(function: Any, dynamic: bool) -> Any:
+        def run(rows: Tensor, *others: Any) -> Tensor:
+            shapes.append(tuple(rows.shape))
+            return function(rows, *others)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(networks, "compiled_norm", networks.compiled_norm.__wrapped__)
+    agree(image_of(16, 24))
+    first, *encoder = shapes
+    assert first == (700, 32)  # the check
+    sizes = {(2 * 16 * 24, 8): 3, (2 * 8 * 12, 16): 3, (2 * 4 * 6, 32): 3, (2 * 2 * 3, 64): 2}
+    assert {shape: encoder.count(shape) for shape in encoder} == sizes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch's compiler needs g++ on a CPU")
+def test_pytorchs_compiler_computes_the_same() -> None:
+    agree(image_of(16, 24))
+
+
+def broken(function: Any, dynamic: bool) -> Any:
+    def run(*given: Any) -> Tensor:
+        raise RuntimeError("no compiler\nmore of it")
+
+    return run
+
+
+def wrong(function: Any, dynamic: bool) -> Any:
+    return lambda *given: 1.01 * function(*given)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [(broken, "no compiler$"), (wrong, "compiled numbers differ .* by 1.0e-0")],
+)
+def test_without_a_compiler_one_line_says_so(
+    compiler: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(networks, "compiled_norm", networks.compiled_norm.__wrapped__)
+    encoder = networks.Encoder(CHANNELS)
+    with pytest.warns(UserWarning, match=f"^Nothing is compiled here, which is slower: {said}"):
+        networks.compile_norms(encoder, torch.device("cpu"), None)
+    assert not any(hasattr(module, "compiled") for module in encoder.modules())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metallography import tiling
-from metallography.tiling import cut_axis, predict_bands, resized_bands
+from metallography.tiling import Together, cut_axis, predict_bands, resized_bands
 from networks import UNet
 
 
@@ -142,3 +142,44 @@ def test_resizing_in_bands_is_bilinear(height: int, width: int) -> None:
     given = joined(resized_bands(probabilities, height, width, rows=8))
     assert given.dtype == np.float32
     np.testing.assert_allclose(given, expected.numpy(), atol=1e-6)
+
+
+def in_turn(image, predict, num_classes: int, tile: int, overlap: int) -> np.ndarray:
+    """Tiles one after the other, the whole image in memory."""
+    down, across = (cut_axis(side, tile, overlap) for side in image.shape[:2])
+    whole = np.zeros((num_classes, *image.shape[:2]), np.float32)
+    for top, above in zip(down.starts, down.weights, strict=True):
+        for left, beside in zip(across.starts, across.weights, strict=True):
+            place = (slice(top, top + down.size), slice(left, left + across.size))
+            whole[(slice(None), *place)] += predict(image[place]) * (above[:, None] * beside)
+    return whole
+
+
+@pytest.mark.parametrize("pixels", [0, 3 * 40**2, 10**9])
+def test_tiles_ahead_and_together_give_the_bytes_of_tiles_in_turn(pixels: int) -> None:
+    """Together: none, three at a time, all of them."""
+    image = np.random.default_rng(2).random((123, 200), np.float32)
+    sizes: list[int] = []
+
+    def one(tile):
+        sizes.append(1)
+        return np.stack([tile, np.sin(tile)])
+
+    def several(tiles):
+        sizes.append(len(tiles))
+        return np.stack([[tile, np.sin(tile)] for tile in tiles])
+
+    expected = in_turn(image, one, 2, 40, 16)
+    tiles = len(sizes)
+    sizes.clear()
+    found = joined(predict_bands(image, Together(one, several, pixels), 2, 40, 16))
+    np.testing.assert_array_equal(found, expected)
+    assert sum(sizes) == tiles and max(sizes) == {0: 1, 4800: 3}.get(pixels, tiles)
+
+
+def test_what_stops_a_tile_stops_the_image() -> None:
+    def refused(tile):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        list(predict_bands(np.zeros((90, 90)), refused, 1, 40, 16))

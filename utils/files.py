@@ -236,12 +236,25 @@ class Behind:
 
     def do(self, job: Callable[..., object], *inputs: Any) -> None:
         """Do ``job(*inputs)`` once the job before is done, for which this waits: none pile up."""
-        if self.last is not None:
-            self.last.result()
+        self.catch_up()
         self.last = self.thread.submit(job, *inputs)
 
-    def wait(self) -> None:
+    def catch_up(self) -> None:
         """Wait until the last job is done."""
         if self.last is not None:
             self.last.result()
+
+    def wait(self) -> None:
+        """Wait until the last job is done, and take no more."""
+        self.catch_up()
         self.thread.shutdown()
+
+    def __enter__(self) -> Behind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.catch_up()
+        finally:
+            self.thread.shutdown()
