@@ -42,7 +42,7 @@ UNCERTAIN = (235, 50, 140)
 PICTURES = 12
 SIDE = 360  # pixels of a picture's longer side
 OUTLYING = 3.5  # robust z-scores (Iglewicz and Hoaglin 1993)
-LEAST_OFF = 0.05  # area fraction by which an outlier differs at least
+LEAST_OFF = 0.15  # area fraction by which an outlier differs at least
 HEADING = "Least sure first. Magenta: 2 or more of the 8 views give another class."
 
 
@@ -218,6 +218,11 @@ def robust_z(values: Sequence[float]) -> list[float]:
     return (off / max(float(spread), 1e-3)).tolist()
 
 
+def class_words(title: str) -> str:
+    """The name of a class within a sentence: one that is a number is 'class 1'."""
+    return f"class {title}" if title[:1].isdigit() else title
+
+
 def outlying(
     fractions: Mapping[str, Sequence[float]], class_names: Sequence[str]
 ) -> dict[str, list[str]]:
@@ -229,6 +234,7 @@ def outlying(
         for (name, value), z in zip(known.items(), robust_z(list(known.values())) if known else [],
                                     strict=True):  # fmt: skip
             if abs(z) > OUTLYING and abs(value - middle) > LEAST_OFF:
-                said = f"{100 * value:.1f} % of {title}, where the median is {100 * middle:.1f} %"
+                own, usual = 100 * value, 100 * middle
+                said = f"{own:.1f} % of {class_words(title)}, where the median is {usual:.1f} %"
                 reasons.setdefault(name, []).append(said)
     return reasons

@@ -116,6 +116,8 @@ class Round:
     by: str = ""  # who answers, in words
     method: int = 0  # number of the round whose training answers
     fractions: dict[str, list[float]] = field(default_factory=dict)  # area fractions by image
+    shares: list[float] = field(default_factory=list)  # of strokes: expected area of each class
+    sure: float = 0.0  # of strokes: share of the pixels that a network learns beside them
     corrected: dict[str, list[int]] = field(default_factory=dict)  # pixels changed, and labelled
 
 
