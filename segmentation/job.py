@@ -317,8 +317,10 @@ class Work:
         return predict
 
     def watched(self, file: Path) -> Watched:
-        """A network, ready to predict."""
-        return Watched(Segmenter(file, device=self.request.device), self.schedule.views)
+        """A network, ready to predict, with the names that the classes have now."""
+        found = Watched(Segmenter(file, device=self.request.device), self.schedule.views)
+        found.class_names = list(self.request.class_names) or found.class_names
+        return found
 
     def before_blocks(self, folds: list[Fold], before: Round) -> dict[str, HeldOut]:
         """The answer before on blocks that it did not learn either, of every mask given now.
@@ -378,7 +380,8 @@ class Work:
         self.rounds.save()
         rows = self.mark(folder)
         self.answers.publish(place, [p.name for p in self.pictures], self.this.by)
-        self.answers.publish_model(self.out / self.this.network if self.this.network else None)
+        network = self.out / self.this.network if self.this.network else None
+        self.answers.publish_model(network, self.request.class_names)
         self.folder, self.doubts = folder, rows
 
     def final(self) -> Classifier | Watched:
