@@ -27,7 +27,7 @@ import torch
 from annotation.outlines import outlines, to_geojson, to_rois
 from config import ConfigError
 from dataset.set_file import NAME, set_of
-from imaging.drawing import class_colours, default_names, overview, save_picture
+from imaging.drawing import class_colours, default_names
 from imaging.field import Crop, FieldRule, read_crop
 from imaging.imagefile import read_mask
 from metallography import ranking
@@ -42,7 +42,7 @@ from metallography.summary import is_share, warnings, words, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
 from report.laboratory import Told, sample_of, write_laboratory
 from report.page import experiment_of, write_report
-from report.sheets import predicted_sheet
+from report.sheets import predicted_sheet, ranked_sheet
 from report.workbook import write_workbook
 from utils.commandline import Parser, complain, exit_code
 from utils.files import confined, remove_leftovers, replace_file
@@ -342,14 +342,16 @@ def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--rank``: write ``ranking.csv`` and ``ranking.png``; returns what cannot be used."""
     out, items = places(segmenter, options)
     field, notes = field_rule(segmenter, options)
-    for line in notes:
+    known = set_of(Path(options.rank))
+    table = Path(options.scales) if options.scales else None
+    of_set = known.scale_of if known else lambda name: None
+    scales = find_scales(items, Path(options.rank), options.um_per_px, table, of_set)
+    for line in [*notes, *scales.lines]:
         to_terminal(line)
     with claimed(out):
         found = ranking.rank(segmenter, items, out, field, second_of(segmenter, options))
         if found.rows and group.writes():
-            shown = f"{ranking.HEADING} {len(found.pictures)} of {len(found.rows)} images."
-            sheet = overview(found.pictures, found.titles, shown)
-            save_picture(out / "ranking.png", sheet, "--out")
+            ranked_sheet(out / "ranking.png", found, scales.of)
             first = found.rows[0]["image"]
             to_terminal(f"{out}: {len(found.rows)} image(s) ranked; least sure of {first}")
     for line in items.left_out:

@@ -2,9 +2,10 @@
 
 ``PSCL_DATA=data python benchmarks/one_mask.py superalloy --out one_mask --minutes 20``. Of
 each set every fourth of the first 40 training images, the first 15 test images and, where there are
-some, 50 unlabelled ones are copied under neutral names, with one mask. Printed are the true Dice,
-pooled over the images with a truth but without the given mask, and the mean error of the area
-fractions.
+some, 50 unlabelled ones are copied under neutral names, with one mask; ``--scribble
+0.05`` leaves strokes of it on 5 % of the pixels. Printed are the true Dice and the mIoU with
+matrix, pooled over the images with a truth but without the given mask, and the mean error of the
+area fractions.
 """
 
 from __future__ import annotations
@@ -18,17 +19,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
+import numpy as np  # noqa: E402
+
 import segment  # noqa: E402
+from benchmarks.scribbles import scribble  # noqa: E402
+from dataset.layout import write_png  # noqa: E402
+from imaging.imagefile import read_mask  # noqa: E402
 from segmentation.demo import judge  # noqa: E402
 from utils.commandline import Parser, UserError, exit_code  # noqa: E402
 from utils.files import IMAGE_SUFFIXES, list_files  # noqa: E402
 
 DESCRIPTION = "What segment.py does on real sets with one mask; the truth is for judging alone."
+STROKE = 3  # width of a stroke, pixels
 TRAIN, TEST, UNLABELLED = 10, 15, 50
 
 
-def lay_out(data: Path, out: Path) -> None:
-    """Copy a set's images, one mask and the truth into ``images``, ``masks``, ``truth``."""
+def lay_out(data: Path, out: Path, share: float) -> None:
+    """Copy a set's images, one mask and the truth into ``images``, ``masks``, ``truth``.
+
+    With a ``share`` only strokes of the mask are labelled (``benchmarks/scribbles.py``).
+    """
     one = list_files(data / "sup_num1_0" / "img", IMAGE_SUFFIXES)[0]
     chosen = list_files(data / "train_numf" / "img", IMAGE_SUFFIXES)[::4][:TRAIN]
     chosen += list_files(data / "test_numf" / "img", IMAGE_SUFFIXES)[:TEST]
@@ -45,14 +55,17 @@ def lay_out(data: Path, out: Path) -> None:
             shutil.copyfile(mask, out / "truth" / f"{stem}.png")
         if path.name == one.name:
             shutil.copyfile(mask, out / "masks" / f"{stem}.png")
+            if share:
+                strokes = scribble(read_mask(mask), share, STROKE, np.random.default_rng(0))
+                write_png(out / "masks" / f"{stem}.png", strokes)
 
 
-def measure(name: str, out: Path, rest: Sequence[str], correct: int) -> None:
+def measure(name: str, out: Path, rest: Sequence[str], correct: int, share: float) -> None:
     """One set: lay out, run, judge; then correct the worst images with the truth and run again."""
     data = Path(os.environ["PSCL_DATA"]) / name
     place = out / name
     if not (place / "images").is_dir():
-        lay_out(data, place)
+        lay_out(data, place, share)
     given = [path.stem for path in list_files(place / "masks")]
     words = [f"--images={place / 'images'}", f"--out={place / 'out'}", *rest]
     started = time.monotonic()
@@ -77,16 +90,18 @@ def measure(name: str, out: Path, rest: Sequence[str], correct: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; options that it does not know go to segment.py."""
     parser = Parser(prog="one_mask.py", description=DESCRIPTION)
-    parser.add_argument("sets", nargs="+", help="names of the folders in PSCL_DATA")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--correct", type=int, default=0, help="images to correct afterwards (0)")
+    add = parser.add_argument
+    add("sets", nargs="+", help="names of the folders in PSCL_DATA")
+    add("--out", type=Path, required=True, help="folder of the results")
+    add("--correct", type=int, default=0, help="images to correct afterwards (0)")
+    add("--scribble", type=float, default=0.0, help="label this share of its pixels (all)")
     given, rest = parser.parse_known_args(argv)
 
     def work() -> None:
         if "PSCL_DATA" not in os.environ:
             raise UserError("PSCL_DATA: not set; set it to the folder of the real sets")
         for name in given.sets:
-            measure(name, given.out, rest, given.correct)
+            measure(name, given.out, rest, given.correct, given.scribble)
 
     return exit_code(work, "The same command goes on")
 

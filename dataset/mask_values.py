@@ -23,6 +23,7 @@ Bits = NDArray[np.bool_]
 Value = tuple[int, ...]  # one gray level, or red, green, blue
 Palette = Sequence[tuple[int, Value]]  # class id (or IGNORED) and value
 
+PALETTE = "--palette"  # the note of a rule that was given
 LARGEST = 2.0**53  # value of a float mask; above it float64 misses whole numbers
 MOST_CLASSES = 32  # without a palette; more values are those of a picture
 KINDS = ("auto", "ids", "levels", "colours", "particles")
@@ -170,6 +171,16 @@ class MaskRule:
         tolerance = f" --tolerance {self.tolerance}" if self.tolerance else ""
         return f'the same as --palette "{palette}"{tolerance}'
 
+    @property
+    def told(self) -> str:
+        """How values were read, and the option that reads them so again."""
+        same = self.same_as()
+        return (
+            same.replace("the same as", "read by")
+            if self.note == PALETTE
+            else f"{self.note}; {same}"
+        )
+
     def _nearest(self, codes: Codes) -> tuple[Codes, Codes]:
         """The entry of the palette nearest to each code (N,), and its distance."""
         values = values_of(codes, self.colours)
@@ -215,7 +226,7 @@ def find_rule(
         labelled = labelled[far | (value[0] < 0)]  # -1 lies beside class 0 and is exact
     found = None
     if palette:
-        found = _in_channels(palette, colours), "--palette"
+        found = _in_channels(palette, colours), PALETTE
         if not found[0]:
             raise DataError("--palette: colours only, but the masks are gray; give gray levels")
     elif not colours and kind != "levels" and not tolerance:

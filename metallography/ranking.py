@@ -42,8 +42,9 @@ UNCERTAIN = (235, 50, 140)
 PICTURES = 12
 SIDE = 360  # pixels of a picture's longer side
 OUTLYING = 3.5  # robust z-scores (Iglewicz and Hoaglin 1993)
-LEAST_OFF = 0.05  # area fraction by which an outlier differs at least
-HEADING = "Least sure first. Magenta: 2 or more of the 8 views give another class."
+LEAST_OFF = 0.15  # area fraction by which an outlier differs at least
+HEADING = "Least sure first"
+QUESTIONED = "2 or more of the 8 views give another class"
 
 
 class SecondOpinion(NamedTuple):
@@ -71,6 +72,7 @@ class Ranking(NamedTuple):
     rows: list[Row]  # the lines of ``ranking.csv``
     pictures: list[Array]  # of the first ``PICTURES``, with the regions in question
     titles: list[str]  # of the pictures
+    shown: list[tuple[str, int]]  # names and widths, in pixels of the file, of their images
     bad: list[str]  # a line for each file that could not be used
 
 
@@ -113,7 +115,7 @@ def rank(
                     true[np.zeros_like(true, bool) if inside is None else ~inside] = IGNORED
                     row |= quality(count_confusion(true, mask, classes))
                 rows.append((number, row))
-                drawn = -_key(row), number, item.name, draw_uncertain(image, maps)
+                drawn = -_key(row), number, item.name, image.shape[1], draw_uncertain(image, maps)
                 shown = sorted([*shown, drawn], key=lambda entry: entry[:2])[:PICTURES]
             except DataError as error:
                 bad.append((number, str(error)))
@@ -127,9 +129,10 @@ def rank(
     if group.writes():
         replace_file(out / "ranking.csv", csv_of_rows(ranked, ["image"]), "--out")
     del shown[PICTURES:]
-    titles = [f"{i}. {name}  {-score:.4f}" for i, (score, _, name, _) in enumerate(shown, start=1)]
+    titles = [f"{i}. {name}  {-score:.4f}" for i, (score, _, name, *_) in enumerate(shown, start=1)]
+    names = [(name, width) for _, _, name, width, _ in shown]
     lines = [line for _, line in bad]
-    return Ranking(ranked, [picture for *_, picture in shown], titles, lines)
+    return Ranking(ranked, [picture for *_, picture in shown], titles, names, lines)
 
 
 def _key(row: Row) -> float:
@@ -218,6 +221,11 @@ def robust_z(values: Sequence[float]) -> list[float]:
     return (off / max(float(spread), 1e-3)).tolist()
 
 
+def class_words(title: str) -> str:
+    """The name of a class within a sentence: one that is a number is 'class 1'."""
+    return f"class {title}" if title[:1].isdigit() else title
+
+
 def outlying(
     fractions: Mapping[str, Sequence[float]], class_names: Sequence[str]
 ) -> dict[str, list[str]]:
@@ -229,6 +237,7 @@ def outlying(
         for (name, value), z in zip(known.items(), robust_z(list(known.values())) if known else [],
                                     strict=True):  # fmt: skip
             if abs(z) > OUTLYING and abs(value - middle) > LEAST_OFF:
-                said = f"{100 * value:.1f} % of {title}, where the median is {100 * middle:.1f} %"
+                own, usual = 100 * value, 100 * middle
+                said = f"{own:.1f} % of {class_words(title)}, where the median is {usual:.1f} %"
                 reasons.setdefault(name, []).append(said)
     return reasons

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from imaging.drawing import (
 )
 from imaging.imagefile import read_mask
 from metallography.folder import Folder
+from metallography.ranking import HEADING, QUESTIONED, UNCERTAIN, Ranking
 from utils.files import DataError
 from utils.metrics import IGNORED, image_dice, mean_score
 
@@ -122,6 +124,24 @@ def predicted_sheet(folder: Folder) -> None:
     titles, bar = sized(names, scales, [picture.shape[1] for picture in pictures])
     sheet = drawing.overview(pictures, titles, heading)
     below = legend(segmenter.class_names, colours, sheet.shape[1], bar)
+    drawing.save_picture(path, np.vstack([sheet, below]), "--out")
+
+
+def ranked_sheet(
+    path: Path, found: Ranking, um_per_px: Mapping[str, float | None] = MappingProxyType({})
+) -> None:
+    """Draw ``ranking.png``: the images that a model is least sure of, with a scale and a legend.
+
+    ``um_per_px`` has micrometres per pixel of the images by name, None or nothing where unknown.
+    """
+    scales = [(width, um_per_px.get(name)) for name, width in found.shown]
+    titles, bar = sized(found.titles, scales, [picture.shape[1] for picture in found.pictures])
+    shown, ranked = len(found.pictures), len(found.rows)
+    left_out = f"; {ranked - shown} surer images left out" if shown < ranked else ""
+    heading = f"{HEADING}: {shown} of {ranked} images{left_out}"
+    sheet = drawing.overview(found.pictures, titles, heading)
+    colours = np.array([UNCERTAIN], np.uint8)
+    below = legend([QUESTIONED], colours, sheet.shape[1], bar)
     drawing.save_picture(path, np.vstack([sheet, below]), "--out")
 
 

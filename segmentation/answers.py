@@ -1,7 +1,8 @@
 """The answers of a job: published class maps, corrections, and the rounds of labels.
 
-``OUT/classes`` is the user's to correct. What this program wrote there is known by its hash, so a
-map with another one was corrected: it is copied to ``OUT/corrected`` and from then on a mask.
+``OUT/classes`` is the user's to correct, in place or as a TIFF beside it. What this program wrote
+there is known by its hash, so a map with another one was corrected: it is copied to
+``OUT/corrected`` and from then on a mask.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataset.layout import write_png
 from imaging.imagefile import read_image, read_mask
 from metallography.folder import MEASUREMENTS, SUMMARY
+from utils.checkpoint import load, save
 from utils.files import replace_file, replacing
 
 MODEL = "model.pt"
 RECORD, CORRECTED, ROUNDS = "answer.json", "corrected", "rounds.json"
+SUFFIXES = (".png", ".tif", ".tiff")  # in which programs save a corrected class map
 KINDS = ("classes", "gray", "overlay", "doubt")
 TABLES = (MEASUREMENTS, "batches.csv", SUMMARY, "summary.md", "sheet.png", "doubt.csv")
 
@@ -30,7 +34,7 @@ class Answers:
 
     def __init__(self, out: Path) -> None:
         self.out, self.path, self.classes = out, out / RECORD, out / KINDS[0]
-        self.record: dict[str, Any] = {"by": "", "files": {}}
+        self.record: dict[str, Any] = {"by": "", "files": {}, "beside": {}}
         with suppress(OSError, ValueError):
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if isinstance(found, dict) and isinstance(found.get("files"), dict):
@@ -44,13 +48,23 @@ class Answers:
     def corrections(self) -> dict[str, Path]:
         """All class maps that the user corrected, by the name of their image; new ones are kept."""
         known = self.record["files"]
-        for path in sorted(self.classes.rglob("*.png")) if known else ():
-            name = path.relative_to(self.classes).as_posix().removesuffix(".png")
-            if name in known and digest(path) not in known[name]:
-                with replacing(self.out / CORRECTED / f"{name}.png", "--out") as temporary:
+        for path in sorted(self.classes.rglob("*")) if known else ():
+            below = path.relative_to(self.classes)
+            name, kind = below.with_suffix("").as_posix(), path.suffix.lower()
+            if kind not in SUFFIXES or name not in known or digest(path) in known[name]:
+                continue
+            seen = self.record["beside"].get(below.as_posix())
+            if seen == digest(path):  # a file beside the class map, taken in before
+                continue
+            kept = self.out / CORRECTED / f"{name}.png"
+            if kind == ".png":
+                with replacing(kept, "--out") as temporary:
                     shutil.copyfile(path, temporary)
-                known[name].append(digest(path))
-                self._save()
+            else:
+                write_png(kept, read_mask(path))
+                self.record["beside"][below.as_posix()] = digest(path)
+            known[name].append(digest(path))
+            self._save()
         folder = self.out / CORRECTED
         kept = sorted(folder.rglob("*.png"))
         return {p.relative_to(folder).as_posix().removesuffix(".png"): p for p in kept}
@@ -73,16 +87,22 @@ class Answers:
         for table in TABLES:
             if (work / table).exists():
                 _copy(work / table, self.out / table)
-        self.record = {"by": by, "files": {name: [value] for name, value in new.items()}}
+        self.record |= {"by": by, "files": {name: [value] for name, value in new.items()}}
         self._save()
 
-    def publish_model(self, network: Path | None) -> None:
-        """Put the network that answers at ``OUT/model.pt``, for new images; None: there is none."""
+    def publish_model(self, network: Path | None, names: Sequence[str] = ()) -> None:
+        """Put the network that answers at ``OUT/model.pt``, for new images; None: there is none.
+
+        Its classes get these names, which may have been given after it was trained.
+        """
         model = self.out / MODEL
         if network is None:
             model.unlink(missing_ok=True)
         else:
             _copy(network, model)
+            settings = load(model).get("settings") if names else None
+            if settings and list(settings.get("class_names", ())) != list(names):
+                save(model, {**load(model), "settings": {**settings, "class_names": list(names)}})
 
     def _save(self) -> None:
         replace_file(self.path, json.dumps(self.record, indent=1) + "\n", "--out")
@@ -116,6 +136,8 @@ class Round:
     by: str = ""  # who answers, in words
     method: int = 0  # number of the round whose training answers
     fractions: dict[str, list[float]] = field(default_factory=dict)  # area fractions by image
+    shares: list[float] = field(default_factory=list)  # of strokes: expected area of each class
+    sure: float = 0.0  # of strokes: share of the pixels that a network learns beside them
     corrected: dict[str, list[int]] = field(default_factory=dict)  # pixels changed, and labelled
 
 

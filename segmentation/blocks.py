@@ -53,6 +53,17 @@ class HeldOut(NamedTuple):
         total = self.counts.sum()
         return float(1 - np.trace(self.counts.sum(axis=0)) / total) if total else 0.0
 
+    def by_area(self, shares: Sequence[float]) -> HeldOut:
+        """The same as if each class had its share (C,) of the pixels.
+
+        Strokes show rare classes more often than the image does. Counts are a hundred times as
+        many, so that rounding does no harm.
+        """
+        pixels = self.counts.sum(axis=(0, 2))
+        wanted = np.asarray(shares) * pixels.sum()
+        weights = np.divide(wanted, pixels, out=np.zeros(len(pixels)), where=pixels > 0)
+        return HeldOut(np.rint(100 * self.counts * weights[:, None]).astype(np.int64))
+
     @property
     def by_block(self) -> NDArray[np.float64]:
         """Dice (blocks, C); nan of a class that the block does not show."""

@@ -17,7 +17,7 @@ from segmentation.micrographs import CLASSES, make_micrographs
 from segmentation.predictors import FOREST
 from utils.files import list_files
 from utils.log import only_progress, to_terminal
-from utils.metrics import IGNORED, SegmentationScores, dice, mean_score
+from utils.metrics import IGNORED, SegmentationScores, dice, iou, mean_score
 from utils.tables import text
 
 MINUTES = 1.5  # of the job; the comparison without pretraining comes on top
@@ -31,6 +31,7 @@ class Truth(NamedTuple):
     area_error: tuple[float, ...]  # mean absolute error of the area fraction, in points
     images: int
     worst: tuple[str, ...]  # names of the images, the worst first
+    miou: float = float("nan")  # mean intersection over union of all classes, pooled over images
 
     @property
     def mean(self) -> float:
@@ -43,8 +44,8 @@ class Truth(NamedTuple):
         areas = " ".join(f"{value:.1f}" for value in self.area_error)
         mean = np.mean(self.area_error)
         return (
-            f"true Dice {self.mean:.3f} (by class {classes}), area fractions {mean:.1f} points off "
-            f"(by class {areas}), {self.images} images"
+            f"true Dice {self.mean:.3f} (by class {classes}), mIoU {self.miou:.3f}, area fractions "
+            f"{mean:.1f} points off (by class {areas}), {self.images} images"
         )
 
 
@@ -65,7 +66,8 @@ def judge(classes: Path, truth: Path, left_out: Sequence[str]) -> Truth:
     own = {name: float(mean_score(dice(c))) for name, c in zip(pairs, counts, strict=True)}
     worst = sorted(own, key=lambda name: (np.isnan(own[name]), own[name]))
     pooled = dice(counts.sum(axis=0))
-    return Truth(tuple(pooled.tolist()), tuple(error.tolist()), len(pairs), tuple(worst))
+    numbers = tuple(pooled.tolist()), tuple(error.tolist()), len(pairs), tuple(worst)
+    return Truth(*numbers, miou=float(np.nanmean(iou(counts.sum(axis=0)))))
 
 
 def demo(request: Request) -> int:

@@ -2,9 +2,9 @@
 
 The *doubt* of an image (``metallography.ranking.doubt_of``) is how unsure the network is, and by
 how much more than expected a second method, the pixel classifier, sees other classes: expected is
-its error on held-out blocks. Measure and bound were chosen on training images of NEU-Seg and then
-frozen (``results/doubt``). No measure sees mistakes that everything makes alike; what is not marked
-may be wrong, too.
+its error on held-out blocks. Where the classifier answers alone, what it is unsure of decides.
+Measures and bounds were chosen on training images of NEU-Seg and then frozen (``results/doubt``).
+No measure sees mistakes that everything makes alike; what is not marked may be wrong, too.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 
 from imaging.imagefile import Pixels, read_image
 from metallography.particles import Array, Row
-from metallography.ranking import doubt_of, outlying
+from metallography.ranking import class_words, doubt_of, outlying
 
-DOUBTFUL = 0.08  # doubt of an image from which on it is marked
+DOUBTFUL = 0.085  # doubt of an image from which on it is marked
+UNSURE = 0.2  # of the pixels, from which on an image of the pixel classifier alone is marked
 SECOND = 0.5  # doubt of a pixel that the second method sees otherwise, beside its own
 SHARE = 0.05  # of all pixels, that are marked as places to label
 SIGMA = 1.0  # pixels, of the blur that makes places of single pixels
@@ -84,8 +85,7 @@ def doubts(
         votes: vote disagreement of the 8 views, nan where it is not known.
         unsure: 1 - the probability of the likeliest class, mean of the pixels.
         differs: share of pixels in which the network and the pixel classifier differ, nan where
-            the classifier alone answers: its own certainty says little, so that only outlying area
-            fractions are marked then.
+            the classifier alone answers: what it is unsure of decides then.
         places: pixels that are worth labelling.
         expected: share of pixels in which the classifier is wrong on held-out blocks; nan if none
             could be held out.
@@ -102,6 +102,8 @@ def doubts(
                 f"pixel classifier sees {100 * other:.0f} % otherwise"
                 + ("" if math.isnan(expected) else f" ({100 * expected:.0f} % are expected)")
             )
+        elif math.isnan(other) and own >= UNSURE:
+            reasons[name].append(f"the pixel classifier is unsure of {100 * own:.0f} % of it")
         share = float(places[name].mean()) if name in places else math.nan
         rows.append(
             {
@@ -135,5 +137,6 @@ def missing_lines(
     for c, title in enumerate(class_names):
         inside = any(fractions[name][c] > 0 for name in annotated if name in fractions)
         if others and inside and not any(fractions[name][c] > 0 for name in others):
-            lines.append(f"{title} is in the annotation and was found in no other image")
+            found = f"{class_words(title)} is in the annotation"
+            lines.append(f"{found} and was found in no other image")
     return lines

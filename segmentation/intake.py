@@ -35,6 +35,7 @@ from utils.log import only_progress, progress
 from utils.metrics import IGNORED
 
 SET, RECORD, VERSION = "set", "record.json", 2
+WITHOUT = "image(s) without a mask"
 EACH_PAGE = "--page=each"
 PRETRAIN = ("auto", "always", "never")
 
@@ -392,7 +393,9 @@ def _notes(plans: Sequence[Plan]) -> list[str]:
         note for plan in plans for note in (*plan.notes, *plan.warnings, *mask_warnings(plan))
     )
     own = [n for n in every if not n.startswith("--batch-from") and " sets sup_num" not in n]
-    return [f"masks: {plans[0].rule.note}; {plans[0].rule.same_as()}", *own]
+    if len(plans) > 1:  # each knows its own masks alone
+        own = [n for n in own if WITHOUT not in n]
+    return [f"masks: {plans[0].rule.told}", *own]
 
 
 def _labels(

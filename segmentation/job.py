@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.layout import write_png
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.items import Item
 from metallography.ranking import fractions_of
@@ -24,7 +25,14 @@ from segmentation.blocks import Fold, HeldOut
 from segmentation.intake import RECORD as SET_RECORD
 from segmentation.intake import SET, Picture, Request, read
 from segmentation.learning import TRAINING, Learning
-from segmentation.predictors import FOREST, NETWORK, Answer, Classifier, Watched
+from segmentation.predictors import (
+    FOREST,
+    NETWORK,
+    Answer,
+    Classifier,
+    Watched,
+    beside_strokes,
+)
 from segmentation.schedule import (
     Schedule,
     asked_of,
@@ -32,6 +40,7 @@ from segmentation.schedule import (
     make_schedule,
     save_schedule,
 )
+from stages.labels import in_strokes
 from utils.commandline import UserError
 from utils.files import list_names, replace_file
 from utils.log import only_progress, progress, to_terminal
@@ -97,6 +106,7 @@ class Work:
         self.annotated = self.intake.annotated
         self.classes = self.intake.num_classes
         self.answers, self.rounds = Answers(self.out), Rounds(self.out)
+        self.strokes = in_strokes([read_mask(p.labels) for p in self.annotated if p.labels])
         decides = {name: getattr(schedule, name) for name in DECIDES}
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
         self.this = self.rounds.open(labels, self.classes, decides)
@@ -166,6 +176,23 @@ class Work:
         model.fit([read_image(i) for i in there], [read_mask(path) for path in there.values()])
         return model
 
+    def beside(self, labels: Path, name: str) -> Path:
+        """A folder of strokes, with the labels of which a classifier that learns them is sure.
+
+        What learns from strokes alone hardly sees boundaries, and each class by the share that
+        somebody drew of it. Also notes the share of the area that each class is expected to have.
+        """
+        given = [p for p in self.annotated if p.labels and (labels / p.labels.name).is_file()]
+        strokes = [read_mask(labels / p.labels.name) for p in given if p.labels]
+        images = [read_image(p.file) for p in given]
+        found, shares = beside_strokes(self.learnt(labels), images, strokes)
+        for picture, ids in zip(given, found, strict=True):
+            write_png(self.out / TRAINING / name / f"{picture.file.stem}.png", ids)
+        self.this.shares = shares.tolist()
+        added = sum(int((a != b).sum()) for a, b in zip(found, strokes, strict=True))
+        self.this.sure = added / sum(ids.size for ids in found)
+        return self.out / TRAINING / name
+
     def first_answer(self) -> None:
         """All images by the pixel classifier, within a minute, and a report on them."""
         with only_progress("First answer"):
@@ -220,6 +247,12 @@ class Work:
                 scores[NETWORK] = self.network_blocks(folds)
         if self.before is not None and folds:
             scores |= self.before_blocks(folds, self.before)
+        if self.strokes:
+            self.beside(self.place / "labels", f"round_{self.this.number}_sure")
+            scores = {name: found.by_area(self.this.shares) for name, found in scores.items()}
+            by = {size: blocks.stored(counts) for size, counts in self.this.curve.items()}
+            areas = {size: own.by_area(self.this.shares) for size, own in by.items() if own}
+            self.this.curve = {size: own.counts.tolist() for size, own in areas.items()}
         self.this.scores = {name: found.counts.tolist() for name, found in scores.items()}
         means = {name: found.mean for name, found in scores.items() if not np.isnan(found.mean)}
         usual = NETWORK if self.schedule.fine_steps else FOREST
@@ -265,6 +298,8 @@ class Work:
         for turn, fold in enumerate(folds, start=1):
             name = without_name(self.this.number, fold)
             labels = blocks.write_labels(self.out / TRAINING / name, self.annotated, fold)
+            if self.strokes:
+                labels = self.beside(labels, f"{name}_sure")
             title = f"Held-out blocks, network {turn} of {len(folds)}"
             steps, start = self.schedule.block_steps, self.start(self.this)
             file = self.learning.finetune(name, steps, start, labels, title)
@@ -282,8 +317,10 @@ class Work:
         return predict
 
     def watched(self, file: Path) -> Watched:
-        """A network, ready to predict."""
-        return Watched(Segmenter(file, device=self.request.device), self.schedule.views)
+        """A network, ready to predict, with the names that the classes have now."""
+        found = Watched(Segmenter(file, device=self.request.device), self.schedule.views)
+        found.class_names = list(self.request.class_names) or found.class_names
+        return found
 
     def before_blocks(self, folds: list[Fold], before: Round) -> dict[str, HeldOut]:
         """The answer before on blocks that it did not learn either, of every mask given now.
@@ -343,7 +380,8 @@ class Work:
         self.rounds.save()
         rows = self.mark(folder)
         self.answers.publish(place, [p.name for p in self.pictures], self.this.by)
-        self.answers.publish_model(self.out / self.this.network if self.this.network else None)
+        network = self.out / self.this.network if self.this.network else None
+        self.answers.publish_model(network, self.request.class_names)
         self.folder, self.doubts = folder, rows
 
     def final(self) -> Classifier | Watched:
@@ -357,7 +395,8 @@ class Work:
         this.by, this.method = this.kept, this.number
         if this.kept == NETWORK:
             name, steps = f"round_{this.number}", self.schedule.fine_steps
-            file = self.learning.finetune(name, steps, self.start(this), None, "Fine-tuning")
+            labels = self.beside(self.place / "labels", f"{name}_sure") if self.strokes else None
+            file = self.learning.finetune(name, steps, self.start(this), labels, "Fine-tuning")
             this.network = file.relative_to(self.out).as_posix()
             return self.watched(file)
         return self.learnt()

@@ -26,7 +26,8 @@ from metallography.tiling import Floats, resized_bands
 from segmentation import blocks
 from segmentation.doubt import doubt_map
 from segmentation.intake import Picture
-from stages.forest import PixelForest
+from stages.forest import MOST_PIXELS, PixelForest
+from stages.labels import area_weights, label_counts, sure_labels
 from utils.files import DataError, replace_file
 from utils.log import read_metrics
 from utils.metrics import IGNORED
@@ -95,11 +96,13 @@ class Classifier:
             "larger than its filters"
         )
         self.digest = ""
+        self.drawn = np.zeros(num_classes, np.int64)  # pixels of each class that it has learnt
 
     def fit(self, images: Sequence[Pixels], labels: Sequence[Pixels]) -> None:
         """Learn from images (H, W) or (H, W, 3) and class ids (H, W), 255 where unlabelled."""
         small = [self.small(image) for image in images]
         masks = [reduced_labels(m, self.reduce, self.num_classes) for m in labels]
+        self.drawn = label_counts(masks, self.num_classes).clip(max=MOST_PIXELS)
         self.forest.fit(small, masks)
         found = hashlib.sha256(f"{self.reduce} {self.forest.seed}".encode())
         for pixels in (*small, *masks):
@@ -143,6 +146,21 @@ def taught(
     model = Classifier(num_classes, (), 1, 0, threads)
     model.fit(images, labels)
     return model
+
+
+def beside_strokes(
+    model: Classifier, images: Sequence[Pixels], labels: Sequence[Pixels]
+) -> tuple[list[Pixels], Floats]:
+    """Strokes (H, W) of each image, with the labels of which a classifier that learnt them is sure.
+
+    Also returns the share of the area (C,) that it expects each class to have in these images.
+    """
+    found = [np.concatenate([b for _, b in model.bands(image)], axis=1) for image in images]
+    total = sum(p.sum(axis=(1, 2), dtype=np.float64) for p in found)
+    shares = total / max(float(np.sum(total)), 1e-9)
+    weights = area_weights(shares, model.drawn)
+    own = [sure_labels(ids, p, weights) for ids, p in zip(labels, found, strict=True)]
+    return own, shares
 
 
 def second_opinion(annotated: Path, num_classes: int, threads: int = 1) -> SecondOpinion:

@@ -63,13 +63,21 @@ class Schedule:
         """Seconds until the end."""
         return sum(v for name, v in self.seconds.items() if not name.startswith("per "))
 
+    def _end(self) -> str:
+        """When the end is expected, and whether that is later than was asked for."""
+        minutes, end = self.asked["minutes"], _minutes(self.expected)
+        if self.expected <= 60 * minutes:
+            return f"Plan: at most {minutes:g} minutes, the end is expected in about {end}"
+        asked = f"{minutes:g} minute" + ("s" if minutes != 1 else "")
+        longer = "these images take longer even without a network"
+        return f"Plan: the end is expected in about {end}, later than the {asked} given: {longer}"
+
     def lines(self) -> list[str]:
         """The plan for the terminal and the report."""
         shown = {name: v for name, v in self.seconds.items() if not name.startswith("per ")}
         parts = [f"  {name}: about {_minutes(v)}" for name, v in shown.items() if v >= 0.5]
         return [
-            f"Plan: at most {self.asked['minutes']:g} minutes, the end is expected in about "
-            f"{_minutes(self.expected)}",
+            self._end(),
             *parts,
             *(f"  {reason}" for reason in self.reasons),
         ]
@@ -124,7 +132,10 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     values, step, shares = _with_labels(learning, step, time)
     if values:
         given = ", ".join(f"{name} {value}" for name, value in values.items())
-        reasons.append(f"The time is short, so that more steps are taken of smaller ones: {given}")
+        reasons.append(
+            f"The time is short: the network sees fewer crops in a step ({given}), and so has time "
+            "for more steps"
+        )
     if shares.fine < FEWEST_STEPS:
         reasons.append(
             f"The time is too short for a network ({max(shares.fine, 0)} steps of fine-tuning, "

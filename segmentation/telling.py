@@ -59,6 +59,12 @@ def comparison_lines(this: Round, before: Round | None) -> list[str]:
         return [f"No comparison on held-out blocks; the {this.kept} answers"]
     parts = [f"{name} {score_text(own.mean)}" for name, own in found.items() if own]
     lines = [f"Dice on held-out blocks, within the annotated image(s): {', '.join(parts)}"]
+    if this.shares:
+        lines.append(
+            "Strokes show rare classes more often than the image does: each class counts by the "
+            f"area that the {FOREST} expects it to have. The network learns the strokes and "
+            f"{100 * this.sure:.0f} % of the pixels beside them, of which the {FOREST} is sure"
+        )
     said = f"Kept: the {this.kept}"
     if before is not None and "answer before" in found:
         better = this.kept != "answer before"
@@ -161,9 +167,11 @@ def doubt_lines(doubts: list[Row]) -> list[str]:
     unsure = float(np.mean([row["unsure"] for row in doubts]))
     lines = [f"By its own probabilities the answer is unsure of {100 * unsure:.0f} % of the pixels"]
     if math.isnan(doubts[0]["doubt"]):
-        said = "has no second opinion beside it: only outlying area fractions are marked"
-        lines.append(f"Doubt: the {FOREST} {said}, {marked} of {len(doubts)} images")
-        return lines
+        limit = f"{100 * doubt.UNSURE:.0f} % of the pixels or more"
+        lines.append(
+            f"The {FOREST} has no second opinion beside it: marked is an image where it is unsure "
+            f"of {limit}, or whose area fractions are outliers"
+        )
     whole = ": the answer as a whole is doubtful; correct one of the first"
     many = whole if marked > 0.5 * len(doubts) else ""
     lines.append(f"Doubt: {marked} of {len(doubts)} images are marked{many}, see doubt.csv")

@@ -90,9 +90,11 @@ def _by_looks(
     contrast = _factor([v.spread / spread for v in others])
     sharp = _factor([v.sharpness / max(sharpness, 1e-6) for v in others])
     differ = (shift > BRIGHTER or contrast > STRONGER) and contrast < OF_OTHER_CONTENT
+    several = len(others) > 1
+    who = f"a quarter of the {len(others)} images differ" if several else "the only image differs"
     seen = (
-        f"a quarter of the {len(others)} images differ from the annotated ones by {shift:.2f} "
-        f"spreads in mean and by a factor of {contrast:.2f} in spread, or by more"
+        f"{who} from the annotated ones by {shift:.2f} spreads in mean and by a factor of "
+        f"{contrast:.2f} in spread{', or by more' if several else ''}"
         + (", as images of other content do" if contrast >= OF_OTHER_CONTENT else "")
     )
     blur = MOST_BLUR if sharp > SHARPER else None
@@ -100,7 +102,8 @@ def _by_looks(
     return {
         "standardize": (f"standardize {differ}: {seen}", differ or None),
         "fine_blur": (
-            f"fine_blur {used}: a quarter differ by a factor of {sharp:.2f} in sharpness, or more",
+            f"fine_blur {used}: {'a quarter differ' if several else 'it differs'} by a factor of "
+            f"{sharp:.2f} in sharpness{', or more' if several else ''}",
             blur,
         ),
     }

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from segmentation.answers import KINDS, Answers
+from utils.checkpoint import load, save
 from utils.files import DataError
 
 OLD, NEW = np.zeros((4, 4), np.uint8), np.ones((4, 4), np.uint8)
@@ -34,6 +35,22 @@ def test_what_is_published_is_no_correction_and_what_is_changed_is_one(out: Path
     found = Answers(out).corrections()
     assert list(found) == ["b/c"] and found["b/c"].is_relative_to(out / "corrected")
     assert list(Answers(out).corrections()) == ["b/c"]  # from now on
+
+
+def test_a_correction_saved_as_tiff_counts_once_until_it_is_saved_again(
+    out: Path, tmp_path: Path
+) -> None:
+    own = out / "classes" / "a.tif"
+    Image.fromarray(OLD).save(own)  # nothing was changed
+    assert Answers(out).corrections() == {}
+    Image.fromarray(NEW).save(own)
+    found = Answers(out).corrections()
+    assert (np.asarray(Image.open(found["a"])) == NEW).all() and own.is_file()
+    Answers(out).publish(work(tmp_path / "two", OLD), ["a", "b/c"], "you")
+    Image.fromarray(OLD + 2).save(out / "classes" / "a.png")  # newer than the TIFF
+    assert (np.asarray(Image.open(Answers(out).corrections()["a"])) == 2).all()
+    Image.fromarray(NEW + 2).save(own)
+    assert (np.asarray(Image.open(Answers(out).corrections()["a"])) == 3).all()
 
 
 def test_a_file_packed_otherwise_is_no_correction(out: Path) -> None:
@@ -104,3 +121,15 @@ def test_the_model_for_new_images_is_the_one_that_answers(tmp_path: Path) -> Non
     assert (tmp_path / "out" / "model.pt").read_bytes() == b"network"
     answers.publish_model(None)  # the pixel classifier answers
     assert not (tmp_path / "out" / "model.pt").exists()
+
+
+def test_the_model_for_new_images_has_the_names_that_were_given_after_it_was_trained(
+    out: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "sup.pt", {"settings": {"class_names": ["a", "b"], "mapping": [0, 255]}})
+    Answers(out).publish_model(tmp_path / "sup.pt", ("matrix", "pore"))
+    assert load(out / "model.pt")["settings"] == {
+        "class_names": ["matrix", "pore"],
+        "mapping": [0, 255],
+    }
+    assert load(tmp_path / "sup.pt")["settings"]["class_names"] == ["a", "b"]

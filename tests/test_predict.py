@@ -223,5 +223,6 @@ def test_a_ranking_with_true_masks_has_its_sheet(tmp_path, weights, capsys) -> N
     out = weights.parent / "ranked_imgs"
     assert f"{out}: 2 image(s) ranked; least sure of" in capsys.readouterr().out
     assert {float(row["rank"]) for row in rows_of(out / "ranking.csv")} == {1, 2}
-    # Pictures of 48x40 pixels seven times enlarged, a line of titles and one of a heading above.
-    assert Image.open(out / "ranking.png").size == (10 + 2 * 410, 10 + 26 + 26 + 7 * 40 + 10)
+    # Pictures of 48x40 pixels seven times enlarged, a line of titles and one of a heading above,
+    # a bar and a legend below.
+    assert Image.open(out / "ranking.png").size == (10 + 2 * 410, 10 + 26 + 26 + 7 * 40 + 10 + 26)

@@ -52,7 +52,7 @@ def test_images_come_in_the_order_of_their_disputed_share(tmp_path: Path) -> Non
     (tmp_path / "img" / "bad.png").write_bytes(b"")
     out = tmp_path / "out"
     items = list_images(tmp_path / "img", out, tmp_path / "gt")
-    rows, pictures, titles, bad = ranking.rank(Model(), items, out)
+    rows, pictures, titles, _, bad = ranking.rank(Model(), items, out)
     assert [row["image"] for row in rows] == ["b", "d", "a", "c"]
     # Half of the views vote for each class in those rows.
     assert [row["vote_disagreement"] for row in rows] == pytest.approx([0.5, 5 / 16, 1 / 8, 0])

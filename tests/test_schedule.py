@@ -142,3 +142,8 @@ def test_the_plan_is_told_with_its_end() -> None:
     lines = plan().lines()
     assert lines[0].startswith("Plan: at most 20 minutes, the end is expected in about ")
     assert any(line.startswith("  two held-out halves: about") for line in lines)
+
+
+def test_an_end_after_the_minutes_given_is_not_called_at_most() -> None:
+    first = plan(minutes=0.1, pixels=10**9).lines()[0]
+    assert "at most" not in first and "later than the 0.1 minutes given" in first

@@ -493,3 +493,24 @@ def test_a_folder_with_files_of_the_user_is_left_alone(
     assert run(place) == 2
     assert "give another --out" in capsys.readouterr().err
     assert [p for p in (place / "out").rglob("*") if p.is_file()] == [path]
+
+
+def test_beside_strokes_a_network_learns_what_the_pixel_classifier_is_sure_of(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colours = ids(place / "é0_mask.png").astype(np.int64)
+    _, whole = np.unique(colours @ (1, 2, 4), return_inverse=True)
+    strokes = np.full((SIDE, SIDE), 255, np.uint8)
+    strokes[::8] = whole.reshape(SIDE, SIDE)[::8]
+    (place / "strokes").mkdir()
+    Image.fromarray(strokes).save(place / "strokes" / "é0.png")
+    assert run(place, masks=("strokes",)) == 0
+    out = place / "out"
+    [stored] = json.loads((out / "rounds.json").read_text(encoding="utf-8"))
+    assert sum(stored["shares"]) == pytest.approx(1) and stored["sure"] > 0
+    [learnt] = (out / "training" / "round_1_sure").glob("*.png")
+    found = ids(learnt)
+    assert (found[::8] == strokes[::8]).all()  # no stroke is changed
+    assert (found != 255).mean() == pytest.approx(1 / 8 + stored["sure"])
+    assert "Strokes show rare classes more often" in capsys.readouterr().out
+    assert (ids(out / "classes" / "é0.png")[::8] == strokes[::8]).all()
