@@ -375,3 +375,26 @@ def test_torchrun_starts_the_ranks(tmp_path: Path, images: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert np.isfinite([entry["loss"] for entry in metrics(tmp_path)]).all()
     assert "amp off, 2 ranks" in done.stdout
+
+
+@pytest.mark.slow  # seconds: 40, two starts of three processes
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_torchrun_that_is_stopped_ends_its_ranks_and_goes_on(
+    number: int, tmp_path: Path, images: Path
+) -> None:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    settings = SETTINGS | {"stages": "self", "self_max_epoch": 200, "save_every": 200}
+    words += tiny_set.command(images, **settings)[1:]
+    pipe, own = subprocess.PIPE, environment()
+    with subprocess.Popen(words, cwd=tmp_path, env=own, stderr=pipe, text=True) as running:
+        while not any("[1/200]" in p.read_text() for p in tmp_path.rglob("log_self.txt")):
+            time.sleep(0.05)
+            assert running.poll() is None
+        running.send_signal(number)
+        said = running.communicate(timeout=250)[1]
+    assert said.count(f"ed. {AGAIN}.\n") == 1, said
+    assert "forcefully" not in said  # torchrun's word, after 30 s
+    again = subprocess.run(words, cwd=tmp_path, env=own, capture_output=True, text=True)
+    assert again.returncode == 0 and "Going on after epoch" in again.stdout, again.stderr
+    assert [entry["epoch"] for entry in metrics(tmp_path)] == list(range(200))
