@@ -37,7 +37,11 @@ SELF_MODES = {  # value of self_mode: name of the method
     "byol": "BYOL",
     "densecl": "DenseCL",
 }
-SHUFFLED = ("plain-moco", "densecl")  # methods whose keys other ranks may compute (ShuffleBN)
+SHUFFLED = (
+    "moco",
+    "plain-moco",
+    "densecl",
+)  # methods whose keys other ranks may compute (ShuffleBN)
 STAGES = ("self", "fine", "sup")  # in the order in which they run
 
 # Values that replace None or () (published program).
@@ -232,7 +236,7 @@ class Config:
     batch_norm_ranks: str = network("own", "of which images BatchNorm takes its statistics where "
         "several ranks pretrain: own (each of its part of the batch), sync (of the whole batch, "
         "SyncBatchNorm, on CUDA), shuffle (each of its part, and keys are computed by other ranks "
-        "than queries, ShuffleBN, for plain-moco and densecl)", source=OURS,
+        "than queries, ShuffleBN, for moco, plain-moco and densecl)", source=OURS,
         choices=("own", "sync", "shuffle"))
     recompute: int = network(0, "levels of the UNet, full size first, whose activations are "
         "recomputed in the backward pass: less memory, more time, the same result; 0: only what "

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from networks import CHANNELS, PredictionHead, ProjectedUNet, ProjectionHead
+from networks import CHANNELS, PredictionHead, ProjectedUNet, ProjectionHead, Up
 from pscl.coordinates import coordinates
 from pscl.fast_matching import CELLS
 from pscl.geometry import correspond
@@ -126,8 +126,12 @@ class QueueMethod(MomentumMethod):
     def encode_keys(
         self, encode: Callable[[Tensor], Sequence[Tensor]], view: Tensor
     ) -> Sequence[Tensor]:
-        """``encode(view)`` without gradients, by the ranks' own images or by shuffled ones."""
-        return shuffled(encode, view) if self.shuffle else encode(view)
+        """``encode(view)`` without gradients, by the ranks' own images or by shuffled ones.
+
+        An annotated image in front, which every rank has, stays there.
+        """
+        staying = int(self.needs_annotated)
+        return shuffled(encode, view, staying) if self.shuffle else encode(view)
 
     @torch.no_grad()
     def replace_oldest(self, **keys: Tensor) -> Tensor:
@@ -329,6 +333,18 @@ class PSCL_MoCo(PSCL, QueueMethod):
         for name in ("group_affinity", "patch_group_affinity", "freshness"):
             self.register_buffer(name, torch.zeros(size))
 
+    def encode_view_k(self, view: Tensor) -> tuple[Tensor, list[LazyMap]]:
+        """``encode`` by the momentum encoder, without gradients, see ``encode_keys``."""
+        blocks: list[Up | None] = []
+
+        def encode(images: Tensor) -> tuple[Tensor, ...]:
+            image, maps = self.encode(self.encoder_k, images)
+            blocks[:] = [each.unfinished for each in maps]
+            return image, *(each.features for each in maps)
+
+        image, *features = self.encode_keys(encode, view)
+        return image, [LazyMap(*each) for each in zip(features, blocks, strict=True)]
+
     def image_targets(self, group: Tensor) -> Tensor:
         """Soft targets (B, Q) of the image queue for images of the production batches (B,)."""
         return self.group_affinity * (self.queue_group == group[:, None])
@@ -361,8 +377,7 @@ class PSCL_MoCo(PSCL, QueueMethod):
         """
         self.update_key_encoder()
         image_q, maps_q = self.encode(self.encoder_q, batch["view_q"])  # (B, D), 3 maps
-        with torch.no_grad():
-            image_k, maps_k = self.encode(self.encoder_k, batch["view_k"])
+        image_k, maps_k = self.encode_view_k(batch["view_k"])
         sampled = self.sample(maps_q, maps_k, self.encoder_k.decode, batch)
         targets = self.patch_targets(batch["group"])[:, :, None]  # (B, C, 1, Q*C)
         rows, sums, parts = [], [], {}

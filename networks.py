@@ -130,12 +130,12 @@ def check_norm(compiled: Callable[..., Tensor], device: torch.device, dtype: tor
     given, found = mixed.view(700, 32).to(device, dtype), []
     for run in (batch_norm_leaky, compiled):
         rows, (weight, bias) = given.clone(), (torch.linspace(a, 1, 32) for a in (0.5, -1))
-        leaves = [x.to(device).requires_grad_() for x in (rows, weight, bias)]
-        statistics = [torch.zeros(32, device=device), torch.ones(32, device=device)]
+        rows, weight, bias = (x.to(device).requires_grad_() for x in (rows, weight, bias))
+        mean, variance = torch.zeros(32, device=device), torch.ones(32, device=device)
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            result = run(*leaves, *statistics, 0.1, 1e-5)
-            gradients = torch.autograd.grad(result, leaves, given.roll(1, 0))
-        found.append([result.detach(), *gradients, *statistics])
+            result = run(rows, weight, bias, mean, variance, 0.1, 1e-5)
+            gradients = torch.autograd.grad(result, [rows, weight, bias], given.roll(1, 0))
+        found.append([result.detach(), *gradients, mean, variance])
     for plain, own in zip(*found, strict=True):
         # In the mean: a number next to 0 may have the slope of the other side.
         error = float((own.float() - plain.float()).abs().mean() / plain.float().abs().mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -141,15 +142,19 @@ def run_by_ranks(plan: Plan) -> None:
 
 
 def print_commands(plan: Plan) -> None:
-    """Print a command for each run that is to do; those first that others wait for."""
+    """Print a shell command for each run that is to do; those first that others wait for.
+
+    It works from any folder: paths of the command line are relative to this one, as logs show them.
+    """
+    script, here = str(Path(__file__).resolve()), shlex.join(["cd", os.getcwd()])
     pieces = pieces_of(plan.to_do())
     for first in (True, False):
         own = [piece for piece in pieces if piece.works[0].for_all is first]
         if own and any(piece.works[0].for_all for piece in pieces):
             print("# first, because others wait for it:" if first else "# then:")
         for piece in own:
-            words = command_words(piece, plan.options.argv, "reproduce.py")
-            print(shlex.join(["python", *words[1:]]))
+            words = command_words(piece, plan.options.argv, script)
+            print(f"{here} && {shlex.join(words)}")
 
 
 def carry_out(plan: Plan) -> None:
@@ -182,6 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with group.joined():
             if options.devices:
                 device_names(options.devices)
+                if group.size() > 1:
+                    raise ConfigError("--devices: torchrun shares the runs already; leave it out")
             with redirect_stdout(sys.stderr if options.commands else sys.stdout), group.agreed():
                 plan = Plan(options)
             problems = [] if options.piece else group.by_writer(plan.problems)

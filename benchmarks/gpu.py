@@ -54,6 +54,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("simclr", "moco")
 WARM_UP, PROFILED = 5, 3
 CPU = torch.device("cpu")
+Matched = tuple[Tensor, Tensor, Tensor, Tensor]  # what ``match`` was given, and what it gave
 
 
 def batches_for(method: str, size: int, batch: int, steps: int, folder: Path) -> list[Batch]:
@@ -176,12 +177,14 @@ def check_positions(device: torch.device, size: int) -> list[Result]:
     for name in OURS:
         with tempfile.TemporaryDirectory() as folder:
             (batch,) = batches_for(name, size, 4, 1, Path(folder))
-        calls: dict[str, list[tuple[Tensor, ...]]] = {}
+        calls: dict[str, list[Matched]] = {}
         for kind, where in (("cpu", CPU), ("device", device)):
             own = calls[kind] = []
 
-            def noted(*given: Tensor, own: list[tuple[Tensor, ...]] = own) -> Tensor:
-                own.append((*given, match(*given)))
+            def noted(
+                template: Tensor, keys: Tensor, valid: Tensor, own: list[Matched] = own
+            ) -> Tensor:
+                own.append((template, keys, valid, match(template, keys, valid)))
                 return own[-1][-1]
 
             torch.manual_seed(1)
@@ -190,7 +193,7 @@ def check_positions(device: torch.device, size: int) -> list[Result]:
                 torch.manual_seed(1)
                 list(train(method, [copy.deepcopy(batch)], where, None))
         both = zip(calls["cpu"], calls["device"], strict=True)
-        wrong = sum(elsewhere(*given, found[-1].cpu()) for given, found in both)
+        wrong = sum(elsewhere(*own, found[-1].cpu()) for own, found in both)
         rows.append(verdict(f"{name}: images with other patches than the CPU's", wrong, 0))
     return rows
 

@@ -2,8 +2,9 @@
 
     python benchmarks/large_set.py --images 50000 --folder large_set
 
-Makes images of 1024x1024, some hundred different ones and hard links to them, pretrains on crops of
-128 for a few steps, with few and with all images in memory, and deletes them.
+Makes PNG of 1024x1024, pretrains on crops of 128 for a few steps, with few and with all images in
+memory, resumes, and deletes them. An image is a stack of bands of drawn grains, any of some
+hundred, which are compressed once: so every file is another one, and made in milliseconds.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import json
 import os
 import resource
 import shutil
+import struct
 import sys
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,82 +30,134 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
+import config_run
 from benchmarks.measure import at_least, in_own_process, parser_of, print_case
-from config import Config, ConfigError
-from config_run import open_set
+from config import Config
+from data import Batches
 from imaging.imagefile import read_image
 from stages.pretraining import SelfSupervised
 from utils.commandline import exit_code
-from utils.log import RunLog
 
 SET, RUNS = "set", "runs"
+BANDS = 8  # of an image
 
 
-def make_set(folder: Path, images: int, distinct: int, side: int) -> float:
-    """Write the images, an annotated one among them; returns the seconds that it took."""
-    started = time.monotonic()
+def chunk(name: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG file (ISO 15948, 5.3)."""
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
+
+
+def drawn_band(number: int, side: int) -> tuple[bytes, bytes]:
+    """Rows of grains as PNG stores them, without a filter: as they are, and compressed."""
+    rng = np.random.default_rng(number)
+    rows = side // BANDS
+    grains = rng.integers(60, 200, (max(rows // 32, 1), side // 32), np.uint8)
+    picture = cv2.resize(grains, (side, rows), interpolation=cv2.INTER_NEAREST)
+    if number % 2:  # others without noise, which hardly can be compressed: the set is to fit a disk
+        picture = cv2.add(picture, rng.integers(0, 3, picture.shape, np.uint8))
+    raw = np.pad(picture, ((0, 0), (1, 0))).tobytes()
+    deflate = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+    return raw, deflate.compress(raw) + deflate.flush(zlib.Z_FULL_FLUSH)
+
+
+def stacked(bands: Sequence[tuple[bytes, bytes]], side: int) -> bytes:
+    """A gray PNG file of such bands, one below the other."""
+    checksum = 1
+    for raw, _ in bands:
+        checksum = zlib.adler32(raw, checksum)
+    last = b"\x03\x00"  # an empty last block
+    pixels = b"\x78\x01" + b"".join(packed for _, packed in bands) + last
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    file = chunk(b"IHDR", head) + chunk(b"IDAT", pixels + struct.pack(">I", checksum))
+    return b"\x89PNG\r\n\x1a\n" + file + chunk(b"IEND", b"")
+
+
+def make_set(folder: Path, images: int, distinct: int, side: int) -> None:
+    """Write the images, an annotated one among them; ``side`` is a multiple of ``BANDS``."""
     train, annotated = folder / "train_numf/img", folder / "sup_num1_0"
     for place in (train, annotated / "img", annotated / "gt"):
         place.mkdir(parents=True)
-    for number in range(min(distinct, images)):
-        rng = np.random.default_rng(number)
-        grains = cv2.resize(rng.integers(60, 200, (side // 16, side // 16), np.uint8), (side, side))
-        noise = rng.integers(0, 24, (side, side), np.uint8)
-        # Every fourth has noise, which hardly can be compressed, as a micrograph has.
-        picture = cv2.add(grains, noise if number % 4 == 0 else noise // 8)
-        cv2.imwrite(str(train / f"{number % 9}_{number:06}.png"), picture)
-    first = sorted(train.iterdir())
-    for number in range(len(first), images):
-        os.link(first[number % len(first)], train / f"{number % 9}_{number:06}.png")
-    shutil.copy(first[0], annotated / "img" / first[0].name)
-    gray = read_image(first[0])
-    cv2.imwrite(str(annotated / "gt" / first[0].name), (gray // 86).clip(0, 2).astype(np.uint8))
-    return time.monotonic() - started
+    bands = [drawn_band(number, side) for number in range(distinct)]
+    for number in range(images):
+        chosen = np.random.default_rng((1, number)).integers(0, distinct, BANDS)
+        file = stacked([bands[i] for i in chosen], side)
+        (train / f"{number % 9}_{number:06}.png").write_bytes(file)
+    first = train / f"0_{0:06}.png"
+    shutil.copy(first, annotated / "img" / first.name)
+    gray = read_image(first)
+    cv2.imwrite(str(annotated / "gt" / first.name), (gray // 86).clip(0, 2).astype(np.uint8))
 
 
 class _EnoughError(Exception):
     """All the steps were timed."""
 
 
+class Few:
+    """The first batches of every epoch of others."""
+
+    def __init__(self, batches: Batches, count: int) -> None:
+        self.batches, self.count = batches, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
+        """The first batches of one epoch."""
+        return islice(self.batches.epoch(epoch), self.count)
+
+
 def start_and_step(case: dict[str, Any]) -> dict[str, float]:
     """Seconds from the program's start to its first step, and of later ones; peak memory.
 
-    Those of the processor are this process's, whatever else the machine does.
+    Those of the processor are this process's, whatever else the machine does. The run ends, as if
+    it were killed, after an epoch of ``steps`` timed steps and its state.
     """
+    noted: list[tuple[float, float]] = []  # the check's end, and each step's
+
+    def note() -> None:
+        noted.append((time.time(), time.process_time()))
+
+    class Timed(SelfSupervised):
+        def build(self) -> None:
+            note()
+            super().build()
+            self.batches: Any = Few(self.batches, case["steps"] + 1)
+
+        def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
+            def step_and_note() -> None:
+                step_done()
+                next(self.module.parameters()).sum().item()  # waits for the device
+                note()
+
+            if len(noted) > 1:
+                raise _EnoughError
+            super().train_epoch(epoch, step_and_note)
+
     torch.manual_seed(0)
+    config_run.STAGES["self"] = Timed
     config = Config(
         data_dir=str(Path(case["folder"], SET)), output_dir=str(Path(case["folder"], RUNS)),
-        num_classes=3, self_crop=128, self_mode=case["method"], cache=case["cache"],
-        device=case["device"], repeats="0", stages="self",
-    ).resolved()  # fmt: skip
-    jobs, _ = open_set(config)
-    checked, processor = time.time() - case["started"], time.process_time()
-    run = SelfSupervised(jobs[0])
-    if problems := run.problems():
-        raise ConfigError("\n".join(problems))
-    jobs[0].store.keep_index()
-    run.build()
-    run.log = RunLog(case["folder"], "self", enabled=False)
-    ended: list[tuple[float, float]] = []
-
-    def step_done() -> None:
-        next(run.module.parameters()).sum().item()
-        ended.append((time.time(), time.process_time()))
-        if len(ended) > case["steps"]:
-            raise _EnoughError
-
+        name=case["name"], num_classes=3, self_crop=128, self_mode=case["method"],
+        cache=case["cache"], device=case["device"], repeats="0", stages="self", self_max_epoch=9,
+        save_seconds=0.0,
+    )  # fmt: skip
     with suppress(_EnoughError):
-        for epoch in range(case["steps"] + 1):
-            run.train_epoch(epoch, step_done)
+        config_run.run(config)
+    ready, first, *_, last = np.array(noted) - (case["started"], 0)
+    step = (last - first) / case["steps"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    between = np.subtract(ended[-1], ended[0]) / case["steps"]
     return {
-        "checked, s": round(checked, 1),
-        "checked, processor s": round(processor, 1),
-        "first step, s": round(ended[0][0] - case["started"], 1),
-        "first step, processor s": round(ended[0][1], 1),
-        "step, s": round(float(between[0]), 3),
-        "step, processor s": round(float(between[1]), 3),
+        "ready, s": round(float(ready[0]), 1),
+        "ready, processor s": round(float(ready[1]), 1),
+        "first step, s": round(float(first[0]), 1),
+        "first step, processor s": round(float(first[1]), 1),
+        "step, s": round(float(step[0]), 3),
+        "step, processor s": round(float(step[1]), 3),
         "peak, GB": round(peak / 1e9, 2),
         "load": round(os.getloadavg()[0], 1),
     }
@@ -111,23 +167,28 @@ def report(given: argparse.Namespace) -> None:
     """Make the sets, measure, delete them; prints a line of JSON for each start."""
     large, small = Path(given.folder, "large"), Path(given.folder, "small")
     case = {"device": given.device, "method": given.method, "steps": given.steps,
-            "threads": given.threads, "cache": given.cache}  # fmt: skip
+            "threads": given.threads}  # fmt: skip
     try:
         for folder, images in ((large, given.images), (small, given.in_memory)):
-            took = make_set(folder / SET, images, given.distinct, given.side)
-            print(f"{images} images of {given.side}x{given.side} made in {took:.0f} s", flush=True)
+            if not folder.exists():
+                started = time.monotonic()
+                make_set(folder / SET, images, given.distinct, given.side)
+                took = time.monotonic() - started
+                print(
+                    f"{images} images of {given.side}x{given.side} made in {took:.0f} s", flush=True
+                )
         starts = [
-            (f"{given.images}, cache {given.cache}, first start", large, given.cache),
-            ("the same, second start", large, given.cache),
-            (f"{given.in_memory}, all in memory", small, ""),
-            (f"{given.images}, third start", large, given.cache),
+            (f"{given.images}, cache {given.cache}, first start", large, "first", given.cache),
+            ("the same, another run", large, "other", given.cache),
+            (f"{given.in_memory}, all in memory", small, "first", ""),
+            (f"{given.images}, the first run goes on", large, "first", given.cache),
         ]
-        for title, folder, cache in starts:
-            own = {**case, "folder": str(folder), "cache": cache, "started": time.time()}
-            found = in_own_process(__file__, own)
+        for title, folder, name, cache in starts:
+            own = {**case, "folder": str(folder), "name": name, "cache": cache}
+            found = in_own_process(__file__, {**own, "started": time.time()})
             print(json.dumps({"set": title, **found}), flush=True)
     finally:
-        for folder in (large, small):
+        for folder in () if given.keep else (large, small):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -136,13 +197,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--folder", default="large_set", help="where the sets are made")
     parser.add_argument("--images", type=at_least(9), default=50_000)
-    parser.add_argument("--distinct", type=at_least(9), default=300, help="of them, different")
+    parser.add_argument("--distinct", type=at_least(9), default=512, help="different bands")
     parser.add_argument("--in_memory", type=at_least(9), default=64, help="images of a small set")
-    parser.add_argument("--side", type=at_least(128), default=1024, help="pixels")
+    parser.add_argument("--side", type=at_least(128), default=1024, help="pixels, a multiple of 8")
     parser.add_argument("--cache", default="500MB")
     parser.add_argument("--method", default="simclr")
     parser.add_argument("--steps", type=at_least(1), default=30)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--keep", action="store_true", help="keep the sets, for another call")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
 

@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+import torch
+
 from comparison.plan import NAMES, Plan, Work
 from config import ConfigError
 from utils.commandline import FLAG, UserError, found
+from utils.device import is_here
 from utils.log import to_terminal
 
 NOT_PASSED_ON = ("devices", "commands", "report", "plan")  # flags of the whole table
@@ -78,12 +81,19 @@ def passed_on(argv: Sequence[str]) -> list[str]:
 
 
 def device_names(text: str) -> list[str]:
-    """The devices of ``--devices``: '0,cuda:1,cpu' is cuda:0, cuda:1, cpu; ConfigError."""
+    """The devices of ``--devices``: '0,cuda:1,cpu' is cuda:0, cuda:1, cpu.
+
+    ConfigError of one that is none, or is not here.
+    """
     names = [f"cuda:{word}" if word.isdigit() else word for word in text.split(",")]
     wrong = [name for name in names if not re.fullmatch(r"cpu|mps|cuda:\d{1,3}", name)]
     if wrong:
         legal = "numbers of GPUs such as 0,1,2,3, or cpu,cpu for two processes"
         raise ConfigError(f"--devices: found {found(wrong[0])}; allowed: {legal}")
+    absent = [name for name in names if not is_here(torch.device(name))]
+    if absent:
+        what = f"found {absent[0]}, which PyTorch does not see on this machine"
+        raise ConfigError(f"--devices: {what}; give cpu,cpu for two processes, or leave it out")
     return names
 
 

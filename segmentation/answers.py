@@ -66,8 +66,8 @@ class Answers:
             known[name].append(digest(path))
             self._save()
         folder = self.out / CORRECTED
-        kept = sorted(folder.rglob("*.png"))
-        return {p.relative_to(folder).as_posix().removesuffix(".png"): p for p in kept}
+        every = sorted(folder.rglob("*.png"))
+        return {p.relative_to(folder).as_posix().removesuffix(".png"): p for p in every}
 
     def publish(self, work: Path, names: Iterable[str], by: str) -> None:
         """Publish a predicted folder; a kill leaves files of both answers, all of them known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_set import make_set
+import torch
+from tiny_set import ROOT, make_set
 
 import reproduce
 from comparison.devices import (
@@ -65,12 +67,28 @@ def test_devices_that_are_none_are_refused(text: str) -> None:
         device_names(text)
 
 
-def test_devices_by_number_and_name() -> None:
+def test_devices_by_number_and_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert device_names("0,3,cuda:1,cpu") == ["cuda:0", "cuda:3", "cuda:1", "cpu"]
     assert words_for("cuda:0", ["cuda:0", "cpu"], 0) == ["--device", "cuda:0"]
     assert words_for("cpu", ["cpu", "cpu"], 3) == ["--device", "cpu"]
     words = words_for("cpu", ["cpu"] * 1000, 0)
     assert words == ["--device", "cpu", "--threads", "1"]
+
+
+@pytest.mark.parametrize("text", ["0", "cuda:0", "cpu,1"])
+def test_devices_that_are_not_here_are_refused_at_once(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(reproduce, "Plan", None)  # nothing is read before
+    assert reproduce.main(["--devices", text]) == 2
+    name = f"cuda:{text[-1]}"
+    assert capsys.readouterr() == (
+        "",
+        f"--devices: found {name}, which PyTorch does not see on this machine; "
+        "give cpu,cpu for two processes, or leave it out\n",
+    )
 
 
 def side_by_side(folder: Path, code: str, devices: int = 2) -> list[str]:
@@ -146,9 +164,10 @@ def test_printed_commands_do_the_table_and_the_report_collects(
     commands = [line for line in lines if not line.startswith("#")]
     keys = [command.split()[-1] for command in commands]
     assert keys == ["plain-simclr:pretraining", "sup:0", "plain-simclr:0"]
-    assert all(command.startswith("python reproduce.py --data_dir") for command in commands)
+    program = f"{sys.executable} {ROOT / 'reproduce.py'} --data_dir "
+    assert all(command.startswith(f"cd {tmp_path} && {program}") for command in commands)
     for command in commands:
-        assert reproduce.main(command.split()[2:]) == 0
+        assert reproduce.main(command.split()[5:]) == 0
     assert not (tmp_path / "out/table.md").exists()
     assert reproduce.main([*words, "--report"]) == 0
     table = (tmp_path / "out/table.csv").read_text()
@@ -157,6 +176,23 @@ def test_printed_commands_do_the_table_and_the_report_collects(
     assert all(float(row[4]) >= 0 for row in rows)
     assert reproduce.main([*words, "--piece", "simclr:0"]) == 2
     assert "--piece: found 'simclr:0'; allowed: plain-simclr:" in capsys.readouterr().err
+
+
+def test_a_printed_command_finds_all_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Paths relative to where it was printed, in a folder whose name has a blank."""
+    here = tmp_path / "my sets"
+    make_set(here / "steel", size=(32, 32))
+    monkeypatch.chdir(here)
+    words = ["--data_dir", "steel", *TABLE.split(), "--commands"]
+    assert reproduce.main(words) == 0
+    command = capsys.readouterr().out.splitlines()[-1]
+    run = command.rpartition(" ")[0] + " none"  # refused, once the set was found
+    done = subprocess.run(run, shell=True, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--piece: found 'none'; allowed: plain-simclr:pretraining" in done.stderr
+    assert command.startswith(f"cd '{here}' && ")
 
 
 def test_words_of_a_command() -> None:

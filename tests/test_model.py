@@ -315,12 +315,7 @@ def test_the_settings_tested_are_those_of_the_methods():
 
 @pytest.mark.parametrize(
     ("self_mode", "name"),
-    [
-        (mode, name)
-        for mode in METHODS
-        for name in sorted(APPLIES[mode])
-        if (mode, name) != ("moco", "batch_norm_ranks")  # shuffled maps are refused there
-    ],
+    [(mode, name) for mode in METHODS for name in sorted(APPLIES[mode])],
 )
 def test_every_setting_reaches_the_method(self_mode: str, name: str):
     small = {"channels": (8, 16, 32, 64), "hidden_dim": 24, "queue_size": 6}

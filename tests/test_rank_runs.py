@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from tiny_set import ROOT, environment, files, make_set
 import predict
 import reproduce
 from stages.pretraining import SelfSupervised
-from utils.commandline import UserError
-from utils.ranks import group
+from utils.commandline import AGAIN, UserError
+from utils.ranks import group, stopping
 
 SETTINGS: dict[str, Any] = {"norm": "group", "fine_batch_size": 1}
 
@@ -246,6 +247,12 @@ def _failing(what: str) -> int:
     return exit_code(work)
 
 
+def test_a_rank_that_is_ended_tells_the_others() -> None:
+    first, second = command(_failing, [("killed",)] * 2)
+    assert (first[0], second) == (143, (143, "", ""))
+    assert re.fullmatch(rf"rank 1 of 2 \(.*\): Terminated\. {AGAIN}\.\n", first[2])
+
+
 @pytest.mark.parametrize("what", ["waiting", "alone"])
 def test_a_rank_that_fails_ends_the_others_wherever_they_are(what: str) -> None:
     started = time.monotonic()
@@ -253,6 +260,37 @@ def test_a_rank_that_fails_ends_the_others_wherever_they_are(what: str) -> None:
     assert second == (2, "", f"{what} on rank 1\n")
     assert first[0] == 2 and first[2].endswith(f": {what} on rank 1\n")
     assert time.monotonic() - started < 30
+
+
+def _told_to_stop(number: int, where: str) -> int:
+    """Get a signal while the ranks are in collectives that never end, or at Python's own work."""
+    import torch.distributed as dist
+
+    from utils.commandline import exit_code
+
+    stopping.GRACE = 0.5
+
+    def work() -> None:
+        with group.joined():
+            threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+            if where == "waiting" or group.rank() == 1:
+                dist.recv(torch.zeros(1), 1 - group.rank())
+            time.sleep(60)
+
+    return exit_code(work)
+
+
+@pytest.mark.parametrize("where", ["waiting", "working"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ranks_that_are_told_to_stop_end_soon_with_one_line(
+    number: int, code: int, where: str
+) -> None:
+    started = time.monotonic()
+    first, second = command(_told_to_stop, [(number, where)] * 2)
+    word = {130: "Interrupted", 143: "Terminated"}[code]
+    assert (first[0], first[2]) == (code, f"{word}. {AGAIN}.\n")
+    assert second == (code, "", "")
+    assert time.monotonic() - started < 20
 
 
 # --- prediction and the table ---------------------------------------------------------------------
@@ -337,3 +375,26 @@ def test_torchrun_starts_the_ranks(tmp_path: Path, images: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert np.isfinite([entry["loss"] for entry in metrics(tmp_path)]).all()
     assert "amp off, 2 ranks" in done.stdout
+
+
+@pytest.mark.slow  # seconds: 40, two starts of three processes
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_torchrun_that_is_stopped_ends_its_ranks_and_goes_on(
+    number: int, tmp_path: Path, images: Path
+) -> None:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    settings = SETTINGS | {"stages": "self", "self_max_epoch": 200, "save_every": 200}
+    words += tiny_set.command(images, **settings)[1:]
+    pipe, own = subprocess.PIPE, environment()
+    with subprocess.Popen(words, cwd=tmp_path, env=own, stderr=pipe, text=True) as running:
+        while not any("[1/200]" in p.read_text() for p in tmp_path.rglob("log_self.txt")):
+            time.sleep(0.05)
+            assert running.poll() is None
+        running.send_signal(number)
+        said = running.communicate(timeout=250)[1]
+    assert said.count(f"ed. {AGAIN}.\n") == 1, said
+    assert "forcefully" not in said  # torchrun's word, after 30 s
+    again = subprocess.run(words, cwd=tmp_path, env=own, capture_output=True, text=True)
+    assert again.returncode == 0 and "Going on after epoch" in again.stdout, again.stderr
+    assert [entry["epoch"] for entry in metrics(tmp_path)] == list(range(200))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -193,20 +193,59 @@ def test_shuffled_images_come_back_to_their_rank(ranks: Pool) -> None:
     assert seen != [0, 1, 2, 3]
 
 
-def _shuffled_method(folder: Path, self_mode: str) -> dict[str, Any]:
+def _staying() -> tuple[list[float], list[list[float]]]:
+    seen: list[float] = []
+
+    def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.extend(images[:, 0, 0, 0].tolist())
+        return images.flatten(1) * 2, images + 1 + group.rank()
+
+    images = torch.arange(4.0).view(4, 1, 1, 1) + 10 * group.rank()
+    images[0] = 99
+    return seen, [rows.flatten().tolist() for rows in shuffled(encode, images, 1)]
+
+
+def test_what_every_rank_has_is_not_shuffled(ranks: Pool) -> None:
+    """Image 99 is encoded by each rank for itself, by the second one as 101."""
+    for _ in range(3):
+        (seen, own), (others, theirs) = ranks.run(_staying)
+        assert seen[0] == others[0] == 99 and own[1][0] == 100 and theirs[1][0] == 101
+        assert own[0] == [198, 2, 4, 6] and theirs[0] == [198, 22, 24, 26]
+        assert sorted(seen[1:] + others[1:]) == [1, 2, 3, 11, 12, 13]
+
+
+def _shuffled_method(folder: Path, self_mode: str, evaluated: bool = True) -> dict[str, Any]:
     torch.manual_seed(0)
     method = build_method(self_mode, {**SMALL, "batch_norm_ranks": "shuffle"})
-    evaluating(method)
-    views = data.TwoViewDataset(
-        data.find_split(folder, "train_numf"), [], ImageStore(), num_classes=3, seed=0
-    )
+    if evaluated:
+        evaluating(method)
+    sets = [data.find_split(folder, split) for split in ("train_numf", "sup_num1_0")]
+    annotated = sets[1] if METHODS[self_mode].needs_annotated else []
+    views = data.TwoViewDataset(sets[0], annotated, ImageStore(), num_classes=3, seed=0)
     (batch,) = data.Batches(views, 8).epoch(0)
-    return {name: value.detach() for name, value in method(batch).items()} | {
-        "queue": method.get_buffer("queue")
+    if annotated:  # one process draws no order, so the noise would be another one
+
+        def draw_noise(shape: Sequence[int], device: torch.device) -> torch.Tensor:
+            return torch.rand(tuple(shape), generator=torch.Generator().manual_seed(1))
+
+        method.draw_noise = draw_noise  # type: ignore[assignment]
+    with pytest.MonkeyPatch.context() as patch:
+        if evaluated:  # no rounding is to change what is matched
+            patch.setattr(pscl.sampling, "match", by_position)
+        found = method(batch)
+    return {name: value.detach() for name, value in found.items()} | {
+        name: value for name, value in method.state_dict().items() if "queue" in name
     }
 
 
-@pytest.mark.parametrize("self_mode", ["plain-moco", "densecl"])
+def test_shuffled_maps_are_matched_like_a_ranks_own(ranks: Pool, images: Path) -> None:
+    """With statistics of their parts the ranks keep one queue, and losses that are finite."""
+    first, second = ranks.run(_shuffled_method, images, "moco", False)
+    assert all(torch.equal(first[name], second[name]) for name in first if "patch_up" not in name)
+    assert all(value.isfinite().all() for value in first.values())
+
+
+@pytest.mark.parametrize("self_mode", ["moco", "plain-moco", "densecl"])
 def test_shuffling_changes_nothing_but_the_statistics(
     self_mode: str, ranks: Pool, images: Path
 ) -> None:

@@ -26,17 +26,23 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: it is none of auto, cpu, cuda, cuda:N and mps, or is not here.
     """
-    mps = torch.backends.mps.is_available()
     name = own_device(name)
     if name == "auto":
+        mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
         raise UserError(f"--device: found {name}; give auto, cpu, cuda, cuda:N or mps")
     device = torch.device(name)
-    absent = {"cuda": (device.index or 0) >= torch.cuda.device_count(), "mps": not mps}
-    if absent.get(device.type):
+    if not is_here(device):
         raise UserError(f"--device: found {name}, which PyTorch does not see; give --device auto")
     return device
+
+
+def is_here(device: torch.device) -> bool:
+    """Whether PyTorch sees the device."""
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
 
 
 def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:

@@ -6,6 +6,7 @@ CUDA and by gloo elsewhere. For a process of its own everything here is the iden
 There are two ways of waiting. In a collective all ranks are at work, so it has a time-out. Before
 one they meet, for as long as one of them works alone. A rank that fails leaves its message in
 PyTorch's store, where every other rank looks once a second, and ends with it wherever it is.
+So does one that is told to stop; of all that are stopped together rank 0 alone prints a line.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from utils.commandline import Termination, TrainingError, UserError, lack_of_memory
+from utils.commandline import (
+    INTERRUPTED,
+    TERMINATED,
+    Termination,
+    TrainingError,
+    UserError,
+    lack_of_memory,
+)
+from utils.ranks.stopping import STOPPED, Stopping
 
 T = TypeVar("T")
 TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by torchrun
@@ -37,8 +46,9 @@ ENDED, LEFT = "ended", "left"  # names in the store
 class Group:
     """The ranks that this process is one of."""
 
-    def __init__(self) -> None:
+    def __init__(self, stopping: Stopping) -> None:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.stopping = stopping
         cuda = torch.cuda.is_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
         # A connection of its own: that of PyTorch is busy while a collective is set up.
@@ -67,8 +77,9 @@ class Group:
                 found = self.heard()
             except RuntimeError:
                 found = {"text": "rank 0 is gone without a message", "code": 1}
-            if found and not self.done.is_set():
-                print(found["text"], file=sys.stderr, flush=True)
+            if found and not (self.done.is_set() or self.stopping.told):
+                if self.rank == 0 or found["code"] not in STOPPED:
+                    print(found["text"], file=sys.stderr, flush=True)
                 with suppress(RuntimeError):
                     self.leave()
                 os._exit(found["code"])
@@ -89,18 +100,16 @@ class Group:
             if not self.of_all:
                 lost = isinstance(error, RuntimeError) and lack_of_memory(error) is None
                 self.adopt(error, patience=3 * LOOK if lost else 0.0)
-                if isinstance(error, KeyboardInterrupt):
-                    return
                 self.store.compare_set(ENDED, "", json.dumps(self.last_words(error)))
-            self.leave()
+            self.leave(LOOK if isinstance(error, KeyboardInterrupt) else LAST_WORDS)
         if lost_peer(error):
             cure = "the same command goes on from the last saved epoch"
             raise TrainingError(f"rank {self.rank}: another rank is gone; {cure}") from error
 
-    def leave(self) -> None:
+    def leave(self, patience: float = LAST_WORDS) -> None:
         """Let the last one go last that others ask: rank 0, whose process may hold the store."""
         self.done.set()
-        until = time.monotonic() + LAST_WORDS
+        until = time.monotonic() + patience
         if self.rank:
             self.store.add(LEFT, 1)
         while (
@@ -113,7 +122,7 @@ class Group:
         until = time.monotonic() + (patience or LOOK * isinstance(error, Termination))
         while (found := self.heard()) is None and time.monotonic() < until:
             time.sleep(0.05)
-        if found:
+        if found and not (found["code"] in STOPPED and self.stopping.told):
             self.leave()
             kind = UserError if found["code"] == 2 else TrainingError
             raise kind(found["text"]) from error
@@ -123,6 +132,9 @@ class Group:
         text, code = str(error), 2
         if lack_of_memory(error) is not None:
             text = f"Out of memory ({lack_of_memory(error)})"
+        elif isinstance(error, KeyboardInterrupt):
+            code = TERMINATED if isinstance(error, Termination) else INTERRUPTED
+            text = STOPPED[code]
         elif not isinstance(error, UserError):
             text, code = str(error) or type(error).__name__, 1
         return {"rank": self.rank, "text": f"{self.name()}: {text}", "code": code}
@@ -178,25 +190,35 @@ def names_ranks() -> str:
 def joined() -> Iterator[None]:
     """Join the ranks that torchrun started, if it did, until the block ends on all of them.
 
-    UserError and TrainingError of one rank end all, with its message.
+    UserError and TrainingError of one rank end all, with its message. Ranks that are told to stop
+    do not come back but rank 0, which has something to say.
     """
     global _group
     if _group or not all(os.environ.get(name) for name in TOLD) or os.environ["WORLD_SIZE"] == "1":
         yield
         return
-    _group = Group()
-    try:
-        yield
-        _group.meet()
-        _group.leave()
-    except BaseException as error:
-        _group.fail(error)
-        raise
-    finally:
-        _group.done.set()
-        _group = None
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
+    with Stopping(speaks=os.environ["RANK"] == "0") as stopping:
+        _group = Group(stopping)
+        try:
+            yield
+            _group.meet()
+            _group.leave()
+        except BaseException as error:
+            # A collective fails, too, when other ranks are stopped a moment sooner.
+            why = stopping.interrupt() if stopping.told and lost_peer(error) else error
+            _group.fail(why)
+            if _group.rank and isinstance(why, KeyboardInterrupt):
+                sys.stdout.flush()
+                os._exit(TERMINATED if isinstance(why, Termination) else INTERRUPTED)
+            if why is not error:
+                raise why from error
+            raise
+        finally:
+            _group.done.set()
+            _group = None
+            if not stopping.told:  # else it may wait for ranks that are gone
+                with suppress(RuntimeError):
+                    dist.destroy_process_group()
 
 
 @contextmanager

@@ -110,16 +110,26 @@ def take_first_ranks(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def shuffled(encode: Callable[[Tensor], Sequence[Tensor]], images: Tensor) -> tuple[Tensor, ...]:
+def shuffled(
+    encode: Callable[[Tensor], Sequence[Tensor]], images: Tensor, staying: int = 0
+) -> tuple[Tensor, ...]:
     """``encode(images)`` by ranks that exchanged their images at random (ShuffleBN, He 2020, 3.3).
 
-    A rank's BatchNorm then sees others than in the query's encoder. Ranks have as many images.
+    A rank's BatchNorm then sees others than in the query's encoder. Ranks have as many images, of
+    which the first ``staying`` are not exchanged: those that every rank has.
     """
     if group.size() == 1:
         return tuple(encode(images))
-    (everything,) = all_ranks(images)
+    (everything,) = all_ranks(images[staying:])
     order = of_first_rank(torch.randperm(len(everything)))
-    own = slice(group.rank() * len(images), (group.rank() + 1) * len(images))
-    mine = everything[order[own].to(images.device)].contiguous(memory_format=torch.channels_last)
+    each = len(images) - staying
+    own = slice(group.rank() * each, (group.rank() + 1) * each)
+    mine = torch.cat([images[:staying], everything[order[own].to(images.device)]])
     back = order.argsort()[own].to(images.device)
-    return tuple(rows[back] for rows in all_ranks(*encode(mine)))
+    found = []
+    for rows in encode(mine.contiguous(memory_format=torch.channels_last)):
+        (all_rows,) = all_ranks(rows[staying:])  # one kind at a time: maps are large
+        rows = torch.cat([rows[:staying], all_rows[back]])
+        like_a_map = torch.channels_last if rows.ndim == 4 else torch.contiguous_format
+        found.append(rows.contiguous(memory_format=like_a_map))
+    return tuple(found)
