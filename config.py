@@ -201,9 +201,8 @@ class Config:
         "views: cpu (image by image, while the step before is computed), device (the whole batch, "
         "uploaded as 8 bits), auto (device on CUDA and MPS); pixels are equal within rounding",
         source=OURS, choices=("auto", "cpu", "device"))
-    compile: str = running("off", "have PyTorch's compiler make one kernel of each BatchNorm and "
-        "its LeakyReLU: off, on, auto (on CUDA); numbers are equal within rounding, the start "
-        "takes longer", source=OURS, choices=("auto", "off", "on"))
+    compile: str = running("off", "compile each BatchNorm with its LeakyReLU: off, on, auto (on "
+        "CUDA); equal within rounding, longer to start", source=OURS, choices=("auto", "off", "on"))
     workers: int = running(0, "processes that prepare batches; 0: the main process does",
         unit="processes", source=OURS, limits=between(0, 256))
     threads: int = running(0, "CPU threads that compute; 0: PyTorch's choice", unit="threads",
