@@ -200,7 +200,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     turns, crop and resize. An item is {"view_q", "view_k": float (3, H, W), "geometry":
     ViewGeometry of view k, "group": production-batch number, "name"}, and for an image of
     ``annotated`` also "label": float (C, H, W), its one-hot label map through view k's geometry.
-    With ``seen``, class ids (H, W) of every image by name, "seen" is the same of these.
+    With ``seen``, class ids (H, W) of every image by its file, "seen" is the same of these.
 
     ``jitter_strength`` is d of the colour jitter, ``random_crop`` the largest part of a side that
     the crop removes. ``standardize`` normalises by the image's own mean and standard deviation,
@@ -224,7 +224,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     standardize: bool = False
     crop: int = 0
     unfinished: bool = False
-    seen: Mapping[str, Tensor] | None = None
+    seen: Mapping[Path, Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.groups = number_groups([*self.train, *self.annotated])
@@ -237,7 +237,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         mask = None
         if draw.stream == ANNOTATED and sample.mask is not None:
             mask = self.store.mask(sample.mask)
-        ids = {} if self.seen is None else {"seen": self.seen[sample.name]}
+        ids = {} if self.seen is None else {"seen": self.seen[sample.image]}
         window = self._window(rng, image, mask) if self.crop else (slice(None), slice(None))
         image = image[(..., *window)]
         ids |= {} if mask is None else {"label": mask}

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run a
 
 import config_run
 from benchmarks.measure import at_least, in_own_process, parser_of, print_case
-from config import Config
+from config import Config, ConfigError
 from data import Batches
 from imaging.imagefile import read_image
 from stages.pretraining import SelfSupervised
@@ -209,6 +209,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
 
     def work() -> None:
+        least = 8 * (given.steps + 1)  # an epoch of the first step and the timed ones
+        if given.case is None and min(given.images, given.in_memory) < least:
+            found = f"{given.images} and {given.in_memory} images for {given.steps} steps of 8"
+            raise ConfigError(
+                f"--images, --in_memory: {found}; give at least {least}, or fewer steps"
+            )
         if given.case is None:
             report(given)
             return

@@ -253,7 +253,7 @@ class Plan:
             if number not in numbers
         ]
         alone = source.mask is not None and count_pages(source.mask) == 1 < len(numbers)
-        if alone and numbers[0] not in masks:
+        if alone and numbers[0] not in masks and not source.parts:
             found = f"{source.mask}: one page, taken for page {numbers[0]} of {source.image.name}"
             other = f"{page_name(source.image.stem, numbers[1])}.png"
             self.notes.append(f"{found}; a mask of page {numbers[1]} is called {other}")
@@ -264,6 +264,13 @@ class Plan:
     ) -> Source:
         """A page, with the mask of its own if there is one, and without the file's if ``bare``."""
         if number in masks:
+            own = masks[number][0]
+            if count_pages(own) > 1:
+                found = f"{own}: {count_pages(own)} pages in a mask of page {number}"
+                raise DataError(f"{found}; save that page alone")
+            whole = source.mask is not None and not bare and self.settings.page in (EACH, 0)
+            if whole:
+                raise DataError(f"{own} and {source.mask}: both are of page {number}; remove one")
             return replace(source, page=number, mask=masks[number][0], parts=())
         source = replace(source, page=number)
         return replace(source, mask=None, parts=()) if bare else source

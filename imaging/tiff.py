@@ -211,7 +211,12 @@ def _hidden(tiff: TiffFile, tags: Any) -> int:
     """
     words = str(tags.valueof(DESCRIPTION, ""))
     found = re.search(r"^images=(\d+)", words, re.MULTILINE) if words[:7] == "ImageJ=" else None
-    return int(found[1]) if found and int(found[1]) > len(tiff.pages) else 0
+    if not found or int(found[1]) <= len(tiff.pages):
+        return 0
+    # A page that was saved alone may have kept the words.
+    bits = max(_numbers(tags.valueof(BITS, 1))) * int(tags.valueof(SAMPLES, 1))
+    page = int(tags.valueof(WIDTH)) * int(tags.valueof(HEIGHT)) * bits // 8
+    return int(found[1]) if tiff.filehandle.size >= int(found[1]) * page else 0
 
 
 def _layout(tags: Any, order: str, photometric: int | None) -> Layout:

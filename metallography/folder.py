@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -268,7 +268,8 @@ class Folder:
             table = _growing_table(self.out / "particles.csv")
             add = stack.enter_context(table if self.particles else nullcontext(lambda rows: None))
             bar = stack.enter_context(progress(len(self.items), "images"))
-            for item in self.each(self.items):
+            items = stack.enter_context(closing(self.each(self.items)))
+            for item in items:
                 try:
                     add(self.measure(item, self.class_ids(item)))
                 except DataError as error:
@@ -297,7 +298,7 @@ class Folder:
         self.predicted = sum(group.gather_objects(self.predicted))
         self.skipped = -self.predicted  # ``run`` finds them done
 
-    def each(self, items: Sequence[Item]) -> Iterator[Item]:
+    def each(self, items: Sequence[Item]) -> Generator[Item, None, None]:
         """The items in turn, while one thread reads the next image and one writes results.
 
         An image of more than ``AHEAD`` pixels has the memory to itself.

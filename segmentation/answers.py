@@ -20,7 +20,7 @@ from dataset.layout import write_png
 from imaging.imagefile import read_image, read_mask
 from metallography.folder import MEASUREMENTS, SUMMARY
 from utils.checkpoint import load, save
-from utils.files import replace_file, replacing
+from utils.files import DataError, replace_file, replacing
 
 MODEL = "model.pt"
 RECORD, CORRECTED, ROUNDS = "answer.json", "corrected", "rounds.json"
@@ -61,7 +61,12 @@ class Answers:
                 with replacing(kept, "--out") as temporary:
                     shutil.copyfile(path, temporary)
             else:
-                write_png(kept, read_mask(path))
+                ids, given = read_mask(path), read_mask(path.with_suffix(".png")).shape
+                if ids.shape != given:
+                    size, wanted = (f"{s[1]}x{s[0]}" for s in (ids.shape, given))
+                    cure = "save it in the same size, or remove it"
+                    raise DataError(f"{path}: {size}, its image is {wanted}; {cure}")
+                write_png(kept, ids)
                 self.record["beside"][below.as_posix()] = digest(path)
             known[name].append(digest(path))
             self._save()

@@ -23,6 +23,7 @@ from segmentation.intake import Picture
 from utils.metrics import IGNORED, Counts, SegmentationScores, dice, mean_score
 
 BLOCKS = 4
+AREA = 10**9  # pixels that counts by area are scaled to
 Fold = tuple[int, ...]
 """Blocks that are held out together, numbered from the left to the right and downwards."""
 SINGLE: tuple[Fold, ...] = ((0,), (1,), (2,), (3,))
@@ -56,13 +57,13 @@ class HeldOut(NamedTuple):
     def by_area(self, shares: Sequence[float]) -> HeldOut:
         """The same as if each class had its share (C,) of the pixels.
 
-        Strokes show rare classes more often than the image does. Counts are a hundred times as
-        many, so that rounding does no harm.
+        Strokes show rare classes more often than the image does. The counts are of ``AREA`` pixels,
+        so many that rounding does no harm.
         """
         pixels = self.counts.sum(axis=(0, 2))
-        wanted = np.asarray(shares) * pixels.sum()
+        wanted = np.asarray(shares) * AREA
         weights = np.divide(wanted, pixels, out=np.zeros(len(pixels)), where=pixels > 0)
-        return HeldOut(np.rint(100 * self.counts * weights[:, None]).astype(np.int64))
+        return HeldOut(np.rint(self.counts * weights[:, None]).astype(np.int64))
 
     @property
     def by_block(self) -> NDArray[np.float64]:

@@ -32,8 +32,8 @@ LONGER = (3.0, 2.0, 1.5)  # times the usual steps, where there is time
 FEWEST_STEPS = 60  # of fine-tuning; with fewer the pixel classifier answers alone
 PAYS = 2000  # steps from which on pretraining is done, see GAINS
 GAINS = (
-    "in docs/results.md 50 to 360 steps of pretraining gained nothing that can be told from zero, "
-    "about 5,000 gained .1 Dice with the published fine-tuning"
+    "in docs/results.md neither 50 to 360 steps of pretraining nor 5,000 gained anything that can "
+    "be told from zero"
 )
 MEASURING = 1.5  # seconds a megapixel, for measurements, overlays and files
 SHORT_CROP = 96  # pixels a side, in pretraining that has little time

@@ -68,18 +68,18 @@ class SelfSupervised(Runner):
         )
         self.batches = data.Batches(views, c.self_batch_size, c.workers)
 
-    def seen_classes(self) -> dict[str, Tensor]:
+    def seen_classes(self) -> dict[Path, Tensor]:
         """What a pixel classifier, learnt from the annotated images, sees in each: ids (H, W)."""
         c, store = self.config, self.job.store
         forest = PixelForest(c.seed, c.standardize, quick=True)
         learnt = [(store.image(s.image), store.mask(s.mask)) for s in self.annotated if s.mask]
         images, masks = zip(*learnt, strict=True)
         forest.fit([image.numpy() for image in images], [mask.numpy() for mask in masks])
-        seen, samples = {}, self.samples()
+        seen, samples = dict[Path, Tensor](), self.samples()
         with progress(len(samples), "Pixel classifier") as bar:
             for sample in samples:
                 ids = forest.predict(store.image(sample.image).numpy())
-                seen[sample.name] = torch.from_numpy(ids)
+                seen[sample.image] = torch.from_numpy(ids)
                 bar.update(1)
         return seen
 

@@ -373,7 +373,7 @@ def test_the_step_of_many_devices_follows_from_two_measured_ones() -> None:
 def test_a_set_larger_than_memory_is_measured_and_deleted(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--images", "12", "--distinct", "9", "--in_memory", "9", "--side", "128"]
+    words = ["--images", "20", "--distinct", "9", "--in_memory", "16", "--side", "128"]
     words += ["--steps", "1", "--folder", str(tmp_path), "--threads", "1"]
     assert large_set.main(words) == 0
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line[0] == "{"]

@@ -97,6 +97,8 @@ def test_a_pair_of_blocks_is_held_out_by_who_learnt_the_other_pair(picture: Pict
 def test_strokes_are_scored_as_if_each_class_had_its_share_of_the_area() -> None:
     # Half of the strokes are of class 1, which has a fifth of the area: it counts 0.4, class 0 1.6.
     found = blocks.HeldOut(np.array([[[40, 10], [20, 30]]], np.int64)).by_area([0.8, 0.2])
-    assert found.counts.tolist() == [[[6400, 1600], [800, 1200]]]
+    millions = 10**6 * np.array([[[640, 160], [80, 120]]])
+    assert found.counts.tolist() == millions.tolist()
+    assert found.by_area([0.8, 0.2]).counts.tolist() == millions.tolist()  # again is no more
     assert found.classes[1] == pytest.approx(2 * 12 / (2 * 12 + 8 + 16))
     assert found.error == pytest.approx((16 + 8) / 100)

@@ -126,7 +126,9 @@ def test_reading_ahead_and_writing_behind_change_no_byte(
     assert main([*options, str(tmp_path / "a")]) == 1
     monkeypatch.setattr("metallography.folder.AHEAD", 0)  # each image has the memory to itself
     assert main([*options, str(tmp_path / "b")]) == 1
-    monkeypatch.setattr(Folder, "each", lambda folder, items: iter(items))  # no thread at all
+    monkeypatch.setattr(
+        Folder, "each", lambda folder, items: (item for item in items)
+    )  # no thread at all
     assert main([*options, str(tmp_path / "c")]) == 1
     found = results(tmp_path / "a")
     assert found == results(tmp_path / "b") == results(tmp_path / "c")

@@ -67,6 +67,7 @@ def test_a_step_is_timed_without_a_gpu_too() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_rehearsal_goes_through_everything(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

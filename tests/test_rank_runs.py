@@ -384,11 +384,11 @@ def test_torchrun_that_is_stopped_ends_its_ranks_and_goes_on(
     number: int, tmp_path: Path, images: Path
 ) -> None:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    settings = SETTINGS | {"stages": "self", "self_max_epoch": 200, "save_every": 200}
+    settings = SETTINGS | {"stages": "self", "self_max_epoch": 60, "save_every": 60}
     words += tiny_set.command(images, **settings)[1:]
     pipe, own = subprocess.PIPE, environment()
     with subprocess.Popen(words, cwd=tmp_path, env=own, stderr=pipe, text=True) as running:
-        while not any("[1/200]" in p.read_text() for p in tmp_path.rglob("log_self.txt")):
+        while not any("[1/60]" in p.read_text() for p in tmp_path.rglob("log_self.txt")):
             time.sleep(0.05)
             assert running.poll() is None
         running.send_signal(number)
@@ -397,4 +397,4 @@ def test_torchrun_that_is_stopped_ends_its_ranks_and_goes_on(
     assert "forcefully" not in said  # torchrun's word, after 30 s
     again = subprocess.run(words, cwd=tmp_path, env=own, capture_output=True, text=True)
     assert again.returncode == 0 and "Going on after epoch" in again.stdout, again.stderr
-    assert [entry["epoch"] for entry in metrics(tmp_path)] == list(range(200))
+    assert [entry["epoch"] for entry in metrics(tmp_path)] == list(range(60))

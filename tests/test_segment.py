@@ -181,6 +181,42 @@ def test_masks_of_single_pages(place: Path, masks: dict[str, int], more: list[st
         assert len(np.unique(pairs, axis=0)) == len(np.unique(labels))  # one class, one colour
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"é0.png": 1, "é0-p1.png": 1}, "both are of page 1; remove one"),
+        ({"é0.tif": 3, "é0-p2.png": 1}, "both are of page 2; remove one"),
+        ({"é0-p2.tif": 3}, "3 pages in a mask of page 2; save that page alone"),
+    ],
+)
+def test_two_masks_of_one_page_are_refused(
+    place: Path, names: dict[str, int], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = [Image.open(path).copy() for path in sorted((place / "raw").glob("*.png"))][:3]
+    for path in (place / "raw").rglob("*.png"):
+        path.unlink()
+    pages[0].save(place / "raw" / "é0.tif", save_all=True, append_images=pages[1:])
+    (place / "m").mkdir()
+    mask = Image.open(place / "é0_mask.png").convert("L")
+    for name, number in names.items():
+        more = {"save_all": True, "append_images": [mask] * (number - 1)} if number > 1 else {}
+        mask.save(place / "m" / name, **more)
+    assert segment.main(["--images", "raw", "--masks", "m", "--out", "out"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_masks_of_pages_may_lie_beside_their_image(place: Path) -> None:
+    pages = [Image.open(path).copy() for path in sorted((place / "raw").glob("*.png"))][:3]
+    for path in (place / "raw").rglob("*.png"):
+        path.unlink()
+    pages[0].save(place / "raw" / "é0.tif", save_all=True, append_images=pages[1:])
+    shutil.copy(place / "é0_mask.png", place / "raw" / "é0-p2.png")
+    words = ["--images", "raw", "--masks", "raw", "--out", "out"]
+    found = read(segment.request_of(segment.parser().parse_args(words)))
+    assert [p.name for p in found.pictures] == ["é0-p1", "é0-p2", "é0-p3"]
+    assert [p.name for p in found.annotated] == ["é0-p2"]
+
+
 def test_a_mask_of_a_page_that_is_not_there_is_refused(place: Path, capsys) -> None:
     pages = [Image.open(path).copy() for path in sorted((place / "raw").glob("*.png"))][:3]
     pages[0].save(place / "raw" / "é0.tif", save_all=True, append_images=pages[1:])

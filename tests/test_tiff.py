@@ -515,5 +515,8 @@ def test_an_imagej_stack_in_one_page_is_refused(tmp_path):
     with first.open("r+b") as handle:
         handle.seek(end)
         handle.write(bytes(4))  # no further directory
+    kept = tmp_path / "kept.tif"  # one page alone, whose words were kept
+    tifffile.imwrite(kept, stack[2], description="ImageJ=1.54\nimages=5\nslices=5\n")
+    np.testing.assert_array_equal(read_image(kept), stack[2])
     with pytest.raises(DataError, match="ImageJ stack of 5 images in one page.*sequence"):
         read_image(first)

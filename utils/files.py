@@ -241,8 +241,9 @@ class Behind:
 
     def catch_up(self) -> None:
         """Wait until the last job is done."""
-        if self.last is not None:
-            self.last.result()
+        last, self.last = self.last, None  # what failed is told once
+        if last is not None:
+            last.result()
 
     def wait(self) -> None:
         """Wait until the last job is done, and take no more."""
