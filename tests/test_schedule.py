@@ -90,7 +90,7 @@ def test_twenty_minutes_give_three_times_the_usual_steps_without_pretraining() -
     assert found.block_steps == 600 and found.values == {}  # of a half of the labels
     assert found.folds == [[0, 3], [1, 2]]
     assert any(
-        "No pretraining" in line and "nothing that can be told" in line for line in found.reasons
+        "No pretraining" in line and "can be told from zero" in line for line in found.reasons
     )
 
 
