@@ -299,8 +299,8 @@ def finish_views(batch: Batch, num_classes: int) -> Batch:
     views = {"view_q": batch["view_q"].float() / 255, "view_k": warp(pixels, geometry)}
     for key, view in views.items():
         done[key] = normalise(view, own).contiguous(memory_format=torch.channels_last)
-    classes = torch.arange(num_classes, device=pixels.device)[:, None, None]
     for key in {"label", "seen"} & batch.keys():
+        classes = torch.arange(num_classes, device=pixels.device)[:, None, None]
         label = (batch[key][:, None] == classes).float() * 255  # on a device one_hot waits
         done[key] = warp(label, geometry[: len(label)])
     return done

@@ -282,10 +282,8 @@ class PSCL_SimCLR(PSCL):
                 told[f"admitted_up{scale + 1}"] = admitted[1:].float().mean()
                 (admitted,) = self.all_rows(admitted)
             query, key = self.all_rows(query, key)
-            form = (self.temperature, self.intra_view_negatives, admitted)
-            losses[f"patch_up{scale + 1}"] = self.scale_weights[scale] * patch_nt_xent(
-                query, key, *form
-            )
+            loss = patch_nt_xent(query, key, self.temperature, self.intra_view_negatives, admitted)
+            losses[f"patch_up{scale + 1}"] = self.scale_weights[scale] * loss
         image_q, image_k = self.all_rows(image_q, image_k)
         image = nt_xent(image_q, image_k, self.temperature)
         patch = torch.stack(list(losses.values())).mean()

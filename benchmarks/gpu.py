@@ -149,21 +149,28 @@ def check_waits(device: torch.device) -> list[Result]:
     return rows
 
 
+def first_losses(method: Method, batches: Sequence[Batch], device: torch.device) -> Tensor:
+    """The losses of training on these batches in single precision, without TF32; on the CPU."""
+    torch.manual_seed(1)
+    with arithmetic(None, deterministic=False):
+        steps = list(train(method, copy.deepcopy(batches), device, None))
+    return torch.stack(steps).cpu().double()
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest relative difference of losses."""
+    return float(((one - other) / one).abs().max())
+
+
 def check_losses(device: torch.device, size: int) -> list[Result]:
     """Relative difference of the first three losses from the CPU's, single precision, no TF32."""
     rows = []
     for name in METHODS:
         with tempfile.TemporaryDirectory() as folder:
             batches = batches_for(name, size, 4, 3, Path(folder))
-        losses = []
-        for where in (CPU, device):
-            method = method_on(name, where)
-            torch.manual_seed(1)
-            with arithmetic(None, deterministic=False):
-                steps = list(train(method, copy.deepcopy(batches), where, None))
-            losses.append(torch.stack(steps).cpu().double())
-        difference = float(((losses[0] - losses[1]) / losses[0]).abs().max())
-        rows.append(verdict(f"{name}: losses beside the CPU's, relative", difference, 1e-4))
+        cpu, own = (first_losses(method_on(name, at), batches, at) for at in (CPU, device))
+        found = difference(cpu, own)
+        rows.append(verdict(f"{name}: losses beside the CPU's, relative", found, 1e-4))
     return rows
 
 
@@ -258,17 +265,10 @@ def check_compiled(device: torch.device, size: int) -> list[Result]:
     for name in OURS:
         with tempfile.TemporaryDirectory() as folder:
             batches = batches_for(name, size, 4, 3, Path(folder))
-        losses = []
-        for compiled in (False, True):
-            method = method_on(name, device)
-            if compiled:
-                compile_norms(method, device, None)
-            torch.manual_seed(1)
-            with arithmetic(None, deterministic=False):
-                steps = list(train(method, copy.deepcopy(batches), device, None))
-            losses.append(torch.stack(steps).cpu().double())
-        difference = float(((losses[0] - losses[1]) / losses[0]).abs().max())
-        rows.append(verdict(f"{name}: losses with what is compiled, relative", difference, 1e-4))
+        plain, compiled = (method_on(name, device) for _ in range(2))
+        compile_norms(compiled, device, None)
+        found = difference(*(first_losses(m, batches, device) for m in (plain, compiled)))
+        rows.append(verdict(f"{name}: losses with what is compiled, relative", found, 1e-4))
     return rows
 
 

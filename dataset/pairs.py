@@ -24,7 +24,7 @@ from imaging.listing import (
     some_names,
     unread,
 )
-from imaging.pages import count_pages, images_of, page_name
+from imaging.pages import count_pages, images_of, page_name, page_names
 from utils.files import IMAGE_SUFFIXES, DataError
 
 OUTLINES = (".jsonl", ".xml")  # of objects, in a form that is not read
@@ -59,7 +59,7 @@ class Pairs:
         beside |= {*(labels_of_twins(pictures) if self.one_folder else ())}
         files = [path for path in pictures if path not in beside]
         if self.one_folder:  # masks of pages beside their image
-            of_pages = {name_key(name).casefold() for path in files for name in _page_names(path)}
+            of_pages = {name_key(name).casefold() for path in files for name in page_names(path)}
             files = [path for path in files if name_key(path.stem).casefold() not in of_pages]
         self.stems = {name_key(path.stem) for path in files}
         self._exact: dict[tuple[str, str], Path] = {}
@@ -338,9 +338,3 @@ class Pairs:
         return f"{missing} (there is {there}); give --mask-pattern" + (
             f' "{shape}"' if shape else ""
         )
-
-
-def _page_names(path: Path) -> list[str]:
-    """What the pages of a file of several are called."""
-    numbers = images_of(path)[0]
-    return [page_name(path.stem, number) for number in numbers] if len(numbers) > 1 else []

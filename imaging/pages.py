@@ -42,6 +42,12 @@ def page_name(stem: str, number: int) -> str:
     return f"{stem}-p{number}"
 
 
+def page_names(path: str | Path) -> list[str]:
+    """What the images of a file of several are called, in order; none of a file of one image."""
+    numbers = images_of(path)[0]
+    return [page_name(Path(path).stem, n) for n in numbers] if len(numbers) > 1 else []
+
+
 def place_of(path: str | Path, number: int) -> int:
     """Where a page lies among all of a file, previews counted, from 0."""
     places = [place for place, tags in enumerate(_directories(path)) if not _is_preview(tags)]

@@ -65,23 +65,21 @@ def patch_nt_xent(
     rows = unit.flatten(1, 3)  # (C, N, D), N = 2*B*K
     positive = (unit * unit.flip(1)).sum(dim=-1).flatten(1)  # (C, N): the other view's
     label = torch.arange(classes, device=rows.device)
-    others = rows[(label[:, None] + label[1:]) % classes].flatten(1, 2)  # (C, (C-1)*N, D)
-    logits = rows @ others.mT  # (C, N, (C-1)*N)
+    other = (label[:, None] + label[1:]) % classes  # (C, C-1): the other classes of each
+    logits = rows @ rows[other].flatten(1, 2).mT  # (C, N, (C-1)*N)
     if not intra_view_negatives:
         group = torch.arange(2 * images, device=rows.device).repeat_interleave(templates)  # (N,)
         same = group[:, None] == group.repeat(classes - 1)  # image and view
         logits.masked_fill_(same, -torch.inf)
     if admitted is not None:
-        counts = admitted.transpose(0, 1)[:, None].expand(-1, 2, -1, -1).flatten(1)  # (C, N)
-        absent = ~counts[(label[:, None] + label[1:]) % classes].flatten(1)  # (C, (C-1)*N)
-        logits = logits.masked_fill(absent[:, None], -torch.inf)
+        counted = admitted.transpose(0, 1)[:, None].expand(-1, 2, -1, -1).flatten(1)  # (C, N)
+        logits.masked_fill_(~counted[other].flatten(1)[:, None], -torch.inf)
     logits = torch.cat([positive[..., None], logits], dim=-1).div_(temperature).flatten(0, 1)
     target = label.new_zeros(len(logits))
     if admitted is None:
         return F.cross_entropy(logits, target)
-    rows_counted = counts.flatten()
-    each = F.cross_entropy(logits, target, reduction="none")
-    return each.mul(rows_counted).sum() / rows_counted.sum()
+    each = F.cross_entropy(logits, target, reduction="none") * counted.flatten()
+    return each.sum() / counted.sum()
 
 
 @full_precision

@@ -105,9 +105,10 @@ class Answers:
             model.unlink(missing_ok=True)
         else:
             _copy(network, model)
-            settings = load(model).get("settings") if names else None
+            contents = load(model) if names else {}
+            settings = contents.get("settings")
             if settings and list(settings.get("class_names", ())) != list(names):
-                save(model, {**load(model), "settings": {**settings, "class_names": list(names)}})
+                save(model, {**contents, "settings": {**settings, "class_names": list(names)}})
 
     def _save(self) -> None:
         replace_file(self.path, json.dumps(self.record, indent=1) + "\n", "--out")

@@ -25,7 +25,7 @@ from dataset.set_plan import Plan, Source
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, is_drawn
-from imaging.pages import images_of, page_name
+from imaging.pages import images_of, page_name, page_names
 from metallography.items import result_names
 from metallography.particles import MINIMUM_PX
 from metallography.segmenter import check_number
@@ -200,9 +200,7 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
     below = Listing(request.images, [request.out]).images()
     stems: dict[str, str] = {}
     for path in (p for p in below if p.resolve() != masks.resolve()):
-        numbers = images_of(path)[0]
-        pages = [page_name(path.stem, n) for n in numbers] if len(numbers) > 1 else []
-        stems |= {name_key(stem): stem for stem in (*pages, path.stem)}
+        stems |= {name_key(stem): stem for stem in (*page_names(path), path.stem)}
     own = name_key(masks.stem)
     found = [s for s in stems if own == s or is_drawn(own, {s})]
     if not found:

@@ -395,7 +395,8 @@ class Work:
         this.by, this.method = this.kept, this.number
         if this.kept == NETWORK:
             name, steps = f"round_{this.number}", self.schedule.fine_steps
-            labels = self.beside(self.place / "labels", f"{name}_sure") if self.strokes else None
+            # Written when they were compared.
+            labels = self.out / TRAINING / f"{name}_sure" if self.strokes else None
             file = self.learning.finetune(name, steps, self.start(this), labels, "Fine-tuning")
             this.network = file.relative_to(self.out).as_posix()
             return self.watched(file)
