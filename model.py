@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from encoders import make_encoder
 from networks import CHANNELS, PredictionHead, ProjectedUNet, ProjectionHead, Up
 from pscl.coordinates import coordinates
 from pscl.fast_matching import CELLS
@@ -44,7 +45,8 @@ def unit(x: Tensor) -> Tensor:
 class Method(nn.Module):
     """A pretraining method as the training loop sees it: an encoder, and a forward to losses.
 
-    Most settings are those of ``networks.ProjectedUNet``; ``recompute`` is the ``levels`` of
+    Most settings are those of ``networks.ProjectedUNet``; ``encoder`` is a kind of
+    ``encoders.make_encoder``, ``recompute`` is the ``levels`` of
     ``pscl.recompute.recompute_activations``.
     """
 
@@ -62,11 +64,13 @@ class Method(nn.Module):
         embed_dim: int = 64,
         groups: int = 4,
         norm: str = "batch",
+        encoder: str = "unet",
         recompute: int = 0,
     ) -> None:
         super().__init__()
         self.hidden_dim, self.embed_dim, self.recompute = hidden_dim, embed_dim, recompute
-        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups, norm)
+        own = make_encoder(encoder, channels, norm)
+        self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups, norm, own)
         recompute_activations(self.encoder_q.encode, recompute)
 
     @staticmethod

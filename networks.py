@@ -314,13 +314,20 @@ class PredictionHead(nn.Module):
 
 
 class UNet(nn.Module):
-    """Encoder with a segmentation layer: (B, 3, H, W) to (B, C, H, W), any H, W >= 8."""
+    """Encoder with a segmentation layer: (B, 3, H, W) to (B, C, H, W), any H, W >= 8.
+
+    ``encoder``: another one of these channels, in the place of the UNet's own.
+    """
 
     def __init__(
-        self, num_classes: int = 4, channels: Sequence[int] = CHANNELS, norm: str = "batch"
+        self,
+        num_classes: int = 4,
+        channels: Sequence[int] = CHANNELS,
+        norm: str = "batch",
+        encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
-        self.encode = Encoder(channels, norm)
+        self.encode = encoder or Encoder(channels, norm)
         self.decode = PixelClassifier(channels[0], num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -329,7 +336,10 @@ class UNet(nn.Module):
 
 
 class ProjectedUNet(nn.Module):
-    """Encoder with the projection head in the place of the segmentation layer (pretraining)."""
+    """Encoder with the projection head in the place of the segmentation layer (pretraining).
+
+    ``encoder`` as for ``UNet``.
+    """
 
     def __init__(
         self,
@@ -338,9 +348,10 @@ class ProjectedUNet(nn.Module):
         embed_dim: int = 64,
         groups: int = 4,
         norm: str = "batch",
+        encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
-        self.encode = Encoder(channels, norm)
+        self.encode = encoder or Encoder(channels, norm)
         self.decode = ProjectionHead(channels, hidden_dim, embed_dim, groups)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from config import Config, ConfigError
 from data import DataError, Statistics, own_statistics, to_input
+from encoders import make_encoder
 from imaging.drawing import class_colours, default_names
 from imaging.field import Crop
 from imaging.gray_range import Conversion, conversion_of
@@ -37,6 +38,7 @@ from networks import UNet
 from utils.checkpoint import (
     CheckpointError,
     channels_of,
+    encoder_of,
     load,
     network_state,
     norm_of,
@@ -100,9 +102,8 @@ class Segmenter:
         state = network_state(contents, source=self.path)
         self.num_classes, channels = _shapes(state, self.path)
         with torch.device("meta"):  # takes no memory: a damaged file may ask for any amount
-            transfer(UNet(self.num_classes, channels, norm_of(state)), state, prefix="",
-                     source=self.path)  # fmt: skip
-        self.network = UNet(self.num_classes, channels, norm_of(state))
+            transfer(self._network(state, channels), state, prefix="", source=self.path)
+        self.network = self._network(state, channels)
         transfer(self.network, state, prefix="", source=self.path)
         self.digest = _digest(state)
         self.device = choose_device(device)
@@ -127,6 +128,12 @@ class Segmenter:
         how += f", more than 8 bits: {self.gray}"
         shown = " ".join(map(str, channels))
         self.about = f"{self.path}: {self.num_classes} classes, channels {shown}, {how}"
+
+    def _network(self, state: Mapping[str, Tensor], channels: Sequence[int]) -> UNet:
+        """The network of these tensors, before they are loaded."""
+        norm = norm_of(state)
+        encoder = make_encoder(encoder_of(state), channels, norm, start=False)
+        return UNet(self.num_classes, channels, norm, encoder)
 
     def _describe(self, settings: Mapping[str, Any]) -> None:
         """Names, colours and grays of the classes; what the settings lack gets its default."""

@@ -31,6 +31,8 @@ def recompute_activations(encoder: Encoder, levels: int) -> None:
     """
     for level, names in enumerate(LEVELS):
         for name in names:
+            if not hasattr(encoder, name):  # an encoder with another way down, which is kept
+                continue
             block = encoder.get_submodule(name)
             block.forward = recomputed(block.forward, block, level, levels)
 

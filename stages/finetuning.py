@@ -20,6 +20,7 @@ import data
 from config import BALANCED, FIELDS
 from data import Sample
 from dataset.set_file import read_set_file
+from encoders import make_encoder
 from imaging.drawing import class_colours, save_prediction
 from imaging.gray_range import Conversion, EachImage, GrayPool
 from imaging.imagefile import read_image, read_mask
@@ -152,14 +153,22 @@ class Supervised(Runner):
     def network(self) -> nn.Module:
         """The UNet before training."""
         c = self.config
-        network = UNet(c.num_classes, c.channels, c.norm)
+        encoder = make_encoder(c.encoder, c.channels, c.norm)
+        network = UNet(c.num_classes, c.channels, c.norm, encoder)
         # The batches are small: by default nothing is recomputed, which is faster.
         recompute_activations(network.encode, c.recompute or -1)
         return network
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """All parameters at one learning rate."""
-        return [{"params": list(self.module.parameters()), "lr": self.config.sup_lr}]
+        """All parameters at one learning rate; what comes from ImageNet at the encoder's."""
+        return self.two_rates(("encode.trunk.",), self.config.sup_lr)
+
+    def two_rates(self, slow_parts: tuple[str, ...], rate: float) -> list[dict[str, Any]]:
+        """Parameters whose names start so at ``fine_lr_encoder``, if there are any; all others."""
+        rest = dict(self.module.named_parameters())
+        slow = [rest.pop(name) for name in list(rest) if name.startswith(slow_parts)]
+        groups = [{"params": slow, "lr": self.config.fine_lr_encoder}] if slow else []
+        return [*groups, {"params": list(rest.values()), "lr": rate}]
 
     def samples(self) -> list[Sample]:
         """Annotated images and test images."""
@@ -465,13 +474,8 @@ class Finetune(Supervised):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Stem and downs at one rate, ups and the last layer at another."""
-        rest = dict(self.module.named_parameters())
-        down = [name for name in rest if name.startswith(("encode.inc.", "encode.down"))]
-        slow = [rest.pop(name) for name in down]
-        return [
-            {"params": slow, "lr": self.config.fine_lr_encoder},
-            {"params": list(rest.values()), "lr": self.config.fine_lr_decoder},
-        ]
+        down = ("encode.inc.", "encode.down", "encode.trunk.", "encode.laterals.")
+        return self.two_rates(down, self.config.fine_lr_decoder)
 
 
 class TestRows(Sequence[sheets.Row]):

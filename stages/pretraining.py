@@ -17,7 +17,7 @@ from model import METHODS, build_method
 from report import probe
 from stages.forest import PixelForest
 from stages.job import Job, Runner, due, some_names, unused_settings
-from utils.checkpoint import save, to_published
+from utils.checkpoint import UNET, save, to_published
 from utils.device import fuses_optimizers
 from utils.log import progress
 from utils.ranks import group
@@ -160,6 +160,9 @@ class SelfSupervised(Runner):
         if ranks > 1 and c.batch_norm_ranks == "sync" and self.device.type != "cuda":
             what = f"found sync on {self.device.type}; PyTorch's SyncBatchNorm needs CUDA"
             return [f"batch_norm_ranks: {what}; give own, or --norm group"]
+        if ranks > 1 and c.batch_norm_ranks == "sync" and c.encoder != UNET:
+            # Its norms hold their activation, which PyTorch's conversion would lose.
+            return [f"batch_norm_ranks: found sync with --encoder {c.encoder}; give own"]
         return []
 
     def unsuitable(self) -> list[str]:

@@ -19,7 +19,8 @@ MOST_FILES = 12  # of a room: what a reader takes in at a glance
 MANY_FILES = {"", "benchmarks"}  # the top level that the user fixed; scripts with no common room
 
 BELOW_DATA = {"pscl", "networks", "imaging", "utils"}
-BELOW_STAGES = {"report", "metallography", "data", "dataset", "model", "annotation"} | BELOW_DATA
+BELOW_STAGES = {"report", "metallography", "data", "dataset", "model", "encoders"} | BELOW_DATA
+BELOW_STAGES |= {"annotation"}
 BELOW_ENGINE = {"stages"} | BELOW_STAGES
 SCRIPT = {"config", "config_run"}
 # Room -> the project's own names that it may import. Imports only go down.
@@ -32,8 +33,9 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"pscl", "imaging", "utils"},
     "annotation": {"annotation", "imaging", "utils"},
     "dataset": {"dataset", "annotation", "config", "data", "imaging", "utils"},
-    "model": {"pscl", "networks", "utils"},
-    "metallography": {"metallography", "data", "config"} | BELOW_DATA,
+    "encoders": {"data", "networks", "utils"},
+    "model": {"pscl", "networks", "encoders", "utils"},
+    "metallography": {"metallography", "data", "encoders", "config"} | BELOW_DATA,
     "report": {"report", "metallography", "config", "imaging", "utils"},
     "stages": {"stages", "config"} | BELOW_STAGES,
     "config_run": {"config"} | BELOW_ENGINE,

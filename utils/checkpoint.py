@@ -26,6 +26,7 @@ from utils.commandline import UserError, lack_of_memory
 from utils.files import replace_file, special_kind
 
 WRAPPERS = ("moco", "finetune", "super")  # hold the network: pretraining, fine.pt, sup.pt
+UNET, IMAGENET = "unet", "efficientnet_lite0"  # values of the setting ``encoder``
 
 _INSIDE = {"queue2": "patch_queue"}  # this program's name by the published one
 _PUBLISHED = {inside: published for published, inside in _INSIDE.items()}
@@ -284,10 +285,16 @@ def norm_of(state: Mapping[str, Tensor]) -> str:
     return "batch" if any(key.endswith("norm1.running_mean") for key in state) else "group"
 
 
+def encoder_of(state: Mapping[str, Tensor]) -> str:
+    """The setting ``encoder`` of a network's tensors."""
+    return IMAGENET if any(key.startswith("encode.trunk.") for key in state) else UNET
+
+
 def channels_of(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     """The setting ``channels`` of a UNet's tensors; shorter if parts of it are missing."""
-    parts = ("inc", "down1.conv", "down2.conv", "down3.conv")
-    keys = [f"encode.{part}.con1.weight" for part in parts]
+    down = ("down1.conv", "down2.conv", "down3.conv")
+    parts = down if encoder_of(state) == UNET else ("laterals.0", "laterals.1", "laterals.2")
+    keys = [f"encode.{part}.con1.weight" for part in ("inc", *parts)]
     return tuple(len(state[key]) for key in keys if key in state and state[key].ndim)
 
 
@@ -339,6 +346,10 @@ def transfer(
     if norm != norm_of(own):
         what = f"its network was trained with --norm {norm}, this one has {norm_of(own)}"
         raise CheckpointError(f"{source}: norm: {what}; give --norm {norm}, or pretrain again")
+    encoder, mine = encoder_of(state), encoder_of(own)
+    if encoder != mine:
+        what = f"encoder: its network has {encoder}, this one has {mine}"
+        raise CheckpointError(f"{source}: {what}; give --encoder {encoder}, or pretrain again")
     problems = []
     if channels != ours and len(channels) == len(ours):
         theirs, mine = (",".join(map(str, each)) for each in (channels, ours))
