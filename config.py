@@ -37,11 +37,7 @@ SELF_MODES = {  # value of self_mode: name of the method
     "byol": "BYOL",
     "densecl": "DenseCL",
 }
-SHUFFLED = (
-    "moco",
-    "plain-moco",
-    "densecl",
-)  # methods whose keys other ranks may compute (ShuffleBN)
+SHUFFLED = ("moco", "plain-moco", "densecl")  # their keys other ranks may compute (ShuffleBN)
 STAGES = ("self", "fine", "sup")  # in the order in which they run
 
 # Values that replace None or () (published program).
@@ -408,11 +404,8 @@ class Config:
 
     def epochs_for(self, size: str) -> int:
         """Epochs of fine-tuning and supervised training for data size ``1``, ``5`` or ``f``."""
-        return (
-            self.fine_steps
-            or self.fine_max_epoch
-            or int(_look_up("data size", size, FINE_MAX_EPOCH))
-        )
+        usual = int(_look_up("data size", size, FINE_MAX_EPOCH))
+        return self.fine_steps or self.fine_max_epoch or usual
 
     def eval_every_for(self, size: str) -> int:
         """Epochs between evaluations for data size ``1``, ``5`` or ``f``."""

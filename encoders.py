@@ -44,6 +44,10 @@ class ImageNetEncoder(Encoder):
     pyramids). The trunk keeps its BatchNorm whatever ``norm`` is.
     """
 
+    trunk: nn.Module
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, channels: Sequence[int], norm: str = "batch") -> None:
         import timm
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 
 from comparison import bootstrap
-from comparison.options import ABLATIONS, PUBLISHED, UNKNOWN, Variant, method_rows
+from comparison.options import ABLATIONS, PUBLISHED, UNKNOWN, Variant, known_rows
 from comparison.plan import Plan
 from comparison.table import PROTOCOLS, Comparison, Row
 from report.figures import dots_png
@@ -45,7 +45,7 @@ def write_table(plan: Plan) -> Comparison:
 
 def rows_of(plan: Plan) -> list[Row]:
     """The rows asked for, and those of other methods that have finished runs of these settings."""
-    asked, known = plan.options.variants, method_rows(plan.options.config)
+    asked, known = plan.options.variants, known_rows(plan.options.config)
     variants = [*known[:1], *asked] if plan.options.ablate else known
     rows = [(variant, _row(plan, variant, variant in asked)) for variant in variants]
     return [row for variant, row in rows if variant in asked or row.results]
@@ -64,7 +64,7 @@ def _row(plan: Plan, variant: Variant, asked: bool) -> Row:
         if found:
             results[repeat] = found
     papers = Path(plan.config.data_dir).resolve().name in PAPERS_SET and plan.size == "1"
-    known = PUBLISHED if papers and not plan.options.ablate else {}
+    known = PUBLISHED if papers and not plan.options.ablate and not variant.settings else {}
     published = known.get(variant.method, UNKNOWN)
     return Row(variant.key, variant.title, results, variant.shared, published)
 

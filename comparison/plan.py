@@ -20,6 +20,7 @@ from comparison.table import Result
 from config_run import STAGES
 from data import annotated_repeats, listed_split, parse_name
 from dataset.check import check_data
+from encoders import require_packages
 from imaging.imagefile import read_mask
 from imaging.index import index_file
 from model import METHODS
@@ -52,7 +53,9 @@ class Work:
     def kind(self) -> str:
         """Work of one kind takes equal time, training with labels after any pretraining too."""
         named = {"self": f"pretraining, {self.variant.title}", "forest": "forest"}
-        return named.get(self.runner.stage, "training with labels")
+        encoder = dict(self.variant.settings).get("encoder", "")
+        own = f"training with labels, {encoder}" if encoder else "training with labels"
+        return named.get(self.runner.stage, own)
 
     @property
     def title(self) -> str:
@@ -93,6 +96,8 @@ class Plan:
         self.amp = choose_precision(config.amp, self.device)
         self.size = config.data_size
         self.repeats = annotated_repeats(config.data_dir, self.size, config.repeat_list)
+        for variant in options.variants:
+            require_packages(dict(variant.settings).get("encoder", config.encoder))
         methods = [METHODS[v.method] for v in options.variants if v.method in METHODS]
         data = check_data(
             config.data_dir,

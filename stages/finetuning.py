@@ -44,6 +44,7 @@ from stages.overlap import parts_of
 from stages.pretraining import SelfSupervised
 from stages.rates import averaged_weights, rate_schedule
 from utils.checkpoint import (
+    UNET,
     CheckpointError,
     load,
     network_state,
@@ -169,6 +170,11 @@ class Supervised(Runner):
         slow = [rest.pop(name) for name in list(rest) if name.startswith(slow_parts)]
         groups = [{"params": slow, "lr": self.config.fine_lr_encoder}] if slow else []
         return [*groups, {"params": list(rest.values()), "lr": rate}]
+
+    def decisive_settings(self) -> dict[str, Any]:
+        """Also the rate of what comes from ImageNet."""
+        c, own = self.config, super().decisive_settings()
+        return own if c.encoder == UNET else {**own, "fine_lr_encoder": c.fine_lr_encoder}
 
     def samples(self) -> list[Sample]:
         """Annotated images and test images."""

@@ -56,6 +56,7 @@ DEFAULTS = {
     "hidden_dim": 128,
     "groups": 4,
     "norm": "batch",
+    "encoder": "unet",
     "batch_norm_ranks": "own",
     "recompute": 0,
     "random_crop": 0.2,
@@ -194,6 +195,7 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("pretrained", ["", "runs/moco200.pt"]),
     ("standardize", [True, False]),
     ("norm", ["batch", "group"]),
+    ("encoder", ["unet", "efficientnet_lite0"]),
     ("batch_norm_ranks", ["own", "sync"]),
     ("recompute", [-1, 0, 4]),
     ("fine_contrast", [0, 2]),
@@ -275,6 +277,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("queue_size", [0, -504, 1.0, 10**8]),
     ("pretrained", ["a\nb", None]),
     ("norm", ["", "layer", "Batch", None]),
+    ("encoder", ["", "resnet18", None]),
     ("batch_norm_ranks", ["", "all", None, "shuffle"]),  # which goes with other methods
     ("recompute", [-2, 5, 1.0, True, None]),
     ("fine_contrast", [-0.1, 2.1, NAN, "0.2"]),
@@ -732,7 +735,7 @@ NEVER = {
 }  # fmt: skip
 ALWAYS = {
     "data_dir", "num_classes", "ignore_label", "image_size", "seed", "amp", "channels",
-    "standardize", "norm",
+    "standardize", "norm", "encoder",
 }  # fmt: skip
 FINE_AND_SUP = {
     "class_weight", "fine_jitter", "fine_batch_size", "fine_max_epoch", "eval_every",
@@ -784,7 +787,7 @@ CHANGES: dict[str, Any] = {
     "seed": 1, "data_dir": "x", "amp": "off", "image_size": 64, "standardize": True,
     "norm": "group", "fine_contrast": 0.2, "fine_crop": 64, "fine_scale": 1.4,
     "fine_rotation": 45, "fine_crops": 8, "fine_noise": 0.1, "fine_schedule": "cosine",
-    "fine_average": 0.9, "eval_tta": True,
+    "fine_average": 0.9, "eval_tta": True, "encoder": "efficientnet_lite0",
 }  # fmt: skip
 
 

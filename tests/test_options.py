@@ -59,3 +59,12 @@ def test_the_rows_are_those_of_the_paper_in_its_order() -> None:
     options = read_options(words)
     assert [v.key for v in options.variants] == ["sup", "simclr"]
     assert options.config.image_size == 64
+
+
+def test_an_imagenet_row_stands_in_runs_of_its_own_and_is_asked_for_by_name() -> None:
+    options = read_options(["--methods", "imagenet,sup", "--name", "steel"])
+    plain, row = options.variants
+    assert plain.key == "sup" and not plain.settings
+    assert (row.method, row.name, row.stages) == ("sup", "steel-imagenet", ("sup",))
+    assert dict(row.settings) == {"encoder": "efficientnet_lite0"}
+    assert row.title == "no pretraining, ImageNet encoder" and not row.shared

@@ -298,6 +298,16 @@ def channels_of(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     return tuple(len(state[key]) for key in keys if key in state and state[key].ndim)
 
 
+def other_network(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """The setting in which two networks' tensors differ in kind, with the cure; '' if in none."""
+    for name, kind_of in (("norm", norm_of), ("encoder", encoder_of)):
+        theirs, ours = kind_of(state), kind_of(own)
+        if theirs != ours:
+            what = f"its network was trained with --{name} {theirs}, this one has {ours}"
+            return f"{name}: {what}; give --{name} {theirs}"
+    return ""
+
+
 @dataclass(frozen=True)
 class TransferReport:
     """What :func:`transfer` copied, and the keys outside the prefix that it did not."""
@@ -342,14 +352,9 @@ def transfer(
         what = f"none of the network's {len(wanted)} tensors '{prefix}*' is in it ({seen})"
         cure = "give a checkpoint of this program"
         raise CheckpointError(f"{source}: nothing matched: {what}; {cure}")
-    norm, channels, ours = norm_of(state), channels_of(state), channels_of(own)
-    if norm != norm_of(own):
-        what = f"its network was trained with --norm {norm}, this one has {norm_of(own)}"
-        raise CheckpointError(f"{source}: norm: {what}; give --norm {norm}, or pretrain again")
-    encoder, mine = encoder_of(state), encoder_of(own)
-    if encoder != mine:
-        what = f"encoder: its network has {encoder}, this one has {mine}"
-        raise CheckpointError(f"{source}: {what}; give --encoder {encoder}, or pretrain again")
+    if problem := other_network(state, own):
+        raise CheckpointError(f"{source}: {problem}, or pretrain again")
+    channels, ours = channels_of(state), channels_of(own)
     problems = []
     if channels != ours and len(channels) == len(ours):
         theirs, mine = (",".join(map(str, each)) for each in (channels, ours))
