@@ -28,6 +28,8 @@ from utils.log import read_metrics
 
 Entry = Mapping[str, Any]
 Values = Mapping[int, float]
+Doses = Mapping[int, Sequence[float]]
+"""Values of runs by dose."""
 Array = NDArray[Any]
 
 TITLES = {
@@ -220,6 +222,37 @@ def _draw_row(axes: Axes, y: int, found: Values) -> None:
 def _dot(repeat: int) -> dict[str, Any]:
     colour = _COLOURS[repeat % len(_COLOURS)]
     return {"ls": "", "marker": "o", "color": colour, "ms": 7.5, "mec": "white", "mew": 0.7}
+
+
+def doses_png(title: str, below: str, curves: Mapping[str, Doses]) -> bytes:
+    """A PNG file's bytes: ``doses_figure``."""
+    return _png(_drawn(doses_figure(title, below, curves)))
+
+
+def doses_figure(title: str, below: str, curves: Mapping[str, Doses]) -> Figure:
+    """Dice against a dose: a dot for each run, a line through the means of a method.
+
+    ``curves`` are the methods by name; ``below`` names the axis of doses.
+    """
+    figure = _figure(900, 480)
+    axes = figure.add_subplot()
+    width = max((dose for found in curves.values() for dose in found), default=1)
+    for number, (name, found) in enumerate(curves.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        doses = sorted(found)
+        means = [math.fsum(found[dose]) / len(found[dose]) for dose in doses]
+        axes.plot(doses, means, color=colour, label=name, lw=2)
+        aside = 0.006 * width * (number - (len(curves) - 1) / 2)  # equal doses stay visible
+        for dose in doses:
+            places = [dose + aside] * len(found[dose])
+            axes.plot(places, found[dose], "o", color=colour, ms=6, mec="white", mew=0.7)
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.set_xlabel(below)
+    axes.set_ylabel("Dice")
+    _plain(axes, "y")
+    if len(curves) > 1:
+        axes.legend(frameon=False)
+    return figure
 
 
 def size_picture(title: str, diameters: Array, unit: str) -> Image.Image:

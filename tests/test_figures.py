@@ -18,6 +18,8 @@ from PIL import Image
 from report.figures import (
     curve_figure,
     curve_picture,
+    doses_figure,
+    doses_png,
     dots_png,
     learning_curve,
     size_figure,
@@ -250,6 +252,19 @@ def test_the_axis_holds_all_values(values: tuple[float, float]) -> None:
 def test_the_same_values_give_the_same_bytes() -> None:
     panels = [("a", [("m", {0: 0.1, 1: 0.2})])]
     assert dots_png(panels) == dots_png(panels)
+
+
+def test_a_line_goes_through_the_means_of_the_doses_and_every_run_has_a_dot() -> None:
+    curves = {"A": {100: [0.5, 0.3], 0: [0.2, 0.2]}, "B": {0: [0.2], 100: [0.6]}}
+    axes = doses_figure("Title", "steps", curves).axes[0]
+    means = {line.get_label(): line for line in axes.lines if line.get_label() in curves}
+    assert means["A"].get_xdata().tolist() == [0, 100]
+    assert means["A"].get_ydata().tolist() == pytest.approx([0.2, 0.4])
+    assert means["B"].get_ydata().tolist() == pytest.approx([0.2, 0.6])
+    dots = [y for line in axes.lines if line.get_marker() == "o" for y in line.get_ydata()]
+    assert sorted(dots) == [0.2, 0.2, 0.2, 0.3, 0.5, 0.6]
+    assert axes.get_xlabel() == "steps" and axes.get_legend() is not None
+    assert doses_png("Title", "steps", curves) == doses_png("Title", "steps", curves)
 
 
 def test_a_histogram_has_all_particles_in_percent_and_marks_percentiles() -> None:
