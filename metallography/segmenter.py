@@ -36,6 +36,7 @@ from metallography.particles import MINIMUM_PX, Array, Row
 from metallography.tiling import Floats
 from networks import UNet
 from utils.checkpoint import (
+    UNET,
     CheckpointError,
     channels_of,
     encoder_of,
@@ -247,6 +248,10 @@ class Segmenter:
 
     def export(self, path: str | Path) -> list[str]:
         """Write the model to a checked .onnx or .pt2 file, see ``export.export``."""
+        if (encoder := encoder_of(self.network.state_dict())) != UNET:
+            # PyTorch does not come to an end with its paddings for sides of any length.
+            what = f"found a network with --encoder {encoder}, which cannot be exported"
+            raise CheckpointError(f"{self.path}: {what}; train one with --encoder {UNET}")
         on_cpu = copy.copy(self)
         on_cpu.device = torch.device("cpu")
         on_cpu.network = copy.deepcopy(self.network).cpu().to(memory_format=torch.contiguous_format)

@@ -174,6 +174,8 @@ def test_trained_from_imagenet_and_predicted(tmp_path: Path, capsys: pytest.Capt
     for run in ("tiny_simclr", "tiny_sup"):
         segmenter = Segmenter(tmp_path / run / "1_0", device="cpu")
         assert segmenter(np.full((40, 56), 90, np.uint8)).shape == (40, 56)
+    with pytest.raises(CheckpointError, match="efficientnet_lite0, which cannot be exported"):
+        segmenter.export(tmp_path / "model.pt2")
 
 
 @needs_packages
