@@ -16,6 +16,7 @@ import numpy as np
 
 from annotation.files import another_kind, is_annotation, names_in
 from annotation.names import class_names
+from annotation.outlines import SUFFIX
 from config import Config, ConfigError
 from data import name_key
 from dataset.layout import replacing_set, write_png
@@ -28,6 +29,7 @@ from imaging.listing import Listing, is_drawn
 from imaging.pages import images_of, page_name, page_names
 from metallography.items import result_names
 from metallography.particles import MINIMUM_PX
+from metallography.scales import read_scales
 from metallography.segmenter import check_number
 from segmentation.answers import Answers
 from utils.files import DataError, replace_file
@@ -57,6 +59,9 @@ class Request:
     threads: int = 0
     seed: int = 0
     min_px: float = MINIMUM_PX
+    outlines: str = ""  # geojson or roi: the outlines of all particles are written, too
+    scales: Path | None = None  # a CSV file of scales for single images
+    sample: str = ""  # what the images show; '' is the name of their folder
 
     def __post_init__(self) -> None:
         problems = []
@@ -67,6 +72,13 @@ class Request:
                 problems.append(str(error))
         if self.um_per_px is not None and not 0 < self.um_per_px < 1e9:
             problems.append(f"--um_per_px: found {self.um_per_px}; give micrometres, above 0")
+        if self.outlines not in ("", *SUFFIX):
+            problems.append(f"--outlines: found {self.outlines}; give {' or '.join(SUFFIX)}")
+        if self.scales is not None:
+            try:
+                read_scales(self.scales)
+            except DataError as error:
+                problems.append(str(error))
         if self.pretrain not in PRETRAIN:
             problems.append(f"--pretrain: found {self.pretrain}; give {', '.join(PRETRAIN)}")
         if not self.masks:
@@ -128,9 +140,10 @@ def read(request: Request) -> Intake:
     """Read all files and lay them out in ``OUT/set``, unless that was done; DataError."""
     answers = Answers(request.out)
     corrected = answers.corrections()
-    masks = [m for m in request.masks if m.resolve() != answers.classes.resolve()]
+    own = answers.classes.resolve(), answers.outlines.resolve()
+    masks = [m for m in request.masks if m.resolve() not in own]
     if not masks and not corrected:
-        given = f"{answers.classes}: no class map in it was changed"
+        given = f"{request.masks[0]}: nothing in it was changed"
         raise DataError(f"{given}; correct one, or give --masks a mask of your own")
     folder = request.out / SET
     wanted = _signature(request, masks, corrected)

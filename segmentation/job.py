@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from annotation.outlines import SUFFIX, packed
 from dataset.layout import write_png
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.items import Item
 from metallography.ranking import fractions_of
 from metallography.scales import find_scales
 from metallography.segmenter import Segmenter
-from metallography.summary import write_tables
+from metallography.summary import is_share, words, write_tables
 from report.sheets import predicted_sheet
+from report.workbook import WORKBOOK, tables_of, write_workbook
 from segmentation import blocks, doubt, telling
-from segmentation.answers import Answers, Round, Rounds, pair_digest
+from segmentation.answers import OUTLINES, Answers, Round, Rounds, pair_digest
 from segmentation.blocks import Fold, HeldOut
 from segmentation.intake import RECORD as SET_RECORD
 from segmentation.intake import SET, Picture, Request, read
@@ -221,7 +223,7 @@ class Work:
         items = [Item(p.file, p.name) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
         um, own = self.request.um_per_px, [Item(p.source, p.name) for p in self.pictures]
-        scales = find_scales(own, self.request.images, um)
+        scales = find_scales(own, self.request.images, um, self.request.scales)
         told: dict[str, Any] = {"scales": scales.of, "notes": scales.lines}
         told["min_px"] = self.request.min_px
         told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
@@ -379,7 +381,9 @@ class Work:
         self.this.answer = place.relative_to(self.out).as_posix()
         self.rounds.save()
         rows = self.mark(folder)
-        self.answers.publish(place, [p.name for p in self.pictures], self.this.by)
+        self.draw_outlines(folder)
+        names = [p.name for p in self.pictures]
+        self.answers.publish(place, names, self.this.by, predictor.class_names)
         network = self.out / self.this.network if self.this.network else None
         self.answers.publish_model(network, self.request.class_names)
         self.folder, self.doubts = folder, rows
@@ -403,7 +407,7 @@ class Work:
         return self.learnt()
 
     def mark(self, folder: Answer) -> list[dict[str, Any]]:
-        """Write ``doubt.csv`` into a predicted folder; returns its rows."""
+        """Write ``doubt.csv`` and the workbook into a predicted folder; returns the doubts."""
         annotated = {p.name for p in self.annotated}
         others = {i.name: folder.file("doubt", i) for i in folder.items if i.name not in annotated}
         self.places = doubt.Places(others)
@@ -418,8 +422,27 @@ class Work:
             places=self.places,
             expected=forest.error if forest else math.nan,
         )
-        replace_file(folder.out / "doubt.csv", csv_of_rows(rows, ["rank", "image", "reasons"]))
+        path = folder.out / "doubt.csv"
+        replace_file(path, csv_of_rows(rows, ["rank", "image", "reasons"]))
+        tables = {**tables_of(folder.out), path.stem: path}
+        for line in write_workbook(
+            folder.out / WORKBOOK,
+            tables,
+            lambda column: telling.DOUBT_WORDS.get(column, words(column)),
+            lambda column: column in telling.DOUBT_WORDS or is_share(column),
+        ):
+            to_terminal(line)
         return rows
+
+    def draw_outlines(self, folder: Answer) -> None:
+        """Write the outlines of an answer for other programs, if they are asked for."""
+        shutil.rmtree(folder.out / OUTLINES, ignore_errors=True)
+        kind, s = self.request.outlines, folder.segmenter
+        for done in folder.done if kind else ():
+            ids = read_mask(folder.file("classes", done.item))
+            path = folder.file(OUTLINES, done.item, SUFFIX[kind])
+            drawn = packed(ids, kind, s.class_names, s.colours.tolist())
+            replace_file(path, drawn, "--out", durable=False)
 
     def differs(self, folder: Answer, picture: Picture) -> float:
         """Share of pixels in which an answer differs from the first one."""
