@@ -332,6 +332,8 @@ class Work:
         """
         if self.rounds.all[before.method - 1].labels.keys() - self.this.labels.keys():
             return {}  # it learnt labels that were taken back
+        if not self.same_blocks(before):
+            return {}  # strokes were added, which are grouped otherwise
         predictors: dict[Fold, blocks.Predict] = {}
         for fold in folds:
             if before.network:
@@ -344,6 +346,18 @@ class Work:
                 return {}
             predictors[fold] = learnt
         return {BEFORE: blocks.score(self.annotated, predictors, self.classes)}
+
+    def same_blocks(self, before: Round) -> bool:
+        """Whether the labels that the answer before learnt had the blocks that they have now."""
+        for picture in self.annotated:
+            name = picture.labels.name if picture.labels else ""
+            path = self.out / TRAINING / f"round_{before.method}" / "labels" / name
+            if picture.labels and path.is_file():
+                old, new = read_mask(path), read_mask(picture.labels)
+                known = (old != IGNORED) & (new != IGNORED)
+                if (blocks.numbers(old) != blocks.numbers(new))[known].any():
+                    return False
+        return True
 
     def network_without(self, number: int, fold: Fold) -> Path | None:
         """The network of a round that left out just this fold; None if there is none."""
