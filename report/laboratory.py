@@ -62,6 +62,7 @@ class Told:
     by: str = ""  # who segmented
     said: Sequence[str] = ()  # sentences below the phases: how good is this
     doubts: Table | None = None  # images that may be wrong, the most doubtful first
+    doubt_words: str = ""  # what its columns mean
     marks: Mapping[str, str] = field(default_factory=dict)  # what speaks against an image
     marked_places: Mapping[str, Array] = field(default_factory=dict)  # pixels (H, W) to look at
     places: str = "far from any label"  # what these are called
@@ -122,6 +123,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "tables": tables,
         "warnings": [*told.warnings, *(line.removeprefix("Warning: ") for line in found)],
         "unusable": folder.bad,
+        "doubts": doubt_tables(told),
         "views": views,
         "left_out": max(0, len(folder.done) - len(views)),
         "legend": [*_legend(folder), *_place_legend(told)],
@@ -212,6 +214,19 @@ def all_columns(folder: Folder, own: Mapping[str, str]) -> list[Table]:
         head = ["image", *map(words, known)]
         tables.append({"title": title, "head": head, "rows": cells[:fits]})
     return tables
+
+
+def doubt_tables(told: Told) -> list[Table]:
+    """The table of doubts in two, as far as it has rows: images that are marked, and all others."""
+    if told.doubts is None:
+        return []
+    title, head, rows = (told.doubts[part] for part in ("title", "head", "rows"))
+    marked, others = rows[: len(told.marks)], rows[len(told.marks) :]
+    parts = [
+        (f"{title}: {len(marked)} marked", marked),
+        (f"{title}: {len(others)} not marked", others),
+    ]
+    return [known_columns({"title": t, "head": head, "rows": own}) for t, own in parts if own]
 
 
 def known_columns(table: Table) -> Table:

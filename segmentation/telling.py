@@ -41,6 +41,12 @@ DOUBT_WORDS = {
     "vote_disagreement": "votes that differ, %",
     "label_here": "label here, %",
 }
+ABOUT_DOUBT = (
+    "Unsure: 1 - probability of the likeliest class, mean of the pixels. Doubt: unsure, and what "
+    "the pixel classifier sees otherwise beyond its own error on held-out blocks. Votes: share of "
+    "the 8 flips and turns that give another class. Label here: share of the image among the "
+    f"{100 * doubt.SHARE:.0f} % of all pixels that are most doubtful."
+)
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which an image counts as labelled in part
 FIRST = (
@@ -232,12 +238,7 @@ def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
         ]
         for row in doubts
     ]
-    title = (
-        "All images without labels, the most doubtful first (unsure: 1 - probability, mean; doubt: "
-        "unsure, and what the pixel classifier sees otherwise beyond its own error on held-out "
-        "blocks; votes: share of the 8 flips and turns that give another class; label here: the "
-        f"{100 * doubt.SHARE:.0f} % of all pixels that are most doubtful)"
-    )
+    title = "Images without labels, the most doubtful first"
     return {"title": title, "head": head, "rows": rows}
 
 
@@ -283,6 +284,7 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
         by=by,
         said=[*(honest_lines(this, work.schedule) if final else [FIRST]), LABELS_WIN],
         doubts=doubt_table(doubts, own) if doubts else None,
+        doubt_words=ABOUT_DOUBT,
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
         marked_places=ChainMap(far_away, work.places),  # type: ignore[arg-type]  # only read
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
