@@ -44,6 +44,7 @@ from utils.metrics import IGNORED
 from utils.tables import plus_minus, significant
 
 BESIDE_RUNS = "laboratory.html"  # in the folder of an experiment, whose page has the usual name
+WARNING = "Warning: "
 MOST_PICTURES = 40
 FEW_ROWS = 8  # of a table above the pictures; longer ones are folded
 LAYER_CHARACTERS = 4_000_000  # of all classes in all pictures; the photographs have the rest
@@ -110,7 +111,8 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
     views = _views(folder, told)
     sizes = _size_pictures(folder)
     tables = {part: [*map(known_columns, each)] for part, each in sections(folder).items()}
-    found = warnings(folder)
+    told_before = [line for line in folder.notes if line.startswith(WARNING)]
+    found = [*told_before, *warnings(folder)]
     own = {item.name: told.names.get(item.name) or own_name(item) for item in folder.items}
     content = {
         "told": told,
@@ -121,7 +123,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "phases": phases(folder),
         "few_rows": FEW_ROWS,
         "tables": tables,
-        "warnings": [*told.warnings, *(line.removeprefix("Warning: ") for line in found)],
+        "warnings": [*told.warnings, *(line.removeprefix(WARNING) for line in found)],
         "unusable": folder.bad,
         "doubts": doubt_tables(told),
         "views": views,
@@ -131,7 +133,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "few": _few(folder),
         "by_image": by_image(folder, own),
         "all_columns": all_columns(folder, own) if folder.rows else [],
-        "about": [line for line in about_lines(folder) if not line.startswith("Scale:")],
+        "about": [line for line in about_lines(folder) if not line.startswith(("Scale:", WARNING))],
         "definitions": DEFINITIONS,
         "class_names": names,
     }

@@ -14,11 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from annotation.files import is_annotation, read_annotation
 from annotation.outlines import SUFFIX
 from dataset.layout import write_png
+from imaging.field import Crop
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.folder import MEASUREMENTS, SUMMARY
 from report.workbook import WORKBOOK
@@ -27,6 +29,7 @@ from utils.files import DataError, replace_file, replacing
 
 MODEL = "model.pt"
 RECORD, CORRECTED, ROUNDS = "answer.json", "corrected", "rounds.json"
+NO_CROP = Crop()
 SUFFIXES = (".png", ".tif", ".tiff")  # in which programs save a corrected class map
 KINDS = ("classes", "gray", "overlay", "doubt")
 OUTLINES = "outlines"  # folder of the files that other programs read
@@ -41,6 +44,7 @@ class Answers:
         self.out, self.path, self.classes = out, out / RECORD, out / KINDS[0]
         self.outlines = out / OUTLINES
         self.record: dict[str, Any] = {"by": "", "files": {}, "beside": {}, "outlines": {}}
+        self.record["crop"] = list(NO_CROP)
         with suppress(OSError, ValueError):
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if isinstance(found, dict) and isinstance(found.get("files"), dict):
@@ -100,8 +104,10 @@ class Answers:
         found = _digest_of_bytes(path)
         if found in (*self._own_outlines(below.as_posix()), self.record["beside"].get(beside)):
             return
-        names = self.record.get("class_names") or []
-        self._keep(name, read_annotation(path, read_mask(classes).shape, names), beside, found)
+        names, crop = self.record.get("class_names") or [], Crop(*self.record["crop"])
+        height, width = read_mask(classes).shape
+        whole = height + crop.top + crop.bottom, width + crop.left + crop.right
+        self._keep(name, crop.of(read_annotation(path, whole, names)), beside, found)
 
     def _own_outlines(self, below: str) -> list[str]:
         """Hashes of the file of outlines that this program wrote."""
@@ -116,11 +122,17 @@ class Answers:
         self._save()
 
     def publish(
-        self, work: Path, names: Iterable[str], by: str, classes: Sequence[str] = ()
+        self,
+        work: Path,
+        names: Iterable[str],
+        by: str,
+        classes: Sequence[str] = (),
+        crop: Crop = NO_CROP,
     ) -> None:
         """Publish a predicted folder; a kill leaves files of both answers, all of them known.
 
-        ``classes`` are the names of the classes in its outlines, if it has some.
+        ``classes`` are the names of the classes in its outlines, if it has some, which are those of
+        the images before ``crop``.
         """
         names = list(names)
         self.corrections()  # those made meanwhile are kept for the next time
@@ -140,7 +152,7 @@ class Answers:
             if (work / table).exists():
                 _copy(work / table, self.out / table)
         self.record |= {"by": by, "files": {name: [value] for name, value in new.items()}}
-        self.record["class_names"] = list(classes)
+        self.record |= {"class_names": list(classes), "crop": list(crop)}
         self._save()
 
     def _publish_outlines(self, work: Path, names: Sequence[str]) -> None:
@@ -159,20 +171,27 @@ class Answers:
             _copy(work / OUTLINES / below, self.outlines / below)
         self.record["outlines"] = {below: [value] for below, value in own.items()}
 
-    def publish_model(self, network: Path | None, names: Sequence[str] = ()) -> None:
+    def publish_model(
+        self,
+        network: Path | None,
+        names: Sequence[str] = (),
+        facts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Put the network that answers at ``OUT/model.pt``, for new images; None: there is none.
 
-        Its classes get these names, which may have been given after it was trained.
+        Its classes get these names, which may have been given after it was trained. ``facts`` are
+        what is known of its images, so that new ones are read alike: crop, gray range, scale.
         """
         model = self.out / MODEL
         if network is None:
             model.unlink(missing_ok=True)
         else:
             _copy(network, model)
-            contents = load(model) if names else {}
+            contents = load(model) if names or facts else {}
             settings = contents.get("settings")
-            if settings and list(settings.get("class_names", ())) != list(names):
-                save(model, {**contents, "settings": {**settings, "class_names": list(names)}})
+            named = {"class_names": list(names)} if names else {}
+            if settings:
+                save(model, {**contents, "settings": {**settings, **named, **facts}})
 
     def _save(self) -> None:
         replace_file(self.path, json.dumps(self.record, indent=1) + "\n", "--out")

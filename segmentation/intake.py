@@ -24,6 +24,8 @@ from dataset.mask_values import MaskRule, parse_palette
 from dataset.prepare import mask_warnings, read_settings
 from dataset.set_plan import Plan, Source
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
+from imaging.field import Crop
+from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, is_drawn
 from imaging.pages import images_of, page_name, page_names
@@ -36,7 +38,7 @@ from utils.files import DataError, replace_file
 from utils.log import only_progress, progress
 from utils.metrics import IGNORED
 
-SET, RECORD, VERSION = "set", "record.json", 2
+SET, RECORD, VERSION = "set", "record.json", 3
 WITHOUT = "image(s) without a mask"
 EACH_PAGE = "--page=each"
 PRETRAIN = ("auto", "always", "never")
@@ -129,6 +131,8 @@ class Intake(NamedTuple):
     pixels: int  # of all images
     notes: tuple[str, ...]  # how the files were read, and what was left out
     class_names: tuple[str, ...] = ()  # as given, or as files of outlines tell
+    crop: Crop = Crop()  # what was cut off the user's images
+    gray_range: Any = None  # how more than 8 bits became 8, as a checkpoint has it; None: no need
 
     @property
     def annotated(self) -> tuple[Picture, ...]:
@@ -174,7 +178,8 @@ def _intake(request: Request, record: Mapping[str, Any]) -> Intake:
         pictures.append(Picture(name, image, labels, request.images / below))
     counts = record["num_classes"], record["pixels"]
     names = tuple(record.get("class_names", ()))
-    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names)
+    how = Crop(*record["crop"]), record["gray_range"]
+    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names, *how)
 
 
 def _signature(
@@ -375,6 +380,9 @@ def _write(
             f"{request.masks[0]}: no pixel has a class; label some, or correct --ignore"
         )
     record = {"num_classes": classes, "pixels": pixels, "palette": _palette(plans[0].rule)}
+    gray = plans[0].gray
+    record |= {"crop": list(plans[0].settings.crop)}
+    record |= {"gray_range": gray.saved() if isinstance(gray, GrayRange) else None}
     return {**record, "notes": [*_notes(plans), *overruled], "pictures": pictures}
 
 

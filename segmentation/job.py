@@ -52,6 +52,7 @@ from utils.tables import csv_of_rows
 
 BEFORE = "answer before"
 FEW_CHANGED = 0.05  # share of a map: with fewer, somebody may not have looked at the rest
+OTHER_SCALE = "segment those of one magnification at a time, each with a mask of its own"
 OF_ROUND = "round.txt"  # in the folder of the first answer: the key of the round it is of
 OWN_FILES = ("rounds.json", "answer.json")
 DECIDES = ("asked", "fine_steps", "block_steps", "folds", "pretrain_epochs", "values", "views",
@@ -108,6 +109,9 @@ class Work:
         self.annotated = self.intake.annotated
         self.classes = self.intake.num_classes
         self.answers, self.rounds = Answers(self.out), Rounds(self.out)
+        own = [Item(p.source, p.name) for p in self.pictures]
+        where = self.request.images, self.request.um_per_px, self.request.scales
+        self.scales = find_scales(own, *where, cure=OTHER_SCALE)
         self.strokes = in_strokes([read_mask(p.labels) for p in self.annotated if p.labels])
         decides = {name: getattr(schedule, name) for name in DECIDES}
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
@@ -118,6 +122,8 @@ class Work:
 
     def run(self) -> Path:
         """Everything in order; returns the report."""
+        for line in self.scales.lines:
+            to_terminal(line)
         self.say_round()
         if not self.answers.by:
             self.first_answer()
@@ -222,8 +228,7 @@ class Work:
         """Predict and measure all images in a folder of its own; go on where that was stopped."""
         items = [Item(p.file, p.name) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
-        um, own = self.request.um_per_px, [Item(p.source, p.name) for p in self.pictures]
-        scales = find_scales(own, self.request.images, um, self.request.scales)
+        um, scales = self.request.um_per_px, self.scales
         told: dict[str, Any] = {"scales": scales.of, "notes": scales.lines}
         told["min_px"] = self.request.min_px
         told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
@@ -397,9 +402,10 @@ class Work:
         rows = self.mark(folder)
         self.draw_outlines(folder)
         names = [p.name for p in self.pictures]
-        self.answers.publish(place, names, self.this.by, predictor.class_names)
+        crop = self.intake.crop
+        self.answers.publish(place, names, self.this.by, predictor.class_names, crop)
         network = self.out / self.this.network if self.this.network else None
-        self.answers.publish_model(network, self.request.class_names)
+        self.answers.publish_model(network, self.request.class_names, self.facts(folder))
         self.folder, self.doubts = folder, rows
 
     def final(self) -> Classifier | Watched:
@@ -448,6 +454,23 @@ class Work:
             to_terminal(line)
         return rows
 
+    def facts(self, folder: Answer) -> dict[str, Any]:
+        """What a network's file has to know of its images, so that new ones are read alike."""
+        facts: dict[str, Any] = {}
+        if any(self.intake.crop):
+            sizes = sorted({done.size for done in folder.done})
+            facts |= {"crop": list(self.intake.crop), "cropped_sizes": [list(s) for s in sizes]}
+        if self.intake.gray_range is not None:
+            facts["gray_range"] = self.intake.gray_range
+        known = sorted(um for item in folder.items if (um := folder.scale_of(item)) is not None)
+        return {**facts, "um_per_px": [known[0], known[-1]]} if known else facts
+
+    def whole(self, ids: Pixels) -> Pixels:
+        """A class map at the size of its image before the crop, 0 around it."""
+        crop, (height, width) = self.intake.crop, ids.shape
+        size = height + crop.top + crop.bottom, width + crop.left + crop.right
+        return np.asarray(crop.back(ids, size, 0), np.uint8)
+
     def draw_outlines(self, folder: Answer) -> None:
         """Write the outlines of an answer for other programs, if they are asked for."""
         shutil.rmtree(folder.out / OUTLINES, ignore_errors=True)
@@ -455,7 +478,8 @@ class Work:
         for done in folder.done if kind else ():
             ids = read_mask(folder.file("classes", done.item))
             path = folder.file(OUTLINES, done.item, SUFFIX[kind])
-            drawn = packed(ids, kind, s.class_names, s.colours.tolist())
+            whole = self.whole(ids)  # they lie over the user's own image
+            drawn = packed(whole, kind, s.class_names, s.colours.tolist())
             replace_file(path, drawn, "--out", durable=False)
 
     def differs(self, folder: Answer, picture: Picture) -> float:
