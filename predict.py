@@ -318,7 +318,7 @@ def write_outlines(folder: Folder, kind: str | None) -> list[str]:
         else:
             replace_file(path, found, "--out", durable=False)
     cure = "left as they are; --overwrite writes them anew"
-    what = f"{len(kept)} file(s) of outlines are not what this class map gives: {some_names(kept)}"
+    what = f"{len(kept)} file(s) of outlines differ from their class maps: {some_names(kept)}"
     return [f"Warning: {what}; {cure}"] if kept else []
 
 
