@@ -208,6 +208,8 @@ def honest_lines(this: Round, schedule: Schedule) -> list[str]:
     if NETWORK in this.by and 0 < schedule.block_steps < schedule.fine_steps:
         own, all_ = schedule.block_steps, schedule.fine_steps
         said += f". These networks had {own} steps each, the one that answers {all_}"
+    if this.shares:
+        said += ". Only strokes are scored: what nobody labelled may be told apart worse"
     return [said, "There is no score on other images: none of them has a mask", *curve_lines(this)]
 
 
