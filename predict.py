@@ -24,15 +24,16 @@ import utils  # noqa: F401  first: Ctrl-C while the others load is one line
 # isort: split
 import torch
 
-from annotation.outlines import outlines, to_geojson, to_rois
+from annotation.outlines import SUFFIX, packed
 from config import ConfigError
 from dataset.set_file import NAME, set_of
 from imaging.drawing import class_colours, default_names
 from imaging.field import Crop, FieldRule, read_crop
 from imaging.imagefile import read_mask
+from imaging.listing import some_names
 from metallography import ranking
 from metallography.export import check_target
-from metallography.folder import TABLES, Folder
+from metallography.folder import Folder
 from metallography.items import Items, list_images
 from metallography.measure import BOUNDARY_PX
 from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
@@ -43,7 +44,7 @@ from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
 from report.laboratory import Told, sample_of, write_laboratory
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet, ranked_sheet
-from report.workbook import write_workbook
+from report.workbook import WORKBOOK, tables_of, write_workbook
 from utils.commandline import Parser, complain, exit_code
 from utils.files import confined, remove_leftovers, replace_file
 from utils.log import to_terminal
@@ -52,7 +53,6 @@ from utils.run_folder import locked
 
 ABOUT = "Apply a trained model to images without masks: class maps, overlays, measurements."
 
-WORKBOOK = "measurements.xlsx"
 # Options that a task ignores; they are refused, because a result would be missing.
 MEASURING = ("um_per_px", "min_px", "grain_classes", "connectivity", "boundary_classes",
              "boundary_px", "probabilities", "particles")  # fmt: skip
@@ -277,10 +277,9 @@ def measure_images(
     out = folder.out
     folder.run()
     write_tables(folder)
-    write_outlines(folder, options.outlines)
-    written = (
-        write_workbook(out / WORKBOOK, tables_of(out), words, is_share) if options.xlsx else []
-    )
+    written = write_outlines(folder, options.outlines)
+    if options.xlsx:
+        written += write_workbook(out / WORKBOOK, tables_of(out), words, is_share)
     predicted_sheet(folder)
     page = write_laboratory(folder, told(folder, options))
     for line in [*warnings(folder), *written]:
@@ -303,23 +302,24 @@ def told(folder: Folder, options: argparse.Namespace) -> Told:
     return Told(sample, said=said, marks=marks)
 
 
-def write_outlines(folder: Folder, kind: str | None) -> None:
-    """Write each image's outlines as ``kind``, geojson or roi, into ``outlines``; None: nothing."""
+def write_outlines(folder: Folder, kind: str | None) -> list[str]:
+    """Write each image's outlines as ``kind``, geojson or roi, into ``outlines``; None: nothing.
+
+    Files that somebody saved there since their class map was predicted are left: returns lines.
+    """
     names, colours = folder.segmenter.class_names, folder.segmenter.colours.tolist()
+    kept: list[str] = []
     for image in folder.done if kind else ():
-        found = outlines(read_mask(folder.file("classes", image.item)))
-        text = to_geojson if kind == "geojson" else to_rois
-        path = folder.file("outlines", image.item, ".geojson" if kind == "geojson" else ".zip")
-        replace_file(path, text(found, names, colours), "--out", durable=False)
-
-
-def tables_of(out: Path) -> dict[str, Path]:
-    """The CSV files of a folder of results, by the name that their sheet gets."""
-    return {
-        path.stem: path
-        for path in (out / name for name in TABLES)
-        if path.suffix == ".csv" and path.is_file()
-    }
+        classes = folder.file("classes", image.item)
+        path = folder.file("outlines", image.item, SUFFIX[kind or ""])
+        found = packed(read_mask(classes), kind or "", names, colours)
+        if path.is_file() and path.stat().st_mtime_ns > classes.stat().st_mtime_ns:
+            kept += [path.as_posix()] if path.read_bytes() != found else []
+        else:
+            replace_file(path, found, "--out", durable=False)
+    cure = "left as they are; --overwrite writes them anew"
+    what = f"{len(kept)} file(s) of outlines differ from their class maps: {some_names(kept)}"
+    return [f"Warning: {what}; {cure}"] if kept else []
 
 
 def second_of(segmenter: Segmenter, options: argparse.Namespace) -> ranking.SecondOpinion | None:

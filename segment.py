@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from annotation.outlines import SUFFIX
 from config import PRESETS, ConfigError
 from metallography.particles import MINIMUM_PX
 from segmentation import demo
@@ -41,7 +42,14 @@ def parser() -> argparse.ArgumentParser:
         "time (default), always (with --demo) or never")  # fmt: skip
     add("--class_names", "--class-names", type=_names, default=(), metavar="NAME,...",
         help="names of the classes")  # fmt: skip
-    add("--um_per_px", type=float, help="micrometres per pixel; default: all lengths in pixels")
+    add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say, else "
+        "all lengths in pixels")  # fmt: skip
+    add("--scales", type=Path, help="a CSV file of scales for single images, which count before "
+        "--um_per_px: file,um_per_px")  # fmt: skip
+    add("--outlines", choices=tuple(SUFFIX), default="", help="write the outlines of all particles "
+        "too, to correct them there: GeoJSON (QuPath), or RoiSet.zip (ImageJ, Fiji)")  # fmt: skip
+    add("--sample", default="", help="what the images show, for the head of report.html; default: "
+        "the name of their folder")  # fmt: skip
     add("--min_px", type=float, default=MINIMUM_PX, help="smaller specks and holes are noise: they "
         f"count as no particle ({MINIMUM_PX})")  # fmt: skip
     for name in READING:
@@ -79,6 +87,9 @@ def request_of(options: argparse.Namespace) -> Request:
         device=options.device,
         threads=options.threads,
         seed=options.seed,
+        outlines=options.outlines,
+        scales=options.scales,
+        sample=options.sample,
     )
 
 

@@ -27,6 +27,7 @@ IGNORED_NAME = "Ignore*"  # as QuPath calls what is to be left out
 STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # right, down, left, up
 LONGEST_SIDE = 32767  # of an image in ImageJ's regions
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # of a file in an archive: the same bytes on any day
+SUFFIX = {"geojson": ".geojson", "roi": ".zip"}  # of the kinds that are written
 
 
 class Outline(NamedTuple):
@@ -127,6 +128,14 @@ def _name(label: int, names: Sequence[str]) -> str:
 
 def _colour(label: int, colours: Sequence[Sequence[int]]) -> list[int]:
     return [128, 128, 128] if label == IGNORED else [int(v) for v in colours[label]]
+
+
+def packed(ids: Pixels, kind: str, names: Sequence[str], colours: Sequence[Sequence[int]]) -> bytes:
+    """The outlines of a class map (H, W) as a file of a ``kind``, a key of ``SUFFIX``."""
+    found = outlines(ids)
+    if kind == "roi":
+        return to_rois(found, names, colours)
+    return to_geojson(found, names, colours).encode()
 
 
 def to_geojson(

@@ -164,7 +164,7 @@ class Plan:
 
     def problems(self) -> list[str]:
         """Why the work cannot be done, or which runs on disk have other settings, a line each."""
-        lines: list[str] = []
+        lines = self._missing_pretrainings()
         for runner in (work.runner for work in self.works() if not self.config.overwrite):
             if self.options.report:  # a table is of what is there
                 lines += other_settings(runner)
@@ -173,6 +173,17 @@ class Plan:
             else:
                 lines += runner.problems()
         return list(dict.fromkeys(lines))
+
+    def _missing_pretrainings(self) -> list[str]:
+        """A line if the table of ``--pretraining`` lacks a method, which is not trained for it."""
+        other = self.options.pretraining
+        wanted = {w.runner.run_dir.parent for w in self.works() if w.runner.stage == "self"}
+        missing = sorted(folder.name for folder in wanted if not folder.is_dir())
+        if not other or not missing or self.options.report:
+            return []
+        found = f"--pretraining: found {other}, but {self.config.output_dir} has no "
+        cure = f"train the table {other} first, or give its folder of runs as --runs"
+        return [f"{found}{', '.join(missing)}; {cure}"]
 
     def results(self, variant: Variant, repeat: int) -> dict[str, Result]:
         """What a run scored under each protocol; empty unless it is finished and of this table.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from annotation.files import ANNOTATION_SUFFIXES, KINDS_READ, another_kind, is_annotation
@@ -70,6 +70,7 @@ class Pairs:
             self._exact[place, name] = path
             for somewhere in (place, None):
                 self._folded[somewhere, name.casefold()].append(path)
+        self.page_stems = {name_key(name) for path in files for name in page_names(path)}
         named = Counter(name_key(path.stem).casefold() for path in files)
         parts = self._parts(named) if "{class}" in pattern else None
         found = {
@@ -79,8 +80,9 @@ class Pairs:
             for path in files
         }
         self.of_page: dict[Path, dict[int, list[Path]]] = {}
-        for path in files if parts is None else ():
-            if pages := self._of_pages(path, found, named):
+        for path in files:
+            pages = self._of_pages(path, found, named) if parts is None else _by_page(path, parts)
+            if pages:
                 self.of_page[path] = pages
         alike = [own for pages in self.of_page.values() for own in pages.values()]
         taken = {mask for own in [*found.values(), *alike] for mask in own}
@@ -91,7 +93,7 @@ class Pairs:
         self.used = {
             mask for own in self.masks.values() for mask in own[: len(own) if parts else 1]
         }
-        self.used |= {own[0] for own in alike}
+        self.used |= {mask for own in alike for mask in own[: len(own) if parts else 1]}
         listing.say(DRAWN, left_out)
         listing.say(BESIDE, sorted(beside - self.used))
         self._left_out = listing.lines()
@@ -199,9 +201,9 @@ class Pairs:
                 parts = inner[:at], inner[at + len(between) :]
                 own, rest = parts if stem_first else parts[::-1]
                 # The longest name of an image counts: a_1_pore is of image a_1, not of a.
-                if own in self.stems and rest and len(own) > len(stem):
+                if own in self.stems | self.page_stems and rest and len(own) > len(stem):
                     stem, label = own, rest
-            if named[stem.casefold()] == 1:
+            if named[stem.casefold()] == 1 or stem in self.page_stems:
                 found[stem].append(path)
                 self.classes[path] = base_name(label)
         return found
@@ -338,3 +340,10 @@ class Pairs:
         return f"{missing} (there is {there}); give --mask-pattern" + (
             f' "{shape}"' if shape else ""
         )
+
+
+def _by_page(image: Path, parts: Mapping[str, list[Path]]) -> dict[int, list[Path]]:
+    """The files of one class each of the pages of an image, by the names of the pages."""
+    numbers = images_of(image)[0]
+    own = {n: parts.get(name_key(page_name(image.stem, n)), []) for n in numbers}
+    return {n: files for n, files in own.items() if files} if len(numbers) > 1 else {}

@@ -104,19 +104,18 @@ class SetMasks:
         if source.parts:
             files = [(class_id(name, self.names), path) for name, path in source.parts]
             ids, self.overlaps[source.mask] = join_classes(
-                [(label, str(path), read_pixels(path, colours=True)) for label, path in files]
+                [
+                    (label, str(path), read_pixels(path, _page_of(source, path), colours=True))
+                    for label, path in files
+                ]
             )
             return ids
         if source.drawn:
             return read_annotation(source.mask, source.size, self.names)
-        pages = count_pages(source.mask)
-        if pages not in (1, source.pages):
-            found = f"{source.mask}: {pages} pages, its image has {source.pages}"
-            raise DataError(f"{found}; save as many pages in both")
+        page = _page_of(source, source.mask)
         kind, palette = self.settings.mask_kind, self.settings.palette
         colours = kind == "colours" or any(len(value) == 3 for _, value in palette)
         plain = source.mask in self.id_maps
-        page = source.page if pages > 1 else 1
         return read_pixels(source.mask, page, (colours or self.by_colour) and not plain)
 
     def _find_names(self, sources: list[Source]) -> list[str]:
@@ -279,6 +278,15 @@ class SetMasks:
                     line = f"{source.mask}: packed by JPEG, {found}; {cure}"
                     self.problems.append(f"{line}, or give a larger --tolerance")
         return strange, edges
+
+
+def _page_of(source: Source, mask: Path) -> int:
+    """Which page of a mask's file is of the source's page; DataError if that cannot be told."""
+    pages = count_pages(mask)
+    if pages not in (1, source.pages):
+        found = f"{mask}: {pages} pages, its image has {source.pages}"
+        raise DataError(f"{found}; save as many pages in both")
+    return source.page if pages > 1 else 1
 
 
 def _lossy(path: Path) -> bool:

@@ -193,7 +193,7 @@ class Plan:
             with problems.collect():
                 source = self._identify(source, names)
             with problems.collect():
-                sources += self._pages(source, pairs.of_page.get(path, {}))
+                sources += self._pages(source, pairs.of_page.get(path, {}), pairs.classes)
         problems += pairs.check()
         if unknown:
             rows = f"{len(unknown)} row(s) without an image, as {min(unknown)}"
@@ -226,8 +226,12 @@ class Plan:
         batch, sample = _field(batch), _field(sample)
         return replace(source, batch=batch, sample=sample, specimen=specimen, split=split)
 
-    def _pages(self, source: Source, masks: Mapping[int, Sequence[Path]]) -> list[Source]:
+    def _pages(
+        self, source: Source, masks: Mapping[int, Sequence[Path]], classes: Mapping[Path, str]
+    ) -> list[Source]:
         """The wanted pages of a file, as one source each; ``masks`` are those of single pages.
+
+        ``classes`` has the class of each file where each class has one.
 
         A mask of one page with the name of the file is that of the page that is chosen, or of the
         first of them all.
@@ -253,14 +257,23 @@ class Plan:
             if number not in numbers
         ]
         alone = source.mask is not None and count_pages(source.mask) == 1 < len(numbers)
-        if alone and numbers[0] not in masks and not source.parts:
+        if alone and numbers[0] not in masks:
             found = f"{source.mask}: one page, taken for page {numbers[0]} of {source.image.name}"
-            other = f"{page_name(source.image.stem, numbers[1])}.png"
+            label = f"_{source.parts[0][0]}" if source.parts else ""
+            other = f"{page_name(source.image.stem, numbers[1])}{label}.png"
             self.notes.append(f"{found}; a mask of page {numbers[1]} is called {other}")
-        return [self._page(source, n, masks, bare=alone and n != numbers[0]) for n in numbers]
+        return [
+            self._page(source, n, masks, classes, bare=alone and n != numbers[0]) for n in numbers
+        ]
 
     def _page(
-        self, source: Source, number: int, masks: Mapping[int, Sequence[Path]], *, bare: bool
+        self,
+        source: Source,
+        number: int,
+        masks: Mapping[int, Sequence[Path]],
+        classes: Mapping[Path, str],
+        *,
+        bare: bool,
     ) -> Source:
         """A page, with the mask of its own if there is one, and without the file's if ``bare``."""
         if number in masks:
@@ -271,7 +284,8 @@ class Plan:
             whole = source.mask is not None and not bare and self.settings.page in (EACH, 0)
             if whole:
                 raise DataError(f"{own} and {source.mask}: both are of page {number}; remove one")
-            return replace(source, page=number, mask=masks[number][0], parts=())
+            parts = tuple((classes[path], path) for path in masks[number] if path in classes)
+            return replace(source, page=number, mask=masks[number][0], parts=parts)
         source = replace(source, page=number)
         return replace(source, mask=None, parts=()) if bare else source
 

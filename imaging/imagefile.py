@@ -80,12 +80,12 @@ def read_image(path: str | Path, gray: Conversion = EACH_IMAGE, page: int = 1) -
     return gray_or_rgb(gray.apply(values))
 
 
-def read_mask(path: str | Path) -> Pixels:
+def read_mask(path: str | Path, page: int = 1) -> Pixels:
     """Read a mask as uint8 (H, W), pixel value = class id; a palette PNG keeps its indices.
 
     Raises DataError as ``read_image``, and for a JPEG, colours, fractions, and values above 255.
     """
-    picture = decode(path, seen=False)
+    picture = decode(path, page, seen=False)
     ids = picture.values
     if picture.lossy:
         found = f"{path}: packed by JPEG or with loss, whatever its name; that changes class ids"

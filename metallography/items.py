@@ -24,7 +24,7 @@ from imaging.listing import (
     some_names,
     unread,
 )
-from imaging.pages import Page, by_page
+from imaging.pages import Page, by_page, count_pages
 from metallography.particles import Array
 from utils.files import (
     IMAGE_SUFFIXES,
@@ -36,6 +36,10 @@ from utils.files import (
 )
 from utils.metrics import IGNORED
 
+Truth = tuple[Path, int]
+"""The file of a true mask, and which page of it."""
+TRUTHS = (".png", ".tif", ".tiff")  # suffixes that a true mask may have; of several the first
+
 
 class Item(NamedTuple):
     """An image to predict."""
@@ -44,6 +48,7 @@ class Item(NamedTuple):
     name: str  # what its results are called below each output folder
     truth: Path | None = None  # where its true mask would lie; None without --masks
     page: int = 1  # of the file
+    truth_page: int = 1  # of the true mask's file
 
     @property
     def batch(self) -> str:
@@ -76,9 +81,9 @@ def list_images(folder: Path, out: Path, masks: Path | None = None) -> Items:
     """Images of a folder and its sub-folders (or one file), in the order of their paths.
 
     A name is the path without its suffix, or with it where two would be alike; each page of a file
-    is an image. A true mask is a .png with the image's name, below ``masks``. Files in ``out`` and
-    ``masks`` are not images, nor are those that ``imaging.listing`` leaves out. DataError if there
-    is no such folder, or no image in it.
+    is an image. A true mask is a .png or TIFF with the image's name, below ``masks``. Files in
+    ``out`` and ``masks`` are not images, nor are those that ``imaging.listing`` leaves out. Raises
+    DataError if there is no such folder, or no image in it.
     """
     cure = f"give a folder with images ({' '.join(IMAGE_SUFFIXES)})"
     if kind := special_kind(folder):
@@ -91,9 +96,10 @@ def list_images(folder: Path, out: Path, masks: Path | None = None) -> Items:
     listing = Listing(folder, [path for path in (out, masks) if path])
     pages, page_lines = by_page(listing.images(), folder)
     own = masks is not None and masks.resolve() == folder.resolve()
-    truths = _find_truths(pages, folder if own else masks)
+    truths = _find_truths(pages, folder if own else masks, own)
     if own:
-        listing.say("masks of --masks", sorted({*truths.values()} & {*listing.images()}))
+        masked = {path for path, _ in truths.values()}
+        listing.say("masks of --masks", sorted(masked & {*listing.images()}))
     listing.say(BESIDE, in_mask_folders(listing.images(), folder))
     listing.say(LABELS, labels_of_twins(listing.images()))
     listing.say(DRAWN, by_drawn_names(listing.images()))
@@ -110,28 +116,38 @@ def list_images(folder: Path, out: Path, masks: Path | None = None) -> Items:
     return Items(_items(pages, truths), lines, [*listing.unlisted, *bad])
 
 
-def _items(pages: Sequence[Page], truths: Mapping[Page, Path]) -> Iterator[Item]:
+def _items(pages: Sequence[Page], truths: Mapping[Page, Truth]) -> Iterator[Item]:
     """The images to predict, with their names."""
     names = result_names([page.below for page in pages])
     for page, name in zip(pages, names, strict=True):
-        yield Item(page.path, name, truths.get(page), page.number)
+        truth, own = truths.get(page, (None, 1))
+        yield Item(page.path, name, truth, page.number, own)
 
 
-def _find_truths(pages: Sequence[Page], masks: Path | None) -> dict[Page, Path]:
-    """Where the true mask of each image would lie: by its page's name, of the first by the file's.
+def _find_truths(pages: Sequence[Page], masks: Path | None, own: bool = False) -> dict[Page, Truth]:
+    """Where the true mask of each image would lie: by its page's name, or by the file's.
 
-    Masks in the folder of the images have none.
+    A mask of one page with the file's name is the first page's, one of several has a page for each.
+    Masks in the folder of the images (``own``) are PNGs, and have none themselves.
     """
-    truths: dict[Page, Path] = {}
+    truths: dict[Page, Truth] = {}
     if masks is None:
         return truths
     first = {page.path: page for page in reversed(pages)}
     for page in pages:
-        truth = masks / page.below.with_suffix(".png")
-        if first[page.path] == page and not truth.exists():
-            truth = truth.with_name(f"{page.path.stem}.png")
-        if truth != page.path:
-            truths[page] = truth
+        below = masks / page.below
+        suffixes = TRUTHS[:1] if own else TRUTHS
+        by_page = [below.with_suffix(suffix) for suffix in suffixes]
+        by_file = [below.with_name(f"{page.path.stem}{suffix}") for suffix in suffixes]
+        found = next((path for path in by_page if path.exists()), None)
+        whole = next((path for path in by_file if path.exists()), None)
+        if found is None and whole and count_pages(whole) > 1:
+            truths[page] = whole, page.number
+            continue
+        if found is None:
+            found = whole or by_file[0] if first[page.path] == page else by_page[0]
+        if found != page.path:
+            truths[page] = found, 1
     return truths
 
 
@@ -190,7 +206,11 @@ def read_truth(
     """
     if item.truth is None or not item.truth.exists():
         return None
-    truth = read_mask(item.truth)
+    pages, own = count_pages(item.truth), count_pages(item.path)
+    if pages > 1 and (pages != own or item.truth_page != item.page):
+        found = f"{item.truth}: {pages} pages, its image has {own}"
+        raise DataError(f"{found}; save as many pages in both")
+    truth = read_mask(item.truth, item.truth_page)
     cut = truth.shape != shape and truth.shape == crop.size(shape)
     if truth.shape != shape and not cut:
         raise DataError(

@@ -48,8 +48,9 @@ def find_scales(
     um_per_px: float | None = None,
     table: Path | None = None,
     of_set: Callable[[str], float | None] = lambda name: None,
+    cure: str = "--resample UM brings all to one",
 ) -> Scales:
-    """The scale of each image of a folder.
+    """The scale of each image of a folder; ``cure`` is for several magnifications.
 
     Rows of ``table`` (a CSV file) count for their images, ``um_per_px`` for all others; then what
     ``of_set`` says of a file name, then what the file says. DataError, a line each, for a wrong
@@ -73,7 +74,7 @@ def find_scales(
         scales.lines += [f"{line}{some_names(names)}; {used} is used"] if names else []
     if um_per_px is not None and items and len(rows) == len(items):
         scales.lines.append(f"Warning: --um_per_px: of no effect, as {table} names every image")
-    _tell(scales, items)
+    _tell(scales, items, cure)
     return scales
 
 
@@ -89,7 +90,7 @@ def _of_file(item: Item, given: float | None, scales: Scales) -> tuple[float | N
     return found.um, found.where
 
 
-def _tell(scales: Scales, items: Sequence[Item]) -> None:
+def _tell(scales: Scales, items: Sequence[Item], cure: str) -> None:
     """Lines on images without a scale beside others, and on several magnifications."""
     without = [item.name for item in items if scales.of[item.name] is None]
     if scales.known and without:
@@ -110,7 +111,7 @@ def _tell(scales: Scales, items: Sequence[Item]) -> None:
         ]
         scales.lines.append(
             f"Warning: {len(shown)} magnifications: {', '.join(shown)}; a network knows its "
-            "classes at the one of its training images: --resample UM brings all to one"
+            f"classes at the one of its training images: {cure}"
         )
 
 

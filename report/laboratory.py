@@ -44,6 +44,7 @@ from utils.metrics import IGNORED
 from utils.tables import plus_minus, significant
 
 BESIDE_RUNS = "laboratory.html"  # in the folder of an experiment, whose page has the usual name
+WARNING = "Warning: "
 MOST_PICTURES = 40
 FEW_ROWS = 8  # of a table above the pictures; longer ones are folded
 LAYER_CHARACTERS = 4_000_000  # of all classes in all pictures; the photographs have the rest
@@ -62,6 +63,7 @@ class Told:
     by: str = ""  # who segmented
     said: Sequence[str] = ()  # sentences below the phases: how good is this
     doubts: Table | None = None  # images that may be wrong, the most doubtful first
+    doubt_words: str = ""  # what its columns mean
     marks: Mapping[str, str] = field(default_factory=dict)  # what speaks against an image
     marked_places: Mapping[str, Array] = field(default_factory=dict)  # pixels (H, W) to look at
     places: str = "far from any label"  # what these are called
@@ -109,7 +111,8 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
     views = _views(folder, told)
     sizes = _size_pictures(folder)
     tables = {part: [*map(known_columns, each)] for part, each in sections(folder).items()}
-    found = warnings(folder)
+    told_before = [line for line in folder.notes if line.startswith(WARNING)]
+    found = [*told_before, *warnings(folder)]
     own = {item.name: told.names.get(item.name) or own_name(item) for item in folder.items}
     content = {
         "told": told,
@@ -120,8 +123,9 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "phases": phases(folder),
         "few_rows": FEW_ROWS,
         "tables": tables,
-        "warnings": [*told.warnings, *(line.removeprefix("Warning: ") for line in found)],
+        "warnings": [*told.warnings, *(line.removeprefix(WARNING) for line in found)],
         "unusable": folder.bad,
+        "doubts": doubt_tables(told),
         "views": views,
         "left_out": max(0, len(folder.done) - len(views)),
         "legend": [*_legend(folder), *_place_legend(told)],
@@ -129,7 +133,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "few": _few(folder),
         "by_image": by_image(folder, own),
         "all_columns": all_columns(folder, own) if folder.rows else [],
-        "about": [line for line in about_lines(folder) if not line.startswith("Scale:")],
+        "about": [line for line in about_lines(folder) if not line.startswith(("Scale:", WARNING))],
         "definitions": DEFINITIONS,
         "class_names": names,
     }
@@ -212,6 +216,19 @@ def all_columns(folder: Folder, own: Mapping[str, str]) -> list[Table]:
         head = ["image", *map(words, known)]
         tables.append({"title": title, "head": head, "rows": cells[:fits]})
     return tables
+
+
+def doubt_tables(told: Told) -> list[Table]:
+    """The table of doubts in two, as far as it has rows: images that are marked, and all others."""
+    if told.doubts is None:
+        return []
+    title, head, rows = (told.doubts[part] for part in ("title", "head", "rows"))
+    marked, others = rows[: len(told.marks)], rows[len(told.marks) :]
+    parts = [
+        (f"{title}: {len(marked)} marked", marked),
+        (f"{title}: {len(others)} not marked", others),
+    ]
+    return [known_columns({"title": t, "head": head, "rows": own}) for t, own in parts if own]
 
 
 def known_columns(table: Table) -> Table:

@@ -12,13 +12,24 @@ from typing import Any
 
 import xlsxwriter
 
+from metallography.folder import TABLES
 from utils.files import replacing
 from utils.tables import rounded
 
+WORKBOOK = "measurements.xlsx"
 MOST_ROWS = 1_048_576  # of a sheet
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 ESCAPED = ("'=", "'+", "'-", "'@", "'\t", "'\r")  # text that a spreadsheet would take for a formula
 CREATED = datetime(2000, 1, 1, tzinfo=timezone.utc)  # the same bytes on any day
+
+
+def tables_of(out: Path) -> dict[str, Path]:
+    """The CSV files of a folder of results, by the name that their sheet gets."""
+    return {
+        path.stem: path
+        for path in (out / name for name in TABLES)
+        if path.suffix == ".csv" and path.is_file()
+    }
 
 
 def write_workbook(

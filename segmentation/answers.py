@@ -1,8 +1,8 @@
 """The answers of a job: published class maps, corrections, and the rounds of labels.
 
-``OUT/classes`` is the user's to correct, in place or as a TIFF beside it. What this program wrote
-there is known by its hash, so a map with another one was corrected: it is copied to
-``OUT/corrected`` and from then on a mask.
+``OUT/classes`` is the user's to correct, in place or as a TIFF beside it, and so are outlines in
+``OUT/outlines``. What this program wrote there is known by its hash, so a map with another one was
+corrected: it is copied to ``OUT/corrected`` and from then on a mask.
 """
 
 from __future__ import annotations
@@ -14,19 +14,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from annotation.files import is_annotation, read_annotation
+from annotation.outlines import SUFFIX
 from dataset.layout import write_png
-from imaging.imagefile import read_image, read_mask
+from imaging.field import Crop
+from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.folder import MEASUREMENTS, SUMMARY
+from report.workbook import WORKBOOK
 from utils.checkpoint import load, save
 from utils.files import DataError, replace_file, replacing
 
 MODEL = "model.pt"
 RECORD, CORRECTED, ROUNDS = "answer.json", "corrected", "rounds.json"
+NO_CROP = Crop()
 SUFFIXES = (".png", ".tif", ".tiff")  # in which programs save a corrected class map
 KINDS = ("classes", "gray", "overlay", "doubt")
-TABLES = (MEASUREMENTS, "batches.csv", SUMMARY, "summary.md", "sheet.png", "doubt.csv")
+OUTLINES = "outlines"  # folder of the files that other programs read
+TABLES = (MEASUREMENTS, "batches.csv", SUMMARY, "summary.md", "sheet.png", "doubt.csv",
+          WORKBOOK)  # fmt: skip
 
 
 class Answers:
@@ -34,7 +42,9 @@ class Answers:
 
     def __init__(self, out: Path) -> None:
         self.out, self.path, self.classes = out, out / RECORD, out / KINDS[0]
-        self.record: dict[str, Any] = {"by": "", "files": {}, "beside": {}}
+        self.outlines = out / OUTLINES
+        self.record: dict[str, Any] = {"by": "", "files": {}, "beside": {}, "outlines": {}}
+        self.record["crop"] = list(NO_CROP)
         with suppress(OSError, ValueError):
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if isinstance(found, dict) and isinstance(found.get("files"), dict):
@@ -46,36 +56,84 @@ class Answers:
         return str(self.record["by"])
 
     def corrections(self) -> dict[str, Path]:
-        """All class maps that the user corrected, by the name of their image; new ones are kept."""
+        """All class maps that the user corrected, by the name of their image; new ones are kept.
+
+        DataError for a file that cannot be read, or that does not fit its image.
+        """
         known = self.record["files"]
-        for path in sorted(self.classes.rglob("*")) if known else ():
-            below = path.relative_to(self.classes)
-            name, kind = below.with_suffix("").as_posix(), path.suffix.lower()
-            if kind not in SUFFIXES or name not in known or digest(path) in known[name]:
-                continue
-            seen = self.record["beside"].get(below.as_posix())
-            if seen == digest(path):  # a file beside the class map, taken in before
-                continue
-            kept = self.out / CORRECTED / f"{name}.png"
-            if kind == ".png":
-                with replacing(kept, "--out") as temporary:
-                    shutil.copyfile(path, temporary)
+        files = [*self.classes.rglob("*"), *self.outlines.rglob("*")] if known else []
+        there = [path for path in files if path.is_file()]
+        for path in sorted(there, key=lambda p: (p.stat().st_mtime_ns, p)):  # the newest wins
+            if path.is_relative_to(self.classes):
+                self._take_map(path)
             else:
-                ids, given = read_mask(path), read_mask(path.with_suffix(".png")).shape
-                if ids.shape != given:
-                    size, wanted = (f"{s[1]}x{s[0]}" for s in (ids.shape, given))
-                    cure = "save it in the same size, or remove it"
-                    raise DataError(f"{path}: {size}, its image is {wanted}; {cure}")
-                write_png(kept, ids)
-                self.record["beside"][below.as_posix()] = digest(path)
-            known[name].append(digest(path))
-            self._save()
+                self._take_outlines(path)
         folder = self.out / CORRECTED
         every = sorted(folder.rglob("*.png"))
         return {p.relative_to(folder).as_posix().removesuffix(".png"): p for p in every}
 
-    def publish(self, work: Path, names: Iterable[str], by: str) -> None:
-        """Publish a predicted folder; a kill leaves files of both answers, all of them known."""
+    def _take_map(self, path: Path) -> None:
+        """Keep a class map that was corrected, or saved as a TIFF beside it."""
+        below = path.relative_to(self.classes)
+        name, kind = below.with_suffix("").as_posix(), path.suffix.lower()
+        known = self.record["files"].get(name)
+        if kind not in SUFFIXES or known is None or (own := digest(path)) in known:
+            return
+        if self.record["beside"].get(below.as_posix()) == own:  # taken in before
+            return
+        if kind == ".png":
+            with replacing(self.out / CORRECTED / f"{name}.png", "--out") as temporary:
+                shutil.copyfile(path, temporary)
+            known.append(own)
+            self._save()
+            return
+        ids, given = read_mask(path), read_mask(path.with_suffix(".png")).shape
+        if ids.shape != given:
+            size, wanted = (f"{s[1]}x{s[0]}" for s in (ids.shape, given))
+            cure = "save it in the same size, or remove it"
+            raise DataError(f"{path}: {size}, its image is {wanted}; {cure}")
+        self._keep(name, ids, below.as_posix(), own)
+
+    def _take_outlines(self, path: Path) -> None:
+        """Keep the class map of outlines that were corrected in another program."""
+        below = path.relative_to(self.outlines)
+        name, beside = below.with_suffix("").as_posix(), f"{OUTLINES}/{below.as_posix()}"
+        classes = self.classes / f"{name}.png"
+        if name not in self.record["files"] or not is_annotation(path) or not classes.is_file():
+            return
+        found = _digest_of_bytes(path)
+        if found in (*self._own_outlines(below.as_posix()), self.record["beside"].get(beside)):
+            return
+        names, crop = self.record.get("class_names") or [], Crop(*self.record["crop"])
+        height, width = read_mask(classes).shape
+        whole = height + crop.top + crop.bottom, width + crop.left + crop.right
+        self._keep(name, crop.of(read_annotation(path, whole, names)), beside, found)
+
+    def _own_outlines(self, below: str) -> list[str]:
+        """Hashes of the file of outlines that this program wrote."""
+        return list(self.record["outlines"].get(below, []))
+
+    def _keep(self, name: str, ids: Pixels, beside: str, found: str) -> None:
+        """Keep class ids from a file beside the class map, unless nothing was changed."""
+        if _digest_of(ids) not in self.record["files"][name]:
+            write_png(self.out / CORRECTED / f"{name}.png", ids)
+            self.record["files"][name].append(_digest_of(ids))
+        self.record["beside"][beside] = found
+        self._save()
+
+    def publish(
+        self,
+        work: Path,
+        names: Iterable[str],
+        by: str,
+        classes: Sequence[str] = (),
+        crop: Crop = NO_CROP,
+    ) -> None:
+        """Publish a predicted folder; a kill leaves files of both answers, all of them known.
+
+        ``classes`` are the names of the classes in its outlines, if it has some, which are those of
+        the images before ``crop``.
+        """
         names = list(names)
         self.corrections()  # those made meanwhile are kept for the next time
         new = {name: digest(work / KINDS[0] / f"{name}.png") for name in names}
@@ -89,26 +147,51 @@ class Answers:
                 _copy(work / kind / f"{name}.png", self.out / kind / f"{name}.png")
             for name in old.keys() - set(names):  # its image was taken away
                 (self.out / kind / f"{name}.png").unlink(missing_ok=True)
+        self._publish_outlines(work, names)
         for table in TABLES:
             if (work / table).exists():
                 _copy(work / table, self.out / table)
         self.record |= {"by": by, "files": {name: [value] for name, value in new.items()}}
+        self.record |= {"class_names": list(classes), "crop": list(crop)}
         self._save()
 
-    def publish_model(self, network: Path | None, names: Sequence[str] = ()) -> None:
+    def _publish_outlines(self, work: Path, names: Sequence[str]) -> None:
+        """Replace this program's own outlines by those of a predicted folder, or by none."""
+        every = [f"{name}{suffix}" for name in names for suffix in SUFFIX.values()]
+        new = [below for below in every if (work / OUTLINES / below).is_file()]
+        old = self.record["outlines"]
+        for below in old.keys() - set(new):
+            path = self.outlines / below
+            if path.is_file() and _digest_of_bytes(path) in self._own_outlines(below):
+                path.unlink()  # of an answer before; what a user saved there stays
+        own = {below: _digest_of_bytes(work / OUTLINES / below) for below in new}
+        self.record["outlines"] = {b: [*self._own_outlines(b), d] for b, d in own.items()}
+        self._save()
+        for below in new:
+            _copy(work / OUTLINES / below, self.outlines / below)
+        self.record["outlines"] = {below: [value] for below, value in own.items()}
+
+    def publish_model(
+        self,
+        network: Path | None,
+        names: Sequence[str] = (),
+        facts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Put the network that answers at ``OUT/model.pt``, for new images; None: there is none.
 
-        Its classes get these names, which may have been given after it was trained.
+        Its classes get these names, which may have been given after it was trained. ``facts`` are
+        what is known of its images, so that new ones are read alike: crop, gray range, scale.
         """
         model = self.out / MODEL
         if network is None:
             model.unlink(missing_ok=True)
         else:
             _copy(network, model)
-            contents = load(model) if names else {}
+            contents = load(model) if names or facts else {}
             settings = contents.get("settings")
-            if settings and list(settings.get("class_names", ())) != list(names):
-                save(model, {**contents, "settings": {**settings, "class_names": list(names)}})
+            named = {"class_names": list(names)} if names else {}
+            if settings:
+                save(model, {**contents, "settings": {**settings, **named, **facts}})
 
     def _save(self) -> None:
         replace_file(self.path, json.dumps(self.record, indent=1) + "\n", "--out")
@@ -116,8 +199,15 @@ class Answers:
 
 def digest(path: Path) -> str:
     """A short hash of the values of a class map, however its file is packed; DataError."""
-    ids = read_mask(path)
+    return _digest_of(read_mask(path))
+
+
+def _digest_of(ids: Pixels) -> str:
     return hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).hexdigest()[:16]
+
+
+def _digest_of_bytes(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _copy(source: Path, target: Path) -> None:

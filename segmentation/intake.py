@@ -16,6 +16,7 @@ import numpy as np
 
 from annotation.files import another_kind, is_annotation, names_in
 from annotation.names import class_names
+from annotation.outlines import SUFFIX
 from config import Config, ConfigError
 from data import name_key
 from dataset.layout import replacing_set, write_png
@@ -23,18 +24,21 @@ from dataset.mask_values import MaskRule, parse_palette
 from dataset.prepare import mask_warnings, read_settings
 from dataset.set_plan import Plan, Source
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
+from imaging.field import Crop
+from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, is_drawn
 from imaging.pages import images_of, page_name, page_names
 from metallography.items import result_names
 from metallography.particles import MINIMUM_PX
+from metallography.scales import read_scales
 from metallography.segmenter import check_number
 from segmentation.answers import Answers
 from utils.files import DataError, replace_file
 from utils.log import only_progress, progress
 from utils.metrics import IGNORED
 
-SET, RECORD, VERSION = "set", "record.json", 2
+SET, RECORD, VERSION = "set", "record.json", 3
 WITHOUT = "image(s) without a mask"
 EACH_PAGE = "--page=each"
 PRETRAIN = ("auto", "always", "never")
@@ -57,6 +61,9 @@ class Request:
     threads: int = 0
     seed: int = 0
     min_px: float = MINIMUM_PX
+    outlines: str = ""  # geojson or roi: the outlines of all particles are written, too
+    scales: Path | None = None  # a CSV file of scales for single images
+    sample: str = ""  # what the images show; '' is the name of their folder
 
     def __post_init__(self) -> None:
         problems = []
@@ -67,6 +74,13 @@ class Request:
                 problems.append(str(error))
         if self.um_per_px is not None and not 0 < self.um_per_px < 1e9:
             problems.append(f"--um_per_px: found {self.um_per_px}; give micrometres, above 0")
+        if self.outlines not in ("", *SUFFIX):
+            problems.append(f"--outlines: found {self.outlines}; give {' or '.join(SUFFIX)}")
+        if self.scales is not None:
+            try:
+                read_scales(self.scales)
+            except DataError as error:
+                problems.append(str(error))
         if self.pretrain not in PRETRAIN:
             problems.append(f"--pretrain: found {self.pretrain}; give {', '.join(PRETRAIN)}")
         if not self.masks:
@@ -117,6 +131,8 @@ class Intake(NamedTuple):
     pixels: int  # of all images
     notes: tuple[str, ...]  # how the files were read, and what was left out
     class_names: tuple[str, ...] = ()  # as given, or as files of outlines tell
+    crop: Crop = Crop()  # what was cut off the user's images
+    gray_range: Any = None  # how more than 8 bits became 8, as a checkpoint has it; None: no need
 
     @property
     def annotated(self) -> tuple[Picture, ...]:
@@ -128,9 +144,10 @@ def read(request: Request) -> Intake:
     """Read all files and lay them out in ``OUT/set``, unless that was done; DataError."""
     answers = Answers(request.out)
     corrected = answers.corrections()
-    masks = [m for m in request.masks if m.resolve() != answers.classes.resolve()]
+    own = answers.classes.resolve(), answers.outlines.resolve()
+    masks = [m for m in request.masks if m.resolve() not in own]
     if not masks and not corrected:
-        given = f"{answers.classes}: no class map in it was changed"
+        given = f"{request.masks[0]}: nothing in it was changed"
         raise DataError(f"{given}; correct one, or give --masks a mask of your own")
     folder = request.out / SET
     wanted = _signature(request, masks, corrected)
@@ -161,7 +178,8 @@ def _intake(request: Request, record: Mapping[str, Any]) -> Intake:
         pictures.append(Picture(name, image, labels, request.images / below))
     counts = record["num_classes"], record["pixels"]
     names = tuple(record.get("class_names", ()))
-    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names)
+    how = Crop(*record["crop"]), record["gray_range"]
+    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names, *how)
 
 
 def _signature(
@@ -362,6 +380,9 @@ def _write(
             f"{request.masks[0]}: no pixel has a class; label some, or correct --ignore"
         )
     record = {"num_classes": classes, "pixels": pixels, "palette": _palette(plans[0].rule)}
+    gray = plans[0].gray
+    record |= {"crop": list(plans[0].settings.crop)}
+    record |= {"gray_range": gray.saved() if isinstance(gray, GrayRange) else None}
     return {**record, "notes": [*_notes(plans), *overruled], "pictures": pictures}
 
 

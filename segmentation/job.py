@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from annotation.outlines import SUFFIX, packed
 from dataset.layout import write_png
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.items import Item
 from metallography.ranking import fractions_of
 from metallography.scales import find_scales
 from metallography.segmenter import Segmenter
-from metallography.summary import write_tables
+from metallography.summary import is_share, words, write_tables
 from report.sheets import predicted_sheet
+from report.workbook import WORKBOOK, tables_of, write_workbook
 from segmentation import blocks, doubt, telling
-from segmentation.answers import Answers, Round, Rounds, pair_digest
+from segmentation.answers import OUTLINES, Answers, Round, Rounds, pair_digest
 from segmentation.blocks import Fold, HeldOut
 from segmentation.intake import RECORD as SET_RECORD
 from segmentation.intake import SET, Picture, Request, read
@@ -50,6 +52,7 @@ from utils.tables import csv_of_rows
 
 BEFORE = "answer before"
 FEW_CHANGED = 0.05  # share of a map: with fewer, somebody may not have looked at the rest
+OTHER_SCALE = "segment those of one magnification at a time, each with a mask of its own"
 OF_ROUND = "round.txt"  # in the folder of the first answer: the key of the round it is of
 OWN_FILES = ("rounds.json", "answer.json")
 DECIDES = ("asked", "fine_steps", "block_steps", "folds", "pretrain_epochs", "values", "views",
@@ -106,6 +109,9 @@ class Work:
         self.annotated = self.intake.annotated
         self.classes = self.intake.num_classes
         self.answers, self.rounds = Answers(self.out), Rounds(self.out)
+        own = [Item(p.source, p.name) for p in self.pictures]
+        where = self.request.images, self.request.um_per_px, self.request.scales
+        self.scales = find_scales(own, *where, cure=OTHER_SCALE)
         self.strokes = in_strokes([read_mask(p.labels) for p in self.annotated if p.labels])
         decides = {name: getattr(schedule, name) for name in DECIDES}
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
@@ -116,6 +122,8 @@ class Work:
 
     def run(self) -> Path:
         """Everything in order; returns the report."""
+        for line in self.scales.lines:
+            to_terminal(line)
         self.say_round()
         if not self.answers.by:
             self.first_answer()
@@ -220,8 +228,7 @@ class Work:
         """Predict and measure all images in a folder of its own; go on where that was stopped."""
         items = [Item(p.file, p.name) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
-        um, own = self.request.um_per_px, [Item(p.source, p.name) for p in self.pictures]
-        scales = find_scales(own, self.request.images, um)
+        um, scales = self.request.um_per_px, self.scales
         told: dict[str, Any] = {"scales": scales.of, "notes": scales.lines}
         told["min_px"] = self.request.min_px
         told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
@@ -330,6 +337,8 @@ class Work:
         """
         if self.rounds.all[before.method - 1].labels.keys() - self.this.labels.keys():
             return {}  # it learnt labels that were taken back
+        if not self.same_blocks(before):
+            return {}  # strokes were added, which are grouped otherwise
         predictors: dict[Fold, blocks.Predict] = {}
         for fold in folds:
             if before.network:
@@ -342,6 +351,18 @@ class Work:
                 return {}
             predictors[fold] = learnt
         return {BEFORE: blocks.score(self.annotated, predictors, self.classes)}
+
+    def same_blocks(self, before: Round) -> bool:
+        """Whether the labels that the answer before learnt had the blocks that they have now."""
+        for picture in self.annotated:
+            name = picture.labels.name if picture.labels else ""
+            path = self.out / TRAINING / f"round_{before.method}" / "labels" / name
+            if picture.labels and path.is_file():
+                old, new = read_mask(path), read_mask(picture.labels)
+                known = (old != IGNORED) & (new != IGNORED)
+                if (blocks.numbers(old) != blocks.numbers(new))[known].any():
+                    return False
+        return True
 
     def network_without(self, number: int, fold: Fold) -> Path | None:
         """The network of a round that left out just this fold; None if there is none."""
@@ -379,9 +400,12 @@ class Work:
         self.this.answer = place.relative_to(self.out).as_posix()
         self.rounds.save()
         rows = self.mark(folder)
-        self.answers.publish(place, [p.name for p in self.pictures], self.this.by)
+        self.draw_outlines(folder)
+        names = [p.name for p in self.pictures]
+        crop = self.intake.crop
+        self.answers.publish(place, names, self.this.by, predictor.class_names, crop)
         network = self.out / self.this.network if self.this.network else None
-        self.answers.publish_model(network, self.request.class_names)
+        self.answers.publish_model(network, self.request.class_names, self.facts(folder))
         self.folder, self.doubts = folder, rows
 
     def final(self) -> Classifier | Watched:
@@ -403,7 +427,7 @@ class Work:
         return self.learnt()
 
     def mark(self, folder: Answer) -> list[dict[str, Any]]:
-        """Write ``doubt.csv`` into a predicted folder; returns its rows."""
+        """Write ``doubt.csv`` and the workbook into a predicted folder; returns the doubts."""
         annotated = {p.name for p in self.annotated}
         others = {i.name: folder.file("doubt", i) for i in folder.items if i.name not in annotated}
         self.places = doubt.Places(others)
@@ -418,8 +442,45 @@ class Work:
             places=self.places,
             expected=forest.error if forest else math.nan,
         )
-        replace_file(folder.out / "doubt.csv", csv_of_rows(rows, ["rank", "image", "reasons"]))
+        path = folder.out / "doubt.csv"
+        replace_file(path, csv_of_rows(rows, ["rank", "image", "reasons"]))
+        tables = {**tables_of(folder.out), path.stem: path}
+        for line in write_workbook(
+            folder.out / WORKBOOK,
+            tables,
+            lambda column: telling.DOUBT_WORDS.get(column, words(column)),
+            lambda column: column in telling.DOUBT_WORDS or is_share(column),
+        ):
+            to_terminal(line)
         return rows
+
+    def facts(self, folder: Answer) -> dict[str, Any]:
+        """What a network's file has to know of its images, so that new ones are read alike."""
+        facts: dict[str, Any] = {}
+        if any(self.intake.crop):
+            sizes = sorted({done.size for done in folder.done})
+            facts |= {"crop": list(self.intake.crop), "cropped_sizes": [list(s) for s in sizes]}
+        if self.intake.gray_range is not None:
+            facts["gray_range"] = self.intake.gray_range
+        known = sorted(um for item in folder.items if (um := folder.scale_of(item)) is not None)
+        return {**facts, "um_per_px": [known[0], known[-1]]} if known else facts
+
+    def whole(self, ids: Pixels) -> Pixels:
+        """A class map at the size of its image before the crop, 0 around it."""
+        crop, (height, width) = self.intake.crop, ids.shape
+        size = height + crop.top + crop.bottom, width + crop.left + crop.right
+        return np.asarray(crop.back(ids, size, 0), np.uint8)
+
+    def draw_outlines(self, folder: Answer) -> None:
+        """Write the outlines of an answer for other programs, if they are asked for."""
+        shutil.rmtree(folder.out / OUTLINES, ignore_errors=True)
+        kind, s = self.request.outlines, folder.segmenter
+        for done in folder.done if kind else ():
+            ids = read_mask(folder.file("classes", done.item))
+            path = folder.file(OUTLINES, done.item, SUFFIX[kind])
+            whole = self.whole(ids)  # they lie over the user's own image
+            drawn = packed(whole, kind, s.class_names, s.colours.tolist())
+            replace_file(path, drawn, "--out", durable=False)
 
     def differs(self, folder: Answer, picture: Picture) -> float:
         """Share of pixels in which an answer differs from the first one."""

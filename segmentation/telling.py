@@ -34,6 +34,19 @@ WITHIN = (
 SHARES = {1: ("three quarters", "the fourth"), 2: ("half", "the other half")}
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
 LABEL_HERE = f"label here: the most doubtful {100 * doubt.SHARE:.0f} % of all pixels"
+# Columns of doubt.csv that are shares of 1, as people read them.
+DOUBT_WORDS = {
+    "unsure": "unsure, %",
+    "differs": "pixel classifier differs, %",
+    "vote_disagreement": "votes that differ, %",
+    "label_here": "label here, %",
+}
+ABOUT_DOUBT = (
+    "Unsure: 1 - probability of the likeliest class, mean of the pixels. Doubt: unsure, and what "
+    "the pixel classifier sees otherwise beyond its own error on held-out blocks. Votes: share of "
+    "the 8 flips and turns that give another class. Label here: share of the image among the "
+    f"{100 * doubt.SHARE:.0f} % of all pixels that are most doubtful."
+)
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which an image counts as labelled in part
 FIRST = (
@@ -148,15 +161,21 @@ def result_lines(work: Work) -> list[str]:
     marked = [row for row in work.doubts if row["reasons"]]
     lines += doubt_lines(work.doubts)
     lines += [f"  {row['image']}: {row['reasons']}" for row in marked[:5]]
-    lines.append(
-        f"For new images: python predict.py --weights {work.out / MODEL} --images FOLDER"
-        if this.network
-        else "No network was kept: for new images add them to the folder, and give the same command"
-    )
+    lines.append(new_images_line(work))
     moved = changes(this, work.before, names)
     if work.before is not None:
         lines.append(f"Changed since the answer before: {len(moved)} of {len(folder.items)} images")
     return lines
+
+
+def new_images_line(work: Work) -> str:
+    """How to have new images segmented: by the network, if one answers."""
+    if work.this.network:
+        return f"For new images: python predict.py --weights {work.out / MODEL} --images FOLDER"
+    return (
+        f"The {FOREST} answers, and no network: {MODEL} is not written, and predict.py has nothing "
+        "to apply. For new images add them to the folder, and give the same command"
+    )
 
 
 def doubt_lines(doubts: list[Row]) -> list[str]:
@@ -189,6 +208,8 @@ def honest_lines(this: Round, schedule: Schedule) -> list[str]:
     if NETWORK in this.by and 0 < schedule.block_steps < schedule.fine_steps:
         own, all_ = schedule.block_steps, schedule.fine_steps
         said += f". These networks had {own} steps each, the one that answers {all_}"
+    if this.shares:
+        said += ". Only strokes are scored: what nobody labelled may be told apart worse"
     return [said, "There is no score on other images: none of them has a mask", *curve_lines(this)]
 
 
@@ -209,28 +230,17 @@ def block_table(this: Round, names: list[str]) -> Table:
 
 def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
     """All images without labels, their doubt, and what speaks against each; shares in percent."""
-    percent = {
-        "unsure": "unsure, %",
-        "differs": "pixel classifier differs, %",
-        "vote_disagreement": "votes that differ, %",
-        "label_here": "label here, %",
-    }
-    head = ["image", "what speaks against it", "doubt", *percent.values()]
+    head = ["image", "what speaks against it", "doubt", *DOUBT_WORDS.values()]
     rows = [
         [
             own[row["image"]],
             row["reasons"] or "-",
             digits(row["doubt"], 2),
-            *(digits(100 * row[name], 1) for name in percent),
+            *(digits(100 * row[name], 1) for name in DOUBT_WORDS),
         ]
         for row in doubts
     ]
-    title = (
-        "All images without labels, the most doubtful first (unsure: 1 - probability, mean; doubt: "
-        "unsure, and what the pixel classifier sees otherwise beyond its own error on held-out "
-        "blocks; votes: share of the 8 flips and turns that give another class; label here: the "
-        f"{100 * doubt.SHARE:.0f} % of all pixels that are most doubtful)"
-    )
+    title = "Images without labels, the most doubtful first"
     return {"title": title, "head": head, "rows": rows}
 
 
@@ -271,11 +281,12 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
         for name, place in far_away.items()
     ]
     told = Told(
-        sample_of(work.request.images),
+        work.request.sample or sample_of(work.request.images),
         names=own,
         by=by,
         said=[*(honest_lines(this, work.schedule) if final else [FIRST]), LABELS_WIN],
         doubts=doubt_table(doubts, own) if doubts else None,
+        doubt_words=ABOUT_DOUBT,
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
         marked_places=ChainMap(far_away, work.places),  # type: ignore[arg-type]  # only read
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
@@ -284,6 +295,7 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
         trained=[block_table(this, names)] if whole else [],
         notes=[
             *(comparison_lines(this, work.before) if final else []),
+            *([new_images_line(work)] if final else []),
             *work.schedule.lines(),
             *work.intake.notes,
         ],

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from annotation.outlines import SUFFIX, packed
+from imaging.field import Crop
 from segmentation.answers import KINDS, Answers
 from utils.checkpoint import load, save
 from utils.files import DataError
 
+CLASSES, COLOURS = ["matrix", "carbide", "pore"], [(0, 0, 0), (255, 0, 0), (0, 0, 255)]
 OLD, NEW = np.zeros((4, 4), np.uint8), np.ones((4, 4), np.uint8)
 
 
@@ -51,6 +55,66 @@ def test_a_correction_saved_as_tiff_counts_once_until_it_is_saved_again(
     assert (np.asarray(Image.open(Answers(out).corrections()["a"])) == 2).all()
     Image.fromarray(NEW + 2).save(own)
     assert (np.asarray(Image.open(Answers(out).corrections()["a"])) == 3).all()
+
+
+def drawn(place: Path, crop: Crop, ids: np.ndarray, kind: str = "geojson") -> Path:  # type: ignore[type-arg]
+    """A predicted folder with the outlines of its class maps over the images before the crop."""
+    work(place, ids)
+    whole = (ids.shape[0] + crop.top + crop.bottom, ids.shape[1] + crop.left + crop.right)
+    for name in ("a", "b/c"):
+        path = place / "outlines" / f"{name}{SUFFIX[kind]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(packed(crop.back(ids, whole, 0), kind, CLASSES, COLOURS))
+    return place
+
+
+@pytest.mark.parametrize("crop", [Crop(), Crop(2, 3, 0, 1)])
+def test_outlines_that_were_corrected_are_a_correction_of_their_class_map(
+    tmp_path: Path, crop: Crop
+) -> None:
+    old = np.zeros((20, 24), np.uint8)
+    old[4:9, 4:9] = 1
+    Answers(tmp_path / "out").publish(
+        drawn(tmp_path / "one", crop, old), ["a", "b/c"], "me", CLASSES, crop
+    )
+    out = tmp_path / "out"
+    path = out / "outlines" / "b" / "c.geojson"
+    path.write_bytes(b" " + path.read_bytes())  # saved again, and nothing was changed
+    assert Answers(out).corrections() == {}
+    new = old.copy()
+    new[10:15, 2:20] = 2
+    size = (20 + crop.top + crop.bottom, 24 + crop.left + crop.right)
+    path.write_bytes(packed(crop.back(new, size, 0), "geojson", CLASSES, COLOURS))
+    found = Answers(out).corrections()
+    assert list(found) == ["b/c"] and (np.asarray(Image.open(found["b/c"])) == new).all()
+    # Another program's file beside it, of another image: the newest counts.
+    corners = [[crop.left, crop.top + 3], [crop.left + 24, crop.top + 3],
+               [crop.left + 24, crop.top + 7], [crop.left, crop.top + 7]]  # fmt: skip
+    shape = {"label": "pore", "points": corners, "shape_type": "polygon"}
+    whole = {"shapes": [shape], "imageHeight": size[0], "imageWidth": size[1]}
+    (out / "outlines" / "a.json").write_text(json.dumps(whole))
+    rows = np.zeros((20, 24), np.uint8)
+    rows[3:7] = 2
+    assert (np.asarray(Image.open(Answers(out).corrections()["a"])) == rows).all()
+
+
+def test_old_outlines_go_with_their_answer_and_those_of_the_user_stay(tmp_path: Path) -> None:
+    out, ids = tmp_path / "out", np.ones((20, 24), np.uint8)
+    Answers(out).publish(drawn(tmp_path / "one", Crop(), ids), ["a", "b/c"], "me", CLASSES)
+    mine = out / "outlines" / "a.geojson"
+    mine.write_bytes(packed(ids * 2, "geojson", CLASSES, COLOURS))
+    Answers(out).publish(work(tmp_path / "two", ids), ["a", "b/c"], "you", CLASSES)
+    assert [p.name for p in (out / "outlines").rglob("*") if p.is_file()] == ["a.geojson"]
+    assert (np.asarray(Image.open(out / "corrected" / "a.png")) == 2).all()
+
+
+def test_outlines_of_a_class_that_is_not_there_are_named(tmp_path: Path) -> None:
+    out, ids = tmp_path / "out", np.ones((20, 24), np.uint8)
+    Answers(out).publish(drawn(tmp_path / "one", Crop(), ids), ["a", "b/c"], "me", CLASSES)
+    names = ["matrix", "carbide", "oxide"]
+    (out / "outlines" / "a.geojson").write_bytes(packed(ids * 2, "geojson", names, COLOURS))
+    with pytest.raises(DataError, match=r"a\.geojson: class 'oxide' is not one of matrix, carbide"):
+        Answers(out).corrections()
 
 
 def test_a_file_packed_otherwise_is_no_correction(out: Path) -> None:
@@ -133,3 +197,10 @@ def test_the_model_for_new_images_has_the_names_that_were_given_after_it_was_tra
         "mapping": [0, 255],
     }
     assert load(tmp_path / "sup.pt")["settings"]["class_names"] == ["a", "b"]
+
+
+def test_the_model_for_new_images_knows_how_its_own_were_read(out: Path, tmp_path: Path) -> None:
+    save(tmp_path / "sup.pt", {"settings": {"gray_range": {"levels": [0, 255]}, "mapping": [0]}})
+    facts = {"crop": [0, 60, 0, 0], "cropped_sizes": [[90, 80]], "gray_range": [300.0, 4000.0]}
+    Answers(out).publish_model(tmp_path / "sup.pt", (), facts)
+    assert load(out / "model.pt")["settings"] == {"mapping": [0], **facts}

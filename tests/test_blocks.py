@@ -25,10 +25,46 @@ def picture(tmp_path: Path) -> Picture:
 
 def test_the_blocks_are_a_partition_of_any_image() -> None:
     for shape in ((5, 7), (2, 2), (48, 31)):
-        count = np.zeros(shape, int)
-        for place in blocks.cut(shape):
-            count[place] += 1
-        assert (count == 1).all()
+        found = blocks.quarters(shape)
+        rows, columns = shape[0] // 2, shape[1] // 2
+        assert (found[:rows, :columns] == 0).all() and (found[:rows, columns:] == 1).all()
+        assert (found[rows:, :columns] == 2).all() and (found[rows:, columns:] == 3).all()
+
+
+def strokes(*places: tuple[int, int, int]) -> np.ndarray:
+    """Strokes of 2 x 6 pixels on 60 x 60: row, column and class of each."""
+    labels = np.full((60, 60), IGNORED, np.uint8)
+    for row, column, label in places:
+        labels[row : row + 2, column : column + 6] = label
+    return labels
+
+
+def test_few_strokes_are_given_out_whole_so_that_both_halves_have_every_class() -> None:
+    # All of class 1 in the upper left quarter, where nothing else could learn it.
+    labels = strokes((2, 2, 1), (8, 2, 1), (14, 2, 1), (20, 2, 1), (2, 40, 0), (40, 2, 0),
+                     (40, 40, 0), (50, 50, 0))  # fmt: skip
+    found = blocks.numbers(labels)
+    for pair in blocks.PAIRS:
+        assert set(labels[np.isin(found, pair)].tolist()) - {IGNORED} == {0, 1}
+    for row, column in ((2, 2), (8, 2), (14, 2), (20, 2), (2, 40), (40, 2), (40, 40), (50, 50)):
+        assert len(np.unique(found[row : row + 2, column : column + 6])) == 1
+    each = [int(((labels == 1) & (found == block)).sum()) for block in range(4)]
+    assert each == [12, 12, 12, 12]  # four strokes of the class, one in each block
+
+
+def test_a_stroke_that_alone_has_a_class_is_cut_in_two() -> None:
+    labels = strokes((2, 2, 1), (2, 40, 0), (40, 2, 0), (40, 40, 0))
+    found = blocks.numbers(labels)
+    for pair in blocks.PAIRS:
+        assert ((labels == 1) & np.isin(found, pair)).sum() == 6
+
+
+def test_strokes_that_are_in_all_quarters_and_whole_masks_have_quarters_as_blocks() -> None:
+    spread = strokes(*((r, c + 8 * k, k) for r in (2, 40) for c in (2, 40) for k in (0, 1)))
+    one_quarter = np.zeros((60, 60), np.uint8)
+    one_quarter[:10, :10] = 1  # drawn in full
+    for labels in (spread, one_quarter):
+        assert (blocks.numbers(labels) == blocks.quarters((60, 60))).all()
 
 
 def test_what_is_left_out_and_what_is_scored_are_the_whole() -> None:

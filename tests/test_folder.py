@@ -399,6 +399,30 @@ def test_a_page_is_compared_with_the_mask_of_its_name(tmp_path, weights) -> None
     assert compared == {row["image"] for row in rows_of(tmp_path / "p" / "comparison.csv")}
 
 
+def test_true_masks_may_be_stacks_with_a_page_for_each_page(tmp_path, weights, capsys) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    pages = [picture(k, 30, 30) for k in range(3)]
+    imwrite(tmp_path / "imgs" / "stack.tif", np.stack(pages), photometric="minisblack")
+    truths = [expected_mask(page).astype(np.uint8) for page in pages]
+    truths[1][:, :15] = 0
+    (tmp_path / "masks").mkdir()
+    imwrite(tmp_path / "masks" / "stack.tif", np.stack(truths), photometric="minisblack")
+    imwrite(tmp_path / "masks" / "a.tiff", np.zeros((40, 48), np.uint8))
+    masks = ["--masks", str(tmp_path / "masks")]
+    assert main([*options, *masks]) == 0
+    rows = rows_of(tmp_path / "o" / "comparison.csv")
+    assert [r["image"] for r in rows[::3]] == ["a", "stack-p1", "stack-p2", "stack-p3"]
+    for page, number in ((0, 3), (2, 9)):  # what is right on page 1 and 3, and not on page 2
+        assert all(float(r["area_fraction_error"]) == 0 for r in rows[number : number + 3]), page
+    whole = expected_mask(pages[1])
+    for c in range(3):
+        error = (whole == c).mean() - (truths[1] == c).mean()
+        assert float(rows[6 + c]["area_fraction_error"]) == pytest.approx(error)
+    imwrite(tmp_path / "masks" / "stack.tif", np.stack(truths[:2]), photometric="minisblack")
+    assert main([*options, *masks]) == 1
+    assert "stack.tif: 2 pages, its image has 3; save as many" in capsys.readouterr().err
+
+
 def test_an_image_that_was_read_otherwise_is_made_anew_once(tmp_path, weights, capsys) -> None:
     options = options_of(tmp_path, weights, "a.png", "b.png", "c.png")
     for name in ("a", "b"):  # c stays as it is

@@ -159,6 +159,22 @@ def test_doubts_and_changes_of_a_job_are_shown(tmp_path, monkeypatch) -> None:
     assert page.rows.count(["0", "dark"]) == 2 and "Segmented by me" in page.text
 
 
+def test_marked_images_are_shown_and_the_others_fold(tmp_path, monkeypatch) -> None:
+    rows = [["0", "dark", "31.0", "-"], ["1", "-", "4.0", "-"], ["2", "-", "3.0", "-"]]
+    table = {
+        "title": "Doubtful first",
+        "head": ["image", "why", "unsure, %", "votes"],
+        "rows": rows,
+    }
+    folder = predicted(tmp_path, monkeypatch, 2, 3, 4)
+    page = page_of(folder, doubts=table, marks={"0": "dark"}, doubt_words="Unsure: of it.")
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Doubtful first: 1 marked" in page.text and "Unsure: of it." in page.text
+    assert "<summary>Doubtful first: 2 not marked</summary>" in text
+    assert page.rows.count(["0", "dark", "31.0"]) == 1  # nobody knows votes
+    assert page.rows.count(["1", "4.0"]) == page.rows.count(["2", "3.0"]) == 1
+
+
 def test_a_long_table_of_changes_is_folded_above_the_pictures(tmp_path, monkeypatch) -> None:
     folder = predicted(tmp_path, monkeypatch, 2, 4)
     for count, folded in ((laboratory.FEW_ROWS, 0), (laboratory.FEW_ROWS + 1, 1)):

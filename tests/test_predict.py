@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import os
 import re
+import time
 import zipfile
 from pathlib import Path
 
@@ -61,7 +63,7 @@ def test_results_go_beside_the_weights_by_default(tmp_path: Path, weights: Path)
 
 @pytest.mark.parametrize(("kind", "suffix"), [("geojson", ".geojson"), ("roi", ".zip")])
 def test_outlines_are_the_class_maps_to_the_pixel_and_tables_a_workbook(
-    tmp_path: Path, weights: Path, kind: str, suffix: str
+    tmp_path: Path, weights: Path, kind: str, suffix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = write_images(tmp_path / "imgs", "a.png", "b.png")
     words = ["--weights", str(weights), "--images", str(images), "--out", str(tmp_path / "out")]
@@ -75,6 +77,17 @@ def test_outlines_are_the_class_maps_to_the_pixel_and_tables_a_workbook(
         sheets = re.findall(r'sheet name="([a-z]+)"', book.read("xl/workbook.xml").decode())
     assert sheets == ["measurements", "batches", "particles"]
     assert main(["--weights", str(weights), "--rank", str(images), "--xlsx"]) == 2
+    # What somebody saved there afterwards is left, and told.
+    mine = out / "outlines" / f"a{suffix}"
+    mine.write_bytes(mine.read_bytes() + b" ")
+    os.utime(mine, ns=(time.time_ns(), time.time_ns()))
+    before = mine.read_bytes()
+    capsys.readouterr()
+    assert main([*words, "--outlines", kind]) == 0 and mine.read_bytes() == before
+    assert f"1 file(s) of outlines differ from their class maps: {mine}" in (
+        capsys.readouterr().out
+    )
+    assert main([*words, "--outlines", kind, "--overwrite"]) == 0 and mine.read_bytes() != before
 
 
 def test_the_scale_bar_is_round_and_true() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 import config
 import segment
 import segmentation.job
+from annotation.files import read_annotation
 from segmentation.intake import read
 from segmentation.learning import Learning
 from segmentation.micrographs import draw_micrograph
@@ -109,7 +111,7 @@ def test_from_a_folder_and_one_mask_to_a_report(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = hashes(place / "raw") | hashes(place / "truth")
-    assert run(place) == 0
+    assert run(place, "--outlines", "roi", "--sample", "Steel 42") == 0
     out = place / "out"
     for name in ("é0", "é1", "é2", "sample b/é3"):
         assert ids(out / "classes" / f"{name}.png").shape == (SIDE, SIDE)
@@ -123,7 +125,16 @@ def test_from_a_folder_and_one_mask_to_a_report(
     assert plan < first < len(lines) - 1 and "Epoch:" not in said
     assert "within the annotated image" in said and "There is no score on other images" in said
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Within the annotated image" in page and "test set" not in page
+    assert "Within the annotated image" in page and "test set" not in page and "Steel 42" in page
+    for text in (said, page):  # no network, no file of one, and that is said
+        assert ("model.pt is not written" in text) != (out / "model.pt").is_file()
+    names = [f"class {c}" for c in range(4)]
+    for name in ("é0", "sample b/é3"):
+        drawn = read_annotation(out / "outlines" / f"{name}.zip", (SIDE, SIDE), names)
+        assert (drawn == ids(out / "classes" / f"{name}.png")).all()
+    with zipfile.ZipFile(out / "measurements.xlsx") as book:
+        sheets = re.findall(r'sheet name="([a-z]+)"', book.read("xl/workbook.xml").decode())
+    assert sheets == ["measurements", "batches", "doubt"]
     # The user's labels stand in the class map of the annotated image: colours from dark to bright.
     colours = {(0, 0, 0): 0, (0, 0, 255): 1, (255, 0, 0): 2, (255, 255, 0): 3}
     truth = [[colours[tuple(p)] for p in row] for row in ids(place / "é0_mask.png").tolist()]

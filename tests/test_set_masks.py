@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from test_prepare import gray, ids_of, png, run, write_raw
+from test_prepare import gray, ids_of, png, run, tiff, write_raw
 
 from annotation.edges import assign_edges
 from annotation.outlines import outlines, to_geojson
@@ -315,6 +315,35 @@ def test_one_file_for_each_class(tmp_path, capsys, pattern, name):
     assert "classes by name: 0 background, 1 carbide, 2 pore" in capsys.readouterr().out
     for ids in ids_of(tmp_path / "set").values():
         np.testing.assert_array_equal(ids, IDS)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_files_of_classes_label_every_page_of_a_stack(tmp_path, capsys, by_name):
+    pages = [IDS, np.rot90(IDS).copy()]
+    for stem in write_raw(tmp_path, [None] * 2, images=[tiff(IMAGES[:2])] * 2):
+        for number, label in ((1, "carbide"), (2, "pore")):
+            masks = [(ids == number).astype(np.uint8) * 255 for ids in pages]
+            if by_name:  # a file for each page
+                for page, mask in enumerate(masks, start=1):
+                    put(tmp_path / "gt" / f"{stem}-p{page}_{label}.png", png(mask))
+            else:
+                put(tmp_path / "gt" / f"{stem}_{label}.tif", tiff(masks))
+    end = "png" if by_name else "tif"
+    words = ["--mask-pattern", "{stem}_{class}." + end, "--page", "each", "--test", "0"]
+    assert run(tmp_path, *words) == 0
+    found = ids_of(tmp_path / "set")
+    assert len(found) == 4
+    for name, ids in found.items():
+        np.testing.assert_array_equal(ids, pages["-p2" in name])
+
+
+def test_files_of_classes_with_other_pages_than_their_image_are_refused(tmp_path, capsys):
+    for stem in write_raw(tmp_path, [None] * 2, images=[tiff(IMAGES[:3])] * 2):
+        for label in ("a", "b"):
+            put(tmp_path / "gt" / f"{stem}_{label}.tif", tiff([IDS, IDS]))
+    words = ["--mask-pattern", "{stem}_{class}.tif", "--page", "each"]
+    assert run(tmp_path, *words) == 2
+    assert "_a.tif: 2 pages, its image has 3; save as many pages in both" in capsys.readouterr().err
 
 
 def test_files_of_two_classes_that_overlap_are_told(tmp_path, capsys):

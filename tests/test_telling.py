@@ -66,3 +66,16 @@ def test_it_is_said_how_much_was_learnt_from(folds: tuple[blocks.Fold, ...], wor
     lists = [list(fold) for fold in folds]
     schedule = Schedule({}, 0, 0, lists, 0, 0, {}, 1, [1, 1], {}, [])
     assert words in honest_lines(this, schedule)[0]
+
+
+def test_of_strokes_it_is_said_that_they_alone_are_scored() -> None:
+    this = round_of(found(5, 5), found(6, 6))
+    this.scores, this.kept = {"pixel classifier": found(6, 6)}, "pixel classifier"
+    schedule = Schedule(
+        {}, 0, 0, [list(fold) for fold in blocks.PAIRS], 0, 0, {}, 1, [1, 1], {}, []
+    )
+    assert "Only strokes are scored" not in honest_lines(this, schedule)[0]
+    this.shares = [0.5, 0.5]
+    assert honest_lines(this, schedule)[0].endswith(
+        "Only strokes are scored: what nobody labelled may be told apart worse"
+    )
