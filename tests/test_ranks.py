@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -141,10 +142,10 @@ def labelled_steps(folder: Path, norm: str, settings: dict[str, Any]) -> dict[st
     stage.seed()
     stage.build()
     evaluating(stage.module)
-    stage.optimizer = torch.optim.SGD(stage.module.parameters(), 0.1)
+    stage.optimizer = torch.optim.SGD(stage.module.parameters(), 1e-2)
     losses, gradients, parts = [], [], []
     for epoch in range(STEPS):
-        for batch in stage.batches.epoch(epoch):
+        for batch in islice(stage.batches.epoch(epoch), STEPS - len(losses)):
             found = stage.losses(batch)
             stage.optimizer.zero_grad()
             found["loss"].backward()
@@ -174,9 +175,9 @@ def half_labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ({"fine_steps": STEPS, "fine_batch_size": 8, "fine_crop": 16}, ([4, 4, 4], [4, 4, 4])),
         # Five images in batches of three and two.
-        ({"fine_batch_size": 3}, ([1, 1] * STEPS, [2, 1] * STEPS)),
+        ({"fine_batch_size": 3}, ([1, 1, 1], [2, 1, 2])),
         # Of four and one: the one is smaller than the ranks, which both have it.
-        ({"fine_batch_size": 4}, ([2, 1] * STEPS, [2, 1] * STEPS)),
+        ({"fine_batch_size": 4}, ([2, 1, 2], [2, 1, 2])),
     ],
 )
 @pytest.mark.parametrize("norm", ["group", "batch"])
@@ -196,7 +197,8 @@ def test_two_ranks_learn_from_labels_as_one_process_does(
         gradients, found = whole["gradients"][step], first["gradients"][step]
         largest = max(float(g.abs().max()) for g in gradients)
         for g, h in zip(gradients, found, strict=True):
-            torch.testing.assert_close(h, g, rtol=1e-4, atol=2e-5 * largest)
+            # A rounding may decide which of two pixels is the larger one, and so where it goes.
+            torch.testing.assert_close(h, g, rtol=1e-4, atol=1e-4 * largest)
     for kind in ("state", "average"):
         for name, value in whole[kind].items():
             torch.testing.assert_close(first[kind][name], value, rtol=1e-4, atol=1e-5)
