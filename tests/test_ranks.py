@@ -143,7 +143,8 @@ def labelled_steps(folder: Path, norm: str, settings: dict[str, Any]) -> dict[st
     stage.build()
     evaluating(stage.module)
     stage.optimizer = torch.optim.SGD(stage.module.parameters(), 1e-2)
-    losses, gradients, parts = [], [], []
+    losses: list[dict[str, torch.Tensor]] = []
+    gradients, parts = [], []
     for epoch in range(STEPS):
         for batch in islice(stage.batches.epoch(epoch), STEPS - len(losses)):
             found = stage.losses(batch)
