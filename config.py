@@ -234,7 +234,7 @@ class Config:
     norm: str = network("batch", "normalisation inside the UNet: batch (BatchNorm) or group "
         "(GroupNorm, of one image at a time)", source=OURS, choices=("batch", "group"))
     batch_norm_ranks: str = network("own", "of which images BatchNorm takes its statistics where "
-        "several ranks share a batch: own (each of its part of the batch), sync (of the whole batch, "
+        "several ranks share a batch: own (each of its part of it), sync (of the whole batch, "
         "SyncBatchNorm, on CUDA), shuffle (each of its part, and keys are computed by other ranks "
         "than queries, ShuffleBN, for moco, plain-moco and densecl)", source=OURS,
         choices=("own", "sync", "shuffle"))
