@@ -208,7 +208,8 @@ class Config:
         "of what is free", source=OURS, pattern=r"(?:\d{1,6}(?:\.\d{1,3})? ?[kKMGT]B?)?",
         allowed="a size such as 4GB or 500MB, or nothing")
     save_seconds: float = running(60.0, "time between saves of the training state, lost at most "
-        "when a run is killed", unit="seconds", source=OURS, limits=NOT_NEGATIVE)
+        "when a run is killed, also within an epoch; 0: after every epoch", unit="seconds",
+        source=OURS, limits=NOT_NEGATIVE)
     overwrite: bool = running(False, "train anew over a run whose settings differ", source=OURS)
     resume: str = running("auto", "auto: go on where a run was cut off; never: start it again",
         source=OURS, choices=("auto", "never"))
@@ -233,7 +234,7 @@ class Config:
         "BatchNorm whatever norm is, and is trained at fine_lr_encoder without pretraining, too",
         source=OURS, choices=("unet", "efficientnet_lite0"))
     batch_norm_ranks: str = network("own", "of which images BatchNorm takes its statistics where "
-        "several ranks pretrain: own (each of its part of the batch), sync (of the whole batch, "
+        "several ranks share a batch: own (each of its part of it), sync (of the whole batch, "
         "SyncBatchNorm, on CUDA), shuffle (each of its part, and keys are computed by other ranks "
         "than queries, ShuffleBN, for moco, plain-moco and densecl)", source=OURS,
         choices=("own", "sync", "shuffle"))

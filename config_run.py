@@ -100,12 +100,14 @@ def begin(runs: Sequence[Run]) -> None:
 
 
 def train(runs: Sequence[Run]) -> None:
-    """Do the runs. Ranks pretrain together, then share the runs with labels, if there are several.
+    """Do the runs. Ranks pretrain together, then share the runs with labels, or their batches.
 
-    A single run with labels is trained by rank 0, and evaluated by all.
+    They share batches where that is the better use, with at most half as many runs as ranks, and
+    where every rank has a part. Of a single run with smaller batches rank 0 alone trains.
     """
     labelled = [run for run in runs if run[1] is not SelfSupervised]
-    if group.size() == 1 or len(labelled) < 2:
+    few = len(labelled) <= group.size() / 2 and all(s(j).fits_ranks() for j, s in labelled)
+    if group.size() == 1 or few or len(labelled) < 2:
         for job, stage in runs:
             stage(job).run()
             if stage is not SelfSupervised and group.writes():

@@ -474,6 +474,7 @@ class Batches:
     ) -> None:
         self.dataset, self.batch_size = dataset, batch_size
         self.order = dataset.draws(0, batch_size)  # of the epoch that is drawn
+        self.steps = len(self.order)
         self._loader: DataLoader[dict[str, Any]] | None = None
         if workers:  # a batch sampler may be any iterable of lists of keys
             processes: dict[str, Any] = {"num_workers": workers, "persistent_workers": True}
@@ -482,11 +483,11 @@ class Batches:
             )
 
     def __len__(self) -> int:
-        return len(self.order)
+        return self.steps
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch (counted from 0); ask for one epoch at a time."""
-        self.order[:] = map(part_of_rank, self.dataset.draws(epoch, self.batch_size))
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from ``first`` on (from 0); ask for one epoch at a time."""
+        self.order[:] = map(part_of_rank, self.dataset.draws(epoch, self.batch_size)[first:])
         if self._loader is None:
             yield from self._prefetched()
             return
@@ -515,14 +516,18 @@ class Batches:
 def part_of_rank(draws: list[Draw]) -> list[Draw]:
     """The part of a batch that is this rank's: its share of the images, in the order of the ranks.
 
-    An annotated image in front is every rank's. The images have to divide among the ranks.
+    In pretraining an annotated image in front is every rank's, and the others have to divide among
+    the ranks. In training with labels some ranks may have one image more; a batch of fewer images
+    than ranks is everybody's as a whole, so that its mean over the ranks is its own.
     """
     shared = [draw for draw in draws[:1] if draw.stream == ANNOTATED]
-    others, ranks = draws[len(shared) :], group.size()
-    if len(others) % ranks:
-        raise ValueError(f"{len(others)} images do not divide among {ranks} ranks")
-    each = len(others) // ranks
-    return shared + others[group.rank() * each : (group.rank() + 1) * each]
+    others, rank, ranks = draws[len(shared) :], group.rank(), group.size()
+    count = len(others)
+    if count % ranks and draws[-1].stream != FINE:
+        raise ValueError(f"{count} images do not divide among {ranks} ranks")
+    if count < ranks:
+        return draws
+    return shared + others[rank * count // ranks : (rank + 1) * count // ranks]
 
 
 def collate(items: Sequence[dict[str, Any]]) -> Batch:

@@ -106,9 +106,9 @@ class Few:
     def __len__(self) -> int:
         return self.count
 
-    def epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[dict[str, Any]]:
         """The first batches of one epoch."""
-        return islice(self.batches.epoch(epoch), self.count)
+        return islice(self.batches.epoch(epoch, first), self.count - first)
 
 
 def start_and_step(case: dict[str, Any]) -> dict[str, float]:

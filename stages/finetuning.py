@@ -56,9 +56,9 @@ from utils.checkpoint import (
 from utils.device import upload
 from utils.files import Behind, DataError
 from utils.log import evaluation_lines
-from utils.metrics import Scores, SegmentationScores
+from utils.metrics import IGNORED, Scores, SegmentationScores
 from utils.ranks import group
-from utils.ranks.tensors import take_first_ranks
+from utils.ranks.tensors import mean_of_ranks, take_first_ranks
 from utils.training import ANEW, LONGER
 
 EVALUATION_BATCH = 8
@@ -85,8 +85,12 @@ class Supervised(Runner):
     def build(self) -> None:
         """UNet, optimizer and batches."""
         c, samples = self.config, self.annotated
+        self.ranks = group.size() if self.fits_ranks() else 1
         self.module = self.to_memory(self.network())
         self.compile(self.module)
+        self.average = averaged_weights(self.module, c.fine_average) if c.fine_average else None
+        self.module = self.synchronised(self.module)  # the average's are rank 0's, see below
+        self.scored = self.average.module if self.average else self.module
         self.optimizer = self.make_optimizer()
         self.epochs = c.epochs_for(self.job.size)
         self.class_weight = torch.tensor(self.weights(), device=self.device)
@@ -100,12 +104,22 @@ class Supervised(Runner):
             steps=c.fine_steps > 0,
             standardize=c.standardize,
         )
-        size = c.fine_batch_size if c.fine_steps else min(c.fine_batch_size, len(samples))
-        self.batches = data.Batches(annotated, size, c.workers)
+        self.batches = data.Batches(annotated, self.batch_size(), c.workers)
         self.steps = self.epochs * len(self.batches)
         self.schedule = rate_schedule(self.optimizer, c.fine_schedule, self.steps, c.fine_warmup)
-        self.average = averaged_weights(self.module, c.fine_average) if c.fine_average else None
-        self.scored = self.average.module if self.average else self.module
+
+    def batch_size(self) -> int:
+        """Annotated images of a step; the same one may be drawn again where steps are counted."""
+        size = self.config.fine_batch_size
+        return size if self.config.fine_steps else min(size, len(self.annotated))
+
+    def crops_of_step(self) -> int:
+        """Crops, or whole images, that a step sees."""
+        return self.batch_size() * (1 if self.config.fine_steps else self.config.fine_crops)
+
+    def fits_ranks(self) -> bool:
+        """Whether a step has something for every rank."""
+        return self.crops_of_step() >= group.size()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Adam or AdamW."""
@@ -129,15 +143,18 @@ class Supervised(Runner):
         return {} if self.average is None else {"average": self.average}
 
     def restore(self, state: Mapping[str, Any]) -> int:
-        """Also the place in the schedule, which follows from the epoch."""
+        """Also the place in the schedule, which follows from the epoch and the step."""
         first = super().restore(state)
         if self.schedule:
-            self.schedule.last_epoch = min(first * len(self.batches), self.steps - 1)
+            done = first * len(self.batches) + self.within.get("steps", 0)
+            self.schedule.last_epoch = min(done, self.steps - 1)
         return first
 
     def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
-        """Of several ranks one trains, since a batch is small; the others wait to evaluate."""
-        if group.writes():
+        """Of ranks that do not share batches one trains; the others wait to evaluate."""
+        if self.ranks > 1:
+            super().train_epoch(epoch, step_done)
+        elif group.writes():
             with group.alone():
                 super().train_epoch(epoch, step_done)
 
@@ -205,8 +222,8 @@ class Supervised(Runner):
         return self.pixels(sample)
 
     def unsuitable(self) -> list[str]:
-        """A line for each annotated image that is smaller than the crops."""
-        return self.smaller_than("fine_crop", self.annotated)
+        """A line for each annotated image that is smaller than the crops, or on the ranks."""
+        return self.smaller_than("fine_crop", self.annotated) or self.not_synchronised()
 
     def new_length(self, state: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         """Longer at constant rates: goes on. With a schedule, or longer pretraining: anew."""
@@ -218,17 +235,27 @@ class Supervised(Runner):
         return LONGER if same and changed <= set(Supervised.lengths) else ANEW
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Half cross-entropy, half Dice loss."""
-        return supervised_loss(self.module(batch["image"]), batch["mask"], self.class_weight)
+        """Half cross-entropy by labelled pixels, half Dice loss by images, of all ranks' batch."""
+        mask = batch["mask"]
+        own = supervised_loss(self.module(batch["image"]), mask, self.class_weight)
+        if self.ranks == 1:
+            return own
+        cross_entropy = mean_of_ranks(own["cross_entropy"], (mask != IGNORED).sum())
+        dice = mean_of_ranks(own["dice"], len(mask))
+        loss = 0.5 * cross_entropy + 0.5 * dice
+        return {"loss": loss, "cross_entropy": cross_entropy, "dice": dice}
 
     def header(self) -> list[str]:
         """Start, training data and test set."""
         c, every = self.config, self.config.eval_every_for(self.job.size)
         crops = f"steps of {c.fine_batch_size} crops, each an epoch," if c.fine_steps else "epochs"
+        saved = "" if self.average else "; rank 0's are saved"
+        statistics = f"of each rank's part{saved}"
         return [
             *self.job.notes,
             f"{self.start} for {self.epochs} {crops} on {self.images(self.annotated)} with labels "
             f"of {self.config.data_dir}: {some_names(self.annotated)}",
+            *self.about_ranks(self.crops_of_step(), statistics),
             *self.about_labels(),
             *self._about_test(f"every {every} epochs and after the last"),
         ]

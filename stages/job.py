@@ -20,6 +20,7 @@ from imaging.store import ImageStore, fingerprint
 from model import settings_of
 from networks import compile_norms
 from report import figures
+from utils.checkpoint import UNET
 from utils.log import METRICS_FILE
 from utils.run_folder import RunFolder, differences
 from utils.training import Training
@@ -63,6 +64,7 @@ class Runner(Training):
         run_dir = experiment_dir(job.config, self.stage) / run_label(job.size, job.repeat)
         super().__init__(job.config, RunFolder(run_dir, self.stage), job.device, job.amp)
         self.job, self.config = job, job.config
+        self.ranks = 1  # that share a batch, known by ``build``
 
     def samples(self) -> list[Sample]:
         """The images that this stage is trained on or scored on."""
@@ -125,6 +127,38 @@ class Runner(Training):
         how = self.config.compile
         if how == "on" or (how == "auto" and self.device.type == "cuda"):
             compile_norms(module, self.device, self.amp)
+
+    def synchronised(self, module: nn.Module) -> nn.Module:
+        """With BatchNorm's statistics of the whole batch, if ranks share it and that is wanted."""
+        if self.ranks == 1 or self.config.batch_norm_ranks != "sync":
+            return module
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-any-return]
+
+    def not_synchronised(self) -> list[str]:
+        """A line if the ranks cannot have BatchNorm's statistics of the whole batch here."""
+        c, kind = self.config, self.device.type
+        if self.job.ranks == 1 or c.batch_norm_ranks != "sync":
+            return []
+        if c.encoder != UNET:  # its norms hold their activation, which the conversion would lose
+            return [f"batch_norm_ranks: found sync with --encoder {c.encoder}; give own"]
+        if c.norm != "batch":
+            return []
+        what = f"found sync on {kind}; PyTorch's SyncBatchNorm needs CUDA"
+        return [f"batch_norm_ranks: {what}; give own, or --norm group"] if kind != "cuda" else []
+
+    def fits_ranks(self) -> bool:
+        """Whether a step has something for every rank."""
+        return True
+
+    def about_ranks(self, batch: int, statistics: str) -> list[str]:
+        """How several ranks share a batch, and of what BatchNorm's ``statistics`` are."""
+        least, most = batch // self.ranks, -(-batch // self.ranks)
+        each = f"{least}" if least == most else f"{least} or {most}"
+        own = f"{self.ranks} ranks, {each} of the {batch} images of a step each"
+        if self.config.batch_norm_ranks == "sync":
+            statistics = "of the whole batch"
+        norm = f"; BatchNorm's statistics are {statistics}" if self.config.norm == "batch" else ""
+        return [own + norm] if self.ranks > 1 else []
 
     def images(self, samples: Sequence[Sample]) -> str:
         """Number and sizes of samples: '48 images 188x188'."""

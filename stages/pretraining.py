@@ -17,7 +17,7 @@ from model import METHODS, build_method
 from report import probe
 from stages.forest import PixelForest
 from stages.job import Job, Runner, due, some_names, unused_settings
-from utils.checkpoint import UNET, save, to_published
+from utils.checkpoint import save, to_published
 from utils.device import fuses_optimizers
 from utils.log import progress
 from utils.ranks import group
@@ -42,9 +42,9 @@ class SelfSupervised(Runner):
     def build(self) -> None:
         """The method, Adam or AdamW, and batches of two views with an annotated image in front."""
         c = self.config
+        self.ranks = group.size()
         self.module = self.to_memory(build_method(c.self_mode, c.to_dict()))
-        if group.size() > 1 and c.batch_norm_ranks == "sync":
-            self.module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
+        self.module = self.synchronised(self.module)
         self.compile(self.module)
         self.epochs = c.self_max_epoch
         trained = [p for p in self.module.parameters() if p.requires_grad]
@@ -109,7 +109,12 @@ class SelfSupervised(Runner):
                 f"{len(left_out)} images of {c.data_dir}/train_unlabelled are left out; "
                 "--use_unlabelled pretrains on them too"
             )
-        lines += self.about_ranks(batch)
+        shuffled = ", keys shuffled" if c.batch_norm_ranks == "shuffle" else "; rank 0's are saved"
+        rest = len(self.train_samples) % batch
+        left = f"; every epoch leaves out {rest} images, other ones each time" if rest else ""
+        lines += [
+            f"{line}{left}" for line in self.about_ranks(batch, f"of each rank's part{shuffled}")
+        ]
         if c.self_crop:
             side = c.self_crop
             lines.append(f"The views are made of crops of {side}x{side} pixels, drawn every time")
@@ -133,19 +138,6 @@ class SelfSupervised(Runner):
         note = self.method.log_note(c.queue_size, batch + bool(annotated))
         return lines + ([note] if note else [])
 
-    def about_ranks(self, batch: int) -> list[str]:
-        """How several ranks share a batch, and how many images an epoch leaves out."""
-        c, ranks = self.config, self.job.ranks
-        if ranks == 1:
-            return []
-        own = f"{ranks} ranks, {batch // ranks} of the {batch} images of a step each"
-        statistics = {"sync": "of the whole batch", "shuffle": "of each rank's part, keys shuffled"}
-        said = statistics.get(c.batch_norm_ranks, "of each rank's part; rank 0's are saved")
-        norm = f"; BatchNorm's statistics are {said}" if c.norm == "batch" else ""
-        rest = len(self.train_samples) % batch
-        left = f"; every epoch leaves out {rest} images, other ones each time" if rest else ""
-        return [own + norm + left]
-
     def undivided(self) -> list[str]:
         """A line if the ranks cannot share a batch, or its statistics."""
         c, ranks = self.config, self.job.ranks
@@ -157,13 +149,7 @@ class SelfSupervised(Runner):
         if ranks > 1 and batch // ranks < least:
             cure = f"allowed: at least {least * ranks} for {least} images a rank"
             return [f"self_batch_size: found {batch}; {cure}, with --self_mode {c.self_mode}"]
-        if ranks > 1 and c.batch_norm_ranks == "sync" and self.device.type != "cuda":
-            what = f"found sync on {self.device.type}; PyTorch's SyncBatchNorm needs CUDA"
-            return [f"batch_norm_ranks: {what}; give own, or --norm group"]
-        if ranks > 1 and c.batch_norm_ranks == "sync" and c.encoder != UNET:
-            # Its norms hold their activation, which PyTorch's conversion would lose.
-            return [f"batch_norm_ranks: found sync with --encoder {c.encoder}; give own"]
-        return []
+        return self.not_synchronised()
 
     def unsuitable(self) -> list[str]:
         """A line for each image smaller than the crops, or if the batches do not fit."""

@@ -141,7 +141,7 @@ def test_what_was_found_is_one_short_line() -> None:
         (
             KeyboardInterrupt(),
             130,
-            "Interrupted. The same command goes on from the last saved epoch",
+            "Interrupted. The same command goes on from the last saved state",
         ),
         (Termination(), 143, "Terminated. The same command goes on"),
         (MemoryError(), 2, "Out of memory; give a smaller batch"),

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,104 @@ def test_one_run_with_labels_is_trained_by_rank_0_and_evaluated_by_all(
     assert log.replace(", 2 ranks", "") == one["tiny_sup/1_0/log_sup.txt"].decode()
 
 
+LABELS: dict[str, Any] = {"stages": "sup", "data_size": "5", "fine_batch_size": 4}
+LABELS |= {"fine_average": 0.9, "class_weight": (1.0, 2.0, 3.0)}
+
+
+def test_a_single_run_with_batches_of_several_images_is_shared(
+    tmp_path: Path, images: Path
+) -> None:
+    """Stopped within its second epoch, it goes on by one process, as if by one throughout."""
+    words = (tmp_path / "two", images, LABELS | {"save_seconds": 1e-9})
+    stopped = command(_train_one_epoch_and_a_step, [words] * 2)
+    assert [code for code, *_ in stopped] == [2, 2], stopped
+    for name in ("two", "one"):
+        (done,) = command(train_in, [(tmp_path / name, images, LABELS)])
+        assert done[0] == 0, done[2]
+        assert ("Going on in epoch 1, after 1 of 2 steps" in done[1]) == (name == "two")
+    one, two = (metrics(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == len(two) == 4  # two epochs, two evaluations
+    for entry, own in zip(one, two, strict=True):
+        if "evaluation" not in entry:
+            assert numbers(own) == pytest.approx(numbers(entry), rel=1e-5)
+    log = (tmp_path / "two/tiny_sup/5_0/log_sup.txt").read_text()
+    assert "\n2 ranks, 2 of the 4 images of a step each\n" in log
+    assert "amp off, 2 ranks\n" in log and "From epoch 1 on with program" in log
+
+
+@pytest.mark.parametrize("stage", ["self", "sup"])
+def test_two_ranks_that_were_stopped_within_an_epoch_end_with_the_same_bytes(
+    stage: str, tmp_path: Path, images: Path
+) -> None:
+    own = LABELS if stage == "sup" else {"stages": "self", "self_mode": "moco"}
+    words = [(tmp_path / "run", images, own | {"save_seconds": 1e-9})] * 2
+    assert {code for code, *_ in command(train_in, words)} == {0}
+    (tmp_path / "run").rename(tmp_path / "kept")
+    assert {code for code, *_ in command(_train_one_epoch_and_a_step, words)} == {2}
+    found = command(train_in, words)
+    assert {code for code, *_ in found} == {0} and "Going on in epoch 1" in found[0][1]
+    one, two = (files(tmp_path / name) for name in ("kept", "run"))
+    assert one.keys() == two.keys() and [n for n in one if one[n] != two[n]] == []
+
+
+def _train_one_epoch_and_a_step(folder: Path, images: Path, settings: dict[str, Any]) -> int:
+    """Both ranks end in the second step of the second epoch; rank 0 has saved the first."""
+    from utils.training import Training
+
+    whole = Training.train_epoch
+
+    def train_epoch(self: Any, epoch: int, step_done: Any) -> None:
+        done = []
+
+        def stop() -> None:
+            step_done()
+            done.append(1)
+            if (epoch, len(done)) == (1, 2):
+                group.refuse_together("stopped here")
+
+        whole(self, epoch, stop)
+
+    Training.train_epoch = train_epoch  # type: ignore[method-assign]
+    return train_in(folder, images, settings)
+
+
+def test_fewer_runs_than_ranks_share_batches_and_others_share_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With 1, 2 and 3 runs on four ranks: all take part in 1 and 2, each has its own of 3."""
+    import config_run
+
+    seen: list[int] = []
+
+    class Stage:
+        stage = "sup"
+
+        def __init__(self, job: Any) -> None:
+            self.job = job
+
+        def fits_ranks(self) -> bool:
+            return self.job.fits
+
+        def run(self) -> None:
+            seen.append(group.size())
+
+    monkeypatch.setattr(group, "_group", SimpleNamespace(rank=0, size=4, alone=0, meet=lambda: 0))
+    monkeypatch.setattr(config_run.results, "write_results", lambda *_: None)
+    monkeypatch.setattr(config_run, "experiment_dir", lambda *_: Path())
+    for runs, fits, expected in (
+        (1, True, [4]),
+        (1, False, [4]),
+        (2, True, [4, 4]),
+        (2, False, [1]),
+        (3, True, [1]),
+        (5, True, [1, 1]),
+    ):
+        seen.clear()
+        job = SimpleNamespace(fits=fits, config=None)
+        config_run.train([(job, Stage)] * runs)  # type: ignore[list-item]
+        assert seen == expected, (runs, fits)
+
+
 @pytest.mark.parametrize("self_mode", ["simclr", "moco"])
 def test_a_run_goes_on_with_another_number_of_ranks(
     self_mode: str, tmp_path: Path, images: Path
@@ -168,6 +267,12 @@ def test_synchronised_batchnorm_needs_cuda(tmp_path: Path, images: Path) -> None
     found = both(tmp_path, images, stages="self", norm="batch", batch_norm_ranks="sync")
     assert [code for code, *_ in found] == [2, 2]
     assert all("SyncBatchNorm needs CUDA; give own, or --norm group" in err for *_, err in found)
+
+
+def test_synchronised_batchnorm_needs_cuda_with_labels_too(tmp_path: Path, images: Path) -> None:
+    found = both(tmp_path, images, **LABELS | {"norm": "batch", "batch_norm_ranks": "sync"})
+    line = "batch_norm_ranks: found sync on cpu; PyTorch's SyncBatchNorm needs CUDA; give own, or "
+    assert [(code, err) for code, _, err in found] == [(2, f"{line}--norm group\n")] * 2
 
 
 def test_a_rank_without_the_set_ends_all_with_its_message(tmp_path: Path, images: Path) -> None:
@@ -363,6 +468,30 @@ def test_a_table_is_the_same_by_ranks_and_on_devices(tmp_path: Path, images: Pat
         found = results_of(tmp_path / name)
         assert found.keys() == expected.keys()
         assert [n for n in expected if found[n] != expected[n]] == []
+
+
+def test_devices_are_no_business_of_ranks(tmp_path: Path, images: Path) -> None:
+    found = command(_table, [(tmp_path / "ranks", images, "--devices cpu,cpu")] * 2)
+    line = "--devices: torchrun shares the runs already; leave it out\n"
+    assert [code for code, *_ in found] == [2, 2]
+    assert all(err.endswith(line) and err.count("\n") == 1 for *_, err in found), found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_torchrun_shares_repeats(tmp_path: Path, images: Path) -> None:
+    """Two ranks, one repeat each: byte by byte what one process does."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    settings = SETTINGS | {"stages": "sup", "repeats": "01"}
+    own = tiny_set.command(images, **settings)[1:]
+    for name, start in (("two", words), ("one", [sys.executable])):
+        (tmp_path / name).mkdir()
+        done = subprocess.run(
+            start + own, cwd=tmp_path / name, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (files(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys() and [n for n in one if one[n] != two[n]] == []
 
 
 @pytest.mark.slow

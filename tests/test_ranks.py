@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rank_pool import Pool, pool
-from tiny_set import make_set
+from tiny_set import TINY, make_set
 from torch import nn
 
+import config_run
 import data
 import pscl.sampling
-from data import ANNOTATED, TRAIN, Draw
+from config import Config
+from data import ANNOTATED, FINE, TRAIN, Draw
 from imaging.store import ImageStore
 from model import METHODS, build_method
+from stages.finetuning import Supervised
 from utils.commandline import UserError
 from utils.device import mixed_seed
 from utils.ranks import group
@@ -126,6 +132,80 @@ def test_two_ranks_of_four_images_equal_one_process_of_eight(
     ]
 
 
+def labelled_steps(folder: Path, norm: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The same of a training with labels, of which some images have few."""
+    values = {**TINY, "data_dir": str(folder), "output_dir": "none", "num_classes": 3, "norm": norm}
+    recipe = {"stages": "sup", "data_size": "5", "class_weight": (1.0, 2.0, 5.0), "fine_clip": 0.5}
+    more = {"fine_average": 0.9, "ignore_label": 255, "fine_max_epoch": STEPS}
+    config = Config(**{**values, **recipe, **more, **settings}).resolved()
+    stage = Supervised(config_run.open_set(config)[0][0])
+    stage.seed()
+    stage.build()
+    evaluating(stage.module)
+    stage.optimizer = torch.optim.SGD(stage.module.parameters(), 1e-2)
+    losses: list[dict[str, torch.Tensor]] = []
+    gradients, parts = [], []
+    for epoch in range(STEPS):
+        for batch in islice(stage.batches.epoch(epoch), STEPS - len(losses)):
+            found = stage.losses(batch)
+            stage.optimizer.zero_grad()
+            found["loss"].backward()
+            sum_gradients(stage.module.parameters())
+            losses.append({name: value.detach() for name, value in found.items()})
+            gradients.append([p.grad.clone() for p in stage.module.parameters()])  # type: ignore[union-attr]
+            parts.append(len(batch["image"]))
+            stage.update()
+    states = {"state": stage.module.state_dict(), "average": stage.scored.state_dict()}
+    return {"losses": losses, "gradients": gradients, "parts": parts, **states}
+
+
+@pytest.fixture(scope="module")
+def half_labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five annotated images: one with a single labelled row, one without labels in most crops."""
+    made = make_set(tmp_path_factory.mktemp("labels") / "set", size=(32, 32))
+    for number, rows in enumerate((32, 1, 32, 4, 20)):
+        path = next((made / "sup_num5_0/gt").glob(f"*_{number}.png"))
+        mask = np.array(Image.open(path))
+        mask[rows:] = 255
+        Image.fromarray(mask).save(path)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"fine_steps": STEPS, "fine_batch_size": 8, "fine_crop": 16}, ([4, 4, 4], [4, 4, 4])),
+        # Five images in batches of three and two.
+        ({"fine_batch_size": 3}, ([1, 1, 1], [2, 1, 2])),
+        # Of four and one: the one is smaller than the ranks, which both have it.
+        ({"fine_batch_size": 4}, ([2, 1, 2], [2, 1, 2])),
+    ],
+)
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_two_ranks_learn_from_labels_as_one_process_does(
+    norm: str,
+    settings: dict[str, Any],
+    parts: tuple[list[int], list[int]],
+    ranks: Pool,
+    half_labelled: Path,
+) -> None:
+    whole = labelled_steps(half_labelled, norm, settings)
+    first, second = ranks.run(labelled_steps, half_labelled, norm, settings)
+    assert (first["parts"], second["parts"]) == parts
+    for step, losses in enumerate(whole["losses"]):
+        for name, value in losses.items():
+            torch.testing.assert_close(first["losses"][step][name], value, rtol=1e-5, atol=1e-6)
+        gradients, found = whole["gradients"][step], first["gradients"][step]
+        largest = max(float(g.abs().max()) for g in gradients)
+        for g, h in zip(gradients, found, strict=True):
+            # A rounding may decide which of two pixels is the larger one, and so where it goes.
+            torch.testing.assert_close(h, g, rtol=1e-4, atol=1e-4 * largest)
+    for kind in ("state", "average"):
+        for name, value in whole[kind].items():
+            torch.testing.assert_close(first[kind][name], value, rtol=1e-4, atol=1e-5)
+            assert torch.equal(first[kind][name], second[kind][name]), name
+
+
 def _rows(counts: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     number = group.rank()
     rows = torch.arange(3.0 * counts[number]).view(-1, 3) + 100 * number
@@ -155,6 +235,21 @@ def _mean(values: list[list[float]]) -> tuple[float, list[float]]:
 def test_a_mean_is_over_the_numbers_of_all_ranks(ranks: Pool) -> None:
     first, second = ranks.run(_mean, [[1.0, 2.0, 6.0], [11.0]])
     assert first == (5.0, [0.25, 0.25, 0.25]) and second == (5.0, [0.25])
+
+
+def _weighted(values: list[float], weights: list[int]) -> tuple[float, float]:
+    own = torch.tensor(values[group.rank()], requires_grad=True)
+    mean = mean_of_ranks(own, torch.tensor(weights[group.rank()]))
+    mean.backward()
+    assert own.grad is not None
+    return float(mean), float(own.grad)
+
+
+def test_means_of_ranks_count_by_what_they_are_of(ranks: Pool) -> None:
+    """(2 * 3 + 6 * 1) / 4; a rank without anything counts nothing, and of nothing the mean is 0."""
+    assert ranks.run(_weighted, [2.0, 6.0], [3, 1]) == [(3.0, 0.75), (3.0, 0.25)]
+    assert ranks.run(_weighted, [2.0, 0.0], [3, 0]) == [(2.0, 1.0), (2.0, 0.0)]
+    assert ranks.run(_weighted, [0.0, 0.0], [0, 0]) == [(0.0, 0.0), (0.0, 0.0)]
 
 
 def _weights() -> tuple[list[float], list[float], float]:
@@ -264,6 +359,13 @@ def test_a_batch_is_divided_and_its_annotated_image_is_everybodys(ranks: Pool) -
     assert ranks.run(_own_part, others) == [[5, 3], [8, 1]]
     assert ranks.run(_own_part, [Draw(ANNOTATED, 0, 0, 9), *others]) == [[9, 5, 3], [9, 8, 1]]
     assert _own_part(others) == [5, 3, 8, 1]
+
+
+def test_a_batch_with_labels_is_divided_as_evenly_as_it_can(ranks: Pool) -> None:
+    draws = [Draw(FINE, 0, n, n) for n in (5, 3, 8)]
+    assert ranks.run(_own_part, draws) == [[5], [3, 8]]
+    assert ranks.run(_own_part, draws[:1]) == [[5], [5]]
+    assert _own_part(draws) == [5, 3, 8]
 
 
 def _uneven() -> str:

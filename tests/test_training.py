@@ -240,6 +240,83 @@ def test_states_are_saved_only_so_often(
     assert saved == [3, 6]
 
 
+class _KilledError(Exception):
+    """The process ends here."""
+
+
+def killed_within(monkeypatch: pytest.MonkeyPatch, epoch: int, steps: int) -> None:
+    """A run saves a state after every step, and dies when it has saved a certain one."""
+    saves = Training.save_within
+
+    def save_and_die(self: Training, number: int, done: int, meter: Any) -> None:
+        saves(self, number, done, meter)
+        if (number, done) == (epoch, steps):
+            raise _KilledError
+
+    monkeypatch.setattr(Training, "save_within", save_and_die)
+
+
+WITHIN: dict[str, dict[str, Any]] = {
+    "simclr": {"self_mode": "simclr"},
+    "moco": {"self_mode": "moco", "workers": 1},
+    "labels": {"stages": "sup", "data_size": "5", "fine_batch_size": 2, "fine_average": 0.9}
+    | {"fine_schedule": "cosine", "fine_warmup": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_a_run_killed_within_an_epoch_ends_with_the_same_bytes(
+    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Queues, averages, generators and the means of the log go on where they were."""
+    monkeypatch.chdir(tmp_path)
+    settings = {"stages": "self", "save_seconds": 1e-9, **WITHIN[name]}
+    assert train(data, Path("run"), **settings) == 0
+    Path("run").rename("kept")
+    with monkeypatch.context() as patch:
+        killed_within(patch, 1, 1)
+        with pytest.raises(_KilledError):
+            train(data, Path("run"), **settings)
+    capsys.readouterr()
+    assert train(data, Path("run"), **settings) == 0
+    steps = 3 if name == "labels" else 2
+    assert f"Going on in epoch 1, after 1 of {steps} steps, of the run" in capsys.readouterr().out
+    assert files(Path("run")) == files(Path("kept"))
+
+
+def test_no_state_within_an_epoch_has_numbers_that_are_not_finite(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, epoch=1, step=0, weights=False)
+    assert train(data, tmp_path, stages="self", save_seconds=1e-9) == 1
+    state = load(tmp_path / "tiny_simclr/1_0/state_self.pt")
+    assert state["epoch"] == 1 and "within" not in state
+    assert all(v.isfinite().all() for v in state["module"].values())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"steps": 2}, {"steps": None}, {"random": torch.zeros(3)}, {"meter": {"count": {"loss": 1}}}],
+)
+def test_a_damaged_state_within_an_epoch_is_one_line(
+    damage: dict[str, Any],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    with monkeypatch.context() as patch:
+        killed_within(patch, 0, 1)
+        with pytest.raises(_KilledError):
+            train(data, tmp_path, stages="self", save_seconds=1e-9)
+    path = tmp_path / "tiny_simclr/1_0/state_self.pt"
+    state = load(path)
+    save(path, {**state, "within": {**state["within"], **damage}})
+    capsys.readouterr()
+    assert train(data, tmp_path, stages="self") == 2
+    assert "does not fit this program" in capsys.readouterr().err
+
+
 # --- files that vanish ----------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from utils import leave
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + number of the signal
 AGAIN = (
-    "The same command goes on from the last saved epoch, unless it says --overwrite or "
+    "The same command goes on from the last saved state, unless it says --overwrite or "
     "--resume never"
 )
 

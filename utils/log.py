@@ -278,6 +278,18 @@ class AverageMeter:
         self._sum[name] = self._sum[name] + last if name in self._sum else last.clone()
         self._count[name] = self._count.get(name, 0) + 1
 
+    def state(self) -> dict[str, Any]:
+        """Everything added so far, to be saved."""
+        return {"last": dict(self._last), "sum": dict(self._sum), "count": dict(self._count)}
+
+    def go_on(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Take what ``state`` returned; LookupError or TypeError if that is damaged."""
+        self._count = {str(name): int(count) for name, count in state["count"].items()}
+        for kept, saved in ((self._last, state["last"]), (self._sum, state["sum"])):
+            kept.update(
+                {name: saved[name].to(device, torch.float32).reshape(()) for name in self._count}
+            )
+
     def read(self) -> dict[str, tuple[float, float]]:
         """``{name: (last, average)}`` in the order of first use; one device synchronisation."""
         tensors = [*self._last.values(), *self._sum.values()]

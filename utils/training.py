@@ -1,12 +1,13 @@
 """The training loop: epochs, losses, log and states, for any network.
 
 All random numbers of an epoch follow from the seed and the epoch, so a run that was killed resumes
-from its last saved epoch and gives bit-equal results.
+from its last state, which may be of the middle of an epoch, and gives bit-equal results.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -54,6 +55,8 @@ class Training:
         self.settings: dict[str, Any] = {}
         self.about: list[str] = []  # header lines
         self.environment = ""
+        self.within: dict[str, Any] = {}  # an epoch that has begun: what a state holds of it
+        self.saved_at = time.monotonic()
 
     def build(self) -> None:
         """Make ``module``, ``optimizer``, ``batches`` and ``epochs``."""
@@ -202,6 +205,13 @@ class Training:
                     group["fused"] = False
             for name, part in self.more_state().items():
                 part.load_state_dict(state[name])
+            if within := dict(state.get("within", {})):
+                AverageMeter().go_on(within["meter"], self.device)
+                torch.Generator().set_state(within["random"])
+                within["steps"] = int(within["steps"])
+                if not 0 < within["steps"] < len(self.batches):
+                    raise ValueError("an epoch has other steps")
+            self.within = within
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             tensors = f"{error}\n" if isinstance(error, CheckpointError) else ""
             cure = "does not fit this program; train again with --overwrite"
@@ -222,7 +232,10 @@ class Training:
             self.epoch_done(-1)
             return
         run = "a run that is made longer" if "longer" in resumed else "the run that was stopped"
-        self.log.note(f"Going on after epoch {resumed['epoch'] - 1} of {run}")
+        where = f"after epoch {resumed['epoch'] - 1}"
+        if steps := self.within.get("steps", 0):
+            where = f"in epoch {resumed['epoch']}, after {steps} of {len(self.batches)} steps,"
+        self.log.note(f"Going on {where} of {run}")
         for line in self.gone(resumed.get("written", ())):
             self.log.line(line)
         if resumed["environment"] != self.environment:
@@ -250,10 +263,11 @@ class Training:
         self.state.save(self.whole_state(epoch))
 
     def whole_state(self, epoch: int, *, finished: bool = False) -> dict[str, Any]:
-        """Everything needed to go on at ``epoch``; at the end too, for a run that is lengthened."""
+        """Everything needed to go on in ``epoch``; at the end too, for a run that is lengthened."""
         parts = {"module": self.module, "optimizer": self.optimizer, **self.more_state()}
         states = {name: part.state_dict() for name, part in parts.items()}
         more = {"log": self.log.offsets(), "written": self.written()}
+        more |= {"within": self.within} if self.within else {}
         return self.snapshot(finished=finished, epoch=epoch, **more, **states)
 
     def written(self) -> list[str]:
@@ -269,10 +283,13 @@ class Training:
         return precision(self.amp, self.device)
 
     def train(self, first: int) -> None:
-        """Train the epochs from ``first`` on; save the state every ``save_seconds``."""
-        saved = time.monotonic()
+        """Train the epochs from ``first`` on; save the state every ``save_seconds``.
+
+        With 0 seconds that is after every epoch, else also within one (``save_within``).
+        """
+        self.saved_at = time.monotonic()
         with progress(self.epochs * len(self.batches), f"{self.run_dir.name} {self.stage}") as bar:
-            bar.update(first * len(self.batches))
+            bar.update(first * len(self.batches) + self.within.get("steps", 0))
             for epoch in range(first, self.epochs):
                 started = time.monotonic()
                 self.train_epoch(epoch, bar.update)
@@ -281,20 +298,40 @@ class Training:
                 if epoch == first:
                     took = time.monotonic() - started
                     self.log.note(f"First epoch took {took:.1f} s, {self.epochs - first} to do")
-                if epoch + 1 < self.epochs and time.monotonic() - saved >= self.config.save_seconds:
+                if epoch + 1 < self.epochs and self.save_is_due():
                     self.save_state(epoch + 1)
-                    saved = time.monotonic()
+                    self.saved_at = time.monotonic()
+
+    def save_is_due(self) -> bool:
+        """Whether ``save_seconds`` have passed since a state was saved."""
+        return time.monotonic() - self.saved_at >= float(self.config.save_seconds)
+
+    def save_within(self, epoch: int, steps: int, meter: AverageMeter) -> None:
+        """Save a state after ``steps`` of an epoch, unless its numbers are not finite."""
+        sound = math.isfinite(meter.read()["loss"][1])  # the mean, so all of them
+        if sound and all(p.isfinite().all() for p in self.module.parameters()):
+            random = torch.get_rng_state()
+            self.within = {"steps": steps, "meter": meter.state(), "random": random}
+            self.save_state(epoch)
+            self.within = {}
+        self.saved_at = time.monotonic()
 
     def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
         """One pass over the batches: one log line, one device synchronisation."""
         self.module.train()
-        meter = AverageMeter()
-        names: list[list[str]] = []
+        meter, begun, self.within = AverageMeter(), self.within, {}
+        first, steps = int(begun.get("steps", 0)), len(self.batches)
+        names: dict[int, list[str]] = {}
         bad_step = torch.full((), float("inf"), device=self.device)
-        for step, batch in enumerate(on_device(self.batches.epoch(epoch), self.device)):
-            if step == 0:  # not sooner: starting worker processes draws from the same generator
+        for step, batch in enumerate(
+            on_device(self.batches.epoch(epoch, first), self.device), first
+        ):
+            if step == first:  # not sooner: starting worker processes draws from the same generator
                 self.seed(epoch + 1)
-            names.append(batch["name"])
+                if begun:
+                    meter.go_on(begun["meter"], self.device)
+                    torch.set_rng_state(begun["random"])
+            names[step] = batch["name"]
             with self.precision():
                 losses = self.losses(batch)
             self.optimizer.zero_grad()
@@ -306,6 +343,8 @@ class Training:
             finite = losses["loss"].detach().isfinite()
             bad_step = torch.where(finite, bad_step, bad_step.clamp(max=step))
             step_done()
+            if self.config.save_seconds and step + 1 < steps and self.save_is_due():
+                self.save_within(epoch, step + 1, meter)
         # The last step may have spoilt the weights after its finite loss; they are saved next.
         learned = torch.stack([p.detach().sum() for p in self.module.parameters()])
         bad_step = torch.where(learned.isfinite().all(), bad_step, bad_step.clamp(max=step))
@@ -320,7 +359,7 @@ class Training:
                 "files, try a lower learning rate or --amp off"
             )
         rate = max(group["lr"] for group in self.optimizer.param_groups)
-        line = format_epoch(epoch, self.epochs, len(names), len(names), values)
+        line = format_epoch(epoch, self.epochs, steps, steps, values)
         self.log.line(f"{line} lr {rate:g}")
         averages = {name: average for name, (_, average) in values.items()}
         self.log.metrics({"epoch": epoch, **averages, "lr": rate})

@@ -103,7 +103,7 @@ class Group:
                 self.store.compare_set(ENDED, "", json.dumps(self.last_words(error)))
             self.leave(LOOK if isinstance(error, KeyboardInterrupt) else LAST_WORDS)
         if lost_peer(error):
-            cure = "the same command goes on from the last saved epoch"
+            cure = "the same command goes on from the last saved state"
             raise TrainingError(f"rank {self.rank}: another rank is gone; {cure}") from error
 
     def leave(self, patience: float = LAST_WORDS) -> None:

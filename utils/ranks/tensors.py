@@ -54,29 +54,31 @@ class _Rows(torch.autograd.Function):
         return gradients[0].narrow(0, ctx.first, ctx.count), None
 
 
-def mean_of_ranks(rows: Tensor) -> Tensor:
+def mean_of_ranks(rows: Tensor, weight: Tensor | int = 1) -> Tensor:
     """The mean () of all numbers of all ranks; of scalars of one rank each, theirs.
 
-    The gradient flows to the rank's own numbers.
+    A rank's numbers count ``weight`` times (): of a mean, give how many things it is of, 0 for a
+    rank that has none of them. The gradient flows to the rank's own numbers.
     """
     if group.size() == 1:
         return rows.mean() if rows.ndim else rows
-    mean: Tensor = _Mean.apply(rows)
+    mean: Tensor = _Mean.apply(rows, weight)
     return mean
 
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        count = rows.new_full((), rows.numel(), dtype=torch.float32)
-        both = torch.stack([rows.detach().float().sum(), count])
+    def forward(ctx: Any, rows: Tensor, weight: Tensor | int) -> Tensor:
+        ctx.shape, ctx.weight = rows.shape, torch.as_tensor(weight).to(rows.device, torch.float32)
+        both = torch.stack([rows.detach().float().sum(), ctx.weight.new_full((), rows.numel())])
+        both *= ctx.weight
         dist.all_reduce(both)
-        ctx.shape, ctx.total = rows.shape, both[1]
-        return both[0] / both[1]
+        ctx.total = both[1].clamp(min=1)  # where no rank has any, the mean is 0
+        return both[0] / ctx.total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return (gradients[0] / ctx.total).expand(ctx.shape)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return (gradients[0] * ctx.weight / ctx.total).expand(ctx.shape), None
 
 
 def of_first_rank(tensor: Tensor) -> Tensor:
