@@ -79,6 +79,19 @@ def test_no_method_waits(method: str) -> None:
     assert counts[0].counts == counts[1].counts
 
 
+# Views that a weight sees; with patches, a head of view k also computes the keys.
+SEES = {"simclr": 3, "moco": 2, "plain-simclr": 2, "plain-moco": 1, "byol": 2, "densecl": 1}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_weight_is_cast_once_for_each_view(method: str) -> None:
+    """No more often where activations are recomputed, as far as they are by default."""
+    case = {**CASE, "method": method, "precision": "bf16", "size": 16, "batch": 2, "steps": 1}
+    kept, again = (step.count_steps({**case, "recompute": n})[0].casts for n in (-1, 0))
+    assert sorted(kept.values()) == sorted(again.values())
+    assert max(kept.values()) == SEES[method]
+
+
 def test_templates_that_candidates_do_not_decide_call_nothing_more() -> None:
     """Equal cells everywhere: all are searched."""
     watch = measure.Stopwatch(torch.device("cpu"))
