@@ -465,10 +465,10 @@ def measure_labels(device: torch.device, size: int, epochs: tuple[int, int]) -> 
 
 def predicting(device: torch.device, quick: bool) -> argparse.Namespace:
     """The options of ``benchmarks/prediction.py``: 2,000 small images and a large one."""
-    names, full = ("images", "size", "large"), (2000, 200, 4000)
-    given = dict(zip(names, (3, 32, 320) if quick else full, strict=True), rounds=1)
-    given |= {"device": str(device), "tile": DEFAULT_TILE, "channels": Config().channels}
-    return argparse.Namespace(**given)
+    images, size, large = (3, 32, 320) if quick else (2000, 200, 4000)
+    given = argparse.Namespace(images=images, size=size, large=large, rounds=1)
+    given.device, given.tile, given.channels = str(device), DEFAULT_TILE, Config().channels
+    return given
 
 
 def measure_folders(device: torch.device, quick: bool) -> list[Result]:

@@ -106,7 +106,7 @@ def write_model(path: Path, channels: Sequence[int]) -> Path:
     network = UNet(4, channels)
     for _ in range(3):  # BatchNorm's statistics
         network(torch.randn(2, 3, 64, 64))
-    torch.nn.init.normal_(network.decode.outc["fc1"].weight, std=1.0)
+    torch.nn.init.normal_(network.decode.outc["fc1"].get_parameter("weight"), std=1.0)
     save(path, {"finetune": network.state_dict(), "settings": {"num_classes": 4, "image_size": 0}})
     return path
 
@@ -172,7 +172,7 @@ def at_once(given: argparse.Namespace) -> list[Result]:
         weights = write_model(Path(folder, "fine.pt"), given.channels)
         segmenter = Segmenter(weights, device=given.device)
         images = draw(Path(folder, "small"), max(AT_ONCE), given.size)
-        files = [cv2.imread(str(path), 0) for path in sorted(images.iterdir())]
+        files = [item.read(segmenter.gray) for item in list_images(images, images / "out")]
     costs: dict[int, list[float]] = {count: [] for count in AT_ONCE}
     for number, count in itertools.product(range(given.rounds + 1), costs):
         start = measure.spent(segmenter.device)

@@ -25,10 +25,12 @@ CPU = torch.device("cpu")
 
 def datasets(root: Path, crop: int, standardize: bool) -> tuple[TwoViewDataset, TwoViewDataset]:
     """The same items without and with images that are kept."""
-    samples = [find_split(root, split) for split in ("train_numf", "sup_num1_0")]
+    train, annotated = (find_split(root, split) for split in ("train_numf", "sup_num1_0"))
     how: dict[str, Any] = {"num_classes": 4, "seed": 3, "crop": crop, "standardize": standardize}
     how |= {"jitter_strength": 1.0, "unfinished": True}
-    plain, kept = (TwoViewDataset(*samples, ImageStore(), kept=k, **how) for k in (False, True))
+    plain, kept = (
+        TwoViewDataset(train, annotated, ImageStore(), kept=k, **how) for k in (False, True)
+    )
     return plain, kept
 
 
@@ -120,7 +122,8 @@ def test_what_cannot_be_kept_is_uploaded_as_before_and_said(
     ):
         monkeypatch.setattr(stages.kept_images, "free_device_memory", lambda device: 32_000)
         stage = stage_on(root, tmp_path, cache_on="device", **how)
-        assert stage.kept is None and not stage.batches.dataset.kept
+        views = stage.batches.dataset
+        assert stage.kept is None and isinstance(views, TwoViewDataset) and not views.kept
         assert f"Images are uploaded in every step: {why}" in stage.header()
         stage.train_epoch(0, lambda: None)
     quiet = stage_on(root, tmp_path)
