@@ -41,7 +41,7 @@ from networks import CHANNELS, UNet
 from utils.checkpoint import save
 
 PARTS = ("decode", "network", "measure", "write")
-AT_ONCE = (1, 8, 32)
+AT_ONCE = (1, 4, 16)
 FORMS = ("serial", "program")
 
 

@@ -209,7 +209,7 @@ def test_prediction_is_measured_beside_the_serial_form(tmp_path: Path) -> None:
         parts = [row[f"{part} ms"] for part in prediction.PARTS]
         if row["form"] == "serial":
             assert 0 < sum(parts) <= row["cost ms"] and row["of serial"] == 1
-    assert [row["images at once"] for row in found["at_once"]] == [1, 8, 32]
+    assert [row["images at once"] for row in found["at_once"]] == [1, 4, 16]
     for name, text in (("one", "a"), ("other", "b")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(text)

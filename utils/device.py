@@ -219,7 +219,8 @@ def size_of(size: float) -> str:
 def free_device_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device; None if unknown."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept  # PyTorch keeps what was freed
     return free_memory()
 
 
