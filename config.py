@@ -37,7 +37,7 @@ SELF_MODES = {  # value of self_mode: name of the method
     "byol": "BYOL",
     "densecl": "DenseCL",
 }
-SHUFFLED = ("moco", "plain-moco", "densecl")  # their keys other ranks may compute (ShuffleBN)
+SHUFFLED = ("moco", "plain-moco", "densecl")  # whose keys other ranks may compute (ShuffleBN)
 STAGES = ("self", "fine", "sup")  # in the order in which they run
 
 # Values that replace None or () (published program).
@@ -197,6 +197,10 @@ class Config:
         "views: cpu (image by image, while the step before is computed), device (the whole batch, "
         "uploaded as 8 bits), auto (device on CUDA and MPS); pixels are equal within rounding",
         source=OURS, choices=("auto", "cpu", "device"))
+    cache_on: str = running("auto", "where the gray images of pretraining stay between the epochs: "
+        "device (uploaded once, where they take at most a quarter of what is free), cpu (their "
+        "views are uploaded in every step), auto (device on CUDA); the same pixels", source=OURS,
+        choices=("auto", "cpu", "device"))
     compile: str = running("off", "compile each BatchNorm with its LeakyReLU: off, on, auto (on "
         "CUDA); equal within rounding, longer to start", source=OURS, choices=("auto", "off", "on"))
     workers: int = running(0, "processes that prepare batches; 0: the main process does",

@@ -208,6 +208,8 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
 
     With ``unfinished`` the views and the mask stay what they are after the colour jitter, uint8
     (c, H, W) and (H, W), with ``own`` beside them; ``finish_views`` makes batches of them complete.
+    With ``kept`` items of gray images have no views but what ``stages.kept_images`` makes them of:
+    the image's "file", the "corner" (top, left) of its crop, the jitters' "tables", uint8 (2, 256).
 
     With ``crop`` the views are made of a crop of so many pixels a side, not of the whole image, at
     a place drawn for each item: of an annotated image by ``place_showing_classes``.
@@ -225,42 +227,59 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     crop: int = 0
     unfinished: bool = False
     seen: Mapping[Path, Tensor] | None = None
+    kept: bool = False
 
     def __post_init__(self) -> None:
         self.groups = number_groups([*self.train, *self.annotated])
+        self.own: dict[Path, Statistics] = {}  # of whole images, taken once
+        self.levels: dict[Path, Tensor] = {}  # likewise how many pixels have each gray level
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         rng = generator(self.seed, draw.stream, draw.epoch, draw.number)
         sample = (self.annotated if draw.stream == ANNOTATED else self.train)[draw.image]
-        image = self.store.image(sample.image)
-        own = own_statistics(image) if self.standardize else None
-        mask = None
+        path, mask = sample.image, None
+        if self.standardize and path not in self.own:
+            self.own[path] = own_statistics(self.store.image(path))
+        own = self.own.get(path)
         if draw.stream == ANNOTATED and sample.mask is not None:
             mask = self.store.mask(sample.mask)
-        ids = {} if self.seen is None else {"seen": self.seen[sample.image]}
-        window = self._window(rng, image, mask) if self.crop else (slice(None), slice(None))
-        image = image[(..., *window)]
+        ids = {} if self.seen is None else {"seen": self.seen[path]}
+        window = self._window(rng, path, mask) if self.crop else (slice(0, None), slice(0, None))
         ids |= {} if mask is None else {"label": mask}
         ids = {key: each[window] for key, each in ids.items()}
-        view_q = ColorJitter.draw(rng, self.jitter_strength).apply(image)
-        view_k = ColorJitter.draw(rng, self.jitter_strength).apply(image)
+        jitters = [ColorJitter.draw(rng, self.jitter_strength) for _ in range(2)]
         geometry = ViewGeometry.draw(rng, self.random_crop)
         item = {"geometry": geometry, "group": self.groups[sample.name], "name": sample.name}
-        if self.unfinished:
-            item |= {"view_q": view_q, "view_k": view_k}
-            item |= {} if own is None else {"own": torch.tensor(own)}
+        item |= {"own": torch.tensor(own)} if own and self.unfinished else {}
+        if self.kept:
+            tables = torch.stack([each.table(self._levels(path, window)) for each in jitters])
+            item |= {"file": path, "corner": (window[0].start, window[1].start), "tables": tables}
             return item | ids
+        image = self.store.image(path)[(..., *window)]
+        view_q, view_k = (each.apply(image) for each in jitters)
+        if self.unfinished:
+            return item | {"view_q": view_q, "view_k": view_k} | ids
         item["view_q"] = to_input(view_q, own)
         item["view_k"] = normalise(geometry.apply(view_k.float() / 255), own)
         for key, each in ids.items():
             item[key] = geometry.apply(one_hot(each, self.num_classes))
         return item
 
+    def _levels(self, path: Path, window: tuple[slice, slice]) -> Tensor:
+        """How many pixels of a gray image's window have each level, (256,)."""
+        if path in self.levels:
+            return self.levels[path]
+        pixels = self.store.image(path)[(..., *window)].flatten()
+        counts = torch.bincount(pixels, minlength=256)
+        if not self.crop:  # the next time it need not be read
+            self.levels[path] = counts
+        return counts
+
     def _window(
-        self, rng: np.random.Generator, image: Tensor, mask: Tensor | None
+        self, rng: np.random.Generator, path: Path, mask: Tensor | None
     ) -> tuple[slice, slice]:
-        """Rows and columns of the crop of an image (c, H, W)."""
-        size = (image.shape[-2], image.shape[-1])
+        """Rows and columns of the crop of an image."""
+        size = self.store.shape(path)[-2:]
         if mask is None:
             top, left = (int(rng.integers(side - self.crop + 1)) for side in size)
         else:

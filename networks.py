@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.device import precision
+
 CHANNELS = (32, 64, 128, 256)  # at full, 1/2, 1/4 and 1/8 of the image's size
 NORM_GROUPS = 8
 
@@ -129,10 +131,11 @@ def check_norm(compiled: Callable[..., Tensor], device: torch.device, dtype: tor
     mixed = torch.arange(700 * 32) * 7919 % 1009 / 504 - 1  # not from a run's generator
     given, found = mixed.view(700, 32).to(device, dtype), []
     for run in (batch_norm_leaky, compiled):
-        rows, (weight, bias) = given.clone(), (torch.linspace(a, 1, 32) for a in (0.5, -1))
-        rows, weight, bias = (x.to(device).requires_grad_() for x in (rows, weight, bias))
+        rows, scales = given.clone().requires_grad_(), (0.5, -1)
+        weight, bias = (nn.Parameter(torch.linspace(a, 1, 32, device=device)) for a in scales)
         mean, variance = torch.zeros(32, device=device), torch.ones(32, device=device)
-        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        # As in training: what is compiled here is then not compiled again.
+        with torch.enable_grad(), precision(None if dtype == torch.float32 else dtype, device):
             result = run(rows, weight, bias, mean, variance, 0.1, 1e-5)
             gradients = torch.autograd.grad(result, [rows, weight, bias], given.roll(1, 0))
         found.append([result.detach(), *gradients, mean, variance])

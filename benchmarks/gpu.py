@@ -4,9 +4,9 @@
     python benchmarks/gpu.py --device cpu --quick    # a rehearsal
 
 Every row of ``checks`` has what was found, what is wanted and whether it is so. ``speed`` has the
-milliseconds of a step, what the device did in it, and its memory; ``train`` those of train.py. A
-part that fails is named in ``failed`` and the others go on; what would begin after ``--minutes`` is
-named in ``left_out``.
+milliseconds of a step, what the device did in it, and its memory; ``train`` those of train.py;
+``predicted`` and ``at_once`` are ``benchmarks/prediction.py``'s. A part that fails is named in
+``failed`` and the others go on; what would begin after ``--minutes`` is named in ``left_out``.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run a
 import utils  # noqa: E402, F401  first: Ctrl-C while the others load is one line
 
 # isort: split
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import measure
+from benchmarks import measure, prediction
 from benchmarks.measure import Result
 from benchmarks.step import PRECISIONS, make_adam
 from config import Config
 from data import STD, Batch, finish_views
+from metallography.tiling import DEFAULT_TILE
 from model import METHODS, Method, build_method
 from networks import UNet, compile_norms
 from pscl import matching, sampling
 from pscl.fast_matching import match
 from pscl.losses import supervised_loss
+from stages.kept_images import KeptImages
 from utils.device import arithmetic, choose_device, on_device, precision, to_device
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -324,6 +324,30 @@ def check_views(device: torch.device, size: int) -> list[Result]:
     return [verdict("views beside the CPU's, gray levels", 255 * min(STD) * most, 0.1)]
 
 
+def check_kept(device: torch.device, size: int) -> list[Result]:
+    """Pixels of views that differ where images stay on the device, and what waits for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        measure.draw_set(Path(folder), size, 16, num_classes=4)
+        batches = measure.batches_of(Config(data_dir=folder, self_mode="simclr"))
+        views: Any = batches.dataset
+        views.unfinished = True
+        expected = list(batches.epoch(0))
+        views.kept = True
+        coming = [to_device(batch, device) for batch in batches.epoch(0)]
+        files = [sample.image for sample in (*views.train, *views.annotated)]
+        kept = KeptImages(files, views.store, device)
+        made = [kept.views(batch) for batch in coming]  # all have come now
+    with waiting_refused(device) as names:
+        made = [kept.views(batch) for batch in coming]
+    both = itertools.product(zip(made, expected, strict=True), ("view_q", "view_k"))
+    wrong = sum(int((own[key].cpu() != other[key]).sum()) for (own, other), key in both)
+    said = f" ({names[0]})" if names else ""
+    return [
+        verdict("pixels unlike the uploaded ones' where images stay on the device", wrong, 0),
+        verdict(f"images that stay there wait for it{said}", len(names), 0),
+    ]
+
+
 def check_deterministic(device: torch.device, size: int) -> list[Result]:
     """Weights that differ in any bit after three steps, in two runs with ``--deterministic``."""
     rows = []
@@ -393,19 +417,25 @@ def measure_speed(
     return row | {"busy": row["busy ms"] / milliseconds}
 
 
-def measure_train(name: str, size: int, device: torch.device, epochs: tuple[int, int]) -> Result:
-    """Milliseconds of a step of train.py: the difference of two runs of different length."""
+def measure_train(
+    name: str, size: int, device: torch.device, epochs: tuple[int, int], how: str = ""
+) -> Result:
+    """Milliseconds of a step of train.py: the difference of two runs of different length.
+
+    ``how`` are more words of the command.
+    """
     images, seconds = 48, []
     with tempfile.TemporaryDirectory() as folder:
         measure.draw_set(Path(folder) / "set", size, images, num_classes=4)
         for count in epochs:
             words = f"-stages self --self_mode {name} --self_max_epoch {count} --save_every {count}"
             more = f"--data_dir {folder}/set --output_dir {folder}/{count} --repeats 0"
-            seconds.append(run_script("train.py", f"{words} {more}", device))
+            seconds.append(run_script("train.py", f"{words} {more} {how}", device))
     steps = (epochs[1] - epochs[0]) * (images // 8)
     each = (seconds[1] - seconds[0]) / steps
     beside = seconds[0] - epochs[0] * (images // 8) * each
-    return {"train.py": name, "size": size, "ms": 1000 * each, "seconds beside the steps": beside}
+    row: Result = {"train.py": f"{name} {how}".strip(), "size": size, "ms": 1000 * each}
+    return row | {"seconds beside the steps": beside}
 
 
 def run_script(script: str, words: str, device: torch.device) -> float:
@@ -417,10 +447,7 @@ def run_script(script: str, words: str, device: torch.device) -> float:
 
 
 def measure_labels(device: torch.device, size: int, epochs: tuple[int, int]) -> list[Result]:
-    """Training with labels, evaluation and prediction: differences of runs of different length.
-
-    ``large`` is an image of 4000x4000 pixels (ten times ``size`` in a rehearsal).
-    """
+    """Training with labels, and evaluation: differences of runs of different length."""
     images, rows = 48, []
     with tempfile.TemporaryDirectory() as folder:
         measure.draw_set(Path(folder) / "set", size, images, num_classes=4)
@@ -433,22 +460,25 @@ def measure_labels(device: torch.device, size: int, epochs: tuple[int, int]) -> 
                 seconds.append(run_script("train.py", f"{common} {words}", device))
             each = (seconds[1] - seconds[0]) / (epochs[1] - epochs[0])
             rows.append({"with labels": what, "size": size, "ms": 1000 * each})
-        weights, small = f"{folder}/1x{epochs[1]}_sup/1_0", Path(folder, "set/test_numf/img")
-        few, large = Path(folder, "few"), Path(folder, "large")
-        side = 4000 if size > 32 else 320
-        noise = np.random.default_rng(0).integers(0, 256, (side // 16, side // 16), np.uint8)
-        picture = cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC)
-        for place, pixels in ((few, picture[:size, :size]), (large, picture)):
-            place.mkdir()
-            cv2.imwrite(str(place / "1.png"), pixels)
-        seconds = [
-            run_script("predict.py", f"--weights {weights} --images {place}", device)
-            for place in (few, small, large)
-        ]
-    each = (seconds[1] - seconds[0]) / (images - 1)
-    rows.append({"with labels": "image predicted and measured", "size": size, "ms": 1000 * each})
-    beside = 1000 * (seconds[2] - seconds[0])
-    return [*rows, {"with labels": "one large image", "size": side, "ms": beside}]
+    return rows
+
+
+def predicting(device: torch.device, quick: bool) -> argparse.Namespace:
+    """The options of ``benchmarks/prediction.py``: 2,000 small images and a large one."""
+    images, size, large = (3, 32, 320) if quick else (2000, 200, 4000)
+    given = argparse.Namespace(images=images, size=size, large=large, rounds=1)
+    given.device, given.tile, given.channels = str(device), DEFAULT_TILE, Config().channels
+    return given
+
+
+def measure_folders(device: torch.device, quick: bool) -> list[Result]:
+    """Folders predicted, as predict.py does and one thing after the other."""
+    return prediction.folders(predicting(device, quick))
+
+
+def measure_at_once(device: torch.device, quick: bool) -> list[Result]:
+    """The network on several small images at a time."""
+    return prediction.at_once(predicting(device, quick))
 
 
 def deterministic_cost(device: torch.device, size: int, steps: int) -> Result:
@@ -471,6 +501,11 @@ def parts_of(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]
     for size, name in itertools.product(sizes, OURS[: 1 if quick else 2]):
         yield "train", partial(measure_train, name, size, device, epochs)
     yield "labels", partial(measure_labels, device, sizes[0], (1, 2) if quick else (5, 55))
+    yield "checks", partial(check_kept, device, sizes[0])
+    yield "at_once", partial(measure_at_once, device, quick)
+    yield "predicted", partial(measure_folders, device, quick)
+    uploading = "--cache_on cpu"
+    yield "train", partial(measure_train, OURS[0], sizes[0], device, epochs, uploading)
     yield "checks", partial(check_views, device, sizes[0])
     yield "checks", partial(check_resumed, device, 32 if quick else 64)
     yield "checks", partial(check_bf16, device, 32 if quick else 64, 2 if quick else 20)
@@ -483,8 +518,9 @@ def parts_of(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]
 
 def report(given: argparse.Namespace) -> Result:
     """All checks and measurements; ``--quick`` at sizes that take no time."""
-    tables = ("checks", "speed", "compiled", "deterministic", "train", "labels")
-    found: dict[str, list[Result]] = {n: [] for n in (*tables, "took", "failed", "left_out")}
+    tables = ("checks", "speed", "compiled", "deterministic", "train", "labels", "predicted")
+    more = ("at_once", "took", "failed", "left_out")
+    found: dict[str, list[Result]] = {n: [] for n in (*tables, *more)}
     started = time.monotonic()
     for table, part in parts_of(given):
         what = " ".join(map(str, (part.func.__name__, *part.args)))  # type: ignore[attr-defined]

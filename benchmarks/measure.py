@@ -269,6 +269,7 @@ class OperatorCalls(TorchDispatchMode):
         waits: by name, what makes the host wait for a device; see ``HostReads``.
         convolutions: of the section ``encode``: their arguments, tensors as their shapes, and
             whether gradients are enabled.
+        casts: of each parameter, by its id: how often autocast made it another type.
     """
 
     MASKS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
@@ -281,6 +282,7 @@ class OperatorCalls(TorchDispatchMode):
         self.views: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.convolutions: list[tuple[Any, ...]] = []
+        self.casts: Counter[int] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count the call and do it."""
@@ -292,6 +294,8 @@ class OperatorCalls(TorchDispatchMode):
         masks = func in self.MASKS and any(i is not None and i.dtype == torch.bool for i in args[1])
         if masks or func in self.READS:
             self.waits[str(func)] += 1
+        if func is torch.ops.aten._to_copy.default and isinstance(args[0], torch.nn.Parameter):
+            self.casts[id(args[0])] += 1
         if func is torch.ops.aten.convolution.default and section == "encode":
             shapes = [a.shape if isinstance(a, Tensor) else a for a in args]
             hashable = (tuple(a) if isinstance(a, list | torch.Size) else a for a in shapes)

@@ -50,7 +50,6 @@ from utils.device import choose_device, upload
 from utils.metrics import IGNORED
 
 SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are padded with their edge pixels
-TOGETHER = 2**21  # pixels of the tiles that a device computes at once
 
 
 def find_weights(path: str | Path) -> Path:
@@ -228,7 +227,8 @@ class Segmenter:
         one = partial(self._predict_tile, own=own)
         if self.device.type == "cpu":  # several at once take no less time there
             return one
-        return tiling.Together(one, partial(self._predict_tiles, own=own), TOGETHER)
+        several = partial(self._predict_tiles, own=own)
+        return tiling.Together(one, several, tiling.together(self.tile))
 
     def _predict_tile(self, pixels: Array, own: Statistics | None) -> Floats:
         """Class probabilities (C, h, w) of pixels (h, w) or (h, w, 3)."""

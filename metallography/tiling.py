@@ -30,6 +30,7 @@ BLEND = 16  # width of the transition between tiles, where the overlap has room 
 DEFAULT_TILE = 768
 DEFAULT_OVERLAP = 2 * CONTEXT + BLEND
 SMALLEST_STEP = 2 * GRID
+TOGETHER = 2**21  # pixels of the tiles of the default size that a device computes at once
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Together:
     def __call__(self, tile: Array) -> Floats:
         """Predict one tile."""
         return self.one(tile)
+
+
+def together(tile: int) -> int:
+    """Pixels of tiles of at most ``tile`` x ``tile`` that a device computes at once.
+
+    Smaller tiles, by which memory is saved, are not made up for by more of them.
+    """
+    return min(TOGETHER, TOGETHER * tile**2 // DEFAULT_TILE**2)
 
 
 class Axis(NamedTuple):

@@ -55,19 +55,22 @@ class ColorJitter:
         """
         if not self.order:
             return image
-        return self._apply_gray(image) if image.shape[0] == 1 else self._apply_colour(image)
+        if image.shape[0] > 1:
+            return self._apply_colour(image)
+        table = self.table(torch.bincount(image.flatten(), minlength=256))
+        return torch.from_numpy(table.numpy()[image.numpy()])
 
-    def _apply_gray(self, image: Tensor) -> Tensor:
-        """Jitter a table of the 256 levels, and look every pixel up in it."""
-        counts = torch.bincount(image.flatten(), minlength=256)
+    def table(self, counts: Tensor) -> Tensor:
+        """What the 256 levels of a gray image become: uint8 (256,); ``counts`` are its pixels."""
         table = torch.arange(256, dtype=torch.uint8).view(1, 1, 256)
+        pixels = int(counts.sum())
         for step in self.order:
             if step == "brightness":
                 table = F.adjust_brightness(table, self.brightness)
             elif step == "contrast":
                 total = int((counts * table.flatten().long()).sum())
-                table = _blend(table, total / image.numel(), self.contrast)
-        return torch.from_numpy(table.numpy().reshape(256)[image.numpy()])
+                table = _blend(table, total / pixels, self.contrast)
+        return table.flatten()
 
     def _apply_colour(self, image: Tensor) -> Tensor:
         for step in self.order:

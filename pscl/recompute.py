@@ -58,7 +58,7 @@ def _checkpointed(
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         if everything:
             return nullcontext(), _SecondPass(block, nullcontext())
-        first, second = checkpoint.create_selective_checkpoint_contexts(_keep_convolutions)
+        first, second = checkpoint.create_selective_checkpoint_contexts(_keep_dear)
         return first, _SecondPass(block, second)
 
     settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
@@ -66,8 +66,13 @@ def _checkpointed(
     return output
 
 
-def _keep_convolutions(context: Any, operator: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
-    """Keep the outputs of convolutions, except transposed ones and those of 3-channel images."""
+def _keep_dear(context: Any, operator: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
+    """Keep the outputs of convolutions, except transposed ones and those of 3-channel images.
+
+    Also weights that autocast has cast: they are small, and every call costs a device's host time.
+    """
+    if operator is torch.ops.aten._to_copy.default and isinstance(inputs[0], nn.Parameter):
+        return CheckpointPolicy.MUST_SAVE
     if operator is torch.ops.aten.convolution.default:
         weight, transposed = inputs[1], inputs[6]
         if not transposed and weight.shape[1] > 3:

@@ -17,8 +17,9 @@ from model import METHODS, build_method
 from report import probe
 from stages.forest import PixelForest
 from stages.job import Job, Runner, due, some_names, unused_settings
+from stages.kept_images import KeptImages, why_not
 from utils.checkpoint import save, to_published
-from utils.device import fuses_optimizers
+from utils.device import fuses_optimizers, size_of
 from utils.log import progress
 from utils.ranks import group
 from utils.training import LONGER
@@ -37,6 +38,8 @@ class SelfSupervised(Runner):
         self.annotated = job.annotated() if self.method.needs_annotated else []
         auto = c.augment_on == "auto" and self.device.type != "cpu"
         self.on_device = auto or c.augment_on == "device"  # views are finished there
+        self.kept: KeptImages | None = None  # images that stay on the device
+        self.not_kept = ""  # why they do not, where they should
         self.admits = c.self_mode == "simclr" and c.admit_matches == "classifier"
 
     def build(self) -> None:
@@ -65,8 +68,22 @@ class SelfSupervised(Runner):
             standardize=c.standardize,
             unfinished=self.on_device,
             seen=self.seen_classes() if self.admits else None,
+            kept=self.keep_images(),
         )
         self.batches = data.Batches(views, c.self_batch_size, c.workers)
+
+    def keep_images(self) -> bool:
+        """Whether the images stay on the device (``cache_on``)."""
+        c, files = self.config, [sample.image for sample in self.samples()]
+        if c.cache_on == "cpu" or (c.cache_on == "auto" and self.device.type != "cuda"):
+            return False
+        self.not_kept = why_not(files, self.job.store, self.device)
+        if not self.on_device:
+            self.not_kept = "their views are finished on the CPU (augment_on)"
+        if self.not_kept:
+            return False
+        self.kept = KeptImages(files, self.job.store, self.device, c.self_crop)
+        return True
 
     def seen_classes(self) -> dict[Path, Tensor]:
         """What a pixel classifier, learnt from the annotated images, sees in each: ids (H, W)."""
@@ -89,6 +106,8 @@ class SelfSupervised(Runner):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The method's own."""
+        if self.kept:
+            batch = self.kept.views(batch)
         if self.on_device:
             batch = data.finish_views(batch, self.config.num_classes)
         return dict(self.module(batch))
@@ -109,12 +128,7 @@ class SelfSupervised(Runner):
                 f"{len(left_out)} images of {c.data_dir}/train_unlabelled are left out; "
                 "--use_unlabelled pretrains on them too"
             )
-        shuffled = ", keys shuffled" if c.batch_norm_ranks == "shuffle" else "; rank 0's are saved"
-        rest = len(self.train_samples) % batch
-        left = f"; every epoch leaves out {rest} images, other ones each time" if rest else ""
-        lines += [
-            f"{line}{left}" for line in self.about_ranks(batch, f"of each rank's part{shuffled}")
-        ]
+        lines += self.about_kept() + self.shares(batch)
         if c.self_crop:
             side = c.self_crop
             lines.append(f"The views are made of crops of {side}x{side} pixels, drawn every time")
@@ -137,6 +151,25 @@ class SelfSupervised(Runner):
             lines.append(f"Of no effect on {name}: {values}")
         note = self.method.log_note(c.queue_size, batch + bool(annotated))
         return lines + ([note] if note else [])
+
+    def about_kept(self) -> list[str]:
+        """Whether images stay on the device, where that was wanted."""
+        if self.kept:
+            size = size_of(len(self.kept.pixels))
+            return [f"Images stay on the device once they came there ({size})"]
+        line = f"Images are uploaded in every step: {self.not_kept}"
+        return [line] if self.not_kept else []
+
+    def shares(self, batch: int) -> list[str]:
+        """How several ranks share a batch, and how many images an epoch leaves out."""
+        keys = (
+            ", keys shuffled"
+            if self.config.batch_norm_ranks == "shuffle"
+            else "; rank 0's are saved"
+        )
+        rest = len(self.train_samples) % batch
+        left = f"; every epoch leaves out {rest} images, other ones each time" if rest else ""
+        return [f"{line}{left}" for line in self.about_ranks(batch, f"of each rank's part{keys}")]
 
     def undivided(self) -> list[str]:
         """A line if the ranks cannot share a batch, or its statistics."""

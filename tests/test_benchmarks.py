@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import devices, finetune, large_set, matching, measure, precision, step
+from benchmarks import (
+    devices,
+    finetune,
+    large_set,
+    matching,
+    measure,
+    precision,
+    prediction,
+    step,
+)
 from config import Config
 from data import one_hot
 from model import METHODS, PSCL, build_method
@@ -185,6 +194,26 @@ def test_a_step_is_measured_as_train_py_does_it_on_a_set_of_ones_own(tmp_path: P
         assert len(result["cost"]) == 2 and min(result["cost"]) > 0
     config = step.config_of({**case, **own}, tmp_path)
     assert (config.data_dir, config.image_size) == (str(tmp_path), case["size"])
+
+
+def test_prediction_is_measured_beside_the_serial_form(tmp_path: Path) -> None:
+    """With the same bytes; what differs is noticed."""
+    sizes = ["--images", "3", "--size", "32", "--large", "300", "--tile", "256", "--rounds", "1"]
+    given = prediction.parse([*sizes, "--device", "cpu", "--channels", "4,8,16,32"])
+    found = prediction.report(given)
+    assert [(row["images"], row["form"]) for row in found["rows"]] == [
+        (images, form) for images in ("3 of 32x32", "1 of 300x300") for form in prediction.FORMS
+    ]
+    for row in found["rows"]:
+        assert row["other bytes"] == 0 and row["cost ms"] > 0
+        parts = [row[f"{part} ms"] for part in prediction.PARTS]
+        if row["form"] == "serial":
+            assert 0 < sum(parts) <= row["cost ms"] and row["of serial"] == 1
+    assert [row["images at once"] for row in found["at_once"]] == [1, 4, 16]
+    for name, text in (("one", "a"), ("other", "b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(text)
+    assert prediction.differing(tmp_path / "one", tmp_path / "other") == ["file"]
 
 
 @pytest.mark.parametrize("variant", list(finetune.VARIANTS))

@@ -42,6 +42,7 @@ DEFAULTS = {
     "amp": "auto",
     "deterministic": False,
     "augment_on": "auto",
+    "cache_on": "auto",
     "compile": "off",
     "workers": 0,
     "threads": 0,
@@ -174,6 +175,7 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("seed", [0, 2**32 - 1]),
     ("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15", "mps"]),
     ("augment_on", ["auto", "cpu", "device"]),
+    ("cache_on", ["auto", "cpu", "device"]),
     ("compile", ["auto", "off", "on"]),
     ("amp", ["auto", "off", "bf16"]),
     ("resume", ["auto", "never"]),
@@ -252,6 +254,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("seed", [-1, 2**32, 1.0, "1", False]),
     ("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda0", "CPU", "cpu "]),
     ("augment_on", ["", "cuda", "gpu", True, None]),
+    ("cache_on", ["", "cuda", "gpu", True, None]),
     ("compile", ["", "encoder", True, None]),
     ("amp", ["", "fp16", True, None]),
     ("workers", [-1, 257, 1.5]),
@@ -732,6 +735,7 @@ NEVER = {
     "workers", "threads", "cache", "save_seconds", "overwrite", "resume", "save_every", "report",
     "tensorboard", "class_names", "class_colours", "probe",
     "recompute", "preset", "augment_on", "deterministic", "compile",
+    "cache_on",
 }  # fmt: skip
 ALWAYS = {
     "data_dir", "num_classes", "ignore_label", "image_size", "seed", "amp", "channels",

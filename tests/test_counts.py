@@ -42,18 +42,22 @@ def test_every_step_calls_the_same_few_operators_and_waits_for_none(
     assert len(calls) == 1 and calls.pop() <= MOST[method, precision]
 
 
-@pytest.mark.parametrize("augment_on", ["cpu", "device"])
+@pytest.mark.parametrize("where", ["cpu", "device", "kept on device"])
 @pytest.mark.parametrize("method", ["simclr", "moco"])
 def test_an_epoch_of_train_py_waits_once_for_its_log_line(
-    method: str, augment_on: str, tmp_path: Path
+    method: str, where: str, tmp_path: Path
 ) -> None:
     """And every step of it calls as many operators; after the first, whose Adam makes its state."""
     config = step.config_of({"method": method, "size": 16, "batch": 4, "steps": 1}, tmp_path)
-    how = {"repeats": "0", "device": "cpu", "amp": "off", "augment_on": augment_on}
+    how = {"repeats": "0", "device": "cpu", "amp": "off", "augment_on": where.split()[-1]}
+    how["cache_on"] = "device" if "kept" in where else "cpu"
     stage = SelfSupervised(open_set(dataclasses.replace(config, **how).resolved())[0][0])
     stage.seed()
     stage.build()
     stage.log = Mock()
+    epoch = int(stage.kept is not None)
+    if epoch:  # all images come to the device in the first one
+        stage.train_epoch(0, lambda: None)
     after: list[int] = []
     with measure.counted(measure.Stopwatch(torch.device("cpu"))) as calls:
 
@@ -61,7 +65,7 @@ def test_an_epoch_of_train_py_waits_once_for_its_log_line(
             after.append(calls.counts.total())
             assert not calls.waits
 
-        stage.train_epoch(0, step_done)
+        stage.train_epoch(epoch, step_done)
     steps = [one - other for other, one in itertools.pairwise(after)]
     assert len(steps) >= 5 and len(set(steps)) == 1
     assert dict(calls.waits) == {"tolist": 1}
@@ -73,6 +77,19 @@ def test_no_method_waits(method: str) -> None:
     counts = step.count_steps(case)
     assert [dict(count.waits) for count in counts] == [{}] * 2
     assert counts[0].counts == counts[1].counts
+
+
+# Views that a weight sees; with patches, a head of view k also computes the keys.
+SEES = {"simclr": 3, "moco": 2, "plain-simclr": 2, "plain-moco": 1, "byol": 2, "densecl": 1}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_weight_is_cast_once_for_each_view(method: str) -> None:
+    """No more often where activations are recomputed, as far as they are by default."""
+    case = {**CASE, "method": method, "precision": "bf16", "size": 16, "batch": 2, "steps": 1}
+    kept, again = (step.count_steps({**case, "recompute": n})[0].casts for n in (-1, 0))
+    assert sorted(kept.values()) == sorted(again.values())
+    assert max(kept.values()) == SEES[method]
 
 
 def test_templates_that_candidates_do_not_decide_call_nothing_more() -> None:

@@ -23,6 +23,7 @@ from utils.device import (
     cache_bytes,
     choose_device,
     choose_precision,
+    free_device_memory,
     free_memory,
     fuses_optimizers,
     keep_freed_memory,
@@ -309,3 +310,11 @@ def test_sizes_are_read_and_written_in_words() -> None:
     assert [size_of(n) for n in (4.2e9, 84e6, 999, 3.4e12)] == [
         "4.2 GB", "84 MB", "1.0 KB", "3.4 TB",
     ]  # fmt: skip
+
+
+def test_what_pytorch_keeps_of_a_card_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 10 bytes 3 are free, and of the 6 that PyTorch has 4 are used; the last is another's."""
+    for name, found in (("mem_get_info", (3, 10)), ("memory_reserved", 6), ("memory_allocated", 4)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
+    assert free_device_memory(torch.device("cuda")) == 5
+    assert (free_device_memory(torch.device("cpu")) is None) == (free_memory() is None)

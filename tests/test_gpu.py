@@ -77,11 +77,20 @@ def test_the_rehearsal_goes_through_everything(
     assert [row for row in found["checks"] if row["right"] != "True"] == []
     assert measure.table(found["speed"]) and measure.table(found["labels"])
     assert found["train"] and found["deterministic"]
+    assert [row["other bytes"] for row in found["predicted"]] == [0] * 4 and found["at_once"]
 
 
 def test_views_finished_here_are_the_cpus() -> None:
     (row,) = gpu.check_views(CPU, 32)
     assert row["right"] == "True" and 0 < row["found"] < 1e-3
+
+
+def test_images_that_stay_are_the_uploaded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, waits = gpu.check_kept(CPU, 32)
+    assert (pixels["found"], waits["found"]) == (0, 0)
+    monkeypatch.setattr(gpu.KeptImages, "_fill", lambda self, file: self.pixels.zero_())
+    pixels, _ = gpu.check_kept(CPU, 32)
+    assert pixels["right"] == "False"
 
 
 def test_a_second_run_of_the_same_numbers_has_the_same_bits(

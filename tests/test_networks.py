@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ from networks import (
     UNet,
     normalisation,
 )
+from pscl.recompute import recompute_activations
 from tests.golden_files import Golden, assert_agrees
+from utils.device import precision
 
 CHANNELS = (8, 16, 32, 64)
 
@@ -315,6 +318,32 @@ def test_norms_that_are_compiled_compute_the_same(monkeypatch: pytest.MonkeyPatc
     assert first == (700, 32)  # the check
     sizes = {(2 * 16 * 24, 8): 3, (2 * 8 * 12, 16): 3, (2 * 4 * 6, 32): 3, (2 * 2 * 3, 64): 2}
     assert {shape: encoder.count(shape) for shape in encoder} == sizes
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_each_number_of_channels_is_compiled_once(
+    dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where activations are recomputed; the check is the first one with its channels."""
+    graphs, compiler = [], torch.compile
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(next(len(x) for x in inputs if isinstance(x, Tensor) and x.ndim == 1))
+        return graph.forward
+
+    counted = partial(compiler, backend=counting)
+    monkeypatch.setattr(torch, "compile", counted)
+    monkeypatch.setattr(networks, "compiled_norm", networks.compiled_norm.__wrapped__)
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    encoder, cpu = networks.Encoder(CHANNELS), torch.device("cpu")
+    recompute_activations(encoder, 2)
+    networks.compile_norms(encoder, cpu, dtype)
+    for _ in range(2):
+        with precision(dtype, cpu):
+            maps = [encoder(image_of(16, 24))[-1] for _ in range(2)]
+        torch.stack(maps).square().mean().backward()
+    assert sorted(graphs) == [8, 16, 32, 64]
 
 
 @pytest.mark.slow

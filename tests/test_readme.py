@@ -52,6 +52,8 @@ ADDED = {
     "benchmarks/step.py": "--size 24 --batch 2 --rounds 1 --steps 1 --threads 1 --device cpu "
     "--methods simclr --precisions fp32",
     "benchmarks/finetune.py": "--size 16 --images 1 --rounds 1 --steps 1 --threads 1 --device cpu",
+    "benchmarks/prediction.py": "--images 2 --size 32 --large 300 --rounds 1 --threads 1 "
+    "--channels 4,8,16,32 --device cpu",
     "benchmarks/precision.py": "--image_size 16 --steps 1 --threads 1 --device cpu",
     "benchmarks/matching.py": "--threads 1",
 }

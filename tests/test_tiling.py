@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metallography import tiling
-from metallography.tiling import Together, cut_axis, predict_bands, resized_bands
+from metallography.tiling import Together, cut_axis, predict_bands, resized_bands, together
 from networks import UNet
 
 
@@ -175,6 +175,27 @@ def test_tiles_ahead_and_together_give_the_bytes_of_tiles_in_turn(pixels: int) -
     found = joined(predict_bands(image, Together(one, several, pixels), 2, 40, 16))
     np.testing.assert_array_equal(found, expected)
     assert sum(sizes) == tiles and max(sizes) == {0: 1, 4800: 3}.get(pixels, tiles)
+
+
+@pytest.mark.parametrize(("tile", "at_once"), [(768, 3), (384, 3), (200, 3), (1024, 2), (2000, 1)])
+def test_what_a_device_holds_follows_the_tile(tile: int, at_once: int) -> None:
+    """Three tiles of the default size are 1.8 million pixels; a quarter of them at half the side.
+
+    Of larger ones as many as 2 million pixels hold, or one.
+    """
+    assert max(together(tile) // tile**2, 1) == at_once
+    most = max(at_once * tile**2, 1)
+    assert tile > 768 or most <= 3 * 768**2 * (tile / 768) ** 2
+    held: list[int] = []
+
+    def several(tiles):
+        held.append(sum(each.size for each in tiles))
+        return np.stack([each[None] for each in tiles])
+
+    image, one = np.zeros((2 * tile, 2 * tile), np.float32), lambda tile: tile[None]
+    for _ in predict_bands(image, Together(one, several, together(tile)), 1, tile, tile // 4):
+        pass
+    assert max(held, default=tile**2) <= most
 
 
 def test_what_stops_a_tile_stops_the_image() -> None:

@@ -216,6 +216,14 @@ def size_of(size: float) -> str:
     return f"{value:.1f} {unit}B" if value < 10 else f"{value:.0f} {unit}B"
 
 
+def free_device_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None if unknown."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept  # PyTorch keeps what was freed
+    return free_memory()
+
+
 def free_memory(root: str | Path = "/") -> int | None:
     """Bytes that this process may still take, by the machine and its container; None if unknown.
 
