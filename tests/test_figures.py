@@ -258,10 +258,11 @@ def test_a_line_goes_through_the_means_of_the_doses_and_every_run_has_a_dot() ->
     curves = {"A": {100: [0.5, 0.3], 0: [0.2, 0.2]}, "B": {0: [0.2], 100: [0.6]}}
     axes = doses_figure("Title", "steps", curves).axes[0]
     means = {line.get_label(): line for line in axes.lines if line.get_label() in curves}
-    assert means["A"].get_xdata().tolist() == [0, 100]
-    assert means["A"].get_ydata().tolist() == pytest.approx([0.2, 0.4])
-    assert means["B"].get_ydata().tolist() == pytest.approx([0.2, 0.6])
-    dots = [y for line in axes.lines if line.get_marker() == "o" for y in line.get_ydata()]
+    assert np.asarray(means["A"].get_xdata()).tolist() == [0, 100]
+    assert np.asarray(means["A"].get_ydata()).tolist() == pytest.approx([0.2, 0.4])
+    assert np.asarray(means["B"].get_ydata()).tolist() == pytest.approx([0.2, 0.6])
+    rows = [np.asarray(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"]
+    dots = np.concatenate(rows).tolist()
     assert sorted(dots) == [0.2, 0.2, 0.2, 0.3, 0.5, 0.6]
     assert axes.get_xlabel() == "steps" and axes.get_legend() is not None
     assert doses_png("Title", "steps", curves) == doses_png("Title", "steps", curves)
