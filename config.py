@@ -57,8 +57,8 @@ DECIDES = {
     "self fine": "self_mode use_unlabelled embed_dim hidden_dim groups random_crop self_jitter "
     "batch_norm_ranks self_batch_size self_max_epoch self_lr self_optimizer self_weight_decay "
     "self_schedule self_crop temperature global_local_ratio top_k sample_ratio label_guided "
-    "scale_weights intra_view_negatives admit_matches momentum queue_size group_decay patch_group_decay "
-    "freshness_decay dense_grid",
+    "scale_weights intra_view_negatives admit_matches momentum queue_size group_decay "
+    "patch_group_decay freshness_decay dense_grid",
     "fine sup": "class_weight fine_jitter fine_contrast fine_crop fine_scale fine_rotation "
     "fine_noise fine_blur fine_illumination fine_batch_size fine_crops fine_max_epoch fine_steps "
     "fine_optimizer fine_weight_decay fine_schedule fine_warmup fine_clip fine_average eval_every "
