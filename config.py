@@ -211,8 +211,7 @@ class Config:
         "of what is free", source=OURS, pattern=r"(?:\d{1,6}(?:\.\d{1,3})? ?[kKMGT]B?)?",
         allowed="a size such as 4GB or 500MB, or nothing")
     save_seconds: float = running(60.0, "time between saves of the training state, lost at most "
-        "when a run is killed, also within an epoch; 0: after every epoch", unit="seconds",
-        source=OURS, limits=NOT_NEGATIVE)
+        "when a run is killed; 0: an epoch", unit="seconds", source=OURS, limits=NOT_NEGATIVE)
     overwrite: bool = running(False, "train anew over a run whose settings differ", source=OURS)
     resume: str = running("auto", "auto: go on where a run was cut off; never: start it again",
         source=OURS, choices=("auto", "never"))
