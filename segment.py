@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: auto, where it pays within the "
         "time (default), always (with --demo) or never")  # fmt: skip
     add("--class_names", "--class-names", type=_names, default=(), metavar="NAME,...",
-        help="names of the classes")  # fmt: skip
+        help="names of the classes, of id 0 first")  # fmt: skip
     add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say, else "
         "all lengths in pixels")  # fmt: skip
     add("--scales", type=Path, help="a CSV file of scales for single images, which count before "

@@ -50,8 +50,8 @@ ABOUT_DOUBT = (
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which an image counts as labelled in part
 FIRST = (
-    "First look, by filters and a random forest. It is replaced if the network that is being "
-    "trained does better on held-out blocks of the annotation"
+    "First look, by filters and a random forest. It is replaced by the last answer, which comes "
+    "from a network if there is time for one and it does better on held-out blocks"
 )
 LABELS_WIN = (
     "Where an image has labels, they stand in its class map in the place of the prediction. To "
