@@ -53,9 +53,9 @@ BALANCED = "balanced"  # class weights by the labelled pixels
 # Fine-tuning depends on the pretraining before it.
 DECIDES = {
     "self fine sup": "data_dir num_classes ignore_label image_size standardize seed amp channels "
-    "norm encoder",
+    "norm encoder batch_norm_ranks",
     "self fine": "self_mode use_unlabelled embed_dim hidden_dim groups random_crop self_jitter "
-    "batch_norm_ranks self_batch_size self_max_epoch self_lr self_optimizer self_weight_decay "
+    "self_batch_size self_max_epoch self_lr self_optimizer self_weight_decay "
     "self_schedule self_crop temperature global_local_ratio top_k sample_ratio label_guided "
     "scale_weights intra_view_negatives admit_matches momentum queue_size group_decay "
     "patch_group_decay freshness_decay dense_grid",

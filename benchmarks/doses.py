@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run a
 
 import config_run  # noqa: E402
 from config import Config, ConfigError  # noqa: E402
-from data import annotated_repeats  # noqa: E402
+from data import annotated_repeats, find_split  # noqa: E402
 from report.figures import doses_png  # noqa: E402
+from stages.job import experiment_dir, run_label  # noqa: E402
 from stages.presets import read_config  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.files import replace_file  # noqa: E402
@@ -61,6 +62,22 @@ def started_from(folder: str, epochs: int, repeat: int) -> Path:
     return path
 
 
+def folder_word(method: str) -> str:
+    """What stands for a method in the names of folders."""
+    return re.sub(r"\W", "-", method)
+
+
+def require_apart(methods: Sequence[str]) -> None:
+    """ConfigError if two methods, or a method and no pretraining, would be taken for one."""
+    words = [folder_word(name).casefold() for name in (NONE, *methods)]
+    twice = [
+        name for name, word in zip((NONE, *methods), words, strict=True) if words.count(word) > 1
+    ]
+    if twice:
+        found = ", ".join(twice)
+        raise ConfigError(f"--pretrained: found {found}; give names that differ in their letters")
+
+
 def planned(
     config: Config, runs: Mapping[str, str], epochs: Sequence[int], repeats: Sequence[int]
 ) -> list[tuple[str, int, int, Config]]:
@@ -74,8 +91,7 @@ def planned(
         for method, folder in runs.items():
             for count in filter(None, epochs):
                 path = str(started_from(folder, count, repeat))
-                word = re.sub(r"\W", "-", method)
-                name = f"{config.name}-doses-{word}-{count}"
+                name = f"{config.name}-doses-{folder_word(method)}-{count}"
                 own = dataclasses.replace(one, stages="fine", name=name, pretrained=path)
                 found.append((method, count, repeat, own))
     return found
@@ -83,8 +99,7 @@ def planned(
 
 def last_dice(config: Config, repeat: int) -> float:
     """Dice at the last evaluation of a finished run."""
-    kind = "sup" if config.stages == "sup" else config.self_mode
-    run = Path(config.output_dir) / f"{config.name}_{kind}" / f"{config.data_size}_{repeat}"
+    run = experiment_dir(config, config.stages) / run_label(config.data_size, repeat)
     scores = [e["evaluation"] for e in read_metrics(run / "metrics.jsonl") if "evaluation" in e]
     return float(scores[-1]["dice"])
 
@@ -107,7 +122,7 @@ def write(
     head = ["pretraining", unit, *(f"annotated image {r}" for r in repeats), "mean"]
     lines = [heading, "", "Dice at the last epoch, nothing chosen.", "", *markdown(head, rows), ""]
     replace_file(out / "table.md", "\n".join(lines), "--out")
-    title = f"Dice after fine-tuning on one annotated image ({', '.join(map(str, repeats))})"
+    title = f"Dice after fine-tuning, {', '.join(head[2:-1])}"
     replace_file(out / "doses.png", doses_png(title, f"{unit} of pretraining", curves), "--out")
 
 
@@ -124,6 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, notes = read_config(rest, ("pretrained", "epochs", "out", "steps_an_epoch"))
         if len(config.sizes) > 1:
             raise ConfigError(f"data_size: found {config.data_size}; give one")
+        require_apart([name for name, _ in given.pretrained])
+        if not any(sample.mask for sample in find_split(config.data_dir, "test_numf")):
+            raise ConfigError(
+                f"{config.data_dir}/test_numf: no image with a mask, by which to score"
+            )
         repeats = annotated_repeats(config.data_dir, config.data_size, config.repeat_list)
         heading = f"# {config.data_dir}: length of pretraining"
         found: dict[str, Doses] = {}

@@ -58,7 +58,7 @@ def _checkpointed(
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         if everything:
             return nullcontext(), _SecondPass(block, nullcontext())
-        first, second = checkpoint.create_selective_checkpoint_contexts(_keep_dear)
+        first, second = checkpoint.create_selective_checkpoint_contexts(_keep_costly)
         return first, _SecondPass(block, second)
 
     settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
@@ -66,7 +66,7 @@ def _checkpointed(
     return output
 
 
-def _keep_dear(context: Any, operator: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
+def _keep_costly(context: Any, operator: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
     """Keep the outputs of convolutions, except transposed ones and those of 3-channel images.
 
     Also weights that autocast has cast: they are small, and every call costs a device's host time.

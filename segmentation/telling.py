@@ -51,7 +51,8 @@ NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pi
 PARTIAL = 0.5  # share of labelled pixels below which an image counts as labelled in part
 FIRST = (
     "First look, by filters and a random forest. It is replaced by the last answer, which comes "
-    "from a network if there is time for one and it does better on held-out blocks"
+    "from a network if there is time for one and it does better on held-out blocks, and tells how "
+    "well these were met"
 )
 LABELS_WIN = (
     "Where an image has labels, they stand in its class map in the place of the prediction. To "

@@ -157,7 +157,8 @@ class Runner(Training):
         own = f"{self.ranks} ranks, {each} of the {batch} images of a step each"
         if self.config.batch_norm_ranks == "sync":
             statistics = "of the whole batch"
-        norm = f"; BatchNorm's statistics are {statistics}" if self.config.norm == "batch" else ""
+        has_batch_norm = self.config.norm == "batch" or self.config.encoder != UNET
+        norm = f"; BatchNorm's statistics are {statistics}" if has_batch_norm else ""
         return [own + norm] if self.ranks > 1 else []
 
     def images(self, samples: Sequence[Sample]) -> str:

@@ -77,5 +77,6 @@ def why_not(files: Sequence[Path], store: ImageStore, device: torch.device) -> s
     if free is None:
         return "it is not known how much of its memory is free"
     if need > SHARE * free:
-        return f"they are {size_of(need)}, more than a quarter of the {size_of(free)} free there"
+        # Not how much is free, which would make logs of equal runs differ.
+        return f"they are {size_of(need)}, more than a quarter of what is free there"
     return ""

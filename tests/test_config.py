@@ -739,7 +739,7 @@ NEVER = {
 }  # fmt: skip
 ALWAYS = {
     "data_dir", "num_classes", "ignore_label", "image_size", "seed", "amp", "channels",
-    "standardize", "norm", "encoder",
+    "standardize", "norm", "encoder", "batch_norm_ranks",
 }  # fmt: skip
 FINE_AND_SUP = {
     "class_weight", "fine_jitter", "fine_batch_size", "fine_max_epoch", "eval_every",

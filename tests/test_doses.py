@@ -67,6 +67,48 @@ def test_a_dose_that_was_not_saved_is_named_before_anything_is_trained(
     assert error.count("\n") == 1 and sorted(runs.rglob("*")) == before
 
 
+def test_all_annotated_images_are_one_run_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    data, runs, out = make_set(tmp_path / "set"), tmp_path / "runs", tmp_path / "out"
+    for path in (data / "sup_num5_0").rglob("*.png"):  # masks of all training images
+        kind = data / "train_numf" / path.parent.name
+        kind.mkdir(exist_ok=True)
+        (kind / path.name).write_bytes(path.read_bytes())
+    words = ["--pretrained", f"A={runs}/a", "--epochs", "0", "--out", str(out), "--data_size", "f"]
+    assert doses.main([*words, *(f for f in flags(data, runs) if "repeats" not in f)]) == 0
+    state = load(runs / "tiny-doses_sup" / "f" / "state_sup.pt")
+    last = f"{state['evaluations'][-1]['dice']:.3f}"
+    assert f"| no pretraining | 0 | {last} | {last} |" in (out / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["A=x", "A=y"], "found A, A; give names that differ"),
+        (["A+B=x", "A B=y"], "found A+B, A B; give names that differ"),
+        (["No pretraining=x"], "found no pretraining, No pretraining; give names"),
+    ],
+)
+def test_methods_that_would_be_taken_for_one_are_refused(
+    names: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_set(tmp_path / "set")
+    words = ["--pretrained", *names, "--epochs=0", "--out", str(tmp_path / "out")]
+    assert doses.main([*words, *flags(data, tmp_path / "runs")]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_set_without_a_test_mask_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_set(tmp_path / "set")
+    for path in (data / "test_numf" / "gt").iterdir():
+        path.unlink()
+    words = ["--pretrained=A=x", "--epochs=0", "--out", str(tmp_path / "out")]
+    assert doses.main([*words, *flags(data, tmp_path / "runs")]) == 2
+    assert "test_numf: no image with a mask" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("word", "told"),
     [("--pretrained=x", "give NAME=FOLDER"), ("--epochs=a", "give numbers such as 0,40,200")],
