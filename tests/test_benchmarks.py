@@ -183,6 +183,7 @@ def test_the_summary_divides_by_the_unit_and_by_the_floor() -> None:
     assert row["s/epoch"] == 24 * 11 and row["h/run"] == pytest.approx(24 * 11 * 200 / 3600)
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_as_train_py_does_it_on_a_set_of_ones_own(tmp_path: Path) -> None:
     measure.draw_set(tmp_path, 40, 8, num_classes=3)
     case = {**CASE, "kind": "engine", "method": "simclr", "precision": "bf16", "steps": 2}

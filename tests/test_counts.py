@@ -43,7 +43,7 @@ def test_every_step_calls_the_same_few_operators_and_waits_for_none(
 
 
 @pytest.mark.parametrize("where", ["cpu", "device", "kept on device"])
-@pytest.mark.parametrize("method", ["simclr", "moco"])
+@pytest.mark.parametrize("method", ["simclr", pytest.param("moco", marks=pytest.mark.slow)])
 def test_an_epoch_of_train_py_waits_once_for_its_log_line(
     method: str, where: str, tmp_path: Path
 ) -> None:

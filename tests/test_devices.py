@@ -178,6 +178,7 @@ def test_printed_commands_do_the_table_and_the_report_collects(
     assert "--piece: found 'simclr:0'; allowed: plain-simclr:" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_printed_command_finds_all_from_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ def flags(data: Path, out: Path) -> list[str]:
     return [f"--{name}={text}" for name, text in lists.items()]
 
 
+@pytest.mark.slow
 def test_each_dose_starts_from_its_checkpoint_and_none_stands_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

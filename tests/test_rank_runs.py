@@ -63,6 +63,7 @@ def numbers(entry: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in entry.items() if not isinstance(value, str)}
 
 
+@pytest.mark.slow  # seconds: 11
 def test_runs_of_two_ranks_are_those_of_one_process(tmp_path: Path, images: Path) -> None:
     """Pretraining to rounding, shared fine-tuning from it byte by byte; no rank writes twice."""
     settings = {"stages": "self-fine", "repeats": "01", "self_max_epoch": 1}

@@ -340,6 +340,7 @@ def test_the_four_lines_of_python(folder: Path) -> None:
     assert [row["area_fraction"] * 32 * 40 for row in names["table"]] == pytest.approx(counts)
 
 
+@pytest.mark.slow
 def test_the_exported_model_runs_without_torch(folder: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
