@@ -196,12 +196,11 @@ class Config:
         "views: cpu (image by image, while the step before is computed), device (the whole batch, "
         "uploaded as 8 bits), auto (device on CUDA and MPS); pixels are equal within rounding",
         source=OURS, choices=("auto", "cpu", "device"))
-    cache_on: str = running("auto", "where the gray images of pretraining stay between the epochs: "
-        "device (uploaded once, where they take at most a quarter of what is free), cpu (their "
-        "views are uploaded in every step), auto (device on CUDA); the same pixels", source=OURS,
-        choices=("auto", "cpu", "device"))
-    compile: str = running("off", "compile each BatchNorm with its LeakyReLU: off, on, auto (on "
-        "CUDA); equal within rounding, longer to start", source=OURS, choices=("auto", "off", "on"))
+    cache_on: str = running("auto", "where the gray images of pretraining stay: device (uploaded "
+        "once, if at most a quarter of its free memory), cpu (views are uploaded in every step), "
+        "auto (device on CUDA); the same pixels", source=OURS, choices=("auto", "cpu", "device"))
+    cuda_graphs: bool = running(True, "record the passes of a step once on CUDA, and replay "
+        "them with one call: the same numbers, sooner", source=OURS)
     workers: int = running(0, "processes that prepare batches; 0: the main process does",
         unit="processes", source=OURS, limits=between(0, 256))
     threads: int = running(0, "CPU threads that compute; 0: PyTorch's choice", unit="threads",

@@ -67,8 +67,12 @@ class ImageNetEncoder(Encoder):
         self.register_buffer("scale", torch.tensor(scale)[:, None, None], persistent=False)
         self.register_buffer("shift", torch.tensor(shift)[:, None, None], persistent=False)
 
+    def map_sizes(self, rows: int, columns: int) -> list[tuple[int, int]]:
+        """As the UNet's, rounded up."""
+        return [(-(-rows // n), -(-columns // n)) for n in (4, 2, 1)]
+
     def contract(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As the UNet's; sizes are rounded up, not down: (B, 3, H, W) to x1, x2, x3, x4."""
+        """As the UNet's, sizes as of ``map_sizes``: (B, 3, H, W) to x1, x2, x3, x4."""
         maps = self.trunk(image * self.scale + self.shift)
         x2, x3, x4, smaller, smallest = (
             lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)

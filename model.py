@@ -25,7 +25,7 @@ from encoders import make_encoder
 from networks import CHANNELS, PredictionHead, ProjectedUNet, ProjectionHead, Up
 from pscl.coordinates import coordinates
 from pscl.fast_matching import CELLS
-from pscl.geometry import correspond
+from pscl.geometry import cell_numbers, correspond_by
 from pscl.lazy_map import LazyMap, lazy_maps
 from pscl.losses import byol_loss, dense_info_nce, info_nce, nt_xent, patch_nt_xent, soft_info_nce
 from pscl.recompute import recompute_activations
@@ -72,6 +72,14 @@ class Method(nn.Module):
         own = make_encoder(encoder, channels, norm)
         self.encoder_q = ProjectedUNet(channels, hidden_dim, embed_dim, groups, norm, own)
         recompute_activations(self.encoder_q.encode, recompute)
+
+    def planned(self, batch: Mapping[str, Any], *, fixed: bool = False) -> dict[str, Any]:
+        """A batch of ``data.py`` as ``forward`` takes it: with what the host decides of the step.
+
+        ``forward`` does the same with a batch that is not planned. ``fixed``: tensors have the same
+        shapes in every step, with padding that changes no result.
+        """
+        return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
 
     @staticmethod
     def log_note(queue_size: int, batch_size: int) -> str:
@@ -196,6 +204,32 @@ class PSCL(Method):
         """Embeddings (B, D) of images, and the maps up1, up2, up3."""
         return lazy_maps(network, view, self.recompute)
 
+    def planned(self, batch: Mapping[str, Any], *, fixed: bool = False) -> dict[str, Any]:
+        """Also where the cells of each scale lie, and labels and noise of the annotated image's.
+
+        They take the place of the ``geometry`` of the views and of the ``label`` of image 0. A crop
+        of fewer cells than templates is not padded, since it gives its cells repeatedly.
+        """
+        if "cells" in batch:
+            return dict(batch)
+        geometry, label = batch["geometry"], batch["label"][0].float()
+        device = label.device
+        sizes = self.encoder_q.encode.map_sizes(*batch["view_k"].shape[-2:])
+        numbers = torch.stack([cell_numbers(geometry, *size) for size in sizes])
+        plan = {"cells": upload(numbers, device)}  # (3, 8, B, 1)
+        for scale, size in enumerate(sizes):
+            on_cells = label_at(label, geometry[0], *size)  # (C, h'*w')
+            noise = self.draw_noise(on_cells.shape, device)
+            if not self.label_guided:
+                on_cells = torch.zeros_like(on_cells)
+            if fixed and on_cells.shape[1] >= self.templates[scale]:
+                missing = size[0] * size[1] - on_cells.shape[1]
+                on_cells = F.pad(on_cells, (0, missing), value=-torch.inf)  # never the purest
+                noise = F.pad(noise, (0, missing))
+            plan |= {f"label_up{scale + 1}": on_cells, f"noise_up{scale + 1}": noise}
+        rest = {key: value for key, value in batch.items() if key != "label"}
+        return super().planned(rest) | plan
+
     def sample(
         self,
         maps_q: Sequence[LazyMap],
@@ -206,22 +240,17 @@ class PSCL(Method):
         """Choose, match and project the patches of all scales (paper, patch sampling).
 
         ``maps_q`` and ``maps_k`` are up1, up2, up3 of both views; ``head_k`` projects view k;
-        ``batch`` has the ``geometry`` of the views and the ``label`` of image 0. Returns of each
-        scale the embeddings (B, C, K, D) of the patches in view q and in view k, in single
-        precision, and the patches.
+        ``batch`` is planned. Returns of each scale the embeddings (B, C, K, D) of the patches in
+        view q and in view k, in single precision, and the patches.
         """
-        geometry, label = batch["geometry"], batch["label"][0].float()
         sampled = []
         for scale, (map_q, map_k) in enumerate(zip(maps_q, maps_k, strict=True)):
-            places = correspond(geometry, *map_k.size, label.device, CELLS)
-            on_cells = label_at(label, geometry[0], *map_k.size)  # (C, h'*w')
-            noise = self.draw_noise(on_cells.shape, label.device)
-            if not self.label_guided:
-                on_cells = torch.zeros_like(on_cells)
+            places = correspond_by(batch["cells"][scale], *map_k.size, CELLS)
+            label, noise = (batch[f"{name}_up{scale + 1}"] for name in ("label", "noise"))
             with torch.no_grad():
                 keys = self.keys(map_k, places.key, head_k, scale)  # (B, d, P)
                 with precision(None, label.device):
-                    patches = sample_patches(keys, places, on_cells, noise, self.templates[scale])
+                    patches = sample_patches(keys, places, label, noise, self.templates[scale])
                 del keys  # large
             query = self.project(map_q.at(patches.query), self.encoder_q.decode, scale)
             key = self.project(map_k.at(patches.key), head_k, scale)  # (B, C, K, D)
@@ -274,6 +303,7 @@ class PSCL_SimCLR(PSCL):
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``."""
+        batch = self.planned(batch)
         # Two passes, not one of both views joined: BatchNorm's statistics are per view.
         image_q, maps_q = self.encode(self.encoder_q, batch["view_q"])  # (B, D), 3 maps
         image_k, maps_k = self.encode(self.encoder_q, batch["view_k"])
@@ -368,7 +398,7 @@ class PSCL_MoCo(PSCL, QueueMethod):
         by_entry[:SCALES, entry] = patch_k[:, -len(entry) :]
         weights = (self.group_affinity, self.patch_group_affinity, self.freshness)
         for weight, decay in zip(weights, self.decays, strict=True):
-            weight[entry] = 1.0
+            weight.index_fill_(0, entry, 1.0)
             weight.mul_(decay)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -377,6 +407,7 @@ class PSCL_MoCo(PSCL, QueueMethod):
         ``patch_up1..3`` are means over the annotated image's rows, as in the published log;
         ``patch`` is the mean over all rows of all scales.
         """
+        batch = self.planned(batch)
         self.update_key_encoder()
         image_q, maps_q = self.encode(self.encoder_q, batch["view_q"])  # (B, D), 3 maps
         image_k, maps_k = self.encode_view_k(batch["view_k"])

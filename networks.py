@@ -7,6 +7,7 @@ dicts load as they are.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,8 +15,6 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from utils.device import precision
 
 CHANNELS = (32, 64, 128, 256)  # at full, 1/2, 1/4 and 1/8 of the image's size
 NORM_GROUPS = 8
@@ -33,26 +32,37 @@ class ChannelLayerNorm(nn.LayerNorm):
         """Normalise (..., C) over C."""
         return super().forward(input)
 
-    def activated_rows(self, input: Tensor) -> Tensor:
-        """Normalise (..., C) over C, then LeakyReLU 0.01."""
-        if input.is_cuda and (kernel := norm_kernel(input.device, input.dtype)):
-            found: Tensor = kernel(input, self.weight, self.bias, self.eps, 0.01)
-            return found
-        return F.leaky_relu(self.rows(input), 0.01, inplace=True)
+    def activated_rows(
+        self, input: Tensor, slope: float = 0.01, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Normalise (..., C) over C, then LeakyReLU; on CUDA the result may be of another type."""
+        if kernel := kernel_for("row_norm", input):
+            return kernel(input, self.weight, self.bias, self.eps, slope, dtype)
+        return F.leaky_relu(self.rows(input), slope, inplace=True)
+
+
+def kernel_for(name: str, x: Tensor) -> Callable[..., Tensor] | None:
+    """The kernel of a norm of ``x``, if it has one: on CUDA, in single precision or less."""
+    if not x.is_cuda or x.dtype == torch.float64:
+        return None
+    return norm_kernel(name, x.device, x.dtype)
 
 
 @functools.cache
-def norm_kernel(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor] | None:
-    """The kernel of ``activated_rows`` on CUDA; None, after one line, where it can't be had."""
+def norm_kernel(
+    name: str, device: torch.device, dtype: torch.dtype
+) -> Callable[..., Tensor] | None:
+    """``norm_leaky`` of a module of ``utils.cuda``; None, after one line, where it can't be had."""
     try:
-        from utils import row_norm  # needs Triton, which comes with PyTorch for CUDA
-
-        row_norm.check(device, dtype)
+        # It needs Triton, which comes with PyTorch for CUDA.
+        module = importlib.import_module(f"utils.cuda.{name}")
+        module.check(device, dtype)
     except Exception as error:  # whatever a compiler may miss on somebody's machine
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"LayerNorm has no kernel of its own here and is slower: {why}", stacklevel=2)
+        warnings.warn(f"{name} has no kernel of its own here and is slower: {why}", stacklevel=2)
         return None
-    return row_norm.norm_leaky
+    found: Callable[..., Tensor] = module.norm_leaky
+    return found
 
 
 def normalisation(norm: str, channels: int) -> nn.Module:
@@ -72,78 +82,31 @@ def activated(norm: nn.Module, x: Tensor) -> Tensor:
         # On the rows: for an in-place operation on the permuted view that the norm returns,
         # autograd would copy every gradient, and the copies would not be channels-last.
         return norm.activated_rows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    compiled = getattr(norm, "compiled", None) if norm.training else None
-    # Without a momentum statistics are being taken anew (``torch.optim.swa_utils.update_bn``).
-    if compiled and isinstance(norm, nn.BatchNorm2d) and norm.momentum:
-        norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+    learnt = type(norm) is nn.BatchNorm2d and learns(norm, x)
+    if learnt and (kernel := kernel_for("batch_norm", x)):
+        assert isinstance(norm, nn.BatchNorm2d) and norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
         rows = x.permute(0, 2, 3, 1)
         statistics = (norm.running_mean, norm.running_var, norm.momentum, norm.eps)
-        found: Tensor = compiled(rows.flatten(0, 2), norm.weight, norm.bias, *statistics)
+        found = kernel(rows.flatten(0, 2), norm.weight, norm.bias, *statistics, 0.01)
         return found.view(rows.shape).permute(0, 3, 1, 2)
     return F.leaky_relu(norm(x), 0.01, inplace=True)
 
 
-def batch_norm_leaky(
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    """BatchNorm in training, then LeakyReLU 0.01, of (P, C); updates the running statistics."""
-    return F.leaky_relu(F.batch_norm(rows, mean, variance, weight, bias, True, momentum, eps), 0.01)
+def learns(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+    """Whether a BatchNorm takes statistics of (B, C, H, W), which its running ones follow.
 
-
-def compile_norms(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
-    """Have PyTorch's compiler make one kernel of each BatchNorm with its LeakyReLU, in training.
-
-    ``dtype`` is autocast's, None for single precision. Where there is no compiler for the device,
-    or its numbers differ, one line says so and everything stays. Names of tensors stay always.
+    Without a momentum those are taken anew (``torch.optim.swa_utils.update_bn``); one value has
+    none, and PyTorch says so.
     """
-    compiled = compiled_norm(device, dtype or torch.float32)
-    for norm in module.modules() if compiled else ():
-        if type(norm) is nn.BatchNorm2d:
-            norm.compiled = compiled  # type: ignore[assignment]
+    return norm.training and norm.momentum is not None and x.numel() > x.shape[1]
 
 
-@functools.cache
-def compiled_norm(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor] | None:
-    """``batch_norm_leaky`` as compiled and compared with the plain one; None if that fails."""
-    try:
-        import torch._dynamo
-
-        # A graph for each number of channels, with and without gradients: eight, and the check's.
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, 32)
-        compiled: Callable[..., Tensor] = torch.compile(batch_norm_leaky, dynamic=True)
-        check_norm(compiled, device, dtype)
-    except Exception as error:  # whatever a compiler may miss on somebody's machine
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"Nothing is compiled here, which is slower: {why}", stacklevel=2)
-        return None
-    return compiled
-
-
-def check_norm(compiled: Callable[..., Tensor], device: torch.device, dtype: torch.dtype) -> None:
-    """Compare results, gradients and statistics with ``batch_norm_leaky``'s; RuntimeError."""
-    mixed = torch.arange(700 * 32) * 7919 % 1009 / 504 - 1  # not from a run's generator
-    given, found = mixed.view(700, 32).to(device, dtype), []
-    for run in (batch_norm_leaky, compiled):
-        rows, scales = given.clone().requires_grad_(), (0.5, -1)
-        weight, bias = (nn.Parameter(torch.linspace(a, 1, 32, device=device)) for a in scales)
-        mean, variance = torch.zeros(32, device=device), torch.ones(32, device=device)
-        # As in training: what is compiled here is then not compiled again.
-        with torch.enable_grad(), precision(None if dtype == torch.float32 else dtype, device):
-            result = run(rows, weight, bias, mean, variance, 0.1, 1e-5)
-            gradients = torch.autograd.grad(result, [rows, weight, bias], given.roll(1, 0))
-        found.append([result.detach(), *gradients, mean, variance])
-    for plain, own in zip(*found, strict=True):
-        # In the mean: a number next to 0 may have the slope of the other side.
-        error = float((own.float() - plain.float()).abs().mean() / plain.float().abs().mean())
-        if not error < (1e-4 if dtype == torch.float32 else 1e-2):
-            raise RuntimeError(f"compiled numbers differ from PyTorch's by {error:.1e}")
+def rectified(norm: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A LayerNorm over channels, then ReLU, of (B, C, H, W); ``dtype`` of the result on CUDA."""
+    if x.is_cuda and isinstance(norm, ChannelLayerNorm):
+        return norm.activated_rows(x.permute(0, 2, 3, 1), 0.0, dtype).permute(0, 3, 1, 2)
+    return F.relu(norm(x), inplace=True)
 
 
 class DoubleConv(nn.Module):
@@ -223,6 +186,10 @@ class Encoder(nn.Module):
         self.up2 = Up(c2, norm)
         self.up3 = Up(c1, norm)
 
+    def map_sizes(self, rows: int, columns: int) -> list[tuple[int, int]]:
+        """Rows and columns of up1, up2 and up3 for images of ``rows x columns``."""
+        return [(rows // 4, columns // 4), (rows // 2, columns // 2), (rows, columns)]
+
     def contract(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The contracting path: (B, 3, H, W) to x1 (full size), x2 (1/2), x3 (1/4), x4 (1/8)."""
         x1 = self.inc(image)  # (B, c0, H, W)
@@ -287,8 +254,7 @@ class ProjectionHead(nn.Module):
         conv1, norm1, conv2 = self.patch_layers(scale)
         # As one row of pixels, for which features whose c numbers lie together are channels-last
         # memory: convolutions need no copy of it. As one column they would not be.
-        hidden = F.relu(norm1(conv1(features.unsqueeze(2))), inplace=True)
-        return conv2(hidden).squeeze(2)
+        return conv2(rectified(norm1, conv1(features.unsqueeze(2)))).squeeze(2)
 
     def patch_layers(self, scale: int) -> list[nn.Module]:
         """First convolution, norm and second convolution of ``patch`` at scale 0, 1, 2."""

@@ -17,7 +17,6 @@ import io
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
@@ -41,17 +40,20 @@ from benchmarks import measure, prediction
 from benchmarks.measure import Result
 from benchmarks.step import PRECISIONS, make_adam
 from config import Config
+from config_run import open_set
 from data import STD, Batch, finish_views
 from metallography.tiling import DEFAULT_TILE
 from model import METHODS, Method, build_method
-from networks import UNet, compile_norms
 from pscl import matching, sampling
 from pscl.fast_matching import match
-from pscl.losses import supervised_loss
+from stages.finetuning import Supervised
+from stages.job import Runner
 from stages.kept_images import KeptImages
+from stages.presets import read_config
+from stages.pretraining import SelfSupervised
+from utils.cuda.step_graph import StepGraphs
 from utils.device import arithmetic, choose_device, on_device, precision, to_device
 
-ROOT = Path(__file__).resolve().parents[1]
 OURS = ("simclr", "moco")
 WARM_UP, PROFILED = 5, 3
 CPU = torch.device("cpu")
@@ -82,16 +84,40 @@ def train(
     device: torch.device,
     dtype: torch.dtype | None,
     optimizer: torch.optim.Optimizer | None = None,
+    *,
+    graphs: bool = True,
 ) -> Iterator[Tensor]:
-    """Train step by step as the engine does; gives the losses, which nobody waits for."""
-    optimizer = optimizer or make_adam(method, device)
-    for batch in on_device(batches, device):
+    """Train step by step as the engine does; gives the losses, which nobody waits for.
+
+    Batches may be those of ``plans``. ``graphs`` as with ``--cuda_graphs``.
+    """
+    optimizer, replayed = optimizer or make_adam(method, device), graphs and device.type == "cuda"
+
+    def passes(batch: dict[str, Any]) -> dict[str, Tensor]:
         with precision(dtype, device):
-            loss = method(finish_views(batch, 4))["loss"]
+            losses = method(batch)
+        losses["loss"].backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    run = StepGraphs(passes, method) if replayed else passes
+    for batch in on_device(batches, device):
+        planned = batch
+        if "geometry" in batch:
+            planned = method.planned(finish_views(batch, 4), fixed=replayed)
         optimizer.zero_grad()
-        loss.backward()
+        losses = run(planned)
         optimizer.step()
-        yield loss.detach()
+        yield losses["loss"].clone()
+
+
+def plans(method: Method, batches: Sequence[Batch]) -> list[Batch]:
+    """Batches as the method takes them, made on the CPU: views, labels, noise.
+
+    A device's own labels differ in the last bit, and of patches that are equally pure within it
+    another one may be chosen (``check_views``).
+    """
+    torch.manual_seed(1)
+    return [method.planned(finish_views(batch, 4), fixed=True) for batch in batches]
 
 
 def verdict(check: str, found: float, most: float) -> Result:
@@ -150,12 +176,26 @@ def check_waits(device: torch.device) -> list[Result]:
     return rows
 
 
-def first_losses(method: Method, batches: Sequence[Batch], device: torch.device) -> Tensor:
-    """The losses of training on these batches in single precision, without TF32; on the CPU."""
+def first_losses(
+    name: str,
+    batches: Sequence[Batch],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The losses of training on these batches without autocast and TF32; on the CPU.
+
+    With ``dtype`` double the networks compute in it; losses and comparisons stay as they are.
+    """
+    method = method_on(name, device)
+    method.to(dtype)
+    for key, queue in method.named_buffers(recurse=False):
+        setattr(method, key, queue.float() if queue.is_floating_point() else queue)
+    given = plans(method_on(name, CPU), batches)
+    for batch, key in itertools.product(given, ("view_q", "view_k")):
+        batch[key] = batch[key].to(dtype)
     torch.manual_seed(1)
     with arithmetic(None, deterministic=False):
-        steps = list(train(method, copy.deepcopy(batches), device, None))
-    return torch.stack(steps).cpu().double()
+        return torch.stack(list(train(method, given, device, None))).cpu().double()
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -164,22 +204,33 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 
 def check_losses(device: torch.device, size: int) -> list[Result]:
-    """Relative difference of the first three losses from the CPU's, single precision, no TF32."""
+    """Relative difference of the first three losses from the CPU's, without TF32.
+
+    In single precision a gradient next to 0 may have either sign, and Adam's first steps are as
+    long for small gradients as for large ones; so beside it stands how far the CPU's own losses are
+    from those of double precision, in which rounding has no say.
+    """
     rows = []
     for name in METHODS:
         with tempfile.TemporaryDirectory() as folder:
             batches = batches_for(name, size, 4, 3, Path(folder))
-        cpu, own = (first_losses(method_on(name, at), batches, at) for at in (CPU, device))
-        found = difference(cpu, own)
-        rows.append(verdict(f"{name}: losses beside the CPU's, relative", found, 1e-4))
+        cpu, own = (first_losses(name, batches, at) for at in (CPU, device))
+        exact = [first_losses(name, batches, at, torch.float64) for at in (CPU, device)]
+        yardstick = f"the CPU's own rounding {difference(exact[0], cpu):.1e}"
+        what = f"{name}: losses beside the CPU's, relative,"
+        rows += [
+            verdict(f"{what} the first", difference(cpu[:1], own[:1]), 1e-5),
+            verdict(f"{what} of three ({yardstick})", difference(cpu, own), 1e-4),
+            verdict(f"{what} of three, networks in double precision", difference(*exact), 1e-5),
+        ]
     return rows
 
 
 def check_positions(device: torch.device, size: int) -> list[Result]:
     """Images whose patches lie elsewhere than the CPU's, in the first step, single precision.
 
-    Up to the first template that differs both had the same choice; it counts unless its two cells
-    are equally similar, within 1e-5 of the largest similarity.
+    Both have the same plan. Up to the first template that differs both had the same choice; it
+    counts unless its two cells are equally similar, within 1e-5 of the largest similarity.
     """
     rows = []
     for name in OURS:
@@ -195,11 +246,9 @@ def check_positions(device: torch.device, size: int) -> list[Result]:
                 own.append((template, keys, valid, match(template, keys, valid)))
                 return own[-1][-1]
 
-            torch.manual_seed(1)
+            planned = plans(method_on(name, CPU), [copy.deepcopy(batch)])
             with patch.object(sampling, "match", noted), arithmetic(None, deterministic=False):
-                method = method_on(name, where)
-                torch.manual_seed(1)
-                list(train(method, [copy.deepcopy(batch)], where, None))
+                list(train(method_on(name, where), planned, where, None, graphs=False))
         both = zip(calls["cpu"], calls["device"], strict=True)
         wrong = sum(elsewhere(*own, found[-1].cpu()) for own, found in both)
         rows.append(verdict(f"{name}: images with other patches than the CPU's", wrong, 0))
@@ -229,7 +278,7 @@ def check_resumed(device: torch.device, size: int) -> list[Result]:
     rows = []
     for name, (first, then) in itertools.product(METHODS, ((device, CPU), (CPU, device))):
         with tempfile.TemporaryDirectory() as folder:
-            batches = batches_for(name, size, 2, 3, Path(folder))
+            batches = plans(method_on(name, CPU), batches_for(name, size, 2, 3, Path(folder)))
         with arithmetic(None, deterministic=False):
             stayed = third_loss(name, batches, CPU, CPU)
             moved = third_loss(name, batches, first, then)
@@ -260,35 +309,6 @@ def third_loss(
     return float(loss)
 
 
-def check_compiled(device: torch.device, size: int) -> list[Result]:
-    """What ``--compile on`` changes in fine-tuning's first loss and its gradients, relative.
-
-    Of the gradients the length of the difference, in single precision. Pretraining would say less:
-    which of two equally similar patches is matched hangs on the last bit. So does the slope of a
-    unit at the bend of its LeakyReLU, which changed gradients by up to .002;
-    ``networks.check_norm`` compares a norm alone, and more strictly.
-    """
-    random = torch.Generator().manual_seed(0)
-    images = torch.randn(4, 3, size, size, generator=random).to(device)
-    mask = torch.randint(4, (4, size, size), generator=random).to(device)
-    losses, gradients = [], []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        network = UNet(4).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if compiled:
-            compile_norms(network, device, None)
-        with arithmetic(None, deterministic=False):
-            loss = supervised_loss(network(images), mask, torch.ones(4, device=device))["loss"]
-            loss.backward()
-        losses.append(loss.detach().cpu().double())
-        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]).cpu().double())
-    apart = float((gradients[0] - gradients[1]).norm() / gradients[0].norm())
-    return [
-        verdict("compiled: loss of fine-tuning, relative", difference(*losses), 1e-5),
-        verdict("compiled: gradients of fine-tuning, relative", apart, 1e-2),
-    ]
-
-
 def check_bf16(device: torch.device, size: int, steps: int) -> list[Result]:
     """How far losses in bf16 are from single precision's, in spreads of three seeds.
 
@@ -312,7 +332,7 @@ def check_bf16(device: torch.device, size: int, steps: int) -> list[Result]:
 
 
 def check_views(device: torch.device, size: int) -> list[Result]:
-    """How far views finished on the device are from those of the CPU, in gray levels."""
+    """How far views and labels finished on the device are from the CPU's, in gray levels."""
     with tempfile.TemporaryDirectory() as folder:
         measure.draw_set(Path(folder), size, 8, num_classes=4)
         batches = measure.batches_of(Config(data_dir=folder, self_mode="simclr"))
@@ -321,7 +341,11 @@ def check_views(device: torch.device, size: int) -> list[Result]:
         found = finish_views(to_device(next(batches.epoch(0)), device), 4)
     keys = ("view_q", "view_k")
     most = max(float((found[key].cpu() - expected[key]).abs().max()) for key in keys)
-    return [verdict("views beside the CPU's, gray levels", 255 * min(STD) * most, 0.1)]
+    labels = float((found["label"].cpu() - expected["label"]).abs().max())
+    return [
+        verdict("views beside the CPU's, gray levels", 255 * min(STD) * most, 0.1),
+        verdict("labels beside the CPU's, of 255", labels, 0.01),
+    ]
 
 
 def check_kept(device: torch.device, size: int) -> list[Result]:
@@ -382,27 +406,26 @@ def busy(events: Sequence[Any]) -> tuple[float, int]:
 
 
 def measure_speed(
-    name: str, size: int, how: str, device: torch.device, steps: int, compiled: bool = False
+    name: str, size: int, how: str, device: torch.device, steps: int, *, graphs: bool = True
 ) -> Result:
     """A row of ``speed``: whole steps, nothing waiting between them; ``first s`` are the warm-up's.
 
-    ``compiled`` as with ``--compile on``.
+    ``graphs`` as with ``--cuda_graphs``.
     """
     with tempfile.TemporaryDirectory() as folder:
         batches = batches_for(name, size, 8, WARM_UP + steps + PROFILED, Path(folder))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     method, start = method_on(name, device), measure.now(device)
-    if compiled:
-        compile_norms(method, device, PRECISIONS[how])
-    running = train(method, batches, device, PRECISIONS[how])
+    running = train(method, batches, device, PRECISIONS[how], graphs=graphs)
     for _ in itertools.islice(running, WARM_UP):
         pass
     first, start = measure.now(device) - start, measure.now(device)
     for _ in itertools.islice(running, steps):
         pass
     milliseconds = 1000 * (measure.now(device) - start) / steps
-    row: Result = {"method": name, "size": size, "precision": how, "ms": milliseconds}
+    row: Result = {"method": name, "size": size, "precision": how, "graphs": str(graphs)}
+    row["ms"] = milliseconds
     row["first s"] = first
     row["GiB"] = measure.peak_megabytes(device) / 1024
     if device.type != "cuda":
@@ -417,49 +440,51 @@ def measure_speed(
     return row | {"busy": row["busy ms"] / milliseconds}
 
 
+def seconds_of_epochs(stage: Runner, epochs: int) -> float:
+    """Seconds of the stage's own epochs, after two in which kernels and images come there."""
+    stage.log = Mock()
+    stage.train_epoch(0, lambda: None)
+    stage.train_epoch(1, lambda: None)
+    start = measure.now(stage.device)
+    for epoch in range(2, 2 + epochs):
+        stage.train_epoch(epoch, lambda: None)
+    return measure.now(stage.device) - start
+
+
 def measure_train(
-    name: str, size: int, device: torch.device, epochs: tuple[int, int], how: str = ""
+    name: str, size: int, device: torch.device, epochs: int, cache_on: str = "auto"
 ) -> Result:
-    """Milliseconds of a step of train.py: the difference of two runs of different length.
-
-    ``how`` are more words of the command.
-    """
-    images, seconds = 48, []
+    """Milliseconds of a step of train.py: from the images to the log line, in the stage itself."""
     with tempfile.TemporaryDirectory() as folder:
-        measure.draw_set(Path(folder) / "set", size, images, num_classes=4)
-        for count in epochs:
-            words = f"-stages self --self_mode {name} --self_max_epoch {count} --save_every {count}"
-            more = f"--data_dir {folder}/set --output_dir {folder}/{count} --repeats 0"
-            seconds.append(run_script("train.py", f"{words} {more} {how}", device))
-    steps = (epochs[1] - epochs[0]) * (images // 8)
-    each = (seconds[1] - seconds[0]) / steps
-    beside = seconds[0] - epochs[0] * (images // 8) * each
-    row: Result = {"train.py": f"{name} {how}".strip(), "size": size, "ms": 1000 * each}
-    return row | {"seconds beside the steps": beside}
+        measure.draw_set(Path(folder) / "set", size, 80, num_classes=4)
+        how: dict[str, Any] = {"device": str(device), "repeats": "0", "cache_on": cache_on}
+        how |= {"data_dir": f"{folder}/set", "output_dir": folder, "self_mode": name}
+        stage = SelfSupervised(open_set(Config(**how).resolved())[0][0])
+        stage.seed()
+        stage.build()
+        seconds = seconds_of_epochs(stage, epochs)
+    ms = 1000 * seconds / (epochs * len(stage.batches))
+    return {"train.py": name, "size": size, "cache_on": cache_on, "ms": ms}
 
 
-def run_script(script: str, words: str, device: torch.device) -> float:
-    """Seconds of a command of the program."""
-    command = [sys.executable, str(ROOT / script), *words.split(), "--device", str(device)]
-    start = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - start
-
-
-def measure_labels(device: torch.device, size: int, epochs: tuple[int, int]) -> list[Result]:
-    """Training with labels, and evaluation: differences of runs of different length."""
-    images, rows = 48, []
+def measure_labels(device: torch.device, size: int, steps: int) -> list[Result]:
+    """Training on one image with labels, of the paper and of robust, and evaluation."""
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        measure.draw_set(Path(folder) / "set", size, images, num_classes=4)
-        common = f"-stages sup --data_dir {folder}/set --repeats 0 --output_dir {folder}"
-        for what, evaluated in (("step with labels", epochs[1]), ("step, evaluated", 1)):
-            seconds = []
-            for count in epochs:
-                words = f"--name {evaluated}x{count} --fine_max_epoch {count}"
-                words += f" --eval_every {min(evaluated, count)}"
-                seconds.append(run_script("train.py", f"{common} {words}", device))
-            each = (seconds[1] - seconds[0]) / (epochs[1] - epochs[0])
-            rows.append({"with labels": what, "size": size, "ms": 1000 * each})
+        measure.draw_set(Path(folder) / "set", size, 48, num_classes=4)
+        for preset in ("paper", "robust"):
+            words = f"-stages sup --preset {preset} --data_dir {folder}/set --repeats 0"
+            config = read_config(f"{words} --output_dir {folder} --device {device}".split())
+            stage = Supervised(open_set(config[0].resolved())[0][0])
+            stage.seed()
+            stage.build()
+            seconds = seconds_of_epochs(stage, steps)
+            row = {"with labels": preset, "size": size, "ms a step": 1000 * seconds / steps}
+            stage.evaluate(0)
+            start = measure.now(device)
+            stage.evaluate(0)
+            seconds = measure.now(device) - start
+            rows.append(row | {"evaluation, ms an image": 1000 * seconds / len(stage.test)})
     return rows
 
 
@@ -491,34 +516,32 @@ def parts_of(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]
     """Everything in order, what matters most first: the table's name, and what gives its rows."""
     device, quick = choose_device(given.device), given.quick
     sizes, steps = ((32,), 1) if quick else ((376, 128), 20)
-    small, epochs = 32 if quick else 128, (1, 2) if quick else (3, 13)
+    small, epochs = 32 if quick else 128, 1 if quick else 6
     yield "checks", partial(check_matching, device, quick)
     yield "checks", partial(check_waits, device)
-    yield "checks", partial(check_losses, device, small)
+    yield "checks", partial(check_losses, device, small // 2)
     yield "checks", partial(check_positions, device, small)
     for size, name, how in itertools.product(sizes, OURS, PRECISIONS):
         yield "speed", partial(measure_speed, name, size, how, device, steps)
     for size, name in itertools.product(sizes, OURS[: 1 if quick else 2]):
         yield "train", partial(measure_train, name, size, device, epochs)
-    yield "labels", partial(measure_labels, device, sizes[0], (1, 2) if quick else (5, 55))
+    yield "labels", partial(measure_labels, device, sizes[-1], 1 if quick else 40)
     yield "checks", partial(check_kept, device, sizes[0])
     yield "at_once", partial(measure_at_once, device, quick)
     yield "predicted", partial(measure_folders, device, quick)
-    uploading = "--cache_on cpu"
-    yield "train", partial(measure_train, OURS[0], sizes[0], device, epochs, uploading)
+    yield "train", partial(measure_train, OURS[0], sizes[0], device, epochs, "cpu")
     yield "checks", partial(check_views, device, sizes[0])
     yield "checks", partial(check_resumed, device, 32 if quick else 64)
     yield "checks", partial(check_bf16, device, 32 if quick else 64, 2 if quick else 20)
-    yield "checks", partial(check_compiled, device, small)
     for size, name in itertools.product(sizes, OURS[: 1 if quick else 2]):
-        yield "compiled", partial(measure_speed, name, size, "bf16", device, steps, True)
+        yield "speed", partial(measure_speed, name, size, "bf16", device, steps, graphs=False)
     yield "deterministic", partial(deterministic_cost, device, sizes[0], steps)
     yield "checks", partial(check_deterministic, device, small)
 
 
 def report(given: argparse.Namespace) -> Result:
     """All checks and measurements; ``--quick`` at sizes that take no time."""
-    tables = ("checks", "speed", "compiled", "deterministic", "train", "labels", "predicted")
+    tables = ("checks", "speed", "deterministic", "train", "labels", "predicted")
     more = ("at_once", "took", "failed", "left_out")
     found: dict[str, list[Result]] = {n: [] for n in (*tables, *more)}
     started = time.monotonic()
@@ -535,7 +558,7 @@ def report(given: argparse.Namespace) -> Result:
             found["failed"].append({"failed": what, "why": f"{type(error).__name__}: {why}"})
             continue
         rows = rows if isinstance(rows, list) else [rows]
-        found[table] += [{table: "yes", **row} for row in rows] if table == "compiled" else rows
+        found[table] += rows
         found["took"].append({"part": what, "seconds": time.monotonic() - begun})
         print(json.dumps(found["took"][-1]), file=sys.stderr, flush=True)
     return found

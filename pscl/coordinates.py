@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks import ProjectionHead
+from networks import ProjectionHead, rectified
 
 
 def coordinates(head: ProjectionHead, features: Tensor, scale: int) -> Tensor:
@@ -24,7 +24,7 @@ def coordinates(head: ProjectionHead, features: Tensor, scale: int) -> Tensor:
     assert isinstance(last, nn.Conv2d)
     if last.in_channels + 1 >= last.out_channels or features.is_mps:  # MPS has no doubles
         return head.patch(features, scale).float()
-    hidden = F.relu(norm1(conv1(features.unsqueeze(2))), inplace=True)  # (B, hidden, 1, P)
+    hidden = rectified(norm1, conv1(features.unsqueeze(2)), torch.float32)  # (B, hidden, 1, P)
     del features  # large
     with torch.autocast(hidden.device.type, enabled=False):
         weight = torch.block_diag(*last.weight.detach().flatten(1).chunk(last.groups))

@@ -255,6 +255,17 @@ class Correspondence:
     valid: Tensor
 
 
+def cell_numbers(geometry: Sequence[ViewGeometry], rows: int, columns: int) -> Tensor:
+    """What ``correspond_by`` needs of B images: int64 (8, B, 1), made on the host.
+
+    Arguments are those of ``correspond``.
+    """
+    sizes = [view.size(rows, columns) for view in geometry]
+    linear = [view.index_steps(rows, columns) for view in geometry]
+    numbers = [(h, w, h * w, *n, rows, columns) for (h, w), n in zip(sizes, linear, strict=True)]
+    return torch.tensor(numbers).T[:, :, None]
+
+
 def correspond(
     geometry: Sequence[ViewGeometry],
     rows: int,
@@ -272,12 +283,15 @@ def correspond(
     ``geometry`` holds the view k of each of the B images, ``rows`` and ``columns`` are H, W of the
     feature map; P is H*W rounded up to a multiple of ``multiple``.
     """
-    sizes = [view.size(rows, columns) for view in geometry]
-    linear = [view.index_steps(rows, columns) for view in geometry]
-    numbers = [(h, w, h * w, *n, rows, columns) for (h, w), n in zip(sizes, linear, strict=True)]
-    table = upload(torch.tensor(numbers).T[:, :, None], torch.device(device))
+    table = upload(cell_numbers(geometry, rows, columns), torch.device(device))
+    return correspond_by(table, rows, columns, multiple)
+
+
+def correspond_by(table: Tensor, rows: int, columns: int, multiple: int = 1) -> Correspondence:
+    """``correspond`` by the numbers (8, B, 1) of ``cell_numbers``, where those lie."""
     _, width, size, first, down, right = table[:6].unbind()  # (B, 1) each
-    cell = torch.arange(-(-rows * columns // multiple) * multiple, device=device)  # (P,)
+    cells = -(-rows * columns // multiple) * multiple
+    cell = torch.arange(cells, device=table.device)  # (P,)
     row, column = cell // width, cell % width  # (B, P)
     query = torch.addcmul(first, row, down).addcmul_(column, right)
     # As torch's 'nearest' (not 'nearest-exact') resize from the full size: the source of a cell is

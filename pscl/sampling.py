@@ -26,10 +26,10 @@ def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> 
 def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor]:
     """Choose the purest cells of each class in the annotated image.
 
-    For each class in turn, the cells with the largest ``label + 0.1*noise + history``; then the
-    history of these cells falls by the maximum of the whole label map, so that later classes take
-    other cells while there are any. A crop with fewer than K cells gives them all, repeated in
-    order.
+    For each class in turn, the cells with the largest ``label + 0.1*noise + history``, of equals
+    the first; then the history of these cells falls by the maximum of the whole label map, so that
+    later classes take other cells while there are any. A crop with fewer than K cells gives them
+    all, repeated in order.
 
     Args:
         label: (C, P) label map, 0 to 255, with fractions where classes meet; all zero for random
@@ -46,7 +46,10 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
     history = label.new_zeros(cells)
     values, indices = [], []
     for score in label + 0.1 * noise:
-        value, index = (score + history).topk(count)
+        # Not topk, which takes another one of equals on every device: in single precision 255 and a
+        # noise of 0.1 have 6,500 different sums, of which some of the largest are always equal.
+        order = (score + history).sort(descending=True, stable=True)
+        value, index = order.values[:count], order.indices[:count]
         history.index_add_(0, index, peak, alpha=-1)
         values.append(value)
         indices.append(index)

@@ -87,13 +87,13 @@ class Supervised(Runner):
         c, samples = self.config, self.annotated
         self.ranks = group.size() if self.fits_ranks() else 1
         self.module = self.to_memory(self.network())
-        self.compile(self.module)
         self.average = averaged_weights(self.module, c.fine_average) if c.fine_average else None
         self.module = self.synchronised(self.module)  # the average's are rank 0's, see below
         self.scored = self.average.module if self.average else self.module
         self.optimizer = self.make_optimizer()
         self.epochs = c.epochs_for(self.job.size)
         self.class_weight = torch.tensor(self.weights(), device=self.device)
+        self.replay_steps()
         strengths = [getattr(c, f"fine_{name}") for name in data.Augmentation._fields]
         annotated = self.crops = data.SegmentationDataset(
             samples,
@@ -123,10 +123,11 @@ class Supervised(Runner):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Adam or AdamW."""
-        groups = self.parameter_groups()
+        groups, fused = self.parameter_groups(), self.device.type == "cuda" or None
         if self.config.fine_optimizer == "adamw":
-            return torch.optim.AdamW(groups, weight_decay=self.config.fine_weight_decay)
-        return torch.optim.Adam(groups)
+            decay = self.config.fine_weight_decay
+            return torch.optim.AdamW(groups, weight_decay=decay, fused=fused)
+        return torch.optim.Adam(groups, fused=fused)
 
     def update(self) -> None:
         """Clip the gradients, step, and follow with the rates and the averaged weights."""

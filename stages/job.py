@@ -18,9 +18,9 @@ from data import Sample
 from imaging.imagefile import turn_text
 from imaging.store import ImageStore, fingerprint
 from model import settings_of
-from networks import compile_norms
 from report import figures
 from utils.checkpoint import UNET
+from utils.cuda.step_graph import StepGraphs
 from utils.log import METRICS_FILE
 from utils.run_folder import RunFolder, differences
 from utils.training import Training
@@ -122,11 +122,10 @@ class Runner(Training):
         """Move a network to the device in channels-last format: norms and heads work per pixel."""
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def compile(self, module: nn.Module) -> None:
-        """Compile what ``compile`` asks for."""
-        how = self.config.compile
-        if how == "on" or (how == "auto" and self.device.type == "cuda"):
-            compile_norms(module, self.device, self.amp)
+    def replay_steps(self) -> None:
+        """Have passes replayed as a graph, on CUDA by a process that has whole batches."""
+        if self.config.cuda_graphs and self.device.type == "cuda" and self.ranks == 1:
+            self.graphs = StepGraphs(self.passes, self.module)
 
     def synchronised(self, module: nn.Module) -> nn.Module:
         """With BatchNorm's statistics of the whole batch, if ranks share it and that is wanted."""

@@ -13,7 +13,7 @@ from torch import Tensor
 import data
 from config import FIELDS, SELF_MODES, format_value
 from data import Sample
-from model import METHODS, build_method
+from model import METHODS, Method, build_method
 from report import probe
 from stages.forest import PixelForest
 from stages.job import Job, Runner, due, some_names, unused_settings
@@ -48,7 +48,7 @@ class SelfSupervised(Runner):
         self.ranks = group.size()
         self.module = self.to_memory(build_method(c.self_mode, c.to_dict()))
         self.module = self.synchronised(self.module)
-        self.compile(self.module)
+        self.replay_steps()
         self.epochs = c.self_max_epoch
         trained = [p for p in self.module.parameters() if p.requires_grad]
         fused = fuses_optimizers(self.device)  # a loaded state has the choice of its run
@@ -104,12 +104,17 @@ class SelfSupervised(Runner):
         """All images of pretraining."""
         return self.train_samples + self.annotated
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The method's own."""
+    def prepared(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Views finished, patches planned."""
         if self.kept:
             batch = self.kept.views(batch)
         if self.on_device:
             batch = data.finish_views(batch, self.config.num_classes)
+        assert isinstance(self.module, Method)
+        return self.module.planned(batch, fixed=self.graphs is not None)
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The method's own."""
         return dict(self.module(batch))
 
     def header(self) -> list[str]:

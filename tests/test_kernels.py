@@ -6,6 +6,8 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -40,7 +42,7 @@ def test_interpreted_kernels_are_their_twins() -> None:
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0 and "11 passed" in ran.stdout, ran.stdout
+    assert ran.returncode == 0 and "15 passed" in ran.stdout, ran.stdout
 
 
 @interpreted
@@ -107,7 +109,7 @@ def test_a_kernel_that_chooses_wrongly_is_not_used(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("channels", [32, 24])
 def test_the_kernel_of_norm_and_activation_is_pytorchs(channels: int) -> None:
     """Values and all gradients, of more rows than programs of the backward pass hold."""
-    row_norm = importlib.import_module("utils.row_norm")
+    row_norm = importlib.import_module("utils.cuda.row_norm")
     random = generator(channels)
     rows = torch.randn(3, 50, channels, generator=random).transpose(0, 1)  # not in one piece
     weight, bias = torch.randn(2, channels, generator=random)
@@ -125,17 +127,59 @@ def test_the_kernel_of_norm_and_activation_is_pytorchs(channels: int) -> None:
 
 
 @interpreted
+def test_the_kernel_gives_rows_of_another_type() -> None:
+    """ReLU of the projection heads: bf16 in, single precision out."""
+    row_norm = importlib.import_module("utils.cuda.row_norm")
+    rows = torch.randn(40, 32, generator=generator(1)).bfloat16().requires_grad_()
+    weight, bias = torch.randn(2, 32, generator=generator(2))
+    found = row_norm.norm_leaky(rows, weight, bias, 1e-5, 0.0, torch.float32)
+    expected = F.layer_norm(rows.float(), (32,), weight, bias, 1e-5).relu()
+    torch.testing.assert_close(found, expected)
+    own, other = (torch.autograd.grad(x.square().sum(), rows)[0] for x in (found, expected))
+    torch.testing.assert_close(own.float(), other.float(), rtol=1e-2, atol=1e-2)
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["row_norm", "batch_norm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kernel_passes_its_own_check(dtype: torch.dtype) -> None:
-    importlib.import_module("utils.row_norm").check(torch.device("cpu"), dtype)
+def test_the_kernel_passes_its_own_check(dtype: torch.dtype, name: str) -> None:
+    importlib.import_module(f"utils.cuda.{name}").check(torch.device("cpu"), dtype)
+
+
+@interpreted
+def test_the_kernel_of_batch_norm_is_that_of_double_precision() -> None:
+    """Values, all gradients and running statistics; far from 0, where squares would say nothing."""
+    batch_norm = importlib.import_module("utils.cuda.batch_norm")
+    random = generator(4)
+    rows = 50 + 0.01 * torch.randn(333, 24, generator=random)
+    weight, bias, mean, variance = torch.rand(4, 24, generator=random)
+    gradient = torch.randn(333, 24, generator=random)
+
+    def of(run: Callable[..., Any], dtype: torch.dtype) -> list[torch.Tensor]:
+        learnt = [x.to(dtype, copy=True).requires_grad_() for x in (rows, weight, bias)]
+        running = [x.to(dtype, copy=True) for x in (mean, variance)]
+        result = run(*learnt, *running)
+        return [result, *torch.autograd.grad((result * gradient).sum(), learnt), *running]
+
+    def plain(x: Any, weight: Any, bias: Any, mean: Any, variance: Any) -> torch.Tensor:
+        normed = F.batch_norm(x, mean, variance, weight, bias, True, 0.1, 1e-5)
+        return torch.where(normed > 0, normed, 0.01 * normed)
+
+    with patch.object(batch_norm, "PROGRAMS", 2), patch.object(batch_norm, "TILE", 256):
+        found = of(lambda *given: batch_norm.norm_leaky(*given, 0.1, 1e-5, 0.01), torch.float32)
+    expected, atols = of(plain, torch.float64), (1e-3, 0.1, 1e-2, 1e-3, 1e-5, 1e-7)
+    for own, other, atol in zip(found, expected, atols, strict=True):
+        torch.testing.assert_close(own.double(), other, rtol=1e-3, atol=atol)
 
 
 def test_a_norm_kernel_with_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    row_norm = importlib.import_module("utils.row_norm")
+    row_norm = importlib.import_module("utils.cuda.row_norm")
     monkeypatch.setattr(row_norm, "forward", lambda rows, *others: rows + 1)
     monkeypatch.setattr(row_norm, "backward", lambda gradient, rows, w, b, *others: (rows, w, b))
     with pytest.warns(UserWarning, match="slower: its numbers differ from PyTorch's by"):
-        assert networks.norm_kernel.__wrapped__(torch.device("cpu"), torch.float32) is None
+        assert (
+            networks.norm_kernel.__wrapped__("row_norm", torch.device("cpu"), torch.float32) is None
+        )
 
 
 @pytest.mark.slow
@@ -144,7 +188,9 @@ def test_a_norm_kernel_with_other_numbers_is_not_used(monkeypatch: pytest.Monkey
 def test_a_kernel_compiles_for_the_usual_cards(capability: int) -> None:
     from triton.backends.compiler import GPUTarget
 
-    kernels, row_norm = (importlib.import_module(n) for n in ("pscl.kernels", "utils.row_norm"))
+    kernels, row_norm = (
+        importlib.import_module(n) for n in ("pscl.kernels", "utils.cuda.row_norm")
+    )
     pointers = {
         "*i64": ("cell", "sure", "chosen"),
         "*i1": ("highest", "valid"),
@@ -162,5 +208,17 @@ def test_a_kernel_compiles_for_the_usual_cards(capability: int) -> None:
     for kernel in (row_norm._forward, row_norm._backward):
         kinds = {name: rows.get(name, "constexpr") for name in kernel.arg_names}
         sources.append(triton.compiler.ASTSource(kernel, kinds, {"width": 32, "block": 128}))
+    batch_norm = importlib.import_module("utils.cuda.batch_norm")
+    rows |= dict.fromkeys(("statistics", "mean", "variance", "found"), "*fp32")
+    rows |= {"momentum": "fp32"}
+    for kernel, constants in (
+        (batch_norm._sums, {"width": 32, "block": 128}),
+        (batch_norm._merge, {"some": 1024}),
+        (batch_norm._forward, {"width": 32, "block": 128}),
+        (batch_norm._sums_backward, {"width": 32, "block": 128}),
+        (batch_norm._backward, {"width": 32, "block": 128}),
+    ):
+        kinds = {name: rows.get(name, "constexpr") for name in kernel.arg_names}
+        sources.append(triton.compiler.ASTSource(kernel, kinds, constants))
     for source in sources:
         assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]

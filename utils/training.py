@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from utils.checkpoint import CheckpointError, transfer, unfit
 from utils.commandline import TrainingError, UserError
+from utils.cuda.step_graph import StepGraphs
 from utils.device import fuses_optimizers, mixed_seed, on_device, precision
 from utils.files import remove_leftovers
 from utils.log import AverageMeter, RunLog, environment_line, format_epoch, progress, to_terminal
@@ -57,14 +58,26 @@ class Training:
         self.environment = ""
         self.within: dict[str, Any] = {}  # an epoch that has begun: what a state holds of it
         self.saved_at = time.monotonic()
+        self.graphs: StepGraphs | None = None  # of the passes, where they are replayed
 
     def build(self) -> None:
         """Make ``module``, ``optimizer``, ``batches`` and ``epochs``."""
         raise TypeError("a stage has its own")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of one batch by name; ``loss`` is the one that is minimised."""
+        """Losses of one prepared batch by name; ``loss`` is the one that is minimised."""
         raise TypeError("a stage has its own")
+
+    def prepared(self, batch: Batch) -> Batch:
+        """What ``losses`` takes, made of a batch on the device by what the host decides."""
+        return batch
+
+    def passes(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of one prepared batch, without their graph, and the gradients of the weights."""
+        with self.precision():
+            losses = self.losses(batch)
+        losses["loss"].backward()
+        return {name: value.detach() for name, value in losses.items()}
 
     def update(self) -> None:
         """Change the weights by their gradients."""
@@ -332,15 +345,14 @@ class Training:
                     meter.go_on(begun["meter"], self.device)
                     torch.set_rng_state(begun["random"])
             names[step] = batch["name"]
-            with self.precision():
-                losses = self.losses(batch)
+            batch = self.prepared(batch)
             self.optimizer.zero_grad()
-            losses["loss"].backward()
+            losses = self.graphs(batch) if self.graphs else self.passes(batch)
             sum_gradients(self.module.parameters())
             self.update()
             for name, value in losses.items():
                 meter.add(name, value)
-            finite = losses["loss"].detach().isfinite()
+            finite = losses["loss"].isfinite()
             bad_step = torch.where(finite, bad_step, bad_step.clamp(max=step))
             step_done()
             if self.config.save_seconds and step + 1 < steps and self.save_is_due():

@@ -17,34 +17,50 @@ TILE = 4096  # numbers that a program holds at once
 PROGRAMS = 512  # at most, of the backward pass: each sums the gradients of weight and bias
 
 
-def norm_leaky(rows: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
+def norm_leaky(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    slope: float,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """``F.leaky_relu(F.layer_norm(rows, ...), slope)`` over the last dimension of (..., C).
 
-    In single precision inside; the result has the type of ``rows``.
+    In single precision inside; the result is of ``dtype``, or else of the type of ``rows``.
     """
-    result: Tensor = _NormLeaky.apply(rows, weight, bias, eps, slope)
+    result: Tensor = _NormLeaky.apply(rows, weight, bias, eps, slope, dtype or rows.dtype)
     return result
 
 
 class _NormLeaky(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        slope: float,
+        dtype: torch.dtype,
     ) -> Tensor:
         rows = rows.contiguous()
         ctx.save_for_backward(rows, weight, bias)
         ctx.constants = eps, slope
-        return forward(rows, weight, bias, eps, slope)
+        return forward(rows, weight, bias, eps, slope, dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         found = backward(gradient.contiguous(), *ctx.saved_tensors, *ctx.constants)
-        return *found, None, None
+        return *found, None, None, None
 
 
-def forward(rows: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
+def forward(
+    rows: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float, dtype: torch.dtype
+) -> Tensor:
     """``norm_leaky`` of contiguous rows, without autograd."""
-    result, count, sizes = torch.empty_like(rows), rows.numel() // rows.shape[-1], _sizes(rows)
+    result = torch.empty_like(rows, dtype=dtype)
+    count, sizes = rows.numel() // rows.shape[-1], _sizes(rows)
     grid = (triton.cdiv(count, sizes["block"]),)
     inputs = (rows, weight, bias, result, count, rows.shape[-1])
     with torch.cuda.device_of(rows):  # Triton takes the current one
@@ -164,7 +180,7 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
             inputs = (back, wide, [channels], mean, scale, weight, bias, [True] * 3)
             expected = (F.leaky_relu(normed, slope), *aten.native_layer_norm_backward(*inputs))
             found = (
-                forward(rows, weight, bias, eps, slope),
+                forward(rows, weight, bias, eps, slope, dtype),
                 *backward(gradient, rows, weight, bias, eps, slope),
             )
         for own, plain in zip(found, expected, strict=True):

@@ -1,0 +1,1 @@
+"""What only CUDA has: kernels in Triton, and steps replayed as graphs."""

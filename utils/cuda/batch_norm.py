@@ -1,0 +1,306 @@
+"""BatchNorm in training, with LeakyReLU, of channels-last maps: kernels for CUDA, in Triton.
+
+PyTorch's two take ten passes over a map forward and back, some of them slow for few channels; these
+take eight, at the speed of the memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 4096  # numbers that a program holds at once
+PROGRAMS = 1024  # at most, each of which sums over its rows
+
+
+def norm_leaky(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
+    eps: float,
+    slope: float,
+) -> Tensor:
+    """BatchNorm over the P rows of (P, C), then LeakyReLU; in single precision inside.
+
+    The running ``mean`` and ``variance`` (C,) follow, as in ``F.batch_norm`` in training. The
+    result has the type of ``rows``.
+    """
+    result: Tensor = _NormLeaky.apply(rows, weight, bias, mean, variance, momentum, eps, slope)
+    return result
+
+
+class _NormLeaky(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        momentum: float,
+        eps: float,
+        slope: float,
+    ) -> Tensor:
+        rows = rows.contiguous()
+        statistics = take_statistics(rows, mean, variance, momentum, eps)
+        ctx.save_for_backward(rows, weight, bias, statistics)
+        ctx.slope = slope
+        return forward(rows, weight, bias, statistics, slope)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, bias, statistics = ctx.saved_tensors
+        found = backward(gradient.contiguous(), rows, weight, bias, statistics, ctx.slope)
+        return *found, None, None, None, None, None
+
+
+def take_statistics(
+    rows: Tensor, mean: Tensor, variance: Tensor, momentum: float, eps: float
+) -> Tensor:
+    """Mean, and one over the deviation, of each channel: (2, C). The running ones follow."""
+    (count, channels), sizes = rows.shape, _sizes(rows)
+    programs = min(PROGRAMS, triton.cdiv(count, sizes["block"]))
+    sums = torch.empty(2, programs, channels, device=rows.device)
+    found = torch.empty(2, channels, device=rows.device)
+    with torch.cuda.device_of(rows):  # Triton takes the current one
+        _sums[(programs,)](rows, sums, count, channels, programs, **sizes)
+        where, constants = (rows, sums, mean, variance, found), (momentum, eps)
+        _merge[(channels,)](*where, count, channels, programs, *constants, some=PROGRAMS)
+    return found
+
+
+def forward(rows: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, slope: float) -> Tensor:
+    """Rows normalised by ``statistics`` and activated."""
+    result, (count, channels), sizes = torch.empty_like(rows), rows.shape, _sizes(rows)
+    grid = (triton.cdiv(count, sizes["block"]),)
+    inputs = (rows, weight, bias, statistics, result, count, channels, slope)
+    with torch.cuda.device_of(rows):
+        _forward[grid](*inputs, **sizes)
+    return result
+
+
+def backward(
+    gradient: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows, weight and bias; the same numbers are added in the same order always."""
+    result, (count, channels), sizes = torch.empty_like(rows), rows.shape, _sizes(rows)
+    blocks = triton.cdiv(count, sizes["block"])
+    programs = min(PROGRAMS, blocks)
+    parts = torch.empty(2, programs, channels, device=rows.device)
+    inputs = (gradient, rows, weight, bias, statistics)
+    with torch.cuda.device_of(rows):
+        _sums_backward[(programs,)](*inputs, parts, count, channels, slope, programs, **sizes)
+        sums = parts.sum(dim=1)  # of weight and bias
+        _backward[(blocks,)](*inputs, sums, result, count, channels, slope, **sizes)
+    of_weight, of_bias = sums.to(weight.dtype)
+    return result, of_weight, of_bias
+
+
+def _sizes(rows: Tensor) -> dict[str, int]:
+    width = triton.next_power_of_2(rows.shape[1])
+    return {"width": width, "block": max(1, TILE // width)}
+
+
+@triton.jit
+def _sums(rows, sums, count, channels, programs, width: tl.constexpr, block: tl.constexpr):
+    """Sums, and sums of squares, of every ``programs``-th block's differences from the first row.
+
+    Differences, since of large numbers that vary little the squares would say nothing.
+    """
+    c = tl.arange(0, width)
+    inside = c < channels
+    origin = tl.load(rows + c, mask=inside, other=0.0).to(tl.float32)
+    first = tl.zeros((block, width), tl.float32)
+    second = tl.zeros((block, width), tl.float32)
+    for number in range(tl.program_id(0), tl.cdiv(count, block), programs):
+        row = tl.cast(number, tl.int64) * block + tl.arange(0, block)
+        there = (row < count)[:, None] & inside[None, :]
+        x = tl.load(rows + row[:, None] * channels + c[None, :], mask=there, other=0.0)
+        x = tl.where(there, x.to(tl.float32) - origin[None, :], 0.0)
+        first += x
+        second += x * x
+    at = sums + tl.program_id(0) * channels + c
+    tl.store(at, tl.sum(first, axis=0), mask=inside)
+    tl.store(at + programs * channels, tl.sum(second, axis=0), mask=inside)
+
+
+@triton.jit
+def _merge(
+    rows,
+    sums,
+    mean,
+    variance,
+    found,
+    count,
+    channels,
+    programs,
+    momentum,
+    eps,
+    some: tl.constexpr,
+):
+    """Statistics of one channel from the sums of all programs, ``some`` at most."""
+    c = tl.program_id(0)
+    number = tl.arange(0, some)
+    at = sums + number * channels + c
+    first = tl.sum(tl.load(at, mask=number < programs, other=0.0), axis=0) / count
+    at += programs * channels
+    second = tl.sum(tl.load(at, mask=number < programs, other=0.0), axis=0) / count
+    own = tl.load(rows + c).to(tl.float32) + first
+    spread = tl.maximum(second - first * first, 0.0)
+    tl.store(found + c, own)
+    tl.store(found + channels + c, 1.0 / tl.sqrt(spread + eps))
+    before = tl.load(mean + c)
+    tl.store(mean + c, before + momentum * (own - before))
+    before = tl.load(variance + c)
+    unbiased = spread * (count / tl.maximum(count - 1, 1))
+    tl.store(variance + c, before + momentum * (unbiased - before))
+
+
+@triton.jit
+def _block(rows, weight, bias, statistics, count, channels, number, width, block):
+    """Where a block of rows lies, its rows with mean 0 and variance 1, and factors of channels."""
+    c = tl.arange(0, width)
+    inside = c < channels
+    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.load(statistics + c, mask=inside, other=0.0)
+    scale = tl.load(statistics + channels + c, mask=inside, other=0.0)
+    row = tl.cast(number, tl.int64) * block + tl.arange(0, block)
+    there = (row < count)[:, None] & inside[None, :]
+    at = row[:, None] * channels + c[None, :]
+    x = tl.load(rows + at, mask=there, other=0.0).to(tl.float32)
+    return at, there, (x - mean[None, :]) * scale[None, :], scale, w, b
+
+
+@triton.jit
+def _forward(
+    rows,
+    weight,
+    bias,
+    statistics,
+    result,
+    count,
+    channels,
+    slope,
+    width: tl.constexpr,
+    block: tl.constexpr,
+):
+    """A block of rows."""
+    number = tl.program_id(0)
+    at, there, unit, _, w, b = _block(
+        rows, weight, bias, statistics, count, channels, number, width, block
+    )
+    y = unit * w[None, :] + b[None, :]
+    tl.store(result + at, tl.where(y > 0, y, y * slope).to(result.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _sums_backward(
+    gradient,
+    rows,
+    weight,
+    bias,
+    statistics,
+    sums,
+    count,
+    channels,
+    slope,
+    programs,
+    width: tl.constexpr,
+    block: tl.constexpr,
+):
+    """Sums of weight's and bias's gradients over every ``programs``-th block of rows."""
+    of_weight = tl.zeros((block, width), tl.float32)
+    of_bias = tl.zeros((block, width), tl.float32)
+    for number in range(tl.program_id(0), tl.cdiv(count, block), programs):
+        at, there, unit, _, w, b = _block(
+            rows, weight, bias, statistics, count, channels, number, width, block
+        )
+        g = tl.load(gradient + at, mask=there, other=0.0).to(tl.float32)
+        g = tl.where(unit * w[None, :] + b[None, :] > 0, g, g * slope)
+        of_weight += g * unit
+        of_bias += g
+    c = tl.arange(0, width)
+    at = sums + tl.program_id(0) * channels + c
+    tl.store(at, tl.sum(of_weight, axis=0), mask=c < channels)
+    tl.store(at + programs * channels, tl.sum(of_bias, axis=0), mask=c < channels)
+
+
+@triton.jit
+def _backward(
+    gradient,
+    rows,
+    weight,
+    bias,
+    statistics,
+    sums,
+    result,
+    count,
+    channels,
+    slope,
+    width: tl.constexpr,
+    block: tl.constexpr,
+):
+    """Gradient of a block of rows; ``sums`` are those of weight and bias (2, C)."""
+    number = tl.program_id(0)
+    at, there, unit, scale, w, b = _block(
+        rows, weight, bias, statistics, count, channels, number, width, block
+    )
+    c = tl.arange(0, width)
+    along = tl.load(sums + c, mask=c < channels, other=0.0) / count
+    mean = tl.load(sums + channels + c, mask=c < channels, other=0.0) / count
+    g = tl.load(gradient + at, mask=there, other=0.0).to(tl.float32)
+    g = tl.where(unit * w[None, :] + b[None, :] > 0, g, g * slope)
+    back = (g - mean[None, :] - unit * along[None, :]) * (scale * w)[None, :]
+    tl.store(result + at, back.to(result.dtype.element_ty), mask=there)
+
+
+@torch.no_grad()
+def check(device: torch.device, dtype: torch.dtype) -> None:
+    """Compare both passes with PyTorch's on some rows; RuntimeError if they differ."""
+    momentum, eps, slope = 0.1, 1e-5, 0.01
+    for channels in (32, 24):
+        mixed = torch.arange(700 * channels) * 7919 % 1009 / 504 - 1  # not from a run's generator
+        given = mixed.view(700, channels).to(device, dtype)
+        gradient = given.roll(1, 0)
+        scales = (0.5, -1)
+        results = []
+        for run in (norm_leaky, plain):
+            rows = given.clone().requires_grad_()
+            weight, bias = (
+                torch.linspace(a, 1, channels, device=device).requires_grad_() for a in scales
+            )
+            mean, variance = torch.zeros(2, channels, device=device).unbind()
+            with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+                own = run(rows, weight, bias, mean, variance, momentum, eps, slope)
+                back = torch.autograd.grad(own, [rows, weight, bias], gradient)
+            results.append([own.detach(), *back, mean, variance])
+        for own, other in zip(*results, strict=True):
+            # In the mean: a number next to 0 may have the slope of the other side.
+            error = float((own.float() - other.float()).abs().mean() / other.float().abs().mean())
+            if not error < (1e-4 if dtype == torch.float32 else 1e-2):
+                raise RuntimeError(f"its numbers differ from PyTorch's by {error:.1e}")
+
+
+def plain(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
+    eps: float,
+    slope: float,
+) -> Tensor:
+    """``norm_leaky`` by PyTorch."""
+    normed = F.batch_norm(rows, mean, variance, weight, bias, True, momentum, eps)
+    return F.leaky_relu(normed, slope)
