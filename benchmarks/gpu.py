@@ -6,7 +6,8 @@
 Every row of ``checks`` has what was found, what is wanted and whether it is so. ``speed`` has the
 milliseconds of a step, what the device did in it, and its memory; ``train`` those of train.py;
 ``predicted`` and ``at_once`` are ``benchmarks/prediction.py``'s. A part that fails is named in
-``failed`` and the others go on; what would begin after ``--minutes`` is named in ``left_out``.
+``failed`` and the others go on; what would begin after ``--minutes`` is named in ``left_out``. What
+each part found is written to the error output as soon as it is known.
 """
 
 from __future__ import annotations
@@ -489,8 +490,8 @@ def measure_labels(device: torch.device, size: int, steps: int) -> list[Result]:
 
 
 def predicting(device: torch.device, quick: bool) -> argparse.Namespace:
-    """The options of ``benchmarks/prediction.py``: 2,000 small images and a large one."""
-    images, size, large = (3, 32, 320) if quick else (2000, 200, 4000)
+    """The options of ``benchmarks/prediction.py``: 200 small images and a large one."""
+    images, size, large = (3, 32, 320) if quick else (200, 200, 4000)
     given = argparse.Namespace(images=images, size=size, large=large, rounds=1)
     given.device, given.tile, given.channels = str(device), DEFAULT_TILE, Config().channels
     return given
@@ -560,7 +561,8 @@ def report(given: argparse.Namespace) -> Result:
         rows = rows if isinstance(rows, list) else [rows]
         found[table] += rows
         found["took"].append({"part": what, "seconds": time.monotonic() - begun})
-        print(json.dumps(found["took"][-1]), file=sys.stderr, flush=True)
+        # At once: what was found stays if a later part is cut off.
+        print(json.dumps({**found["took"][-1], "found": rows}), file=sys.stderr, flush=True)
     return found
 
 

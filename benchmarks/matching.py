@@ -135,8 +135,8 @@ def judge(path: str, data_dir: str, split: str | None) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     for view, masks in batches(annotated, samples, settings):
         _, maps = method.encode(encoder, view)
-        batch = {"geometry": [UNCHANGED] * len(view), "label": masks[:1]}
-        sampled = method.sample(maps, maps, encoder.decode, batch)
+        batch = {"view_k": view, "geometry": [UNCHANGED] * len(view), "label": masks[:1]}
+        sampled = method.sample(maps, maps, encoder.decode, method.planned(batch))
         for scale, (_, key, patches) in enumerate(sampled):
             truth = masks_at(masks, *maps[scale].size)  # (B, P)
             shown = truth.gather(1, patches.key).view(len(view), classes, -1)  # (B, C, K)

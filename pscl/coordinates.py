@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks import ProjectionHead, rectified
+from networks import ProjectionHead, dense_weight, pointwise, rectified
 
 
 def coordinates(head: ProjectionHead, features: Tensor, scale: int) -> Tensor:
@@ -24,10 +24,10 @@ def coordinates(head: ProjectionHead, features: Tensor, scale: int) -> Tensor:
     assert isinstance(last, nn.Conv2d)
     if last.in_channels + 1 >= last.out_channels or features.is_mps:  # MPS has no doubles
         return head.patch(features, scale).float()
-    hidden = rectified(norm1, conv1(features.unsqueeze(2)), torch.float32)  # (B, hidden, 1, P)
-    del features  # large
+    hidden = rectified(norm1, pointwise(conv1, features.unsqueeze(2)), torch.float32)
+    del features  # large; hidden is (B, hidden, 1, P)
     with torch.autocast(hidden.device.type, enabled=False):
-        weight = torch.block_diag(*last.weight.detach().flatten(1).chunk(last.groups))
-        columns = torch.cat([weight, last.get_parameter("bias").detach()[:, None]], dim=1)
+        weight, bias = dense_weight(last).detach(), last.get_parameter("bias").detach()
+        columns = torch.cat([weight, bias[:, None]], dim=1)
         r = torch.linalg.qr(columns.double(), mode="r").R.float()  # (d, d)
         return F.conv2d(hidden.float(), r[:, :-1, None, None], r[:, -1]).squeeze(2)

@@ -43,7 +43,7 @@ DEFAULTS = {
     "deterministic": False,
     "augment_on": "auto",
     "cache_on": "auto",
-    "compile": "off",
+    "cuda_graphs": True,
     "workers": 0,
     "threads": 0,
     "cache": "",
@@ -176,7 +176,6 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15", "mps"]),
     ("augment_on", ["auto", "cpu", "device"]),
     ("cache_on", ["auto", "cpu", "device"]),
-    ("compile", ["auto", "off", "on"]),
     ("amp", ["auto", "off", "bf16"]),
     ("resume", ["auto", "never"]),
     ("save_seconds", [0, 0.5, 1e9]),
@@ -255,7 +254,6 @@ BAD: list[tuple[str, list[Any]]] = [
     ("device", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda0", "CPU", "cpu "]),
     ("augment_on", ["", "cuda", "gpu", True, None]),
     ("cache_on", ["", "cuda", "gpu", True, None]),
-    ("compile", ["", "encoder", True, None]),
     ("amp", ["", "fp16", True, None]),
     ("workers", [-1, 257, 1.5]),
     ("threads", [-1, 1025]),
@@ -314,7 +312,7 @@ BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("fine_batch_size", "fine_m
 BAD += [(n, [0, -1, 1.0, "1", True, 10**7]) for n in ("save_every", "eval_every")]
 BOOLEAN = ["multi_round", "use_unlabelled", "overwrite", "self_schedule", "label_guided"]
 BOOLEAN += ["eval_tta", "standardize", "report", "tensorboard", "intra_view_negatives"]
-BOOLEAN += ["deterministic"]
+BOOLEAN += ["deterministic", "cuda_graphs"]
 BAD += [(n, [0, 1, "True", None, np.True_]) for n in BOOLEAN]
 
 
@@ -734,7 +732,7 @@ NEVER = {
     "name", "output_dir", "stages", "data_size", "multi_round", "repeats", "mapping", "device",
     "workers", "threads", "cache", "save_seconds", "overwrite", "resume", "save_every", "report",
     "tensorboard", "class_names", "class_colours", "probe",
-    "recompute", "preset", "augment_on", "deterministic", "compile",
+    "recompute", "preset", "augment_on", "deterministic", "cuda_graphs",
     "cache_on",
 }  # fmt: skip
 ALWAYS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 import networks
 from pscl import assignment, fast_matching
@@ -143,7 +145,16 @@ def test_the_kernel_gives_rows_of_another_type() -> None:
 @pytest.mark.parametrize("name", ["row_norm", "batch_norm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_passes_its_own_check(dtype: torch.dtype, name: str) -> None:
-    importlib.import_module(f"utils.cuda.{name}").check(torch.device("cpu"), dtype)
+    kernels = importlib.import_module(f"utils.cuda.{name}")
+    kernels.check(torch.device("cpu"), dtype)
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        kernels.check(torch.device("cpu"), dtype)  # at its first use, perhaps in such a block
+        return x.exp().sin()
+
+    x = torch.ones(3, requires_grad=True)
+    checkpoint(block, x, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full((3,), math.e * math.cos(math.e)))
 
 
 @interpreted

@@ -524,6 +524,37 @@ def test_the_last_convolution_at_the_patches_learns_what_it_learns_everywhere(
         assert_agrees(gradient, parameter.grad, 1e-4)
 
 
+@pytest.mark.parametrize("self_mode", PSCL_MODES)
+def test_padded_plans_change_nothing(self_mode: str) -> None:
+    """Losses and gradients bit by bit, and equal shapes whatever the crops are."""
+    shapes = []
+    for seed in range(3):
+        batch = make_batch(4, 40, 32, seed=seed)
+        results = []
+        for fixed in (False, True):
+            method = make(self_mode)
+            torch.manual_seed(1)
+            planned = method.planned(batch, fixed=fixed)
+            losses = method(planned)
+            losses["loss"].backward()
+            gradients = [p.grad for p in method.parameters() if p.grad is not None]
+            results.append([*losses.values(), *gradients])
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+        shapes.append({name: value.shape for name, value in planned.items()})
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
+def test_a_crop_of_fewer_cells_than_templates_is_not_padded() -> None:
+    method = make("moco")  # of up1's 8x8 cells a crop has at most 64
+    assert isinstance(method, PSCL)
+    method.templates = [65, 20, 20]
+    batch = make_batch(4, 32, 32)
+    planned = method.planned(batch, fixed=True)
+    own = batch["geometry"][0].size(8, 8)
+    assert planned["label_up1"].shape == planned["noise_up1"].shape == (4, own[0] * own[1])
+    assert planned["label_up2"].shape == planned["noise_up2"].shape == (4, 16 * 16)
+
+
 # --- half precision -------------------------------------------------------------------------------
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import shutil
-from functools import partial
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import networks
 from networks import (
@@ -22,9 +21,7 @@ from networks import (
     UNet,
     normalisation,
 )
-from pscl.recompute import recompute_activations
 from tests.golden_files import Golden, assert_agrees
-from utils.device import precision
 
 CHANNELS = (8, 16, 32, 64)
 
@@ -281,98 +278,58 @@ def trained(network: nn.Module, image: Tensor) -> list[Tensor]:
     return [*maps, *gradients, *network.buffers()]
 
 
-def agree(image: Tensor) -> None:
-    """That an encoder computes the same with compiled norms, and has the same tensors."""
+def by_pytorch(
+    rows: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *how: float
+) -> Tensor:
+    """As the kernel of BatchNorm, for any device."""
+    momentum, eps, slope = how
+    normed = F.batch_norm(rows, mean, variance, weight, bias, True, momentum, eps)
+    return F.leaky_relu(normed, slope)
+
+
+def test_norms_by_their_kernel_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps, gradients, statistics and counters; the kernel is in use in training alone."""
+    kernel = Mock(side_effect=by_pytorch)
     torch.manual_seed(0)
     plain = networks.Encoder(CHANNELS).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     other = copy.deepcopy(plain)
-    networks.compile_norms(other, image.device, None)
-    other = copy.deepcopy(other)  # as the momentum encoder is one
-    assert list(plain.state_dict()) == list(other.state_dict())
-    for own, expected in zip(trained(other, image), trained(plain, image), strict=True):
-        torch.testing.assert_close(own, expected, rtol=2e-3, atol=1e-5)
-    plain.eval(), other.eval()
-    other.load_state_dict(plain.state_dict())
-    assert all(torch.equal(*pair) for pair in zip(plain(image), other(image), strict=True))
+    image = torch.randn(2, 3, 24, 20).contiguous(memory_format=torch.channels_last)
+    expected = trained(plain, image)
+    of = {"batch_norm": kernel}
+    monkeypatch.setattr(networks, "kernel_for", lambda name, x: of.get(name))
+    found = trained(other, image)
+    assert kernel.call_count == 11  # two of the stem and of each down, one of each up
+    for own, value in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, value, rtol=2e-3, atol=1e-5)
+    other.eval()(image)
+    grouped = networks.Encoder(CHANNELS, "group")
+    grouped(image)
+    assert kernel.call_count == 11
 
 
-def image_of(*size: int) -> Tensor:
-    return torch.randn(2, 3, *size).contiguous(memory_format=torch.channels_last)
+def test_statistics_taken_anew_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``update_bn`` has no momentum; of one value PyTorch says that it has no statistics."""
+    monkeypatch.setattr(networks, "kernel_for", Mock(side_effect=AssertionError))
+    norm = nn.BatchNorm2d(4, momentum=None)
+    networks.activated(norm, torch.randn(2, 4, 3, 3))
+    assert norm.num_batches_tracked == 1
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        networks.activated(nn.BatchNorm2d(4), torch.randn(1, 4, 1, 1))
 
 
-def test_norms_that_are_compiled_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler stands aside, so that it takes no time: what is given to it is seen."""
-    shapes = []
-
-    def compiled(function: Any, dynamic: bool) -> Any:
-        def run(rows: Tensor, *others: Any) -> Tensor:
-            shapes.append(tuple(rows.shape))
-            return function(rows, *others)
-
-        return run
-
-    monkeypatch.setattr(torch, "compile", compiled)
-    monkeypatch.setattr(networks, "compiled_norm", networks.compiled_norm.__wrapped__)
-    agree(image_of(16, 24))
-    first, *encoder = shapes
-    assert first == (700, 32)  # the check
-    sizes = {(2 * 16 * 24, 8): 3, (2 * 8 * 12, 16): 3, (2 * 4 * 6, 32): 3, (2 * 2 * 3, 64): 2}
-    assert {shape: encoder.count(shape) for shape in encoder} == sizes
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_groups_as_one_matrix_are_the_groups(groups: int) -> None:
+    """Of a 1x1 convolution: values, and gradients of its weights."""
+    conv = nn.Conv2d(8, 12, 1, groups=groups)
+    x = torch.randn(2, 8, 3, 5)
+    found = F.linear(x.permute(0, 2, 3, 1), networks.dense_weight(conv), conv.bias)
+    expected = conv(x).permute(0, 2, 3, 1)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(networks.pointwise(conv, x), expected.permute(0, 3, 1, 2))
+    own, other = (torch.autograd.grad(y.sin().sum(), conv.weight)[0] for y in (found, expected))
+    torch.testing.assert_close(own, other)
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_each_number_of_channels_is_compiled_once(
-    dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where activations are recomputed; the check is the first one with its channels."""
-    graphs, compiler = [], torch.compile
-
-    def counting(graph: Any, inputs: Any) -> Any:
-        graphs.append(next(len(x) for x in inputs if isinstance(x, Tensor) and x.ndim == 1))
-        return graph.forward
-
-    counted = partial(compiler, backend=counting)
-    monkeypatch.setattr(torch, "compile", counted)
-    monkeypatch.setattr(networks, "compiled_norm", networks.compiled_norm.__wrapped__)
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    encoder, cpu = networks.Encoder(CHANNELS), torch.device("cpu")
-    recompute_activations(encoder, 2)
-    networks.compile_norms(encoder, cpu, dtype)
-    for _ in range(2):
-        with precision(dtype, cpu):
-            maps = [encoder(image_of(16, 24))[-1] for _ in range(2)]
-        torch.stack(maps).square().mean().backward()
-    assert sorted(graphs) == [8, 16, 32, 64]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch's compiler needs g++ on a CPU")
-def test_pytorchs_compiler_computes_the_same() -> None:
-    agree(image_of(16, 24))
-
-
-def broken(function: Any, dynamic: bool) -> Any:
-    def run(*given: Any) -> Tensor:
-        raise RuntimeError("no compiler\nmore of it")
-
-    return run
-
-
-def wrong(function: Any, dynamic: bool) -> Any:
-    return lambda *given: 1.01 * function(*given)
-
-
-@pytest.mark.parametrize(
-    ("compiler", "said"),
-    [(broken, "no compiler$"), (wrong, "compiled numbers differ .* by 1.0e-0")],
-)
-def test_without_a_compiler_one_line_says_so(
-    compiler: Any, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "compile", compiler)
-    monkeypatch.setattr(networks, "compiled_norm", networks.compiled_norm.__wrapped__)
-    encoder = networks.Encoder(CHANNELS)
-    with pytest.warns(UserWarning, match=f"^Nothing is compiled here, which is slower: {said}"):
-        networks.compile_norms(encoder, torch.device("cpu"), None)
-    assert not any(hasattr(module, "compiled") for module in encoder.modules())
+def test_double_precision_has_no_kernel() -> None:
+    for dtype, cuda in ((torch.float64, True), (torch.float32, False)):
+        assert networks.kernel_for("batch_norm", Mock(dtype=dtype, is_cuda=cuda)) is None

@@ -106,6 +106,15 @@ def test_choose_is_the_published_rule(
             assert row == pytest.approx([v / total for v in value], rel=1e-3, abs=1e-3)
 
 
+def test_of_equally_pure_cells_the_first_are_chosen():
+    """By hand: 255 and 254.9 occur often; later classes see the first one's cells lowered."""
+    label = torch.tensor([[254.0, 255.0, 255.0, 0.0, 255.0, 254.0], [0.0] * 6])
+    index, _ = choose(label, torch.zeros(2, 6), 4)
+    assert index.tolist() == [[1, 2, 4, 0], [3, 5, 0, 1]]
+    many = torch.full((1, 5000), 255.0)
+    assert choose(many, torch.zeros(1, 5000), 70)[0].tolist() == [list(range(70))]
+
+
 def test_purity_sums_to_one_for_each_class():
     for seed, (classes, cells, templates) in enumerate([(2, 50, 4), (4, 300, 30), (7, 100, 10)]):
         label = 255 * torch.rand(classes, cells, generator=generator(seed))

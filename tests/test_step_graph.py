@@ -1,0 +1,172 @@
+"""Steps replayed as a graph are the steps themselves: with a stand-in for CUDA, which needs none.
+
+The stand-in records nothing; its replay computes the passes again, into the memory of the
+recording, as a graph would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock, Mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import step
+from config_run import open_set
+from stages.pretraining import SelfSupervised
+from utils.cuda import step_graph
+from utils.cuda.step_graph import Recording, StepGraphs
+
+
+class Graph:
+    """As ``torch.cuda.CUDAGraph``; ``of`` are the recordings."""
+
+    of: list[Recording]
+    passes: Any
+    module: nn.Module
+
+    def pool(self) -> str:
+        return "pool"
+
+    def replay(self) -> None:
+        (own,) = (each for each in self.of if each.graph is self)
+        own.forget()
+        found = type(self).passes(own.batch)
+        for name, loss in own.losses.items():
+            loss.copy_(found[name])
+        gradients = [p.grad for p in own.parameters]
+        for kept, gradient in zip(own.gradients, gradients, strict=True):
+            assert (kept is None) == (gradient is None)
+            if kept is not None:
+                kept.copy_(gradient)
+
+
+@pytest.fixture
+def standing_in(monkeypatch: pytest.MonkeyPatch) -> type[Graph]:
+    @contextlib.contextmanager
+    def recorded(graph: Graph, **how: Any) -> Iterator[None]:
+        assert how["capture_error_mode"] == "thread_local"
+        state = Graph.module.state_dict()
+        before = {name: tensor.clone() for name, tensor in state.items()}
+        yield
+        for name, tensor in state.items():  # nothing is computed while a graph is recorded
+            tensor.copy_(before[name])
+
+    Graph.of = []
+    new = Recording.__init__
+
+    def noted(self: Recording, *given: Any) -> None:
+        new(self, *given)
+        Graph.of.append(self)
+
+    monkeypatch.setattr(Recording, "__init__", noted)
+    for name, fake in {
+        "CUDAGraph": Graph,
+        "Stream": MagicMock,
+        "current_stream": MagicMock,
+        "graph": recorded,
+        "stream": lambda stream: contextlib.nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return Graph
+
+
+class Small(nn.Module):
+    """A network whose forward pass changes statistics, and a counter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))
+        self.unused = nn.Parameter(torch.ones(2))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def passes(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.get_buffer("seen").add_(len(batch["x"]))
+        loss = self.layers(batch["x"]).square().mean() * self.get_buffer("seen")
+        loss.backward()
+        return {"loss": loss.detach()}
+
+
+def trained(graphs: bool, sizes: list[int]) -> tuple[list[float], dict[str, Tensor], int]:
+    """Losses, the end's state and how many graphs there are, of a training on such batches."""
+    torch.manual_seed(0)
+    network = Small()
+    optimizer = torch.optim.Adam(network.parameters(), 0.1)
+    run = StepGraphs(network.passes, network) if graphs else network.passes
+    if isinstance(run, StepGraphs):
+        Graph.passes, Graph.module = network.passes, network
+    losses = []
+    for size in sizes:
+        optimizer.zero_grad()
+        losses.append(float(run({"x": torch.randn(size, 4)})["loss"]))
+        optimizer.step()
+    recordings = run.recordings if isinstance(run, StepGraphs) else {}
+    return losses, network.state_dict(), len(recordings)
+
+
+def test_a_replayed_training_is_the_training(standing_in: type[Graph]) -> None:
+    """With batches of two shapes in turn, and one of a third, which has no graph."""
+    sizes = [6, 6, 3, 6, 3, 5, 6, 3]
+    losses, state, _ = trained(False, sizes)
+    found, replayed, graphs = trained(True, sizes)
+    assert found == losses and graphs == step_graph.MOST == 2
+    assert all(torch.equal(replayed[name], state[name]) for name in state)
+
+
+def test_a_recording_changes_nothing(standing_in: type[Graph]) -> None:
+    network = Small()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    standing_in.module = network
+    Recording(network.passes, network, {"x": torch.randn(6, 4)})
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_what_cannot_be_recorded_goes_on_without(
+    standing_in: type[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = "operation not permitted when stream is capturing\nmore of it"
+    losses, state, _ = trained(False, [6, 6, 3])
+    monkeypatch.setattr(torch.cuda, "graph", Mock(side_effect=RuntimeError(why)))
+    with pytest.warns(UserWarning, match="slower: operation not permitted .* capturing$") as said:
+        found, replayed, graphs = trained(True, [6, 6, 3])
+    assert len(said) == 1 and graphs == 0 and found == losses
+    assert all(torch.equal(replayed[name], state[name]) for name in state)
+
+
+def test_memory_that_runs_out_is_said_as_such(
+    standing_in: type[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "graph", Mock(side_effect=torch.OutOfMemoryError("none left")))
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(True, [6])
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco"])
+def test_a_replayed_epoch_of_pretraining_is_the_epoch(
+    standing_in: type[Graph], method: str, tmp_path: Path
+) -> None:
+    """Bit by bit, with one graph for all steps: crops differ, the shapes of their plans do not."""
+    case = {"method": method, "size": 16, "batch": 2, "steps": 1}
+    config = step.config_of(case, tmp_path)
+    how = {"repeats": "0", "device": "cpu", "amp": "off", "channels": (4, 8, 16, 32), "top_k": 2}
+    states, logs = [], []
+    for graphs in (False, True):
+        stage = SelfSupervised(open_set(dataclasses.replace(config, **how).resolved())[0][0])
+        stage.seed()
+        stage.build()
+        stage.log = Mock()
+        if graphs:
+            stage.graphs = StepGraphs(stage.passes, stage.module)
+            standing_in.passes, standing_in.module = stage.passes, stage.module
+        stage.train_epoch(0, lambda: None)
+        states.append(stage.module.state_dict())
+        logs.append(stage.log.line.call_args_list)
+    assert len(standing_in.of) == 1 and logs[0] == logs[1]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
