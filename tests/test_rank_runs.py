@@ -528,3 +528,36 @@ def test_torchrun_that_is_stopped_ends_its_ranks_and_goes_on(
     again = subprocess.run(words, cwd=tmp_path, env=own, capture_output=True, text=True)
     assert again.returncode == 0 and "Going on after epoch" in again.stdout, again.stderr
     assert [entry["epoch"] for entry in metrics(tmp_path)] == list(range(60))
+
+
+@pytest.mark.slow  # seconds: 50, two starts of three processes and one more of ranks
+@pytest.mark.timeout(600)
+def test_torchrun_restarts_ranks_one_of_which_was_killed(tmp_path: Path, images: Path) -> None:
+    """With ``--max_restarts``, from the last state, with the bytes of a run that nobody killed."""
+    settings = SETTINGS | {"stages": "self", "self_max_epoch": 60, "save_every": 60}
+    settings |= {"save_seconds": 0}
+    own = tiny_set.command(images, **settings)[1:]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    left, pipe = tmp_path / "left", subprocess.PIPE
+    killed = tmp_path / "killed"
+    for folder in (left, killed):
+        folder.mkdir()
+    done = subprocess.run(
+        start + own, cwd=left, env=environment(), capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    words = [*start, "--max_restarts", "1", *own]
+    with subprocess.Popen(
+        words, cwd=killed, env=environment(), stdout=pipe, stderr=pipe, text=True
+    ) as running:
+        while not any("[5/60]" in p.read_text() for p in killed.rglob("log_self.txt")):
+            time.sleep(0.05)
+            assert running.poll() is None
+        ranks = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        os.kill(int(ranks[1]), signal.SIGKILL)
+        told, said = running.communicate(timeout=250)
+    assert running.returncode == 0, said
+    assert "Going on after epoch" in told
+    assert [entry["epoch"] for entry in metrics(killed)] == list(range(60))
+    one, two = (next(folder.rglob("moco60.pt")).read_bytes() for folder in (left, killed))
+    assert one == two

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from utils.commandline import (
     INTERRUPTED,
@@ -50,11 +51,20 @@ class Group:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.stopping = stopping
         cuda = torch.cuda.is_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+        # torchrun keeps its store when it restarts the ranks, with the addresses of those before.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=TIMEOUT))
+        store.set_timeout(TIMEOUT)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=dist.PrefixStore(f"pytorch/{attempt}", store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=TIMEOUT,
+        )
         # A connection of its own: that of PyTorch is busy while a collective is set up.
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(*address, is_master=False, wait_for_workers=False)
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = dist.PrefixStore(f"ranks/{attempt}", store)
         self.met, self.alone, self.of_all = 0, 0, False
         self.done = threading.Event()
