@@ -232,7 +232,8 @@ def doses_png(title: str, below: str, curves: Mapping[str, Doses]) -> bytes:
 def doses_figure(title: str, below: str, curves: Mapping[str, Doses]) -> Figure:
     """Dice against a dose: a dot for each run, a line through the means of a method.
 
-    ``curves`` are the methods by name; ``below`` names the axis of doses.
+    ``curves`` are the methods by name; ``below`` names the axis of doses. Where all doses have as
+    many runs, thin lines join those of the same place, which are of one annotated image.
     """
     figure = _figure(900, 480)
     axes = figure.add_subplot()
@@ -243,9 +244,13 @@ def doses_figure(title: str, below: str, curves: Mapping[str, Doses]) -> Figure:
         means = [math.fsum(found[dose]) / len(found[dose]) for dose in doses]
         axes.plot(doses, means, color=colour, label=name, lw=2)
         aside = 0.006 * width * (number - (len(curves) - 1) / 2)  # equal doses stay visible
-        for dose in doses:
-            places = [dose + aside] * len(found[dose])
-            axes.plot(places, found[dose], "o", color=colour, ms=6, mec="white", mew=0.7)
+        places = [dose + aside for dose in doses]
+        for place, dose in zip(places, doses, strict=True):
+            dots = [place] * len(found[dose])
+            axes.plot(dots, found[dose], "o", color=colour, ms=6, mec="white", mew=0.7)
+        if len({len(runs) for runs in found.values()}) == 1:
+            for runs in zip(*(found[dose] for dose in doses), strict=True):
+                axes.plot(places, runs, color=colour, lw=0.7, alpha=0.5)
     axes.set_title(title, loc="left", fontsize=12)
     axes.set_xlabel(below)
     axes.set_ylabel("Dice")
