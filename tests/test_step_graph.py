@@ -140,6 +140,20 @@ def test_what_cannot_be_recorded_goes_on_without(
     assert all(torch.equal(replayed[name], state[name]) for name in state)
 
 
+def test_passes_that_fail_before_a_recording_change_nothing(standing_in: type[Graph]) -> None:
+    network = Small()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def passes(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        network.passes(batch)
+        raise RuntimeError("no kernel image is available")
+
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        Recording(passes, network, {"x": torch.randn(6, 4)})
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
 def test_memory_that_runs_out_is_said_as_such(
     standing_in: type[Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:

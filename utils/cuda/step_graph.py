@@ -41,14 +41,17 @@ class Recording:
         before = [tensor.detach().clone() for tensor in state]
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                passes(self.batch)
-                self.forget()
-        current.wait_stream(side)
-        with torch.no_grad():
-            for tensor, kept in zip(state, before, strict=True):
-                tensor.copy_(kept)
+        try:
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    passes(self.batch)
+                    self.forget()
+        finally:
+            current.wait_stream(side)
+            self.forget()
+            with torch.no_grad():
+                for tensor, kept in zip(state, before, strict=True):
+                    tensor.copy_(kept)
         del before
         self.graph = torch.cuda.CUDAGraph()
         # Meanwhile a thread uploads the next batch, which only this thread's calls must not do.
@@ -91,10 +94,11 @@ class StepGraphs:
         """Losses and gradients of one batch; gradients there were are dropped."""
         tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in tensors.items())
-        if not self.failed and shapes not in self.recordings and len(self.recordings) < MOST:
-            self.record(shapes, tensors)
-        if shapes in self.recordings:
-            return self.recordings[shapes].replay(tensors)
+        with torch.cuda.device_of(next(self.module.parameters())):  # streams are the current one's
+            if not self.failed and shapes not in self.recordings and len(self.recordings) < MOST:
+                self.record(shapes, tensors)
+            if shapes in self.recordings:
+                return self.recordings[shapes].replay(tensors)
         return self.passes(tensors)
 
     def record(self, shapes: Shapes, tensors: Mapping[str, Tensor]) -> None:
