@@ -59,7 +59,8 @@ def norm_kernel(
         module.check(device, dtype)
     except Exception as error:  # whatever a compiler may miss on somebody's machine
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"{name} has no kernel of its own here and is slower: {why}", stacklevel=2)
+        norm = {"row_norm": "LayerNorm", "batch_norm": "BatchNorm"}[name]
+        warnings.warn(f"{norm} has no kernel of its own here and is slower: {why}", stacklevel=2)
         return None
     found: Callable[..., Tensor] = module.norm_leaky
     return found
