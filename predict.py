@@ -41,7 +41,7 @@ from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter, check_number
 from metallography.summary import is_share, warnings, words, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
-from report.laboratory import Told, sample_of, write_laboratory
+from report.laboratory import Told, place_of, sample_of, write_laboratory
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet, ranked_sheet
 from report.workbook import WORKBOOK, tables_of, write_workbook
@@ -296,10 +296,8 @@ def told(folder: Folder, options: argparse.Namespace) -> Told:
     names = folder.segmenter.class_names
     odd = ranking.outlying(ranking.fractions_of(folder.rows, len(names)), names)
     sample = options.sample or sample_of(Path(options.images))
-    said = [] if folder.compared else ["No image has a true mask here, so how right the classes "
-                                       "are is not measured: look at the images"]  # fmt: skip
     marks = {image: "; ".join(reasons) for image, reasons in odd.items()}
-    return Told(sample, said=said, marks=marks)
+    return Told(sample, marks=marks, place=place_of(Path(options.images)))
 
 
 def write_outlines(folder: Folder, kind: str | None) -> list[str]:

@@ -103,7 +103,7 @@ def predicted_sheet(folder: Folder) -> None:
         except DataError:  # it was there a moment ago; the tables are written already
             continue
         scales.append((size[1], folder.scale_of(item)))
-        names.append(item.name)
+        names.append(folder.title_of(item))
         if truth is not None and matrix is not None:
             parts = (image, truth, mask)
             image, truth, mask = (drawing.reduced(part, OVERLAY_SIDE) for part in parts)

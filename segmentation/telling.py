@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ import numpy as np
 
 from annotation.scribbles import FAR, far_from_labels
 from imaging.imagefile import read_mask
+from metallography.measure import areas_of, over_fields
 from metallography.particles import Row
-from metallography.ranking import fractions_of
+from metallography.ranking import class_words, fractions_of
 from metallography.summary import Table
-from report.laboratory import Told, sample_of, write_laboratory
+from report.laboratory import Told, place_of, sample_of, write_laboratory
 from segmentation import doubt
 from segmentation.answers import MODEL, Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
@@ -32,6 +33,7 @@ WITHIN = (
     "turn. Other images may differ, and pretraining, if any, knew the whole mask"
 )
 SHARES = {1: ("three quarters", "the fourth"), 2: ("half", "the other half")}
+POOR = 0.5  # Dice of a phase, below which wrong pixels are more than twice those that are right
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
 LABEL_HERE = f"label here: the most doubtful {100 * doubt.SHARE:.0f} % of all pixels"
 # Columns of doubt.csv that are shares of 1, as people read them.
@@ -50,14 +52,21 @@ ABOUT_DOUBT = (
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which an image counts as labelled in part
 FIRST = (
-    "First look, by filters and a random forest. It is replaced by the last answer, which comes "
-    "from a network if there is time for one and it does better on held-out blocks, and tells how "
-    "well these were met"
+    "First look, by filters and a random forest. The last answer replaces it; that comes from a "
+    "network if there is time for one and it does better on held-out blocks"
+)
+NOT_YET = (
+    "Nothing has been checked yet: no part of the annotation was held out so far, so nobody knows "
+    "how well this first look tells the phases apart. That is measured next"
+)
+NO_BLOCK = (
+    "Not checked: no image but the annotated one has a mask, and no part of the annotation could "
+    "be held out, so nobody knows how well the phases are told apart"
 )
 LABELS_WIN = (
     "Where an image has labels, they stand in its class map in the place of the prediction. To "
-    "correct: change a class map in the folder classes (class ids; 255 where you do not know), or "
-    "annotate another image, and give the same command again"
+    "correct: change a class map in the folder classes (class ids, which look black in a viewer; "
+    "255 where you do not know), or annotate another image, and give the same command again"
 )
 
 
@@ -84,6 +93,50 @@ def comparison_lines(this: Round, before: Round | None) -> list[str]:
         better = this.kept != "answer before"
         said += ", which does better than the answer before" if better else ", which does best"
     return [*lines, said]
+
+
+def first_checked(found: HeldOut, schedule: Schedule) -> list[str]:
+    """How the first look did where its method was held out, which is not the answer itself."""
+    line = within_line(found, schedule)
+    first, last = schedule.reduce
+    if first != last:
+        line += f". That was on images reduced by a factor of {last}, these were by one of {first}"
+    return [f"The {FOREST}, held out: {line}"]
+
+
+def within_line(found: HeldOut, schedule: Schedule) -> str:
+    """The Dice on held-out blocks, and what it was learnt from and scored on."""
+    learnt, rest = SHARES[max(map(len, schedule.folds))]
+    within = WITHIN.format(learnt=learnt, rest=rest)
+    return f"Dice {score_text(found.mean)} on held-out blocks. {within}"
+
+
+def poor_lines(found: HeldOut | None, names: Sequence[str]) -> list[str]:
+    """A warning on the phases of which more was wrong than right where they were held out."""
+    dice = found.classes.tolist() if found else []
+    poor = [
+        f"{class_words(name)} ({score_text(value)})"
+        for name, value in zip(names, dice, strict=False)
+        if value < POOR
+    ]
+    if not poor:
+        return []
+    return [
+        f"Dice below {POOR:g} on held-out blocks, within the annotated image: {', '.join(poor)}. "
+        "More than twice as many of their pixels were missed or wrongly taken for them as were "
+        "found: do not rely on their area fractions and sizes; correct a class map, or annotate "
+        "another image"
+    ]
+
+
+def annotated_line(names: Sequence[str], images: int) -> str:
+    """Which of the measured images were learnt from, and that they count."""
+    shown = ", ".join(names)
+    what = "is annotated" if len(names) == 1 else "are annotated"
+    return (
+        f"{len(names)} of {images} images {what}, whose labels were learnt: {shown}. There labels "
+        "stand in the place of the prediction, and count in all numbers as those of other images"
+    )
 
 
 def curve_lines(this: Round) -> list[str]:
@@ -121,13 +174,14 @@ def gain_error(fewer: HeldOut, most: HeldOut) -> float:
 
 
 def fraction_rows(folder: Answer) -> list[Row]:
-    """Area fraction of each class over the images, in percent: mean, smallest and largest."""
-    names = folder.segmenter.class_names
-    shares = np.array(list(fractions_of(folder.rows, len(names)).values()))
-    return [
-        {"class": name, "mean": 100 * own.mean(), "least": 100 * own.min(), "most": 100 * own.max()}
-        for name, own in zip(names, shares.T, strict=True)
-    ]
+    """Area fraction of each class in percent: mean over the fields, smallest and largest."""
+    found = []
+    for c, name in enumerate(folder.segmenter.class_names):
+        rows = [row for row in folder.rows if row["class"] == c]
+        shares = [100 * row["area_fraction"] for row in rows]
+        mean = over_fields(shares, areas_of(rows)).mean
+        found.append({"class": name, "mean": mean, "least": min(shares), "most": max(shares)})
+    return found
 
 
 def changes(this: Round, before: Round | None, names: list[str]) -> list[list[str]]:
@@ -158,6 +212,7 @@ def result_lines(work: Work) -> list[str]:
         )
     lines += honest_lines(this, work.schedule)
     annotated = [p.name for p in work.annotated]
+    lines += [f"Warning: {line}" for line in poor_lines(stored(this.scores.get(this.kept)), names)]
     lines += [f"Doubt: {line}" for line in doubt.missing_lines(this.fractions, names, annotated)]
     marked = [row for row in work.doubts if row["reasons"]]
     lines += doubt_lines(work.doubts)
@@ -203,9 +258,7 @@ def honest_lines(this: Round, schedule: Schedule) -> list[str]:
     found = stored(this.scores.get(this.kept))
     if found is None:
         return ["There is no score: no test images with masks, and no block could be held out"]
-    learnt, rest = SHARES[max(map(len, schedule.folds))]
-    within = WITHIN.format(learnt=learnt, rest=rest)
-    said = f"Dice {score_text(found.mean)} on held-out blocks. {within}"
+    said = within_line(found, schedule)
     if NETWORK in this.by and 0 < schedule.block_steps < schedule.fine_steps:
         own, all_ = schedule.block_steps, schedule.fine_steps
         said += f". These networks had {own} steps each, the one that answers {all_}"
@@ -266,8 +319,18 @@ def far_places(work: Work) -> dict[str, Any]:
     return {name: place for name, place in places.items() if place.any()}
 
 
-def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) -> Path:
-    """Write ``report.html`` of a job."""
+def write_page(
+    work: Work,
+    folder: Answer,
+    doubts: list[Row],
+    *,
+    final: bool,
+    found: HeldOut | None = None,
+) -> Path:
+    """Write ``report.html`` of a job; ``found`` are held-out scores of the first answer's method.
+
+    An answer that nothing was held out for says so among its warnings.
+    """
     this, names = work.this, list(folder.segmenter.class_names)
     annotated = [p.name for p in work.annotated]
     own = {p.name: (Path(p.name).parent / p.source.name).as_posix() for p in work.pictures}
@@ -281,17 +344,24 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
         "a few strokes there would help"
         for name, place in far_away.items()
     ]
+    said = [FIRST, *(first_checked(found, work.schedule) if found else [])]
+    if final:
+        found, said = stored(this.scores.get(this.kept)), honest_lines(this, work.schedule)
+    told_how = "" if found and not math.isnan(found.mean) else NO_BLOCK if final else NOT_YET
     told = Told(
         work.request.sample or sample_of(work.request.images),
+        place=place_of(work.request.images),
+        annotated=annotated,
+        unchecked=told_how,
         names=own,
         by=by,
-        said=[*(honest_lines(this, work.schedule) if final else [FIRST]), LABELS_WIN],
+        said=[*said, LABELS_WIN],
         doubts=doubt_table(doubts, own) if doubts else None,
         doubt_words=ABOUT_DOUBT,
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
         marked_places=ChainMap(far_away, work.places),  # type: ignore[arg-type]  # only read
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
-        warnings=[*missing, *far],
+        warnings=[*poor_lines(found, names), *missing, *far, *work.intake.warnings],
         changed=change_tables(work, names) if final else [],
         trained=[block_table(this, names)] if whole else [],
         notes=[

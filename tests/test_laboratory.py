@@ -24,6 +24,7 @@ from report.laboratory import (
     own_name,
     percent,
     phases,
+    place_of,
     sample_of,
     write_laboratory,
 )
@@ -204,7 +205,8 @@ def test_the_page_of_an_experiment_is_left_alone(tmp_path, monkeypatch) -> None:
 
 def test_the_sample_is_called_as_its_folder(tmp_path: Path) -> None:
     assert sample_of(tmp_path / "steel 42") == "steel 42"
-    assert sample_of(tmp_path / "set" / "img") == "set/img"
+    assert sample_of(tmp_path / "set" / "img") == "img"
+    assert place_of(tmp_path / "set" / "img") == "set/img"
 
 
 def test_a_histogram_needs_particles(tmp_path, monkeypatch) -> None:
@@ -213,7 +215,7 @@ def test_a_histogram_needs_particles(tmp_path, monkeypatch) -> None:
     page = page_of(folder)
     drawn = [name for name, picture in page.pictures if picture.format == "PNG" and name]
     assert drawn == ["Diameters of γ′ <b>: 12 whole particles"]
-    assert "Too few whole particles for a histogram: matrix (0), void (0)." in page.text
+    assert "Too few whole particles for a histogram: void (0)." in page.text
 
 
 def test_columns_of_which_nothing_is_known_are_not_shown() -> None:

@@ -115,6 +115,10 @@ def test_little_time_takes_smaller_steps_and_too_little_no_network() -> None:
     assert short.values["fine_batch_size"] in (2, 4) and short.fine_steps > 400
     assert short.folds == [[0, 3], [1, 2]]
     none = plan(minutes=1, step=5.0)
+    (told,) = (line for line in none.reasons if "for a network give" in line)
+    enough = int(told.partition("--minutes ")[2].split()[0])
+    assert plan(minutes=enough, step=5.0).fine_steps >= 60
+    assert plan(minutes=enough - 1, step=5.0).fine_steps == 0
     assert none.fine_steps == none.block_steps == none.pretrain_epochs == 0
     assert any("pixel classifier answers alone" in line for line in none.reasons)
 
@@ -126,6 +130,9 @@ def test_many_pixels_are_reduced_for_the_first_answer_and_seen_in_one_view() -> 
     many = plan(pixels=30 * 2048 * 1536)
     # The last answer of the pixel classifier has 180 seconds: 94.4 of 27 megapixels.
     assert many.views == 1 and many.reduce == [5, 2]
+    # 25.2 s of the classifier, 141.6 s to measure and draw, 1.2 s for each of 3 classes on 2 threads.
+    first = 30 * 2048 * 1536 * (1 / 5**2 / 150_000 + 1.5e-6) + 1.8
+    assert many.seconds["first answer by the pixel classifier"] == pytest.approx(first)
     assert plan().reduce == [1, 1]
 
 
@@ -140,10 +147,10 @@ def test_a_plan_is_stored_for_what_it_was_made_for(tmp_path: Path) -> None:
 
 def test_the_plan_is_told_with_its_end() -> None:
     lines = plan().lines()
-    assert lines[0].startswith("Plan: at most 20 minutes, the end is expected in about ")
+    assert lines[0].startswith("Plan for 20 minutes: the end is expected in about ")
     assert any(line.startswith("  two held-out halves: about") for line in lines)
 
 
 def test_an_end_after_the_minutes_given_is_not_called_at_most() -> None:
     first = plan(minutes=0.1, pixels=10**9).lines()[0]
-    assert "at most" not in first and "later than the 0.1 minutes given" in first
+    assert "Plan for" not in first and "later than the 0.1 minutes given" in first

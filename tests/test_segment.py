@@ -120,7 +120,7 @@ def test_from_a_folder_and_one_mask_to_a_report(
         assert (out / name).stat().st_size
     said = capsys.readouterr().out
     lines = said.splitlines()
-    plan = next(i for i, line in enumerate(lines) if line.startswith("Plan: at most 20 minutes"))
+    plan = next(i for i, line in enumerate(lines) if line.startswith("Plan for 20 minutes"))
     first = next(i for i, line in enumerate(lines) if line.startswith("First answer"))
     assert plan < first < len(lines) - 1 and "Epoch:" not in said
     assert "within the annotated image" in said and "There is no score on other images" in said
