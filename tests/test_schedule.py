@@ -130,7 +130,7 @@ def test_many_pixels_are_reduced_for_the_first_answer_and_seen_in_one_view() -> 
     many = plan(pixels=30 * 2048 * 1536)
     # The last answer of the pixel classifier has 180 seconds: 94.4 of 27 megapixels.
     assert many.views == 1 and many.reduce == [5, 2]
-    # 25.2 s of the classifier, 141.6 s to measure and draw, 1.2 s for each of 3 classes on 2 threads.
+    # 25.2 s of the classifier, 141.6 s to measure and draw, 3 classes of 1.2 s on 2 threads.
     first = 30 * 2048 * 1536 * (1 / 5**2 / 150_000 + 1.5e-6) + 1.8
     assert many.seconds["first answer by the pixel classifier"] == pytest.approx(first)
     assert plan().reduce == [1, 1]
