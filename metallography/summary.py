@@ -95,7 +95,7 @@ def about_lines(folder: Folder) -> list[str]:
         f"Model: {s.about}",
         f"{len(folder.done)} image(s), predicted {size}{views}",
         f"Scale: {scale_words(folder)}",
-        f"Smallest particle: {folder.min_px} pixels",
+        f"Smallest particle: {folder.min_px:g} pixels",
         *folder.notes,
         f"Pixels of one particle touch {_touching(folder)}",
     ]
@@ -235,8 +235,8 @@ def matrix_note(folder: Folder) -> str:
         return ""
     name = folder.segmenter.class_names[0]
     return (
-        f"{name} is class 0, the matrix: its pieces are islands between the other phases, not "
-        f"particles, so it has no sizes here. {MEASUREMENTS} has all columns of all classes."
+        f"Class 0 ({name}) is taken for the matrix: its pieces are islands between the other "
+        f"phases, no particles, so it has no sizes here. {MEASUREMENTS} has them all the same."
     )
 
 

@@ -224,7 +224,8 @@ class Work:
         """Tell on the page of the first answer, if it was made now, how it was checked since."""
         if self.first_look is not None and not self.strokes:  # those count by area, known later
             telling.write_page(self, *self.first_look, final=False, found=found)
-            to_terminal(f"{telling.first_checked(found, self.schedule)[0]} (in its report, too)")
+            dice = telling.score_text(found.mean)
+            to_terminal(f"First answer checked on held-out blocks: Dice {dice}; its report has it")
 
     def predict_first(self) -> Answer:
         """The pixel classifier's answer of this round, anew: a first one, and a second opinion."""

@@ -132,10 +132,10 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
             f"The time is short: the network sees fewer crops in a step ({given}), and so has time "
             "for more steps"
         )
-    if shares.fine < FEWEST_STEPS:
+    if not shares.suffice:
         reasons.append(
-            f"The time is too short for a network ({max(shares.fine, 0)} steps of fine-tuning, "
-            f"{FEWEST_STEPS} are the least): the pixel classifier answers alone; for a network "
+            f"The time is too short for a network ({shares.fine} steps of fine-tuning, "
+            f"{shares.block} to be compared): the pixel classifier answers alone; for a network "
             f"give --minutes {_enough(learning, images, step)} or more"
         )
         shares, epochs, steps, values = shares._replace(fine=0, block=0), 0, 0, {}
@@ -146,8 +146,11 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     seconds["fine-tuning"] = fine * step
     seconds["predictions, measurements, report"] = last
     if fine:
-        held = ("block held out in turn", "half held out in turn")[shares.folds == blocks.PAIRS]
-        reasons.append(f"Fine-tuning has {fine} steps, that without a {held} {shares.block}")
+        held = ("block", "half")[shares.folds == blocks.PAIRS]
+        reasons.append(
+            f"Fine-tuning has {fine} steps; to be compared, a network learns without each {held} "
+            f"of the annotation in turn, in {shares.block} steps"
+        )
     kept = [f"Preset {request.preset}: {line}" for line in learning.reasons]
     values |= {"self_crop": learning.values["self_crop"]} if epochs else {}
     lists = [list(fold) for fold in shares.folds]
@@ -194,6 +197,11 @@ class Shares(NamedTuple):
     folds: tuple[blocks.Fold, ...]
     fine: int
     block: int
+
+    @property
+    def suffice(self) -> bool:
+        """Whether they are enough for a network, and for comparing one with the classifier."""
+        return self.fine >= FEWEST_STEPS and self.block > 0
 
     @property
     def fair(self) -> bool:
@@ -260,7 +268,7 @@ def _enough(learning: Learning, images: Images, step: float) -> int:
         _, _, first, last = images.fixed(total)
         free = (1 - forced) * ((1 - RESERVE) * total - first - last)
         time = Time(free, HELD_OUT_SHARE * total, images.fit)
-        if _shares(step, learning.usual_steps, time).fine >= FEWEST_STEPS:
+        if _shares(step, learning.usual_steps, time).suffice:
             return more
     return MOST_MINUTES
 

@@ -29,9 +29,15 @@ if TYPE_CHECKING:
     from segmentation.job import Work
 
 WITHIN = (
-    "Within the annotated image: learnt from {learnt} of the annotation, scored on {rest}, in "
-    "turn. Other images may differ, and pretraining, if any, knew the whole mask"
+    "(1: every pixel right, 0: none). Within the annotated image: learnt from {learnt} of the "
+    "annotation, scored on {rest}, in turn. Other images may differ"
 )
+CIRCULAR = (
+    "Labels of {count} are corrected class maps: what was left there as it was predicted counts as "
+    "right, so this Dice is too high"
+)
+KNEW = ", and pretraining knew the whole mask"
+
 SHARES = {1: ("three quarters", "the fourth"), 2: ("half", "the other half")}
 POOR = 0.5  # Dice of a phase, below which wrong pixels are more than twice those that are right
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
@@ -96,19 +102,20 @@ def comparison_lines(this: Round, before: Round | None) -> list[str]:
 
 
 def first_checked(found: HeldOut, schedule: Schedule) -> list[str]:
-    """How the first look did where its method was held out, which is not the answer itself."""
+    """How the method of the first look did where parts of the annotation were held out."""
     line = within_line(found, schedule)
     first, last = schedule.reduce
     if first != last:
-        line += f". That was on images reduced by a factor of {last}, these were by one of {first}"
-    return [f"The {FOREST}, held out: {line}"]
+        line += f". There images were reduced by a factor of {last}, for this look by {first}"
+    return [f"Checked since: {line}"]
 
 
 def within_line(found: HeldOut, schedule: Schedule) -> str:
     """The Dice on held-out blocks, and what it was learnt from and scored on."""
     learnt, rest = SHARES[max(map(len, schedule.folds))]
     within = WITHIN.format(learnt=learnt, rest=rest)
-    return f"Dice {score_text(found.mean)} on held-out blocks. {within}"
+    knew = KNEW if schedule.pretrain_steps else ""
+    return f"Dice {score_text(found.mean)} on held-out blocks {within}{knew}"
 
 
 def poor_lines(found: HeldOut | None, names: Sequence[str]) -> list[str]:
@@ -210,7 +217,7 @@ def result_lines(work: Work) -> list[str]:
         lines.append(
             f"  {row['class']}: {row['mean']:.1f} % ({row['least']:.1f} to {row['most']:.1f})"
         )
-    lines += honest_lines(this, work.schedule)
+    lines += honest_lines(this, work.schedule, len(work.answers.corrected()))
     annotated = [p.name for p in work.annotated]
     lines += [f"Warning: {line}" for line in poor_lines(stored(this.scores.get(this.kept)), names)]
     lines += [f"Doubt: {line}" for line in doubt.missing_lines(this.fractions, names, annotated)]
@@ -253,8 +260,11 @@ def doubt_lines(doubts: list[Row]) -> list[str]:
     return lines
 
 
-def honest_lines(this: Round, schedule: Schedule) -> list[str]:
-    """The figure on held-out blocks, the learning curve, and what they do not say."""
+def honest_lines(this: Round, schedule: Schedule, corrected: int = 0) -> list[str]:
+    """The figure on held-out blocks, the learning curve, and what they do not say.
+
+    ``corrected`` is the number of images whose labels are corrected class maps.
+    """
     found = stored(this.scores.get(this.kept))
     if found is None:
         return ["There is no score: no test images with masks, and no block could be held out"]
@@ -264,6 +274,9 @@ def honest_lines(this: Round, schedule: Schedule) -> list[str]:
         said += f". These networks had {own} steps each, the one that answers {all_}"
     if this.shares:
         said += ". Only strokes are scored: what nobody labelled may be told apart worse"
+    if corrected:
+        count = f"{corrected} of {len(this.labels)} annotated images"
+        said += f". {CIRCULAR.format(count=count)}"
     return [said, "There is no score on other images: none of them has a mask", *curve_lines(this)]
 
 
@@ -346,7 +359,8 @@ def write_page(
     ]
     said = [FIRST, *(first_checked(found, work.schedule) if found else [])]
     if final:
-        found, said = stored(this.scores.get(this.kept)), honest_lines(this, work.schedule)
+        found = stored(this.scores.get(this.kept))
+        said = honest_lines(this, work.schedule, len(work.answers.corrected()))
     told_how = "" if found and not math.isnan(found.mean) else NO_BLOCK if final else NOT_YET
     told = Told(
         work.request.sample or sample_of(work.request.images),
