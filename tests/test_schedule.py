@@ -77,6 +77,8 @@ def test_the_plan_keeps_within_the_minutes_and_its_parts(
     assert found.seconds["first answer by the pixel classifier"] <= FIRST_LOOK
     batch = found.values.get("fine_batch_size", 8)
     assert found.block_steps <= found.fine_steps and found.fine_steps * batch <= 3 * 400 * 8
+    # Without time for a comparison a network would never be kept.
+    assert (found.fine_steps > 0) == (found.block_steps > 0)
     if found.fine_steps and pretrain != "always":
         # A block's network sees its labels at least .4 times as often as the final one sees all.
         learnt = 1 - len(found.folds[0]) / 4
