@@ -211,7 +211,7 @@ class Work:
         return self.out / TRAINING / name
 
     def first_answer(self) -> None:
-        """All images by the pixel classifier, within a minute, and a report on them."""
+        """All images by the pixel classifier, and a report on them."""
         with only_progress("First answer"):
             folder = self.predict_first()
         self.answers.publish(self.first, [p.name for p in self.pictures], FOREST)

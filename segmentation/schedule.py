@@ -126,7 +126,7 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     epochs, steps, self_seconds = _pretraining(learning, free, step, reasons)
     time = Time(free - self_seconds, HELD_OUT_SHARE * total, fit)
     values, step, shares = _with_labels(learning, step, time)
-    if values:
+    if values and shares.suffice:
         given = ", ".join(f"{name} {value}" for name, value in values.items())
         reasons.append(
             f"The time is short: the network sees fewer crops in a step ({given}), and so has time "
