@@ -424,8 +424,9 @@ def _notes(plans: Sequence[Plan]) -> tuple[list[str], list[str]]:
 
     notes = own(note for plan in plans for note in plan.notes)
     warned = own(line for plan in plans for line in (*plan.warnings, *mask_warnings(plan)))
-    usual = [line for line in warned if WITHOUT in line]
-    told = [f"masks: {plans[0].rule.told}", *notes, *usual]
+    usual = [line for line in (*notes, *warned) if WITHOUT in line]
+    told = [f"masks: {plans[0].rule.told}", *(line for line in notes if line not in usual)]
+    told += [line.replace("taken as unlabelled", "to be segmented") for line in usual]
     return told, [line for line in warned if line not in usual]
 
 

@@ -222,7 +222,8 @@ class Work:
 
     def check_first_answer(self, found: HeldOut) -> None:
         """Tell on the page of the first answer, if it was made now, how it was checked since."""
-        if self.first_look is not None and not self.strokes:  # those count by area, known later
+        late = self.strokes or math.isnan(found.mean)  # strokes count by area, which is known later
+        if self.first_look is not None and not late:
             telling.write_page(self, *self.first_look, final=False, found=found)
             dice = telling.score_text(found.mean)
             to_terminal(f"First answer checked on held-out blocks: Dice {dice}; its report has it")
