@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from segmentation.job import Work
 
 WITHIN = (
-    "(1: every pixel right, 0: none). Within the annotated image: learnt from {learnt} of the "
+    "(1: every pixel right, 0: none). Within the annotated {image}: learnt from {learnt} of the "
     "annotation, scored on {rest}, in turn. Other images may differ"
 )
 CIRCULAR = (
@@ -101,19 +101,20 @@ def comparison_lines(this: Round, before: Round | None) -> list[str]:
     return [*lines, said]
 
 
-def first_checked(found: HeldOut, schedule: Schedule) -> list[str]:
+def first_checked(found: HeldOut, schedule: Schedule, images: int) -> list[str]:
     """How the method of the first look did where parts of the annotation were held out."""
-    line = within_line(found, schedule)
+    line = within_line(found, schedule, images)
     first, last = schedule.reduce
     if first != last:
         line += f". There images were reduced by a factor of {last}, for this look by {first}"
     return [f"Checked since: {line}"]
 
 
-def within_line(found: HeldOut, schedule: Schedule) -> str:
-    """The Dice on held-out blocks, and what it was learnt from and scored on."""
+def within_line(found: HeldOut, schedule: Schedule, images: int) -> str:
+    """The Dice on held-out blocks of ``images``, and what it was learnt from and scored on."""
     learnt, rest = SHARES[max(map(len, schedule.folds))]
-    within = WITHIN.format(learnt=learnt, rest=rest)
+    image = "image" if images == 1 else "images"
+    within = WITHIN.format(learnt=learnt, rest=rest, image=image)
     knew = KNEW if schedule.pretrain_steps else ""
     return f"Dice {score_text(found.mean)} on held-out blocks {within}{knew}"
 
@@ -129,7 +130,7 @@ def poor_lines(found: HeldOut | None, names: Sequence[str]) -> list[str]:
     if not poor:
         return []
     return [
-        f"Dice below {POOR:g} on held-out blocks, within the annotated image: {', '.join(poor)}. "
+        f"Dice below {POOR:g} on held-out blocks of the annotation: {', '.join(poor)}. "
         "More than twice as many of their pixels were missed or wrongly taken for them as were "
         "found: do not rely on their area fractions and sizes; correct a class map, or annotate "
         "another image"
@@ -268,7 +269,7 @@ def honest_lines(this: Round, schedule: Schedule, corrected: int = 0) -> list[st
     found = stored(this.scores.get(this.kept))
     if found is None:
         return ["There is no score: no test images with masks, and no block could be held out"]
-    said = within_line(found, schedule)
+    said = within_line(found, schedule, len(this.labels))
     if NETWORK in this.by and 0 < schedule.block_steps < schedule.fine_steps:
         own, all_ = schedule.block_steps, schedule.fine_steps
         said += f". These networks had {own} steps each, the one that answers {all_}"
@@ -311,10 +312,10 @@ def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
     return {"title": title, "head": head, "rows": rows}
 
 
-def change_tables(work: Work, names: list[str]) -> list[Table]:
+def change_tables(work: Work, names: list[str], own: Mapping[str, str]) -> list[Table]:
     """What new labels and area fractions changed since the answer before."""
-    corrected = [[name, str(n), str(all_)] for name, (n, all_) in work.this.corrected.items()]
-    moved = changes(work.this, work.before, names)
+    corrected = [[own[name], str(n), str(all_)] for name, (n, all_) in work.this.corrected.items()]
+    moved = [[own[name], *cells] for name, *cells in changes(work.this, work.before, names)]
     title = "What changed: area fraction before → after, %"
     new = {"title": "Labels that are new", "head": [*NEW_LABELS], "rows": corrected}
     other = {"title": title, "head": ["image", *names],
@@ -357,7 +358,7 @@ def write_page(
         "a few strokes there would help"
         for name, place in far_away.items()
     ]
-    said = [FIRST, *(first_checked(found, work.schedule) if found else [])]
+    said = [FIRST, *(first_checked(found, work.schedule, len(annotated)) if found else [])]
     if final:
         found = stored(this.scores.get(this.kept))
         said = honest_lines(this, work.schedule, len(work.answers.corrected()))
@@ -376,7 +377,7 @@ def write_page(
         marked_places=ChainMap(far_away, work.places),  # type: ignore[arg-type]  # only read
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
         warnings=[*poor_lines(found, names), *missing, *far, *work.intake.warnings],
-        changed=change_tables(work, names) if final else [],
+        changed=change_tables(work, names, own) if final else [],
         trained=[block_table(this, names)] if whole else [],
         notes=[
             *(comparison_lines(this, work.before) if final else []),

@@ -126,7 +126,7 @@ def test_from_a_folder_and_one_mask_to_a_report(
     assert plan < first < len(lines) - 1 and "Epoch:" not in said
     assert "within the annotated image" in said and "There is no score on other images" in said
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Within the annotated image" in page and "test set" not in page and "Steel 42" in page
+    assert "Within the annotated image:" in page and "test set" not in page and "Steel 42" in page
     for text in (said, page):  # no network, no file of one, and that is said
         assert ("model.pt is not written" in text) != (out / "model.pt").is_file()
     names = [f"class {c}" for c in range(4)]

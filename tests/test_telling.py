@@ -106,10 +106,11 @@ def test_a_phase_that_was_mostly_wrong_where_it_was_held_out_is_a_warning() -> N
 
 
 def test_the_check_of_the_first_look_says_at_which_size_it_was_made() -> None:
-    (line,) = first_checked(HeldOut(np.array(found(10))), plan())
+    (line,) = first_checked(HeldOut(np.array(found(10))), plan(), 1)
     assert line.startswith("Checked since: Dice 1.000 on held-out blocks") and "reduced" not in line
-    (line,) = first_checked(HeldOut(np.array(found(10))), plan(reduce=[5, 2]))
+    (line,) = first_checked(HeldOut(np.array(found(10))), plan(reduce=[5, 2]), 2)
     assert line.endswith("reduced by a factor of 2, for this look by 5")
+    assert "Within the annotated images:" in line
 
 
 def test_pretraining_is_spoken_of_where_there_was_some() -> None:
