@@ -29,7 +29,7 @@ FOREST_SHARE = 0.15  # of the time, for the pixel classifier's last answer
 PRETRAINING_SHARE = 0.5
 FORCED_SHARE = 0.35  # of pretraining that is asked for though it does not pay
 LONGER = (3.0, 2.0, 1.5)  # times the usual steps, where there is time
-FEWEST_STEPS = 60  # of fine-tuning; with fewer the pixel classifier answers alone
+FEWEST_STEPS = 60  # of fine-tuning, with half of the labels half; with fewer there is no network
 PAYS = 2000  # steps from which on pretraining is done, see GAINS
 GAINS = (
     "in docs/results.md neither 50 to 360 steps of pretraining nor 5,000 gained anything that can "
@@ -109,7 +109,7 @@ def save_schedule(out: Path, schedule: Schedule) -> None:
 def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     """Time a few steps and share the minutes out."""
     request, total = learning.request, 60.0 * learning.request.minutes
-    reasons: list[str] = []
+    reasons, pretraining = list[str](), list[str]()
     step, predict = learning.seconds_per_step(Supervised), learning.seconds_per_megapixel()
     seconds = {"per step of fine-tuning": step, "per megapixel predicted": predict}
     fit = FOREST_FIT * asked["classes"] / learning.threads
@@ -123,9 +123,10 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     if views == 1:
         reasons.append("Predictions are not averaged over 8 views, which would take too long")
     free = (1 - RESERVE) * total - first - last
-    epochs, steps, self_seconds = _pretraining(learning, free, step, reasons)
+    epochs, steps, self_seconds = _pretraining(learning, free, step, pretraining)
     time = Time(free - self_seconds, HELD_OUT_SHARE * total, fit)
     values, step, shares = _with_labels(learning, step, time)
+    reasons += pretraining if shares.suffice or not epochs else []
     if values and shares.suffice:
         given = ", ".join(f"{name} {value}" for name, value in values.items())
         reasons.append(
@@ -200,8 +201,9 @@ class Shares(NamedTuple):
 
     @property
     def suffice(self) -> bool:
-        """Whether they are enough for a network, and for comparing one with the classifier."""
-        return self.fine >= FEWEST_STEPS and self.block > 0
+        """Whether they are enough for a network, and for one to compare, of fewer labels."""
+        learnt = 1 - len(self.folds[0]) / blocks.BLOCKS
+        return self.fine >= FEWEST_STEPS and self.block >= FEWEST_STEPS * learnt
 
     @property
     def fair(self) -> bool:
