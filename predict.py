@@ -41,12 +41,12 @@ from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter, check_number
 from metallography.summary import is_share, warnings, words, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
-from report.laboratory import Told, sample_of, write_laboratory
+from report.laboratory import Told, place_of, sample_of, write_laboratory
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet, ranked_sheet
 from report.workbook import WORKBOOK, tables_of, write_workbook
 from utils.commandline import Parser, complain, exit_code
-from utils.files import confined, remove_leftovers, replace_file
+from utils.files import IMAGE_SUFFIXES, confined, list_files, remove_leftovers, replace_file
 from utils.log import to_terminal
 from utils.ranks import group
 from utils.run_folder import locked
@@ -296,10 +296,8 @@ def told(folder: Folder, options: argparse.Namespace) -> Told:
     names = folder.segmenter.class_names
     odd = ranking.outlying(ranking.fractions_of(folder.rows, len(names)), names)
     sample = options.sample or sample_of(Path(options.images))
-    said = [] if folder.compared else ["No image has a true mask here, so how right the classes "
-                                       "are is not measured: look at the images"]  # fmt: skip
     marks = {image: "; ".join(reasons) for image, reasons in odd.items()}
-    return Told(sample, said=said, marks=marks)
+    return Told(sample, marks=marks, place=place_of(Path(options.images)))
 
 
 def write_outlines(folder: Folder, kind: str | None) -> list[str]:
@@ -338,6 +336,20 @@ def second_of(segmenter: Segmenter, options: argparse.Namespace) -> ranking.Seco
     return found
 
 
+def ranked_lines(found: ranking.Ranking, options: argparse.Namespace) -> list[str]:
+    """What was ranked, and which image to look at first: none that is annotated, by its name."""
+    folder = Path(options.annotated) / "img" if options.annotated else None
+    own = {path.stem for path in list_files(folder, IMAGE_SUFFIXES)} if folder else set()
+    names = [row["image"] for row in found.rows]
+    known = [n for n in names if own & {Path(n).name, n.replace("/", "__")}]  # as sets name them
+    first = next((name for name in names if name not in known), names[0])
+    lines = [f"{len(names)} image(s) ranked; least sure of {first}"]
+    if known:
+        what = f"{len(known)} of them annotated, by their names: {some_names(known)}"
+        lines.append(f"{what}; their labels are known, label others")
+    return lines
+
+
 def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--rank``: write ``ranking.csv`` and ``ranking.png``; returns what cannot be used."""
     out, items = places(segmenter, options)
@@ -352,8 +364,8 @@ def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
         found = ranking.rank(segmenter, items, out, field, second_of(segmenter, options))
         if found.rows and group.writes():
             ranked_sheet(out / "ranking.png", found, scales.of)
-            first = found.rows[0]["image"]
-            to_terminal(f"{out}: {len(found.rows)} image(s) ranked; least sure of {first}")
+            for line in ranked_lines(found, options):
+                to_terminal(f"{out}: {line}")
     for line in items.left_out:
         to_terminal(line)
     for line in ranking.agreement_lines(found.rows) if options.masks else ():

@@ -1,8 +1,7 @@
 """From a folder of images and one mask to class maps, measurements and a report, in one command.
 
-``python segment.py --images FOLDER --masks FILE_OR_FOLDER``; all options: ``-h``. The first answer
-is there within a minute. To correct it, change class maps in OUT/classes or give more masks, and
-give the same command again.
+``python segment.py --images FOLDER --masks FILE_OR_FOLDER``; all options: ``-h``. To correct the
+answer, change class maps in OUT/classes or give more masks, and give the same command again.
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
         "one image or of several, named as their images; later ones win")  # fmt: skip
     add("--out", type=Path, help="folder of the results; default: segmented_<images>, here")
     add("--demo", action="store_true", help="segment synthetic micrographs, whose truth is known")
-    add("--minutes", type=float, help="most time that it may take (20; with --demo 1.5)")
+    add("--minutes", type=float, help="time that the plan is made for (20; with --demo "
+        "1.5); the plan tells the expected end")  # fmt: skip
     add("--preset", default="auto", choices=tuple(PRESETS), help="settings of the network: auto "
         "looks at the images first (default), robust, or paper")  # fmt: skip
     add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: auto, where it pays within the "

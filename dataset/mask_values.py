@@ -312,14 +312,32 @@ def numbers_particles(codes: Codes) -> bool | None:
     if len(numbers) < FEWEST_NUMBERS:
         return None
     numbers = numbers[:: max(1, len(numbers) // MOST_LOOKED_AT)]
+    return bool(_in_one_piece(codes, numbers) >= 0.9 * len(numbers))
+
+
+def few_pieces(codes: Codes, colours: bool) -> int:
+    """How many values of a mask (H, W) may number so many particles: each is one region alone.
+
+    0 if some value is in several pieces, if there is one value beside 0, or if there are so many
+    that they are no classes (``numbers_particles`` knows these). 0 (black) and, of gray levels, 255
+    (no label) are no numbers.
+    """
+    numbered = (codes > 0) & (colours | (codes != IGNORED))
+    numbers, most = np.unique(codes[numbered]), MOST_CLASSES if colours else FEWEST_NUMBERS - 1
+    if not 2 <= len(numbers) <= most or not (codes == 0).any():
+        return 0
+    return len(numbers) if _in_one_piece(codes, numbers) == len(numbers) else 0
+
+
+def _in_one_piece(codes: Codes, numbers: Codes) -> int:
+    """How many of the numbers (ascending) are one connected region of a mask each."""
     order = np.searchsorted(numbers, codes).clip(0, len(numbers) - 1)
     own = np.where(numbers[order] == codes, order + 1, 0).astype(np.int32)
-    boxes = ndimage.find_objects(own)
     whole = 0
-    for number, box in enumerate(boxes, start=1):
+    for number, box in enumerate(ndimage.find_objects(own), start=1):
         alone = (own[box] == number).astype(np.uint8)
         whole += cv2.connectedComponents(alone, connectivity=8)[0] == 2
-    return bool(whole >= 0.9 * len(boxes))
+    return whole
 
 
 def id_maps(

@@ -17,6 +17,7 @@ from dataset.check import Problems
 from dataset.mask_values import (
     Codes,
     MaskRule,
+    few_pieces,
     filling,
     find_rule,
     histogram_of,
@@ -185,6 +186,7 @@ class SetMasks:
         colours = self.colours and settings.mask_kind != "particles"
         free = settings.mask_kind == "auto" and not settings.palette and not colours
         histograms, numbered = Histograms(), dict[Path, bool]()
+        few: dict[Path, int] = {}  # masks whose values may be numbers of particles, and how many
         for source in masked:
             assert source.mask is not None
             with self.problems.collect():
@@ -195,6 +197,8 @@ class SetMasks:
                 found = numbers_particles(codes) if free else None
                 if found is not None:
                     numbered[source.mask] = found
+                may = settings.mask_kind in ("auto", "colours") and not settings.palette
+                few[source.mask] = few_pieces(codes, colours) if may else 0
         masked = [source for source in masked if source.mask in histograms]  # those that are sound
         if not masked:
             return None
@@ -203,6 +207,13 @@ class SetMasks:
             cure = "give --mask-kind particles (0 stays class 0, every number becomes class 1)"
             found_all = f"{name}: every value is one connected region, a numbered particle"
             raise DataError(f"{found_all}; {cure}, or --mask-kind ids if they are classes")
+        if few and all(few.values()):
+            name, count = max(few.items(), key=lambda pair: pair[1])
+            self.warnings.append(
+                f"{name}: each of its {count} values but 0 is one connected region: read as "
+                f"{count} classes; if they number particles of one phase, give --mask-kind "
+                "particles (0 stays class 0, every number becomes class 1)"
+            )
         self.id_maps = id_maps(histograms, colours, settings)
         others = [s for s in masked if s.mask not in self.id_maps]
         if self.id_maps:

@@ -33,7 +33,7 @@ COPIES = "copies of training images"
 TWICE = "read already, under another name"
 UPWARDS = "links to a folder above"
 NOWHERE = "links that lead nowhere"
-DRAWN = "by name masks or overlays of images"
+DRAWN = "named as masks or overlays of images are"
 BESIDE = "by their folder masks or overlays of images"
 LABELS = "by their few values masks of images of the same name"
 

@@ -254,6 +254,27 @@ class Folder:
         known = (um for um in map(self.scale_of, self.items) if um is not None)
         return next(known, self.um_per_px)
 
+    @property
+    def with_particles(self) -> list[int]:
+        """Classes whose pieces are particles: not class 0, the matrix, unless it is of grains.
+
+        Pieces of the matrix are islands between other phases; their sizes mean nothing.
+        """
+        return [c for c in range(self.segmenter.num_classes) if c or c in self.grain_classes]
+
+    @property
+    def smallest_diameter(self) -> float:
+        """Diameter of the smallest particle that counts, in the unit of the tables.
+
+        Of several scales that of the coarsest: in its images smaller ones are missing.
+        """
+        known = [um for item in self.items if (um := self.scale_of(item)) is not None]
+        return math.sqrt(4 * self.min_px / math.pi) * max(known, default=1.0)
+
+    def title_of(self, item: Item) -> str:
+        """What an image is called in pictures of several."""
+        return item.name
+
     def terms(self, um_per_px: float | None = None) -> measure.Terms:
         """How to measure an image: the last arguments of ``measure.measure_mask``."""
         own = (self.min_px, self.grain_classes, self.connectivity, self.boundary_classes)
@@ -462,8 +483,7 @@ class Folder:
         self.done.append(Done(item, (mask.shape[0], mask.shape[1]), counts))
         if not self.particles:
             return []
-        shown = [c for c in range(len(names)) if c or c in self.grain_classes]
-        return [heads[c] | fit(row) for c in shown for row in found[c].rows(scale)]
+        return [heads[c] | fit(row) for c in self.with_particles for row in found[c].rows(scale)]
 
     def truth_of(self, item: Item, mask: Array) -> Array | None:
         """An image's true mask (H, W), 255 where its predicted one is; None without one."""

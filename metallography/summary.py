@@ -35,13 +35,14 @@ DEFINITIONS = (
     "(Student's t) over fields; relative accuracy (ASTM E562) = half-width / mean.",
 )
 
+AT_LIMIT = 1.1  # times the smallest diameter that counts, up to which a percentile is a bound
 OTHER_SCALE = 1.25  # factor between scales from which on structures look of another size
 
 UNITS = {"um": "µm", "um2": "µm²", "px": "px", "px2": "px²", "per_mm2": "1/mm²",
          "per_Mpx": "1/Mpx"}  # fmt: skip
 
 Table = dict[str, Any]
-"""``title``, ``head`` (names of the columns) and ``rows`` (lists of text)."""
+"""``title``, ``head`` (names of the columns), ``rows`` (lists of text), perhaps a ``note``."""
 
 
 def write_tables(folder: Folder) -> None:
@@ -65,6 +66,7 @@ def write_tables(folder: Folder) -> None:
     lines += [f"- {plain(line)}" for line in [*about, *DEFINITIONS, *doubts]]
     for table in tables:
         lines += ["", f"## {plain(table['title'])}", "", *markdown(table["head"], table["rows"])]
+        lines += ["", plain(table["note"])] if table.get("note") else []
     if folder.bad:
         lines += ["", f"## {len(folder.bad)} file(s) could not be used", ""]
         lines += [f"- {plain(line)}" for line in folder.bad]
@@ -93,7 +95,7 @@ def about_lines(folder: Folder) -> list[str]:
         f"Model: {s.about}",
         f"{len(folder.done)} image(s), predicted {size}{views}",
         f"Scale: {scale_words(folder)}",
-        f"Smallest particle: {folder.min_px} pixels",
+        f"Smallest particle: {folder.min_px:g} pixels",
         *folder.notes,
         f"Pixels of one particle touch {_touching(folder)}",
     ]
@@ -196,39 +198,80 @@ def _class_tables(folder: Folder) -> list[Table]:
         accuracy = rounded(share.relative_accuracy, share.relative_accuracy)[0]
         mean = plus_minus(share.mean, share.confidence)
         fractions.append([name, share.fields, mean, rounded(share.std, share.std)[0], accuracy])
-        others.append(
-            [name, *(interval([row[column] for row in rows], areas) for column in columns)]
-        )
-        d = np.concatenate(folder.diameters[c])
-        spread = [d.mean(), *np.percentile(d, (10, 50, 90, 100))] if len(d) else [math.nan] * 5
-        sizes.append([name, len(d), *map(significant, spread)])
+        told = [n for n in columns if c in folder.with_particles or not of_particles(n)]
+        found = {n: interval([row[n] for row in rows], areas) for n in told}
+        others.append([name, *(found.get(n, "-") for n in columns)])
+        if c in folder.with_particles:
+            d = np.concatenate(folder.diameters[c])
+            spread = np.percentile(d, (10, 50, 90)).tolist() if len(d) else [math.nan] * 3
+            ends = [float(d.mean()), float(d.max())] if len(d) else [math.nan] * 2
+            bounds = [at_most(value, folder.smallest_diameter) for value in spread]
+            sizes.append([name, len(d), significant(ends[0]), *bounds, significant(ends[1])])
     head = ["class", "fields", "area fraction, %", "std, %", "relative accuracy, %"]
-    spread_head = ["class", "whole particles", "mean", "D10", "D50", "D90", "largest"]
+    spread_head = ["class", "whole particles", "mean of them", "D10", "D50", "D90", "largest"]
     return [
         _table("Area fraction (mean ± 95 %)", head, fractions),
-        _table("Over fields (mean ± 95 %)", ["class", *map(words, columns)], others),
-        _table(f"Diameter of all whole particles, {words(u)}", spread_head, sizes),
-    ]
+        _table("Over fields: each field's own mean (mean of the fields ± 95 %)",
+               ["class", *map(words, columns)], others, matrix_note(folder)),
+        _table(f"Diameter of all whole particles of all fields together, {words(u)}",
+               spread_head, sizes, _sizes_note(folder, sizes)),
+    ]  # fmt: skip
+
+
+def of_particles(column: str) -> bool:
+    """Whether a column of ``measurements.csv`` counts or sizes particles, one by one."""
+    return bool(re.search("particles|number|_area_|diameter|length|aspect", column))
+
+
+def at_most(value: float, smallest: float) -> str:
+    """A percentile of diameters: a bound (≤) at the ``smallest`` that counts, which cuts it off."""
+    bound = "≤ " if value <= AT_LIMIT * smallest else ""
+    return bound + significant(value)
+
+
+def matrix_note(folder: Folder) -> str:
+    """Why class 0 has no sizes; nothing to say where its pieces are grains."""
+    if 0 in folder.with_particles:
+        return ""
+    name = folder.segmenter.class_names[0]
+    return (
+        f"Class 0 ({name}) is taken for the matrix: its pieces are islands between the other "
+        f"phases, no particles, so it has no sizes here. {MEASUREMENTS} has them all the same."
+    )
+
+
+def _sizes_note(folder: Folder, rows: Sequence[Sequence[object]]) -> str:
+    """Which mean this is, and what the smallest particle that counts does to the sizes."""
+    note = (
+        "Here each particle counts alike; over fields each field counts by its area, however many "
+        "particles it has."
+    )
+    if any(str(cell).startswith("≤") for row in rows for cell in row):
+        smallest = f"{significant(folder.smallest_diameter)} {words(unit_of(folder.unit_scale))}"
+        note += (
+            f" ≤: the smallest particles are cut off. Those of fewer than {folder.min_px:g} pixels "
+            f"({smallest} across) do not count (--min_px), and many are hardly larger: with all "
+            "counted the percentile would be smaller, as would mean and D50, and the number larger."
+        )
+    return note
 
 
 def _batch_table(folder: Folder, batches: list[Row]) -> Table:
     """By production batch."""
     density = measure.density_column(folder.unit_scale)
     means = [name for name in batches[0] if name.startswith("mean_")]
-    rows = [
-        [
-            row["batch"] or "-",
-            folder.segmenter.class_names[row["class"]],
-            row["fields"],
-            plus_minus(100 * row["area_fraction"], 100 * row["area_fraction_ci95"]),
-            plus_minus(row[density], row[f"{density}_ci95"]),
-            row["particles_whole"],
-            *(significant(row[name]) for name in means),
-        ]
-        for row in batches
-    ]
+    rows = []
+    for row in batches:
+        sized = row["class"] in folder.with_particles
+        number = plus_minus(row[density], row[f"{density}_ci95"])
+        sizes = [number, row["particles_whole"], *(significant(row[name]) for name in means)]
+        name = folder.segmenter.class_names[row["class"]]
+        share = plus_minus(100 * row["area_fraction"], 100 * row["area_fraction_ci95"])
+        cells = sizes if sized else ["-"] * len(sizes)
+        rows.append([row["batch"] or "-", name, row["fields"], share, *cells])
     head = ["batch", "class", "fields", "area_fraction", density, "whole particles", *means]
-    return _table("By production batch", [*map(words, head)], rows)
+    note = "Mean sizes: of all whole particles of the batch, each alike."
+    return _table("By production batch", [*map(words, head)], rows, note)
 
 
 def _comparison_tables(folder: Folder) -> list[Table]:
@@ -262,8 +305,11 @@ def _comparison_tables(folder: Folder) -> list[Table]:
     ]
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    return {"title": title, "head": head, "rows": [[str(cell) for cell in row] for row in rows]}
+def _table(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[object]], note: str = ""
+) -> Table:
+    found = {"title": title, "head": head, "rows": [[str(cell) for cell in row] for row in rows]}
+    return found | ({"note": note} if note else {})
 
 
 def words(column: str) -> str:

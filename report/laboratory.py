@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -31,6 +32,8 @@ from metallography.summary import (
     DEFINITIONS,
     Table,
     about_lines,
+    at_most,
+    of_particles,
     scale_words,
     sections,
     shown,
@@ -45,6 +48,11 @@ from utils.tables import plus_minus, significant
 
 BESIDE_RUNS = "laboratory.html"  # in the folder of an experiment, whose page has the usual name
 WARNING = "Warning: "
+UNCHECKED = (
+    "Not checked: no image has a true mask here, so nobody knows how well the phases are told "
+    "apart. Look at the images"
+)
+ANNOTATED = " (annotated)"  # after the name of an image
 MOST_PICTURES = 40
 FEW_ROWS = 8  # of a table above the pictures; longer ones are folded
 LAYER_CHARACTERS = 4_000_000  # of all classes in all pictures; the photographs have the rest
@@ -68,6 +76,9 @@ class Told:
     marked_places: Mapping[str, Array] = field(default_factory=dict)  # pixels (H, W) to look at
     places: str = "far from any label"  # what these are called
     warnings: Sequence[str] = ()  # more of them
+    unchecked: str = UNCHECKED  # why nobody knows how right it is; '' if that was measured
+    annotated: Sequence[str] = ()  # names of images whose labels were learnt
+    place: str = ""  # where the images come from
     changed: Sequence[Table] = ()  # against the answer before
     trained: Sequence[Table] = ()  # of its training, shown last
     notes: Sequence[str] = ()  # sentences on the training
@@ -96,9 +107,13 @@ class View:
 
 
 def sample_of(images: Path) -> str:
-    """What a folder of images (or one image) is called: its name, or ``<folder above>/img``."""
-    parts = images.resolve().parts
-    return "/".join(parts[-2 if parts[-1] in ("img", "images") else -1 :]).strip("/") or "images"
+    """What a folder of images (or one image) is called: its own name."""
+    return images.resolve().name or "images"
+
+
+def place_of(images: Path) -> str:
+    """A folder of images (or one image) with the folder above, such as ``test_numf/img``."""
+    return "/".join(images.resolve().parts[1:][-2:]) or "/"
 
 
 def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Path:
@@ -113,7 +128,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
     tables = {part: [*map(known_columns, each)] for part, each in sections(folder).items()}
     told_before = [line for line in folder.notes if line.startswith(WARNING)]
     found = [*told_before, *warnings(folder)]
-    own = {item.name: told.names.get(item.name) or own_name(item) for item in folder.items}
+    own = {item.name: told_name(told, item) for item in folder.items}
     content = {
         "told": told,
         "day": told.day or date.today().isoformat(),
@@ -123,6 +138,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "phases": phases(folder),
         "few_rows": FEW_ROWS,
         "tables": tables,
+        "unchecked": "" if folder.compared else told.unchecked,
         "warnings": [*told.warnings, *(line.removeprefix(WARNING) for line in found)],
         "unusable": folder.bad,
         "doubts": doubt_tables(told),
@@ -200,10 +216,12 @@ def all_columns(folder: Folder, own: Mapping[str, str]) -> list[Table]:
     room = TABLE_CHARACTERS
     for c, name in enumerate(folder.segmenter.class_names):
         rows = [row for row in folder.rows if row["class"] == c]
+        sized = c in folder.with_particles
         columns = [n for n in rows[0] if n not in _ABOUT_PARTICLES] if rows else []
+        columns = [n for n in columns if sized or not of_particles(n)]
         known = [n for n in columns if any(row[n] == row[n] for row in rows)]
         cells = [
-            [own.get(row["image"], row["image"]), *(shown(n, row[n]) for n in known)]
+            [own.get(row["image"], row["image"]), *(_bounded(folder, n, row) for n in known)]
             for row in rows
         ]
         fits, used = 0, 0
@@ -216,6 +234,15 @@ def all_columns(folder: Folder, own: Mapping[str, str]) -> list[Table]:
         head = ["image", *map(words, known)]
         tables.append({"title": title, "head": head, "rows": cells[:fits]})
     return tables
+
+
+def _bounded(folder: Folder, column: str, row: Mapping[str, Any]) -> str:
+    """A measurement of an image; a percentile that the smallest particle cuts off is a bound."""
+    value = row[column]
+    if not re.match(r"d\d+_diameter", column) or math.isnan(value):
+        return shown(column, value)
+    scale = row.get("um_per_px", 1.0)
+    return at_most(value, math.sqrt(4 * folder.min_px / math.pi) * scale)
 
 
 def doubt_tables(told: Told) -> list[Table]:
@@ -236,13 +263,14 @@ def known_columns(table: Table) -> Table:
     rows = table["rows"]
     known = [i for i in range(len(table["head"])) if i == 0 or any(row[i] != "-" for row in rows)]
     head, *cells = ([row[i] for i in known] for row in (table["head"], *rows))
-    return {"title": table["title"], "head": head, "rows": cells}
+    return {**table, "head": head, "rows": cells}
 
 
 def _size_pictures(folder: Folder) -> list[Picture]:
     unit = words(unit_of(folder.unit_scale))
     pictures = []
-    for name, parts in zip(folder.segmenter.class_names, folder.diameters, strict=True):
+    for c in folder.with_particles:
+        name, parts = folder.segmenter.class_names[c], folder.diameters[c]
         values = np.concatenate(parts) if parts else np.zeros(0)
         if len(values) >= LEAST_PARTICLES:
             title = f"{name}: {len(values)} whole particles"
@@ -253,9 +281,9 @@ def _size_pictures(folder: Folder) -> list[Picture]:
 
 def _few(folder: Folder) -> list[str]:
     """Classes with too few whole particles for a histogram."""
-    counts = [sum(map(len, parts)) for parts in folder.diameters]
-    pairs = zip(folder.segmenter.class_names, counts, strict=True)
-    return [f"{name} ({count})" for name, count in pairs if count < LEAST_PARTICLES]
+    counts = {c: sum(map(len, folder.diameters[c])) for c in folder.with_particles}
+    names = folder.segmenter.class_names
+    return [f"{names[c]} ({count})" for c, count in counts.items() if count < LEAST_PARTICLES]
 
 
 def _views(folder: Folder, told: Told) -> list[View]:
@@ -298,7 +326,7 @@ def _view(folder: Folder, told: Told, item: Item, image: Array, mask: Array, roo
     um = folder.scale_of(item)
     width = mask.shape[1] * (um or 1.0)
     bar = bar_length(width / 4)
-    name = told.names.get(item.name) or own_name(item)
+    name = told_name(told, item)
     shares = fractions_of([r for r in folder.rows if r["image"] == item.name], len(names))
     said = [f"{n}: {percent(s)} %" for n, s in zip(names, shares[item.name], strict=True) if s > 0]
     return View(
@@ -310,6 +338,12 @@ def _view(folder: Folder, told: Told, item: Item, image: Array, mask: Array, roo
         ", ".join(said),
         told.marks.get(item.name, ""),
     )
+
+
+def told_name(told: Told, item: Item) -> str:
+    """The name of an image on the page, with a mark if its labels were learnt."""
+    mark = ANNOTATED if item.name in told.annotated else ""
+    return (told.names.get(item.name) or own_name(item)) + mark
 
 
 def own_name(item: Item) -> str:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from config import FIELDS, ConfigError, format_value
 from metallography.folder import MEASUREMENTS, SUMMARY
-from metallography.summary import DEFINITIONS, Table, shown, words
+from metallography.summary import DEFINITIONS, Table, of_particles, shown, words
 from report.figures import curve_picture
 from report.results import (
     BEST,
@@ -297,12 +297,23 @@ def _by_image(path: Path) -> dict[str, Table]:
         f"By image and class, all {len(rows)} lines; all columns: {path.parent.name}/{path.name}"
     )
     words_of = {i for i in chosen if head[i] in ("image", "batch", "class_name")}
+    matrix = [_is_matrix(dict(zip(head, row, strict=False))) for row in rows]
     cells = [
-        [row[i] if i in words_of or not row[i] else shown(head[i], _value(row[i])) for i in chosen]
-        for row in rows
-    ]
+        [
+            "-" if islands and of_particles(head[i]) else row[i] if i in words_of or not row[i]
+            else shown(head[i], _value(row[i]))
+            for i in chosen
+        ]
+        for row, islands in zip(rows, matrix, strict=True)
+    ]  # fmt: skip
     table = {"title": title, "head": [words(head[i]) for i in chosen], "rows": cells}
     return {"by_image": table}
+
+
+def _is_matrix(row: Mapping[str, str]) -> bool:
+    """Whether a row is of class 0 without grains, whose pieces are islands."""
+    grains = any(value for name, value in row.items() if name.startswith("grain_intercept"))
+    return row.get("class") == "0" and not grains
 
 
 def _value(cell: str) -> str | float:

@@ -25,7 +25,7 @@ from imaging.drawing import (
 )
 from imaging.imagefile import read_mask
 from metallography.folder import Folder
-from metallography.ranking import HEADING, QUESTIONED, UNCERTAIN, Ranking
+from metallography.ranking import DOUBT, HEADING, QUESTIONED, UNCERTAIN, Ranking
 from utils.files import DataError
 from utils.metrics import IGNORED, image_dice, mean_score
 
@@ -103,7 +103,7 @@ def predicted_sheet(folder: Folder) -> None:
         except DataError:  # it was there a moment ago; the tables are written already
             continue
         scales.append((size[1], folder.scale_of(item)))
-        names.append(item.name)
+        names.append(folder.title_of(item))
         if truth is not None and matrix is not None:
             parts = (image, truth, mask)
             image, truth, mask = (drawing.reduced(part, OVERLAY_SIDE) for part in parts)
@@ -138,7 +138,8 @@ def ranked_sheet(
     titles, bar = sized(found.titles, scales, [picture.shape[1] for picture in found.pictures])
     shown, ranked = len(found.pictures), len(found.rows)
     left_out = f"; {ranked - shown} surer images left out" if shown < ranked else ""
-    heading = f"{HEADING}: {shown} of {ranked} images{left_out}"
+    measure = "doubt" if DOUBT in found.rows[0] else "disagreement of the votes"
+    heading = f"{HEADING}: {shown} of {ranked} images{left_out}; the number is the {measure}"
     sheet = drawing.overview(found.pictures, titles, heading)
     colours = np.array([UNCERTAIN], np.uint8)
     below = legend([QUESTIONED], colours, sheet.shape[1], bar)

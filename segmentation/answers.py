@@ -68,6 +68,10 @@ class Answers:
                 self._take_map(path)
             else:
                 self._take_outlines(path)
+        return self.corrected()
+
+    def corrected(self) -> dict[str, Path]:
+        """The class maps in ``OUT/corrected``, by the name of their image."""
         folder = self.out / CORRECTED
         every = sorted(folder.rglob("*.png"))
         return {p.relative_to(folder).as_posix().removesuffix(".png"): p for p in every}

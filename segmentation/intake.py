@@ -133,6 +133,7 @@ class Intake(NamedTuple):
     class_names: tuple[str, ...] = ()  # as given, or as files of outlines tell
     crop: Crop = Crop()  # what was cut off the user's images
     gray_range: Any = None  # how more than 8 bits became 8, as a checkpoint has it; None: no need
+    warnings: tuple[str, ...] = ()  # what masks may mean otherwise, and what is odd in the files
 
     @property
     def annotated(self) -> tuple[Picture, ...]:
@@ -179,7 +180,8 @@ def _intake(request: Request, record: Mapping[str, Any]) -> Intake:
     counts = record["num_classes"], record["pixels"]
     names = tuple(record.get("class_names", ()))
     how = Crop(*record["crop"]), record["gray_range"]
-    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names, *how)
+    warned = tuple(record.get("warnings", ()))  # older ones are among the notes
+    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names, *how, warned)
 
 
 def _signature(
@@ -383,7 +385,8 @@ def _write(
     gray = plans[0].gray
     record |= {"crop": list(plans[0].settings.crop)}
     record |= {"gray_range": gray.saved() if isinstance(gray, GrayRange) else None}
-    return {**record, "notes": [*_notes(plans), *overruled], "pictures": pictures}
+    notes, warned = _notes(plans)
+    return {**record, "notes": [*notes, *overruled], "warnings": warned, "pictures": pictures}
 
 
 def _overruled(
@@ -406,15 +409,25 @@ def below_of(source: Source) -> str:
     return path.with_name(f"{page_name(path.stem, source.page)}{path.suffix}").as_posix()
 
 
-def _notes(plans: Sequence[Plan]) -> list[str]:
-    """How the files were read, without what concerns the splits of a set alone."""
-    every = dict.fromkeys(
-        note for plan in plans for note in (*plan.notes, *plan.warnings, *mask_warnings(plan))
-    )
-    own = [n for n in every if not n.startswith("--batch-from") and " sets sup_num" not in n]
-    if len(plans) > 1:  # each knows its own masks alone
-        own = [n for n in own if WITHOUT not in n]
-    return [f"masks: {plans[0].rule.told}", *own]
+def _notes(plans: Sequence[Plan]) -> tuple[list[str], list[str]]:
+    """How the files were read, and warnings, without what concerns the splits of a set alone."""
+
+    def own(lines: Iterable[str]) -> list[str]:
+        return [
+            line
+            for line in dict.fromkeys(lines)
+            if not line.startswith("--batch-from")
+            and " sets sup_num" not in line
+            # Most images have no mask; of several folders each knows its own masks alone.
+            and (WITHOUT not in line or len(plans) == 1)
+        ]
+
+    notes = own(note for plan in plans for note in plan.notes)
+    warned = own(line for plan in plans for line in (*plan.warnings, *mask_warnings(plan)))
+    usual = [line for line in (*notes, *warned) if WITHOUT in line]
+    told = [f"masks: {plans[0].rule.told}", *(line for line in notes if line not in usual)]
+    told += [line.replace("taken as unlabelled", "to be segmented") for line in usual]
+    return told, [line for line in warned if line not in usual]
 
 
 def _labels(

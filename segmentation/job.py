@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from segmentation.schedule import (
     asked_of,
     load_schedule,
     make_schedule,
+    minutes,
     save_schedule,
 )
 from stages.labels import in_strokes
@@ -61,6 +63,7 @@ DECIDES = ("asked", "fine_steps", "block_steps", "folds", "pretrain_epochs", "va
 
 def run(request: Request) -> Work:
     """Do the job, or go on with it; returns what was done. UserError."""
+    started = time.monotonic()
     check_out(request.out)
     with locked(request.out, "--out", "segmenting", "--out"):
         for leftover in request.out.glob(f".{SET}-*"):  # of a process that was killed
@@ -69,12 +72,16 @@ def run(request: Request) -> Work:
         request = replace(request, class_names=request.class_names or intake.class_names)
         for note in intake.notes:
             to_terminal(note)
+        for line in intake.warnings:
+            to_terminal(f"Warning: {line}")
         learning = Learning(request, intake)
         schedule = scheduled(learning)
         for line in schedule.lines():
             to_terminal(line)
         work = Work(learning, schedule)
+        work.started = started
         work.run()
+        to_terminal(f"Done, after {minutes(time.monotonic() - started)}")
         return work
 
 
@@ -103,6 +110,7 @@ class Work:
 
     def __init__(self, learning: Learning, schedule: Schedule) -> None:
         self.learning, self.schedule = learning, schedule
+        self.started = time.monotonic()
         learning.values |= schedule.values
         self.request, self.intake = learning.request, learning.intake
         self.out, self.pictures = self.request.out, self.intake.pictures
@@ -119,6 +127,7 @@ class Work:
         self.before = self.rounds.before(self.this)
         self.place = self.out / TRAINING / f"round_{self.this.number}"
         self.first = self.out / TRAINING / "answers" / "first"
+        self.first_look: tuple[Answer, list[dict[str, Any]]] | None = None  # made now
 
     def run(self) -> Path:
         """Everything in order; returns the report."""
@@ -202,13 +211,22 @@ class Work:
         return self.out / TRAINING / name
 
     def first_answer(self) -> None:
-        """All images by the pixel classifier, within a minute, and a report on them."""
+        """All images by the pixel classifier, and a report on them."""
         with only_progress("First answer"):
             folder = self.predict_first()
         self.answers.publish(self.first, [p.name for p in self.pictures], FOREST)
-        self.mark(folder)
-        path = telling.write_page(self, folder, [], final=False)
-        to_terminal(f"First answer of all images, by the {FOREST}: {path}")
+        self.first_look = folder, self.mark(folder)
+        path = telling.write_page(self, *self.first_look, final=False)
+        took = minutes(time.monotonic() - self.started)
+        to_terminal(f"First answer of all images, by the {FOREST}, after {took}: {path}")
+
+    def check_first_answer(self, found: HeldOut) -> None:
+        """Tell on the page of the first answer, if it was made now, how it was checked since."""
+        late = self.strokes or math.isnan(found.mean)  # strokes count by area, which is known later
+        if self.first_look is not None and not late:
+            telling.write_page(self, *self.first_look, final=False, found=found)
+            dice = telling.score_text(found.mean)
+            to_terminal(f"First answer checked on held-out blocks: Dice {dice}; its report has it")
 
     def predict_first(self) -> Answer:
         """The pixel classifier's answer of this round, anew: a first one, and a second opinion."""
@@ -229,7 +247,8 @@ class Work:
         items = [Item(p.file, p.name) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
         um, scales = self.request.um_per_px, self.scales
-        told: dict[str, Any] = {"scales": scales.of, "notes": scales.lines}
+        learnt = telling.annotated_line(sorted(labels), len(items))
+        told: dict[str, Any] = {"scales": scales.of, "notes": [*scales.lines, learnt]}
         told["min_px"] = self.request.min_px
         told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
@@ -248,6 +267,7 @@ class Work:
         scores: dict[str, HeldOut] = {}
         if folds:
             scores[FOREST] = self.forest_blocks(folds)
+            self.check_first_answer(scores[FOREST])
         if self.schedule.fine_steps:
             self.this.start = self.pretrained()
             if folds and self.schedule.block_steps:

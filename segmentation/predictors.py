@@ -230,6 +230,10 @@ class Answer(Folder):
         write_png(self.file("gray", item), np.array(self.segmenter.mapping, np.uint8)[mask])
         return mask
 
+    def title_of(self, item: Item) -> str:
+        """The name of an image, with a mark if its labels were learnt."""
+        return f"{item.name} (annotated)" if item.name in self.labels else item.name
+
     def _note(self, name: str) -> None:
         old = {kind: self.noted(kind) for kind in NOTED}
         for kind, attribute in NOTED.items():

@@ -20,7 +20,7 @@ from stages.pretraining import SelfSupervised
 from utils.files import replace_file
 
 FILE = "plan.json"
-FIRST_LOOK = 60.0  # seconds in which the first answer is there
+FIRST_LOOK = 60.0  # seconds for the first answer, measurements and pictures of large sets aside
 FOREST_PIXELS = 150_000.0  # a second, of the pixel classifier on one core, features included
 RESERVE = 0.1  # of the time, for what was not foreseen
 HELD_OUT_SHARE = 0.25  # of the time, for held-out blocks
@@ -29,12 +29,13 @@ FOREST_SHARE = 0.15  # of the time, for the pixel classifier's last answer
 PRETRAINING_SHARE = 0.5
 FORCED_SHARE = 0.35  # of pretraining that is asked for though it does not pay
 LONGER = (3.0, 2.0, 1.5)  # times the usual steps, where there is time
-FEWEST_STEPS = 60  # of fine-tuning; with fewer the pixel classifier answers alone
+FEWEST_STEPS = 60  # of fine-tuning, with half of the labels half; with fewer there is no network
 PAYS = 2000  # steps from which on pretraining is done, see GAINS
 GAINS = (
     "in docs/results.md neither 50 to 360 steps of pretraining nor 5,000 gained anything that can "
     "be told from zero"
 )
+MOST_MINUTES = 10_000
 MEASURING = 1.5  # seconds a megapixel, for measurements, overlays and files
 SHORT_CROP = 96  # pixels a side, in pretraining that has little time
 VIEWS_SHARE = 0.2  # of the time that averaging over 8 views may take
@@ -65,17 +66,17 @@ class Schedule:
 
     def _end(self) -> str:
         """When the end is expected, and whether that is later than was asked for."""
-        minutes, end = self.asked["minutes"], _minutes(self.expected)
-        if self.expected <= 60 * minutes:
-            return f"Plan: at most {minutes:g} minutes, the end is expected in about {end}"
-        asked = f"{minutes:g} minute" + ("s" if minutes != 1 else "")
+        given, end = self.asked["minutes"], minutes(self.expected)
+        asked = f"{given:g} minute" + ("s" if given != 1 else "")
+        if self.expected <= 60 * given:
+            return f"Plan for {asked}: the end is expected in about {end}"
         longer = "these images take longer even without a network"
         return f"Plan: the end is expected in about {end}, later than the {asked} given: {longer}"
 
     def lines(self) -> list[str]:
         """The plan for the terminal and the report."""
         shown = {name: v for name, v in self.seconds.items() if not name.startswith("per ")}
-        parts = [f"  {name}: about {_minutes(v)}" for name, v in shown.items() if v >= 0.5]
+        parts = [f"  {name}: about {minutes(v)}" for name, v in shown.items() if v >= 0.5]
         return [
             self._end(),
             *parts,
@@ -108,39 +109,35 @@ def save_schedule(out: Path, schedule: Schedule) -> None:
 def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     """Time a few steps and share the minutes out."""
     request, total = learning.request, 60.0 * learning.request.minutes
-    reasons: list[str] = []
-    megapixels = asked["pixels"] / 1e6
+    reasons, pretraining = list[str](), list[str]()
     step, predict = learning.seconds_per_step(Supervised), learning.seconds_per_megapixel()
     seconds = {"per step of fine-tuning": step, "per megapixel predicted": predict}
-    budget = min(FIRST_LOOK, 0.25 * total)
-    reduce = [reduction(asked["pixels"], s) for s in (0.6 * budget, FOREST_SHARE * total)]
+    fit = FOREST_FIT * asked["classes"] / learning.threads
+    images = Images(asked["pixels"], predict, fit)
+    reduce, views, first, last = images.fixed(total)
     names = "first answer", "last answer of a pixel classifier"
     for name, factor in zip(names, reduce, strict=True):
         if factor > 1:
             reasons.append(f"The {name} is computed on images reduced by a factor of {factor}")
-    forest, whole = (asked["pixels"] / factor**2 / FOREST_PIXELS for factor in reduce)
-    forest += MEASURING * megapixels
-    seconds["first answer by the pixel classifier"] = min(forest + 5, budget)
-    views = 8 if 8 * predict * megapixels <= VIEWS_SHARE * total else 1
+    seconds["first answer by the pixel classifier"] = first
     if views == 1:
         reasons.append("Predictions are not averaged over 8 views, which would take too long")
-    last = max(views * predict * megapixels, whole) + MEASURING * megapixels
-    free = (1 - RESERVE) * total - seconds["first answer by the pixel classifier"] - last
-    epochs, steps, self_seconds = _pretraining(learning, free, step, reasons)
-    fit = FOREST_FIT * asked["classes"] / learning.threads
+    free = (1 - RESERVE) * total - first - last
+    epochs, steps, self_seconds = _pretraining(learning, free, step, pretraining)
     time = Time(free - self_seconds, HELD_OUT_SHARE * total, fit)
     values, step, shares = _with_labels(learning, step, time)
-    if values:
+    reasons += pretraining if shares.suffice or not epochs else []
+    if values and shares.suffice:
         given = ", ".join(f"{name} {value}" for name, value in values.items())
         reasons.append(
             f"The time is short: the network sees fewer crops in a step ({given}), and so has time "
             "for more steps"
         )
-    if shares.fine < FEWEST_STEPS:
+    if not shares.suffice:
         reasons.append(
-            f"The time is too short for a network ({max(shares.fine, 0)} steps of fine-tuning, "
-            f"{FEWEST_STEPS} are the least): the pixel classifier answers alone; about --minutes "
-            f"{_enough(total, shares.fine, step):.0f} would do"
+            f"The time is too short for a network ({shares.fine} steps of fine-tuning, "
+            f"{shares.block} to be compared): the pixel classifier answers alone; for a network "
+            f"give --minutes {_enough(learning, images, step)} or more"
         )
         shares, epochs, steps, values = shares._replace(fine=0, block=0), 0, 0, {}
     fine = shares.fine
@@ -150,8 +147,11 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     seconds["fine-tuning"] = fine * step
     seconds["predictions, measurements, report"] = last
     if fine:
-        held = ("block held out in turn", "half held out in turn")[shares.folds == blocks.PAIRS]
-        reasons.append(f"Fine-tuning has {fine} steps, that without a {held} {shares.block}")
+        held = ("block", "half")[shares.folds == blocks.PAIRS]
+        reasons.append(
+            f"Fine-tuning has {fine} steps; to be compared, a network learns without each {held} "
+            f"of the annotation in turn, in {shares.block} steps"
+        )
     kept = [f"Preset {request.preset}: {line}" for line in learning.reasons]
     values |= {"self_crop": learning.values["self_crop"]} if epochs else {}
     lists = [list(fold) for fold in shares.folds]
@@ -159,6 +159,29 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     return Schedule(
         asked, fine, shares.block, lists, epochs, steps, values, views, reduce, seconds, told
     )
+
+
+class Images(NamedTuple):
+    """What all images cost."""
+
+    pixels: float
+    predict: float  # seconds a megapixel, by a network in one view
+    fit: float  # seconds, of a pixel classifier
+
+    def fixed(self, total: float) -> tuple[list[int], int, float, float]:
+        """What of ``total`` seconds is spent on all images, whatever is trained.
+
+        Factors by which the pixel classifier reduces images, views of a network, seconds of the
+        first answer and of the last one.
+        """
+        megapixels = self.pixels / 1e6
+        measuring = MEASURING * megapixels
+        budget = min(FIRST_LOOK, 0.25 * total)
+        reduce = [reduction(self.pixels, s) for s in (0.6 * budget, FOREST_SHARE * total)]
+        forest, whole = (self.pixels / factor**2 / FOREST_PIXELS for factor in reduce)
+        views = 8 if 8 * self.predict * megapixels <= VIEWS_SHARE * total else 1
+        last = max(views * self.predict * megapixels, whole) + measuring
+        return reduce, views, forest + measuring + self.fit, last
 
 
 class Time(NamedTuple):
@@ -175,6 +198,12 @@ class Shares(NamedTuple):
     folds: tuple[blocks.Fold, ...]
     fine: int
     block: int
+
+    @property
+    def suffice(self) -> bool:
+        """Whether they are enough for a network, and for one to compare, of fewer labels."""
+        learnt = 1 - len(self.folds[0]) / blocks.BLOCKS
+        return self.fine >= FEWEST_STEPS and self.block >= FEWEST_STEPS * learnt
 
     @property
     def fair(self) -> bool:
@@ -233,10 +262,17 @@ def _with_labels(
     return values, step, _shares(step, usual * divisor, time)
 
 
-def _enough(total: float, fine: int, step: float) -> float:
-    """About how many minutes give a network the fewest steps, where ``total`` seconds do not."""
-    missing = (FEWEST_STEPS - fine) * step
-    return math.ceil((total + missing / (1 - RESERVE - HELD_OUT_SHARE)) / 60) + 1
+def _enough(learning: Learning, images: Images, step: float) -> int:
+    """How many minutes give a network its fewest steps, by the same plan for longer times."""
+    forced = FORCED_SHARE if learning.request.pretrain == "always" else 0.0
+    for more in range(math.ceil(learning.request.minutes) + 1, MOST_MINUTES):
+        total = 60.0 * more
+        _, _, first, last = images.fixed(total)
+        free = (1 - forced) * ((1 - RESERVE) * total - first - last)
+        time = Time(free, HELD_OUT_SHARE * total, images.fit)
+        if _shares(step, learning.usual_steps, time).suffice:
+            return more
+    return MOST_MINUTES
 
 
 def _pretraining(
@@ -280,7 +316,8 @@ def reduction(pixels: float, seconds: float) -> int:
     return max(1, math.ceil(math.sqrt(pixels / FOREST_PIXELS / max(seconds, 1.0))))
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
+    """A time in words."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds / 60:.1f} min"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ import numpy as np
 
 from annotation.scribbles import FAR, far_from_labels
 from imaging.imagefile import read_mask
+from metallography.measure import areas_of, over_fields
 from metallography.particles import Row
-from metallography.ranking import fractions_of
+from metallography.ranking import class_words, fractions_of
 from metallography.summary import Table
-from report.laboratory import Told, sample_of, write_laboratory
+from report.laboratory import Told, place_of, sample_of, write_laboratory
 from segmentation import doubt
 from segmentation.answers import MODEL, Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
@@ -28,10 +29,17 @@ if TYPE_CHECKING:
     from segmentation.job import Work
 
 WITHIN = (
-    "Within the annotated image: learnt from {learnt} of the annotation, scored on {rest}, in "
-    "turn. Other images may differ, and pretraining, if any, knew the whole mask"
+    "(1: every pixel right, 0: none). Within the annotated {image}: learnt from {learnt} of the "
+    "annotation, scored on {rest}, in turn. Other images may differ"
 )
+CIRCULAR = (
+    "Labels of {count} are corrected class maps: what was left there as it was predicted counts as "
+    "right, so this Dice is too high"
+)
+KNEW = ", and pretraining knew the whole mask"
+
 SHARES = {1: ("three quarters", "the fourth"), 2: ("half", "the other half")}
+POOR = 0.5  # Dice of a phase, below which wrong pixels are more than twice those that are right
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
 LABEL_HERE = f"label here: the most doubtful {100 * doubt.SHARE:.0f} % of all pixels"
 # Columns of doubt.csv that are shares of 1, as people read them.
@@ -50,14 +58,21 @@ ABOUT_DOUBT = (
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which an image counts as labelled in part
 FIRST = (
-    "First look, by filters and a random forest. It is replaced by the last answer, which comes "
-    "from a network if there is time for one and it does better on held-out blocks, and tells how "
-    "well these were met"
+    "First look, by filters and a random forest. The last answer replaces it; that comes from a "
+    "network if there is time for one and it does better on held-out blocks"
+)
+NOT_YET = (
+    "Nothing has been checked yet: no part of the annotation was held out so far, so nobody knows "
+    "how well this first look tells the phases apart. That is measured next"
+)
+NO_BLOCK = (
+    "Not checked: no image but the annotated one has a mask, and no part of the annotation could "
+    "be held out, so nobody knows how well the phases are told apart"
 )
 LABELS_WIN = (
     "Where an image has labels, they stand in its class map in the place of the prediction. To "
-    "correct: change a class map in the folder classes (class ids; 255 where you do not know), or "
-    "annotate another image, and give the same command again"
+    "correct: change a class map in the folder classes (class ids, which look black in a viewer; "
+    "255 where you do not know), or annotate another image, and give the same command again"
 )
 
 
@@ -84,6 +99,52 @@ def comparison_lines(this: Round, before: Round | None) -> list[str]:
         better = this.kept != "answer before"
         said += ", which does better than the answer before" if better else ", which does best"
     return [*lines, said]
+
+
+def first_checked(found: HeldOut, schedule: Schedule, images: int) -> list[str]:
+    """How the method of the first look did where parts of the annotation were held out."""
+    line = within_line(found, schedule, images)
+    first, last = schedule.reduce
+    if first != last:
+        line += f". There images were reduced by a factor of {last}, for this look by {first}"
+    return [f"Checked since: {line}"]
+
+
+def within_line(found: HeldOut, schedule: Schedule, images: int) -> str:
+    """The Dice on held-out blocks of ``images``, and what it was learnt from and scored on."""
+    learnt, rest = SHARES[max(map(len, schedule.folds))]
+    image = "image" if images == 1 else "images"
+    within = WITHIN.format(learnt=learnt, rest=rest, image=image)
+    knew = KNEW if schedule.pretrain_steps else ""
+    return f"Dice {score_text(found.mean)} on held-out blocks {within}{knew}"
+
+
+def poor_lines(found: HeldOut | None, names: Sequence[str]) -> list[str]:
+    """A warning on the phases of which more was wrong than right where they were held out."""
+    dice = found.classes.tolist() if found else []
+    poor = [
+        f"{class_words(name)} ({score_text(value)})"
+        for name, value in zip(names, dice, strict=False)
+        if value < POOR
+    ]
+    if not poor:
+        return []
+    return [
+        f"Dice below {POOR:g} on held-out blocks of the annotation: {', '.join(poor)}. "
+        "More than twice as many of their pixels were missed or wrongly taken for them as were "
+        "found: do not rely on their area fractions and sizes; correct a class map, or annotate "
+        "another image"
+    ]
+
+
+def annotated_line(names: Sequence[str], images: int) -> str:
+    """Which of the measured images were learnt from, and that they count."""
+    shown = ", ".join(names)
+    what = "is annotated" if len(names) == 1 else "are annotated"
+    return (
+        f"{len(names)} of {images} images {what}, whose labels were learnt: {shown}. There labels "
+        "stand in the place of the prediction, and count in all numbers as those of other images"
+    )
 
 
 def curve_lines(this: Round) -> list[str]:
@@ -121,13 +182,14 @@ def gain_error(fewer: HeldOut, most: HeldOut) -> float:
 
 
 def fraction_rows(folder: Answer) -> list[Row]:
-    """Area fraction of each class over the images, in percent: mean, smallest and largest."""
-    names = folder.segmenter.class_names
-    shares = np.array(list(fractions_of(folder.rows, len(names)).values()))
-    return [
-        {"class": name, "mean": 100 * own.mean(), "least": 100 * own.min(), "most": 100 * own.max()}
-        for name, own in zip(names, shares.T, strict=True)
-    ]
+    """Area fraction of each class in percent: mean over the fields, smallest and largest."""
+    found = []
+    for c, name in enumerate(folder.segmenter.class_names):
+        rows = [row for row in folder.rows if row["class"] == c]
+        shares = [100 * row["area_fraction"] for row in rows]
+        mean = over_fields(shares, areas_of(rows)).mean
+        found.append({"class": name, "mean": mean, "least": min(shares), "most": max(shares)})
+    return found
 
 
 def changes(this: Round, before: Round | None, names: list[str]) -> list[list[str]]:
@@ -156,8 +218,9 @@ def result_lines(work: Work) -> list[str]:
         lines.append(
             f"  {row['class']}: {row['mean']:.1f} % ({row['least']:.1f} to {row['most']:.1f})"
         )
-    lines += honest_lines(this, work.schedule)
+    lines += honest_lines(this, work.schedule, len(work.answers.corrected()))
     annotated = [p.name for p in work.annotated]
+    lines += [f"Warning: {line}" for line in poor_lines(stored(this.scores.get(this.kept)), names)]
     lines += [f"Doubt: {line}" for line in doubt.missing_lines(this.fractions, names, annotated)]
     marked = [row for row in work.doubts if row["reasons"]]
     lines += doubt_lines(work.doubts)
@@ -198,19 +261,23 @@ def doubt_lines(doubts: list[Row]) -> list[str]:
     return lines
 
 
-def honest_lines(this: Round, schedule: Schedule) -> list[str]:
-    """The figure on held-out blocks, the learning curve, and what they do not say."""
+def honest_lines(this: Round, schedule: Schedule, corrected: int = 0) -> list[str]:
+    """The figure on held-out blocks, the learning curve, and what they do not say.
+
+    ``corrected`` is the number of images whose labels are corrected class maps.
+    """
     found = stored(this.scores.get(this.kept))
     if found is None:
         return ["There is no score: no test images with masks, and no block could be held out"]
-    learnt, rest = SHARES[max(map(len, schedule.folds))]
-    within = WITHIN.format(learnt=learnt, rest=rest)
-    said = f"Dice {score_text(found.mean)} on held-out blocks. {within}"
+    said = within_line(found, schedule, len(this.labels))
     if NETWORK in this.by and 0 < schedule.block_steps < schedule.fine_steps:
         own, all_ = schedule.block_steps, schedule.fine_steps
         said += f". These networks had {own} steps each, the one that answers {all_}"
     if this.shares:
         said += ". Only strokes are scored: what nobody labelled may be told apart worse"
+    if corrected:
+        count = f"{corrected} of {len(this.labels)} annotated images"
+        said += f". {CIRCULAR.format(count=count)}"
     return [said, "There is no score on other images: none of them has a mask", *curve_lines(this)]
 
 
@@ -245,10 +312,10 @@ def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
     return {"title": title, "head": head, "rows": rows}
 
 
-def change_tables(work: Work, names: list[str]) -> list[Table]:
+def change_tables(work: Work, names: list[str], own: Mapping[str, str]) -> list[Table]:
     """What new labels and area fractions changed since the answer before."""
-    corrected = [[name, str(n), str(all_)] for name, (n, all_) in work.this.corrected.items()]
-    moved = changes(work.this, work.before, names)
+    corrected = [[own[name], str(n), str(all_)] for name, (n, all_) in work.this.corrected.items()]
+    moved = [[own[name], *cells] for name, *cells in changes(work.this, work.before, names)]
     title = "What changed: area fraction before → after, %"
     new = {"title": "Labels that are new", "head": [*NEW_LABELS], "rows": corrected}
     other = {"title": title, "head": ["image", *names],
@@ -266,8 +333,18 @@ def far_places(work: Work) -> dict[str, Any]:
     return {name: place for name, place in places.items() if place.any()}
 
 
-def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) -> Path:
-    """Write ``report.html`` of a job."""
+def write_page(
+    work: Work,
+    folder: Answer,
+    doubts: list[Row],
+    *,
+    final: bool,
+    found: HeldOut | None = None,
+) -> Path:
+    """Write ``report.html`` of a job; ``found`` are held-out scores of the first answer's method.
+
+    An answer that nothing was held out for says so among its warnings.
+    """
     this, names = work.this, list(folder.segmenter.class_names)
     annotated = [p.name for p in work.annotated]
     own = {p.name: (Path(p.name).parent / p.source.name).as_posix() for p in work.pictures}
@@ -281,18 +358,26 @@ def write_page(work: Work, folder: Answer, doubts: list[Row], *, final: bool) ->
         "a few strokes there would help"
         for name, place in far_away.items()
     ]
+    said = [FIRST, *(first_checked(found, work.schedule, len(annotated)) if found else [])]
+    if final:
+        found = stored(this.scores.get(this.kept))
+        said = honest_lines(this, work.schedule, len(work.answers.corrected()))
+    told_how = "" if found and not math.isnan(found.mean) else NO_BLOCK if final else NOT_YET
     told = Told(
         work.request.sample or sample_of(work.request.images),
+        place=place_of(work.request.images),
+        annotated=annotated,
+        unchecked=told_how,
         names=own,
         by=by,
-        said=[*(honest_lines(this, work.schedule) if final else [FIRST]), LABELS_WIN],
+        said=[*said, LABELS_WIN],
         doubts=doubt_table(doubts, own) if doubts else None,
         doubt_words=ABOUT_DOUBT,
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
         marked_places=ChainMap(far_away, work.places),  # type: ignore[arg-type]  # only read
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
-        warnings=[*missing, *far],
-        changed=change_tables(work, names) if final else [],
+        warnings=[*poor_lines(found, names), *missing, *far, *work.intake.warnings],
+        changed=change_tables(work, names, own) if final else [],
         trained=[block_table(this, names)] if whole else [],
         notes=[
             *(comparison_lines(this, work.before) if final else []),

@@ -93,8 +93,8 @@ def _by_looks(
     several = len(others) > 1
     who = f"a quarter of the {len(others)} images differ" if several else "the only image differs"
     seen = (
-        f"{who} from the annotated ones by {shift:.2f} spreads in mean and by a factor of "
-        f"{contrast:.2f} in spread{', or by more' if several else ''}"
+        f"{who} from the annotated ones in brightness by {shift:.2f} times their contrast and in "
+        f"contrast by a factor of {contrast:.2f}{', or by more' if several else ''}"
         + (", as images of other content do" if contrast >= OF_OTHER_CONTENT else "")
     )
     blur = MOST_BLUR if sharp > SHARPER else None

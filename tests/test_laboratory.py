@@ -24,6 +24,7 @@ from report.laboratory import (
     own_name,
     percent,
     phases,
+    place_of,
     sample_of,
     write_laboratory,
 )
@@ -66,6 +67,41 @@ def test_fractions_with_their_interval_by_hand(tmp_path, monkeypatch) -> None:
     assert named["text"] == "30 ± 130" and matrix["text"] == "70 ± 130" and void["text"] == "0 ± 0"
     assert (named["low"], named["high"]) == (0.0, 100.0) and named["fields"] == [20.0, 40.0]
     assert named["mean"] == pytest.approx(30) and named["has_interval"] and not void["has_interval"]
+
+
+def test_without_any_check_there_is_never_no_warning(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2)
+    text = page_of(folder).text
+    assert "Not checked: no image has a true mask here" in text and "No warnings" not in text
+    assert "Warnings 1, see below" in text
+    text = page_of(folder, unchecked="").text  # it was measured otherwise
+    assert "No warnings." in text and "Not checked" not in text
+    folder.compared.append({})
+    folder.done[0] = folder.done[0]._replace(counts=np.eye(3, dtype=np.int64))
+    monkeypatch.setattr(laboratory, "sections", lambda folder: {})
+    assert "Not checked" not in page_of(folder).text
+
+
+def test_annotated_images_are_marked_and_said_to_count(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 4)
+    page = page_of(folder, annotated=["b/1"], place="lab/steel & co")
+    assert "2 images; 1 of them annotated: its labels were learnt" in page.text
+    assert "count in all numbers here" in page.text and "Folder lab/steel & co" in page.text
+    assert ["b/1.tif (annotated)", "0.5", "60.0", "40.0", "0"] in page.rows
+    assert "0.tif (annotated)" not in page.text
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<figcaption><strong>b/1.tif (annotated)</strong>: matrix" in text
+
+
+def test_an_image_s_percentile_at_the_smallest_particle_is_a_bound(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2)
+    smallest = 0.5 * np.sqrt(40 / np.pi)  # of 10 pixels of 0.5 µm
+    for row in folder.rows:
+        row["d10_diameter_um"], row["d50_diameter_um"] = 1.05 * smallest, 1.2 * smallest
+    matrix, named, _ = all_columns(folder, {})
+    assert not [n for n in matrix["head"] if "diameter" in n or "particles" in n or "number" in n]
+    cells = dict(zip(named["head"], named["rows"][0], strict=True))
+    assert (cells["d10 diameter, µm"], cells["d50 diameter, µm"]) == ("≤ 1.873", "2.141")
 
 
 def test_one_field_has_no_interval(tmp_path, monkeypatch) -> None:
@@ -204,7 +240,8 @@ def test_the_page_of_an_experiment_is_left_alone(tmp_path, monkeypatch) -> None:
 
 def test_the_sample_is_called_as_its_folder(tmp_path: Path) -> None:
     assert sample_of(tmp_path / "steel 42") == "steel 42"
-    assert sample_of(tmp_path / "set" / "img") == "set/img"
+    assert sample_of(tmp_path / "set" / "img") == "img"
+    assert place_of(tmp_path / "set" / "img") == "set/img"
 
 
 def test_a_histogram_needs_particles(tmp_path, monkeypatch) -> None:
@@ -213,7 +250,7 @@ def test_a_histogram_needs_particles(tmp_path, monkeypatch) -> None:
     page = page_of(folder)
     drawn = [name for name, picture in page.pictures if picture.format == "PNG" and name]
     assert drawn == ["Diameters of γ′ <b>: 12 whole particles"]
-    assert "Too few whole particles for a histogram: matrix (0), void (0)." in page.text
+    assert "Too few whole particles for a histogram: void (0)." in page.text
 
 
 def test_columns_of_which_nothing_is_known_are_not_shown() -> None:

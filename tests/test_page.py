@@ -219,6 +219,21 @@ def test_measurements_are_shown(experiment: Path) -> None:
     assert "1_0/predicted_钢 <i>" in page.text and "i" not in page.tags
 
 
+def test_islands_of_the_matrix_are_no_particles(experiment: Path) -> None:
+    head = "image,class,class_name,area_fraction,number,mean_area_px2,mean_intercept_px"
+    head += ",grain_intercept_px"
+    lines = [
+        "a,0,matrix,0.8,3,40.5,9.5,",
+        "a,1,pore,0.2,5,12.5,4.5,",
+        "b,0,ferrite,0.8,3,40.5,9.5,9",
+    ]
+    measured(experiment / "1_0" / "predicted", head, *lines)
+    rows = {row[1]: row for row in Page(write_report(experiment)).rows if row[0] in "ab"}
+    assert rows["matrix"] == ["a", "matrix", "80", "-", "-", "9.5"]
+    assert rows["pore"] == ["a", "pore", "20", "5", "12.5", "4.5"]
+    assert rows["ferrite"] == ["b", "ferrite", "80", "3", "40.5", "9.5"]  # grains
+
+
 def test_the_summary_of_a_predicted_folder_is_shown(experiment: Path) -> None:
     head = "image,batch,class_name,area_fraction,astm_g"
     folder = measured(experiment / "1_0" / "predicted", head, "a,,matrix,0.8,")

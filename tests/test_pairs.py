@@ -301,7 +301,10 @@ def test_what_lies_beside_images_and_masks_is_named(tmp_path, capsys):
     put(raw / "7_b.png", png(gray(7)))
     assert beside(raw) == 0
     report = capsys.readouterr().out
-    assert "2 file(s) left out, by name masks or overlays of images: 1_a_overlay.png, 9_z" in report
+    assert (
+        "2 file(s) left out, named as masks or overlays of images are: 1_a_overlay.png, 9_z"
+        in report
+    )
     assert "1 image(s) without a mask, taken as unlabelled: 7_b.png" in report
     assert "1 mask(s) taken though the case of letters differs: 0_a_Mask.PNG" in report
     assert sorted(ids_of(tmp_path / "set")) == [f"{number}_a" for number in range(6)]
@@ -446,7 +449,7 @@ def test_training_names_what_it_leaves_out_or_reads_twice(tmp_path):
         "heat2: sub-folder with 1 image(s), left out; move them into",
         "2 file(s) and folder(s) left out, hidden or of the system: ._15_s0_0_0.png, @eaDir",
         "1 folder(s) left out, results of this program: heat2/overlay",
-        "1 file(s) read though by name masks or overlays of images: 15_s0_0_0_overlay.png",
+        "1 file(s) read though named as masks or overlays of images are: 15_s0_0_0_overlay.png",
         "1 file(s) read though read already, under another name: 15_again.png",
         "1 file(s) of several pages, of which the first is read: 15_stack.tif",
     ):

@@ -7,6 +7,7 @@ import os
 import re
 import time
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from PIL import Image
 import predict
 from annotation.files import read_annotation
 from imaging.drawing import bar_length, overlay
-from predict import Segmenter, main
+from metallography import ranking
+from predict import Segmenter, main, ranked_lines
 from tests.trained_model import rows_of, write_images, write_weights
 from utils.commandline import Termination
 
@@ -239,3 +241,15 @@ def test_a_ranking_with_true_masks_has_its_sheet(tmp_path, weights, capsys) -> N
     # Pictures of 48x40 pixels seven times enlarged, a line of titles and one of a heading above,
     # a bar and a legend below.
     assert Image.open(out / "ranking.png").size == (10 + 2 * 410, 10 + 26 + 26 + 7 * 40 + 10 + 26)
+
+
+def test_an_annotated_image_is_not_the_one_to_label_next(tmp_path) -> None:
+    write_images(tmp_path / "sup" / "img", "b.png", "sub__c.png")
+    rows = [{"image": name} for name in ("sub/c", "b", "a")]
+    found = ranking.Ranking(rows, [], [], [], [])
+    lines = ranked_lines(found, Namespace(annotated=str(tmp_path / "sup")))
+    assert lines[0] == "3 image(s) ranked; least sure of a"
+    assert lines[1].startswith("2 of them annotated, by their names: sub/c, b;")
+    assert ranked_lines(found, Namespace(annotated=None)) == [
+        "3 image(s) ranked; least sure of sub/c"
+    ]

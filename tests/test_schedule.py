@@ -77,6 +77,8 @@ def test_the_plan_keeps_within_the_minutes_and_its_parts(
     assert found.seconds["first answer by the pixel classifier"] <= FIRST_LOOK
     batch = found.values.get("fine_batch_size", 8)
     assert found.block_steps <= found.fine_steps and found.fine_steps * batch <= 3 * 400 * 8
+    # Without time for a comparison a network would hardly be kept: 30 steps of half of the labels.
+    assert (found.block_steps >= 30) if found.fine_steps else found.block_steps == 0
     if found.fine_steps and pretrain != "always":
         # A block's network sees its labels at least .4 times as often as the final one sees all.
         learnt = 1 - len(found.folds[0]) / 4
@@ -115,8 +117,18 @@ def test_little_time_takes_smaller_steps_and_too_little_no_network() -> None:
     assert short.values["fine_batch_size"] in (2, 4) and short.fine_steps > 400
     assert short.folds == [[0, 3], [1, 2]]
     none = plan(minutes=1, step=5.0)
+    (told,) = (line for line in none.reasons if "for a network give" in line)
+    enough = int(told.partition("--minutes ")[2].split()[0])
+    assert plan(minutes=enough, step=5.0).fine_steps >= 60
+    assert plan(minutes=enough - 1, step=5.0).fine_steps == 0
     assert none.fine_steps == none.block_steps == none.pretrain_epochs == 0
     assert any("pixel classifier answers alone" in line for line in none.reasons)
+
+
+def test_pretraining_is_not_told_of_where_there_is_no_network() -> None:
+    none = plan(minutes=1, step=1.0, self_step=2.0, pretrain="always")
+    assert none.fine_steps == none.pretrain_epochs == 0
+    assert not any("retraining has" in line or "pretraining sees" in line for line in none.reasons)
 
 
 def test_many_pixels_are_reduced_for_the_first_answer_and_seen_in_one_view() -> None:
@@ -126,6 +138,9 @@ def test_many_pixels_are_reduced_for_the_first_answer_and_seen_in_one_view() -> 
     many = plan(pixels=30 * 2048 * 1536)
     # The last answer of the pixel classifier has 180 seconds: 94.4 of 27 megapixels.
     assert many.views == 1 and many.reduce == [5, 2]
+    # 25.2 s of the classifier, 141.6 s to measure and draw, 3 classes of 1.2 s on 2 threads.
+    first = 30 * 2048 * 1536 * (1 / 5**2 / 150_000 + 1.5e-6) + 1.8
+    assert many.seconds["first answer by the pixel classifier"] == pytest.approx(first)
     assert plan().reduce == [1, 1]
 
 
@@ -140,10 +155,10 @@ def test_a_plan_is_stored_for_what_it_was_made_for(tmp_path: Path) -> None:
 
 def test_the_plan_is_told_with_its_end() -> None:
     lines = plan().lines()
-    assert lines[0].startswith("Plan: at most 20 minutes, the end is expected in about ")
+    assert lines[0].startswith("Plan for 20 minutes: the end is expected in about ")
     assert any(line.startswith("  two held-out halves: about") for line in lines)
 
 
 def test_an_end_after_the_minutes_given_is_not_called_at_most() -> None:
     first = plan(minutes=0.1, pixels=10**9).lines()[0]
-    assert "at most" not in first and "later than the 0.1 minutes given" in first
+    assert "Plan for" not in first and "later than the 0.1 minutes given" in first

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,12 +121,12 @@ def test_from_a_folder_and_one_mask_to_a_report(
         assert (out / name).stat().st_size
     said = capsys.readouterr().out
     lines = said.splitlines()
-    plan = next(i for i, line in enumerate(lines) if line.startswith("Plan: at most 20 minutes"))
+    plan = next(i for i, line in enumerate(lines) if line.startswith("Plan for 20 minutes"))
     first = next(i for i, line in enumerate(lines) if line.startswith("First answer"))
     assert plan < first < len(lines) - 1 and "Epoch:" not in said
     assert "within the annotated image" in said and "There is no score on other images" in said
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Within the annotated image" in page and "test set" not in page and "Steel 42" in page
+    assert "Within the annotated image:" in page and "test set" not in page and "Steel 42" in page
     for text in (said, page):  # no network, no file of one, and that is said
         assert ("model.pt is not written" in text) != (out / "model.pt").is_file()
     names = [f"class {c}" for c in range(4)]
@@ -265,6 +266,45 @@ def test_the_same_command_again_changes_nothing_and_a_kill_is_made_good(
     assert run(place) == 0
     classes = {n[8:]: h for n, h in whole.items() if n.startswith("classes/")}
     assert hashes(place / "out" / "classes") == classes
+
+
+def test_the_first_answer_says_that_nothing_was_checked_until_something_was(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def page() -> str:
+        return (place / "out" / "report.html").read_text(encoding="utf-8")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation.job.Work, "compare", killed)
+        assert run(place) == 130
+    assert "Nothing has been checked yet" in page() and "No warnings" not in page()
+    assert "é0.png (annotated)" in page() and "1 of 4 images is annotated" in page()
+    shutil.rmtree(place / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation.job.Work, "pretrained", killed)
+        assert run(place) == 130
+    assert "Checked since: Dice" in page() and "Nothing has been checked" not in page()
+    assert "First answer checked on held-out blocks: Dice" in capsys.readouterr().out
+
+
+def test_what_masks_may_mean_otherwise_is_a_warning_of_the_page(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbered = np.zeros((SIDE, SIDE), np.uint8)
+    for number in range(1, 4):
+        numbered[4:20, 12 * number : 12 * number + 8] = number
+    Image.fromarray(numbered).save(place / "é0.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation.job.Work, "compare", lambda work: sys.exit(0))
+        with pytest.raises(SystemExit):
+            run(place, masks=("é0.png",))
+    page = (place / "out" / "report.html").read_text(encoding="utf-8")
+    assert '<p class="warn">' in page and page.count("number particles of one phase") == 1
+    said = capsys.readouterr().out
+    assert "Warning: " in said and "--mask-kind particles" in said
 
 
 def test_a_corrected_class_map_is_a_mask_from_then_on_and_is_never_lost(

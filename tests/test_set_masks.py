@@ -219,6 +219,33 @@ def test_numbered_particles_are_recognised_and_read_as_one_class(tmp_path, capsy
         np.testing.assert_array_equal(ids, masks[int(name[0])] > 0)
 
 
+@pytest.mark.parametrize("coloured", [False, True])
+def test_few_numbered_particles_are_read_as_classes_with_a_warning(tmp_path, capsys, coloured):
+    colours = np.random.default_rng(0).permutation(np.arange(1, 27))[:8]  # base 3, none black
+    colours[0] = 0
+    masks = [numbered(5), numbered(7), numbered(2)]
+    shown = [colours[m][..., None] // (9, 3, 1) % 3 * 120 if coloured else m for m in masks]
+    write_raw(tmp_path, [png(m.astype(np.uint8)) for m in shown], images=IMAGES[:3])
+    assert run(tmp_path) == 0
+    told = capsys.readouterr().out
+    (line,) = (line for line in told.splitlines() if "connected region" in line)
+    assert "each of its 7 values but 0" in line and "--mask-kind particles" in line
+    assert run(tmp_path, "--mask-kind", "particles", out="cured") == 0
+    assert "connected region" not in capsys.readouterr().out
+    for name, ids in ids_of(tmp_path / "cured").items():
+        np.testing.assert_array_equal(ids, masks[int(name[0])] > 0)
+
+
+def test_classes_of_several_pieces_or_one_region_alone_are_not_taken_for_numbers(tmp_path, capsys):
+    apart = numbered(4)
+    apart[apart == 4] = 2  # class 2 is in two pieces
+    for number, masks in enumerate([[numbered(3), apart], [numbered(1)] * 2]):
+        place = tmp_path / str(number)
+        write_raw(place, [png(m) for m in masks], images=IMAGES[:2])
+        assert run(place) == 0
+        assert "connected region" not in capsys.readouterr().out
+
+
 def test_many_classes_in_several_pieces_are_no_particles(tmp_path):
     many = np.tile(numbered(9)[:20], (3, 1)).astype(np.uint8)
     got = masks_of(tmp_path, [np.pad(many, ((0, 4), (0, 0)))] * 3)

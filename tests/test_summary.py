@@ -13,7 +13,7 @@ from PIL import Image
 from metallography.folder import Folder
 from metallography.items import list_images
 from metallography.segmenter import Segmenter
-from metallography.summary import interval, shown, warnings, words, write_tables
+from metallography.summary import at_most, interval, shown, warnings, words, write_tables
 from tests.trained_model import rows_of, write_weights
 
 
@@ -178,3 +178,81 @@ def test_an_interval_by_hand() -> None:
     # t(0.975, 1) = 12.706; the deviation of 1 and 3 is the square root of 2.
     assert interval([1.0, 3.0, math.nan]) == "2 ± 13"
     assert interval([math.nan]) == "-"
+
+
+def squares(folder: Path, *sides: int) -> None:
+    """An image of 60 x 100 px with squares of class 1 on the matrix."""
+    pixels = np.zeros((60, 100), np.uint8)
+    for number, side in enumerate(sides):
+        top, left = 2 + 12 * (number // 8), 2 + 12 * (number % 8)
+        pixels[top : top + side, left : left + side] = 1
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(folder / f"{len(list(folder.iterdir()))}.png")
+
+
+def measured(tmp_path: Path, segmenter: Segmenter, monkeypatch, **terms) -> tuple[Folder, str]:
+    one_hot = np.eye(3, dtype=np.float32)
+    monkeypatch.setattr(
+        segmenter, "bands", lambda image, *how: iter([(0, np.moveaxis(one_hot[image], 2, 0))])
+    )
+    out = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
+    folder = Folder(segmenter, list_images(tmp_path / "img", out), out, **terms)
+    folder.run()
+    write_tables(folder)
+    return folder, (out / "summary.md").read_text(encoding="utf-8")
+
+
+def test_sizes_at_the_smallest_particle_are_bounds(tmp_path, segmenter, monkeypatch) -> None:
+    # 3 of 20 have 4 x 4 = 16 px: D10 is theirs, sqrt(4 * 16 / pi) = 4.514 px.
+    squares(tmp_path / "img", *[4] * 3, *[8] * 17)
+    folder, text = measured(tmp_path, segmenter, monkeypatch, min_px=16)
+    assert folder.smallest_diameter == pytest.approx(math.sqrt(64 / math.pi))
+    *_, named, _ = table(text, "Diameter of all whole particles")
+    assert named[3:5] == ["≤ 4.514", "9.027"]
+    assert "Those of fewer than 16 pixels (4.514 px across) do not count (--min_px)" in text
+    # The limit is as far below D10 as 10 px are below 16: more than a tenth in diameter.
+    _, text = measured(tmp_path, segmenter, monkeypatch, min_px=10)
+    assert table(text, "Diameter of all whole particles")[-2][3] == "4.514" and "≤" not in text
+
+
+def test_a_bound_is_at_most_a_tenth_above_the_smallest() -> None:
+    assert (at_most(11.0, 10.0), at_most(11.1, 10.0)) == ("≤ 11", "11.1")
+    assert at_most(math.nan, 10.0) == "-"
+
+
+def test_of_several_scales_the_coarsest_cuts_off(tmp_path, segmenter) -> None:
+    (tmp_path / "img").mkdir()
+    for name in "ab":
+        Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "img" / f"{name}.png")
+    items = list_images(tmp_path / "img", tmp_path / "out")
+    scales = {"a": 0.1, "b": 0.4}
+    folder = Folder(segmenter, items, tmp_path / "out", min_px=12, scales=scales)
+    assert folder.smallest_diameter == pytest.approx(0.4 * math.sqrt(48 / math.pi))
+
+
+def test_the_matrix_has_no_sizes_unless_it_is_of_grains(tmp_path, segmenter, monkeypatch) -> None:
+    squares(tmp_path / "img", 8, 8)
+    folder, text = measured(tmp_path, segmenter, monkeypatch)
+    assert folder.with_particles == [1, 2]
+    matrix, named, _ = table(text, "Over fields")[2:]
+    assert matrix[1:6] == ["-"] * 5 and named[3] == "9.027"
+    assert matrix[6] != "-" and matrix[7] != "-"  # chord, and path between its islands
+    rows = table(text, "Diameter of all whole particles")[2:]
+    assert [row[0] for row in rows] == ["a_b/c", "void"]
+    assert "Class 0 (matrix) is taken for the matrix" in text
+    (row,) = (r for r in rows_of(folder.out / "measurements.csv") if r["class"] == "0")
+    assert row["particles_cut"] == "1" and row["number"] == "0.5"  # the files hold them
+    folder, text = measured(tmp_path, segmenter, monkeypatch, grain_classes=[0])
+    assert table(text, "Over fields")[2][1] != "-" and "is taken for the matrix" not in text
+    assert len(table(text, "Diameter of all whole particles")[2:]) == 3
+
+
+def test_two_means_of_one_size_say_what_they_are_of(tmp_path, segmenter, monkeypatch) -> None:
+    squares(tmp_path / "img", 4)
+    squares(tmp_path / "img", 8, 8, 8)
+    _, text = measured(tmp_path, segmenter, monkeypatch)
+    # Of fields (4.514 + 9.027) / 2, of particles (4.514 + 3 * 9.027) / 4.
+    assert table(text, "Over fields: each field's own mean")[3][3].startswith("7 ±")
+    head, _, named, _ = table(text, "Diameter of all whole particles of all fields together")
+    assert (head[2], named[2]) == ("mean of them", "7.899")
+    assert "Here each particle counts alike; over fields each field counts by its area" in text

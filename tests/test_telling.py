@@ -11,7 +11,15 @@ from segmentation import blocks
 from segmentation.answers import Round
 from segmentation.blocks import HeldOut
 from segmentation.schedule import Schedule
-from segmentation.telling import curve_lines, gain_error, honest_lines
+from segmentation.telling import (
+    annotated_line,
+    curve_lines,
+    first_checked,
+    fraction_rows,
+    gain_error,
+    honest_lines,
+    poor_lines,
+)
 
 Counts = list[list[list[int]]]
 
@@ -79,3 +87,65 @@ def test_of_strokes_it_is_said_that_they_alone_are_scored() -> None:
     assert honest_lines(this, schedule)[0].endswith(
         "Only strokes are scored: what nobody labelled may be told apart worse"
     )
+
+
+def plan(**changed: object) -> Schedule:
+    halves = [list(fold) for fold in blocks.PAIRS]
+    own = {"folds": halves, "pretrain_steps": 0, "reduce": [1, 1], **changed}
+    return Schedule({}, 0, 0, own["folds"], 0, own["pretrain_steps"], {}, 1, own["reduce"], {}, [])  # type: ignore[arg-type]
+
+
+def test_a_phase_that_was_mostly_wrong_where_it_was_held_out_is_a_warning() -> None:
+    # Of class 1 three of ten pixels are found: Dice 2 * 3 / (10 + 3) = .462; of class 0 .741.
+    (line,) = poor_lines(HeldOut(np.array(found(3))), ["matrix", "2"])
+    assert "class 2 (0.462)" in line and "matrix" not in line and "do not rely" in line
+    assert poor_lines(HeldOut(np.array(found(4))), ["matrix", "2"]) == []  # 8 / 14 = .571
+    assert poor_lines(None, ["matrix", "2"]) == []
+    unseen = HeldOut(np.array([[[10, 0], [0, 0]]]))  # no block shows class 1: its Dice is unknown
+    assert poor_lines(unseen, ["matrix", "2"]) == []
+
+
+def test_the_check_of_the_first_look_says_at_which_size_it_was_made() -> None:
+    (line,) = first_checked(HeldOut(np.array(found(10))), plan(), 1)
+    assert line.startswith("Checked since: Dice 1.000 on held-out blocks") and "reduced" not in line
+    (line,) = first_checked(HeldOut(np.array(found(10))), plan(reduce=[5, 2]), 2)
+    assert line.endswith("reduced by a factor of 2, for this look by 5")
+    assert "Within the annotated images:" in line
+
+
+def test_pretraining_is_spoken_of_where_there_was_some() -> None:
+    this = round_of(found(5, 5), found(6, 6))
+    this.scores, this.kept = {"pixel classifier": found(6, 6)}, "pixel classifier"
+    assert "pretraining" not in honest_lines(this, plan())[0]
+    assert "pretraining knew the whole mask" in honest_lines(this, plan(pretrain_steps=9))[0]
+
+
+def test_corrected_maps_are_said_to_raise_the_score() -> None:
+    this = round_of(found(5, 5), found(6, 6))
+    this.scores, this.kept = {"pixel classifier": found(6, 6)}, "pixel classifier"
+    this.labels = {"a": "", "b": ""}
+    assert "too high" not in honest_lines(this, plan())[0]
+    said = honest_lines(this, plan(), corrected=1)[0]
+    assert "Labels of 1 of 2 annotated images are corrected class maps" in said
+    assert said.endswith("so this Dice is too high")
+
+
+def test_annotated_images_are_said_to_count() -> None:
+    assert annotated_line(["b"], 12).startswith("1 of 12 images is annotated, whose labels were")
+    assert "2 of 12 images are annotated" in annotated_line(["b", "c"], 12)
+    assert annotated_line(["b"], 12).endswith("count in all numbers as those of other images")
+
+
+def test_fractions_on_the_terminal_are_those_of_the_page() -> None:
+    # Fields of 100 and 300 pixels: (20 * 100 + 40 * 300) / 400 = 35 %, on the page, too.
+    class Measured:
+        class segmenter:  # noqa: N801  the attribute of a folder
+            class_names = ("matrix",)
+
+        rows = [
+            {"class": 0, "area_fraction": share, "field_px": pixels}
+            for share, pixels in ((0.2, 100), (0.4, 300))
+        ]
+
+    (row,) = fraction_rows(Measured)  # type: ignore[arg-type]
+    assert (row["mean"], row["least"], row["most"]) == pytest.approx((35, 20, 40))
