@@ -43,7 +43,7 @@ class Polygon:
         top, left, height, width = _bounds(np.concatenate(self.rings), size)
         switches = np.zeros(height * (width + 1), np.int64)
         for ring in self.rings:
-            switches += _crossings(ring - (left, top), height, width)
+            switches += _crossings(ring, top, left, height, width)
         inside = switches.reshape(height, width + 1)[:, :width].cumsum(axis=1) % 2
         return Patch(top, left, inside.astype(np.bool_))
 
@@ -178,22 +178,24 @@ def _bounds(box: Points, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return top, left, max(0, bottom - top), max(0, right - left)
 
 
-def _crossings(ring: Points, height: int, width: int) -> NDArray[np.int64]:
-    """How often a ring is crossed before each pixel's centre, from the left: (H * (W + 1),).
+def _crossings(ring: Points, top: int, left: int, height: int, width: int) -> NDArray[np.int64]:
+    """How often a ring is crossed before each centre of a patch, from the left: (H * (W + 1),).
 
     A row is crossed where its centres lie on an edge's upper end or below, and above its lower end.
+    All is counted in the image's coordinates: in two patches' own, rounding would differ.
     """
     start, end = ring, np.roll(ring, -1, axis=0)
     down = start[:, 1] <= end[:, 1]
     # One direction for both shapes that share an edge, so that rounding is the same in them.
     upper, lower = (np.where(down[:, None], a, b) for a, b in ((start, end), (end, start)))
-    first, last = (np.ceil(e[:, 1] - 0.5).clip(0, height).astype(int) for e in (upper, lower))
+    ends = (np.ceil(e[:, 1] - 0.5) - top for e in (upper, lower))
+    first, last = (end.clip(0, height).astype(int) for end in ends)
     rows_of = last - first
     edge = np.repeat(np.arange(len(ring)), rows_of)
     rows = np.arange(len(edge)) - np.repeat(rows_of.cumsum() - rows_of, rows_of) + first[edge]
     slope = (lower[edge, 0] - upper[edge, 0]) / (lower[edge, 1] - upper[edge, 1])
-    x = upper[edge, 0] + (rows + 0.5 - upper[edge, 1]) * slope
-    columns = np.ceil(x - 0.5).clip(0, width).astype(int)
+    x = upper[edge, 0] + (rows + top + 0.5 - upper[edge, 1]) * slope
+    columns = (np.ceil(x - 0.5) - left).clip(0, width).astype(int)
     return np.bincount(rows * (width + 1) + columns, minlength=height * (width + 1))
 
 

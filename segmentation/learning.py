@@ -143,11 +143,10 @@ class Learning:
         took = []
         for batch in islice(_batches(runner), TIMED_STEPS + 1):
             started = time.monotonic()
-            with runner.precision():
-                losses = runner.losses(to_device(batch, self.device))
+            prepared = runner.prepared(to_device(batch, self.device))
             runner.optimizer.zero_grad()
-            losses["loss"].backward()
-            float(losses["loss"].detach())
+            losses = (runner.graphs or runner.passes)(prepared)
+            float(losses["loss"])
             took.append(time.monotonic() - started)
         return sorted(took[1:] or took)[len(took[1:] or took) // 2]
 

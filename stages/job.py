@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import proxy
 
 import numpy as np
 import torch
@@ -125,7 +126,10 @@ class Runner(Training):
     def replay_steps(self) -> None:
         """Have passes replayed as a graph, on CUDA by a process that has whole batches."""
         if self.config.cuda_graphs and self.device.type == "cuda" and self.ranks == 1:
-            self.graphs = StepGraphs(self.passes, self.module)
+            # Not the method itself: with a cycle of references a stage that is done would keep
+            # its memory on the device until Python looks for cycles.
+            own = proxy(self)
+            self.graphs = StepGraphs(lambda batch: own.passes(batch), self.module)
 
     def synchronised(self, module: nn.Module) -> nn.Module:
         """With BatchNorm's statistics of the whole batch, if ranks share it and that is wanted."""

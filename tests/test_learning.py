@@ -12,6 +12,8 @@ from config import PRESETS, ConfigError
 from segmentation.intake import Request, read
 from segmentation.learning import Learning
 from segmentation.micrographs import draw_micrograph
+from stages.finetuning import Supervised
+from stages.pretraining import SelfSupervised
 
 SIDES = (48, 48)
 
@@ -53,9 +55,15 @@ def test_the_published_settings_need_one_size(tmp_path: Path) -> None:
 
 
 def test_timing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.finetuning import Supervised
-
     own = learning(tmp_path)
     own.values |= {"channels": (4, 8, 16, 32), "fine_batch_size": 1}
     assert own.seconds_per_step(Supervised) > 0 and own.seconds_per_megapixel() > 0
     assert not own.folder.exists()
+
+
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_steps_are_timed_wherever_views_are_finished(where: str, tmp_path: Path) -> None:
+    """'device', as on CUDA: a batch comes without pixels, which the step makes of kept images."""
+    own = learning(tmp_path)
+    own.values |= {"channels": (4, 8, 16, 32), "augment_on": where, "cache_on": where}
+    assert own.seconds_per_step(SelfSupervised) > 0

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,3 +186,22 @@ def test_a_replayed_epoch_of_pretraining_is_the_epoch(
         logs.append(stage.log.line.call_args_list)
     assert len(standing_in.of) == 1 and logs[0] == logs[1]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_stage_that_is_done_gives_its_memory_back_at_once(tmp_path: Path) -> None:
+    """Graphs, weights and moments: none waits until Python looks for cycles of references."""
+    config = step.config_of({"method": "simclr", "size": 16, "batch": 2, "steps": 1}, tmp_path)
+    how = {"repeats": "0", "device": "cpu", "amp": "off", "channels": (4, 8, 16, 32), "top_k": 2}
+    stage = SelfSupervised(open_set(dataclasses.replace(config, **how).resolved())[0][0])
+    stage.build()
+    stage.device = torch.device("cuda")  # of which nothing is asked here
+    stage.replay_steps()
+    assert stage.graphs is not None
+    left = [weakref.ref(each) for each in (stage.graphs, stage.module, stage.optimizer)]
+    gc.collect()
+    gc.disable()
+    try:
+        del stage
+        assert [each() for each in left] == [None] * 3
+    finally:
+        gc.enable()
