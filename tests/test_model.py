@@ -544,6 +544,16 @@ def test_padded_plans_change_nothing(self_mode: str) -> None:
     assert shapes[0] == shapes[1] == shapes[2]
 
 
+@pytest.mark.parametrize("self_mode", METHODS)
+def test_of_a_planned_batch_the_passes_draw_nothing(self_mode: str) -> None:
+    """A graph of them would replay the numbers that were drawn when it was recorded."""
+    method = make(self_mode)
+    planned = method.planned(make_batch(4, 32, 32), fixed=True)
+    before = torch.get_rng_state()
+    method(planned)["loss"].backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_crop_of_fewer_cells_than_templates_is_not_padded() -> None:
     method = make("moco")  # of up1's 8x8 cells a crop has at most 64
     assert isinstance(method, PSCL)
