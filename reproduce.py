@@ -187,8 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with group.joined():
             if options.devices:
                 device_names(options.devices)
-                if group.size() > 1:
-                    raise ConfigError("--devices: torchrun shares the runs already; leave it out")
+            asked = {name for name in ("devices", "commands", "piece") if getattr(options, name)}
+            if asked and group.size() > 1:
+                raise ConfigError(f"--{min(asked)}: torchrun shares the runs already; leave it out")
             with redirect_stdout(sys.stderr if options.commands else sys.stdout), group.agreed():
                 plan = Plan(options)
             problems = [] if options.piece else group.by_writer(plan.problems)

@@ -425,7 +425,8 @@ def measure_speed(
     for _ in itertools.islice(running, steps):
         pass
     milliseconds = 1000 * (measure.now(device) - start) / steps
-    row: Result = {"method": name, "size": size, "precision": how, "graphs": str(graphs)}
+    row: Result = {"method": name, "size": size, "precision": how}
+    row["graphs"] = str(graphs and device.type == "cuda")
     row["ms"] = milliseconds
     row["first s"] = first
     row["GiB"] = measure.peak_megabytes(device) / 1024

@@ -471,9 +471,12 @@ def test_a_table_is_the_same_by_ranks_and_on_devices(tmp_path: Path, images: Pat
         assert [n for n in expected if found[n] != expected[n]] == []
 
 
-def test_devices_are_no_business_of_ranks(tmp_path: Path, images: Path) -> None:
-    found = command(_table, [(tmp_path / "ranks", images, "--devices cpu,cpu")] * 2)
-    line = "--devices: torchrun shares the runs already; leave it out\n"
+@pytest.mark.parametrize("words", ["--devices cpu,cpu", "--commands", "--piece any"])
+def test_devices_and_schedulers_are_no_business_of_ranks(
+    tmp_path: Path, images: Path, words: str
+) -> None:
+    found = command(_table, [(tmp_path / "ranks", images, words)] * 2)
+    line = f"{words.split()[0]}: torchrun shares the runs already; leave it out\n"
     assert [code for code, *_ in found] == [2, 2]
     assert all(err.endswith(line) and err.count("\n") == 1 for *_, err in found), found
 

@@ -163,6 +163,18 @@ def test_memory_that_runs_out_is_said_as_such(
     with pytest.raises(torch.OutOfMemoryError):
         trained(True, [6])
 
+    @contextlib.contextmanager
+    def broken(graph: Graph, **how: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("the recording was broken off")
+
+    monkeypatch.setattr(torch.cuda, "graph", broken)
+    passes = Mock(side_effect=[{}] * step_graph.WARM_UP + [torch.OutOfMemoryError("none left")])
+    with pytest.raises(torch.OutOfMemoryError):
+        StepGraphs(passes, Small())({"x": torch.randn(6, 4)})
+
 
 @pytest.mark.parametrize("method", ["simclr", "moco"])
 def test_a_replayed_epoch_of_pretraining_is_the_epoch(

@@ -109,6 +109,8 @@ class StepGraphs:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a library may refuse to have recorded
+            if isinstance(error.__context__, torch.OutOfMemoryError):  # which ended the recording
+                raise error.__context__ from None
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(
                 f"Steps are not replayed as a graph, which is slower: {why}", stacklevel=2
