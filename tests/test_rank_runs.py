@@ -103,6 +103,7 @@ def test_runs_of_two_ranks_are_those_of_one_process(tmp_path: Path, images: Path
             assert torch.equal(value, weights[1]["finetune"][name])
 
 
+@pytest.mark.slow  # seconds: 8; a single run whose batches are shared is beside it
 def test_one_run_with_labels_is_trained_by_rank_0_and_evaluated_by_all(
     tmp_path: Path, images: Path
 ) -> None:
