@@ -251,17 +251,6 @@ class Answer(Folder):
         lines = read_metrics(path) if path.exists() else []
         return {e["name"]: float("nan") if e.get(kind) is None else e[kind] for e in lines}
 
-    def corrected_pixels(self) -> dict[str, tuple[int, int]]:
-        """Of each labelled image: pixels where the labels changed the prediction, and labelled."""
-        found = {}
-        for item in self.items:
-            path = self.file("predicted", item)
-            if item.name in self.labels and path.exists():
-                labels, predicted = read_mask(self.labels[item.name]), read_mask(path)
-                known = labels != IGNORED
-                found[item.name] = int((known & (labels != predicted)).sum()), int(known.sum())
-        return found
-
 
 def _or_none(value: float | None) -> float | None:
     return None if value is None or np.isnan(value) else value
