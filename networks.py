@@ -83,8 +83,8 @@ def activated(norm: nn.Module, x: Tensor) -> Tensor:
         # On the rows: for an in-place operation on the permuted view that the norm returns,
         # autograd would copy every gradient, and the copies would not be channels-last.
         return norm.activated_rows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    learnt = type(norm) is nn.BatchNorm2d and learns(norm, x)
-    if learnt and (kernel := kernel_for("batch_norm", x)):
+    own = type(norm) is nn.BatchNorm2d and takes_statistics(norm, x)
+    if own and (kernel := kernel_for("batch_norm", x)):
         assert isinstance(norm, nn.BatchNorm2d) and norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
         rows = x.permute(0, 2, 3, 1)
@@ -94,7 +94,7 @@ def activated(norm: nn.Module, x: Tensor) -> Tensor:
     return F.leaky_relu(norm(x), 0.01, inplace=True)
 
 
-def learns(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+def takes_statistics(norm: nn.BatchNorm2d, x: Tensor) -> bool:
     """Whether a BatchNorm takes statistics of (B, C, H, W), which its running ones follow.
 
     Without a momentum those are taken anew (``torch.optim.swa_utils.update_bn``); one value has

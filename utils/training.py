@@ -347,7 +347,7 @@ class Training:
             names[step] = batch["name"]
             batch = self.prepared(batch)
             self.optimizer.zero_grad()
-            losses = self.graphs(batch) if self.graphs else self.passes(batch)
+            losses = (self.graphs or self.passes)(batch)
             sum_gradients(self.module.parameters())
             self.update()
             for name, value in losses.items():

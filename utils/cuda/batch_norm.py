@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from utils.cuda.rows import block_sizes, mixed_rows, require_equal
+
 TILE = 4096  # numbers that a program holds at once
 PROGRAMS = 1024  # at most, each of which sums over its rows
 
@@ -67,7 +69,7 @@ def take_statistics(
     rows: Tensor, mean: Tensor, variance: Tensor, momentum: float, eps: float
 ) -> Tensor:
     """Mean, and one over the deviation, of each channel: (2, C). The running ones follow."""
-    (count, channels), sizes = rows.shape, _sizes(rows)
+    (count, channels), sizes = rows.shape, block_sizes(rows, TILE)
     programs = min(PROGRAMS, triton.cdiv(count, sizes["block"]))
     sums = torch.empty(2, programs, channels, device=rows.device)
     found = torch.empty(2, channels, device=rows.device)
@@ -80,7 +82,7 @@ def take_statistics(
 
 def forward(rows: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, slope: float) -> Tensor:
     """Rows normalised by ``statistics`` and activated."""
-    result, (count, channels), sizes = torch.empty_like(rows), rows.shape, _sizes(rows)
+    result, (count, channels), sizes = torch.empty_like(rows), rows.shape, block_sizes(rows, TILE)
     grid = (triton.cdiv(count, sizes["block"]),)
     inputs = (rows, weight, bias, statistics, result, count, channels, slope)
     with torch.cuda.device_of(rows):
@@ -92,7 +94,7 @@ def backward(
     gradient: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows, weight and bias; the same numbers are added in the same order always."""
-    result, (count, channels), sizes = torch.empty_like(rows), rows.shape, _sizes(rows)
+    result, (count, channels), sizes = torch.empty_like(rows), rows.shape, block_sizes(rows, TILE)
     blocks = triton.cdiv(count, sizes["block"])
     programs = min(PROGRAMS, blocks)
     parts = torch.empty(2, programs, channels, device=rows.device)
@@ -103,11 +105,6 @@ def backward(
         _backward[(blocks,)](*inputs, sums, result, count, channels, slope, **sizes)
     of_weight, of_bias = sums.to(weight.dtype)
     return result, of_weight, of_bias
-
-
-def _sizes(rows: Tensor) -> dict[str, int]:
-    width = triton.next_power_of_2(rows.shape[1])
-    return {"width": width, "block": max(1, TILE // width)}
 
 
 @triton.jit
@@ -273,8 +270,7 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
     """
     aten, momentum, eps, slope = torch.ops.aten, 0.1, 1e-5, 0.01
     for channels in (32, 24):
-        mixed = torch.arange(700 * channels) * 7919 % 1009 / 504 - 1  # not from a run's generator
-        rows = mixed.view(700, channels).to(device, dtype)
+        rows = mixed_rows(channels, device, dtype)
         gradient = rows.roll(1, 0)
         weight, bias = (torch.linspace(a, 1, channels, device=device) for a in (0.5, -1))
         mean, variance, mean_too, variance_too = torch.zeros(4, channels, device=device)
@@ -294,8 +290,4 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
                 mean_too,
                 variance_too,
             )
-        for own, plain in zip(found, expected, strict=True):
-            # In the mean: a number next to 0 may have the slope of the other side.
-            error = float((own.float() - plain).abs().mean() / plain.abs().mean())
-            if not error < (1e-4 if dtype == torch.float32 else 1e-2):
-                raise RuntimeError(f"its numbers differ from PyTorch's by {error:.1e}")
+        require_equal(found, expected, dtype)

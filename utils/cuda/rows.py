@@ -1,0 +1,31 @@
+"""What the kernels of norms share: rows in blocks, and the comparison with PyTorch's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {torch.float32: 1e-4}  # of the mean difference, relative; of other types 1e-2
+
+
+def block_sizes(rows: Tensor, tile: int) -> dict[str, int]:
+    """``width`` and ``block`` of a kernel that holds ``tile`` numbers of (..., C): powers of 2."""
+    width = 1 << (rows.shape[-1] - 1).bit_length()
+    return {"width": width, "block": max(1, tile // width)}
+
+
+def mixed_rows(channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Rows (700, C) of numbers between -1 and 1, not from a run's generator."""
+    mixed = torch.arange(700 * channels) * 7919 % 1009 / 504 - 1
+    return mixed.view(700, channels).to(device, dtype)
+
+
+def require_equal(found: Iterable[Tensor], expected: Iterable[Tensor], dtype: torch.dtype) -> None:
+    """RuntimeError if numbers of a kernel, computed of ``dtype``, are not PyTorch's."""
+    for own, plain in zip(found, expected, strict=True):
+        # In the mean: a number next to 0 may have the slope of the other side.
+        error = float((own.float() - plain).abs().mean() / plain.abs().mean())
+        if not error < TOLERANCE.get(dtype, 1e-2):
+            raise RuntimeError(f"its numbers differ from PyTorch's by {error:.1e}")
