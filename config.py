@@ -57,7 +57,7 @@ DECIDES = {
     "self fine": "self_mode use_unlabelled embed_dim hidden_dim groups random_crop self_jitter "
     "self_batch_size self_max_epoch self_lr self_optimizer self_weight_decay "
     "self_schedule self_crop temperature global_local_ratio top_k sample_ratio label_guided "
-    "scale_weights intra_view_negatives admit_matches momentum queue_size group_decay "
+    "scale_weights intra_view_negatives admit_matches momentum queue_size batches group_decay "
     "patch_group_decay freshness_decay dense_grid",
     "fine sup": "class_weight fine_jitter fine_contrast fine_crop fine_scale fine_rotation "
     "fine_noise fine_blur fine_illumination fine_batch_size fine_crops fine_max_epoch fine_steps "
@@ -307,6 +307,8 @@ class Config:
         limits=FRACTION)
     queue_size: int = method(504, "length of the queues", unit="images",
         limits=between(1, 10_000_000))
+    batches: str = method("names", "PSCL-MoCo: production batches: names = those of file names, "
+        "none = every image is its own", source=OURS, choices=("names", "none"))
     group_decay: float = method(0.2, "PSCL-MoCo: decay per step of the image queue's weight of the "
         "same production batch", published="lab_size_decay", limits=FRACTION)
     patch_group_decay: float = method(0.5, "PSCL-MoCo: decay per step of the patch queue's weight "

@@ -197,7 +197,7 @@ def open_set(
             sizes=config.sizes,
             repeats=config.repeat_list,
             use_unlabelled=config.use_unlabelled,
-            self_mode_needs_groups=method.needs_groups,
+            self_mode_needs_groups=method.needs_groups and config.batches == "names",
             needs_annotated=method.needs_annotated,
             probe=config.probe > 0,
             self_crop=config.self_crop,

@@ -134,12 +134,13 @@ def annotated_repeats(
     return tuple(there) or (0,)
 
 
-def number_groups(samples: Iterable[Sample]) -> dict[str, int]:
+def number_groups(samples: Iterable[Sample], by_batch: bool = True) -> dict[str, int]:
     """File name -> number of its production batch, from 0 in the order of the batches' names.
 
-    Each image without a batch is a group of its own, after the batches.
+    Each image without a batch is a group of its own, after the batches; so is every image, if
+    ``by_batch`` is False.
     """
-    keys = {s.name: (0, s.batch) if s.batch else (1, s.name) for s in samples}
+    keys = {s.name: (0, s.batch) if s.batch and by_batch else (1, s.name) for s in samples}
     numbers = {key: number for number, key in enumerate(sorted(set(keys.values())))}
     return {name: numbers[key] for name, key in keys.items()}
 
@@ -200,6 +201,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     turns, crop and resize. An item is {"view_q", "view_k": float (3, H, W), "geometry":
     ViewGeometry of view k, "group": production-batch number, "name"}, and for an image of
     ``annotated`` also "label": float (C, H, W), its one-hot label map through view k's geometry.
+    Without ``by_batch`` every image is a production batch of its own.
     With ``seen``, class ids (H, W) of every image by its file, "seen" is the same of these.
 
     ``jitter_strength`` is d of the colour jitter, ``random_crop`` the largest part of a side that
@@ -228,9 +230,10 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     unfinished: bool = False
     seen: Mapping[Path, Tensor] | None = None
     kept: bool = False
+    by_batch: bool = True
 
     def __post_init__(self) -> None:
-        self.groups = number_groups([*self.train, *self.annotated])
+        self.groups = number_groups([*self.train, *self.annotated], self.by_batch)
         self.own: dict[Path, Statistics] = {}  # of whole images, taken once
         self.levels: dict[Path, Tensor] = {}  # likewise how many pixels have each gray level
 

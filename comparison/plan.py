@@ -109,7 +109,8 @@ class Plan:
             sizes=config.sizes,
             repeats=config.repeat_list,
             use_unlabelled=config.use_unlabelled,
-            self_mode_needs_groups=any(m.needs_groups for m in methods),
+            self_mode_needs_groups=config.batches == "names"
+            and any(m.needs_groups for m in methods),
             needs_annotated=any(m.needs_annotated for m in methods),
             self_crop=config.self_crop,
             fine_crop=config.fine_crop,

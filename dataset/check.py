@@ -403,8 +403,16 @@ class SetCheck:
             self.problems.append(f"{found}; {cure}")
 
     def batches(self, samples: list[Sample]) -> None:
-        """Warn once when names carry no production batch."""
-        nameless = list(dict.fromkeys(s.image for s in samples if not s.batch))
+        """Warn once when names carry no production batch, or all of them the same one."""
+        images = {s.image: s.batch for s in samples}
+        nameless = [image for image, batch in images.items() if not batch]
+        if len(images) > 1 and not nameless and len({*images.values()}) == 1:
+            path, batch = next(iter(images.items()))
+            self.warnings.append(
+                f"{path.parent}: all {len(images)} images are of one production batch, '{batch}', "
+                "by their names, so PSCL-MoCo takes each for a positive of all others; if the "
+                "names tell no batch, give --batches none"
+            )
         if nameless:
             found = (
                 f"{len(nameless)} file name(s) without a production batch (<batch>_<sample>_x_x)"

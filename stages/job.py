@@ -18,7 +18,7 @@ from config import FIELDS, Config
 from data import Sample
 from imaging.imagefile import turn_text
 from imaging.store import ImageStore, fingerprint
-from model import settings_of
+from model import METHODS, settings_of
 from report import figures
 from utils.checkpoint import UNET
 from utils.cuda.step_graph import StepGraphs
@@ -216,6 +216,7 @@ def read_anew(store: ImageStore) -> str:
 def unused_settings(config: Config) -> list[str]:
     """The settings that only other methods take."""
     taken = settings_of(config.self_mode)
+    taken |= {"batches"} if METHODS[config.self_mode].needs_groups else set()
     return [n for n, f in FIELDS.items() if f.metadata["group"] == "Method" and n not in taken]
 
 

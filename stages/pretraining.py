@@ -69,6 +69,7 @@ class SelfSupervised(Runner):
             unfinished=self.on_device,
             seen=self.seen_classes() if self.admits else None,
             kept=self.keep_images(),
+            by_batch=c.batches == "names",
         )
         self.batches = data.Batches(views, c.self_batch_size, c.workers)
 
@@ -140,6 +141,8 @@ class SelfSupervised(Runner):
         if annotated:
             one = "One of the annotated images" if annotated[1:] else "The annotated image"
             lines.append(f"{one} rides along in every batch: {some_names(annotated)}")
+        if self.method.needs_groups and c.batches == "none":
+            lines.append("No production batches (--batches none): every image is its own")
         if self.admits:
             lines.append(
                 "Of matches in other images only those count that a pixel classifier, learnt from "

@@ -170,6 +170,15 @@ def test_warnings(root):
     assert len(check(root, self_mode_needs_groups=False).warnings) == 4
 
 
+def test_names_of_one_batch_alone_are_warned_about(root):
+    """PSCL-MoCo would take every image for a positive of all others."""
+    for path in sorted(root.rglob("*_*_*_*.*")):
+        path.rename(path.with_name("NEU_" + path.name.split("_", 1)[1]))
+    (line,) = check(root).warnings
+    assert "are of one production batch, 'NEU'" in line and "--batches none" in line
+    assert check(root, self_mode_needs_groups=False).warnings == ()
+
+
 def test_missing_set_says_how_to_lay_one_out(tmp_path):
     with pytest.raises(DataError) as caught:
         check(tmp_path / "nowhere")

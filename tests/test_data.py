@@ -96,6 +96,12 @@ def test_groups_number_the_batches():
     }
 
 
+def test_every_image_is_a_group_of_its_own_where_names_tell_no_batch():
+    samples = [Sample(Path(n), None) for n in ("A_2_0_0.png", "A_1_0_0.png", "plain.png")]
+    groups = data.number_groups(samples, by_batch=False)
+    assert groups == {"A_1_0_0.png": 0, "A_2_0_0.png": 1, "plain.png": 2}
+
+
 # ---------------------------------------------------------------- views
 
 

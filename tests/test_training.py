@@ -431,6 +431,15 @@ def test_a_processor_that_lacks_memory_is_a_line_with_the_cure(
 # --- states ---------------------------------------------------------------------------------------
 
 
+def test_without_batches_every_image_is_its_own_for_pscl_moco(data: Path, tmp_path: Path) -> None:
+    few = dict(self_mode="moco", batches="none", self_max_epoch=1, queue_size=8)
+    assert train(data, tmp_path, stages="self", **few) == 0
+    state = load(tmp_path / "tiny_moco" / "1_0" / "state_self.pt")
+    assert "No production batches (--batches none): every image is its own" in state["about"]
+    groups = state["module"]["queue_group"]
+    assert sorted({*groups.tolist()} - {-1}) == [0, 1, 2, 3]  # four images of two batches
+
+
 def test_every_state_tells_its_settings_and_its_machine(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
