@@ -275,6 +275,10 @@ class Folder:
         """What an image is called in pictures of several."""
         return item.name
 
+    def table_rows(self) -> list[Row]:
+        """The rows of ``measurements.csv``, with what else is known of each image."""
+        return self.rows
+
     def terms(self, um_per_px: float | None = None) -> measure.Terms:
         """How to measure an image: the last arguments of ``measure.measure_mask``."""
         own = (self.min_px, self.grain_classes, self.connectivity, self.boundary_classes)

@@ -52,7 +52,7 @@ def write_tables(folder: Folder) -> None:
     could not be used) and ``tables``, see ``Table``. UserError if a file cannot be written.
     """
     batches = measure.by_batch(folder.rows, folder.unit_scale)
-    files = {"measurements": folder.rows, "batches": batches}
+    files = {"measurements": folder.table_rows(), "batches": batches}
     if any(item.truth for item in folder.items):
         files["comparison"] = folder.compared
     for name, rows in files.items():

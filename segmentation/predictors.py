@@ -19,7 +19,7 @@ from imaging.gray_range import Conversion, EachImage
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.folder import Folder
 from metallography.items import Item
-from metallography.particles import Array
+from metallography.particles import Array, Row
 from metallography.ranking import SecondOpinion
 from metallography.segmenter import Segmenter
 from metallography.tiling import Floats, resized_bands
@@ -233,6 +233,12 @@ class Answer(Folder):
     def title_of(self, item: Item) -> str:
         """The name of an image, with a mark if its labels were learnt."""
         return f"{item.name} (annotated)" if item.name in self.labels else item.name
+
+    def table_rows(self) -> list[Row]:
+        """The rows of ``measurements.csv``, with a last column on whose labels were learnt."""
+        return [
+            row | {"annotated": "yes" if row["image"] in self.labels else "no"} for row in self.rows
+        ]
 
     def _note(self, name: str) -> None:
         old = {kind: self.noted(kind) for kind in NOTED}

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metallography.folder import Folder
 from metallography.items import Item
+from metallography.summary import write_tables
 from metallography.views import average_and_votes, average_views, disagreement
 from segmentation.predictors import (
     Answer,
@@ -57,6 +59,25 @@ def test_labels_win_over_the_prediction_and_are_counted(tmp_path: Path) -> None:
     assert (ids[:5] == 2).all() and (ids[5:] == MASK[5:]).mean() > 0.9
     shares = {row["class"]: row["area_fraction"] for row in folder.rows}
     assert shares[2] == pytest.approx((ids == 2).mean())
+
+
+def test_the_measurements_tell_last_whose_labels_were_learnt(tmp_path: Path) -> None:
+    model = Classifier(3, (), 1, seed=0, threads=1)
+    model.fit([IMAGE], [MASK])
+    for name in "ab":
+        Image.fromarray(IMAGE).save(tmp_path / f"{name}.png")
+    Image.fromarray(MASK).save(tmp_path / "labels.png")
+    items, tables = [Item(tmp_path / f"{name}.png", name) for name in "ab"], {}
+    for kind, more in ((Answer, {"labels": {"b": tmp_path / "labels.png"}}), (Folder, {})):
+        folder = kind(model, items, tmp_path / kind.__name__, **more)  # type: ignore[arg-type]
+        folder.run()
+        write_tables(folder)
+        lines = (folder.out / "measurements.csv").read_text(encoding="utf-8").splitlines()
+        tables[kind] = [line.split(",") for line in lines]
+    marked, plain = tables[Answer], tables[Folder]
+    assert [row[:-1] for row in marked[:1]] == plain[:1]  # old columns keep names and order
+    told = [(row[0], row[-1]) for row in marked]
+    assert told == [("image", "annotated"), *3 * [("a", "no")], *3 * [("b", "yes")]]
 
 
 def test_a_second_opinion_knows_its_error_on_held_out_halves(tmp_path: Path) -> None:

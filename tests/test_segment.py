@@ -135,7 +135,9 @@ def test_from_a_folder_and_one_mask_to_a_report(
         assert (drawn == ids(out / "classes" / f"{name}.png")).all()
     with zipfile.ZipFile(out / "measurements.xlsx") as book:
         sheets = re.findall(r'sheet name="([a-z]+)"', book.read("xl/workbook.xml").decode())
+        cells = re.findall(r"<t>([^<]*)</t>", book.read("xl/worksheets/sheet1.xml").decode())
     assert sheets == ["measurements", "batches", "doubt"]
+    assert cells.count("annotated") == 1 and cells.count("yes") == 4  # a row for each class
     # The user's labels stand in the class map of the annotated image: colours from dark to bright.
     colours = {(0, 0, 0): 0, (0, 0, 255): 1, (255, 0, 0): 2, (255, 255, 0): 3}
     truth = [[colours[tuple(p)] for p in row] for row in ids(place / "é0_mask.png").tolist()]
