@@ -75,6 +75,7 @@ def run(request: Request) -> Work:
         for line in intake.warnings:
             to_terminal(f"Warning: {line}")
         learning = Learning(request, intake)
+        learning.began = started
         schedule = scheduled(learning)
         for line in schedule.lines():
             to_terminal(line)

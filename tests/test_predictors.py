@@ -15,6 +15,7 @@ from metallography.views import average_and_votes, average_views, disagreement
 from segmentation.predictors import (
     Answer,
     Classifier,
+    costs_of,
     merged,
     reduced_labels,
     second_opinion,
@@ -24,6 +25,22 @@ from utils.metrics import IGNORED
 
 MASK = np.repeat(np.repeat(np.array([[0, 1], [2, 0]], np.uint8), 20, 0), 24, 1)  # 40 x 48
 IMAGE = (60 + 60 * MASK).astype(np.uint8)
+
+
+def test_what_is_timed_of_few_pixels_becomes_the_costs_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Features, learning with features, and predicting the image that shows three classes.
+    took = iter([0.02, 0.12, 0.05])
+    monkeypatch.setattr("segmentation.predictors._seconds", lambda do: (do(), next(took))[1])
+    strokes = np.full(MASK.shape, IGNORED, np.uint8)
+    strokes[0, :7] = 1
+    found = costs_of([IMAGE, IMAGE], [strokes, MASK], 3, threads=1)
+    assert found.labelled == (960, 487, 480) and found.annotated == pytest.approx(2 * 1920e-6)
+    n = 500 + 480 + 480  # at most 500 of a class
+    assert found.learning == pytest.approx(0.1 / (n * np.log2(n)))
+    assert found.features == pytest.approx(0.02 / 1920e-6)
+    assert found.megapixel == pytest.approx(1.5 * 0.05 / 1920e-6)
 
 
 @pytest.mark.parametrize("reduce", [1, 3])
