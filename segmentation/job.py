@@ -44,7 +44,7 @@ from segmentation.schedule import (
     minutes,
     save_schedule,
 )
-from stages.labels import in_strokes
+from stages.labels import in_strokes, labelled_share
 from utils.commandline import UserError
 from utils.files import list_names, replace_file
 from utils.log import only_progress, progress, to_terminal
@@ -121,7 +121,8 @@ class Work:
         own = [Item(p.source, p.name) for p in self.pictures]
         where = self.request.images, self.request.um_per_px, self.request.scales
         self.scales = find_scales(own, *where, cure=OTHER_SCALE)
-        self.strokes = in_strokes([read_mask(p.labels) for p in self.annotated if p.labels])
+        masks = [read_mask(p.labels) for p in self.annotated if p.labels]
+        self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
         decides = {name: getattr(schedule, name) for name in DECIDES}
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
         self.this = self.rounds.open(labels, self.classes, decides)
@@ -287,7 +288,7 @@ class Work:
         order = [NETWORK, FOREST, BEFORE]  # of equals the first
         self.this.kept = max(means, key=lambda n: (means[n], -order.index(n))) if means else usual
         self.rounds.save()
-        for line in telling.comparison_lines(self.this, self.before):
+        for line in telling.comparison_lines(self.this, self.before, self.labelled):
             to_terminal(line)
 
     def forest_blocks(self, folds: list[Fold]) -> HeldOut:
