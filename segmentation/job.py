@@ -6,6 +6,7 @@ import hashlib
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,7 @@ class Work:
     def predict_first(self) -> Answer:
         """The pixel classifier's answer of this round, anew: a first one, and a second opinion."""
         shutil.rmtree(self.first, ignore_errors=True)
-        folder = self.predict(self.learnt(first=True), self.first)
+        folder = self.predict(self.learnt(first=True), self.first, [telling.FIRST_NOTE])
         replace_file(self.first / OF_ROUND, f"{self.this.key}\n", "--out")
         return folder
 
@@ -244,13 +245,18 @@ class Work:
             with only_progress("Second opinion"):
                 self.predict_first()
 
-    def predict(self, predictor: Classifier | Watched, place: Path) -> Answer:
-        """Predict and measure all images in a folder of its own; go on where that was stopped."""
+    def predict(
+        self, predictor: Classifier | Watched, place: Path, said: Sequence[str] = ()
+    ) -> Answer:
+        """Predict and measure all images in a folder of its own; go on where that was stopped.
+
+        ``said`` are sentences for its ``summary.md``.
+        """
         items = [Item(p.file, p.name) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
         um, scales = self.request.um_per_px, self.scales
         learnt = telling.annotated_line(sorted(labels), len(items))
-        told: dict[str, Any] = {"scales": scales.of, "notes": [*scales.lines, learnt]}
+        told: dict[str, Any] = {"scales": scales.of, "notes": [*scales.lines, learnt, *said]}
         told["min_px"] = self.request.min_px
         told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
@@ -417,7 +423,9 @@ class Work:
         predictor.digest = f"{predictor.digest}-{labels[:8]}"
         place = self.out / TRAINING / "answers" / f"round_{self.this.number}"
         with only_progress("Predictions"):
-            folder = self.predict(predictor, place)
+            folder = self.predict(
+                predictor, place, telling.checked_lines(self, predictor.class_names)
+            )
         self.this.fractions = fractions_of(folder.rows, self.classes)
         self.this.answer = place.relative_to(self.out).as_posix()
         self.rounds.save()

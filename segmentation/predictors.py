@@ -316,6 +316,12 @@ class Answer(Folder):
             row | {"annotated": "yes" if row["image"] in self.labels else "no"} for row in self.rows
         ]
 
+    def size_words(self) -> str:
+        """At which size images are predicted."""
+        reduce = getattr(self.segmenter, "reduce", 1)  # of a pixel classifier
+        reduced = f"reduced by a factor of {reduce}, class maps at their own size"
+        return reduced if reduce > 1 else super().size_words()
+
     def _note(self, name: str) -> None:
         old = {kind: self.noted(kind) for kind in NOTED}
         for kind, attribute in NOTED.items():

@@ -125,7 +125,7 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     epochs, steps, self_seconds = _pretraining(learning, free, step, pretraining)
     time = Time(free - self_seconds, HELD_OUT_SHARE * total, forest, reduce[1])
     values, step, shares = _with_labels(learning, step, time)
-    reasons += pretraining if shares.suffice or not epochs else []
+    reasons += pretraining if shares.suffice else []
     if values and shares.suffice:
         given = ", ".join(f"{name} {value}" for name, value in values.items())
         reasons.append(
@@ -161,7 +161,7 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
         "fine-tuning": fine * step,
         "predictions, measurements, report": last,
     }
-    kept = [f"Preset {request.preset}: {line}" for line in learning.reasons]
+    kept = [f"Preset {request.preset}: {line}" for line in learning.reasons if fine]
     values |= {"self_crop": learning.values["self_crop"]} if epochs else {}
     lists = [list(fold) for fold in shares.folds]
     told = [*kept, *images.lines(reduce, views if fine else 0), *reasons]
@@ -226,7 +226,8 @@ class Images(NamedTuple):
         names = "first answer", "last answer of a pixel classifier"
         found = [
             f"The {name} is computed on images reduced by a factor of {factor}: whole ones would "
-            f"take about {minutes(self.whole - self.whole / factor**2)} longer"
+            f"take about {minutes(self.whole - self.whole / factor**2)} longer; more --minutes give "
+            "the time, and fine phases gain by it"
             for name, factor in zip(names, reduce, strict=True)
             if factor > 1
         ]

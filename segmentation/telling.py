@@ -79,6 +79,9 @@ NO_BLOCK = (
     "Not checked: no image but the annotated one has a mask, and no part of the annotation could "
     "be held out, so nobody knows how well the phases are told apart"
 )
+FIRST_NOTE = (
+    "First look, which the last answer replaces; report.html says whether it was checked, and how"
+)
 LABELS_WIN = (
     "Where an image has labels, they stand in its class map in the place of the prediction. To "
     "correct: change a class map in the folder classes (class ids, which look black in a viewer; "
@@ -152,14 +155,15 @@ def share_text(share: float) -> str:
     return f"{100 * share:.2g} %"
 
 
+def poor_phases(found: HeldOut | None, names: Sequence[str]) -> dict[str, float]:
+    """The phases of which more was wrong than right where they were held out, with their Dice."""
+    dice = found.classes.tolist() if found else []
+    return {name: value for name, value in zip(names, dice, strict=False) if value < POOR}
+
+
 def poor_lines(found: HeldOut | None, names: Sequence[str]) -> list[str]:
     """A warning on the phases of which more was wrong than right where they were held out."""
-    dice = found.classes.tolist() if found else []
-    poor = [
-        f"{class_words(name)} ({score_text(value)})"
-        for name, value in zip(names, dice, strict=False)
-        if value < POOR
-    ]
+    poor = [f"{class_words(n)} ({score_text(v)})" for n, v in poor_phases(found, names).items()]
     if not poor:
         return []
     return [
@@ -266,6 +270,15 @@ def result_lines(work: Work) -> list[str]:
     return lines
 
 
+def checked_lines(work: Work, names: Sequence[str]) -> list[str]:
+    """What ``summary.md`` says on how right the last answer is."""
+    this = work.this
+    found = stored(this.scores.get(this.kept))
+    told = honest_lines(this, work.schedule, len(work.answers.corrected()), work.labelled)[:1]
+    doubts = [*partial_lines(work.labelled, len(work.annotated)), *poor_lines(found, names)]
+    return [*told, *(f"Warning: {line}" for line in doubts)]
+
+
 def new_images_line(work: Work) -> str:
     """How to have new images segmented: by the network, if one answers."""
     if work.this.network:
@@ -325,7 +338,7 @@ def block_table(this: Round, names: list[str], labelled: float = 1.0) -> Table:
         for number, dice in enumerate(found.by_block, start=1):
             rows.append([title, f"block {number}", *map(score_text, dice.tolist())])
         rows.append([title, "all blocks", *map(score_text, found.classes.tolist())])
-    head = ["who", "held out", *(f"Dice {name}" for name in names)]
+    head = ["who", "held out", *(f"Dice of {class_words(name)}" for name in names)]
     what = "Held-out blocks" + (", labelled pixels alone" if labelled < PARTIAL else "")
     title = f"{what}; - where the block does not show the class"
     return {"title": title, "head": head, "rows": rows}
@@ -404,6 +417,7 @@ def write_page(
         place=place_of(work.request.images),
         annotated=annotated,
         unchecked=told_how,
+        poor=[*poor_phases(found, names)],
         names=own,
         by=by,
         said=[*said, LABELS_WIN],

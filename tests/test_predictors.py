@@ -97,6 +97,15 @@ def test_the_measurements_tell_last_whose_labels_were_learnt(tmp_path: Path) -> 
     assert told == [("image", "annotated"), *3 * [("a", "no")], *3 * [("b", "yes")]]
 
 
+@pytest.mark.parametrize(("reduce", "words"), [(1, "at their own size"), (2, "by a factor of 2")])
+def test_it_is_told_at_which_size_images_are_predicted(
+    tmp_path: Path, reduce: int, words: str
+) -> None:
+    model = Classifier(3, (), reduce, seed=0, threads=1)
+    folder = Answer(model, [], tmp_path)  # type: ignore[arg-type]
+    assert words in folder.size_words() and ("reduced" in folder.size_words()) == (reduce > 1)
+
+
 def test_a_second_opinion_knows_its_error_on_held_out_halves(tmp_path: Path) -> None:
     folder = tmp_path / "sup_num1_0"
     for kind, pixels in (("img", IMAGE), ("gt", MASK)):

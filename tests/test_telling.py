@@ -24,6 +24,7 @@ from segmentation.telling import (
     honest_lines,
     partial_lines,
     poor_lines,
+    poor_phases,
 )
 
 Counts = list[list[list[int]]]
@@ -126,6 +127,18 @@ def test_a_phase_that_was_mostly_wrong_where_it_was_held_out_is_a_warning() -> N
     assert poor_lines(None, ["matrix", "2"]) == []
     unseen = HeldOut(np.array([[[10, 0], [0, 0]]]))  # no block shows class 1: its Dice is unknown
     assert poor_lines(unseen, ["matrix", "2"]) == []
+
+
+def test_a_phase_is_marked_where_it_is_warned_of() -> None:
+    own = HeldOut(np.array(found(3)))
+    assert poor_phases(own, ["matrix", "2"]) == {"2": pytest.approx(6 / 13)}
+    assert poor_phases(None, ["matrix", "2"]) == {}
+
+
+def test_a_column_of_dice_is_not_headed_as_a_value_of_it() -> None:
+    this = round_of(found(5, 5), found(6, 6))
+    this.scores = {"pixel classifier": found(6, 6)}
+    assert block_table(this, ["matrix", "1"])["head"][2:] == ["Dice of matrix", "Dice of class 1"]
 
 
 def test_the_check_of_the_first_look_says_at_which_size_it_was_made() -> None:
