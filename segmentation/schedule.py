@@ -226,8 +226,8 @@ class Images(NamedTuple):
         names = "first answer", "last answer of a pixel classifier"
         found = [
             f"The {name} is computed on images reduced by a factor of {factor}: whole ones would "
-            f"take about {minutes(self.whole - self.whole / factor**2)} longer; more --minutes give "
-            "the time, and fine phases gain by it"
+            f"take about {minutes(self.whole - self.whole / factor**2)} longer, but keep fine "
+            "phases; more --minutes give that time"
             for name, factor in zip(names, reduce, strict=True)
             if factor > 1
         ]
