@@ -406,6 +406,7 @@ def write_page(
         "a few strokes there would help"
         for name, place in far_away.items()
     ]
+    others = [*missing, *far, *work.intake.warnings]
     part, all_ = work.labelled, len(annotated)
     said = [FIRST, *(first_checked(found, work.schedule, all_, part) if found else [])]
     if final:
@@ -426,13 +427,7 @@ def write_page(
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
         marked_places=ChainMap(far_away, work.places),  # type: ignore[arg-type]  # only read
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
-        warnings=[
-            *partial_lines(part, all_),
-            *poor_lines(found, names),
-            *missing,
-            *far,
-            *work.intake.warnings,
-        ],
+        warnings=[*partial_lines(part, all_), *poor_lines(found, names), *others],
         changed=change_tables(work, names, own) if final else [],
         trained=[block_table(this, names, part)] if whole else [],
         notes=[
