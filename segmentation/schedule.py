@@ -76,7 +76,7 @@ class Schedule:
         asked = f"{given:g} minute" + ("s" if given != 1 else "")
         if self.expected <= 60 * given:
             return f"Plan for {asked}: the end is expected about {end} after the start"
-        longer = "these images take longer even without a network"
+        longer = "here these images take longer even without a network"
         late = f"about {end} after the start, later than the {asked} given"
         return f"Plan: the end is expected {late}: {longer}"
 

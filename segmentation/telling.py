@@ -108,10 +108,13 @@ def comparison_lines(this: Round, before: Round | None, labelled: float = 1.0) -
         where = f"on labelled pixels alone, {share_text(labelled)} of the annotated image(s)"
     lines = [f"Dice on held-out blocks, {where}: {', '.join(parts)}"]
     if this.shares:
+        learns = (
+            f". The network learns the strokes and {100 * this.sure:.0f} % of the pixels beside "
+            f"them, of which the {FOREST} is sure"
+        )
         lines.append(
             "Strokes show rare classes more often than the image does: each class counts by the "
-            f"area that the {FOREST} expects it to have. The network learns the strokes and "
-            f"{100 * this.sure:.0f} % of the pixels beside them, of which the {FOREST} is sure"
+            f"area that the {FOREST} expects it to have{learns if NETWORK in found else ''}"
         )
     said = f"Kept: the {this.kept}"
     if before is not None and "answer before" in found:

@@ -14,6 +14,7 @@ from segmentation.schedule import (
     FIRST_LOOK,
     LATER,
     PAYS,
+    Images,
     Schedule,
     load_schedule,
     make_schedule,
@@ -210,6 +211,19 @@ def test_a_busy_machine_reduces_as_far_as_the_answer_would_come_too_late(
     assert rest + whole / factor**2 <= in_time or whole / factor**2 <= 0.15 * 60 * minutes
     if factor > 1:  # one less would have been late
         assert rest + whole / (factor - 1) ** 2 > in_time
+
+
+@pytest.mark.parametrize(("held_out", "factor"), [(10.0, 1), (50.4, 1), (50.5, 2), (300.0, 2)])
+def test_alone_the_pixel_classifier_has_all_the_time_but_a_quarter_in_reserve(
+    held_out: float, factor: int
+) -> None:
+    # 100 megapixels are predicted in 100 s and measured in 152.3 s; nothing is learnt.
+    free = Costs((0, 0), 0.0, learning=0.0, features=0.3, megapixel=1.0)
+    images = Images(100e6, 9.0, free, spent=0.0)
+    # Beside a network: 36 and 90 s, both by 2. First answer: 100 / 4 + 152.3 = 177.3 s.
+    assert images.fixed(600.0)[0] == [2, 2]
+    # 600 / 1.25 - 177.3 - 152.3 = 150.4 s, of which 100 are needed.
+    assert images.alone(600.0, held_out) == (factor, pytest.approx(152.3 + 100 / factor**2))
 
 
 def test_the_factor_of_a_reduction() -> None:

@@ -98,6 +98,21 @@ def test_a_dice_on_some_pixels_is_not_told_as_that_of_images() -> None:
     assert "labelled pixels alone" in block_table(this, ["a", "b"], 0.0493)["title"]
 
 
+@pytest.mark.parametrize("others", [[], ["network"]])
+def test_what_a_network_learns_beside_strokes_is_told_of_one_that_is_there(
+    others: list[str],
+) -> None:
+    this = round_of(found(5, 5), found(6, 6))
+    this.scores, this.kept = (
+        dict.fromkeys(["pixel classifier", *others], found(6)),
+        "pixel classifier",
+    )
+    this.shares, this.sure = [0.5, 0.5], 0.57
+    told = " ".join(comparison_lines(this, None, 0.05))
+    assert "each class counts by the area" in told
+    assert ("The network learns the strokes and 57 %" in told) == bool(others)
+
+
 def test_labels_of_some_pixels_are_warned_of_with_the_cure() -> None:
     assert partial_lines(1.0, 1) == partial_lines(0.5, 1) == []
     (line,) = partial_lines(0.0093, 1)
