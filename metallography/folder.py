@@ -275,6 +275,15 @@ class Folder:
         """What an image is called in pictures of several."""
         return item.name
 
+    def table_rows(self) -> list[Row]:
+        """The rows of ``measurements.csv``, with what else is known of each image."""
+        return self.rows
+
+    def size_words(self) -> str:
+        """At which size images are predicted."""
+        side = self.segmenter.resize
+        return f"resized to {side}x{side}" if side else "at their own size"
+
     def terms(self, um_per_px: float | None = None) -> measure.Terms:
         """How to measure an image: the last arguments of ``measure.measure_mask``."""
         own = (self.min_px, self.grain_classes, self.connectivity, self.boundary_classes)

@@ -52,7 +52,7 @@ def write_tables(folder: Folder) -> None:
     could not be used) and ``tables``, see ``Table``. UserError if a file cannot be written.
     """
     batches = measure.by_batch(folder.rows, folder.unit_scale)
-    files = {"measurements": folder.rows, "batches": batches}
+    files = {"measurements": folder.table_rows(), "batches": batches}
     if any(item.truth for item in folder.items):
         files["comparison"] = folder.compared
     for name, rows in files.items():
@@ -89,11 +89,10 @@ def sections(folder: Folder) -> dict[str, list[Table]]:
 def about_lines(folder: Folder) -> list[str]:
     """How the images were predicted and measured."""
     s = folder.segmenter
-    size = f"resized to {s.resize}x{s.resize}" if s.resize else "at their own size"
     views = ", average over 8 flips and quarter turns" if s.tta else ""
     return [
         f"Model: {s.about}",
-        f"{len(folder.done)} image(s), predicted {size}{views}",
+        f"{len(folder.done)} image(s), predicted {folder.size_words()}{views}",
         f"Scale: {scale_words(folder)}",
         f"Smallest particle: {folder.min_px:g} pixels",
         *folder.notes,

@@ -77,6 +77,7 @@ class Told:
     places: str = "far from any label"  # what these are called
     warnings: Sequence[str] = ()  # more of them
     unchecked: str = UNCHECKED  # why nobody knows how right it is; '' if that was measured
+    poor: Sequence[str] = ()  # phases that were mostly wrong where they were checked
     annotated: Sequence[str] = ()  # names of images whose labels were learnt
     place: str = ""  # where the images come from
     changed: Sequence[Table] = ()  # against the answer before
@@ -127,7 +128,8 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
     sizes = _size_pictures(folder)
     tables = {part: [*map(known_columns, each)] for part, each in sections(folder).items()}
     told_before = [line for line in folder.notes if line.startswith(WARNING)]
-    found = [*told_before, *warnings(folder)]
+    found = [line.removeprefix(WARNING) for line in (*told_before, *warnings(folder))]
+    hidden = "Scale:", WARNING, *told.said  # which stand elsewhere on the page
     own = {item.name: told_name(told, item) for item in folder.items}
     content = {
         "told": told,
@@ -139,7 +141,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "few_rows": FEW_ROWS,
         "tables": tables,
         "unchecked": "" if folder.compared else told.unchecked,
-        "warnings": [*told.warnings, *(line.removeprefix(WARNING) for line in found)],
+        "warnings": [*dict.fromkeys([*told.warnings, *found])],
         "unusable": folder.bad,
         "doubts": doubt_tables(told),
         "views": views,
@@ -149,7 +151,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "few": _few(folder),
         "by_image": by_image(folder, own),
         "all_columns": all_columns(folder, own) if folder.rows else [],
-        "about": [line for line in about_lines(folder) if not line.startswith(("Scale:", WARNING))],
+        "about": [line for line in about_lines(folder) if not line.startswith(hidden)],
         "definitions": DEFINITIONS,
         "class_names": names,
     }

@@ -6,6 +6,7 @@ import hashlib
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from segmentation.schedule import (
     minutes,
     save_schedule,
 )
-from stages.labels import in_strokes
+from stages.labels import in_strokes, labelled_share
 from utils.commandline import UserError
 from utils.files import list_names, replace_file
 from utils.log import only_progress, progress, to_terminal
@@ -75,6 +76,7 @@ def run(request: Request) -> Work:
         for line in intake.warnings:
             to_terminal(f"Warning: {line}")
         learning = Learning(request, intake)
+        learning.began = started
         schedule = scheduled(learning)
         for line in schedule.lines():
             to_terminal(line)
@@ -120,7 +122,8 @@ class Work:
         own = [Item(p.source, p.name) for p in self.pictures]
         where = self.request.images, self.request.um_per_px, self.request.scales
         self.scales = find_scales(own, *where, cure=OTHER_SCALE)
-        self.strokes = in_strokes([read_mask(p.labels) for p in self.annotated if p.labels])
+        masks = [read_mask(p.labels) for p in self.annotated if p.labels]
+        self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
         decides = {name: getattr(schedule, name) for name in DECIDES}
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
         self.this = self.rounds.open(labels, self.classes, decides)
@@ -231,7 +234,7 @@ class Work:
     def predict_first(self) -> Answer:
         """The pixel classifier's answer of this round, anew: a first one, and a second opinion."""
         shutil.rmtree(self.first, ignore_errors=True)
-        folder = self.predict(self.learnt(first=True), self.first)
+        folder = self.predict(self.learnt(first=True), self.first, [telling.FIRST_NOTE])
         replace_file(self.first / OF_ROUND, f"{self.this.key}\n", "--out")
         return folder
 
@@ -242,13 +245,18 @@ class Work:
             with only_progress("Second opinion"):
                 self.predict_first()
 
-    def predict(self, predictor: Classifier | Watched, place: Path) -> Answer:
-        """Predict and measure all images in a folder of its own; go on where that was stopped."""
+    def predict(
+        self, predictor: Classifier | Watched, place: Path, said: Sequence[str] = ()
+    ) -> Answer:
+        """Predict and measure all images in a folder of its own; go on where that was stopped.
+
+        ``said`` are sentences for its ``summary.md``.
+        """
         items = [Item(p.file, p.name) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
         um, scales = self.request.um_per_px, self.scales
         learnt = telling.annotated_line(sorted(labels), len(items))
-        told: dict[str, Any] = {"scales": scales.of, "notes": [*scales.lines, learnt]}
+        told: dict[str, Any] = {"scales": scales.of, "notes": [*scales.lines, learnt, *said]}
         told["min_px"] = self.request.min_px
         told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
@@ -286,7 +294,7 @@ class Work:
         order = [NETWORK, FOREST, BEFORE]  # of equals the first
         self.this.kept = max(means, key=lambda n: (means[n], -order.index(n))) if means else usual
         self.rounds.save()
-        for line in telling.comparison_lines(self.this, self.before):
+        for line in telling.comparison_lines(self.this, self.before, self.labelled):
             to_terminal(line)
 
     def forest_blocks(self, folds: list[Fold]) -> HeldOut:
@@ -415,7 +423,9 @@ class Work:
         predictor.digest = f"{predictor.digest}-{labels[:8]}"
         place = self.out / TRAINING / "answers" / f"round_{self.this.number}"
         with only_progress("Predictions"):
-            folder = self.predict(predictor, place)
+            folder = self.predict(
+                predictor, place, telling.checked_lines(self, predictor.class_names)
+            )
         self.this.fractions = fractions_of(folder.rows, self.classes)
         self.this.answer = place.relative_to(self.out).as_posix()
         self.rounds.save()

@@ -13,9 +13,10 @@ import torch
 
 from config import PRESETS, Config, ConfigError
 from data import Sample
-from imaging.imagefile import read_image
+from imaging.imagefile import read_image, read_mask
 from imaging.store import ImageStore
 from segmentation.intake import Intake, Request
+from segmentation.predictors import Costs, costs_of
 from stages.finetuning import Finetune, Supervised
 from stages.job import Job, Runner
 from stages.presets import Choice, choose_by, fitting_crops, look
@@ -56,6 +57,7 @@ class Learning:
         self.threads = torch.get_num_threads()
         self.device = choose_device(request.device)
         self.amp = choose_precision("auto", self.device)
+        self.began = time.monotonic()  # of the job
         self.values, self.reasons = self.preset()
 
     def preset(self) -> Choice:
@@ -164,6 +166,16 @@ class Learning:
         started = time.monotonic()
         float(runner.module(x).sum())
         return (time.monotonic() - started) / (image.shape[0] * image.shape[1] / 1e6)
+
+    def classifier_costs(self) -> Costs:
+        """What the pixel classifier takes."""
+        images = [read_image(p.file) for p in self.intake.annotated]
+        labels = [read_mask(p.labels) for p in self.intake.annotated if p.labels]
+        return costs_of(images, labels, self.intake.num_classes, self.threads)
+
+    def spent(self) -> float:
+        """Seconds since the job began."""
+        return time.monotonic() - self.began
 
 
 def _batches(runner: Runner) -> Iterator[dict[str, Any]]:

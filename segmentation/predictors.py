@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,20 +22,25 @@ from imaging.gray_range import Conversion, EachImage
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.folder import Folder
 from metallography.items import Item
-from metallography.particles import Array
+from metallography.particles import Array, Row
 from metallography.ranking import SecondOpinion
 from metallography.segmenter import Segmenter
 from metallography.tiling import Floats, resized_bands
 from segmentation import blocks
 from segmentation.doubt import doubt_map
 from segmentation.intake import Picture
-from stages.forest import MOST_PIXELS, PixelForest
+from stages.forest import MOST_PIXELS, PixelForest, draw_pixels
 from stages.labels import area_weights, label_counts, sure_labels
 from utils.files import DataError, replace_file
 from utils.log import read_metrics
 from utils.metrics import IGNORED
 
 NETWORK, FOREST = "network", "pixel classifier"
+TIMED_SIDE, TIMED_PIXELS = 384, 500  # of the image that is timed, and pixels of a class learnt
+# Times slower that a forest of 5,000 pixels a class predicts: 1.46 on uhcs, 1.5 on the demo. Its
+# time to learn follows n log2(n): 11.4 us on 2,000 and on 20,000 pixels of uhcs, 9.4 and 8.7 there.
+GROWN = 1.5
+FEATURES = 0.35  # seconds a megapixel, on the core on which others are timed (``Costs.slower``)
 VOTES = "votes.jsonl"
 NOTED = {"votes": "doubt", "unsure": "unsure"}  # in that file, and what a predictor calls it
 
@@ -139,6 +147,74 @@ class Classifier:
         return np.concatenate([b.argmax(0).astype(np.uint8) for _, b in self.bands(image)])
 
 
+class Costs(NamedTuple):
+    """Seconds that the pixel classifier takes, as timed on this machine (``costs_of``)."""
+
+    labelled: tuple[int, ...]  # pixels of each class in the annotated images
+    annotated: float  # megapixels of these images
+    learning: float  # seconds of n pixels learnt, over n * log2(n)
+    features: float  # seconds a megapixel
+    megapixel: float  # seconds in which it is predicted, features included
+
+    @property
+    def slower(self) -> float:
+        """How many times slower than the core on which constants were timed; 1 if it is faster."""
+        return max(1.0, self.features / FEATURES)
+
+    def fit(self, share: float = 1.0, reduce: int = 1) -> float:
+        """Seconds to learn a share of the labels, on images reduced by a whole factor."""
+        drawn = sum(min(MOST_PIXELS, share * count / reduce**2) for count in self.labelled)
+        described = self.features * self.annotated / reduce**2
+        return described + self.learning * drawn * math.log2(max(2.0, drawn))
+
+    def held(self, folds: Sequence[blocks.Fold], reduce: int) -> float:
+        """Seconds of the learning curve on held-out blocks (``blocks.curve``)."""
+        predict = self.megapixel * self.annotated / reduce**2
+        sizes = blocks.curve_sizes(folds)
+        each = [self.fit(size / blocks.BLOCKS, reduce) + predict for size in sizes]
+        return len(folds) * sum(each)
+
+
+def costs_of(
+    images: Sequence[Pixels], labels: Sequence[Pixels], num_classes: int, threads: int
+) -> Costs:
+    """Time the pixel classifier on the annotated image with most classes, and few of its pixels.
+
+    A forest that has learnt all predicts slower than one of few pixels, by ``GROWN`` at most.
+    """
+    counts = label_counts(labels, num_classes)
+    most = max(range(len(labels)), key=lambda i: len(np.unique(labels[i])))
+    reduce = math.ceil(math.sqrt(labels[most].size) / TIMED_SIDE)
+    model = Classifier(num_classes, (), reduce, 0, threads)
+    image, ids = model.small(images[most]), reduced_labels(labels[most], reduce, num_classes)
+    chosen = draw_pixels(ids.ravel(), 0, TIMED_PIXELS)
+    few = np.full(ids.size, IGNORED, np.uint8)
+    few[chosen] = ids.ravel()[chosen]
+
+    def learn() -> object:
+        model.forest.model.set_params(n_jobs=threads)
+        return model.forest.fit([image], [few.reshape(ids.shape)])
+
+    learn()  # what is loaded at its first use is not timed
+    seconds = _seconds(lambda: model.forest.features(image))
+    fit = max(_seconds(learn) - seconds, 1e-6)
+    predict = _seconds(lambda: model.forest.probabilities(image, num_classes))
+    per, n = 1e6 / ids.size, max(2, len(chosen))
+    annotated = sum(mask.size for mask in labels) / 1e6
+    learning = fit / (n * math.log2(n))
+    return Costs(tuple(counts.tolist()), annotated, learning, per * seconds, per * predict * GROWN)
+
+
+def _seconds(do: Callable[[], object]) -> float:
+    """How long it takes: the middle one of three tries."""
+    took = []
+    for _ in range(3):
+        started = time.monotonic()
+        do()
+        took.append(time.monotonic() - started)
+    return sorted(took)[1]
+
+
 def taught(
     images: Sequence[Pixels], labels: Sequence[Pixels], num_classes: int, threads: int = 1
 ) -> Classifier:
@@ -233,6 +309,18 @@ class Answer(Folder):
     def title_of(self, item: Item) -> str:
         """The name of an image, with a mark if its labels were learnt."""
         return f"{item.name} (annotated)" if item.name in self.labels else item.name
+
+    def table_rows(self) -> list[Row]:
+        """The rows of ``measurements.csv``, with a last column on whose labels were learnt."""
+        return [
+            row | {"annotated": "yes" if row["image"] in self.labels else "no"} for row in self.rows
+        ]
+
+    def size_words(self) -> str:
+        """At which size images are predicted."""
+        reduce = getattr(self.segmenter, "reduce", 1)  # of a pixel classifier
+        reduced = f"reduced by a factor of {reduce}, class maps at their own size"
+        return reduced if reduce > 1 else super().size_words()
 
     def _note(self, name: str) -> None:
         old = {kind: self.noted(kind) for kind in NOTED}

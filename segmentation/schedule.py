@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,17 +16,20 @@ from typing import Any, NamedTuple
 from segmentation import blocks
 from segmentation.intake import Intake, Request
 from segmentation.learning import Learning
+from segmentation.predictors import Costs
 from stages.finetuning import Supervised
 from stages.pretraining import SelfSupervised
 from utils.files import replace_file
 
 FILE = "plan.json"
 FIRST_LOOK = 60.0  # seconds for the first answer, measurements and pictures of large sets aside
-FOREST_PIXELS = 150_000.0  # a second, of the pixel classifier on one core, features included
 RESERVE = 0.1  # of the time, for what was not foreseen
+# Times longer than timed that the pixel classifier may take and still be in time. On two cores that
+# five programs wanted, the minute after a second that was timed was slower by 1.05 in half of 44
+# cases, by up to 1.22 in nine of ten, and by up to 1.59 in all.
+LATER = 1.25
 HELD_OUT_SHARE = 0.25  # of the time, for held-out blocks
-FOREST_FIT = 1.2  # seconds a class and thread: the pixel classifier learns 5,000 pixels of each
-FOREST_SHARE = 0.15  # of the time, for the pixel classifier's last answer
+FOREST_SHARE = 0.15  # of the time, for the pixel classifier's last answer beside a network
 PRETRAINING_SHARE = 0.5
 FORCED_SHARE = 0.35  # of pretraining that is asked for though it does not pay
 LONGER = (3.0, 2.0, 1.5)  # times the usual steps, where there is time
@@ -36,7 +40,9 @@ GAINS = (
     "be told from zero"
 )
 MOST_MINUTES = 10_000
-MEASURING = 1.5  # seconds a megapixel, for measurements, overlays and files
+# Seconds on the core that ``Costs.slower`` compares with:
+MEASURING = 1.5  # a megapixel, for measurements, overlays and files
+PAGE = 2.3  # a page, whatever the images
 SHORT_CROP = 96  # pixels a side, in pretraining that has little time
 VIEWS_SHARE = 0.2  # of the time that averaging over 8 views may take
 
@@ -69,9 +75,10 @@ class Schedule:
         given, end = self.asked["minutes"], minutes(self.expected)
         asked = f"{given:g} minute" + ("s" if given != 1 else "")
         if self.expected <= 60 * given:
-            return f"Plan for {asked}: the end is expected in about {end}"
-        longer = "these images take longer even without a network"
-        return f"Plan: the end is expected in about {end}, later than the {asked} given: {longer}"
+            return f"Plan for {asked}: the end is expected about {end} after the start"
+        longer = "here these images take longer even without a network"
+        late = f"about {end} after the start, later than the {asked} given"
+        return f"Plan: the end is expected {late}: {longer}"
 
     def lines(self) -> list[str]:
         """The plan for the terminal and the report."""
@@ -111,22 +118,14 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     request, total = learning.request, 60.0 * learning.request.minutes
     reasons, pretraining = list[str](), list[str]()
     step, predict = learning.seconds_per_step(Supervised), learning.seconds_per_megapixel()
-    seconds = {"per step of fine-tuning": step, "per megapixel predicted": predict}
-    fit = FOREST_FIT * asked["classes"] / learning.threads
-    images = Images(asked["pixels"], predict, fit)
+    forest = learning.classifier_costs()
+    images = Images(asked["pixels"], predict, forest, learning.spent())
     reduce, views, first, last = images.fixed(total)
-    names = "first answer", "last answer of a pixel classifier"
-    for name, factor in zip(names, reduce, strict=True):
-        if factor > 1:
-            reasons.append(f"The {name} is computed on images reduced by a factor of {factor}")
-    seconds["first answer by the pixel classifier"] = first
-    if views == 1:
-        reasons.append("Predictions are not averaged over 8 views, which would take too long")
-    free = (1 - RESERVE) * total - first - last
+    free = images.free(total)
     epochs, steps, self_seconds = _pretraining(learning, free, step, pretraining)
-    time = Time(free - self_seconds, HELD_OUT_SHARE * total, fit)
+    time = Time(free - self_seconds, HELD_OUT_SHARE * total, forest, reduce[1])
     values, step, shares = _with_labels(learning, step, time)
-    reasons += pretraining if shares.suffice or not epochs else []
+    reasons += pretraining if shares.suffice else []
     if values and shares.suffice:
         given = ", ".join(f"{name} {value}" for name, value in values.items())
         reasons.append(
@@ -140,22 +139,32 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
             f"give --minutes {_enough(learning, images, step)} or more"
         )
         shares, epochs, steps, values = shares._replace(fine=0, block=0), 0, 0, {}
+        whole = time._replace(reduce=1).of_classifier(shares.folds)
+        reduce[1], last = images.alone(total, whole)
+        time = time._replace(reduce=reduce[1])
     fine = shares.fine
-    seconds["pretraining"] = self_seconds if epochs else 0.0
-    folds = "two held-out halves" if shares.folds == blocks.PAIRS else "four held-out blocks"
-    seconds[folds] = shares.held_seconds(step, fit)
-    seconds["fine-tuning"] = fine * step
-    seconds["predictions, measurements, report"] = last
     if fine:
         held = ("block", "half")[shares.folds == blocks.PAIRS]
         reasons.append(
             f"Fine-tuning has {fine} steps; to be compared, a network learns without each {held} "
             f"of the annotation in turn, in {shares.block} steps"
         )
-    kept = [f"Preset {request.preset}: {line}" for line in learning.reasons]
+    folds = "two held-out halves" if shares.folds == blocks.PAIRS else "four held-out blocks"
+    seconds = {
+        "per step of fine-tuning": step,
+        "per megapixel predicted": predict,
+        "per megapixel of the pixel classifier": forest.megapixel,
+        "reading and timing": images.spent,
+        "first answer by the pixel classifier": first,
+        "pretraining": self_seconds if epochs else 0.0,
+        folds: shares.held_seconds(step, time),
+        "fine-tuning": fine * step,
+        "predictions, measurements, report": last,
+    }
+    kept = [f"Preset {request.preset}: {line}" for line in learning.reasons if fine]
     values |= {"self_crop": learning.values["self_crop"]} if epochs else {}
     lists = [list(fold) for fold in shares.folds]
-    told = [*kept, *reasons]
+    told = [*kept, *images.lines(reduce, views if fine else 0), *reasons]
     return Schedule(
         asked, fine, shares.block, lists, epochs, steps, values, views, reduce, seconds, told
     )
@@ -166,7 +175,22 @@ class Images(NamedTuple):
 
     pixels: float
     predict: float  # seconds a megapixel, by a network in one view
-    fit: float  # seconds, of a pixel classifier
+    forest: Costs
+    spent: float  # seconds since the start, for reading and timing
+
+    @property
+    def whole(self) -> float:
+        """Seconds in which the pixel classifier predicts all images, not reduced."""
+        return self.forest.megapixel * self.pixels / 1e6
+
+    @property
+    def measuring(self) -> float:
+        """Seconds that it takes to measure and draw an answer, and to write its page."""
+        return self.forest.slower * (MEASURING * self.pixels / 1e6 + PAGE)
+
+    def by_classifier(self, reduce: int) -> float:
+        """Seconds of an answer by the pixel classifier: learnt, predicted and measured."""
+        return self.forest.fit(reduce=reduce) + self.whole / reduce**2 + self.measuring
 
     def fixed(self, total: float) -> tuple[list[int], int, float, float]:
         """What of ``total`` seconds is spent on all images, whatever is trained.
@@ -174,14 +198,42 @@ class Images(NamedTuple):
         Factors by which the pixel classifier reduces images, views of a network, seconds of the
         first answer and of the last one.
         """
-        megapixels = self.pixels / 1e6
-        measuring = MEASURING * megapixels
         budget = min(FIRST_LOOK, 0.25 * total)
-        reduce = [reduction(self.pixels, s) for s in (0.6 * budget, FOREST_SHARE * total)]
-        forest, whole = (self.pixels / factor**2 / FOREST_PIXELS for factor in reduce)
-        views = 8 if 8 * self.predict * megapixels <= VIEWS_SHARE * total else 1
-        last = max(views * self.predict * megapixels, whole) + measuring
-        return reduce, views, forest + measuring + self.fit, last
+        reduce = [reduction(self.whole, s) for s in (0.6 * budget, FOREST_SHARE * total)]
+        network = self.predict * self.pixels / 1e6
+        views = 8 if 8 * network <= VIEWS_SHARE * total else 1
+        last = max(views * network + self.measuring, self.by_classifier(reduce[1]))
+        return reduce, views, self.by_classifier(reduce[0]), last
+
+    def free(self, total: float) -> float:
+        """Seconds of ``total`` that are left for training."""
+        _, _, first, last = self.fixed(total)
+        return (1 - RESERVE) * total - self.spent - first - last
+
+    def alone(self, total: float, held_out: float) -> tuple[int, float]:
+        """The factor of the last answer where no network is trained, and its seconds.
+
+        All of the time is its own, but for the first answer and ``held_out`` seconds.
+        """
+        reduce, _, first, _ = self.fixed(total)
+        left = (total - self.spent) / LATER - first - held_out
+        left -= self.by_classifier(1) - self.whole
+        factor = min(reduce[1], reduction(self.whole, left))
+        return factor, self.by_classifier(factor)
+
+    def lines(self, reduce: Sequence[int], views: int) -> list[str]:
+        """Which answers are computed on reduced images, and in one view (0: by no network)."""
+        names = "first answer", "last answer of a pixel classifier"
+        found = [
+            f"The {name} is computed on images reduced by a factor of {factor}: whole ones would "
+            f"take about {minutes(self.whole - self.whole / factor**2)} longer, but keep fine "
+            "phases; more --minutes give that time"
+            for name, factor in zip(names, reduce, strict=True)
+            if factor > 1
+        ]
+        if views == 1:
+            found.append("Predictions are not averaged over 8 views, which would take too long")
+        return found
 
 
 class Time(NamedTuple):
@@ -189,7 +241,12 @@ class Time(NamedTuple):
 
     free: float
     held_out: float  # of these for held-out blocks, at most
-    fit: float  # of a pixel classifier
+    forest: Costs
+    reduce: int  # factor by which the pixel classifier reduces images
+
+    def of_classifier(self, folds: Sequence[blocks.Fold]) -> float:
+        """Seconds in which the pixel classifier is held out, learning curve and page included."""
+        return self.forest.held(folds, self.reduce) + self.forest.slower * PAGE
 
 
 class Shares(NamedTuple):
@@ -210,10 +267,9 @@ class Shares(NamedTuple):
         """Whether those have the share of the steps that they have of the labels."""
         return self.block >= int(self.fine * (1 - len(self.folds[0]) / blocks.BLOCKS))
 
-    def held_seconds(self, step: float, fit: float) -> float:
+    def held_seconds(self, step: float, time: Time) -> float:
         """Of the held-out blocks: networks, and the pixel classifiers of the learning curve."""
-        fits = len(blocks.curve_sizes(self.folds)) * len(self.folds) * fit
-        return fits + len(self.folds) * self.block * step
+        return time.of_classifier(self.folds) + len(self.folds) * self.block * step
 
 
 def _shares(step: float, most: int, time: Time) -> Shares:
@@ -224,7 +280,7 @@ def _shares(step: float, most: int, time: Time) -> Shares:
     way, two halves are.
     """
     for folds in (blocks.SINGLE, blocks.PAIRS):
-        fits = Shares(folds, 0, 0).held_seconds(step, time.fit)
+        fits = time.of_classifier(folds)
         held = min(time.held_out, time.free / 2) - fits
         wanted = int(most * (1 - len(folds[0]) / blocks.BLOCKS))
         block = max(0, min(wanted, int(held / step / len(folds))))
@@ -267,9 +323,8 @@ def _enough(learning: Learning, images: Images, step: float) -> int:
     forced = FORCED_SHARE if learning.request.pretrain == "always" else 0.0
     for more in range(math.ceil(learning.request.minutes) + 1, MOST_MINUTES):
         total = 60.0 * more
-        _, _, first, last = images.fixed(total)
-        free = (1 - forced) * ((1 - RESERVE) * total - first - last)
-        time = Time(free, HELD_OUT_SHARE * total, images.fit)
+        free, reduce = (1 - forced) * images.free(total), images.fixed(total)[0]
+        time = Time(free, HELD_OUT_SHARE * total, images.forest, reduce[1])
         if _shares(step, learning.usual_steps, time).suffice:
             return more
     return MOST_MINUTES
@@ -311,9 +366,12 @@ def _pretraining(
     return epochs, steps, steps * each
 
 
-def reduction(pixels: float, seconds: float) -> int:
-    """The whole factor by which images must be reduced for the pixel classifier to be in time."""
-    return max(1, math.ceil(math.sqrt(pixels / FOREST_PIXELS / max(seconds, 1.0))))
+def reduction(whole: float, seconds: float) -> int:
+    """The whole factor by which images must be reduced to be predicted in ``seconds``.
+
+    ``whole`` is how long they take otherwise.
+    """
+    return max(1, math.ceil(math.sqrt(whole / max(seconds, 1.0))))
 
 
 def minutes(seconds: float) -> str:

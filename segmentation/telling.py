@@ -32,6 +32,16 @@ WITHIN = (
     "(1: every pixel right, 0: none). Within the annotated {image}: learnt from {learnt} of the "
     "annotation, scored on {rest}, in turn. Other images may differ"
 )
+PART = (
+    "Dice {dice} on labelled pixels alone, {share} of the annotated {image}: learnt from {learnt} "
+    "of them, scored on {rest}, in turn. Whole images may be far worse: with strokes on real sets "
+    "this Dice was up to 0.41 above theirs (docs/annotation.md)"
+)
+LABELLED_IN_PART = (
+    "Only {share} of the annotated {image} is labelled. How right whole images are is not known, "
+    "whatever the Dice on these pixels: label a second image, and across boundaries, and give the "
+    "same command again"
+)
 CIRCULAR = (
     "Labels of {count} are corrected class maps: what was left there as it was predicted counts as "
     "right, so this Dice is too high"
@@ -56,7 +66,7 @@ ABOUT_DOUBT = (
     f"{100 * doubt.SHARE:.0f} % of all pixels that are most doubtful."
 )
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
-PARTIAL = 0.5  # share of labelled pixels below which an image counts as labelled in part
+PARTIAL = 0.5  # share of labelled pixels below which images count as labelled in part
 FIRST = (
     "First look, by filters and a random forest. The last answer replaces it; that comes from a "
     "network if there is time for one and it does better on held-out blocks"
@@ -68,6 +78,9 @@ NOT_YET = (
 NO_BLOCK = (
     "Not checked: no image but the annotated one has a mask, and no part of the annotation could "
     "be held out, so nobody knows how well the phases are told apart"
+)
+FIRST_NOTE = (
+    "First look, which the last answer replaces; report.html says whether it was checked, and how"
 )
 LABELS_WIN = (
     "Where an image has labels, they stand in its class map in the place of the prediction. To "
@@ -81,18 +94,27 @@ def score_text(value: float) -> str:
     return digits(value, 3)
 
 
-def comparison_lines(this: Round, before: Round | None) -> list[str]:
-    """Who was compared on held-out blocks, and who is kept."""
+def comparison_lines(this: Round, before: Round | None, labelled: float = 1.0) -> list[str]:
+    """Who was compared on held-out blocks, and who is kept.
+
+    Here and below ``labelled`` is the share of labelled pixels of the annotated images.
+    """
     found = {name: stored(this.scores.get(name)) for name in this.scores}
     if not found:
         return [f"No comparison on held-out blocks; the {this.kept} answers"]
     parts = [f"{name} {score_text(own.mean)}" for name, own in found.items() if own]
-    lines = [f"Dice on held-out blocks, within the annotated image(s): {', '.join(parts)}"]
+    where = "within the annotated image(s)"
+    if labelled < PARTIAL:
+        where = f"on labelled pixels alone, {share_text(labelled)} of the annotated image(s)"
+    lines = [f"Dice on held-out blocks, {where}: {', '.join(parts)}"]
     if this.shares:
+        learns = (
+            f". The network learns the strokes and {100 * this.sure:.0f} % of the pixels beside "
+            f"them, of which the {FOREST} is sure"
+        )
         lines.append(
             "Strokes show rare classes more often than the image does: each class counts by the "
-            f"area that the {FOREST} expects it to have. The network learns the strokes and "
-            f"{100 * this.sure:.0f} % of the pixels beside them, of which the {FOREST} is sure"
+            f"area that the {FOREST} expects it to have{learns if NETWORK in found else ''}"
         )
     said = f"Kept: the {this.kept}"
     if before is not None and "answer before" in found:
@@ -101,32 +123,50 @@ def comparison_lines(this: Round, before: Round | None) -> list[str]:
     return [*lines, said]
 
 
-def first_checked(found: HeldOut, schedule: Schedule, images: int) -> list[str]:
+def first_checked(
+    found: HeldOut, schedule: Schedule, images: int, labelled: float = 1.0
+) -> list[str]:
     """How the method of the first look did where parts of the annotation were held out."""
-    line = within_line(found, schedule, images)
+    line = within_line(found, schedule, images, labelled)
     first, last = schedule.reduce
     if first != last:
         line += f". There images were reduced by a factor of {last}, for this look by {first}"
     return [f"Checked since: {line}"]
 
 
-def within_line(found: HeldOut, schedule: Schedule, images: int) -> str:
+def within_line(found: HeldOut, schedule: Schedule, images: int, labelled: float = 1.0) -> str:
     """The Dice on held-out blocks of ``images``, and what it was learnt from and scored on."""
     learnt, rest = SHARES[max(map(len, schedule.folds))]
-    image = "image" if images == 1 else "images"
-    within = WITHIN.format(learnt=learnt, rest=rest, image=image)
+    image, dice = "image" if images == 1 else "images", score_text(found.mean)
+    about = {"learnt": learnt, "rest": rest, "image": image}
     knew = KNEW if schedule.pretrain_steps else ""
-    return f"Dice {score_text(found.mean)} on held-out blocks {within}{knew}"
+    if labelled < PARTIAL:
+        return PART.format(dice=dice, share=share_text(labelled), **about) + knew
+    return f"Dice {dice} on held-out blocks {WITHIN.format(**about)}{knew}"
+
+
+def partial_lines(labelled: float, images: int) -> list[str]:
+    """A warning where most of the annotated images is not labelled."""
+    if labelled >= PARTIAL:
+        return []
+    image = "image" if images == 1 else "images"
+    return [LABELLED_IN_PART.format(share=share_text(labelled), image=image)]
+
+
+def share_text(share: float) -> str:
+    """A share in percent, with two digits."""
+    return f"{100 * share:.2g} %"
+
+
+def poor_phases(found: HeldOut | None, names: Sequence[str]) -> dict[str, float]:
+    """The phases of which more was wrong than right where they were held out, with their Dice."""
+    dice = found.classes.tolist() if found else []
+    return {name: value for name, value in zip(names, dice, strict=False) if value < POOR}
 
 
 def poor_lines(found: HeldOut | None, names: Sequence[str]) -> list[str]:
     """A warning on the phases of which more was wrong than right where they were held out."""
-    dice = found.classes.tolist() if found else []
-    poor = [
-        f"{class_words(name)} ({score_text(value)})"
-        for name, value in zip(names, dice, strict=False)
-        if value < POOR
-    ]
+    poor = [f"{class_words(n)} ({score_text(v)})" for n, v in poor_phases(found, names).items()]
     if not poor:
         return []
     return [
@@ -218,8 +258,9 @@ def result_lines(work: Work) -> list[str]:
         lines.append(
             f"  {row['class']}: {row['mean']:.1f} % ({row['least']:.1f} to {row['most']:.1f})"
         )
-    lines += honest_lines(this, work.schedule, len(work.answers.corrected()))
+    lines += honest_lines(this, work.schedule, len(work.answers.corrected()), work.labelled)
     annotated = [p.name for p in work.annotated]
+    lines += [f"Warning: {line}" for line in partial_lines(work.labelled, len(annotated))]
     lines += [f"Warning: {line}" for line in poor_lines(stored(this.scores.get(this.kept)), names)]
     lines += [f"Doubt: {line}" for line in doubt.missing_lines(this.fractions, names, annotated)]
     marked = [row for row in work.doubts if row["reasons"]]
@@ -230,6 +271,15 @@ def result_lines(work: Work) -> list[str]:
     if work.before is not None:
         lines.append(f"Changed since the answer before: {len(moved)} of {len(folder.items)} images")
     return lines
+
+
+def checked_lines(work: Work, names: Sequence[str]) -> list[str]:
+    """What ``summary.md`` says on how right the last answer is."""
+    this = work.this
+    found = stored(this.scores.get(this.kept))
+    told = honest_lines(this, work.schedule, len(work.answers.corrected()), work.labelled)[:1]
+    doubts = [*partial_lines(work.labelled, len(work.annotated)), *poor_lines(found, names)]
+    return [*told, *(f"Warning: {line}" for line in doubts)]
 
 
 def new_images_line(work: Work) -> str:
@@ -261,7 +311,9 @@ def doubt_lines(doubts: list[Row]) -> list[str]:
     return lines
 
 
-def honest_lines(this: Round, schedule: Schedule, corrected: int = 0) -> list[str]:
+def honest_lines(
+    this: Round, schedule: Schedule, corrected: int = 0, labelled: float = 1.0
+) -> list[str]:
     """The figure on held-out blocks, the learning curve, and what they do not say.
 
     ``corrected`` is the number of images whose labels are corrected class maps.
@@ -269,19 +321,17 @@ def honest_lines(this: Round, schedule: Schedule, corrected: int = 0) -> list[st
     found = stored(this.scores.get(this.kept))
     if found is None:
         return ["There is no score: no test images with masks, and no block could be held out"]
-    said = within_line(found, schedule, len(this.labels))
+    said = within_line(found, schedule, len(this.labels), labelled)
     if NETWORK in this.by and 0 < schedule.block_steps < schedule.fine_steps:
         own, all_ = schedule.block_steps, schedule.fine_steps
         said += f". These networks had {own} steps each, the one that answers {all_}"
-    if this.shares:
-        said += ". Only strokes are scored: what nobody labelled may be told apart worse"
     if corrected:
         count = f"{corrected} of {len(this.labels)} annotated images"
         said += f". {CIRCULAR.format(count=count)}"
     return [said, "There is no score on other images: none of them has a mask", *curve_lines(this)]
 
 
-def block_table(this: Round, names: list[str]) -> Table:
+def block_table(this: Round, names: list[str], labelled: float = 1.0) -> Table:
     """Dice of each block and class by who was compared."""
     rows: list[list[str]] = []
     for title in this.scores:
@@ -291,9 +341,10 @@ def block_table(this: Round, names: list[str]) -> Table:
         for number, dice in enumerate(found.by_block, start=1):
             rows.append([title, f"block {number}", *map(score_text, dice.tolist())])
         rows.append([title, "all blocks", *map(score_text, found.classes.tolist())])
-    head = ["who", "held out", *(f"Dice {name}" for name in names)]
-    return {"title": "Held-out blocks; - where the block does not show the class", "head": head,
-            "rows": rows}  # fmt: skip
+    head = ["who", "held out", *(f"Dice of {class_words(name)}" for name in names)]
+    what = "Held-out blocks" + (", labelled pixels alone" if labelled < PARTIAL else "")
+    title = f"{what}; - where the block does not show the class"
+    return {"title": title, "head": head, "rows": rows}
 
 
 def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
@@ -358,16 +409,19 @@ def write_page(
         "a few strokes there would help"
         for name, place in far_away.items()
     ]
-    said = [FIRST, *(first_checked(found, work.schedule, len(annotated)) if found else [])]
+    others = [*missing, *far, *work.intake.warnings]
+    part, all_ = work.labelled, len(annotated)
+    said = [FIRST, *(first_checked(found, work.schedule, all_, part) if found else [])]
     if final:
         found = stored(this.scores.get(this.kept))
-        said = honest_lines(this, work.schedule, len(work.answers.corrected()))
+        said = honest_lines(this, work.schedule, len(work.answers.corrected()), part)
     told_how = "" if found and not math.isnan(found.mean) else NO_BLOCK if final else NOT_YET
     told = Told(
         work.request.sample or sample_of(work.request.images),
         place=place_of(work.request.images),
         annotated=annotated,
         unchecked=told_how,
+        poor=[*poor_phases(found, names)],
         names=own,
         by=by,
         said=[*said, LABELS_WIN],
@@ -376,11 +430,11 @@ def write_page(
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
         marked_places=ChainMap(far_away, work.places),  # type: ignore[arg-type]  # only read
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
-        warnings=[*poor_lines(found, names), *missing, *far, *work.intake.warnings],
+        warnings=[*partial_lines(part, all_), *poor_lines(found, names), *others],
         changed=change_tables(work, names, own) if final else [],
-        trained=[block_table(this, names)] if whole else [],
+        trained=[block_table(this, names, part)] if whole else [],
         notes=[
-            *(comparison_lines(this, work.before) if final else []),
+            *(comparison_lines(this, work.before, part) if final else []),
             *([new_images_line(work)] if final else []),
             *work.schedule.lines(),
             *work.intake.notes,

@@ -75,8 +75,13 @@ def far_lines(masks: Iterable[Mask], names: Iterable[str]) -> list[str]:
 
 def in_strokes(masks: Sequence[Mask]) -> bool:
     """Whether so few pixels of the annotated images are labelled that these are strokes."""
+    return 0 < labelled_share(masks) < STROKES
+
+
+def labelled_share(masks: Sequence[Mask]) -> float:
+    """Share of the pixels of the annotated images that are labelled; 0 without images."""
     labelled = sum(int((mask != IGNORED).sum()) for mask in masks)
-    return 0 < labelled < STROKES * sum(mask.size for mask in masks)
+    return labelled / max(1, sum(mask.size for mask in masks))
 
 
 def area_weights(probabilities: Floats, drawn: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -82,6 +82,18 @@ def test_without_any_check_there_is_never_no_warning(tmp_path, monkeypatch) -> N
     assert "Not checked" not in page_of(folder).text
 
 
+def test_what_is_warned_of_is_marked_beside_its_fraction_and_said_once(
+    tmp_path, monkeypatch
+) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 4)
+    folder.notes = ["Dice .3", "Warning: void is poor", "Scale: none", "cut"]
+    told = {"poor": ["void"], "said": ["Dice .3"], "warnings": ["void is poor"], "unchecked": ""}
+    text = page_of(folder, **told).text
+    assert text.count("do not rely on it, see warnings") == 1
+    assert "void do not rely on it" in text and "matrix do not" not in text
+    assert text.count("void is poor") == text.count("Dice .3") == 1 and "cut" in text
+
+
 def test_annotated_images_are_marked_and_said_to_count(tmp_path, monkeypatch) -> None:
     folder = predicted(tmp_path, monkeypatch, 2, 4)
     page = page_of(folder, annotated=["b/1"], place="lab/steel & co")

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metallography.folder import Folder
 from metallography.items import Item
+from metallography.summary import write_tables
 from metallography.views import average_and_votes, average_views, disagreement
 from segmentation.predictors import (
     Answer,
     Classifier,
+    costs_of,
     merged,
     reduced_labels,
     second_opinion,
@@ -22,6 +25,22 @@ from utils.metrics import IGNORED
 
 MASK = np.repeat(np.repeat(np.array([[0, 1], [2, 0]], np.uint8), 20, 0), 24, 1)  # 40 x 48
 IMAGE = (60 + 60 * MASK).astype(np.uint8)
+
+
+def test_what_is_timed_of_few_pixels_becomes_the_costs_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Features, learning with features, and predicting the image that shows three classes.
+    took = iter([0.02, 0.12, 0.05])
+    monkeypatch.setattr("segmentation.predictors._seconds", lambda do: (do(), next(took))[1])
+    strokes = np.full(MASK.shape, IGNORED, np.uint8)
+    strokes[0, :7] = 1
+    found = costs_of([IMAGE, IMAGE], [strokes, MASK], 3, threads=1)
+    assert found.labelled == (960, 487, 480) and found.annotated == pytest.approx(2 * 1920e-6)
+    n = 500 + 480 + 480  # at most 500 of a class
+    assert found.learning == pytest.approx(0.1 / (n * np.log2(n)))
+    assert found.features == pytest.approx(0.02 / 1920e-6)
+    assert found.megapixel == pytest.approx(1.5 * 0.05 / 1920e-6)
 
 
 @pytest.mark.parametrize("reduce", [1, 3])
@@ -57,6 +76,34 @@ def test_labels_win_over_the_prediction_and_are_counted(tmp_path: Path) -> None:
     assert (ids[:5] == 2).all() and (ids[5:] == MASK[5:]).mean() > 0.9
     shares = {row["class"]: row["area_fraction"] for row in folder.rows}
     assert shares[2] == pytest.approx((ids == 2).mean())
+
+
+def test_the_measurements_tell_last_whose_labels_were_learnt(tmp_path: Path) -> None:
+    model = Classifier(3, (), 1, seed=0, threads=1)
+    model.fit([IMAGE], [MASK])
+    for name in "ab":
+        Image.fromarray(IMAGE).save(tmp_path / f"{name}.png")
+    Image.fromarray(MASK).save(tmp_path / "labels.png")
+    items, tables = [Item(tmp_path / f"{name}.png", name) for name in "ab"], {}
+    for kind, more in ((Answer, {"labels": {"b": tmp_path / "labels.png"}}), (Folder, {})):
+        folder = kind(model, items, tmp_path / kind.__name__, **more)  # type: ignore[arg-type]
+        folder.run()
+        write_tables(folder)
+        lines = (folder.out / "measurements.csv").read_text(encoding="utf-8").splitlines()
+        tables[kind] = [line.split(",") for line in lines]
+    marked, plain = tables[Answer], tables[Folder]
+    assert [row[:-1] for row in marked[:1]] == plain[:1]  # old columns keep names and order
+    told = [(row[0], row[-1]) for row in marked]
+    assert told == [("image", "annotated"), *3 * [("a", "no")], *3 * [("b", "yes")]]
+
+
+@pytest.mark.parametrize(("reduce", "words"), [(1, "at their own size"), (2, "by a factor of 2")])
+def test_it_is_told_at_which_size_images_are_predicted(
+    tmp_path: Path, reduce: int, words: str
+) -> None:
+    model = Classifier(3, (), reduce, seed=0, threads=1)
+    folder = Answer(model, [], tmp_path)  # type: ignore[arg-type]
+    assert words in folder.size_words() and ("reduced" in folder.size_words()) == (reduce > 1)
 
 
 def test_a_second_opinion_knows_its_error_on_held_out_halves(tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from segmentation.predictors import Costs
 from segmentation.schedule import (
     FIRST_LOOK,
+    LATER,
     PAYS,
+    Images,
     Schedule,
     load_schedule,
     make_schedule,
@@ -18,6 +22,12 @@ from segmentation.schedule import (
     save_schedule,
 )
 from stages.pretraining import SelfSupervised
+
+# Three classes of 20,000 pixels in 0.1 megapixels, on two threads.
+COSTS = Costs((20_000, 20_000, 20_000), 0.1, learning=5e-6, features=0.3, megapixel=2.5)
+# uhcs: 12 images of 376x376, one of them labelled, on a core that nobody else uses.
+UHCS = Costs((102_851, 11_208, 14_008, 13_309), 0.141, 1.14e-5, features=0.3, megapixel=2.6)
+UHCS_PIXELS = 12 * 376 * 376
 
 
 @dataclass
@@ -39,7 +49,8 @@ class Machine:
     reasons: list[str] = field(default_factory=list)
     usual_steps: int = 400
     smallest_side: int = 376
-    threads: int = 2
+    costs: Costs = COSTS
+    since: float = 0.0
 
     @property
     def intake(self) -> Machine:
@@ -57,11 +68,17 @@ class Machine:
     def seconds_per_megapixel(self) -> float:
         return self.megapixel
 
+    def classifier_costs(self) -> Costs:
+        return self.costs
+
+    def spent(self) -> float:
+        return self.since
+
 
 def plan(minutes: float = 20, pixels: int = 30 * 376 * 376, **machine: Any) -> Schedule:
     request = Asked(minutes, machine.pop("pretrain", "auto"))
     made = Machine(request=request, **machine)
-    return make_schedule(made, {"pixels": pixels, "minutes": minutes, "classes": 3})  # type: ignore[arg-type]
+    return make_schedule(made, {"pixels": pixels, "minutes": minutes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("minutes", [1.0, 2.2, 5.0, 20.0, 60.0])
@@ -131,17 +148,89 @@ def test_pretraining_is_not_told_of_where_there_is_no_network() -> None:
     assert not any("retraining has" in line or "pretraining sees" in line for line in none.reasons)
 
 
+def learnt(*pixels: float) -> float:
+    """Seconds in which so many pixels of each class are learnt, without their features."""
+    return 5e-6 * sum(pixels) * math.log2(sum(pixels))
+
+
 def test_many_pixels_are_reduced_for_the_first_answer_and_seen_in_one_view() -> None:
-    assert reduction(1e6, 36) == 1
-    # 150,000 pixels a second for 36 seconds: 5.4 megapixels; 94.4 are 17.5 times as many.
-    assert reduction(30 * 2048 * 1536, 36) == 5
-    many = plan(pixels=30 * 2048 * 1536)
-    # The last answer of the pixel classifier has 180 seconds: 94.4 of 27 megapixels.
-    assert many.views == 1 and many.reduce == [5, 2]
-    # 25.2 s of the classifier, 141.6 s to measure and draw, 3 classes of 1.2 s on 2 threads.
-    first = 30 * 2048 * 1536 * (1 / 5**2 / 150_000 + 1.5e-6) + 1.8
+    many = plan(pixels=30 * 2048 * 1536, costs=COSTS._replace(megapixel=20 / 3))
+    # 94.4 megapixels take 629 s. 36 s are 17.5 times less: by 5 squared; 180 s 3.5 times: by 2.
+    assert many.views == 1 and many.reduce == [5, 2] and many.fine_steps
+    # 800 pixels of each class are learnt; 141.6 s to measure and draw, 2.3 s for the page.
+    first = 0.3 * 0.1 / 25 + learnt(800, 800, 800) + 94.371840 * (20 / 3 / 25 + 1.5) + 2.3
     assert many.seconds["first answer by the pixel classifier"] == pytest.approx(first)
+    (line,) = (line for line in many.reasons if line.startswith("The first answer"))
+    assert "reduced by a factor of 5: whole ones would take about 10 min longer" in line  # 604 s
     assert plan().reduce == [1, 1]
+
+
+def test_what_is_learnt_is_at_most_5000_pixels_of_a_class() -> None:
+    assert COSTS.fit() == pytest.approx(0.03 + learnt(5000, 5000, 5000))
+    assert COSTS.fit(0.2) == pytest.approx(0.03 + learnt(4000, 4000, 4000))
+    # Halves: what learns from one and from two quarters, twice each, and predicts 0.1 megapixels.
+    halves = 2 * (COSTS.fit(0.25) + COSTS.fit(0.5)) + 4 * 0.25
+    assert COSTS.held(((0, 3), (1, 2)), 1) == pytest.approx(halves)
+
+
+@pytest.mark.parametrize("features", [0.1, 0.35])
+def test_a_faster_core_than_that_of_the_constants_is_not_counted_on(features: float) -> None:
+    assert COSTS._replace(features=features).slower == 1
+    assert COSTS._replace(features=0.7).slower == pytest.approx(2)
+
+
+def test_a_minute_is_enough_for_twelve_images_that_are_not_reduced() -> None:
+    found = plan(1, UHCS_PIXELS, step=0.7, megapixel=3.8, costs=UHCS, since=6)
+    assert found.reduce == [1, 1] and not found.fine_steps
+    assert "reduced" not in " ".join(found.reasons) and "8 views" not in " ".join(found.reasons)
+    # 20,000 pixels learnt, 1.7 megapixels predicted and measured, a page; twice.
+    answer = 0.3 * 0.141 + 2.28 * learnt(*4 * [5000]) + 1.696512 * (2.6 + 1.5) + 2.3
+    held = 4 * 0.141 * (0.3 + 2.6) + 2.3
+    held += 2 * 2.28 * (learnt(5000, 2802, 3502, 3327.25) + learnt(*4 * [5000]))
+    assert found.expected == pytest.approx(6 + 2 * answer + held) and found.expected < 60 / LATER
+
+
+@pytest.mark.parametrize(
+    ("slow", "minutes"), [(1, 1), (2, 1), (2, 2), (3, 2), (3, 4), (8, 4), (8, 8)]
+)
+def test_a_busy_machine_reduces_as_far_as_the_answer_would_come_too_late(
+    slow: int, minutes: int
+) -> None:
+    own = UHCS._replace(
+        learning=slow * UHCS.learning, features=slow * 0.3, megapixel=slow * UHCS.megapixel
+    )
+    found = plan(minutes, UHCS_PIXELS, step=9, megapixel=30, costs=own, since=6 * slow)
+    factor, whole = found.reduce[1], slow * 1.696512 * 2.6
+    measured = max(1, slow * 0.3 / 0.35) * (1.5 * 1.696512 + 2.3)
+    last = found.seconds["predictions, measurements, report"]
+    assert not found.fine_steps
+    assert last == pytest.approx(own.fit(reduce=factor) + whole / factor**2 + measured)
+    held = own.held(((0, 3), (1, 2)), 1) + max(1, slow * 0.3 / 0.35) * 2.3
+    rest = found.seconds["first answer by the pixel classifier"] + held + own.fit() + measured
+    in_time = (60 * minutes - 6 * slow) / LATER
+    assert rest + whole / factor**2 <= in_time or whole / factor**2 <= 0.15 * 60 * minutes
+    if factor > 1:  # one less would have been late
+        assert rest + whole / (factor - 1) ** 2 > in_time
+
+
+@pytest.mark.parametrize(("held_out", "factor"), [(10.0, 1), (50.4, 1), (50.5, 2), (300.0, 2)])
+def test_alone_the_pixel_classifier_has_all_the_time_but_a_quarter_in_reserve(
+    held_out: float, factor: int
+) -> None:
+    # 100 megapixels are predicted in 100 s and measured in 152.3 s; nothing is learnt.
+    free = Costs((0, 0), 0.0, learning=0.0, features=0.3, megapixel=1.0)
+    images = Images(100e6, 9.0, free, spent=0.0)
+    # Beside a network: 36 and 90 s, both by 2. First answer: 100 / 4 + 152.3 = 177.3 s.
+    assert images.fixed(600.0)[0] == [2, 2]
+    # 600 / 1.25 - 177.3 - 152.3 = 150.4 s, of which 100 are needed.
+    assert images.alone(600.0, held_out) == (factor, pytest.approx(152.3 + 100 / factor**2))
+
+
+def test_the_factor_of_a_reduction() -> None:
+    assert reduction(36.0, 36.0) == 1
+    assert reduction(37.0, 36.0) == 2
+    assert reduction(36 * 9.1, 36.0) == 4
+    assert reduction(16.0, -5.0) == 4  # no time left: as if a second were
 
 
 def test_a_plan_is_stored_for_what_it_was_made_for(tmp_path: Path) -> None:
@@ -155,7 +244,8 @@ def test_a_plan_is_stored_for_what_it_was_made_for(tmp_path: Path) -> None:
 
 def test_the_plan_is_told_with_its_end() -> None:
     lines = plan().lines()
-    assert lines[0].startswith("Plan for 20 minutes: the end is expected in about ")
+    assert lines[0].startswith("Plan for 20 minutes: the end is expected about ")
+    assert lines[0].endswith(" after the start")
     assert any(line.startswith("  two held-out halves: about") for line in lines)
 
 

@@ -125,6 +125,8 @@ def test_from_a_folder_and_one_mask_to_a_report(
     first = next(i for i, line in enumerate(lines) if line.startswith("First answer"))
     assert plan < first < len(lines) - 1 and "Epoch:" not in said
     assert "within the annotated image" in said and "There is no score on other images" in said
+    summary = (out / "summary.md").read_text(encoding="utf-8")
+    assert "on held-out blocks" in summary and "First look" not in summary
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Within the annotated image:" in page and "test set" not in page and "Steel 42" in page
     for text in (said, page):  # no network, no file of one, and that is said
@@ -135,7 +137,9 @@ def test_from_a_folder_and_one_mask_to_a_report(
         assert (drawn == ids(out / "classes" / f"{name}.png")).all()
     with zipfile.ZipFile(out / "measurements.xlsx") as book:
         sheets = re.findall(r'sheet name="([a-z]+)"', book.read("xl/workbook.xml").decode())
+        cells = re.findall(r"<t>([^<]*)</t>", book.read("xl/worksheets/sheet1.xml").decode())
     assert sheets == ["measurements", "batches", "doubt"]
+    assert cells.count("annotated") == 1 and cells.count("yes") == 4  # a row for each class
     # The user's labels stand in the class map of the annotated image: colours from dark to bright.
     colours = {(0, 0, 0): 0, (0, 0, 255): 1, (255, 0, 0): 2, (255, 255, 0): 3}
     truth = [[colours[tuple(p)] for p in row] for row in ids(place / "é0_mask.png").tolist()]
@@ -281,6 +285,7 @@ def test_the_first_answer_says_that_nothing_was_checked_until_something_was(
         patch.setattr(segmentation.job.Work, "compare", killed)
         assert run(place) == 130
     assert "Nothing has been checked yet" in page() and "No warnings" not in page()
+    assert "First look" in (place / "out" / "summary.md").read_text(encoding="utf-8")
     assert "é0.png (annotated)" in page() and "1 of 4 images is annotated" in page()
     shutil.rmtree(place / "out")
     with pytest.MonkeyPatch.context() as patch:
@@ -599,5 +604,11 @@ def test_beside_strokes_a_network_learns_what_the_pixel_classifier_is_sure_of(
     found = ids(learnt)
     assert (found[::8] == strokes[::8]).all()  # no stroke is changed
     assert (found != 255).mean() == pytest.approx(1 / 8 + stored["sure"])
-    assert "Strokes show rare classes more often" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Strokes show rare classes more often" in said
+    page = (out / "report.html").read_text(encoding="utf-8")
+    summary = (out / "summary.md").read_text(encoding="utf-8")
+    for text in (said, page, summary):  # one row of eight is labelled
+        assert "on labelled pixels alone, 12 % of the annotated image" in text
+        assert "Only 12 % of the annotated image is labelled" in text
     assert (ids(out / "classes" / "é0.png")[::8] == strokes[::8]).all()
