@@ -184,7 +184,6 @@ def test_a_graph_that_makes_room_is_gone_before_the_next_is_recorded_in_its_memo
 
     monkeypatch.setattr(Recording, "__init__", counting)
     monkeypatch.setattr(Recording, "replay", lambda self, batch: self.losses)
-    gc.collect()
     gc.disable()
     try:
         trained(True, [6, 3, 3, *[5] * 4])
@@ -324,7 +323,6 @@ def test_a_stage_that_is_done_gives_its_memory_back_at_once(tmp_path: Path) -> N
     stage.replay_steps()
     assert stage.graphs is not None
     left = [weakref.ref(each) for each in (stage.graphs, stage.module, stage.optimizer)]
-    gc.collect()
     gc.disable()
     try:
         del stage
