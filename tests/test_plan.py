@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from comparison.options import read_options
 from comparison.plan import Plan, Work
 from utils import run_folder
 from utils.checkpoint import save
+from utils.metrics import Scores
 
 
 @pytest.fixture
@@ -132,12 +135,14 @@ def test_the_state_of_a_finished_run_is_read_once_until_it_changes(
     read: list[Path] = []
     load = run_folder.load
     monkeypatch.setattr(run_folder, "load", lambda path: read.append(path) or load(path))
-    settings, path = work.runner.decisive_settings(), work.runner.state.path
+    settings = json.loads(json.dumps(work.runner.decisive_settings()))  # as in a run's own
     assert plan.results(variant, 0) == {}
-    for number, finished in enumerate((False, True, True)):
-        counts = np.full((2, 3, 3), number).tolist()
-        state = {"settings": settings, "finished": finished, "outputs": []}
-        save(path, state | {"evaluations": [{"epoch": 0, "acc": 0.5, "confusion": counts}]})
+    for number, finished in enumerate((False, True, True), 1):
+        counts = np.full((2, 3, 3), number)
+        scores = {**Scores.from_confusion(counts).as_dict(), "confusion": counts.tolist()}
+        state: dict[str, Any] = {"settings": settings, "finished": finished, "outputs": []}
+        state["evaluations"] = [{"epoch": 0, **scores}]
+        save(work.runner.state.path, state)
         read.clear()
         for _ in range(3):
             found = plan.results(variant, 0)
