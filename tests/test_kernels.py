@@ -232,7 +232,7 @@ def test_the_kernel_takes_any_layout_and_type(name: str, layout: str) -> None:
     (found * gradient).sum().backward()
     rows = rows_of(others[0]).float()
     if name == "batch_norm":
-        normed = F.batch_norm(rows, None, None, *others[1:], True)
+        normed = F.batch_norm(rows, None, None, others[1], others[2], True)
     else:
         normed = F.layer_norm(rows, (channels,), *others[1:])
     (F.leaky_relu(normed) * gradient).sum().backward()

@@ -55,7 +55,8 @@ class _NormLeaky(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        found = backward(gradient.contiguous(), *ctx.saved_tensors, *ctx.constants, PROGRAMS)
+        (rows, weight, bias), (eps, slope) = ctx.saved_tensors, ctx.constants
+        found = backward(gradient.contiguous(), rows, weight, bias, eps, slope, PROGRAMS)
         return *found, None, None, None
 
 
