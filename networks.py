@@ -57,6 +57,8 @@ def norm_kernel(
         # It needs Triton, which comes with PyTorch for CUDA.
         module = importlib.import_module(f"utils.cuda.{name}")
         module.check(device, dtype)
+    except torch.OutOfMemoryError:  # which says nothing about the kernel
+        raise
     except Exception as error:  # whatever a compiler may miss on somebody's machine
         why = (str(error).splitlines() or [type(error).__name__])[0]
         norm = {"row_norm": "LayerNorm", "batch_norm": "BatchNorm"}[name]
@@ -98,9 +100,10 @@ def takes_statistics(norm: nn.BatchNorm2d, x: Tensor) -> bool:
     """Whether a BatchNorm takes statistics of (B, C, H, W), which its running ones follow.
 
     Without a momentum those are taken anew (``torch.optim.swa_utils.update_bn``); one value has
-    none, and PyTorch says so.
+    none, and PyTorch says so. A norm that others made may have no running ones, or no weights.
     """
-    return norm.training and norm.momentum is not None and x.numel() > x.shape[1]
+    whole = norm.track_running_stats and norm.affine and norm.momentum is not None
+    return norm.training and whole and x.numel() > x.shape[1]
 
 
 def rectified(norm: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

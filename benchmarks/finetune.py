@@ -4,7 +4,8 @@
     python benchmarks/finetune.py --size 96 --json
 
 ``plain`` is the unit: single precision, default memory format, glibc as it is, transposed
-convolutions with their bias. The other variants time the engine's own stage.
+convolutions with their bias, no graph. The other variants time the engine's own stage as train.py
+runs it: on CUDA its passes are replayed as a graph.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from stages.job import Job
 from utils.device import choose_device, to_device
 
 VARIANTS: dict[str, torch.dtype | None] = {"plain": None, **PRECISIONS}
-PARTS = ("data", "forward", "backward", "optimizer")
+PARTS = ("data", "passes", "optimizer")
 
 
 class Plain(Supervised):
@@ -58,13 +59,13 @@ def measure_case(case: Case) -> Result:
     plain, device = case["variant"] == "plain", choose_device(case["device"])
     with tempfile.TemporaryDirectory() as folder:
         measure.draw_set(Path(folder) / "set", case["size"], case["images"], num_classes=4)
-        levels = -1 if plain else 0
-        config = Config(data_dir=f"{folder}/set", output_dir=folder, stages="sup", recompute=levels)
+        own: dict[str, Any] = {"recompute": -1, "cuda_graphs": False} if plain else {"recompute": 0}
+        config = Config(data_dir=f"{folder}/set", output_dir=folder, stages="sup", **own)
         job = Job(config.resolved(), ImageStore(), "1", 0, device, VARIANTS[case["variant"]])
         stage = (Plain if plain else Supervised)(job)
         torch.manual_seed(0)
         stage.build()
-        # The first two steps and the first evaluation also map memory.
+        # The first two steps and the first evaluation also map memory, and record the graph.
         steps = [step(stage, epoch, plain) for epoch in range(case["steps"] + 2)][2:]
         watch = measure.Stopwatch(device)
         for _ in range(2):
@@ -75,6 +76,7 @@ def measure_case(case: Case) -> Result:
         **{part: [found[part] for found in steps] for part in PARTS},
         "seconds": [sum(found.values()) for found in steps],
         "evaluation": [watch.parts["evaluation"]],
+        "graphs": stage.graphs is not None and bool(stage.graphs.recordings),
         "megabytes": measure.peak_megabytes(device),
     }
 
@@ -89,13 +91,12 @@ def step(stage: Supervised, epoch: int, plain: bool) -> dict[str, float]:
             batch = {k: v.to(stage.device) if hasattr(v, "to") else v for k, v in batch.items()}
         else:
             batch = to_device(batch, stage.device)
-    with watch.part("forward"), stage.precision():
-        loss = stage.losses(batch)["loss"]
-    with watch.part("backward"):
+        batch = stage.prepared(batch)
+    with watch.part("passes"):
         stage.optimizer.zero_grad()
-        loss.backward()
+        (stage.graphs or stage.passes)(batch)
     with watch.part("optimizer"):
-        stage.optimizer.step()
+        stage.update()
     return watch.parts
 
 
@@ -117,6 +118,7 @@ def report(given: argparse.Namespace) -> Result:
     rows = [
         {
             "variant": case["variant"],
+            "graph": str(all(each["graphs"] for each in found)),
             "s/step": measure.pooled(found, "seconds"),
             "of plain": measure.pooled(found, "seconds") / measure.pooled(results[0], "seconds"),
             **{part: measure.pooled(found, part) for part in PARTS},

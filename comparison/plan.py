@@ -125,6 +125,7 @@ class Plan:
         self.test = listed_split(self.store, config.data_dir, "test_numf")
         self.clusters = number_clusters([parse_name(s.image.stem) for s in self.test])
         self._counted: dict[Path, Counts] = {}  # by the folder of the pictures
+        self._read: dict[tuple[Path, int, int, int], dict[str, Any]] = {}  # states, see ``_state``
 
     def work(self, variant: Variant, repeat: int, stage: str) -> Work:
         """A piece of work, with the settings that ``train.py`` would get for it."""
@@ -195,12 +196,32 @@ class Plan:
             UserError: the predicted masks cannot be read, or do not give the run's scores.
         """
         runner = self.work(variant, repeat, variant.stages[-1]).runner
-        state = None if other_settings(runner) else runner.state.load()
-        if state is None or not state["finished"] or not state["evaluations"]:
+        try:
+            state = self._state(runner)
+        except CheckpointError:
+            return {}
+        if not state or not state["evaluations"] or unlike(runner, state):
             return {}
         best = max(state["evaluations"], key=lambda e: e["acc"])  # of equals the first: as fine.pt
         chosen = {"best": best, "last": state["evaluations"][-1]}
         return {name: Result(e["epoch"], self._counts(runner, e)) for name, e in chosen.items()}
+
+    def _state(self, runner: Runner) -> dict[str, Any] | None:
+        """Settings and evaluations of a finished run; its file is read once, until it changes.
+
+        The table is written after each training, and the weights in the file are many.
+        """
+        try:
+            about = runner.state.path.stat()
+        except OSError:
+            return None
+        key = (runner.state.path, about.st_ino, about.st_mtime_ns, about.st_size)
+        if key not in self._read:
+            state = runner.state.load()
+            if state is None or not state["finished"]:
+                return None
+            self._read[key] = {name: state[name] for name in ("settings", "evaluations")}
+        return self._read[key]
 
     def _counts(self, runner: Runner, evaluation: Mapping[str, Any]) -> Counts:
         if "confusion" in evaluation:
@@ -259,8 +280,11 @@ def other_settings(runner: Runner, longer: bool = False) -> list[str]:
         state = runner.state.load()
     except CheckpointError as error:
         return [str(error)]
-    if state is None:
-        return []
+    return unlike(runner, state, longer) if state else []
+
+
+def unlike(runner: Runner, state: Mapping[str, Any], longer: bool = False) -> list[str]:
+    """``other_settings`` of a run whose state has been read."""
     both, start = (state["settings"], runner.decisive_settings()), (WEIGHTS, "pretrained")
     old, new = ({k: v for k, v in found.items() if k not in start} for found in both)
     lines = setting_differences(runner.config, old, new)

@@ -22,7 +22,7 @@ from model import METHODS, settings_of
 from report import figures
 from utils.checkpoint import UNET
 from utils.cuda.step_graph import StepGraphs
-from utils.log import METRICS_FILE
+from utils.log import METRICS_FILE, to_terminal
 from utils.run_folder import RunFolder, differences
 from utils.training import Training
 
@@ -129,7 +129,7 @@ class Runner(Training):
             # Not the method itself: with a cycle of references a stage that is done would keep
             # its memory on the device until Python looks for cycles.
             own = proxy(self)
-            self.graphs = StepGraphs(lambda batch: own.passes(batch), self.module)
+            self.graphs = StepGraphs(lambda batch: own.passes(batch), self.module, to_terminal)
 
     def synchronised(self, module: nn.Module) -> nn.Module:
         """With BatchNorm's statistics of the whole batch, if ranks share it and that is wanted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ hypothesis.settings.load_profile("project")
 def interrupts_as_python_has_them() -> None:
     """Ctrl-C raises KeyboardInterrupt, also where the tests were started with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def circles_are_looked_for_among_new_objects() -> None:
+    """Those of PyTorch and of all collected tests are many, and none of them becomes garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

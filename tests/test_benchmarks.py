@@ -24,6 +24,7 @@ from config import Config
 from data import one_hot
 from model import METHODS, PSCL, build_method
 from networks import Encoder
+from stages.job import Runner
 from tests.tiny_set import TINY, add, draw
 from utils.checkpoint import save, to_published
 
@@ -31,7 +32,9 @@ CASE = {"size": 16, "batch": 2, "steps": 1, "device": "cpu", "threads": 0, "reco
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_is_reported_with_its_parts(method: str) -> None:
+def test_a_step_is_reported_with_its_parts(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that warms up is not among them."""
+    monkeypatch.setattr(step, "WARM_UP", 1)
     result = step.measure_case({"kind": "step", "method": method, "precision": "fp32", **CASE})
     (whole,) = result["seconds"]
     parts = {name: result[name][0] for name in step.PARTS}
@@ -223,7 +226,34 @@ def test_fine_tuning_is_reported_with_its_parts(variant: str) -> None:
     result = finetune.measure_case(case)
     parts = [result[name][0] for name in finetune.PARTS]
     assert min(parts) > 0 and result["seconds"] == [pytest.approx(sum(parts))]
-    assert result["evaluation"][0] > 0 and result["megabytes"] > 0
+    assert result["evaluation"][0] > 0 and result["megabytes"] > 0 and not result["graphs"]
+
+
+@pytest.mark.parametrize("variant", list(finetune.VARIANTS))
+def test_fine_tuning_is_timed_as_train_py_does_it_on_cuda(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the stage's graph of the passes, if it has one: the stand-in notes its batches."""
+    shapes: list[torch.Size] = []
+
+    class Stand:
+        recordings = (1,)
+
+        def __init__(self, stage: Runner) -> None:
+            self.stage = stage
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+            shapes.append(batch["image"].shape)
+            return self.stage.passes(batch)
+
+    def replay_steps(stage: Runner) -> None:
+        if stage.config.cuda_graphs:
+            monkeypatch.setattr(stage, "graphs", Stand(stage))
+
+    monkeypatch.setattr(Runner, "replay_steps", replay_steps)
+    case = {"variant": variant, "size": 16, "images": 1, "steps": 1, "device": "cpu", "threads": 0}
+    result = finetune.measure_case(case)
+    assert len(shapes) == 3 * result["graphs"] and result["graphs"] == (variant != "plain")
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,10 @@ def test_every_step_calls_the_same_few_operators_and_waits_for_none(
 @pytest.mark.parametrize("where", ["cpu", "device", "kept on device"])
 @pytest.mark.parametrize("method", ["simclr", pytest.param("moco", marks=pytest.mark.slow)])
 def test_an_epoch_of_train_py_waits_once_for_its_log_line(
-    method: str, where: str, tmp_path: Path
+    method: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And every step of it calls as many operators; after the first, whose Adam makes its state."""
+    monkeypatch.setattr(step, "WARM_UP", 4)  # images of six steps
     config = step.config_of({"method": method, "size": 16, "batch": 4, "steps": 1}, tmp_path)
     how = {"repeats": "0", "device": "cpu", "amp": "off", "augment_on": where.split()[-1]}
     how["cache_on"] = "device" if "kept" in where else "cpu"

@@ -120,7 +120,7 @@ def test_missing_packages_are_named(tmp_path: Path, capsys, monkeypatch) -> None
 
 
 def test_a_file_that_differs_is_not_written(tmp_path: Path) -> None:
-    model = export.Deployed(network(), standardize=False)
+    model = export.Deployed(torch.nn.Conv2d(3, 3, 1), standardize=False)
     facts = {"classes": ["a", "b", "c"], "mapping": [0, 1, 2], "image_size": 0}
     with pytest.raises(export.UserError, match="differs from PyTorch by"):
         export.export(

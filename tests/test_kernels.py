@@ -44,7 +44,7 @@ def test_interpreted_kernels_are_their_twins() -> None:
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0 and "15 passed" in ran.stdout, ran.stdout
+    assert ran.returncode == 0 and "27 passed" in ran.stdout, ran.stdout
 
 
 @interpreted
@@ -183,6 +183,87 @@ def test_the_kernel_of_batch_norm_is_that_of_double_precision() -> None:
         torch.testing.assert_close(own.double(), other, rtol=1e-3, atol=atol)
 
 
+def norm_of(name: str) -> Callable[..., torch.Tensor]:
+    """``norm_leaky`` of rows, weight and bias."""
+    kernel = importlib.import_module(f"utils.cuda.{name}").norm_leaky
+
+    def run(rows: torch.Tensor, *learnt: torch.Tensor) -> torch.Tensor:
+        channels = rows.shape[-1]
+        running = (torch.zeros(channels), torch.ones(channels), 0.1)
+        found: torch.Tensor = kernel(
+            rows, *learnt, *(running if name == "batch_norm" else ()), 1e-5, 0.01
+        )
+        return found
+
+    return run
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["row_norm", "batch_norm"])
+def test_the_kernel_refuses_a_second_derivative(name: str) -> None:
+    """PyTorch's norms have one; beside other terms it would be 0 here, without a word."""
+    rows, weight, bias = torch.randn(20, 8), torch.ones(8), torch.zeros(8)
+    rows.requires_grad_()
+    loss = norm_of(name)(rows, weight, bias).square().sum()
+    (gradient,) = torch.autograd.grad(loss, rows, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice a function"):
+        gradient.square().sum().backward()
+
+
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "columns": lambda x: x.T.contiguous().T,  # of a map that is not channels-last
+    "parts": lambda x: x[::2, 1::3],
+    "few": lambda x: x[:, 3:6],
+    "half": lambda x: x.half(),
+}
+
+
+@interpreted
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["row_norm", "batch_norm"])
+def test_the_kernel_takes_any_layout_and_type(name: str, layout: str) -> None:
+    random, rows_of = generator(5), LAYOUTS[layout]
+    x = torch.randn(70, 24, generator=random)
+    channels = rows_of(x).shape[1]
+    weight, bias = torch.randn(2, channels, generator=random)
+    gradient = torch.randn(rows_of(x).shape, generator=random)
+    inputs, others = ([y.clone().requires_grad_() for y in (x, weight, bias)] for _ in range(2))
+    found = norm_of(name)(rows_of(inputs[0]), *inputs[1:])
+    (found * gradient).sum().backward()
+    rows = rows_of(others[0]).float()
+    if name == "batch_norm":
+        normed = F.batch_norm(rows, None, None, others[1], others[2], True)
+    else:
+        normed = F.layer_norm(rows, (channels,), *others[1:])
+    (F.leaky_relu(normed) * gradient).sum().backward()
+    assert found.dtype == rows_of(x).dtype
+    close = {"rtol": 1e-2, "atol": 2e-2} if layout == "half" else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(found.float(), F.leaky_relu(normed), **close)
+    for own, other in zip(inputs, others, strict=True):
+        torch.testing.assert_close(own.grad, other.grad, **close)
+
+
+@interpreted
+def test_the_kernel_of_norms_takes_no_rows() -> None:
+    rows, weight, bias = torch.randn(0, 5, 8), torch.ones(8), torch.zeros(8)
+    learnt = [x.requires_grad_() for x in (rows, weight, bias)]
+    found = norm_of("row_norm")(*learnt)
+    assert found.shape == rows.shape
+    assert not any(g.any() for g in torch.autograd.grad(found.sum(), learnt))
+
+
+@interpreted
+def test_the_kernel_of_batch_norm_follows_nan_as_pytorch_does() -> None:
+    """Running statistics that stayed finite would hide where a network broke."""
+    batch_norm = importlib.import_module("utils.cuda.batch_norm")
+    rows = torch.randn(40, 3)
+    rows[7, 1] = math.nan
+    weight, mean, variance = torch.rand(3, 3)
+    batch_norm.norm_leaky(rows, weight, weight, mean, variance, 0.3, 1e-5, 0.01)
+    for own in (mean, variance):
+        assert own.isnan().tolist() == [False, True, False]
+
+
 def test_a_norm_kernel_with_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     row_norm = importlib.import_module("utils.cuda.row_norm")
     monkeypatch.setattr(row_norm, "forward", lambda rows, *others: rows + 1)
@@ -216,20 +297,24 @@ def test_a_kernel_compiles_for_the_usual_cards(capability: int) -> None:
     rows = dict.fromkeys(("gradient", "rows", "result"), "*bf16")
     rows |= dict.fromkeys(("weight", "bias", "sums"), "*fp32")
     rows |= {"count": "i32", "channels": "i32", "programs": "i32", "eps": "fp32", "slope": "fp32"}
-    for kernel in (row_norm._forward, row_norm._backward):
-        kinds = {name: rows.get(name, "constexpr") for name in kernel.arg_names}
-        sources.append(triton.compiler.ASTSource(kernel, kinds, {"width": 32, "block": 128}))
+    blocks = {"width": 32, "block": 128}
+    kernels_of: list[tuple[Any, dict[str, int]]] = [
+        (row_norm._forward, blocks),
+        (row_norm._backward, blocks),
+        (row_norm._backward, {**blocks, "programs": 1}),  # of few rows: Triton takes in a 1
+    ]
     batch_norm = importlib.import_module("utils.cuda.batch_norm")
     rows |= dict.fromkeys(("statistics", "mean", "variance", "found"), "*fp32")
     rows |= {"momentum": "fp32"}
-    for kernel, constants in (
-        (batch_norm._sums, {"width": 32, "block": 128}),
-        (batch_norm._merge, {"some": 1024}),
-        (batch_norm._forward, {"width": 32, "block": 128}),
-        (batch_norm._sums_backward, {"width": 32, "block": 128}),
-        (batch_norm._backward, {"width": 32, "block": 128}),
-    ):
-        kinds = {name: rows.get(name, "constexpr") for name in kernel.arg_names}
+    kernels_of += [(batch_norm._forward, blocks), (batch_norm._backward, blocks)]
+    for few in ({}, {"programs": 1}):
+        kernels_of += [
+            (batch_norm._sums, {**blocks, **few}),
+            (batch_norm._merge, {"some": 1024, **few}),
+            (batch_norm._sums_backward, {**blocks, **few}),
+        ]
+    for kernel, constants in kernels_of:
+        kinds = {n: "constexpr" if n in constants else rows[n] for n in kernel.arg_names}
         sources.append(triton.compiler.ASTSource(kernel, kinds, constants))
     for source in sources:
         assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]

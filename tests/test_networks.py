@@ -317,6 +317,27 @@ def test_statistics_taken_anew_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> 
         networks.activated(nn.BatchNorm2d(4), torch.randn(1, 4, 1, 1))
 
 
+@pytest.mark.parametrize("how", [{"affine": False}, {"track_running_stats": False}])
+def test_a_norm_without_weights_or_running_statistics_is_pytorchs(
+    how: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "kernel_for", Mock(side_effect=AssertionError))
+    x = torch.randn(2, 4, 3, 3)
+    expected = F.leaky_relu(F.batch_norm(x, None, None, training=True), 0.01)
+    torch.testing.assert_close(networks.activated(nn.BatchNorm2d(4, **how), x), expected)
+
+
+def test_memory_that_runs_out_at_a_kernels_first_use_is_said_as_such(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the kernel is not left out from then on."""
+    module = Mock()
+    module.check.side_effect = torch.OutOfMemoryError("none left")
+    monkeypatch.setattr(networks.importlib, "import_module", lambda name: module)
+    with pytest.raises(torch.OutOfMemoryError):
+        networks.norm_kernel.__wrapped__("row_norm", torch.device("cpu"), torch.float32)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_groups_as_one_matrix_are_the_groups(groups: int) -> None:
     """Of a 1x1 convolution: values, and gradients of its weights."""

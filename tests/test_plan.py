@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from tiny_set import files, make_set
 
 import reproduce
 from comparison.options import read_options
 from comparison.plan import Plan, Work
+from utils import run_folder
 from utils.checkpoint import save
+from utils.metrics import Scores
 
 
 @pytest.fixture
@@ -119,6 +124,31 @@ def test_a_damaged_state_is_named_and_overwrite_begins_again(data: Path) -> None
     afresh = plan_of(data, *words, "--overwrite")
     assert afresh.problems() == [] and list(afresh.to_do().values()) == [1, 1, 1]
     assert afresh.results(afresh.options.variants[0], 0) == {}
+
+
+def test_the_state_of_a_finished_run_is_read_once_until_it_changes(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table is written after each training, from all that are finished."""
+    plan = plan_of(data, "--methods=sup", "--repeats=0")
+    (work,), (variant,) = plan.works(), plan.options.variants
+    read: list[Path] = []
+    load = run_folder.load
+    monkeypatch.setattr(run_folder, "load", lambda path: read.append(path) or load(path))
+    settings = json.loads(json.dumps(work.runner.decisive_settings()))  # as in a run's own
+    assert plan.results(variant, 0) == {}
+    for number, finished in enumerate((False, True, True), 1):
+        counts = np.full((2, 3, 3), number)
+        scores = {**Scores.from_confusion(counts).as_dict(), "confusion": counts.tolist()}
+        state: dict[str, Any] = {"settings": settings, "finished": finished, "outputs": []}
+        state["evaluations"] = [{"epoch": 0, **scores}]
+        save(work.runner.state.path, state)
+        read.clear()
+        for _ in range(3):
+            found = plan.results(variant, 0)
+            assert finished == bool(found)
+            assert not found or (found["last"].counts == number).all()
+        assert len(read) == (1 if finished else 3)
 
 
 def test_what_a_stage_cannot_do_is_said_before_anything_is_run(

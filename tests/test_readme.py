@@ -1,7 +1,7 @@
 """What README and docs/ say is so: every command runs, every file, link and number is there.
 
 Commands run in this process, on sets of tiny images and with tiny networks; one of each script
-runs as the reader would start it. What only the installation can show is run by ``.ci/run``.
+also runs as the reader would start it. What only the installation can show is run by ``.ci/run``.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def of(script: str) -> list[str]:
     return [command for command in COMMANDS if script_of(command) == script]
 
 
-# Run by the shell, in processes of their own; all others run in this one. The scripts that are not
+# Also run by the shell, in processes of their own; all run in this one. The scripts that are not
 # here have a process of their own in test_reproduce.py and test_prepare.py.
 AS_THE_READER = (
     next(c for c in of("train.py") if c.startswith("GLIBC_TUNABLES=")),
@@ -92,8 +92,8 @@ AS_THE_READER = (
 
 
 def here(*scripts: str) -> list[str]:
-    """The commands of some scripts that run in this process."""
-    return [c for script in scripts for c in of(script) if c not in AS_THE_READER]
+    """The commands of some scripts."""
+    return [command for script in scripts for command in of(script)]
 
 
 def words_of(command: str) -> list[str]:
@@ -211,7 +211,12 @@ def test_a_segmenting_command_runs(
     assert (folder / "segmented_my_images" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("command", here("predict.py"))
+def slow_export(command: str) -> Any:
+    """One to ONNX takes 7 s; beside it stand that to .pt2, and tests/test_export.py."""
+    return pytest.param(command, marks=pytest.mark.slow) if command.endswith(".onnx") else command
+
+
+@pytest.mark.parametrize("command", [slow_export(command) for command in here("predict.py")])
 def test_a_predicting_command_runs(command: str, folder: Path) -> None:
     if command.endswith(".onnx"):
         for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -260,8 +265,11 @@ def test_a_benchmark_runs(command: str, folder: Path, monkeypatch: pytest.Monkey
     assert run(command, folder) == 0
 
 
+@pytest.mark.slow  # seconds: 11; both commands run in this process, too
 def test_training_and_predicting_run_as_the_reader_starts_them(folder: Path) -> None:
-    """Both at once: they write to different places."""
+    """Both at once: they write to different places, and nothing is there that they would keep."""
+    for made in ("lean_simclr", "steel_simclr/1_0/predicted_img"):
+        shutil.rmtree(folder / made, ignore_errors=True)
     started = []
     for command in AS_THE_READER:
         before = command.partition("python ")[0]
@@ -279,6 +287,8 @@ def test_training_and_predicting_run_as_the_reader_starts_them(folder: Path) -> 
         )
     ended = [(process.communicate(timeout=120)[1], process.returncode) for process in started]
     assert [code for _, code in ended] == [0, 0], ended
+    assert (folder / "lean_simclr/1_0/moco1.pt").is_file()
+    assert (folder / "steel_simclr/1_0/predicted_img/measurements.csv").is_file()
 
 
 # --- what commands give ---------------------------------------------------------------------------

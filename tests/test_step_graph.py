@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,8 +96,8 @@ class Small(nn.Module):
         return {"loss": loss.detach()}
 
 
-def trained(graphs: bool, sizes: list[int]) -> tuple[list[float], dict[str, Tensor], int]:
-    """Losses, the end's state and how many graphs there are, of a training on such batches."""
+def trained(graphs: bool, sizes: list[int]) -> tuple[list[float], dict[str, Tensor], list[int]]:
+    """Losses, the end's state and the batches that have a graph, of a training on such batches."""
     torch.manual_seed(0)
     network = Small()
     optimizer = torch.optim.Adam(network.parameters(), 0.1)
@@ -108,17 +109,104 @@ def trained(graphs: bool, sizes: list[int]) -> tuple[list[float], dict[str, Tens
         optimizer.zero_grad()
         losses.append(float(run({"x": torch.randn(size, 4)})["loss"]))
         optimizer.step()
-    recordings = run.recordings if isinstance(run, StepGraphs) else {}
-    return losses, network.state_dict(), len(recordings)
+    recordings = run.recordings.values() if isinstance(run, StepGraphs) else ()
+    return losses, network.state_dict(), sorted(len(each.batch["x"]) for each in recordings)
 
 
+@pytest.fixture
+def few_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_graph, "MOST", 2)
+    monkeypatch.setattr(step_graph, "WORTH", 3)
+
+
+@pytest.mark.filterwarnings("ignore:Batches come in more")
+@pytest.mark.usefixtures("few_graphs")
 def test_a_replayed_training_is_the_training(standing_in: type[Graph]) -> None:
-    """With batches of two shapes in turn, and one of a third, which has no graph."""
-    sizes = [6, 6, 3, 6, 3, 5, 6, 3]
+    """With batches of two shapes in turn, one of a third, which has no graph, and a new one."""
+    sizes = [6, 6, 3, 6, 3, 5, 6, 3, 4, 4, 6, 4, 4, 4]
     losses, state, _ = trained(False, sizes)
     found, replayed, graphs = trained(True, sizes)
-    assert found == losses and graphs == step_graph.MOST == 2
+    assert found == losses and graphs == [4, 6]
     assert all(torch.equal(replayed[name], state[name]) for name in state)
+
+
+@pytest.mark.filterwarnings("ignore:Batches come in more")
+@pytest.mark.usefixtures("few_graphs")
+@pytest.mark.parametrize(
+    ("sizes", "graphs", "recorded"),
+    [
+        ([6], [6], 1),  # the first at once
+        ([6, 3], [6], 1),
+        ([3, 6, 6], [3, 6], 2),  # others when they recur
+        ([6, 6, 6, 3, 6, 5, 6, 4, 6], [6], 1),
+        ([6, 6, 6, 3] * 2 + [6, 6, 6, 5] * 2, [3, 6], 2),  # last partial batches
+        ([6, 3, 3, *[6, 5, 5] * 4], [5, 6], 3),  # the other one is not met any more
+        ([5, 3, 3, *[6] * 4], [3, 6], 3),
+        ([5, 3, 3, *[6, 4] * 4], [4, 6], 4),
+    ],
+)
+def test_what_recurs_has_a_graph(
+    standing_in: type[Graph], sizes: list[int], graphs: list[int], recorded: int
+) -> None:
+    assert trained(True, sizes)[2] == graphs and len(standing_in.of) == recorded
+
+
+def test_more_shapes_in_turn_than_graphs_are_said_once_and_record_no_more(
+    standing_in: type[Graph], few_graphs: None
+) -> None:
+    """Not one after the other in the place of another: recording takes longer than steps do."""
+    with pytest.warns(UserWarning, match=r"more than 2 shapes; .* slower: .*--fine_crop") as said:
+        _, _, graphs = trained(True, [6, 3, 5, 4] * 12)
+    assert len(said) == 1 and len(standing_in.of) == len(graphs) == 2
+
+
+def test_a_shape_or_two_are_not_worth_a_word(standing_in: type[Graph]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert trained(True, [6, 6, 3] * 20)[2] == [3, 6]
+
+
+@pytest.mark.filterwarnings("ignore:Batches come in more")
+def test_a_graph_that_makes_room_is_gone_before_the_next_is_recorded_in_its_memory(
+    standing_in: type[Graph], few_graphs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory that graphs share is kept by those that are left; there must be one."""
+    kept: list[weakref.ref[Recording]] = []
+    there: list[int] = []  # graphs there are whenever one is recorded, and shares their memory
+    noted = Recording.__init__
+
+    def counting(self: Recording, *given: Any) -> None:
+        standing_in.of.clear()  # which holds them, too
+        there.append(sum(each() is not None for each in kept))
+        assert [*given[3:]] == ["pool"] * min(there[-1], 1)
+        kept.append(weakref.ref(self))
+        noted(self, *given)
+
+    monkeypatch.setattr(Recording, "__init__", counting)
+    monkeypatch.setattr(Recording, "replay", lambda self, batch: self.losses)
+    gc.disable()
+    try:
+        trained(True, [6, 3, 3, *[5] * 4])
+    finally:
+        gc.enable()
+    assert there == [0, 1, 1]
+
+
+def test_gradients_there_were_are_dropped_without_a_graph_too(standing_in: type[Graph]) -> None:
+    torch.manual_seed(0)
+    network = standing_in.module = Small()
+    standing_in.passes = network.passes
+    run, x = StepGraphs(network.passes, network), torch.randn(6, 4)
+    run({"x": torch.randn(3, 4)})
+    run({"x": x})
+    found = [p.grad for p in network.parameters()]
+    network.zero_grad()
+    network.get_buffer("seen").fill_(3)
+    network.passes({"x": x})
+    assert len(standing_in.of) == 1
+    for one, other in zip(found, (p.grad for p in network.parameters()), strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
 
 
 def test_a_recording_changes_nothing(standing_in: type[Graph]) -> None:
@@ -138,7 +226,7 @@ def test_what_cannot_be_recorded_goes_on_without(
     monkeypatch.setattr(torch.cuda, "graph", Mock(side_effect=RuntimeError(why)))
     with pytest.warns(UserWarning, match="slower: operation not permitted .* capturing$") as said:
         found, replayed, graphs = trained(True, [6, 6, 3])
-    assert len(said) == 1 and graphs == 0 and found == losses
+    assert len(said) == 1 and graphs == [] and found == losses
     assert all(torch.equal(replayed[name], state[name]) for name in state)
 
 
@@ -176,6 +264,31 @@ def test_memory_that_runs_out_is_said_as_such(
         StepGraphs(passes, Small())({"x": torch.randn(6, 4)})
 
 
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_memory_that_runs_out_for_a_further_graph_ends_no_training(
+    standing_in: type[Graph], monkeypatch: pytest.MonkeyPatch, broken_off: bool
+) -> None:
+    """It is enough without one, perhaps."""
+    sizes = [6, 6, 3, 3, 6, 3, 5, 5]
+    losses, state, _ = trained(False, sizes)
+    whole = Recording.__init__
+
+    def short(self: Recording, *given: Any) -> None:
+        if given[3:]:
+            try:
+                raise torch.OutOfMemoryError("none left")
+            finally:
+                if broken_off:
+                    raise RuntimeError("the recording was broken off")
+        whole(self, *given)
+
+    monkeypatch.setattr(Recording, "__init__", short)
+    with pytest.warns(UserWarning, match="further shapes .* slower: memory ran out$") as said:
+        found, replayed, graphs = trained(True, sizes)
+    assert len(said) == 1 and graphs == [6] and found == losses
+    assert all(torch.equal(replayed[name], state[name]) for name in state)
+
+
 @pytest.mark.parametrize("method", ["simclr", "moco"])
 def test_a_replayed_epoch_of_pretraining_is_the_epoch(
     standing_in: type[Graph], method: str, tmp_path: Path
@@ -210,7 +323,6 @@ def test_a_stage_that_is_done_gives_its_memory_back_at_once(tmp_path: Path) -> N
     stage.replay_steps()
     assert stage.graphs is not None
     left = [weakref.ref(each) for each in (stage.graphs, stage.module, stage.optimizer)]
-    gc.collect()
     gc.disable()
     try:
         del stage

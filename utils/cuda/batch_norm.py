@@ -13,8 +13,9 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from utils.cuda.rows import block_sizes, mixed_rows, require_equal
+from utils.cuda.rows import SHARING, block_sizes, mixed_rows, require_equal
 
 TILE = 4096  # numbers that a program holds at once
 PROGRAMS = 1024  # at most, each of which sums over its rows
@@ -53,26 +54,36 @@ class _NormLeaky(torch.autograd.Function):
         slope: float,
     ) -> Tensor:
         rows = rows.contiguous()
-        statistics = take_statistics(rows, mean, variance, momentum, eps)
+        statistics = take_statistics(rows, mean, variance, momentum, eps, PROGRAMS)
         ctx.save_for_backward(rows, weight, bias, statistics)
         ctx.slope = slope
         return forward(rows, weight, bias, statistics, slope)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, bias, statistics = ctx.saved_tensors
-        found = backward(gradient.contiguous(), rows, weight, bias, statistics, ctx.slope)
+        inputs = (gradient.contiguous(), rows, weight, bias, statistics)
+        found = backward(*inputs, ctx.slope, PROGRAMS)
         return *found, None, None, None, None, None
 
 
 def take_statistics(
-    rows: Tensor, mean: Tensor, variance: Tensor, momentum: float, eps: float
+    rows: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
+    eps: float,
+    most: int,
 ) -> Tensor:
-    """Mean, and one over the deviation, of each channel: (2, C). The running ones follow."""
+    """Mean, and one over the deviation, of each channel: (2, C). The running ones follow.
+
+    ``most`` programs at most share the rows.
+    """
     (count, channels), sizes = rows.shape, block_sizes(rows, TILE)
-    programs = min(PROGRAMS, triton.cdiv(count, sizes["block"]))
-    sums = torch.empty(2, programs, channels, device=rows.device)
-    found = torch.empty(2, channels, device=rows.device)
+    programs = min(most, triton.cdiv(count, sizes["block"]))
+    sums = torch.empty(2, programs, channels, device=rows.device, dtype=torch.float32)
+    found = torch.empty(2, channels, device=rows.device, dtype=torch.float32)
     with torch.cuda.device_of(rows):  # Triton takes the current one
         _sums[(programs,)](rows, sums, count, channels, programs, **sizes)
         where, constants = (rows, sums, mean, variance, found), (momentum, eps)
@@ -91,13 +102,19 @@ def forward(rows: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, slop
 
 
 def backward(
-    gradient: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, slope: float
+    gradient: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: Tensor,
+    slope: float,
+    most: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows, weight and bias; the same numbers are added in the same order always."""
     result, (count, channels), sizes = torch.empty_like(rows), rows.shape, block_sizes(rows, TILE)
     blocks = triton.cdiv(count, sizes["block"])
-    programs = min(PROGRAMS, blocks)
-    parts = torch.empty(2, programs, channels, device=rows.device)
+    programs = min(most, blocks)
+    parts = torch.empty(2, programs, channels, device=rows.device, dtype=torch.float32)
     inputs = (gradient, rows, weight, bias, statistics)
     with torch.cuda.device_of(rows):
         _sums_backward[(programs,)](*inputs, parts, count, channels, slope, programs, **sizes)
@@ -152,7 +169,8 @@ def _merge(
     at += programs * channels
     second = tl.sum(tl.load(at, mask=number < programs, other=0.0), axis=0) / count
     own = tl.load(rows + c).to(tl.float32) + first
-    spread = tl.maximum(second - first * first, 0.0)
+    spread = second - first * first
+    spread = tl.where(spread < 0, 0.0, spread)  # nan stays
     tl.store(found + c, own)
     tl.store(found + channels + c, 1.0 / tl.sqrt(spread + eps))
     before = tl.load(mean + c)
@@ -275,9 +293,9 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
         weight, bias = (torch.linspace(a, 1, channels, device=device) for a in (0.5, -1))
         mean, variance, mean_too, variance_too = torch.zeros(4, channels, device=device)
         with torch.autocast(device.type, enabled=False):
-            statistics = take_statistics(rows, mean, variance, momentum, eps)
+            statistics = take_statistics(rows, mean, variance, momentum, eps, SHARING)
             passed = forward(rows, weight, bias, statistics, slope)
-            back = backward(gradient, rows, weight, bias, statistics, slope)
+            back = backward(gradient, rows, weight, bias, statistics, slope, SHARING)
             found = (passed, *back, mean, variance)
             wide, wide_gradient = rows.float(), gradient.float()
             known = (weight, bias, mean_too, variance_too)

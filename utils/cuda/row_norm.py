@@ -12,8 +12,9 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from utils.cuda.rows import block_sizes, mixed_rows, require_equal
+from utils.cuda.rows import SHARING, block_sizes, mixed_rows, require_equal
 
 TILE = 4096  # numbers that a program holds at once
 PROGRAMS = 512  # at most, of the backward pass: each sums the gradients of weight and bias
@@ -52,8 +53,10 @@ class _NormLeaky(torch.autograd.Function):
         return forward(rows, weight, bias, eps, slope, dtype)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        found = backward(gradient.contiguous(), *ctx.saved_tensors, *ctx.constants)
+        (rows, weight, bias), (eps, slope) = ctx.saved_tensors, ctx.constants
+        found = backward(gradient.contiguous(), rows, weight, bias, eps, slope, PROGRAMS)
         return *found, None, None, None
 
 
@@ -71,16 +74,23 @@ def forward(
 
 
 def backward(
-    gradient: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
+    gradient: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    slope: float,
+    most: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of rows, weight and bias; the same numbers are added in the same order always."""
-    result, count, sizes = (
-        torch.empty_like(rows),
-        rows.numel() // rows.shape[-1],
-        block_sizes(rows, TILE),
-    )
-    programs, channels = min(PROGRAMS, triton.cdiv(count, sizes["block"])), rows.shape[-1]
-    sums = torch.empty(2, programs, channels, device=rows.device)  # of weight and bias
+    """Gradients of rows, weight and bias; the same numbers are added in the same order always.
+
+    ``most`` programs at most share the rows.
+    """
+    result, channels, sizes = torch.empty_like(rows), rows.shape[-1], block_sizes(rows, TILE)
+    count = rows.numel() // channels
+    programs = min(most, triton.cdiv(count, sizes["block"]))
+    # Of weight and bias.
+    sums = torch.empty(2, programs, channels, device=rows.device, dtype=torch.float32)
     inputs = (gradient, rows, weight, bias, result, sums)
     with torch.cuda.device_of(rows):
         _backward[(programs,)](*inputs, count, channels, eps, slope, programs, **sizes)
@@ -181,6 +191,6 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
             expected = (F.leaky_relu(normed, slope), *aten.native_layer_norm_backward(*inputs))
             found = (
                 forward(rows, weight, bias, eps, slope, dtype),
-                *backward(gradient, rows, weight, bias, eps, slope),
+                *backward(gradient, rows, weight, bias, eps, slope, SHARING),
             )
         require_equal(found, expected, dtype)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+SHARING = 4  # programs of a comparison: some then have one block of its rows, some two
 TOLERANCE = {torch.float32: 1e-4}  # of the mean difference, relative; of other types 1e-2
 
 

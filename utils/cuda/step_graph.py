@@ -8,6 +8,7 @@ copied to where it reads, and shapes have to stay.
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 Losses = dict[str, Tensor]
 Shapes = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 WARM_UP = 3  # passes before a recording: kernels are chosen and compiled, libraries take memory
-MOST = 2  # graphs that are kept; batches of other shapes are computed without one
+MOST = 4  # graphs that are kept; batches of other shapes are computed without one
+WORTH = 16  # batches of a shape for which another's graph is given up: recording costs some steps
 
 
 class Recording:
@@ -79,42 +81,83 @@ class Recording:
 
 
 class StepGraphs:
-    """``passes``, recorded for the first batches of each shape and replayed for the others.
+    """``passes``, recorded for the shapes of batches that recur, and replayed.
 
-    ``passes`` and ``module`` as for ``Recording``. Where a recording fails, one line says why, and
-    everything goes on without.
+    The first shape is recorded at once, since nearly always it is the only one; others when they
+    come again. With ``MOST`` graphs the one that was used longest ago makes room for a shape that
+    has come ``WORTH`` times since; so neither a last partial batch nor many shapes in turn drop
+    what is in use. ``passes`` and ``module`` as for ``Recording``. ``say`` is given a line, once
+    for each reason, where steps that recur go on without a graph.
     """
 
-    def __init__(self, passes: Callable[[dict[str, Tensor]], Losses], module: nn.Module) -> None:
-        self.passes, self.module = passes, module
-        self.recordings: dict[Shapes, Recording] = {}
-        self.failed = False
+    def __init__(
+        self,
+        passes: Callable[[dict[str, Tensor]], Losses],
+        module: nn.Module,
+        say: Callable[[str], object] = warnings.warn,
+    ) -> None:
+        self.passes, self.module, self.say = passes, module, say
+        self.recordings: dict[Shapes, Recording] = {}  # the one that was used last is the last
+        self.calls = 0
+        self.used: dict[Shapes, int] = {}  # the last call of each recording
+        self.met: dict[Shapes, deque[int]] = defaultdict(lambda: deque(maxlen=WORTH))  # of others
+        self.ended = self.said = False  # nothing more is recorded; too many shapes were told
 
     def __call__(self, batch: Mapping[str, Any]) -> Losses:
         """Losses and gradients of one batch; gradients there were are dropped."""
         tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in tensors.items())
+        self.calls += 1
         with torch.cuda.device_of(next(self.module.parameters())):  # streams are the current one's
-            if not self.failed and shapes not in self.recordings and len(self.recordings) < MOST:
+            if shapes not in self.recordings and self.has_room(shapes):
                 self.record(shapes, tensors)
-            if shapes in self.recordings:
-                return self.recordings[shapes].replay(tensors)
+            if recording := self.recordings.pop(shapes, None):
+                self.recordings[shapes], self.used[shapes] = recording, self.calls
+                return recording.replay(tensors)
+        for parameter in self.module.parameters():
+            parameter.grad = None
         return self.passes(tensors)
 
+    def has_room(self, shapes: Shapes) -> bool:
+        """Whether these shapes, which have no graph, are to have one; room is made for it."""
+        if self.ended:
+            return False
+        if not self.recordings:
+            return True
+        met = self.met[shapes]
+        met.append(self.calls)
+        if len(self.recordings) < MOST:
+            return len(met) > 1
+        oldest = next(iter(self.recordings))
+        if len(met) == WORTH and met[0] > self.used[oldest]:
+            del self.recordings[oldest], self.used[oldest]  # its memory is the next one's
+            return True
+        if len(met) > 1 and not self.said:
+            self.said = True
+            cure = "crops or images of one size (--fine_crop, --image_size) have one shape"
+            self.say(
+                f"Batches come in more than {MOST} shapes; steps of others than these are not "
+                f"replayed as a graph, which is slower: {cure}"
+            )
+        return False
+
     def record(self, shapes: Shapes, tensors: Mapping[str, Tensor]) -> None:
-        """Record a graph for batches of these shapes, in the memory of the others."""
+        """Record a graph for batches of these shapes, in the memory of the others.
+
+        OutOfMemoryError, unless there are others: then they are kept, and nothing is recorded more.
+        """
         pools = [each.graph.pool() for each in self.recordings.values()]
         try:
             found = Recording(self.passes, self.module, tensors, *pools[:1])
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a library may refuse to have recorded
-            if isinstance(error.__context__, torch.OutOfMemoryError):  # which ended the recording
-                raise error.__context__ from None
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            warnings.warn(
-                f"Steps are not replayed as a graph, which is slower: {why}", stacklevel=2
-            )
-            self.failed = True
+            causes = (error, error.__context__)  # lack of memory may have ended the recording
+            short = next((e for e in causes if isinstance(e, torch.OutOfMemoryError)), None)
+            if short and not pools:
+                raise short from None
+            lines = ["memory ran out"] if short else str(error).strip().splitlines()
+            why, which = (lines or [type(error).__name__])[0], " of further shapes" if pools else ""
+            self.ended = True
+            self.say(f"Steps{which} are not replayed as a graph, which is slower: {why}")
             return
         self.recordings[shapes] = found
+        self.met.pop(shapes, None)
