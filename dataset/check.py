@@ -404,14 +404,14 @@ class SetCheck:
 
     def batches(self, samples: list[Sample]) -> None:
         """Warn once when names carry no production batch, or all of them the same one."""
-        images = {s.image: s.batch for s in samples}
-        nameless = [image for image, batch in images.items() if not batch]
-        if len(images) > 1 and not nameless and len({*images.values()}) == 1:
-            path, batch = next(iter(images.items()))
+        images = {s.name: s for s in reversed(samples)}  # those of a name are one group
+        nameless = list(dict.fromkeys(s.image for s in samples if not s.batch))
+        named = [s for s in images.values() if s.batch]
+        if len(named) > 1 and len({s.batch for s in named}) == 1:
             self.warnings.append(
-                f"{path.parent}: all {len(images)} images are of one production batch, '{batch}', "
-                "by their names, so PSCL-MoCo takes each for a positive of all others; if the "
-                "names tell no batch, give --batches none"
+                f"{self.root}: all {len(named)} images whose names have a production batch have "
+                f"the same, '{named[0].batch}', so PSCL-MoCo takes each for a positive of all "
+                "others; if the names tell no batch, give --batches none"
             )
         if nameless:
             found = (

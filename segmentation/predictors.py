@@ -36,7 +36,8 @@ from utils.log import read_metrics
 from utils.metrics import IGNORED
 
 NETWORK, FOREST = "network", "pixel classifier"
-TIMED_SIDE, TIMED_PIXELS = 384, 500  # of the image that is timed, and pixels of a class learnt
+# Of the image that is timed, and pixels of a class that are learnt.
+TIMED_SIDE, SMALLEST_SIDE, TIMED_PIXELS = 384, 200, 500
 # Times slower that a forest of 5,000 pixels a class predicts: 1.46 on uhcs, 1.5 on the demo. Its
 # time to learn follows n log2(n): 11.4 us on 2,000 and on 20,000 pixels of uhcs, 9.4 and 8.7 there.
 GROWN = 1.5
@@ -178,15 +179,19 @@ class Costs(NamedTuple):
 def costs_of(
     images: Sequence[Pixels], labels: Sequence[Pixels], num_classes: int, threads: int
 ) -> Costs:
-    """Time the pixel classifier on the annotated image with most classes, and few of its pixels.
+    """Time the pixel classifier on the annotated image with most labels, and few of its pixels.
 
+    A small image is repeated, as calls take their time whatever the pixels.
     A forest that has learnt all predicts slower than one of few pixels, by ``GROWN`` at most.
     """
     counts = label_counts(labels, num_classes)
-    most = max(range(len(labels)), key=lambda i: len(np.unique(labels[i])))
+    each = [label_counts([mask], num_classes).clip(max=TIMED_PIXELS).sum() for mask in labels]
+    most = int(np.argmax(each))
     reduce = math.ceil(math.sqrt(labels[most].size) / TIMED_SIDE)
     model = Classifier(num_classes, (), reduce, 0, threads)
     image, ids = model.small(images[most]), reduced_labels(labels[most], reduce, num_classes)
+    times = [-(-SMALLEST_SIDE // side) for side in ids.shape]
+    image, ids = np.tile(image, (1, *times)), np.tile(ids, times)
     chosen = draw_pixels(ids.ravel(), 0, TIMED_PIXELS)
     few = np.full(ids.size, IGNORED, np.uint8)
     few[chosen] = ids.ravel()[chosen]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ GAINS = (
     "be told from zero"
 )
 MOST_MINUTES = 10_000
+MOST_REDUCED = 16  # times a side, for the pixel classifier's last answer
 # Seconds on the core that ``Costs.slower`` compares with:
 MEASURING = 1.5  # a megapixel, for measurements, overlays and files
 PAGE = 2.3  # a page, whatever the images
@@ -124,6 +125,8 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     free = images.free(total)
     epochs, steps, self_seconds = _pretraining(learning, free, step, pretraining)
     time = Time(free - self_seconds, HELD_OUT_SHARE * total, forest, reduce[1])
+    time = _with_network(time, step, learning.usual_steps)
+    reduce[1] = time.reduce
     values, step, shares = _with_labels(learning, step, time)
     reasons += pretraining if shares.suffice else []
     if values and shares.suffice:
@@ -139,8 +142,10 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
             f"give --minutes {_enough(learning, images, step)} or more"
         )
         shares, epochs, steps, values = shares._replace(fine=0, block=0), 0, 0, {}
-        whole = time._replace(reduce=1).of_classifier(shares.folds)
-        reduce[1], last = images.alone(total, whole)
+        folds = shares.folds
+        reduce[1], last = images.alone(
+            total, lambda factor: time._replace(reduce=factor).of_classifier(folds)
+        )
         time = time._replace(reduce=reduce[1])
     fine = shares.fine
     if fine:
@@ -154,7 +159,7 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
         "per step of fine-tuning": step,
         "per megapixel predicted": predict,
         "per megapixel of the pixel classifier": forest.megapixel,
-        "reading and timing": images.spent,
+        "reading and timing": learning.spent(),
         "first answer by the pixel classifier": first,
         "pretraining": self_seconds if epochs else 0.0,
         folds: shares.held_seconds(step, time),
@@ -210,15 +215,17 @@ class Images(NamedTuple):
         _, _, first, last = self.fixed(total)
         return (1 - RESERVE) * total - self.spent - first - last
 
-    def alone(self, total: float, held_out: float) -> tuple[int, float]:
+    def alone(self, total: float, held_out: Callable[[int], float]) -> tuple[int, float]:
         """The factor of the last answer where no network is trained, and its seconds.
 
-        All of the time is its own, but for the first answer and ``held_out`` seconds.
+        All of the time is its own, but for the first answer and what the ``held_out`` blocks take
+        at a factor. Where no factor is in time, it is the one beside a network.
         """
         reduce, _, first, _ = self.fixed(total)
-        left = (total - self.spent) / LATER - first - held_out
-        left -= self.by_classifier(1) - self.whole
-        factor = min(reduce[1], reduction(self.whole, left))
+        left = (total - self.spent) / LATER - first
+        factors = range(1, MOST_REDUCED + 1)
+        in_time = (f for f in factors if held_out(f) + self.by_classifier(f) <= left)
+        factor = next(in_time, reduce[1])
         return factor, self.by_classifier(factor)
 
     def lines(self, reduce: Sequence[int], views: int) -> list[str]:
@@ -291,6 +298,15 @@ def _shares(step: float, most: int, time: Time) -> Shares:
     return shares
 
 
+def _with_network(time: Time, step: float, most: int) -> Time:
+    """The same with images reduced further for the classifier, if only that leaves enough steps."""
+    for factor in range(time.reduce, MOST_REDUCED + 1):
+        found = time._replace(reduce=factor)
+        if _shares(step, most, found).suffice:
+            return found
+    return time
+
+
 def _with_labels(
     learning: Learning, step: float, time: Time
 ) -> tuple[dict[str, Any], float, Shares]:
@@ -325,6 +341,7 @@ def _enough(learning: Learning, images: Images, step: float) -> int:
         total = 60.0 * more
         free, reduce = (1 - forced) * images.free(total), images.fixed(total)[0]
         time = Time(free, HELD_OUT_SHARE * total, images.forest, reduce[1])
+        time = _with_network(time, step, learning.usual_steps)
         if _shares(step, learning.usual_steps, time).suffice:
             return more
     return MOST_MINUTES

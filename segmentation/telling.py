@@ -189,7 +189,8 @@ def annotated_line(names: Sequence[str], images: int) -> str:
 
 def curve_lines(this: Round) -> list[str]:
     """Whether one mask is enough, by the learning curve of the pixel classifier."""
-    curves = {int(n): HeldOut(np.asarray(c, np.int64)) for n, c in this.curve.items()}
+    # Where whole sides have no label, no fold may learn from a single block.
+    curves = {int(n): HeldOut(np.asarray(c, np.int64)) for n, c in this.curve.items() if c}
     known = {n: v for n, v in sorted(curves.items()) if not math.isnan(v.mean)}
     if len(known) < 2:
         return []

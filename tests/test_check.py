@@ -175,7 +175,7 @@ def test_names_of_one_batch_alone_are_warned_about(root):
     for path in sorted(root.rglob("*_*_*_*.*")):
         path.rename(path.with_name("NEU_" + path.name.split("_", 1)[1]))
     (line,) = check(root).warnings
-    assert "are of one production batch, 'NEU'" in line and "--batches none" in line
+    assert "all 7 images" in line and "the same, 'NEU'" in line and "--batches none" in line
     assert check(root, self_mode_needs_groups=False).warnings == ()
 
 

@@ -33,14 +33,14 @@ def test_what_is_timed_of_few_pixels_becomes_the_costs_of_all(
     # Features, learning with features, and predicting the image that shows three classes.
     took = iter([0.02, 0.12, 0.05])
     monkeypatch.setattr("segmentation.predictors._seconds", lambda do: (do(), next(took))[1])
-    strokes = np.full(MASK.shape, IGNORED, np.uint8)
-    strokes[0, :7] = 1
+    strokes = np.full(MASK.shape, IGNORED, np.uint8)  # 255 is no class that it would show
+    strokes[0, :7] = [0, 1, 2, 0, 1, 2, 0]
     found = costs_of([IMAGE, IMAGE], [strokes, MASK], 3, threads=1)
-    assert found.labelled == (960, 487, 480) and found.annotated == pytest.approx(2 * 1920e-6)
-    n = 500 + 480 + 480  # at most 500 of a class
+    assert found.labelled == (963, 482, 482) and found.annotated == pytest.approx(2 * 1920e-6)
+    n = 3 * 500  # at most 500 of a class, of an image repeated to 200x240 pixels
     assert found.learning == pytest.approx(0.1 / (n * np.log2(n)))
-    assert found.features == pytest.approx(0.02 / 1920e-6)
-    assert found.megapixel == pytest.approx(1.5 * 0.05 / 1920e-6)
+    assert found.features == pytest.approx(0.02 / 0.048)
+    assert found.megapixel == pytest.approx(1.5 * 0.05 / 0.048)
 
 
 @pytest.mark.parametrize("reduce", [1, 3])

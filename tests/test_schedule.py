@@ -223,7 +223,26 @@ def test_alone_the_pixel_classifier_has_all_the_time_but_a_quarter_in_reserve(
     # Beside a network: 36 and 90 s, both by 2. First answer: 100 / 4 + 152.3 = 177.3 s.
     assert images.fixed(600.0)[0] == [2, 2]
     # 600 / 1.25 - 177.3 - 152.3 = 150.4 s, of which 100 are needed.
-    assert images.alone(600.0, held_out) == (factor, pytest.approx(152.3 + 100 / factor**2))
+    assert images.alone(600.0, lambda _: held_out) == (
+        factor,
+        pytest.approx(152.3 + 100 / factor**2),
+    )
+
+
+def test_alone_images_are_reduced_until_held_out_blocks_are_in_time_too() -> None:
+    free = Costs((0, 0), 0.0, learning=0.0, features=0.3, megapixel=1.0)
+    images = Images(100e6, 9.0, free, spent=0.0)
+    # As above 302.7 s are left. By 2: 130 + 152.3 + 25 s, by 3: 57.8 + 152.3 + 11.1 s.
+    found = images.alone(600.0, lambda factor: 520 / factor**2)
+    assert found == (3, pytest.approx(152.3 + 100 / 9))
+
+
+@pytest.mark.parametrize("minutes", [18.0, 20.0, 22.0, 25.0])
+def test_more_time_takes_no_network_away(minutes: float) -> None:
+    """Less reduced images take the held-out blocks' time: then they are reduced further."""
+    costs = Costs((7_200_000, 4_800_000), 12.0, learning=9e-6, features=1.0, megapixel=3.0)
+    asked = dict(pixels=60_000_000, costs=costs, step=1.5, pretrain="never", usual_steps=1000)
+    assert plan(minutes=minutes, **asked).fine_steps >= 60
 
 
 def test_the_factor_of_a_reduction() -> None:

@@ -289,6 +289,29 @@ def test_memory_that_runs_out_for_a_further_graph_ends_no_training(
     assert all(torch.equal(replayed[name], state[name]) for name in state)
 
 
+def test_what_a_recording_held_when_memory_ran_out_is_given_back_at_once(
+    standing_in: type[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, held = Recording.__init__, list[weakref.ref[Tensor]]()
+
+    def short(self: Recording, *given: Any) -> None:
+        if given[3:]:
+            activations = torch.zeros(3)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("none left")
+        whole(self, *given)
+
+    monkeypatch.setattr(Recording, "__init__", short)
+    gc.disable()  # which may come too late for the next step
+    try:
+        with pytest.warns(UserWarning, match="memory ran out"):
+            trained(True, [6, 6, 3, 3])
+        (activations,) = held
+        assert activations() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("method", ["simclr", "moco"])
 def test_a_replayed_epoch_of_pretraining_is_the_epoch(
     standing_in: type[Graph], method: str, tmp_path: Path

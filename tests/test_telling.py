@@ -67,6 +67,11 @@ def test_one_mask_is_called_enough_only_where_the_blocks_agree(
     assert words in curve_lines(round_of(fewer, most))[1]
 
 
+def test_one_mask_is_judged_by_no_curve_where_a_block_alone_teaches_nothing() -> None:
+    """As in images of which one side alone has labels."""
+    assert curve_lines(round_of([], found(6, 6))) == []
+
+
 @pytest.mark.parametrize(
     ("folds", "words"),
     [

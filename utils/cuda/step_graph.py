@@ -85,7 +85,7 @@ class StepGraphs:
 
     The first shape is recorded at once, since nearly always it is the only one; others when they
     come again. With ``MOST`` graphs the one that was used longest ago makes room for a shape that
-    has come ``WORTH`` times since; so neither a last partial batch nor many shapes in turn drop
+    has come ``WORTH`` times since; so neither a last partial batch nor shapes that alternate drop
     what is in use. ``passes`` and ``module`` as for ``Recording``. ``say`` is given a line, once
     for each reason, where steps that recur go on without a graph.
     """
@@ -157,6 +157,7 @@ class StepGraphs:
             lines = ["memory ran out"] if short else str(error).strip().splitlines()
             why, which = (lines or [type(error).__name__])[0], " of further shapes" if pools else ""
             self.ended = True
+            del causes, short  # whose tracebacks would keep what the recording held in memory
             self.say(f"Steps{which} are not replayed as a graph, which is slower: {why}")
             return
         self.recordings[shapes] = found
