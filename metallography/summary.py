@@ -16,7 +16,7 @@ from imaging.pixel_size import SAME
 from metallography import measure
 from metallography.folder import MEASUREMENTS, SUMMARY, Folder
 from metallography.particles import Row, unit_of
-from metallography.ranking import fractions_of, outlying
+from metallography.ranking import class_words, fractions_of, outlying
 from utils import metrics
 from utils.files import replace_file
 from utils.tables import csv_of_rows, markdown, plain, plus_minus, rounded, significant
@@ -163,14 +163,20 @@ def _scale_doubts(folder: Folder) -> list[str]:
 
 
 def _fraction_doubts(folder: Folder) -> list[str]:
-    """Classes that were predicted nowhere, images whose area fractions are far from the others'."""
+    """Classes without labels or predicted nowhere, images whose area fractions are far from the others'."""
     names = folder.segmenter.class_names
     found = fractions_of(folder.rows, len(names))
     lines = []
     for c, name in enumerate(names):
-        if len(found) > 1 and not any(shares[c] > 0 for shares in found.values()):
+        if c in folder.in_no_mask:
             lines.append(
-                f"{name} is predicted in none of the {len(found)} images; if they show it, "
+                f"{class_words(name)} is in no mask, so it is predicted nowhere; annotate an image "
+                "that shows it, or, if there is no such phase, number the classes of the masks "
+                "without a gap: 0, 1, 2 ..."
+            )
+        elif len(found) > 1 and not any(shares[c] > 0 for shares in found.values()):
+            lines.append(
+                f"{class_words(name)} is predicted in none of the {len(found)} images; if they show it, "
                 "annotate an image with more of it, or train (train.py) with --class_weight "
                 "balanced, or a larger number for it"
             )

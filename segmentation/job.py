@@ -45,7 +45,7 @@ from segmentation.schedule import (
     minutes,
     save_schedule,
 )
-from stages.labels import in_strokes, labelled_share
+from stages.labels import in_strokes, label_counts, labelled_share
 from utils.commandline import UserError
 from utils.files import list_names, replace_file
 from utils.log import only_progress, progress, to_terminal
@@ -124,6 +124,7 @@ class Work:
         self.scales = find_scales(own, *where, cure=OTHER_SCALE)
         masks = [read_mask(p.labels) for p in self.annotated if p.labels]
         self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
+        self.in_no_mask = np.flatnonzero(label_counts(masks, self.classes) == 0).tolist()
         decides = {name: getattr(schedule, name) for name in DECIDES}
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
         self.this = self.rounds.open(labels, self.classes, decides)
@@ -257,7 +258,7 @@ class Work:
         um, scales = self.request.um_per_px, self.scales
         learnt = telling.annotated_line(sorted(labels), len(items))
         told: dict[str, Any] = {"scales": scales.of, "notes": [*scales.lines, learnt, *said]}
-        told["min_px"] = self.request.min_px
+        told["min_px"], told["in_no_mask"] = self.request.min_px, self.in_no_mask
         told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
         folder.run()
