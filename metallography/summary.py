@@ -120,7 +120,7 @@ def _touching(folder: Folder) -> str:
 
 def warnings(folder: Folder) -> list[str]:
     """What a reader of the numbers should know."""
-    lines = list(folder.left_out)
+    lines = [*folder.left_out, *(f"Warning: {line}" for line in folder.warned)]
     sizes, side = {image.size for image in folder.done}, folder.segmenter.resize
     if side and len(sizes) > 1:
         lines.append(

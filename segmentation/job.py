@@ -247,11 +247,16 @@ class Work:
                 self.predict_first()
 
     def predict(
-        self, predictor: Classifier | Watched, place: Path, said: Sequence[str] = ()
+        self,
+        predictor: Classifier | Watched,
+        place: Path,
+        said: Sequence[str] = (),
+        scores: HeldOut | None = None,
     ) -> Answer:
         """Predict and measure all images in a folder of its own; go on where that was stopped.
 
-        ``said`` are sentences for its ``summary.md``.
+        ``said`` are sentences for its ``summary.md``, which also warns by the ``scores`` of its
+        method on held-out blocks.
         """
         items = [Item(p.file, p.name) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
@@ -264,6 +269,7 @@ class Work:
         folder.run()
         if folder.bad:
             raise UserError("\n".join(folder.bad))
+        folder.warned = telling.warning_lines(self, folder, scores)
         write_tables(folder)
         predicted_sheet(folder)
         return folder
@@ -424,9 +430,8 @@ class Work:
         predictor.digest = f"{predictor.digest}-{labels[:8]}"
         place = self.out / TRAINING / "answers" / f"round_{self.this.number}"
         with only_progress("Predictions"):
-            folder = self.predict(
-                predictor, place, telling.checked_lines(self, predictor.class_names)
-            )
+            scores = blocks.stored(self.this.scores.get(self.this.kept))
+            folder = self.predict(predictor, place, [telling.checked_line(self)], scores)
         self.this.fractions = fractions_of(folder.rows, self.classes)
         self.this.answer = place.relative_to(self.out).as_posix()
         self.rounds.save()

@@ -15,7 +15,7 @@ from imaging.imagefile import read_mask
 from metallography.measure import areas_of, over_fields
 from metallography.particles import Row
 from metallography.ranking import class_words, fractions_of
-from metallography.summary import Table
+from metallography.summary import Table, warnings
 from report.laboratory import Told, place_of, sample_of, write_laboratory
 from segmentation import doubt
 from segmentation.answers import MODEL, Round
@@ -164,16 +164,26 @@ def poor_phases(found: HeldOut | None, names: Sequence[str]) -> dict[str, float]
     return {name: value for name, value in zip(names, dice, strict=False) if value < POOR}
 
 
-def poor_lines(found: HeldOut | None, names: Sequence[str]) -> list[str]:
-    """A warning on the phases of which more was wrong than right where they were held out."""
-    poor = [f"{class_words(n)} ({score_text(v)})" for n, v in poor_phases(found, names).items()]
+def poor_lines(
+    found: HeldOut | None, names: Sequence[str], labelled: float = 1.0
+) -> list[str]:
+    """A warning on the phases of which more was wrong than right where they were held out.
+
+    Of all pixels that have a class in the labels or in the prediction, Dice / (2 - Dice) have it in
+    both: that is the IoU.
+    """
+    poor = [
+        f"{class_words(name)} {score_text(value)} ({share_text(value / (2 - value))} in both)"
+        for name, value in poor_phases(found, names).items()
+    ]
     if not poor:
         return []
+    cure = "correct a class map, or annotate another image"
     return [
-        f"Dice below {POOR:g} on held-out blocks of the annotation: {', '.join(poor)}. "
-        "More than twice as many of their pixels were missed or wrongly taken for them as were "
-        "found: do not rely on their area fractions and sizes; correct a class map, or annotate "
-        "another image"
+        f"Dice below {POOR:g} on held-out blocks of the annotation: {', '.join(poor)}. In both: of "
+        "the pixels that are it in the labels or in the prediction, the share that is it in both. "
+        "Do not rely on these area fractions and sizes; "
+        + (cure if labelled >= PARTIAL else "more labels come first, see the other warning")
     ]
 
 
@@ -259,10 +269,7 @@ def result_lines(work: Work) -> list[str]:
             f"  {row['class']}: {row['mean']:.1f} % ({row['least']:.1f} to {row['most']:.1f})"
         )
     lines += honest_lines(this, work.schedule, len(work.answers.corrected()), work.labelled)
-    annotated = [p.name for p in work.annotated]
-    lines += [f"Warning: {line}" for line in partial_lines(work.labelled, len(annotated))]
-    lines += [f"Warning: {line}" for line in poor_lines(stored(this.scores.get(this.kept)), names)]
-    lines += [f"Doubt: {line}" for line in doubt.missing_lines(this.fractions, names, annotated)]
+    lines += warnings(folder)
     marked = [row for row in work.doubts if row["reasons"]]
     lines += doubt_lines(work.doubts)
     lines += [f"  {row['image']}: {row['reasons']}" for row in marked[:5]]
@@ -273,13 +280,38 @@ def result_lines(work: Work) -> list[str]:
     return lines
 
 
-def checked_lines(work: Work, names: Sequence[str]) -> list[str]:
+def checked_line(work: Work) -> str:
     """What ``summary.md`` says on how right the last answer is."""
-    this = work.this
-    found = stored(this.scores.get(this.kept))
-    told = honest_lines(this, work.schedule, len(work.answers.corrected()), work.labelled)[:1]
-    doubts = [*partial_lines(work.labelled, len(work.annotated)), *poor_lines(found, names)]
-    return [*told, *(f"Warning: {line}" for line in doubts)]
+    this, corrected = work.this, len(work.answers.corrected())
+    return honest_lines(this, work.schedule, corrected, work.labelled)[0]
+
+
+def warning_lines(work: Work, folder: Answer, found: HeldOut | None) -> list[str]:
+    """What a reader of an answer should know: the same in the log, on the page, in the summary.
+
+    ``found`` are the scores of its method on held-out blocks. What all folders of images are warned
+    of comes after it (``metallography.summary.warnings``).
+    """
+    names, annotated = list(folder.segmenter.class_names), [p.name for p in work.annotated]
+    own = own_names(work)
+    fractions = fractions_of(folder.rows, len(names))
+    far = [
+        f"{own[name]}: {100 * place.mean():.0f} % of it is far from any label (hatched in the "
+        "report); a few strokes there would help"
+        for name, place in far_places(work).items()
+    ]
+    return [
+        *partial_lines(work.labelled, len(annotated)),
+        *poor_lines(found, names, work.labelled),
+        *doubt.missing_lines(fractions, names, annotated),
+        *far,
+        *work.intake.warnings,
+    ]
+
+
+def own_names(work: Work) -> dict[str, str]:
+    """The images as their files are called, with sub-folders, by the names that they have here."""
+    return {p.name: (Path(p.name).parent / p.source.name).as_posix() for p in work.pictures}
 
 
 def new_images_line(work: Work) -> str:
@@ -398,23 +430,17 @@ def write_page(
     """
     this, names = work.this, list(folder.segmenter.class_names)
     annotated = [p.name for p in work.annotated]
-    own = {p.name: (Path(p.name).parent / p.source.name).as_posix() for p in work.pictures}
+    own = own_names(work)
     learnt = f"{len(annotated)} annotated image{'s' if len(annotated) > 1 else ''}"
     by = f"{this.by if final else FOREST}, which learnt from {learnt}: "
     by += ", ".join(own[name] for name in annotated)
     far_away, whole = far_places(work), final and bool(this.scores)
-    missing = doubt.missing_lines(fractions_of(folder.rows, len(names)), names, annotated)
-    far = [
-        f"{own[name]}: {100 * place.mean():.0f} % of it is far from any label (hatched); "
-        "a few strokes there would help"
-        for name, place in far_away.items()
-    ]
-    others = [*missing, *far, *work.intake.warnings]
     part, all_ = work.labelled, len(annotated)
     said = [FIRST, *(first_checked(found, work.schedule, all_, part) if found else [])]
     if final:
         found = stored(this.scores.get(this.kept))
         said = honest_lines(this, work.schedule, len(work.answers.corrected()), part)
+    folder.warned = warning_lines(work, folder, found)
     told_how = "" if found and not math.isnan(found.mean) else NO_BLOCK if final else NOT_YET
     told = Told(
         work.request.sample or sample_of(work.request.images),
@@ -430,7 +456,6 @@ def write_page(
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
         marked_places=ChainMap(far_away, work.places),  # type: ignore[arg-type]  # only read
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
-        warnings=[*partial_lines(part, all_), *poor_lines(found, names), *others],
         changed=change_tables(work, names, own) if final else [],
         trained=[block_table(this, names, part)] if whole else [],
         notes=[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -366,14 +367,27 @@ def test_outlines_bring_the_names_of_their_classes(place: Path) -> None:
     assert sum(",1,carbide," in line or ",2,pore," in line for line in lines) == 2 * IMAGES
 
 
-def test_unlabelled_pixels_are_predicted(place: Path) -> None:
+def test_unlabelled_pixels_are_predicted_and_log_page_and_summary_warn_alike(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mask = np.full((SIDE, SIDE), 255, np.uint8)
-    mask[:20] = 0
-    mask[20:30] = 1
+    mask[:, :14] = 0
+    mask[:, 14:20] = 1
     Image.fromarray(mask).save(place / "é0.png")
     assert run(place, masks=("é0.png",)) == 0
     found = ids(place / "out" / "classes" / "é0.png")
-    assert (found[:30] == mask[:30]).all() and found.max() == 1
+    assert (found[:, :20] == mask[:, :20]).all() and found.max() == 1
+    log, out = capsys.readouterr().out, place / "out"
+    said = log[log.index(" images segmented by the ") :].splitlines()
+    told = [line.removeprefix("Warning: ") for line in said if line.startswith("Warning: ")]
+    (far,) = (line for line in told if "far from any label" in line)
+    assert far.startswith("é0.png: ") and any(line.startswith("Only ") for line in told)
+    summary = (out / "summary.md").read_text(encoding="utf-8").splitlines()
+    assert [f"- Warning: {line}" for line in told] == [s for s in summary if "- Warning: " in s]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="warn"') == len(told)
+    shown = html.unescape(page)
+    assert all(f'<p class="warn">{line}' in shown for line in told)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,11 @@ def plan(**changed: object) -> Schedule:
 def test_a_phase_that_was_mostly_wrong_where_it_was_held_out_is_a_warning() -> None:
     # Of class 1 three of ten pixels are found: Dice 2 * 3 / (10 + 3) = .462; of class 0 .741.
     (line,) = poor_lines(HeldOut(np.array(found(3))), ["matrix", "2"])
-    assert "class 2 (0.462)" in line and "matrix" not in line and "do not rely" in line
+    # Labels and prediction have 10 pixels of it together, 3 of them in both.
+    assert "class 2 0.462 (30 % in both)" in line and "matrix" not in line
+    assert "Do not rely" in line and "annotate another image" in line
+    (line,) = poor_lines(HeldOut(np.array(found(3))), ["matrix", "2"], labelled=0.02)
+    assert "annotate another image" not in line  # the warning of few labels has the cure
     assert poor_lines(HeldOut(np.array(found(4))), ["matrix", "2"]) == []  # 8 / 14 = .571
     assert poor_lines(None, ["matrix", "2"]) == []
     unseen = HeldOut(np.array([[[10, 0], [0, 0]]]))  # no block shows class 1: its Dice is unknown
