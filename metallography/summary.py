@@ -30,7 +30,8 @@ DEFINITIONS = (
     "intercept: length of test line / grains met, boundaries shared by their grains; the "
     "grain-size number is computed from it (ASTM E112). Length and aspect ratio: smallest-area "
     "rectangle. Diameter: circle of equal area (ISO 9276-6).",
-    "Each image is a field; what is cut off, transparent or 255 in its class map is no part of it. "
+    "Each image is a field; what is cut off or transparent, 255 in the class map that is measured, "
+    "is no part of it. Where a mask that was given has 255 nobody labelled: the prediction counts. "
     "Fields of unequal area count by their area. Mean ± half-width of the 95 % confidence interval "
     "(Student's t) over fields; relative accuracy (ASTM E562) = half-width / mean.",
 )

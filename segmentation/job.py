@@ -261,11 +261,12 @@ class Work:
         items = [Item(p.file, p.name) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
         um, scales = self.request.um_per_px, self.scales
-        learnt = telling.annotated_line(sorted(labels), len(items))
-        told: dict[str, Any] = {"scales": scales.of, "notes": [*scales.lines, learnt, *said]}
+        told: dict[str, Any] = {"scales": scales.of}
         told["min_px"], told["in_no_mask"] = self.request.min_px, self.in_no_mask
         told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
+        learnt = telling.annotated_line(folder.annotated, len(items))
+        folder.notes = [*scales.lines, learnt, *said]
         folder.run()
         if folder.bad:
             raise UserError("\n".join(folder.bad))

@@ -20,7 +20,7 @@ from report.laboratory import Told, place_of, sample_of, write_laboratory
 from segmentation import doubt
 from segmentation.answers import MODEL, Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
-from segmentation.predictors import FOREST, NETWORK, Answer
+from segmentation.predictors import FOREST, NETWORK, Answer, annotated_words, part_text
 from segmentation.schedule import Schedule
 from utils.metrics import IGNORED, mean_score
 from utils.tables import digits
@@ -155,7 +155,7 @@ def partial_lines(labelled: float, images: int) -> list[str]:
 
 def share_text(share: float) -> str:
     """A share in percent, with two digits."""
-    return f"{100 * share:.2g} %"
+    return "100 %" if share == 1 else part_text(share)
 
 
 def poor_phases(found: HeldOut | None, names: Sequence[str]) -> dict[str, float]:
@@ -187,20 +187,25 @@ def poor_lines(
     ]
 
 
-def annotated_line(names: Sequence[str], images: int) -> str:
-    """Which of the measured images were learnt from, and that they count."""
-    shown = ", ".join(names)
-    what = "is annotated" if len(names) == 1 else "are annotated"
+def annotated_line(annotated: Mapping[str, str], images: int) -> str:
+    """Which of the measured images were learnt from, and that they count.
+
+    ``annotated`` is that of ``Answer``: 'yes', or the labelled share, by the name of the image.
+    """
+    named = sorted(annotated.items())
+    shown = ", ".join(name if told == "yes" else f"{told} of {name}" for name, told in named)
+    what = "is annotated" if len(named) == 1 else "are annotated"
+    rest = "" if {*annotated.values()} <= {"yes"} else "; their other pixels are predicted"
     return (
-        f"{len(names)} of {images} images {what}, whose labels were learnt: {shown}. There labels "
-        "stand in the place of the prediction, and count in all numbers as those of other images"
+        f"{len(named)} of {images} images {what}, whose labels were learnt: {shown}. There labels "
+        f"stand in the place of the prediction{rest}. These images count in all numbers as others"
     )
 
 
 def curve_lines(this: Round) -> list[str]:
     """Whether one mask is enough, by the learning curve of the pixel classifier."""
-    curves = {int(n): HeldOut(np.asarray(c, np.int64)) for n, c in this.curve.items()}
-    known = {n: v for n, v in sorted(curves.items()) if not math.isnan(v.mean)}
+    curves = {int(n): stored(c) for n, c in this.curve.items()}  # none: nothing was held out
+    known = {n: v for n, v in sorted(curves.items()) if v and not math.isnan(v.mean)}
     if len(known) < 2:
         return []
     shown = ", ".join(f"{n} of {BLOCKS}: {score_text(v.mean)}" for n, v in known.items())
@@ -445,7 +450,7 @@ def write_page(
     told = Told(
         work.request.sample or sample_of(work.request.images),
         place=place_of(work.request.images),
-        annotated=annotated,
+        annotated={name: annotated_words(told) for name, told in folder.annotated.items()},
         unchecked=told_how,
         poor=[*poor_phases(found, names)],
         names=own,

@@ -67,6 +67,12 @@ def test_one_mask_is_called_enough_only_where_the_blocks_agree(
     assert words in curve_lines(round_of(fewer, most))[1]
 
 
+def test_a_number_of_blocks_that_could_not_be_learnt_from_is_left_out() -> None:
+    this = round_of(found(5, 5), found(6, 6))
+    this.curve["1"] = []  # labels lie in two blocks: of one alone nothing was learnt
+    assert curve_lines(this) == curve_lines(round_of(found(5, 5), found(6, 6))) != []
+
+
 @pytest.mark.parametrize(
     ("folds", "words"),
     [
@@ -186,9 +192,12 @@ def test_corrected_maps_are_said_to_raise_the_score() -> None:
 
 
 def test_annotated_images_are_said_to_count() -> None:
-    assert annotated_line(["b"], 12).startswith("1 of 12 images is annotated, whose labels were")
-    assert "2 of 12 images are annotated" in annotated_line(["b", "c"], 12)
-    assert annotated_line(["b"], 12).endswith("count in all numbers as those of other images")
+    line = annotated_line({"b": "yes"}, 12)
+    assert line.startswith("1 of 12 images is annotated, whose labels were learnt: b. There labels")
+    assert line.endswith("These images count in all numbers as others") and "predicted" not in line
+    line = annotated_line({"c": "17 %", "b": "yes"}, 12)
+    assert "2 of 12 images are annotated, whose labels were learnt: b, 17 % of c. There" in line
+    assert "; their other pixels are predicted." in line
 
 
 def test_fractions_on_the_terminal_are_those_of_the_page() -> None:
