@@ -20,6 +20,7 @@ from utils.commandline import (
     NONE,
     ONE,
     UserError,
+    decimal_point,
     did_you_mean,
     format_value,
     found,
@@ -500,6 +501,7 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
 
 def _problem(name: str, value: Any) -> str:
     guess = did_you_mean(value, FIELDS[name].metadata["choices"])
+    guess += decimal_point(value) if str(FIELDS[name].type).startswith("float") else ""
     return f"{name}: found {found(value)}; allowed: {allowed_values(FIELDS[name])}{guess}"
 
 

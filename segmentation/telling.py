@@ -51,6 +51,7 @@ KNEW = ", and pretraining knew the whole mask"
 SHARES = {1: ("three quarters", "the fourth"), 2: ("half", "the other half")}
 POOR = 0.5  # Dice of a phase, below which wrong pixels are more than twice those that are right
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
+SURE = 2.0  # standard errors that a gain has to be away from that: about 95 %
 LABEL_HERE = f"label here: the most doubtful {100 * doubt.SHARE:.0f} % of all pixels"
 # Columns of doubt.csv that are shares of 1, as people read them.
 DOUBT_WORDS = {
@@ -59,12 +60,15 @@ DOUBT_WORDS = {
     "vote_disagreement": "votes that differ, %",
     "label_here": "label here, %",
 }
-ABOUT_DOUBT = (
-    "Unsure: 1 - probability of the likeliest class, mean of the pixels. Doubt: unsure, and what "
-    "the pixel classifier sees otherwise beyond its own error on held-out blocks. Votes: share of "
-    "the 8 flips and turns that give another class. Label here: share of the image among the "
-    f"{100 * doubt.SHARE:.0f} % of all pixels that are most doubtful."
-)
+ABOUT_DOUBT = {  # what the columns of doubt.csv mean
+    "unsure": "Unsure: 1 - probability of the likeliest class, mean of the pixels; certainty is the "
+    "rest to 100 %.",
+    "doubt": "Doubt: unsure, and what the pixel classifier sees otherwise beyond its own error on "
+    "held-out blocks.",
+    "vote_disagreement": "Votes: share of the 8 flips and turns that give another class.",
+    "label_here": f"Label here: share of the image among the {100 * doubt.SHARE:.0f} % of all "
+    "pixels that are most doubtful.",
+}
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which images count as labelled in part
 FIRST = (
@@ -212,9 +216,9 @@ def curve_lines(this: Round) -> list[str]:
     fewer, most = [known[n] for n in sorted(known)[-2:]]
     gain, error = most.mean - fewer.mean, gain_error(fewer, most)
     added = f"The last quarter that was learnt from added {gain:+.3f} (standard error {error:.3f})"
-    if gain - error > ENOUGH:
+    if gain - SURE * error > ENOUGH:
         verdict = f"{added}: more labels would still help; annotate the first doubtful image"
-    elif gain + error < ENOUGH:
+    elif gain + SURE * error < ENOUGH:
         verdict = (
             f"{added}: more of the same image would bring little; what may help is a mask of "
             "another image, such as the first doubtful one"
@@ -335,12 +339,13 @@ def doubt_lines(doubts: list[Row]) -> list[str]:
         return []
     marked = sum(bool(row["reasons"]) for row in doubts)
     unsure = float(np.mean([row["unsure"] for row in doubts]))
-    lines = [f"By its own probabilities the answer is unsure of {100 * unsure:.0f} % of the pixels"]
+    certainty = f"Its mean certainty is {doubt.certainty(unsure)}"
+    lines = [f"{certainty} (probability of the likeliest class, by its own account)"]
     if math.isnan(doubts[0]["doubt"]):
-        limit = f"{100 * doubt.UNSURE:.0f} % of the pixels or more"
         lines.append(
-            f"The {FOREST} has no second opinion beside it: marked is an image where it is unsure "
-            f"of {limit}, or whose area fractions are outliers"
+            f"The {FOREST} has no second opinion beside it: marked is an image where its mean "
+            f"certainty is {doubt.certainty(doubt.UNSURE)} or less, or whose area fractions are "
+            "outliers"
         )
     whole = ": the answer as a whole is doubtful; correct one of the first"
     many = whole if marked > 0.5 * len(doubts) else ""
@@ -400,6 +405,16 @@ def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
     return {"title": title, "head": head, "rows": rows}
 
 
+def doubt_words(doubts: list[Row]) -> str:
+    """What the columns of ``doubt_table`` mean, of those in which anything is known."""
+    known = [
+        said
+        for name, said in ABOUT_DOUBT.items()
+        if any(not math.isnan(row[name]) for row in doubts)
+    ]
+    return " ".join(known)
+
+
 def change_tables(work: Work, names: list[str], own: Mapping[str, str]) -> list[Table]:
     """What new labels and area fractions changed since the answer before."""
     corrected = [[own[name], str(n), str(all_)] for name, (n, all_) in work.this.corrected.items()]
@@ -457,7 +472,7 @@ def write_page(
         by=by,
         said=[*said, LABELS_WIN],
         doubts=doubt_table(doubts, own) if doubts else None,
-        doubt_words=ABOUT_DOUBT,
+        doubt_words=doubt_words(doubts),
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
         marked_places=ChainMap(far_away, work.places),  # type: ignore[arg-type]  # only read
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),

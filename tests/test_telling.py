@@ -20,6 +20,7 @@ from segmentation.telling import (
     curve_lines,
     first_checked,
     fraction_rows,
+    doubt_words,
     gain_error,
     honest_lines,
     partial_lines,
@@ -59,6 +60,8 @@ def test_the_error_of_a_gain_is_that_of_its_mean_over_the_blocks() -> None:
         (found(8, 8, 8, 8), found(8, 8, 8, 8), "would bring little"),
         (found(5, 8, 2, 9), found(9, 5, 6, 8), "too little to tell from chance"),
         (found(5), found(9), "too little to tell from chance"),  # one block alone
+        # Gains .0718 and 0 in turn: mean .036, error .021; one error above .01, not two.
+        (found(5, 5, 5, 5), found(6, 5, 6, 5), "too little to tell from chance"),
     ],
 )
 def test_one_mask_is_called_enough_only_where_the_blocks_agree(
@@ -189,6 +192,16 @@ def test_corrected_maps_are_said_to_raise_the_score() -> None:
     said = honest_lines(this, plan(), corrected=1)[0]
     assert "Labels of 1 of 2 annotated images are corrected class maps" in said
     assert said.endswith("so this Dice is too high")
+
+
+def test_columns_that_the_table_lacks_are_not_explained() -> None:
+    none = math.nan
+    row = {"unsure": 0.3, "doubt": none, "vote_disagreement": none, "label_here": 0.1}
+    words = doubt_words([row, {**row, "label_here": none}])
+    assert words.startswith("Unsure: 1 - probability") and "Label here" in words
+    assert "Doubt:" not in words and "Votes" not in words
+    whole = doubt_words([row, {**row, "doubt": 0.1, "vote_disagreement": 0.2}])
+    assert "Doubt: unsure, and what" in whole and "Votes: share of the 8" in whole
 
 
 def test_annotated_images_are_said_to_count() -> None:
