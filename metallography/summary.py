@@ -214,6 +214,10 @@ def _class_tables(folder: Folder) -> list[Table]:
             bounds = [at_most(value, folder.smallest_diameter) for value in spread]
             sizes.append([name, len(d), significant(ends[0]), *bounds, significant(ends[1])])
     head = ["class", "fields", "area fraction, %", "std, %", "relative accuracy, %"]
+    if folder.poor:
+        head.append("where it was checked")
+        for row in fractions:
+            row.append("mostly wrong: do not rely on it" if row[0] in folder.poor else "-")
     spread_head = ["class", "whole particles", "mean of them", "D10", "D50", "D90", "largest"]
     return [
         _table("Area fraction (mean ± 95 %)", head, fractions),

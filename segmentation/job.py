@@ -127,7 +127,9 @@ class Work:
         self.in_no_mask = np.flatnonzero(label_counts(masks, self.classes) == 0).tolist()
         decides = {name: getattr(schedule, name) for name in DECIDES}
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
+        known = len(self.rounds.all)
         self.this = self.rounds.open(labels, self.classes, decides)
+        self.goes_on = len(self.rounds.all) == known and not self.this.answer
         self.before = self.rounds.before(self.this)
         self.place = self.out / TRAINING / f"round_{self.this.number}"
         self.first = self.out / TRAINING / "answers" / "first"
@@ -152,6 +154,8 @@ class Work:
         more = " ..." if len(self.annotated) > 5 else ""
         count = f"labels of {len(self.annotated)} image(s)"
         to_terminal(f"Round {self.this.number}: {count}, {names}{more}")
+        if self.goes_on:
+            to_terminal("Going on: an earlier run of this round was stopped; what it did is kept")
         if self.before is None:
             return
         gone = sorted(self.before.labels.keys() - self.this.labels.keys())
@@ -271,6 +275,7 @@ class Work:
         if folder.bad:
             raise UserError("\n".join(folder.bad))
         folder.warned = telling.warning_lines(self, folder, scores)
+        folder.poor = [*telling.poor_phases(scores, folder.segmenter.class_names)]
         write_tables(folder)
         predicted_sheet(folder)
         return folder

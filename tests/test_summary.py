@@ -189,6 +189,18 @@ def test_a_class_that_is_in_no_mask_is_not_said_to_be_missed_by_the_prediction(
     assert "number the classes of the masks without a gap" in line and "class_weight" not in line
 
 
+def test_a_phase_that_was_mostly_wrong_is_marked_beside_its_fraction(
+    tmp_path, segmenter, monkeypatch
+) -> None:
+    squares(tmp_path / "img", 8)
+    _, text = measured(tmp_path, segmenter, monkeypatch, poor=["void"])
+    head, _, *rows = table(text, "Area fraction")
+    assert head[-1] == "where it was checked"
+    assert [row[-1] for row in rows] == ["-", "-", "mostly wrong: do not rely on it"]
+    _, text = measured(tmp_path, segmenter, monkeypatch)
+    assert table(text, "Area fraction")[0][-1] == "relative accuracy, %"
+
+
 def test_an_interval_by_hand() -> None:
     # t(0.975, 1) = 12.706; the deviation of 1 and 3 is the square root of 2.
     assert interval([1.0, 3.0, math.nan]) == "2 ± 13"
