@@ -53,7 +53,11 @@ def write_tables(folder: Folder) -> None:
     could not be used) and ``tables``, see ``Table``. UserError if a file cannot be written.
     """
     batches = measure.by_batch(folder.rows, folder.unit_scale)
-    files = {"measurements": folder.table_rows(), "batches": batches}
+    files = {"measurements": folder.table_rows()}
+    if folder.pools_all or any(row["batch"] for row in batches):
+        files["batches"] = batches
+    else:
+        (folder.out / "batches.csv").unlink(missing_ok=True)
     if any(item.truth for item in folder.items):
         files["comparison"] = folder.compared
     for name, rows in files.items():

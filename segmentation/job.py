@@ -53,7 +53,7 @@ from utils.metrics import IGNORED
 from utils.run_folder import locked
 from utils.tables import csv_of_rows
 
-BEFORE = "answer before"
+BEFORE, BATCHES = "answer before", "batches.csv"
 FEW_CHANGED = 0.05  # share of a map: with fewer, somebody may not have looked at the rest
 OTHER_SCALE = "segment those of one magnification at a time, each with a mask of its own"
 OF_ROUND = "round.txt"  # in the folder of the first answer: the key of the round it is of
@@ -446,6 +446,8 @@ class Work:
         names = [p.name for p in self.pictures]
         crop = self.intake.crop
         self.answers.publish(place, names, self.this.by, predictor.class_names, crop)
+        if not (place / BATCHES).exists():  # of an answer before, or of an older program
+            (self.out / BATCHES).unlink(missing_ok=True)
         network = self.out / self.this.network if self.this.network else None
         self.answers.publish_model(network, self.request.class_names, self.facts(folder))
         self.folder, self.doubts = folder, rows

@@ -286,6 +286,7 @@ class Answer(Folder):
 
     labels: dict[str, Path] = field(default_factory=dict)  # by the name of the image
     second: Path | None = None  # folder of class maps by another method
+    pools_all: bool = False
 
     def predict(self, item: Item, image: Array) -> Array:
         """Predict an image; write its doubt; put its labels, if any, over the prediction."""

@@ -96,6 +96,7 @@ def test_the_measurements_tell_last_whose_labels_were_learnt(tmp_path: Path) -> 
         write_tables(folder)
         lines = (folder.out / "measurements.csv").read_text(encoding="utf-8").splitlines()
         tables[kind] = [line.split(",") for line in lines]
+        assert (folder.out / "batches.csv").exists() == (kind is Folder)  # no name tells a batch
     marked, plain = tables[Answer], tables[Folder]
     assert [row[:-1] for row in marked[:1]] == plain[:1]  # old columns keep names and order
     told = [(row[0], row[-1]) for row in marked]

@@ -139,7 +139,8 @@ def test_from_a_folder_and_one_mask_to_a_report(
     with zipfile.ZipFile(out / "measurements.xlsx") as book:
         sheets = re.findall(r'sheet name="([a-z]+)"', book.read("xl/workbook.xml").decode())
         cells = re.findall(r"<t>([^<]*)</t>", book.read("xl/worksheets/sheet1.xml").decode())
-    assert sheets == ["measurements", "batches", "doubt"]
+    assert sheets == ["measurements", "doubt"]
+    assert not (out / "batches.csv").exists()  # no file name tells a batch
     assert cells.count("annotated") == 1 and cells.count("yes") == 4  # a row for each class
     # The user's labels stand in the class map of the annotated image: colours from dark to bright.
     colours = {(0, 0, 0): 0, (0, 0, 255): 1, (255, 0, 0): 2, (255, 255, 0): 3}
@@ -250,13 +251,13 @@ def test_a_mask_of_a_page_that_is_not_there_is_refused(place: Path, capsys) -> N
 
 
 def test_the_same_command_again_changes_nothing_and_a_kill_is_made_good(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(place) == 0
     whole = hashes(place / "out")
     assert run(place) == 0
     same = hashes(place / "out")
-    assert same == whole
+    assert same == whole and "Going on" not in capsys.readouterr().out
     shutil.rmtree(place / "out")
 
     def killed(*_: Any, **__: Any) -> None:
@@ -268,6 +269,7 @@ def test_the_same_command_again_changes_nothing_and_a_kill_is_made_good(
         with monkeypatch.context() as patch:
             patch.setattr(owner, stop, killed)
             assert run(place) == 130
+    assert "Going on: an earlier run of this round was stopped" in capsys.readouterr().out
     assert run(place) == 0
     classes = {n[8:]: h for n, h in whole.items() if n.startswith("classes/")}
     assert hashes(place / "out" / "classes") == classes
