@@ -31,7 +31,7 @@ DEFINITIONS = (
     "grain-size number is computed from it (ASTM E112). Length and aspect ratio: smallest-area "
     "rectangle. Diameter: circle of equal area (ISO 9276-6).",
     "Each image is a field; what is cut off or transparent, 255 in the class map that is measured, "
-    "is no part of it. Where a mask that was given has 255 nobody labelled: the prediction counts. "
+    "is no part of it. Where a mask that was given has 255, the prediction counts. "
     "Fields of unequal area count by their area. Mean ± half-width of the 95 % confidence interval "
     "(Student's t) over fields; relative accuracy (ASTM E562) = half-width / mean.",
 )
@@ -168,7 +168,7 @@ def _scale_doubts(folder: Folder) -> list[str]:
 
 
 def _fraction_doubts(folder: Folder) -> list[str]:
-    """Classes without labels or predicted nowhere, images whose area fractions are far from the others'."""
+    """Classes in no mask or predicted nowhere; images with area fractions unlike the others'."""
     names = folder.segmenter.class_names
     found = fractions_of(folder.rows, len(names))
     lines = []
@@ -181,9 +181,9 @@ def _fraction_doubts(folder: Folder) -> list[str]:
             )
         elif len(found) > 1 and not any(shares[c] > 0 for shares in found.values()):
             lines.append(
-                f"{class_words(name)} is predicted in none of the {len(found)} images; if they show it, "
-                "annotate an image with more of it, or train (train.py) with --class_weight "
-                "balanced, or a larger number for it"
+                f"{class_words(name)} is predicted in none of the {len(found)} images; if they "
+                "show it, annotate an image with more of it, or train (train.py) with "
+                "--class_weight balanced, or a larger number for it"
             )
     odd = outlying(found, names)
     for image in [*odd][:1]:

@@ -61,8 +61,8 @@ DOUBT_WORDS = {
     "label_here": "label here, %",
 }
 ABOUT_DOUBT = {  # what the columns of doubt.csv mean
-    "unsure": "Unsure: 1 - probability of the likeliest class, mean of the pixels; certainty is the "
-    "rest to 100 %.",
+    "unsure": "Unsure: 1 - probability of the likeliest class, mean of the pixels; certainty is "
+    "the rest to 100 %.",
     "doubt": "Doubt: unsure, and what the pixel classifier sees otherwise beyond its own error on "
     "held-out blocks.",
     "vote_disagreement": "Votes: share of the 8 flips and turns that give another class.",
@@ -168,9 +168,7 @@ def poor_phases(found: HeldOut | None, names: Sequence[str]) -> dict[str, float]
     return {name: value for name, value in zip(names, dice, strict=False) if value < POOR}
 
 
-def poor_lines(
-    found: HeldOut | None, names: Sequence[str], labelled: float = 1.0
-) -> list[str]:
+def poor_lines(found: HeldOut | None, names: Sequence[str], labelled: float = 1.0) -> list[str]:
     """A warning on the phases of which more was wrong than right where they were held out.
 
     Of all pixels that have a class in the labels or in the prediction, Dice / (2 - Dice) have it in
