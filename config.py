@@ -20,14 +20,13 @@ from utils.commandline import (
     NONE,
     ONE,
     UserError,
-    did_you_mean,
     format_value,
     found,
     shorten,
     split_flags,
     value_of,
 )
-from utils.settings import allowed_values, between, convert, group
+from utils.settings import allowed_values, between, convert, group, meant_value
 
 SELF_MODES = {  # value of self_mode: name of the method
     "moco": "PSCL-MoCo",
@@ -499,7 +498,7 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
 
 
 def _problem(name: str, value: Any) -> str:
-    guess = did_you_mean(value, FIELDS[name].metadata["choices"])
+    guess = meant_value(FIELDS[name], value)
     return f"{name}: found {found(value)}; allowed: {allowed_values(FIELDS[name])}{guess}"
 
 

@@ -220,6 +220,10 @@ class Folder:
     scales: Mapping[str, float | None] | None = None  # by name; of others um_per_px
     resample: float = 0.0  # um per pixel at which the network sees the images; 0: as they are
     notes: Sequence[str] = ()  # more lines for the summary: crop, scales
+    warned: Sequence[str] = ()  # more warnings, for the summary and for the page
+    pools_all: bool = True  # batches.csv, too, where no batch is known
+    poor: Sequence[str] = ()  # names of classes that were mostly wrong where they were checked
+    in_no_mask: Sequence[int] = ()  # classes of which nobody gave a label
 
     def __post_init__(self) -> None:
         segmenter = self.segmenter

@@ -16,7 +16,7 @@ from imaging.pixel_size import SAME
 from metallography import measure
 from metallography.folder import MEASUREMENTS, SUMMARY, Folder
 from metallography.particles import Row, unit_of
-from metallography.ranking import fractions_of, outlying
+from metallography.ranking import class_words, fractions_of, outlying
 from utils import metrics
 from utils.files import replace_file
 from utils.tables import csv_of_rows, markdown, plain, plus_minus, rounded, significant
@@ -30,7 +30,8 @@ DEFINITIONS = (
     "intercept: length of test line / grains met, boundaries shared by their grains; the "
     "grain-size number is computed from it (ASTM E112). Length and aspect ratio: smallest-area "
     "rectangle. Diameter: circle of equal area (ISO 9276-6).",
-    "Each image is a field; what is cut off, transparent or 255 in its class map is no part of it. "
+    "Each image is a field; what is cut off or transparent, 255 in the class map that is measured, "
+    "is no part of it. Where a mask that was given has 255, the prediction counts. "
     "Fields of unequal area count by their area. Mean ± half-width of the 95 % confidence interval "
     "(Student's t) over fields; relative accuracy (ASTM E562) = half-width / mean.",
 )
@@ -52,7 +53,11 @@ def write_tables(folder: Folder) -> None:
     could not be used) and ``tables``, see ``Table``. UserError if a file cannot be written.
     """
     batches = measure.by_batch(folder.rows, folder.unit_scale)
-    files = {"measurements": folder.table_rows(), "batches": batches}
+    files = {"measurements": folder.table_rows()}
+    if folder.pools_all or any(row["batch"] for row in batches):
+        files["batches"] = batches
+    else:
+        (folder.out / "batches.csv").unlink(missing_ok=True)
     if any(item.truth for item in folder.items):
         files["comparison"] = folder.compared
     for name, rows in files.items():
@@ -120,7 +125,7 @@ def _touching(folder: Folder) -> str:
 
 def warnings(folder: Folder) -> list[str]:
     """What a reader of the numbers should know."""
-    lines = list(folder.left_out)
+    lines = [*folder.left_out, *(f"Warning: {line}" for line in folder.warned)]
     sizes, side = {image.size for image in folder.done}, folder.segmenter.resize
     if side and len(sizes) > 1:
         lines.append(
@@ -163,16 +168,22 @@ def _scale_doubts(folder: Folder) -> list[str]:
 
 
 def _fraction_doubts(folder: Folder) -> list[str]:
-    """Classes that were predicted nowhere, images whose area fractions are far from the others'."""
+    """Classes in no mask or predicted nowhere; images with area fractions unlike the others'."""
     names = folder.segmenter.class_names
     found = fractions_of(folder.rows, len(names))
     lines = []
     for c, name in enumerate(names):
-        if len(found) > 1 and not any(shares[c] > 0 for shares in found.values()):
+        if c in folder.in_no_mask:
             lines.append(
-                f"{name} is predicted in none of the {len(found)} images; if they show it, "
-                "annotate an image with more of it, or train (train.py) with --class_weight "
-                "balanced, or a larger number for it"
+                f"{class_words(name)} is in no mask, so it is predicted nowhere; annotate an image "
+                "that shows it, or, if there is no such phase, number the classes of the masks "
+                "without a gap: 0, 1, 2 ..."
+            )
+        elif len(found) > 1 and not any(shares[c] > 0 for shares in found.values()):
+            lines.append(
+                f"{class_words(name)} is predicted in none of the {len(found)} images; if they "
+                "show it, annotate an image with more of it, or train (train.py) with "
+                "--class_weight balanced, or a larger number for it"
             )
     odd = outlying(found, names)
     for image in [*odd][:1]:
@@ -207,6 +218,10 @@ def _class_tables(folder: Folder) -> list[Table]:
             bounds = [at_most(value, folder.smallest_diameter) for value in spread]
             sizes.append([name, len(d), significant(ends[0]), *bounds, significant(ends[1])])
     head = ["class", "fields", "area fraction, %", "std, %", "relative accuracy, %"]
+    if folder.poor:
+        head.append("where it was checked")
+        for row in fractions:
+            row.append("mostly wrong: do not rely on it" if row[0] in folder.poor else "-")
     spread_head = ["class", "whole particles", "mean of them", "D10", "D50", "D90", "largest"]
     return [
         _table("Area fraction (mean ± 95 %)", head, fractions),

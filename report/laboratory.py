@@ -52,7 +52,6 @@ UNCHECKED = (
     "Not checked: no image has a true mask here, so nobody knows how well the phases are told "
     "apart. Look at the images"
 )
-ANNOTATED = " (annotated)"  # after the name of an image
 MOST_PICTURES = 40
 FEW_ROWS = 8  # of a table above the pictures; longer ones are folded
 LAYER_CHARACTERS = 4_000_000  # of all classes in all pictures; the photographs have the rest
@@ -78,7 +77,7 @@ class Told:
     warnings: Sequence[str] = ()  # more of them
     unchecked: str = UNCHECKED  # why nobody knows how right it is; '' if that was measured
     poor: Sequence[str] = ()  # phases that were mostly wrong where they were checked
-    annotated: Sequence[str] = ()  # names of images whose labels were learnt
+    annotated: Mapping[str, str] = field(default_factory=dict)  # of images with labels: in words
     place: str = ""  # where the images come from
     changed: Sequence[Table] = ()  # against the answer before
     trained: Sequence[Table] = ()  # of its training, shown last
@@ -344,7 +343,7 @@ def _view(folder: Folder, told: Told, item: Item, image: Array, mask: Array, roo
 
 def told_name(told: Told, item: Item) -> str:
     """The name of an image on the page, with a mark if its labels were learnt."""
-    mark = ANNOTATED if item.name in told.annotated else ""
+    mark = f" ({told.annotated[item.name]})" if item.name in told.annotated else ""
     return (told.names.get(item.name) or own_name(item)) + mark
 
 

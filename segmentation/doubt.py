@@ -21,7 +21,7 @@ from metallography.particles import Array, Row
 from metallography.ranking import class_words, doubt_of, outlying
 
 DOUBTFUL = 0.085  # doubt of an image from which on it is marked
-UNSURE = 0.2  # of the pixels, from which on an image of the pixel classifier alone is marked
+UNSURE = 0.2  # mean, from which on an image of the pixel classifier alone is marked
 SECOND = 0.5  # doubt of a pixel that the second method sees otherwise, beside its own
 SHARE = 0.05  # of all pixels, that are marked as places to label
 SIGMA = 1.0  # pixels, of the blur that makes places of single pixels
@@ -98,12 +98,12 @@ def doubts(
         doubt = doubt_of(own, other, expected)
         if doubt >= DOUBTFUL:
             reasons[name].append(
-                f"doubt {doubt:.2f}: the network is unsure of {100 * own:.0f} % of the pixels, the "
-                f"pixel classifier sees {100 * other:.0f} % otherwise"
+                f"doubt {doubt:.2f}: the network's mean certainty is {certainty(own)}, the "
+                f"pixel classifier sees {100 * other:.0f} % of the pixels otherwise"
                 + ("" if math.isnan(expected) else f" ({100 * expected:.0f} % are expected)")
             )
         elif math.isnan(other) and own >= UNSURE:
-            reasons[name].append(f"the pixel classifier is unsure of {100 * own:.0f} % of it")
+            reasons[name].append(f"the pixel classifier's mean certainty is {certainty(own)}")
         share = float(places[name].mean()) if name in places else math.nan
         rows.append(
             {
@@ -126,6 +126,11 @@ def doubts(
 
 def _known(value: float) -> float:
     return 0.0 if math.isnan(value) else value
+
+
+def certainty(unsure: float) -> str:
+    """The mean probability of the likeliest class, in percent."""
+    return f"{100 * (1 - unsure):.0f} %"
 
 
 def missing_lines(

@@ -45,7 +45,7 @@ from segmentation.schedule import (
     minutes,
     save_schedule,
 )
-from stages.labels import in_strokes, labelled_share
+from stages.labels import in_strokes, label_counts, labelled_share
 from utils.commandline import UserError
 from utils.files import list_names, replace_file
 from utils.log import only_progress, progress, to_terminal
@@ -53,7 +53,7 @@ from utils.metrics import IGNORED
 from utils.run_folder import locked
 from utils.tables import csv_of_rows
 
-BEFORE = "answer before"
+BEFORE, BATCHES = "answer before", "batches.csv"
 FEW_CHANGED = 0.05  # share of a map: with fewer, somebody may not have looked at the rest
 OTHER_SCALE = "segment those of one magnification at a time, each with a mask of its own"
 OF_ROUND = "round.txt"  # in the folder of the first answer: the key of the round it is of
@@ -124,9 +124,12 @@ class Work:
         self.scales = find_scales(own, *where, cure=OTHER_SCALE)
         masks = [read_mask(p.labels) for p in self.annotated if p.labels]
         self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
+        self.in_no_mask = np.flatnonzero(label_counts(masks, self.classes) == 0).tolist()
         decides = {name: getattr(schedule, name) for name in DECIDES}
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
+        known = len(self.rounds.all)
         self.this = self.rounds.open(labels, self.classes, decides)
+        self.goes_on = len(self.rounds.all) == known and not self.this.answer
         self.before = self.rounds.before(self.this)
         self.place = self.out / TRAINING / f"round_{self.this.number}"
         self.first = self.out / TRAINING / "answers" / "first"
@@ -151,6 +154,8 @@ class Work:
         more = " ..." if len(self.annotated) > 5 else ""
         count = f"labels of {len(self.annotated)} image(s)"
         to_terminal(f"Round {self.this.number}: {count}, {names}{more}")
+        if self.goes_on:
+            to_terminal("Going on: an earlier run of this round was stopped; what it did is kept")
         if self.before is None:
             return
         gone = sorted(self.before.labels.keys() - self.this.labels.keys())
@@ -246,23 +251,31 @@ class Work:
                 self.predict_first()
 
     def predict(
-        self, predictor: Classifier | Watched, place: Path, said: Sequence[str] = ()
+        self,
+        predictor: Classifier | Watched,
+        place: Path,
+        said: Sequence[str] = (),
+        scores: HeldOut | None = None,
     ) -> Answer:
         """Predict and measure all images in a folder of its own; go on where that was stopped.
 
-        ``said`` are sentences for its ``summary.md``.
+        ``said`` are sentences for its ``summary.md``, which also warns by the ``scores`` of its
+        method on held-out blocks.
         """
         items = [Item(p.file, p.name) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
         um, scales = self.request.um_per_px, self.scales
-        learnt = telling.annotated_line(sorted(labels), len(items))
-        told: dict[str, Any] = {"scales": scales.of, "notes": [*scales.lines, learnt, *said]}
-        told["min_px"] = self.request.min_px
+        told: dict[str, Any] = {"scales": scales.of}
+        told["min_px"], told["in_no_mask"] = self.request.min_px, self.in_no_mask
         told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
+        learnt = telling.annotated_line(folder.annotated, len(items))
+        folder.notes = [*scales.lines, learnt, *said]
         folder.run()
         if folder.bad:
             raise UserError("\n".join(folder.bad))
+        folder.warned = telling.warning_lines(self, folder, scores)
+        folder.poor = [*telling.poor_phases(scores, folder.segmenter.class_names)]
         write_tables(folder)
         predicted_sheet(folder)
         return folder
@@ -423,9 +436,8 @@ class Work:
         predictor.digest = f"{predictor.digest}-{labels[:8]}"
         place = self.out / TRAINING / "answers" / f"round_{self.this.number}"
         with only_progress("Predictions"):
-            folder = self.predict(
-                predictor, place, telling.checked_lines(self, predictor.class_names)
-            )
+            scores = blocks.stored(self.this.scores.get(self.this.kept))
+            folder = self.predict(predictor, place, [telling.checked_line(self)], scores)
         self.this.fractions = fractions_of(folder.rows, self.classes)
         self.this.answer = place.relative_to(self.out).as_posix()
         self.rounds.save()
@@ -434,6 +446,8 @@ class Work:
         names = [p.name for p in self.pictures]
         crop = self.intake.crop
         self.answers.publish(place, names, self.this.by, predictor.class_names, crop)
+        if not (place / BATCHES).exists():  # of an answer before, or of an older program
+            (self.out / BATCHES).unlink(missing_ok=True)
         network = self.out / self.this.network if self.this.network else None
         self.answers.publish_model(network, self.request.class_names, self.facts(folder))
         self.folder, self.doubts = folder, rows

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -290,6 +291,7 @@ class Answer(Folder):
 
     labels: dict[str, Path] = field(default_factory=dict)  # by the name of the image
     second: Path | None = None  # folder of class maps by another method
+    pools_all: bool = False
 
     def predict(self, item: Item, image: Array) -> Array:
         """Predict an image; write its doubt; put its labels, if any, over the prediction."""
@@ -311,15 +313,20 @@ class Answer(Folder):
         write_png(self.file("gray", item), np.array(self.segmenter.mapping, np.uint8)[mask])
         return mask
 
+    @cached_property
+    def annotated(self) -> dict[str, str]:
+        """Of images whose labels were learnt: 'yes', or the labelled share such as '17 %'."""
+        shares = {name: (read_mask(p) != IGNORED).mean() for name, p in self.labels.items()}
+        return {name: "yes" if share == 1 else part_text(share) for name, share in shares.items()}
+
     def title_of(self, item: Item) -> str:
         """The name of an image, with a mark if its labels were learnt."""
-        return f"{item.name} (annotated)" if item.name in self.labels else item.name
+        told = self.annotated.get(item.name)
+        return f"{item.name} ({annotated_words(told)})" if told else item.name
 
     def table_rows(self) -> list[Row]:
         """The rows of ``measurements.csv``, with a last column on whose labels were learnt."""
-        return [
-            row | {"annotated": "yes" if row["image"] in self.labels else "no"} for row in self.rows
-        ]
+        return [row | {"annotated": self.annotated.get(row["image"], "no")} for row in self.rows]
 
     def size_words(self) -> str:
         """At which size images are predicted."""
@@ -343,6 +350,16 @@ class Answer(Folder):
         path = self.out / VOTES
         lines = read_metrics(path) if path.exists() else []
         return {e["name"]: float("nan") if e.get(kind) is None else e[kind] for e in lines}
+
+
+def part_text(share: float) -> str:
+    """A share below 1 in percent, with two digits; never 100 %."""
+    return f"{100 * min(share, 0.99):.2g} %"
+
+
+def annotated_words(told: str) -> str:
+    """'annotated', or '17 % annotated', of a value of ``Answer.annotated``."""
+    return "annotated" if told == "yes" else f"{told} annotated"
 
 
 def _or_none(value: float | None) -> float | None:

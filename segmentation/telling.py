@@ -15,12 +15,12 @@ from imaging.imagefile import read_mask
 from metallography.measure import areas_of, over_fields
 from metallography.particles import Row
 from metallography.ranking import class_words, fractions_of
-from metallography.summary import Table
+from metallography.summary import Table, warnings
 from report.laboratory import Told, place_of, sample_of, write_laboratory
 from segmentation import doubt
 from segmentation.answers import MODEL, Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
-from segmentation.predictors import FOREST, NETWORK, Answer
+from segmentation.predictors import FOREST, NETWORK, Answer, annotated_words, part_text
 from segmentation.schedule import Schedule
 from utils.metrics import IGNORED, mean_score
 from utils.tables import digits
@@ -51,6 +51,7 @@ KNEW = ", and pretraining knew the whole mask"
 SHARES = {1: ("three quarters", "the fourth"), 2: ("half", "the other half")}
 POOR = 0.5  # Dice of a phase, below which wrong pixels are more than twice those that are right
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
+SURE = 2.0  # standard errors that a gain has to be away from that: about 95 %
 LABEL_HERE = f"label here: the most doubtful {100 * doubt.SHARE:.0f} % of all pixels"
 # Columns of doubt.csv that are shares of 1, as people read them.
 DOUBT_WORDS = {
@@ -59,12 +60,15 @@ DOUBT_WORDS = {
     "vote_disagreement": "votes that differ, %",
     "label_here": "label here, %",
 }
-ABOUT_DOUBT = (
-    "Unsure: 1 - probability of the likeliest class, mean of the pixels. Doubt: unsure, and what "
-    "the pixel classifier sees otherwise beyond its own error on held-out blocks. Votes: share of "
-    "the 8 flips and turns that give another class. Label here: share of the image among the "
-    f"{100 * doubt.SHARE:.0f} % of all pixels that are most doubtful."
-)
+ABOUT_DOUBT = {  # what the columns of doubt.csv mean
+    "unsure": "Unsure: 1 - probability of the likeliest class, mean of the pixels; certainty is "
+    "the rest to 100 %.",
+    "doubt": "Doubt: unsure, and what the pixel classifier sees otherwise beyond its own error on "
+    "held-out blocks.",
+    "vote_disagreement": "Votes: share of the 8 flips and turns that give another class.",
+    "label_here": f"Label here: share of the image among the {100 * doubt.SHARE:.0f} % of all "
+    "pixels that are most doubtful.",
+}
 NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which images count as labelled in part
 FIRST = (
@@ -155,7 +159,7 @@ def partial_lines(labelled: float, images: int) -> list[str]:
 
 def share_text(share: float) -> str:
     """A share in percent, with two digits."""
-    return f"{100 * share:.2g} %"
+    return "100 %" if share == 1 else part_text(share)
 
 
 def poor_phases(found: HeldOut | None, names: Sequence[str]) -> dict[str, float]:
@@ -164,43 +168,55 @@ def poor_phases(found: HeldOut | None, names: Sequence[str]) -> dict[str, float]
     return {name: value for name, value in zip(names, dice, strict=False) if value < POOR}
 
 
-def poor_lines(found: HeldOut | None, names: Sequence[str]) -> list[str]:
-    """A warning on the phases of which more was wrong than right where they were held out."""
-    poor = [f"{class_words(n)} ({score_text(v)})" for n, v in poor_phases(found, names).items()]
+def poor_lines(found: HeldOut | None, names: Sequence[str], labelled: float = 1.0) -> list[str]:
+    """A warning on the phases of which more was wrong than right where they were held out.
+
+    Of all pixels that have a class in the labels or in the prediction, Dice / (2 - Dice) have it in
+    both: that is the IoU.
+    """
+    poor = [
+        f"{class_words(name)} {score_text(value)} ({share_text(value / (2 - value))} in both)"
+        for name, value in poor_phases(found, names).items()
+    ]
     if not poor:
         return []
+    cure = "correct a class map, or annotate another image"
     return [
-        f"Dice below {POOR:g} on held-out blocks of the annotation: {', '.join(poor)}. "
-        "More than twice as many of their pixels were missed or wrongly taken for them as were "
-        "found: do not rely on their area fractions and sizes; correct a class map, or annotate "
-        "another image"
+        f"Dice below {POOR:g} on held-out blocks of the annotation: {', '.join(poor)}. In both: of "
+        "the pixels that are it in the labels or in the prediction, the share that is it in both. "
+        "Do not rely on these area fractions and sizes; "
+        + (cure if labelled >= PARTIAL else "more labels come first, see the other warning")
     ]
 
 
-def annotated_line(names: Sequence[str], images: int) -> str:
-    """Which of the measured images were learnt from, and that they count."""
-    shown = ", ".join(names)
-    what = "is annotated" if len(names) == 1 else "are annotated"
+def annotated_line(annotated: Mapping[str, str], images: int) -> str:
+    """Which of the measured images were learnt from, and that they count.
+
+    ``annotated`` is that of ``Answer``: 'yes', or the labelled share, by the name of the image.
+    """
+    named = sorted(annotated.items())
+    shown = ", ".join(name if told == "yes" else f"{told} of {name}" for name, told in named)
+    what = "is annotated" if len(named) == 1 else "are annotated"
+    rest = "" if {*annotated.values()} <= {"yes"} else "; their other pixels are predicted"
     return (
-        f"{len(names)} of {images} images {what}, whose labels were learnt: {shown}. There labels "
-        "stand in the place of the prediction, and count in all numbers as those of other images"
+        f"{len(named)} of {images} images {what}, whose labels were learnt: {shown}. There labels "
+        f"stand in the place of the prediction{rest}. These images count in all numbers as others"
     )
 
 
 def curve_lines(this: Round) -> list[str]:
     """Whether one mask is enough, by the learning curve of the pixel classifier."""
-    # Where whole sides have no label, no fold may learn from a single block.
-    curves = {int(n): HeldOut(np.asarray(c, np.int64)) for n, c in this.curve.items() if c}
-    known = {n: v for n, v in sorted(curves.items()) if not math.isnan(v.mean)}
+    curves = {int(n): stored(c) for n, c in this.curve.items()}  # none: nothing was held out
+    known = {n: v for n, v in sorted(curves.items()) if v and not math.isnan(v.mean)}
     if len(known) < 2:
         return []
     shown = ", ".join(f"{n} of {BLOCKS}: {score_text(v.mean)}" for n, v in known.items())
     fewer, most = [known[n] for n in sorted(known)[-2:]]
     gain, error = most.mean - fewer.mean, gain_error(fewer, most)
     added = f"The last quarter that was learnt from added {gain:+.3f} (standard error {error:.3f})"
-    if gain - error > ENOUGH:
+    if gain - SURE * error > ENOUGH:
         verdict = f"{added}: more labels would still help; annotate the first doubtful image"
-    elif gain + error < ENOUGH:
+    elif gain + SURE * error < ENOUGH:
         verdict = (
             f"{added}: more of the same image would bring little; what may help is a mask of "
             "another image, such as the first doubtful one"
@@ -260,10 +276,7 @@ def result_lines(work: Work) -> list[str]:
             f"  {row['class']}: {row['mean']:.1f} % ({row['least']:.1f} to {row['most']:.1f})"
         )
     lines += honest_lines(this, work.schedule, len(work.answers.corrected()), work.labelled)
-    annotated = [p.name for p in work.annotated]
-    lines += [f"Warning: {line}" for line in partial_lines(work.labelled, len(annotated))]
-    lines += [f"Warning: {line}" for line in poor_lines(stored(this.scores.get(this.kept)), names)]
-    lines += [f"Doubt: {line}" for line in doubt.missing_lines(this.fractions, names, annotated)]
+    lines += warnings(folder)
     marked = [row for row in work.doubts if row["reasons"]]
     lines += doubt_lines(work.doubts)
     lines += [f"  {row['image']}: {row['reasons']}" for row in marked[:5]]
@@ -274,13 +287,38 @@ def result_lines(work: Work) -> list[str]:
     return lines
 
 
-def checked_lines(work: Work, names: Sequence[str]) -> list[str]:
+def checked_line(work: Work) -> str:
     """What ``summary.md`` says on how right the last answer is."""
-    this = work.this
-    found = stored(this.scores.get(this.kept))
-    told = honest_lines(this, work.schedule, len(work.answers.corrected()), work.labelled)[:1]
-    doubts = [*partial_lines(work.labelled, len(work.annotated)), *poor_lines(found, names)]
-    return [*told, *(f"Warning: {line}" for line in doubts)]
+    this, corrected = work.this, len(work.answers.corrected())
+    return honest_lines(this, work.schedule, corrected, work.labelled)[0]
+
+
+def warning_lines(work: Work, folder: Answer, found: HeldOut | None) -> list[str]:
+    """What a reader of an answer should know: the same in the log, on the page, in the summary.
+
+    ``found`` are the scores of its method on held-out blocks. What all folders of images are warned
+    of comes after it (``metallography.summary.warnings``).
+    """
+    names, annotated = list(folder.segmenter.class_names), [p.name for p in work.annotated]
+    own = own_names(work)
+    fractions = fractions_of(folder.rows, len(names))
+    far = [
+        f"{own[name]}: {100 * place.mean():.0f} % of it is far from any label (hatched in the "
+        "report); a few strokes there would help"
+        for name, place in far_places(work).items()
+    ]
+    return [
+        *partial_lines(work.labelled, len(annotated)),
+        *poor_lines(found, names, work.labelled),
+        *doubt.missing_lines(fractions, names, annotated),
+        *far,
+        *work.intake.warnings,
+    ]
+
+
+def own_names(work: Work) -> dict[str, str]:
+    """The images as their files are called, with sub-folders, by the names that they have here."""
+    return {p.name: (Path(p.name).parent / p.source.name).as_posix() for p in work.pictures}
 
 
 def new_images_line(work: Work) -> str:
@@ -299,12 +337,13 @@ def doubt_lines(doubts: list[Row]) -> list[str]:
         return []
     marked = sum(bool(row["reasons"]) for row in doubts)
     unsure = float(np.mean([row["unsure"] for row in doubts]))
-    lines = [f"By its own probabilities the answer is unsure of {100 * unsure:.0f} % of the pixels"]
+    certainty = f"Its mean certainty is {doubt.certainty(unsure)}"
+    lines = [f"{certainty} (probability of the likeliest class, by its own account)"]
     if math.isnan(doubts[0]["doubt"]):
-        limit = f"{100 * doubt.UNSURE:.0f} % of the pixels or more"
         lines.append(
-            f"The {FOREST} has no second opinion beside it: marked is an image where it is unsure "
-            f"of {limit}, or whose area fractions are outliers"
+            f"The {FOREST} has no second opinion beside it: marked is an image where its mean "
+            f"certainty is {doubt.certainty(doubt.UNSURE)} or less, or whose area fractions are "
+            "outliers"
         )
     whole = ": the answer as a whole is doubtful; correct one of the first"
     many = whole if marked > 0.5 * len(doubts) else ""
@@ -364,6 +403,16 @@ def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
     return {"title": title, "head": head, "rows": rows}
 
 
+def doubt_words(doubts: list[Row]) -> str:
+    """What the columns of ``doubt_table`` mean, of those in which anything is known."""
+    known = [
+        said
+        for name, said in ABOUT_DOUBT.items()
+        if any(not math.isnan(row[name]) for row in doubts)
+    ]
+    return " ".join(known)
+
+
 def change_tables(work: Work, names: list[str], own: Mapping[str, str]) -> list[Table]:
     """What new labels and area fractions changed since the answer before."""
     corrected = [[own[name], str(n), str(all_)] for name, (n, all_) in work.this.corrected.items()]
@@ -399,39 +448,32 @@ def write_page(
     """
     this, names = work.this, list(folder.segmenter.class_names)
     annotated = [p.name for p in work.annotated]
-    own = {p.name: (Path(p.name).parent / p.source.name).as_posix() for p in work.pictures}
+    own = own_names(work)
     learnt = f"{len(annotated)} annotated image{'s' if len(annotated) > 1 else ''}"
     by = f"{this.by if final else FOREST}, which learnt from {learnt}: "
     by += ", ".join(own[name] for name in annotated)
     far_away, whole = far_places(work), final and bool(this.scores)
-    missing = doubt.missing_lines(fractions_of(folder.rows, len(names)), names, annotated)
-    far = [
-        f"{own[name]}: {100 * place.mean():.0f} % of it is far from any label (hatched); "
-        "a few strokes there would help"
-        for name, place in far_away.items()
-    ]
-    others = [*missing, *far, *work.intake.warnings]
     part, all_ = work.labelled, len(annotated)
     said = [FIRST, *(first_checked(found, work.schedule, all_, part) if found else [])]
     if final:
         found = stored(this.scores.get(this.kept))
         said = honest_lines(this, work.schedule, len(work.answers.corrected()), part)
+    folder.warned = warning_lines(work, folder, found)
     told_how = "" if found and not math.isnan(found.mean) else NO_BLOCK if final else NOT_YET
     told = Told(
         work.request.sample or sample_of(work.request.images),
         place=place_of(work.request.images),
-        annotated=annotated,
+        annotated={name: annotated_words(told) for name, told in folder.annotated.items()},
         unchecked=told_how,
         poor=[*poor_phases(found, names)],
         names=own,
         by=by,
         said=[*said, LABELS_WIN],
         doubts=doubt_table(doubts, own) if doubts else None,
-        doubt_words=ABOUT_DOUBT,
+        doubt_words=doubt_words(doubts),
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
         marked_places=ChainMap(far_away, work.places),  # type: ignore[arg-type]  # only read
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
-        warnings=[*partial_lines(part, all_), *poor_lines(found, names), *others],
         changed=change_tables(work, names, own) if final else [],
         trained=[block_table(this, names, part)] if whole else [],
         notes=[

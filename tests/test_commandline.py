@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from config import ConfigError, parse_config
 from utils import leave
 from utils.commandline import (
     MANY,
     NONE,
     ONE,
+    Parser,
     Termination,
     TrainingError,
     UserError,
@@ -280,3 +282,24 @@ def test_work_that_is_interrupted_says_how_it_goes_on(capsys: pytest.CaptureFixt
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.startswith("Interrupted. The same command goes on")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("0,1", "; write 0.1"), ("-3,5e-2", "; write -3.5e-2"), ("1,2,3", ""), ("wide", "")],
+)
+def test_a_decimal_comma_is_answered_with_the_point(
+    word: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Parser(prog="segment.py")
+    made.add_argument("--minutes", type=float)
+    with pytest.raises(SystemExit) as left:
+        made.parse_args([f"--minutes={word}"])
+    assert left.value.code == 2
+    line = f"argument --minutes: invalid float value: '{word}'{said}; --help lists the options\n"
+    assert capsys.readouterr().err == f"segment.py: {line}"
+
+
+def test_a_setting_with_a_decimal_comma_is_answered_alike() -> None:
+    with pytest.raises(ConfigError, match=r"found '0,5'.*; write 0\.5$"):
+        parse_config(["--fine_noise", "0,5"])

@@ -60,8 +60,9 @@ def test_doubt_adds_what_the_classifier_sees_otherwise_beyond_its_own_error() ->
     assert found["i4"]["doubt"] == pytest.approx(0.05)
     assert found["i5"]["doubt"] == pytest.approx(0.06) and not found["i5"]["reasons"]
     assert found["i6"]["doubt"] == pytest.approx(0.09)
-    assert "24 % otherwise (20 % are expected)" in str(found["i6"]["reasons"])
-    assert found["i3"]["doubt"] == pytest.approx(0.086) and "of 9 %" in str(found["i3"]["reasons"])
+    assert "24 % of the pixels otherwise (20 % are expected)" in str(found["i6"]["reasons"])
+    assert found["i3"]["doubt"] == pytest.approx(0.086)
+    assert "mean certainty is 91 %, the" in str(found["i3"]["reasons"])
     assert [r["image"] for r in rows[:5]] == ["i6", "i3", "odd", "i5", "i4"]
     assert rows[0]["rank"] == 1 and math.isnan(float(str(found["i7"]["doubt"])))
 
@@ -101,7 +102,7 @@ def test_an_image_of_which_the_classifier_alone_is_unsure_is_marked_but_not_the_
     given: dict[str, Any] = {"votes": none, "unsure": unsure, "differs": none, "places": {}}
     rows = doubts(shares, ["0", "1"], annotated=["own"], **given)
     told = {row["image"]: row["reasons"] for row in rows}
-    assert told == {"unsure": "the pixel classifier is unsure of 20 % of it", "sure": ""}
+    assert told == {"unsure": "the pixel classifier's mean certainty is 80 %", "sure": ""}
 
 
 def test_a_class_without_a_name_is_called_by_its_number() -> None:

@@ -96,7 +96,7 @@ def test_what_is_warned_of_is_marked_beside_its_fraction_and_said_once(
 
 def test_annotated_images_are_marked_and_said_to_count(tmp_path, monkeypatch) -> None:
     folder = predicted(tmp_path, monkeypatch, 2, 4)
-    page = page_of(folder, annotated=["b/1"], place="lab/steel & co")
+    page = page_of(folder, annotated={"b/1": "annotated"}, place="lab/steel & co")
     assert "2 images; 1 of them annotated: its labels were learnt" in page.text
     assert "count in all numbers here" in page.text and "Folder lab/steel & co" in page.text
     assert ["b/1.tif (annotated)", "0.5", "60.0", "40.0", "0"] in page.rows

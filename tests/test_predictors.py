@@ -17,6 +17,7 @@ from segmentation.predictors import (
     Classifier,
     costs_of,
     merged,
+    part_text,
     reduced_labels,
     second_opinion,
 )
@@ -81,20 +82,32 @@ def test_labels_win_over_the_prediction_and_are_counted(tmp_path: Path) -> None:
 def test_the_measurements_tell_last_whose_labels_were_learnt(tmp_path: Path) -> None:
     model = Classifier(3, (), 1, seed=0, threads=1)
     model.fit([IMAGE], [MASK])
-    for name in "ab":
+    for name in "abc":
         Image.fromarray(IMAGE).save(tmp_path / f"{name}.png")
-    Image.fromarray(MASK).save(tmp_path / "labels.png")
-    items, tables = [Item(tmp_path / f"{name}.png", name) for name in "ab"], {}
-    for kind, more in ((Answer, {"labels": {"b": tmp_path / "labels.png"}}), (Folder, {})):
+    part = np.full_like(MASK, IGNORED)
+    part[:7] = MASK[:7]  # of 40 rows: 17.5 %
+    labels = {"b": tmp_path / "labels.png", "c": tmp_path / "part.png"}
+    Image.fromarray(MASK).save(labels["b"])
+    Image.fromarray(part).save(labels["c"])
+    items, tables = [Item(tmp_path / f"{name}.png", name) for name in "abc"], {}
+    for kind, more in ((Answer, {"labels": labels}), (Folder, {})):
         folder = kind(model, items, tmp_path / kind.__name__, **more)  # type: ignore[arg-type]
         folder.run()
         write_tables(folder)
         lines = (folder.out / "measurements.csv").read_text(encoding="utf-8").splitlines()
         tables[kind] = [line.split(",") for line in lines]
+        assert (folder.out / "batches.csv").exists() == (kind is Folder)  # no name tells a batch
     marked, plain = tables[Answer], tables[Folder]
     assert [row[:-1] for row in marked[:1]] == plain[:1]  # old columns keep names and order
     told = [(row[0], row[-1]) for row in marked]
-    assert told == [("image", "annotated"), *3 * [("a", "no")], *3 * [("b", "yes")]]
+    rows = [("a", "no"), ("b", "yes"), ("c", "18 %")]
+    assert told == [("image", "annotated"), *(row for row in rows for _ in range(3))]
+    titles = [Answer(model, items, tmp_path, labels=labels).title_of(item) for item in items]
+    assert titles == ["a", "b (annotated)", "c (18 % annotated)"]
+
+
+def test_an_image_that_is_labelled_but_for_a_pixel_is_not_said_to_be_labelled_whole() -> None:
+    assert [part_text(share) for share in (0.9996, 0.175, 0.0049)] == ["99 %", "18 %", "0.49 %"]
 
 
 @pytest.mark.parametrize(("reduce", "words"), [(1, "at their own size"), (2, "by a factor of 2")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -138,7 +139,8 @@ def test_from_a_folder_and_one_mask_to_a_report(
     with zipfile.ZipFile(out / "measurements.xlsx") as book:
         sheets = re.findall(r'sheet name="([a-z]+)"', book.read("xl/workbook.xml").decode())
         cells = re.findall(r"<t>([^<]*)</t>", book.read("xl/worksheets/sheet1.xml").decode())
-    assert sheets == ["measurements", "batches", "doubt"]
+    assert sheets == ["measurements", "doubt"]
+    assert not (out / "batches.csv").exists()  # no file name tells a batch
     assert cells.count("annotated") == 1 and cells.count("yes") == 4  # a row for each class
     # The user's labels stand in the class map of the annotated image: colours from dark to bright.
     colours = {(0, 0, 0): 0, (0, 0, 255): 1, (255, 0, 0): 2, (255, 255, 0): 3}
@@ -249,13 +251,13 @@ def test_a_mask_of_a_page_that_is_not_there_is_refused(place: Path, capsys) -> N
 
 
 def test_the_same_command_again_changes_nothing_and_a_kill_is_made_good(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(place) == 0
     whole = hashes(place / "out")
     assert run(place) == 0
     same = hashes(place / "out")
-    assert same == whole
+    assert same == whole and "Going on" not in capsys.readouterr().out
     shutil.rmtree(place / "out")
 
     def killed(*_: Any, **__: Any) -> None:
@@ -267,6 +269,7 @@ def test_the_same_command_again_changes_nothing_and_a_kill_is_made_good(
         with monkeypatch.context() as patch:
             patch.setattr(owner, stop, killed)
             assert run(place) == 130
+    assert "Going on: an earlier run of this round was stopped" in capsys.readouterr().out
     assert run(place) == 0
     classes = {n[8:]: h for n, h in whole.items() if n.startswith("classes/")}
     assert hashes(place / "out" / "classes") == classes
@@ -366,14 +369,27 @@ def test_outlines_bring_the_names_of_their_classes(place: Path) -> None:
     assert sum(",1,carbide," in line or ",2,pore," in line for line in lines) == 2 * IMAGES
 
 
-def test_unlabelled_pixels_are_predicted(place: Path) -> None:
+def test_unlabelled_pixels_are_predicted_and_log_page_and_summary_warn_alike(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mask = np.full((SIDE, SIDE), 255, np.uint8)
-    mask[:20] = 0
-    mask[20:30] = 1
+    mask[:, :14] = 0
+    mask[:, 14:20] = 1
     Image.fromarray(mask).save(place / "é0.png")
     assert run(place, masks=("é0.png",)) == 0
     found = ids(place / "out" / "classes" / "é0.png")
-    assert (found[:30] == mask[:30]).all() and found.max() == 1
+    assert (found[:, :20] == mask[:, :20]).all() and found.max() == 1
+    log, out = capsys.readouterr().out, place / "out"
+    said = log[log.index(" images segmented by the ") :].splitlines()
+    told = [line.removeprefix("Warning: ") for line in said if line.startswith("Warning: ")]
+    (far,) = (line for line in told if "far from any label" in line)
+    assert far.startswith("é0.png: ") and any(line.startswith("Only ") for line in told)
+    summary = (out / "summary.md").read_text(encoding="utf-8").splitlines()
+    assert [f"- Warning: {line}" for line in told] == [s for s in summary if "- Warning: " in s]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="warn"') == len(told)
+    shown = html.unescape(page)
+    assert all(f'<p class="warn">{line}' in shown for line in told)
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,33 @@ def test_a_phase_that_is_nowhere_and_an_image_unlike_the_others_are_warned_about
     assert "4 has 99.8 % of matrix, where the median is 50.0 %; 0.2 % of a_b|c" in other
 
 
+def test_a_class_that_is_in_no_mask_is_not_said_to_be_missed_by_the_prediction(
+    tmp_path, segmenter
+) -> None:
+    folder = Folder(segmenter, [], tmp_path / "out", in_no_mask=[1])
+    folder.segmenter.class_names = ["matrix", "1", "void"]
+    folder.rows = [
+        {"image": image, "class": c, "area_fraction": share}
+        for image in "ab"
+        for c, share in enumerate((0.5, 0.0, 0.5))
+    ]
+    (line,) = warnings(folder)
+    assert line.startswith("Warning: class 1 is in no mask, so it is predicted nowhere; annotate")
+    assert "number the classes of the masks without a gap" in line and "class_weight" not in line
+
+
+def test_a_phase_that_was_mostly_wrong_is_marked_beside_its_fraction(
+    tmp_path, segmenter, monkeypatch
+) -> None:
+    squares(tmp_path / "img", 8)
+    _, text = measured(tmp_path, segmenter, monkeypatch, poor=["void"])
+    head, _, *rows = table(text, "Area fraction")
+    assert head[-1] == "where it was checked"
+    assert [row[-1] for row in rows] == ["-", "-", "mostly wrong: do not rely on it"]
+    _, text = measured(tmp_path, segmenter, monkeypatch)
+    assert table(text, "Area fraction")[0][-1] == "relative accuracy, %"
+
+
 def test_an_interval_by_hand() -> None:
     # t(0.975, 1) = 12.706; the deviation of 1 and 3 is the square root of 2.
     assert interval([1.0, 3.0, math.nan]) == "2 ± 13"

@@ -18,6 +18,7 @@ from segmentation.telling import (
     block_table,
     comparison_lines,
     curve_lines,
+    doubt_words,
     first_checked,
     fraction_rows,
     gain_error,
@@ -59,6 +60,8 @@ def test_the_error_of_a_gain_is_that_of_its_mean_over_the_blocks() -> None:
         (found(8, 8, 8, 8), found(8, 8, 8, 8), "would bring little"),
         (found(5, 8, 2, 9), found(9, 5, 6, 8), "too little to tell from chance"),
         (found(5), found(9), "too little to tell from chance"),  # one block alone
+        # Gains .083 and 0 in turn: mean .042, error .024; one error above .01, not two.
+        (found(5, 5, 5, 5), found(6, 5, 6, 5), "too little to tell from chance"),
     ],
 )
 def test_one_mask_is_called_enough_only_where_the_blocks_agree(
@@ -70,6 +73,12 @@ def test_one_mask_is_called_enough_only_where_the_blocks_agree(
 def test_one_mask_is_judged_by_no_curve_where_a_block_alone_teaches_nothing() -> None:
     """As in images of which one side alone has labels."""
     assert curve_lines(round_of([], found(6, 6))) == []
+
+
+def test_a_number_of_blocks_that_could_not_be_learnt_from_is_left_out() -> None:
+    this = round_of(found(5, 5), found(6, 6))
+    this.curve["1"] = []  # labels lie in two blocks: of one alone nothing was learnt
+    assert curve_lines(this) == curve_lines(round_of(found(5, 5), found(6, 6))) != []
 
 
 @pytest.mark.parametrize(
@@ -142,7 +151,11 @@ def plan(**changed: object) -> Schedule:
 def test_a_phase_that_was_mostly_wrong_where_it_was_held_out_is_a_warning() -> None:
     # Of class 1 three of ten pixels are found: Dice 2 * 3 / (10 + 3) = .462; of class 0 .741.
     (line,) = poor_lines(HeldOut(np.array(found(3))), ["matrix", "2"])
-    assert "class 2 (0.462)" in line and "matrix" not in line and "do not rely" in line
+    # Labels and prediction have 10 pixels of it together, 3 of them in both.
+    assert "class 2 0.462 (30 % in both)" in line and "matrix" not in line
+    assert "Do not rely" in line and "annotate another image" in line
+    (line,) = poor_lines(HeldOut(np.array(found(3))), ["matrix", "2"], labelled=0.02)
+    assert "annotate another image" not in line  # the warning of few labels has the cure
     assert poor_lines(HeldOut(np.array(found(4))), ["matrix", "2"]) == []  # 8 / 14 = .571
     assert poor_lines(None, ["matrix", "2"]) == []
     unseen = HeldOut(np.array([[[10, 0], [0, 0]]]))  # no block shows class 1: its Dice is unknown
@@ -186,10 +199,23 @@ def test_corrected_maps_are_said_to_raise_the_score() -> None:
     assert said.endswith("so this Dice is too high")
 
 
+def test_columns_that_the_table_lacks_are_not_explained() -> None:
+    none = math.nan
+    row = {"unsure": 0.3, "doubt": none, "vote_disagreement": none, "label_here": 0.1}
+    words = doubt_words([row, {**row, "label_here": none}])
+    assert words.startswith("Unsure: 1 - probability") and "Label here" in words
+    assert "Doubt:" not in words and "Votes" not in words
+    whole = doubt_words([row, {**row, "doubt": 0.1, "vote_disagreement": 0.2}])
+    assert "Doubt: unsure, and what" in whole and "Votes: share of the 8" in whole
+
+
 def test_annotated_images_are_said_to_count() -> None:
-    assert annotated_line(["b"], 12).startswith("1 of 12 images is annotated, whose labels were")
-    assert "2 of 12 images are annotated" in annotated_line(["b", "c"], 12)
-    assert annotated_line(["b"], 12).endswith("count in all numbers as those of other images")
+    line = annotated_line({"b": "yes"}, 12)
+    assert line.startswith("1 of 12 images is annotated, whose labels were learnt: b. There labels")
+    assert line.endswith("These images count in all numbers as others") and "predicted" not in line
+    line = annotated_line({"c": "17 %", "b": "yes"}, 12)
+    assert "2 of 12 images are annotated, whose labels were learnt: b, 17 % of c. There" in line
+    assert "; their other pixels are predicted." in line
 
 
 def test_fractions_on_the_terminal_are_those_of_the_page() -> None:

@@ -129,6 +129,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the problem and leave."""
+        number = re.search(r"invalid float value: '(.*)'$", message)
+        message += decimal_point(number[1]) if number else ""
         self.exit(2, f"{self.prog}: {message}; --help lists the options\n")
 
 
@@ -204,6 +206,12 @@ def did_you_mean(word: object, names: Sequence[str]) -> str:
     """'; did you mean NAME?' with the nearest of the names, or ''."""
     near = difflib.get_close_matches(word.lower(), names, 1) if isinstance(word, str) else []
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def decimal_point(word: object) -> str:
+    """'; write 0.1' for a number with a decimal comma, or ''."""
+    comma = isinstance(word, str) and re.fullmatch(r"\s*[+-]?\d*,\d+(e[+-]?\d+)?\s*", word, re.I)
+    return f"; write {word.strip().replace(',', '.')}" if comma and isinstance(word, str) else ""
 
 
 def found(value: object) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from operator import ge, gt, le, lt
 from typing import Any
 
-from utils.commandline import format_value
+from utils.commandline import decimal_point, did_you_mean, format_value
 
 COMPARISONS = {"at least": ge, "above": gt, "at most": le, "below": lt}
 OR_WORD = " | str"  # in the type of a setting that takes numbers, or a word of its choices instead
@@ -96,6 +96,12 @@ def allowed_values(field: dataclasses.Field[Any]) -> str:
     if kind.startswith("tuple"):
         return f"{number}s, each {bounds}" + (f"; or {', '.join(choices)}" if word else "")
     return f"{'None or ' if kind.endswith('None') else ''}a {number} {bounds}"
+
+
+def meant_value(field: dataclasses.Field[Any], value: object) -> str:
+    """'; did you mean TEXT?' or '; write 0.1' of a wrong value that is near a legal one, or ''."""
+    number = decimal_point(value) if str(field.type).startswith("float") else ""
+    return did_you_mean(value, field.metadata["choices"]) + number
 
 
 def settings_help(
