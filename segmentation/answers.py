@@ -159,6 +159,11 @@ class Answers:
         self.record |= {"class_names": list(classes), "crop": list(crop)}
         self._save()
 
+    def forget(self) -> None:
+        """Make nothing of the published class maps: their class ids have come to mean others."""
+        self.record |= {"by": "", "files": {}}
+        self._save()
+
     def _publish_outlines(self, work: Path, names: Sequence[str]) -> None:
         """Replace this program's own outlines by those of a predicted folder, or by none."""
         every = [f"{name}{suffix}" for name in names for suffix in SUFFIX.values()]

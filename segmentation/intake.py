@@ -20,7 +20,7 @@ from annotation.outlines import SUFFIX
 from config import Config, ConfigError
 from data import name_key
 from dataset.layout import replacing_set, write_png
-from dataset.mask_values import MaskRule, parse_palette
+from dataset.mask_values import MaskRule, Palette, parse_ignored, parse_palette
 from dataset.prepare import mask_warnings, read_settings
 from dataset.set_plan import Plan, Source
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
@@ -33,7 +33,7 @@ from metallography.items import result_names
 from metallography.particles import MINIMUM_PX
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
-from segmentation.answers import Answers
+from segmentation.answers import CORRECTED, Answers
 from utils.files import DataError, replace_file
 from utils.log import only_progress, progress
 from utils.metrics import IGNORED
@@ -164,8 +164,12 @@ def read(request: Request) -> Intake:
         _one_palette(folders)
         names = _names(request, folders, before.get("class_names", ()))
         plans, known = _plans(request, folders, before.get("palette", ""), names)
+        changed = _changed(plans, before.get("palette", ""))
+        if changed is not None and changed.renumbered:
+            _renumber(answers, changed, corrected)
         with replacing_set(folder) as root:
             record = _write(root, plans, corrected, request)
+            record["notes"] += [changed.line] if changed else []
             record |= {"class_names": names, "palette": known}
             replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
     return _intake(request, json.loads((folder / RECORD).read_text(encoding="utf-8")))
@@ -245,12 +249,14 @@ def _plans(
     """
     plans: list[Plan] = []
     pages = [EACH_PAGE] if has_pages(request) else []
+    given_palette = any(word.startswith("--palette=") for word in request.reading)
+    known = "" if given_palette else _without_ignored(known, request.reading)
     for folder, given in folders:
         words = [f"--images={request.images}", f"--masks={folder}", f"--out={request.out}"]
         words += ["--test=0", "--batch-from=()", *request.reading, *pages]
         words += [f"--class-names={','.join(names)}"] if names else []
         tries: list[list[str]] = [[]]
-        if known and not any("palette" in word for word in request.reading):
+        if known and not given_palette:
             tries.insert(0, [f"--palette={known}"])
             if plans:
                 tries.append(["--mask-kind=ids", f"--num_classes={plans[0].num_classes}"])
@@ -258,7 +264,8 @@ def _plans(
         for more in tries:
             try:
                 plan = Plan(read_settings([*words, *more]))
-                plans.append(_agreeing(plan, known, words, given) if known else plan)
+                agree = known and not given_palette  # what the user says of values counts
+                plans.append(_agreeing(plan, known, words, given) if agree else plan)
                 break
             except DataError as error:
                 said = str(error)
@@ -272,6 +279,53 @@ def _plans(
             known = _palette(plans[-1].rule)  # with what it adds to the one before
         known = known or _palette(plans[0].rule)
     return plans, known
+
+
+def _without_ignored(known: str, reading: Iterable[str]) -> str:
+    """A palette without the values that ``--ignore`` of the user says have no label."""
+    texts = [word.partition("=")[2] for word in reading if word.startswith("--ignore=")]
+    gone = {_channels(value) for text in texts for value in parse_ignored(text)}
+    left = [e for e in parse_palette(known) if _channels(e[1]) not in gone] if known else []
+    return _palette_text(left)
+
+
+class _Changed(NamedTuple):
+    """What masks mean otherwise than in earlier runs."""
+
+    line: str
+    renumbered: bool  # a value is of another class now, so that class ids mean other things
+    known: str  # the palette of earlier runs
+
+
+def _changed(plans: Sequence[Plan], known: str) -> _Changed | None:
+    """What is read otherwise than earlier runs of this OUT did, by the palette ``known``."""
+    old = {_channels(value): label for label, value in parse_palette(known)} if known else {}
+    for plan in plans:
+        if "ids" in plan.rule.note or plan.masks.names:
+            continue
+        new = {_channels(value): label for label, value in plan.rule.palette}
+        other = [v for v, label in new.items() if old.get(v, label) != label]
+        if other:
+            moved = any(IGNORED not in (old[value], new[value]) for value in other)
+            before = f'earlier runs read them by --palette "{known}"'
+            line = f'masks are read by --palette "{_palette(plan.rule)}" now; {before}'
+            return _Changed(line, moved, known)
+    return None
+
+
+def _renumber(answers: Answers, changed: _Changed, corrected: Mapping[str, Path]) -> None:
+    """Forget the answer, whose class ids mean other things now; DataError if it was corrected."""
+    if corrected:
+        folder = answers.out / CORRECTED
+        found = f"{len(corrected)} class map(s) in {folder} have the class ids of earlier runs"
+        cure = f"keep these ids, give another --out, or delete {folder}"
+        raise DataError(f'--palette: {found}, --palette "{changed.known}"; {cure}')
+    answers.forget()
+
+
+def _channels(value: Sequence[int]) -> tuple[int, ...]:
+    """A value as a colour, so that gray levels and colours compare."""
+    return tuple(value) * 3 if len(value) == 1 else tuple(value)
 
 
 def _agreeing(plan: Plan, known: str, words: list[str], given: Path) -> Plan:
@@ -326,9 +380,12 @@ def _one_palette(folders: Sequence[tuple[Path, Path]]) -> None:
 
 def _palette(rule: MaskRule) -> str:
     """The option --palette that gives a rule again."""
+    return _palette_text(rule.palette)
+
+
+def _palette_text(palette: Palette) -> str:
     return " ".join(
-        f"{'ignore' if i == IGNORED else i}={','.join(map(str, value))}"
-        for i, value in rule.palette
+        f"{'ignore' if i == IGNORED else i}={','.join(map(str, value))}" for i, value in palette
     )
 
 

@@ -570,6 +570,43 @@ def test_strokes_on_zero_are_warned_of(place: Path, capsys: pytest.CaptureFixtur
     assert "look like scribbles" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [(("--palette", "ignore=0 0=1 1=2 2=3"), [255, 0, 1, 2]), (("--ignore", "0"), [255, 1, 2, 3])],
+)
+def test_a_palette_given_later_counts_and_says_what_was_read_before(
+    place: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str], expected: list[int]
+) -> None:
+    mask = paint(place, "1", [0, 1, 2, 3])
+    assert run(place, masks=(mask,)) == 0
+    assert learnt(place, "1") == [0, 1, 2, 3]
+    capsys.readouterr()
+    assert run(place, *option, masks=(mask,)) == 0
+    assert learnt(place, "1") == expected
+    said = capsys.readouterr().out
+    assert said.count('earlier runs read them by --palette "0=0 1=1 2=2 3=3"') == 1
+    read_in(place, masks=(mask,))  # and is known from then on
+    assert learnt(place, "1") == expected
+
+
+def test_a_palette_that_renumbers_corrected_classes_is_refused(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--palette", "0=0,0,255 1=0,0,0 2=255,0,0 3=255,255,0")  # the first two change places
+    labels = done / "out" / "set" / "sup_numf" / "gt" / "é0.png"
+    before = ids(labels).copy()
+    corrected = ids(done / "out" / "classes" / "é1.png").copy()
+    corrected[:4] = 3
+    Image.fromarray(corrected).save(done / "out" / "classes" / "é1.png")
+    assert run(done, *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--palette" in line and "0=0,0,0 1=0,0,255" in line and "another --out" in line
+    assert (ids(labels) == before).all()
+    shutil.rmtree(done / "out" / "corrected")
+    read_in(done, *words, masks=("é0_mask.png",))
+    assert (ids(labels) == np.array([1, 0, 2, 3])[before]).all()
+
+
 def test_a_damaged_record_of_answers_is_made_anew(done: Path) -> None:
     (done / "out" / "answer.json").write_text('{"by": "x", "files": []}', encoding="utf-8")
     assert run(done) == 0
