@@ -144,7 +144,7 @@ class Intake(NamedTuple):
 def read(request: Request) -> Intake:
     """Read all files and lay them out in ``OUT/set``, unless that was done; DataError."""
     answers = Answers(request.out)
-    corrected = answers.corrections()
+    corrected = answers.offered()
     own = answers.classes.resolve(), answers.outlines.resolve()
     masks = [m for m in request.masks if m.resolve() not in own]
     if not masks and not corrected:
@@ -155,7 +155,7 @@ def read(request: Request) -> Intake:
     with suppress(OSError, ValueError, KeyError, TypeError):
         old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if old["signature"] == wanted:
-            return _intake(request, old)
+            return _intake(request, old, answers.not_taken())
     if folder.exists() and not (folder / RECORD).is_file():
         raise DataError(f"{folder}: not made by segment.py; move it, or give another --out")
     before = _known(folder)
@@ -171,11 +171,14 @@ def read(request: Request) -> Intake:
             record = _write(root, plans, corrected, request)
             record["notes"] += [changed.line] if changed else []
             record |= {"class_names": names, "palette": known}
+            wanted = _signature(request, masks, answers.keep())  # they are class maps of this set
             replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
-    return _intake(request, json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return _intake(request, record, answers.not_taken())
 
 
-def _intake(request: Request, record: Mapping[str, Any]) -> Intake:
+def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) -> Intake:
+    """The intake of a set that is laid out, with further warnings."""
     folder, pictures = request.out / SET, []
     for name, stem, annotated, below in record["pictures"]:
         labels = folder / "sup_numf" / "gt" / f"{stem}.png" if annotated else None
@@ -184,7 +187,7 @@ def _intake(request: Request, record: Mapping[str, Any]) -> Intake:
     counts = record["num_classes"], record["pixels"]
     names = tuple(record.get("class_names", ()))
     how = Crop(*record["crop"]), record["gray_range"]
-    warned = tuple(record.get("warnings", ()))  # older ones are among the notes
+    warned = (*record.get("warnings", ()), *more)  # older ones are among the notes
     return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names, *how, warned)
 
 
@@ -426,7 +429,8 @@ def _write(
             image = plans[0].image(source)
             correction = corrected.get(names[below])
             labels = _labels(masks[below], correction, image.shape[:2], classes)
-            overruled += _overruled(masks[below], correction, labels)
+            kept = request.out / CORRECTED / f"{names[below]}.png"
+            overruled += _overruled(masks[below], kept if correction else None, labels)
             write_png(root / "train_numf" / "img" / f"{stem}.png", image)
             if labels is not None:
                 write_png(root / "sup_numf" / "img" / f"{stem}.png", image)
@@ -447,14 +451,14 @@ def _write(
 
 
 def _overruled(
-    masks: Sequence[tuple[Plan, Source]], correction: Path | None, labels: Pixels | None
+    masks: Sequence[tuple[Plan, Source]], kept: Path | None, labels: Pixels | None
 ) -> list[str]:
     """A line if a corrected class map wins over the mask that was given for its image."""
-    if correction is None or labels is None:
+    if kept is None or labels is None:
         return []
     given = _labels(masks, None, labels.shape, 0)
     unlike = 0 if given is None else int(((given != IGNORED) & (given != labels)).sum())
-    what = f"{correction}: wins over the mask of its image in {unlike} pixel(s)"
+    what = f"{kept}: wins over the mask of its image in {unlike} pixel(s)"
     return [f"{what}; delete it to use the mask"] if unlike else []
 
 

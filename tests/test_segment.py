@@ -413,10 +413,22 @@ def test_a_corrected_map_that_is_no_class_map_is_refused(
     done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = done / "out" / "classes" / "é1.png"
+    published = path.read_bytes()
     Image.fromarray(np.full((SIDE, SIDE), 9, np.uint8)).save(path)
     assert run(done) == 2
     err = capsys.readouterr().err
     assert "value 9" in err and "0..3" in err and (ids(path) == 9).all()
+    assert str(Path("out", "classes", "é1.png")) in err and not (done / "out/corrected").exists()
+    Image.fromarray(np.zeros((SIDE, SIDE + 1), np.uint8)).save(path)
+    assert run(done) == 2
+    err = capsys.readouterr().err
+    assert str(Path("out", "classes", "é1.png")) in err and f"{SIDE + 1}x{SIDE}" in err
+    path.write_bytes(published)
+    Image.fromarray(ids(path)).save(path.with_suffix(".jpg"))
+    read_in(done, masks=("é0_mask.png",))  # what was put back is no correction
+    assert [p.name for p in (done / "out" / "set" / "sup_numf" / "gt").iterdir()] == ["é0.png"]
+    (line,) = (t for t in capsys.readouterr().out.splitlines() if t.startswith("Warning: out"))
+    assert "é1.jpg: not taken" in line and "save it as out/classes/é1.png" in line
 
 
 def test_the_answer_that_does_better_on_held_out_blocks_is_kept(done: Path) -> None:
