@@ -112,12 +112,9 @@ class Answers:
             picture = kind in (*IMAGE_SUFFIXES, *UNREAD_PICTURES) and not is_of_system(path.name)
             if not picture or (name in known and kind in SUFFIXES) or not path.is_file():
                 continue
-            found, own = (
-                "no image has its name",
-                name if name in known else longest_start(name, known),
-            )
+            found, own = "no image has its name", longest_start(name, known)
             if name in known:
-                found = f"{path.suffix} is none of {', '.join(SUFFIXES)}"
+                found, own = f"{path.suffix} is none of {', '.join(SUFFIXES)}", name
             target = self.classes / f"{own or next(iter(known))}.png"
             cure = f"save it as {target}" if own else f"name it as its image, such as {target}"
             lines.append(f"{path}: not taken as a correction, {found}; {cure}")

@@ -27,14 +27,14 @@ from dataset.source_files import PaletteCheck, palette_of, read_pixels
 from imaging.field import Crop
 from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
-from imaging.listing import Listing, is_drawn
+from imaging.listing import Listing, is_drawn, unread
 from imaging.pages import images_of, page_name, page_names
 from metallography.items import result_names
 from metallography.particles import MINIMUM_PX
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
 from segmentation.answers import CORRECTED, Answers
-from utils.files import DataError, replace_file
+from utils.files import IMAGE_SUFFIXES, DataError, replace_file
 from utils.log import only_progress, progress
 from utils.metrics import IGNORED
 
@@ -161,20 +161,47 @@ def read(request: Request) -> Intake:
     before = _known(folder)
     with TemporaryDirectory(prefix="masks-") as place:
         folders = [(_as_folder(mask, request, Path(place)), mask) for mask in masks]
-        _one_palette(folders)
-        names = _names(request, folders, before.get("class_names", ()))
-        plans, known = _plans(request, folders, before.get("palette", ""), names)
-        changed = _changed(plans, before.get("palette", ""))
-        if changed is not None and changed.renumbered:
-            _renumber(answers, changed, corrected)
-        with replacing_set(folder) as root:
-            record = _write(root, plans, corrected, request)
-            record["notes"] += [changed.line] if changed else []
-            record |= {"class_names": names, "palette": known}
-            wanted = _signature(request, masks, answers.keep())  # they are class maps of this set
-            replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
+        try:
+            _read_all(request, folders, answers, corrected, before, masks)
+        except DataError as error:
+            raise DataError(*_as_given([str(error)], folders)) from None
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     return _intake(request, record, answers.not_taken())
+
+
+def _read_all(
+    request: Request,
+    folders: Sequence[tuple[Path, Path]],
+    answers: Answers,
+    corrected: Mapping[str, Path],
+    before: Mapping[str, Any],
+    masks: Sequence[Path],
+) -> None:
+    """Lay all files out in ``OUT/set``, with the record of it; DataError."""
+    _one_palette(folders)
+    names = _names(request, folders, before.get("class_names", ()))
+    plans, known = _plans(request, folders, before.get("palette", ""), names)
+    changed = _changed(plans, before.get("palette", ""))
+    with replacing_set(request.out / SET) as root:
+        record = _write(root, plans, corrected, request)
+        if changed is not None and changed.renumbered:
+            _renumber(answers, changed, corrected)
+        record["notes"] += [changed.line] if changed else []
+        record |= {kind: _as_given(record[kind], folders) for kind in ("notes", "warnings")}
+        record |= {"class_names": names, "palette": known}
+        wanted = _signature(request, masks, answers.keep())  # they are class maps of this set
+        replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
+
+
+def _as_given(lines: Iterable[str], folders: Sequence[tuple[Path, Path]]) -> list[str]:
+    """Lines with the user's files in the place of the copies that are read for them."""
+    copies = [pair for pair in folders if pair[0] != pair[1]]
+    names = [(str(file), str(given)) for folder, given in copies for file in folder.iterdir()]
+    names += sorted(((str(folder), str(given)) for folder, given in copies), reverse=True)
+    found = [*lines]
+    for copied, given in names:
+        found = [line.replace(copied, given) for line in found]
+    return found
 
 
 def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) -> Intake:
@@ -224,7 +251,12 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
     """A folder of masks itself; of a single file one that holds a copy by the name of its image."""
     if masks.is_dir():
         return masks
-    below = Listing(request.images, [request.out]).images()
+    listing = Listing(request.images, [request.out])
+    below = listing.images()
+    if not below:
+        empty = f"{request.images}: no image in it ({' '.join(IMAGE_SUFFIXES)})"
+        there = [*listing.lines(), *unread(listing.files)[0]]
+        raise DataError("; ".join([empty, *there, "give another --images"]))
     stems: dict[str, str] = {}
     for path in (p for p in below if p.resolve() != masks.resolve()):
         stems |= {name_key(stem): stem for stem in (*page_names(path), path.stem)}
@@ -232,6 +264,10 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
     found = [s for s in stems if own == s or is_drawn(own, {s})]
     if not found:
         wanted = next(iter(stems.values()), "image")
+        if masks.resolve() in (path.resolve() for path in below):
+            found = f"{masks}: this is an image of {request.images} itself, not a mask of one"
+            cure = f"give the mask that was drawn on it, such as {masks.stem}_mask.png"
+            raise DataError(f"{found}; {cure}")
         raise DataError(
             f"{masks}: no image of {request.images} has its name; name the mask as its image, such "
             f"as {wanted}.png or {wanted}_mask.png"
@@ -271,10 +307,7 @@ def _plans(
                 plans.append(_agreeing(plan, known, words, given) if agree else plan)
                 break
             except DataError as error:
-                said = str(error)
-                for copied in folder.iterdir() if folder != given else ():
-                    said = said.replace(str(copied), str(given))
-                problem = problem or DataError(said.replace(str(folder), str(given)))
+                problem = problem or error
         else:
             assert problem is not None
             raise problem
@@ -319,9 +352,11 @@ def _changed(plans: Sequence[Plan], known: str) -> _Changed | None:
 def _renumber(answers: Answers, changed: _Changed, corrected: Mapping[str, Path]) -> None:
     """Forget the answer, whose class ids mean other things now; DataError if it was corrected."""
     if corrected:
-        folder = answers.out / CORRECTED
-        found = f"{len(corrected)} class map(s) in {folder} have the class ids of earlier runs"
-        cure = f"keep these ids, give another --out, or delete {folder}"
+        shown = (
+            f"{len(corrected)} corrected class map(s), such as {next(iter(corrected.values()))},"
+        )
+        found = f"{shown} have the class ids of earlier runs"
+        cure = "keep these ids, give another --out, or delete these maps"
         raise DataError(f'--palette: {found}, --palette "{changed.known}"; {cure}')
     answers.forget()
 
@@ -409,16 +444,7 @@ def _write(
                     masks[below].append((plan, tile.source))
     belows = sorted(sources)
     names = dict(zip(belows, result_names([Path(below) for below in belows]), strict=True))
-    classes = max(plan.num_classes for plan in plans)
-    if classes < 2:
-        found = f"one class in all masks ({plans[0].rule.same_as()})"
-        raise DataError(f"{request.masks[0]}: {found}; two or more are needed: correct the mask")
-    if request.class_names and len(request.class_names) != classes:
-        meant = plans[0].rule.same_as()
-        found = (
-            f"found {len(request.class_names)} names, the masks have {classes} classes ({meant})"
-        )
-        raise DataError(f"--class_names: {found}; give a name for each, from class 0 on")
+    classes = _count_classes(plans, request)
     pictures, taken, pixels = [], set[str](), 0
     overruled: list[str] = []  # lines on masks that a correction overrules
     with only_progress("Reading"), progress(len(sources), "Reading") as bar:
@@ -430,6 +456,7 @@ def _write(
             correction = corrected.get(names[below])
             labels = _labels(masks[below], correction, image.shape[:2], classes)
             kept = request.out / CORRECTED / f"{names[below]}.png"
+            overruled += _later_ones(masks[below], source.below)
             overruled += _overruled(masks[below], kept if correction else None, labels)
             write_png(root / "train_numf" / "img" / f"{stem}.png", image)
             if labels is not None:
@@ -450,6 +477,21 @@ def _write(
     return {**record, "notes": [*notes, *overruled], "warnings": warned, "pictures": pictures}
 
 
+def _count_classes(plans: Sequence[Plan], request: Request) -> int:
+    """The number of classes of all masks; DataError for one, or for names of others."""
+    classes = max(plan.num_classes for plan in plans)
+    if classes < 2:
+        found = f"one class in all masks ({plans[0].rule.same_as()})"
+        raise DataError(f"{request.masks[0]}: {found}; two or more are needed: correct the mask")
+    if request.class_names and len(request.class_names) != classes:
+        meant = plans[0].rule.same_as()
+        found = (
+            f"found {len(request.class_names)} names, the masks have {classes} classes ({meant})"
+        )
+        raise DataError(f"--class_names: {found}; give a name for each, from class 0 on")
+    return classes
+
+
 def _overruled(
     masks: Sequence[tuple[Plan, Source]], kept: Path | None, labels: Pixels | None
 ) -> list[str]:
@@ -460,6 +502,19 @@ def _overruled(
     unlike = 0 if given is None else int(((given != IGNORED) & (given != labels)).sum())
     what = f"{kept}: wins over the mask of its image in {unlike} pixel(s)"
     return [f"{what}; delete it to use the mask"] if unlike else []
+
+
+def _later_ones(masks: Sequence[tuple[Plan, Source]], image: str) -> list[str]:
+    """A line for each mask of an image that wins over one that was given before it."""
+    lines: list[str] = []
+    read = [(source.mask, plan.ids(source)) for plan, source in masks] if len(masks) > 1 else []
+    for number, (path, ids) in enumerate(read):
+        for other, before in read[:number]:
+            unlike = int(((ids != before) & (ids != IGNORED) & (before != IGNORED)).sum())
+            if unlike:
+                wins = f"{path}: used for {image}, wins over {other} in {unlike} pixel(s)"
+                lines.append(f"{wins}, in which they differ; give one of them to use it alone")
+    return lines
 
 
 def below_of(source: Source) -> str:
@@ -486,7 +541,10 @@ def _notes(plans: Sequence[Plan]) -> tuple[list[str], list[str]]:
     notes = own(note for plan in plans for note in plan.notes)
     warned = own(line for plan in plans for line in (*plan.warnings, *mask_warnings(plan)))
     usual = [line for line in (*notes, *warned) if WITHOUT in line]
-    told = [f"masks: {plans[0].rule.told}", *(line for line in notes if line not in usual)]
+    rules = {plan.rule.same_as(): plan for plan in reversed(plans)}
+    of = [f"{plan.settings.masks}: {plan.rule.told}" for plan in reversed(rules.values())]
+    read_by = [f"masks: {plans[0].rule.told}"] if len(rules) == 1 else [f"masks: {t}" for t in of]
+    told = [*read_by, *(line for line in notes if line not in usual)]
     told += [line.replace("taken as unlabelled", "to be segmented") for line in usual]
     return told, [line for line in warned if line not in usual]
 

@@ -382,7 +382,9 @@ def test_unlabelled_pixels_are_predicted(place: Path) -> None:
         (["--images", "nowhere"], ("é0_mask.png",), ["nowhere", "--images"]),
         ([], ("no.png",), ["no.png", "no such file", "--masks"]),
         ([], ("strange.png",), ["strange.png", "no image", "name the mask as its image"]),
-        ([], ("raw/é1.png",), ["é1.png"]),
+        ([], ("raw/é1.png",), ["raw/é1.png", "image of raw itself", "é1_mask.png"]),
+        (["--images", "empty"], ("é0_mask.png",), ["empty: no image in it", "another --images"]),
+        ([], ("two",), ["é1.png: 2 masks (é1.png and é1_mask.png in two)", "{stem}_mask.png"]),
         (["--out", "raw"], ("é0_mask.png",), ["--out", "raw"]),
         (["--out", "."], ("é0_mask.png",), ["--out", "--images"]),
         (["--out", "truth"], ("é0_mask.png",), ["truth: holds other files"]),
@@ -401,6 +403,10 @@ def test_bad_input_is_one_line_and_harms_nothing(
     parts: list[str],
 ) -> None:
     Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(place / "strange.png")
+    (place / "empty").mkdir()
+    (place / "two").mkdir()
+    for name in ("é1.png", "é1_mask.png"):
+        shutil.copy(place / "truth" / "é1.png", place / "two" / name)
     before = hashes(place / "raw") | hashes(place / "truth")
     assert run(place, *words, masks=masks) == 2
     err = capsys.readouterr().err.strip()
@@ -579,7 +585,37 @@ def test_strokes_on_zero_are_warned_of(place: Path, capsys: pytest.CaptureFixtur
         strokes[row : row + 2, 4:40] = value
     Image.fromarray(strokes).save(place / "é0_mask.png")
     read_in(place, masks=("é0_mask.png",))
-    assert "look like scribbles" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Warning: é0_mask.png: 1 mask(s) look like scribbles" in said and "masks-" not in said
+
+
+def test_a_crop_that_leaves_too_little_says_in_which_order_its_numbers_are(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(place, "--crop", "0,40,0,0") == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert "48x8 pixels" in line and "--crop 0,40,0,0 (top,bottom,left,right)" in line
+    with pytest.raises(SystemExit):
+        segment.main(["-h"])
+    assert "top,bottom,left,right" in capsys.readouterr().out
+
+
+def test_of_two_masks_of_an_image_it_is_said_which_is_used(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = np.zeros((2, SIDE, SIDE), np.uint8)
+    first[:16], second[:20] = 1, 1
+    second[40:] = 2
+    for name, pixels in (("é0", first), ("é0_mask", second)):
+        Image.fromarray(pixels).save(place / f"{name}.png")
+    read_in(place, masks=("é0.png", "é0_mask.png"))
+    said = capsys.readouterr().out
+    assert (ids(place / "out" / "set" / "sup_numf" / "gt" / "é0.png") == second).all()
+    unlike = 4 * SIDE + 8 * SIDE
+    assert f"é0_mask.png: used for é0.png, wins over é0.png in {unlike} pixel(s)" in said
+    assert (
+        'masks: é0_mask.png: values taken as class ids; the same as --palette "0=0 1=1 2=2"' in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -614,7 +650,8 @@ def test_a_palette_that_renumbers_corrected_classes_is_refused(
     (line,) = capsys.readouterr().err.splitlines()
     assert "--palette" in line and "0=0,0,0 1=0,0,255" in line and "another --out" in line
     assert (ids(labels) == before).all()
-    shutil.rmtree(done / "out" / "corrected")
+    assert "out/classes/é1.png" in line
+    (done / "out" / "classes" / "é1.png").unlink()
     read_in(done, *words, masks=("é0_mask.png",))
     assert (ids(labels) == np.array([1, 0, 2, 3])[before]).all()
 
