@@ -40,7 +40,7 @@ from utils.metrics import IGNORED
 
 SET, RECORD, VERSION = "set", "record.json", 3
 WITHOUT = "image(s) without a mask"
-EACH_PAGE = "--page=each"
+EACH_PAGE, KIND = "--page=each", "--mask-kind="
 PRETRAIN = ("auto", "always", "never")
 
 
@@ -180,7 +180,9 @@ def _read_all(
     """Lay all files out in ``OUT/set``, with the record of it; DataError."""
     _one_palette(folders)
     names = _names(request, folders, before.get("class_names", ()))
-    plans, known = _plans(request, folders, before.get("palette", ""), names)
+    kind = [word for word in request.reading if word.startswith(KIND)]
+    same = not kind or kind == before.get("reading")  # else what the user says now counts
+    plans, known = _plans(request, folders, before.get("palette", "") if same else "", names)
     changed = _changed(plans, before.get("palette", ""))
     with replacing_set(request.out / SET) as root:
         record = _write(root, plans, corrected, request)
@@ -198,10 +200,10 @@ def _as_given(lines: Iterable[str], folders: Sequence[tuple[Path, Path]]) -> lis
     copies = [pair for pair in folders if pair[0] != pair[1]]
     names = [(str(file), str(given)) for folder, given in copies for file in folder.iterdir()]
     names += sorted(((str(folder), str(given)) for folder, given in copies), reverse=True)
-    found = [*lines]
+    told = [*lines]
     for copied, given in names:
-        found = [line.replace(copied, given) for line in found]
-    return found
+        told = [line.replace(copied, given) for line in told]
+    return told
 
 
 def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) -> Intake:
@@ -243,7 +245,9 @@ def _known(folder: Path) -> dict[str, Any]:
     """The record of the set made before: classes keep their numbers and names; {} of none."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return {"palette": str(found["palette"]), "class_names": found.get("class_names", [])}
+        read = [str(word) for word in found["signature"][0] if str(word).startswith(KIND)]
+        names = found.get("class_names", [])
+        return {"palette": str(found["palette"]), "class_names": names, "reading": read}
     return {}
 
 
@@ -265,9 +269,9 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
     if not found:
         wanted = next(iter(stems.values()), "image")
         if masks.resolve() in (path.resolve() for path in below):
-            found = f"{masks}: this is an image of {request.images} itself, not a mask of one"
+            itself = f"{masks}: this is an image of {request.images} itself, not a mask of one"
             cure = f"give the mask that was drawn on it, such as {masks.stem}_mask.png"
-            raise DataError(f"{found}; {cure}")
+            raise DataError(f"{itself}; {cure}")
         raise DataError(
             f"{masks}: no image of {request.images} has its name; name the mask as its image, such "
             f"as {wanted}.png or {wanted}_mask.png"
@@ -322,7 +326,7 @@ def _without_ignored(known: str, reading: Iterable[str]) -> str:
     texts = [word.partition("=")[2] for word in reading if word.startswith("--ignore=")]
     gone = {_channels(value) for text in texts for value in parse_ignored(text)}
     left = [e for e in parse_palette(known) if _channels(e[1]) not in gone] if known else []
-    return _palette_text(left)
+    return _palette_text(left) if any(label != IGNORED for label, _ in left) else ""
 
 
 class _Changed(NamedTuple):

@@ -637,6 +637,18 @@ def test_a_palette_given_later_counts_and_says_what_was_read_before(
     assert learnt(place, "1") == expected
 
 
+def test_a_kind_of_masks_given_later_counts(place: Path) -> None:
+    mask = paint(place, "1", [0, 1, 2, 0])
+    read_in(place, masks=(mask,))
+    read_in(place, "--mask-kind", "particles", masks=(mask,))
+    assert learnt(place, "1") == [0, 1]
+    levels = paint(place, "1", [10, 10, 200, 200])
+    read_in(place, "--out", "levels", masks=(levels,))
+    read_in(place, "--mask-kind", "ids", "--out", "levels", masks=(levels,))
+    folder = place / "levels" / "set" / "sup_numf" / "gt"
+    assert set(np.unique(ids(folder / "é1.png")).tolist()) == {10, 200}
+
+
 def test_a_palette_that_renumbers_corrected_classes_is_refused(
     done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
