@@ -666,6 +666,10 @@ def test_a_palette_that_renumbers_corrected_classes_is_refused(
     (done / "out" / "classes" / "é1.png").unlink()
     read_in(done, *words, masks=("é0_mask.png",))
     assert (ids(labels) == np.array([1, 0, 2, 3])[before]).all()
+    old = done / "out" / "classes" / "é2.png"  # with the old ids: no label any more
+    Image.fromarray(3 - ids(old)).save(old)
+    read_in(done, *words, masks=("é0_mask.png",))
+    assert not (done / "out" / "corrected").exists()
 
 
 def test_a_damaged_record_of_answers_is_made_anew(done: Path) -> None:
