@@ -53,7 +53,10 @@ def parser() -> argparse.ArgumentParser:
     add("--min_px", type=float, default=MINIMUM_PX, help="smaller specks and holes are noise: they "
         f"count as no particle ({MINIMUM_PX})")  # fmt: skip
     for name in READING:
-        add(f"--{name}", default="", help=f"how masks are read: see dataset/prepare.py, --{name}")
+        cut = (
+            "pixels cut off: top,bottom,left,right; " if name == "crop" else "how masks are read: "
+        )
+        add(f"--{name}", default="", help=f"{cut}see dataset/prepare.py, --{name}")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=int, default=0, help="CPU threads; 0: as many as PyTorch chooses")
     add("--seed", type=int, default=0, help="seed of all random numbers")

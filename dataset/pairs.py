@@ -29,6 +29,8 @@ from utils.files import IMAGE_SUFFIXES, DataError
 
 OUTLINES = (".jsonl", ".xml")  # of objects, in a form that is not read
 LABEL_TEXT = (".txt", ".csv")  # outlines, too, if they have an image's name
+_MASK = r"(?:masks?|labels?|gt|ground[ _-]?truths?|seg|segmentations?|annotations?)"
+SECOND = re.compile(rf"(?:(.+?)[\W_]+{_MASK}[\W_\d]*|{_MASK}[\W_]+(.+))", re.IGNORECASE)
 ANIMATED = (".png", ".webp")  # a TIFF's pages can be chosen
 
 
@@ -117,8 +119,31 @@ class Pairs:
                 if len({mask.parent for mask in found}) == len(found):
                     cure += '; if each folder is a class, give --mask-pattern "{class}/{stem}.png"'
                 yield f"{path}: {len(found)} masks ({names}); {cure}"
+        for path, second, pattern in self._second_masks():
+            names = f"{self.masks[path][0].name} and {second.name} in {second.parent}"
+            cure = "remove one, or say by --mask-pattern which it is, such as"
+            yield f'{path}: 2 masks ({names}); {cure} "{pattern}"'
         if not self.used:
             yield self._no_mask()
+
+    def _second_masks(self) -> Iterable[tuple[Path, Path, str]]:
+        """Images that have a mask of their name, and beside it another one that is named for them.
+
+        Which of the two is meant nobody can tell, unless a pattern says so: the second one's.
+        """
+        if self.one_folder or self.pattern:
+            return
+        places = {
+            (own[0].parent, name_key(path.stem)): path for path, own in self.masks.items() if own
+        }
+        for mask in (path for path in self.beside if is_image(path) and path not in self.used):
+            name = name_key(mask.name)
+            match = SECOND.fullmatch(name_key(mask.stem))
+            group = (1 if match[1] else 2) if match else 0
+            image = places.get((mask.parent, match[group])) if match else None
+            if match and image is not None:
+                start, end = match.span(group)
+                yield image, mask, f"{name[:start]}{{stem}}{name[end:]}"
 
     def _walk(self, folder: Path, leave_out: set[Path]) -> Listing:
         """All files below a folder; DataError if a sub-folder may not be listed."""

@@ -23,7 +23,7 @@ from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
 from dataset.set_masks import SetMasks
 from imaging.data_bar import Bar, bar_lines, find_bars
-from imaging.field import transparent
+from imaging.field import Crop, transparent
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool, check_finite
 from imaging.imagefile import UPRIGHT, Array, DataError, Pixels, decode, read_image, turn_text
 from imaging.pages import count_pages, images_of, page_name
@@ -299,6 +299,7 @@ class Plan:
         """
         settings = self.settings
         top, bottom, left, right = settings.crop
+        crop = f"{Crop(*settings.crop)} (top,bottom,left,right)"
         box, mask_box = (
             Box(top, left, max(0, shape[0] - top - bottom), max(0, shape[1] - left - right))
             for shape in (image, mask)
@@ -307,7 +308,7 @@ class Plan:
             mask_box = Box(0, 0, *mask[:2])
         if _misfit(box[2:], mask_box[2:]) > settings.trim:
             found = f"{size_text(mask_box[2:])}, its image is {size_text(box[2:])}"
-            found += " (cropped)" if any(settings.crop) else ""
+            found += f" after --crop {crop}" if any(settings.crop) else ""
             rule = (
                 "a mask has the size of its image, before or after --crop; --trim cuts a few pixels"
             )
@@ -317,6 +318,7 @@ class Plan:
         height, width = min(box.height, mask_box.height), min(box.width, mask_box.width)
         if min(height, width) < SMALLEST_SIDE:
             found = f"{source.image}: {size_text((height, width))} pixels are used"
+            found += f", --crop {crop} leaves no more" if any(settings.crop) else ""
             raise DataError(f"{found}; at least {SMALLEST_SIDE} a side are needed")
         box, mask_box = (b._replace(height=height, width=width) for b in (box, mask_box))
         return replace(source, box=box, mask_box=mask_box)

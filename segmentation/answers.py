@@ -22,10 +22,11 @@ from annotation.outlines import SUFFIX
 from dataset.layout import write_png
 from imaging.field import Crop
 from imaging.imagefile import Pixels, read_image, read_mask
+from imaging.listing import UNREAD_PICTURES, longest_start
 from metallography.folder import MEASUREMENTS, SUMMARY
 from report.workbook import WORKBOOK
 from utils.checkpoint import load, save
-from utils.files import DataError, replace_file, replacing
+from utils.files import IMAGE_SUFFIXES, DataError, is_of_system, replace_file, replacing
 
 MODEL = "model.pt"
 RECORD, CORRECTED, ROUNDS = "answer.json", "corrected", "rounds.json"
@@ -43,6 +44,9 @@ class Answers:
     def __init__(self, out: Path) -> None:
         self.out, self.path, self.classes = out, out / RECORD, out / KINDS[0]
         self.outlines = out / OUTLINES
+        self._new: dict[
+            str, Path
+        ] = {}  # class maps that were corrected, by the name of their image
         self.record: dict[str, Any] = {"by": "", "files": {}, "beside": {}, "outlines": {}}
         self.record["crop"] = list(NO_CROP)
         with suppress(OSError, ValueError):
@@ -55,20 +59,66 @@ class Answers:
         """Whose answer is published; '' if there is none."""
         return str(self.record["by"])
 
+    def offered(self) -> dict[str, Path]:
+        """All class maps that the user corrected, by the name of their image; nothing is kept yet.
+
+        New ones are where the user saved them, so that what is wrong with them can be made good
+        there, and then ``keep`` keeps them. DataError for a file that cannot be read.
+        """
+        self._new.clear()
+        known = self.record["files"]
+        files = [*self.classes.rglob("*"), *self.outlines.rglob("*")] if known else []
+        there = [path for path in files if path.is_file()]
+        for path in sorted(there, key=lambda p: (p.stat().st_mtime_ns, p)):  # the newest wins
+            if path.is_relative_to(self.outlines):
+                self._take_outlines(path)
+            elif self._is_new(path):
+                name = path.relative_to(self.classes).with_suffix("").as_posix()
+                self._keep_new(name)  # an older one
+                self._new[name] = path
+        return self.corrected() | self._new
+
+    def keep(self) -> dict[str, Path]:
+        """Keep what was offered; all class maps that are kept, by the name of their image."""
+        for name in [*self._new]:
+            self._keep_new(name)
+        return self.corrected()
+
     def corrections(self) -> dict[str, Path]:
         """All class maps that the user corrected, by the name of their image; new ones are kept.
 
         DataError for a file that cannot be read, or that does not fit its image.
         """
-        known = self.record["files"]
-        files = [*self.classes.rglob("*"), *self.outlines.rglob("*")] if known else []
-        there = [path for path in files if path.is_file()]
-        for path in sorted(there, key=lambda p: (p.stat().st_mtime_ns, p)):  # the newest wins
-            if path.is_relative_to(self.classes):
-                self._take_map(path)
-            else:
-                self._take_outlines(path)
-        return self.corrected()
+        self.offered()
+        for name, path in self._new.items():
+            shown = self.out / "gray" / f"{name}.png"  # the answer's, which nobody corrects
+            shapes = [read_mask(p).shape for p in (path, shown) if p.is_file()]
+            if len(set(shapes)) > 1:
+                size, wanted = (f"{s[1]}x{s[0]}" for s in shapes)
+                cure = "save it in the same size, or remove it"
+                raise DataError(f"{path}: {size}, its image is {wanted}; {cure}")
+        return self.keep()
+
+    def place(self, name: str) -> Path:
+        """Where the corrected class map of an image is kept."""
+        return self.out / CORRECTED / f"{name}.png"
+
+    def not_taken(self) -> list[str]:
+        """A line for each picture in ``OUT/classes`` that is no correction, by its name or kind."""
+        known, lines = self.record["files"], []
+        for path in sorted(self.classes.rglob("*")) if known else []:
+            kind, below = path.suffix.lower(), path.relative_to(self.classes)
+            name = below.with_suffix("").as_posix()
+            picture = kind in (*IMAGE_SUFFIXES, *UNREAD_PICTURES) and not is_of_system(path.name)
+            if not picture or (name in known and kind in SUFFIXES) or not path.is_file():
+                continue
+            found, own = "no image has its name", longest_start(name, known)
+            if name in known:
+                found, own = f"{path.suffix} is none of {', '.join(SUFFIXES)}", name
+            target = self.classes / f"{own or next(iter(known))}.png"
+            cure = f"save it as {target}" if own else f"name it as its image, such as {target}"
+            lines.append(f"{path}: not taken as a correction, {found}; {cure}")
+        return lines
 
     def corrected(self) -> dict[str, Path]:
         """The class maps in ``OUT/corrected``, by the name of their image."""
@@ -76,27 +126,27 @@ class Answers:
         every = sorted(folder.rglob("*.png"))
         return {p.relative_to(folder).as_posix().removesuffix(".png"): p for p in every}
 
-    def _take_map(self, path: Path) -> None:
-        """Keep a class map that was corrected, or saved as a TIFF beside it."""
+    def _is_new(self, path: Path) -> bool:
+        """Whether a file is a class map that was corrected, or saved as a TIFF beside it."""
         below = path.relative_to(self.classes)
-        name, kind = below.with_suffix("").as_posix(), path.suffix.lower()
-        known = self.record["files"].get(name)
-        if kind not in SUFFIXES or known is None or (own := digest(path)) in known:
+        known = self.record["files"].get(below.with_suffix("").as_posix())
+        if path.suffix.lower() not in SUFFIXES or known is None or (own := digest(path)) in known:
+            return False
+        return bool(self.record["beside"].get(below.as_posix()) != own)  # else taken in before
+
+    def _keep_new(self, name: str) -> None:
+        """Keep a class map that was offered, if there is one of this image."""
+        path = self._new.pop(name, None)
+        if path is None:
             return
-        if self.record["beside"].get(below.as_posix()) == own:  # taken in before
-            return
-        if kind == ".png":
-            with replacing(self.out / CORRECTED / f"{name}.png", "--out") as temporary:
+        own = digest(path)
+        if path.suffix.lower() == ".png":
+            with replacing(self.place(name), "--out") as temporary:
                 shutil.copyfile(path, temporary)
-            known.append(own)
+            self.record["files"][name].append(own)
             self._save()
-            return
-        ids, given = read_mask(path), read_mask(path.with_suffix(".png")).shape
-        if ids.shape != given:
-            size, wanted = (f"{s[1]}x{s[0]}" for s in (ids.shape, given))
-            cure = "save it in the same size, or remove it"
-            raise DataError(f"{path}: {size}, its image is {wanted}; {cure}")
-        self._keep(name, ids, below.as_posix(), own)
+        else:
+            self._keep(name, read_mask(path), path.relative_to(self.classes).as_posix(), own)
 
     def _take_outlines(self, path: Path) -> None:
         """Keep the class map of outlines that were corrected in another program."""
@@ -108,6 +158,7 @@ class Answers:
         found = _digest_of_bytes(path)
         if found in (*self._own_outlines(below.as_posix()), self.record["beside"].get(beside)):
             return
+        self._keep_new(name)  # a class map that is older
         names, crop = self.record.get("class_names") or [], Crop(*self.record["crop"])
         height, width = read_mask(classes).shape
         whole = height + crop.top + crop.bottom, width + crop.left + crop.right
@@ -120,7 +171,7 @@ class Answers:
     def _keep(self, name: str, ids: Pixels, beside: str, found: str) -> None:
         """Keep class ids from a file beside the class map, unless nothing was changed."""
         if _digest_of(ids) not in self.record["files"][name]:
-            write_png(self.out / CORRECTED / f"{name}.png", ids)
+            write_png(self.place(name), ids)
             self.record["files"][name].append(_digest_of(ids))
         self.record["beside"][beside] = found
         self._save()
@@ -157,6 +208,11 @@ class Answers:
                 _copy(work / table, self.out / table)
         self.record |= {"by": by, "files": {name: [value] for name, value in new.items()}}
         self.record |= {"class_names": list(classes), "crop": list(crop)}
+        self._save()
+
+    def forget(self) -> None:
+        """Make nothing of the published class maps: their class ids have come to mean others."""
+        self.record |= {"by": "", "files": {}}
         self._save()
 
     def _publish_outlines(self, work: Path, names: Sequence[str]) -> None:

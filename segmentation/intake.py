@@ -20,27 +20,27 @@ from annotation.outlines import SUFFIX
 from config import Config, ConfigError
 from data import name_key
 from dataset.layout import replacing_set, write_png
-from dataset.mask_values import MaskRule, parse_palette
+from dataset.mask_values import MaskRule, Palette, parse_ignored, parse_palette
 from dataset.prepare import mask_warnings, read_settings
 from dataset.set_plan import Plan, Source
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
 from imaging.field import Crop
 from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
-from imaging.listing import Listing, is_drawn
+from imaging.listing import Listing, is_drawn, unread
 from imaging.pages import images_of, page_name, page_names
 from metallography.items import result_names
 from metallography.particles import MINIMUM_PX
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
-from segmentation.answers import Answers
-from utils.files import DataError, replace_file
+from segmentation.answers import CORRECTED, Answers
+from utils.files import IMAGE_SUFFIXES, DataError, replace_file
 from utils.log import only_progress, progress
 from utils.metrics import IGNORED
 
 SET, RECORD, VERSION = "set", "record.json", 3
 WITHOUT = "image(s) without a mask"
-EACH_PAGE = "--page=each"
+EACH_PAGE, KIND = "--page=each", "--mask-kind="
 PRETRAIN = ("auto", "always", "never")
 
 
@@ -144,7 +144,7 @@ class Intake(NamedTuple):
 def read(request: Request) -> Intake:
     """Read all files and lay them out in ``OUT/set``, unless that was done; DataError."""
     answers = Answers(request.out)
-    corrected = answers.corrections()
+    corrected = answers.offered()
     own = answers.classes.resolve(), answers.outlines.resolve()
     masks = [m for m in request.masks if m.resolve() not in own]
     if not masks and not corrected:
@@ -155,23 +155,59 @@ def read(request: Request) -> Intake:
     with suppress(OSError, ValueError, KeyError, TypeError):
         old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if old["signature"] == wanted:
-            return _intake(request, old)
+            return _intake(request, old, answers.not_taken())
     if folder.exists() and not (folder / RECORD).is_file():
         raise DataError(f"{folder}: not made by segment.py; move it, or give another --out")
     before = _known(folder)
     with TemporaryDirectory(prefix="masks-") as place:
         folders = [(_as_folder(mask, request, Path(place)), mask) for mask in masks]
-        _one_palette(folders)
-        names = _names(request, folders, before.get("class_names", ()))
-        plans, known = _plans(request, folders, before.get("palette", ""), names)
-        with replacing_set(folder) as root:
-            record = _write(root, plans, corrected, request)
-            record |= {"class_names": names, "palette": known}
-            replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
-    return _intake(request, json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        try:
+            _read_all(request, folders, answers, corrected, before, masks)
+        except DataError as error:
+            raise DataError(*_as_given([str(error)], folders)) from None
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return _intake(request, record, answers.not_taken())
 
 
-def _intake(request: Request, record: Mapping[str, Any]) -> Intake:
+def _read_all(
+    request: Request,
+    folders: Sequence[tuple[Path, Path]],
+    answers: Answers,
+    corrected: Mapping[str, Path],
+    before: Mapping[str, Any],
+    masks: Sequence[Path],
+) -> None:
+    """Lay all files out in ``OUT/set``, with the record of it; DataError."""
+    _one_palette(folders)
+    names = _names(request, folders, before.get("class_names", ()))
+    kind = [word for word in request.reading if word.startswith(KIND)]
+    same = not kind or kind == before.get("reading")  # else what the user says now counts
+    plans, known = _plans(request, folders, before.get("palette", "") if same else "", names)
+    changed = _changed(plans, before.get("palette", ""))
+    with replacing_set(request.out / SET) as root:
+        record = _write(root, plans, corrected, request)
+        if changed is not None and changed.renumbered:
+            _renumber(answers, changed, corrected)
+        record["notes"] += [changed.line] if changed else []
+        record |= {kind: _as_given(record[kind], folders) for kind in ("notes", "warnings")}
+        record |= {"class_names": names, "palette": known}
+        wanted = _signature(request, masks, answers.keep())  # they are class maps of this set
+        replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
+
+
+def _as_given(lines: Iterable[str], folders: Sequence[tuple[Path, Path]]) -> list[str]:
+    """Lines with the user's files in the place of the copies that are read for them."""
+    copies = [pair for pair in folders if pair[0] != pair[1]]
+    names = [(str(file), str(given)) for folder, given in copies for file in folder.iterdir()]
+    names += sorted(((str(folder), str(given)) for folder, given in copies), reverse=True)
+    told = [*lines]
+    for copied, given in names:
+        told = [line.replace(copied, given) for line in told]
+    return told
+
+
+def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) -> Intake:
+    """The intake of a set that is laid out, with further warnings."""
     folder, pictures = request.out / SET, []
     for name, stem, annotated, below in record["pictures"]:
         labels = folder / "sup_numf" / "gt" / f"{stem}.png" if annotated else None
@@ -180,7 +216,7 @@ def _intake(request: Request, record: Mapping[str, Any]) -> Intake:
     counts = record["num_classes"], record["pixels"]
     names = tuple(record.get("class_names", ()))
     how = Crop(*record["crop"]), record["gray_range"]
-    warned = tuple(record.get("warnings", ()))  # older ones are among the notes
+    warned = (*record.get("warnings", ()), *more)  # older ones are among the notes
     return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names, *how, warned)
 
 
@@ -209,7 +245,9 @@ def _known(folder: Path) -> dict[str, Any]:
     """The record of the set made before: classes keep their numbers and names; {} of none."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return {"palette": str(found["palette"]), "class_names": found.get("class_names", [])}
+        read = [str(word) for word in found["signature"][0] if str(word).startswith(KIND)]
+        names = found.get("class_names", [])
+        return {"palette": str(found["palette"]), "class_names": names, "reading": read}
     return {}
 
 
@@ -217,7 +255,12 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
     """A folder of masks itself; of a single file one that holds a copy by the name of its image."""
     if masks.is_dir():
         return masks
-    below = Listing(request.images, [request.out]).images()
+    listing = Listing(request.images, [request.out])
+    below = listing.images()
+    if not below:
+        empty = f"{request.images}: no image in it ({' '.join(IMAGE_SUFFIXES)})"
+        there = [*listing.lines(), *unread(listing.files)[0]]
+        raise DataError("; ".join([empty, *there, "give another --images"]))
     stems: dict[str, str] = {}
     for path in (p for p in below if p.resolve() != masks.resolve()):
         stems |= {name_key(stem): stem for stem in (*page_names(path), path.stem)}
@@ -225,6 +268,10 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
     found = [s for s in stems if own == s or is_drawn(own, {s})]
     if not found:
         wanted = next(iter(stems.values()), "image")
+        if masks.resolve() in (path.resolve() for path in below):
+            itself = f"{masks}: this is an image of {request.images} itself, not a mask of one"
+            cure = f"give the mask that was drawn on it, such as {masks.stem}_mask.png"
+            raise DataError(f"{itself}; {cure}")
         raise DataError(
             f"{masks}: no image of {request.images} has its name; name the mask as its image, such "
             f"as {wanted}.png or {wanted}_mask.png"
@@ -245,12 +292,14 @@ def _plans(
     """
     plans: list[Plan] = []
     pages = [EACH_PAGE] if has_pages(request) else []
+    given_palette = any(word.startswith("--palette=") for word in request.reading)
+    known = "" if given_palette else _without_ignored(known, request.reading)
     for folder, given in folders:
         words = [f"--images={request.images}", f"--masks={folder}", f"--out={request.out}"]
         words += ["--test=0", "--batch-from=()", *request.reading, *pages]
         words += [f"--class-names={','.join(names)}"] if names else []
         tries: list[list[str]] = [[]]
-        if known and not any("palette" in word for word in request.reading):
+        if known and not given_palette:
             tries.insert(0, [f"--palette={known}"])
             if plans:
                 tries.append(["--mask-kind=ids", f"--num_classes={plans[0].num_classes}"])
@@ -258,13 +307,11 @@ def _plans(
         for more in tries:
             try:
                 plan = Plan(read_settings([*words, *more]))
-                plans.append(_agreeing(plan, known, words, given) if known else plan)
+                agree = known and not given_palette  # what the user says of values counts
+                plans.append(_agreeing(plan, known, words, given) if agree else plan)
                 break
             except DataError as error:
-                said = str(error)
-                for copied in folder.iterdir() if folder != given else ():
-                    said = said.replace(str(copied), str(given))
-                problem = problem or DataError(said.replace(str(folder), str(given)))
+                problem = problem or error
         else:
             assert problem is not None
             raise problem
@@ -272,6 +319,55 @@ def _plans(
             known = _palette(plans[-1].rule)  # with what it adds to the one before
         known = known or _palette(plans[0].rule)
     return plans, known
+
+
+def _without_ignored(known: str, reading: Iterable[str]) -> str:
+    """A palette without the values that ``--ignore`` of the user says have no label."""
+    texts = [word.partition("=")[2] for word in reading if word.startswith("--ignore=")]
+    gone = {_channels(value) for text in texts for value in parse_ignored(text)}
+    left = [e for e in parse_palette(known) if _channels(e[1]) not in gone] if known else []
+    return _palette_text(left) if any(label != IGNORED for label, _ in left) else ""
+
+
+class _Changed(NamedTuple):
+    """What masks mean otherwise than in earlier runs."""
+
+    line: str
+    renumbered: bool  # a value is of another class now, so that class ids mean other things
+    known: str  # the palette of earlier runs
+
+
+def _changed(plans: Sequence[Plan], known: str) -> _Changed | None:
+    """What is read otherwise than earlier runs of this OUT did, by the palette ``known``."""
+    old = {_channels(value): label for label, value in parse_palette(known)} if known else {}
+    for plan in plans:
+        if "ids" in plan.rule.note or plan.masks.names:
+            continue
+        new = {_channels(value): label for label, value in plan.rule.palette}
+        other = [v for v, label in new.items() if old.get(v, label) != label]
+        if other:
+            moved = any(IGNORED not in (old[value], new[value]) for value in other)
+            before = f'earlier runs read them by --palette "{known}"'
+            line = f'masks are read by --palette "{_palette(plan.rule)}" now; {before}'
+            return _Changed(line, moved, known)
+    return None
+
+
+def _renumber(answers: Answers, changed: _Changed, corrected: Mapping[str, Path]) -> None:
+    """Forget the answer, whose class ids mean other things now; DataError if it was corrected."""
+    if corrected:
+        shown = (
+            f"{len(corrected)} corrected class map(s), such as {next(iter(corrected.values()))},"
+        )
+        found = f"{shown} have the class ids of earlier runs"
+        cure = "keep these ids, give another --out, or delete these maps"
+        raise DataError(f'--palette: {found}, --palette "{changed.known}"; {cure}')
+    answers.forget()
+
+
+def _channels(value: Sequence[int]) -> tuple[int, ...]:
+    """A value as a colour, so that gray levels and colours compare."""
+    return tuple(value) * 3 if len(value) == 1 else tuple(value)
 
 
 def _agreeing(plan: Plan, known: str, words: list[str], given: Path) -> Plan:
@@ -326,9 +422,12 @@ def _one_palette(folders: Sequence[tuple[Path, Path]]) -> None:
 
 def _palette(rule: MaskRule) -> str:
     """The option --palette that gives a rule again."""
+    return _palette_text(rule.palette)
+
+
+def _palette_text(palette: Palette) -> str:
     return " ".join(
-        f"{'ignore' if i == IGNORED else i}={','.join(map(str, value))}"
-        for i, value in rule.palette
+        f"{'ignore' if i == IGNORED else i}={','.join(map(str, value))}" for i, value in palette
     )
 
 
@@ -349,16 +448,7 @@ def _write(
                     masks[below].append((plan, tile.source))
     belows = sorted(sources)
     names = dict(zip(belows, result_names([Path(below) for below in belows]), strict=True))
-    classes = max(plan.num_classes for plan in plans)
-    if classes < 2:
-        found = f"one class in all masks ({plans[0].rule.same_as()})"
-        raise DataError(f"{request.masks[0]}: {found}; two or more are needed: correct the mask")
-    if request.class_names and len(request.class_names) != classes:
-        meant = plans[0].rule.same_as()
-        found = (
-            f"found {len(request.class_names)} names, the masks have {classes} classes ({meant})"
-        )
-        raise DataError(f"--class_names: {found}; give a name for each, from class 0 on")
+    classes = _count_classes(plans, request)
     pictures, taken, pixels = [], set[str](), 0
     overruled: list[str] = []  # lines on masks that a correction overrules
     with only_progress("Reading"), progress(len(sources), "Reading") as bar:
@@ -369,7 +459,9 @@ def _write(
             image = plans[0].image(source)
             correction = corrected.get(names[below])
             labels = _labels(masks[below], correction, image.shape[:2], classes)
-            overruled += _overruled(masks[below], correction, labels)
+            kept = request.out / CORRECTED / f"{names[below]}.png"
+            overruled += _later_ones(masks[below], source.below)
+            overruled += _overruled(masks[below], kept if correction else None, labels)
             write_png(root / "train_numf" / "img" / f"{stem}.png", image)
             if labels is not None:
                 write_png(root / "sup_numf" / "img" / f"{stem}.png", image)
@@ -389,16 +481,44 @@ def _write(
     return {**record, "notes": [*notes, *overruled], "warnings": warned, "pictures": pictures}
 
 
+def _count_classes(plans: Sequence[Plan], request: Request) -> int:
+    """The number of classes of all masks; DataError for one, or for names of others."""
+    classes = max(plan.num_classes for plan in plans)
+    if classes < 2:
+        found = f"one class in all masks ({plans[0].rule.same_as()})"
+        raise DataError(f"{request.masks[0]}: {found}; two or more are needed: correct the mask")
+    if request.class_names and len(request.class_names) != classes:
+        meant = plans[0].rule.same_as()
+        found = (
+            f"found {len(request.class_names)} names, the masks have {classes} classes ({meant})"
+        )
+        raise DataError(f"--class_names: {found}; give a name for each, from class 0 on")
+    return classes
+
+
 def _overruled(
-    masks: Sequence[tuple[Plan, Source]], correction: Path | None, labels: Pixels | None
+    masks: Sequence[tuple[Plan, Source]], kept: Path | None, labels: Pixels | None
 ) -> list[str]:
     """A line if a corrected class map wins over the mask that was given for its image."""
-    if correction is None or labels is None:
+    if kept is None or labels is None:
         return []
     given = _labels(masks, None, labels.shape, 0)
     unlike = 0 if given is None else int(((given != IGNORED) & (given != labels)).sum())
-    what = f"{correction}: wins over the mask of its image in {unlike} pixel(s)"
+    what = f"{kept}: wins over the mask of its image in {unlike} pixel(s)"
     return [f"{what}; delete it to use the mask"] if unlike else []
+
+
+def _later_ones(masks: Sequence[tuple[Plan, Source]], image: str) -> list[str]:
+    """A line for each mask of an image that wins over one that was given before it."""
+    lines: list[str] = []
+    read = [(source.mask, plan.ids(source)) for plan, source in masks] if len(masks) > 1 else []
+    for number, (path, ids) in enumerate(read):
+        for other, before in read[:number]:
+            unlike = int(((ids != before) & (ids != IGNORED) & (before != IGNORED)).sum())
+            if unlike:
+                wins = f"{path}: used for {image}, wins over {other} in {unlike} pixel(s)"
+                lines.append(f"{wins}, in which they differ; give one of them to use it alone")
+    return lines
 
 
 def below_of(source: Source) -> str:
@@ -425,7 +545,10 @@ def _notes(plans: Sequence[Plan]) -> tuple[list[str], list[str]]:
     notes = own(note for plan in plans for note in plan.notes)
     warned = own(line for plan in plans for line in (*plan.warnings, *mask_warnings(plan)))
     usual = [line for line in (*notes, *warned) if WITHOUT in line]
-    told = [f"masks: {plans[0].rule.told}", *(line for line in notes if line not in usual)]
+    rules = {plan.rule.same_as(): plan for plan in reversed(plans)}
+    of = [f"{plan.settings.masks}: {plan.rule.told}" for plan in reversed(rules.values())]
+    read_by = [f"masks: {plans[0].rule.told}"] if len(rules) == 1 else [f"masks: {t}" for t in of]
+    told = [*read_by, *(line for line in notes if line not in usual)]
     told += [line.replace("taken as unlabelled", "to be segmented") for line in usual]
     return told, [line for line in warned if line not in usual]
 

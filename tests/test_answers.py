@@ -204,3 +204,38 @@ def test_the_model_for_new_images_knows_how_its_own_were_read(out: Path, tmp_pat
     facts = {"crop": [0, 60, 0, 0], "cropped_sizes": [[90, 80]], "gray_range": [300.0, 4000.0]}
     Answers(out).publish_model(tmp_path / "sup.pt", (), facts)
     assert load(out / "model.pt")["settings"] == {"mapping": [0], **facts}
+
+
+@pytest.mark.parametrize("kind", [".png", ".tif"])
+def test_a_correction_of_another_size_is_not_kept_and_can_be_undone(out: Path, kind: str) -> None:
+    path, before = out / "classes" / f"a{kind}", (out / "classes" / "a.png").read_bytes()
+    Image.fromarray(np.ones((5, 4), np.uint8)).save(path)
+    with pytest.raises(DataError, match=rf"classes/a\{kind}: 4x5, its image is 4x4; save it"):
+        Answers(out).corrections()
+    assert Answers(out).offered() == {"a": path} and not (out / "corrected").exists()
+    (out / "classes" / "a.png").write_bytes(before)
+    (out / "classes" / "a.tif").unlink(missing_ok=True)
+    assert Answers(out).corrections() == {}
+
+
+def test_a_correction_is_offered_where_it_was_saved_until_it_is_kept(out: Path) -> None:
+    Image.fromarray(NEW).save(out / "classes" / "a.png")
+    answers = Answers(out)
+    assert answers.offered() == {"a": out / "classes" / "a.png"}
+    assert answers.keep() == {"a": out / "corrected" / "a.png"} == Answers(out).offered()
+
+
+def test_pictures_among_the_class_maps_that_are_no_corrections_are_named(out: Path) -> None:
+    folder = out / "classes"
+    for name in ("a.jpg", "a_corrected.png", "b/c-new.tif", "x.png", "a.tif", ".a.png"):
+        Image.fromarray(NEW).save(folder / name)
+    (folder / "notes.txt").touch()
+    lines = Answers(out).not_taken()
+    told = [(line.partition(":")[0], line.partition(";")[2]) for line in lines]
+    assert told == [
+        (str(folder / "a.jpg"), f" save it as {folder / 'a.png'}"),
+        (str(folder / "a_corrected.png"), f" save it as {folder / 'a.png'}"),
+        (str(folder / "b" / "c-new.tif"), f" save it as {folder / 'b' / 'c.png'}"),
+        (str(folder / "x.png"), f" name it as its image, such as {folder / 'a.png'}"),
+    ]
+    assert list(Answers(out).corrections()) == ["a"]  # the TIFF

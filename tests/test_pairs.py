@@ -454,3 +454,20 @@ def test_training_names_what_it_leaves_out_or_reads_twice(tmp_path):
         "1 file(s) of several pages, of which the first is read: 15_stack.tif",
     ):
         assert text in said, (text, said)
+
+
+def test_two_masks_of_an_image_in_one_folder_are_refused_unless_a_pattern_chooses(tmp_path):
+    images, masks = tmp_path / "img", tmp_path / "gt"
+    for name in ("a", "b", "a_1"):
+        put(images / f"{name}.png", png(STRIPES))
+        put(masks / f"{name}.png", png(STRIPES))
+    put(masks / "a_overlay.png", png(STRIPES))  # a picture of a mask is none
+    put(masks / "old" / "b_mask.png", png(STRIPES))
+    assert list(Pairs(images, masks, "", tmp_path / "set").check()) == []
+    put(masks / "a_mask.png", png(STRIPES))
+    put(masks / "label_b.png", png(STRIPES))
+    first, second = Pairs(images, masks, "", tmp_path / "set").check()
+    assert "a.png: 2 masks (a.png and a_mask.png in" in first and '"{stem}_mask.png"' in first
+    assert "b.png: 2 masks (b.png and label_b.png in" in second and '"label_{stem}.png"' in second
+    chosen = Pairs(images, masks, "{stem}_mask.png", tmp_path / "set")
+    assert list(chosen.check()) == [] and chosen.masks[images / "a.png"] == [masks / "a_mask.png"]

@@ -398,7 +398,9 @@ def test_unlabelled_pixels_are_predicted_and_log_page_and_summary_warn_alike(
         (["--images", "nowhere"], ("é0_mask.png",), ["nowhere", "--images"]),
         ([], ("no.png",), ["no.png", "no such file", "--masks"]),
         ([], ("strange.png",), ["strange.png", "no image", "name the mask as its image"]),
-        ([], ("raw/é1.png",), ["é1.png"]),
+        ([], ("raw/é1.png",), ["raw/é1.png", "image of raw itself", "é1_mask.png"]),
+        (["--images", "empty"], ("é0_mask.png",), ["empty: no image in it", "another --images"]),
+        ([], ("two",), ["é1.png: 2 masks (é1.png and é1_mask.png in two)", "{stem}_mask.png"]),
         (["--out", "raw"], ("é0_mask.png",), ["--out", "raw"]),
         (["--out", "."], ("é0_mask.png",), ["--out", "--images"]),
         (["--out", "truth"], ("é0_mask.png",), ["truth: holds other files"]),
@@ -417,6 +419,10 @@ def test_bad_input_is_one_line_and_harms_nothing(
     parts: list[str],
 ) -> None:
     Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(place / "strange.png")
+    (place / "empty").mkdir()
+    (place / "two").mkdir()
+    for name in ("é1.png", "é1_mask.png"):
+        shutil.copy(place / "truth" / "é1.png", place / "two" / name)
     before = hashes(place / "raw") | hashes(place / "truth")
     assert run(place, *words, masks=masks) == 2
     err = capsys.readouterr().err.strip()
@@ -429,10 +435,22 @@ def test_a_corrected_map_that_is_no_class_map_is_refused(
     done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = done / "out" / "classes" / "é1.png"
+    published = path.read_bytes()
     Image.fromarray(np.full((SIDE, SIDE), 9, np.uint8)).save(path)
     assert run(done) == 2
     err = capsys.readouterr().err
     assert "value 9" in err and "0..3" in err and (ids(path) == 9).all()
+    assert str(Path("out", "classes", "é1.png")) in err and not (done / "out/corrected").exists()
+    Image.fromarray(np.zeros((SIDE, SIDE + 1), np.uint8)).save(path)
+    assert run(done) == 2
+    err = capsys.readouterr().err
+    assert str(Path("out", "classes", "é1.png")) in err and f"{SIDE + 1}x{SIDE}" in err
+    path.write_bytes(published)
+    Image.fromarray(ids(path)).save(path.with_suffix(".jpg"))
+    read_in(done, masks=("é0_mask.png",))  # what was put back is no correction
+    assert [p.name for p in (done / "out" / "set" / "sup_numf" / "gt").iterdir()] == ["é0.png"]
+    (line,) = (t for t in capsys.readouterr().out.splitlines() if t.startswith("Warning: out"))
+    assert "é1.jpg: not taken" in line and "save it as out/classes/é1.png" in line
 
 
 def test_the_answer_that_does_better_on_held_out_blocks_is_kept(done: Path) -> None:
@@ -583,7 +601,91 @@ def test_strokes_on_zero_are_warned_of(place: Path, capsys: pytest.CaptureFixtur
         strokes[row : row + 2, 4:40] = value
     Image.fromarray(strokes).save(place / "é0_mask.png")
     read_in(place, masks=("é0_mask.png",))
-    assert "look like scribbles" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Warning: é0_mask.png: 1 mask(s) look like scribbles" in said and "masks-" not in said
+
+
+def test_a_crop_that_leaves_too_little_says_in_which_order_its_numbers_are(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(place, "--crop", "0,40,0,0") == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert "48x8 pixels" in line and "--crop 0,40,0,0 (top,bottom,left,right)" in line
+    with pytest.raises(SystemExit):
+        segment.main(["-h"])
+    assert "top,bottom,left,right" in capsys.readouterr().out
+
+
+def test_of_two_masks_of_an_image_it_is_said_which_is_used(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = np.zeros((2, SIDE, SIDE), np.uint8)
+    first[:16], second[:20] = 1, 1
+    second[40:] = 2
+    for name, pixels in (("é0", first), ("é0_mask", second)):
+        Image.fromarray(pixels).save(place / f"{name}.png")
+    read_in(place, masks=("é0.png", "é0_mask.png"))
+    said = capsys.readouterr().out
+    assert (ids(place / "out" / "set" / "sup_numf" / "gt" / "é0.png") == second).all()
+    unlike = 4 * SIDE + 8 * SIDE
+    assert f"é0_mask.png: used for é0.png, wins over é0.png in {unlike} pixel(s)" in said
+    assert (
+        'masks: é0_mask.png: values taken as class ids; the same as --palette "0=0 1=1 2=2"' in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [(("--palette", "ignore=0 0=1 1=2 2=3"), [255, 0, 1, 2]), (("--ignore", "0"), [255, 1, 2, 3])],
+)
+def test_a_palette_given_later_counts_and_says_what_was_read_before(
+    place: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str], expected: list[int]
+) -> None:
+    mask = paint(place, "1", [0, 1, 2, 3])
+    assert run(place, masks=(mask,)) == 0
+    assert learnt(place, "1") == [0, 1, 2, 3]
+    capsys.readouterr()
+    assert run(place, *option, masks=(mask,)) == 0
+    assert learnt(place, "1") == expected
+    said = capsys.readouterr().out
+    assert said.count('earlier runs read them by --palette "0=0 1=1 2=2 3=3"') == 1
+    read_in(place, masks=(mask,))  # and is known from then on
+    assert learnt(place, "1") == expected
+
+
+def test_a_kind_of_masks_given_later_counts(place: Path) -> None:
+    mask = paint(place, "1", [0, 1, 2, 0])
+    read_in(place, masks=(mask,))
+    read_in(place, "--mask-kind", "particles", masks=(mask,))
+    assert learnt(place, "1") == [0, 1]
+    levels = paint(place, "1", [10, 10, 200, 200])
+    read_in(place, "--out", "levels", masks=(levels,))
+    read_in(place, "--mask-kind", "ids", "--out", "levels", masks=(levels,))
+    folder = place / "levels" / "set" / "sup_numf" / "gt"
+    assert set(np.unique(ids(folder / "é1.png")).tolist()) == {10, 200}
+
+
+def test_a_palette_that_renumbers_corrected_classes_is_refused(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--palette", "0=0,0,255 1=0,0,0 2=255,0,0 3=255,255,0")  # the first two change places
+    labels = done / "out" / "set" / "sup_numf" / "gt" / "é0.png"
+    before = ids(labels).copy()
+    corrected = ids(done / "out" / "classes" / "é1.png").copy()
+    corrected[:4] = 3
+    Image.fromarray(corrected).save(done / "out" / "classes" / "é1.png")
+    assert run(done, *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--palette" in line and "0=0,0,0 1=0,0,255" in line and "another --out" in line
+    assert (ids(labels) == before).all()
+    assert "out/classes/é1.png" in line
+    (done / "out" / "classes" / "é1.png").unlink()
+    read_in(done, *words, masks=("é0_mask.png",))
+    assert (ids(labels) == np.array([1, 0, 2, 3])[before]).all()
+    old = done / "out" / "classes" / "é2.png"  # with the old ids: no label any more
+    Image.fromarray(3 - ids(old)).save(old)
+    read_in(done, *words, masks=("é0_mask.png",))
+    assert not (done / "out" / "corrected").exists()
 
 
 def test_a_damaged_record_of_answers_is_made_anew(done: Path) -> None:
