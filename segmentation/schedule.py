@@ -142,9 +142,9 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
             f"give --minutes {_enough(learning, images, step)} or more"
         )
         shares, epochs, steps, values = shares._replace(fine=0, block=0), 0, 0, {}
-        folds = shares.folds
+        left_out = shares.folds
         reduce[1], last = images.alone(
-            total, lambda factor: time._replace(reduce=factor).of_classifier(folds)
+            total, lambda factor: time._replace(reduce=factor).of_classifier(left_out)
         )
         time = time._replace(reduce=reduce[1])
     fine = shares.fine
