@@ -77,9 +77,9 @@ class Schedule:
         asked = f"{given:g} minute" + ("s" if given != 1 else "")
         if self.expected <= 60 * given:
             return f"Plan for {asked}: the end is expected about {end} after the start"
-        longer = "here these images take longer even without a network"
         late = f"about {end} after the start, later than the {asked} given"
-        return f"Plan: the end is expected {late}: {longer}"
+        alone = ": here these images take longer even without a network"
+        return f"Plan: the end is expected {late}{'' if self.fine_steps else alone}"
 
     def lines(self) -> list[str]:
         """The plan for the terminal and the report."""
@@ -124,9 +124,8 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     reduce, views, first, last = images.fixed(total)
     free = images.free(total)
     epochs, steps, self_seconds = _pretraining(learning, free, step, pretraining)
-    time = Time(free - self_seconds, HELD_OUT_SHARE * total, forest, reduce[1])
-    time = _with_network(time, step, learning.usual_steps)
-    reduce[1] = time.reduce
+    free -= self_seconds + learning.spent() - images.spent  # pretraining was timed, too
+    time = Time(free, HELD_OUT_SHARE * total, forest, reduce[1])
     values, step, shares = _with_labels(learning, step, time)
     reasons += pretraining if shares.suffice else []
     if values and shares.suffice:
@@ -298,15 +297,6 @@ def _shares(step: float, most: int, time: Time) -> Shares:
     return shares
 
 
-def _with_network(time: Time, step: float, most: int) -> Time:
-    """The same with images reduced further for the classifier, if only that leaves enough steps."""
-    for factor in range(time.reduce, MOST_REDUCED + 1):
-        found = time._replace(reduce=factor)
-        if _shares(step, most, found).suffice:
-            return found
-    return time
-
-
 def _with_labels(
     learning: Learning, step: float, time: Time
 ) -> tuple[dict[str, Any], float, Shares]:
@@ -335,15 +325,20 @@ def _with_labels(
 
 
 def _enough(learning: Learning, images: Images, step: float) -> int:
-    """How many minutes give a network its fewest steps, by the same plan for longer times."""
-    forced = FORCED_SHARE if learning.request.pretrain == "always" else 0.0
+    """How many minutes give a network its fewest steps, by the same plan for longer times.
+
+    So do all times up to twice as long. With more minutes images are reduced less, so that a little
+    more may leave a network no time.
+    """
+    forced, found = FORCED_SHARE if learning.request.pretrain == "always" else 0.0, 0
     for more in range(math.ceil(learning.request.minutes) + 1, MOST_MINUTES):
         total = 60.0 * more
         free, reduce = (1 - forced) * images.free(total), images.fixed(total)[0]
         time = Time(free, HELD_OUT_SHARE * total, images.forest, reduce[1])
-        time = _with_network(time, step, learning.usual_steps)
-        if _shares(step, learning.usual_steps, time).suffice:
-            return more
+        if not _shares(step, learning.usual_steps, time).suffice:
+            found = 0
+        elif more >= 2 * (found := found or more):
+            return found
     return MOST_MINUTES
 
 
