@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -52,6 +53,12 @@ from utils.metrics import IGNORED
 SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are padded with their edge pixels
 
 
+NO_NETWORK = (
+    "not written, because the pixel classifier answered there and no network; add the new images "
+    "to the folder of segment.py, or give it more --minutes, so that a network can win"
+)
+
+
 def find_weights(path: str | Path) -> Path:
     """The model file itself, or the ``fine.pt`` (else ``sup.pt``) of a run's folder.
 
@@ -59,7 +66,9 @@ def find_weights(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.is_dir():
-        return path  # a missing file is reported on loading
+        if not path.exists() and _answered_alone(path.parent):
+            raise CheckpointError(f"{path}: {NO_NETWORK}")
+        return path  # another missing file is reported on loading
     for pattern in ("fine.pt", "sup.pt", "*/fine.pt", "*/sup.pt"):
         found = sorted(path.glob(pattern))
         if len(found) == 1:
@@ -68,6 +77,15 @@ def find_weights(path: str | Path) -> Path:
             names = ", ".join(str(f.parent.name) for f in found)
             raise CheckpointError(f"{path}: holds several runs ({names}); give one of them")
     raise CheckpointError(f"{path}: no fine.pt or sup.pt in it; give the folder of a finished run")
+
+
+def _answered_alone(out: Path) -> bool:
+    """Whether this is a folder of ``segment.py`` in which the pixel classifier answered."""
+    try:
+        answer = json.loads((out / "answer.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(answer, dict) and answer.get("by") == "pixel classifier"
 
 
 class Segmenter:

@@ -39,7 +39,7 @@ PART = (
 )
 LABELLED_IN_PART = (
     "Only {share} of the annotated {image} is labelled. How right whole images are is not known, "
-    "whatever the Dice on these pixels: label a second image, and across boundaries, and give the "
+    "whatever the Dice on these pixels: label {other} image, and across boundaries, and give the "
     "same command again"
 )
 CIRCULAR = (
@@ -153,8 +153,8 @@ def partial_lines(labelled: float, images: int) -> list[str]:
     """A warning where most of the annotated images is not labelled."""
     if labelled >= PARTIAL:
         return []
-    image = "image" if images == 1 else "images"
-    return [LABELLED_IN_PART.format(share=share_text(labelled), image=image)]
+    image, other = ("image", "a second") if images == 1 else ("images", "another")
+    return [LABELLED_IN_PART.format(share=share_text(labelled), image=image, other=other)]
 
 
 def share_text(share: float) -> str:

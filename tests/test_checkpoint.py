@@ -577,20 +577,3 @@ def test_another_normalisation_is_one_line_with_the_cure(own: str, other: str) -
     assert_same(dict(network.state_dict()), before)
     assert norm_of(file.state_dict()) == other
     assert norm_of(Golden("unet").state()) == "batch"
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        ('{"by": "pixel classifier"}', "because the pixel classifier answered.* more --minutes"),
-        ('{"by": "network"}', "cannot be read"),
-        ("[damaged", "cannot be read"),
-    ],
-)
-def test_a_network_that_segment_did_not_write_is_not_only_missing(
-    tmp_path: Path, answer: str, words: str
-) -> None:
-    (tmp_path / "answer.json").write_text(answer, encoding="utf-8")
-    with pytest.raises(CheckpointError, match=rf"model\.pt: .*{words}") as raised:
-        load(tmp_path / "model.pt")
-    assert "\n" not in str(raised.value)

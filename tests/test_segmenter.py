@@ -220,3 +220,20 @@ def test_files_that_hold_no_segmenter(tmp_path: Path, state, said) -> None:
     with pytest.raises(CheckpointError, match=said) as error:
         Segmenter(tmp_path / "m.pt")
     assert "m.pt" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ('{"by": "pixel classifier"}', "because the pixel classifier answered.* more --minutes"),
+        ('{"by": "network"}', "cannot be read"),
+        ("[damaged", "cannot be read"),
+    ],
+)
+def test_a_network_that_segment_did_not_write_is_not_only_missing(
+    tmp_path: Path, answer: str, words: str
+) -> None:
+    (tmp_path / "answer.json").write_text(answer, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"model\.pt: .*{words}") as raised:
+        Segmenter(tmp_path / "model.pt", device="cpu")
+    assert "\n" not in str(raised.value)

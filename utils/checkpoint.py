@@ -121,20 +121,6 @@ def load(path: str | Path) -> dict[str, Any]:
     return dict(loaded)
 
 
-def _answered_without(path: Path) -> str:
-    """Why a folder of ``segment.py`` has no network, if this is one without; else ''."""
-    try:
-        answer = json.loads((path.parent / "answer.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    if path.exists() or not isinstance(answer, dict) or answer.get("by") != "pixel classifier":
-        return ""
-    return (
-        "not written, because the pixel classifier answered there and no network; add the new "
-        "images to the folder of segment.py, or give it more --minutes, so that a network can win"
-    )
-
-
 def _read(path: Path) -> bytes:
     """The bytes of what looks like a checkpoint; CheckpointError for anything else."""
     cure = "give the path of a checkpoint file (.pt)"
@@ -144,8 +130,7 @@ def _read(path: Path) -> bytes:
         contents = path.read_bytes()
     except OSError as error:
         reason = error.strerror or error
-        what = _answered_without(path) or f"cannot be read ({reason}); {cure}"
-        raise CheckpointError(f"{path}: {what}") from error
+        raise CheckpointError(f"{path}: cannot be read ({reason}); {cure}") from error
     if not contents:
         raise CheckpointError(f"{path}: the file is empty; copy it again or train it again")
     if contents[:2] != b"PK" and contents[:1] != b"\x80":
