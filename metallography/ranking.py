@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from imaging.drawing import blend, reduced
 from imaging.field import NO_RULE, FieldRule
@@ -188,6 +187,9 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float,
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if not math.isnan(a + b)]
     if len(pairs) < 3 or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
         return math.nan, math.nan, len(pairs)
+    # Here, as most commands never need it: 0.6 s.
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
     found = spearmanr(*zip(*pairs, strict=True))
     return float(found.statistic), float(found.pvalue), len(pairs)
 

@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import RandomForestClassifier
 
 from utils.metrics import IGNORED
 
@@ -88,6 +87,9 @@ class PixelForest:
     ) -> None:
         self.seed, self.standardize, self.channels = seed, standardize, 1
         trees, least = QUICK if quick else (TREES, 1)
+        # Here, as every training imports this module and few make a forest: 0.6 s.
+        from sklearn.ensemble import RandomForestClassifier
+
         self.model = RandomForestClassifier(
             trees, min_samples_leaf=least, random_state=seed, n_jobs=threads
         )

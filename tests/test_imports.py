@@ -51,6 +51,8 @@ ALLOWED: dict[str, set[str]] = {
     | BELOW_ENGINE,
 }
 OUTSIDE = "(outside its folder)"
+# Slow to load, and not needed by most commands: imported where they are used.
+LATE = {"sklearn", "scipy.stats", "matplotlib.pyplot", "timm"}
 OURS = set(ALLOWED) | {"tests", OUTSIDE}
 
 
@@ -95,6 +97,17 @@ def is_dynamic_import(node: ast.Call) -> bool:
     name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
     literal = bool(node.args) and isinstance(node.args[0], ast.Constant)
     return literal and name in {"__import__", "import_module"}
+
+
+def late_at_top(source: str) -> set[str]:
+    """Which of ``LATE`` a source text imports at its top."""
+    names: list[str] = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names += [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
+    return {late for late in LATE for name in names if f"{name}.".startswith(f"{late}.")}
 
 
 def functions(source: str) -> Iterator[tuple[str, int]]:
@@ -251,3 +264,15 @@ def test_the_page_of_rooms_names_every_module() -> None:
     ]
     assert names and missing == []
     assert all(f"`{folder}`" in rooms for folder in folders)
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_what_loads_slowly_is_loaded_where_it_is_used(path: Path):
+    """No file imports them at its top, where every command would wait for them."""
+    assert not late_at_top(path.read_text(encoding="utf-8"))
+
+
+def test_imports_at_the_top_are_found():
+    text = "import sklearn.cluster\nfrom scipy import stats\nimport scipy"
+    assert late_at_top(text) == {"sklearn", "scipy.stats"}
+    assert not late_at_top("def f():\n    import sklearn\n    from scipy.stats import norm")
