@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -120,8 +121,24 @@ def lack_of_memory(error: BaseException) -> str | None:
 
 def complain(text: str, code: int) -> int:
     """Print a message to stderr; returns the exit code."""
-    print(text, file=sys.stderr)
+    print("\n".join(folded(text.splitlines())), file=sys.stderr)
     return code
+
+
+def folded(lines: Sequence[str], most: int = 10) -> list[str]:
+    """The lines, but of those that say the same of many files ``most``, and how many more are.
+
+    The same: after the file's name they differ in numbers alone.
+    """
+    kinds = [re.sub(r"\d+", "#", line.partition(": ")[2]) for line in lines]
+    count, seen, shown = Counter(kinds), Counter[str](), []
+    for kind, line in zip(kinds, lines, strict=True):
+        seen[kind] += 1
+        if not kind or seen[kind] <= most or count[kind] == most + 1:
+            shown.append(line)
+        elif seen[kind] == most + 1:
+            shown.append(f"and so for {count[kind] - most} more files")
+    return shown
 
 
 class Parser(argparse.ArgumentParser):
