@@ -203,12 +203,16 @@ class Answers:
             for name in old.keys() - set(names):  # its image was taken away
                 (self.out / kind / f"{name}.png").unlink(missing_ok=True)
         self._publish_outlines(work, names)
-        for table in TABLES:
-            if (work / table).exists():
-                _copy(work / table, self.out / table)
+        self.publish_tables(work)
         self.record |= {"by": by, "files": {name: [value] for name, value in new.items()}}
         self.record |= {"class_names": list(classes), "crop": list(crop)}
         self._save()
+
+    def publish_tables(self, work: Path) -> None:
+        """Publish the tables and the summary of a predicted folder alone."""
+        for table in TABLES:
+            if (work / table).exists():
+                _copy(work / table, self.out / table)
 
     def forget(self) -> None:
         """Make nothing of the published class maps: their class ids have come to mean others."""

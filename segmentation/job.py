@@ -229,10 +229,15 @@ class Work:
         to_terminal(f"First answer of all images, by the {FOREST}, after {took}: {path}")
 
     def check_first_answer(self, found: HeldOut) -> None:
-        """Tell on the page of the first answer, if it was made now, how it was checked since."""
+        """Tell with the first answer, if it was made now, how it was checked since."""
         late = self.strokes or math.isnan(found.mean)  # strokes count by area, which is known later
         if self.first_look is not None and not late:
+            folder = self.first_look[0]
             telling.write_page(self, *self.first_look, final=False, found=found)
+            told = found, self.schedule, len(self.annotated), self.labelled
+            folder.notes = [*folder.notes[:-1], *telling.first_checked(*told)]
+            write_tables(folder)
+            self.answers.publish_tables(self.first)
             dice = telling.score_text(found.mean)
             to_terminal(f"First answer checked on held-out blocks: Dice {dice}; its report has it")
 

@@ -84,7 +84,7 @@ NO_BLOCK = (
     "be held out, so nobody knows how well the phases are told apart"
 )
 FIRST_NOTE = (
-    "First look, which the last answer replaces; report.html says whether it was checked, and how"
+    "First look, which the last answer replaces; nothing has been checked yet"
 )
 LABELS_WIN = (
     "Where an image has labels, they stand in its class map in the place of the prediction. To "

@@ -284,17 +284,21 @@ def test_the_first_answer_says_that_nothing_was_checked_until_something_was(
     def page() -> str:
         return (place / "out" / "report.html").read_text(encoding="utf-8")
 
+    def summary() -> str:
+        return (place / "out" / "summary.md").read_text(encoding="utf-8")
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation.job.Work, "compare", killed)
         assert run(place) == 130
     assert "Nothing has been checked yet" in page() and "No warnings" not in page()
-    assert "First look" in (place / "out" / "summary.md").read_text(encoding="utf-8")
+    assert "First look" in summary() and "nothing has been checked yet" in summary()
     assert "é0.png (annotated)" in page() and "1 of 4 images is annotated" in page()
     shutil.rmtree(place / "out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation.job.Work, "pretrained", killed)
         assert run(place) == 130
     assert "Checked since: Dice" in page() and "Nothing has been checked" not in page()
+    assert "Checked since: Dice" in summary() and "nothing has been checked" not in summary()
     assert "First answer checked on held-out blocks: Dice" in capsys.readouterr().out
 
 
