@@ -32,7 +32,7 @@ from segmentation.doubt import doubt_map
 from segmentation.intake import Picture
 from stages.forest import MOST_PIXELS, PixelForest, draw_pixels
 from stages.labels import area_weights, label_counts, sure_labels
-from utils.files import DataError, replace_file
+from utils.files import DataError, open_to_append
 from utils.log import read_metrics
 from utils.metrics import IGNORED
 
@@ -335,15 +335,11 @@ class Answer(Folder):
         return reduced if reduce > 1 else super().size_words()
 
     def _note(self, name: str) -> None:
-        old = {kind: self.noted(kind) for kind in NOTED}
-        for kind, attribute in NOTED.items():
-            old[kind][name] = getattr(self.segmenter, attribute, float("nan"))
-        lines = [
-            json.dumps({"name": n, **{k: _or_none(values.get(n)) for k, values in old.items()}})
-            for n in old["votes"]
-        ]
-        text = "".join(f"{line}\n" for line in lines)
-        replace_file(self.out / VOTES, text, "--out", durable=False)
+        """Add a line on an image; of several on one image the last counts."""
+        found = {kind: getattr(self.segmenter, own, math.nan) for kind, own in NOTED.items()}
+        line = json.dumps({"name": name, **{k: _or_none(value) for k, value in found.items()}})
+        with open_to_append(self.out / VOTES) as file:
+            file.write(f"\n{line}\n".encode())  # the line before may have been cut off by a kill
 
     def noted(self, kind: str) -> dict[str, float]:
         """'votes' or 'unsure' of each image, see ``Watched``; nan where it is not known."""

@@ -83,9 +83,7 @@ NO_BLOCK = (
     "Not checked: no image but the annotated one has a mask, and no part of the annotation could "
     "be held out, so nobody knows how well the phases are told apart"
 )
-FIRST_NOTE = (
-    "First look, which the last answer replaces; nothing has been checked yet"
-)
+FIRST_NOTE = "First look, which the last answer replaces; nothing has been checked yet"
 LABELS_WIN = (
     "Where an image has labels, they stand in its class map in the place of the prediction. To "
     "correct: change a class map in the folder classes (class ids, which look black in a viewer; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,23 @@ def test_it_is_told_at_which_size_images_are_predicted(
     model = Classifier(3, (), reduce, seed=0, threads=1)
     folder = Answer(model, [], tmp_path)  # type: ignore[arg-type]
     assert words in folder.size_words() and ("reduced" in folder.size_words()) == (reduce > 1)
+
+
+def test_what_is_noted_of_images_survives_a_kill_amid_a_line(tmp_path: Path) -> None:
+    model = Classifier(3, (), 1, seed=0, threads=1)
+    folder = Answer(model, [], tmp_path)  # type: ignore[arg-type]
+    for name, unsure in (("a", 0.25), ("b", 0.5)):
+        model.unsure = unsure
+        folder._note(name)
+    noted = tmp_path / "votes.jsonl"
+    noted.write_bytes(noted.read_bytes()[:-7])
+    again = Answer(model, [], tmp_path)  # type: ignore[arg-type]
+    assert again.noted("unsure") == {"a": 0.25}
+    for name, unsure in (("b", 0.75), ("a", 0.125)):
+        model.unsure = unsure
+        again._note(name)
+    assert again.noted("unsure") == {"a": 0.125, "b": 0.75}
+    assert all(math.isnan(votes) for votes in again.noted("votes").values())
 
 
 def test_a_second_opinion_knows_its_error_on_held_out_halves(tmp_path: Path) -> None:
