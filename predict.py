@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     task = made.add_mutually_exclusive_group(required=True).add_argument
     task("--images", help="predict and measure: a folder of images with sub-folders, or one image")
     task("--rank", metavar="IMAGES", help="sort images by how much the model's predictions of "
-         "their 8 flips and turns disagree")  # fmt: skip
+         "their 8 flips and turns disagree; with --annotated by their doubt")  # fmt: skip
     task("--export", metavar="FILE", help="write the model for other programs: .onnx or .pt2")
     add("--out", help="folder of the results; default: predicted_<images> or ranked_<images>, "
         "beside the weights")  # fmt: skip

@@ -52,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
         "the name of their folder")  # fmt: skip
     add("--min_px", type=float, default=MINIMUM_PX, help="smaller specks and holes are noise: they "
         f"count as no particle ({MINIMUM_PX})")  # fmt: skip
+    add("--grain_classes", type=int, nargs="+", default=[], metavar="CLASS", help="ids of the "
+        "classes whose pieces are grains: an ASTM grain-size number is given")  # fmt: skip
     for name in READING:
         cut = (
             "pixels cut off: top,bottom,left,right; " if name == "crop" else "how masks are read: "
@@ -86,6 +88,7 @@ def request_of(options: argparse.Namespace) -> Request:
         class_names=options.class_names or (demo.CLASSES if options.demo else ()),
         um_per_px=options.um_per_px,
         min_px=options.min_px,
+        grain_classes=tuple(options.grain_classes),
         reading=tuple(f"--{name}={value}" for name, value in given.items() if value),
         device=options.device,
         threads=options.threads,

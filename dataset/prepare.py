@@ -34,7 +34,7 @@ Lay out images and masks as the program reads them, or look at a set that is lai
     python dataset/prepare.py --check dataset/my_set
 
 The set is written beside its place and then renamed, so it is there in full or not at all.
-dataset/README.md shows the layout and examples.
+docs/data.md shows the layout and examples.
 """
 REPORT, SOURCES = "prepare_report.txt", "prepare_sources.csv"
 

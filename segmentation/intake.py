@@ -61,6 +61,7 @@ class Request:
     threads: int = 0
     seed: int = 0
     min_px: float = MINIMUM_PX
+    grain_classes: tuple[int, ...] = ()  # class ids whose pieces are grains, of which G is given
     outlines: str = ""  # geojson or roi: the outlines of all particles are written, too
     scales: Path | None = None  # a CSV file of scales for single images
     sample: str = ""  # what the images show; '' is the name of their folder

@@ -17,6 +17,8 @@ from annotation.outlines import SUFFIX, packed
 from dataset.layout import write_png
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.items import Item
+from metallography.measure import check_terms
+from metallography.particles import MINIMUM_PX
 from metallography.ranking import fractions_of
 from metallography.scales import find_scales
 from metallography.segmenter import Segmenter
@@ -70,6 +72,7 @@ def run(request: Request) -> Work:
         for leftover in request.out.glob(f".{SET}-*"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         intake = read(request)
+        check_terms(intake.num_classes, None, MINIMUM_PX, request.grain_classes)
         request = replace(request, class_names=request.class_names or intake.class_names)
         for note in intake.notes:
             to_terminal(note)
@@ -224,6 +227,7 @@ class Work:
             folder = self.predict_first()
         self.answers.publish(self.first, [p.name for p in self.pictures], FOREST)
         self.first_look = folder, self.mark(folder)
+        self.answers.publish_tables(self.first)
         path = telling.write_page(self, *self.first_look, final=False)
         took = minutes(time.monotonic() - self.started)
         to_terminal(f"First answer of all images, by the {FOREST}, after {took}: {path}")
@@ -272,6 +276,7 @@ class Work:
         um, scales = self.request.um_per_px, self.scales
         told: dict[str, Any] = {"scales": scales.of}
         told["min_px"], told["in_no_mask"] = self.request.min_px, self.in_no_mask
+        told["grain_classes"] = self.request.grain_classes
         told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
         learnt = telling.annotated_line(folder.annotated, len(items))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import html
 import json
+import math
 import re
 import shutil
 import sys
@@ -734,3 +736,19 @@ def test_beside_strokes_a_network_learns_what_the_pixel_classifier_is_sure_of(
         assert "on labelled pixels alone, 12 % of the annotated image" in text
         assert "Only 12 % of the annotated image is labelled" in text
     assert (ids(out / "classes" / "é0.png")[::8] == strokes[::8]).all()
+
+
+def test_grains_are_measured_where_they_are_asked_for(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(done, "--grain_classes", "7") == 2
+    assert capsys.readouterr().err == "--grain_classes: found 7; classes are 0 ... 3\n"
+    assert run(done, "--grain_classes", "1", "--um_per_px", "0.5") == 0
+    with (done / "out" / "measurements.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    known = [row for row in rows if row["astm_g"]]
+    assert known and {row["class"] for row in known} == {"1"}
+    for row in known:  # ASTM E112, of a length in mm
+        g = -3.288 - 6.643856 * math.log10(float(row["grain_intercept_um"]) / 1000)
+        assert float(row["astm_g"]) == pytest.approx(g, abs=1e-3)
+    assert "ASTM G" in (done / "out" / "report.html").read_text(encoding="utf-8")
