@@ -46,7 +46,8 @@ EVAL_EVERY = {"1": 200, "5": 100, "f": 10}
 EVAL_EVERY_STEPS = 100  # with fine_steps
 CLASS_WEIGHT_OF_4 = (1.0, 1.0, 10.0, 10.0)
 MAPPING_OF_4 = (0, 128, 64, 255)
-BALANCED = "balanced"  # class weights by the labelled pixels
+# Class weights by the labelled pixels: balanced ones to a power.
+BALANCED = {"balanced": 1.0, "balanced_sqrt": 0.5}
 
 # The settings that decide the result, by stages; all others may change when a run is resumed.
 # Fine-tuning depends on the pretraining before it.
@@ -175,9 +176,9 @@ class Config:
         "apart", source=OURS, pattern="#?[0-9a-fA-F]{6}",
         allowed="a colour for each class, separated by commas, such as 333333,e69f00")
     class_weight: tuple[float, ...] | str = experiment((), "weight of each class in the "
-        f"cross-entropy; a single value: of every class; {BALANCED}: all labelled pixels of the "
-        "annotated images / (classes with labels * labelled pixels of the class); empty: 1,1,10,10 "
-        "for 4 classes, else all 1", limits=WEIGHT, choices=(BALANCED,))
+        "cross-entropy; a single value: of every class; balanced: all labelled pixels of the "
+        "annotated images / (classes with labels * labelled pixels of the class), or its square "
+        "root; empty: 1,1,10,10 for 4 classes, else all 1", limits=WEIGHT, choices=tuple(BALANCED))
     use_unlabelled: bool = experiment(False, "pretrain on the images of train_unlabelled too",
         source=OURS)
     standardize: bool = experiment(False, "normalise every image by the mean and standard "
@@ -459,8 +460,8 @@ FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fiel
 def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
     """(setting, found, allowed) of each broken rule that involves several settings or entries."""
     classes, groups, channels = c.get("num_classes"), c.get("groups"), c.get("channels")
-    weights = () if c.get("class_weight") == BALANCED else c.get("class_weight", ())
-    c = {**c, "class_weight": weights}
+    weights = c.get("class_weight", ())
+    c = {**c, "class_weight": () if isinstance(weights, str) else weights}
     for name in ("mapping", "class_names", "class_colours", "class_weight"):
         fits = (0, 1, classes) if name == "class_weight" else (0, classes)
         if classes and (count := len(c.get(name, ()))) not in fits:
@@ -468,7 +469,7 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
     for name, what in (("mapping", "gray"), ("class_names", "name")):
         if len(set(c.get(name, ()))) < len(c.get(name, ())):
             yield name, found(c[name]), f"each {what} once"
-    if weights and max(weights) < LEAST_WEIGHT:
+    if (weights := c["class_weight"]) and max(weights) < LEAST_WEIGHT:
         yield "class_weight", found(weights), f"at least one of {LEAST_WEIGHT} or more"
     if classes and (c.get("ignore_label") or classes) < classes:
         yield "ignore_label", c["ignore_label"], f"None or at least num_classes, {classes}"

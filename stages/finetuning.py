@@ -268,16 +268,18 @@ class Supervised(Runner):
     def weights(self) -> Sequence[float]:
         """The weight of each class in the cross-entropy."""
         c = self.config
-        if c.class_weight == BALANCED:
-            return balanced_weights(label_counts(self.masks(), c.num_classes))
+        if isinstance(c.class_weight, str):
+            counts = label_counts(self.masks(), c.num_classes)
+            return balanced_weights(counts, BALANCED[c.class_weight])
         return tuple(map(float, c.class_weight))
 
     def about_labels(self) -> list[str]:
         """Pixels and, where they are balanced, weights of each class; what is far from any."""
         c, masks = self.config, self.masks()
         lines = [label_line(masks, c.num_classes)]
-        if c.class_weight == BALANCED:
-            lines.append(weight_line(self.weights(), label_counts(masks, c.num_classes)))
+        if isinstance(c.class_weight, str):
+            counts = label_counts(masks, c.num_classes)
+            lines.append(weight_line(c.class_weight, self.weights(), counts))
         return lines + far_lines(masks, [s.name for s in self.annotated if s.mask])
 
     def _about_test(self, when: str) -> list[str]:

@@ -29,16 +29,18 @@ def label_counts(masks: Iterable[Mask], classes: int) -> NDArray[np.int64]:
     return np.sum(counts, axis=0, dtype=np.int64) if counts else np.zeros(classes, np.int64)
 
 
-def balanced_weights(counts: NDArray[np.int64]) -> tuple[float, ...]:
-    """Weights with which every class counts alike, by its labelled pixels (C,).
+def balanced_weights(counts: NDArray[np.int64], power: float = 1.0) -> tuple[float, ...]:
+    """Weights with which every class counts alike, by its labelled pixels (C,), to a ``power``.
 
     all pixels / (classes that have any * pixels of the class), which is scikit-learn's
-    ``class_weight="balanced"``: over all labelled pixels they average 1. A class without pixels
-    has 0; no loss would use its weight.
+    ``class_weight="balanced"``: over all labelled pixels they average 1. With their square root a
+    class counts by the root of its pixels. A class without pixels has 0; no loss would use its
+    weight.
     """
     there = counts > 0
     alike = counts.sum() / max(1, there.sum())
-    return tuple(np.divide(alike, counts, out=np.zeros(len(counts)), where=there).tolist())
+    weights = np.divide(alike, counts, out=np.zeros(len(counts)), where=there)
+    return tuple((weights**power).tolist())
 
 
 def label_line(masks: Sequence[Mask], classes: int) -> str:
@@ -49,11 +51,11 @@ def label_line(masks: Sequence[Mask], classes: int) -> str:
     return f"Labelled: {counts.sum()} pixels, {share:.1%} of them: {each}"
 
 
-def weight_line(weights: Sequence[float], counts: NDArray[np.int64]) -> str:
-    """The balanced weights, and of how many labelled pixels they are."""
+def weight_line(how: str, weights: Sequence[float], counts: NDArray[np.int64]) -> str:
+    """The weights balanced in the way ``how``, and of how many labelled pixels they are."""
     pairs = enumerate(zip(weights, counts, strict=True))
     each = ", ".join(f"class {c} {weight:.4g} ({n} pixels)" for c, (weight, n) in pairs)
-    return f"Class weights, balanced: {each}"
+    return f"Class weights, {how}: {each}"
 
 
 def far_lines(masks: Iterable[Mask], names: Iterable[str]) -> list[str]:

@@ -774,7 +774,7 @@ def test_balanced_weights_are_part_of_the_identity_as_the_text():
     for stage in ("fine", "sup"):
         assert made.training_settings(stage)["class_weight"] == "balanced"
     (line,) = problems_of_line("--class_weight balancd")
-    numbers = "numbers, each at least 0 and at most 1000000.0; or balanced"
+    numbers = "numbers, each at least 0 and at most 1000000.0; or balanced, balanced_sqrt"
     assert line == (f"class_weight: found 'balancd'; allowed: {numbers}; did you mean balanced?")
 
 

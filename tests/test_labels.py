@@ -47,6 +47,8 @@ def test_a_class_without_labels_has_no_weight_and_takes_none_from_the_others() -
     present = compute_class_weight("balanced", classes=np.array([0, 2]), y=np.array([0, 0, 0, 2]))
     assert balanced_weights(np.array([3, 0, 1])) == (present[0], 0.0, present[1])
     assert balanced_weights(np.zeros(2, np.int64)) == (0.0, 0.0)
+    root = balanced_weights(np.array([70, 5, 20, 0]), 0.5)  # 95 / 3 / each
+    assert root == pytest.approx([(95 / 210) ** 0.5, (95 / 15) ** 0.5, (95 / 60) ** 0.5, 0.0])
 
 
 def test_every_class_counts_alike_in_the_loss() -> None:
@@ -102,11 +104,14 @@ def test_a_balanced_run_logs_its_weights_and_is_another_run(
     assert "class_weight was balanced, is [1.0, 1.0, 1.0]" in said
 
 
-def test_numbers_that_are_the_balanced_ones_train_the_same_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("how", "power"), [("balanced", 1), ("balanced_sqrt", 0.5)])
+def test_numbers_that_are_the_balanced_ones_train_the_same_network(
+    tmp_path: Path, how: str, power: float
+) -> None:
     data = make_set(tmp_path / "steel")
     counts = np.bincount(read_mask(data / "sup_num1_0" / "gt" / "15_0.png").ravel())
-    given = tuple(float(counts.sum() / (3 * n)) for n in counts)
-    for name, weight in (("by_hand", given), ("balanced", "balanced")):
+    given = tuple(float(counts.sum() / (3 * n)) ** power for n in counts)
+    for name, weight in (("by_hand", given), ("balanced", how)):
         assert train(data, tmp_path, "-stages sup", name=name, class_weight=weight) == 0
     one, other = (
         (tmp_path / f"{name}_sup" / "1_0" / "sup_last.pt") for name in ("by_hand", "balanced")
