@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import io
 import itertools
 import json
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ from config_run import open_set
 from data import STD, Batch, finish_views
 from metallography.tiling import DEFAULT_TILE
 from model import METHODS, Method, build_method
-from pscl import matching, sampling
+from networks import norm_kernel
+from pscl import assignment, matching, sampling
 from pscl.fast_matching import match
 from stages.finetuning import Supervised
 from stages.job import Runner
@@ -87,10 +89,12 @@ def train(
     optimizer: torch.optim.Optimizer | None = None,
     *,
     graphs: bool = True,
+    made: list[StepGraphs] | None = None,
 ) -> Iterator[Tensor]:
     """Train step by step as the engine does; gives the losses, which nobody waits for.
 
-    Batches may be those of ``plans``. ``graphs`` as with ``--cuda_graphs``.
+    Batches may be those of ``plans``. ``graphs`` as with ``--cuda_graphs``; they come into
+    ``made``.
     """
     optimizer, replayed = optimizer or make_adam(method, device), graphs and device.type == "cuda"
 
@@ -101,6 +105,8 @@ def train(
         return {name: loss.detach() for name, loss in losses.items()}
 
     run = StepGraphs(passes, method) if replayed else passes
+    if made is not None and isinstance(run, StepGraphs):
+        made.append(run)
     for batch in on_device(batches, device):
         planned = batch
         if "geometry" in batch:
@@ -139,6 +145,30 @@ def check_matching(device: torch.device, quick: bool) -> list[Result]:
         found = match(template.to(device), keys.to(device), valid.to(device)).cpu()
         wrong = int((found != plain).sum())
         rows.append(verdict(f"matches unlike the rule's, {templates} of {cells}", wrong, 0))
+    return rows
+
+
+def check_kernels(device: torch.device) -> list[Result]:
+    """Kernels that this card does not take; on CUDA each says in a warning why."""
+    kernels = itertools.product(("batch_norm", "row_norm"), PRECISIONS)
+    missing = [
+        f"{name} in {how}"
+        for name, how in kernels
+        if norm_kernel(name, device, PRECISIONS[how] or torch.float32) is None
+    ]
+    missing += [] if assignment.with_kernel else ["matching"]  # check_matching has tried
+    said = f" ({', '.join(missing)})" if missing else ""
+    return [verdict(f"kernels that do not run here{said}", len(missing), 0)]
+
+
+def check_norm_of_many_rows(device: torch.device) -> list[Result]:
+    """BatchNorm's kernel on as many rows as a step has at 376 px: its sums over all programs."""
+    batch_norm = importlib.import_module("utils.cuda.batch_norm")  # needs Triton
+    rows = []
+    for how, (side, channels) in itertools.product(PRECISIONS, ((376, 32), (47, 256))):
+        sizes = ((9 * side**2, channels),)
+        batch_norm.check(device, PRECISIONS[how] or torch.float32, sizes, batch_norm.PROGRAMS)
+        rows.append(verdict(f"BatchNorm of {sizes[0]} in {how}: errors", 0, 0))
     return rows
 
 
@@ -323,7 +353,8 @@ def check_bf16(device: torch.device, size: int, steps: int) -> list[Result]:
         losses = {}
         for how, seed in itertools.product(PRECISIONS, range(3)):
             method = method_on(name, device, seed)
-            running = list(train(method, copy.deepcopy(batches), device, PRECISIONS[how]))
+            with arithmetic(PRECISIONS[how], deterministic=False):
+                running = list(train(method, copy.deepcopy(batches), device, PRECISIONS[how]))
             losses[how, seed] = float(torch.stack(running[steps // 2 :]).mean())
         single = [losses["fp32", seed] for seed in range(3)]
         apart = max(abs(losses["bf16", seed] - single[seed]) for seed in range(3))
@@ -396,7 +427,7 @@ def busy(events: Sequence[Any]) -> tuple[float, int]:
     spans = sorted(
         (e.time_range.start, e.time_range.end)
         for e in events
-        if e.device_type == torch.autograd.DeviceType.CUDA
+        if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation
     )
     total, until = 0.0, float("-inf")
     for start, end in spans:
@@ -411,14 +442,16 @@ def measure_speed(
 ) -> Result:
     """A row of ``speed``: whole steps, nothing waiting between them; ``first s`` are the warm-up's.
 
-    ``graphs`` as with ``--cuda_graphs``.
+    ``graphs`` as with ``--cuda_graphs``; the row says whether there was one. To be called within
+    ``arithmetic``.
     """
     with tempfile.TemporaryDirectory() as folder:
         batches = batches_for(name, size, 8, WARM_UP + steps + PROFILED, Path(folder))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     method, start = method_on(name, device), measure.now(device)
-    running = train(method, batches, device, PRECISIONS[how], graphs=graphs)
+    made: list[StepGraphs] = []
+    running = train(method, batches, device, PRECISIONS[how], graphs=graphs, made=made)
     for _ in itertools.islice(running, WARM_UP):
         pass
     first, start = measure.now(device) - start, measure.now(device)
@@ -426,7 +459,7 @@ def measure_speed(
         pass
     milliseconds = 1000 * (measure.now(device) - start) / steps
     row: Result = {"method": name, "size": size, "precision": how}
-    row["graphs"] = str(graphs and device.type == "cuda")
+    row["graphs"] = str(any(run.recordings for run in made))
     row["ms"] = milliseconds
     row["first s"] = first
     row["GiB"] = measure.peak_megabytes(device) / 1024
@@ -466,7 +499,13 @@ def measure_train(
         stage.build()
         seconds = seconds_of_epochs(stage, epochs)
     ms = 1000 * seconds / (epochs * len(stage.batches))
-    return {"train.py": name, "size": size, "cache_on": cache_on, "ms": ms}
+    row = {"train.py": name, "size": size, "cache_on": cache_on, "ms": ms}
+    return row | {"graphs": has_graphs(stage)}
+
+
+def has_graphs(stage: Runner) -> str:
+    """Whether the steps of a stage were replayed, and not only meant to be."""
+    return str(bool(stage.graphs and stage.graphs.recordings))
 
 
 def measure_labels(device: torch.device, size: int, steps: int) -> list[Result]:
@@ -482,6 +521,7 @@ def measure_labels(device: torch.device, size: int, steps: int) -> list[Result]:
             stage.build()
             seconds = seconds_of_epochs(stage, steps)
             row = {"with labels": preset, "size": size, "ms a step": 1000 * seconds / steps}
+            row["graphs"] = has_graphs(stage)
             stage.evaluate(0)
             start = measure.now(device)
             stage.evaluate(0)
@@ -508,6 +548,14 @@ def measure_at_once(device: torch.device, quick: bool) -> list[Result]:
     return prediction.at_once(predicting(device, quick))
 
 
+def speed(
+    name: str, size: int, how: str, device: torch.device, steps: int, graphs: bool = True
+) -> Result:
+    """``measure_speed`` as train.py computes."""
+    with arithmetic(PRECISIONS[how], deterministic=False):
+        return measure_speed(name, size, how, device, steps, graphs=graphs)
+
+
 def deterministic_cost(device: torch.device, size: int, steps: int) -> Result:
     """A row of ``speed`` with ``--deterministic``."""
     with arithmetic(torch.bfloat16, deterministic=True):
@@ -520,25 +568,28 @@ def parts_of(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]
     sizes, steps = ((32,), 1) if quick else ((376, 128), 20)
     small, epochs = 32 if quick else 128, 1 if quick else 6
     yield "checks", partial(check_matching, device, quick)
+    if device.type == "cuda":
+        yield "checks", partial(check_kernels, device)
+        yield "checks", partial(check_norm_of_many_rows, device)
     yield "checks", partial(check_waits, device)
     yield "checks", partial(check_losses, device, small // 2)
     yield "checks", partial(check_positions, device, small)
     for size, name, how in itertools.product(sizes, OURS, PRECISIONS):
-        yield "speed", partial(measure_speed, name, size, how, device, steps)
+        yield "speed", partial(speed, name, size, how, device, steps)
     for size, name in itertools.product(sizes, OURS[: 1 if quick else 2]):
         yield "train", partial(measure_train, name, size, device, epochs)
     yield "labels", partial(measure_labels, device, sizes[-1], 1 if quick else 40)
     yield "checks", partial(check_kept, device, sizes[0])
-    yield "at_once", partial(measure_at_once, device, quick)
-    yield "predicted", partial(measure_folders, device, quick)
     yield "train", partial(measure_train, OURS[0], sizes[0], device, epochs, "cpu")
     yield "checks", partial(check_views, device, sizes[0])
     yield "checks", partial(check_resumed, device, 32 if quick else 64)
     yield "checks", partial(check_bf16, device, 32 if quick else 64, 2 if quick else 20)
     for size, name in itertools.product(sizes, OURS[: 1 if quick else 2]):
-        yield "speed", partial(measure_speed, name, size, "bf16", device, steps, graphs=False)
+        yield "speed", partial(speed, name, size, "bf16", device, steps, graphs=False)
     yield "deterministic", partial(deterministic_cost, device, sizes[0], steps)
     yield "checks", partial(check_deterministic, device, small)
+    yield "at_once", partial(measure_at_once, device, quick)
+    yield "predicted", partial(measure_folders, device, quick)  # mostly the processor's time
 
 
 def report(given: argparse.Namespace) -> Result:
@@ -554,7 +605,8 @@ def report(given: argparse.Namespace) -> Result:
             found["left_out"].append({"left out, for want of time": what})
             continue
         try:
-            rows = part()
+            with redirect_stdout(sys.stderr):  # the output itself is the report
+                rows = part()
         except Exception as error:  # whatever a device may refuse: the rest is wanted too
             why = (str(error).splitlines() or [""])[0]
             found["failed"].append({"failed": what, "why": f"{type(error).__name__}: {why}"})

@@ -225,6 +225,8 @@ def on_cuda(
         chosen = kernels.assign(*inputs)
         if with_kernel is None and not torch.equal(chosen, in_rounds(*inputs)):
             raise RuntimeError("its choices differ from those of the rule")
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a compiler may miss on somebody's machine
         with_kernel = False
         why = (str(error).splitlines() or [type(error).__name__])[0]

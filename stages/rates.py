@@ -49,8 +49,24 @@ def averaged_weights(module: nn.Module, decay: float) -> AveragedModel:
     Buffers, such as BatchNorm's statistics, are those of the network.
     """
 
-    def average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
-        kept = torch.clamp(torch.as_tensor((1 + steps) / (10 + steps)), max=decay)
-        return torch.lerp(averaged, current, (1 - kept).to(averaged))
+    return _Average(module, decay)
 
-    return AveragedModel(module, avg_fn=average)
+
+class _Average(AveragedModel):
+    """``averaged_weights``, without waiting for a device: PyTorch's own asks it for each tensor."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        super().__init__(module)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights after a step into the average."""
+        averaged: list[Tensor] = [*self.module.parameters()]
+        current: list[Tensor] = [*model.parameters()]
+        steps = self.n_averaged  # stays on the CPU
+        kept = torch.clamp((1 + steps) / (10 + steps), max=self.decay) if steps else torch.zeros(())
+        torch._foreach_lerp_(averaged, current, float(1 - kept))
+        for own, other in zip(self.module.buffers(), model.buffers(), strict=True):
+            own.copy_(other)
+        self.n_averaged += 1

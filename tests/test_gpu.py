@@ -19,14 +19,18 @@ CPU = torch.device("cpu")
 def test_busy_is_the_union_of_what_the_device_did() -> None:
     """Of 0-10, 5-12, 6-8 and 20-21 thousandths of a second, 13 are busy."""
 
-    def event(name: str, start: int, end: int, on_device: bool = True) -> Any:
+    def event(
+        name: str, start: int, end: int, on_device: bool = True, *, named: bool = False
+    ) -> Any:
         kind = torch.autograd.DeviceType.CUDA if on_device else torch.autograd.DeviceType.CPU
         span = SimpleNamespace(start=1000 * start, end=1000 * end)
-        return SimpleNamespace(name=name, time_range=span, device_type=kind)
+        about = {"name": name, "device_type": kind, "is_user_annotation": named}
+        return SimpleNamespace(time_range=span, **about)
 
     launches = [event("cudaLaunchKernel", n, n + 1, on_device=False) for n in range(3)]
     works = [event("gemm", 5, 12), event("Memcpy", 0, 10), event("add", 6, 8), event("mul", 20, 21)]
-    assert gpu.busy([*launches, *works]) == (13, 3)
+    step = event("Optimizer.step#Adam.step", 0, 30, named=True)  # a name for a span, gaps included
+    assert gpu.busy([*launches, *works, step]) == (13, 3)
 
 
 def test_matches_are_compared_with_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -90,6 +90,19 @@ def test_without_a_compiler_matching_goes_on_in_turn(monkeypatch: pytest.MonkeyP
     assert found.tolist() == again.tolist() == slow_match(template, keys, valid)
 
 
+def test_lack_of_memory_is_no_fault_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = importlib.import_module("pscl.kernels")
+    monkeypatch.setattr(kernels, "assign", Mock(side_effect=torch.OutOfMemoryError("none left")))
+    monkeypatch.setattr(assignment, "with_kernel", True)
+    template, keys = normalised(1, 4, 6, seed=1)[0], normalised(2, 4, 300, seed=2)
+    with (
+        patch.object(fast_matching, "assign", assignment.on_cuda),
+        pytest.raises(torch.OutOfMemoryError),
+    ):
+        fast_matching.match(template, keys, torch.ones(2, 300) > 0)
+    assert assignment.with_kernel is True
+
+
 def test_a_kernel_that_chooses_wrongly_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = importlib.import_module("pscl.kernels")
     monkeypatch.setattr(kernels, "assign", lambda cell, sure, *others: torch.zeros_like(sure))
@@ -139,6 +152,21 @@ def test_the_kernel_gives_rows_of_another_type() -> None:
     torch.testing.assert_close(found, expected)
     own, other = (torch.autograd.grad(x.square().sum(), rows)[0] for x in (found, expected))
     torch.testing.assert_close(own.float(), other.float(), rtol=1e-2, atol=1e-2)
+
+
+@interpreted
+def test_the_check_of_batch_norm_takes_rows_and_programs_as_given() -> None:
+    kernels = importlib.import_module("utils.cuda.batch_norm")
+    taken = []
+
+    def noted(rows: torch.Tensor, *more: Any) -> torch.Tensor:
+        taken.append((tuple(rows.shape), more[-1]))
+        return statistics(rows, *more)
+
+    statistics = kernels.take_statistics
+    with patch.object(kernels, "take_statistics", noted):
+        kernels.check(torch.device("cpu"), torch.float32, ((900, 5), (40, 256)), 6)
+    assert taken == [((900, 5), 6), ((40, 256), 6)]
 
 
 @interpreted

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
+from benchmarks.measure import Stopwatch, counted
 from stages.rates import averaged_weights, rate_schedule
 
 
@@ -97,3 +99,26 @@ def test_the_average_keeps_its_share_later() -> None:
         module.weight += 1
     average.update_parameters(module)
     assert average.module.weight.item() == pytest.approx(before + 0.6)
+
+
+def test_the_average_is_bit_by_bit_that_of_pytorch_in_fewer_calls() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1))
+
+    def mean(averaged: torch.Tensor, current: torch.Tensor, steps: Any) -> torch.Tensor:
+        kept = torch.clamp(torch.as_tensor((1 + steps) / (10 + steps)), max=0.3)
+        return torch.lerp(averaged, current, (1 - kept).to(averaged))
+
+    own, plain = averaged_weights(module, 0.3), AveragedModel(module, avg_fn=mean)
+    for _ in range(8):
+        module(torch.randn(2, 1, 5, 5)).sum().backward()  # new statistics
+        with torch.no_grad():
+            for p in module.parameters():
+                p.add_(torch.randn_like(p))
+        with counted(Stopwatch(torch.device("cpu"))) as calls:
+            own.update_parameters(module)
+        plain.update_parameters(module)
+        assert sum(calls.counts.values()) <= 9 + len(list(module.buffers()))  # PyTorch's: 50
+        both = own.state_dict(), plain.state_dict()
+        assert both[0].keys() == both[1].keys()
+        assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])

@@ -31,6 +31,7 @@ class Graph:
     """As ``torch.cuda.CUDAGraph``; ``of`` are the recordings."""
 
     of: list[Recording]
+    modes: list[Any]  # whether what waits for the device is an error, as it was set
     passes: Any
     module: nn.Module
 
@@ -61,7 +62,7 @@ def standing_in(monkeypatch: pytest.MonkeyPatch) -> type[Graph]:
         for name, tensor in state.items():  # nothing is computed while a graph is recorded
             tensor.copy_(before[name])
 
-    Graph.of = []
+    Graph.of, Graph.modes = [], []
     new = Recording.__init__
 
     def noted(self: Recording, *given: Any) -> None:
@@ -71,10 +72,12 @@ def standing_in(monkeypatch: pytest.MonkeyPatch) -> type[Graph]:
     monkeypatch.setattr(Recording, "__init__", noted)
     for name, fake in {
         "CUDAGraph": Graph,
-        "Stream": MagicMock,
+        "Stream": lambda *given, **how: MagicMock(),
         "current_stream": MagicMock,
         "graph": recorded,
         "stream": lambda stream: contextlib.nullcontext(),
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": lambda mode: Graph.modes.append(mode),
     }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     return Graph
@@ -230,6 +233,24 @@ def test_what_cannot_be_recorded_goes_on_without(
     assert all(torch.equal(replayed[name], state[name]) for name in state)
 
 
+def test_passes_that_wait_are_not_even_begun_to_be_recorded(
+    standing_in: type[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recording that breaks off keeps its memory for good in some versions of PyTorch."""
+    begun = Mock()
+    monkeypatch.setattr(torch.cuda, "graph", begun)
+    network = Small()
+
+    def passes(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        if Graph.modes[-1:] == ["error"]:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return network.passes(batch)
+
+    with pytest.warns(UserWarning, match="slower: called a synchronizing CUDA operation$"):
+        StepGraphs(passes, network)({"x": torch.randn(6, 4)})
+    assert Graph.modes == ["error", 0] and not begun.called
+
+
 def test_passes_that_fail_before_a_recording_change_nothing(standing_in: type[Graph]) -> None:
     network = Small()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -256,7 +277,10 @@ def test_memory_that_runs_out_is_said_as_such(
         try:
             yield
         finally:
-            raise RuntimeError("the recording was broken off")
+            try:
+                raise RuntimeError("not permitted while a stream is captured")
+            finally:
+                raise RuntimeError("the recording was broken off")
 
     monkeypatch.setattr(torch.cuda, "graph", broken)
     passes = Mock(side_effect=[{}] * step_graph.WARM_UP + [torch.OutOfMemoryError("none left")])

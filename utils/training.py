@@ -138,7 +138,17 @@ class Training:
             self.log.require_files()
             last = self.whole_state(self.epochs, finished=True)
         group.by_writer(lambda: self.state.finish(last))
+        self.release()
         return self.evaluations
+
+    def release(self) -> None:
+        """Let go of graphs and gradients, which hold most of a device's memory.
+
+        Blocks that recompute refer to themselves, so Python keeps them until it looks for cycles.
+        """
+        self.graphs = None
+        for parameter in self.module.parameters():
+            parameter.grad = None
 
     def ready(self, ranks: str = "") -> dict[str, Any] | None:
         """The state on disk, finished or to resume from; UserError if this stage must not run.

@@ -6,6 +6,7 @@ take eight, at the speed of the memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -280,22 +281,28 @@ def _backward(
 
 
 @torch.no_grad()
-def check(device: torch.device, dtype: torch.dtype) -> None:
-    """Compare both passes with PyTorch's on some rows; RuntimeError if they differ.
+def check(
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Iterable[tuple[int, int]] = ((700, 32), (700, 24)),
+    programs: int = SHARING,
+) -> None:
+    """Compare both passes with PyTorch's on rows of ``sizes`` (N, C); RuntimeError if they differ.
 
+    ``programs`` at most share the rows.
     Without autograd: within a block whose activations are recomputed a backward pass of the check's
     own would take the block's.
     """
     aten, momentum, eps, slope = torch.ops.aten, 0.1, 1e-5, 0.01
-    for channels in (32, 24):
-        rows = mixed_rows(channels, device, dtype)
+    for count, channels in sizes:
+        rows = mixed_rows(channels, device, dtype, count)
         gradient = rows.roll(1, 0)
         weight, bias = (torch.linspace(a, 1, channels, device=device) for a in (0.5, -1))
         mean, variance, mean_too, variance_too = torch.zeros(4, channels, device=device)
         with torch.autocast(device.type, enabled=False):
-            statistics = take_statistics(rows, mean, variance, momentum, eps, SHARING)
+            statistics = take_statistics(rows, mean, variance, momentum, eps, programs)
             passed = forward(rows, weight, bias, statistics, slope)
-            back = backward(gradient, rows, weight, bias, statistics, slope, SHARING)
+            back = backward(gradient, rows, weight, bias, statistics, slope, programs)
             found = (passed, *back, mean, variance)
             wide, wide_gradient = rows.float(), gradient.float()
             known = (weight, bias, mean_too, variance_too)

@@ -17,10 +17,10 @@ def block_sizes(rows: Tensor, tile: int) -> dict[str, int]:
     return {"width": width, "block": max(1, tile // width)}
 
 
-def mixed_rows(channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Rows (700, C) of numbers between -1 and 1, not from a run's generator."""
-    mixed = torch.arange(700 * channels) * 7919 % 1009 / 504 - 1
-    return mixed.view(700, channels).to(device, dtype)
+def mixed_rows(channels: int, device: torch.device, dtype: torch.dtype, count: int = 700) -> Tensor:
+    """Rows (count, C) of numbers between -1 and 1, not from a run's generator."""
+    mixed = torch.arange(count * channels) * 7919 % 1009 / 504 - 1
+    return mixed.view(count, channels).to(device, dtype)
 
 
 def require_equal(found: Iterable[Tensor], expected: Iterable[Tensor], dtype: torch.dtype) -> None:

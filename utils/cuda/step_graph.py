@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +22,36 @@ Shapes = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 WARM_UP = 3  # passes before a recording: kernels are chosen and compiled, libraries take memory
 MOST = 4  # graphs that are kept; batches of other shapes are computed without one
 WORTH = 16  # batches of a shape for which another's graph is given up: recording costs some steps
+
+
+@cache
+def stream_of(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all recordings on a device.
+
+    It is one, because libraries keep memory for every stream that they were used on; and of high
+    priority, because ordinary ones are handed out in turn, so that an upload could share it.
+    """
+    return torch.cuda.Stream(device, priority=-1)
+
+
+@contextmanager
+def waiting_refused() -> Iterator[None]:
+    """Whatever waits for the device is an error, as it is in a recording.
+
+    A recording that breaks off may keep its memory for good, so it is not begun.
+    """
+
+    def switch(mode: int | str) -> None:
+        with warnings.catch_warnings():  # PyTorch says that it does not see all that waits
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode(mode)
+
+    before = torch.cuda.get_sync_debug_mode()
+    switch("error")
+    try:
+        yield
+    finally:
+        switch(before)
 
 
 class Recording:
@@ -41,13 +73,15 @@ class Recording:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         state = [*module.parameters(), *module.buffers()]
         before = [tensor.detach().clone() for tensor in state]
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        current, side = torch.cuda.current_stream(), stream_of(state[0].device)
         side.wait_stream(current)
         try:
             with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
+                for _ in range(WARM_UP - 1):
                     passes(self.batch)
                     self.forget()
+                with waiting_refused():
+                    passes(self.batch)
         finally:
             current.wait_stream(side)
             self.forget()
@@ -57,7 +91,7 @@ class Recording:
         del before
         self.graph = torch.cuda.CUDAGraph()
         # Meanwhile a thread uploads the next batch, which only this thread's calls must not do.
-        how: dict[str, Any] = {"pool": pool, "capture_error_mode": "thread_local"}
+        how: dict[str, Any] = {"pool": pool, "stream": side, "capture_error_mode": "thread_local"}
         try:
             with torch.cuda.graph(self.graph, **how):
                 self.losses = passes(self.batch)
@@ -150,7 +184,7 @@ class StepGraphs:
         try:
             found = Recording(self.passes, self.module, tensors, *pools[:1])
         except Exception as error:  # whatever a library may refuse to have recorded
-            causes = (error, error.__context__)  # lack of memory may have ended the recording
+            causes = list(_causes(error))  # lack of memory may have ended the recording
             short = next((e for e in causes if isinstance(e, torch.OutOfMemoryError)), None)
             if short and not pools:
                 raise short from None
@@ -162,3 +196,10 @@ class StepGraphs:
             return
         self.recordings[shapes] = found
         self.met.pop(shapes, None)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those in whose handling it was raised."""
+    while error is not None:
+        yield error
+        error = error.__context__
