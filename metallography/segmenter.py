@@ -47,7 +47,7 @@ from utils.checkpoint import (
     settings_in,
     transfer,
 )
-from utils.device import choose_device, upload
+from utils.device import arithmetic, choose_device, upload
 from utils.metrics import IGNORED
 
 SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are padded with their edge pixels
@@ -261,7 +261,8 @@ class Segmenter:
         missing = (0, max(0, SMALLEST_SIDE - width), 0, max(0, SMALLEST_SIDE - height))
         if any(missing):
             x = F.pad(x, missing, mode="replicate")
-        logits = self.network(x.contiguous(memory_format=torch.channels_last))
+        with arithmetic(None, deterministic=False):  # single precision, not TF32
+            logits = self.network(x.contiguous(memory_format=torch.channels_last))
         return logits.softmax(dim=1)[:, :, :height, :width].cpu().numpy()
 
     def export(self, path: str | Path) -> list[str]:
