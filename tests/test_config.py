@@ -691,7 +691,7 @@ def test_the_values_of_a_preset_are_the_identity_and_its_name_is_not(classes):
     by_hand = Config(**given)
     for stage in ("self", "fine", "sup"):
         assert robust.training_settings(stage, "1") == by_hand.training_settings(stage, "1")
-    assert robust.training_settings("sup")["class_weight"] == [1.0] * classes
+    assert robust.training_settings("sup")["class_weight"] == "balanced_sqrt"
     assert robust.training_settings("sup") != parse_config(words).training_settings("sup")
 
 

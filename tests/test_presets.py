@@ -133,7 +133,7 @@ def test_a_preset_trains_with_any_number_of_classes(
     text = (tmp_path / "out/tiny_simclr/1_0/log_fine.txt").read_text()
     assert f"preset = {preset}\n" in text and "fine_optimizer = adamw\n" in text
     assert f"Preset {preset}: fine_crop 33: " in text
-    assert f"class_weight = {','.join(['1.0'] * classes)}\n" in text
+    assert "class_weight = balanced_sqrt\n" in text and "Class weights, balanced_sqrt: " in text
 
 
 def test_what_auto_saw_is_in_both_logs(tmp_path: Path) -> None:
