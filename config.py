@@ -46,8 +46,7 @@ EVAL_EVERY = {"1": 200, "5": 100, "f": 10}
 EVAL_EVERY_STEPS = 100  # with fine_steps
 CLASS_WEIGHT_OF_4 = (1.0, 1.0, 10.0, 10.0)
 MAPPING_OF_4 = (0, 128, 64, 255)
-# Class weights by the labelled pixels: balanced ones to a power.
-BALANCED = {"balanced": 1.0, "balanced_sqrt": 0.5}
+BALANCED = {"balanced": 1.0, "balanced_sqrt": 0.5}  # class weights, and their power
 
 # The settings that decide the result, by stages; all others may change when a run is resumed.
 # Fine-tuning depends on the pretraining before it.
@@ -177,8 +176,9 @@ class Config:
         allowed="a colour for each class, separated by commas, such as 333333,e69f00")
     class_weight: tuple[float, ...] | str = experiment((), "weight of each class in the "
         "cross-entropy; a single value: of every class; balanced: all labelled pixels of the "
-        "annotated images / (classes with labels * labelled pixels of the class), or its square "
-        "root; empty: 1,1,10,10 for 4 classes, else all 1", limits=WEIGHT, choices=tuple(BALANCED))
+        "annotated images / (classes with labels * labelled pixels of the class); balanced_sqrt: "
+        "its square root; empty: 1,1,10,10 for 4 classes, else all 1", limits=WEIGHT,
+        choices=tuple(BALANCED))
     use_unlabelled: bool = experiment(False, "pretrain on the images of train_unlabelled too",
         source=OURS)
     standardize: bool = experiment(False, "normalise every image by the mean and standard "

@@ -26,6 +26,7 @@ from imaging.listing import UNREAD_PICTURES, longest_start
 from metallography.folder import MEASUREMENTS, SUMMARY
 from report.workbook import WORKBOOK
 from utils.checkpoint import load, save
+from utils.commandline import UserError
 from utils.files import IMAGE_SUFFIXES, DataError, is_of_system, replace_file, replacing
 
 MODEL = "model.pt"
@@ -203,16 +204,18 @@ class Answers:
             for name in old.keys() - set(names):  # its image was taken away
                 (self.out / kind / f"{name}.png").unlink(missing_ok=True)
         self._publish_outlines(work, names)
-        self.publish_tables(work)
+        for table in TABLES:
+            if (work / table).exists():
+                _copy(work / table, self.out / table)
         self.record |= {"by": by, "files": {name: [value] for name, value in new.items()}}
         self.record |= {"class_names": list(classes), "crop": list(crop)}
         self._save()
 
-    def publish_tables(self, work: Path) -> None:
-        """Publish the tables and the summary of a predicted folder alone."""
-        for table in TABLES:
-            if (work / table).exists():
-                _copy(work / table, self.out / table)
+    def publish_summary(self, work: Path) -> None:
+        """Publish the summary of a predicted folder alone, unless another program holds it open."""
+        for name in (SUMMARY, "summary.md"):
+            with suppress(UserError):
+                _copy(work / name, self.out / name)
 
     def forget(self) -> None:
         """Make nothing of the published class maps: their class ids have come to mean others."""

@@ -18,7 +18,6 @@ from dataset.layout import write_png
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.items import Item
 from metallography.measure import check_terms
-from metallography.particles import MINIMUM_PX
 from metallography.ranking import fractions_of
 from metallography.scales import find_scales
 from metallography.segmenter import Segmenter
@@ -72,7 +71,7 @@ def run(request: Request) -> Work:
         for leftover in request.out.glob(f".{SET}-*"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         intake = read(request)
-        check_terms(intake.num_classes, None, MINIMUM_PX, request.grain_classes)
+        check_terms(intake.num_classes, grain_classes=request.grain_classes)
         request = replace(request, class_names=request.class_names or intake.class_names)
         for note in intake.notes:
             to_terminal(note)
@@ -129,6 +128,7 @@ class Work:
         self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
         self.in_no_mask = np.flatnonzero(label_counts(masks, self.classes) == 0).tolist()
         decides = {name: getattr(schedule, name) for name in DECIDES}
+        decides["training"] = learning.config("key", stages="sup").training_settings("sup", "f")
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
         known = len(self.rounds.all)
         self.this = self.rounds.open(labels, self.classes, decides)
@@ -225,9 +225,8 @@ class Work:
         """All images by the pixel classifier, and a report on them."""
         with only_progress("First answer"):
             folder = self.predict_first()
-        self.answers.publish(self.first, [p.name for p in self.pictures], FOREST)
         self.first_look = folder, self.mark(folder)
-        self.answers.publish_tables(self.first)
+        self.answers.publish(self.first, [p.name for p in self.pictures], FOREST)
         path = telling.write_page(self, *self.first_look, final=False)
         took = minutes(time.monotonic() - self.started)
         to_terminal(f"First answer of all images, by the {FOREST}, after {took}: {path}")
@@ -237,18 +236,22 @@ class Work:
         late = self.strokes or math.isnan(found.mean)  # strokes count by area, which is known later
         if self.first_look is not None and not late:
             folder = self.first_look[0]
+            checked = telling.first_checked(
+                found, self.schedule, len(self.annotated), self.labelled
+            )
+            folder.notes = [*self.about_answer(folder), telling.FIRST_NOTE, *checked]
+            folder.poor = [*telling.poor_phases(found, folder.segmenter.class_names)]
             telling.write_page(self, *self.first_look, final=False, found=found)
-            told = found, self.schedule, len(self.annotated), self.labelled
-            folder.notes = [*folder.notes[:-1], *telling.first_checked(*told)]
             write_tables(folder)
-            self.answers.publish_tables(self.first)
+            self.answers.publish_summary(self.first)
             dice = telling.score_text(found.mean)
             to_terminal(f"First answer checked on held-out blocks: Dice {dice}; its report has it")
 
     def predict_first(self) -> Answer:
         """The pixel classifier's answer of this round, anew: a first one, and a second opinion."""
         shutil.rmtree(self.first, ignore_errors=True)
-        folder = self.predict(self.learnt(first=True), self.first, [telling.FIRST_NOTE])
+        said = [telling.FIRST_NOTE, telling.NOT_CHECKED]
+        folder = self.predict(self.learnt(first=True), self.first, said)
         replace_file(self.first / OF_ROUND, f"{self.this.key}\n", "--out")
         return folder
 
@@ -279,8 +282,7 @@ class Work:
         told["grain_classes"] = self.request.grain_classes
         told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
-        learnt = telling.annotated_line(folder.annotated, len(items))
-        folder.notes = [*scales.lines, learnt, *said]
+        folder.notes = [*self.about_answer(folder), *said]
         folder.run()
         if folder.bad:
             raise UserError("\n".join(folder.bad))
@@ -289,6 +291,10 @@ class Work:
         write_tables(folder)
         predicted_sheet(folder)
         return folder
+
+    def about_answer(self, folder: Answer) -> list[str]:
+        """What the summary of every answer says: scales, and which images were learnt from."""
+        return [*self.scales.lines, telling.annotated_line(folder.annotated, len(folder.items))]
 
     def compare(self) -> None:
         """Who does best on held-out blocks: network, pixel classifier, or the answer before."""

@@ -83,7 +83,8 @@ NO_BLOCK = (
     "Not checked: no image but the annotated one has a mask, and no part of the annotation could "
     "be held out, so nobody knows how well the phases are told apart"
 )
-FIRST_NOTE = "First look, which the last answer replaces; nothing has been checked yet"
+FIRST_NOTE = "First look, which the last answer replaces"
+NOT_CHECKED = "Nothing has been checked yet"
 LABELS_WIN = (
     "Where an image has labels, they stand in its class map in the place of the prediction. To "
     "correct: change a class map in the folder classes (class ids, which look black in a viewer; "
@@ -305,11 +306,14 @@ def warning_lines(work: Work, folder: Answer, found: HeldOut | None) -> list[str
         "report); a few strokes there would help"
         for name, place in far_places(work).items()
     ]
+    no_scale = work.request.grain_classes and folder.unit_scale is None
+    grains = "No ASTM grain-size number: the size of a pixel is not known; give --um_per_px"
     return [
         *partial_lines(work.labelled, len(annotated)),
         *poor_lines(found, names, work.labelled),
         *doubt.missing_lines(fractions, names, annotated),
         *far,
+        *([grains] if no_scale else []),
         *work.intake.warnings,
     ]
 

@@ -42,7 +42,7 @@ from stages.job import (
 from stages.labels import balanced_weights, far_lines, label_counts, label_line, weight_line
 from stages.overlap import parts_of
 from stages.pretraining import SelfSupervised
-from stages.rates import averaged_weights, rate_schedule
+from stages.rates import AveragedWeights, rate_schedule
 from utils.checkpoint import (
     UNET,
     CheckpointError,
@@ -87,7 +87,7 @@ class Supervised(Runner):
         c, samples = self.config, self.annotated
         self.ranks = group.size() if self.fits_ranks() else 1
         self.module = self.to_memory(self.network())
-        self.average = averaged_weights(self.module, c.fine_average) if c.fine_average else None
+        self.average = AveragedWeights(self.module, c.fine_average) if c.fine_average else None
         self.module = self.synchronised(self.module)  # the average's are rank 0's, see below
         self.scored = self.average.module if self.average else self.module
         self.optimizer = self.make_optimizer()

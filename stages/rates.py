@@ -41,19 +41,14 @@ def rate_schedule(
     return None
 
 
-def averaged_weights(module: nn.Module, decay: float) -> AveragedModel:
+class AveragedWeights(AveragedModel):
     """An exponential moving average of a network's weights; call ``update_parameters`` every step.
 
     After n steps the next one keeps min(decay, (1 + n) / (10 + n)) of the average, so that the
     random weights of the beginning are soon forgotten (as TensorFlow's and timm's averages).
-    Buffers, such as BatchNorm's statistics, are those of the network.
+    Buffers, such as BatchNorm's statistics, are those of the network. PyTorch's own waits for the
+    device once for every tensor; this never does.
     """
-
-    return _Average(module, decay)
-
-
-class _Average(AveragedModel):
-    """``averaged_weights``, without waiting for a device: PyTorch's own asks it for each tensor."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         super().__init__(module)

@@ -309,7 +309,7 @@ def test_a_setting_with_a_decimal_comma_is_answered_alike() -> None:
 def test_what_is_said_of_many_files_alike_fits_on_a_screen(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    alike = [f"img/{n}.png: {n}x376 pixels are used; at least 16 a side" for n in range(200)]
+    alike = [f"img/{n}.png: 0x376 pixels are used; at least 16 a side" for n in range(200)]
     lines = ["--crop: too much", *alike[:150], "img/b.png: damaged; save it anew", *alike[150:]]
 
     def work() -> None:
@@ -317,7 +317,7 @@ def test_what_is_said_of_many_files_alike_fits_on_a_screen(
 
     assert exit_code(work) == 2
     told = capsys.readouterr().err.splitlines()
-    other = ["and so for 190 more files", "img/b.png: damaged; save it anew"]
+    other = ["and 190 more of which the same is said", "img/b.png: damaged; save it anew"]
     assert told == ["--crop: too much", *alike[:10], *other]
 
 
@@ -325,6 +325,8 @@ def test_what_is_said_of_many_files_alike_fits_on_a_screen(
 def test_a_line_stands_for_at_least_two(count: int) -> None:
     lines = [f"img/{n}.png: empty" for n in range(count)]
     assert folded(lines) == lines
+    others = [f"{n}.png: value {n} in the mask; map it" for n in range(20)]
+    assert folded(others) == others  # each value is to be seen
     assert folded(["no file is named", "", *["one cure"] * 20]) == [
         "no file is named", "", *["one cure"] * 20,
     ]  # fmt: skip

@@ -304,3 +304,11 @@ def test_pretraining_with_a_schedule_cannot_be_made_longer(
     assert train(data, tmp_path, **common, self_max_epoch=1) == 0
     assert train(data, tmp_path, **common, self_max_epoch=2) == 2
     assert "self_max_epoch was 1, is 2" in capsys.readouterr().err
+
+
+def test_a_stage_that_has_run_lets_go_of_graphs_and_gradients(data: Path, tmp_path: Path) -> None:
+    """They hold most of a device's memory, which the next stage wants."""
+    stage = built(data, tmp_path / "out")
+    stage.run()
+    assert stage.graphs is None
+    assert all(parameter.grad is None for parameter in stage.module.parameters())

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, measure
+from benchmarks import gpu, gpu_speed, measure
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def test_busy_is_the_union_of_what_the_device_did() -> None:
     launches = [event("cudaLaunchKernel", n, n + 1, on_device=False) for n in range(3)]
     works = [event("gemm", 5, 12), event("Memcpy", 0, 10), event("add", 6, 8), event("mul", 20, 21)]
     step = event("Optimizer.step#Adam.step", 0, 30, named=True)  # a name for a span, gaps included
-    assert gpu.busy([*launches, *works, step]) == (13, 3)
+    assert gpu_speed.busy([*launches, *works, step]) == (13, 3)
 
 
 def test_matches_are_compared_with_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,8 +66,8 @@ def test_the_same_losses_are_no_difference(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_step_is_timed_without_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "WARM_UP", 1)
-    row = gpu.measure_speed("simclr", 16, "bf16", CPU, 1)
+    monkeypatch.setattr(gpu_speed, "WARM_UP", 1)
+    row = gpu_speed.measure_speed("simclr", 16, "bf16", CPU, 1)
     assert row["ms"] > 0 and row["GiB"] > 0 and "launches" not in row
 
 

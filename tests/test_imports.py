@@ -100,9 +100,14 @@ def is_dynamic_import(node: ast.Call) -> bool:
 
 
 def late_at_top(source: str) -> set[str]:
-    """Which of ``LATE`` a source text imports at its top."""
+    """Which of ``LATE`` a source text imports outside functions."""
     names: list[str] = []
-    for node in ast.parse(source).body:
+    left: list[ast.AST] = [ast.parse(source)]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        left += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -275,4 +280,5 @@ def test_what_loads_slowly_is_loaded_where_it_is_used(path: Path):
 def test_imports_at_the_top_are_found():
     text = "import sklearn.cluster\nfrom scipy import stats\nimport scipy"
     assert late_at_top(text) == {"sklearn", "scipy.stats"}
+    assert late_at_top("try:\n    import timm\nexcept ImportError:\n    pass") == {"timm"}
     assert not late_at_top("def f():\n    import sklearn\n    from scipy.stats import norm")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.measure import Stopwatch, counted
-from stages.rates import averaged_weights, rate_schedule
+from stages.rates import AveragedWeights, rate_schedule
 
 
 def rates(kind: str, steps: int, warmup: float, highest: tuple[float, ...] = (1.0,)) -> list[Any]:
@@ -74,7 +74,7 @@ def test_short_trainings_have_finite_rates(kind: str, steps: int, warmup: float)
 def test_the_average_is_that_of_a_loop() -> None:
     torch.manual_seed(0)
     module = nn.Linear(3, 2)
-    average = averaged_weights(module, 0.4)
+    average = AveragedWeights(module, 0.4)
     twin = copy.deepcopy(module.state_dict())
     for step in range(6):
         with torch.no_grad():
@@ -91,7 +91,7 @@ def test_the_average_is_that_of_a_loop() -> None:
 
 def test_the_average_keeps_its_share_later() -> None:
     module = nn.Linear(1, 1)
-    average = averaged_weights(module, 0.4)
+    average = AveragedWeights(module, 0.4)
     for _ in range(100):
         average.update_parameters(module)
     before = average.module.weight.item()
@@ -109,7 +109,7 @@ def test_the_average_is_bit_by_bit_that_of_pytorch_in_fewer_calls() -> None:
         kept = torch.clamp(torch.as_tensor((1 + steps) / (10 + steps)), max=0.3)
         return torch.lerp(averaged, current, (1 - kept).to(averaged))
 
-    own, plain = averaged_weights(module, 0.3), AveragedModel(module, avg_fn=mean)
+    own, plain = AveragedWeights(module, 0.3), AveragedModel(module, avg_fn=mean)
     for _ in range(8):
         module(torch.randn(2, 1, 5, 5)).sum().backward()  # new statistics
         with torch.no_grad():

@@ -293,14 +293,16 @@ def test_the_first_answer_says_that_nothing_was_checked_until_something_was(
         patch.setattr(segmentation.job.Work, "compare", killed)
         assert run(place) == 130
     assert "Nothing has been checked yet" in page() and "No warnings" not in page()
-    assert "First look" in summary() and "nothing has been checked yet" in summary()
+    assert "First look" in summary() and "Nothing has been checked yet" in summary()
+    assert (place / "out" / "measurements.xlsx").is_file()
     assert "é0.png (annotated)" in page() and "1 of 4 images is annotated" in page()
     shutil.rmtree(place / "out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation.job.Work, "pretrained", killed)
         assert run(place) == 130
     assert "Checked since: Dice" in page() and "Nothing has been checked" not in page()
-    assert "Checked since: Dice" in summary() and "nothing has been checked" not in summary()
+    assert "Checked since: Dice" in summary() and "Nothing has been checked" not in summary()
+    assert "First look" in summary()
     assert "First answer checked on held-out blocks: Dice" in capsys.readouterr().out
 
 
@@ -752,3 +754,17 @@ def test_grains_are_measured_where_they_are_asked_for(
         g = -3.288 - 6.643856 * math.log10(float(row["grain_intercept_um"]) / 1000)
         assert float(row["astm_g"]) == pytest.approx(g, abs=1e-3)
     assert "ASTM G" in (done / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_of_an_older_preset_gets_a_new_round(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its networks learnt otherwise: they are neither taken for this preset's nor refused."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(config.ROBUST, "class_weight", (1.0,))
+        assert run(place) == 0
+    assert run(place) == 0
+    assert "Round 2: labels of 1 image(s)" in capsys.readouterr().out
+    assert run(place) == 0
+    rounds = json.loads((place / "out" / "rounds.json").read_text(encoding="utf-8"))
+    assert [each["number"] for each in rounds] == [1, 2] and all(r["answer"] for r in rounds)

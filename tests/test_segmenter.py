@@ -237,3 +237,15 @@ def test_a_network_that_segment_did_not_write_is_not_only_missing(
     with pytest.raises(CheckpointError, match=rf"model\.pt: .*{words}") as raised:
         Segmenter(tmp_path / "model.pt", device="cpu")
     assert "\n" not in str(raised.value)
+
+
+def test_predictions_multiply_single_precision(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's convolutions would take TF32 otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    segmenter, seen = Segmenter(weights), []
+    network = segmenter.network
+    network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    segmenter(picture(1, 32, 40))
+    assert seen == [False] and torch.backends.cudnn.allow_tf32

@@ -128,16 +128,16 @@ def complain(text: str, code: int) -> int:
 def folded(lines: Sequence[str], most: int = 10) -> list[str]:
     """The lines, but of those that say the same of many files ``most``, and how many more are.
 
-    The same: after the file's name they differ in numbers alone.
+    A line is the name of a file, a colon, and what is said.
     """
-    kinds = [re.sub(r"\d+", "#", line.partition(": ")[2]) for line in lines]
+    kinds = [line.partition(": ")[2] for line in lines]
     count, seen, shown = Counter(kinds), Counter[str](), []
     for kind, line in zip(kinds, lines, strict=True):
         seen[kind] += 1
         if not kind or seen[kind] <= most or count[kind] == most + 1:
             shown.append(line)
         elif seen[kind] == most + 1:
-            shown.append(f"and so for {count[kind] - most} more files")
+            shown.append(f"and {count[kind] - most} more of which the same is said")
     return shown
 
 

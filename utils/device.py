@@ -119,7 +119,10 @@ def fuses_optimizers(device: torch.device) -> bool:
 def upload(
     tensor: Tensor, device: torch.device, layout: torch.memory_format = torch.preserve_format
 ) -> Tensor:
-    """The tensor on the device; CUDA copies it while the program goes on."""
+    """The tensor on the device; CUDA copies it while the program goes on, and is never waited for.
+
+    ``utils.cuda.step_graph`` relies on that.
+    """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # from other memory it would be waited for
     return tensor.to(device, memory_format=layout, non_blocking=True)

@@ -35,10 +35,11 @@ def stream_of(device: torch.device) -> torch.cuda.Stream:
 
 
 @contextmanager
-def waiting_refused() -> Iterator[None]:
-    """Whatever waits for the device is an error, as it is in a recording.
+def as_in_a_recording() -> Iterator[None]:
+    """Whatever waits for the device is an error, in all threads.
 
-    A recording that breaks off may keep its memory for good, so it is not begun.
+    A recording that breaks off may keep its memory for good, so it is not begun. Uploads go on
+    meanwhile in a thread of their own, which never waits (``utils.device.upload``).
     """
 
     def switch(mode: int | str) -> None:
@@ -80,7 +81,7 @@ class Recording:
                 for _ in range(WARM_UP - 1):
                     passes(self.batch)
                     self.forget()
-                with waiting_refused():
+                with as_in_a_recording():
                     passes(self.batch)
         finally:
             current.wait_stream(side)
