@@ -422,10 +422,46 @@ def test_scores_are_those_of_the_tables_in_results() -> None:
         rows = re.findall(r"of \d \| (0\S+) \| (0\S+) \|", table.read_text(encoding="utf-8"))
         there += [[float(mean), float(deviation)] for mean, deviation in rows]
     tables = np.array(there)  # four digits, where the pages have three
-    for page in ("README.md", "docs/results.md"):
-        told = np.array(DICE.findall(TEXTS[page]), float)
-        apart = np.abs(told[:, None] - tables).max(axis=2).min(axis=1)
-        assert len(told) > 15 and told[apart > 0.00051].tolist() == []
+    told = np.array(DICE.findall(TEXTS["docs/results.md"]), float)
+    apart = np.abs(told[:, None] - tables).max(axis=2).min(axis=1)
+    assert len(told) > 15 and told[apart > 0.00051].tolist() == []
+
+
+LOGS = {  # of the table on what pretraining is worth
+    "published, no pretraining": "paper_none",
+    "published, SimCLR, 5,000 steps": "paper_simclr5000",
+    "robust, no pretraining": "weights_none",
+    "robust, SimCLR, 1,000 steps": "weights_simclr1000",
+    "robust, SimCLR, 5,000 steps": "weights_simclr5000",
+    "robust with 1,200 steps, no pretraining": "weights1200_none",
+    "published, PSCL-MoCo, 5,000 steps": "paper_psclmoco5000",
+    "robust, PSCL-MoCo, 5,000 steps": "weights_psclmoco5000",
+}
+
+
+def scores_of(log: Path) -> tuple[float, float]:
+    """Dice of the last evaluation of a log, and of the one that is the most accurate on test."""
+    found = re.findall(r"^ACC: (\S+)\nDice: (\S+)$", log.read_text(encoding="utf-8"), re.M)
+    return float(found[-1][1]), float(max(found, key=lambda each: float(each[0]))[1])
+
+
+@pytest.mark.parametrize("row", LOGS)
+def test_what_pretraining_is_worth_is_what_the_logs_say(row: str) -> None:
+    (cells,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", TEXTS["docs/results.md"], re.M)
+    told = [float(cell) for cell in re.findall(r"\.\d{3}", cells)]
+    logs = sorted((ROOT / "results/neuseg-5000/logs").glob(f"{LOGS[row]}_image[234]_seed0.txt"))
+    last, best = np.array([scores_of(log) for log in logs]).T
+    assert len(logs) == (3 if len(told) > 1 else 1)
+    expected = [*last, last.mean(), best.mean()] if len(told) > 1 else last
+    assert told == pytest.approx(expected, abs=0.00051)
+
+
+def test_the_readmes_scores_stand_on_the_page_of_results() -> None:
+    results = TEXTS["README.md"].split("## Results so far")[1].split("## How it works")[0]
+    told = set(re.findall(r"(?<!\d)\.\d{3}\b", results))
+    assert (
+        len(told) > 10 and told - set(re.findall(r"\.\d{3}\b", TEXTS["docs/results.md"])) == set()
+    )
 
 
 def test_seconds_and_memory_are_those_of_the_measured_step() -> None:
