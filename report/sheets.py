@@ -39,6 +39,7 @@ ERRORS = {
 }
 _COLUMNS = ("image", "truth", "prediction", "error")
 SHEET_PICTURES, COMPARED_ROWS = 12, 8  # of a predicted folder, without and with true masks
+SHEET_SIDE = 400  # of a picture without truth; twice 200, so that small images fill their place
 PANEL = 384  # pixels of a panel's longer side
 _NARROWEST = 150  # pixels of a column: four of them hold a name and its Dice
 
@@ -110,7 +111,7 @@ def predicted_sheet(folder: Folder) -> None:
             rows.append((image, truth, mask))
             counts.append(matrix)
         else:
-            pictures.append(drawing.blend(image, mask, segmenter.colours, 360))
+            pictures.append(drawing.blend(image, mask, segmenter.colours, SHEET_SIDE))
     if not names:
         return
     heading = left_out_words(len(names), len(done), len(folder.done))
