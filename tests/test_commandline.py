@@ -24,7 +24,6 @@ from utils.commandline import (
     UserError,
     choice_problems,
     exit_code,
-    folded,
     format_value,
     found,
     lack_of_memory,
@@ -304,29 +303,3 @@ def test_a_decimal_comma_is_answered_with_the_point(
 def test_a_setting_with_a_decimal_comma_is_answered_alike() -> None:
     with pytest.raises(ConfigError, match=r"found '0,5'.*; write 0\.5$"):
         parse_config(["--fine_noise", "0,5"])
-
-
-def test_what_is_said_of_many_files_alike_fits_on_a_screen(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    alike = [f"img/{n}.png: 0x376 pixels are used; at least 16 a side" for n in range(200)]
-    lines = ["--crop: too much", *alike[:150], "img/b.png: damaged; save it anew", *alike[150:]]
-
-    def work() -> None:
-        raise UserError("\n".join(lines))
-
-    assert exit_code(work) == 2
-    told = capsys.readouterr().err.splitlines()
-    other = ["and 190 more of which the same is said", "img/b.png: damaged; save it anew"]
-    assert told == ["--crop: too much", *alike[:10], *other]
-
-
-@pytest.mark.parametrize("count", [1, 10, 11])
-def test_a_line_stands_for_at_least_two(count: int) -> None:
-    lines = [f"img/{n}.png: empty" for n in range(count)]
-    assert folded(lines) == lines
-    others = [f"{n}.png: value {n} in the mask; map it" for n in range(20)]
-    assert folded(others) == others  # each value is to be seen
-    assert folded(["no file is named", "", *["one cure"] * 20]) == [
-        "no file is named", "", *["one cure"] * 20,
-    ]  # fmt: skip

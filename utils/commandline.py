@@ -14,7 +14,6 @@ import re
 import signal
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -121,24 +120,8 @@ def lack_of_memory(error: BaseException) -> str | None:
 
 def complain(text: str, code: int) -> int:
     """Print a message to stderr; returns the exit code."""
-    print("\n".join(folded(text.splitlines())), file=sys.stderr)
+    print(text, file=sys.stderr)
     return code
-
-
-def folded(lines: Sequence[str], most: int = 10) -> list[str]:
-    """The lines, but of those that say the same of many files ``most``, and how many more are.
-
-    A line is the name of a file, a colon, and what is said.
-    """
-    kinds = [line.partition(": ")[2] for line in lines]
-    count, seen, shown = Counter(kinds), Counter[str](), []
-    for kind, line in zip(kinds, lines, strict=True):
-        seen[kind] += 1
-        if not kind or seen[kind] <= most or count[kind] == most + 1:
-            shown.append(line)
-        elif seen[kind] == most + 1:
-            shown.append(f"and {count[kind] - most} more of which the same is said")
-    return shown
 
 
 class Parser(argparse.ArgumentParser):
