@@ -135,6 +135,11 @@ def warnings(folder: Folder) -> list[str]:
         )
     lines += [f"Warning: {line}" for line in bar_lines(folder.bars, folder.field.crop)]
     lines += _scale_doubts(folder)
+    if folder.grain_classes and folder.unit_scale is None:
+        lines.append(
+            "Warning: no pixel size is known, so there is no grain-size number (ASTM E112); give "
+            "--um_per_px or --scales"
+        )
     lines += [f"Warning: {line}" for line in _fraction_doubts(folder)]
     whole = [i.name for i, _, _ in folder.done if folder.field.lacks_region(i.name)]
     if whole:

@@ -29,8 +29,7 @@ def recompute_activations(encoder: Encoder, levels: int) -> None:
     takes more than a third off its memory (results/speed). 1 to 4: also everything else in so many
     levels, the full size first. -1: nothing.
     """
-    # With -1 blocks are left as they are: one whose ``forward`` refers to itself is freed late.
-    for level, names in enumerate(LEVELS if levels >= 0 else ()):
+    for level, names in enumerate(LEVELS):
         for name in names:
             if not hasattr(encoder, name):  # an encoder with another way down, which is kept
                 continue

@@ -45,9 +45,8 @@ class Answers:
     def __init__(self, out: Path) -> None:
         self.out, self.path, self.classes = out, out / RECORD, out / KINDS[0]
         self.outlines = out / OUTLINES
-        self._new: dict[
-            str, Path
-        ] = {}  # class maps that were corrected, by the name of their image
+        # Class maps that were corrected and are not kept yet, by the name of their image.
+        self._new: dict[str, Path] = {}
         self.record: dict[str, Any] = {"by": "", "files": {}, "beside": {}, "outlines": {}}
         self.record["crop"] = list(NO_CROP)
         with suppress(OSError, ValueError):

@@ -128,6 +128,7 @@ class Work:
         self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
         self.in_no_mask = np.flatnonzero(label_counts(masks, self.classes) == 0).tolist()
         decides = {name: getattr(schedule, name) for name in DECIDES}
+        # Another preset, or that of an older program, teaches otherwise.
         decides["training"] = learning.config("key", stages="sup").training_settings("sup", "f")
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
         known = len(self.rounds.all)
@@ -240,9 +241,8 @@ class Work:
                 found, self.schedule, len(self.annotated), self.labelled
             )
             folder.notes = [*self.about_answer(folder), telling.FIRST_NOTE, *checked]
-            folder.poor = [*telling.poor_phases(found, folder.segmenter.class_names)]
+            self.write_tables(folder, found)
             telling.write_page(self, *self.first_look, final=False, found=found)
-            write_tables(folder)
             self.answers.publish_summary(self.first)
             dice = telling.score_text(found.mean)
             to_terminal(f"First answer checked on held-out blocks: Dice {dice}; its report has it")
@@ -286,11 +286,15 @@ class Work:
         folder.run()
         if folder.bad:
             raise UserError("\n".join(folder.bad))
+        self.write_tables(folder, scores)
+        predicted_sheet(folder)
+        return folder
+
+    def write_tables(self, folder: Answer, scores: HeldOut | None) -> None:
+        """Write an answer's tables and summary, which warns by its scores on held-out blocks."""
         folder.warned = telling.warning_lines(self, folder, scores)
         folder.poor = [*telling.poor_phases(scores, folder.segmenter.class_names)]
         write_tables(folder)
-        predicted_sheet(folder)
-        return folder
 
     def about_answer(self, folder: Answer) -> list[str]:
         """What the summary of every answer says: scales, and which images were learnt from."""

@@ -306,14 +306,11 @@ def warning_lines(work: Work, folder: Answer, found: HeldOut | None) -> list[str
         "report); a few strokes there would help"
         for name, place in far_places(work).items()
     ]
-    no_scale = work.request.grain_classes and folder.unit_scale is None
-    grains = "No ASTM grain-size number: the size of a pixel is not known; give --um_per_px"
     return [
         *partial_lines(work.labelled, len(annotated)),
         *poor_lines(found, names, work.labelled),
         *doubt.missing_lines(fractions, names, annotated),
         *far,
-        *([grains] if no_scale else []),
         *work.intake.warnings,
     ]
 

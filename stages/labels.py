@@ -34,9 +34,8 @@ def balanced_weights(counts: NDArray[np.int64], power: float = 1.0) -> tuple[flo
 
     all pixels / (classes that have any * pixels of the class), which is scikit-learn's
     ``class_weight="balanced"``: over all labelled pixels they average 1. With their square root a
-    class counts by the root of its pixels; they average less, as the cross-entropy then does beside
-    the Dice loss. A class without pixels has 0; no loss would use its
-    weight.
+    class counts by the root of its pixels; these average 1 or less, and the cross-entropy has that
+    much less weight beside the Dice loss. A class without pixels has 0; no loss would use it.
     """
     there = counts > 0
     alike = counts.sum() / max(1, there.sum())

@@ -91,7 +91,8 @@ def arithmetic(dtype: torch.dtype | None, deterministic: bool) -> Iterator[None]
     finally:
         filling.fill_uninitialized_memory = filled
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, was, warned = before
-        torch.use_deterministic_algorithms(was, warn_only=warned)
+        if deterministic:  # else nothing was changed; the call imports a compiler, for a second
+            torch.use_deterministic_algorithms(was, warn_only=warned)
 
 
 def native_bf16(device: torch.device, cpu_file: str = "/proc/cpuinfo") -> bool:
