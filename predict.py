@@ -12,6 +12,7 @@ From Python, with NumPy arrays in and out::
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -54,12 +55,13 @@ from utils.run_folder import locked
 ABOUT = "Apply a trained model to images without masks: class maps, overlays, measurements."
 
 # Options that a task ignores; they are refused, because a result would be missing.
-MEASURING = ("um_per_px", "min_px", "grain_classes", "connectivity", "boundary_classes",
-             "boundary_px", "probabilities", "particles")  # fmt: skip
-SCALED = ("scales", "resample")
+MEASURING = ("min_px", "grain_classes", "connectivity", "boundary_classes", "boundary_px",
+             "probabilities", "particles")  # fmt: skip
+SCALED = ("um_per_px", "scales", "resample")
+OTHER_SCALE = "rank those of one magnification at a time"
 OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
     "images": ("annotated",),
-    "rank": (*MEASURING, *SCALED, "report", "outlines", "xlsx", "sample"),
+    "rank": (*MEASURING, "resample", "report", "outlines", "xlsx", "sample"),
     "export": (
         "out",
         "masks",
@@ -303,7 +305,7 @@ def told(folder: Folder, options: argparse.Namespace) -> Told:
 def write_outlines(folder: Folder, kind: str | None) -> list[str]:
     """Write each image's outlines as ``kind``, geojson or roi, into ``outlines``; None: nothing.
 
-    Files that somebody saved there since their class map was predicted are left: returns lines.
+    A file that is not as this program wrote it is left, unless all is overwritten: returns lines.
     """
     names, colours = folder.segmenter.class_names, folder.segmenter.colours.tolist()
     kept: list[str] = []
@@ -311,10 +313,15 @@ def write_outlines(folder: Folder, kind: str | None) -> list[str]:
         classes = folder.file("classes", image.item)
         path = folder.file("outlines", image.item, SUFFIX[kind or ""])
         found = packed(read_mask(classes), kind or "", names, colours)
-        if path.is_file() and path.stat().st_mtime_ns > classes.stat().st_mtime_ns:
-            kept += [path.as_posix()] if path.read_bytes() != found else []
-        else:
-            replace_file(path, found, "--out", durable=False)
+        before, own = path.read_bytes() if path.is_file() else found, hashlib.sha256(found)
+        known = folder.record.done[image.item.name]
+        foreign = before != found and hashlib.sha256(before).hexdigest() != known.get("outlines")
+        if foreign and not folder.overwrite:
+            kept.append(path.as_posix())
+            continue
+        replace_file(path, found, "--out", durable=False)
+        if known.get("outlines") != own.hexdigest():
+            folder.record.add(known | {"outlines": own.hexdigest()})
     cure = "left as they are; --overwrite writes them anew"
     what = f"{len(kept)} file(s) of outlines differ from their class maps: {some_names(kept)}"
     return [f"Warning: {what}; {cure}"] if kept else []
@@ -330,7 +337,7 @@ def second_of(segmenter: Segmenter, options: argparse.Namespace) -> ranking.Seco
         return None
     from segmentation.predictors import second_opinion  # scikit-learn takes a second to load
 
-    found = second_opinion(Path(options.annotated), segmenter.num_classes)
+    found = second_opinion(Path(options.annotated), segmenter, torch.get_num_threads())
     if math.isnan(found.error):
         to_terminal("The second opinion's own error is not known: its labels cannot be held out")
     return found
@@ -357,7 +364,7 @@ def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     known = set_of(Path(options.rank))
     table = Path(options.scales) if options.scales else None
     of_set = known.scale_of if known else lambda name: None
-    scales = find_scales(items, Path(options.rank), options.um_per_px, table, of_set)
+    scales = find_scales(items, Path(options.rank), options.um_per_px, table, of_set, OTHER_SCALE)
     for line in [*notes, *scales.lines]:
         to_terminal(line)
     with claimed(out):

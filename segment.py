@@ -100,7 +100,10 @@ def request_of(options: argparse.Namespace) -> Request:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 0, 2, 130 or 143."""
+    """The command line; returns the exit code.
+
+    0; 1 for a phase that --demo missed or a training that failed; 2, 130 or 143.
+    """
     options = parser().parse_args(argv)
 
     def work() -> int:
@@ -110,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(request_of(options))
         return 0
 
-    return exit_code(work, AGAIN, "smaller images, or --preset paper")
+    return exit_code(work, AGAIN, "smaller images, or fewer --threads")
 
 
 if __name__ == "__main__":

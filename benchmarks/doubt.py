@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         where = given.weights, given.annotated, given.test, given.out
         first, found = answers(*where, given.device)
-        expected = second_opinion(given.annotated, found.segmenter.num_classes).error
+        expected = second_opinion(given.annotated, Segmenter(given.weights)).error
         print(f"The pixel classifier is wrong in {100 * expected:.1f} % of held-out halves")
         print("", "The network answers:", *judge(found, given.test, expected), sep="\n")
         print("", "The pixel classifier answers:", sep="\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ from utils.tables import csv_of_rows
 
 RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
 TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
+# In ``RECORD``: digests of the class map as predicted and as last drawn, and of its outlines.
+WRITTEN = ("map", "drawn", "outlines")
 AHEAD = 2**24  # pixels of the largest images that are read ahead and written behind
 
 
@@ -81,10 +84,16 @@ class Record:
     """Which images are done, and with which settings: a line of JSON each.
 
     A damaged one is made anew, line by line. UserError if the folder holds predictions made with
-    other settings, or cannot be written to.
+    other settings, unless these are ``replaced``, or cannot be written to.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, object], overwrite: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, object],
+        overwrite: bool,
+        replaced: bool = False,
+    ) -> None:
         self.path = path
         self.done: dict[str, Row] = {}
         self.held: list[Row] | None = None  # entries that are written later; None: at once
@@ -100,7 +109,9 @@ class Record:
             old = lines[0]
             pairs = ((key, old.get(key), value) for key, value in settings.items())
             changed = [f"{key} was {was}, is {now}" for key, was, now in pairs if was != now]
-            if changed:
+            if changed and replaced:
+                lines = []
+            elif changed:
                 raise UserError(
                     f"{path.parent}: holds predictions made with other settings "
                     f"({'; '.join(changed)}); give --overwrite or another --out"
@@ -175,6 +186,11 @@ def _is_intact(path: Path, num_classes: int) -> bool:
     return False
 
 
+def digest_of(ids: Array) -> str:
+    """A short hash of a class map, however its file is packed."""
+    return hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).hexdigest()[:16]
+
+
 Stamp = tuple[int, int]
 """Bytes and time of change of a file."""
 
@@ -215,6 +231,7 @@ class Folder:
     probabilities: bool = False  # write these too
     particles: bool = False
     overwrite: bool = False  # predict again what is done
+    replaced: bool = False  # predictions made with other settings may be replaced
     left_out: Sequence[str] = ()  # lines on files that are no images, for the summary
     field: FieldRule = NO_RULE  # which part of each image counts
     scales: Mapping[str, float | None] | None = None  # by name; of others um_per_px
@@ -238,7 +255,7 @@ class Folder:
         names = ("resize", "tta", "tile", "overlap")
         settings = {"weights": segmenter.digest} | {n: getattr(segmenter, n) for n in names}
         path = self.out / RECORD
-        self.record = group.by_writer(lambda: Record(path, settings, self.overwrite))
+        self.record = group.by_writer(lambda: Record(path, settings, self.overwrite, self.replaced))
         self.rows: list[Row] = []  # of measure_class, for each image and class
         self.compared: list[Row] = []  # of compare_class, likewise
         self.diameters: list[list[Array]] = [[] for _ in classes]  # of whole particles
@@ -388,6 +405,7 @@ class Folder:
         entry = state | {"um_per_px": scale}
         old = dict(self.record.done.get(item.name, {}))
         self._remember_bars(item, old.pop("bars", []))
+        own = {name: old.pop(name) for name in WRITTEN if name in old}
         self.lost_scale |= scale is None and old.get("um_per_px") is not None
         if before.items() <= old.items() and not state.items() <= old.items():
             to_terminal(f"{item.path}: predicted when its orientation or tags were read otherwise; "
@@ -395,29 +413,38 @@ class Folder:
         wanted = [self.file(kind, item) for kind in ("classes", "gray", "overlay")]
         wanted += [self.file("probabilities", item, ".npy")] if self.probabilities else []
         same = state.items() <= old.items() and old.keys() - entry.keys() == set()
-        done = same and all(path.exists() for path in wanted)
-        kept = self.kept_mask(item, wanted) if done else None
-        if kept is not None and old == entry:
+        kept = self.kept_mask(item, wanted, own.get("map", ""), same)
+        shown = "" if kept is None else digest_of(kept)
+        drawn = own.get("drawn", own.get("map", shown)) == shown
+        if kept is not None and old == entry and drawn and all(path.exists() for path in wanted):
             self.skipped += 1
             return kept
         image = self.read(item, stamp)
         done = kept is not None and kept.shape == image.shape[:2]
+        if kept is not None and not done and own.get("map", shown) != shown:
+            raise DataError(
+                f"{wanted[0]}: corrected since it was predicted, {kept.shape[1]}x{kept.shape[0]}, "
+                f"and its image is {image.shape[1]}x{image.shape[0]}; move it away to have the "
+                "image predicted, or save it in that size"
+            )
         mask = kept if kept is not None and done else self.predict(item, image)
         self.skipped += done
         self.predicted += not done
         bars = self.bars.get(item.own_path, [])
         entry |= {"bars": [list(bar) for bar in bars]} if bars else {}
+        entry |= own | {"drawn": digest_of(mask)}
+        entry |= {} if done else {"map": entry["drawn"]}
         self.write(image, partial(self.keep, item, image, mask, entry, not done))
         return mask
 
     def keep(self, item: Item, image: Array, mask: Array, entry: Row, new: bool) -> None:
-        """Write the pictures of an image, the masks if they are ``new``; then note that it is done.
+        """Write an image's pictures, the class map if it is ``new``; then note that it is done.
 
         Drawn again at another scale, too, because the scale bar changes.
         """
         if new:
             save_picture(self.file("classes", item), mask, "--out")
-            save_picture(self.file("gray", item), _grays(self.segmenter.mapping)[mask], "--out")
+        save_picture(self.file("gray", item), _grays(self.segmenter.mapping)[mask], "--out")
         names, colours = self.segmenter.class_names, self.segmenter.colours
         drawn = overlay(image, mask, names, colours, entry["um_per_px"])
         save_picture(self.file("overlay", item), drawn, "--out")
@@ -428,16 +455,33 @@ class Folder:
         with suppress(TypeError):
             self.bars[item.own_path] = [Bar(*bar) for bar in found]
 
-    def kept_mask(self, item: Item, files: Sequence[Path]) -> Array | None:
-        """The class map among the results of an image that is done; None if one is damaged."""
-        damaged = [path for path in files if not _is_intact(path, self.segmenter.num_classes)]
-        if not damaged:
-            mask = read_mask(files[0])
-            if ((mask < self.segmenter.num_classes) | (mask == IGNORED)).all():
-                return mask
-            damaged = [files[0]]
-        to_terminal(f"{damaged[0]}: damaged; the results of {item.name} are made anew")
-        return None
+    def kept_mask(
+        self, item: Item, files: Sequence[Path], predicted: str, same: bool
+    ) -> Array | None:
+        """The class map among an image's ``files``; None if the image is to be predicted.
+
+        That is one whose results are not of the ``same`` image and settings, are missing or are
+        damaged. A class map of another digest than ``predicted``, '' if that is not known, was
+        corrected by somebody, and is kept. DataError if it has a class that the model has not.
+        """
+        path, classes = files[0], self.segmenter.num_classes
+        mask = read_mask(path) if is_intact(path) else None
+        wrong = [] if mask is None else mask[(mask >= classes) & (mask != IGNORED)]
+        if mask is not None and predicted and digest_of(mask) != predicted:
+            said = f"{path}: corrected since it was predicted"
+            if len(wrong):
+                what = f"it holds class {wrong[0]}, and the model has 0 to {classes - 1}"
+                raise DataError(f"{said}: {what}; correct it, or move it away")
+            if not same:
+                to_terminal(f"Warning: {said}, so it is kept, though {item.path} has changed")
+            return mask
+        if not same or not all(file.exists() for file in files):
+            return None
+        damaged = [file for file in files if not _is_intact(file, classes)]
+        damaged += [path] if len(wrong) else []
+        if damaged:
+            to_terminal(f"{damaged[0]}: damaged; the results of {item.name} are made anew")
+        return None if damaged else mask
 
     def predict(self, item: Item, image: Array) -> Array:
         """Predict an image (and write its probabilities: float16 (H, W, C)).

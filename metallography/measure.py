@@ -307,12 +307,9 @@ def areas_of(rows: Sequence[Row]) -> list[float]:
 
     In square micrometres if every scale is known, else in pixels; all 1 where areas are not known.
     """
-    scales = [row.get("um_per_px") for row in rows]
-    known = all(scale is not None for scale in scales)
-    return [
-        row.get("field_px", 1.0) * (float(scale or 1.0) ** 2 if known else 1.0)
-        for row, scale in zip(rows, scales, strict=True)
-    ]
+    scales = [float(row.get("um_per_px") or math.nan) for row in rows]
+    scales = [1.0] * len(rows) if any(map(math.isnan, scales)) else scales
+    return [row.get("field_px", 1.0) * um**2 for row, um in zip(rows, scales, strict=True)]
 
 
 def without_scale(row: Row) -> Row:

@@ -30,7 +30,7 @@ from metallography.segmenter import Segmenter
 from metallography.views import MEASURES
 from utils.files import DataError, replace_file
 from utils.log import progress
-from utils.metrics import IGNORED, Counts, image_dice, mean_score
+from utils.metrics import IGNORED, Counts, image_dice, mean_score, ratio
 from utils.ranks import group
 from utils.tables import csv_of_rows
 
@@ -175,8 +175,9 @@ def fitted(pixels: Array, shape: tuple[int, ...]) -> Array:
 
 def quality(counts: Counts) -> dict[str, float]:
     """Accuracy, and mean Dice (``metrics.image_dice``), of one image by its confusion matrix."""
-    values = counts.trace() / counts.sum(), mean_score(image_dice(counts))
-    return dict(zip(QUALITIES, map(float, values), strict=True))
+    correct = float(ratio(counts.trace(), counts.sum()))  # nan of a mask without any label
+    values = correct, float(mean_score(image_dice(counts)))
+    return dict(zip(QUALITIES, values, strict=True))
 
 
 def correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, int]:

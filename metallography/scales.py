@@ -49,8 +49,11 @@ def find_scales(
     table: Path | None = None,
     of_set: Callable[[str], float | None] = lambda name: None,
     cure: str = "--resample UM brings all to one",
+    missing: str = "; give --scales",
 ) -> Scales:
-    """The scale of each image of a folder; ``cure`` is for several magnifications.
+    """The scale of each image of a folder.
+
+    ``cure`` is for several magnifications, ``missing`` for images without a scale beside others.
 
     Rows of ``table`` (a CSV file) count for their images, ``um_per_px`` for all others; then what
     ``of_set`` says of a file name, then what the file says. DataError, a line each, for a wrong
@@ -74,7 +77,7 @@ def find_scales(
         scales.lines += [f"{line}{some_names(names)}; {used} is used"] if names else []
     if um_per_px is not None and items and len(rows) == len(items):
         scales.lines.append(f"Warning: --um_per_px: of no effect, as {table} names every image")
-    _tell(scales, items, cure)
+    _tell(scales, items, cure, missing)
     return scales
 
 
@@ -82,21 +85,23 @@ def _of_file(item: Item, given: float | None, scales: Scales) -> tuple[float | N
     """What the file says, and where; None if it does not, or nonsense (told unless ``given``)."""
     try:
         found = pixel_size(item.path)
+        low, high = SCALES_UM
+        if found and not low <= found.um <= high:
+            size = f"{item.path}: a pixel of {found.um:g} µm ({found.where})"
+            raise DataError(f"{size} counts as unknown; possible are {low:g} to {high:g}")
     except DataError as error:
         scales.lines += [] if given is not None else [f"Warning: {error}"]
         return None, ""
-    if found is None or not SCALES_UM[0] <= found.um <= SCALES_UM[1]:
-        return None, ""
-    return found.um, found.where
+    return (found.um, found.where) if found else (None, "")
 
 
-def _tell(scales: Scales, items: Sequence[Item], cure: str) -> None:
+def _tell(scales: Scales, items: Sequence[Item], cure: str, missing: str) -> None:
     """Lines on images without a scale beside others, and on several magnifications."""
     without = [item.name for item in items if scales.of[item.name] is None]
     if scales.known and without:
         scales.lines.append(
             f"Warning: {len(without)} image(s) without a pixel size beside others that have one; "
-            f"their lengths stay empty: {some_names(without)}; give --scales"
+            f"their lengths stay empty: {some_names(without)}{missing}"
         )
     if len(scales.known) > 1:
         count = Counter(

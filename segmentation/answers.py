@@ -23,7 +23,7 @@ from dataset.layout import write_png
 from imaging.field import Crop
 from imaging.imagefile import Pixels, read_image, read_mask
 from imaging.listing import UNREAD_PICTURES, longest_start
-from metallography.folder import MEASUREMENTS, SUMMARY
+from metallography.folder import MEASUREMENTS, SUMMARY, digest_of
 from report.workbook import WORKBOOK
 from utils.checkpoint import load, save
 from utils.commandline import UserError
@@ -170,9 +170,9 @@ class Answers:
 
     def _keep(self, name: str, ids: Pixels, beside: str, found: str) -> None:
         """Keep class ids from a file beside the class map, unless nothing was changed."""
-        if _digest_of(ids) not in self.record["files"][name]:
+        if digest_of(ids) not in self.record["files"][name]:
             write_png(self.place(name), ids)
-            self.record["files"][name].append(_digest_of(ids))
+            self.record["files"][name].append(digest_of(ids))
         self.record["beside"][beside] = found
         self._save()
 
@@ -264,12 +264,8 @@ class Answers:
 
 
 def digest(path: Path) -> str:
-    """A short hash of the values of a class map, however its file is packed; DataError."""
-    return _digest_of(read_mask(path))
-
-
-def _digest_of(ids: Pixels) -> str:
-    return hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).hexdigest()[:16]
+    """``digest_of`` a class map in a file; DataError."""
+    return digest_of(read_mask(path))
 
 
 def _digest_of_bytes(path: Path) -> str:

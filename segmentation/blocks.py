@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataset.layout import write_png
-from imaging.imagefile import Pixels, read_image, read_mask
+from imaging.imagefile import Pixels, read_mask
 from segmentation.intake import Picture
 from stages.labels import in_strokes
 from utils.metrics import IGNORED, Counts, SegmentationScores, dice, mean_score
@@ -34,8 +34,10 @@ Fold = tuple[int, ...]
 SINGLE: tuple[Fold, ...] = ((0,), (1,), (2,), (3,))
 PAIRS: tuple[Fold, ...] = ((0, 3), (1, 2))
 
-Predict = Callable[[Path], Pixels]
-"""An image's file to its class ids (H, W)."""
+Predict = Callable[[Pixels], Pixels]
+"""The pixels of an image to its class ids (H, W)."""
+Annotation = tuple[Pixels, Pixels]
+"""The pixels of an image and its labels: class ids (H, W), 255 where unlabelled."""
 
 
 class HeldOut(NamedTuple):
@@ -156,9 +158,9 @@ def only(labels: Pixels, block: int) -> Pixels:
     return without(labels, [number for number in range(BLOCKS) if number != block])
 
 
-def usable(pictures: Sequence[Picture], folds: Sequence[Sequence[int]]) -> list[Fold]:
+def usable(annotated: Sequence[Annotation], folds: Sequence[Sequence[int]]) -> list[Fold]:
     """The folds that can be held out: they have labels, and the other blocks show two classes."""
-    labels = [read_mask(p.labels) for p in pictures if p.labels]
+    labels = [own for _, own in annotated]
     found = []
     for fold in map(tuple, folds):
         rest = {c for mask in labels for c in np.unique(without(mask, fold)).tolist()}
@@ -184,15 +186,17 @@ def write_labels(folder: Path, pictures: Sequence[Picture], left_out: Sequence[i
     return folder
 
 
-def score(pictures: Sequence[Picture], predictors: dict[Fold, Predict], classes: int) -> HeldOut:
+def score(
+    annotated: Sequence[Annotation], predictors: dict[Fold, Predict], classes: int
+) -> HeldOut:
     """Score each fold by the predictor that did not learn from it; block by block, in order."""
     counts: dict[int, Counts] = {}
     for fold, predict in predictors.items():
         scores = {block: SegmentationScores(classes) for block in fold}
-        for picture in pictures:
-            truths = {b: only(read_mask(picture.labels), b) for b in fold} if picture.labels else {}
+        for image, labels in annotated:
+            truths = {block: only(labels, block) for block in fold}
             known = {b: truth for b, truth in truths.items() if (truth != IGNORED).any()}
-            ids = predict(picture.file) if known else None
+            ids = predict(image) if known else None
             for block, truth in known.items():
                 assert ids is not None
                 scores[block].add(torch.from_numpy(ids), torch.from_numpy(truth))
@@ -206,7 +210,7 @@ Learn = Callable[[Sequence[Pixels], Sequence[Pixels]], Predict]
 
 
 def held_out(
-    pictures: Sequence[Picture],
+    annotated: Sequence[Annotation],
     folds: Sequence[Fold],
     num_classes: int,
     learn: Learn,
@@ -214,8 +218,7 @@ def held_out(
     step_done: Callable[[int], object] = lambda _: None,
 ) -> HeldOut:
     """Held-out scores of what learnt from ``size`` of the other blocks, from all by default."""
-    images = [read_image(p.file) for p in pictures if p.labels]
-    labels = [read_mask(p.labels) for p in pictures if p.labels]
+    images, labels = [image for image, _ in annotated], [own for _, own in annotated]
     predictors: dict[Fold, Predict] = {}
     for fold in folds:
         left_out = set(range(BLOCKS)) - set(learnt_blocks(fold)[:size])
@@ -223,11 +226,11 @@ def held_out(
         if any((mask != IGNORED).any() for mask in masks):
             predictors[fold] = learn(images, masks)
         step_done(1)
-    return score(pictures, predictors, num_classes)
+    return score(annotated, predictors, num_classes)
 
 
 def curve(
-    pictures: Sequence[Picture],
+    annotated: Sequence[Annotation],
     folds: Sequence[Fold],
     num_classes: int,
     learn: Learn,
@@ -235,7 +238,7 @@ def curve(
 ) -> dict[int, HeldOut]:
     """Held-out scores of what learnt from 1, 2 (and 3) of the four blocks."""
     return {
-        size: held_out(pictures, folds, num_classes, learn, size, step_done)
+        size: held_out(annotated, folds, num_classes, learn, size, step_done)
         for size in curve_sizes(folds)
     }
 

@@ -16,6 +16,7 @@ import numpy as np
 from annotation.outlines import SUFFIX, packed
 from dataset.layout import write_png
 from imaging.imagefile import Pixels, read_image, read_mask
+from metallography.folder import stamp_of
 from metallography.items import Item
 from metallography.measure import check_terms
 from metallography.ranking import fractions_of
@@ -31,6 +32,7 @@ from segmentation.intake import RECORD as SET_RECORD
 from segmentation.intake import SET, Picture, Request, read
 from segmentation.learning import TRAINING, Learning
 from segmentation.predictors import (
+    BEFORE,
     FOREST,
     NETWORK,
     Answer,
@@ -54,10 +56,10 @@ from utils.metrics import IGNORED
 from utils.run_folder import locked
 from utils.tables import csv_of_rows
 
-BEFORE, BATCHES = "answer before", "batches.csv"
+BATCHES = "batches.csv"
 FEW_CHANGED = 0.05  # share of a map: with fewer, somebody may not have looked at the rest
 OTHER_SCALE = "segment those of one magnification at a time, each with a mask of its own"
-OF_ROUND = "round.txt"  # in the folder of the first answer: the key of the round it is of
+OF_ROUND = "round.txt"  # in the folder of the first answer: ``Work.first_mark``
 OWN_FILES = ("rounds.json", "answer.json")
 DECIDES = ("asked", "fine_steps", "block_steps", "folds", "pretrain_epochs", "values", "views",
            "reduce")  # fmt: skip
@@ -184,6 +186,8 @@ class Work:
                     continue
                 if path.exists() and picture.labels:
                     old, new = read_mask(path), read_mask(picture.labels)
+                    if old.shape != new.shape:  # another crop, or another image of the same name
+                        continue
                     known = new != IGNORED
                     pair = [int((known & (old != new)).sum()), int(known.sum())]
                     self.this.corrected[picture.name] = pair
@@ -222,6 +226,10 @@ class Work:
         self.this.sure = added / sum(ids.size for ids in found)
         return self.out / TRAINING / name
 
+    def annotations(self) -> list[blocks.Annotation]:
+        """Pixels and labels of the annotated images."""
+        return [(read_image(p.file), read_mask(p.labels)) for p in self.annotated if p.labels]
+
     def first_answer(self) -> None:
         """All images by the pixel classifier, and a report on them."""
         with only_progress("First answer"):
@@ -252,13 +260,18 @@ class Work:
         shutil.rmtree(self.first, ignore_errors=True)
         said = [telling.FIRST_NOTE, telling.NOT_CHECKED]
         folder = self.predict(self.learnt(first=True), self.first, said)
-        replace_file(self.first / OF_ROUND, f"{self.this.key}\n", "--out")
+        replace_file(self.first / OF_ROUND, f"{self.first_mark()}\n", "--out")
         return folder
+
+    def first_mark(self) -> str:
+        """Of what the pixel classifier's answer is: this round, and the images as they are."""
+        images = "".join(f"{p.name} {stamp_of(p.file)}" for p in self.pictures)
+        return f"{self.this.key} {hashlib.sha256(images.encode()).hexdigest()[:16]}"
 
     def second_opinion(self) -> None:
         """Have the pixel classifier's answer of this round beside a network's."""
         mark = self.first / OF_ROUND
-        if not mark.is_file() or mark.read_text(encoding="utf-8").strip() != self.this.key:
+        if not mark.is_file() or mark.read_text(encoding="utf-8").strip() != self.first_mark():
             with only_progress("Second opinion"):
                 self.predict_first()
 
@@ -302,7 +315,7 @@ class Work:
 
     def compare(self) -> None:
         """Who does best on held-out blocks: network, pixel classifier, or the answer before."""
-        folds = blocks.usable(self.annotated, self.schedule.folds)
+        folds = blocks.usable(self.annotations(), self.schedule.folds)
         if not folds:
             to_terminal("No held-out blocks: the labels lie in one quarter of the image alone")
         scores: dict[str, HeldOut] = {}
@@ -327,7 +340,7 @@ class Work:
         order = [NETWORK, FOREST, BEFORE]  # of equals the first
         self.this.kept = max(means, key=lambda n: (means[n], -order.index(n))) if means else usual
         self.rounds.save()
-        for line in telling.comparison_lines(self.this, self.before, self.labelled):
+        for line in telling.comparison_lines(self.this, self.labelled):
             to_terminal(line)
 
     def forest_blocks(self, folds: list[Fold]) -> HeldOut:
@@ -341,7 +354,7 @@ class Work:
         tries = len(blocks.curve_sizes(folds)) * len(folds)
         title = "Held-out blocks, pixel classifier"
         with only_progress(title), progress(tries, title) as bar:
-            found = blocks.curve(self.annotated, folds, self.classes, learn, bar.update)
+            found = blocks.curve(self.annotations(), folds, self.classes, learn, bar.update)
         self.this.curve = {str(size): own.counts.tolist() for size, own in found.items()}
         return found[max(found)]
 
@@ -372,14 +385,14 @@ class Work:
             steps, start = self.schedule.block_steps, self.start(self.this)
             file = self.learning.finetune(name, steps, start, labels, title)
             predictors[fold] = self.network_ids(file)
-        return blocks.score(self.annotated, predictors, self.classes)
+        return blocks.score(self.annotations(), predictors, self.classes)
 
     def network_ids(self, file: Path) -> blocks.Predict:
-        """A network as a function from an image's file to class ids."""
+        """A network as a function from an image's pixels to class ids."""
         watched = self.watched(file)
 
-        def predict(image: Path) -> Pixels:
-            bands = watched.bands(read_image(image))
+        def predict(image: Pixels) -> Pixels:
+            bands = watched.bands(image)
             return np.concatenate([band.argmax(0).astype(np.uint8) for _, band in bands])
 
         return predict
@@ -411,7 +424,7 @@ class Work:
             if learnt is None:
                 return {}
             predictors[fold] = learnt
-        return {BEFORE: blocks.score(self.annotated, predictors, self.classes)}
+        return {BEFORE: blocks.score(self.annotations(), predictors, self.classes)}
 
     def same_blocks(self, before: Round) -> bool:
         """Whether the labels that the answer before learnt had the blocks that they have now."""
@@ -420,6 +433,8 @@ class Work:
             path = self.out / TRAINING / f"round_{before.method}" / "labels" / name
             if picture.labels and path.is_file():
                 old, new = read_mask(path), read_mask(picture.labels)
+                if old.shape != new.shape:
+                    return False
                 known = (old != IGNORED) & (new != IGNORED)
                 if (blocks.numbers(old) != blocks.numbers(new))[known].any():
                     return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from stages.presets import Choice, choose_by, fitting_crops, look
 from stages.pretraining import SelfSupervised
 from utils.device import choose_device, choose_precision, keep_freed_memory, to_device
 from utils.files import remove_leftovers
-from utils.log import only_progress
+from utils.log import only_progress, to_terminal
 from utils.metrics import IGNORED
 from utils.run_folder import locked
 
@@ -131,10 +131,14 @@ class Learning:
         return runner.run_dir / f"{stage.stage}.pt"
 
     def run(self, runner: Runner, title: str) -> None:
-        """Run a stage, or go on with it; a folder of other settings is trained anew."""
-        with locked(runner.run_dir), only_progress(title):
+        """Run a stage, or go on with it; a run of other settings, or device, is trained anew."""
+        with locked(runner.run_dir):
             remove_leftovers(runner.run_dir)
-            runner.run()
+            if problems := runner.conflicts(runner.identity()):
+                to_terminal(f"{title}: trained anew, as an earlier run differs: {problems[0]}")
+                runner.config = replace(runner.config, overwrite=True)
+            with only_progress(title):
+                runner.run()
 
     def seconds_per_step(self, stage: type[Runner]) -> float:
         """Time of a step: the median of a few, which are forgotten again."""

@@ -20,23 +20,23 @@ from data import find_split
 from dataset.layout import write_png
 from imaging.drawing import class_colours, default_names
 from imaging.gray_range import Conversion, EachImage
-from imaging.imagefile import Pixels, read_image, read_mask
+from imaging.imagefile import Pixels, read_mask
 from metallography.folder import Folder
-from metallography.items import Item
+from metallography.items import Item, read_truth
 from metallography.particles import Array, Row
 from metallography.ranking import SecondOpinion
 from metallography.segmenter import Segmenter
 from metallography.tiling import Floats, resized_bands
 from segmentation import blocks
 from segmentation.doubt import doubt_map
-from segmentation.intake import Picture
 from stages.forest import MOST_PIXELS, PixelForest, draw_pixels
 from stages.labels import area_weights, label_counts, sure_labels
 from utils.files import DataError, open_to_append
 from utils.log import read_metrics
 from utils.metrics import IGNORED
 
-NETWORK, FOREST = "network", "pixel classifier"
+# Whose answers are compared: in ``rounds.json``, too.
+NETWORK, FOREST, BEFORE = "network", "pixel classifier", "answer before"
 # Of the image that is timed, and pixels of a class that are learnt.
 TIMED_SIDE, SMALLEST_SIDE, TIMED_PIXELS = 384, 200, 500
 # Times slower that a forest of 5,000 pixels a class predicts: 1.46 on uhcs, 1.5 on the demo. Its
@@ -140,11 +140,7 @@ class Classifier:
         else:
             yield 0, found
 
-    def ids(self, file: Path) -> Pixels:
-        """Class ids (H, W) of an image's file."""
-        return self.ids_of(read_image(file))
-
-    def ids_of(self, image: Array) -> Pixels:
+    def ids(self, image: Array) -> Pixels:
         """Class ids (H, W) of an image."""
         return np.concatenate([b.argmax(0).astype(np.uint8) for _, b in self.bands(image)])
 
@@ -245,44 +241,31 @@ def beside_strokes(
     return own, shares
 
 
-def second_opinion(annotated: Path, num_classes: int, threads: int = 1) -> SecondOpinion:
+def second_opinion(annotated: Path, segmenter: Segmenter, threads: int = 1) -> SecondOpinion:
     """A pixel classifier of annotated images, and its error on held-out halves; DataError.
 
-    ``annotated`` is a folder of a set, with ``img`` and ``gt``. The error is nan where no half can
-    be held out.
+    ``annotated`` is a folder of a set, with ``img`` and ``gt``, which are read as ``segmenter``
+    reads images and masks. The error is nan where no half can be held out.
     """
-    given = [
-        Picture(sample.image.stem, sample.image, sample.mask)
-        for sample in find_split(annotated.parent, annotated.name)
-        if sample.mask
-    ]
-    if not given:
+    samples = [s for s in find_split(annotated.parent, annotated.name) if s.mask]
+    if not samples:
         raise DataError(f"{annotated}: no image with a mask in img and gt; give such a folder")
-    images = [read_image(picture.file) for picture in given]
-    labels = [read_mask(picture.labels) for picture in given if picture.labels]
-    for picture, image, ids in zip(given, images, labels, strict=True):
-        _check_labels(picture, image, ids, num_classes)
-    if all((ids == IGNORED).all() for ids in labels):
+    given, classes = list[blocks.Annotation](), segmenter.num_classes
+    for sample in samples:
+        item = Item(sample.image, sample.image.stem, truth=sample.mask)
+        image = item.read(segmenter.gray)
+        labels = read_truth(item, image.shape[:2], classes, ignore_label=segmenter.ignore_label)
+        given += [] if labels is None else [(image, np.asarray(labels, np.uint8))]
+    if all((labels == IGNORED).all() for _, labels in given):
         raise DataError(f"{annotated}: no pixel has a class; give masks with labels")
 
     def learn(images: Sequence[Pixels], labels: Sequence[Pixels]) -> blocks.Predict:
-        return taught(images, labels, num_classes, threads).ids
+        return taught(images, labels, classes, threads).ids
 
     folds = blocks.usable(given, blocks.PAIRS)
-    error = blocks.held_out(given, folds, num_classes, learn).error if folds else float("nan")
-    return SecondOpinion(taught(images, labels, num_classes, threads).ids_of, error)
-
-
-def _check_labels(picture: Picture, image: Pixels, ids: Pixels, num_classes: int) -> None:
-    """Refuse labels of another size than their image, or of a class that a model lacks."""
-    if ids.shape != image.shape[:2]:
-        sizes = " and ".join(f"{h}x{w}" for h, w in (ids.shape, image.shape[:2]))
-        what = f"{picture.labels}: mask and image differ in size, {sizes} (rows x columns)"
-        raise DataError(f"{what}; save the mask in the size of its image")
-    wrong = ids[(ids >= num_classes) & (ids != IGNORED)]
-    if wrong.size:
-        what = f"value {wrong[0]} in a mask for a model of {num_classes} classes"
-        raise DataError(f"{picture.labels}: {what}; give the masks that it learnt from")
+    error = blocks.held_out(given, folds, classes, learn).error if folds else float("nan")
+    images, masks = zip(*given, strict=True)
+    return SecondOpinion(taught(images, masks, classes, threads).ids, error)
 
 
 @dataclass
@@ -292,6 +275,7 @@ class Answer(Folder):
     labels: dict[str, Path] = field(default_factory=dict)  # by the name of the image
     second: Path | None = None  # folder of class maps by another method
     pools_all: bool = False
+    replaced: bool = True  # its folder is the program's own
 
     def predict(self, item: Item, image: Array) -> Array:
         """Predict an image; write its doubt; put its labels, if any, over the prediction."""
@@ -308,10 +292,7 @@ class Answer(Folder):
         if labels is None:
             return predicted
         write_png(self.file("predicted", item), predicted)
-        mask = merged(predicted, read_mask(labels))
-        write_png(self.file("classes", item), mask)
-        write_png(self.file("gray", item), np.array(self.segmenter.mapping, np.uint8)[mask])
-        return mask
+        return merged(predicted, read_mask(labels))
 
     @cached_property
     def annotated(self) -> dict[str, str]:

@@ -35,9 +35,7 @@ FORCED_SHARE = 0.35  # of pretraining that is asked for though it does not pay
 LONGER = (3.0, 2.0, 1.5)  # times the usual steps, where there is time
 FEWEST_STEPS = 60  # of fine-tuning, with half of the labels half; with fewer there is no network
 PAYS = 2000  # steps from which on pretraining is done, see GAINS
-GAINS = (
-    "in docs/results.md neither 1,000 nor 5,000 steps gained anything that can be told from zero"
-)
+GAINS = "in our tests pretraining did not improve such a network measurably"
 MOST_MINUTES = 10_000
 MOST_REDUCED = 16  # times a side, for the pixel classifier's last answer
 # Seconds on the core that ``Costs.slower`` compares with:
@@ -115,6 +113,15 @@ def save_schedule(out: Path, schedule: Schedule) -> None:
 
 def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
     """Time a few steps and share the minutes out."""
+    usual = dict(learning.values)
+    try:
+        return _shared_out(learning, asked)
+    finally:
+        learning.values = usual  # what was tried is not decided; ``Work`` adds what is
+
+
+def _shared_out(learning: Learning, asked: dict[str, Any]) -> Schedule:
+    """See ``make_schedule``; changes values of ``learning`` to time steps with others."""
     request, total = learning.request, 60.0 * learning.request.minutes
     reasons, pretraining = list[str](), list[str]()
     step, predict = learning.seconds_per_step(Supervised), learning.seconds_per_megapixel()
@@ -135,9 +142,8 @@ def make_schedule(learning: Learning, asked: dict[str, Any]) -> Schedule:
         )
     if not shares.suffice:
         reasons.append(
-            f"The time is too short for a network ({shares.fine} steps of fine-tuning, "
-            f"{shares.block} to be compared): the pixel classifier answers alone; for a network "
-            f"give --minutes {_enough(learning, images, step)} or more"
+            "The time is too short to train a network: the pixel classifier answers alone; for a "
+            f"network give --minutes {_enough(learning, images, step)} or more"
         )
         shares, epochs, steps, values = shares._replace(fine=0, block=0), 0, 0, {}
         left_out = shares.folds
@@ -349,31 +355,31 @@ def _pretraining(
     if wanted == "never":
         reasons.append("No pretraining, as asked")
         return 0, 0, 0.0
+    part = f"{PRETRAINING_SHARE:.0%} of the time"
     # A step of pretraining sees 9 images twice: it never costs less than three of fine-tuning.
     if wanted == "auto" and PAYS * 3 * step > share:
-        reasons.append(
-            f"No pretraining: fewer than {PAYS} steps fit into half of the time; {GAINS}"
-        )
+        reasons.append(f"No pretraining: fewer than {PAYS} steps fit into {part}; {GAINS}")
         return 0, 0, 0.0
-    each = learning.seconds_per_step(SelfSupervised)
-    if each * PAYS > share:
-        share = FORCED_SHARE * free
-    if each * PAYS > share and learning.values.get("self_crop") != SHORT_CROP:
-        learning.values["self_crop"] = min(SHORT_CROP, learning.smallest_side)
+    each, crops = learning.seconds_per_step(SelfSupervised), ""
+    short = min(SHORT_CROP, learning.smallest_side)
+    if each * PAYS > share and learning.values.get("self_crop") != short:
+        learning.values["self_crop"] = short
         each = learning.seconds_per_step(SelfSupervised)
-        reasons.append(f"The time is short: pretraining sees crops of {SHORT_CROP} pixels")
+        crops = f", of crops of {short} pixels, as the time is short"
+    if each * PAYS > share and wanted == "always":
+        share, part = FORCED_SHARE * free, f"{FORCED_SHARE:.0%} of the time"
     images = len(learning.intake.pictures)
     per_epoch = max(images // min(8, images), 1)
     epochs = max(0, int(share / each / per_epoch))
     steps = epochs * per_epoch
     if wanted == "auto" and steps < PAYS:
-        reasons.append(f"No pretraining: {steps} steps fit into half of the time; {GAINS}")
+        reasons.append(f"No pretraining: {steps} steps fit into {part}; {GAINS}")
         return 0, 0, 0.0
     if not epochs:
-        reasons.append("No pretraining: not one epoch fits into half of the time")
+        reasons.append(f"No pretraining: not one epoch fits into {part}")
         return 0, 0, 0.0
     told = "" if steps >= PAYS else f", though that is little: {GAINS}"
-    reasons.append(f"Pretraining has {steps} steps in {epochs} epochs{told}")
+    reasons.append(f"Pretraining has {steps} steps in {epochs} epochs{crops}{told}")
     return epochs, steps, steps * each
 
 

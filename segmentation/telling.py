@@ -12,15 +12,16 @@ import numpy as np
 
 from annotation.scribbles import FAR, far_from_labels
 from imaging.imagefile import read_mask
+from metallography.items import Item
 from metallography.measure import areas_of, over_fields
 from metallography.particles import Row
 from metallography.ranking import class_words, fractions_of
 from metallography.summary import Table, warnings
-from report.laboratory import Told, place_of, sample_of, write_laboratory
+from report.laboratory import Told, own_name, place_of, sample_of, write_laboratory
 from segmentation import doubt
 from segmentation.answers import MODEL, Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
-from segmentation.predictors import FOREST, NETWORK, Answer, annotated_words, part_text
+from segmentation.predictors import BEFORE, FOREST, NETWORK, Answer, annotated_words, part_text
 from segmentation.schedule import Schedule
 from utils.metrics import IGNORED, mean_score
 from utils.tables import digits
@@ -97,7 +98,7 @@ def score_text(value: float) -> str:
     return digits(value, 3)
 
 
-def comparison_lines(this: Round, before: Round | None, labelled: float = 1.0) -> list[str]:
+def comparison_lines(this: Round, labelled: float = 1.0) -> list[str]:
     """Who was compared on held-out blocks, and who is kept.
 
     Here and below ``labelled`` is the share of labelled pixels of the annotated images.
@@ -120,9 +121,11 @@ def comparison_lines(this: Round, before: Round | None, labelled: float = 1.0) -
             f"area that the {FOREST} expects it to have{learns if NETWORK in found else ''}"
         )
     said = f"Kept: the {this.kept}"
-    if before is not None and "answer before" in found:
-        better = this.kept != "answer before"
-        said += ", which does better than the answer before" if better else ", which does best"
+    old, kept = found.get(BEFORE), found.get(this.kept)
+    if this.kept == BEFORE:
+        said += ", which does best"
+    elif old and kept and not math.isnan(old.mean):
+        said += f", which does {'better than' if kept.mean > old.mean else 'as well as'} that"
     return [*lines, said]
 
 
@@ -317,7 +320,7 @@ def warning_lines(work: Work, folder: Answer, found: HeldOut | None) -> list[str
 
 def own_names(work: Work) -> dict[str, str]:
     """The images as their files are called, with sub-folders, by the names that they have here."""
-    return {p.name: (Path(p.name).parent / p.source.name).as_posix() for p in work.pictures}
+    return {p.name: own_name(Item(p.source, p.name)) for p in work.pictures}
 
 
 def new_images_line(work: Work) -> str:
@@ -476,7 +479,7 @@ def write_page(
         changed=change_tables(work, names, own) if final else [],
         trained=[block_table(this, names, part)] if whole else [],
         notes=[
-            *(comparison_lines(this, work.before, part) if final else []),
+            *(comparison_lines(this, part) if final else []),
             *([new_images_line(work)] if final else []),
             *work.schedule.lines(),
             *work.intake.notes,

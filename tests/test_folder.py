@@ -274,23 +274,56 @@ def test_a_damaged_result_is_made_anew(tmp_path, weights, capsys, kind, damage) 
     assert (tmp_path / "o" / "measurements.csv").read_bytes() == table
 
 
-def test_a_class_map_with_a_class_that_the_model_lacks_is_made_anew(tmp_path, weights) -> None:
+def test_a_corrected_class_map_with_a_class_that_the_model_lacks_is_left(
+    tmp_path, weights, capsys
+) -> None:
     options = options_of(tmp_path, weights, "a.png")
     assert main(options) == 0
     path = tmp_path / "o" / "classes" / "a.png"
-    good = path.read_bytes()
     Image.fromarray(np.full((40, 48), 3, np.uint8)).save(path)
-    assert main(options) == 0
-    assert path.read_bytes() == good
+    mine = path.read_bytes()
+    assert main(options) == 1 and path.read_bytes() == mine
+    said = f"{path}: corrected since it was predicted: it holds class 3, and the model has 0 to 2"
+    assert said in capsys.readouterr().err
+    assert main([*options, "--overwrite"]) == 0 and path.read_bytes() != mine
 
 
-def test_a_class_map_that_somebody_corrected_is_measured_as_it_is(tmp_path, weights) -> None:
+def test_a_class_map_that_somebody_corrected_is_measured_and_drawn_as_it_is(
+    tmp_path, weights
+) -> None:
     options = options_of(tmp_path, weights, "a.png")
     assert main(options) == 0
-    Image.fromarray(np.full((40, 48), 2, np.uint8)).save(tmp_path / "o" / "classes" / "a.png")
+    out = tmp_path / "o"
+    drawn = (out / "overlay" / "a.png").read_bytes()
+    Image.fromarray(np.full((40, 48), 2, np.uint8)).save(out / "classes" / "a.png")
     assert main(options) == 0
-    rows = rows_of(tmp_path / "o" / "measurements.csv")
+    rows = rows_of(out / "measurements.csv")
     assert [float(row["area_fraction"]) for row in rows] == [0, 0, 1]
+    assert (np.asarray(Image.open(out / "gray" / "a.png")) == 255).all()
+    again = (out / "overlay" / "a.png").read_bytes()
+    assert again != drawn
+    assert main(options) == 0 and (out / "overlay" / "a.png").read_bytes() == again
+
+
+def test_a_corrected_class_map_outlives_a_change_of_its_image(tmp_path, weights, capsys) -> None:
+    options = options_of(tmp_path, weights, "a.png", "b.png")
+    assert main(options) == 0
+    paths = [tmp_path / "o" / "classes" / name for name in ("a.png", "b.png")]
+    Image.fromarray(np.full((40, 48), 2, np.uint8)).save(paths[0])
+    kept, predicted = (path.read_bytes() for path in paths)
+    for name in ("a.png", "b.png"):  # a folder that was copied again
+        os.utime(tmp_path / "imgs" / name, ns=(0, 0))
+    capsys.readouterr()
+    assert main(options) == 0
+    assert [path.read_bytes() for path in paths] == [kept, predicted]
+    said = capsys.readouterr().out
+    image = tmp_path / "imgs" / "a.png"
+    assert f"{paths[0]}: corrected since it was predicted, so it is kept, though {image}" in said
+    assert "2 image(s) predicted" not in said and f"{paths[1]}:" not in said
+    write_images(tmp_path / "imgs", "a.png")
+    Image.fromarray(np.zeros((30, 48), np.uint8)).save(image)  # of another size: no map of it
+    assert main(options) == 1 and paths[0].read_bytes() == kept
+    assert "48x40, and its image is 48x30; move it away" in capsys.readouterr().err
 
 
 def test_damaged_probabilities_are_made_anew(tmp_path, weights, capsys) -> None:
@@ -440,6 +473,8 @@ def test_an_image_that_was_read_otherwise_is_made_anew_once(tmp_path, weights, c
     found = {path.name: path.read_bytes() for path in (out / "classes").iterdir()}
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     assert [line.pop("reading", None) for line in lines[1:]] == [2, 2, None]
+    for line in lines[1:]:
+        del line["map"], line["drawn"]
     record.write_text("".join(f"{json.dumps(line)}\n" for line in lines))  # as it was before
     for name in found:
         Image.fromarray(np.full(pixels.shape, 1, np.uint8)).save(out / "classes" / name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from config import PRESETS, ConfigError
@@ -52,6 +53,23 @@ def test_the_preset_is_followed_and_crops_fit_into_every_image(tmp_path: Path) -
 def test_the_published_settings_need_one_size(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--preset paper: found images of 2 sizes"):
         learning(tmp_path, (48, 64), preset="paper")
+
+
+def test_a_run_of_another_precision_is_trained_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a job is gone on with on another machine; segment.py has no --overwrite."""
+    own = learning(tmp_path)
+    own.values |= {"channels": (4, 8, 16, 32), "fine_batch_size": 1, "fine_average": 0.0}
+    own.amp = None
+    file = own.finetune("a", 1, None, None, "Fine-tuning")
+    first = file.read_bytes()
+    assert own.finetune("a", 1, None, None, "Fine-tuning").read_bytes() == first
+    assert "anew" not in capsys.readouterr().out
+    own.amp = torch.bfloat16
+    assert own.finetune("a", 1, None, None, "Fine-tuning").read_bytes() != first
+    said = capsys.readouterr().out
+    assert "Fine-tuning: trained anew, as an earlier run differs" in said and "bf16" in said
 
 
 def test_timing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

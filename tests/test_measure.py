@@ -501,6 +501,7 @@ def test_areas_are_in_square_micrometres_where_every_scale_is_known() -> None:
     assert areas_of(rows) == pytest.approx([1, 4])
     assert areas_of([{"field_px": 100}, {"field_px": 200}]) == [100, 200]
     assert areas_of([{}, {}]) == [1, 1]
+    assert areas_of([rows[0], {"field_px": 300, "um_per_px": math.nan}]) == [100, 300]
 
 
 def test_without_a_scale_lengths_are_unknown_and_counts_are_kept() -> None:

@@ -85,10 +85,15 @@ def test_outlines_are_the_class_maps_to_the_pixel_and_tables_a_workbook(
     os.utime(mine, ns=(time.time_ns(), time.time_ns()))
     before = mine.read_bytes()
     capsys.readouterr()
+    os.utime(images / "a.png", ns=(0, 0))  # predicted anew: its class map is newer then
     assert main([*words, "--outlines", kind]) == 0 and mine.read_bytes() == before
     assert f"1 file(s) of outlines differ from their class maps: {mine}" in (
         capsys.readouterr().out
     )
+    ours = out / "outlines" / f"b{suffix}"  # what nobody changed follows its class map
+    Image.fromarray(np.zeros((40, 48), np.uint8)).save(out / "classes" / "b.png")
+    assert main([*words, "--outlines", kind]) == 0
+    assert (read_annotation(ours, (40, 48), names) == 0).all()
     assert main([*words, "--outlines", kind, "--overwrite"]) == 0 and mine.read_bytes() != before
 
 
@@ -150,7 +155,7 @@ def test_a_bad_option_is_one_line(tmp_path, weights, capsys, change, said) -> No
 @pytest.mark.parametrize(
     ("what", "of_no_effect"),
     [
-        ("rank", [["--report"], ["--particles"], ["--um_per_px", "0.1"], ["--min_px", "20"]]),
+        ("rank", [["--report"], ["--particles"], ["--resample", "0.1"], ["--min_px", "20"]]),
         ("rank", [["--connectivity", "4"], ["--boundary_classes", "0"]]),
         ("export", [["--report"], ["--masks", "m"], ["--out", "o"], ["--grain_classes", "1"]]),
         ("export", [["--tta"]]),

@@ -293,6 +293,9 @@ def test_an_image_of_unknown_scale_keeps_its_fractions(tmp_path: Path, weights: 
         lengths = [name for name in one if name.endswith(("_um", "_um2", "_mm2"))]
         assert lengths and all(other[name] == "" for name in lengths)
         assert one["particles_whole"] == other["particles_whole"]
+    means = rows_of(tmp_path / "out" / "batches.csv")
+    shares = [float(row["area_fraction"]) for row in means]
+    assert shares == pytest.approx([float(row["area_fraction"]) for row in known])
     (table := tmp_path / "scales.csv").write_text("file,um_per_px\nb.tif,0.1\n")
     assert predict(weights, tmp_path / "imgs", tmp_path / "out", "--scales", table) == 0
     rows = rows_of(tmp_path / "out" / "measurements.csv")

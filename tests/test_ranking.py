@@ -103,3 +103,4 @@ def test_quality_by_hand() -> None:
     found = ranking.quality(np.array([[5, 1, 1], [2, 2, 0], [0, 0, 0]]))
     assert found == pytest.approx({"accuracy": 7 / 11, "dice": (4 / 7 + 0) / 2})
     assert math.isnan(ranking.quality(np.array([[4, 0], [0, 0]]))["dice"])
+    assert all(map(math.isnan, ranking.quality(np.zeros((2, 2), int)).values()))  # no label at all

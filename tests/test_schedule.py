@@ -12,6 +12,7 @@ import pytest
 from segmentation.predictors import Costs
 from segmentation.schedule import (
     FIRST_LOOK,
+    GAINS,
     LATER,
     PAYS,
     Images,
@@ -108,9 +109,8 @@ def test_twenty_minutes_give_three_times_the_usual_steps_without_pretraining() -
     assert (found.fine_steps, found.pretrain_epochs, found.views) == (1200, 0, 8)
     assert found.block_steps == 600 and found.values == {}  # of a half of the labels
     assert found.folds == [[0, 3], [1, 2]]
-    assert any(
-        "No pretraining" in line and "can be told from zero" in line for line in found.reasons
-    )
+    (line,) = (line for line in found.reasons if "No pretraining" in line)
+    assert line == "No pretraining: fewer than 2000 steps fit into 50% of the time; " + GAINS
 
 
 def test_four_blocks_are_held_out_where_each_can_learn_its_labels_as_often() -> None:
@@ -127,6 +127,27 @@ def test_pretraining_is_done_where_its_steps_pay() -> None:
     forced = plan(pretrain="always")
     assert 0 < forced.pretrain_steps < PAYS
     assert any("that is little" in line for line in forced.reasons)
+
+
+def test_short_crops_are_tried_with_the_whole_share_and_told_where_they_are_used() -> None:
+    # 2,000 steps of 3 s and of crops of 96, .42 s: half of the time is between the two.
+    found = plan(minutes=60, pretrain="always")
+    assert found.values["self_crop"] == 96 and found.pretrain_steps >= PAYS
+    assert found.pretrain_steps * 3.0 * (96 / 256) ** 2 > 0.4 * 60 * 60
+    assert any("of crops of 96 pixels, as the time is short" in line for line in found.reasons)
+    none = plan(minutes=20)
+    assert not none.pretrain_steps and not any("crops of 96" in line for line in none.reasons)
+
+
+@pytest.mark.parametrize("minutes", [1.0, 2.2, 20.0])
+@pytest.mark.parametrize("pretrain", ["auto", "always"])
+def test_what_was_tried_while_timing_is_not_kept(minutes: float, pretrain: str) -> None:
+    """It would be part of what a round is known by, and the next run would begin another one."""
+    machine = Machine(request=Asked(minutes, pretrain), step=1.0)
+    usual = dict(machine.values)
+    asked = {"pixels": 30 * 376 * 376, "minutes": minutes}
+    make_schedule(machine, asked)  # type: ignore[arg-type]
+    assert machine.values == usual
 
 
 def test_little_time_takes_smaller_steps_and_too_little_no_network() -> None:

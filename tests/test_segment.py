@@ -23,6 +23,7 @@ import config
 import segment
 import segmentation.job
 from annotation.files import read_annotation
+from segmentation import blocks
 from segmentation.intake import read
 from segmentation.learning import Learning
 from segmentation.micrographs import draw_micrograph
@@ -768,3 +769,24 @@ def test_a_folder_of_an_older_preset_gets_a_new_round(
     assert run(place) == 0
     rounds = json.loads((place / "out" / "rounds.json").read_text(encoding="utf-8"))
     assert [each["number"] for each in rounds] == [1, 2] and all(r["answer"] for r in rounds)
+
+
+def test_another_crop_begins_a_new_round(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(done, "--crop", "0,8,0,0") == 0
+    assert "Round 2: labels of 1 image(s)" in capsys.readouterr().out
+    assert ids(done / "out" / "classes" / "é0.png").shape == (SIDE - 8, SIDE)
+
+
+def test_the_second_opinion_is_of_the_images_as_they_are(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "usable", lambda *_: [])  # nothing is compared: a network answers
+    image = ids(place / "raw" / "é1.png")[:40]
+    Image.fromarray(image).save(place / "raw" / "é1.png")
+    assert run(place) == 0
+    Image.fromarray(np.ascontiguousarray(image.T)).save(place / "raw" / "é1.png")
+    assert run(place) == 0
+    rounds = json.loads((place / "out" / "rounds.json").read_text(encoding="utf-8"))
+    assert [each["by"] for each in rounds] == ["network"]
+    first = place / "out" / "training" / "answers" / "first"
+    assert ids(first / "classes" / "é1.png").shape == (SIDE, 40)

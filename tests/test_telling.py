@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from segmentation.telling import (
     fraction_rows,
     gain_error,
     honest_lines,
+    own_names,
     partial_lines,
     poor_lines,
     poor_phases,
@@ -107,8 +109,8 @@ def test_a_dice_on_some_pixels_is_not_told_as_that_of_images() -> None:
     assert "up to 0.41 above theirs" in strokes and "held-out blocks" not in strokes
     (first,) = first_checked(HeldOut(np.array(found(6, 6))), plan(), 1, 0.0493)
     assert first == f"Checked since: {strokes}"
-    assert "within" in comparison_lines(this, None)[0]
-    assert "labelled pixels alone, 4.9 % of" in comparison_lines(this, None, 0.0493)[0]
+    assert "within" in comparison_lines(this)[0]
+    assert "labelled pixels alone, 4.9 % of" in comparison_lines(this, 0.0493)[0]
     assert "labelled pixels alone" in block_table(this, ["a", "b"], 0.0493)["title"]
 
 
@@ -122,7 +124,7 @@ def test_what_a_network_learns_beside_strokes_is_told_of_one_that_is_there(
         "pixel classifier",
     )
     this.shares, this.sure = [0.5, 0.5], 0.57
-    told = " ".join(comparison_lines(this, None, 0.05))
+    told = " ".join(comparison_lines(this, 0.05))
     assert "each class counts by the area" in told
     assert ("The network learns the strokes and 57 %" in told) == bool(others)
 
@@ -187,6 +189,25 @@ def test_pretraining_is_spoken_of_where_there_was_some() -> None:
     this.scores, this.kept = {"pixel classifier": found(6, 6)}, "pixel classifier"
     assert "pretraining" not in honest_lines(this, plan())[0]
     assert "pretraining knew the whole mask" in honest_lines(this, plan(pretrain_steps=9))[0]
+
+
+def test_pages_of_a_stack_keep_their_numbers() -> None:
+    pictures = [
+        SimpleNamespace(name=name, source=Path("raw") / file)
+        for name, file in (("a/s_page2", "a/s.tif"), ("a/t", "a/t.png"))
+    ]
+    found = own_names(SimpleNamespace(pictures=pictures))  # type: ignore[arg-type]
+    assert found == {"a/s_page2": "a/s_page2", "a/t": "a/t.png"}
+
+
+def test_it_is_said_how_the_answer_before_did() -> None:
+    this = round_of(found(5, 5), found(6, 6))
+    this.kept = "network"
+    for before, words in ((3, "better than"), (6, "as well as"), (0, "better than")):
+        this.scores = {"network": found(6, 6), "answer before": found(before, before)}
+        assert comparison_lines(this)[-1] == f"Kept: the network, which does {words} that"
+    this.scores["answer before"] = (0 * np.array(found(6, 6))).tolist()  # no score
+    assert comparison_lines(this)[-1] == "Kept: the network"
 
 
 def test_corrected_maps_are_said_to_raise_the_score() -> None:
