@@ -46,7 +46,7 @@ from report.laboratory import Told, place_of, sample_of, write_laboratory
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet, ranked_sheet
 from report.workbook import WORKBOOK, tables_of, write_workbook
-from utils.commandline import Parser, complain, exit_code
+from utils.commandline import Parser, UserError, complain, exit_code
 from utils.files import IMAGE_SUFFIXES, confined, list_files, remove_leftovers, replace_file
 from utils.log import to_terminal
 from utils.ranks import group
@@ -150,6 +150,7 @@ def run(options: argparse.Namespace) -> int:
     if options.export:
         check_target(Path(options.export))
     how = {name: getattr(options, name) for name in ("device", "resize", "tta", "tile", "overlap")}
+    check_weights(Path(options.weights))
     segmenter = Segmenter(options.weights, **how)
     to_terminal(segmenter.about)
     if options.export:
@@ -159,6 +160,22 @@ def run(options: argparse.Namespace) -> int:
     if not group.writes():
         return int(bool(bad))
     return complain(f"{len(bad)} file(s) could not be used:\n" + "\n".join(bad), 1) if bad else 0
+
+
+def check_weights(weights: Path) -> None:
+    """Say why there is no network in a folder of ``segment.py`` that has none; UserError."""
+    if weights.exists():
+        return
+    # Here, as scikit-learn takes a second to load.
+    from segmentation.answers import Answers
+    from segmentation.predictors import FOREST
+
+    if Answers(weights.parent).by == FOREST:
+        raise UserError(
+            f"{weights}: not written, because the {FOREST} answered there and no network; add the "
+            "new images to the folder of segment.py, or give it more --minutes, so that a network "
+            "can win"
+        )
 
 
 def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, Items]:
@@ -299,7 +316,8 @@ def told(folder: Folder, options: argparse.Namespace) -> Told:
     odd = ranking.outlying(ranking.fractions_of(folder.rows, len(names)), names)
     sample = options.sample or sample_of(Path(options.images))
     marks = {image: "; ".join(reasons) for image, reasons in odd.items()}
-    return Told(sample, marks=marks, place=place_of(Path(options.images)))
+    by = f"the network {folder.segmenter.path}" if isinstance(folder.segmenter, Segmenter) else ""
+    return Told(sample, by=by, marks=marks, place=place_of(Path(options.images)))
 
 
 def write_outlines(folder: Folder, kind: str | None) -> list[str]:

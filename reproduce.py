@@ -110,13 +110,13 @@ def run_on_devices(plan: Plan, left: Iterable[Work]) -> None:
         return command_words(piece, options.argv, script, *more)
 
     def done(piece: Piece) -> None:
-        tell_results(plan, piece.works)
+        tell_results(piece.works)
         write_table(plan)
 
     run_side_by_side(pieces_of(left), devices, command, done)
 
 
-def tell_results(plan: Plan, works: Iterable[Work]) -> None:
+def tell_results(works: Iterable[Work]) -> None:
     """Write ``eval.txt`` of the experiments of some work that other processes did."""
     runners = [work.runner for work in works if work.runner.stage != "self"]
     for folder, stage in dict.fromkeys((r.run_dir.parent, r.stage) for r in runners):
@@ -134,7 +134,7 @@ def run_by_ranks(plan: Plan) -> None:
         group.meet()
 
     def collect() -> None:
-        tell_results(plan, plan.works())
+        tell_results(plan.works())
         record_plan(plan, plan.options.command)
         write_table(plan)
 

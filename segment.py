@@ -13,16 +13,26 @@ from pathlib import Path
 
 from annotation.outlines import SUFFIX
 from config import PRESETS, ConfigError
+from dataset.mask_values import KINDS
 from metallography.particles import MINIMUM_PX
 from segmentation import demo
 from segmentation.intake import PRETRAIN, Request
 from segmentation.job import run
-from segmentation.micrographs import DEFAULT_FOLDER, make_micrographs
+from segmentation.micrographs import DEFAULT_FOLDER
 from utils.commandline import Parser, exit_code
 
 DESCRIPTION = "From a folder of images and one mask to class maps, measurements and a report."
 AGAIN = "The same command goes on and ends with the same result"
-READING = ("mask-pattern", "mask-kind", "palette", "ignore", "tolerance", "crop", "trim")
+READING = {  # options of dataset/prepare.py
+    "mask-pattern": "name of an image's mask, where it is another than the image's: \"{stem}_mask.png\"",
+    "mask-kind": f"what the values in masks are: {', '.join(KINDS)} (auto)",
+    "palette": 'which class a value in masks is: "0=0 1=128 2=255", or of colours '
+    '"0=0,0,0 1=255,0,0 ignore=255,255,255"; default: the values in their order',
+    "ignore": "values in masks that are no class, of pixels that nobody labelled, such as 9",
+    "tolerance": "values in masks so near in each channel are one class: masks drawn with soft edges (0)",
+    "crop": "pixels cut off images, such as a data bar: top,bottom,left,right (0,0,0,0)",
+    "trim": "pixels cut, at most, off an image or mask that is larger than the other (0)",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,11 +64,8 @@ def parser() -> argparse.ArgumentParser:
         f"count as no particle ({MINIMUM_PX})")  # fmt: skip
     add("--grain_classes", type=int, nargs="+", default=[], metavar="CLASS", help="ids of the "
         "classes whose pieces are grains: an ASTM grain-size number is given")  # fmt: skip
-    for name in READING:
-        cut = (
-            "pixels cut off: top,bottom,left,right; " if name == "crop" else "how masks are read: "
-        )
-        add(f"--{name}", default="", help=f"{cut}see dataset/prepare.py, --{name}")
+    for name, meaning in READING.items():
+        add(*dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}")), default="", help=meaning)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=int, default=0, help="CPU threads; 0: as many as PyTorch chooses")
     add("--seed", type=int, default=0, help="seed of all random numbers")
@@ -76,12 +83,15 @@ def request_of(options: argparse.Namespace) -> Request:
         raise ConfigError("--demo: brings its own images and mask; leave --images and --masks out")
     if not options.demo and not options.images:
         raise ConfigError("--images: not given; give a folder of images, and --masks one mask")
-    images = DEFAULT_FOLDER if options.demo else options.images
-    minutes = demo.MINUTES if options.demo else 20.0
+    images, masks, minutes = options.images, tuple(options.masks), 20.0
+    if options.demo:
+        images, masks = demo.given()
+        minutes = demo.MINUTES
+    name = DEFAULT_FOLDER.name if options.demo else images.resolve().name
     return Request(
         images=images,
-        masks=(images,) if options.demo else tuple(options.masks),
-        out=options.out or Path(f"segmented_{images.resolve().name or 'images'}"),
+        masks=masks,
+        out=options.out or Path(f"segmented_{name or 'images'}"),
         minutes=minutes if options.minutes is None else options.minutes,
         preset=options.preset,
         pretrain=options.pretrain or ("always" if options.demo else "auto"),
@@ -108,7 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         if options.demo:
-            make_micrographs()
             return demo.demo(request_of(options))
         run(request_of(options))
         return 0

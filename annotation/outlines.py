@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from roifile import ROI_TYPE, ImagejRoi
 
 from imaging.imagefile import Pixels
+from utils.files import DataError
 from utils.metrics import IGNORED
 
 Corners = NDArray[np.int64]  # (N, 2): x, y, corners of pixels
@@ -131,7 +132,13 @@ def _colour(label: int, colours: Sequence[Sequence[int]]) -> list[int]:
 
 
 def packed(ids: Pixels, kind: str, names: Sequence[str], colours: Sequence[Sequence[int]]) -> bytes:
-    """The outlines of a class map (H, W) as a file of a ``kind``, a key of ``SUFFIX``."""
+    """The outlines of a class map (H, W) as a file of a ``kind``, a key of ``SUFFIX``.
+
+    DataError where it is larger than the ``kind`` can say.
+    """
+    if kind == "roi" and max(ids.shape) > LONGEST_SIDE:
+        size = f"{ids.shape[1]}x{ids.shape[0]} pixels"
+        raise DataError(f"{size}: ImageJ's regions reach {LONGEST_SIDE}; give --outlines geojson")
     found = outlines(ids)
     if kind == "roi":
         return to_rois(found, names, colours)

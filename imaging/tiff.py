@@ -133,9 +133,7 @@ class Layout:
                     yield plane, top, left, rows
 
 
-def read_page(
-    raw: bytes, number: int, check_size: Callable[[int, int], None], colours: bool = True
-) -> TiffPage:
+def read_page(raw: bytes, number: int, check_size: Callable[[int, int], None]) -> TiffPage:
     """Decode a page, counted from 1, of a TIFF's bytes; pages that are previews do not count.
 
     ``check_size`` gets width and height before memory is taken for them. Raises Unread for a tag

@@ -241,6 +241,10 @@ class Folder:
     pools_all: bool = True  # batches.csv, too, where no batch is known
     poor: Sequence[str] = ()  # names of classes that were mostly wrong where they were checked
     in_no_mask: Sequence[int] = ()  # classes of which nobody gave a label
+    rare_cure: str = (  # of a class that is predicted nowhere
+        "annotate an image with more of it, or train (train.py) with --class_weight balanced, or a "
+        "larger number for it"
+    )
 
     def __post_init__(self) -> None:
         segmenter = self.segmenter

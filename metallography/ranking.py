@@ -197,7 +197,10 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float,
 
 def agreement_lines(rows: Sequence[Row]) -> list[str]:
     """How well each measure follows the true error, over images: a line per measure and error."""
-    lines = []
+    lines = [
+        "Rank correlation of each measure with the true error of an image: 1 where the measure "
+        "puts images in the order of their errors, 0 where it says nothing about them"
+    ]
     for name in (*MEASURES, *([DOUBT] if rows and DOUBT in rows[0] else [])):
         for kind in QUALITIES:
             error = [1 - row[kind] for row in rows]

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -53,12 +52,6 @@ from utils.metrics import IGNORED
 SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are padded with their edge pixels
 
 
-NO_NETWORK = (
-    "not written, because the pixel classifier answered there and no network; add the new images "
-    "to the folder of segment.py, or give it more --minutes, so that a network can win"
-)
-
-
 def find_weights(path: str | Path) -> Path:
     """The model file itself, or the ``fine.pt`` (else ``sup.pt``) of a run's folder.
 
@@ -66,9 +59,7 @@ def find_weights(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.is_dir():
-        if not path.exists() and _answered_alone(path.parent):
-            raise CheckpointError(f"{path}: {NO_NETWORK}")
-        return path  # another missing file is reported on loading
+        return path  # a missing one is reported on loading
     for pattern in ("fine.pt", "sup.pt", "*/fine.pt", "*/sup.pt"):
         found = sorted(path.glob(pattern))
         if len(found) == 1:
@@ -77,15 +68,6 @@ def find_weights(path: str | Path) -> Path:
             names = ", ".join(str(f.parent.name) for f in found)
             raise CheckpointError(f"{path}: holds several runs ({names}); give one of them")
     raise CheckpointError(f"{path}: no fine.pt or sup.pt in it; give the folder of a finished run")
-
-
-def _answered_alone(out: Path) -> bool:
-    """Whether this is a folder of ``segment.py`` in which the pixel classifier answered."""
-    try:
-        answer = json.loads((out / "answer.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(answer, dict) and answer.get("by") == "pixel classifier"
 
 
 class Segmenter:
@@ -198,24 +180,28 @@ class Segmenter:
         ``inside``, bool (H, W), is False the image counts in no statistic of it. The network sees
         it enlarged by ``factor`` (unless it is resized anyway).
         """
-        pixels = as_pixels(image, self.gray)
-        small, predict = self._seen(pixels, inside, factor)
-        if self.tta:
-            predict = views.average_views(predict)
-        bands = tiling.predict_bands(small, predict, self.num_classes, self.tile, self.overlap)
-        if pixels.shape[:2] != small.shape[:2]:
-            whole = np.concatenate([band for _, band in bands], axis=1)
-            bands = tiling.resized_bands(whole, *pixels.shape[:2])
-        yield from bands
+        yield from self._bands(image, inside, factor, views.average_views if self.tta else None)
 
     def bands_and_votes(
         self, image: Array, inside: Array | None = None, factor: float = 1.0
     ) -> Iterator[tuple[int, Floats]]:
         """``bands`` by the average over 8 views, their vote disagreement as a last channel."""
+        yield from self._bands(image, inside, factor, views.average_and_votes, 1)
+
+    def _bands(
+        self,
+        image: Array,
+        inside: Array | None,
+        factor: float,
+        averaged: Callable[[tiling.Predict], tiling.Predict] | None,
+        more: int = 0,
+    ) -> Iterator[tuple[int, Floats]]:
+        """See ``bands``; ``averaged`` over views, which has ``more`` channels than classes."""
         pixels = as_pixels(image, self.gray)
         small, predict = self._seen(pixels, inside, factor)
-        predict = views.average_and_votes(predict)
-        bands = tiling.predict_bands(small, predict, self.num_classes + 1, self.tile, self.overlap)
+        predict = averaged(predict) if averaged else predict
+        channels = self.num_classes + more
+        bands = tiling.predict_bands(small, predict, channels, self.tile, self.overlap)
         if pixels.shape[:2] != small.shape[:2]:
             whole = np.concatenate([band for _, band in bands], axis=1)
             bands = tiling.resized_bands(whole, *pixels.shape[:2])

@@ -187,8 +187,7 @@ def _fraction_doubts(folder: Folder) -> list[str]:
         elif len(found) > 1 and not any(shares[c] > 0 for shares in found.values()):
             lines.append(
                 f"{class_words(name)} is predicted in none of the {len(found)} images; if they "
-                "show it, annotate an image with more of it, or train (train.py) with "
-                "--class_weight balanced, or a larger number for it"
+                f"show it, {folder.rare_cure}"
             )
     odd = outlying(found, names)
     for image in [*odd][:1]:

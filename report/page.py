@@ -247,11 +247,6 @@ def _encode(picture: Picture, room: int) -> str:
     return ""
 
 
-def open_picture(path: Path) -> Image.Image | None:
-    """A picture; None if it is absent or cannot be read."""
-    return _open(path)
-
-
 def _measurements(folder: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
     """For each folder with a ``measurements.csv``: its summary, rows by image, its sheet."""
     places = [folder, *(p for run in runs for p in (run, *list_names(run))), *list_names(folder)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,11 +69,16 @@ def judge(classes: Path, truth: Path, left_out: Sequence[str]) -> Truth:
     return Truth(*numbers, miou=float(np.nanmean(iou(counts.sum(axis=0)))))
 
 
+def given() -> tuple[Path, tuple[Path, ...]]:
+    """The synthetic set, drawn if it is not there: its images, and its masks."""
+    folder = make_micrographs()
+    return folder / "images", (folder / "masks",)
+
+
 def demo(request: Request) -> int:
     """Segment the synthetic set and compare with its truth; 1 if a phase was not found."""
-    folder = make_micrographs()
-    work = run(replace(request, images=folder / "images", masks=(folder / "masks",)))
-    found = compare(work, folder / "truth")
+    work = run(request)
+    found = compare(work, request.images.parent / "truth")
     answer = found[0][1]
     missed = [name for name, dice in zip(CLASSES, answer.dice, strict=True) if dice < SMALLEST_DICE]
     to_terminal(f"NOT found: {', '.join(missed)}" if missed else "Every phase was found")

@@ -79,15 +79,13 @@ def run(request: Request) -> Work:
             to_terminal(note)
         for line in intake.warnings:
             to_terminal(f"Warning: {line}")
-        learning = Learning(request, intake)
-        learning.began = started
+        learning = Learning(request, intake, started)
         schedule = scheduled(learning)
         for line in schedule.lines():
             to_terminal(line)
         work = Work(learning, schedule)
-        work.started = started
         work.run()
-        to_terminal(f"Done, after {minutes(time.monotonic() - started)}")
+        to_terminal(f"Done, after {minutes(learning.spent())}")
         return work
 
 
@@ -116,7 +114,6 @@ class Work:
 
     def __init__(self, learning: Learning, schedule: Schedule) -> None:
         self.learning, self.schedule = learning, schedule
-        self.started = time.monotonic()
         learning.values |= schedule.values
         self.request, self.intake = learning.request, learning.intake
         self.out, self.pictures = self.request.out, self.intake.pictures
@@ -141,8 +138,8 @@ class Work:
         self.first = self.out / TRAINING / "answers" / "first"
         self.first_look: tuple[Answer, list[dict[str, Any]]] | None = None  # made now
 
-    def run(self) -> Path:
-        """Everything in order; returns the report."""
+    def run(self) -> None:
+        """Everything in order."""
         for line in self.scales.lines:
             to_terminal(line)
         self.say_round()
@@ -152,7 +149,7 @@ class Work:
         if not self.this.kept:
             self.compare()
         self.answer()
-        return self.report()
+        self.report()
 
     def say_round(self) -> None:
         """What this round learns from."""
@@ -237,7 +234,7 @@ class Work:
         self.first_look = folder, self.mark(folder)
         self.answers.publish(self.first, [p.name for p in self.pictures], FOREST)
         path = telling.write_page(self, *self.first_look, final=False)
-        took = minutes(time.monotonic() - self.started)
+        took = minutes(self.learning.spent())
         to_terminal(f"First answer of all images, by the {FOREST}, after {took}: {path}")
 
     def check_first_answer(self, found: HeldOut) -> None:
@@ -571,13 +568,12 @@ class Work:
             return float("nan")
         return float((read_mask(own) != read_mask(first)).mean())
 
-    def report(self) -> Path:
+    def report(self) -> None:
         """The page on everything, and its first lines on the terminal."""
         for line in telling.result_lines(self):
             to_terminal(line)
         path = telling.write_page(self, self.folder, self.doubts, final=True)
         to_terminal(f"Report: {path}")
-        return path
 
 
 def without_name(number: int, fold: Fold) -> str:

@@ -47,7 +47,7 @@ class Lesson(Job):
 class Learning:
     """Everything that is trained in a job, each training in a run folder of its own."""
 
-    def __init__(self, request: Request, intake: Intake) -> None:
+    def __init__(self, request: Request, intake: Intake, began: float | None = None) -> None:
         self.request, self.intake = request, intake
         self.folder = request.out / TRAINING
         self.store = ImageStore(0, IGNORED)
@@ -57,7 +57,7 @@ class Learning:
         self.threads = torch.get_num_threads()
         self.device = choose_device(request.device)
         self.amp = choose_precision("auto", self.device)
-        self.began = time.monotonic()  # of the job
+        self.began = time.monotonic() if began is None else began  # of the job
         self.values, self.reasons = self.preset()
 
     def preset(self) -> Choice:

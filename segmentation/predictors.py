@@ -276,6 +276,7 @@ class Answer(Folder):
     second: Path | None = None  # folder of class maps by another method
     pools_all: bool = False
     replaced: bool = True  # its folder is the program's own
+    rare_cure: str = "annotate another image, with more of it"
 
     def predict(self, item: Item, image: Array) -> Array:
         """Predict an image; write its doubt; put its labels, if any, over the prediction."""

@@ -251,7 +251,7 @@ def fraction_rows(folder: Answer) -> list[Row]:
     return found
 
 
-def changes(this: Round, before: Round | None, names: list[str]) -> list[list[str]]:
+def changes(this: Round, before: Round | None) -> list[list[str]]:
     """Images whose area fractions changed, the most first: a line of cells each."""
     if before is None:
         return []
@@ -271,7 +271,7 @@ def changes(this: Round, before: Round | None, names: list[str]) -> list[list[st
 
 def result_lines(work: Work) -> list[str]:
     """The result in a few lines, with its doubts."""
-    this, folder, names = work.this, work.folder, work.folder.segmenter.class_names
+    this, folder = work.this, work.folder
     lines = [f"{len(folder.items)} images segmented by the {this.by}"]
     for row in fraction_rows(folder):
         lines.append(
@@ -283,7 +283,7 @@ def result_lines(work: Work) -> list[str]:
     lines += doubt_lines(work.doubts)
     lines += [f"  {row['image']}: {row['reasons']}" for row in marked[:5]]
     lines.append(new_images_line(work))
-    moved = changes(this, work.before, names)
+    moved = changes(this, work.before)
     if work.before is not None:
         lines.append(f"Changed since the answer before: {len(moved)} of {len(folder.items)} images")
     return lines
@@ -418,7 +418,7 @@ def doubt_words(doubts: list[Row]) -> str:
 def change_tables(work: Work, names: list[str], own: Mapping[str, str]) -> list[Table]:
     """What new labels and area fractions changed since the answer before."""
     corrected = [[own[name], str(n), str(all_)] for name, (n, all_) in work.this.corrected.items()]
-    moved = [[own[name], *cells] for name, *cells in changes(work.this, work.before, names)]
+    moved = [[own[name], *cells] for name, *cells in changes(work.this, work.before)]
     title = "What changed: area fraction before → after, %"
     new = {"title": "Labels that are new", "head": [*NEW_LABELS], "rows": corrected}
     other = {"title": title, "head": ["image", *names],

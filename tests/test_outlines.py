@@ -15,8 +15,9 @@ from hypothesis.extra.numpy import arrays
 from roifile import ImagejRoi
 
 from annotation.files import read_annotation
-from annotation.outlines import outlines, to_geojson, to_rois
+from annotation.outlines import LONGEST_SIDE, outlines, packed, to_geojson, to_rois
 from tests.masks import blobs, disc
+from utils.files import DataError
 
 NAMES = ["matrix", "carbide", "pore/void", "class 3"]
 COLOURS = [(0, 0, 0), (255, 0, 0), (0, 0, 255), (0, 255, 0)]
@@ -106,3 +107,10 @@ def test_what_qupath_and_imagej_are_told() -> None:
         rois = [ImagejRoi.frombytes(archive.read(name)) for name in archive.namelist()]
     assert [(roi.name, roi.group) for roi in rois] == [("carbide-1", 1), ("pore/void-2", 2)]
     assert (rois[1].left, rois[1].top, rois[1].right, rois[1].bottom) == (1, 1, 3, 3)
+
+
+def test_what_regions_of_imagej_cannot_say_is_refused() -> None:
+    wide = np.ones((1, LONGEST_SIDE + 1), np.uint8)
+    with pytest.raises(DataError, match="32768x1 pixels: .* give --outlines geojson"):
+        packed(wide, "roi", ["0", "1"], [(0, 0, 0)] * 2)
+    assert packed(wide, "geojson", ["0", "1"], [(0, 0, 0)] * 2)

@@ -258,3 +258,23 @@ def test_an_annotated_image_is_not_the_one_to_label_next(tmp_path) -> None:
     assert ranked_lines(found, Namespace(annotated=None)) == [
         "3 image(s) ranked; least sure of sub/c"
     ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ('{"by": "pixel classifier", "files": {}}', "because the pixel classifier answered"),
+        ('{"by": "network", "files": {}}', "cannot be read"),
+        ("[damaged", "cannot be read"),
+    ],
+)
+def test_a_network_that_segment_did_not_write_is_not_only_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: str, words: str
+) -> None:
+    images = write_images(tmp_path / "imgs", "a.png")
+    (tmp_path / "answer.json").write_text(answer, encoding="utf-8")
+    weights = tmp_path / "model.pt"
+    assert main(["--weights", str(weights), "--images", str(images)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{weights}: ") and words in error and error.count("\n") == 1
+    assert ("more --minutes" in error) == ("because" in words)

@@ -60,7 +60,7 @@ def test_images_come_in_the_order_of_their_disputed_share(tmp_path: Path) -> Non
     assert len(bad) == 1 and "bad.png" in bad[0]
     with (out / "ranking.csv").open(encoding="utf-8") as file:
         assert [row["rank"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
-    assert ranking.agreement_lines(rows)[0].startswith(
+    assert ranking.agreement_lines(rows)[1].startswith(
         "Spearman, vote_disagreement and 1 - accuracy: 1.000"
     )
     assert titles == ["1. b  0.5000", "2. d  0.3125", "3. a  0.1250", "4. c  0.0000"]

@@ -222,23 +222,6 @@ def test_files_that_hold_no_segmenter(tmp_path: Path, state, said) -> None:
     assert "m.pt" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        ('{"by": "pixel classifier"}', "because the pixel classifier answered.* more --minutes"),
-        ('{"by": "network"}', "cannot be read"),
-        ("[damaged", "cannot be read"),
-    ],
-)
-def test_a_network_that_segment_did_not_write_is_not_only_missing(
-    tmp_path: Path, answer: str, words: str
-) -> None:
-    (tmp_path / "answer.json").write_text(answer, encoding="utf-8")
-    with pytest.raises(CheckpointError, match=rf"model\.pt: .*{words}") as raised:
-        Segmenter(tmp_path / "model.pt", device="cpu")
-    assert "\n" not in str(raised.value)
-
-
 def test_predictions_multiply_single_precision(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
