@@ -24,12 +24,12 @@ from utils.commandline import Parser, exit_code
 DESCRIPTION = "From a folder of images and one mask to class maps, measurements and a report."
 AGAIN = "The same command goes on and ends with the same result"
 READING = {  # options of dataset/prepare.py
-    "mask-pattern": "name of an image's mask, where it is another than the image's: \"{stem}_mask.png\"",
+    "mask-pattern": 'names of masks, where they are not those of images: "{stem}_mask.png"',
     "mask-kind": f"what the values in masks are: {', '.join(KINDS)} (auto)",
     "palette": 'which class a value in masks is: "0=0 1=128 2=255", or of colours '
     '"0=0,0,0 1=255,0,0 ignore=255,255,255"; default: the values in their order',
     "ignore": "values in masks that are no class, of pixels that nobody labelled, such as 9",
-    "tolerance": "values in masks so near in each channel are one class: masks drawn with soft edges (0)",
+    "tolerance": "values in masks so near in each channel are one class, as of soft edges (0)",
     "crop": "pixels cut off images, such as a data bar: top,bottom,left,right (0,0,0,0)",
     "trim": "pixels cut, at most, off an image or mask that is larger than the other (0)",
 }
