@@ -3,9 +3,11 @@
 ``python benchmarks/doubt.py --weights steel_sup/1_0/sup.pt --annotated dataset/steel/sup_num1_0
 --test dataset/steel/test_numf --out doubt_steel`` predicts the test images with a network and with
 the pixel classifier, which learns the annotated images, and marks them as ``segment.py`` does
-(``segmentation/doubt.py``). Printed are: Spearman's rank correlation of each measure with the share
-of wrong pixels; how many images whose area fraction is wrong by more than 10 points are marked, and
-how many of the others; and the share of all wrong pixels in the places marked "label here".
+(``segmentation/doubt.py``); ``--twin`` is a network that was trained alike with another ``--seed``,
+and the images are then marked with it, too. Printed are: Spearman's rank correlation of each
+measure with the share of wrong pixels; how many images whose area fraction is wrong by more than 10
+points are marked, and how many of the others; and the share of all wrong pixels in the places
+marked "label here".
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from segmentation.predictors import (  # noqa: E402
     Watched,
     second_opinion,
     taught,
+    write_maps,
 )
 from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.files import IMAGE_SUFFIXES, list_files  # noqa: E402
@@ -35,7 +38,7 @@ from utils.metrics import IGNORED  # noqa: E402
 
 DESCRIPTION = "Does the doubt of a prediction follow its true error?"
 WRONG = 0.1  # of the area fraction of some class
-BOUNDS = (0.05, 0.06, 0.07, 0.08, 0.085, 0.09, 0.1, 0.15)  # among which the one in use was chosen
+BOUNDS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.085, 0.1, 0.15)
 MEASURES = ("doubt", "unsure", "differs", "vote_disagreement")
 
 
@@ -46,10 +49,12 @@ def pairs(split: Path) -> list[tuple[Path, Path]]:
 
 
 def answers(
-    weights: Path, annotated: Path, test: Path, out: Path, device: str
+    network: Segmenter, twin: Path | None, annotated: Path, test: Path, out: Path
 ) -> tuple[Answer, Answer]:
-    """The test images by the pixel classifier, in ``out/first``, and by the network beside it."""
-    network = Segmenter(weights, device=device)
+    """The test images by the pixel classifier, in ``out/first``, and by the network beside it.
+
+    Also writes the class maps of a ``twin`` into ``out/twin``.
+    """
     given = pairs(annotated)
     forest = taught(
         [read_image(image) for image, _ in given],
@@ -59,27 +64,32 @@ def answers(
     items = [Item(image, image.stem) for image, _ in pairs(test)]
     first = Answer(forest, items, out / "first")
     first.run()
-    found = Answer(Watched(network, 8), items, out / "network", second=out / "first" / "classes")
+    others = [out / "first" / "classes"]
+    if twin:
+        other = Watched(Segmenter(twin, device=str(network.device)), views=1)
+        write_maps(out / "twin", other, {i.name: i.path for i in items}, other.digest)
+        others.append(out / "twin")
+    found = Answer(Watched(network, 8), items, out / "network", others=others)
     found.run()
     return first, found
 
 
-def judge(found: Answer, test: Path, expected: float) -> list[str]:
+def judge(found: Answer, test: Path, expected: float, by_twin: bool = False) -> list[str]:
     """Lines on how well doubt follows the truth; of the pixel classifier it has no second."""
     names = list(found.segmenter.class_names)
     masks = {image.stem: mask for image, mask in pairs(test)}
-    differs, wrong, off, inside, total = {}, {}, {}, 0, 0
+    shares: list[dict[str, float]] = [{} for _ in found.others]  # that others see otherwise
+    wrong, off, inside, total = {}, {}, 0, 0
     places = doubt.Places({item.name: found.file("doubt", item) for item in found.items})
     for item in found.items:
         ids, truth = read_mask(found.file("classes", item)), read_mask(masks[item.name])
         known = truth != IGNORED
-        if found.second is not None:
-            other = read_mask(found.second / f"{item.name}.png")
-            differs[item.name] = float((ids != other).mean())
+        for folder, share in zip(found.others, shares, strict=True):
+            share[item.name] = float((ids != read_mask(folder / f"{item.name}.png")).mean())
         errors = known & (ids != truth)
         wrong[item.name] = float(errors.sum() / known.sum())
-        shares = [float(((ids == c) & known).sum() - (truth == c).sum()) for c in range(len(names))]
-        off[item.name] = max(map(abs, shares)) / float(known.sum())
+        more = [float(((ids == c) & known).sum() - (truth == c).sum()) for c in range(len(names))]
+        off[item.name] = max(map(abs, more)) / float(known.sum())
         inside, total = inside + int((errors & places[item.name]).sum()), total + int(errors.sum())
     rows = doubt.doubts(
         fractions_of(found.rows, len(names)),
@@ -87,30 +97,31 @@ def judge(found: Answer, test: Path, expected: float) -> list[str]:
         annotated=[],
         votes=found.noted("votes"),
         unsure=found.noted("unsure"),
-        differs=differs,
+        differs=shares[0] if shares else {},
         places=places,
         expected=expected,
+        twin=shares[1] if by_twin else {},
     )
     own = {row["image"]: row for row in rows}
     bad = {name for name, value in off.items() if value > WRONG}
     marked = {name for name, row in own.items() if row["reasons"]}
-    share = np.mean([float(row["label_here"]) for row in rows])
+    here = np.mean([float(row["label_here"]) for row in rows])
     good = off.keys() - bad
     lines = [f"{len(rows)} images, {100 * np.mean(list(wrong.values())):.1f} % of the pixels wrong"]
-    for name in MEASURES if found.second else ("unsure",):
+    for name in MEASURES if found.others else ("unsure",):
         rho, p, _ = correlation([own[n][name] for n in wrong], list(wrong.values()))
         lines.append(f"Spearman, {name} and the share of wrong pixels: {rho:.2f} (p = {p:.1g})")
     lines.append(
         f"Area fraction wrong by more than 10 points: {len(bad)}, marked {len(bad & marked)}"
     )
     lines.append(f"Of the {len(good)} others are marked {len(marked - bad)}")
-    for bound in BOUNDS if found.second else ():
+    for bound in BOUNDS if found.others else ():
         over = {name for name, row in own.items() if row["doubt"] >= bound}
         parts = [f"{len(over & kind)} of {len(kind)}" for kind in (bad, good)]
         lines.append(f"  doubt of {bound:.3g} and more: {parts[0]}, of the others {parts[1]}")
     held = 100 * inside / max(total, 1)
     lines.append(
-        f"{100 * share:.1f} % of the pixels, marked to label, hold {held:.0f} % of the wrong"
+        f"{100 * here:.1f} % of the pixels, marked to label, hold {held:.0f} % of the wrong"
     )
     return lines
 
@@ -122,16 +133,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--weights", type=Path, required=True, help="the network")
     add("--annotated", type=Path, required=True, help="folder with img and gt of what it learnt")
     add("--test", type=Path, required=True, help="folder with img and gt of other images")
+    add("--twin", type=Path, help="a network that was trained alike with another seed")
     add("--out", type=Path, required=True, help="folder of the predictions")
     add("--device", default="auto", help="auto, cpu, cuda, mps (auto)")
     given = parser.parse_args(argv)
 
     def work() -> None:
-        where = given.weights, given.annotated, given.test, given.out
-        first, found = answers(*where, given.device)
-        expected = second_opinion(given.annotated, Segmenter(given.weights)).error
+        network = Segmenter(given.weights, device=given.device)
+        first, found = answers(network, given.twin, given.annotated, given.test, given.out)
+        expected = second_opinion(given.annotated, network).error
         print(f"The pixel classifier is wrong in {100 * expected:.1f} % of held-out halves")
         print("", "The network answers:", *judge(found, given.test, expected), sep="\n")
+        if given.twin:
+            print("", "The same, beside its twin:", sep="\n")
+            print(*judge(found, given.test, expected, by_twin=True), sep="\n")
         print("", "The pixel classifier answers:", sep="\n")
         print(*judge(first, given.test, expected), sep="\n")
 

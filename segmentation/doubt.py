@@ -1,10 +1,12 @@
 """Which images to look at first, where in them, and what speaks against each prediction.
 
-The *doubt* of an image (``metallography.ranking.doubt_of``) is how unsure the network is, and by
-how much more than expected a second method, the pixel classifier, sees other classes: expected is
-its error on held-out blocks. Where the classifier answers alone, what it is unsure of decides.
-Measures and bounds were chosen on training images of NEU-Seg and then frozen (``results/doubt``).
-No measure sees mistakes that everything makes alike; what is not marked may be wrong, too.
+The *doubt* of an image is the share of its pixels that a twin of the network sees otherwise: one
+trained alike, with another seed (deep ensembles, Lakshminarayanan, Pritzel and Blundell 2017).
+Without a twin it is how unsure the network is, and by how much more than expected the pixel
+classifier sees other classes (``metallography.ranking.doubt_of``): expected is its error on
+held-out blocks. Where the classifier answers alone, what it is unsure of decides. Measures and
+bounds were chosen on training images of NEU-Seg and then frozen (``results/doubt``). No measure
+sees mistakes that everything makes alike; what is not marked may be wrong, too.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -21,21 +24,22 @@ from metallography.particles import Array, Row
 from metallography.ranking import class_words, doubt_of, outlying
 
 DOUBTFUL = 0.085  # doubt of an image from which on it is marked
+DOUBTFUL_BY_TWIN = 0.04  # the same where a twin network is asked
 UNSURE = 0.2  # mean, from which on an image of the pixel classifier alone is marked
-SECOND = 0.5  # doubt of a pixel that the second method sees otherwise, beside its own
+OTHER = 0.5  # doubt of a pixel that another method sees otherwise, beside its own
 SHARE = 0.05  # of all pixels, that are marked as places to label
 SIGMA = 1.0  # pixels, of the blur that makes places of single pixels
 
 
-def doubt_map(uncertain: Pixels, predicted: Array, second: Array | None) -> Pixels:
+def doubt_map(uncertain: Pixels, predicted: Array, others: Sequence[Array] = ()) -> Pixels:
     """The doubt of every pixel, uint8 (H, W), 255 for 1 and more.
 
-    ``uncertain`` is 1 - the probability of the likeliest class, 255 for 1; ``second`` holds the
-    class ids of another method, if there is one.
+    ``uncertain`` is 1 - the probability of the likeliest class, 255 for 1; ``others`` are the
+    class ids of other methods.
     """
     found = uncertain.astype(np.float32)
-    if second is not None:
-        found += 255 * SECOND * (second != predicted)
+    for ids in others:
+        found += 255 * OTHER * (ids != predicted)
     return np.asarray(np.minimum(found, 255).astype(np.uint8))
 
 
@@ -77,6 +81,7 @@ def doubts(
     differs: Mapping[str, float],
     places: Mapping[str, Array],
     expected: float = math.nan,
+    twin: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Row]:
     """A row for each image, the most doubtful first; annotated images are left out.
 
@@ -89,14 +94,21 @@ def doubts(
         places: pixels that are worth labelling.
         expected: share of pixels in which the classifier is wrong on held-out blocks; nan if none
             could be held out.
+        twin: share of pixels that a twin of the network sees otherwise, if there is one.
     """
     names = [name for name in fractions if name not in annotated]
     reasons: dict[str, list[str]] = {name: [] for name in names}
     rows: list[Row] = []
     for name in names:
         own, other = unsure.get(name, math.nan), differs.get(name, math.nan)
-        doubt = doubt_of(own, other, expected)
-        if doubt >= DOUBTFUL:
+        alike = twin.get(name, math.nan)
+        doubt = doubt_of(own, other, expected) if math.isnan(alike) else alike
+        if alike >= DOUBTFUL_BY_TWIN:
+            reasons[name].append(
+                f"doubt {doubt:.2f}: a twin network, trained alike from other random numbers, sees "
+                f"{100 * alike:.0f} % of the pixels otherwise"
+            )
+        elif math.isnan(alike) and doubt >= DOUBTFUL:
             reasons[name].append(
                 f"doubt {doubt:.2f}: the network's mean certainty is {certainty(own)}, the "
                 f"pixel classifier sees {100 * other:.0f} % of the pixels otherwise"
@@ -110,6 +122,7 @@ def doubts(
                 "image": name,
                 "doubt": doubt,
                 "unsure": own,
+                "twin_differs": alike,
                 "differs": other,
                 "vote_disagreement": votes.get(name, math.nan),
                 "label_here": share,

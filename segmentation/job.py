@@ -29,16 +29,19 @@ from segmentation import blocks, doubt, telling
 from segmentation.answers import OUTLINES, Answers, Round, Rounds, pair_digest
 from segmentation.blocks import Fold, HeldOut
 from segmentation.intake import RECORD as SET_RECORD
-from segmentation.intake import SET, Picture, Request, read
+from segmentation.intake import SET, Request, read
 from segmentation.learning import TRAINING, Learning
 from segmentation.predictors import (
     BEFORE,
     FOREST,
+    MARK,
     NETWORK,
     Answer,
     Classifier,
     Watched,
     beside_strokes,
+    is_marked,
+    write_maps,
 )
 from segmentation.schedule import (
     Schedule,
@@ -59,7 +62,6 @@ from utils.tables import csv_of_rows
 BATCHES = "batches.csv"
 FEW_CHANGED = 0.05  # share of a map: with fewer, somebody may not have looked at the rest
 OTHER_SCALE = "segment those of one magnification at a time, each with a mask of its own"
-OF_ROUND = "round.txt"  # in the folder of the first answer: ``Work.first_mark``
 OWN_FILES = ("rounds.json", "answer.json")
 DECIDES = ("asked", "fine_steps", "block_steps", "folds", "pretrain_epochs", "values", "views",
            "reduce")  # fmt: skip
@@ -120,9 +122,8 @@ class Work:
         self.annotated = self.intake.annotated
         self.classes = self.intake.num_classes
         self.answers, self.rounds = Answers(self.out), Rounds(self.out)
-        own = [Item(p.source, p.name) for p in self.pictures]
-        where = self.request.images, self.request.um_per_px, self.request.scales
-        self.scales = find_scales(own, *where, cure=OTHER_SCALE)
+        own, r = [Item(p.source, p.name) for p in self.pictures], self.request
+        self.scales = find_scales(own, r.images, r.um_per_px, r.scales, cure=OTHER_SCALE)
         masks = [read_mask(p.labels) for p in self.annotated if p.labels]
         self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
         self.in_no_mask = np.flatnonzero(label_counts(masks, self.classes) == 0).tolist()
@@ -137,6 +138,7 @@ class Work:
         self.place = self.out / TRAINING / f"round_{self.this.number}"
         self.first = self.out / TRAINING / "answers" / "first"
         self.first_look: tuple[Answer, list[dict[str, Any]]] | None = None  # made now
+        self.twin: Path | None = None  # folder of the class maps of the network's twin
 
     def run(self) -> None:
         """Everything in order."""
@@ -234,8 +236,8 @@ class Work:
         self.first_look = folder, self.mark(folder)
         self.answers.publish(self.first, [p.name for p in self.pictures], FOREST)
         path = telling.write_page(self, *self.first_look, final=False)
-        took = minutes(self.learning.spent())
-        to_terminal(f"First answer of all images, by the {FOREST}, after {took}: {path}")
+        after = f"after {minutes(self.learning.spent())}"
+        to_terminal(f"First answer of all images, by the {FOREST}, {after}: {path}")
 
     def check_first_answer(self, found: HeldOut) -> None:
         """Tell with the first answer, if it was made now, how it was checked since."""
@@ -257,7 +259,7 @@ class Work:
         shutil.rmtree(self.first, ignore_errors=True)
         said = [telling.FIRST_NOTE, telling.NOT_CHECKED]
         folder = self.predict(self.learnt(first=True), self.first, said)
-        replace_file(self.first / OF_ROUND, f"{self.first_mark()}\n", "--out")
+        replace_file(self.first / MARK, self.first_mark(), "--out")
         return folder
 
     def first_mark(self) -> str:
@@ -267,10 +269,25 @@ class Work:
 
     def second_opinion(self) -> None:
         """Have the pixel classifier's answer of this round beside a network's."""
-        mark = self.first / OF_ROUND
-        if not mark.is_file() or mark.read_text(encoding="utf-8").strip() != self.first_mark():
+        if not is_marked(self.first, self.first_mark()):
             with only_progress("Second opinion"):
                 self.predict_first()
+
+    def ask_twin(self) -> None:
+        """Class maps of all images by the twin of the network that answers, if it has one."""
+        name = f"round_{self.this.method}_twin"
+        if self.this.kept == NETWORK and self.schedule.twin:
+            labels = self.sure_labels if self.strokes else None
+            own = self.schedule.fine_steps, self.start(self.this), labels, "Twin network"
+            self.learning.finetune(name, *own, seed=self.request.seed + 1)
+        file = self.network_of(name)
+        if file is None:
+            return
+        network = Watched(Segmenter(file, device=self.request.device), views=1)
+        self.twin = self.out / TRAINING / "answers" / "twin"
+        with only_progress("Predictions of the twin network"):
+            images = {p.name: p.file for p in self.pictures}
+            write_maps(self.twin, network, images, f"{self.first_mark()} {network.digest}")
 
     def predict(
         self,
@@ -290,7 +307,8 @@ class Work:
         told: dict[str, Any] = {"scales": scales.of}
         told["min_px"], told["in_no_mask"] = self.request.min_px, self.in_no_mask
         told["grain_classes"] = self.request.grain_classes
-        told["second"] = self.first / "classes" if isinstance(predictor, Watched) else None
+        if isinstance(predictor, Watched):
+            told["others"] = [self.first / "classes", *([self.twin] if self.twin else [])]
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
         folder.notes = [*self.about_answer(folder), *said]
         folder.run()
@@ -372,7 +390,7 @@ class Work:
 
     def network_blocks(self, folds: list[Fold]) -> HeldOut:
         """Held-out scores of networks that start as the final one, each without a fold."""
-        predictors = {}
+        predictors: dict[Fold, blocks.Predict] = {}
         for turn, fold in enumerate(folds, start=1):
             name = without_name(self.this.number, fold)
             labels = blocks.write_labels(self.out / TRAINING / name, self.annotated, fold)
@@ -386,13 +404,7 @@ class Work:
 
     def network_ids(self, file: Path) -> blocks.Predict:
         """A network as a function from an image's pixels to class ids."""
-        watched = self.watched(file)
-
-        def predict(image: Pixels) -> Pixels:
-            bands = watched.bands(image)
-            return np.concatenate([band.argmax(0).astype(np.uint8) for _, band in bands])
-
-        return predict
+        return self.watched(file).ids
 
     def watched(self, file: Path) -> Watched:
         """A network, ready to predict, with the names that the classes have now."""
@@ -439,7 +451,10 @@ class Work:
 
     def network_without(self, number: int, fold: Fold) -> Path | None:
         """The network of a round that left out just this fold; None if there is none."""
-        name = without_name(number, fold)
+        return self.network_of(without_name(number, fold))
+
+    def network_of(self, name: str) -> Path | None:
+        """The network that a training gave; None if there is none."""
         found = [self.out / TRAINING / f"{name}_{stage}" / "f" for stage in ("simclr", "sup")]
         files = [path / file for path in found for file in ("fine.pt", "sup.pt")]
         return next((path for path in files if path.is_file()), None)
@@ -464,6 +479,7 @@ class Work:
         predictor = self.final()
         if isinstance(predictor, Watched):
             self.second_opinion()
+            self.ask_twin()
         labels = hashlib.sha256("".join(sorted(self.this.labels.values())).encode()).hexdigest()
         predictor.digest = f"{predictor.digest}-{labels[:8]}"
         place = self.out / TRAINING / "answers" / f"round_{self.this.number}"
@@ -475,8 +491,7 @@ class Work:
         self.rounds.save()
         rows = self.mark(folder)
         self.draw_outlines(folder)
-        names = [p.name for p in self.pictures]
-        crop = self.intake.crop
+        names, crop = [p.name for p in self.pictures], self.intake.crop
         self.answers.publish(place, names, self.this.by, predictor.class_names, crop)
         if not (place / BATCHES).exists():  # of an answer before, or of an older program
             (self.out / BATCHES).unlink(missing_ok=True)
@@ -495,12 +510,16 @@ class Work:
         this.by, this.method = this.kept, this.number
         if this.kept == NETWORK:
             name, steps = f"round_{this.number}", self.schedule.fine_steps
-            # Written when they were compared.
-            labels = self.out / TRAINING / f"{name}_sure" if self.strokes else None
+            labels = self.sure_labels if self.strokes else None
             file = self.learning.finetune(name, steps, self.start(this), labels, "Fine-tuning")
             this.network = file.relative_to(self.out).as_posix()
             return self.watched(file)
         return self.learnt()
+
+    @property
+    def sure_labels(self) -> Path:
+        """The folder of strokes with the sure labels beside them; ``compare`` writes it."""
+        return self.out / TRAINING / f"round_{self.this.number}_sure"
 
     def mark(self, folder: Answer) -> list[dict[str, Any]]:
         """Write ``doubt.csv`` and the workbook into a predicted folder; returns the doubts."""
@@ -514,7 +533,8 @@ class Work:
             annotated=sorted(annotated),
             votes=folder.noted("votes"),
             unsure=folder.noted("unsure"),
-            differs={p.name: self.differs(folder, p) for p in self.pictures},
+            differs=self.differing(folder, self.first / "classes"),
+            twin=self.differing(folder, self.twin),
             places=self.places,
             expected=forest.error if forest else math.nan,
         )
@@ -558,15 +578,14 @@ class Work:
             drawn = packed(whole, kind, s.class_names, s.colours.tolist())
             replace_file(path, drawn, "--out", durable=False)
 
-    def differs(self, folder: Answer, picture: Picture) -> float:
-        """Share of pixels in which an answer differs from the first one."""
-        own, first = (
-            place / "classes" / f"{picture.name}.png" for place in (folder.out, self.first)
-        )
-        same = not isinstance(folder.segmenter, Watched)  # it is the classifier's answer, too
-        if same or folder.out == self.first or not first.exists():
-            return float("nan")
-        return float((read_mask(own) != read_mask(first)).mean())
+    def differing(self, folder: Answer, maps: Path | None) -> dict[str, float]:
+        """Share of each image's pixels that a network's answer has otherwise than class maps."""
+        if maps is None or not isinstance(folder.segmenter, Watched):
+            return {}
+        names = [p.name for p in self.pictures if (maps / f"{p.name}.png").exists()]
+        own = folder.out / "classes"
+        pairs = ((read_mask(at / f"{name}.png") for at in (own, maps)) for name in names)
+        return {name: float((a != b).mean()) for name, (a, b) in zip(names, pairs, strict=True)}
 
     def report(self) -> None:
         """The page on everything, and its first lines on the terminal."""

@@ -121,11 +121,20 @@ class Learning:
         return runner.run_dir / f"moco{epochs}.pt"
 
     def finetune(
-        self, name: str, steps: int, start: Path | None, labels: Path | None, title: str
+        self,
+        name: str,
+        steps: int,
+        start: Path | None,
+        labels: Path | None,
+        title: str,
+        **values: Any,
     ) -> Path:
-        """Train with labels, from a pretrained file or from random weights; returns the network."""
+        """Train with labels, from a pretrained file or from random weights; returns the network.
+
+        ``values`` are settings of this training alone.
+        """
         stage = Finetune if start else Supervised
-        own = {"stages": stage.stage, "steps": steps, "pretrained": str(start or "")}
+        own = {"stages": stage.stage, "steps": steps, "pretrained": str(start or ""), **values}
         runner = stage(self.lesson(self.config(name, **own), labels))
         self.run(runner, title)
         return runner.run_dir / f"{stage.stage}.pt"

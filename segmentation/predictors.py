@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from data import find_split
 from dataset.layout import write_png
 from imaging.drawing import class_colours, default_names
 from imaging.gray_range import Conversion, EachImage
-from imaging.imagefile import Pixels, read_mask
+from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.folder import Folder
 from metallography.items import Item, read_truth
 from metallography.particles import Array, Row
@@ -31,8 +32,8 @@ from segmentation import blocks
 from segmentation.doubt import doubt_map
 from stages.forest import MOST_PIXELS, PixelForest, draw_pixels
 from stages.labels import area_weights, label_counts, sure_labels
-from utils.files import DataError, open_to_append
-from utils.log import read_metrics
+from utils.files import DataError, open_to_append, replace_file
+from utils.log import progress, read_metrics
 from utils.metrics import IGNORED
 
 # Whose answers are compared: in ``rounds.json``, too.
@@ -44,6 +45,7 @@ TIMED_SIDE, SMALLEST_SIDE, TIMED_PIXELS = 384, 200, 500
 GROWN = 1.5
 FEATURES = 0.35  # seconds a megapixel, on the core on which others are timed (``Costs.slower``)
 VOTES = "votes.jsonl"
+MARK = "round.txt"  # in a folder of class maps: of what they are
 NOTED = {"votes": "doubt", "unsure": "unsure"}  # in that file, and what a predictor calls it
 
 
@@ -81,6 +83,10 @@ class Watched:
         self.uncertain = np.concatenate(rows)
         pixels = self.uncertain.size
         self.doubt, self.unsure = votes / pixels, unsure / pixels
+
+    def ids(self, image: Array) -> Pixels:
+        """Class ids (H, W) of an image."""
+        return np.concatenate([band.argmax(0).astype(np.uint8) for _, band in self.bands(image)])
 
 
 class Classifier:
@@ -268,12 +274,31 @@ def second_opinion(annotated: Path, segmenter: Segmenter, threads: int = 1) -> S
     return SecondOpinion(taught(images, masks, classes, threads).ids, error)
 
 
+def is_marked(folder: Path, text: str) -> bool:
+    """Whether the class maps in a folder are those of which its mark says ``text``."""
+    mark = folder / MARK
+    return mark.is_file() and mark.read_text(encoding="utf-8") == text
+
+
+def write_maps(folder: Path, network: Watched, images: Mapping[str, Path], text: str) -> None:
+    """Write class maps of images, files by name; go on if the folder is marked ``text``."""
+    if not is_marked(folder, text):
+        shutil.rmtree(folder, ignore_errors=True)
+        replace_file(folder / MARK, text, "--out")
+    with progress(len(images), "images") as bar:
+        for name, image in images.items():
+            path = folder / f"{name}.png"
+            if not path.is_file():
+                write_png(path, network.ids(read_image(image)))
+            bar.update(1)
+
+
 @dataclass
 class Answer(Folder):
     """Predicts and measures; labelled pixels win over the prediction in their own image."""
 
     labels: dict[str, Path] = field(default_factory=dict)  # by the name of the image
-    second: Path | None = None  # folder of class maps by another method
+    others: Sequence[Path] = ()  # folders of class maps by other methods
     pools_all: bool = False
     replaced: bool = True  # its folder is the program's own
     rare_cure: str = "annotate another image, with more of it"
@@ -283,10 +308,9 @@ class Answer(Folder):
         predicted = super().predict(item, image)
         self._note(item.name)
         labels = self.labels.get(item.name)
-        other = self.second / f"{item.name}.png" if self.second else None
         unsure = getattr(self.segmenter, "uncertain", np.zeros(predicted.shape, np.uint8))
-        known = read_mask(other) if other and other.exists() else None
-        found = doubt_map(unsure, predicted, known)
+        files = [folder / f"{item.name}.png" for folder in self.others]
+        found = doubt_map(unsure, predicted, [read_mask(f) for f in files if f.exists()])
         if labels is not None:
             found[read_mask(labels) != IGNORED] = 0
         write_png(self.file("doubt", item), found)

@@ -62,6 +62,7 @@ class Schedule:
     ]  # factors by which the pixel classifier reduces images: first, and last answer
     seconds: dict[str, float]  # what was timed, and what each part will take
     reasons: list[str]
+    twin: bool = False  # whether a twin of the network is trained, for the doubt
 
     @property
     def expected(self) -> float:
@@ -152,11 +153,18 @@ def _shared_out(learning: Learning, asked: dict[str, Any]) -> Schedule:
         )
         time = time._replace(reduce=reduce[1])
     fine = shares.fine
+    twin = fine * step + images.by_network(1)
+    has_twin = bool(fine) and shares.left(step, time) >= twin
     if fine:
         held = ("block", "half")[shares.folds == blocks.PAIRS]
         reasons.append(
             f"Fine-tuning has {fine} steps; to be compared, a network learns without each {held} "
             f"of the annotation in turn, in {shares.block} steps"
+        )
+        reasons.append(
+            "A twin network, trained alike from other random numbers, shows which images to doubt"
+            if has_twin
+            else "There is no time for a twin network, by which doubtful images are found better"
         )
     folds = "two held-out halves" if shares.folds == blocks.PAIRS else "four held-out blocks"
     seconds = {
@@ -168,6 +176,7 @@ def _shared_out(learning: Learning, asked: dict[str, Any]) -> Schedule:
         "pretraining": self_seconds if epochs else 0.0,
         folds: shares.held_seconds(step, time),
         "fine-tuning": fine * step,
+        "twin network": twin if has_twin else 0.0,
         "predictions, measurements, report": last,
     }
     kept = [f"Preset {request.preset}: {line}" for line in learning.reasons if fine]
@@ -175,8 +184,9 @@ def _shared_out(learning: Learning, asked: dict[str, Any]) -> Schedule:
     lists = [list(fold) for fold in shares.folds]
     told = [*kept, *images.lines(reduce, views if fine else 0), *reasons]
     return Schedule(
-        asked, fine, shares.block, lists, epochs, steps, values, views, reduce, seconds, told
-    )
+        asked, fine, shares.block, lists, epochs, steps, values, views, reduce, seconds, told,
+        has_twin,
+    )  # fmt: skip
 
 
 class Images(NamedTuple):
@@ -197,6 +207,10 @@ class Images(NamedTuple):
         """Seconds that it takes to measure and draw an answer, and to write its page."""
         return self.forest.slower * (MEASURING * self.pixels / 1e6 + PAGE)
 
+    def by_network(self, views: int) -> float:
+        """Seconds in which a network predicts all images."""
+        return views * self.predict * self.pixels / 1e6
+
     def by_classifier(self, reduce: int) -> float:
         """Seconds of an answer by the pixel classifier: learnt, predicted and measured."""
         return self.forest.fit(reduce=reduce) + self.whole / reduce**2 + self.measuring
@@ -209,9 +223,8 @@ class Images(NamedTuple):
         """
         budget = min(FIRST_LOOK, 0.25 * total)
         reduce = [reduction(self.whole, s) for s in (0.6 * budget, FOREST_SHARE * total)]
-        network = self.predict * self.pixels / 1e6
-        views = 8 if 8 * network <= VIEWS_SHARE * total else 1
-        last = max(views * network + self.measuring, self.by_classifier(reduce[1]))
+        views = 8 if self.by_network(8) <= VIEWS_SHARE * total else 1
+        last = max(self.by_network(views) + self.measuring, self.by_classifier(reduce[1]))
         return reduce, views, self.by_classifier(reduce[0]), last
 
     def free(self, total: float) -> float:
@@ -277,6 +290,10 @@ class Shares(NamedTuple):
     def fair(self) -> bool:
         """Whether those have the share of the steps that they have of the labels."""
         return self.block >= int(self.fine * (1 - len(self.folds[0]) / blocks.BLOCKS))
+
+    def left(self, step: float, time: Time) -> float:
+        """Seconds that nothing of this takes."""
+        return time.free - self.held_seconds(step, time) - self.fine * step
 
     def held_seconds(self, step: float, time: Time) -> float:
         """Of the held-out blocks: networks, and the pixel classifiers of the learning curve."""

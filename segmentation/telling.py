@@ -57,6 +57,7 @@ LABEL_HERE = f"label here: the most doubtful {100 * doubt.SHARE:.0f} % of all pi
 # Columns of doubt.csv that are shares of 1, as people read them.
 DOUBT_WORDS = {
     "unsure": "unsure, %",
+    "twin_differs": "twin network differs, %",
     "differs": "pixel classifier differs, %",
     "vote_disagreement": "votes that differ, %",
     "label_here": "label here, %",
@@ -66,6 +67,8 @@ ABOUT_DOUBT = {  # what the columns of doubt.csv mean
     "the rest to 100 %.",
     "doubt": "Doubt: unsure, and what the pixel classifier sees otherwise beyond its own error on "
     "held-out blocks.",
+    "twin_differs": "Doubt: what a twin network sees otherwise, one that was trained alike from "
+    "other random numbers.",
     "vote_disagreement": "Votes: share of the 8 flips and turns that give another class.",
     "label_here": f"Label here: share of the image among the {100 * doubt.SHARE:.0f} % of all "
     "pixels that are most doubtful.",
@@ -407,12 +410,9 @@ def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
 
 def doubt_words(doubts: list[Row]) -> str:
     """What the columns of ``doubt_table`` mean, of those in which anything is known."""
-    known = [
-        said
-        for name, said in ABOUT_DOUBT.items()
-        if any(not math.isnan(row[name]) for row in doubts)
-    ]
-    return " ".join(known)
+    known = {n for n in ABOUT_DOUBT if any(not math.isnan(row[n]) for row in doubts)}
+    known -= {"doubt"} if "twin_differs" in known else set()
+    return " ".join(said for name, said in ABOUT_DOUBT.items() if name in known)
 
 
 def change_tables(work: Work, names: list[str], own: Mapping[str, str]) -> list[Table]:

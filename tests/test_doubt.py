@@ -67,11 +67,26 @@ def test_doubt_adds_what_the_classifier_sees_otherwise_beyond_its_own_error() ->
     assert rows[0]["rank"] == 1 and math.isnan(float(str(found["i7"]["doubt"])))
 
 
+def test_beside_a_twin_the_doubt_is_what_that_sees_otherwise() -> None:
+    unsure, differs = {"i3": 0.5, "i4": 0.01}, {"i3": 0.5, "i4": 0.0}
+    twin = {"i3": 0.039, "i4": 0.04}
+    rows = table(unsure=unsure, differs=differs, twin=twin)
+    found = {str(r["image"]): r for r in rows}
+    assert found["i3"]["doubt"] == 0.039 and not found["i3"]["reasons"]
+    assert found["i4"]["doubt"] == 0.04 and found["i4"]["twin_differs"] == 0.04
+    assert found["i4"]["reasons"] == (
+        "doubt 0.04: a twin network, trained alike from other random numbers, sees 4 % of the "
+        "pixels otherwise"
+    )
+
+
 def test_the_doubt_of_a_pixel_by_hand() -> None:
     unsure, own = np.array([[0, 51, 200]], np.uint8), np.array([[0, 1, 1]], np.uint8)
-    assert doubt_map(unsure, own, None).tolist() == [[0, 51, 200]]
+    assert doubt_map(unsure, own).tolist() == [[0, 51, 200]]
     other = np.array([[1, 1, 0]], np.uint8)  # half of 255 more; 200 + 127.5 is more than 255
-    assert doubt_map(unsure, own, other).tolist() == [[127, 51, 255]]
+    assert doubt_map(unsure, own, [other]).tolist() == [[127, 51, 255]]
+    assert doubt_map(unsure, own, [own, other]).tolist() == [[127, 51, 255]]
+    assert doubt_map(unsure, own, [other, other]).tolist() == [[255, 51, 255]]
 
 
 def test_the_places_to_label_are_the_most_doubtful_of_all_images_together(tmp_path: Path) -> None:

@@ -113,6 +113,20 @@ def test_twenty_minutes_give_three_times_the_usual_steps_without_pretraining() -
     assert line == "No pretraining: fewer than 2000 steps fit into 50% of the time; " + GAINS
 
 
+def test_a_twin_is_trained_where_its_steps_and_predictions_fit() -> None:
+    found = plan()
+    # 1,200 steps of .2 s, and 30 images of .14 megapixels at .8 s.
+    seconds = 240 + 30 * 0.1414 * 0.8
+    assert found.twin and found.seconds["twin network"] == pytest.approx(seconds, 0.01)
+    assert found.expected <= 20 * 60
+    short = plan(minutes=5)
+    assert short.fine_steps and not short.twin and short.seconds["twin network"] == 0
+    assert any("no time for a twin network" in line for line in short.reasons)
+    none = plan(minutes=1, step=5.0)
+    assert not none.fine_steps and not none.twin
+    assert not any("twin" in line for line in none.reasons)
+
+
 def test_four_blocks_are_held_out_where_each_can_learn_its_labels_as_often() -> None:
     # 3 x 400 steps, and four times three quarters of them: 4,800 steps of 0.1 s.
     found = plan(minutes=40, step=0.1)

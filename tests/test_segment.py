@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import html
 import json
@@ -12,6 +13,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -775,6 +777,34 @@ def test_another_crop_begins_a_new_round(done: Path, capsys: pytest.CaptureFixtu
     assert run(done, "--crop", "0,8,0,0") == 0
     assert "Round 2: labels of 1 image(s)" in capsys.readouterr().out
     assert ids(done / "out" / "classes" / "é0.png").shape == (SIDE - 8, SIDE)
+
+
+def test_a_twin_of_the_network_says_which_images_to_doubt(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(blocks, "usable", lambda *_: [])  # nothing is compared: a network answers
+    with_twin = partial(dataclasses.replace, twin=True)
+    monkeypatch.setattr(segmentation.job, "make_schedule", lambda *a: with_twin(few_steps(*a)))
+    assert run(place) == 0
+    out = place / "out"
+    networks = [out / "training" / f"round_1{kind}_sup" / "f" / "sup.pt" for kind in ("", "_twin")]
+    assert networks[0].read_bytes() != networks[1].read_bytes()
+    with (out / "doubt.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    twin = out / "training" / "answers" / "twin"
+    for name, row in rows.items():
+        other = (ids(out / "classes" / f"{name}.png") != ids(twin / f"{name}.png")).mean()
+        assert float(row["doubt"]) == float(row["twin_differs"]) == pytest.approx(other, abs=1e-6)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "twin network differs, %" in page and "beyond its own error" not in page
+    # Another image in the place of one: the twin is asked anew, and not trained again.
+    before = networks[1].stat().st_mtime_ns
+    image = ids(place / "raw" / "é1.png")
+    Image.fromarray(np.ascontiguousarray(image[::-1])).save(place / "raw" / "é1.png")
+    old = ids(twin / "é1.png")
+    assert run(place) == 0 and networks[1].stat().st_mtime_ns == before
+    assert (ids(twin / "é1.png") != old).any()
+    assert "Twin network" not in capsys.readouterr().err
 
 
 def test_the_second_opinion_is_of_the_images_as_they_are(

@@ -223,11 +223,14 @@ def test_corrected_maps_are_said_to_raise_the_score() -> None:
 def test_columns_that_the_table_lacks_are_not_explained() -> None:
     none = math.nan
     row = {"unsure": 0.3, "doubt": none, "vote_disagreement": none, "label_here": 0.1}
+    row["twin_differs"] = none
     words = doubt_words([row, {**row, "label_here": none}])
     assert words.startswith("Unsure: 1 - probability") and "Label here" in words
     assert "Doubt:" not in words and "Votes" not in words
     whole = doubt_words([row, {**row, "doubt": 0.1, "vote_disagreement": 0.2}])
     assert "Doubt: unsure, and what" in whole and "Votes: share of the 8" in whole
+    twin = doubt_words([{**row, "doubt": 0.1, "twin_differs": 0.1}])
+    assert twin.count("Doubt: ") == 1 and "Doubt: what a twin network sees otherwise" in twin
 
 
 def test_annotated_images_are_said_to_count() -> None:
