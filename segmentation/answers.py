@@ -60,10 +60,11 @@ class Answers:
         return str(self.record["by"])
 
     def offered(self) -> dict[str, Path]:
-        """All class maps that the user corrected, by the name of their image; nothing is kept yet.
+        """All class maps that the user corrected, by the name of their image.
 
-        New ones are where the user saved them, so that what is wrong with them can be made good
-        there, and then ``keep`` keeps them. DataError for a file that cannot be read.
+        New ones are not kept yet but where the user saved them, so that what is wrong with them can
+        be made good there, and then ``keep`` keeps them. What was drawn in ``OUT/outlines`` is kept
+        at once, as class maps. DataError for a file that cannot be read.
         """
         self._new.clear()
         known = self.record["files"]
