@@ -48,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
         "1.5); the plan tells the expected end")  # fmt: skip
     add("--preset", default="auto", choices=tuple(PRESETS), help="settings of the network: auto "
         "looks at the images first (default), robust, or paper")  # fmt: skip
-    add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: auto, where it pays within the "
-        "time (default), always (with --demo) or never")  # fmt: skip
+    add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: never (default: in our tests it "
+        "did not improve such a network measurably), or always (with --demo)")  # fmt: skip
     add("--class_names", "--class-names", type=_names, default=(), metavar="NAME,...",
         help="names of the classes, of id 0 first")  # fmt: skip
     add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say, else "
@@ -94,7 +94,7 @@ def request_of(options: argparse.Namespace) -> Request:
         out=options.out or Path(f"segmented_{name or 'images'}"),
         minutes=minutes if options.minutes is None else options.minutes,
         preset=options.preset,
-        pretrain=options.pretrain or ("always" if options.demo else "auto"),
+        pretrain=options.pretrain or ("always" if options.demo else "never"),
         class_names=options.class_names or (demo.CLASSES if options.demo else ()),
         um_per_px=options.um_per_px,
         min_px=options.min_px,

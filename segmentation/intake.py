@@ -41,7 +41,7 @@ from utils.metrics import IGNORED
 SET, RECORD, VERSION = "set", "record.json", 3
 WITHOUT = "image(s) without a mask"
 EACH_PAGE, KIND = "--page=each", "--mask-kind="
-PRETRAIN = ("auto", "always", "never")
+PRETRAIN = ("never", "always")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Request:
     out: Path
     minutes: float = 20.0
     preset: str = "auto"
-    pretrain: str = "auto"
+    pretrain: str = "never"
     class_names: tuple[str, ...] = ()
     um_per_px: float | None = None
     reading: tuple[str, ...] = ()  # options of dataset/prepare.py on how masks are read

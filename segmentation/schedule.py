@@ -31,10 +31,10 @@ LATER = 1.25
 HELD_OUT_SHARE = 0.25  # of the time, for held-out blocks
 FOREST_SHARE = 0.15  # of the time, for the pixel classifier's last answer beside a network
 PRETRAINING_SHARE = 0.5
-FORCED_SHARE = 0.35  # of pretraining that is asked for though it does not pay
+LITTLE_SHARE = 0.35  # the same where not even ENOUGH steps fit into that
 LONGER = (3.0, 2.0, 1.5)  # times the usual steps, where there is time
 FEWEST_STEPS = 60  # of fine-tuning, with half of the labels half; with fewer there is no network
-PAYS = 2000  # steps from which on pretraining is done, see GAINS
+ENOUGH = 2000  # steps of pretraining, with fewer of which crops are made smaller
 GAINS = "in our tests pretraining did not improve such a network measurably"
 MOST_MINUTES = 10_000
 MOST_REDUCED = 16  # times a side, for the pixel classifier's last answer
@@ -352,7 +352,7 @@ def _enough(learning: Learning, images: Images, step: float) -> int:
     So do all times up to twice as long. With more minutes images are reduced less, so that a little
     more may leave a network no time.
     """
-    forced, found = FORCED_SHARE if learning.request.pretrain == "always" else 0.0, 0
+    forced, found = LITTLE_SHARE if learning.request.pretrain == "always" else 0.0, 0
     for more in range(math.ceil(learning.request.minutes) + 1, MOST_MINUTES):
         total = 60.0 * more
         free, reduce = (1 - forced) * images.free(total), images.fixed(total)[0]
@@ -367,36 +367,26 @@ def _enough(learning: Learning, images: Images, step: float) -> int:
 def _pretraining(
     learning: Learning, free: float, step: float, reasons: list[str]
 ) -> tuple[int, int, float]:
-    """Epochs, steps and seconds of pretraining, 0 where it does not pay; says why."""
-    wanted, share = learning.request.pretrain, PRETRAINING_SHARE * free
-    if wanted == "never":
-        reasons.append("No pretraining, as asked")
+    """Epochs, steps and seconds of pretraining, 0 without; says why."""
+    if learning.request.pretrain == "never":
+        reasons.append(f"No pretraining: {GAINS}; --pretrain always does it")
         return 0, 0, 0.0
-    part = f"{PRETRAINING_SHARE:.0%} of the time"
-    # A step of pretraining sees 9 images twice: it never costs less than three of fine-tuning.
-    if wanted == "auto" and PAYS * 3 * step > share:
-        reasons.append(f"No pretraining: fewer than {PAYS} steps fit into {part}; {GAINS}")
-        return 0, 0, 0.0
-    each, crops = learning.seconds_per_step(SelfSupervised), ""
-    short = min(SHORT_CROP, learning.smallest_side)
-    if each * PAYS > share and learning.values.get("self_crop") != short:
+    share, crops = PRETRAINING_SHARE * free, ""
+    each, short = learning.seconds_per_step(SelfSupervised), min(SHORT_CROP, learning.smallest_side)
+    if each * ENOUGH > share and learning.values.get("self_crop") != short:
         learning.values["self_crop"] = short
         each = learning.seconds_per_step(SelfSupervised)
         crops = f", of crops of {short} pixels, as the time is short"
-    if each * PAYS > share and wanted == "always":
-        share, part = FORCED_SHARE * free, f"{FORCED_SHARE:.0%} of the time"
+    if each * ENOUGH > share:
+        share = LITTLE_SHARE * free
     images = len(learning.intake.pictures)
     per_epoch = max(images // min(8, images), 1)
     epochs = max(0, int(share / each / per_epoch))
     steps = epochs * per_epoch
-    if wanted == "auto" and steps < PAYS:
-        reasons.append(f"No pretraining: {steps} steps fit into {part}; {GAINS}")
-        return 0, 0, 0.0
     if not epochs:
-        reasons.append(f"No pretraining: not one epoch fits into {part}")
+        reasons.append(f"No pretraining: not one epoch fits into {share / free:.0%} of the time")
         return 0, 0, 0.0
-    told = "" if steps >= PAYS else f", though that is little: {GAINS}"
-    reasons.append(f"Pretraining has {steps} steps in {epochs} epochs{crops}{told}")
+    reasons.append(f"Pretraining has {steps} steps in {epochs} epochs{crops}, though {GAINS}")
     return epochs, steps, steps * each
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from segmentation.predictors import Costs
 from segmentation.schedule import (
+    ENOUGH,
     FIRST_LOOK,
     GAINS,
     LATER,
-    PAYS,
     Images,
     Schedule,
     load_schedule,
@@ -34,7 +34,7 @@ UHCS_PIXELS = 12 * 376 * 376
 @dataclass
 class Asked:
     minutes: float = 20.0
-    pretrain: str = "auto"
+    pretrain: str = "never"
     preset: str = "robust"
 
 
@@ -77,14 +77,14 @@ class Machine:
 
 
 def plan(minutes: float = 20, pixels: int = 30 * 376 * 376, **machine: Any) -> Schedule:
-    request = Asked(minutes, machine.pop("pretrain", "auto"))
+    request = Asked(minutes, machine.pop("pretrain", "never"))
     made = Machine(request=request, **machine)
     return make_schedule(made, {"pixels": pixels, "minutes": minutes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("minutes", [1.0, 2.2, 5.0, 20.0, 60.0])
 @pytest.mark.parametrize("step", [0.02, 0.2, 2.0])
-@pytest.mark.parametrize("pretrain", ["auto", "always", "never"])
+@pytest.mark.parametrize("pretrain", ["always", "never"])
 def test_the_plan_keeps_within_the_minutes_and_its_parts(
     minutes: float, step: float, pretrain: str
 ) -> None:
@@ -110,7 +110,7 @@ def test_twenty_minutes_give_three_times_the_usual_steps_without_pretraining() -
     assert found.block_steps == 600 and found.values == {}  # of a half of the labels
     assert found.folds == [[0, 3], [1, 2]]
     (line,) = (line for line in found.reasons if "No pretraining" in line)
-    assert line == "No pretraining: fewer than 2000 steps fit into 50% of the time; " + GAINS
+    assert line == f"No pretraining: {GAINS}; --pretrain always does it"
 
 
 def test_a_twin_is_trained_where_its_steps_and_predictions_fit() -> None:
@@ -134,27 +134,28 @@ def test_four_blocks_are_held_out_where_each_can_learn_its_labels_as_often() -> 
     assert found.folds == [[0], [1], [2], [3]]
 
 
-def test_pretraining_is_done_where_its_steps_pay() -> None:
-    found = plan(minutes=300)
-    assert found.pretrain_steps >= PAYS
-    assert found.pretrain_steps * 3.0 <= 0.5 * 300 * 60
-    forced = plan(pretrain="always")
-    assert 0 < forced.pretrain_steps < PAYS
-    assert any("that is little" in line for line in forced.reasons)
+def test_pretraining_has_half_of_the_time_and_less_where_that_is_too_short_for_it() -> None:
+    found = plan(minutes=300, pretrain="always")
+    assert found.pretrain_steps >= ENOUGH
+    assert 0.4 * 300 * 60 <= found.seconds["pretraining"] <= 0.5 * 300 * 60
+    short = plan(pretrain="always")
+    assert 0 < short.pretrain_steps < ENOUGH
+    assert 0.25 * 20 * 60 < short.seconds["pretraining"] <= 0.35 * 20 * 60
+    assert any(line.endswith(f"though {GAINS}") for line in short.reasons)
+    none = plan(minutes=3, pretrain="always", self_step=300.0)
+    assert "No pretraining: not one epoch fits into 35% of the time" in none.reasons
 
 
 def test_short_crops_are_tried_with_the_whole_share_and_told_where_they_are_used() -> None:
     # 2,000 steps of 3 s and of crops of 96, .42 s: half of the time is between the two.
     found = plan(minutes=60, pretrain="always")
-    assert found.values["self_crop"] == 96 and found.pretrain_steps >= PAYS
+    assert found.values["self_crop"] == 96 and found.pretrain_steps >= ENOUGH
     assert found.pretrain_steps * 3.0 * (96 / 256) ** 2 > 0.4 * 60 * 60
     assert any("of crops of 96 pixels, as the time is short" in line for line in found.reasons)
-    none = plan(minutes=20)
-    assert not none.pretrain_steps and not any("crops of 96" in line for line in none.reasons)
 
 
 @pytest.mark.parametrize("minutes", [1.0, 2.2, 20.0])
-@pytest.mark.parametrize("pretrain", ["auto", "always"])
+@pytest.mark.parametrize("pretrain", ["always", "never"])
 def test_what_was_tried_while_timing_is_not_kept(minutes: float, pretrain: str) -> None:
     """It would be part of what a round is known by, and the next run would begin another one."""
     machine = Machine(request=Asked(minutes, pretrain), step=1.0)
