@@ -32,7 +32,7 @@ SIGMA = 1.0  # pixels, of the blur that makes places of single pixels
 
 
 def doubt_map(uncertain: Pixels, predicted: Array, others: Sequence[Array] = ()) -> Pixels:
-    """The doubt of every pixel, uint8 (H, W), 255 for 1 and more.
+    """The doubt of every pixel, uint8 (H, W), 255 for the most that there can be.
 
     ``uncertain`` is 1 - the probability of the likeliest class, 255 for 1; ``others`` are the
     class ids of other methods.
@@ -40,7 +40,8 @@ def doubt_map(uncertain: Pixels, predicted: Array, others: Sequence[Array] = ())
     found = uncertain.astype(np.float32)
     for ids in others:
         found += 255 * OTHER * (ids != predicted)
-    return np.asarray(np.minimum(found, 255).astype(np.uint8))
+    # Not cut off: of many pixels that are equally doubtful none would be a place to label.
+    return np.asarray((found / (1 + OTHER * len(others))).astype(np.uint8))
 
 
 class Places(Mapping[str, Array]):

@@ -83,10 +83,10 @@ def test_beside_a_twin_the_doubt_is_what_that_sees_otherwise() -> None:
 def test_the_doubt_of_a_pixel_by_hand() -> None:
     unsure, own = np.array([[0, 51, 200]], np.uint8), np.array([[0, 1, 1]], np.uint8)
     assert doubt_map(unsure, own).tolist() == [[0, 51, 200]]
-    other = np.array([[1, 1, 0]], np.uint8)  # half of 255 more; 200 + 127.5 is more than 255
-    assert doubt_map(unsure, own, [other]).tolist() == [[127, 51, 255]]
-    assert doubt_map(unsure, own, [own, other]).tolist() == [[127, 51, 255]]
-    assert doubt_map(unsure, own, [other, other]).tolist() == [[255, 51, 255]]
+    other = np.array([[1, 1, 0]], np.uint8)  # half of 255 more: of 1.5 or 2 at most
+    assert doubt_map(unsure, own, [other]).tolist() == [[85, 34, 218]]
+    assert doubt_map(unsure, own, [own, other]).tolist() == [[63, 25, 163]]
+    assert doubt_map(unsure, own, [other, other]).tolist() == [[127, 25, 227]]
 
 
 def test_the_places_to_label_are_the_most_doubtful_of_all_images_together(tmp_path: Path) -> None:

@@ -429,13 +429,17 @@ def test_scores_are_those_of_the_tables_in_results() -> None:
 
 LOGS = {  # of the table on what pretraining is worth
     "published, no pretraining": "paper_none",
+    "published, MoCo, 5,000 steps": "paper_moco5000",
     "published, SimCLR, 5,000 steps": "paper_simclr5000",
     "robust, no pretraining": "weights_none",
+    "robust, MoCo, 5,000 steps": "weights_moco5000",
     "robust, SimCLR, 1,000 steps": "weights_simclr1000",
     "robust, SimCLR, 5,000 steps": "weights_simclr5000",
     "robust with 1,200 steps, no pretraining": "weights1200_none",
     "published, PSCL-MoCo, 5,000 steps": "paper_psclmoco5000",
     "robust, PSCL-MoCo, 5,000 steps": "weights_psclmoco5000",
+    "published, PSCL-SimCLR, 5,000 steps": "paper_psclsimclr5000",
+    "robust, PSCL-SimCLR, 5,000 steps": "weights_psclsimclr5000",
 }
 
 
