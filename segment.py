@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--preset", default="auto", choices=tuple(PRESETS), help="settings of the network: auto "
         "looks at the images first (default), robust, or paper")  # fmt: skip
     add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: never (default: in our tests it "
-        "did not improve such a network measurably), or always (with --demo)")  # fmt: skip
+        "did not improve networks of one mask), or always (with --demo)")  # fmt: skip
     add("--class_names", "--class-names", type=_names, default=(), metavar="NAME,...",
         help="names of the classes, of id 0 first")  # fmt: skip
     add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say, else "

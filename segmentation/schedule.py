@@ -35,7 +35,7 @@ LITTLE_SHARE = 0.35  # the same where not even ENOUGH steps fit into that
 LONGER = (3.0, 2.0, 1.5)  # times the usual steps, where there is time
 FEWEST_STEPS = 60  # of fine-tuning, with half of the labels half; with fewer there is no network
 ENOUGH = 2000  # steps of pretraining, with fewer of which crops are made smaller
-GAINS = "in our tests pretraining did not improve such a network measurably"
+GAINS = "in our tests it did not improve such a network of one annotated image measurably"
 MOST_MINUTES = 10_000
 MOST_REDUCED = 16  # times a side, for the pixel classifier's last answer
 # Seconds on the core that ``Costs.slower`` compares with:
