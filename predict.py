@@ -47,7 +47,14 @@ from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet, ranked_sheet
 from report.workbook import WORKBOOK, tables_of, write_workbook
 from utils.commandline import Parser, UserError, complain, exit_code
-from utils.files import IMAGE_SUFFIXES, confined, list_files, remove_leftovers, replace_file
+from utils.files import (
+    IMAGE_SUFFIXES,
+    DataError,
+    confined,
+    list_files,
+    remove_leftovers,
+    replace_file,
+)
 from utils.log import to_terminal
 from utils.ranks import group
 from utils.run_folder import locked
@@ -330,16 +337,21 @@ def write_outlines(folder: Folder, kind: str | None) -> list[str]:
     for image in folder.done if kind else ():
         classes = folder.file("classes", image.item)
         path = folder.file("outlines", image.item, SUFFIX[kind or ""])
-        found = packed(read_mask(classes), kind or "", names, colours)
+        try:
+            found = packed(read_mask(classes), kind or "", names, colours)
+        except DataError as error:
+            folder.bad.append(f"{path}: {error}")
+            continue
         before, own = path.read_bytes() if path.is_file() else found, hashlib.sha256(found)
         known = folder.record.done[image.item.name]
-        foreign = before != found and hashlib.sha256(before).hexdigest() != known.get("outlines")
+        written = known.get("outlines", {})
+        foreign = before != found and hashlib.sha256(before).hexdigest() != written.get(kind)
         if foreign and not folder.overwrite:
             kept.append(path.as_posix())
             continue
         replace_file(path, found, "--out", durable=False)
-        if known.get("outlines") != own.hexdigest():
-            folder.record.add(known | {"outlines": own.hexdigest()})
+        if written.get(kind) != own.hexdigest():
+            folder.record.add(known | {"outlines": written | {kind: own.hexdigest()}})
     cure = "left as they are; --overwrite writes them anew"
     what = f"{len(kept)} file(s) of outlines differ from their class maps: {some_names(kept)}"
     return [f"Warning: {what}; {cure}"] if kept else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -43,8 +43,9 @@ from utils.tables import csv_of_rows
 
 RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
 TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
-# In ``RECORD``: digests of the class map as predicted and as last drawn, and of its outlines.
-WRITTEN = ("map", "drawn", "outlines")
+# In ``RECORD``, beside what decides a prediction: digests of the class map as predicted, of one
+# that is being written, as last drawn, of a corrected one older than its image; and of outlines.
+WRITTEN = ("map", "writing", "drawn", "outdated", "outlines")
 AHEAD = 2**24  # pixels of the largest images that are read ahead and written behind
 
 
@@ -417,26 +418,36 @@ class Folder:
         wanted = [self.file(kind, item) for kind in ("classes", "gray", "overlay")]
         wanted += [self.file("probabilities", item, ".npy")] if self.probabilities else []
         same = state.items() <= old.items() and old.keys() - entry.keys() == set()
-        kept = self.kept_mask(item, wanted, own.get("map", ""), same)
+        predicted = {own[name] for name in ("map", "writing") if name in own}
+        kept = self.kept_mask(item, wanted, predicted, same)
         shown = "" if kept is None else digest_of(kept)
+        corrected = kept is not None and bool(predicted) and shown not in predicted
+        if kept is not None and corrected and not (same and own.get("outdated") != shown):
+            to_terminal(f"Warning: {wanted[0]}: corrected since it was predicted, so it is kept, "
+                        f"though {item.path}, or what of it counts, has changed")  # fmt: skip
+            kept, own["outdated"] = self.within_field(item, kept, wanted[0]), shown
+            self.file("probabilities", item, ".npy").unlink(missing_ok=True)
         drawn = own.get("drawn", own.get("map", shown)) == shown
         if kept is not None and old == entry and drawn and all(path.exists() for path in wanted):
             self.skipped += 1
             return kept
         image = self.read(item, stamp)
         done = kept is not None and kept.shape == image.shape[:2]
-        if kept is not None and not done and own.get("map", shown) != shown:
+        if kept is not None and not done and corrected:
             raise DataError(
                 f"{wanted[0]}: corrected since it was predicted, {kept.shape[1]}x{kept.shape[0]}, "
                 f"and its image is {image.shape[1]}x{image.shape[0]}; move it away to have the "
                 "image predicted, or save it in that size"
             )
         mask = kept if kept is not None and done else self.predict(item, image)
+        if corrected and not all(path.exists() for path in wanted if path.suffix == ".npy"):
+            self.predict(item, image)  # for its probabilities
         self.skipped += done
         self.predicted += not done
         bars = self.bars.get(item.own_path, [])
         entry |= {"bars": [list(bar) for bar in bars]} if bars else {}
-        entry |= own | {"drawn": digest_of(mask)}
+        own.pop("writing", None)
+        entry |= own | {"drawn": shown if corrected else digest_of(mask)}
         entry |= {} if done else {"map": entry["drawn"]}
         self.write(image, partial(self.keep, item, image, mask, entry, not done))
         return mask
@@ -447,6 +458,8 @@ class Folder:
         Drawn again at another scale, too, because the scale bar changes.
         """
         if new:
+            if item.name in self.record.done:  # a kill must not make a map somebody's correction
+                self.record.add(self.record.done[item.name] | {"writing": entry["map"]})
             save_picture(self.file("classes", item), mask, "--out")
         save_picture(self.file("gray", item), _grays(self.segmenter.mapping)[mask], "--out")
         names, colours = self.segmenter.class_names, self.segmenter.colours
@@ -459,25 +472,35 @@ class Folder:
         with suppress(TypeError):
             self.bars[item.own_path] = [Bar(*bar) for bar in found]
 
+    def within_field(self, item: Item, mask: Array, path: Path) -> Array:
+        """A corrected class map, 255 where nothing counts; DataError where it has no class."""
+        crop = self.field.crop_of(mask.shape)
+        counts = np.zeros(mask.shape, bool)
+        crop.of(counts)[:] = True
+        outside = self.field.outside(item.path, item.name, mask.shape, item.page)
+        counts &= True if outside is None else ~outside
+        if (mask[counts] == IGNORED).any():
+            what = f"{path}: corrected since it was predicted, and more of its image counts now"
+            raise DataError(f"{what}; correct it there, too, or move it away")
+        return np.where(counts, mask, np.uint8(IGNORED))
+
     def kept_mask(
-        self, item: Item, files: Sequence[Path], predicted: str, same: bool
+        self, item: Item, files: Sequence[Path], predicted: Collection[str], same: bool
     ) -> Array | None:
         """The class map among an image's ``files``; None if the image is to be predicted.
 
         That is one whose results are not of the ``same`` image and settings, are missing or are
-        damaged. A class map of another digest than ``predicted``, '' if that is not known, was
+        damaged. A class map of another digest than those ``predicted``, if any is known, was
         corrected by somebody, and is kept. DataError if it has a class that the model has not.
         """
         path, classes = files[0], self.segmenter.num_classes
         mask = read_mask(path) if is_intact(path) else None
         wrong = [] if mask is None else mask[(mask >= classes) & (mask != IGNORED)]
-        if mask is not None and predicted and digest_of(mask) != predicted:
-            said = f"{path}: corrected since it was predicted"
+        if mask is not None and predicted and digest_of(mask) not in predicted:
             if len(wrong):
                 what = f"it holds class {wrong[0]}, and the model has 0 to {classes - 1}"
-                raise DataError(f"{said}: {what}; correct it, or move it away")
-            if not same:
-                to_terminal(f"Warning: {said}, so it is kept, though {item.path} has changed")
+                said = f"{path}: corrected since it was predicted: {what}"
+                raise DataError(f"{said}; correct it, or move it away")
             return mask
         if not same or not all(file.exists() for file in files):
             return None

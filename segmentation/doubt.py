@@ -104,19 +104,7 @@ def doubts(
         own, other = unsure.get(name, math.nan), differs.get(name, math.nan)
         alike = twin.get(name, math.nan)
         doubt = doubt_of(own, other, expected) if math.isnan(alike) else alike
-        if alike >= DOUBTFUL_BY_TWIN:
-            reasons[name].append(
-                f"doubt {doubt:.2f}: a twin network, trained alike from other random numbers, sees "
-                f"{100 * alike:.0f} % of the pixels otherwise"
-            )
-        elif math.isnan(alike) and doubt >= DOUBTFUL:
-            reasons[name].append(
-                f"doubt {doubt:.2f}: the network's mean certainty is {certainty(own)}, the "
-                f"pixel classifier sees {100 * other:.0f} % of the pixels otherwise"
-                + ("" if math.isnan(expected) else f" ({100 * expected:.0f} % are expected)")
-            )
-        elif math.isnan(other) and own >= UNSURE:
-            reasons[name].append(f"the pixel classifier's mean certainty is {certainty(own)}")
+        reasons[name] += _reasons(own, other, expected, alike)
         share = float(places[name].mean()) if name in places else math.nan
         rows.append(
             {
@@ -136,6 +124,23 @@ def doubts(
         {"rank": number, "image": row["image"], "reasons": "; ".join(reasons[row["image"]]), **row}
         for number, row in enumerate(rows, start=1)
     ]
+
+
+def _reasons(unsure: float, differs: float, expected: float, twin: float) -> list[str]:
+    """A sentence on an image that is doubtful by these numbers, see ``doubts``."""
+    if not math.isnan(twin):
+        said = f"doubt {twin:.2f}: a twin network, trained alike from other random numbers, sees "
+        said += f"{100 * twin:.0f} % of the pixels otherwise"
+        return [said] if twin >= DOUBTFUL_BY_TWIN else []
+    doubt = doubt_of(unsure, differs, expected)
+    if doubt >= DOUBTFUL:
+        usual = "" if math.isnan(expected) else f" ({100 * expected:.0f} % are expected)"
+        return [
+            f"doubt {doubt:.2f}: the network's mean certainty is {certainty(unsure)}, the pixel "
+            f"classifier sees {100 * differs:.0f} % of the pixels otherwise{usual}"
+        ]
+    alone = math.isnan(differs) and unsure >= UNSURE
+    return [f"the pixel classifier's mean certainty is {certainty(unsure)}"] if alone else []
 
 
 def _known(value: float) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from annotation.outlines import SUFFIX, packed
 from dataset.layout import write_png
-from imaging.imagefile import Pixels, read_image, read_mask
+from imaging.imagefile import read_image, read_mask
 from metallography.folder import stamp_of
 from metallography.items import Item
 from metallography.measure import check_terms
@@ -53,7 +53,7 @@ from segmentation.schedule import (
 )
 from stages.labels import in_strokes, label_counts, labelled_share
 from utils.commandline import UserError
-from utils.files import list_names, replace_file
+from utils.files import DataError, list_names, replace_file
 from utils.log import only_progress, progress, to_terminal
 from utils.metrics import IGNORED
 from utils.run_folder import locked
@@ -279,7 +279,7 @@ class Work:
         if self.this.kept == NETWORK and self.schedule.twin:
             labels = self.sure_labels if self.strokes else None
             own = self.schedule.fine_steps, self.start(self.this), labels, "Twin network"
-            self.learning.finetune(name, *own, seed=self.request.seed + 1)
+            self.learning.finetune(name, *own, seed=(self.request.seed + 1) % 2**32)
         file = self.network_of(name)
         if file is None:
             return
@@ -561,21 +561,20 @@ class Work:
         known = sorted(um for item in folder.items if (um := folder.scale_of(item)) is not None)
         return {**facts, "um_per_px": [known[0], known[-1]]} if known else facts
 
-    def whole(self, ids: Pixels) -> Pixels:
-        """A class map at the size of its image before the crop, 0 around it."""
-        crop, (height, width) = self.intake.crop, ids.shape
-        size = height + crop.top + crop.bottom, width + crop.left + crop.right
-        return np.asarray(crop.back(ids, size, 0), np.uint8)
-
     def draw_outlines(self, folder: Answer) -> None:
         """Write the outlines of an answer for other programs, if they are asked for."""
         shutil.rmtree(folder.out / OUTLINES, ignore_errors=True)
-        kind, s = self.request.outlines, folder.segmenter
+        kind, s, crop = self.request.outlines, folder.segmenter, self.intake.crop
         for done in folder.done if kind else ():
             ids = read_mask(folder.file("classes", done.item))
             path = folder.file(OUTLINES, done.item, SUFFIX[kind])
-            whole = self.whole(ids)  # they lie over the user's own image
-            drawn = packed(whole, kind, s.class_names, s.colours.tolist())
+            size = ids.shape[0] + crop.top + crop.bottom, ids.shape[1] + crop.left + crop.right
+            whole = np.asarray(crop.back(ids, size, 0), np.uint8)  # as the user's own image
+            try:
+                drawn = packed(whole, kind, s.class_names, s.colours.tolist())
+            except DataError as error:
+                to_terminal(f"Warning: {done.item.name}: {error}")
+                continue
             replace_file(path, drawn, "--out", durable=False)
 
     def differing(self, folder: Answer, maps: Path | None) -> dict[str, float]:

@@ -140,11 +140,19 @@ class Learning:
         return runner.run_dir / f"{stage.stage}.pt"
 
     def run(self, runner: Runner, title: str) -> None:
-        """Run a stage, or go on with it; a run of other settings, or device, is trained anew."""
+        """Run a stage, or go on with it; a run of other settings is trained anew.
+
+        One that is finished serves on every device, whatever its precision was.
+        """
         with locked(runner.run_dir):
             remove_leftovers(runner.run_dir)
-            if problems := runner.conflicts(runner.identity()):
-                to_terminal(f"{title}: trained anew, as an earlier run differs: {problems[0]}")
+            state = runner.state.load() if runner.conflicts(runner.identity()) else None
+            changed = runner.differences(state["settings"], runner.identity()) if state else []
+            if state and state["finished"] and all(line.startswith("amp ") for line in changed):
+                return
+            if changed:
+                said = "; ".join(changed)
+                to_terminal(f"{title}: trained anew, as an earlier run differs: {said}")
                 runner.config = replace(runner.config, overwrite=True)
             with only_progress(title):
                 runner.run()

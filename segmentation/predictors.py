@@ -19,7 +19,7 @@ import numpy as np
 from config import Config
 from data import find_split
 from dataset.layout import write_png
-from imaging.drawing import class_colours, default_names
+from imaging.drawing import class_colours, default_names, is_intact, save_picture
 from imaging.gray_range import Conversion, EachImage
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.folder import Folder
@@ -288,8 +288,8 @@ def write_maps(folder: Path, network: Watched, images: Mapping[str, Path], text:
     with progress(len(images), "images") as bar:
         for name, image in images.items():
             path = folder / f"{name}.png"
-            if not path.is_file():
-                write_png(path, network.ids(read_image(image)))
+            if not is_intact(path):
+                save_picture(path, network.ids(read_image(image)), "--out")
             bar.update(1)
 
 

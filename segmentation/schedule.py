@@ -155,17 +155,7 @@ def _shared_out(learning: Learning, asked: dict[str, Any]) -> Schedule:
     fine = shares.fine
     twin = fine * step + images.by_network(1)
     has_twin = bool(fine) and shares.left(step, time) >= twin
-    if fine:
-        held = ("block", "half")[shares.folds == blocks.PAIRS]
-        reasons.append(
-            f"Fine-tuning has {fine} steps; to be compared, a network learns without each {held} "
-            f"of the annotation in turn, in {shares.block} steps"
-        )
-        reasons.append(
-            "A twin network, trained alike from other random numbers, shows which images to doubt"
-            if has_twin
-            else "There is no time for a twin network, by which doubtful images are found better"
-        )
+    reasons += shares.lines(has_twin) if fine else []
     folds = "two held-out halves" if shares.folds == blocks.PAIRS else "four held-out blocks"
     seconds = {
         "per step of fine-tuning": step,
@@ -291,6 +281,17 @@ class Shares(NamedTuple):
         """Whether those have the share of the steps that they have of the labels."""
         return self.block >= int(self.fine * (1 - len(self.folds[0]) / blocks.BLOCKS))
 
+    def lines(self, has_twin: bool) -> list[str]:
+        """The trainings of networks, for the plan."""
+        held = ("block", "half")[self.folds == blocks.PAIRS]
+        return [
+            f"Fine-tuning has {self.fine} steps; to be compared, a network learns without each "
+            f"{held} of the annotation in turn, in {self.block} steps",
+            "A twin network, trained alike from other random numbers, shows which images to doubt"
+            if has_twin
+            else "There is no time for a twin network, by which doubtful images are found better",
+        ]
+
     def left(self, step: float, time: Time) -> float:
         """Seconds that nothing of this takes."""
         return time.free - self.held_seconds(step, time) - self.fine * step
@@ -352,10 +353,10 @@ def _enough(learning: Learning, images: Images, step: float) -> int:
     So do all times up to twice as long. With more minutes images are reduced less, so that a little
     more may leave a network no time.
     """
-    forced, found = LITTLE_SHARE if learning.request.pretrain == "always" else 0.0, 0
+    taken, found = PRETRAINING_SHARE if learning.request.pretrain == "always" else 0.0, 0
     for more in range(math.ceil(learning.request.minutes) + 1, MOST_MINUTES):
         total = 60.0 * more
-        free, reduce = (1 - forced) * images.free(total), images.fixed(total)[0]
+        free, reduce = (1 - taken) * images.free(total), images.fixed(total)[0]
         time = Time(free, HELD_OUT_SHARE * total, images.forest, reduce[1])
         if not _shares(step, learning.usual_steps, time).suffice:
             found = 0
@@ -368,8 +369,9 @@ def _pretraining(
     learning: Learning, free: float, step: float, reasons: list[str]
 ) -> tuple[int, int, float]:
     """Epochs, steps and seconds of pretraining, 0 without; says why."""
+    gains = "" if learning.request.preset == "paper" else GAINS
     if learning.request.pretrain == "never":
-        reasons.append(f"No pretraining: {GAINS}; --pretrain always does it")
+        reasons.append(f"No pretraining: {gains or 'not asked for'}; --pretrain always does it")
         return 0, 0, 0.0
     share, crops = PRETRAINING_SHARE * free, ""
     each, short = learning.seconds_per_step(SelfSupervised), min(SHORT_CROP, learning.smallest_side)
@@ -386,7 +388,8 @@ def _pretraining(
     if not epochs:
         reasons.append(f"No pretraining: not one epoch fits into {share / free:.0%} of the time")
         return 0, 0, 0.0
-    reasons.append(f"Pretraining has {steps} steps in {epochs} epochs{crops}, though {GAINS}")
+    told = f", though {gains}" if gains else ""
+    reasons.append(f"Pretraining has {steps} steps in {epochs} epochs{crops}{told}")
     return epochs, steps, steps * each
 
 

@@ -326,6 +326,59 @@ def test_a_corrected_class_map_outlives_a_change_of_its_image(tmp_path, weights,
     assert "48x40, and its image is 48x30; move it away" in capsys.readouterr().err
 
 
+def test_a_map_that_was_being_written_when_the_program_was_killed_is_no_correction(
+    tmp_path, weights, monkeypatch, capsys
+) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    assert main(options) == 0
+    Image.fromarray(255 - np.asarray(Image.open(tmp_path / "imgs" / "a.png"))).save(
+        tmp_path / "imgs" / "a.png"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("metallography.folder.overlay", lambda *_: exec("raise KeyboardInterrupt"))
+        assert main(options) == 130
+    write_images(tmp_path / "imgs", "a.png")  # another image again
+    capsys.readouterr()
+    assert main(options) == 0
+    assert "corrected" not in capsys.readouterr().out
+    ids = np.asarray(Image.open(tmp_path / "o" / "classes" / "a.png"))
+    np.testing.assert_array_equal(
+        ids, expected_mask(np.asarray(Image.open(tmp_path / "imgs" / "a.png")))
+    )
+
+
+def test_a_corrected_map_follows_the_field_and_says_so_every_time(
+    tmp_path, weights, capsys
+) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    assert main(options) == 0
+    path = tmp_path / "o" / "classes" / "a.png"
+    Image.fromarray(np.full((40, 48), 2, np.uint8)).save(path)
+    for _ in range(2):
+        capsys.readouterr()
+        assert main([*options, "--crop", "0,10,0,0"]) == 0
+        assert f"{path}: corrected since it was predicted, so it is kept" in capsys.readouterr().out
+        rows = rows_of(tmp_path / "o" / "measurements.csv")
+        assert [row["field_px"] for row in rows] == [str(30 * 48)] * 3
+    ids = np.full((40, 48), 2, np.uint8)
+    ids[30:] = 255  # as the program saves a cut image
+    Image.fromarray(ids).save(path)
+    assert main(options) == 1
+    assert "more of its image counts now; correct it there, too" in capsys.readouterr().err
+
+
+def test_the_probabilities_of_a_corrected_image_are_the_networks(tmp_path, weights) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    assert main(options) == 0
+    path = tmp_path / "o" / "classes" / "a.png"
+    predicted = np.asarray(Image.open(path)).copy()
+    Image.fromarray(np.full((40, 48), 2, np.uint8)).save(path)
+    assert main([*options, "--probabilities"]) == 0
+    given = np.load(tmp_path / "o" / "probabilities" / "a.npy")
+    assert (given.argmax(2) == predicted).mean() > 0.99
+    assert (np.asarray(Image.open(path)) == 2).all()
+
+
 def test_damaged_probabilities_are_made_anew(tmp_path, weights, capsys) -> None:
     options = [*options_of(tmp_path, weights, "a.png"), "--probabilities"]
     assert main(options) == 0

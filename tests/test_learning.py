@@ -55,21 +55,22 @@ def test_the_published_settings_need_one_size(tmp_path: Path) -> None:
         learning(tmp_path, (48, 64), preset="paper")
 
 
-def test_a_run_of_another_precision_is_trained_anew(
+def test_a_finished_network_serves_on_another_device_and_other_settings_train_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As where a job is gone on with on another machine; segment.py has no --overwrite."""
+    """segment.py has no --overwrite, so that a run of other settings must not end it."""
     own = learning(tmp_path)
     own.values |= {"channels": (4, 8, 16, 32), "fine_batch_size": 1, "fine_average": 0.0}
     own.amp = None
     file = own.finetune("a", 1, None, None, "Fine-tuning")
     first = file.read_bytes()
+    own.amp = torch.bfloat16
     assert own.finetune("a", 1, None, None, "Fine-tuning").read_bytes() == first
     assert "anew" not in capsys.readouterr().out
-    own.amp = torch.bfloat16
-    assert own.finetune("a", 1, None, None, "Fine-tuning").read_bytes() != first
+    assert own.finetune("a", 1, None, None, "Fine-tuning", seed=1).read_bytes() != first
     said = capsys.readouterr().out
-    assert "Fine-tuning: trained anew, as an earlier run differs" in said and "bf16" in said
+    assert "Fine-tuning: trained anew, as an earlier run differs: " in said
+    assert "seed was 0, is 1" in said and "--" not in said
 
 
 def test_timing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

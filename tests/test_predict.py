@@ -90,6 +90,8 @@ def test_outlines_are_the_class_maps_to_the_pixel_and_tables_a_workbook(
     assert f"1 file(s) of outlines differ from their class maps: {mine}" in (
         capsys.readouterr().out
     )
+    other = {"geojson": "roi", "roi": "geojson"}[kind]
+    assert main([*words, "--outlines", other]) == 0  # both kinds in one folder
     ours = out / "outlines" / f"b{suffix}"  # what nobody changed follows its class map
     Image.fromarray(np.zeros((40, 48), np.uint8)).save(out / "classes" / "b.png")
     assert main([*words, "--outlines", kind]) == 0
