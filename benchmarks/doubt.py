@@ -88,8 +88,8 @@ def judge(found: Answer, test: Path, expected: float, by_twin: bool = False) -> 
             share[item.name] = float((ids != read_mask(folder / f"{item.name}.png")).mean())
         errors = known & (ids != truth)
         wrong[item.name] = float(errors.sum() / known.sum())
-        more = [float(((ids == c) & known).sum() - (truth == c).sum()) for c in range(len(names))]
-        off[item.name] = max(map(abs, more)) / float(known.sum())
+        off_by = [float(((ids == c) & known).sum() - (truth == c).sum()) for c in range(len(names))]
+        off[item.name] = max(map(abs, off_by)) / float(known.sum())
         inside, total = inside + int((errors & places[item.name]).sum()), total + int(errors.sum())
     rows = doubt.doubts(
         fractions_of(found.rows, len(names)),

@@ -85,7 +85,7 @@ class Record:
     """Which images are done, and with which settings: a line of JSON each.
 
     A damaged one is made anew, line by line. UserError if the folder holds predictions made with
-    other settings, unless these are ``replaced``, or cannot be written to.
+    other settings, unless these are ``replaceable``, or cannot be written to.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Record:
         path: Path,
         settings: Mapping[str, object],
         overwrite: bool,
-        replaced: bool = False,
+        replaceable: bool = False,
     ) -> None:
         self.path = path
         self.done: dict[str, Row] = {}
@@ -110,7 +110,7 @@ class Record:
             old = lines[0]
             pairs = ((key, old.get(key), value) for key, value in settings.items())
             changed = [f"{key} was {was}, is {now}" for key, was, now in pairs if was != now]
-            if changed and replaced:
+            if changed and replaceable:
                 lines = []
             elif changed:
                 raise UserError(
@@ -232,7 +232,7 @@ class Folder:
     probabilities: bool = False  # write these too
     particles: bool = False
     overwrite: bool = False  # predict again what is done
-    replaced: bool = False  # predictions made with other settings may be replaced
+    replaceable: bool = False  # predictions made with other settings may be replaced
     left_out: Sequence[str] = ()  # lines on files that are no images, for the summary
     field: FieldRule = NO_RULE  # which part of each image counts
     scales: Mapping[str, float | None] | None = None  # by name; of others um_per_px
@@ -260,7 +260,9 @@ class Folder:
         names = ("resize", "tta", "tile", "overlap")
         settings = {"weights": segmenter.digest} | {n: getattr(segmenter, n) for n in names}
         path = self.out / RECORD
-        self.record = group.by_writer(lambda: Record(path, settings, self.overwrite, self.replaced))
+        self.record = group.by_writer(
+            lambda: Record(path, settings, self.overwrite, self.replaceable)
+        )
         self.rows: list[Row] = []  # of measure_class, for each image and class
         self.compared: list[Row] = []  # of compare_class, likewise
         self.diameters: list[list[Array]] = [[] for _ in classes]  # of whole particles
@@ -422,7 +424,7 @@ class Folder:
         kept = self.kept_mask(item, wanted, predicted, same)
         shown = "" if kept is None else digest_of(kept)
         corrected = kept is not None and bool(predicted) and shown not in predicted
-        if kept is not None and corrected and not (same and own.get("outdated") != shown):
+        if kept is not None and corrected and (not same or own.get("outdated") == shown):
             to_terminal(f"Warning: {wanted[0]}: corrected since it was predicted, so it is kept, "
                         f"though {item.path}, or what of it counts, has changed")  # fmt: skip
             kept, own["outdated"] = self.within_field(item, kept, wanted[0]), shown

@@ -300,7 +300,7 @@ class Answer(Folder):
     labels: dict[str, Path] = field(default_factory=dict)  # by the name of the image
     others: Sequence[Path] = ()  # folders of class maps by other methods
     pools_all: bool = False
-    replaced: bool = True  # its folder is the program's own
+    replaceable: bool = True  # its folder is the program's own
     rare_cure: str = "annotate another image, with more of it"
 
     def predict(self, item: Item, image: Array) -> Array:

@@ -274,13 +274,18 @@ def test_a_damaged_result_is_made_anew(tmp_path, weights, capsys, kind, damage) 
     assert (tmp_path / "o" / "measurements.csv").read_bytes() == table
 
 
+def correct(path: Path, label: int) -> None:
+    """Save a class map of one class, as somebody might."""
+    Image.fromarray(np.full((40, 48), label, np.uint8)).save(path)
+
+
 def test_a_corrected_class_map_with_a_class_that_the_model_lacks_is_left(
     tmp_path, weights, capsys
 ) -> None:
     options = options_of(tmp_path, weights, "a.png")
     assert main(options) == 0
     path = tmp_path / "o" / "classes" / "a.png"
-    Image.fromarray(np.full((40, 48), 3, np.uint8)).save(path)
+    correct(path, 3)
     mine = path.read_bytes()
     assert main(options) == 1 and path.read_bytes() == mine
     said = f"{path}: corrected since it was predicted: it holds class 3, and the model has 0 to 2"
@@ -353,7 +358,7 @@ def test_a_corrected_map_follows_the_field_and_says_so_every_time(
     options = options_of(tmp_path, weights, "a.png")
     assert main(options) == 0
     path = tmp_path / "o" / "classes" / "a.png"
-    Image.fromarray(np.full((40, 48), 2, np.uint8)).save(path)
+    correct(path, 2)
     for _ in range(2):
         capsys.readouterr()
         assert main([*options, "--crop", "0,10,0,0"]) == 0
@@ -372,7 +377,7 @@ def test_the_probabilities_of_a_corrected_image_are_the_networks(tmp_path, weigh
     assert main(options) == 0
     path = tmp_path / "o" / "classes" / "a.png"
     predicted = np.asarray(Image.open(path)).copy()
-    Image.fromarray(np.full((40, 48), 2, np.uint8)).save(path)
+    correct(path, 2)
     assert main([*options, "--probabilities"]) == 0
     given = np.load(tmp_path / "o" / "probabilities" / "a.npy")
     assert (given.argmax(2) == predicted).mean() > 0.99
