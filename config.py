@@ -300,9 +300,9 @@ class Config:
         "1/4, 1/2 and full size", published="self_scale_weight", limits=WEIGHT)
     intra_view_negatives: bool = method(True, "PSCL-SimCLR: patches of the same image and view may "
         "be negatives", published="simclrinner")
-    admit_matches: str = method("all", "PSCL-SimCLR: matches that take part: all, or those whose "
-        "patch a pixel classifier, learnt from the annotated images, sees as the template's class",
-        source=OURS, choices=("all", "classifier"))
+    admit_matches: str = method("all", "PSCL-SimCLR: matches that count: all; classifier: those a "
+        "pixel classifier agrees with; cycle: those similar annotated patches agree with",
+        source=OURS, choices=("all", "classifier", "cycle"))
     momentum: float = method(0.99, "share of the momentum encoder that each step keeps",
         limits=FRACTION)
     queue_size: int = method(504, "length of the queues", unit="images",
@@ -476,15 +476,15 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
     for name in ("image_size", "fine_crop", "self_crop"):
         if 0 < c.get(name, 0) < 16:
             yield name, c[name], "0 or at least 16 pixels"
-    for name in ("fine_crop", "self_crop"):
         if 0 < c.get("image_size", 0) < c.get(name, 0):
             yield name, c[name], f"at most image_size, {c['image_size']}"
     if len(c.get("scale_weights", (1, 1, 1))) != 3:
         yield "scale_weights", f"{len(c['scale_weights'])} values", "3 values"
     if channels is not None and channels != tuple((*channels, 0)[0] * 2**i for i in range(4)):
-        example = "4 values, each twice the one before, such as 32,64,128,256"
-        yield "channels", found(channels), example
+        yield "channels", found(channels), "4 values, each twice the last, such as 32,64,128,256"
         channels = None
+    if not c.get("label_guided", True) and c.get("admit_matches", "all") != "all":
+        yield "admit_matches", c["admit_matches"], "all, where label_guided is False"
     if c.get("batch_norm_ranks") == "shuffle" and c.get("self_mode") not in SHUFFLED:
         legal = f"own or sync; shuffle goes with --self_mode {' or '.join(SHUFFLED)}"
         yield "batch_norm_ranks", "shuffle", legal

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -29,7 +30,7 @@ from pscl.geometry import cell_numbers, correspond_by
 from pscl.lazy_map import LazyMap, lazy_maps
 from pscl.losses import byol_loss, dense_info_nce, info_nce, nt_xent, patch_nt_xent, soft_info_nce
 from pscl.recompute import recompute_activations
-from pscl.sampling import Patches, agreed, label_at, sample_patches
+from pscl.sampling import Patches, agreed, found_again, label_at, sample_patches
 from utils.device import precision, upload
 from utils.ranks import group
 from utils.ranks.tensors import all_ranks, mean_of_ranks, shuffled
@@ -176,6 +177,7 @@ class PSCL(Method):
     needs_annotated = True
     default_top_k: ClassVar[int]
     normalise_keys: ClassVar[bool]  # True: patches are matched by cosine, False: by inner product
+    admits_again = False  # whether only matches take part that ``pscl.sampling.found_again`` keeps
 
     def __init__(
         self,
@@ -251,6 +253,10 @@ class PSCL(Method):
                 keys = self.keys(map_k, places.key, head_k, scale)  # (B, d, P)
                 with precision(None, label.device):
                     patches = sample_patches(keys, places, label, noise, self.templates[scale])
+                    if self.admits_again:
+                        own = self.keys(map_k, patches.key, head_k, scale)  # (B, d, C*K)
+                        again = found_again(own, keys[0], places.valid[0], label)
+                        patches = replace(patches, admitted=again)
                 del keys  # large
             query = self.project(map_q.at(patches.query), self.encoder_q.decode, scale)
             key = self.project(map_k.at(patches.key), head_k, scale)  # (B, C, K, D)
@@ -288,8 +294,9 @@ class PSCL_SimCLR(PSCL):
 
     Args:
         intra_view_negatives: whether patches of the same image and view may be negatives.
-        admit_matches: "all", or "classifier" (ours): of the other images only the patches that a
-            pixel classifier sees as their template's class; what it sees is the batch's ``seen``.
+        admit_matches: "all", or (ours) of the other images only some patches: "classifier", those
+            that a pixel classifier sees as their template's class; what it sees is the batch's
+            ``seen``; "cycle", those of ``pscl.sampling.found_again``.
     """
 
     default_top_k = 4
@@ -300,6 +307,7 @@ class PSCL_SimCLR(PSCL):
     ) -> None:
         super().__init__(**settings)
         self.intra_view_negatives, self.admit_matches = intra_view_negatives, admit_matches
+        self.admits_again = admit_matches == "cycle"
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``."""
@@ -310,9 +318,10 @@ class PSCL_SimCLR(PSCL):
         sampled = self.sample(maps_q, maps_k, self.encoder_q.decode, batch)
         losses, told = {}, {}
         for scale, (query, key, patches) in enumerate(sampled):  # (B, C, K, D)
-            admitted = None
+            admitted = patches.admitted
             if self.admit_matches == "classifier":
                 admitted = agreed(patches, batch["seen"], *maps_k[scale].size)  # (B, C, K)
+            if admitted is not None:
                 told[f"admitted_up{scale + 1}"] = admitted[1:].float().mean()
                 (admitted,) = self.all_rows(admitted)
             query, key = self.all_rows(query, key)

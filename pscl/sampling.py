@@ -11,11 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pscl.fast_matching import match
 from pscl.geometry import Correspondence, ViewGeometry, resize
 from utils.ranks.tensors import of_first_rank
+
+VOTES = 5  # cells of the annotated image that a match must find again
 
 
 def label_at(label: Tensor, geometry: ViewGeometry, rows: int, columns: int) -> Tensor:
@@ -63,12 +66,14 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
 class Patches:
     """The patches of one scale: (B, C*K) positions in the flattened map of view q and of view k.
 
-    ``purity`` (C, K) sums to 1 for each class.
+    ``purity`` (C, K) sums to 1 for each class. ``admitted`` (B, C, K), bool: which take part in the
+    loss; None: all.
     """
 
     query: Tensor
     key: Tensor
     purity: Tensor
+    admitted: Tensor | None = None
 
 
 def sample_patches(
@@ -97,6 +102,28 @@ def agreed(patches: Patches, seen: Tensor, rows: int, columns: int) -> Tensor:
     more than half of its cell in a map of ``rows x columns``. The annotated image's all count.
     """
     shares = resize(seen, (rows, columns)).flatten(2)  # (B, C, P)
-    found = shares.gather(2, patches.key.view(*shares.shape[:2], -1)) > 127.5
-    first = torch.arange(len(found), device=found.device) == 0
-    return found | first[:, None, None]
+    return with_annotated(shares.gather(2, patches.key.view(*shares.shape[:2], -1)) > 127.5)
+
+
+def found_again(keys: Tensor, annotated: Tensor, valid: Tensor, label: Tensor) -> Tensor:
+    """Which patches lead back from other images to their template's class: bool (B, C, K).
+
+    A patch does if the ``VOTES`` cells of the annotated image that are most similar to it, by
+    cosine, all show that class: more than half of each by ``label`` (C, P'). ``keys`` (B, D, C*K)
+    are vectors of the patches, ``annotated`` (D, P) those of the annotated image's cells, of which
+    the first P' may be ``valid`` (P). The annotated image's patches all count.
+    """
+    classes, count = label.shape
+    shown = label.argmax(dim=0).masked_fill(label.amax(dim=0) <= 127.5, -1)  # (P',)
+    unit = F.normalize(annotated[:, :count].float(), dim=0)
+    similar = F.normalize(keys.float(), dim=1).mT @ unit  # (B, C*K, P')
+    similar.masked_fill_(~valid[:count], -torch.inf)
+    votes = shown[similar.topk(min(VOTES, count)).indices].unflatten(1, (classes, -1))
+    own = torch.arange(classes, device=label.device)[:, None, None]
+    return with_annotated((votes == own).all(dim=-1))
+
+
+def with_annotated(admitted: Tensor) -> Tensor:
+    """``admitted`` (B, C, K) and all patches of the annotated image, number 0."""
+    first = torch.arange(len(admitted), device=admitted.device) == 0
+    return admitted | first[:, None, None]

@@ -14,6 +14,7 @@ import data
 from config import FIELDS, SELF_MODES, format_value
 from data import Sample
 from model import METHODS, Method, build_method
+from pscl.sampling import VOTES
 from report import probe
 from stages.forest import PixelForest
 from stages.job import Job, Runner, due, some_names, unused_settings
@@ -23,6 +24,13 @@ from utils.device import fuses_optimizers, size_of
 from utils.log import progress
 from utils.ranks import group
 from utils.training import LONGER
+
+ADMITTED = {  # how the log words the values of admit_matches
+    "classifier": "that a pixel classifier, learnt from the annotated images, sees as their "
+    "template's class",
+    "cycle": f"whose {VOTES} most similar patches of the annotated image all show their template's "
+    "class",
+}
 
 
 class SelfSupervised(Runner):
@@ -143,10 +151,9 @@ class SelfSupervised(Runner):
             lines.append(f"{one} rides along in every batch: {some_names(annotated)}")
         if self.method.needs_groups and c.batches == "none":
             lines.append("No production batches (--batches none): every image is its own")
-        if self.admits:
+        if c.self_mode == "simclr" and (judged := ADMITTED.get(c.admit_matches)):
             lines.append(
-                "Of matches in other images only those count that a pixel classifier, learnt from "
-                "the annotated images, sees as their template's class (admitted: their share)"
+                f"Of matches in other images only those count {judged} (admitted: their share)"
             )
         if c.probe and not self.method.trains_ups:
             lines.append(

@@ -183,7 +183,7 @@ GOOD: list[tuple[str, list[Any]]] = [
     ("random_crop", [0, 0.999]),
     ("self_jitter", [0, 2.5]),
     ("self_optimizer", ["adam", "adamw"]),
-    ("admit_matches", ["all", "classifier"]),
+    ("admit_matches", ["all", "classifier", "cycle"]),
     ("global_local_ratio", [0, 1]),
     ("momentum", [0, 1]),
     ("batches", ["names", "none"]),

@@ -16,6 +16,7 @@ from data import ANNOTATED, FINE, TRAIN, Draw, Sample, find_split
 from imaging.store import ImageStore
 from pscl.augmentation import ColorJitter
 from pscl.geometry import ViewGeometry
+from pscl.sampling import VOTES
 from utils.metrics import IGNORED
 
 
@@ -174,6 +175,23 @@ def test_matches_that_a_pixel_classifier_admits(unequal: Path, tmp_path: Path) -
     assert "that a pixel classifier, learnt from the annotated images, sees" in text
     shares = [float(word) for word in re.findall(r"Admitted_up\d (\S+)", text)]
     assert len(shares) == 3 and all(0 < share < 1 for share in shares)
+
+
+def test_matches_that_lead_back_to_annotated_patches(unequal: Path, tmp_path: Path) -> None:
+    words = "--self_crop 24 --admit_matches cycle"
+    assert train(unequal, tmp_path, words, stages="self", data_size="5", self_max_epoch=1) == 0
+    text = (tmp_path / "tiny_simclr/5_0/log_self.txt").read_text()
+    assert f"whose {VOTES} most similar patches of the annotated image" in text
+    shares = [float(word) for word in re.findall(r"Admitted_up\d (\S+)", text)]
+    assert len(shares) == 3 and all(0 <= share < 1 for share in shares)
+
+
+def test_random_patches_have_no_class_to_be_admitted_by(
+    unequal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--self_crop 24 --admit_matches cycle --label_guided False"
+    assert train(unequal, tmp_path, words, stages="self") == 2
+    assert "admit_matches: found cycle; allowed: all, where label_guided" in capsys.readouterr().err
 
 
 def test_without_crops_unequal_sizes_are_refused_with_both_cures(

@@ -350,6 +350,20 @@ def test_matches_take_part_where_the_classifier_agrees(recorder: Recorder):
         torch.testing.assert_close(call["result"], alone)
 
 
+def test_matches_that_lead_back_to_their_class_take_part(recorder: Recorder):
+    """All cells show class 0: matches of that one do; no cell is labelled: none does."""
+    batch = make_batch(3, 32, 32)
+    labelled = torch.zeros_like(batch["label"])
+    labelled[:, 0] = 255
+    for label, share in ((labelled, 1 / 3), (0 * labelled, 0.0)):
+        method = make("simclr", num_classes=3, admit_matches="cycle")
+        found = method(batch | {"label": label})
+        shares = [float(found[f"admitted_up{n}"]) for n in (1, 2, 3)]
+        assert shares == pytest.approx([share] * 3)
+        for call in recorder.take("patch_nt_xent"):
+            assert call["admitted"][0].all()
+
+
 @pytest.mark.parametrize("self_mode", METHODS)
 def test_a_setting_unknown_to_a_method_is_an_error_of_its_class(self_mode: str):
     with pytest.raises(TypeError, match="temprature"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pscl.geometry import ViewGeometry, correspond
-from pscl.sampling import Patches, agreed, choose, label_at, sample_patches
+from pscl.sampling import (
+    VOTES,
+    Patches,
+    agreed,
+    choose,
+    found_again,
+    label_at,
+    sample_patches,
+)
 from tests.golden_files import Golden
 from tests.test_matching import generator, normalised, slow_match
 
@@ -234,3 +244,30 @@ def test_a_patch_is_agreed_on_where_its_class_has_most_of_its_cell():
     found = agreed(patches, seen, 2, 2)
     assert found[0].all()  # the annotated image's own
     assert found[1].tolist() == [[False, False, True, True], [True, True, False, False]]
+
+
+def test_a_patch_is_found_again_if_its_nearest_annotated_cells_show_its_class():
+    """Cell by cell, from the rule: valid cells alone, by cosine, more than half of a class."""
+    rand = torch.Generator().manual_seed(3)
+    batch, classes, templates, dims, cells = 3, 3, 4, 2, 40
+    keys = torch.randn(batch, dims, classes * templates, generator=rand)
+    annotated = torch.randn(dims, cells + 5, generator=rand) * 10
+    shares = 255 * torch.rand(cells, generator=rand) ** 0.2  # nearly all more than half
+    label = torch.zeros(classes, cells)
+    sector = (torch.atan2(annotated[1], annotated[0])[:cells] + math.pi) / (2 * math.pi)
+    label[(sector * classes).long().clamp(max=classes - 1), torch.arange(cells)] = shares
+    valid = torch.arange(cells + 5) < cells - 3
+    found = found_again(keys, annotated, valid, label)
+    assert found[0].all()  # the annotated image's own
+    for image in range(1, batch):
+        for patch in range(classes * templates):
+            key = keys[image, :, patch]
+            cosine = {
+                p: float(key @ annotated[:, p] / key.norm() / annotated[:, p].norm())
+                for p in range(cells - 3)
+            }
+            nearest = sorted(cosine, key=lambda p: -cosine[p])[:VOTES]
+            own = patch // templates
+            expected = all(label[own, p] > 127.5 for p in nearest)
+            assert found[image].flatten()[patch] == expected
+    assert 0 < found[1:].float().mean() < 1
