@@ -12,7 +12,10 @@ A template is sought in every image, also where its class is absent. ``present``
 matches whose image has the class, ``right if present`` how often these are right. Can absence
 be told without masks? A match is kept by cycle consistency if, of all cells of the annotated
 image, the most similar one (by cosine) has the template's class again: ``kept`` is the share of
-these matches, ``right if kept`` how often they are right.
+these matches, ``right if kept`` how often they are right. ``voted`` asks more, that so do the five
+most similar ones, as ``--admit_matches cycle`` does.
+
+Networks of the plain methods are judged by PSCL-SimCLR's patches: what would it match with them?
 """
 
 from __future__ import annotations
@@ -40,26 +43,30 @@ from model import METHODS, PSCL, SCALES, build_method
 from networks import ProjectedUNet
 from pscl.geometry import ViewGeometry, resize
 from pscl.lazy_map import LazyMap
+from pscl.sampling import VOTES
 from utils.checkpoint import CheckpointError, from_published, load, transfer
 from utils.commandline import exit_code
 
 UNCHANGED = ViewGeometry(flip=False, quarter_turns=4)
 BATCH = 8  # images beside the annotated one
-KINDS = ("right", "chance", "templates", "right if present", "right if kept")
-COLUMNS = (*KINDS[:3], "present", "right if present", "kept", "right if kept")
+SHARES = {"right if present": "present", "right if kept": "kept", "right if voted": "voted"}
+KINDS = ("right", "chance", "templates", *SHARES)
+COLUMNS = (*KINDS[:3], *(name for of, share in SHARES.items() for name in (share, of)))
 
 
 def method_of(path: str) -> tuple[PSCL, dict[str, Any]]:
-    """The method of a pretraining checkpoint and its settings; CheckpointError if it isn't PSCL."""
+    """The method of a pretraining checkpoint, PSCL-SimCLR for a plain one, and its settings."""
     file = load(path)
     settings: Any = file.get("settings")
     weights: Any = file.get("moco")
     complete = isinstance(settings, dict) and isinstance(weights, dict)
-    if not complete or not issubclass(METHODS.get(settings.get("self_mode"), object), PSCL):
-        raise CheckpointError(f"{path}: not of PSCL's pretraining; give moco0.pt ... of such a run")
-    method = build_method(settings["self_mode"], settings)
+    if not complete or settings.get("self_mode") not in METHODS:
+        raise CheckpointError(f"{path}: not of pretraining; give moco0.pt ... of such a run")
+    of_pscl = issubclass(METHODS[settings["self_mode"]], PSCL)
+    method = build_method(settings["self_mode"] if of_pscl else "simclr", settings)
     assert isinstance(method, PSCL)
-    transfer(method, from_published(weights), prefix="", source=path)
+    prefix = "" if of_pscl else "encoder_q."
+    transfer(method, from_published(weights), prefix=prefix, source=path)
     return method.to(memory_format=torch.channels_last), settings  # type: ignore[call-overload]
 
 
@@ -105,16 +112,18 @@ def batches(
 
 def cycle_consistent(
     encoder: ProjectedUNet, map_k: LazyMap, scale: int, truth: Tensor, key: Tensor
-) -> Tensor:
-    """Which matches of a batch are kept by cycle consistency: bool (B-1, C, K).
+) -> tuple[Tensor, Tensor]:
+    """Which matches of a batch the nearest cell keeps, and the nearest few: bool (B-1, C, K).
 
     ``map_k`` is the map of all images, ``truth`` (P,) the classes of the annotated image's cells,
     ``key`` (B, C, K, D) the embeddings of the patches.
     """
     every = torch.arange(len(truth)).expand(len(key), -1)
     cells = encoder.decode.patch(map_k.at(every).transpose(1, 2), scale)[0].float()  # (D, P)
-    nearest = (F.normalize(key[1:], dim=-1) @ F.normalize(cells, dim=0)).argmax(dim=-1)
-    return truth[nearest] == torch.arange(key.shape[1])[:, None]
+    similar = F.normalize(key[1:], dim=-1) @ F.normalize(cells, dim=0)  # (B-1, C, K, P)
+    nearest = similar.topk(min(VOTES, len(truth))).indices
+    own = truth[nearest] == torch.arange(key.shape[1])[:, None, None]
+    return own[..., 0], own.all(dim=-1)
 
 
 @torch.no_grad()
@@ -144,13 +153,14 @@ def judge(path: str, data_dir: str, split: str | None) -> list[dict[str, Any]]:
             matched = shown[1:].transpose(0, 1)  # (C, B-1, K)
             own = torch.arange(classes)[:, None]
             present = (everywhere == own[..., None]).any(dim=2, keepdim=True)  # (C, B-1, 1)
-            kept = cycle_consistent(encoder, maps[scale], scale, truth[0], key)
+            kept, voted = cycle_consistent(encoder, maps[scale], scale, truth[0], key)
             cells = {
                 "right": matched.flatten(1),
                 "chance": everywhere.flatten(1),
                 "templates": shown[0],
                 "right if present": matched.masked_fill(~present, classes).flatten(1),
                 "right if kept": matched.masked_fill(~kept.transpose(0, 1), classes).flatten(1),
+                "right if voted": matched.masked_fill(~voted.transpose(0, 1), classes).flatten(1),
             }
             for kind, name in enumerate(KINDS):
                 hits[scale, kind] += (cells[name] == own).sum(dim=1)
@@ -160,7 +170,7 @@ def judge(path: str, data_dir: str, split: str | None) -> list[dict[str, Any]]:
     for scale, shares in enumerate((hits / labelled).tolist()):
         line: dict[str, Any] = {"checkpoint": checkpoint, "annotated": split, "scale": scale + 1}
         share_of = dict(zip(KINDS, shares, strict=True))
-        for what, of in (("present", "right if present"), ("kept", "right if kept")):
+        for of, what in SHARES.items():
             part = labelled[scale, KINDS.index(of)] / labelled[scale, KINDS.index("right")]
             share_of[what] = part.tolist()
         for what in COLUMNS:
@@ -174,7 +184,7 @@ def judge(path: str, data_dir: str, split: str | None) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = parser_of(__doc__)
-    parser.add_argument("checkpoints", nargs="+", help="moco0.pt, moco20.pt ... of PSCL runs")
+    parser.add_argument("checkpoints", nargs="+", help="moco0.pt, moco20.pt ... of pretraining")
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--annotated", help="split of the annotated image; default: the run's")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
