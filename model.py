@@ -253,10 +253,11 @@ class PSCL(Method):
                 keys = self.keys(map_k, places.key, head_k, scale)  # (B, d, P)
                 with precision(None, label.device):
                     patches = sample_patches(keys, places, label, noise, self.templates[scale])
-                    if self.admits_again:
-                        own = self.keys(map_k, patches.key, head_k, scale)  # (B, d, C*K)
+                if self.admits_again:
+                    own = self.keys(map_k, patches.key, head_k, scale)  # (B, d, C*K)
+                    with precision(None, label.device):
                         again = found_again(own, keys[0], places.valid[0], label)
-                        patches = replace(patches, admitted=again)
+                    patches = replace(patches, admitted=again)
                 del keys  # large
             query = self.project(map_q.at(patches.query), self.encoder_q.decode, scale)
             key = self.project(map_k.at(patches.key), head_k, scale)  # (B, C, K, D)
