@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from imaging.imagefile import Pixels
 from utils.files import writing
@@ -45,8 +46,14 @@ def replacing_set(folder: Path, flag: str = "--out") -> Iterator[Path]:
                     os.replace(old, folder)
 
 
-def write_png(path: Path, pixels: Pixels) -> None:
-    """Write pixels, (H, W) or (H, W, 3) in RGB order, as a PNG; missing folders are made."""
+def write_png(path: Path, pixels: Pixels, clear: NDArray[np.bool_] | None = None) -> None:
+    """Write pixels, (H, W) or (H, W, 3) in RGB order, as a PNG; missing folders are made.
+
+    Where ``clear`` (H, W) is true the picture is transparent.
+    """
     stored = pixels[..., ::-1] if pixels.ndim == 3 else pixels  # OpenCV writes BGR
+    if clear is not None and clear.any():
+        colours = stored if stored.ndim == 3 else np.repeat(stored[..., None], 3, axis=2)
+        stored = np.dstack([colours, np.where(clear, 0, 255).astype(np.uint8)])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(".png", np.ascontiguousarray(stored))[1].tobytes())

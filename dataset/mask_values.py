@@ -59,6 +59,13 @@ def parse_palette(text: str) -> Palette:
     return tuple(entries)
 
 
+def palette_text(palette: Palette) -> str:
+    """The text of a palette, as ``parse_palette`` reads it."""
+    return " ".join(
+        f"{'ignore' if i == IGNORED else i}={','.join(map(str, value))}" for i, value in palette
+    )
+
+
 def parse_ignored(text: str) -> tuple[Value, ...]:
     """Read values of unlabelled pixels: ``-1 255`` or ``255,255,255``. Raises DataError."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from annotation.files import ANNOTATION_SUFFIXES, KINDS_READ, another_kind, is_annotation
@@ -42,11 +42,18 @@ class Pairs:
     then files of outlines that ``annotation.files`` reads. Where the pattern says ``{class}``, an
     image has a file for each class, and ``classes`` their names. Pages of a file of several have
     masks of their own, in ``of_page``, by the names of the pages. Images named as masks or overlays
-    of other images are no images. Folders that hold results of this program, and
-    ``out``, are not read. ``notes`` and ``warnings`` are lines for the report.
+    of other images are no images, nor are files of ``no_images``. Folders that hold results of this
+    program, and ``out``, are not read. ``notes`` and ``warnings`` are lines for the report.
     """
 
-    def __init__(self, images: Path, masks: Path, pattern: str, out: Path) -> None:
+    def __init__(
+        self,
+        images: Path,
+        masks: Path,
+        pattern: str,
+        out: Path,
+        no_images: Collection[Path] = (),
+    ) -> None:
         self.images, self.folder, self.pattern = images, masks, pattern
         self.one_folder = masks.resolve() == images.resolve()
         self.notes: list[str] = []
@@ -59,6 +66,7 @@ class Pairs:
         pictures = listing.images()
         beside = {*in_mask_folders(pictures, images)}
         beside |= {*(labels_of_twins(pictures) if self.one_folder else ())}
+        beside |= {path for path in pictures if no_images and path.resolve() in no_images}
         files = [path for path in pictures if path not in beside]
         if self.one_folder:  # masks of pages beside their image
             of_pages = {name_key(name).casefold() for path in files for name in page_names(path)}

@@ -170,7 +170,10 @@ class Plan:
     def _sources(self) -> list[Source]:
         """Pair images with masks and find out batch, sample and specimen of each."""
         settings, problems = self.settings, self.problems
-        pairs = Pairs(settings.images, settings.masks, settings.mask_pattern, settings.out)
+        no_images = getattr(settings, "no_images", ())
+        pairs = Pairs(
+            settings.images, settings.masks, settings.mask_pattern, settings.out, no_images
+        )
         self.notes += pairs.notes
         self.warnings += pairs.warnings
         stems = Counter(name_key(path.stem) for path in pairs.masks)
@@ -327,6 +330,8 @@ class Plan:
         """Tiles of all sources, with their names."""
         settings = self.settings
         each, side = settings.page == EACH, settings.tile
+        if getattr(settings, "named_by_place", False):
+            sources = [replace(s, batch="", sample=s.below.replace("/", "_")) for s in sources]
         same = Counter((s.batch, s.sample) for s in sources)
         number: Counter[tuple[str, str]] = Counter()
         tiles: list[Tile] = []

@@ -52,7 +52,8 @@ _MARKS: tuple[tuple[set[str], re.Pattern[str]], ...] = (
     ({"values.csv"}, re.compile(r"values\.png")),
     ({"train_numf"}, re.compile(r"sup_num(f|\d+_\d+)")),
 )  # fmt: skip
-PREPARED = "prepare_report.txt"  # of a whole folder that was made by prepare.py
+# Files by which a whole folder is known to be made by dataset/prepare.py, or by segment.py.
+MADE = ({"prepare_report.txt"}, {"rounds.json", "set"}, {"record.json", "train_numf"})
 
 _WORDS = (
     r"masks?|overlays?|labels?|gt|ground[ _-]?truths?|seg|segmentations?|segmented|annotated"
@@ -214,7 +215,7 @@ def own_pictures(names: Collection[str]) -> list[re.Pattern[str]]:
 
 def _is_result(place: Path, names: Collection[str]) -> bool:
     """Whether a whole folder was written by this program: a set, or predictions of an epoch."""
-    if PREPARED in names:
+    if any(marks <= {*names} for marks in MADE):
         return True
     pictures = bool(names) and all(name.endswith(".png") for name in names)
     return pictures and re.fullmatch(r"epoch_\d+", place.name) is not None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from imaging.data_bar import Bar, find_bars
+from imaging.data_bar import Bar, bar_lines, find_bars
 from imaging.drawing import is_intact, overlay, save_picture
 from imaging.field import NO_RULE, FieldRule
 from imaging.gray_range import Conversion
@@ -298,6 +298,10 @@ class Folder:
         """
         known = [um for item in self.items if (um := self.scale_of(item)) is not None]
         return math.sqrt(4 * self.min_px / math.pi) * max(known, default=1.0)
+
+    def bar_lines(self) -> list[str]:
+        """Warnings on data bars that nobody cut."""
+        return bar_lines(self.bars, self.field.crop)
 
     def title_of(self, item: Item) -> str:
         """What an image is called in pictures of several."""

@@ -49,11 +49,12 @@ class Item(NamedTuple):
     truth: Path | None = None  # where its true mask would lie; None without --masks
     page: int = 1  # of the file
     truth_page: int = 1  # of the true mask's file
+    stem: str = ""  # of the user's own file, where ``path`` is a copy
 
     @property
     def batch(self) -> str:
         """The production batch, '' when the file name carries none."""
-        return parse_name(self.path.stem)[0]
+        return parse_name(self.stem or self.path.stem)[0]
 
     @property
     def own_path(self) -> Path:

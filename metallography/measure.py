@@ -9,9 +9,10 @@ Conventions, which hold for every number here:
   fraction, no length and no area of the field; a particle that touches them is cut.
 * Specks of a class and holes in it of fewer than ``minimum_px`` pixels are noise: for numbers,
   sizes, chords, free paths and grain size alike, not for the area fraction.
-* A particle that the frame cuts counts as one half (Jeffries' planimetric rule, ASTM E112). Its
-  size is unknown, so all sizes are of whole particles. Large particles are cut more often than
-  small ones: where particles are not small against the field, mean sizes come out too low.
+* A particle that the frame cuts counts as one half, as a quarter at a corner (planimetric rule of
+  Jeffries and Saltykov, ASTM E112). Its size is unknown, so all sizes are of whole particles. Large
+  particles are cut more often than small ones: where particles are not small against the field,
+  mean sizes come out too low.
 * Lengths are in the unit of the scale: um with ``um_per_px``, else px. Densities are per 10^6
   square units: per mm2 with a scale, per megapixel (Mpx) without.
 * What cannot be known (no particle, one field) is nan.
@@ -46,6 +47,7 @@ from utils.files import DataError
 from utils.metrics import IGNORED
 
 BOUNDARY_PX = 2.0
+ROUNDING = 1e-12  # of a mean: what standard deviation is none
 RECALL_EDGES_PX = (0, 32, 100, 316, 1000, 3162)
 """Areas in pixels at which the ranges of particle size begin, half a decade each."""
 
@@ -165,8 +167,9 @@ def measure_class(
     Returns a row (``u`` stands for um or px), and the particles:
 
     * ``area_fraction``: pixels of the class / all pixels (E562, E1245).
-    * ``particles_whole``, ``particles_cut``, ``number`` = whole + cut / 2, and ``number_per_mm2``
-      (or ``_Mpx``): number / area of the field, N_A (E1245, E112).
+    * ``particles_whole``, ``particles_cut``, ``number`` = whole + cut / 2, or / 4 at a corner of
+      the frame, and ``number_per_mm2`` (or ``_Mpx``): number / area of the field, N_A (E1245,
+      E112).
     * of whole particles ``mean_``, ``median_``, ``max_area_u2``; ``mean_``, ``std_``, ``d10_``,
       ``d50_``, ``d90_diameter_u`` (circle of equal area; percentiles by number); ``mean_``,
       ``max_length_u`` and ``mean_aspect_ratio`` (smallest rectangle).
@@ -292,12 +295,15 @@ def over_fields(values: Iterable[float], weights: Iterable[float] | None = None)
     known = np.array([(v, w) for v, w in pairs if not math.isnan(v)], float).reshape(-1, 2)
     value, weight = known.T
     n, mean, std = len(value), _known(np.mean, value), _std(value)
+    if std <= ROUNDING * abs(mean):  # equal values, whose mean is rounded
+        std = 0.0
     error = std / math.sqrt(n) if n else math.nan
     if n and not (weight == weight[0]).all():
         share = weight / weight.sum()
         mean = float(share @ value)
         off = (value - mean) ** 2
         std, error = (math.sqrt(n / (n - 1) * float(s @ off)) for s in (share, share**2))
+        std, error = (0.0, 0.0) if std <= ROUNDING * abs(mean) else (std, error)
     confidence = float(stdtrit(n - 1, 0.975)) * error if n > 1 else math.nan
     return Interval(n, mean, std, confidence, 100 * confidence / mean if mean else math.nan)
 

@@ -44,6 +44,7 @@ class Particles:
     x: Array  # centre of gravity in px; (0, 0) is the centre of the first pixel
     y: Array
     border: Array  # whether the frame, or what nobody labelled, cuts the particle
+    corner: Array  # whether a corner of the frame cuts it, where the field is a rectangle
 
     @property
     def diameter(self) -> Array:
@@ -57,8 +58,11 @@ class Particles:
 
     @property
     def number(self) -> float:
-        """Whole particles plus half of the cut ones (Jeffries' planimetric rule, ASTM E112)."""
-        return float(len(self.area) - self.border.sum() / 2)
+        """Whole particles, half of the cut ones, a quarter of those at a corner of the frame.
+
+        The planimetric rule of Jeffries, for a rectangle that of Saltykov (ASTM E112).
+        """
+        return float(len(self.area) - self.border.sum() / 2 - self.corner.sum() / 4)
 
     def whole(self) -> Particles:
         """Only the particles that the frame does not cut."""
@@ -123,14 +127,26 @@ def find_particles(
     number[keep] = np.arange(1, found + 1)
     for rows in row_bands(len(labels)):
         labels[rows] = number[labels[rows]]
-    border = np.zeros(found + 1, bool)
+    border, corner = np.zeros((2, found + 1), bool)
+    corner[labels[corners_of(labels.shape, ignored)]] = True
     border[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
     if ignored is not None:
         near = cv2.dilate(np.ascontiguousarray(ignored, np.uint8), np.ones((3, 3), np.uint8))
         border[labels[near > 0]] = True
     length, width = _rectangles(pixels, labels, found, connectivity)
     x, y = centres[keep].T
-    return Particles(area[keep], length, width, x, y, border[1:]), labels
+    return Particles(area[keep], length, width, x, y, border[1:], corner[1:]), labels
+
+
+def corners_of(shape: tuple[int, ...], ignored: Array | None) -> tuple[Array, Array]:
+    """Rows and columns of the corner pixels of a field, (4,) each; (0,) if it is no rectangle."""
+    top, left, bottom, right = 0, 0, shape[0] - 1, shape[1] - 1
+    if ignored is not None:
+        rows, columns = (np.flatnonzero(~ignored.all(axis=axis)) for axis in (1, 0))
+        if not len(rows) or ignored[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].any():
+            return np.empty(0, np.intp), np.empty(0, np.intp)
+        top, left, bottom, right = rows[0], columns[0], rows[-1], columns[-1]
+    return np.array([top, top, bottom, bottom]), np.array([left, right, left, right])
 
 
 def fill_holes(labels: Array, minimum_px: int, ignored: Array | None = None) -> None:

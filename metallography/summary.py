@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from imaging.data_bar import bar_lines
 from imaging.listing import some_names
 from imaging.pixel_size import SAME
 from metallography import measure
@@ -22,9 +21,9 @@ from utils.files import replace_file
 from utils.tables import csv_of_rows, markdown, plain, plus_minus, rounded, significant
 
 DEFINITIONS = (
-    "Particle: pixels of one class that touch. One that the frame cuts counts as one half "
-    "(ASTM E112, planimetric) and is left out of the sizes. Specks and holes smaller than the "
-    "smallest particle are noise for counts, sizes, intercepts and free paths.",
+    "Particle: pixels of one class that touch. One that the frame cuts counts as one half, at a "
+    "corner as a quarter (ASTM E112, planimetric), and is left out of the sizes. Specks and holes "
+    "smaller than the smallest particle are noise for counts, sizes, intercepts and free paths.",
     "Area fraction: of all pixels (ASTM E562, E1245). Mean intercept (mean chord through a "
     "particle) and mean free path: all rows and columns are test lines (ASTM E1245). Grain "
     "intercept: length of test line / grains met, boundaries shared by their grains; the "
@@ -133,7 +132,7 @@ def warnings(folder: Folder) -> list[str]:
             "training; where their field of view or proportions are not those of the training "
             "images, give --resize 0 or another N"
         )
-    lines += [f"Warning: {line}" for line in bar_lines(folder.bars, folder.field.crop)]
+    lines += [f"Warning: {line}" for line in folder.bar_lines()]
     lines += _scale_doubts(folder)
     if folder.grain_classes and folder.unit_scale is None:
         lines.append(

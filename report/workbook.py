@@ -18,6 +18,7 @@ from utils.tables import rounded
 
 WORKBOOK = "measurements.xlsx"
 MOST_ROWS = 1_048_576  # of a sheet
+TEXTS = ("image", "batch", "class_name", "reasons")  # columns whose numbers are names
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 ESCAPED = ("'=", "'+", "'-", "'@", "'\t", "'\r")  # text that a spreadsheet would take for a formula
 CREATED = datetime(2000, 1, 1, tzinfo=timezone.utc)  # the same bytes on any day
@@ -64,7 +65,7 @@ def write_workbook(
                     head = head or row
                     known = dict(zip(head, row, strict=False))
                     for c, (cell, column) in enumerate(zip(row, head, strict=False)):
-                        if r and NUMBER.fullmatch(cell):
+                        if r and column not in TEXTS and NUMBER.fullmatch(cell):
                             factor = 100 if is_share(column) else 1
                             half = known.get(f"{column.removesuffix('_ci95')}_ci95", "")
                             shown = formats.of(cell, half, factor)

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from annotation.files import is_annotation, read_annotation
 from annotation.outlines import SUFFIX
 from dataset.layout import write_png
@@ -28,6 +30,7 @@ from report.workbook import WORKBOOK
 from utils.checkpoint import load, save
 from utils.commandline import UserError
 from utils.files import IMAGE_SUFFIXES, DataError, is_of_system, replace_file, replacing
+from utils.metrics import IGNORED
 
 MODEL = "model.pt"
 RECORD, CORRECTED, ROUNDS = "answer.json", "corrected", "rounds.json"
@@ -142,12 +145,19 @@ class Answers:
             return
         own = digest(path)
         if path.suffix.lower() == ".png":
-            with replacing(self.place(name), "--out") as temporary:
-                shutil.copyfile(path, temporary)
+            self._write(name, read_mask(path))
             self.record["files"][name].append(own)
             self._save()
         else:
             self._keep(name, read_mask(path), path.relative_to(self.classes).as_posix(), own)
+
+    def _write(self, name: str, ids: Pixels) -> None:
+        """Write a corrected class map; what it does not label stays as corrected before."""
+        place = self.place(name)
+        if place.is_file() and (before := read_mask(place)).shape == ids.shape:
+            ids = np.where(ids == IGNORED, before, ids).astype(np.uint8)
+        with replacing(place, "--out") as temporary:
+            write_png(temporary, ids)
 
     def _take_outlines(self, path: Path) -> None:
         """Keep the class map of outlines that were corrected in another program."""
@@ -172,7 +182,7 @@ class Answers:
     def _keep(self, name: str, ids: Pixels, beside: str, found: str) -> None:
         """Keep class ids from a file beside the class map, unless nothing was changed."""
         if digest_of(ids) not in self.record["files"][name]:
-            write_png(self.place(name), ids)
+            self._write(name, ids)
             self.record["files"][name].append(digest_of(ids))
         self.record["beside"][beside] = found
         self._save()

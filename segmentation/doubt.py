@@ -22,6 +22,7 @@ import numpy as np
 from imaging.imagefile import Pixels, read_image
 from metallography.particles import Array, Row
 from metallography.ranking import class_words, doubt_of, outlying
+from utils.metrics import IGNORED
 
 DOUBTFUL = 0.085  # doubt of an image from which on it is marked
 DOUBTFUL_BY_TWIN = 0.04  # the same where a twin network is asked
@@ -42,6 +43,11 @@ def doubt_map(uncertain: Pixels, predicted: Array, others: Sequence[Array] = ())
         found += 255 * OTHER * (ids != predicted)
     # Not cut off: of many pixels that are equally doubtful none would be a place to label.
     return np.asarray((found / (1 + OTHER * len(others))).astype(np.uint8))
+
+
+def unlike(ids: Pixels, others: Pixels) -> float:
+    """The share of a class map's pixels within its field that another class map has otherwise."""
+    return float((ids != others)[ids != IGNORED].mean())
 
 
 class Places(Mapping[str, Array]):

@@ -20,11 +20,11 @@ from annotation.outlines import SUFFIX
 from config import Config, ConfigError
 from data import name_key
 from dataset.layout import replacing_set, write_png
-from dataset.mask_values import MaskRule, Palette, parse_ignored, parse_palette
+from dataset.mask_values import MaskRule, palette_text, parse_ignored, parse_palette
 from dataset.prepare import mask_warnings, read_settings
 from dataset.set_plan import Plan, Source
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
-from imaging.field import Crop
+from imaging.field import Crop, transparent
 from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, is_drawn, unread
@@ -34,11 +34,12 @@ from metallography.particles import MINIMUM_PX
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
 from segmentation.answers import CORRECTED, Answers
-from utils.files import IMAGE_SUFFIXES, DataError, replace_file
+from utils.files import IMAGE_SUFFIXES, MOST_BYTES, DataError, cut_name, replace_file
 from utils.log import only_progress, progress
 from utils.metrics import IGNORED
 
 SET, RECORD, VERSION = "set", "record.json", 3
+LONGEST_STEM = MOST_BYTES - len("-99999.png")  # bytes
 WITHOUT = "image(s) without a mask"
 EACH_PAGE, KIND = "--page=each", "--mask-kind="
 PRETRAIN = ("never", "always")
@@ -262,13 +263,15 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
         empty = f"{request.images}: no image in it ({' '.join(IMAGE_SUFFIXES)})"
         there = [*listing.lines(), *unread(listing.files)[0]]
         raise DataError("; ".join([empty, *there, "give another --images"]))
-    stems: dict[str, str] = {}
+    stems = defaultdict[str, list[tuple[str, Path]]](list)
     for path in (p for p in below if p.resolve() != masks.resolve()):
-        stems |= {name_key(stem): stem for stem in (*page_names(path), path.stem)}
+        for stem in dict.fromkeys((*page_names(path), path.stem)):
+            stems[name_key(stem)].append((stem, path))
     own = name_key(masks.stem)
     found = [s for s in stems if own == s or is_drawn(own, {s})]
+    found = found or [s for s in stems if own.casefold() == s.casefold()]
     if not found:
-        wanted = next(iter(stems.values()), "image")
+        wanted = next((named[0][0] for named in stems.values()), "image")
         if masks.resolve() in (path.resolve() for path in below):
             itself = f"{masks}: this is an image of {request.images} itself, not a mask of one"
             cure = f"give the mask that was drawn on it, such as {masks.stem}_mask.png"
@@ -277,10 +280,18 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
             f"{masks}: no image of {request.images} has its name; name the mask as its image, such "
             f"as {wanted}.png or {wanted}_mask.png"
         )
+    named = stems[max(found, key=len)]
+    named = [(s, p) for s, p in named if p.parent.resolve() == masks.parent.resolve()] or named
+    stem, image = named[0]
+    if len(named) > 1:
+        several = ", ".join(path.relative_to(request.images).as_posix() for _, path in named)
+        at = image.relative_to(request.images).with_name(masks.name).as_posix()
+        cure = f"give a folder in which it lies as its image does, such as {at}"
+        raise DataError(f"{masks}: {len(named)} images have its name ({several}); {cure}")
     folder = place / f"{len(list(place.iterdir()))}"
-    folder.mkdir()
-    stem = stems[max(found, key=len)]
-    shutil.copyfile(masks, folder / f"{stem}{masks.suffix.lower()}")
+    copied = folder / image.relative_to(request.images).with_name(stem + masks.suffix.lower())
+    copied.parent.mkdir(parents=True)
+    shutil.copyfile(masks, copied)
     return folder
 
 
@@ -297,6 +308,7 @@ def _plans(
     known = "" if given_palette else _without_ignored(known, request.reading)
     for folder, given in folders:
         words = [f"--images={request.images}", f"--masks={folder}", f"--out={request.out}"]
+        words += [f"--um_per_px={request.um_per_px}"] if request.um_per_px else []
         words += ["--test=0", "--batch-from=()", *request.reading, *pages]
         words += [f"--class-names={','.join(names)}"] if names else []
         tries: list[list[str]] = [[]]
@@ -307,19 +319,27 @@ def _plans(
         problem: DataError | None = None
         for more in tries:
             try:
-                plan = Plan(read_settings([*words, *more]))
+                plan = _plan([*words, *more], request)
                 agree = known and not given_palette  # what the user says of values counts
-                plans.append(_agreeing(plan, known, words, given) if agree else plan)
+                plans.append(_agreeing(plan, known, words, given, request) if agree else plan)
                 break
             except DataError as error:
                 problem = problem or error
         else:
             assert problem is not None
             raise problem
-        if not plans[-1].masks.names and "ids" not in plans[-1].rule.note:
+        if not plans[-1].rule.names and "ids" not in plans[-1].rule.note:
             known = _palette(plans[-1].rule)  # with what it adds to the one before
         known = known or _palette(plans[0].rule)
     return plans, known
+
+
+def _plan(words: Sequence[str], request: Request) -> Plan:
+    """How a folder of masks is read. Masks that were given one by one are no images."""
+    settings = read_settings([*words])
+    settings.named_by_place = True
+    settings.no_images = [mask.resolve() for mask in request.masks if mask.is_file()]
+    return Plan(settings)
 
 
 def _without_ignored(known: str, reading: Iterable[str]) -> str:
@@ -327,7 +347,7 @@ def _without_ignored(known: str, reading: Iterable[str]) -> str:
     texts = [word.partition("=")[2] for word in reading if word.startswith("--ignore=")]
     gone = {_channels(value) for text in texts for value in parse_ignored(text)}
     left = [e for e in parse_palette(known) if _channels(e[1]) not in gone] if known else []
-    return _palette_text(left) if any(label != IGNORED for label, _ in left) else ""
+    return palette_text(left) if any(label != IGNORED for label, _ in left) else ""
 
 
 class _Changed(NamedTuple):
@@ -342,7 +362,7 @@ def _changed(plans: Sequence[Plan], known: str) -> _Changed | None:
     """What is read otherwise than earlier runs of this OUT did, by the palette ``known``."""
     old = {_channels(value): label for label, value in parse_palette(known)} if known else {}
     for plan in plans:
-        if "ids" in plan.rule.note or plan.masks.names:
+        if "ids" in plan.rule.note or plan.rule.names:
             continue
         new = {_channels(value): label for label, value in plan.rule.palette}
         other = [v for v, label in new.items() if old.get(v, label) != label]
@@ -371,12 +391,12 @@ def _channels(value: Sequence[int]) -> tuple[int, ...]:
     return tuple(value) * 3 if len(value) == 1 else tuple(value)
 
 
-def _agreeing(plan: Plan, known: str, words: list[str], given: Path) -> Plan:
+def _agreeing(plan: Plan, known: str, words: list[str], given: Path, request: Request) -> Plan:
     """The plan, read again if its classes are numbered otherwise than is known; DataError.
 
     New values become new classes, so that a class keeps its number.
     """
-    if "ids" in plan.rule.note or plan.masks.names:
+    if "ids" in plan.rule.note or plan.rule.names:
         return plan
     old = {value: label for label, value in parse_palette(known)}
     own = [(label, tuple(value)) for label, value in plan.rule.palette if label != IGNORED]
@@ -386,7 +406,7 @@ def _agreeing(plan: Plan, known: str, words: list[str], given: Path) -> Plan:
     are_ids = all(value == (label,) for value, label in old.items())
     if unseen == [(IGNORED,)] and are_ids:
         # Class ids, and 255 in this mask alone: what nobody labelled, as everywhere.
-        return Plan(read_settings([*words, f"--palette={known} ignore={IGNORED}"]))
+        return _plan([*words, f"--palette={known} ignore={IGNORED}"], request)
     # Gray levels beside class ids, such as 127 and 254, are no further ids.
     strange = are_ids and any(v[0] >= len(old) + len(unseen) for v in unseen)
     if strange or len(own) == len(unseen) == 1 or {len(v) for v in unseen} - {len(v) for v in old}:
@@ -395,7 +415,7 @@ def _agreeing(plan: Plan, known: str, words: list[str], given: Path) -> Plan:
         raise DataError(f'{found}; say what they are: --palette "{known} ..."')
     first = 1 + max(label for label in old.values() if label != IGNORED)
     more = (f"{n}={','.join(map(str, value))}" for n, value in enumerate(unseen, start=first))
-    return Plan(read_settings([*words, f"--palette={' '.join([known, *more])}"]))
+    return _plan([*words, f"--palette={' '.join([known, *more])}"], request)
 
 
 def _names(request: Request, folders: Sequence[tuple[Path, Path]], old: Sequence[str]) -> list[str]:
@@ -423,13 +443,7 @@ def _one_palette(folders: Sequence[tuple[Path, Path]]) -> None:
 
 def _palette(rule: MaskRule) -> str:
     """The option --palette that gives a rule again."""
-    return _palette_text(rule.palette)
-
-
-def _palette_text(palette: Palette) -> str:
-    return " ".join(
-        f"{'ignore' if i == IGNORED else i}={','.join(map(str, value))}" for i, value in palette
-    )
+    return palette_text(rule.palette)
 
 
 def _write(
@@ -454,18 +468,20 @@ def _write(
     overruled: list[str] = []  # lines on masks that a correction overrules
     with only_progress("Reading"), progress(len(sources), "Reading") as bar:
         for number, (below, source) in enumerate(sorted(sources.items())):
-            stem = names[below].replace("/", "__")
+            stem = cut_name(names[below].replace("/", "__"), LONGEST_STEM)
             stem += f"-{number}" if stem.casefold() in taken else ""
             taken.add(stem.casefold())
             image = plans[0].image(source)
+            clear = transparent(source.image, source.page)
+            clear = None if clear is None else source.box.of(clear)
             correction = corrected.get(names[below])
             labels = _labels(masks[below], correction, image.shape[:2], classes)
             kept = request.out / CORRECTED / f"{names[below]}.png"
             overruled += _later_ones(masks[below], source.below)
             overruled += _overruled(masks[below], kept if correction else None, labels)
-            write_png(root / "train_numf" / "img" / f"{stem}.png", image)
+            write_png(root / "train_numf" / "img" / f"{stem}.png", image, clear)
             if labels is not None:
-                write_png(root / "sup_numf" / "img" / f"{stem}.png", image)
+                write_png(root / "sup_numf" / "img" / f"{stem}.png", image, clear)
                 write_png(root / "sup_numf" / "gt" / f"{stem}.png", labels)
             pictures.append([names[below], stem, labels is not None, source.below])
             pixels += image.shape[0] * image.shape[1]

@@ -53,7 +53,7 @@ from segmentation.schedule import (
 )
 from stages.labels import in_strokes, label_counts, labelled_share
 from utils.commandline import UserError
-from utils.files import DataError, list_names, replace_file
+from utils.files import DataError, list_names, replace_file, writing
 from utils.log import only_progress, progress, to_terminal
 from utils.metrics import IGNORED
 from utils.run_folder import locked
@@ -86,7 +86,8 @@ def run(request: Request) -> Work:
         for line in schedule.lines():
             to_terminal(line)
         work = Work(learning, schedule)
-        work.run()
+        with writing(request.out, "--out"):
+            work.run()
         to_terminal(f"Done, after {minutes(learning.spent())}")
         return work
 
@@ -128,8 +129,8 @@ class Work:
         self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
         self.in_no_mask = np.flatnonzero(label_counts(masks, self.classes) == 0).tolist()
         decides = {name: getattr(schedule, name) for name in DECIDES}
-        # Another preset, or that of an older program, teaches otherwise.
-        decides["training"] = learning.config("key", stages="sup").training_settings("sup", "f")
+        training = learning.config("key", stages="sup").training_settings("sup", "f")
+        decides["training"] = {**training, "data_dir": ""}  # by preset and program, not by place
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
         known = len(self.rounds.all)
         self.this = self.rounds.open(labels, self.classes, decides)
@@ -301,7 +302,7 @@ class Work:
         ``said`` are sentences for its ``summary.md``, which also warns by the ``scores`` of its
         method on held-out blocks.
         """
-        items = [Item(p.file, p.name) for p in self.pictures]
+        items = [Item(p.file, p.name, stem=p.source.stem) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
         um, scales = self.request.um_per_px, self.scales
         told: dict[str, Any] = {"scales": scales.of}
@@ -584,7 +585,7 @@ class Work:
         names = [p.name for p in self.pictures if (maps / f"{p.name}.png").exists()]
         own = folder.out / "classes"
         pairs = ((read_mask(at / f"{name}.png") for at in (own, maps)) for name in names)
-        return {name: float((a != b).mean()) for name, (a, b) in zip(names, pairs, strict=True)}
+        return {n: doubt.unlike(a, b) for n, (a, b) in zip(names, pairs, strict=True)}
 
     def report(self) -> None:
         """The page on everything, and its first lines on the terminal."""

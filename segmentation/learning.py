@@ -29,6 +29,7 @@ from utils.run_folder import locked
 
 TRAINING = "training"  # folder of the runs
 TIMED_STEPS = 3
+NO_MATTER = ("amp ", "data_dir ")  # settings that change nothing in a finished network
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Learning:
             **self.values,
             "preset": request.preset,
             "name": name,
-            "data_dir": str(intake.folder),
+            "data_dir": str(intake.folder.resolve()),
             "output_dir": str(self.folder),
             "data_size": "f",
             "num_classes": intake.num_classes,
@@ -142,13 +143,14 @@ class Learning:
     def run(self, runner: Runner, title: str) -> None:
         """Run a stage, or go on with it; a run of other settings is trained anew.
 
-        One that is finished serves on every device, whatever its precision was.
+        One that is finished serves on every device, whatever its precision was, and in a folder
+        that was renamed.
         """
         with locked(runner.run_dir):
             remove_leftovers(runner.run_dir)
             state = runner.state.load() if runner.conflicts(runner.identity()) else None
             changed = runner.differences(state["settings"], runner.identity()) if state else []
-            if state and state["finished"] and all(line.startswith("amp ") for line in changed):
+            if state and state["finished"] and all(line.startswith(NO_MATTER) for line in changed):
                 return
             if changed:
                 said = "; ".join(changed)

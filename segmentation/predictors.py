@@ -311,6 +311,7 @@ class Answer(Folder):
         unsure = getattr(self.segmenter, "uncertain", np.zeros(predicted.shape, np.uint8))
         files = [folder / f"{item.name}.png" for folder in self.others]
         found = doubt_map(unsure, predicted, [read_mask(f) for f in files if f.exists()])
+        found[predicted == IGNORED] = 0  # outside the field
         if labels is not None:
             found[read_mask(labels) != IGNORED] = 0
         write_png(self.file("doubt", item), found)
@@ -324,6 +325,10 @@ class Answer(Folder):
         """Of images whose labels were learnt: 'yes', or the labelled share such as '17 %'."""
         shares = {name: (read_mask(p) != IGNORED).mean() for name, p in self.labels.items()}
         return {name: "yes" if share == 1 else part_text(share) for name, share in shares.items()}
+
+    def bar_lines(self) -> list[str]:
+        """Nothing: the images are warned of with what was cut off them (``Intake.warnings``)."""
+        return []
 
     def title_of(self, item: Item) -> str:
         """The name of an image, with a mark if its labels were learnt."""
