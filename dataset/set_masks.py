@@ -26,6 +26,7 @@ from dataset.mask_values import (
     to_codes,
 )
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
+from imaging.field import transparent
 from imaging.imagefile import Array, DataError, Pixels, decode, has_colour
 from imaging.pages import count_pages
 
@@ -59,6 +60,8 @@ class SetMasks:
     def look(self, source: Source) -> tuple[int, ...]:
         """The shape of a source's mask; notes whether it has colours. Raises DataError."""
         mask = self.pixels(source)
+        if source.mask and not source.drawn:
+            check_transparent(source.mask, mask, _page_of(source, source.mask))
         self.colours |= not source.drawn and has_colour(mask)
         return mask.shape
 
@@ -289,6 +292,21 @@ class SetMasks:
                     line = f"{source.mask}: packed by JPEG, {found}; {cure}"
                     self.problems.append(f"{line}, or give a larger --tolerance")
         return strange, edges
+
+
+def check_transparent(path: Path, mask: Pixels, page: int) -> None:
+    """DataError if transparent pixels of a mask, (H, W) or (H, W, 3), hide several values.
+
+    Programs leave the colour of what was erased, and make it transparent.
+    """
+    clear = transparent(path, page)
+    if clear is None or clear.shape != mask.shape[:2]:
+        return
+    values = np.unique(mask[clear], axis=0)
+    if len(values) > 1:
+        shown = " and ".join(",".join(map(str, np.atleast_1d(value))) for value in values[:2])
+        found = f"transparent pixels hide several values, such as {shown}"
+        raise DataError(f"{path}: {found}; flatten the mask on one colour, and save it again")
 
 
 def _page_of(source: Source, mask: Path) -> int:

@@ -95,6 +95,8 @@ class Plan:
 
     def __init__(self, settings: Namespace) -> None:
         self.settings, self.problems = settings, Problems()
+        # Of segment.py, whose tiles need no names, and which finds the scales of images itself.
+        self.of_a_job = getattr(settings, "of_a_job", False)
         self.splits: defaultdict[str, list[Tile]] = defaultdict(list)
         self.scribbled: dict[Path, int] = {}  # masks of strokes, and the value round them
         self.warnings: list[str] = []
@@ -112,7 +114,8 @@ class Plan:
                 sources.append(self._fit(source, image.shape, shape, orientation))
                 pool.add(sources[-1].box.of(image))
                 bars[source.image] = find_bars(EACH_IMAGE.apply(sources[-1].box.of(image)))
-                self._note_scale(source.image)
+                if not self.of_a_job:
+                    self._note_scale(source.image)
                 if source.mask and orientation not in (UPRIGHT, _orientation(source)):
                     turned[source.image] = orientation
         self.gray: Conversion = pool.range() or EACH_IMAGE  # of images with more than 8 bits
@@ -330,7 +333,7 @@ class Plan:
         """Tiles of all sources, with their names."""
         settings = self.settings
         each, side = settings.page == EACH, settings.tile
-        if getattr(settings, "named_by_place", False):
+        if self.of_a_job:
             sources = [replace(s, batch="", sample=s.below.replace("/", "_")) for s in sources]
         same = Counter((s.batch, s.sample) for s in sources)
         number: Counter[tuple[str, str]] = Counter()

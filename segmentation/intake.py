@@ -308,7 +308,6 @@ def _plans(
     known = "" if given_palette else _without_ignored(known, request.reading)
     for folder, given in folders:
         words = [f"--images={request.images}", f"--masks={folder}", f"--out={request.out}"]
-        words += [f"--um_per_px={request.um_per_px}"] if request.um_per_px else []
         words += ["--test=0", "--batch-from=()", *request.reading, *pages]
         words += [f"--class-names={','.join(names)}"] if names else []
         tries: list[list[str]] = [[]]
@@ -337,7 +336,7 @@ def _plans(
 def _plan(words: Sequence[str], request: Request) -> Plan:
     """How a folder of masks is read. Masks that were given one by one are no images."""
     settings = read_settings([*words])
-    settings.named_by_place = True
+    settings.of_a_job = True
     settings.no_images = [mask.resolve() for mask in request.masks if mask.is_file()]
     return Plan(settings)
 

@@ -57,6 +57,17 @@ def test_a_correction_saved_as_tiff_counts_once_until_it_is_saved_again(
     assert (np.asarray(Image.open(Answers(out).corrections()["a"])) == 3).all()
 
 
+def test_a_later_correction_in_part_leaves_an_earlier_one(out: Path, tmp_path: Path) -> None:
+    first, second = np.full((2, 4, 4), 255, np.uint8)
+    first[0], second[3], second[0, 0] = 1, 2, 2
+    Image.fromarray(first).save(out / "classes" / "a.png")
+    Answers(out).corrections()
+    Answers(out).publish(work(tmp_path / "two", OLD), ["a", "b/c"], "you")
+    Image.fromarray(second).save(out / "classes" / "a.png")
+    kept = np.asarray(Image.open(Answers(out).corrections()["a"]))
+    assert kept.tolist() == [[2, 1, 1, 1], [255] * 4, [255] * 4, [2] * 4]
+
+
 def drawn(place: Path, crop: Crop, ids: np.ndarray, kind: str = "geojson") -> Path:  # type: ignore[type-arg]
     """A predicted folder with the outlines of its class maps over the images before the crop."""
     work(place, ids)

@@ -354,6 +354,28 @@ def test_intercepts_against_walking_along_every_line(seed: int) -> None:
 # ---------------------------------------------------------------- sets
 
 
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 4.0]])
+def test_equal_fields_have_no_spread_by_rounding(weights: list[float] | None) -> None:
+    """0.1 + 0.1 + 0.1 is not 0.3 in floating point."""
+    found = over_fields([0.1] * 3, weights)
+    assert found.mean == pytest.approx(0.1) and found.std == found.confidence == 0
+
+
+def test_a_particle_at_a_corner_of_the_field_is_a_quarter() -> None:
+    """One inside, two at sides, two at corners; cut by ignored pixels likewise."""
+    mask = np.zeros((40, 50), bool)
+    for top, left in ((10, 10), (0, 20), (20, 44), (0, 0), (34, 44)):
+        mask[top : top + 6, left : left + 6] = True
+    assert measure_class(mask)[0]["number"] == 1 + 2 / 2 + 2 / 4
+    ignored = np.ones((50, 60), bool)
+    ignored[5:45, 5:55] = False
+    framed = np.zeros((50, 60), bool)
+    framed[5:45, 5:55] = mask
+    assert measure_class(framed, ignored=ignored)[0]["number"] == 2.5
+    ignored[5:7, 30:32] = True  # no rectangle: what is a corner is not known
+    assert measure_class(framed, ignored=ignored)[0]["number"] == 1 + 4 / 2
+
+
 def test_statistics_over_fields() -> None:
     # E562's way by hand: 12, 15, 18 -> mean 15, s = 3, t(0.975, 2) = 4.303.
     found = over_fields([12.0, 15.0, math.nan, 18.0])

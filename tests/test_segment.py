@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import hashlib
 import html
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -771,6 +773,38 @@ def test_a_folder_of_an_older_preset_gets_a_new_round(
     assert run(place) == 0
     rounds = json.loads((place / "out" / "rounds.json").read_text(encoding="utf-8"))
     assert [each["number"] for each in rounds] == [1, 2] and all(r["answer"] for r in rounds)
+
+
+def test_a_folder_by_another_path_or_name_is_not_computed_again(
+    done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (done / "out").rename(done / "kept")
+    words = ["--images", "raw", "--masks", "é0_mask.png", "--device", "cpu", "--threads", "1"]
+    monkeypatch.setattr(Learning, "finetune", None)  # nothing is trained
+    for out in ("kept", str(done / "kept")):
+        assert segment.main([*words, "--out", out]) == 0
+    assert "Round 2" not in capsys.readouterr().out
+
+
+def test_a_full_disk_is_one_line(
+    done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(blocks, "write_png", full)
+    assert run(done) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line and "free disk space" in line
+
+
+def test_a_batch_is_that_of_the_image_and_not_of_its_folder(place: Path) -> None:
+    (place / "raw" / "sample b").rename(place / "raw" / "heat_30min")
+    (place / "raw" / "heat_30min" / "é3.png").rename(place / "raw/heat_30min/30_s7_0_0.png")
+    assert run(place) == 0
+    with (place / "out" / "measurements.csv").open(encoding="utf-8", newline="") as file:
+        batches = {row["image"]: row["batch"] for row in csv.DictReader(file)}
+    assert batches == {"heat_30min/30_s7_0_0": "30", "é0": "", "é1": "", "é2": ""}
 
 
 def test_another_crop_begins_a_new_round(done: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
+from pathlib import Path
 
 import pytest
 
+from utils.files import DataError
 from utils.tables import (
     csv_of_rows,
     csv_text,
     digits,
     markdown,
     plus_minus,
+    read_csv,
     rounded,
     significant,
     text,
@@ -102,3 +105,12 @@ def test_value_and_uncertainty_are_rounded_together() -> None:
 def test_numbers_are_short_and_the_unknown_is_a_dash() -> None:
     values = [1.23456, 12345.6, 1.5e10, 1e-5, math.nan, math.inf]
     assert [significant(v) for v in values] == ["1.235", "12346", "1.5e+10", "1e-05", "-", "inf"]
+
+
+def test_a_decimal_comma_is_refused_and_empty_cells_at_the_end_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "scales.csv"
+    path.write_text("file,um_per_px\na.png,1.5,,\n")
+    assert read_csv(path, "--scales")[1] == [(2, {"file": "a.png", "um_per_px": "1.5"})]
+    path.write_text("file,um_per_px\na.png,1.5\nb.png,1,5\n")
+    with pytest.raises(DataError, match="line 3: 3 cells where the head has 2; write decimals"):
+        read_csv(path, "--scales")

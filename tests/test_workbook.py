@@ -43,6 +43,15 @@ def test_numbers_are_numbers_and_text_is_text(tmp_path: Path) -> None:
     assert out.read_bytes() == first
 
 
+def test_names_that_look_like_numbers_stay_names(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,batch,class,class_name\n007,0012,1,2\n1e5,7,2,1e3\n")
+    write_workbook(tmp_path / "b.xlsx", {"a": tmp_path / "a.csv"})
+    got = cells(tmp_path / "b.xlsx")
+    kinds = {name: got[name] for name in ("A2", "B2", "D2", "A3", "D3")}
+    assert [text for _, text in kinds.values()] == ["007", "0012", "2", "1e5", "1e3"]
+    assert {kind for kind, _ in kinds.values()} == {"inlineStr"} and got["C2"] == ("n", "1")
+
+
 def test_a_table_longer_than_a_sheet_is_left_out_and_told(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("report.workbook.MOST_ROWS", 2)
     (tmp_path / "a.csv").write_text("x\n1\n2\n")

@@ -36,10 +36,13 @@ def read_csv(path: Path, flag: str) -> tuple[list[str], list[tuple[int, dict[str
     try:
         head = [name.strip().lower() for name in reader.fieldnames or []]
         reader.fieldnames = head
-        rows = [
-            (reader.line_num, {name: (row[name] or "").strip() for name in head if name})
-            for row in reader
-        ]
+        rows = []
+        for row in reader:
+            if surplus := [cell for cell in row.pop(None, []) if cell.strip()]:
+                found = f"line {reader.line_num}: {len(head) + len(surplus)} cells where the head "
+                cure = 'write decimals with a point, or separate the columns by ";"'
+                raise DataError(f"{path}: {found}has {len(head)}; {cure}")
+            rows.append((reader.line_num, {n: (row[n] or "").strip() for n in head if n}))
     except csv.Error as error:
         raise DataError(f"{path}: not a CSV file ({error}); correct {flag}") from None
     return head, rows

@@ -1,0 +1,185 @@
+"""The user's images and masks as segment.py lays them out: which class, which image, which part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imaging.imagefile import read_mask
+from imaging.listing import Listing
+from metallography.items import Item
+from metallography.scales import find_scales
+from segmentation.intake import Intake, Request, read
+from segmentation.predictors import Answer
+from utils.files import DataError
+
+SIDE = 48
+RED, BLUE, BLACK = (255, 0, 0), (0, 0, 255), (0, 0, 0)
+
+
+def save(path: Path, pixels: np.ndarray[Any, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def image(path: Path, seed: int = 0) -> Path:
+    """A picture of noise, so that nobody takes it for a mask."""
+    levels = np.random.default_rng(seed).integers(40, 200, (SIDE, SIDE))
+    return save(path, levels.astype(np.uint8))
+
+
+def bands(path: Path, *values: Any) -> Path:
+    """A mask of bands of equal height, from the top, a value each."""
+    rows = np.repeat(np.array(values, np.uint8), SIDE // len(values), axis=0)
+    return save(path, np.repeat(rows[:, None], SIDE, axis=1))
+
+
+def read_in(root: Path, *masks: Path, **more: Any) -> Intake:
+    return read(Request(images=root / "images", masks=masks, out=root / "out", **more))
+
+
+def learnt(intake: Intake) -> dict[str, list[int]]:
+    """The class of each band in the labels of each annotated image."""
+    read_from = {p.name: read_mask(p.labels) for p in intake.annotated if p.labels}
+    return {name: list(dict.fromkeys(ids[:, 0].tolist())) for name, ids in read_from.items()}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for number, name in enumerate("abc"):
+        image(tmp_path / f"images/{name}.png", number)
+    return tmp_path
+
+
+NAMES = ("matrix", "carbide", "pore")
+
+
+def test_names_that_are_given_leave_one_meaning_to_the_values_of_all_masks(root: Path) -> None:
+    masks = bands(root / "a.png", 0, 255), bands(root / "b.png", 0, 128, 255)
+    assert learnt(read_in(root, *masks, class_names=NAMES)) == {"a": [0, 1], "b": [0, 2, 1]}
+
+
+def test_names_that_are_given_leave_the_meaning_of_earlier_runs(root: Path) -> None:
+    first, second = bands(root / "a.png", BLACK, RED), bands(root / "b.png", BLACK, BLUE, RED)
+    assert learnt(read_in(root, first, class_names=NAMES[:2])) == {"a": [0, 1]}
+    found = learnt(read_in(root, first, second, class_names=NAMES))
+    assert found == {"a": [0, 1], "b": [0, 2, 1]}
+
+
+def test_a_palette_that_renumbers_corrected_classes_is_refused_with_names_too(root: Path) -> None:
+    mask = bands(root / "a.png", 0, 255)
+    read_in(root, mask, class_names=NAMES[:2])
+    bands(root / "out/corrected/b.png", 0, 1)
+    record = {"by": "pixel classifier", "files": {"a": ["x"], "b": ["x"]}, "crop": [0, 0, 0, 0]}
+    (root / "out/answer.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match="corrected class map"):
+        read_in(root, mask, class_names=NAMES[:2], reading=("--palette=0=255 1=0",))
+
+
+def test_a_mask_beside_the_images_is_none_of_them(root: Path) -> None:
+    """a.tif and its mask a.png in the folder of images; the mask alone is given."""
+    (root / "images/a.png").unlink()
+    levels = np.random.default_rng(9).integers(40, 200, (SIDE, SIDE)).astype(np.uint8)
+    Image.fromarray(levels).save(root / "images/a.tif")
+    intake = read_in(root, bands(root / "images/a.png", 0, 1))
+    assert [p.name for p in intake.pictures] == ["a", "b", "c"]
+    assert learnt(intake) == {"a": [0, 1]}
+
+
+def test_a_mask_for_images_of_one_name_is_refused_with_the_place_that_tells(root: Path) -> None:
+    image(root / "images/x/s7.png", 4), image(root / "images/y/s7.png", 5)
+    mask = bands(root / "s7.png", 0, 1)
+    with pytest.raises(DataError, match=r"2 images have its name \(x/s7.png, y/s7.png\).*x/s7.png"):
+        read_in(root, mask)
+    save(root / "masks/y/s7.png", np.asarray(Image.open(mask)))
+    assert learnt(read_in(root, root / "masks")) == {"y/s7": [0, 1]}
+    beside = bands(root / "images/x/s7_mask.png", 1, 0)
+    assert learnt(read_in(root, beside)) == {"x/s7": [1, 0]}
+
+
+def test_a_mask_may_differ_from_its_image_in_the_case_of_letters(root: Path) -> None:
+    assert learnt(read_in(root, bands(root / "A.png", 0, 1))) == {"a": [0, 1]}
+
+
+@pytest.mark.parametrize("other", ["s7-1.png", "x_s7.png"])
+def test_images_that_a_set_could_not_tell_apart_are_all_read(root: Path, other: str) -> None:
+    for number, name in enumerate(("x/s7.png", "y/s7.png", other)):
+        image(root / "images" / name, number)
+    intake = read_in(root, bands(root / "a.png", 0, 1))
+    assert len(intake.pictures) == 6 and len({p.file for p in intake.pictures}) == 6
+
+
+def test_long_names_of_sub_folders_are_cut(root: Path) -> None:
+    long = f"images/{'f' * 150}/{'n' * 120}.png"
+    image(root / long)
+    intake = read_in(root, bands(root / "a.png", 0, 1))
+    assert len(intake.pictures) == 4 and all(p.file.is_file() for p in intake.pictures)
+
+
+def test_results_of_an_earlier_job_are_no_images(root: Path) -> None:
+    read_in(root, bands(root / "a.png", 0, 1))
+    earlier = root / "images/results"
+    (root / "out").rename(earlier)
+    bands(earlier / "corrected/b.png", 0, 1)
+    image(earlier / "doubt/b.png", 3)
+    for made in ((), ("rounds.json",)):  # stopped while it was read, and later
+        for name in made:
+            (earlier / name).write_text("[]")
+        names = {path.relative_to(root / "images").as_posix() for path in
+                 Listing(root / "images").images()}  # fmt: skip
+        assert names >= {"a.png", "b.png", "c.png"}
+        assert not any(name.startswith("results/set") for name in names)
+    assert names == {"a.png", "b.png", "c.png"}
+
+
+def test_what_is_transparent_is_no_part_of_the_field(root: Path, tmp_path: Path) -> None:
+    """Left half transparent: no label there, and no class in the answer."""
+    levels = np.asarray(Image.open(root / "images/a.png"))
+    opaque = np.full((SIDE, SIDE), 255, np.uint8)
+    opaque[:, : SIDE // 2] = 0
+    Image.fromarray(np.dstack([levels, opaque]), "LA").save(root / "images/a.png")
+    intake = read_in(root, bands(root / "a.png", 0, 1))
+    (picture,) = intake.annotated
+    labels = read_mask(picture.labels)
+    assert (labels[:, : SIDE // 2] == 255).all() and set(labels[:, SIDE // 2 :].flat) == {0, 1}
+    shown = Image.open(picture.file)
+    assert shown.mode == "RGBA"
+    np.testing.assert_array_equal(np.asarray(shown)[..., :3], np.dstack([levels] * 3))
+
+
+def test_a_given_pixel_size_is_not_asked_for(root: Path) -> None:
+    levels = np.random.default_rng(3).integers(40, 200, (SIDE, SIDE)).astype(np.uint8)
+    (root / "images/a.png").unlink()
+    Image.fromarray(levels).save(root / "images/a.tif", resolution_unit=3, x_resolution=100000.0,
+                                 y_resolution=50000.0)  # fmt: skip
+    mask = bands(root / "a.png", 0, 1)
+    told = read_in(root, mask, um_per_px=0.3)
+    assert not any("um_per_px" in line for line in (*told.warnings, *told.notes))
+    items = [Item(p.source, p.name) for p in told.pictures]
+    for given, asked in ((None, True), (0.3, False)):  # of the scales, which are told once
+        lines = find_scales(items, root / "images", given, None).lines
+        assert any("not square" in line and "give --um_per_px" in line for line in lines) == asked
+
+
+def test_transparent_pixels_of_a_mask_hide_one_value_at_most(root: Path) -> None:
+    """A drawing on a transparent layer is read; erased paint, still red there, is refused."""
+    red = np.zeros((SIDE, SIDE), bool)
+    red[SIDE // 2 :] = True
+    colours = np.where(red[..., None], RED, BLACK).astype(np.uint8)
+    drawn = np.where(red, 255, 0).astype(np.uint8)
+    save(root / "a.png", np.dstack([colours, drawn]))
+    assert learnt(read_in(root, root / "a.png")) == {"a": [0, 1]}
+    drawn[-8:] = 0
+    save(root / "a.png", np.dstack([colours, drawn]))
+    with pytest.raises(DataError, match="transparent pixels hide several values.*255,0,0; flatten"):
+        read_in(root, root / "a.png")
+
+
+def test_answers_leave_data_bars_to_the_images_own_warnings() -> None:
+    assert Answer.bar_lines(object()) == []  # type: ignore[arg-type]
