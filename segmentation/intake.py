@@ -30,7 +30,7 @@ from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, is_drawn, unread
 from imaging.pages import images_of, page_name, page_names
 from metallography.items import result_names
-from metallography.particles import MINIMUM_PX
+from metallography.particles import MINIMUM_PX, unit_of
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
 from segmentation.answers import CORRECTED, Answers
@@ -74,8 +74,10 @@ class Request:
                 check_number(name, getattr(self, name), least=least)
             except ConfigError as error:
                 problems.append(str(error))
-        if self.um_per_px is not None and not 0 < self.um_per_px < 1e9:
-            problems.append(f"--um_per_px: found {self.um_per_px}; give micrometres, above 0")
+        try:
+            unit_of(self.um_per_px)
+        except ConfigError as error:
+            problems.append(str(error))
         if self.outlines not in ("", *SUFFIX):
             problems.append(f"--outlines: found {self.outlines}; give {' or '.join(SUFFIX)}")
         if self.scales is not None:

@@ -235,7 +235,8 @@ class Work:
         with only_progress("First answer"):
             folder = self.predict_first()
         self.first_look = folder, self.mark(folder)
-        self.answers.publish(self.first, [p.name for p in self.pictures], FOREST)
+        own = self.first, [p.name for p in self.pictures], FOREST
+        self.answers.publish(*own, folder.segmenter.class_names, self.intake.crop)
         path = telling.write_page(self, *self.first_look, final=False)
         after = f"after {minutes(self.learning.spent())}"
         to_terminal(f"First answer of all images, by the {FOREST}, {after}: {path}")
@@ -305,8 +306,8 @@ class Work:
         items = [Item(p.file, p.name, stem=p.source.stem) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
         um, scales = self.request.um_per_px, self.scales
-        told: dict[str, Any] = {"scales": scales.of}
-        told["min_px"], told["in_no_mask"] = self.request.min_px, self.in_no_mask
+        told: dict[str, Any] = {"scales": scales.of, "min_px": self.request.min_px}
+        told["in_no_mask"] = self.in_no_mask
         told["grain_classes"] = self.request.grain_classes
         if isinstance(predictor, Watched):
             told["others"] = [self.first / "classes", *([self.twin] if self.twin else [])]

@@ -209,8 +209,11 @@ def annotated_line(annotated: Mapping[str, str], images: int) -> str:
     )
 
 
-def curve_lines(this: Round) -> list[str]:
-    """Whether one mask is enough, by the learning curve of the pixel classifier."""
+def curve_lines(this: Round, others: bool = True) -> list[str]:
+    """Whether one mask is enough, by the learning curve of the pixel classifier.
+
+    ``others``: whether there are images that nobody annotated.
+    """
     curves = {int(n): stored(c) for n, c in this.curve.items()}  # none: nothing was held out
     known = {n: v for n, v in sorted(curves.items()) if v and not math.isnan(v.mean)}
     if len(known) < 2:
@@ -220,16 +223,17 @@ def curve_lines(this: Round) -> list[str]:
     gain, error = most.mean - fewer.mean, gain_error(fewer, most)
     added = f"The last quarter that was learnt from added {gain:+.3f} (standard error {error:.3f})"
     if gain - SURE * error > ENOUGH:
-        verdict = f"{added}: more labels would still help; annotate the first doubtful image"
+        cure = "annotate the first doubtful image" if others else "add images, and annotate one"
+        verdict = f"{added}: more labels would still help; {cure}"
     elif gain + SURE * error < ENOUGH:
+        such = ", such as the first doubtful one" if others else ""
         verdict = (
             f"{added}: more of the same image would bring little; what may help is a mask of "
-            "another image, such as the first doubtful one"
+            f"another image{such}"
         )
     else:
-        verdict = (
-            f"{added}, too little to tell from chance whether another mask would help; if the "
-            "first doubtful image looks wrong, correct that"
+        verdict = f"{added}, too little to tell from chance whether another mask would help" + (
+            "; if the first doubtful image looks wrong, correct that" if others else ""
         )
     return [f"Dice by blocks of the annotation learnt from ({FOREST}): {shown}", verdict]
 
@@ -280,7 +284,8 @@ def result_lines(work: Work) -> list[str]:
         lines.append(
             f"  {row['class']}: {row['mean']:.1f} % ({row['least']:.1f} to {row['most']:.1f})"
         )
-    lines += honest_lines(this, work.schedule, len(work.answers.corrected()), work.labelled)
+    corrected, others = len(work.answers.corrected()), len(work.pictures) > len(work.annotated)
+    lines += honest_lines(this, work.schedule, corrected, work.labelled, others)
     lines += warnings(folder)
     marked = [row for row in work.doubts if row["reasons"]]
     lines += doubt_lines(work.doubts)
@@ -357,11 +362,16 @@ def doubt_lines(doubts: list[Row]) -> list[str]:
 
 
 def honest_lines(
-    this: Round, schedule: Schedule, corrected: int = 0, labelled: float = 1.0
+    this: Round,
+    schedule: Schedule,
+    corrected: int = 0,
+    labelled: float = 1.0,
+    others: bool = True,
 ) -> list[str]:
     """The figure on held-out blocks, the learning curve, and what they do not say.
 
-    ``corrected`` is the number of images whose labels are corrected class maps.
+    ``corrected`` is the number of images whose labels are corrected class maps, ``others`` whether
+    there are images that nobody annotated.
     """
     found = stored(this.scores.get(this.kept))
     if found is None:
@@ -373,7 +383,8 @@ def honest_lines(
     if corrected:
         count = f"{corrected} of {len(this.labels)} annotated images"
         said += f". {CIRCULAR.format(count=count)}"
-    return [said, "There is no score on other images: none of them has a mask", *curve_lines(this)]
+    unknown = ["There is no score on other images: none of them has a mask"] if others else []
+    return [said, *unknown, *curve_lines(this, others)]
 
 
 def block_table(this: Round, names: list[str], labelled: float = 1.0) -> Table:
@@ -459,7 +470,8 @@ def write_page(
     said = [FIRST, *(first_checked(found, work.schedule, all_, part) if found else [])]
     if final:
         found = stored(this.scores.get(this.kept))
-        said = honest_lines(this, work.schedule, len(work.answers.corrected()), part)
+        count, others = len(work.answers.corrected()), len(work.pictures) > len(work.annotated)
+        said = honest_lines(this, work.schedule, count, part, others)
     folder.warned = warning_lines(work, folder, found)
     told_how = "" if found and not math.isnan(found.mean) else NO_BLOCK if final else NOT_YET
     told = Told(

@@ -75,6 +75,9 @@ def test_one_mask_is_called_enough_only_where_the_blocks_agree(
 def test_one_mask_is_judged_by_no_curve_where_a_block_alone_teaches_nothing() -> None:
     """As in images of which one side alone has labels."""
     assert curve_lines(round_of([], found(6, 6))) == []
+    alone = curve_lines(round_of(found(5, 5), found(6, 6)), others=False)
+    assert "doubtful" in curve_lines(round_of(found(5, 5), found(6, 6)))[1]
+    assert "doubtful" not in alone[1]
 
 
 def test_a_number_of_blocks_that_could_not_be_learnt_from_is_left_out() -> None:
