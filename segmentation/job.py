@@ -16,6 +16,7 @@ import numpy as np
 from annotation.outlines import SUFFIX, packed
 from dataset.layout import write_png
 from imaging.imagefile import read_image, read_mask
+from imaging.listing import some_names
 from metallography.folder import stamp_of
 from metallography.items import Item
 from metallography.measure import check_terms
@@ -156,10 +157,9 @@ class Work:
 
     def say_round(self) -> None:
         """What this round learns from."""
-        names = ", ".join(p.name for p in self.annotated[:5])
-        more = " ..." if len(self.annotated) > 5 else ""
+        names = some_names(p.name for p in self.annotated)
         count = f"labels of {len(self.annotated)} image(s)"
-        to_terminal(f"Round {self.this.number}: {count}, {names}{more}")
+        to_terminal(f"Round {self.this.number}: {count}, {names}")
         if self.goes_on:
             to_terminal("Going on: an earlier run of this round was stopped; what it did is kept")
         if self.before is None:
@@ -171,8 +171,7 @@ class Work:
         for name, (changed, labelled) in self.count_corrected().items():
             line = f"{name}: {changed} of {labelled} labelled pixels differ from the last answer"
             if name in by_hand and changed < FEW_CHANGED * labelled:
-                rest = labelled - changed
-                line += f"; the {rest} others are learnt, too: set 255 where you did not look"
+                line += f"; the {labelled - changed} others are learnt, too: 255 is not learnt"
             to_terminal(line)
 
     def count_corrected(self) -> dict[str, list[int]]:
@@ -235,8 +234,8 @@ class Work:
         with only_progress("First answer"):
             folder = self.predict_first()
         self.first_look = folder, self.mark(folder)
-        own = self.first, [p.name for p in self.pictures], FOREST
-        self.answers.publish(*own, folder.segmenter.class_names, self.intake.crop)
+        own = self.first, [p.name for p in self.pictures], FOREST, folder.segmenter.class_names
+        self.answers.publish(*own, self.intake.crop)
         path = telling.write_page(self, *self.first_look, final=False)
         after = f"after {minutes(self.learning.spent())}"
         to_terminal(f"First answer of all images, by the {FOREST}, {after}: {path}")
