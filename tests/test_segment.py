@@ -807,6 +807,26 @@ def test_a_batch_is_that_of_the_image_and_not_of_its_folder(place: Path) -> None
     assert batches == {"heat_30min/30_s7_0_0": "30", "é0": "", "é1": "", "é2": ""}
 
 
+def test_what_is_transparent_is_not_measured(place: Path) -> None:
+    opaque = np.full((SIDE, SIDE), 255, np.uint8)
+    opaque[:, : SIDE // 4] = 0
+    for number in (0, 1):  # annotated, and not
+        path = place / "raw" / f"é{number}.png"
+        picture = Image.open(path).convert("RGBA")
+        picture.putalpha(Image.fromarray(opaque))
+        picture.save(path)
+    assert run(place) == 0
+    with (place / "out" / "measurements.csv").open(encoding="utf-8", newline="") as file:
+        fields = {row["image"]: int(row["field_px"]) for row in csv.DictReader(file)}
+    whole = SIDE * SIDE
+    expected = {"é0": whole * 3 // 4, "é1": whole * 3 // 4, "é2": whole, "sample b/é3": whole}
+    assert fields == expected
+    for number in (0, 1):
+        assert (ids(place / f"out/classes/é{number}.png")[:, : SIDE // 4] == 255).all()
+        doubt = ids(place / f"out/doubt/é{number}.png")
+        assert (doubt[:, : SIDE // 4] == 0).all()
+
+
 def test_another_crop_begins_a_new_round(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(done, "--crop", "0,8,0,0") == 0
     assert "Round 2: labels of 1 image(s)" in capsys.readouterr().out
