@@ -27,9 +27,10 @@ SAME = 0.01  # sizes that differ by less than this share of them are one
 COARSEST = 10.0  # um: a coarser pixel in the resolution tags is no microscope's
 PRINTERS, FINEST_PRINTER = (100, 360), 9600  # multiples of these dots an inch, up to that
 INCH, CENTIMETRE = 25_400.0, 10_000.0  # um
+# By their names in lower case: \u00e5 is that of the letter \u00c5 and of the sign \u212b.
 UNITS = {"m": 1e6, "cm": CENTIMETRE, "mm": 1e3, "nm": 1e-3, "pm": 1e-6, "inch": INCH, "in": INCH}
 UNITS |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer"), 1.0)
-UNITS |= {"\u00c5": 1e-4, "a": 1e-4, "angstrom": 1e-4, "nanometer": 1e-3, "millimeter": 1e3}
+UNITS |= {"\u00e5": 1e-4, "a": 1e-4, "angstrom": 1e-4, "nanometer": 1e-3, "millimeter": 1e3}
 COPIED = ("inch", "in", "cm")
 RESOLUTION_UNITS = {2: INCH, 3: CENTIMETRE, 4: 1e3, 5: 1.0}  # 4 and 5: of some programs
 TESCAN_TAG = 50431
@@ -152,8 +153,12 @@ def _imagej_units(tiff: TiffFile) -> list[str]:
     """The units along x and y, in lower case; inches if there is no description of ImageJ."""
     tags: Any = tiff.imagej_metadata or {}
     unit = tags.get("unit", "pixel" if tags else "inch")
-    units = [str(each).lower() for each in (unit, tags.get("yunit", unit))]
-    return [each.replace("\\u00b5", "\u00b5") for each in units]
+    return [_unescaped(str(each)).lower() for each in (unit, tags.get("yunit", unit))]
+
+
+def _unescaped(text: str) -> str:
+    """ImageJ's ``\\u00B5m`` as the letters that it stands for."""
+    return re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
 
 
 def _resolution_tags(tiff: TiffFile) -> Iterator[Found]:

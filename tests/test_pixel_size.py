@@ -70,6 +70,21 @@ KNOWN = {
         0.05,
         "ImageJ",
     ),
+    "ImageJ \\u00c5": (
+        {"imagej": True, "resolution": (0.05, 0.05), "metadata": {"unit": "\\u00c5"}},
+        0.002,
+        "ImageJ",
+    ),
+    "ImageJ \\u03BCm": (
+        {"imagej": True, "resolution": (20, 20), "metadata": {"unit": "\\u03BCm"}},
+        0.05,
+        "ImageJ",
+    ),
+    "Zeiss, in \u00c5": (
+        {"extratags": tag(34118, "\r\nAP_PIXEL_SIZE\r\nPixel Size = 50 \u00c5\r\n")},
+        0.005,
+        "Zeiss",
+    ),
     "ImageJ nm": (
         {"imagej": True, "resolution": (0.05, 0.05), "metadata": {"unit": "nm"}},
         0.02,
