@@ -166,19 +166,29 @@ def _for_items(
     path: Path | None,
     scales: Scales,
 ) -> dict[str, float]:
-    """The scales of a table by the names of the images; a line on rows without an image."""
+    """The scales of a table by the names of the images; a line on rows without an image.
+
+    A row of a page counts before one of its file. DataError for two rows of one image.
+    """
     top = folder if folder.is_dir() else folder.parent
     count = Counter(path.name for path in {item.path for item in items})
-    rows, unused = {}, set(table)
+    rows, unused, problems = dict[str, float](), set(table), list[str]()
     for item in items:
         below = item.path.relative_to(top)
-        names = [item.own_path.relative_to(top).as_posix(), item.name]
-        names += [below.as_posix(), below.with_suffix("").as_posix()]
+        own = [item.own_path.relative_to(top).as_posix(), item.name]
+        names = [below.as_posix(), below.with_suffix("").as_posix()]
         names += [item.path.name, item.path.stem] if count[item.path.name] == 1 else []
-        keys = [name_key(name) for name in names]
-        unused -= set(keys)
-        if found := next((key for key in keys if key in table), None):
-            rows[item.name] = table[found]
+        kinds = [own, names] if item.own_path != item.path else [own + names]
+        for keys in ([name_key(name) for name in kind] for kind in kinds):
+            unused -= set(keys)
+            found = [key for key in dict.fromkeys(keys) if key in table]
+            if len(found) > 1:
+                both = " and ".join(f"{key},{table[key]:g}" for key in found)
+                problems.append(f"{path}: rows {both} are of one image ({found[0]}); remove one")
+            if found:
+                rows.setdefault(item.name, table[found[0]])
+    if problems:
+        raise DataError("\n".join(dict.fromkeys(problems)))
     if unused:
         scales.lines.append(
             f"Warning: {path}: {len(unused)} row(s) without an image: {some_names(sorted(unused))}"

@@ -109,6 +109,33 @@ def test_a_wrong_table_is_one_line(tmp_path: Path, text: str, said: str) -> None
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "both"),
+    [
+        ("S7,0.1\nS7.tif,0.2", "S7.tif,0.2 and S7,0.1 are of one image (S7.tif)"),
+        ("a,1\nsub/b.tif,0.1\nb,0.2", "sub/b.tif,0.1 and b,0.2 are of one image (sub/b.tif)"),
+    ],
+)
+def test_two_rows_for_one_image_are_one_line(tmp_path: Path, text: str, both: str) -> None:
+    items = [image(tmp_path / name) for name in ("a.tif", "S7.tif", "sub/b.tif")]
+    table = tmp_path / "scales.csv"
+    table.write_text(f"file,um_per_px\n{text}\n")
+    with pytest.raises(DataError) as caught:
+        find_scales(items, tmp_path, table=table)
+    assert str(caught.value) == f"{table}: rows {both}; remove one"
+
+
+def test_a_row_of_a_page_counts_before_one_of_its_file(tmp_path: Path) -> None:
+    path = image(tmp_path / "s.tif").path
+    items = [Item(path, "s-p1", 1), Item(path, "s-p2", 2)]
+    table = tmp_path / "scales.csv"
+    table.write_text("file,um_per_px\ns.tif,0.1\ns-p2,0.2\n")
+    assert find_scales(items, tmp_path, table=table).of == {"s-p1": 0.1, "s-p2": 0.2}
+    table.write_text("file,um_per_px\ns.tif,0.1\ns,0.2\n")
+    with pytest.raises(DataError, match=r"rows s\.tif,0\.1 and s,0\.2 are of one image"):
+        find_scales(items, tmp_path, table=table)
+
+
 def test_a_missing_table_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read .*correct --scales"):
         read_scales(tmp_path / "none.csv")
