@@ -21,13 +21,19 @@ KINDS_READ = "LabelMe JSON, GeoJSON (QuPath), ImageJ .roi and RoiSet.zip"
 LARGEST = 2**30  # bytes of a file
 
 
-def read_annotation(path: str | Path, size: tuple[int, int], names: Sequence[str]) -> Pixels:
+def read_annotation(
+    path: str | Path,
+    size: tuple[int, int],
+    names: Sequence[str],
+    *,
+    told: list[str] | None = None,
+) -> Pixels:
     """Class ids of an image, uint8 (H, W), from the outlines in a file; 0 where none is.
 
     ``size`` is (H, W) of the image and ``names`` the class of each id, see
     ``annotation.names.class_names``; which pixels an outline covers stands in
-    ``annotation.shapes``. Raises DataError for what cannot be read, was drawn on an image of
-    another size, lies outside of it, or has another class.
+    ``annotation.shapes``. ``told`` gets lines of warning. Raises DataError for what cannot be read,
+    was drawn on an image of another size, lies outside of it, or has another class.
     """
     shapes, drawn_on = _read(Path(path))
     if drawn_on not in (None, size):
@@ -38,7 +44,7 @@ def read_annotation(path: str | Path, size: tuple[int, int], names: Sequence[str
         labels = [class_id(shape.name, names) for shape in shapes]
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    return paint(zip(labels, shapes, strict=True), size, str(path))
+    return paint(zip(labels, shapes, strict=True), size, str(path), told)
 
 
 def names_in(path: str | Path) -> set[str]:

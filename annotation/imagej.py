@@ -8,14 +8,15 @@ import zipfile
 from pathlib import PurePosixPath
 
 import numpy as np
-from roifile import ROI_TYPE, ImagejRoi
+from roifile import ROI_OPTIONS, ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
 from annotation.names import base_name
-from annotation.shapes import Ellipse, Polygon, Shape, Stroke, points, rectangle
+from annotation.shapes import Ellipse, Polygon, Shape, Stroke, points, polygons, rectangle
 
 MOST_BYTES = 2**28  # of all regions in a file, unpacked
 AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
 LINES = (ROI_TYPE.LINE, ROI_TYPE.FREELINE, ROI_TYPE.POLYLINE, ROI_TYPE.ANGLE)
+REMARKS = {ROI_SUBTYPE.TEXT: "text", ROI_SUBTYPE.IMAGE: "an image", ROI_SUBTYPE.ARROW: "an arrow"}
 
 
 class _Refuse(logging.Handler):
@@ -49,15 +50,26 @@ def shapes_of(raw: bytes) -> list[Shape]:
 
 def _shape(raw: bytes, file_name: str) -> Shape:
     roi = ImagejRoi.frombytes(raw)
-    name = base_name(roi.name or file_name) or (str(roi.group) if roi.group else "")
-    return Shape(name, (_part(roi),))
+    name = (roi.name or file_name).strip()
+    if what := REMARKS.get(roi.subtype):
+        raise ValueError(f"{name or 'a region'!r} is {what} and no outline: delete it")
+    label = base_name(name) or (str(roi.group) if roi.group else "")
+    return Shape(label, _parts(roi, name))
+
+
+def _parts(roi: ImagejRoi, name: str) -> tuple[Polygon | Stroke | Ellipse, ...]:
+    if roi.composite and roi.roitype == ROI_TYPE.RECT:
+        rings = (points(ring) for ring in roi.coordinates(multi=True))
+        return polygons([ring for ring in rings if len(ring) > 2])
+    curved = roi.roitype in (*AREAS, *LINES) and roi.options & ROI_OPTIONS.SPLINE_FIT
+    if curved and roi.roitype != ROI_TYPE.LINE:
+        cure = "in ImageJ first Edit > Selection > Interpolate"
+        raise ValueError(f"{name or 'a region'!r} is a fitted spline: {cure}")
+    return (_part(roi),)
 
 
 def _part(roi: ImagejRoi) -> Polygon | Stroke | Ellipse:
     kind = roi.roitype
-    if roi.composite and kind == ROI_TYPE.RECT:
-        rings = (points(ring) for ring in roi.coordinates(multi=True))
-        return Polygon(tuple(ring for ring in rings if len(ring) > 2))
     box = float(roi.left), float(roi.top), float(roi.right - roi.left), float(roi.bottom - roi.top)
     if roi.subpixelrect:
         box = roi.xd, roi.yd, roi.widthd, roi.heightd

@@ -28,7 +28,7 @@ def size_of(content: dict[str, Any]) -> tuple[int, int] | None:
 def _shape(entry: dict[str, Any]) -> Shape:
     kind, name = entry.get("shape_type") or "polygon", str(entry["label"])
     where = points(entry["points"])
-    if kind == "polygon":
+    if kind == "polygon" or (kind == "rectangle" and len(where) != 2):  # such as its 4 corners
         return Shape(name, (Polygon((points(where, least=3),)),))
     if kind == "rectangle":
         return Shape(name, (Polygon((rectangle(where.tolist()),)),))

@@ -132,26 +132,39 @@ def points(values: ArrayLike, least: int = 1) -> Points:
     return found
 
 
-def paint(shapes: Iterable[tuple[int, Shape]], size: tuple[int, int], where: str) -> NDArray[Any]:
+def paint(
+    shapes: Iterable[tuple[int, Shape]],
+    size: tuple[int, int],
+    where: str,
+    told: list[str] | None = None,
+) -> NDArray[Any]:
     """Class ids of an image, uint8 (H, W), from shapes with their ids; 0 where there is no shape.
 
-    Smaller shapes lie on larger ones, and of equal ones the later lies on top: a pore drawn within
-    a particle is seen, whichever was drawn first. Raises DataError for a shape that lies outside
-    the image; ``where`` is the file for its message.
+    Smaller parts lie on larger ones, and of equal ones the later lies on top: a pore drawn within
+    a particle is seen, whichever was drawn first, and wherever else its shape has parts. Raises
+    DataError for a shape that lies outside the image; ``where`` is the file for its message.
+    ``told`` gets a line on shapes that cover no pixel.
     """
     height, width = size
-    patches: list[tuple[int, int, list[Patch]]] = []
+    patches: list[tuple[int, int, Patch]] = []
+    empty: list[str] = []
     for number, (label, shape) in enumerate(shapes, start=1):
         own = [part.patch(size) for part in shape.parts]
-        area = sum(int(patch.bits.sum()) for patch in own)
-        if not area and all(_outside(part, size) for part in shape.parts):
-            found = f"{where}: outline {number} ({shape.name or 'no class'}) lies outside the image"
-            raise DataError(f"{found} of {width}x{height} pixels; was it drawn on another image?")
-        patches.append((area, label, own))
+        areas = [int(patch.bits.sum()) for patch in own]
+        if not any(areas):
+            found = f"outline {number} ({shape.name or 'no class'})"
+            if shape.parts and all(_outside(part, size) for part in shape.parts):
+                found = f"{where}: {found} lies outside the image of {width}x{height} pixels"
+                raise DataError(f"{found}; was it drawn on another image?")
+            empty.append(found)
+        patches += [(area, label, patch) for area, patch in zip(areas, own, strict=True)]
+    if empty and told is not None:
+        found = f"{where}: {len(empty)} outline(s) without any pixel's centre in them"
+        told.append(f"{found}, the first is {empty[0]}: left out; draw them larger, or delete them")
     ids = np.zeros(size, np.uint8)
-    for _, label, own in sorted(patches, key=lambda one: -one[0]):  # stable: later ones on top
-        for top, left, bits in own:
-            ids[top : top + bits.shape[0], left : left + bits.shape[1]][bits] = label
+    # Stable: of equal ones the later is on top.
+    for _, label, (top, left, bits) in sorted(patches, key=lambda one: -one[0]):
+        ids[top : top + bits.shape[0], left : left + bits.shape[1]][bits] = label
     highest = ids.max(initial=0)
     assert highest <= IGNORED
     return ids
@@ -212,3 +225,63 @@ def rectangle(corners: Sequence[Sequence[float]]) -> Points:
     """The ring around a rectangle, from two opposite corners."""
     (x0, y0), (x1, y1) = points(corners, least=2)[:2].tolist()
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+
+
+def polygons(rings: Sequence[Points]) -> tuple[Polygon, ...]:
+    """Rings that cross none of the others as polygons, each an outer ring with its own holes.
+
+    Together they cover what all rings cover as one polygon. A ring within a hole is an outer one.
+    """
+    boxes = np.array([[*ring.min(axis=0), *ring.max(axis=0)] for ring in rings])
+    areas = np.array([abs(_area(ring)) for ring in rings])
+    around: list[list[int]] = []  # of each ring those that enclose it
+    for number, ring in enumerate(rings):
+        own = boxes[number]
+        may = (boxes[:, :2] <= own[:2]).all(axis=1) & (boxes[:, 2:] >= own[2:]).all(axis=1)
+        same = areas == areas[number]  # of two equal rings the earlier is around the later
+        may &= (areas > areas[number]) | same & (np.arange(len(rings)) < number)
+        inner = _within(ring)
+        around.append([i for i in np.flatnonzero(may).tolist() if _encloses(rings[i], inner)])
+    found: dict[int, list[Points]] = {i: [rings[i]] for i, o in enumerate(around) if len(o) % 2 < 1}
+    for number, outer in enumerate(around):
+        if len(outer) % 2:  # a hole of the ring that is nearest around it
+            nearest = max(outer, key=lambda i: len(around[i]))
+            if nearest not in found:  # some cross: they cannot be told apart
+                return (Polygon(tuple(rings)),)
+            found[nearest].append(rings[number])
+    return tuple(Polygon(tuple(own)) for own in found.values())
+
+
+def _area(ring: Points) -> float:
+    """The area within a ring, below 0 where it turns to the left (y points down)."""
+    (x, y), (next_x, next_y) = ring.T, np.roll(ring, -1, axis=0).T
+    return float((x * next_y - y * next_x).sum()) / 2
+
+
+def _crossed(ring: Points, y: float) -> Points:
+    """Where a ring crosses a height that none of its corners has: x, ascending."""
+    end = np.roll(ring, -1, axis=0)
+    at = (ring[:, 1] < y) != (end[:, 1] < y)
+    (x0, y0), (x1, y1) = ring[at].T, end[at].T
+    return np.sort(x0 + (y - y0) / (y1 - y0) * (x1 - x0))
+
+
+def _within(ring: Points) -> tuple[float, float]:
+    """A point within a ring; one of its corners if it encloses nothing."""
+    heights = np.unique(ring[:, 1])
+    if len(heights) > 1:
+        steps = np.diff(heights)
+        y = float(heights[steps.argmax()] + steps.max() / 2)
+        x = _crossed(ring, y)
+        gap = int((x[1::2] - x[::2]).argmax()) * 2
+        return float(x[gap] + x[gap + 1]) / 2, y
+    return float(ring[0, 0]), float(ring[0, 1])
+
+
+def _encloses(ring: Points, point: tuple[float, float]) -> bool:
+    """Whether a point lies within a ring."""
+    x, y = point
+    end = np.roll(ring, -1, axis=0)
+    at = (ring[:, 1] <= y) != (end[:, 1] <= y)
+    (x0, y0), (x1, y1) = ring[at].T, end[at].T
+    return bool((x0 + (y - y0) / (y1 - y0) * (x1 - x0) > x).sum() % 2)

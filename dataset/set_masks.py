@@ -115,7 +115,10 @@ class SetMasks:
             )
             return ids
         if source.drawn:
-            return read_annotation(source.mask, source.size, self.names)
+            told: list[str] = []
+            ids = read_annotation(source.mask, source.size, self.names, told=told)
+            self.warnings += [line for line in told if line not in self.warnings]
+            return ids
         page = _page_of(source, source.mask)
         kind, palette = self.settings.mask_kind, self.settings.palette
         colours = kind == "colours" or any(len(value) == 3 for _, value in palette)

@@ -56,6 +56,7 @@ class Answers:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if isinstance(found, dict) and isinstance(found.get("files"), dict):
                 self.record |= found
+        self._told: list[str] = []  # on outlines that were corrected
 
     @property
     def by(self) -> str:
@@ -108,8 +109,11 @@ class Answers:
         return self.out / CORRECTED / f"{name}.png"
 
     def not_taken(self) -> list[str]:
-        """A line for each picture in ``OUT/classes`` that is no correction, by its name or kind."""
-        known, lines = self.record["files"], []
+        """A line for each picture in ``OUT/classes`` that is no correction, by its name or kind.
+
+        And one for each file of ``OUT/outlines`` of which some outlines cover no pixel.
+        """
+        known, lines = self.record["files"], [*self._told]
         for path in sorted(self.classes.rglob("*")) if known else []:
             kind, below = path.suffix.lower(), path.relative_to(self.classes)
             name = below.with_suffix("").as_posix()
@@ -173,7 +177,8 @@ class Answers:
         names, crop = self.record.get("class_names") or [], Crop(*self.record["crop"])
         height, width = read_mask(classes).shape
         whole = height + crop.top + crop.bottom, width + crop.left + crop.right
-        self._keep(name, crop.of(read_annotation(path, whole, names)), beside, found)
+        ids = read_annotation(path, whole, names, told=self._told)
+        self._keep(name, crop.of(ids), beside, found)
 
     def _own_outlines(self, below: str) -> list[str]:
         """Hashes of the file of outlines that this program wrote."""

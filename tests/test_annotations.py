@@ -12,9 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from roifile import ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
 from annotation.files import is_annotation, names_in, read_annotation
-from annotation.names import base_name, class_id, class_names
+from annotation.names import (
+    base_name,
+    class_id,
+    class_names,
+)
 from utils.files import DataError
 
 SIZE = (6, 8)
@@ -65,23 +70,47 @@ def qupath(*features) -> str:
     )
 
 
-def roi(kind: int, corners, name="", group=0, stroke=0, floats=None, options=0) -> bytes:
-    """A region as ImageJ's RoiEncoder writes it: 64 bytes, coordinates, second header, name."""
+def roi(
+    kind: int,
+    corners,
+    name="",
+    group=0,
+    stroke=0,
+    floats=None,
+    options=0,
+    subtype=0,
+    at=(0, 0, 0, 0),
+) -> bytes:
+    """A region as ImageJ's RoiEncoder writes it: 64 bytes, coordinates, second header, name.
+
+    ``at`` is its slice in a plain stack; or its channel, slice and frame in another one.
+    """
     x, y = zip(*corners, strict=True)
     left, top, right, bottom = min(x), min(y), max(x), max(y)
     count = 0 if kind in (1, 2, 3) else len(corners)
     head = b"Iout" + struct.pack(">hBxhhhhH", 228, kind, top, left, bottom, right, count)
     head += struct.pack(">4f", *(floats or (0, 0, 0, 0)))
-    head += struct.pack(">hi4s4shhBBhi", stroke, 0, b"", b"", 0, options, 0, 0, 0, 0)
+    head += struct.pack(">hi4s4shhBBhi", stroke, 0, b"", b"", subtype, options, 0, 0, 0, at[0])
     body = b"".join(
         struct.pack(">h", v - least) for own, least in ((x, left), (y, top)) for v in own
     )
     body = body if count else b""
     second = 64 + len(body)
     more = struct.pack(
-        ">4x3i2i4shBBifiii", 0, 0, 0, second + 64, len(name), b"", 0, group, 0, 0, 0, 0, 0, 0
+        ">4x3i2i4shBBifiii", *at[1:], second + 64, len(name), b"", 0, group, 0, 0, 0, 0, 0, 0
     )
     return head + struct.pack(">i", second) + body + more.ljust(64, b"\0") + name.encode("utf-16be")
+
+
+def composite(*rings, name="") -> bytes:
+    """A region of several rings: moves to their first corners (0), lines (1), closed (4)."""
+    path: list[float] = []
+    for (x, y), *others in rings:
+        path += [0, x, y, *(value for corner in others for value in (1, *corner)), 4]
+    region = ImagejRoi(roitype=ROI_TYPE.RECT, name=name, shape_roi_size=len(path))
+    region.right, region.bottom = SIZE[::-1]
+    region.multi_coordinates = np.array(path, np.float32)
+    return region.tobytes()
 
 
 def roi_set(**regions: bytes) -> bytes:
@@ -94,6 +123,13 @@ def roi_set(**regions: bytes) -> bytes:
 
 def closed(ring):
     return [*ring, ring[0]]
+
+
+def text_region(name: str) -> bytes:
+    """A rectangle that shows words: a scale, a title."""
+    region = ImagejRoi(roitype=ROI_TYPE.RECT, name=name, text="5 um", text_name="Arial")
+    region.subtype, region.right, region.bottom = ROI_SUBTYPE.TEXT, 3, 3
+    return region.tobytes()
 
 
 FILES = {
@@ -204,6 +240,11 @@ def test_imagejs_oval_and_points_lie_in_the_centres_of_pixels(tmp_path: Path) ->
         ),
         ("a.json", labelme(("pore", PORE[:2], "polygon", {})), "too few points"),
         ("a.json", labelme(("pore", PORE, "spline", {})), "shape type spline"),
+        ("a.json", labelme(("pore", PORE[:1], "rectangle", {})), "too few points"),
+        ("a.roi", roi(0, PORE, "pore", options=1), "'pore' is a fitted spline: in ImageJ first E"),
+        ("a.roi", roi(5, PORE, "pore", options=1), "'pore' is a fitted spline"),
+        ("a.roi", text_region("5 um"), "'5 um' is text and no outline: delete it"),
+        ("a.roi", roi(3, PORE, "pore", subtype=2), "'pore' is an arrow and no outline"),
         ("a.json", '{"images": [], "annotations": []}', "COCO"),
         ("a.json", "{}", "JSON of another kind"),
         ("a.json", "[" * 100000, "damaged"),
@@ -283,3 +324,62 @@ def test_names_that_leave_a_doubt_are_refused(found: set[str]) -> None:
 )  # fmt: skip
 def test_the_name_of_a_region_without_its_number(name: str, base: str) -> None:
     assert base_name(name) == base
+
+
+def read(path: Path, content: str | bytes, names=NAMES, **options) -> list[str]:
+    """The class map of a file, in characters."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return ["".join(".12"[v] for v in row) for row in read_annotation(path, SIZE, names, **options)]
+
+
+def test_each_part_of_a_class_lies_by_its_own_size(tmp_path: Path) -> None:
+    """A pore of two parts: one within the carbide, a larger one outside of it."""
+    large, part = [(0, 0), (4, 0), (4, 4), (0, 4)], [(1, 1), (3, 1), (3, 2), (1, 2)]
+    far = [(5, 0), (8, 0), (8, 6), (5, 6)]  # of 18 pixels, the carbide has 16
+    expected = ["1111.222", "1221.222", "1111.222", "1111.222", ".....222", ".....222"]
+    pores = ("pore", "MultiPolygon", [[closed(part)], [closed(far)]])
+    matter = ("carbide", "Polygon", [closed(large)])
+    assert read(tmp_path / "a.geojson", qupath(pores, matter)) == expected
+    regions = roi_set(a=composite(part, far, name="pore"), b=roi(0, large, "carbide"))
+    assert read(tmp_path / "a.zip", regions) == expected
+
+
+def test_rings_of_a_region_are_outer_ones_with_their_holes(tmp_path: Path) -> None:
+    """A frame with an island in it, and a square beside; what lies in the frame is larger."""
+    frame, hole = [(0, 0), (5, 0), (5, 5), (0, 5)], [(1, 1), (4, 1), (4, 4), (1, 4)]
+    island, beside = [(2, 2), (3, 2), (3, 3), (2, 3)], [(6, 0), (8, 0), (8, 2), (6, 2)]
+    under = [(0, 0), (5, 0), (5, 3), (0, 3)]  # of 15 pixels: more than island, less than the frame
+    content = roi_set(
+        a=composite(island, hole, frame, beside, name="carbide"), b=roi(0, under, "pore")
+    )
+    assert read(tmp_path / "a.zip", content) == [
+        "22222.11",
+        "22222.11",
+        "22122...",
+        "1...1...",
+        "11111...",
+        "........",
+    ]
+
+
+def test_a_rectangle_of_four_corners_is_the_polygon_of_its_points(tmp_path: Path) -> None:
+    expected = ["........", "........", "..22....", "..22....", "........", "........"]
+    assert read(tmp_path / "a.json", labelme(("pore", PORE, "rectangle", {}))) == expected
+
+
+def test_outlines_that_cover_no_pixel_are_told(tmp_path: Path) -> None:
+    thin = [(1.6, 1), (2.4, 1), (2.4, 4), (1.6, 4)]  # between the centres of two columns
+    told: list[str] = []
+    empty = read(tmp_path / "a.geojson", qupath(("pore", "MultiPolygon", [])), told=told)
+    assert empty == ["........"] * 6 and "1 outline(s) without" in told.pop()
+    content = labelme(
+        ("carbide", LARGE, "polygon", {}),
+        ("pore", thin, "polygon", {}),
+        ("carbide", [(7, 1), (7, 1)], "rectangle", {}),
+    )
+    got = read(tmp_path / "a.json", content, told=told)
+    assert got == ["........", *[".11111.."] * 4, "........"]
+    assert [line.partition(": ")[2] for line in told] == [
+        "2 outline(s) without any pixel's centre in them, the first is outline 2 (pore): left out; "
+        "draw them larger, or delete them"
+    ]

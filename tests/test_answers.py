@@ -109,6 +109,18 @@ def test_outlines_that_were_corrected_are_a_correction_of_their_class_map(
     assert (np.asarray(Image.open(Answers(out).corrections()["a"])) == rows).all()
 
 
+def test_corrected_outlines_that_cover_no_pixel_are_told(tmp_path: Path) -> None:
+    out, ids = tmp_path / "out", np.ones((20, 24), np.uint8)
+    Answers(out).publish(drawn(tmp_path / "one", Crop(), ids), ["a", "b/c"], "me", CLASSES)
+    shape = {"label": "pore", "points": [[2.6, 2], [3.4, 9]], "shape_type": "rectangle"}
+    whole = {"shapes": [shape], "imageHeight": 20, "imageWidth": 24}
+    (out / "outlines" / "a.json").write_text(json.dumps(whole))
+    answers = Answers(out)
+    answers.offered()
+    (line,) = answers.not_taken()
+    assert line.startswith(f"{out / 'outlines' / 'a.json'}: 1 outline(s) without any pixel's")
+
+
 def test_old_outlines_go_with_their_answer_and_those_of_the_user_stay(tmp_path: Path) -> None:
     out, ids = tmp_path / "out", np.ones((20, 24), np.uint8)
     Answers(out).publish(drawn(tmp_path / "one", Crop(), ids), ["a", "b/c"], "me", CLASSES)

@@ -255,6 +255,18 @@ def test_many_classes_in_several_pieces_are_no_particles(tmp_path):
 # ---------------------------------------------------------------- names of classes
 
 
+def test_outlines_without_a_pixel_are_told_once_for_each_file(tmp_path, capsys):
+    for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
+        shapes = [("pore", [(1, 1), (5, 5)]), ("pore", [(8.6, 1), (9.4, 5)])]
+        drawn = labelme(*((n, where, "rectangle", {}) for n, where in shapes), size=IDS.shape)
+        put(tmp_path / "gt" / f"{stem}.json", drawn.encode())
+    assert run(tmp_path) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "any pixel's centre" in line]
+    assert len(told) == 3 and all("1 outline(s)" in line for line in told)
+    for ids in ids_of(tmp_path / "set").values():
+        assert ids.sum() == 16
+
+
 def test_outlines_are_masks_and_name_the_classes(tmp_path, capsys):
     stems = write_raw(tmp_path, [None] * 3, images=IMAGES[:3])
     names, colours = ["matrix", "pore", "Carbide"], [(0, 0, 0)] * 3

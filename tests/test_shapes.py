@@ -8,7 +8,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from annotation.shapes import Bitmap, Ellipse, Polygon, Shape, Stroke, paint, points, rectangle
+from annotation.outlines import outlines
+from annotation.shapes import (
+    Bitmap,
+    Ellipse,
+    Polygon,
+    Shape,
+    Stroke,
+    paint,
+    points,
+    polygons,
+    rectangle,
+)
 from utils.files import DataError
 
 
@@ -146,3 +157,23 @@ def test_shapes_that_share_their_outlines_cover_each_pixel_once(ring: np.ndarray
 def test_coordinates_that_are_none(wrong: object) -> None:
     with pytest.raises(ValueError):
         points(wrong)
+
+
+@given(arrays(np.bool_, (7, 9)), st.randoms(use_true_random=False))
+def test_rings_apart_are_the_particles_that_they_enclose(bits, random) -> None:
+    """Rings of all particles (of pixels that touch by sides), shuffled, with holes and islands."""
+    particles = outlines(bits.astype(np.uint8))
+    rings = [points(ring) for particle in particles for ring in particle.rings]
+    random.shuffle(rings)
+    found = polygons(rings) if rings else ()
+    patches = [paint([(1, Shape("a", (part,)))], bits.shape, "file") for part in found]
+    assert (np.sum(patches, axis=0) == bits).all()
+    expected = [paint([(1, Shape("a", (Polygon(p.rings),)))], bits.shape, "f") for p in particles]
+    assert {patch.tobytes() for patch in patches} == {patch.tobytes() for patch in expected}
+
+
+def test_rings_that_are_drawn_twice_enclose_nothing() -> None:
+    ring = points([(1, 1), (4, 1), (4, 3), (1, 3)])
+    assert drawn(Polygon((ring, ring))) == ["." * 8] * 6
+    (both,) = polygons([ring, ring])
+    assert drawn(both) == ["." * 8] * 6
