@@ -5,20 +5,39 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from annotation import geojson, imagej, labelme
-from annotation.names import class_id
+from annotation.names import BACKGROUND, IGNORE, class_id, class_of_region, series_of_classes
 from annotation.shapes import Shape, paint
 from imaging.imagefile import Pixels
 from utils.files import DataError
+from utils.metrics import IGNORED
 
 ANNOTATION_SUFFIXES = (".json", ".geojson", ".zip", ".roi")
 KINDS_READ = "LabelMe JSON, GeoJSON (QuPath), ImageJ .roi and RoiSet.zip"
 LARGEST = 2**30  # bytes of a file
+
+
+class Drawn(NamedTuple):
+    """What a file of outlines holds."""
+
+    path: Path
+    shapes: list[Shape]
+    size: tuple[int, int] | None  # (H, W) of the image that was drawn on, if it is told
+    regions: bool  # of ImageJ: their names may end with a number that only counts them
+
+    def classes(self, known: Collection[str] = (), series: Collection[str] = ()) -> list[str]:
+        """The class of each shape by its name, see ``annotation.names.class_of_region``."""
+        names, lower = [s.name for s in self.shapes], {name.strip().casefold() for name in known}
+        return [class_of_region(n, lower, series) for n in names] if self.regions else names
+
+    def series(self) -> set[str]:
+        """What stands before numbers that are classes in the names of its regions."""
+        return series_of_classes(s.name for s in self.shapes) if self.regions else set()
 
 
 def read_annotation(
@@ -26,30 +45,33 @@ def read_annotation(
     size: tuple[int, int],
     names: Sequence[str],
     *,
+    particles: bool = False,
     told: list[str] | None = None,
 ) -> Pixels:
     """Class ids of an image, uint8 (H, W), from the outlines in a file; 0 where none is.
 
     ``size`` is (H, W) of the image and ``names`` the class of each id, see
     ``annotation.names.class_names``; which pixels an outline covers stands in
-    ``annotation.shapes``. ``told`` gets lines of warning. Raises DataError for what cannot be read,
-    was drawn on an image of another size, lies outside of it, or has another class.
+    ``annotation.shapes``. Of ``particles`` every outline is class 1, whatever number it has.
+    ``told`` gets lines of warning. Raises DataError for what cannot be read, was drawn on an image
+    of another size, lies outside of it, or has another class.
     """
-    shapes, drawn_on = _read(Path(path))
-    if drawn_on not in (None, size):
-        assert drawn_on is not None
-        found = f"{path}: drawn on an image of {drawn_on[1]}x{drawn_on[0]} pixels"
+    drawn = read_drawn(path)
+    if drawn.size not in (None, size):
+        assert drawn.size is not None
+        found = f"{path}: drawn on an image of {drawn.size[1]}x{drawn.size[0]} pixels"
         raise DataError(f"{found}, its image has {size[1]}x{size[0]}; draw on the same image")
     try:
-        labels = [class_id(shape.name, names) for shape in shapes]
+        own = drawn.classes(names)
+        labels = [_particle(name) if particles else class_id(name, names) for name in own]
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    return paint(zip(labels, shapes, strict=True), size, str(path), told)
+    return paint(zip(labels, drawn.shapes, strict=True), size, str(path), told)
 
 
-def names_in(path: str | Path) -> set[str]:
-    """Names of the classes in a file, '' for shapes without one. Raises DataError."""
-    return {shape.name for shape in _read(Path(path))[0]}
+def _particle(name: str) -> int:
+    key = name.strip().casefold()
+    return IGNORED if key in IGNORE else 0 if key in BACKGROUND else 1
 
 
 def is_annotation(path: Path) -> bool:
@@ -75,8 +97,9 @@ def another_kind(path: Path) -> str:
     return ""
 
 
-def _read(path: Path) -> tuple[list[Shape], tuple[int, int] | None]:
-    """The shapes of a file, and (H, W) of the image that was drawn on, if it is told."""
+def read_drawn(path: str | Path) -> Drawn:
+    """What a file of outlines holds. Raises DataError."""
+    path = Path(path)
     try:
         if not path.is_file():
             raise DataError(f"{path}: no regular file; remove or replace it")
@@ -87,12 +110,13 @@ def _read(path: Path) -> tuple[list[Shape], tuple[int, int] | None]:
         raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
     try:
         if raw.startswith((b"PK", b"Iout")):
-            return imagej.shapes_of(raw), None
+            return Drawn(path, imagej.shapes_of(raw), None, regions=True)
         content = json.loads(raw.decode("utf-8-sig"))
         if isinstance(content, dict) and isinstance(content.get("shapes"), list):
-            return labelme.shapes_of(content), labelme.size_of(content)
+            size = labelme.size_of(content)
+            return Drawn(path, labelme.shapes_of(content), size, regions=False)
         if geojson.is_geojson(content):
-            return geojson.shapes_of(content), None
+            return Drawn(path, geojson.shapes_of(content), None, regions=False)
     except DataError:
         raise
     except MemoryError:

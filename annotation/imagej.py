@@ -32,8 +32,9 @@ logging.getLogger("roifile").addHandler(_Refuse())
 def shapes_of(raw: bytes) -> list[Shape]:
     """The shapes of a ``.roi`` or ``.zip`` file. Raises ValueError and the like.
 
-    The class is the region's name without its number, or else its group. Corners of areas lie on
-    the corners of pixels, points and lines in their centres, as ImageJ has it.
+    Their names are those of the regions, with their numbers (``annotation.names`` knows which of
+    these count), or else their groups. Corners of areas lie on the corners of pixels, points and
+    lines in their centres, as ImageJ has it.
     """
     if not raw.startswith(b"PK"):
         return [_shape(raw, "")]
@@ -53,8 +54,9 @@ def _shape(raw: bytes, file_name: str) -> Shape:
     name = (roi.name or file_name).strip()
     if what := REMARKS.get(roi.subtype):
         raise ValueError(f"{name or 'a region'!r} is {what} and no outline: delete it")
-    label = base_name(name) or (str(roi.group) if roi.group else "")
-    return Shape(label, _parts(roi, name))
+    if not base_name(name):
+        name = str(roi.group) if roi.group else ""
+    return Shape(name, _parts(roi, name))
 
 
 def _parts(roi: ImagejRoi, name: str) -> tuple[Polygon | Stroke | Ellipse, ...]:

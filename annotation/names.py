@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 
 from utils.files import DataError
 from utils.metrics import IGNORED
@@ -16,6 +17,7 @@ NUMBERED = re.compile(r"(?:class[ _-]?)?(\d{1,3})", re.IGNORECASE)
 # What ImageJ's ROI Manager calls a region by its place, and adds to a name that is there already.
 AUTOMATIC = re.compile(r"\d{3,}-\d{3,}(?:-\d{3,})?(?:-\d+)?")
 COUNTER = re.compile(r"[-_ ]+\d+$")
+OF_IMAGEJ = re.compile(r"-\d+$")  # its own, where several regions have one name
 
 
 def base_name(name: str) -> str:
@@ -24,6 +26,41 @@ def base_name(name: str) -> str:
     if NUMBERED.fullmatch(name):
         return name
     return "" if AUTOMATIC.fullmatch(name) else COUNTER.sub("", name)
+
+
+def is_numbered(name: str) -> bool:
+    """Whether a class is called by its id: ``2``, ``class 2``."""
+    return NUMBERED.fullmatch(name.strip()) is not None
+
+
+def series_of_classes(names: Iterable[str]) -> set[str]:
+    """What stands before the number in names of regions of which each number is a class.
+
+    ``phase `` where several regions are called ``phase 1`` (ImageJ makes of them ``phase 1``,
+    ``phase 1-1``, ``phase 1-2``): such a number counts no regions. ``carbide-1`` and ``carbide-2``,
+    each once, count regions of ``carbide``.
+    """
+    count: Counter[str] = Counter()
+    for name in (name.strip().casefold() for name in names):
+        count.update({name, OF_IMAGEJ.sub("", name)} if not NUMBERED.fullmatch(name) else ())
+    return {_series(name) for name, regions in count.items() if regions > 1} - {""}
+
+
+def class_of_region(name: str, known: Collection[str], series: Collection[str] = ()) -> str:
+    """The class that a region's name means: all of it, or its base name.
+
+    All of it if it is one of those ``known`` (in lower case), or if it is of the ``series`` of
+    which each number is a class, see ``series_of_classes``.
+    """
+    name = name.strip()
+    whole = name.casefold() in known or _series(name) in series
+    return name if whole else base_name(name)
+
+
+def _series(name: str) -> str:
+    """``phase `` of ``phase 1``, in lower case; '' of a name without a number."""
+    numbered = not AUTOMATIC.fullmatch(name) and not NUMBERED.fullmatch(name)
+    return name.rstrip("0123456789").casefold() if numbered and COUNTER.search(name) else ""
 
 
 def class_names(found: Iterable[str], given: Sequence[str] = ()) -> list[str]:

@@ -172,6 +172,8 @@ def to_rois(
         for number, (label, rings) in enumerate(found, start=1):
             roi = _region(rings)
             roi.name = f"{_name(label, names)}-{number}"
+            if roi.name in names:  # another class is called so
+                roi.name = f"{_name(label, names)}-{number:05}"
             roi.group = label
             red, green, blue = _colour(label, colours)
             roi.stroke_color = bytes((255, red, green, blue))

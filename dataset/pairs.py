@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from annotation.files import ANNOTATION_SUFFIXES, KINDS_READ, another_kind, is_annotation
-from annotation.names import base_name
 from data import name_key
 from imaging.listing import (
     BESIDE,
@@ -238,7 +237,7 @@ class Pairs:
                     stem, label = own, rest
             if named[stem.casefold()] == 1 or stem in self.page_stems:
                 found[stem].append(path)
-                self.classes[path] = base_name(label)
+                self.classes[path] = label.strip()
         return found
 
     def _is_derived(self, path: Path) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,11 @@ import numpy as np
 
 from annotation.class_files import join_classes
 from annotation.edges import small_parts
-from annotation.files import names_in, read_annotation
-from annotation.names import class_id, class_names
+from annotation.files import Drawn, read_annotation, read_drawn
+from annotation.names import BACKGROUND, IGNORE, class_id, class_names, is_numbered
 from dataset.check import Problems
 from dataset.mask_values import (
+    FEWEST_NUMBERS,
     Codes,
     MaskRule,
     few_pieces,
@@ -28,6 +30,7 @@ from dataset.mask_values import (
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
 from imaging.field import transparent
 from imaging.imagefile import Array, DataError, Pixels, decode, has_colour
+from imaging.listing import some_names
 from imaging.pages import count_pages
 
 if TYPE_CHECKING:
@@ -36,19 +39,21 @@ if TYPE_CHECKING:
 Histograms = dict[Path, Counter[int]]
 MOST_BLURRED, MOST_SMALL = 0.002, 0.001  # of a JPEG's pixels: between levels, and in thin parts
 MOST_THIN = 3  # classes of lines thinner than 3 pixels everywhere
+AS_PARTICLES = "give --mask-kind particles (0 stays class 0, every number becomes class 1)"
 
 
 class SetMasks:
     """The masks of a set: ``names`` of the classes where files name them, and the ``rule``.
 
     ``settings`` are those of ``dataset/prepare.py``; ``problems`` gets what is wrong, a line each,
-    and ``warnings`` what may have been meant otherwise. First ``look`` at every mask, then
-    ``decide``, then ``ids``.
+    ``warnings`` what may have been meant otherwise, and ``notes`` how names were read. First
+    ``look`` at every mask, then ``decide``, then ``ids``.
     """
 
     def __init__(self, settings: Namespace, problems: Problems, sources: list[Source]) -> None:
         self.settings, self.problems = settings, problems
         self.warnings: list[str] = []
+        self.notes: list[str] = []
         self.colours = settings.mask_kind == "colours"  # some mask has colours
         self.by_colour = False  # palette files give their colours, not their indices
         self.id_maps: set[Path] = set()  # masks of class ids beside masks of other values
@@ -116,7 +121,14 @@ class SetMasks:
             return ids
         if source.drawn:
             told: list[str] = []
-            ids = read_annotation(source.mask, source.size, self.names, told=told)
+            particles = self.settings.mask_kind == "particles"
+            ids = read_annotation(
+                source.mask,
+                source.size,
+                self.names,
+                particles=particles,
+                told=told,
+            )
             self.warnings += [line for line in told if line not in self.warnings]
             return ids
         page = _page_of(source, source.mask)
@@ -130,11 +142,20 @@ class SetMasks:
         given = list(getattr(self.settings, "class_names", ()))
         drawn = [s for s in sources if s.drawn]
         found = {name for s in drawn for name, _ in s.parts}
+        files: list[Drawn] = []
         for path in dict.fromkeys(s.mask for s in drawn if s.mask and not s.parts):
             with self.problems.collect():
-                found |= names_in(path)
+                files.append(read_drawn(path))
         if not drawn:
             return given
+        kind = self.settings.mask_kind
+        try:
+            of_files, self.notes, few = names_drawn(files, kind, given)
+        except DataError as error:
+            self.nameless = str(error)
+            return given
+        found |= of_files
+        self.warnings += few
         pixels = next((s.mask for s in sources if s.mask and not s.drawn), None)
         if not found and not pixels:
             more = f", nor in {len(drawn) - 1} other(s)" if len(drawn) > 1 else ""
@@ -146,7 +167,7 @@ class SetMasks:
         except DataError as error:
             self.nameless = f"{self.settings.masks}: {error}"
             return given
-        if pixels and not given:
+        if pixels and not given and kind != "particles":  # of these 1 is the class in both
             both = f"{drawn[0].mask} has outlines, {pixels} pixels"
             cure = f'say which class is which id: --class-names "{",".join(names)}"'
             self.nameless = f"{both}; {cure}"
@@ -210,15 +231,13 @@ class SetMasks:
             return None
         if numbered and all(numbered.values()):
             name = next(iter(numbered))
-            cure = "give --mask-kind particles (0 stays class 0, every number becomes class 1)"
             found_all = f"{name}: every value is one connected region, a numbered particle"
-            raise DataError(f"{found_all}; {cure}, or --mask-kind ids if they are classes")
+            raise DataError(f"{found_all}; {AS_PARTICLES}, or --mask-kind ids if they are classes")
         if few and all(few.values()):
             name, count = max(few.items(), key=lambda pair: pair[1])
             self.warnings.append(
                 f"{name}: each of its {count} values but 0 is one connected region: read as "
-                f"{count} classes; if they number particles of one phase, give --mask-kind "
-                "particles (0 stays class 0, every number becomes class 1)"
+                f"{count} classes; if they number particles of one phase, {AS_PARTICLES}"
             )
         self.id_maps = id_maps(histograms, colours, settings)
         others = [s for s in masked if s.mask not in self.id_maps]
@@ -310,6 +329,55 @@ def check_transparent(path: Path, mask: Pixels, page: int) -> None:
         shown = " and ".join(",".join(map(str, np.atleast_1d(value))) for value in values[:2])
         found = f"transparent pixels hide several values, such as {shown}"
         raise DataError(f"{path}: {found}; flatten the mask on one colour, and save it again")
+
+
+def names_drawn(
+    files: Sequence[Drawn], kind: str, given: Sequence[str] = ()
+) -> tuple[set[str], list[str], list[str]]:
+    """Names of classes in files of outlines, '' for shapes without one; notes; warnings.
+
+    ``kind`` is that of ``--mask-kind``, ``given`` are the names that the user gave. Raises
+    DataError where outlines are numbered that are no classes.
+    """
+    if kind == "particles":
+        return ({""} if any(drawn.shapes for drawn in files) else set()), [], []
+    series = set[str]().union(*(drawn.series() for drawn in files))
+    known = {*given, *(s.name for drawn in files if not drawn.regions for s in drawn.shapes)}
+    classes = [drawn.classes(known, series) for drawn in files]
+    warnings: list[str] = []
+    each = [_one_outline_each(d, own) for d, own in zip(files, classes, strict=True) if own]
+    count = [found for found in each if found]
+    if kind == "auto" and count and len(count) == len(each):
+        most, numbers, path = max(count)
+        if most >= FEWEST_NUMBERS and not given:
+            found = f"{path}: every class is one outline, a numbered particle"
+            raise DataError(f"{found}; {AS_PARTICLES}, or --mask-kind ids if they are classes")
+        if 1 < most < FEWEST_NUMBERS and numbers:
+            warnings.append(
+                f"{path}: each of its {most} classes but 0 is one outline: read as {most} "
+                f"classes; if they number particles of one phase, {AS_PARTICLES}"
+            )
+    joined: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for drawn, own in zip(files, classes, strict=True):
+        for shape, name in zip(drawn.shapes, own, strict=True):
+            if drawn.regions and name:
+                raw = shape.name.strip()
+                joined[name.casefold()].setdefault(raw.casefold(), raw)
+    told = [f"{n} ({some_names(own.values())})" for n, own in joined.items() if len(own) > 1]
+    if not told:
+        return {name for own in classes for name in own}, [], warnings
+    note = "regions whose names differ in their number alone are of one class"
+    note = f"{note}: {', '.join(told)}; where each is a class, give them all as --class-names"
+    return {name for own in classes for name in own}, [note], warnings
+
+
+def _one_outline_each(drawn: Drawn, classes: Sequence[str]) -> tuple[int, bool, Path] | None:
+    """How many classes a file has, and whether they are numbers; None if one has two outlines."""
+    found = Counter(name.strip().casefold() for name in classes)
+    names = {*found} - {*IGNORE, *BACKGROUND}
+    if "" in names or any(found[name] > 1 for name in names):
+        return None
+    return len(names), all(map(is_numbered, names)), drawn.path
 
 
 def _page_of(source: Source, mask: Path) -> int:

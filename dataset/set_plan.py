@@ -126,6 +126,7 @@ class Plan:
         tiles = self._cut(sources)
         self.problems.refuse()
         assert decided  # without masks there is a problem
+        self.notes += self.masks.notes
         self.warnings += self.masks.warnings
         self.rule = rule = self.masks.rule
         self.num_classes = max(settings.num_classes, self.masks.num_classes)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from annotation.files import another_kind, is_annotation, names_in
+from annotation.files import another_kind, is_annotation, read_drawn
 from annotation.names import class_names
 from annotation.outlines import SUFFIX
 from config import Config, ConfigError
@@ -22,6 +22,7 @@ from data import name_key
 from dataset.layout import replacing_set, write_png
 from dataset.mask_values import MaskRule, palette_text, parse_ignored, parse_palette
 from dataset.prepare import mask_warnings, read_settings
+from dataset.set_masks import names_drawn
 from dataset.set_plan import Plan, Source
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
 from imaging.field import Crop, transparent
@@ -38,7 +39,7 @@ from utils.files import IMAGE_SUFFIXES, MOST_BYTES, DataError, cut_name, replace
 from utils.log import only_progress, progress
 from utils.metrics import IGNORED
 
-SET, RECORD, VERSION = "set", "record.json", 3
+SET, RECORD, VERSION = "set", "record.json", 4
 LONGEST_STEM = MOST_BYTES - len("-99999.png")  # bytes
 WITHOUT = "image(s) without a mask"
 EACH_PAGE, KIND = "--page=each", "--mask-kind="
@@ -423,10 +424,12 @@ def _names(request: Request, folders: Sequence[tuple[Path, Path]], old: Sequence
     """Names of the classes: as given, else of all files of outlines; those known keep their ids."""
     if request.class_names:
         return list(request.class_names)
-    found: set[str] = set()
-    for folder, _ in folders:
-        for path in filter(is_annotation, Listing(folder, [request.out]).files):
-            found |= names_in(path) if not another_kind(path) else set()
+    kinds = [word.partition("=")[2] for word in request.reading if word.startswith(KIND)]
+    kind = kinds[-1] if kinds else "auto"
+    files = [path for folder, _ in folders for path in Listing(folder, [request.out]).files]
+    drawn = [path for path in files if is_annotation(path) and not another_kind(path)]
+    found, _, _ = names_drawn([read_drawn(path) for path in drawn], kind)
+    old = () if kind == "particles" else old
     return [*old, *(name for name in class_names(found) if name not in old)] if found else [*old]
 
 

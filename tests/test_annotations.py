@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 from roifile import ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
-from annotation.files import is_annotation, names_in, read_annotation
+from annotation.files import is_annotation, read_annotation, read_drawn
 from annotation.names import (
     base_name,
     class_id,
     class_names,
+    class_of_region,
+    series_of_classes,
 )
 from utils.files import DataError
 
@@ -119,6 +121,12 @@ def roi_set(**regions: bytes) -> bytes:
         for name, data in regions.items():
             archive.writestr(f"{name}.roi", data)
     return out.getvalue()
+
+
+def names_in(path: Path) -> set[str]:
+    """The classes of a file by their names."""
+    drawn = read_drawn(path)
+    return {*drawn.classes(series=drawn.series())}
 
 
 def closed(ring):
@@ -383,3 +391,34 @@ def test_outlines_that_cover_no_pixel_are_told(tmp_path: Path) -> None:
         "2 outline(s) without any pixel's centre in them, the first is outline 2 (pore): left out; "
         "draw them larger, or delete them"
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "classes"),
+    [
+        # Several regions of one name, as written by a macro and as ImageJ tells them apart.
+        (["phase 1"] * 3 + ["phase 2"] * 2, [], ["phase 1"] * 3 + ["phase 2"] * 2),
+        (["phase 1", "phase 1-1", "phase 1-2", "phase 2"], [], ["phase 1"] * 3 + ["phase 2"]),
+        (["phase-1", "phase-1", "Phase-2"], [], ["phase-1", "phase-1", "Phase-2"]),
+        # ImageJ's counters.
+        (["carbide-1", "carbide-2"], [], ["carbide", "carbide"]),
+        (["carbide", "carbide-1", "carbide-2"], [], ["carbide"] * 3),
+        (["Carbide-1", "carbide-2"], [], ["Carbide", "carbide"]),
+        (["Phase 1", "phase 1"], [], ["Phase 1", "phase 1"]),
+        (["class 2", "class 2-1", "2-1", "2-2"], [], ["class 2", "class 2", "2", "2"]),
+        (["0012-0034", "0012-0034-1", "0012-0034-2"], [], ["", "", ""]),
+        # The whole name is known, in any case of letters.
+        (["p 1", "P 2", "p 3"], ["p 1", "p 2"], ["p 1", "P 2", "p"]),
+    ],
+)  # fmt: skip
+def test_a_number_that_regions_share_is_of_their_class(names, known, classes) -> None:
+    series = series_of_classes(names)
+    assert [class_of_region(name, known, series) for name in names] == classes
+
+
+def test_names_that_are_given_are_kept_whole(tmp_path: Path) -> None:
+    content = roi_set(a=roi(0, LARGE, "phase 1"), b=roi(0, PORE, "phase 2"), c=roi(1, ROW, "x-1"))
+    (tmp_path / "a.zip").write_bytes(content)
+    ids = read_annotation(tmp_path / "a.zip", SIZE, ["", "phase 1", "phase 2", "x"])
+    assert ["".join(".123"[v] for v in row) for row in ids] == [*DRAWN[:5], "......33"]
+    assert names_in(tmp_path / "a.zip") == {"phase", "x"}

@@ -114,3 +114,10 @@ def test_what_regions_of_imagej_cannot_say_is_refused() -> None:
     with pytest.raises(DataError, match="32768x1 pixels: .* give --outlines geojson"):
         packed(wide, "roi", ["0", "1"], [(0, 0, 0)] * 2)
     assert packed(wide, "geojson", ["0", "1"], [(0, 0, 0)] * 2)
+
+
+def test_regions_are_not_named_as_another_class(tmp_path: Path) -> None:
+    """The first region of ``phase`` would be called ``phase-1``, which is a class, too."""
+    ids = np.array([[1, 1, 0, 2, 2]] * 2, np.uint8)
+    names = ["matrix", "phase", "phase-1", "pore"]
+    np.testing.assert_array_equal(there_and_back(ids, tmp_path, "roi", names), ids)

@@ -562,6 +562,23 @@ def test_outlines_in_several_files_share_their_names(place: Path) -> None:
     assert (ids(gt / "é1.png")[8, 5], ids(gt / "é2.png")[8, 5]) == (2, 1)  # by the alphabet
 
 
+def test_numbered_outlines_are_refused_or_read_as_one_class(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = [
+        {"label": str(n), "shape_type": "rectangle", "points": [[4 * n, 4], [4 * n + 2, 9]]}
+        for n in range(1, 10)
+    ]
+    about = {"imageHeight": SIDE, "imageWidth": SIDE, "imagePath": "é1.png"}
+    (place / "é1.json").write_text(json.dumps({**about, "shapes": shapes}), encoding="utf-8")
+    assert run(place, masks=("é1.json",)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "every class is one outline, a numbered particle" in line and "é1.json" in line
+    read_in(place, "--mask-kind", "particles", masks=("é1.json",))
+    labels = ids(place / "out" / "set" / "sup_numf" / "gt" / "é1.png")
+    assert labels.max() == 1 and labels.sum() == 9 * 2 * 5
+
+
 def test_given_names_order_the_ids_of_outlines(place: Path) -> None:
     mask = outlines(place, "1", "pore", "carbide")
     labels = place / "out" / "set" / "sup_numf" / "gt" / "é1.png"

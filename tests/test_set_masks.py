@@ -252,7 +252,105 @@ def test_many_classes_in_several_pieces_are_no_particles(tmp_path):
     assert max(ids.max() for ids in got.values()) == 9
 
 
+def boxes(names: list[str], size=(SIDE, SIDE)) -> bytes:
+    """Squares of 6 pixels where ``numbered`` has them, as labelme saves them."""
+    places = [(2 + 9 * (n % 7), 2 + 9 * (n // 7)) for n in range(len(names))]
+    drawn: list[tuple[str, list[tuple[int, int]], str, dict[str, object]]] = [
+        (name, [(x, y), (x + 6, y + 6)], "rectangle", {})
+        for name, (x, y) in zip(names, places, strict=True)
+    ]
+    return labelme(*drawn, size=size).encode()
+
+
+def test_numbered_outlines_are_recognised_and_read_as_one_class(tmp_path, capsys):
+    counts = [20, 31, 2]
+    for stem, count in zip(write_raw(tmp_path, [None] * 3, images=IMAGES[:3]), counts, strict=True):
+        names = [str(n + 1) for n in range(count)]
+        put(tmp_path / "gt" / f"{stem}.json", boxes(names))
+    assert run(tmp_path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "1_s1_0_0.json: every class is one outline, a numbered particle" in line
+    assert "--mask-kind particles" in line and "--mask-kind ids" in line
+    assert run(tmp_path, "--mask-kind", "particles") == 0
+    assert "set: 2 classes" in capsys.readouterr().out
+    for name, ids in ids_of(tmp_path / "set").items():
+        np.testing.assert_array_equal(ids, numbered(counts[int(name[0])]) > 0)
+    assert run(tmp_path, "--mask-kind", "ids", out="ids") == 0
+    for name, ids in ids_of(tmp_path / "ids").items():
+        np.testing.assert_array_equal(ids, numbered(counts[int(name[0])]))
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_few_numbered_outlines_are_read_as_classes_with_a_warning(tmp_path, capsys, words):
+    for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
+        names = ["carbide", "nitride", "pore"] if words else ["1", "2", "class 3"]
+        put(tmp_path / "gt" / f"{stem}.json", boxes(names))
+    assert run(tmp_path) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "is one outline" in line]
+    assert len(told) == (0 if words else 1)  # people number particles, and name classes
+    assert words or ("its 3 classes but 0" in told[0] and "--mask-kind particles" in told[0])
+    for ids in ids_of(tmp_path / "set").values():
+        np.testing.assert_array_equal(ids, numbered(3))
+
+
+def test_many_classes_of_several_outlines_are_no_particles(tmp_path):
+    for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
+        names = [str(n % 9 + 1) for n in range(18)]
+        put(tmp_path / "gt" / f"{stem}.json", boxes(names))
+    assert run(tmp_path) == 0
+    assert max(ids.max() for ids in ids_of(tmp_path / "set").values()) == 9
+
+
 # ---------------------------------------------------------------- names of classes
+
+
+def regions(**names: str) -> bytes:
+    """Squares of 4 pixels, one beside the other, by their places (a: 0, b: 10, c: 20, ...)."""
+    found = {}
+    for key, name in names.items():
+        x = 10 * (ord(key) - ord("a"))
+        found[key] = roi(1, [(x, 0), (x + 4, 0), (x + 4, 4), (x, 4)], name)
+    return roi_set(**found)
+
+
+def test_numbers_that_regions_share_are_of_their_classes_in_every_file(tmp_path, capsys):
+    stems = write_raw(tmp_path, [None] * 3, images=IMAGES[:3])
+    first = regions(a="phase 1", b="phase 1", c="phase 2", d="pore-1", e="pore-2")
+    put(tmp_path / "gt" / f"{stems[0]}.zip", first)
+    put(tmp_path / "gt" / f"{stems[1]}.zip", regions(a="phase 1", b="phase 2", c="phase 3"))
+    put(tmp_path / "gt" / f"{stems[2]}.zip", regions(a="pore"))
+    assert run(tmp_path) == 0
+    report = capsys.readouterr().out
+    assert "classes by name: 0 background, 1 phase 1, 2 phase 2, 3 phase 3, 4 pore" in report
+    (note,) = (line for line in report.splitlines() if "differ in their number" in line)
+    assert "of one class: pore (pore-1, pore-2, pore); where" in note and "--class-names" in note
+    wanted = [(1, 1, 2, 4, 4), (1, 2, 3, 0, 0), (4, 0, 0, 0, 0)]
+    got = ids_of(tmp_path / "set")
+    for stem, own in zip(stems, wanted, strict=True):
+        assert tuple(got[stem][2, [2, 12, 22, 32, 42]].tolist()) == own
+
+
+def test_numbers_that_are_joined_are_told_and_kept_where_names_are_given(tmp_path, capsys):
+    for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
+        put(tmp_path / "gt" / f"{stem}.zip", regions(a="phase 1", b="phase 2"))
+    assert run(tmp_path) == 0
+    report = capsys.readouterr().out
+    assert "0 background, 1 phase" in report and "phase (phase 1, phase 2)" in report
+    assert run(tmp_path, "--class-names", "matrix,phase 1,phase 2", out="given") == 0
+    assert "differ in their number" not in capsys.readouterr().out
+    for ids in ids_of(tmp_path / "given").values():
+        assert ids[2, [2, 12, 22]].tolist() == [1, 2, 0] and (ids > 0).sum() == 32
+
+
+def test_numbers_in_names_of_files_are_of_their_classes(tmp_path, capsys):
+    for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
+        for number in (1, 2):
+            mask = np.where(number == IDS, 255, 0).astype(np.uint8)
+            put(tmp_path / "gt" / f"{stem}_phase {number}.png", png(mask))
+    assert run(tmp_path, "--mask-pattern", "{stem}_{class}.png") == 0
+    assert "classes by name: 0 background, 1 phase 1, 2 phase 2" in capsys.readouterr().out
+    for ids in ids_of(tmp_path / "set").values():
+        np.testing.assert_array_equal(ids, IDS)
 
 
 def test_outlines_without_a_pixel_are_told_once_for_each_file(tmp_path, capsys):
