@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from annotation import geojson, imagej, labelme
 from annotation.names import BACKGROUND, IGNORE, class_id, class_of_region, series_of_classes
+from annotation.planes import check_one, slices_of
 from annotation.shapes import Shape, paint
 from imaging.imagefile import Pixels
 from utils.files import DataError
@@ -45,6 +46,7 @@ def read_annotation(
     size: tuple[int, int],
     names: Sequence[str],
     *,
+    page: int = 0,
     particles: bool = False,
     told: list[str] | None = None,
 ) -> Pixels:
@@ -52,26 +54,39 @@ def read_annotation(
 
     ``size`` is (H, W) of the image and ``names`` the class of each id, see
     ``annotation.names.class_names``; which pixels an outline covers stands in
-    ``annotation.shapes``. Of ``particles`` every outline is class 1, whatever number it has.
-    ``told`` gets lines of warning. Raises DataError for what cannot be read, was drawn on an image
-    of another size, lies outside of it, or has another class.
+    ``annotation.shapes``. Of a stack's file those on the slice ``page`` count, see ``pages_in``;
+    without it all, which must be of one slice then. Of ``particles`` every outline is class 1,
+    whatever number it has. ``told`` gets lines of warning. Raises DataError for what cannot be
+    read, was drawn on an image of another size, lies outside of it, or has another class.
     """
     drawn = read_drawn(path)
     if drawn.size not in (None, size):
         assert drawn.size is not None
         found = f"{path}: drawn on an image of {drawn.size[1]}x{drawn.size[0]} pixels"
         raise DataError(f"{found}, its image has {size[1]}x{size[0]}; draw on the same image")
+    if not page:
+        check_one((shape.plane for shape in drawn.shapes), path)
     try:
         own = drawn.classes(names)
         labels = [_particle(name) if particles else class_id(name, names) for name in own]
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    return paint(zip(labels, drawn.shapes, strict=True), size, str(path), told)
+    both = zip(labels, drawn.shapes, strict=True)
+    here = [(label, shape) for label, shape in both if not page or shape.plane.slice == page]
+    return paint(here, size, str(path), told)
 
 
 def _particle(name: str) -> int:
     key = name.strip().casefold()
     return IGNORED if key in IGNORE else 0 if key in BACKGROUND else 1
+
+
+def pages_in(path: str | Path) -> set[int]:
+    """The pages of a stack that a file's outlines were drawn on; none if it tells no slice.
+
+    Raises DataError where some have a slice, or where the file does not tell the page.
+    """
+    return slices_of((shape.plane for shape in read_drawn(path).shapes), path)
 
 
 def is_annotation(path: Path) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from annotation.planes import Plane
 from annotation.shapes import Polygon, Shape, Stroke, points
+
+PLANE = {"c": -1, "z": 0, "t": 0}  # where QuPath writes none
 
 
 def is_geojson(content: Any) -> bool:
@@ -18,7 +21,14 @@ def is_geojson(content: Any) -> bool:
 def shapes_of(content: Any) -> list[Shape]:
     """The shapes of a file; a line is one pixel wide. Raises ValueError and the like."""
     features = content if isinstance(content, list) else content.get("features", [content])
-    return [Shape(_name(f), tuple(_parts(f["geometry"]))) for f in features if f["geometry"]]
+    found = [(_name(feature), feature["geometry"]) for feature in features if feature["geometry"]]
+    return [Shape(name, tuple(_parts(where)), _plane(where)) for name, where in found]
+
+
+def _plane(geometry: dict[str, Any]) -> Plane:
+    """QuPath's plane, counted from 0 there, without one the first; channel -1 stands for all."""
+    plane = geometry.get("plane") or {}
+    return Plane(0, *(int(plane.get(axis, first)) + 1 for axis, first in PLANE.items()))
 
 
 def _name(feature: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 from roifile import ROI_OPTIONS, ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
 from annotation.names import base_name
-from annotation.shapes import Ellipse, Polygon, Shape, Stroke, points, polygons, rectangle
+from annotation.planes import Plane
+from annotation.shapes import Ellipse, Points, Polygon, Shape, Stroke, points, polygons, rectangle
 
 MOST_BYTES = 2**28  # of all regions in a file, unpacked
 AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
@@ -37,7 +38,7 @@ def shapes_of(raw: bytes) -> list[Shape]:
     lines in their centres, as ImageJ has it.
     """
     if not raw.startswith(b"PK"):
-        return [_shape(raw, "")]
+        return _shapes(raw, "")
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
         entries = [e for e in archive.infolist() if e.filename.lower().endswith(".roi")]
         if sum(entry.file_size for entry in entries) > MOST_BYTES:
@@ -45,18 +46,34 @@ def shapes_of(raw: bytes) -> list[Shape]:
         if archive.namelist() and not entries:
             raise ValueError("no region in it")
         return [
-            _shape(archive.read(entry), PurePosixPath(entry.filename).stem) for entry in entries
+            shape
+            for entry in entries
+            for shape in _shapes(archive.read(entry), PurePosixPath(entry.filename).stem)
         ]
 
 
-def _shape(raw: bytes, file_name: str) -> Shape:
+def _shapes(raw: bytes, file_name: str) -> list[Shape]:
+    """A region; one of points on several slices as a shape for each."""
     roi = ImagejRoi.frombytes(raw)
     name = (roi.name or file_name).strip()
     if what := REMARKS.get(roi.subtype):
         raise ValueError(f"{name or 'a region'!r} is {what} and no outline: delete it")
     if not base_name(name):
         name = str(roi.group) if roi.group else ""
-    return Shape(name, _parts(roi, name))
+    told = roi.position, roi.c_position, roi.z_position, roi.t_position
+    plane = Plane(*(max(0, place) for place in told))
+    if roi.position and plane[1:] == (0, roi.position, 0):  # told twice
+        plane = Plane(roi.position)
+    places = roi.counter_positions
+    if roi.roitype == ROI_TYPE.POINT and places is not None and places.any():
+        found = points(roi.coordinates())
+        own = {int(place): found[places == place] for place in np.unique(places)}
+        return [Shape(name, (_dots(at),), Plane(place)) for place, at in own.items()]
+    return [Shape(name, _parts(roi, name), plane)]
+
+
+def _dots(found: Points) -> Stroke:
+    return Stroke(tuple(point[None] + 0.5 for point in found), 1.0)
 
 
 def _parts(roi: ImagejRoi, name: str) -> tuple[Polygon | Stroke | Ellipse, ...]:
@@ -90,5 +107,5 @@ def _part(roi: ImagejRoi) -> Polygon | Stroke | Ellipse:
     if kind in LINES:
         return Stroke((points(roi.coordinates()) + 0.5,), width)
     if kind == ROI_TYPE.POINT:
-        return Stroke(tuple(np.asarray(p)[None] + 0.5 for p in points(roi.coordinates())), 1.0)
+        return _dots(points(roi.coordinates()))
     raise ValueError(f"a region of type {kind.name.lower()}")

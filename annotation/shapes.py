@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from annotation.planes import Plane
 from utils.files import DataError
 from utils.metrics import IGNORED
 
@@ -116,6 +117,7 @@ class Shape(NamedTuple):
 
     name: str
     parts: tuple[Polygon | Stroke | Ellipse | Bitmap, ...]
+    plane: Plane = Plane()  # of a stack
 
 
 def points(values: ArrayLike, least: int = 1) -> Points:

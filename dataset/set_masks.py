@@ -126,6 +126,7 @@ class SetMasks:
                 source.mask,
                 source.size,
                 self.names,
+                page=source.slice,
                 particles=particles,
                 told=told,
             )
@@ -373,9 +374,10 @@ def names_drawn(
 
 def _one_outline_each(drawn: Drawn, classes: Sequence[str]) -> tuple[int, bool, Path] | None:
     """How many classes a file has, and whether they are numbers; None if one has two outlines."""
-    found = Counter(name.strip().casefold() for name in classes)
-    names = {*found} - {*IGNORE, *BACKGROUND}
-    if "" in names or any(found[name] > 1 for name in names):
+    both = zip(classes, drawn.shapes, strict=True)
+    found = Counter((name.strip().casefold(), shape.plane) for name, shape in both)
+    names = {name for name, _ in found} - {*IGNORE, *BACKGROUND}
+    if "" in names or any(number > 1 for (name, _), number in found.items() if name in names):
         return None
     return len(names), all(map(is_numbered, names)), drawn.path
 

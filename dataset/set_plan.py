@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from annotation.files import is_annotation
+from annotation.files import is_annotation, pages_in
 from annotation.scribbles import unlabelled_value, value_round_strokes
 from data import MOST_REPEATS, name_key, parse_name
 from dataset.check import SMALLEST_SIDE, TURNED_MASK, Problems, size_text, turned_images
@@ -64,6 +64,7 @@ class Source:
     mask_box: Box = Box(0, 0, 0, 0)
     parts: tuple[tuple[str, Path], ...] = ()  # class and mask, where each class has a file
     size: tuple[int, int] = (0, 0)  # (H, W) of the image
+    slice: int = 0  # of the stack, whose outlines count; 0: all in the file
 
     @property
     def drawn(self) -> bool:
@@ -263,6 +264,9 @@ class Plan:
             for number, own in masks.items()
             if number not in numbers
         ]
+        in_one = source.mask and source.drawn and not source.parts and pages > 1
+        if slices := pages_in(source.mask) if in_one and source.mask else set():
+            return self._by_slice(source, numbers, slices, masks)
         alone = source.mask is not None and count_pages(source.mask) == 1 < len(numbers)
         if alone and numbers[0] not in masks:
             found = f"{source.mask}: one page, taken for page {numbers[0]} of {source.image.name}"
@@ -272,6 +276,27 @@ class Plan:
         return [
             self._page(source, n, masks, classes, bare=alone and n != numbers[0]) for n in numbers
         ]
+
+    def _by_slice(
+        self,
+        source: Source,
+        numbers: Sequence[int],
+        slices: set[int],
+        masks: Mapping[int, Sequence[Path]],
+    ) -> list[Source]:
+        """The pages of a stack, each with what was drawn on its slice, and else without a mask."""
+        image, taken, others = source.image, slices & {*numbers}, slices - {*numbers}
+        found = f"{source.mask}: outlines on slice {', '.join(map(str, sorted(others)))}"
+        if others and max(others) > source.pages:
+            raise DataError(f"{found}, {image.name} has {source.pages}; was it drawn on another?")
+        if not taken:
+            cure = f"give --page {min(others)}, or each"
+            raise DataError(f"{found}, of {image.name} page {numbers[0]} is taken; {cure}")
+        self.warnings += [f"{found} not used, give --page each"] if others else []
+        own = [
+            self._page(source, number, masks, {}, bare=number not in slices) for number in numbers
+        ]
+        return [s if s.mask != source.mask else replace(s, slice=s.page) for s in own]
 
     def _page(
         self,

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from roifile import ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
-from annotation.files import is_annotation, read_annotation, read_drawn
+from annotation.files import is_annotation, pages_in, read_annotation, read_drawn
 from annotation.names import (
     base_name,
     class_id,
@@ -140,6 +140,14 @@ def text_region(name: str) -> bytes:
     return region.tobytes()
 
 
+def planes_of_qupath(*planes) -> str:
+    """PORE on each plane; QuPath writes none (None) for the first one of all."""
+    content = json.loads(qupath(*[("pore", "Polygon", [closed(PORE)])] * len(planes)))
+    for feature, plane in zip(content["features"], planes, strict=True):
+        feature["geometry"] |= {"plane": plane} if plane else {}
+    return json.dumps(content)
+
+
 FILES = {
     "labelme polygons": (
         "a.json",
@@ -253,6 +261,17 @@ def test_imagejs_oval_and_points_lie_in_the_centres_of_pixels(tmp_path: Path) ->
         ("a.roi", roi(5, PORE, "pore", options=1), "'pore' is a fitted spline"),
         ("a.roi", text_region("5 um"), "'5 um' is text and no outline: delete it"),
         ("a.roi", roi(3, PORE, "pore", subtype=2), "'pore' is an arrow and no outline"),
+        (
+            "a.zip",
+            roi_set(a=roi(0, PORE, "pore", at=(1, 0, 0, 0)), b=roi(0, PORE, at=(3, 0, 0, 0))),
+            "outlines on several slices (slice 1, slice 3); save one file for each, named as its",
+        ),
+        (
+            "a.zip",
+            roi_set(a=roi(0, PORE, "pore", at=(0, 1, 1, 1)), b=roi(0, PORE, at=(0, 1, 4, 1))),
+            "(channel 1 z 1 t 1, channel 1 z 4 t 1)",
+        ),
+        ("a.geojson", planes_of_qupath(None, {"c": -1, "z": 2, "t": 0}), "(z 1 t 1, z 3 t 1)"),
         ("a.json", '{"images": [], "annotations": []}', "COCO"),
         ("a.json", "{}", "JSON of another kind"),
         ("a.json", "[" * 100000, "damaged"),
@@ -338,6 +357,56 @@ def read(path: Path, content: str | bytes, names=NAMES, **options) -> list[str]:
     """The class map of a file, in characters."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return ["".join(".12"[v] for v in row) for row in read_annotation(path, SIZE, names, **options)]
+
+
+def test_outlines_of_one_slice_are_read_whichever_it_is(tmp_path: Path) -> None:
+    one = [
+        roi_set(a=roi(0, LARGE, "carbide", at=at), b=roi(0, PORE, "pore", at=at))
+        for at in ((0, 0, 0, 0), (3, 0, 0, 0), (0, 1, 3, 1))
+    ]
+    some = roi_set(a=roi(0, LARGE, "carbide"), b=roi(0, PORE, "pore", at=(3, 0, 0, 0)))
+    for content in (*one, some):
+        assert read(tmp_path / "a.zip", content)[:5] == DRAWN[:5]
+    plane = {"c": -1, "z": 2, "t": 0}
+    got = read(tmp_path / "a.geojson", planes_of_qupath(plane, plane))
+    assert got == read(tmp_path / "b.geojson", planes_of_qupath(None))
+
+
+def test_a_page_has_the_outlines_of_its_slice_alone(tmp_path: Path) -> None:
+    content = roi_set(
+        a=roi(0, LARGE, "carbide", at=(1, 0, 0, 0)),
+        b=roi(0, PORE, "pore", at=(1, 0, 0, 0)),
+        c=roi(1, ROW, "carbide", at=(3, 0, 0, 0)),
+    )
+    (tmp_path / "a.zip").write_bytes(content)
+    assert pages_in(tmp_path / "a.zip") == {1, 3}
+    assert read(tmp_path / "a.zip", content, page=1) == [*DRAWN[:5], "........"]
+    assert read(tmp_path / "a.zip", content, page=3) == ["........"] * 5 + [DRAWN[5]]
+    (tmp_path / "b.zip").write_bytes(roi_set(a=roi(0, LARGE), b=roi(0, PORE)))
+    assert pages_in(tmp_path / "b.zip") == set()
+
+
+@pytest.mark.parametrize(
+    ("regions", "says"),
+    [
+        ({"a": roi(0, PORE), "b": roi(0, PORE, at=(2, 0, 0, 0))}, "without a slice beside others"),
+        ({"a": roi(0, PORE, at=(0, 1, 2, 1))}, "channel 1 z 2 t 1; which page that is"),
+    ],
+)
+def test_slices_that_may_be_any_page_are_one_line(tmp_path: Path, regions, says: str) -> None:
+    (tmp_path / "a.zip").write_bytes(roi_set(**regions))
+    with pytest.raises(DataError) as caught:
+        pages_in(tmp_path / "a.zip")
+    line = str(caught.value)
+    assert says in line and line.startswith(f"{tmp_path / 'a.zip'}: ") and "\n" not in line
+
+
+def test_points_of_a_region_lie_on_slices_of_their_own(tmp_path: Path) -> None:
+    region = ImagejRoi.frombytes(roi(10, [(1, 1), (6, 1), (4, 3)], "pore"))
+    region.counters = np.zeros(3, np.uint8)
+    region.counter_positions = np.array([1, 2, 1], np.uint32)
+    got = read(tmp_path / "a.roi", region.tobytes(), page=1)
+    assert got == ["........", ".2......", "........", "....2...", "........", "........"]
 
 
 def test_each_part_of_a_class_lies_by_its_own_size(tmp_path: Path) -> None:

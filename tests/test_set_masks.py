@@ -365,6 +365,59 @@ def test_outlines_without_a_pixel_are_told_once_for_each_file(tmp_path, capsys):
         assert ids.sum() == 16
 
 
+def stack_of_regions(tmp_path: Path, *slices: int) -> list[str]:
+    """Two stacks of 3 pages; a square at 10 times the slice on each of the slices."""
+    stems = write_raw(tmp_path, [None] * 2, images=[tiff(IMAGES[:3])] * 2)
+    found = {}
+    for at in slices:
+        corners = [(10 * at, 0), (10 * at + 4, 0), (10 * at + 4, 4), (10 * at, 4)]
+        found[f"r{at}"] = roi(1, corners, "pore", at=(at, 0, 0, 0))
+    for stem in stems:
+        put(tmp_path / "gt" / f"{stem}.zip", roi_set(**found))
+    return stems
+
+
+def test_regions_of_a_stack_are_of_their_own_pages(tmp_path, capsys):
+    stack_of_regions(tmp_path, 1, 3)
+    assert run(tmp_path, "--page", "each", "--test", "0") == 0
+    got = ids_of(tmp_path / "set")
+    assert len(got) == 4
+    for name, ids in got.items():
+        page = int(name.partition("-p")[2][0])
+        assert page in (1, 3)
+        expected = np.zeros_like(IDS)
+        expected[:4, 10 * page : 10 * page + 4] = 1
+        np.testing.assert_array_equal(ids, expected)
+    assert "one page, taken for" not in capsys.readouterr().out
+    assert run(tmp_path, "--page", "3", "--test", "0", out="third") == 0
+    assert "zip: outlines on slice 1 not used, give --page each" in capsys.readouterr().out
+    for ids in ids_of(tmp_path / "third").values():
+        assert ids[:4, 30:34].all() and ids.sum() == 16
+
+
+@pytest.mark.parametrize(
+    ("slices", "options", "says"),
+    [
+        ((3,), [], "outlines on slice 3, of 0_s0_0_0.tif page 1 is taken; give --page 3, or each"),
+        ((1, 4), ["--page", "each"], "outlines on slice 4, 0_s0_0_0.tif has 3"),
+    ],
+)
+def test_regions_of_another_page_are_one_line(tmp_path, capsys, slices, options, says):
+    stack_of_regions(tmp_path, *slices)
+    assert run(tmp_path, *options) == 2
+    assert says in capsys.readouterr().err.splitlines()[0]
+
+
+def test_regions_of_several_slices_for_one_image_are_refused(tmp_path, capsys):
+    for stem in write_raw(tmp_path, [None] * 2, images=IMAGES[:2]):
+        corners = [(0, 0), (4, 0), (4, 4), (0, 4)]
+        found = {f"r{at}": roi(1, corners, "pore", at=(at, 0, 0, 0)) for at in (1, 2)}
+        put(tmp_path / "gt" / f"{stem}.zip", roi_set(**found))
+    assert run(tmp_path) == 2
+    line = capsys.readouterr().err.splitlines()[0]
+    assert "0_s0_0_0.zip: outlines on several slices (slice 1, slice 2); save one file" in line
+
+
 def test_outlines_are_masks_and_name_the_classes(tmp_path, capsys):
     stems = write_raw(tmp_path, [None] * 3, images=IMAGES[:3])
     names, colours = ["matrix", "pore", "Carbide"], [(0, 0, 0)] * 3
