@@ -23,6 +23,7 @@ from utils.metrics import IGNORED
 Points = NDArray[np.float64]  # (N, 2): x, y
 Bits = NDArray[np.bool_]
 FARTHEST = 1e7  # coordinate; what is computed from it stays exact enough
+MOST_BANDS, MOST_ENTRIES = 4096, 2**26  # of rows, in which the edges of rings are looked up
 
 
 class Patch(NamedTuple):
@@ -234,16 +235,17 @@ def polygons(rings: Sequence[Points]) -> tuple[Polygon, ...]:
 
     Together they cover what all rings cover as one polygon. A ring within a hole is an outer one.
     """
-    boxes = np.array([[*ring.min(axis=0), *ring.max(axis=0)] for ring in rings])
+    if not rings:
+        return ()
+    edges, boxes = _Edges(rings), np.array([[*r.min(axis=0), *r.max(axis=0)] for r in rings])
     areas = np.array([abs(_area(ring)) for ring in rings])
     around: list[list[int]] = []  # of each ring those that enclose it
     for number, ring in enumerate(rings):
-        own = boxes[number]
-        may = (boxes[:, :2] <= own[:2]).all(axis=1) & (boxes[:, 2:] >= own[2:]).all(axis=1)
-        same = areas == areas[number]  # of two equal rings the earlier is around the later
-        may &= (areas > areas[number]) | same & (np.arange(len(rings)) < number)
-        inner = _within(ring)
-        around.append([i for i in np.flatnonzero(may).tolist() if _encloses(rings[i], inner)])
+        near, own = edges.around(_within(ring)), boxes[number]
+        low, high = boxes[near, :2] <= own[:2], boxes[near, 2:] >= own[2:]
+        same = areas[near] == areas[number]  # of two equal rings the earlier is around the later
+        larger = (areas[near] > areas[number]) | same & (near < number)
+        around.append(near[low.all(axis=1) & high.all(axis=1) & larger].tolist())
     found: dict[int, list[Points]] = {i: [rings[i]] for i, o in enumerate(around) if len(o) % 2 < 1}
     for number, outer in enumerate(around):
         if len(outer) % 2:  # a hole of the ring that is nearest around it
@@ -280,10 +282,34 @@ def _within(ring: Points) -> tuple[float, float]:
     return float(ring[0, 0]), float(ring[0, 1])
 
 
-def _encloses(ring: Points, point: tuple[float, float]) -> bool:
-    """Whether a point lies within a ring."""
-    x, y = point
-    end = np.roll(ring, -1, axis=0)
-    at = (ring[:, 1] <= y) != (end[:, 1] <= y)
-    (x0, y0), (x1, y1) = ring[at].T, end[at].T
-    return bool((x0 + (y - y0) / (y1 - y0) * (x1 - x0) > x).sum() % 2)
+class _Edges:
+    """The edges of many rings in bands of rows, to find the rings around a point."""
+
+    def __init__(self, rings: Sequence[Points]) -> None:
+        self.ring = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+        self.start = np.concatenate(rings)
+        self.end = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
+        heights = np.stack([self.start[:, 1], self.end[:, 1]])
+        self.top = heights.min()
+        self.bands = max(1, min(MOST_BANDS, MOST_ENTRIES // len(self.ring)))
+        self.band = max(float(heights.max() - self.top), 1.0) / self.bands
+        first, last = (self._band(y) for y in (heights.min(axis=0), heights.max(axis=0)))
+        count = last - first + 1
+        edge = np.repeat(np.arange(len(self.ring)), count)
+        bands = np.arange(len(edge)) - np.repeat(count.cumsum() - count, count) + first[edge]
+        self.edges = edge[np.argsort(bands, kind="stable")]
+        self.starts = np.bincount(bands, minlength=self.bands).cumsum()
+
+    def around(self, point: tuple[float, float]) -> NDArray[np.int64]:
+        """The numbers of the rings that enclose a point."""
+        x, y = point
+        band = int(self._band(np.array(y)))
+        near = self.edges[self.starts[band - 1] if band else 0 : self.starts[band]]
+        near = near[(self.start[near, 1] <= y) != (self.end[near, 1] <= y)]
+        (x0, y0), (x1, y1) = self.start[near].T, self.end[near].T
+        beyond = self.ring[near[x0 + (y - y0) / (y1 - y0) * (x1 - x0) > x]]
+        rings, crossed = np.unique(beyond, return_counts=True)
+        return np.asarray(rings[crossed % 2 == 1], np.int64)
+
+    def _band(self, y: NDArray[Any]) -> NDArray[np.int64]:
+        return np.asarray(np.clip((y - self.top) // self.band, 0, self.bands - 1), np.int64)
