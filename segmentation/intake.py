@@ -20,7 +20,7 @@ from annotation.outlines import SUFFIX
 from config import Config, ConfigError
 from data import name_key
 from dataset.layout import replacing_set, write_png
-from dataset.mask_values import MaskRule, palette_text, parse_ignored, parse_palette
+from dataset.mask_values import palette_text, parse_ignored, parse_palette
 from dataset.prepare import mask_warnings, read_settings
 from dataset.set_masks import names_drawn
 from dataset.set_plan import Plan, Source
@@ -331,8 +331,8 @@ def _plans(
             assert problem is not None
             raise problem
         if not plans[-1].rule.names and "ids" not in plans[-1].rule.note:
-            known = _palette(plans[-1].rule)  # with what it adds to the one before
-        known = known or _palette(plans[0].rule)
+            known = palette_text(plans[-1].rule.palette)  # with what it adds to the one before
+        known = known or palette_text(plans[0].rule.palette)
     return plans, known
 
 
@@ -371,7 +371,7 @@ def _changed(plans: Sequence[Plan], known: str) -> _Changed | None:
         if other:
             moved = any(IGNORED not in (old[value], new[value]) for value in other)
             before = f'earlier runs read them by --palette "{known}"'
-            line = f'masks are read by --palette "{_palette(plan.rule)}" now; {before}'
+            line = f'masks are read by --palette "{palette_text(plan.rule.palette)}" now; {before}'
             return _Changed(line, moved, known)
     return None
 
@@ -445,11 +445,6 @@ def _one_palette(folders: Sequence[tuple[Path, Path]]) -> None:
         raise DataError(f"--masks: palettes differ: {check.differing}; {cure}")
 
 
-def _palette(rule: MaskRule) -> str:
-    """The option --palette that gives a rule again."""
-    return palette_text(rule.palette)
-
-
 def _write(
     root: Path, plans: list[Plan], corrected: Mapping[str, Path], request: Request
 ) -> dict[str, Any]:
@@ -494,7 +489,11 @@ def _write(
         raise DataError(
             f"{request.masks[0]}: no pixel has a class; label some, or correct --ignore"
         )
-    record = {"num_classes": classes, "pixels": pixels, "palette": _palette(plans[0].rule)}
+    record = {
+        "num_classes": classes,
+        "pixels": pixels,
+        "palette": palette_text(plans[0].rule.palette),
+    }
     gray = plans[0].gray
     record |= {"crop": list(plans[0].settings.crop)}
     record |= {"gray_range": gray.saved() if isinstance(gray, GrayRange) else None}
