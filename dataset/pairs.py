@@ -46,12 +46,7 @@ class Pairs:
     """
 
     def __init__(
-        self,
-        images: Path,
-        masks: Path,
-        pattern: str,
-        out: Path,
-        no_images: Collection[Path] = (),
+        self, images: Path, masks: Path, pattern: str, out: Path, no_images: Collection[Path] = ()
     ) -> None:
         self.images, self.folder, self.pattern = images, masks, pattern
         self.one_folder = masks.resolve() == images.resolve()

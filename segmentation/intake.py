@@ -283,13 +283,12 @@ def _as_folder(masks: Path, request: Request, place: Path) -> Path:
             f"{masks}: no image of {request.images} has its name; name the mask as its image, such "
             f"as {wanted}.png or {wanted}_mask.png"
         )
-    named = stems[max(found, key=len)]
-    named = [(s, p) for s, p in named if p.parent.resolve() == masks.parent.resolve()] or named
-    stem, image = named[0]
-    if len(named) > 1:
+    named, at = stems[max(found, key=len)], masks.parent.resolve()
+    (stem, image), *others = [(s, p) for s, p in named if p.parent.resolve() == at] or named
+    if others:
         several = ", ".join(path.relative_to(request.images).as_posix() for _, path in named)
-        at = image.relative_to(request.images).with_name(masks.name).as_posix()
-        cure = f"give a folder in which it lies as its image does, such as {at}"
+        such = image.relative_to(request.images).with_name(masks.name).as_posix()
+        cure = f"give a folder in which it lies as its image does, such as {such}"
         raise DataError(f"{masks}: {len(named)} images have its name ({several}); {cure}")
     folder = place / f"{len(list(place.iterdir()))}"
     copied = folder / image.relative_to(request.images).with_name(stem + masks.suffix.lower())
