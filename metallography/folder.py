@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,31 +19,18 @@ from imaging.drawing import is_intact, overlay, save_picture
 from imaging.field import NO_RULE, FieldRule
 from imaging.gray_range import Conversion
 from imaging.imagefile import read_header, read_mask, reading_of
+from imaging.index import Stamp, stamp_of
 from metallography import measure
-from metallography.items import Item, read_truth
+from metallography.items import RECORD, TABLES, WRITTEN, Item, Record, digest_of, read_truth
 from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of
 from metallography.segmenter import check_number
 from metallography.tiling import Floats
-from utils.commandline import UserError
-from utils.files import (
-    Behind,
-    DataError,
-    open_to_append,
-    replace_file,
-    replacing,
-    special_kind,
-    writing,
-)
-from utils.log import progress, read_metrics, to_terminal
+from utils.files import Behind, DataError, replacing, writing
+from utils.log import progress, to_terminal
 from utils.metrics import IGNORED, Counts, SegmentationScores
 from utils.ranks import group
 from utils.tables import csv_of_rows
 
-RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
-TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
-# In ``RECORD``, beside what decides a prediction: digests of the class map as predicted, of one
-# that is being written, as last drawn, of a corrected one older than its image; and of outlines.
-WRITTEN = ("map", "writing", "drawn", "outdated", "outlines")
 AHEAD = 2**24  # pixels of the largest images that are read ahead and written behind
 
 
@@ -79,58 +64,6 @@ def count_confusion(truth: Array, prediction: Array, num_classes: int) -> Counts
     for rows in row_bands(len(truth)):
         scores.add(torch.from_numpy(prediction[rows]), torch.from_numpy(truth[rows]))
     return scores.counts().sum(axis=0)
-
-
-class Record:
-    """Which images are done, and with which settings: a line of JSON each.
-
-    A damaged one is made anew, line by line. UserError if the folder holds predictions made with
-    other settings, unless these are ``replaceable``, or cannot be written to.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        settings: Mapping[str, object],
-        overwrite: bool,
-        replaceable: bool = False,
-    ) -> None:
-        self.path = path
-        self.done: dict[str, Row] = {}
-        self.held: list[Row] | None = None  # entries that are written later; None: at once
-        if kind := special_kind(path):
-            raise UserError(f"{path}: {kind}, not a file; remove it, or give another --out")
-        with writing(path, "--out"):
-            there = path.exists() and path.stat().st_size > 0
-            lines = read_metrics(path) if there and not overwrite else []
-        if there and not overwrite and ("weights" not in (lines or [{}])[0]):
-            to_terminal(f"{path}: damaged; made anew, with all predictions")
-            lines = []
-        if lines:
-            old = lines[0]
-            pairs = ((key, old.get(key), value) for key, value in settings.items())
-            changed = [f"{key} was {was}, is {now}" for key, was, now in pairs if was != now]
-            if changed and replaceable:
-                lines = []
-            elif changed:
-                raise UserError(
-                    f"{path.parent}: holds predictions made with other settings "
-                    f"({'; '.join(changed)}); give --overwrite or another --out"
-                )
-            entries = (line for line in lines[1:] if isinstance(line.get("name"), str))
-            self.done = {line["name"]: line for line in entries}
-        # Rewritten, because the next line would be appended to one that a kill cut off.
-        text = "".join(json.dumps(line) + "\n" for line in [settings, *self.done.values()])
-        replace_file(path, text, "--out")
-
-    def add(self, entry: Row) -> None:
-        """Note that an image is done; see ``held``."""
-        self.done[entry["name"]] = entry
-        if self.held is not None:
-            self.held.append(entry)
-            return
-        with open_to_append(self.path) as file:
-            file.write(f"{json.dumps(entry)}\n".encode())
 
 
 @contextmanager
@@ -185,24 +118,6 @@ def _is_intact(path: Path, num_classes: int) -> bool:
             values: Array = np.load(path, mmap_mode="r", allow_pickle=False)
             return values.ndim == 3 and values.shape[2] == num_classes
     return False
-
-
-def digest_of(ids: Array) -> str:
-    """A short hash of a class map, however its file is packed."""
-    return hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).hexdigest()[:16]
-
-
-Stamp = tuple[int, int]
-"""Bytes and time of change of a file."""
-
-
-def stamp_of(path: Path) -> Stamp:
-    """The stamp of a file; (0, 0) if it cannot be had: reading it will say why."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
 
 
 class Done(NamedTuple):

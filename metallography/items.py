@@ -1,7 +1,9 @@
-"""What is to be predicted: the images of a folder, their names, and their true masks."""
+"""What is to be predicted: images, their names, their true masks; the record of what is done."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,19 +27,29 @@ from imaging.listing import (
     unread,
 )
 from imaging.pages import Page, by_page, count_pages
-from metallography.particles import Array
+from metallography.particles import Array, Row
+from utils.commandline import UserError
 from utils.files import (
     IMAGE_SUFFIXES,
     MOST_BYTES,
     DataError,
     cut_name,
     name_key,
+    open_to_append,
+    replace_file,
     special_kind,
+    writing,
 )
+from utils.log import read_metrics, to_terminal
 from utils.metrics import IGNORED
 
 Truth = tuple[Path, int]
 """The file of a true mask, and which page of it."""
+RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
+TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
+# In ``RECORD``, beside what decides a prediction: digests of the class map as predicted, of one
+# that is being written, as last drawn, of a corrected one older than its image; and of outlines.
+WRITTEN = ("map", "writing", "drawn", "outdated", "outlines")
 TRUTHS = (".png", ".tif", ".tiff")  # suffixes that a true mask may have; of several the first
 
 
@@ -228,3 +240,60 @@ def read_truth(
             f"ids are 0..{num_classes - 1}, and {IGNORED} where nobody labelled: correct the mask"
         )
     return truth
+
+
+def digest_of(ids: Array) -> str:
+    """A short hash of a class map, however its file is packed."""
+    return hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).hexdigest()[:16]
+
+
+class Record:
+    """Which images are done, and with which settings: a line of JSON each.
+
+    A damaged one is made anew, line by line. UserError if the folder holds predictions made with
+    other settings, unless these are ``replaceable``, or cannot be written to.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, object],
+        overwrite: bool,
+        replaceable: bool = False,
+    ) -> None:
+        self.path = path
+        self.done: dict[str, Row] = {}
+        self.held: list[Row] | None = None  # entries that are written later; None: at once
+        if kind := special_kind(path):
+            raise UserError(f"{path}: {kind}, not a file; remove it, or give another --out")
+        with writing(path, "--out"):
+            there = path.exists() and path.stat().st_size > 0
+            lines = read_metrics(path) if there and not overwrite else []
+        if there and not overwrite and ("weights" not in (lines or [{}])[0]):
+            to_terminal(f"{path}: damaged; made anew, with all predictions")
+            lines = []
+        if lines:
+            old = lines[0]
+            pairs = ((key, old.get(key), value) for key, value in settings.items())
+            changed = [f"{key} was {was}, is {now}" for key, was, now in pairs if was != now]
+            if changed and replaceable:
+                lines = []
+            elif changed:
+                raise UserError(
+                    f"{path.parent}: holds predictions made with other settings "
+                    f"({'; '.join(changed)}); give --overwrite or another --out"
+                )
+            entries = (line for line in lines[1:] if isinstance(line.get("name"), str))
+            self.done = {line["name"]: line for line in entries}
+        # Rewritten, because the next line would be appended to one that a kill cut off.
+        text = "".join(json.dumps(line) + "\n" for line in [settings, *self.done.values()])
+        replace_file(path, text, "--out")
+
+    def add(self, entry: Row) -> None:
+        """Note that an image is done; see ``held``."""
+        self.done[entry["name"]] = entry
+        if self.held is not None:
+            self.held.append(entry)
+            return
+        with open_to_append(self.path) as file:
+            file.write(f"{json.dumps(entry)}\n".encode())

@@ -13,7 +13,8 @@ import numpy as np
 from imaging.listing import some_names
 from imaging.pixel_size import SAME
 from metallography import measure
-from metallography.folder import MEASUREMENTS, SUMMARY, Folder
+from metallography.folder import Folder
+from metallography.items import MEASUREMENTS, SUMMARY
 from metallography.particles import Row, unit_of
 from metallography.ranking import class_words, fractions_of, outlying
 from utils import metrics

@@ -24,8 +24,8 @@ from PIL import Image
 from imaging.drawing import OUTSIDE_NAME, as_rgb, bar_length
 from imaging.imagefile import read_mask
 from metallography import measure
-from metallography.folder import MEASUREMENTS, Folder
-from metallography.items import Item
+from metallography.folder import Folder
+from metallography.items import MEASUREMENTS, Item
 from metallography.particles import Array, unit_of
 from metallography.ranking import fractions_of
 from metallography.summary import (

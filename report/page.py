@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, Template
 from PIL import Image
 
 from config import FIELDS, ConfigError, format_value
-from metallography.folder import MEASUREMENTS, SUMMARY
+from metallography.items import MEASUREMENTS, SUMMARY
 from metallography.summary import DEFINITIONS, Table, of_particles, shown, words
 from report.figures import curve_picture
 from report.results import (

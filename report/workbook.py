@@ -12,7 +12,7 @@ from typing import Any
 
 import xlsxwriter
 
-from metallography.folder import TABLES
+from metallography.items import TABLES
 from utils.files import replacing
 from utils.tables import rounded
 

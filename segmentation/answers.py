@@ -25,7 +25,7 @@ from dataset.layout import write_png
 from imaging.field import Crop
 from imaging.imagefile import Pixels, read_image, read_mask
 from imaging.listing import UNREAD_PICTURES, longest_start
-from metallography.folder import MEASUREMENTS, SUMMARY, digest_of
+from metallography.items import MEASUREMENTS, SUMMARY, digest_of
 from report.workbook import WORKBOOK
 from utils.checkpoint import load, save
 from utils.commandline import UserError

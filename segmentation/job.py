@@ -16,8 +16,8 @@ import numpy as np
 from annotation.outlines import SUFFIX, packed
 from dataset.layout import write_png
 from imaging.imagefile import read_image, read_mask
+from imaging.index import stamp_of
 from imaging.listing import some_names
-from metallography.folder import stamp_of
 from metallography.items import Item
 from metallography.measure import check_terms
 from metallography.ranking import fractions_of

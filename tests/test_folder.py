@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from tifffile import TiffWriter, imwrite
 
-from metallography.folder import RECORD, Folder
-from metallography.items import Item, list_images, result_names
+from metallography.folder import Folder
+from metallography.items import RECORD, Item, list_images, result_names
 from metallography.segmenter import Segmenter
 from predict import main
 from tests.holder import HOLD
