@@ -42,7 +42,7 @@ from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter, check_number
 from metallography.summary import is_share, warnings, words, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
-from report.laboratory import Told, place_of, sample_of, write_laboratory
+from report.laboratory import Told, page_name, place_of, sample_of, write_laboratory
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet, ranked_sheet
 from report.workbook import WORKBOOK, tables_of, write_workbook
@@ -289,6 +289,8 @@ def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[st
         to_terminal(line)
     how: dict[str, Any] = {"field": field, "scales": scales.of, "resample": options.resample or 0.0}
     with claimed(out):
+        how["replaces"] = ["summary.md", "sheet.png", page_name(out)]
+        how["replaces"] += [WORKBOOK] if options.xlsx else []
         folder = Folder(segmenter, items, out, overwrite=options.overwrite, **how, **terms)
         folder.bad, folder.left_out = list(items.bad), items.left_out
         folder.notes = notes

@@ -20,12 +20,22 @@ from imaging.field import NO_RULE, FieldRule
 from imaging.gray_range import Conversion
 from imaging.imagefile import read_header, read_mask, reading_of
 from imaging.index import Stamp, stamp_of
+from imaging.listing import some_names
 from metallography import measure
-from metallography.items import RECORD, TABLES, WRITTEN, Item, Record, digest_of, read_truth
+from metallography.items import (
+    CORRECTED,
+    RECORD,
+    TABLES,
+    WRITTEN,
+    Item,
+    Record,
+    digest_of,
+    read_truth,
+)
 from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of
 from metallography.segmenter import check_number
 from metallography.tiling import Floats
-from utils.files import Behind, DataError, replacing, writing
+from utils.files import Behind, DataError, refuse_links, replacing, writing
 from utils.log import progress, to_terminal
 from utils.metrics import IGNORED, Counts, SegmentationScores
 from utils.ranks import group
@@ -148,6 +158,7 @@ class Folder:
     particles: bool = False
     overwrite: bool = False  # predict again what is done
     replaceable: bool = False  # predictions made with other settings may be replaced
+    replaces: Sequence[str] = ()  # names of more files that are written here than ``run`` does
     left_out: Sequence[str] = ()  # lines on files that are no images, for the summary
     field: FieldRule = NO_RULE  # which part of each image counts
     scales: Mapping[str, float | None] | None = None  # by name; of others um_per_px
@@ -175,14 +186,14 @@ class Folder:
         names = ("resize", "tta", "tile", "overlap")
         settings = {"weights": segmenter.digest} | {n: getattr(segmenter, n) for n in names}
         path = self.out / RECORD
-        self.record = group.by_writer(
-            lambda: Record(path, settings, self.overwrite, self.replaceable)
-        )
+        how = self.overwrite, self.replaceable
+        self.record = group.by_writer(lambda: Record(path, settings, *how, self._replaced()))
         self.rows: list[Row] = []  # of measure_class, for each image and class
         self.compared: list[Row] = []  # of compare_class, likewise
         self.diameters: list[list[Array]] = [[] for _ in classes]  # of whole particles
         self.done: list[Done] = []
         self.predicted = self.skipped = 0  # images predicted now, and done already
+        self.aside: list[str] = []  # images whose class maps were moved to ``CORRECTED``
         self.bad: list[str] = []  # a line for each file that could not be used
         self.behind: Behind | None = None  # what writes pictures; None: at once
         self.ahead: Future[tuple[Stamp, Array] | None] | None = None  # the next item's pixels
@@ -240,7 +251,9 @@ class Folder:
         """Predict what is not done yet, and measure all; UserError if that cannot be written."""
         with ExitStack() as stack:
             stack.enter_context(writing(self.out, "--out"))
-            for name in TABLES:  # of an earlier run, perhaps at another scale
+            stack.callback(self._tell_aside)
+            own = self.record.readable or self.replaceable
+            for name in TABLES if own else ():  # of an earlier run, perhaps at another scale
                 (self.out / name).unlink(missing_ok=True)
             table = _growing_table(self.out / "particles.csv")
             add = stack.enter_context(table if self.particles else nullcontext(lambda rows: None))
@@ -272,6 +285,7 @@ class Folder:
                 if item.name in found:
                     self.record.add(found[item.name])
         self.lost_scale = any(group.gather_objects(self.lost_scale))
+        self.aside = [name for own in group.gather_objects(self.aside) for name in own]
         self.predicted = sum(group.gather_objects(self.predicted))
         self.skipped = -self.predicted  # ``run`` finds them done
 
@@ -290,7 +304,7 @@ class Folder:
 
     def read_ahead(self, item: Item) -> tuple[Stamp, Array] | None:
         """The pixels of an item that is not done yet, and the stamp of its file before."""
-        if item.name in self.record.done:
+        if self.is_done(item):
             return None
         with suppress(DataError):  # which reading in turn reports
             stamp, header = stamp_of(item.path), read_header(item.path)
@@ -317,6 +331,18 @@ class Folder:
         """Where a result of an image goes."""
         return self.out / kind / f"{item.name}{suffix}"
 
+    def is_done(self, item: Item) -> bool:
+        """Whether an image was predicted, by this run if all is overwritten."""
+        return "bytes" in self.record.done.get(item.name, {})
+
+    def _replaced(self) -> Iterator[Path]:
+        """The files that a run replaces, or takes away."""
+        kinds = [("classes", ".png"), ("gray", ".png"), ("overlay", ".png")]
+        kinds += [("probabilities", ".npy")] if self.probabilities else []
+        for kind, suffix in kinds:
+            yield from (self.file(kind, item, suffix) for item in self.items)
+        yield from (self.out / name for name in (*TABLES, *self.replaces))
+
     def class_ids(self, item: Item) -> Array:
         """The predicted class ids of an image: from its file if that is done, else predicted."""
         size, changed = stamp = stamp_of(item.path)
@@ -340,7 +366,8 @@ class Folder:
         wanted += [self.file("probabilities", item, ".npy")] if self.probabilities else []
         same = state.items() <= old.items() and old.keys() - entry.keys() == set()
         predicted = {own[name] for name in ("map", "writing") if name in own}
-        kept = self.kept_mask(item, wanted, predicted, same)
+        anew = self.overwrite and not self.is_done(item)
+        kept = None if anew else self.kept_mask(item, wanted, predicted, same)
         shown = "" if kept is None else digest_of(kept)
         corrected = kept is not None and bool(predicted) and shown not in predicted
         if kept is not None and corrected and (not same or own.get("outdated") == shown):
@@ -369,7 +396,9 @@ class Folder:
         entry |= {"bars": [list(bar) for bar in bars]} if bars else {}
         own.pop("writing", None)
         entry |= own | {"drawn": shown if corrected else digest_of(mask)}
-        entry |= {} if done else {"map": entry["drawn"]}
+        if not done:
+            entry["map"] = entry["drawn"]
+            self.set_aside(item, {*predicted, entry["map"]})
         self.write(image, partial(self.keep, item, image, mask, entry, not done))
         return mask
 
@@ -387,6 +416,32 @@ class Folder:
         drawn = overlay(image, mask, names, colours, entry["um_per_px"])
         save_picture(self.file("overlay", item), drawn, "--out")
         self.record.add(entry)
+
+    def set_aside(self, item: Item, own: Collection[str]) -> None:
+        """Move an image's class map to ``CORRECTED`` unless it has a digest of this program's."""
+        path, place = self.file("classes", item), self.file(CORRECTED, item)
+        if self.replaceable or path.is_symlink() or not is_intact(path):
+            return
+        with suppress(DataError):  # of a picture that is no class map
+            if digest_of(read_mask(path)) in own:
+                return
+        number = 1
+        while place.exists():
+            number += 1
+            place = self.file(CORRECTED, item, f"~{number}.png")
+        refuse_links(path)
+        refuse_links(place)
+        with writing(place, "--out"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+        self.aside.append(item.name)
+
+    def _tell_aside(self) -> None:
+        """Say which class maps were moved."""
+        if self.aside:
+            what = f"{len(self.aside)} class map(s) that are not as this program wrote them"
+            names = some_names(self.aside)
+            to_terminal(f"Warning: {what} were moved to {self.out / CORRECTED}: {names}")
 
     def _remember_bars(self, item: Item, found: Sequence[Sequence[Any]]) -> None:
         """Note the data bars that an earlier run found in an image."""

@@ -46,6 +46,7 @@ from utils.metrics import IGNORED
 Truth = tuple[Path, int]
 """The file of a true mask, and which page of it."""
 RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
+CORRECTED = "corrected"  # folder of class maps that --overwrite found not to be as predicted
 TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
 # In ``RECORD``, beside what decides a prediction: digests of the class map as predicted, of one
 # that is being written, as last drawn, of a corrected one older than its image; and of outlines.
@@ -250,8 +251,11 @@ def digest_of(ids: Array) -> str:
 class Record:
     """Which images are done, and with which settings: a line of JSON each.
 
-    A damaged one is made anew, line by line. UserError if the folder holds predictions made with
-    other settings, unless these are ``replaceable``, or cannot be written to.
+    A damaged one is made anew, line by line. Without a ``readable`` one nobody knows whose the
+    ``others`` are, the files that a run replaces. UserError if there are any, if the folder holds
+    predictions made with other settings, or cannot be written to. Files that are ``replaceable``
+    are the program's own. With ``overwrite`` nothing is done, and of what was ``WRITTEN`` before
+    the digests stay known.
     """
 
     def __init__(
@@ -260,34 +264,61 @@ class Record:
         settings: Mapping[str, object],
         overwrite: bool,
         replaceable: bool = False,
+        others: Iterable[Path] = (),
     ) -> None:
         self.path = path
         self.done: dict[str, Row] = {}
         self.held: list[Row] | None = None  # entries that are written later; None: at once
-        if kind := special_kind(path):
-            raise UserError(f"{path}: {kind}, not a file; remove it, or give another --out")
-        with writing(path, "--out"):
-            there = path.exists() and path.stat().st_size > 0
-            lines = read_metrics(path) if there and not overwrite else []
-        if there and not overwrite and ("weights" not in (lines or [{}])[0]):
-            to_terminal(f"{path}: damaged; made anew, with all predictions")
-            lines = []
-        if lines:
-            old = lines[0]
-            pairs = ((key, old.get(key), value) for key, value in settings.items())
-            changed = [f"{key} was {was}, is {now}" for key, was, now in pairs if was != now]
-            if changed and replaceable:
-                lines = []
-            elif changed:
+        lines = self._lines(overwrite)
+        self.readable = "weights" in (lines or [{}])[0]
+        entries = [line for line in lines if isinstance(line.get("name"), str)]
+        if overwrite:
+            known = ("name", *WRITTEN)
+            entries = [{n: line[n] for n in known if n in line} for line in entries]
+        elif not self.readable:
+            entries = []
+            if not replaceable:
+                self._refuse(others)
+            if path.exists() and path.stat().st_size > 0:
+                to_terminal(f"{path}: damaged; made anew, with all predictions")
+        elif changed := self._changed(lines[0], settings):
+            if not replaceable:
                 raise UserError(
                     f"{path.parent}: holds predictions made with other settings "
                     f"({'; '.join(changed)}); give --overwrite or another --out"
                 )
-            entries = (line for line in lines[1:] if isinstance(line.get("name"), str))
-            self.done = {line["name"]: line for line in entries}
+            entries = []
+        self.done = {line["name"]: line for line in entries}
         # Rewritten, because the next line would be appended to one that a kill cut off.
         text = "".join(json.dumps(line) + "\n" for line in [settings, *self.done.values()])
         replace_file(path, text, "--out")
+
+    def _lines(self, overwrite: bool) -> list[Row]:
+        """The lines of an earlier run, none where there are none; UserError."""
+        if kind := special_kind(self.path):
+            raise UserError(f"{self.path}: {kind}, not a file; remove it, or give another --out")
+        with writing(self.path, "--out"):
+            try:
+                return read_metrics(self.path) if self.path.exists() else []
+            except OSError:
+                if overwrite:
+                    return []
+                raise
+
+    @staticmethod
+    def _changed(old: Row, settings: Mapping[str, object]) -> list[str]:
+        """In words, in which settings the predictions that are there were made otherwise."""
+        pairs = ((key, old.get(key), value) for key, value in settings.items())
+        return [f"{key} was {was}, is {now}" for key, was, now in pairs if was != now]
+
+    def _refuse(self, others: Iterable[Path]) -> None:
+        """UserError if one of the files that a run replaces is there; of a link nothing is lost."""
+        first = next((p for p in others if p.is_file() and not p.is_symlink()), None)
+        if first is not None:
+            raise UserError(
+                f"{first}: would be replaced, and without a readable {RECORD} it may be yours; "
+                f"give another --out, or --overwrite, which moves class maps to {CORRECTED}/"
+            )
 
     def add(self, entry: Row) -> None:
         """Note that an image is done; see ``held``."""

@@ -155,8 +155,12 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "class_names": names,
     }
     pictures = [*sizes, *(view.photo for view in views)]
-    name = BESIDE_RUNS if runs_of(out) else REPORT
-    return write_page(out / name, "laboratory.html", content, pictures)
+    return write_page(out / page_name(out), "laboratory.html", content, pictures)
+
+
+def page_name(out: Path) -> str:
+    """What the page is called in a folder of results."""
+    return BESIDE_RUNS if runs_of(out) else REPORT
 
 
 def phases(folder: Folder) -> list[dict[str, Any]]:

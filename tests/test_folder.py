@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tifffile import TiffWriter, imwrite
 
@@ -411,10 +413,102 @@ def test_a_damaged_record_is_made_anew(tmp_path, weights, capsys, contents) -> N
     good = record.read_bytes()
     record.write_bytes(contents)
     capsys.readouterr()
+    assert main(options) == 2 and record.read_bytes() == contents  # whose are the maps?
+    assert main([*options, "--overwrite"]) == 0
+    assert "1 image(s) predicted, 0 were" in capsys.readouterr().out
+    assert good.splitlines() == [record.read_bytes().splitlines()[n] for n in (0, -1)]
+    assert not (tmp_path / "o" / "corrected").exists()  # the map was as it is predicted again
+    shutil.rmtree(tmp_path / "o")
+    (tmp_path / "o").mkdir()
+    record.write_bytes(contents)
     assert main(options) == 0
-    told = capsys.readouterr().out
-    assert f"{RECORD}: damaged; made anew" in told and "1 image(s) predicted, 0 were" in told
+    assert f"{RECORD}: damaged; made anew" in capsys.readouterr().out
     assert record.read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    "mine",
+    ["classes/a.png", "gray/sub/b.png", "overlay/a.png", "particles.csv", "summary.md",
+     "measurements.csv", "sheet.png", "report.html"],
+)  # fmt: skip
+def test_files_that_may_be_the_users_are_not_replaced(tmp_path, weights, capsys, mine) -> None:
+    options = options_of(tmp_path, weights, "a.png", "sub/b.png")
+    path = tmp_path / "o" / mine
+    path.parent.mkdir(parents=True)
+    correct(path.with_suffix(".png"), 1)
+    path.with_suffix(".png").rename(path)
+    before = results(tmp_path / "o"), path.read_bytes()
+    assert main(options) == 2
+    error = capsys.readouterr().err
+    assert f"{path}: would be replaced" in error and error.count("\n") == 1
+    assert "--overwrite" in error and "another --out" in error
+    assert (results(tmp_path / "o"), path.read_bytes()) == before
+    assert {p.name for p in (tmp_path / "o").rglob("*")} == {*Path(mine).parts}
+
+
+def test_overwriting_moves_class_maps_of_unknown_origin_and_leaves_other_tables(
+    tmp_path, weights, capsys
+) -> None:
+    options = options_of(tmp_path, weights, "a.png", "b.png")
+    out = tmp_path / "o"
+    (out / "classes").mkdir(parents=True)
+    correct(out / "classes" / "a.png", 1)
+    mine = (out / "classes" / "a.png").read_bytes()
+    (out / "particles.csv").write_text("of mine")
+    assert main([*options, "--overwrite"]) == 0
+    assert (out / "corrected" / "a.png").read_bytes() == mine
+    assert "1 class map(s)" in (told := capsys.readouterr().out)
+    assert f"were moved to {out / 'corrected'}: a\n" in told
+    assert (out / "particles.csv").read_text() == "of mine"  # no record said whose it is
+    ids = np.asarray(Image.open(out / "classes" / "a.png"))
+    image = np.asarray(Image.open(tmp_path / "imgs" / "a.png"))
+    np.testing.assert_array_equal(ids, expected_mask(image))
+
+
+def test_overwriting_with_other_weights_moves_what_was_corrected(
+    tmp_path, weights, monkeypatch, capsys
+) -> None:
+    options = options_of(tmp_path, weights, "a.png", "b.png", "c.png")
+    classes, corrected = tmp_path / "o" / "classes", tmp_path / "o" / "corrected"
+    assert main(options) == 0
+    for name, label in (("a.png", 1), ("c.png", 2)):
+        correct(classes / name, label)
+    mine = {name: (classes / name).read_bytes() for name in ("a.png", "c.png")}
+    assert main(options) == 0  # they are kept, and drawn
+    other = torch.load(weights, weights_only=True)
+    other["finetune"]["decode.outc.fc1.weight"] *= -1
+    torch.save(other, weights)
+    assert main(options) == 2  # "give --overwrite or another --out"
+    with monkeypatch.context() as patch:  # killed after a was predicted
+        patch.setattr(Folder, "measure", lambda *_: exec("raise KeyboardInterrupt"))
+        assert main([*options, "--overwrite"]) == 130
+    capsys.readouterr()
+    assert main([*options, "--overwrite"]) == 0
+    assert {path.name: path.read_bytes() for path in corrected.iterdir()} == mine
+    assert "class map(s) that are not as this program wrote them" in capsys.readouterr().out
+    for name, label in (("a.png", 1), ("b.png", 1), ("c.png", 2)):  # all are predicted
+        assert (np.asarray(Image.open(classes / name)) != label).any()
+    correct(classes / "a.png", 0)
+    assert main([*options, "--overwrite"]) == 0
+    assert (corrected / "a.png").read_bytes() == mine["a.png"]
+    assert (np.asarray(Image.open(corrected / "a~2.png")) == 0).all()
+
+
+def test_a_class_map_is_not_moved_out_of_a_folder_that_is_a_link(tmp_path, weights, capsys) -> None:
+    options = options_of(tmp_path, weights, "a.png")
+    (tmp_path / "mine").mkdir()
+    correct(tmp_path / "mine" / "a.png", 1)
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "classes").symlink_to(tmp_path / "mine", target_is_directory=True)
+    assert main([*options, "--overwrite"]) == 2
+    assert "through links; remove the link" in capsys.readouterr().err
+    assert (np.asarray(Image.open(tmp_path / "mine" / "a.png")) == 1).all()
+
+
+def test_what_was_moved_is_no_image(tmp_path, weights) -> None:
+    images = write_images(tmp_path / "imgs", "a.png", "run/corrected/a.png")
+    (images / "run" / RECORD).write_text("{}")
+    assert [item.name for item in list_images(images, tmp_path / "o")] == ["a"]
 
 
 def test_a_damaged_line_of_the_record_costs_its_image_alone(tmp_path, weights, capsys) -> None:
