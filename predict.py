@@ -96,8 +96,8 @@ def parser() -> argparse.ArgumentParser:
     task("--rank", metavar="IMAGES", help="sort images by how much the model's predictions of "
          "their 8 flips and turns disagree; with --annotated by their doubt")  # fmt: skip
     task("--export", metavar="FILE", help="write the model for other programs: .onnx or .pt2")
-    add("--out", help="folder of the results; default: predicted_<images> or ranked_<images>, "
-        "beside the weights")  # fmt: skip
+    add("--out", help="folder of the results; default: predicted_<images> or ranked_<images> "
+        "(of a folder img predicted_<folder above>_img), beside the weights")  # fmt: skip
     add("--masks", help="folder of true masks to compare the predictions with")
     add("--annotated", help="with --rank: the annotated images of the model, a folder with img and "
         "gt; a pixel classifier that learns them gives a second opinion")  # fmt: skip
@@ -192,12 +192,19 @@ def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, Ite
     masks = Path(options.masks) if options.masks else None
     if masks and not masks.is_dir():
         raise ConfigError(f"--masks: {masks} is no folder; give the folder of the true masks")
-    default = segmenter.path.parent / f"{kind}_{images.resolve().name or 'images'}"
+    default = segmenter.path.parent / f"{kind}_{_own_name(images)}"
     out = Path(options.out or default)
     for name, folder in ((flag, images), ("masks", masks)):
         if folder and folder.is_dir() and out.resolve() == folder.resolve():
             raise ConfigError(f"--out: found {out}, the folder of --{name}; give another folder")
     return out, list_images(images, out, masks)
+
+
+def _own_name(images: Path) -> str:
+    """What tells a folder of images from others: of an ``img``, as sets have them, with its own."""
+    real = images.resolve()
+    shared = real.name.lower() == "img" and real.parent.name
+    return f"{real.parent.name}_{real.name}" if shared else real.name or "images"
 
 
 @contextmanager

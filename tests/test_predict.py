@@ -63,6 +63,18 @@ def test_results_go_beside_the_weights_by_default(tmp_path: Path, weights: Path)
     assert (weights.parent / "predicted_imgs" / "summary.md").is_file()
 
 
+def test_the_folders_of_a_set_have_results_of_their_own(tmp_path: Path, weights: Path) -> None:
+    for split in ("test_numf", "train_numf"):
+        images = write_images(tmp_path / "set" / split / "img", f"{split}.png")
+        for task in ("--images", "--rank"):
+            assert main(["--weights", str(weights.parent), task, str(images)]) == 0
+    found = {path.name for path in weights.parent.iterdir() if path.is_dir()}
+    assert found == {
+        "predicted_test_numf_img", "predicted_train_numf_img",
+        "ranked_test_numf_img", "ranked_train_numf_img",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(("kind", "suffix"), [("geojson", ".geojson"), ("roi", ".zip")])
 def test_outlines_are_the_class_maps_to_the_pixel_and_tables_a_workbook(
     tmp_path: Path, weights: Path, kind: str, suffix: str, capsys: pytest.CaptureFixture[str]
