@@ -51,9 +51,11 @@ from utils.files import (
     IMAGE_SUFFIXES,
     DataError,
     confined,
+    leads_out,
     list_files,
     remove_leftovers,
     replace_file,
+    writing,
 )
 from utils.log import to_terminal
 from utils.ranks import group
@@ -311,10 +313,13 @@ def measure_images(
     """Predict what is not done, measure and write all tables and pages; see ``predict_images``."""
     out = folder.out
     folder.run()
+    folder.warned = [] if options.xlsx else remove_workbook(folder)
     write_tables(folder)
-    written = write_outlines(folder, options.outlines)
+    written = write_outlines(folder, options.outlines) + remove_outlines(folder, options.outlines)
     if options.xlsx:
         written += write_workbook(out / WORKBOOK, tables_of(out), words, is_share)
+        digest = hashlib.sha256((out / WORKBOOK).read_bytes()).hexdigest()
+        folder.record.add({"name": "", "workbook": digest})
     predicted_sheet(folder)
     page = write_laboratory(folder, told(folder, options))
     for line in [*warnings(folder), *written]:
@@ -364,6 +369,42 @@ def write_outlines(folder: Folder, kind: str | None) -> list[str]:
     cure = "left as they are; --overwrite writes them anew"
     what = f"{len(kept)} file(s) of outlines differ from their class maps: {some_names(kept)}"
     return [f"Warning: {what}; {cure}"] if kept else []
+
+
+def remove_outlines(folder: Folder, kind: str | None) -> list[str]:
+    """Remove this program's outlines of class maps that are no more, but of ``kind``; lines.
+
+    What a user saved there stays.
+    """
+    names, colours = folder.segmenter.class_names, folder.segmenter.colours.tolist()
+    gone: list[str] = []
+    for item, *_ in folder.done:
+        written = folder.record.done[item.name].get("outlines", {})
+        for other in sorted(written.keys() & SUFFIX.keys() - {kind}):
+            path = folder.file("outlines", item, SUFFIX[other])
+            before = path.read_bytes() if path.is_file() else b""
+            own = hashlib.sha256(before).hexdigest() == written[other]
+            if not own or leads_out(path, folder.out):
+                continue
+            if packed(read_mask(folder.file("classes", item)), other, names, colours) != before:
+                path.unlink()
+                gone.append(path.as_posix())
+    what = f"{len(gone)} file(s) of outlines of earlier class maps removed: {some_names(gone)}"
+    return [f"{what}; --outlines writes new ones"] if gone else []
+
+
+def remove_workbook(folder: Folder) -> list[str]:
+    """Remove the workbook of an earlier run; a line if it is not as this program wrote it."""
+    path = folder.out / WORKBOOK
+    if not path.is_file():
+        return []
+    own = folder.record.done.get("", {}).get("workbook")
+    if hashlib.sha256(path.read_bytes()).hexdigest() == own:
+        with writing(path, "--out"):
+            path.unlink()
+        return []
+    what = f"{path}: not as this program wrote it, so it is left; its numbers may be of an earlier"
+    return [f"{what} run: --xlsx replaces it"]
 
 
 def second_of(segmenter: Segmenter, options: argparse.Namespace) -> ranking.SecondOpinion | None:

@@ -35,7 +35,7 @@ from metallography.items import (
 from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of
 from metallography.segmenter import check_number
 from metallography.tiling import Floats
-from utils.files import Behind, DataError, refuse_links, replacing, writing
+from utils.files import Behind, DataError, leads_out, refuse_links, replacing, writing
 from utils.log import progress, to_terminal
 from utils.metrics import IGNORED, Counts, SegmentationScores
 from utils.ranks import group
@@ -374,7 +374,7 @@ class Folder:
             to_terminal(f"Warning: {wanted[0]}: corrected since it was predicted, so it is kept, "
                         f"though {item.path}, or what of it counts, has changed")  # fmt: skip
             kept, own["outdated"] = self.within_field(item, kept, wanted[0]), shown
-            self.file("probabilities", item, ".npy").unlink(missing_ok=True)
+            self._drop_probabilities(item)
         drawn = own.get("drawn", own.get("map", shown)) == shown
         if kept is not None and old == entry and drawn and all(path.exists() for path in wanted):
             self.skipped += 1
@@ -410,12 +410,20 @@ class Folder:
         if new:
             if item.name in self.record.done:  # a kill must not make a map somebody's correction
                 self.record.add(self.record.done[item.name] | {"writing": entry["map"]})
+                if not self.probabilities:
+                    self._drop_probabilities(item)
             save_picture(self.file("classes", item), mask, "--out")
         save_picture(self.file("gray", item), _grays(self.segmenter.mapping)[mask], "--out")
         names, colours = self.segmenter.class_names, self.segmenter.colours
         drawn = overlay(image, mask, names, colours, entry["um_per_px"])
         save_picture(self.file("overlay", item), drawn, "--out")
         self.record.add(entry)
+
+    def _drop_probabilities(self, item: Item) -> None:
+        """Remove those of an earlier prediction."""
+        path = self.file("probabilities", item, ".npy")
+        if not leads_out(path, self.out):
+            path.unlink(missing_ok=True)
 
     def set_aside(self, item: Item, own: Collection[str]) -> None:
         """Move an image's class map to ``CORRECTED`` unless it has a digest of this program's."""

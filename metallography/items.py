@@ -50,7 +50,8 @@ CORRECTED = "corrected"  # folder of class maps that --overwrite found not to be
 TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
 # In ``RECORD``, beside what decides a prediction: digests of the class map as predicted, of one
 # that is being written, as last drawn, of a corrected one older than its image; and of outlines.
-WRITTEN = ("map", "writing", "drawn", "outdated", "outlines")
+# Of no image, under the name "", that of the workbook.
+WRITTEN = ("map", "writing", "drawn", "outdated", "outlines", "workbook")
 TRUTHS = (".png", ".tif", ".tiff")  # suffixes that a true mask may have; of several the first
 
 

@@ -494,6 +494,36 @@ def test_overwriting_with_other_weights_moves_what_was_corrected(
     assert (np.asarray(Image.open(corrected / "a~2.png")) == 0).all()
 
 
+def test_results_of_an_earlier_run_go_with_it(tmp_path, weights, capsys) -> None:
+    options = options_of(tmp_path, weights, "a.png", "b.png", "c.png")
+    out = tmp_path / "o"
+    assert main([*options, "--xlsx", "--probabilities", "--outlines", "geojson"]) == 0
+    made = [f"probabilities/{name}.npy" for name in "abc"]
+    made += [f"outlines/{name}.geojson" for name in "abc"]
+    assert all((out / name).is_file() for name in [*made, "measurements.xlsx"])
+    (out / "outlines" / "b.geojson").write_text("mine")
+    for name in ("a.png", "b.png"):  # other images now
+        Image.fromarray(255 - np.asarray(Image.open(tmp_path / "imgs" / name))).save(
+            tmp_path / "imgs" / name
+        )
+    capsys.readouterr()
+    assert main(options) == 0
+    told = capsys.readouterr().out
+    left = {name for name in [*made, "measurements.xlsx"] if (out / name).exists()}
+    assert left == {"probabilities/c.npy", "outlines/b.geojson", "outlines/c.geojson"}
+    assert (out / "outlines" / "b.geojson").read_text() == "mine"
+    assert "1 file(s) of outlines of earlier class maps removed: " in told
+    assert main([*options, "--xlsx"]) == 0
+    (out / "measurements.xlsx").write_bytes(b"with a chart of mine")
+    assert main(options) == 0
+    assert (out / "measurements.xlsx").read_bytes() == b"with a chart of mine"
+    said = "measurements.xlsx: not as this program wrote it, so it is left"
+    assert said in capsys.readouterr().out and said in (out / "summary.md").read_text()
+    assert main([*options, "--xlsx", "--overwrite"]) == 0
+    assert main([*options, "--overwrite"]) == 0
+    assert not (out / "measurements.xlsx").exists()
+
+
 def test_a_class_map_is_not_moved_out_of_a_folder_that_is_a_link(tmp_path, weights, capsys) -> None:
     options = options_of(tmp_path, weights, "a.png")
     (tmp_path / "mine").mkdir()
