@@ -289,3 +289,20 @@ def test_histograms_of_equal_and_of_widely_spread_sizes(diameters: list[float]) 
     assert sum(heights) == pytest.approx(100)
     assert axes.get_xscale() == ("log" if max(diameters) > 20 * min(diameters) else "linear")
     assert size_picture("", np.array(diameters), "px").size == (520, 300)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_histogram_has_the_bars_of_freedman_and_diaconis(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    diameters = rng.gamma(3, size=20 * 4**seed) + 1
+    wanted = len(np.histogram_bin_edges(diameters, "fd")) - 1  # NumPy's, of few enough bars
+    (axes,) = size_figure("", diameters, "px").axes
+    assert len(axes.patches) == min(max(wanted, 8), 30)
+
+
+@pytest.mark.parametrize("others", [[], [50.0, 12.0, 300.0]])
+def test_a_histogram_of_nearly_equal_sizes_takes_no_memory(others: list[float]) -> None:
+    """By the rule it would have some 10^13 bars."""
+    diameters = np.array([10.0] * 50 + [10 * (1 + 2e-13)] * 50 + others)
+    (axes,) = size_figure("", diameters, "px").axes
+    assert len(axes.patches) == (30 if others else 8)
