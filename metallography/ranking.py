@@ -105,7 +105,7 @@ def rank(
                 row: Row = {"image": item.name, "batch": item.batch}
                 row |= dict(zip(MEASURES, means, strict=True))
                 mask = None if second is None else add_doubt(row, segmenter, image, inside, second)
-                if item.truth:
+                if any(each.truth for each in items):
                     row |= dict.fromkeys(QUALITIES, math.nan)
                 truth = read_truth(item, shape, classes, crop, segmenter.ignore_label)
                 if truth is not None:
@@ -203,7 +203,7 @@ def agreement_lines(rows: Sequence[Row]) -> list[str]:
     ]
     for name in (*MEASURES, *([DOUBT] if rows and DOUBT in rows[0] else [])):
         for kind in QUALITIES:
-            error = [1 - row[kind] for row in rows]
+            error = [1 - row.get(kind, math.nan) for row in rows]
             rho, p, count = correlation([row[name] for row in rows], error)
             lines.append(f"Spearman, {name} and 1 - {kind}: {rho:.3f} (p = {p:.2g}, n = {count})")
     return lines

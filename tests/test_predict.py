@@ -248,6 +248,24 @@ def test_what_ends_it_early_is_said_and_what_is_done_is_kept(
     assert "1 image(s) predicted, 1 were done already" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("names", [("a.tif", "c.tif", "b.png"), ("b.png",)])
+def test_true_masks_beside_some_images_of_a_ranking(tmp_path, weights, names, capsys) -> None:
+    images = write_images(tmp_path / "imgs", *names)
+    for name in {*names} - {"b.png"}:
+        labels = np.full((40, 48), 255, np.uint8)
+        labels[:, :4] = 1
+        Image.fromarray(labels).save((images / name).with_suffix(".png"))
+    words = ["--weights", str(weights), "--rank", str(images), "--masks", str(images)]
+    assert main([*words, "--out", str(tmp_path / "o")]) == 0
+    rows = {row["image"]: row for row in rows_of(tmp_path / "o" / "ranking.csv")}
+    assert rows.keys() == {Path(name).stem for name in names}
+    counted = len(names) - 1  # but b.png, which is no mask of itself
+    assert [name for name, row in rows.items() if row.get("accuracy")] == sorted(
+        rows.keys() - {"b"}, key=[*rows].index
+    )
+    assert f"1 - accuracy: nan (p = nan, n = {counted})" in capsys.readouterr().out
+
+
 def test_a_ranking_with_true_masks_has_its_sheet(tmp_path, weights, capsys) -> None:
     images, masks = (write_images(tmp_path / name, "a.png", "b.png") for name in ("imgs", "gt"))
     for path in masks.iterdir():
