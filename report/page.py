@@ -126,7 +126,8 @@ def experiment_of(weights: Path, out: Path) -> Path:
             f"--report: found --out {out}; the report shows what lies in {run.parent} or in its "
             "runs, so leave --out out"
         )
-    return weights.parent.parent
+    given = weights.parent.parent  # as it is written, unless that is another folder
+    return given if given.resolve() == run.parent else run.parent
 
 
 def _stages_of(run: Path) -> list[str]:

@@ -57,6 +57,17 @@ def test_a_report_with_the_measurements(tmp_path: Path, capsys) -> None:
     assert sheet and sheet[1] == "image/jpeg"
 
 
+def test_a_report_from_within_the_folder_of_the_run(tmp_path: Path, monkeypatch) -> None:
+    run = tmp_path / "steel_sup" / "1_0"
+    write_weights(run / "sup.pt", {})
+    (run / "log_sup.txt").write_text("Training\n")
+    images = write_images(tmp_path / "in", "30_a.png")
+    monkeypatch.chdir(run)
+    words = ["--weights", "sup.pt", "--images", str(images), "--report", "--device", "cpu"]
+    assert main(words) == 0
+    assert "1_0/predicted_in" in (run.parent / "report.html").read_text(encoding="utf-8")
+
+
 def test_results_go_beside_the_weights_by_default(tmp_path: Path, weights: Path) -> None:
     images = write_images(tmp_path / "imgs", "a.png")
     assert main(["--weights", str(weights.parent), "--images", str(images)]) == 0
