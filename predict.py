@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tta", action="store_true", help="average over 8 flips and quarter turns")
     add("--tile", type=int, default=DEFAULT_TILE, help="largest side of a tile (%(default)s px)")
     add("--overlap", type=int, default=DEFAULT_OVERLAP,
-        help="pixels that tiles share (%(default)s: tiling is exact)")  # fmt: skip
+        help="pixels that tiles share (%(default)s: tiling of a UNet is exact)")  # fmt: skip
     add("--probabilities", action="store_true", help="write them too: .npy, float16 (H, W, C)")
     add("--particles", action="store_true", help="write particles.csv too, a line per particle")
     add("--outlines", choices=("geojson", "roi"), help="write the outlines of all particles too: "

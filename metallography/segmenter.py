@@ -77,7 +77,8 @@ class Segmenter:
     ``device`` is auto, cpu, cuda, cuda:N or mps. Images are predicted at ``resize`` x ``resize``
     pixels (0: as they are, None: as in training), with ``tta`` as the average over 8 flips and
     quarter turns (eight times the work). Sides above ``tile`` pixels are cut, see
-    ``metallography.tiling``; a network with GroupNorm then normalises by each tile's statistics.
+    ``metallography.tiling``; a network with GroupNorm then normalises by each tile's statistics,
+    and one with an encoder from ImageNet sees farther than tiles overlap.
 
     It has ``path``, ``about`` and ``digest`` (the file loaded, a line on it, a checksum of its
     tensors), ``num_classes`` C and, of class 0 ... C-1, ``class_names``, ``mapping`` (gray values)
@@ -119,7 +120,8 @@ class Segmenter:
             raise CheckpointError(f"{self.path}: {error}") from None
         self.resize = trained if resize is None else resize
         check_number("resize", self.resize, 0, least=SMALLEST_SIDE)
-        tiling.cut_axis(1, tile, overlap)  # refuses what does not fit
+        self.sight = tiling.UNETS if encoder_of(state) == UNET else tiling.WIDE
+        tiling.cut_axis(1, tile, overlap, self.sight)  # refuses what does not fit
         self.tile, self.overlap, self.tta = tile, overlap, tta
         size = f"resized to {trained}x{trained}" if trained else "as they are"
         how = f"trained on images {size}" + (", each standardised" if self.standardize else "")
@@ -201,7 +203,8 @@ class Segmenter:
         small, predict = self._seen(pixels, inside, factor)
         predict = averaged(predict) if averaged else predict
         channels = self.num_classes + more
-        bands = tiling.predict_bands(small, predict, channels, self.tile, self.overlap)
+        how = self.tile, self.overlap, self.sight
+        bands = tiling.predict_bands(small, predict, channels, *how)
         if pixels.shape[:2] != small.shape[:2]:
             whole = np.concatenate([band for _, band in bands], axis=1)
             bands = tiling.resized_bands(whole, *pixels.shape[:2])
@@ -211,7 +214,8 @@ class Segmenter:
         """``views.disagreement`` (3, h, w), of the size at which the image is predicted."""
         small, predict = self._seen(as_pixels(image, self.gray), inside)
         maps = views.disagreement(predict)
-        bands = tiling.predict_bands(small, maps, len(views.MEASURES), self.tile, self.overlap)
+        how = self.tile, self.overlap, self.sight
+        bands = tiling.predict_bands(small, maps, len(views.MEASURES), *how)
         return np.concatenate([band for _, band in bands], axis=1)
 
     def _seen(

@@ -12,7 +12,7 @@ import numpy as np
 
 from imaging.listing import some_names
 from imaging.pixel_size import SAME
-from metallography import measure
+from metallography import measure, tiling
 from metallography.folder import Folder
 from metallography.items import MEASUREMENTS, SUMMARY
 from metallography.particles import Row, unit_of
@@ -134,7 +134,7 @@ def warnings(folder: Folder) -> list[str]:
             "images, give --resize 0 or another N"
         )
     lines += [f"Warning: {line}" for line in folder.bar_lines()]
-    lines += _scale_doubts(folder)
+    lines += _scale_doubts(folder) + _tiled_doubts(folder)
     if folder.grain_classes and folder.unit_scale is None:
         lines.append(
             "Warning: no pixel size is known, so there is no grain-size number (ASTM E112); give "
@@ -170,6 +170,25 @@ def _scale_doubts(folder: Folder) -> list[str]:
     )
     cure = f"--resample {trained[0]:.4g} shows them to the network at that one"
     return [f"Warning: {said}: {some_names(other)}; {cure}"] if other else []
+
+
+def _tiled_doubts(folder: Folder) -> list[str]:
+    """Images that were cut into tiles for a network that sees farther than these overlap."""
+    s = folder.segmenter
+    if getattr(s, "sight", tiling.UNETS) != tiling.WIDE:
+        return []
+    cut = []
+    for item, size, _ in folder.done:
+        scale = folder.scale_of(item)
+        factor = scale / folder.resample if folder.resample and scale else 1.0
+        side = s.resize or round(max(folder.field.crop_of(size).size(size)) * factor)
+        cut += [item.name] if side > s.tile else []
+    said = (
+        f"Warning: {len(cut)} image(s) cut into tiles of {s.tile} pixels, of which this network's "
+        f"encoder sees more: {some_names(cut)}; along the cuts they are close to what the whole "
+        "image would give, not equal; a larger --tile cuts none"
+    )
+    return [said] if cut else []
 
 
 def _fraction_doubts(folder: Folder) -> list[str]:

@@ -5,10 +5,14 @@ on the remainder of the image's sides by 8 (an odd side is padded at both ends o
 therefore begin at multiples of 8 and have sides with the same remainder as the image's. Pixels that
 lie closer to a cut edge than the network sees (``CONTEXT``) are not used, if the overlap is wide
 enough for that; the tiled prediction is then that of the whole image, everywhere.
+
+An encoder from ImageNet halves the image five times, so there it is multiples of 32, and sees
+farther than any overlap (``WIDE``): tiles are then close to the whole image, not equal to it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,12 +28,24 @@ Floats = NDArray[np.float32]
 Predict = Callable[[Array], Floats]
 """An image (H, W) or (H, W, 3) to class probabilities (C, H, W)."""
 
-GRID = 8  # pixels of the image in one position of the coarsest map
-CONTEXT = 72  # a pixel's prediction depends on no pixel farther away than this
+
+class Sight(NamedTuple):
+    """What a network sees of an image; by default the UNet."""
+
+    grid: int = 8  # pixels of the image in one position of the coarsest map
+    context: float = 72  # a pixel's prediction depends on no pixel farther away than this
+
+    @property
+    def least_step(self) -> int:
+        """From one tile to the next, in pixels."""
+        return 2 * self.grid
+
+
+UNETS, WIDE = Sight(), Sight(32, math.inf)
+CONTEXT = int(UNETS.context)
 BLEND = 16  # width of the transition between tiles, where the overlap has room for both
 DEFAULT_TILE = 768
 DEFAULT_OVERLAP = 2 * CONTEXT + BLEND
-SMALLEST_STEP = 2 * GRID
 TOGETHER = 2**21  # pixels of the tiles of the default size that a device computes at once
 
 
@@ -62,25 +78,27 @@ class Axis(NamedTuple):
     weights: Floats
 
 
-def cut_axis(length: int, tile: int, overlap: int) -> Axis:
+def cut_axis(length: int, tile: int, overlap: int, sight: Sight = UNETS) -> Axis:
     """Cut a side into tiles of at most ``tile`` pixels that overlap by at least ``overlap``.
 
-    The weights of a tile are 0 in its ``CONTEXT`` next to a cut edge, rise as a raised cosine over
-    the rest of the overlap, and are 1 inside; over all tiles they sum to 1 at every pixel.
-    UserError if the overlap leaves less than 16 pixels of a tile.
+    The weights of a tile are 0 in the ``sight``'s context next to a cut edge, or as much of it as
+    the overlap has room for, rise as a raised cosine over the rest of the overlap, and are 1
+    inside; over all tiles they sum to 1 at every pixel. UserError if the overlap leaves less than
+    16 pixels of a tile (64 where the grid is 32).
     """
-    if overlap < 0 or tile - overlap < SMALLEST_STEP:
+    if overlap < 0 or tile - overlap < sight.least_step:
         raise UserError(
             f"--tile {tile} with overlap {overlap}: the overlap must lie in 0 ... "
-            f"{max(tile - SMALLEST_STEP, 0)}; give a larger tile or a smaller overlap"
+            f"{max(tile - sight.least_step, 0)}; give a larger tile or a smaller overlap"
         )
     if length <= tile:
         return Axis(length, [0], np.ones((1, length), np.float32))
-    size = tile - (tile - length) % GRID
-    positions = (length - size) // GRID
-    gaps = -(-positions // ((size - overlap) // GRID))
-    starts = [GRID * (i * positions // gaps) for i in range(gaps + 1)]
-    context = min(CONTEXT, max(0, (overlap - BLEND) // 2))
+    grid = sight.grid
+    size = tile - (tile - length) % grid
+    positions = (length - size) // grid
+    gaps = -(-positions // ((size - overlap) // grid))
+    starts = [grid * (i * positions // gaps) for i in range(gaps + 1)]
+    context = int(min(sight.context, max(0, (overlap - BLEND) // 2)))
     ramp = overlap - 2 * context
     inside = np.arange(size) + 0.5 - context
     share = np.clip(inside / ramp, 0, 1) if ramp else (inside > 0).astype(float)
@@ -94,17 +112,22 @@ def cut_axis(length: int, tile: int, overlap: int) -> Axis:
 
 
 def predict_bands(
-    image: Array, predict: Predict, num_classes: int, tile: int, overlap: int
+    image: Array,
+    predict: Predict,
+    num_classes: int,
+    tile: int,
+    overlap: int,
+    sight: Sight = UNETS,
 ) -> Iterator[tuple[int, Floats]]:
     """Predict an image by tiles; yields (first row, probabilities (C, rows, W)) from the top.
 
     It holds one row of tiles at a time: C * tile * W numbers. An image (H, W) or
     (H, W, 3) whose sides are at most ``tile`` is predicted in one piece. An overlap of 160 pixels
-    and more makes tiling exact. While a tile (or, of ``Together``, several) is blended into the
-    row, a thread predicts the next.
+    and more makes tiling exact, but of a ``WIDE`` network. While a tile (or, of ``Together``,
+    several) is blended into the row, a thread predicts the next.
     """
     height, width = image.shape[:2]
-    down, across = cut_axis(height, tile, overlap), cut_axis(width, tile, overlap)
+    down, across = (cut_axis(side, tile, overlap, sight) for side in (height, width))
     band = np.zeros((num_classes, down.size, width), np.float32)
     places = [(row, column) for row in down.starts for column in across.starts]
     pieces = _predicted(image, predict, places, (down.size, across.size))

@@ -12,6 +12,7 @@ import torch
 import encoders
 from encoders import IMAGENET, PACKAGES, UNET, ImageNetEncoder, make_encoder, require_packages
 from metallography.segmenter import Segmenter
+from metallography.tiling import WIDE
 from model import METHODS
 from networks import Encoder, ProjectedUNet, UNet
 from pscl.lazy_map import lazy_maps
@@ -174,6 +175,7 @@ def test_trained_from_imagenet_and_predicted(tmp_path: Path, capsys: pytest.Capt
     assert "fine_lr_encoder" in capsys.readouterr().err
     for run in ("tiny_simclr", "tiny_sup"):
         segmenter = Segmenter(tmp_path / run / "1_0", device="cpu")
+        assert segmenter.sight == WIDE
         assert segmenter(np.full((40, 56), 90, np.uint8)).shape == (40, 56)
     with pytest.raises(CheckpointError, match="efficientnet_lite0, which cannot be exported"):
         segmenter.export(tmp_path / "model.pt2")

@@ -14,7 +14,8 @@ from metallography.folder import Folder
 from metallography.items import list_images
 from metallography.segmenter import Segmenter
 from metallography.summary import at_most, interval, shown, warnings, words, write_tables
-from tests.trained_model import rows_of, write_weights
+from metallography.tiling import UNETS, WIDE
+from tests.trained_model import rows_of, write_images, write_weights
 
 
 @pytest.fixture
@@ -283,3 +284,20 @@ def test_two_means_of_one_size_say_what_they_are_of(tmp_path, segmenter, monkeyp
     head, _, named, _ = table(text, "Diameter of all whole particles of all fields together")
     assert (head[2], named[2]) == ("mean of them", "7.899")
     assert "Here each particle counts alike; over fields each field counts by its area" in text
+
+
+def test_tiles_that_see_less_than_the_network_are_warned_about(tmp_path) -> None:
+    write_images(tmp_path / "img", "a.png", shape=(40, 120))
+    write_images(tmp_path / "img", "b.png", shape=(40, 100))
+    weights = write_weights(tmp_path / "fine.pt", {})
+    segmenter = Segmenter(weights, device="cpu", tile=100, overlap=16)
+    items = list_images(tmp_path / "img", tmp_path / "out")
+    said = "1 image(s) cut into tiles of 100 pixels, of which this network's encoder sees more: a;"
+    for sight, wanted in ((UNETS, 0), (WIDE, 1)):
+        segmenter.sight = sight
+        folder = Folder(segmenter, items, tmp_path / "out")
+        folder.run()
+        assert sum(said in line for line in warnings(folder)) == wanted
+    half = Folder(segmenter, items, tmp_path / "out", um_per_px=0.5, resample=1.0, overwrite=True)
+    half.run()  # the network sees 60 columns
+    assert not any("cut into tiles" in line for line in warnings(half))

@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from metallography import tiling
-from metallography.tiling import Together, cut_axis, predict_bands, resized_bands, together
+from metallography.tiling import (
+    UNETS,
+    WIDE,
+    Together,
+    cut_axis,
+    predict_bands,
+    resized_bands,
+    together,
+)
 from networks import UNet
+from utils.commandline import UserError
 
 
 def unet(num_classes: int = 3) -> UNet:
@@ -68,6 +77,35 @@ def test_tiles_give_what_the_whole_picture_gives(height: int, width: int) -> Non
     tiled = joined(predict_bands(image, counted, 3, tile=256, overlap=160))
     assert len(pieces) > 1 and max(max(p) for p in pieces) <= 256
     np.testing.assert_allclose(tiled, whole, atol=2e-5)
+
+
+@pytest.mark.parametrize(("sight", "off"), [(WIDE, False), (UNETS, True)])
+@pytest.mark.parametrize("side", [600, 617])
+def test_tiles_of_a_network_that_halves_five_times(sight, off, side) -> None:
+    """Here one that sees no farther than its own block of 32 x 32 pixels: their mean."""
+
+    def predict(tile: np.ndarray) -> np.ndarray:
+        rows, columns = (np.arange(0, n, 32) for n in tile.shape)
+        sums = np.add.reduceat(np.add.reduceat(tile, rows, 0), columns, 1)
+        counts = np.add.reduceat(np.add.reduceat(np.ones_like(tile), rows, 0), columns, 1)
+        whole = np.repeat(np.repeat(sums / counts, 32, 0), 32, 1)
+        return whole[None, : tile.shape[0], : tile.shape[1]]
+
+    image = np.random.default_rng(1).normal(size=(side, side)).astype(np.float32)
+    tiled = joined(predict_bands(image, predict, 1, 250, 160, sight))
+    assert (np.abs(tiled - predict(image)).max() > 1e-2) == off
+
+
+def test_a_network_that_sees_far_uses_as_little_of_a_tile_as_the_overlap_allows() -> None:
+    axis = cut_axis(1000, 500, 400, WIDE)  # (400 - 16) / 2 = 192 pixels at a cut edge are not used
+    assert (np.array(axis.starts) % 32 == 0).all() and (1000 - axis.size) % 32 == 0
+    assert axis.weights[0, -192:].max() == 0 < axis.weights[0, -193 - 16]
+    total = np.zeros(1000)
+    for start, weights in zip(axis.starts, axis.weights, strict=True):
+        total[start : start + axis.size] += weights
+    np.testing.assert_allclose(total, 1, rtol=1e-6)
+    with pytest.raises(UserError, match="must lie in 0 ... 436"):
+        cut_axis(1000, 500, 440, WIDE)
 
 
 def test_too_small_an_overlap_is_close_but_not_equal() -> None:
