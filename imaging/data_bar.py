@@ -8,7 +8,7 @@ of one level too, but it does not end at once along the whole edge.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,19 +59,22 @@ def find_bars(image: Array) -> list[Bar]:
     return [bar for bar in bars if bar.pixels]
 
 
-def bar_lines(found: Mapping[Path, Sequence[Bar]], crop: Crop | None = None) -> list[str]:
+def bar_lines(
+    found: Mapping[Path, Sequence[Bar]], crop: Crop | None = None, uncut: Collection[Path] = ()
+) -> list[str]:
     """Warnings on images with data bars, a line for each kind of bar, with the crop that cures it.
 
-    ``crop`` is what was cut off already.
+    ``crop`` is what was cut off already, of all but images that are ``uncut``.
     """
-    alike: defaultdict[Crop, list[Path]] = defaultdict(list)
+    alike: defaultdict[tuple[Crop, Crop], list[Path]] = defaultdict(list)
     for path, bars in found.items():
         if bars:
             own = dict(bars)
-            alike[Crop(**own)].append(path)
+            cut = Crop() if path in uncut else crop or Crop()
+            alike[Crop(**own), cut].append(path)
     lines = []
-    for bar, paths in alike.items():
-        cure = Crop(*(a + b for a, b in zip(bar, crop or Crop(), strict=True)))
+    for (bar, cut), paths in alike.items():
+        cure = Crop(*(a + b for a, b in zip(bar, cut, strict=True)))
         names = some_names(path.name for path in paths)
         count = f"{len(paths)} image(s) with a data bar that is not cut off"
         lines.append(f"{count} ({bar.words()}): {names}; give --crop {cure}")

@@ -227,7 +227,8 @@ class Folder:
 
     def bar_lines(self) -> list[str]:
         """Warnings on data bars that nobody cut."""
-        return bar_lines(self.bars, self.field.crop)
+        whole = [item.own_path for item, size, _ in self.done if not any(self.field.crop_of(size))]
+        return bar_lines(self.bars, self.field.crop, whole)
 
     def title_of(self, item: Item) -> str:
         """What an image is called in pictures of several."""
