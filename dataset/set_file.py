@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from utils.files import DataError, replace_file, special_kind
 
 NAME = "set.json"
 SETTINGS = ("num_classes", "ignore_label", "class_names", "class_colours")  # of ``Config``
+SPLIT = re.compile(r"(train|test|sup)_numf|train_unlabelled|sup_num\d+_\d+")  # folders of a set
 LARGEST = 64 * 2**20  # bytes of a file that is read
 SCALES_UM = (1e-6, 1e6)  # smallest and largest side of a pixel that is believed, as in predict.py
 CURE = "correct it, or make the set again"
@@ -120,11 +122,15 @@ def read_set_file(folder: str | Path) -> SetFile | None:
 
 
 def set_of(path: Path) -> SetFile | None:
-    """The ``set.json`` of the set that a folder or file of images belongs to; None if of none."""
+    """The ``set.json`` of the set that a folder or file of images belongs to; None if of none.
+
+    Those of a set lie in its own folders: raw images beside these are not cut, and have no scale.
+    """
     real = path.resolve()
     for folder in [real, *real.parents][:4]:  # <set>/test_numf/img/a.png
         if os.path.lexists(folder / NAME):
-            return read_set_file(folder)
+            below = real.relative_to(folder).parts
+            return read_set_file(folder) if not below or SPLIT.fullmatch(below[0]) else None
     return None
 
 

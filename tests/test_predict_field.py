@@ -122,9 +122,23 @@ def test_images_of_a_prepared_set_are_not_cut_again(tmp_path: Path, capsys) -> N
     assert {row["um_per_px"] for row in rows} == {"0.5"}
 
 
+def test_raw_images_below_a_set_are_none_of_its_own(tmp_path: Path, capsys) -> None:
+    weights = write_weights(tmp_path / "run" / "fine.pt", {"crop": [0, 12, 0, 0]})
+    SetFile(3, ("x", "y", "z"), crop=Crop(bottom=12), um_per_px=0.5).write(tmp_path / "set")
+    at(tmp_path / "set" / "raw" / "today" / "a.tif", 4, picture(0, 52, 48))  # 0.25 um per pixel
+    for images in (tmp_path / "set" / "raw", tmp_path / "set" / "raw" / "today" / "a.tif"):
+        out = tmp_path / images.name
+        assert predict(weights, images, out) == 0
+        assert "Cut off each image: 12 rows at the bottom" in capsys.readouterr().out
+        assert (np.asarray(Image.open(next(out.rglob("classes/**/a.png"))))[40:] == 255).all()
+        rows = rows_of(out / "measurements.csv")
+        assert {row["um_per_px"] for row in rows} == {"0.25"}
+        assert {"x", "y", "z"}.isdisjoint(row["class_name"] for row in rows)
+
+
 def test_names_of_set_and_model_that_differ_are_one_line(tmp_path: Path, capsys) -> None:
     weights = write_weights(tmp_path / "run" / "fine.pt", {"class_names": ["a", "b", "c"]})
-    images = write_images(tmp_path / "set" / "img", "a.png")
+    images = write_images(tmp_path / "set" / "test_numf" / "img", "a.png")
     SetFile(3, ("x", "y", "z")).write(tmp_path / "set")
     assert predict(weights, images, tmp_path / "out") == 0
     assert "classes are a,b,c, the images' set.json says x,y,z; x,y,z" in capsys.readouterr().out
@@ -237,6 +251,20 @@ def test_a_bar_that_nobody_cut_is_told_by_file_whenever_asked(tmp_path: Path, we
         assert f"{line}; give --crop 0,26,0,0" in said
     assert predict(weights, tmp_path / "imgs", tmp_path / "out", "--crop", "0,26,0,0") == 0
     assert "data bar" not in capsys.readouterr().out
+
+
+def test_the_crop_that_cures_a_bar_is_that_of_each_image(tmp_path: Path, capsys) -> None:
+    facts = {"crop": [0, 12, 0, 0], "cropped_sizes": [[226, 300]]}
+    weights = write_weights(tmp_path / "run" / "fine.pt", facts)
+    (tmp_path / "imgs").mkdir()
+    cut = np.vstack([micrograph(), strip(26, 300, 255)])  # of 226 rows: 12 are taken for cut off
+    Image.fromarray(cut).save(tmp_path / "imgs" / "cut.png")
+    whole = np.vstack([micrograph(1), strip(26, 300, 255), np.zeros((12, 300), np.uint8)])
+    Image.fromarray(whole).save(tmp_path / "imgs" / "whole.png")
+    assert predict(weights, tmp_path / "imgs", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "(26 rows at the bottom): cut.png; give --crop 0,26,0,0\n" in said
+    assert "(26 rows at the bottom): whole.png; give --crop 0,38,0,0\n" in said
 
 
 # ---------------------------------------------------------------- scales
