@@ -446,10 +446,10 @@ class Config:
             raise ConfigError(f"settings: found {found(values)}; allowed: names with their values")
         return _build(values, [])
 
-    def describe(self) -> list[str]:
-        """Lines for a log: a line for each changed setting, one for all defaults."""
-        shown = {name: format_value(value) for name, value in vars(self).items()}
-        changed = [n for n in FIELDS if getattr(self, n) != FIELDS[n].default]
+    def describe(self, **shown: Any) -> list[str]:
+        """Lines for a log: a line for each changed setting, one for all defaults; ``shown`` win."""
+        shown = {n: format_value(shown.get(n, value)) for n, value in vars(self).items()}
+        changed = [n for n in FIELDS if shown[n] != format_value(FIELDS[n].default)]
         rest = ", ".join(f"{n}={text}" for n, text in shown.items() if n not in changed)
         return [*(f"{n} = {shown[n]}" for n in changed), *([f"defaults: {rest}"] if rest else [])]
 

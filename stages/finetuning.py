@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import data
-from config import BALANCED, FIELDS
+from config import BALANCED
 from data import Sample
 from dataset.set_file import read_set_file
 from encoders import make_encoder
@@ -43,13 +43,13 @@ from stages.labels import balanced_weights, far_lines, label_counts, label_line,
 from stages.overlap import parts_of
 from stages.pretraining import SelfSupervised
 from stages.rates import AveragedWeights, rate_schedule
+from stages.start import OF_PRETRAINING, Start, read_start
 from utils.checkpoint import (
     UNET,
     CheckpointError,
     load,
     network_state,
     save,
-    settings_in,
     to_published,
     transfer,
 )
@@ -348,11 +348,15 @@ class Supervised(Runner):
         names += [f"{self.stage}_last.pt"] if epoch + 1 == self.epochs else []
         for name in names:
             state = to_published(self.scored.state_dict())
-            settings = {**self.settings, **self.config.appearance(), **self.facts}
+            settings = {**self.true_settings(), **self.config.appearance(), **self.facts}
             settings[GRAY] = self.gray().saved()
             save(self.run_dir / name, {self.wrapper: state, **entry, "settings": settings})
         if counts is not None and epoch + 1 == self.epochs:
             self.draw(epoch, counts)
+
+    def true_settings(self) -> dict[str, Any]:
+        """The decisive settings, as the saved network tells them."""
+        return self.settings
 
     def gray(self) -> Conversion:
         """How images of more than 8 bits are read for this network: as its own set was.
@@ -472,6 +476,9 @@ class Finetune(Supervised):
             transfer(super().network(), self.encoder(), source=path)
         except CheckpointError as error:
             return [str(error)]
+        own = not self.config.pretrained and "self" not in self.config.stage_list
+        if own and (lines := self.begun_with.refused(self.config)):
+            return lines
         return self.unsuitable() + self.conflicts(self.identity())
 
     def network(self) -> nn.Module:
@@ -481,16 +488,23 @@ class Finetune(Supervised):
         return network
 
     def header(self) -> list[str]:
-        """Also a warning if the images of pretraining were prepared in another way."""
+        """Also a warning if the pretraining was another one than this command's."""
         first, *rest = super().header()
-        path, warnings = self.pretrained(), []
-        old = settings_in(load(path), path)  # a published file has none
-        for name in ("standardize", "image_size") if old else ():
-            was, new = (old or {}).get(name, FIELDS[name].default), getattr(self.config, name)
-            if was != new:
-                said = f"{path}: pretrained with {name} {was}, fine-tuned with {new}"
-                warnings.append(f"Warning: {said}; give --{name} {was} unless you mean it")
-        return [first, *warnings, *rest, *self._seen()]
+        return [first, *self.begun_with.warnings(self.config), *rest, *self._seen()]
+
+    @cached_property
+    def begun_with(self) -> Start:
+        """The pretrained file, and how it was made."""
+        return read_start(self.pretrained())
+
+    def described(self) -> dict[str, Any]:
+        """All settings, with those of the pretraining that was."""
+        return super().described() | self.begun_with.of_pretraining
+
+    def true_settings(self) -> dict[str, Any]:
+        """Of the pretraining those that the file tells."""
+        own = {n: v for n, v in super().true_settings().items() if n not in OF_PRETRAINING}
+        return own | self.begun_with.of_pretraining
 
     def _seen(self) -> list[str]:
         """A line if pretraining saw test images, as it may, without their labels."""

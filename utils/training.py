@@ -91,6 +91,10 @@ class Training:
         """What decides the result, as far as it is known before earlier stages have run."""
         raise TypeError("a stage has its own")
 
+    def described(self) -> dict[str, Any]:
+        """All settings, as the log and the report show them."""
+        return dict(self.config.to_dict())
+
     def start_weights(self) -> dict[str, str]:
         """A digest of the pretrained weights, if any."""
         return {}
@@ -250,7 +254,8 @@ class Training:
 
     def write_head(self, resumed: Settings | None) -> None:
         """Write the head of the log; for a resumed run, its epoch and a changed environment."""
-        self.log.header([*self.about, *self.config.describe(), self.environment])
+        described = self.config.describe(**self.described())
+        self.log.header([*self.about, *described, self.environment])
         if resumed is None:
             self.epoch_done(-1)
             return
@@ -271,7 +276,7 @@ class Training:
             "outputs": self.outputs(),
             "evaluations": self.evaluations,
             "finished": finished,
-            "config": self.config.to_dict(),
+            "config": self.described(),
             "environment": self.environment,
             "about": self.about,
         }

@@ -1,0 +1,73 @@
+"""The file that fine-tuning starts from: how it was pretrained, and what is otherwise now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config import DECIDES, FIELDS, Config
+from stages.job import setting_differences
+from utils.checkpoint import load, settings_in
+
+OF_PRETRAINING = DECIDES["self fine"].split()
+# What the way to the images and the machine decide may differ from stage to stage.
+OF_ALL = [n for n in DECIDES["self fine sup"].split() if n not in ("data_dir", "amp")]
+FORM = ("standardize", "image_size")  # of the images, which the network expects
+
+
+@dataclass(frozen=True)
+class Start:
+    """A file with a network, and the settings that it tells; a published one tells none."""
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def of_pretraining(self) -> dict[str, Any]:
+        """The settings that pretraining alone has; empty where the file tells of none."""
+        if "self_mode" not in self.settings:
+            return {}
+        return {n: self.settings.get(n, FIELDS[n].default) for n in OF_PRETRAINING}
+
+    def differences(self, config: Config) -> list[str]:
+        """How the settings of pretraining were otherwise than now, a line each."""
+        if not self.settings:
+            return []
+        before, now = dict(self.settings), config.training_settings("self")
+        names = OF_ALL + (OF_PRETRAINING if self.of_pretraining else [])
+        old, new = ({n: v for n, v in each.items() if n in names} for each in (before, now))
+        return setting_differences(config, old, new)
+
+    def refused(self, config: Config) -> list[str]:
+        """A line if the run's own pretraining is another one than the settings say."""
+        changed = "; ".join(self.differences(config))
+        cure = f"give what it was, another --name, or --pretrained {self.path}"
+        return [f"{self.path}: pretrained with other settings ({changed}); {cure}"] * bool(changed)
+
+    def warnings(self, config: Config) -> list[str]:
+        """Lines for the log: what was otherwise, or that the file does not tell."""
+        if not self.of_pretraining:
+            what = "those below are this command's, and say nothing of it"
+            unknown = [f"{self.path} tells no settings of a pretraining: {what}"]
+        else:
+            unknown = []
+        lines = self.differences(config)
+        if not lines:
+            return unknown
+        form = [n for n in FORM if any(line.startswith(f"{n} was ") for line in lines)]
+        cure = " ".join(f"--{n} {self.settings.get(n, FIELDS[n].default)}" for n in form)
+        cure = f"; give {cure} unless you mean it" if cure else ""
+        what = f"pretrained with other settings than this command's ({'; '.join(lines)})"
+        return [*unknown, f"Warning: {self.path}: {what}{cure}"]
+
+
+def read_start(path: Path) -> Start:
+    """The settings in a file; of a pretraining at constant rates up to its own epoch."""
+    found = load(path)
+    told = settings_in(found, path) or {}
+    epoch = found.get("epoch")
+    if "moco" in found and type(epoch) is int and not told.get("self_schedule"):
+        told |= {"self_max_epoch": epoch} if "self_max_epoch" in told else {}
+    return Start(path, told)
