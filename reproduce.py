@@ -49,9 +49,9 @@ table from what is finished, ``--ablate ratio`` varies one setting, ``--devices 
 def learn_pace(pace: Pace, works: Iterable[Work]) -> None:
     """Time a few steps of every kind of work whose duration is not known."""
     for work in works:
-        if work.kind not in pace.seconds:
+        if work.pace not in pace.seconds:
             to_terminal(f"Timing a few steps: {work.kind}")
-            pace.learn(work.kind, timed(work.runner))
+            pace.learn(work.pace, timed(work.runner))
 
 
 def tell_plan(plan: Plan) -> None:
@@ -60,18 +60,19 @@ def tell_plan(plan: Plan) -> None:
     learn_pace(pace, left)
     to_terminal(f"{len(left)} of {total} pieces of work are to do, on this machine as busy as now:")
     for kind in dict.fromkeys(work.kind for work in left):
-        each, number = pace.seconds[kind], sum(left[w] for w in left if w.kind == kind)
+        own = {work: share for work, share in left.items() if work.kind == kind}
+        each, number = pace.seconds[next(iter(own)).pace], sum(own.values())
         to_terminal(f"  {kind}: {number:.3g} x {duration(each)} = {duration(each * number)}")
-    to_terminal(f"  all: {duration(pace.left((w.kind, left[w]) for w in left))}")
+    to_terminal(f"  all: {duration(pace.left((w.pace, left[w]) for w in left))}")
     first = [w for w in left if w.for_all or w.repeat == plan.repeats[0]]
-    seconds = pace.left((w.kind, left[w]) for w in first)
+    seconds = pace.left((w.pace, left[w]) for w in first)
     to_terminal(f"  of that, the first repeat of every row: {duration(seconds)}")
 
 
 def write_report(plan: Plan) -> None:
     """Write the table from what is finished."""
     if not any(row.results for row in write_table(plan).rows):
-        to_terminal(f"Warning: {plan.config.output_dir}: no finished run; the table is empty")
+        to_terminal(f"Warning: {plan.config.output_dir}: no run with a score; the table is empty")
     if not plan.options.path("run.json").exists():
         record_plan(plan)
 
@@ -90,12 +91,12 @@ def run_all(plan: Plan) -> None:
         return
     learn_pace(pace, left)
     for number, work in enumerate(tuple(left), total - len(left) + 1):
-        ahead = duration(pace.left((w.kind, share) for w, share in left.items()))
-        here = duration(pace.seconds[work.kind] * left[work])
+        ahead = duration(pace.left((w.pace, share) for w, share in left.items()))
+        here = duration(pace.seconds[work.pace] * left[work])
         to_terminal(f"[{number} of {total}] {work.title}: about {here} of {ahead} that are left")
         started = time.monotonic()
         work.do()
-        pace.learn(work.kind, time.monotonic() - started, left.pop(work))
+        pace.learn(work.pace, time.monotonic() - started, left.pop(work))
         if work.runner.stage != "self":
             write_table(plan)
 

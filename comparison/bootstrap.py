@@ -7,6 +7,7 @@ pools the Dice of each repeat over the images drawn. Tiles of one micrograph are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,11 @@ class Interval(NamedTuple):
     low: float
     high: float
     repeats: int
+
+    def ends(self) -> str:
+        """Both ends for people; '-' where there are none."""
+        known = not math.isnan(self.low)
+        return f"{self.low:+.4f}, {self.high:+.4f}" if known else "-"
 
 
 def draw_counts(units: int, replicates: int, rng: np.random.Generator) -> Counts:
@@ -74,8 +80,13 @@ def replicates_of(
 
 
 def interval(runs: Sequence[Counts], others: Sequence[Counts], clusters: Counts) -> Interval:
-    """The difference on the whole test set and its ``LEVEL`` interval, see ``replicates_of``."""
+    """The difference on the whole test set and its ``LEVEL`` interval, see ``replicates_of``.
+
+    Of fewer than two clusters there is none: nothing says how test images differ.
+    """
     value = float(_differences(runs, others, np.ones((1, len(clusters)), np.int64)).mean())
+    if len(np.unique(clusters)) < 2:
+        return Interval(value, math.nan, math.nan, len(runs))
     found = replicates_of(runs, others, clusters)
     known = found[~np.isnan(found)]
     ends = (1 - LEVEL) / 2, (1 + LEVEL) / 2

@@ -7,44 +7,40 @@ from typing import Any
 
 import torch
 
-from data import Sample
 from imaging.drawing import save_prediction
 from imaging.store import fingerprint
-from report.results import write_results
+from report.results import FIT, write_results
 from stages.finetuning import picture_name
 from stages.forest import PixelForest, forest_settings
-from stages.job import Job, Runner
+from stages.scored import Scored
 from utils.log import RunLog, evaluation_lines
 from utils.metrics import Counts, Scores, SegmentationScores
 from utils.run_folder import locked
 
 
-class ForestRun(Runner):
+class ForestRun(Scored):
     """A run of the pixel classifier in a run folder: trained and evaluated once."""
 
     stage, number = "forest", 4
 
-    def __init__(self, job: Job) -> None:
-        super().__init__(job)
-        self.test = job.split("test_numf")
-
-    def samples(self) -> list[Sample]:
-        """Annotated images and test images."""
-        return self.job.annotated() + self.test
-
     def outputs(self) -> list[str]:
         """Its log and its predictions."""
-        return ["log_forest.txt", *(f"epoch_0/{picture_name(s.name)}" for s in self.test)]
+        return ["log_forest.txt", *(f"epoch_0/{picture_name(s.name)}" for s in self.tested)]
 
     def decisive_settings(self) -> dict[str, Any]:
-        """The settings that it uses, its own, and a fingerprint of the files."""
+        """The settings that it uses, its own, and a fingerprint of the files.
+
+        Also test images whose labels are learnt, which it was once scored on.
+        """
         names = ("num_classes", "ignore_label", "image_size", "standardize", "seed", "mapping")
         settings = {name: self.config.to_dict()[name] for name in names} | forest_settings()
+        if self.learnt:
+            settings["learnt test images"] = [self.test[number].name for number in self.learnt]
         return {**settings, "files": fingerprint(self.samples(), self.job.store)}
 
-    def fit(self) -> tuple[PixelForest, int]:
+    def taught(self) -> tuple[PixelForest, int]:
         """A forest trained on the annotated images, and the number of pixels it learnt from."""
-        c, store, samples = self.config, self.job.store, self.job.annotated()
+        c, store, samples = self.config, self.job.store, self.annotated
         forest = PixelForest(c.seed, c.standardize, torch.get_num_threads())
         images = [store.image(s.image).numpy() for s in samples]
         masks = [store.mask(s.mask).numpy() for s in samples if s.mask is not None]
@@ -57,19 +53,20 @@ class ForestRun(Runner):
             if state is not None and state["finished"]:
                 return list(state["evaluations"])
             self.begin()
-            samples = self.job.annotated()
+            samples = self.annotated
             what = f"{self.images(samples)} with labels of {self.config.data_dir}"
             head = [f"A random forest on {what}: {', '.join(s.name for s in samples[:5])}"]
+            head += self.about_test("after training")
             head += [f"{name} = {value}" for name, value in self.settings.items()]
             with RunLog(self.run_dir, self.stage) as log:
                 log.header([*head, f"scikit-learn {metadata.version('scikit-learn')}"])
-                forest, pixels = self.fit()
+                forest, pixels = self.taught()
                 log.line(f"Learnt from {pixels} pixels")
                 counts = self._predict(forest)
                 scores = Scores.from_confusion(counts)
                 for line in evaluation_lines(scores):
                     log.line(line)
-                entry = {"epoch": 0, **scores.as_dict()}
+                entry = {"epoch": 0, **scores.as_dict()} | ({FIT: True} if self.fit else {})
                 log.metrics({"evaluation": entry})
             self.evaluations = [{**entry, "confusion": counts.tolist()}]
             self.state.finish(self.snapshot(finished=True))
@@ -77,9 +74,9 @@ class ForestRun(Runner):
         return self.evaluations
 
     def _predict(self, forest: PixelForest) -> Counts:
-        """Write the predictions of the test set; returns its confusion matrices (n, C, C)."""
+        """Write the predictions of the tested images; returns its confusion matrices (n, C, C)."""
         scores, store = SegmentationScores(self.config.num_classes), self.job.store
-        for sample in self.test:
+        for sample in self.tested:
             prediction = forest.predict(store.image(sample.image).numpy())
             path = self.run_dir / "epoch_0" / picture_name(sample.name)
             save_prediction(path, prediction, self.config.mapping)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import jinja2
@@ -10,6 +11,7 @@ from comparison import bootstrap
 from comparison.options import ABLATIONS, PUBLISHED, UNKNOWN, Variant, known_rows
 from comparison.plan import Plan
 from comparison.table import PROTOCOLS, Comparison, Row
+from data import parse_name
 from report.figures import dots_png
 from utils.commandline import UserError
 from utils.files import replace_file
@@ -53,10 +55,11 @@ def rows_of(plan: Plan) -> list[Row]:
 
 def _row(plan: Plan, variant: Variant, asked: bool) -> Row:
     """What the finished repeats of a row scored."""
-    results = {}
+    results, fits = {}, []
     for repeat in range(10) if plan.size != "f" else (0,):  # repeats are digits
         try:
             found = plan.results(variant, repeat)
+            fits += [repeat] if not found and plan.is_fit(variant, repeat) else []
         except UserError:
             if asked and repeat in plan.repeats:
                 raise
@@ -66,12 +69,15 @@ def _row(plan: Plan, variant: Variant, asked: bool) -> Row:
     papers = Path(plan.config.data_dir).resolve().name in PAPERS_SET and plan.size == "1"
     known = PUBLISHED if papers and not plan.options.ablate and not variant.settings else {}
     published = known.get(variant.method, UNKNOWN)
-    return Row(variant.key, variant.title, results, variant.shared, published)
+    return Row(variant.key, variant.title, results, variant.shared, published, fits)
 
 
 def head(plan: Plan, comparison: Comparison) -> str:
     """Heading and notes of the table, see ``HEAD``."""
-    missing = [(row.title, set(comparison.repeats) - set(row.results)) for row in comparison.rows]
+    missing = [
+        (row.title, set(comparison.repeats) - {*row.results, *row.fits}) for row in comparison.rows
+    ]
+    fits = [(row.title, row.fits) for row in comparison.rows]
     scored = [found["last"] for row in comparison.rows for found in row.results.values()]
     truth = scored[0].counts.sum(axis=(0, 2)).tolist() if scored else []  # pixels of each class
     jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -83,5 +89,12 @@ def head(plan: Plan, comparison: Comparison) -> str:
         absent=[c for c, pixels in enumerate(truth) if c and not pixels],
         plain=[row.title for row in comparison.rows if row.plain],
         samples=int(plan.clusters.max()) + 1,
-        missing=[f"{title} ({', '.join(map(str, sorted(n)))})" for title, n in missing if n],
+        sample=parse_name(plan.test[0].image.stem),
+        missing=with_repeats(missing),
+        fits=with_repeats(fits),
     )
+
+
+def with_repeats(rows: Iterable[tuple[str, Collection[int]]]) -> list[str]:
+    """Titles of rows with some of their repeats in brackets, where there are any."""
+    return [f"{title} ({', '.join(map(str, sorted(n)))})" for title, n in rows if n]

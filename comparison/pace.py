@@ -57,10 +57,10 @@ def timed(runner: Runner) -> float:
     """
     started = time.monotonic()
     if isinstance(runner, ForestRun):
-        forest, _ = runner.fit()
+        forest, _ = runner.taught()
         trained = time.monotonic()
-        forest.predict(runner.job.store.image(runner.test[0].image).numpy())
-        return trained - started + (time.monotonic() - trained) * len(runner.test)
+        forest.predict(runner.job.store.image(runner.tested[0].image).numpy())
+        return trained - started + (time.monotonic() - trained) * len(runner.tested)
     # Fine-tuning takes as long as training from scratch, which needs no pretrained network.
     trial = (Supervised if runner.stage == "fine" else type(runner))(runner.job)
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from encoders import require_packages
 from imaging.imagefile import read_mask
 from imaging.index import index_file
 from model import METHODS
+from report.results import FIT
 from stages.finetuning import picture_name
 from stages.job import WEIGHTS, Job, Runner, setting_differences
+from stages.scored import Scored
 from utils.checkpoint import CheckpointError
 from utils.commandline import UserError
 from utils.device import choose_device, choose_precision
@@ -56,6 +59,18 @@ class Work:
         encoder = dict(self.variant.settings).get("encoder", "")
         own = f"training with labels, {encoder}" if encoder else "training with labels"
         return named.get(self.runner.stage, own)
+
+    @property
+    def pace(self) -> str:
+        """What takes equal time: work of one kind, of one length, on images of one size."""
+        c, size, parts = self.runner.config, self.runner.job.size, [self.kind]
+        if self.runner.stage == "self":
+            parts.append(f"{c.self_max_epoch} epochs of {c.self_batch_size}, crop {c.self_crop}")
+        elif self.runner.stage != "forest":
+            unit = "steps" if c.fine_steps else "epochs"
+            parts.append(f"{c.epochs_for(size)} {unit} of {c.fine_batch_size}, crop {c.fine_crop}")
+            parts.append(f"evaluated every {c.eval_every_for(size)}")
+        return ", ".join([*parts, f"image size {c.image_size}"])
 
     @property
     def title(self) -> str:
@@ -190,21 +205,41 @@ class Plan:
     def results(self, variant: Variant, repeat: int) -> dict[str, Result]:
         """What a run scored under each protocol; empty unless it is finished and of this table.
 
+        A fit to learnt labels is no score, see ``is_fit``.
+
         Confusion matrices that its state does not hold are counted from its predicted masks.
 
         Raises:
             UserError: the predicted masks cannot be read, or do not give the run's scores.
         """
+        runner, evaluations = self._evaluations(variant, repeat)
+        if not evaluations or FIT in evaluations[-1]:
+            return {}
+        best = max(evaluations, key=lambda e: e["acc"])  # of equals the first: as fine.pt
+        chosen, found = {"best": best, "last": evaluations[-1]}, {}
+        places = np.array(runner.places, np.int64)
+        for name, entry in chosen.items():
+            counts = self._counts(runner, entry)
+            if len(counts) != len(places):
+                what = f"{len(counts)} images are scored, {len(places)} are to be"
+                raise UserError(f"{runner.run_dir}: {what}; train this run again (--overwrite)")
+            found[name] = Result(entry["epoch"], counts, places)
+        return found
+
+    def is_fit(self, variant: Variant, repeat: int) -> bool:
+        """Whether a finished run was evaluated on images whose labels it learnt, and no others."""
+        _, evaluations = self._evaluations(variant, repeat)
+        return bool(evaluations) and FIT in evaluations[-1]
+
+    def _evaluations(self, variant: Variant, repeat: int) -> tuple[Scored, list[dict[str, Any]]]:
+        """A run and its evaluations; none unless it is finished and of this table."""
         runner = self.work(variant, repeat, variant.stages[-1]).runner
-        try:
+        assert isinstance(runner, Scored)
+        with suppress(CheckpointError):
             state = self._state(runner)
-        except CheckpointError:
-            return {}
-        if not state or not state["evaluations"] or unlike(runner, state):
-            return {}
-        best = max(state["evaluations"], key=lambda e: e["acc"])  # of equals the first: as fine.pt
-        chosen = {"best": best, "last": state["evaluations"][-1]}
-        return {name: Result(e["epoch"], self._counts(runner, e)) for name, e in chosen.items()}
+            if state and not unlike(runner, state):
+                return runner, list(state["evaluations"])
+        return runner, []
 
     def _state(self, runner: Runner) -> dict[str, Any] | None:
         """Settings and evaluations of a finished run; its file is read once, until it changes.
@@ -223,14 +258,15 @@ class Plan:
             self._read[key] = {name: state[name] for name in ("settings", "evaluations")}
         return self._read[key]
 
-    def _counts(self, runner: Runner, evaluation: Mapping[str, Any]) -> Counts:
+    def _counts(self, runner: Scored, evaluation: Mapping[str, Any]) -> Counts:
         if "confusion" in evaluation:
             return np.asarray(evaluation["confusion"], np.int64)
         folder = runner.run_dir / f"epoch_{evaluation['epoch']}"
         if folder in self._counted:
             return self._counted[folder]
-        pictures = [folder / picture_name(sample.name) for sample in self.test]
-        masks = [self.store.mask(sample.mask) for sample in self.test if sample.mask is not None]
+        tested = runner.tested
+        pictures = [folder / picture_name(sample.name) for sample in tested]
+        masks = [self.store.mask(sample.mask) for sample in tested if sample.mask is not None]
         counts = count_pictures(pictures, masks, self.config.mapping)
         scores = Scores.from_confusion(counts).as_dict()
         for name in ("acc", "dice", "miou"):

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from comparison.bootstrap import LEVEL, Interval, interval
+import numpy as np
+
+from comparison.bootstrap import LEVEL, Interval, interval, number_clusters
 from utils.metrics import Counts, Scores, mean_std
 from utils.tables import csv_of_rows, digits, markdown
 
@@ -21,10 +23,14 @@ PAPER = {"paper_dice": "paper: Dice", "paper_dice_std": "std", "paper_acc": "ACC
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a run scored at an evaluation: its epoch, from 0; confusion matrices, (n, C, C)."""
+    """What a run scored at an evaluation: its epoch, from 0; confusion matrices, (n, C, C).
+
+    ``places`` (n,) are the numbers, among the test images, of those that were scored; None: all.
+    """
 
     epoch: int
     counts: Counts
+    places: Counts | None = None
 
     @cached_property
     def scores(self) -> dict[str, float]:
@@ -42,6 +48,7 @@ class Row:
     results: Mapping[int, Mapping[str, Result]]  # repeat -> protocol -> result, both in order
     plain: bool = False  # a pretraining method that sees no annotated image
     published: tuple[float, ...] = (math.nan,) * 3  # as in ``PAPER``; nan where it gives none
+    fits: Sequence[int] = ()  # repeats that were evaluated on learnt labels: no scores
 
     def values(self, protocol: str, score: str) -> dict[int, float]:
         """A score of each finished repeat."""
@@ -81,8 +88,8 @@ class Comparison:
         shared = sorted(row.results.keys() & other.results.keys())
         if not shared or other is row:  # a row does not differ from itself
             return None
-        runs, others = ([each.results[r][protocol].counts for r in shared] for each in (row, other))
-        return interval(runs, others, self.clusters)
+        runs, others = ([each.results[r][protocol] for r in shared] for each in (row, other))
+        return interval(*of_shared_images(runs, others, self.clusters))
 
     def summary(self, row: Row, protocol: str) -> dict[str, float]:
         """The numbers of a row by their columns in ``table.csv``; nan where unknown."""
@@ -125,7 +132,7 @@ class Comparison:
             cells = [row.title, f"{len(row.results)} of {len(self.repeats)}"]
             cells += [digits(numbers[f"{s}_{kind}"]) for s in SCORES for kind in ("mean", "std")]
             for found in (self.difference(row, name, protocol) for name in self.references):
-                text = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]" if found else "-"
+                text = f"{found.value:+.4f} [{found.ends()}]" if found else "-"
                 if found and found.repeats < len(row.results):
                     text += f" ({found.repeats} repeats)"
                 cells.append(text)
@@ -153,6 +160,30 @@ class Comparison:
                     scores = {name: exact(value) for name, value in result.scores.items()}
                     lines.append({**dict(zip(head, cells, strict=True)), **scores})
         return csv_of_rows(lines, head)
+
+
+def of_shared_images(
+    runs: Sequence[Result], others: Sequence[Result], clusters: Counts
+) -> tuple[list[Counts], list[Counts], Counts]:
+    """Confusion matrices of both methods, and clusters, of the images that they both scored.
+
+    An image that some repeats alone were scored on has no pixels in the others.
+    """
+    every = np.arange(len(clusters))
+    both = [
+        np.intersect1d(*(every if r.places is None else r.places for r in pair))
+        for pair in zip(runs, others, strict=True)
+    ]
+    kept = np.unique(np.concatenate(both))
+
+    def spread(result: Result, places: Counts) -> Counts:
+        own = every if result.places is None else result.places
+        found = np.zeros((len(every), *result.counts.shape[1:]), result.counts.dtype)
+        found[places] = result.counts[np.isin(own, places)]
+        return found[kept]
+
+    mine, theirs = (list(map(spread, each, both)) for each in (runs, others))
+    return mine, theirs, number_clusters(clusters[kept].tolist())
 
 
 def exact(value: float) -> str:

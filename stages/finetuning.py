@@ -23,7 +23,7 @@ from dataset.set_file import read_set_file
 from encoders import make_encoder
 from imaging.drawing import class_colours, save_prediction
 from imaging.gray_range import Conversion, EachImage, GrayPool
-from imaging.imagefile import read_image, read_mask
+from imaging.imagefile import read_mask
 from imaging.store import ImageStore
 from metallography.views import average_batch
 from networks import UNet
@@ -31,18 +31,12 @@ from pscl.losses import supervised_loss
 from pscl.recompute import recompute_activations
 from report import sheets
 from report.results import FIT
-from stages.job import (
-    GRAY,
-    WEIGHTS,
-    Job,
-    Runner,
-    due,
-    some_names,
-)
+from stages.job import GRAY, WEIGHTS, Job, due, some_names
 from stages.labels import balanced_weights, far_lines, label_counts, label_line, weight_line
 from stages.overlap import parts_of
 from stages.pretraining import SelfSupervised
 from stages.rates import AveragedWeights, rate_schedule
+from stages.scored import Scored
 from stages.start import OF_PRETRAINING, Start, read_start
 from utils.checkpoint import (
     UNET,
@@ -66,7 +60,7 @@ EVALUATION_PIXELS = 2**22  # of a batch of several images
 STATISTICS_BATCHES = 32  # of which BatchNorm's statistics of averaged weights are taken
 
 
-class Supervised(Runner):
+class Supervised(Scored):
     """Training the UNet with labels from random weights, scored on the test set."""
 
     stage, number = "sup", 3
@@ -77,8 +71,6 @@ class Supervised(Runner):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.annotated = job.annotated()
-        self.test = data.test_samples(job.store, self.config.data_dir)
         self.known = known = read_set_file(self.config.data_dir)
         self.facts = known.facts() if known else {}  # for prediction
 
@@ -194,34 +186,6 @@ class Supervised(Runner):
         c, own = self.config, super().decisive_settings()
         return own if c.encoder == UNET else {**own, "fine_lr_encoder": c.fine_lr_encoder}
 
-    def samples(self) -> list[Sample]:
-        """Annotated images and test images."""
-        return self.annotated + self.test
-
-    @cached_property
-    def learnt(self) -> dict[int, int]:
-        """Numbers of the test images that are, or are cut from, annotated ones: and which ones."""
-        return parts_of(
-            *([self._file_pixels(s) for s in own] for own in (self.test, self.annotated))
-        )
-
-    @property
-    def fit(self) -> bool:
-        """Whether the evaluations are no score, because all test images have labels learnt here."""
-        return bool(self.test) and len(self.learnt) == len(self.test)
-
-    @property
-    def tested(self) -> list[Sample]:
-        """The images that are evaluated: the test images whose labels are not learnt, or a fit."""
-        return [s for i, s in enumerate(self.test) if self.fit or i not in self.learnt]
-
-    def _file_pixels(self, sample: Sample) -> NDArray[np.uint8]:
-        """An image's pixels as its file has them."""
-        if self.config.image_size:
-            with suppress(DataError):  # it may be gone: the set was decoded before
-                return read_image(sample.image)
-        return self.pixels(sample)
-
     def unsuitable(self) -> list[str]:
         """A line for each annotated image that is smaller than the crops, or on the ranks."""
         return self.smaller_than("fine_crop", self.annotated) or self.not_synchronised()
@@ -258,7 +222,7 @@ class Supervised(Runner):
             f"of {self.config.data_dir}: {some_names(self.annotated)}",
             *self.about_ranks(self.crops_of_step(), statistics),
             *self.about_labels(),
-            *self._about_test(f"every {every} epochs and after the last"),
+            *self.about_test(f"every {every} epochs and after the last"),
         ]
 
     def masks(self) -> list[NDArray[np.uint8]]:
@@ -281,30 +245,6 @@ class Supervised(Runner):
             counts = label_counts(masks, c.num_classes)
             lines.append(weight_line(c.class_weight, self.weights(), counts))
         return lines + far_lines(masks, [s.name for s in self.annotated if s.mask])
-
-    def _about_test(self, when: str) -> list[str]:
-        """What is evaluated, and whether that is a score."""
-        if not self.test:
-            where = self.config.data_dir
-            return [f"No score: {where} has no test images with masks; nothing is chosen by one"]
-        hits = [f"{self.test[i].name} in {self.annotated[k].name}" for i, k in self.learnt.items()]
-        shown = ", ".join(hits[:5]) + (" ..." if hits[5:] else "")
-        if self.fit:
-            return [
-                f"No score but a {FIT}: every test image is, or is cut from, an image whose labels "
-                f"are learnt here ({shown}). ACC and Dice {when} say how well these were learnt, "
-                "nothing about other images"
-            ]
-        lines = [
-            f"Scored on {self.images(self.tested)} of the test set {when}; Dice is pooled over the "
-            "set, without background"
-        ]
-        if hits:
-            lines.append(
-                f"Warning: {len(hits)} test image(s) left out of the score, which are, or are cut "
-                f"from, images whose labels are learnt here: {shown}"
-            )
-        return lines
 
     def due(self) -> list[int]:
         """The epochs, counted from 0, that are evaluated."""
@@ -512,8 +452,8 @@ class Finetune(Supervised):
         c, train = self.config, []
         for sample in data.pretraining_samples(self.job.store, c.data_dir, c.use_unlabelled):
             with suppress(DataError):  # pretraining reports it
-                train.append(self._file_pixels(sample))
-        seen = parts_of([self._file_pixels(s) for s in others], train)
+                train.append(self.file_pixels(sample))
+        seen = parts_of([self.file_pixels(s) for s in others], train)
         if not seen:
             return []
         names = some_names([others[number] for number in seen])

@@ -113,8 +113,8 @@ def test_as_many_are_drawn_as_there_are_and_all_alike() -> None:
 
 
 def test_without_variance_there_is_no_width() -> None:
-    one = runs(1, 1, 1, 0.3) * 4  # four equal repeats, one image
-    value, low, high, repeats = interval(one, worthless(one), np.array([0]))
+    one = [runs(1, 1, 1, 0.3)[0].repeat(2, axis=0)] * 4  # four equal repeats, two equal images
+    value, low, high, repeats = interval(one, worthless(one), np.array([0, 1]))
     assert value == pytest.approx(low) and value == pytest.approx(high) and repeats == 4
     assert value == pytest.approx(slow_dice(one[0], [0]))
 
@@ -165,3 +165,10 @@ def test_nothing_is_known_of_nothing_but_background() -> None:
     empty = [np.array([[[5, 2], [0, 0]]])]
     value, low, high, repeats = interval(empty, empty, np.array([0]))
     assert math.isnan(value) and math.isnan(low) and math.isnan(high) and repeats == 1
+
+
+def test_one_cluster_gives_no_interval() -> None:
+    some = runs(1, 2, 4, 0.3)
+    alone, two = (interval(some, worthless(some), np.array(c)) for c in ([0] * 4, [0, 0, 0, 1]))
+    assert math.isnan(alone.low) and math.isnan(alone.high) and alone.ends() == "-"
+    assert alone.value == two.value and two.low < two.high

@@ -167,3 +167,19 @@ def test_a_report_needs_no_images_to_pretrain_on(data: Path, tmp_path: Path) -> 
         path.unlink() if path.is_file() else path.rmdir()
     words = ("--methods=sup,moco", "--repeats=0", "--report")
     assert plan_of(data, *words).problems() == []
+
+
+def test_another_length_or_size_of_images_is_timed_anew(data: Path) -> None:
+    def paces(*words: str) -> list[str]:
+        return [w.pace for w in plan_of(data, "--methods=sup,moco", "--repeats=0", *words).works()]
+
+    usual = paces()
+    for words, changed in (
+        (["--self_max_epoch=3"], [False, True, False]),
+        (["--fine_max_epoch=3"], [True, False, True]),
+        (["--fine_steps=3"], [True, False, True]),
+        (["--image_size=16"], [True, True, True]),
+        (["--fine_jitter=0"], [False, False, False]),
+    ):
+        assert [a != b for a, b in zip(usual, paces(*words), strict=True)] == changed
+    assert usual[0] == usual[2] != usual[1]  # training with labels takes equal time

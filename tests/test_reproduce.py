@@ -227,7 +227,56 @@ def test_tiles_of_one_sample_are_resampled_together(data: Path, tmp_path: Path) 
         (folder / "30_t1.png").rename(folder / "15_t_0_1.png")
     assert run(tiled, tmp_path / "out", "--repeats=0", methods="sup") == 0
     text = (tmp_path / "out" / "table.md").read_text()
-    assert "over the 1 samples that the 2 test images come from" in text
+    assert 'by their names (batch "15", sample "t") all 2 test images are tiles of one' in text
+    assert "percentile bootstrap" not in text and "BATCH_SAMPLE_ROW_COLUMN" in text
+
+
+def with_learnt_images(data: Path, *repeats: int) -> None:
+    """Put the annotated images of some repeats into the test set, one of them cut."""
+    for repeat in repeats:
+        name = ("15_0", "30_1")[repeat]
+        for kind in ("img", "gt"):
+            pixels = np.array(Image.open(data / f"sup_num1_{repeat}" / kind / f"{name}.png"))
+            cut = pixels[repeat * 4 :]
+            Image.fromarray(cut).save(data / "test_numf" / kind / f"15_s{repeat}.png")
+
+
+def test_test_images_that_a_repeat_learns_are_left_out_of_all_its_rows(tmp_path: Path) -> None:
+    root, out = make_set(tmp_path / "steel"), tmp_path / "out"
+    with_learnt_images(root, 0, 1)
+    assert run(root, out, "--repeats=01", methods="sup,forest") == 0
+    for folder, stage in (("steel_forest", "forest"), ("steel_sup", "sup")):
+        for repeat in (0, 1):
+            (last, *_) = evaluations(out, f"{folder}/1_{repeat}", stage)[::-1]
+            assert len(last["confusion"]) == 3  # of two and two, without its own
+            tested = {
+                path.name for path in (out / "runs" / folder / f"1_{repeat}").glob("epoch_0/*")
+            }
+            assert tested == {"15_t0.png", "30_t1.png", f"15_s{1 - repeat}.png"}
+    line = next(x for x in (out / "table.md").read_text().splitlines() if "| forest" in x)
+    assert "| 2 of 2 |" in line and ", " in line.split("|")[9]  # with an interval
+    again = {name: (out / name).read_bytes() for name in TABLES}
+    assert run(root, out, "--repeats=01", "--report", methods="sup,forest") == 0
+    assert all((out / name).read_bytes() == contents for name, contents in again.items())
+
+
+def test_a_fit_to_learnt_labels_is_no_score(tmp_path: Path) -> None:
+    root, out = make_set(tmp_path / "steel"), tmp_path / "out"
+    shutil.rmtree(root / "test_numf")
+    for kind in ("img", "gt"):
+        (root / "test_numf" / kind).mkdir(parents=True)
+    with_learnt_images(root, 0)
+    assert run(root, out, "--repeats=01", methods="sup,forest") == 0
+    text = (out / "table.md").read_text()
+    fits = "repeats in brackets: no pretraining (0); forest (no network) (0)."
+    assert sum(line.endswith(fits) and "No scores but fits" in line for line in text.splitlines())
+    assert "Not finished" not in text
+    lines = list(csv.DictReader((out / "values.csv").open()))
+    assert {line["repeat"] for line in lines} == {"1"}
+    means = {x["method"]: float(x["dice_mean"]) for x in csv.DictReader((out / "table.csv").open())}
+    for method in ("sup", "forest"):  # of the only score
+        (last, *_) = evaluations(out, f"steel_{method}/1_1", method)[::-1]
+        assert means[method] == pytest.approx(last["dice"], abs=1e-9)
 
 
 def test_the_papers_numbers_stand_beside_its_own_set(data: Path, tmp_path: Path) -> None:

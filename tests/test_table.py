@@ -136,3 +136,36 @@ def test_a_class_that_the_truth_lacks_has_no_score() -> None:
     line = Comparison([Row("a", "A", {0: {"best": found, "last": found}})], np.array([0]), [], [0])
     values = list(csv.DictReader(io.StringIO(line.values_csv())))[0]
     assert values["dice1"] == values["dice"] == "0.6666666667" and values["dice2"] == ""
+
+
+def test_a_difference_is_over_the_images_that_both_scored() -> None:
+    """By hand: of image 0 both find 50 of 50; of image 1 one method 25, and the other has none."""
+    matrices = np.array([[[50, 0], [0, 50]], [[50, 0], [25, 25]], [[50, 0], [40, 10]]])
+    more = Result(0, matrices[[0, 1]], np.array([0, 1]))
+    less = Result(0, matrices[[0, 2]], np.array([0, 2]))
+    rows = [
+        Row(key, key, {0: {"best": own, "last": own}}) for key, own in (("a", more), ("b", less))
+    ]
+    found = Comparison(rows, np.array([0, 1, 2]), ["b"], [0]).difference(rows[0], "b", "best")
+    assert found is not None and found.value == 0 and found.ends() == "-"  # image 0 alone
+    whole = Result(0, matrices)
+    rows[1] = Row("b", "b", {0: {"best": whole, "last": whole}})
+    found = Comparison(rows, np.array([0, 1, 2]), ["b"], [0]).difference(rows[0], "b", "best")
+    assert found is not None and found.value == 0 and found.ends() == "+0.0000, +0.0000"
+
+
+def test_images_of_some_repeats_count_in_those_alone() -> None:
+    """Repeat 0 scores images 0 and 1, repeat 1 images 1 and 2; Dice by hand from the hits."""
+    hits = np.array([[[50, 0], [50 - n, n]] for n in (50, 25, 10)])
+    nothing = np.array([[[50, 0], [50, 0]]] * 3)
+    places = {0: np.array([0, 1]), 1: np.array([1, 2])}
+
+    def results(counts: np.ndarray) -> dict[int, dict[str, Result]]:
+        own = {r: Result(0, counts[at], at) for r, at in places.items()}
+        return {r: {"best": each, "last": each} for r, each in own.items()}
+
+    rows = [Row("a", "a", results(hits)), Row("b", "b", results(nothing))]
+    found = Comparison(rows, np.array([0, 1, 2]), ["b"], [0, 1]).difference(rows[0], "b", "best")
+    # 2 * 75 / (100 + 75) and 2 * 35 / (100 + 35), less 0.
+    assert found is not None and found.value == pytest.approx((150 / 175 + 70 / 135) / 2)
+    assert found.low < found.value < found.high
