@@ -170,16 +170,17 @@ def of_shared_images(
     An image that some repeats alone were scored on has no pixels in the others.
     """
     every = np.arange(len(clusters))
-    both = [
-        np.intersect1d(*(every if r.places is None else r.places for r in pair))
-        for pair in zip(runs, others, strict=True)
-    ]
+
+    def places(result: Result) -> Counts:
+        return every if result.places is None else result.places
+
+    pairs = zip(runs, others, strict=True)
+    both = [np.intersect1d(places(one), places(other)) for one, other in pairs]
     kept = np.unique(np.concatenate(both))
 
-    def spread(result: Result, places: Counts) -> Counts:
-        own = every if result.places is None else result.places
+    def spread(result: Result, shared: Counts) -> Counts:
         found = np.zeros((len(every), *result.counts.shape[1:]), result.counts.dtype)
-        found[places] = result.counts[np.isin(own, places)]
+        found[shared] = result.counts[np.isin(places(result), shared)]
         return found[kept]
 
     mine, theirs = (list(map(spread, each, both)) for each in (runs, others))

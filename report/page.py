@@ -29,6 +29,7 @@ from report.figures import curve_picture
 from report.results import (
     BEST,
     LAST,
+    RUN,
     Results,
     by_size,
     read_results,
@@ -107,7 +108,8 @@ def write_page(
 
 def runs_of(experiment_dir: str | Path) -> list[Path]:
     """The folders of an experiment's runs."""
-    return [path for path in list_names(experiment_dir) if path.is_dir() and _stages_of(path)]
+    names = [path for path in list_names(experiment_dir) if RUN.fullmatch(path.name)]
+    return [path for path in names if path.is_dir() and _stages_of(path)]
 
 
 def experiment_of(weights: Path, out: Path) -> Path:

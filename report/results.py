@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from config import FIELDS
 from utils.checkpoint import CheckpointError
 from utils.files import list_names, replace_file
 from utils.metrics import format_mean_std
@@ -20,6 +22,9 @@ SCORES = ("acc", "dice", "miou")
 BEST = "the evaluation with the highest ACC on the test set, as in the paper's protocol"
 LAST = "after the last epoch, nothing chosen"
 FIT = "fit"  # an evaluation on images whose labels were learnt: never a score
+
+OWN_IMAGES = {"files", "pretrained weights", "learnt test images"}  # each repeat has others
+RUN = re.compile("f|[15]_[0-9]")  # folder name of a run; a copy of one has another name
 
 Evaluation = dict[str, Any]
 Results = dict[str, tuple[Evaluation, Evaluation]]
@@ -33,7 +38,7 @@ def read_results(experiment: Path, stage: str, fit: bool = False) -> Results:
     state cannot be read is left out: its own training reports that.
     """
     results = {}
-    for run, evaluations in _finished(experiment, stage):
+    for run, (evaluations, _) in _finished(experiment, stage).items():
         if evaluations and bool(evaluations[-1].get(FIT)) == fit:
             best = max(evaluations, key=lambda e: e["acc"])  # of equals the first, as in *.pt
             results[run] = (best, evaluations[-1])
@@ -42,30 +47,57 @@ def read_results(experiment: Path, stage: str, fit: bool = False) -> Results:
 
 def unscored(experiment: Path, stage: str) -> list[str]:
     """Names of the finished runs without any evaluation: their set has no test images."""
-    return [run for run, evaluations in _finished(experiment, stage) if not evaluations]
+    return [run for run, (scores, _) in _finished(experiment, stage).items() if not scores]
 
 
-def _finished(experiment: Path, stage: str) -> list[tuple[str, list[Evaluation]]]:
-    """Names and evaluations of the finished runs whose states can be read."""
-    found = []
+def differing(experiment: Path, stage: str) -> list[str]:
+    """A warning for each data size whose scored runs differ in more than their images.
+
+    A run older than a setting has its default.
+    """
+    sizes: dict[str, list[Mapping[str, Any]]] = {}
+    found = _finished(experiment, stage)
+    for run in read_results(experiment, stage):
+        sizes.setdefault(run.split("_")[0], []).append(found[run][1])
+    lines = []
+    for size, each in sizes.items():
+        names = sorted({name for settings in each for name in settings} - OWN_IMAGES)
+        usual = {name: FIELDS[name].default if name in FIELDS else None for name in names}
+        values = [{**usual, **settings} for settings in each]
+        if unlike := [n for n in names if any(own[n] != values[0][n] for own in values)]:
+            lines.append(f"Warning: runs of data size {size} differ in {', '.join(unlike)}")
+    return lines
+
+
+def _finished(
+    experiment: Path, stage: str
+) -> dict[str, tuple[list[Evaluation], Mapping[str, Any]]]:
+    """By the runs' names, evaluations and settings of those finished whose states can be read."""
+    found = {}
     for run in list_names(experiment):
+        if not RUN.fullmatch(run.name):
+            continue
         file = StateFile(run / f"state_{stage}.pt")
         with suppress(CheckpointError):
-            evaluations = _evaluations(file.path, _version(file.path), _version(file.previous))
-            if evaluations is not None:
-                found.append((run.name, evaluations))
+            about = _evaluations(file.path, _version(file.path), _version(file.previous))
+            if about is not None:
+                found[run.name] = about
     return found
 
 
 @lru_cache(maxsize=1000)
-def _evaluations(path: Path, *_versions: tuple[int, ...]) -> list[Evaluation] | None:
-    """Evaluations of a run, None if it is not finished.
+def _evaluations(
+    path: Path, *_versions: tuple[int, ...]
+) -> tuple[list[Evaluation], Mapping[str, Any]] | None:
+    """Evaluations and settings of a run, None if it is not finished.
 
     One table asks for them several times: a state, which holds all weights, is read only when its
     files have changed.
     """
     state = StateFile(path).load()
-    return list(state["evaluations"]) if state is not None and state["finished"] else None
+    if state is None or not state["finished"]:
+        return None
+    return list(state["evaluations"]), state["settings"]
 
 
 def _version(path: Path) -> tuple[int, ...]:
@@ -143,6 +175,7 @@ def write_results(experiment: Path, stage: str) -> None:
             "over images; ± sample standard deviation over runs",
             *filter(None, [scored_classes(experiment, stage)]),
             "",
+            *differing(experiment, stage),
             *table(experiment, stage),
         ]
         others = others and ["", *others]
@@ -172,7 +205,8 @@ def results_table(folders: Mapping[Path, str]) -> str:
     parts = []
     for folder, stage in folders.items():
         others = no_scores(folder, stage)
-        found = table(folder, stage) if read_results(folder, stage) or not others else []
+        found = [*differing(folder, stage), *table(folder, stage)]
+        found = found if read_results(folder, stage) or not others else []
         parts += ["", f"{folder} (also in {folder / 'eval.txt'})", *found, *others]
         scored = scored_classes(folder, stage)
         parts += [scored] if ":" in scored else []

@@ -141,3 +141,35 @@ def test_a_table_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         write_results(tmp_path / "no_folder", "fine")
     assert "eval.txt" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_copies_of_a_run_do_not_count(experiment: Path) -> None:
+    before = table(experiment, "fine")
+    for name in ("1_0 copy", "1_0_old", "old", "2_0", "15_0", "1_10", "F"):
+        state(experiment, name, evaluation(1, 0.5, 0.1, 0.1))
+    assert table(experiment, "fine") == before
+
+
+def settle(run: Path, **settings: Any) -> None:
+    """Give a run settings."""
+    path = run / "state_fine.pt"
+    save(path, {**StateFile(path).load(), "settings": settings})  # type: ignore[dict-item]
+
+
+def test_runs_of_other_settings_are_averaged_with_a_warning(experiment: Path) -> None:
+    common = {"fine_lr_decoder": 1e-3, "channels": [4, 8, 16, 32]}
+    settle(experiment / "1_0", files="a", **{"pretrained weights": "c"}, **common)
+    settle(experiment / "1_1", files="b", **{"pretrained weights": "d"}, eval_tta=False, **common)
+    settle(experiment / "f", fine_lr_decoder=0.5)  # of another size, so of another mean
+    write_results(experiment, "fine")
+    assert "Warning" not in (experiment / "eval.txt").read_text(encoding="utf-8")
+    settle(experiment / "1_1", files="b", **{**common, "fine_lr_decoder": 0.5, "seed": 3})
+    write_results(experiment, "fine")
+    warning = "Warning: runs of data size 1 differ in fine_lr_decoder, seed"
+    for text in (
+        (experiment / "eval.txt").read_text(encoding="utf-8"),
+        results_table({experiment: "fine"}),
+    ):
+        lines = text.splitlines()
+        mean = next(i for i, line in enumerate(lines) if "mean ± std" in line)
+        assert lines.count(warning) == 1 and lines.index(warning) < mean
