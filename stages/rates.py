@@ -26,6 +26,8 @@ def rate_schedule(
     """
     if kind == "onecycle":
         highest = [float(group["lr"]) for group in optimizer.param_groups]
+        if warmup * steps == 1:  # PyTorch would divide by the distance of the first step to itself
+            warmup *= 1 + 1e-9
         return OneCycleLR(
             optimizer, highest, total_steps=steps, pct_start=warmup, cycle_momentum=False
         )
