@@ -373,8 +373,9 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     ``TwoViewDataset``, by the whole image even if it is cropped. An image is in its batch
     ``crops`` times, with different augmentations.
 
-    With ``steps``, an epoch is one step of crops of the images in turn, in an order drawn anew for
-    every round, and a crop that shows no label is drawn again, at most ``TRIES`` times.
+    With ``steps``, an epoch is one step of the images in turn, in an order drawn anew for every
+    round, and a crop that shows no label is drawn again, at most ``TRIES`` times. Whole images are
+    the same as without: turned ones are brought back to their size, so that they make a batch.
     """
 
     samples: Sequence[Sample]
@@ -391,7 +392,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         sample, a = self.samples[draw.image], self.augmentation
         pixels, mask = self.store.image(sample.image), _mask_of(sample, self.store)
         jitter, geometry = ColorJitter.draw(rng, a.jitter), ViewGeometry.draw(rng, random_crop=0.0)
-        if self.steps:
+        if self.steps and a.crop:
             image, mask = self._crop(rng, geometry.cut(pixels), geometry.cut(mask), jitter)
         else:
             image = geometry.apply(jitter.apply(pixels).float() / 255)

@@ -151,6 +151,21 @@ def test_crops_show_labels_where_few_pixels_have_one(unequal: Path) -> None:
     assert counted[True] >= 59 and counted[False] < 50
 
 
+@pytest.mark.parametrize("more", [{}, {"scale": 1.4, "rotation": 30.0}])
+def test_steps_of_whole_oblong_images_make_batches(tmp_path: Path, more: dict[str, float]) -> None:
+    samples = find_split(make_set(tmp_path / "set", size=(24, 40)), "sup_num1_0")
+    dataset = steps_of(samples, ImageStore())
+    dataset.augmentation = data.Augmentation(jitter=0.0, **more)
+    (batch,) = dataset.draws(0, 8)
+    items = [dataset[draw] for draw in batch]
+    assert all(x["image"].shape == (3, 24, 40) and x["mask"].shape == (24, 40) for x in items)
+    assert data.collate(items)["image"].shape == (8, 3, 24, 40)
+    dataset.steps = False  # without steps an image is turned in the same way
+    for draw, item in zip(batch, items, strict=True):
+        assert torch.equal(dataset[draw]["image"], item["image"])
+        assert torch.equal(dataset[draw]["mask"], item["mask"])
+
+
 def test_statistics_see_crops_that_no_step_sees_and_always_the_same(unequal: Path) -> None:
     dataset = steps_of(find_split(unequal, "sup_num1_0"), ImageStore())
     first, again = (list(dataset.for_statistics(2, 5)) for _ in range(2))
