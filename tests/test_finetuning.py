@@ -162,6 +162,19 @@ def test_evaluation_by_views_differs_and_is_another_run(data: Path, tmp_path: Pa
     assert plain != views
 
 
+def test_the_log_has_the_rate_that_a_step_used(data: Path, tmp_path: Path) -> None:
+    words = {"fine_schedule": "cosine", "fine_steps": 4, "fine_warmup": 0.5, "sup_lr": 0.01}
+    assert train(data, tmp_path, **words) == 0
+    run = tmp_path / "tiny_sup" / "1_0"
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    # Two steps up by equal parts, then half a cosine down: its first step and its middle.
+    by_hand = [0.005, 0.01, 0.01, 0.005]
+    assert [e["lr"] for e in entries if "lr" in e] == pytest.approx(by_hand)
+    lines = (run / "log_sup.txt").read_text().splitlines()
+    shown = [float(line.rpartition(" lr ")[2]) for line in lines if " lr " in line]
+    assert shown == pytest.approx(by_hand)
+
+
 class _KilledError(Exception):
     """The process ends here."""
 

@@ -364,6 +364,7 @@ class Training:
             self.optimizer.zero_grad()
             losses = (self.graphs or self.passes)(batch)
             sum_gradients(self.module.parameters())
+            rate = max(group["lr"] for group in self.optimizer.param_groups)  # of this step
             self.update()
             for name, value in losses.items():
                 meter.add(name, value)
@@ -385,7 +386,6 @@ class Training:
                 f"({', '.join(shown)}); what was saved before is kept. Look at these "
                 "files, try a lower learning rate or --amp off"
             )
-        rate = max(group["lr"] for group in self.optimizer.param_groups)
         line = format_epoch(epoch, self.epochs, steps, steps, values)
         self.log.line(f"{line} lr {rate:g}")
         averages = {name: average for name, (_, average) in values.items()}
