@@ -223,7 +223,8 @@ class SetDefaults:
         kinds = {n: MANY if str(f.type).startswith("tuple") else ONE for n, f in FIELDS.items()}
         flags = split_flags(words, kinds | {"h": NONE, "help": NONE})
         folder = flags.one("data_dir", str(defaults.get("data_dir", FIELDS["data_dir"].default)))
-        self.path, self.given = Path(folder) / NAME, {*flags.own, *defaults}
+        self.flags = {*flags.own}  # settings that the command line names
+        self.path, self.given = Path(folder) / NAME, self.flags | {*defaults}
         known = None if {"h", "help"} & flags.own.keys() else read_set_file(folder)
         self.says = known.settings() if known else {}
         classes = defaults.get("num_classes", self.says.get("num_classes"))

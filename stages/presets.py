@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import data
-from config import PRESETS, Config, parse_config
+from config import PRESETS, Config, ConfigError, parse_config
 from data import Sample, find_split
 from dataset.set_file import SetDefaults
 from imaging.imagefile import read_image
@@ -143,13 +143,31 @@ def read_config(
     """
     known = SetDefaults(argv, defaults)
     defaults = known.values | defaults
-    config = parse_config(argv, beside, **defaults)
+    named = known.flags
+    # A length in epochs counts only without one in steps, such as a preset's.
+    epochs = {"fine_steps": 0} if "fine_max_epoch" in named and "fine_steps" not in named else {}
+    config = parse_config(argv, beside, epochs, **defaults)
+    require_effect(config, named)
     if config.preset == "paper":
         return config, known.lines(config)
     chosen, reasons = choose_for_set(config)
-    config = parse_config(argv, beside, chosen, **defaults)
+    config = parse_config(argv, beside, chosen | epochs, **defaults)
     kept = [line for line in reasons if _holds(config, chosen, line.partition(" ")[0])]
     return config, known.lines(config) + [f"Preset {config.preset}: {line}" for line in kept]
+
+
+def require_effect(config: Config, named: Collection[str]) -> None:
+    """Raise ConfigError if a setting given as a flag would count for nothing beside fine_steps."""
+    steps = f"with fine_steps {config.fine_steps}"
+    if config.fine_steps and "fine_max_epoch" in named:
+        what = f"found {config.fine_max_epoch}, which is of no effect {steps}"
+        raise ConfigError(f"fine_max_epoch: {what}; give one of the two, or --fine_steps 0")
+    if config.fine_steps and "fine_crops" in named and config.fine_crops > 1:
+        what = f"found {config.fine_crops}, which is of no effect {steps}"
+        cure = (
+            "give --fine_batch_size, the crops of a step, or a length in epochs, --fine_max_epoch"
+        )
+        raise ConfigError(f"fine_crops: {what}; {cure}")
 
 
 def _holds(config: Config, chosen: dict[str, Any], name: str) -> bool:

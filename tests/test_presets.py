@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_set import make_set, train
 
-from config import ROBUST, Config
+from config import ROBUST, Config, ConfigError
 from stages.presets import choose, look, read_config
 
 Pixels = NDArray[np.uint8]
@@ -106,6 +106,30 @@ def test_flags_win_over_what_the_images_ask_for(tmp_path: Path) -> None:
     config, notes = read_config([*words, "--fine_crop", "16"])
     assert config.fine_crop == 16 and notes == []
     assert read_config(words[:4]) == read_config([*words[:4], "--preset", "paper"])
+
+
+@pytest.mark.parametrize("preset", ["robust", "auto"])
+def test_a_length_in_epochs_wins_over_the_steps_of_a_preset(tmp_path: Path, preset: str) -> None:
+    root = make_set(tmp_path / "set", size=(1000, 1000))  # 2 * 20 * 1000**2 / (8 * 96**2) = 542.5
+    words = ["--data_dir", str(root), "--num_classes", "3", "--preset", preset]
+    assert read_config(words)[0].epochs_for("1") == {"robust": 400, "auto": 543}[preset]
+    config, notes = read_config([*words, "--fine_max_epoch", "7", "--fine_crops", "4"])
+    assert config.epochs_for("1") == 7 and config.fine_steps == 0 and config.fine_crops == 4
+    assert config.fine_schedule == "onecycle" and not any("fine_steps" in line for line in notes)
+    # A script's own default is no flag: the preset wins over it.
+    assert read_config(words, fine_max_epoch=7)[0].fine_steps in (400, 543)
+
+
+@pytest.mark.parametrize("words", ["--preset robust", "--preset auto", "--fine_steps 3"])
+def test_what_steps_would_make_useless_is_refused(words: str) -> None:
+    own = ["--data_dir", "nowhere", *words.split()]
+    with pytest.raises(ConfigError, match="^fine_crops: found 4, .*no effect with fine_steps .*$"):
+        read_config([*own, "--fine_crops", "4"])
+    both = [*own, "--fine_steps", "3", "--fine_max_epoch", "5"]
+    with pytest.raises(ConfigError, match="^fine_max_epoch: found 5, .* fine_steps 3; give one"):
+        read_config(both)
+    assert read_config([*both, "--fine_steps", "0"])[0].epochs_for("1") == 5
+    assert read_config([*own, "--fine_crops", "1"])[0].fine_crops == 1
 
 
 def test_the_preset_of_a_set_that_is_not_there_changes_nothing() -> None:
