@@ -53,6 +53,7 @@ from utils.log import evaluation_lines
 from utils.metrics import IGNORED, Scores, SegmentationScores
 from utils.ranks import group
 from utils.ranks.tensors import mean_of_ranks, take_first_ranks
+from utils.run_folder import remove_outputs
 from utils.training import ANEW, LONGER
 
 EVALUATION_BATCH = 8
@@ -138,6 +139,10 @@ class Supervised(Scored):
     def restore(self, state: Mapping[str, Any]) -> int:
         """Also the place in the schedule, which follows from the epoch and the step."""
         first = super().restore(state)
+        if "longer" in state:
+            self.evaluations = self.of_due(state)
+            extra = set(state["outputs"]) - set(self.outputs())
+            group.by_writer(lambda: remove_outputs(self.run_dir, extra))
         if self.schedule:
             done = first * len(self.batches) + self.within.get("steps", 0)
             self.schedule.last_epoch = min(done, self.steps - 1)
@@ -195,9 +200,31 @@ class Supervised(Scored):
         changed = self.lengthened(state["settings"], settings)
         if not changed or (WEIGHTS in changed and "self_max_epoch" not in changed):
             return ""
-        last = {e["epoch"] for e in state["evaluations"]} - set(self.due())
-        same = self.config.fine_schedule == "constant" and "module" in state and not last
-        return LONGER if same and changed <= set(Supervised.lengths) else ANEW
+        same = self.config.fine_schedule == "constant" and "module" in state
+        goes_on = same and changed <= set(Supervised.lengths) and not self.best_is_extra(state)
+        return LONGER if goes_on else ANEW
+
+    def of_due(self, state: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The evaluations of a state that this run has, too: a shorter one has one at its end."""
+        return [e for e in state["evaluations"] if e["epoch"] in self.due()]
+
+    def best_is_extra(self, state: Mapping[str, Any]) -> bool:
+        """Whether the network that was kept is of an evaluation that this run has not.
+
+        Where no other came before, it does not matter: the next one will be the best.
+        """
+        own = self.of_due(state)
+        best = max(
+            state["evaluations"], key=lambda e: e["acc"], default=None
+        )  # the first of equals
+        return bool(own) and best not in own
+
+    def reason(self, state: Mapping[str, Any]) -> str:
+        """Also that the best network is of an evaluation that a longer run has not."""
+        lines = super().reason(state)
+        if self.config.fine_schedule == "constant" and self.best_is_extra(state):
+            lines += ", and the best evaluation was one that the longer run has not"
+        return lines
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Half cross-entropy by labelled pixels, half Dice loss by images, of all ranks' batch."""

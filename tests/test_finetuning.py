@@ -19,7 +19,7 @@ from config import Config
 from pscl.losses import supervised_loss
 from stages import finetuning
 from stages.finetuning import Supervised
-from utils.checkpoint import load
+from utils.checkpoint import load, save
 from utils.log import RunLog
 from utils.training import Training
 
@@ -272,16 +272,11 @@ def test_longer_fine_tuning_at_constant_rates_goes_on(
     assert capsys.readouterr().out.count("is finished already") == 2
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"fine_schedule": "cosine"}, {"eval_every": 4}],
-    ids=["a schedule", "an evaluation that the longer run does not have"],
-)
-def test_longer_fine_tuning_is_made_anew_where_it_would_not_be_equal(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+def test_longer_fine_tuning_with_a_schedule_is_made_anew(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     longer, straight = tmp_path / "longer", tmp_path / "straight"
-    common = {**CONSTANT, "self_max_epoch": 1, **change}
+    common = {**CONSTANT, "self_max_epoch": 1, "fine_schedule": "cosine"}
     assert train(data, longer, **common, fine_steps=3) == 0
     capsys.readouterr()
     assert train(data, longer, **{**common, "fine_steps": 5}) == 0
@@ -289,6 +284,34 @@ def test_longer_fine_tuning_is_made_anew_where_it_would_not_be_equal(
     assert train(data, straight, **{**common, "fine_steps": 5}) == 0
     one, two = (weights(out, "fine_last.pt")["finetune"] for out in (longer, straight))
     assert same(one, two)
+
+
+@pytest.mark.parametrize("best", ["the only one", "an earlier one", "the extra one"])
+def test_the_last_evaluation_of_a_shorter_run_is_dropped(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], best: str
+) -> None:
+    longer, straight = tmp_path / "longer", tmp_path / "straight"
+    every = 4 if best == "the only one" else 2
+    common = {**CONSTANT, "stages": "sup", "eval_every": every}
+    run, state = longer / "tiny_sup" / "1_0", longer / "tiny_sup" / "1_0" / "state_sup.pt"
+    assert train(data, longer, **common, fine_steps=3) == 0
+    saved = load(state)
+    extra = saved["evaluations"][-1]
+    assert extra["epoch"] == 2 and (run / "epoch_2").is_dir()
+    extra["acc"] = 2.0 if best == "the extra one" else -1.0  # as it might have been
+    save(state, saved)
+    capsys.readouterr()
+    assert train(data, longer, **{**common, "fine_steps": 5}) == 0
+    said = capsys.readouterr().out
+    anew = "the best evaluation was one that the longer run has not" in said
+    assert anew == (best == "the extra one")
+    assert ("Going on after epoch 2 of a run that is made longer" in said) != anew
+    assert train(data, straight, **{**common, "fine_steps": 5}) == 0
+    for name in ("sup.pt", "sup_last.pt"):
+        one, two = (load(out / "tiny_sup/1_0" / name)["super"] for out in (longer, straight))
+        assert same(one, two), name
+    found = [load(out / "tiny_sup/1_0/state_sup.pt")["evaluations"] for out in (longer, straight)]
+    assert found[0] == found[1] and not (run / "epoch_2").exists()
 
 
 def test_a_shorter_run_or_another_one_is_refused(
