@@ -192,8 +192,17 @@ class Supervised(Scored):
         return own if c.encoder == UNET else {**own, "fine_lr_encoder": c.fine_lr_encoder}
 
     def unsuitable(self) -> list[str]:
-        """A line for each annotated image that is smaller than the crops, or on the ranks."""
-        return self.smaller_than("fine_crop", self.annotated) or self.not_synchronised()
+        """A line for each annotated image smaller than the crops, or if batches do not fit."""
+        if lines := self.smaller_than("fine_crop", self.annotated) or self.not_synchronised():
+            return lines
+        return self.too_few_values(self.smallest_batch(), self.config.fine_crop, self.annotated)
+
+    def smallest_batch(self) -> int:
+        """Crops, or whole images, of the smallest step: the last of an epoch may have fewer."""
+        if self.config.fine_steps:
+            return self.batch_size()
+        rest = len(self.annotated) % max(self.batch_size(), 1)
+        return (rest or self.batch_size()) * self.config.fine_crops
 
     def new_length(self, state: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         """Longer at constant rates: goes on. With a schedule, or longer pretraining: anew."""
@@ -214,9 +223,7 @@ class Supervised(Scored):
         Where no other came before, it does not matter: the next one will be the best.
         """
         own = self.of_due(state)
-        best = max(
-            state["evaluations"], key=lambda e: e["acc"], default=None
-        )  # the first of equals
+        best = max(state["evaluations"], key=lambda e: e["acc"], default=None)
         return bool(own) and best not in own
 
     def reason(self, state: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from utils.log import METRICS_FILE, to_terminal
 from utils.run_folder import RunFolder, differences
 from utils.training import Training
 
+TRUNK_SCALE = 32  # by which the encoder from ImageNet reduces an image
 WEIGHTS = "pretrained weights"
 GRAY = "gray_range"  # among settings: how more than 8 bits became 8, ``Conversion.saved``
 
@@ -181,6 +182,22 @@ class Runner(Training):
             for path, (h, w) in sizes.items()
             if min(h, w) < side
         ]
+
+    def too_few_values(self, batch: int, crop: int, samples: Sequence[Sample]) -> list[str]:
+        """A line if a batch of one image leaves a channel of the encoder's BatchNorm one value.
+
+        The smallest maps of the encoder from ImageNet have 1/32 of the image's sides.
+        """
+        if self.config.encoder == UNET or batch != 1:
+            return []
+        sides = [[crop]] if crop else [self.job.store.shape(s.image)[-2:] for s in samples]
+        if not sides or min(map(max, sides)) > TRUNK_SCALE:
+            return []
+        what = (
+            f"{self.config.encoder} on one image of at most {TRUNK_SCALE} pixels a side in a step"
+        )
+        cure = "give larger images or crops, larger batches, or --encoder unet"
+        return [f"encoder: found {what}, whose BatchNorm needs more values of a channel; {cure}"]
 
     def pixels(self, sample: Sample) -> NDArray[np.uint8]:
         """An image's own pixels, uint8 (H, W) or (H, W, 3)."""

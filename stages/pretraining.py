@@ -204,6 +204,9 @@ class SelfSupervised(Runner):
         if lines := self.smaller_than("self_crop", self.samples()) or self.undivided():
             return lines
         c, least, images = self.config, self.method.least_images, len(self.train_samples)
+        batch = min(c.self_batch_size, images) // self.job.ranks + bool(self.annotated)
+        if lines := self.too_few_values(batch, c.self_crop, self.samples()):
+            return lines
         if min(c.self_batch_size, images) + bool(self.annotated) >= least:
             return []
         if images < least:

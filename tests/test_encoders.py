@@ -16,6 +16,7 @@ from metallography.tiling import WIDE
 from model import METHODS
 from networks import Encoder, ProjectedUNet, UNet
 from pscl.lazy_map import lazy_maps
+from stages.job import Runner
 from tests.tiny_set import make_set, train
 from utils.checkpoint import CheckpointError, channels_of, encoder_of, load, norm_of, transfer
 from utils.commandline import UserError
@@ -191,3 +192,37 @@ def test_only_the_trunk_has_the_slower_rate_without_pretraining(tmp_path: Path):
     trunk = imagenet_encoder().trunk
     assert [g["lr"] for g in groups] == [0.0003, 0.002]
     assert len(groups[0]["params"]) == len(list(trunk.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("words", "size", "unsuitable"),
+    [
+        ("--stages sup", (32, 32), True),
+        ("--stages sup", (32, 33), False),
+        ("--stages sup --fine_crop 32", (40, 40), True),
+        ("--stages sup --fine_crop 33", (40, 40), False),
+        ("--stages sup --fine_crops 2", (32, 32), False),
+        ("--stages sup --fine_steps 2 --fine_batch_size 1", (32, 32), True),
+        ("--stages sup --fine_steps 2", (32, 32), False),
+        ("--stages sup --data_size 5 --fine_batch_size 2", (32, 32), True),  # of 5 one is left
+        ("--stages sup --data_size 5 --fine_batch_size 3", (32, 32), False),
+        ("--stages self --self_mode byol --self_batch_size 1", (32, 32), True),
+        ("--stages self --self_batch_size 1", (32, 32), False),  # and the annotated image
+    ],
+)
+@needs_packages
+def test_one_small_image_in_a_step_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    size: tuple[int, int],
+    unsuitable: bool,
+):
+    """Where PyTorch would say 'Expected more than 1 value per channel when training'."""
+    monkeypatch.setattr(Runner, "run", lambda self: [])
+    data = make_set(tmp_path / "set", size=size)
+    assert train(data, tmp_path / "out", words, encoder=IMAGENET) == (2 if unsuitable else 0)
+    error = capsys.readouterr().err
+    assert ("encoder: found efficientnet_lite0 on one image of at most 32" in error) == unsuitable
+    assert not unsuitable or error.count("\n") == 1
