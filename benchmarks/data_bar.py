@@ -60,8 +60,13 @@ def with_bar(image: Pixels, paper: int, ink: int) -> tuple[Pixels, int]:
 
 
 def lay_out(files: Sequence[Path], folder: Path, kind: str = "") -> int:
-    """Write the images, with a bar of this kind, as PNG; returns its largest height in pixels."""
+    """Write the images, with a bar of this kind, as PNG; returns its largest height in pixels.
+
+    Fields of an earlier call are removed.
+    """
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    for old in (folder / "images").glob("field[0-9][0-9].png"):  # of more images, before
+        old.unlink()
     heights = {0}
     for number, path in enumerate(files):
         image, height = read_image(path), 0

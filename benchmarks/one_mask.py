@@ -32,12 +32,14 @@ from utils.files import IMAGE_SUFFIXES, list_files  # noqa: E402
 DESCRIPTION = "What segment.py does on real sets with one mask; the truth is for judging alone."
 STROKE = 3  # width of a stroke, pixels
 TRAIN, TEST, UNLABELLED = 10, 15, 50
+MARKER = ".one_mask"  # in a folder that was laid out here
 
 
 def lay_out(data: Path, out: Path, share: float) -> None:
     """Copy a set's images, one mask and the truth into ``images``, ``masks``, ``truth``.
 
-    With a ``share`` only strokes of the mask are labelled (``benchmarks/scribbles.py``).
+    With a ``share`` only strokes of the mask are labelled (``benchmarks/scribbles.py``). ``out`` is
+    replaced; ``MARKER`` in it says that it was made here.
     """
     one = list_files(data / "sup_num1_0" / "img", IMAGE_SUFFIXES)[0]
     chosen = list_files(data / "train_numf" / "img", IMAGE_SUFFIXES)[::4][:TRAIN]
@@ -47,6 +49,7 @@ def lay_out(data: Path, out: Path, share: float) -> None:
     shutil.rmtree(out, ignore_errors=True)
     for kind in ("images", "masks", "truth"):
         (out / kind).mkdir(parents=True)
+    (out / MARKER).touch()
     for number, path in enumerate(sorted(chosen, key=lambda p: p.name)):
         stem = f"image{number:03d}"
         shutil.copyfile(path, out / "images" / f"{stem}{path.suffix}")
@@ -60,18 +63,27 @@ def lay_out(data: Path, out: Path, share: float) -> None:
                 write_png(out / "masks" / f"{stem}.png", strokes)
 
 
+def own_place(data: Path, place: Path) -> Path:
+    """The folder ``place`` of one set's results; UserError if it might be anybody's data."""
+    inside = {place.resolve(), *place.resolve().parents}
+    if data.resolve() in inside:
+        raise UserError(f"--out: {place} is in the folder of the sets, {data}; give another one")
+    if place.exists() and not (place / MARKER).is_file():
+        what = "is there, and was not made by this benchmark"
+        raise UserError(f"--out: {place} {what} (it has no {MARKER}); give another folder")
+    return place
+
+
 def measure(name: str, out: Path, rest: Sequence[str], correct: int, share: float) -> None:
     """One set: lay out, run, judge; then correct the worst images with the truth and run again."""
     data = Path(os.environ["PSCL_DATA"]) / name
-    place = out / name
+    place = own_place(data.parent, out / name)
     if not (place / "images").is_dir():
         lay_out(data, place, share)
     given = [path.stem for path in list_files(place / "masks")]
     words = [f"--images={place / 'images'}", f"--out={place / 'out'}", *rest]
     started = time.monotonic()
-    code = segment.main(["--masks", str(place / "masks"), *words])
-    if code:
-        raise UserError(f"{name}: segment.py ended with {code}")
+    run(name, ["--masks", str(place / "masks"), *words])
     found = judge(place / "out" / "classes", place / "truth", given)
     print(f"{name}: {found.line()}, {(time.monotonic() - started) / 60:.1f} min", flush=True)
     if not correct:
@@ -81,10 +93,16 @@ def measure(name: str, out: Path, rest: Sequence[str], correct: int, share: floa
     for stem in worst:
         shutil.copyfile(place / "truth" / f"{stem}.png", place / "more" / f"{stem}.png")
     before = judge(place / "out" / "classes", place / "truth", [*given, *worst])
-    segment.main(["--masks", str(place / "masks"), str(place / "more"), *words])
+    run(name, ["--masks", str(place / "masks"), str(place / "more"), *words])
     after = judge(place / "out" / "classes", place / "truth", [*given, *worst])
     print(f"{name}: before {', '.join(worst)} were corrected, on all others: {before.line()}")
     print(f"{name}: after: {after.line()}", flush=True)
+
+
+def run(name: str, words: Sequence[str]) -> None:
+    """``segment.py`` with these words; UserError if it fails."""
+    if code := segment.main(list(words)):
+        raise UserError(f"{name}: segment.py ended with {code}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

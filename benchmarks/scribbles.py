@@ -3,14 +3,15 @@
     python benchmarks/scribbles.py --data_dir dataset/my_set --out dataset/scribbled --share 0.05
 
 The annotated images (``sup_*``) get masks in which only strokes are labelled and all else is 255
-(train with ``--ignore_label 255``); all other splits are copied as they are. The next stroke begins
-in the class with the fewest labels. Half of the strokes stay within the class in which they begin,
-as a careful hand would draw them; the other half run on across boundaries, and each pixel has its
-true class.
+(train with ``--ignore_label 255``, or ``set.json``, where there is one, says it); all other splits
+are copied as they are. The next stroke begins in the class with the fewest labels. Half of the
+strokes stay within the class in which they begin, as a careful hand would draw them; the other half
+run on across boundaries, and each pixel has its true class.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ import numpy as np  # noqa: E402
 from config import ConfigError  # noqa: E402
 from data import find_split  # noqa: E402
 from dataset.layout import replacing_set, write_png  # noqa: E402
+from dataset.set_file import read_set_file  # noqa: E402
 from imaging.imagefile import Pixels, read_mask  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
@@ -76,7 +78,11 @@ def _stroke(
 def make_scribbles(data_dir: Path, out: Path, share: float, width: int, seed: int) -> list[str]:
     """Write the set; a line for each scribbled mask. Raises UserError."""
     lines = []
+    known = read_set_file(data_dir)
     with replacing_set(out) as root:
+        if known:
+            label = IGNORED if known.ignore_label is None else known.ignore_label
+            dataclasses.replace(known, ignore_label=label).write(root)
         for folder in sorted(path for path in data_dir.iterdir() if path.is_dir()):
             shutil.copytree(folder, root / folder.name, dirs_exist_ok=True)
             if not folder.name.startswith("sup_"):

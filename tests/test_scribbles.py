@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from benchmarks.scribbles import main, scribble
 from data import find_split
 from dataset.check import check_data
 from dataset.layout import write_png
+from dataset.set_file import SetFile, read_set_file
 from imaging.imagefile import read_image, read_mask
 from tests.masks import blobs
 
@@ -95,6 +97,15 @@ def test_training_warns_with_both_cures_and_tells_how_much_is_labelled(
     line = f"Labelled: 205 pixels, 5.0% of them: {classes}"
     text = log.read_text(encoding="utf-8")
     assert line in text and "15_0.png: 0.0%" not in text
+
+
+def test_what_is_known_of_the_set_is_known_of_its_scribbles(tmp_path: Path) -> None:
+    data, few = make_set(tmp_path / "steel", size=(64, 64)), tmp_path / "few"
+    known = SetFile(num_classes=3, class_names=("matrix", "pore", "carbide"), um_per_px=0.25)
+    known.write(data)
+    assert main(["--data_dir", str(data), "--out", str(few)]) == 0
+    assert read_set_file(few) == dataclasses.replace(known, ignore_label=255)
+    assert read_set_file(data) == known
 
 
 def test_a_set_of_scribbles_is_warned_about(tmp_path: Path) -> None:
