@@ -43,16 +43,14 @@ class Start:
     def refused(self, config: Config) -> list[str]:
         """A line if the run's own pretraining is another one than the settings say."""
         changed = "; ".join(self.differences(config))
-        cure = f"give what it was, another --name, or --pretrained {self.path}"
+        cure = f"give those of then, another --name, or --pretrained {self.path}"
         return [f"{self.path}: pretrained with other settings ({changed}); {cure}"] * bool(changed)
 
     def warnings(self, config: Config) -> list[str]:
         """Lines for the log: what was otherwise, or that the file does not tell."""
-        if not self.of_pretraining:
-            what = "those below are this command's, and say nothing of it"
-            unknown = [f"{self.path} tells no settings of a pretraining: {what}"]
-        else:
-            unknown = []
+        what = "those below are this command's, and say nothing of it"
+        unknown = [f"{self.path} tells no settings of a pretraining: {what}"]
+        unknown = [] if self.of_pretraining else unknown
         lines = self.differences(config)
         if not lines:
             return unknown
