@@ -359,6 +359,8 @@ class Pairs:
             target = f"{KINDS_READ}, or a PNG of class ids"
             return f"{found}, and outlines in {kind} are not read; export {target}"
         others = [path for path in self.beside if is_image(path) and path not in self.masks]
+        if not self.beside:
+            return f"{self.folder}: no mask in it; give the file of a mask, or a folder of masks"
         if not others:
             return f"{missing}; give --mask-pattern"
         start = longest_start(name_key(others[0].stem), self.stems)

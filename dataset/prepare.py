@@ -193,7 +193,7 @@ def mask_warnings(plan: Plan) -> list[str]:
     if "numbered" in plan.rule.note and shares[0] < shares.max():
         largest = f"is not the largest class, {shares.argmax()} is"
         background = f"class 0 (background, left out of the mean Dice) {largest}"
-        found.append(f"{background}; give --palette for another order")
+        found.append(f"{background}; if another one is the matrix, give --palette")
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -10,8 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from imaging.imagefile import Array, decode
-from imaging.pages import count_pages
-from utils.files import DataError, special_kind
+from imaging.listing import Listing, is_drawn, unread
+from imaging.pages import count_pages, page_names
+from utils.files import IMAGE_SUFFIXES, DataError, name_key, special_kind
 
 Colour = tuple[int, int, int]
 Colours = tuple[Colour, ...]
@@ -92,3 +95,51 @@ class PaletteCheck:
     def coloured(self) -> bool:
         """Whether a colour that occurs is no gray level."""
         return any(len(set(colour)) > 1 for colour in self._indices)
+
+
+def as_folder(masks: Path, images: Path, out: Path, place: Path) -> Path:
+    """A folder of masks itself; of a single file one that holds a copy by the name of its image.
+
+    ``images`` is the folder of images, ``out`` one within it that is not read, ``place`` a folder
+    for the copies. DataError if no image has the mask's name, or several have it.
+    """
+    if masks.is_dir():
+        return masks
+    listing = Listing(images, [out])
+    below = listing.images()
+    if not below:
+        empty = f"{images}: no image in it ({' '.join(IMAGE_SUFFIXES)})"
+        there = [*listing.lines(), *unread(listing.files)[0]]
+        raise DataError("; ".join([empty, *there, "give another --images"]))
+    stems = defaultdict[str, list[tuple[str, Path]]](list)
+    for path in (p for p in below if p.resolve() != masks.resolve()):
+        for stem in dict.fromkeys((*page_names(path), path.stem)):
+            stems[name_key(stem)].append((stem, path))
+    own = name_key(masks.stem)
+    found = [s for s in stems if own == s or is_drawn(own, {s})]
+    found = found or [s for s in stems if own.casefold() == s.casefold()]
+    if not found:
+        like = difflib.get_close_matches(own, stems, 1, cutoff=0)
+        wanted = stems[like[0]][0][0] if like else "image"
+        if masks.resolve() in (path.resolve() for path in below):
+            itself = f"{masks}: this is an image of {images} itself, not a mask of one"
+            cure = f"give the mask that was drawn on it, such as {masks.stem}_mask.png"
+            raise DataError(f"{itself}; {cure}")
+        raise DataError(
+            f"{masks}: no image of {images} has its name; name the mask as its image, such "
+            f"as {wanted}.png or {wanted}_mask.png"
+        )
+    named, at = stems[max(found, key=len)], masks.parent.resolve()
+    named = [(s, p) for s, p in named if p.parent.resolve() == at] or named
+    (stem, image), *others = named
+    if others:
+        several = ", ".join(path.relative_to(images).as_posix() for _, path in named)
+        such = image.relative_to(images).with_name(masks.name).as_posix()
+        cure = f"give a folder in which it lies as its image does, such as {such}"
+        cure = "rename one" if all(path.parent == image.parent for _, path in others) else cure
+        raise DataError(f"{masks}: {len(named)} images have its name ({several}); {cure}")
+    folder = place / f"{len(list(place.iterdir()))}"
+    copied = folder / image.relative_to(images).with_name(stem + masks.suffix.lower())
+    copied.parent.mkdir(parents=True)
+    shutil.copyfile(masks, copied)
+    return folder

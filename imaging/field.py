@@ -60,6 +60,10 @@ class Crop(NamedTuple):
         self.of(whole)[...] = pixels
         return whole
 
+    def uncut(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width before the crop of what has the shape (H, W, ...) now."""
+        return shape[0] + self.top + self.bottom, shape[1] + self.left + self.right
+
     def words(self) -> str:
         """For people: ``60 rows at the bottom``."""
         kinds = ("rows at the top", "rows at the bottom", "columns on the left")

@@ -44,7 +44,7 @@ class Particles:
     x: Array  # centre of gravity in px; (0, 0) is the centre of the first pixel
     y: Array
     border: Array  # whether the frame, or what nobody labelled, cuts the particle
-    corner: Array  # whether a corner of the frame cuts it, where the field is a rectangle
+    corners: Array  # corners of the frame that it has, where the field is a rectangle
 
     @property
     def diameter(self) -> Array:
@@ -58,11 +58,13 @@ class Particles:
 
     @property
     def number(self) -> float:
-        """Whole particles, half of the cut ones, a quarter of those at a corner of the frame.
+        """Whole particles, half of the cut ones, and for a corner of the frame a quarter instead.
 
-        The planimetric rule of Jeffries, for a rectangle that of Saltykov (ASTM E112).
+        The planimetric rule of Jeffries, for a rectangle that of Saltykov: all four corners
+        together are one particle (ASTM E112).
         """
-        return float(len(self.area) - self.border.sum() / 2 - self.corner.sum() / 4)
+        at_sides = self.border & (self.corners == 0)
+        return float((~self.border).sum() + at_sides.sum() / 2 + self.corners.sum() / 4)
 
     def whole(self) -> Particles:
         """Only the particles that the frame does not cut."""
@@ -127,15 +129,16 @@ def find_particles(
     number[keep] = np.arange(1, found + 1)
     for rows in row_bands(len(labels)):
         labels[rows] = number[labels[rows]]
-    border, corner = np.zeros((2, found + 1), bool)
-    corner[labels[corners_of(labels.shape, ignored)]] = True
+    border = np.zeros(found + 1, bool)
+    at_corners = labels[corners_of(labels.shape, ignored)]
+    corners = np.bincount(at_corners, minlength=found + 1)
     border[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
     if ignored is not None:
         near = cv2.dilate(np.ascontiguousarray(ignored, np.uint8), np.ones((3, 3), np.uint8))
         border[labels[near > 0]] = True
     length, width = _rectangles(pixels, labels, found, connectivity)
     x, y = centres[keep].T
-    return Particles(area[keep], length, width, x, y, border[1:], corner[1:]), labels
+    return Particles(area[keep], length, width, x, y, border[1:], corners[1:]), labels
 
 
 def corners_of(shape: tuple[int, ...], ignored: Array | None) -> tuple[Array, Array]:

@@ -156,9 +156,10 @@ class Answers:
             self._keep(name, read_mask(path), path.relative_to(self.classes).as_posix(), own)
 
     def _write(self, name: str, ids: Pixels) -> None:
-        """Write a corrected class map; what it does not label stays as corrected before."""
+        """Write a corrected class map; what an earlier one labelled in part stays."""
         place = self.place(name)
-        if place.is_file() and (before := read_mask(place)).shape == ids.shape:
+        before = read_mask(place) if place.is_file() else ids
+        if before.shape == ids.shape and (before == IGNORED).any():
             ids = np.where(ids == IGNORED, before, ids).astype(np.uint8)
         with replacing(place, "--out") as temporary:
             write_png(temporary, ids)
@@ -175,8 +176,7 @@ class Answers:
             return
         self._keep_new(name)  # a class map that is older
         names, crop = self.record.get("class_names") or [], Crop(*self.record["crop"])
-        height, width = read_mask(classes).shape
-        whole = height + crop.top + crop.bottom, width + crop.left + crop.right
+        whole = crop.uncut(read_mask(classes).shape)
         ids = read_annotation(path, whole, names, told=self._told)
         self._keep(name, crop.of(ids), beside, found)
 
@@ -324,13 +324,21 @@ class Rounds:
         with suppress(OSError, ValueError, TypeError):
             self.all = [Round(**each) for each in json.loads(self.path.read_text(encoding="utf-8"))]
 
-    def open(self, labels: dict[str, str], classes: int, decides: Mapping[str, Any]) -> Round:
+    def open(
+        self,
+        labels: dict[str, str],
+        classes: int,
+        decides: Mapping[str, Any],
+        older: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Round:
         """The round of these labels: the last one if nothing has changed, else a new one.
 
-        ``labels`` has a ``pair_digest`` of each annotated image, by name.
+        ``labels`` has a ``pair_digest`` of each annotated image, by name. ``older`` is ``decides``
+        as an older program wrote it, whose rounds are taken over.
         """
-        text = json.dumps([labels, classes, dict(decides)], sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        key, old = _key(labels, classes, decides), _key(labels, classes, older)
+        if self.all and self.all[-1].key == old:
+            self.all[-1].key = key
         if not self.all or self.all[-1].key != key:
             self.all.append(Round(len(self.all) + 1, key, classes, labels))
             self.save()
@@ -345,6 +353,11 @@ class Rounds:
         """Store all rounds."""
         text = json.dumps([asdict(each) for each in self.all], indent=1)
         replace_file(self.path, text + "\n", "--out")
+
+
+def _key(labels: Mapping[str, str], classes: int, decides: Mapping[str, Any]) -> str:
+    text = json.dumps([dict(labels), classes, dict(decides)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def pair_digest(image: Path, labels: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,24 +17,23 @@ from annotation.files import another_kind, is_annotation, read_drawn
 from annotation.names import class_names
 from annotation.outlines import SUFFIX
 from config import Config, ConfigError
-from data import name_key
 from dataset.layout import replacing_set, write_png
 from dataset.mask_values import palette_text, parse_ignored, parse_palette
 from dataset.prepare import mask_warnings, read_settings
 from dataset.set_masks import names_drawn
 from dataset.set_plan import Plan, Source
-from dataset.source_files import PaletteCheck, palette_of, read_pixels
+from dataset.source_files import PaletteCheck, as_folder, palette_of, read_pixels
 from imaging.field import Crop, transparent
 from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
-from imaging.listing import Listing, is_drawn, unread
-from imaging.pages import images_of, page_name, page_names
+from imaging.listing import Listing
+from imaging.pages import images_of, page_name
 from metallography.items import result_names
 from metallography.particles import MINIMUM_PX, unit_of
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
-from segmentation.answers import CORRECTED, Answers
-from utils.files import IMAGE_SUFFIXES, MOST_BYTES, DataError, cut_name, replace_file
+from segmentation.answers import CORRECTED, NO_CROP, Answers
+from utils.files import MOST_BYTES, DataError, cut_name, replace_file
 from utils.log import only_progress, progress
 from utils.metrics import IGNORED
 
@@ -165,7 +163,9 @@ def read(request: Request) -> Intake:
         raise DataError(f"{folder}: not made by segment.py; move it, or give another --out")
     before = _known(folder)
     with TemporaryDirectory(prefix="masks-") as place:
-        folders = [(_as_folder(mask, request, Path(place)), mask) for mask in masks]
+        folders = [
+            (as_folder(mask, request.images, request.out, Path(place)), mask) for mask in masks
+        ]
         try:
             _read_all(request, folders, answers, corrected, before, masks)
         except DataError as error:
@@ -203,7 +203,8 @@ def _read_all(
 def _as_given(lines: Iterable[str], folders: Sequence[tuple[Path, Path]]) -> list[str]:
     """Lines with the user's files in the place of the copies that are read for them."""
     copies = [pair for pair in folders if pair[0] != pair[1]]
-    names = [(str(file), str(given)) for folder, given in copies for file in folder.iterdir()]
+    files = ((file, given) for folder, given in copies for file in folder.rglob("*"))
+    names = [(str(file), str(given)) for file, given in files if file.is_file()]
     names += sorted(((str(folder), str(given)) for folder, given in copies), reverse=True)
     told = [*lines]
     for copied, given in names:
@@ -254,47 +255,6 @@ def _known(folder: Path) -> dict[str, Any]:
         names = found.get("class_names", [])
         return {"palette": str(found["palette"]), "class_names": names, "reading": read}
     return {}
-
-
-def _as_folder(masks: Path, request: Request, place: Path) -> Path:
-    """A folder of masks itself; of a single file one that holds a copy by the name of its image."""
-    if masks.is_dir():
-        return masks
-    listing = Listing(request.images, [request.out])
-    below = listing.images()
-    if not below:
-        empty = f"{request.images}: no image in it ({' '.join(IMAGE_SUFFIXES)})"
-        there = [*listing.lines(), *unread(listing.files)[0]]
-        raise DataError("; ".join([empty, *there, "give another --images"]))
-    stems = defaultdict[str, list[tuple[str, Path]]](list)
-    for path in (p for p in below if p.resolve() != masks.resolve()):
-        for stem in dict.fromkeys((*page_names(path), path.stem)):
-            stems[name_key(stem)].append((stem, path))
-    own = name_key(masks.stem)
-    found = [s for s in stems if own == s or is_drawn(own, {s})]
-    found = found or [s for s in stems if own.casefold() == s.casefold()]
-    if not found:
-        wanted = next((named[0][0] for named in stems.values()), "image")
-        if masks.resolve() in (path.resolve() for path in below):
-            itself = f"{masks}: this is an image of {request.images} itself, not a mask of one"
-            cure = f"give the mask that was drawn on it, such as {masks.stem}_mask.png"
-            raise DataError(f"{itself}; {cure}")
-        raise DataError(
-            f"{masks}: no image of {request.images} has its name; name the mask as its image, such "
-            f"as {wanted}.png or {wanted}_mask.png"
-        )
-    named, at = stems[max(found, key=len)], masks.parent.resolve()
-    (stem, image), *others = [(s, p) for s, p in named if p.parent.resolve() == at] or named
-    if others:
-        several = ", ".join(path.relative_to(request.images).as_posix() for _, path in named)
-        such = image.relative_to(request.images).with_name(masks.name).as_posix()
-        cure = f"give a folder in which it lies as its image does, such as {such}"
-        raise DataError(f"{masks}: {len(named)} images have its name ({several}); {cure}")
-    folder = place / f"{len(list(place.iterdir()))}"
-    copied = folder / image.relative_to(request.images).with_name(stem + masks.suffix.lower())
-    copied.parent.mkdir(parents=True)
-    shutil.copyfile(masks, copied)
-    return folder
 
 
 def _plans(
@@ -461,7 +421,7 @@ def _write(
                     masks[below].append((plan, tile.source))
     belows = sorted(sources)
     names = dict(zip(belows, result_names([Path(below) for below in belows]), strict=True))
-    classes = _count_classes(plans, request)
+    classes, crop = _count_classes(plans, request), plans[0].settings.crop
     pictures, taken, pixels = [], set[str](), 0
     overruled: list[str] = []  # lines on masks that a correction overrules
     with only_progress("Reading"), progress(len(sources), "Reading") as bar:
@@ -473,7 +433,7 @@ def _write(
             clear = transparent(source.image, source.page)
             clear = None if clear is None else source.box.of(clear)
             correction = corrected.get(names[below])
-            labels = _labels(masks[below], correction, image.shape[:2], classes)
+            labels = _labels(masks[below], correction, image.shape[:2], classes, crop)
             kept = request.out / CORRECTED / f"{names[below]}.png"
             overruled += _later_ones(masks[below], source.below)
             overruled += _overruled(masks[below], kept if correction else None, labels)
@@ -521,7 +481,7 @@ def _overruled(
     """A line if a corrected class map wins over the mask that was given for its image."""
     if kept is None or labels is None:
         return []
-    given = _labels(masks, None, labels.shape, 0)
+    given = _labels(masks, None, labels.shape)
     unlike = 0 if given is None else int(((given != IGNORED) & (given != labels)).sum())
     what = f"{kept}: wins over the mask of its image in {unlike} pixel(s)"
     return [f"{what}; delete it to use the mask"] if unlike else []
@@ -576,7 +536,8 @@ def _labels(
     masks: Iterable[tuple[Plan, Source]],
     corrected: Path | None,
     shape: tuple[int, ...],
-    classes: int,
+    classes: int = 0,
+    crop: Crop = NO_CROP,
 ) -> Pixels | None:
     """The labels of an image: later masks win over earlier ones, a corrected class map over all."""
     labels: Pixels | None = None
@@ -588,6 +549,8 @@ def _labels(
     if corrected is None:
         return labels
     ids = read_mask(corrected)
+    if any(crop) and ids.shape == crop.uncut(shape):
+        ids = crop.of(ids)  # it was corrected before there was a crop
     if ids.shape != shape:
         size, wanted = (f"{s[1]}x{s[0]}" for s in (ids.shape, shape))
         raise DataError(f"{corrected}: {size}, its image is {wanted}; save it in the same size")

@@ -61,7 +61,7 @@ from utils.run_folder import locked
 from utils.tables import csv_of_rows
 
 BATCHES = "batches.csv"
-FEW_CHANGED = 0.05  # share of a map: with fewer, somebody may not have looked at the rest
+FEW_CHANGED = 0.25  # share of a map: with fewer, somebody may not have looked at the rest
 OTHER_SCALE = "segment those of one magnification at a time, each with a mask of its own"
 OWN_FILES = ("rounds.json", "answer.json")
 DECIDES = ("asked", "fine_steps", "block_steps", "folds", "pretrain_epochs", "values", "views",
@@ -134,7 +134,8 @@ class Work:
         decides["training"] = {**training, "data_dir": ""}  # by preset and program, not by place
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
         known = len(self.rounds.all)
-        self.this = self.rounds.open(labels, self.classes, decides)
+        older = {**decides, "training": {**training, "data_dir": str(self.intake.folder)}}
+        self.this = self.rounds.open(labels, self.classes, decides, older)
         self.goes_on = len(self.rounds.all) == known and not self.this.answer
         self.before = self.rounds.before(self.this)
         self.place = self.out / TRAINING / f"round_{self.this.number}"
@@ -171,7 +172,8 @@ class Work:
         for name, (changed, labelled) in self.count_corrected().items():
             line = f"{name}: {changed} of {labelled} labelled pixels differ from the last answer"
             if name in by_hand and changed < FEW_CHANGED * labelled:
-                line += f"; the {labelled - changed} others are learnt, too: 255 is not learnt"
+                others = f"the {labelled - changed} others are learnt, too"
+                line += f"; {others}: set 255 where you did not look"
             to_terminal(line)
 
     def count_corrected(self) -> dict[str, list[int]]:
@@ -393,7 +395,7 @@ class Work:
         """Held-out scores of networks that start as the final one, each without a fold."""
         predictors: dict[Fold, blocks.Predict] = {}
         for turn, fold in enumerate(folds, start=1):
-            name = without_name(self.this.number, fold)
+            name = blocks.without_name(self.this.number, fold)
             labels = blocks.write_labels(self.out / TRAINING / name, self.annotated, fold)
             if self.strokes:
                 labels = self.beside(labels, f"{name}_sure")
@@ -452,7 +454,7 @@ class Work:
 
     def network_without(self, number: int, fold: Fold) -> Path | None:
         """The network of a round that left out just this fold; None if there is none."""
-        return self.network_of(without_name(number, fold))
+        return self.network_of(blocks.without_name(number, fold))
 
     def network_of(self, name: str) -> Path | None:
         """The network that a training gave; None if there is none."""
@@ -569,8 +571,7 @@ class Work:
         for done in folder.done if kind else ():
             ids = read_mask(folder.file("classes", done.item))
             path = folder.file(OUTLINES, done.item, SUFFIX[kind])
-            size = ids.shape[0] + crop.top + crop.bottom, ids.shape[1] + crop.left + crop.right
-            whole = np.asarray(crop.back(ids, size, 0), np.uint8)  # as the user's own image
+            whole = np.asarray(crop.back(ids, crop.uncut(ids.shape), 0), np.uint8)  # as the user's
             try:
                 drawn = packed(whole, kind, s.class_names, s.colours.tolist())
             except DataError as error:
@@ -593,8 +594,3 @@ class Work:
             to_terminal(line)
         path = telling.write_page(self, self.folder, self.doubts, final=True)
         to_terminal(f"Report: {path}")
-
-
-def without_name(number: int, fold: Fold) -> str:
-    """Name of the training of a round that leaves a fold out."""
-    return f"round_{number}_without_{'_'.join(map(str, fold))}"

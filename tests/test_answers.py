@@ -68,6 +68,17 @@ def test_a_later_correction_in_part_leaves_an_earlier_one(out: Path, tmp_path: P
     assert kept.tolist() == [[2, 1, 1, 1], [255] * 4, [255] * 4, [2] * 4]
 
 
+def test_a_correction_in_part_takes_the_place_of_a_whole_one(out: Path, tmp_path: Path) -> None:
+    """Who saved a whole map may take it back: 255 where nobody looked."""
+    Image.fromarray(NEW).save(out / "classes" / "a.png")
+    Answers(out).corrections()
+    Answers(out).publish(work(tmp_path / "two", NEW), ["a", "b/c"], "you")
+    part = np.where(np.eye(4, dtype=bool), 2, 255).astype(np.uint8)
+    Image.fromarray(part).save(out / "classes" / "a.png")
+    kept = np.asarray(Image.open(Answers(out).corrections()["a"]))
+    np.testing.assert_array_equal(kept, part)
+
+
 def drawn(place: Path, crop: Crop, ids: np.ndarray, kind: str = "geojson") -> Path:  # type: ignore[type-arg]
     """A predicted folder with the outlines of its class maps over the images before the crop."""
     work(place, ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from imaging.listing import Listing
 from metallography.items import Item
 from metallography.scales import find_scales
 from segmentation.intake import Intake, Request, read
-from segmentation.predictors import Answer
 from utils.files import DataError
 
 SIDE = 48
@@ -99,6 +99,10 @@ def test_a_mask_for_images_of_one_name_is_refused_with_the_place_that_tells(root
         read_in(root, mask)
     save(root / "masks/y/s7.png", np.asarray(Image.open(mask)))
     assert learnt(read_in(root, root / "masks")) == {"y/s7": [0, 1]}
+    image(root / "images/x/s7.tif", 6)
+    with pytest.raises(DataError, match="2 images have its name .*rename one"):
+        read_in(root, bands(root / "images/x/s7_mask.png", 1, 0))
+    (root / "images/x/s7.tif").unlink()
     beside = bands(root / "images/x/s7_mask.png", 1, 0)
     assert learnt(read_in(root, beside)) == {"x/s7": [1, 0]}
 
@@ -181,5 +185,29 @@ def test_transparent_pixels_of_a_mask_hide_one_value_at_most(root: Path) -> None
         read_in(root, root / "a.png")
 
 
-def test_answers_leave_data_bars_to_the_images_own_warnings() -> None:
-    assert Answer.bar_lines(object()) == []  # type: ignore[arg-type]
+def test_a_correction_of_before_a_crop_is_cut_as_its_image(root: Path) -> None:
+    mask = bands(root / "a.png", 0, 1)
+    read_in(root, mask)
+    bands(root / "out/corrected/b.png", 0, 1, 1)
+    intake = read_in(root, mask, reading=("--crop=0,24,0,0",))
+    (b,) = (read_mask(p.labels) for p in intake.annotated if p.name == "b" and p.labels)
+    assert b.shape == (SIDE - 24, SIDE) and (b[:16] == 0).all() and (b[16:] == 1).all()
+
+
+def test_lines_on_a_single_mask_name_the_users_file(root: Path) -> None:
+    image(root / "images/x/s7.png", 4)
+    mask = save(root / "s7.png", np.zeros((SIDE // 2, SIDE), np.uint8))
+    with pytest.raises(DataError, match=f"^{re.escape(str(mask))}: 48x24"):
+        read_in(root, mask)
+
+
+def test_the_image_that_is_like_the_mask_is_the_example(root: Path) -> None:
+    image(root / "images/A17 heat treated.png", 4)
+    with pytest.raises(DataError, match="such as A17 heat treated.png"):
+        read_in(root, bands(root / "A17_mask.png", 0, 1))
+
+
+def test_an_empty_folder_of_masks_is_said_to_be_empty(root: Path) -> None:
+    (root / "masks").mkdir()
+    with pytest.raises(DataError, match="masks: no mask in it; give the file of a mask"):
+        read_in(root, root / "masks")

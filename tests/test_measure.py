@@ -96,7 +96,7 @@ def test_an_empty_and_a_full_field() -> None:
     empty, _ = measure_class(np.zeros((20, 30), bool), 0.1, grains=True)
     assert empty["area_fraction"] == empty["number"] == empty["number_per_mm2"] == 0
     full, _ = measure_class(np.ones((20, 30), bool), 0.1)
-    assert full["area_fraction"] == 1 and full["number"] == 0.25  # it has a corner of the frame
+    assert full["area_fraction"] == 1 and full["number"] == 1  # its four corners are one particle
     for row, name in itertools.product(
         (empty, full), ("mean_area_um2", "mean_length_um", "mean_intercept_um", "mean_free_path_um")
     ):

@@ -58,7 +58,7 @@ def test_numbers_by_hand(tmp_path, segmenter, monkeypatch) -> None:
     assert named == ["a_b/c", "1", "50", "-", "-"] and void[2] == "0" and matrix[2] == "50"
     *_, named, void = table(text, "Over fields")
     # One particle that has two corners of 10 x 15 um.
-    assert named[1] == f"{0.25 / (10 * 15 * 1e-6):.0f}"
+    assert named[1] == f"{0.5 / (10 * 15 * 1e-6):.0f}"
     *_, named, void = table(text, "Against true masks")
     # The truth lacks class 2, so its pooled Dice is unknown, whatever is predicted.
     assert named[1] == f"{2 * 200 / (200 + 300):.4g}" and void[1] == "-"
@@ -115,8 +115,8 @@ def test_means_over_images_and_batches(tmp_path, segmenter, monkeypatch) -> None
     matrix, named, _ = table(text, "Area fraction")[2:]
     assert matrix == ["matrix", "2", "70 ± 130", "14", "180"]
     assert named == ["a_b/c", "2", "30 ± 130", "14", "420"]
-    # One particle at corners in 100 pixels each, 2500 in a million; no whole one has a size.
-    assert table(text, "Over fields")[3][:3] == ["a_b/c", "2500 ± 0", "-"]
+    # One particle at two corners in 100 pixels each, 5000 in a million; no whole one has a size.
+    assert table(text, "Over fields")[3][:3] == ["a_b/c", "5000 ± 0", "-"]
     head, _, *rows = table(text, "By production batch")
     assert head[:4] == ["batch", "class", "fields", "area fraction, %"]
     assert [row[:4] for row in rows if row[1] == "a_b/c"] == [
@@ -270,7 +270,7 @@ def test_the_matrix_has_no_sizes_unless_it_is_of_grains(tmp_path, segmenter, mon
     assert [row[0] for row in rows] == ["a_b/c", "void"]
     assert "Class 0 (matrix) is taken for the matrix" in text
     (row,) = (r for r in rows_of(folder.out / "measurements.csv") if r["class"] == "0")
-    assert row["particles_cut"] == "1" and row["number"] == "0.25"  # the files hold them
+    assert row["particles_cut"] == "1" and row["number"] == "1.0"  # the files hold them
     folder, text = measured(tmp_path, segmenter, monkeypatch, grain_classes=[0])
     assert table(text, "Over fields")[2][1] != "-" and "is taken for the matrix" not in text
     assert len(table(text, "Diameter of all whole particles")[2:]) == 3

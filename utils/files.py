@@ -38,6 +38,8 @@ def writing(path: str | Path, flag: str = "output_dir") -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise
         reason = error.strerror or error
         cure = f"free disk space or give an {flag} that may be written to"
         raise UserError(f"{path}: cannot be written ({reason}); {cure}") from error
