@@ -110,10 +110,12 @@ def scale_words(folder: Folder) -> str:
     known = sorted({um for item in folder.items if (um := folder.scale_of(item)) is not None})
     if not known:
         return "none known, lengths are in pixels"
+    count = sum(folder.scale_of(item) is not None for item in folder.items)
+    some = "" if count == len(folder.items) else f", of {count} of {len(folder.items)} images"
     if known[-1] - known[0] <= SAME * known[-1]:
-        return f"{known[0]:.6g} µm per pixel"
+        return f"{known[0]:.6g} µm per pixel{some}"
     each = f"each image's own is the column um_per_px of {MEASUREMENTS}"
-    return f"{known[0]:.4g} to {known[-1]:.4g} µm per pixel, {each}"
+    return f"{known[0]:.4g} to {known[-1]:.4g} µm per pixel{some}, {each}"
 
 
 def _touching(folder: Folder) -> str:
@@ -222,7 +224,8 @@ def _class_tables(folder: Folder) -> list[Table]:
     u = unit_of(folder.unit_scale)
     names = (f"area_{u}2", f"diameter_{u}", f"length_{u}", "aspect_ratio", f"intercept_{u}")
     means = [f"mean_{name}" for name in (*names, f"free_path_{u}")]
-    columns = [measure.density_column(folder.unit_scale), *means, f"grain_intercept_{u}", "astm_g"]
+    grains = [f"grain_intercept_{u}", "astm_g"] if folder.grain_classes else []
+    columns = [measure.density_column(folder.unit_scale), *means, *grains]
     fractions, others, sizes = [], [], []
     for c, name in enumerate(folder.segmenter.class_names):
         rows = [row for row in folder.rows if row["class"] == c]

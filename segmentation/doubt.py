@@ -29,6 +29,8 @@ DOUBTFUL_BY_TWIN = 0.04  # the same where a twin network is asked
 UNSURE = 0.2  # mean, from which on an image of the pixel classifier alone is marked
 OTHER = 0.5  # doubt of a pixel that another method sees otherwise, beside its own
 SHARE = 0.05  # of all pixels, that are marked as places to label
+MANY = 2.5  # times the particles of the annotation, from which on counts are doubtful
+FEWEST_COUNTED = 5  # particles of the annotation, by which that is judged
 SIGMA = 1.0  # pixels, of the blur that makes places of single pixels
 
 
@@ -156,6 +158,33 @@ def _known(value: float) -> float:
 def certainty(unsure: float) -> str:
     """The mean probability of the likeliest class, in percent."""
     return f"{100 * (1 - unsure):.0f} %"
+
+
+def count_lines(
+    rows: Sequence[Row],
+    class_names: Sequence[str],
+    annotated: Sequence[str],
+    counted: Sequence[int],
+) -> list[str]:
+    """Sentences on classes of many more particles in the other images than in the annotated ones.
+
+    ``rows`` are those of ``measurements.csv``, ``counted`` the classes whose particles are counted.
+    """
+    lines = []
+    for c in counted:
+        own = [r for r in rows if r["class"] == c and r["image"] in annotated]
+        others = [r for r in rows if r["class"] == c and r["image"] not in annotated]
+        number, area = sum(r["number"] for r in own), sum(r["field_px"] for r in own)
+        if number < FEWEST_COUNTED or not others:
+            continue
+        found = float(np.median([r["number"] / r["field_px"] for r in others])) * area
+        if found > MANY * number:
+            lines.append(
+                f"{class_words(class_names[c])}: {number:g} particles in the annotation, "
+                f"{found:.0f} in as large a field of the other images (median): specks of the "
+                "prediction may be counted; look at the overlays, or give a larger --min_px"
+            )
+    return lines
 
 
 def missing_lines(

@@ -129,6 +129,8 @@ def comparison_lines(this: Round, labelled: float = 1.0) -> list[str]:
         said += ", which does best"
     elif old and kept and not math.isnan(old.mean):
         said += f", which does {'better than' if kept.mean > old.mean else 'as well as'} that"
+    if NETWORK in found and this.kept != NETWORK:
+        said += "; the network gets no last training, as it did worse in its shorter ones"
     return [*lines, said]
 
 
@@ -310,7 +312,7 @@ def warning_lines(work: Work, folder: Answer, found: HeldOut | None) -> list[str
     of comes after it (``metallography.summary.warnings``).
     """
     names, annotated = list(folder.segmenter.class_names), [p.name for p in work.annotated]
-    own = own_names(work)
+    own, counted = own_names(work), folder.with_particles
     fractions = fractions_of(folder.rows, len(names))
     far = [
         f"{own[name]}: {100 * place.mean():.0f} % of it is far from any label (hatched in the "
@@ -321,6 +323,7 @@ def warning_lines(work: Work, folder: Answer, found: HeldOut | None) -> list[str
         *partial_lines(work.labelled, len(annotated)),
         *poor_lines(found, names, work.labelled),
         *doubt.missing_lines(fractions, names, annotated),
+        *(doubt.count_lines(folder.rows, names, annotated, counted) if work.labelled == 1 else []),
         *far,
         *work.intake.warnings,
     ]
@@ -462,9 +465,10 @@ def write_page(
     this, names = work.this, list(folder.segmenter.class_names)
     annotated = [p.name for p in work.annotated]
     own = own_names(work)
-    learnt = f"{len(annotated)} annotated image{'s' if len(annotated) > 1 else ''}"
+    taught = [*work.rounds.all[this.method - 1].labels] if final and this.method else annotated
+    learnt = f"{len(taught)} annotated image{'s' if len(taught) > 1 else ''}"
     by = f"{this.by if final else FOREST}, which learnt from {learnt}: "
-    by += ", ".join(own[name] for name in annotated)
+    by += ", ".join(own.get(name, name) for name in taught)
     far_away, whole = far_places(work), final and bool(this.scores)
     part, all_ = work.labelled, len(annotated)
     said = [FIRST, *(first_checked(found, work.schedule, all_, part) if found else [])]

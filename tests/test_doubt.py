@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from metallography.ranking import robust_z
-from segmentation.doubt import Places, doubt_map, doubts, missing_lines
+from segmentation.doubt import Places, count_lines, doubt_map, doubts, missing_lines
 
 NAMES = ["matrix", "carbide"]
 FRACTIONS = {f"i{n}": [0.9 - 0.002 * n, 0.1 + 0.002 * n] for n in range(9)} | {"odd": [0.5, 0.5]}
@@ -125,3 +125,29 @@ def test_a_class_without_a_name_is_called_by_its_number() -> None:
     assert line.startswith("class 1 is in the annotation")
     [line] = missing_lines({"a": [0.5, 0.5], "b": [1, 0]}, ["matrix", "pore"], ["a"])
     assert line.startswith("pore is in")
+
+
+def counted(**numbers: tuple[float, int]) -> list[dict[str, Any]]:
+    """Rows of carbide: particles and pixels of the field, by image."""
+    return [
+        {"image": name, "class": 1, "number": number, "field_px": pixels}
+        for name, (number, pixels) in numbers.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        # 20, 30 and 100 in fields of the annotation's size: a median of 30, over 2.5 * 8 = 20.
+        ({"b": (20, 100), "c": (15, 50), "d": (100, 100)}, "8 particles in the annotation, 30 in"),
+        ({"b": (20, 100), "c": (5, 50), "d": (100, 100)}, ""),
+        ({}, ""),
+    ],
+)
+def test_many_more_particles_than_in_the_annotation_are_told(
+    others: dict[str, tuple[float, int]], words: str
+) -> None:
+    lines = count_lines(counted(a=(8, 100), **others), NAMES, ["a"], [1])
+    assert [words in line for line in lines] == [True] * bool(words)
+    few = counted(a=(4, 100), **others)  # too few to judge by
+    assert count_lines(few, NAMES, ["a"], [1]) == []

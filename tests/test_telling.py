@@ -80,6 +80,14 @@ def test_one_mask_is_judged_by_no_curve_where_a_block_alone_teaches_nothing() ->
     assert "doubtful" not in alone[1]
 
 
+def test_a_network_that_did_worse_is_said_to_get_no_last_training() -> None:
+    this = round_of(found(5, 5), found(6, 6))
+    this.scores = {"network": found(5, 5), "pixel classifier": found(6, 6)}
+    for kept, told in (("pixel classifier", True), ("network", False)):
+        this.kept = kept
+        assert ("no last training" in comparison_lines(this)[-1]) == told
+
+
 def test_a_number_of_blocks_that_could_not_be_learnt_from_is_left_out() -> None:
     this = round_of(found(5, 5), found(6, 6))
     this.curve["1"] = []  # labels lie in two blocks: of one alone nothing was learnt
