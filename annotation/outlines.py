@@ -168,12 +168,13 @@ def to_rois(
 ) -> bytes:
     """ImageJ's ``RoiSet.zip``: a region for each particle, its group is the class id."""
     packed = io.BytesIO()
+    taken = {name.strip().casefold() for name in names}  # as they are compared in reading
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for number, (label, rings) in enumerate(found, start=1):
             roi = _region(rings)
-            roi.name = f"{_name(label, names)}-{number}"
-            if roi.name in names:  # another class is called so
-                roi.name = f"{_name(label, names)}-{number:05}"
+            roi.name, digits = f"{_name(label, names)}-{number}", 5
+            while roi.name.strip().casefold() in taken:  # another class is called so
+                roi.name, digits = f"{_name(label, names)}-{number:0{digits}}", digits + 1
             roi.group = label
             red, green, blue = _colour(label, colours)
             roi.stroke_color = bytes((255, red, green, blue))

@@ -121,3 +121,24 @@ def test_regions_are_not_named_as_another_class(tmp_path: Path) -> None:
     ids = np.array([[1, 1, 0, 2, 2]] * 2, np.uint8)
     names = ["matrix", "phase", "phase-1", "pore"]
     np.testing.assert_array_equal(there_and_back(ids, tmp_path, "roi", names), ids)
+
+
+@pytest.mark.parametrize(
+    ("names", "regions"),
+    [
+        (["matrix", "Phase", "phase-1"], ["Phase-00001", "phase-1-2"]),
+        (["matrix", "a", "a-1 "], ["a-00001", "a-1 -2"]),
+        (["matrix", "phase", "phase-1", "phase-00001"], ["phase-000001", "phase-1-2"]),
+        (["matrix", "phase", "PHASE-2"], ["phase-1", "PHASE-2-2"]),
+    ],
+)
+def test_names_of_regions_are_free_as_they_are_read(
+    tmp_path: Path, names: list[str], regions: list[str]
+) -> None:
+    ids = np.array([[1, 1, 0, 2, 2]] * 2, np.uint8)
+    raw = packed(ids, "roi", names, [(0, 0, 0)] * len(names))
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        rois = [ImagejRoi.frombytes(archive.read(name)) for name in archive.namelist()]
+    assert [roi.name for roi in rois] == regions
+    (tmp_path / "map.zip").write_bytes(raw)
+    np.testing.assert_array_equal(read_annotation(tmp_path / "map.zip", ids.shape, names), ids)
