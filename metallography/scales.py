@@ -171,17 +171,15 @@ def _for_items(
     A row of a page counts before one of its file. DataError for two rows of one image.
     """
     top = folder if folder.is_dir() else folder.parent
-    count = Counter(path.name for path in {item.path for item in items})
+    claims = _claims(items, top)
     rows, unused, problems = dict[str, float](), set(table), list[str]()
     for item in items:
-        below = item.path.relative_to(top)
-        own = [item.own_path.relative_to(top).as_posix(), item.name]
-        names = [below.as_posix(), below.with_suffix("").as_posix()]
-        names += [item.path.name, item.path.stem] if count[item.path.name] == 1 else []
-        kinds = [own, names] if item.own_path != item.path else [own + names]
-        for keys in ([name_key(name) for name in kind] for kind in kinds):
-            unused -= set(keys)
-            found = [key for key in dict.fromkeys(keys) if key in table]
+        own = {name_key(n) for n in (item.own_path.relative_to(top).as_posix(), item.name)}
+        keys = [key for key, level in _keys(item, top).items() if claims[key] == (level, item.path)]
+        kinds = [[key for key in keys if key in own], [key for key in keys if key not in own]]
+        for kind in kinds if item.own_path != item.path else [keys]:
+            found = [key for key in kind if key in table]
+            unused -= set(found)
             if len(found) > 1:
                 both = " and ".join(f"{key},{table[key]:g}" for key in found)
                 problems.append(f"{path}: rows {both} are of one image ({found[0]}); remove one")
@@ -189,8 +187,34 @@ def _for_items(
                 rows.setdefault(item.name, table[found[0]])
     if problems:
         raise DataError("\n".join(dict.fromkeys(problems)))
-    if unused:
-        scales.lines.append(
-            f"Warning: {path}: {len(unused)} row(s) without an image: {some_names(sorted(unused))}"
-        )
+    several = sorted(key for key in unused if key in claims)
+    without = sorted(unused - set(several))
+    for names, what in (without, "without an image"), (several, "that may be of several images"):
+        cure = "; give the file's path with its suffix" if names is several else ""
+        line = f"Warning: {path}: {len(names)} row(s) {what}: {some_names(names)}{cure}"
+        scales.lines += [line] if names else []
     return rows
+
+
+def _keys(item: Item, top: Path) -> dict[str, int]:
+    """What a row may call an image, and how exact that is: 0 its path, 4 its file's name alone."""
+    below = item.path.relative_to(top)
+    own, path = item.own_path.relative_to(top).as_posix(), below.as_posix()
+    names = own, item.name, path, below.with_suffix("").as_posix(), item.path.name, item.path.stem
+    keys: dict[str, int] = {}
+    for name, level in zip(names, (0, 1, 0, 2, 3, 4), strict=True):
+        keys[name_key(name)] = min(level, keys.get(name_key(name), level))
+    return keys
+
+
+def _claims(items: Sequence[Item], top: Path) -> dict[str, tuple[int, Path | None]]:
+    """By key how exactly it names a file, and which one; None if it names several alike."""
+    claims: dict[str, tuple[int, Path | None]] = {}
+    for item in items:
+        for key, level in _keys(item, top).items():
+            known, path = claims.get(key, (level, item.path))
+            if level < known:
+                claims[key] = level, item.path
+            elif level == known:
+                claims[key] = level, item.path if path == item.path else None
+    return claims

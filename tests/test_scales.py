@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from metallography.items import Item
+from metallography.items import Item, result_names
 from metallography.scales import Scales, find_scales, read_scales
 from utils.files import DataError
 
@@ -134,6 +134,41 @@ def test_a_row_of_a_page_counts_before_one_of_its_file(tmp_path: Path) -> None:
     table.write_text("file,um_per_px\ns.tif,0.1\ns,0.2\n")
     with pytest.raises(DataError, match=r"rows s\.tif,0\.1 and s,0\.2 are of one image"):
         find_scales(items, tmp_path, table=table)
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "wanted", "several"),
+    [
+        # The name of one file without its suffix is the path of another one.
+        (("a.png", "x/a.tif"), "a,0.1\nx/a,0.2", (0.1, 0.2), ""),
+        (("a.png", "x/a.tif"), "a,0.1", (0.1, None), ""),
+        (("a.png", "x/a.tif"), "x/a,0.2", (None, 0.2), ""),
+        (("a.png", "x/a.tif"), "a.tif,0.2", (None, 0.2), ""),
+        (("x/a.png", "y/a.tif"), "a,0.1\na.tif,0.2", (None, 0.2), "a"),
+        (("x/a.tif", "y/a.tif"), "a.tif,0.1\ny/a,0.2", (None, 0.2), "a.tif"),
+        # One name of two files in a folder.
+        (("s1.png", "s1.tif"), "s1.png,0.1\ns1.tif,0.2", (0.1, 0.2), ""),
+        (("s1.png", "s1.tif"), "s1,0.1\ns1.tif,0.2", (None, 0.2), "s1"),
+        (("s1.png", "s1.png.tif"), "s1.png,0.1\ns1.png.tif,0.2", (0.1, 0.2), ""),
+    ],
+)
+def test_a_row_is_of_the_image_that_it_names_best(
+    tmp_path: Path,
+    names: tuple[str, str],
+    text: str,
+    wanted: tuple[float | None, ...],
+    several: str,
+) -> None:
+    files = [image(tmp_path / name).path for name in names]
+    results = result_names([Path(name) for name in names])
+    items = [Item(path, name) for path, name in zip(files, results, strict=True)]
+    table = tmp_path / "scales.csv"
+    table.write_text(f"file,um_per_px\n{text}\n")
+    scales = find_scales(items, tmp_path, table=table)
+    assert tuple(scales.of[name] for name in results) == wanted
+    told = [line for line in scales.lines if str(table) in line]
+    line = f"Warning: {table}: 1 row(s) that may be of several images: {several}"
+    assert told == ([f"{line}; give the file's path with its suffix"] if several else [])
 
 
 def test_a_missing_table_is_one_line(tmp_path: Path) -> None:
