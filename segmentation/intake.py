@@ -387,8 +387,8 @@ def _names(request: Request, folders: Sequence[tuple[Path, Path]], old: Sequence
     kind = kinds[-1] if kinds else "auto"
     files = [path for folder, _ in folders for path in Listing(folder, [request.out]).files]
     drawn = [path for path in files if is_annotation(path) and not another_kind(path)]
-    found, _, _ = names_drawn([read_drawn(path) for path in drawn], kind)
     old = () if kind == "particles" else old
+    found, _, _ = names_drawn([read_drawn(path) for path in drawn], kind, old)
     return [*old, *(name for name in class_names(found) if name not in old)] if found else [*old]
 
 

@@ -34,6 +34,7 @@ from segmentation.intake import read
 from segmentation.learning import Learning
 from segmentation.micrographs import draw_micrograph
 from segmentation.schedule import Schedule
+from tests.test_annotations import roi, roi_set
 
 SIDE, IMAGES = 48, 4
 
@@ -562,6 +563,20 @@ def test_outlines_in_several_files_share_their_names(place: Path) -> None:
     read_in(place, masks=masks)
     gt = place / "out" / "set" / "sup_numf" / "gt"
     assert (ids(gt / "é1.png")[8, 5], ids(gt / "é2.png")[8, 5]) == (2, 1)  # by the alphabet
+
+
+def test_names_that_are_known_are_read_whole_in_the_next_files(place: Path) -> None:
+    squares = [[(x, 4), (x + 8, 4), (x + 8, 12), (x, 12)] for x in (2, 14, 26, 38)]
+    for name, labels in ("1", "1122"), ("2", "21"):  # each number of two regions, then of one
+        found = [roi(1, at, f"phase {n}") for n, at in zip(labels, squares, strict=False)]
+        (place / f"é{name}.zip").write_bytes(roi_set(**{f"r{i}": r for i, r in enumerate(found)}))
+    gt = place / "out" / "set" / "sup_numf" / "gt"
+    read_in(place, masks=("é1.zip",))
+    assert ids(gt / "é1.png")[8, [5, 17, 29, 41]].tolist() == [1, 1, 2, 2]
+    read_in(place, masks=("é2.zip",))
+    assert ids(gt / "é2.png")[8, [5, 17, 29]].tolist() == [2, 1, 0]
+    record = json.loads((place / "out" / "set" / "record.json").read_text(encoding="utf-8"))
+    assert record["class_names"] == ["background", "phase 1", "phase 2"]
 
 
 def test_numbered_outlines_are_refused_or_read_as_one_class(
