@@ -5,13 +5,21 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from annotation import geojson, imagej, labelme
-from annotation.names import BACKGROUND, IGNORE, class_id, class_of_region, series_of_classes
+from annotation.names import (
+    BACKGROUND,
+    IGNORE,
+    NO_NUMBERS,
+    Numbers,
+    class_id,
+    class_of_region,
+    numbers_of,
+)
 from annotation.planes import check_one, slices_of
 from annotation.shapes import Shape, paint
 from imaging.imagefile import Pixels
@@ -31,14 +39,15 @@ class Drawn(NamedTuple):
     size: tuple[int, int] | None  # (H, W) of the image that was drawn on, if it is told
     regions: bool  # of ImageJ: their names may end with a number that only counts them
 
-    def classes(self, known: Collection[str] = (), series: Collection[str] = ()) -> list[str]:
+    def classes(self, known: Collection[str] = (), numbers: Numbers = NO_NUMBERS) -> list[str]:
         """The class of each shape by its name, see ``annotation.names.class_of_region``."""
         names, lower = [s.name for s in self.shapes], {name.strip().casefold() for name in known}
-        return [class_of_region(n, lower, series) for n in names] if self.regions else names
+        return [class_of_region(n, lower, numbers) for n in names] if self.regions else names
 
-    def series(self) -> set[str]:
-        """What stands before numbers that are classes in the names of its regions."""
-        return series_of_classes(s.name for s in self.shapes) if self.regions else set()
+
+def numbers_in(files: Iterable[Drawn]) -> Numbers:
+    """What the numbers mean in the names of all regions, see ``annotation.names.numbers_of``."""
+    return numbers_of([s.name for s in drawn.shapes] for drawn in files if drawn.regions)
 
 
 def read_annotation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 from utils.files import DataError
 from utils.metrics import IGNORED
@@ -33,28 +34,53 @@ def is_numbered(name: str) -> bool:
     return NUMBERED.fullmatch(name.strip()) is not None
 
 
-def series_of_classes(names: Iterable[str]) -> set[str]:
-    """What stands before the number in names of regions of which each number is a class.
+class Numbers(NamedTuple):
+    """What the numbers behind names of regions mean in a set, all in lower case."""
 
-    ``phase `` where several regions are called ``phase 1`` (ImageJ makes of them ``phase 1``,
-    ``phase 1-1``, ``phase 1-2``): such a number counts no regions. ``carbide-1`` and ``carbide-2``,
-    each once, count regions of ``carbide``.
+    series: Collection[str] = ()  # what stands before numbers of which each is a class
+    counted: Collection[str] = ()  # all names without their number
+    shared: Collection[str] = ()  # names with a number that several regions of a file have
+
+
+NO_NUMBERS = Numbers()
+
+
+def numbers_of(files: Iterable[Iterable[str]]) -> Numbers:
+    """What the numbers mean in the names of regions, those of each file.
+
+    ``carbide-1`` and ``carbide-2``, each once, count regions of ``carbide``. Each number is a class
+    where several regions of a file are called ``phase 1``, and several ``phase 2`` (ImageJ makes of
+    them ``phase 2``, ``phase 2-1``, ``phase 2-2``), unless a region is called ``phase``: then its
+    name was given once more to a region that had its number already.
     """
-    count: Counter[str] = Counter()
-    for name in (name.strip().casefold() for name in names):
-        count.update({name, OF_IMAGEJ.sub("", name)} if not NUMBERED.fullmatch(name) else ())
-    return {_series(name) for name, regions in count.items() if regions > 1} - {""}
+    names, shared = set[str](), set[str]()
+    for file in files:
+        count: Counter[str] = Counter()
+        for name in (name.strip().casefold() for name in file):
+            names.add(name)
+            count.update({name, OF_IMAGEJ.sub("", name)} if not is_numbered(name) else ())
+        shared |= {name for name, regions in count.items() if regions > 1 and _series(name)}
+    several = Counter(map(_series, shared))
+    series = {s for s, count in several.items() if count > 1 and s.rstrip("-_ ") not in names}
+    return Numbers(series, {base_name(name) for name in names}, shared)
 
 
-def class_of_region(name: str, known: Collection[str], series: Collection[str] = ()) -> str:
+def class_of_region(name: str, known: Collection[str], numbers: Numbers = NO_NUMBERS) -> str:
     """The class that a region's name means: all of it, or its base name.
 
-    All of it if it is one of those ``known`` (in lower case), or if it is of the ``series`` of
-    which each number is a class, see ``series_of_classes``.
+    All of it if it is one of those ``known`` (in lower case), or if each number is a class, see
+    ``numbers_of``. Of ``carbide-3-1`` both numbers go where ``carbide`` is a class and
+    ``carbide-3`` is none.
     """
     name = name.strip()
-    whole = name.casefold() in known or _series(name) in series
-    return name if whole else base_name(name)
+    if name.casefold() in known or _series(name) in numbers.series:
+        return name
+    base = base_name(name)
+    if base.casefold() in known or _series(base) in numbers.series:
+        return base
+    both = base_name(base)
+    classes = (known, numbers.counted, IGNORE, BACKGROUND)
+    return both if both and any(both.casefold() in some for some in classes) else base
 
 
 def _series(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,16 @@ import numpy as np
 
 from annotation.class_files import join_classes
 from annotation.edges import small_parts
-from annotation.files import Drawn, read_annotation, read_drawn
-from annotation.names import BACKGROUND, IGNORE, class_id, class_names, is_numbered
+from annotation.files import Drawn, numbers_in, read_annotation, read_drawn
+from annotation.names import (
+    BACKGROUND,
+    IGNORE,
+    Numbers,
+    class_id,
+    class_names,
+    class_of_region,
+    is_numbered,
+)
 from dataset.check import Problems
 from dataset.mask_values import (
     FEWEST_NUMBERS,
@@ -342,44 +350,78 @@ def names_drawn(
     """
     if kind == "particles":
         return ({""} if any(drawn.shapes for drawn in files) else set()), [], []
-    series = set[str]().union(*(drawn.series() for drawn in files))
+    numbers = numbers_in(files)
     known = {*given, *(s.name for drawn in files if not drawn.regions for s in drawn.shapes)}
-    classes = [drawn.classes(known, series) for drawn in files]
-    warnings: list[str] = []
+    classes = [drawn.classes(known, numbers) for drawn in files]
+    warnings = _perhaps_particles(files, classes, bool(given)) if kind == "auto" else []
+    notes, doubts = _joined(files, classes, known, numbers)
+    return {name for own in classes for name in own}, notes, warnings + doubts
+
+
+def _perhaps_particles(
+    files: Sequence[Drawn], classes: Sequence[Sequence[str]], given: bool
+) -> list[str]:
+    """A warning if every class of every file is one outline, DataError if all are numbers."""
     each = [_one_outline_each(d, own) for d, own in zip(files, classes, strict=True) if own]
     count = [found for found in each if found]
-    if kind == "auto" and count and len(count) == len(each):
-        most, numbers, path = max(count)
-        if most >= FEWEST_NUMBERS and not given:
-            found = f"{path}: every class is one outline, a numbered particle"
-            raise DataError(f"{found}; {AS_PARTICLES}, or --mask-kind ids if they are classes")
-        if 1 < most < FEWEST_NUMBERS and numbers:
-            warnings.append(
-                f"{path}: each of its {most} classes but 0 is one outline: read as {most} "
-                f"classes; if they number particles of one phase, {AS_PARTICLES}"
-            )
+    if not count or len(count) < len(each):
+        return []
+    most, path = max((len(names), path) for names, path in count)
+    names = set[str]().union(*(own for own, _ in count))
+    numbers = all(map(is_numbered, names))
+    if numbers and most >= FEWEST_NUMBERS:
+        if given:
+            return []
+        found = f"{path}: every class is one outline, a numbered particle"
+        raise DataError(f"{found}; {AS_PARTICLES}, or --mask-kind ids if they are classes")
+    # People number particles, and name classes: grain1 to grain9 may be both.
+    counted = most >= FEWEST_NUMBERS and all(name[-1:].isdigit() for name in names)
+    if most < 2 or not (numbers or counted):
+        return []
+    return [
+        f"{path}: each of its {most} classes but 0 is one outline: read as {most} "
+        f"classes; if they number particles of one phase, {AS_PARTICLES}"
+    ]
+
+
+def _joined(
+    files: Sequence[Drawn],
+    classes: Sequence[Sequence[str]],
+    known: Collection[str],
+    numbers: Numbers,
+) -> tuple[list[str], list[str]]:
+    """A note on regions joined over their numbers; a warning where a number is of several."""
     joined: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for drawn, own in zip(files, classes, strict=True):
         for shape, name in zip(drawn.shapes, own, strict=True):
             if drawn.regions and name:
                 raw = shape.name.strip()
                 joined[name.casefold()].setdefault(raw.casefold(), raw)
-    told = [f"{n} ({some_names(own.values())})" for n, own in joined.items() if len(own) > 1]
-    if not told:
-        return {name for own in classes for name in own}, [], warnings
+    told = {n: f"{n} ({some_names(own.values())})" for n, own in joined.items() if len(own) > 1}
+    lower, doubts = {name.strip().casefold() for name in known}, defaultdict[str, list[str]](list)
+    for name in sorted(numbers.shared):
+        meant = class_of_region(name, lower, numbers).casefold()
+        if meant in told and meant != name:
+            doubts[meant].append(name)
+    sure = [line for name, line in told.items() if name not in doubts]
+    cure = "where each is a class, give them all as --class-names"
     note = "regions whose names differ in their number alone are of one class"
-    note = f"{note}: {', '.join(told)}; where each is a class, give them all as --class-names"
-    return {name for own in classes for name in own}, [note], warnings
+    doubt = "regions whose names differ in their number alone were joined to one class"
+    several = [f"{told[n]}, though several are called {some_names(s)}" for n, s in doubts.items()]
+    return (
+        [f"{note}: {', '.join(sure)}; {cure}"] if sure else [],
+        [f"{doubt}: {line}; {cure}" for line in several],
+    )
 
 
-def _one_outline_each(drawn: Drawn, classes: Sequence[str]) -> tuple[int, bool, Path] | None:
-    """How many classes a file has, and whether they are numbers; None if one has two outlines."""
+def _one_outline_each(drawn: Drawn, classes: Sequence[str]) -> tuple[set[str], Path] | None:
+    """The classes of a file, in lower case; None if one has two outlines, or no name."""
     both = zip(classes, drawn.shapes, strict=True)
     found = Counter((name.strip().casefold(), shape.plane) for name, shape in both)
     names = {name for name, _ in found} - {*IGNORE, *BACKGROUND}
     if "" in names or any(number > 1 for (name, _), number in found.items() if name in names):
         return None
-    return len(names), all(map(is_numbered, names)), drawn.path
+    return names, drawn.path
 
 
 def _page_of(source: Source, mask: Path) -> int:

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from roifile import ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
-from annotation.files import is_annotation, pages_in, read_annotation, read_drawn
+from annotation.files import is_annotation, numbers_in, pages_in, read_annotation, read_drawn
 from annotation.names import (
     base_name,
     class_id,
     class_names,
     class_of_region,
-    series_of_classes,
+    numbers_of,
 )
 from utils.files import DataError
 
@@ -126,7 +126,7 @@ def roi_set(**regions: bytes) -> bytes:
 def names_in(path: Path) -> set[str]:
     """The classes of a file by their names."""
     drawn = read_drawn(path)
-    return {*drawn.classes(series=drawn.series())}
+    return {*drawn.classes(numbers=numbers_in([drawn]))}
 
 
 def closed(ring):
@@ -465,15 +465,28 @@ def test_outlines_that_cover_no_pixel_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "known", "classes"),
     [
-        # Several regions of one name, as written by a macro and as ImageJ tells them apart.
+        # Several regions of each name, as written by a macro and as ImageJ tells them apart.
         (["phase 1"] * 3 + ["phase 2"] * 2, [], ["phase 1"] * 3 + ["phase 2"] * 2),
-        (["phase 1", "phase 1-1", "phase 1-2", "phase 2"], [], ["phase 1"] * 3 + ["phase 2"]),
-        (["phase-1", "phase-1", "Phase-2"], [], ["phase-1", "phase-1", "Phase-2"]),
+        (["phase 1", "phase 1-1", "phase 1-2", "phase 2", "phase 2-1", "phase 3"], [],
+         ["phase 1"] * 3 + ["phase 2"] * 2 + ["phase 3"]),
+        (["phase-1", "phase-1", "Phase-2", "phase-2"], [],
+         ["phase-1"] * 2 + ["Phase-2", "phase-2"]),
+        # One number of several regions decides nothing, nor do several where the name is one, too.
+        (["phase 1", "phase 1-1", "phase 1-2", "phase 2"], [], ["phase"] * 4),
+        (["phase-1", "phase-1", "Phase-2"], [], ["phase", "phase", "Phase"]),
+        (["phase", "phase-1", "phase-1-1", "phase-2", "phase-2-1"], [], ["phase"] * 5),
         # ImageJ's counters.
         (["carbide-1", "carbide-2"], [], ["carbide", "carbide"]),
         (["carbide", "carbide-1", "carbide-2"], [], ["carbide"] * 3),
+        (["carbide", *(f"carbide-{n}" for n in range(1, 20)), "carbide-3-1"], [], ["carbide"] * 21),
+        (["carbide", "carbide-1", "carbide-2", "carbide-1-1", "pore"], [],
+         ["carbide"] * 4 + ["pore"]),
         (["Carbide-1", "carbide-2"], [], ["Carbide", "carbide"]),
-        (["Phase 1", "phase 1"], [], ["Phase 1", "phase 1"]),
+        (["Phase 1", "phase 1"], [], ["Phase", "phase"]),
+        # A number that is of the name.
+        (["Al-7075-1", "Al-7075-2", "Al-6061-1"], [], ["Al-7075", "Al-7075", "Al-6061"]),
+        (["p 1-1", "p 2-1", "p 2-2"], ["p 1", "p 2", "p"], ["p 1", "p 2", "p 2"]),
+        (["Ignore*", "Ignore*-1", "Ignore*-1-1"], ["pore"], ["Ignore*"] * 3),
         (["class 2", "class 2-1", "2-1", "2-2"], [], ["class 2", "class 2", "2", "2"]),
         (["0012-0034", "0012-0034-1", "0012-0034-2"], [], ["", "", ""]),
         # The whole name is known, in any case of letters.
@@ -481,8 +494,8 @@ def test_outlines_that_cover_no_pixel_are_told(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_number_that_regions_share_is_of_their_class(names, known, classes) -> None:
-    series = series_of_classes(names)
-    assert [class_of_region(name, known, series) for name in names] == classes
+    numbers = numbers_of([names])
+    assert [class_of_region(name, known, numbers) for name in names] == classes
 
 
 def test_names_that_are_given_are_kept_whole(tmp_path: Path) -> None:

@@ -293,6 +293,23 @@ def test_few_numbered_outlines_are_read_as_classes_with_a_warning(tmp_path, caps
         np.testing.assert_array_equal(ids, numbered(3))
 
 
+MINERALS = ["augite", "biotite", "calcite", "dolomite", "epidote", "fluorite", "garnet", "halite"]
+MINERALS += ["ilmenite"]
+
+
+@pytest.mark.parametrize("numbered_names", [False, True])
+def test_many_names_each_drawn_once_are_classes(tmp_path, capsys, numbered_names):
+    names = [f"grain{n}" for n in range(1, 10)] if numbered_names else MINERALS
+    for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
+        put(tmp_path / "gt" / f"{stem}.json", boxes(names))
+    assert run(tmp_path) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "is one outline" in line]
+    assert len(told) == numbered_names
+    assert not told or ("its 9 classes but 0" in told[0] and "--mask-kind particles" in told[0])
+    for ids in ids_of(tmp_path / "set").values():
+        np.testing.assert_array_equal(ids, numbered(9))
+
+
 def test_many_classes_of_several_outlines_are_no_particles(tmp_path):
     for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
         names = [str(n % 9 + 1) for n in range(18)]
@@ -317,16 +334,37 @@ def test_numbers_that_regions_share_are_of_their_classes_in_every_file(tmp_path,
     stems = write_raw(tmp_path, [None] * 3, images=IMAGES[:3])
     first = regions(a="phase 1", b="phase 1", c="phase 2", d="pore-1", e="pore-2")
     put(tmp_path / "gt" / f"{stems[0]}.zip", first)
-    put(tmp_path / "gt" / f"{stems[1]}.zip", regions(a="phase 1", b="phase 2", c="phase 3"))
+    put(tmp_path / "gt" / f"{stems[1]}.zip", regions(a="phase 2", b="phase 2", c="phase 3"))
     put(tmp_path / "gt" / f"{stems[2]}.zip", regions(a="pore"))
     assert run(tmp_path) == 0
     report = capsys.readouterr().out
     assert "classes by name: 0 background, 1 phase 1, 2 phase 2, 3 phase 3, 4 pore" in report
     (note,) = (line for line in report.splitlines() if "differ in their number" in line)
     assert "of one class: pore (pore-1, pore-2, pore); where" in note and "--class-names" in note
-    wanted = [(1, 1, 2, 4, 4), (1, 2, 3, 0, 0), (4, 0, 0, 0, 0)]
+    wanted = [(1, 1, 2, 4, 4), (2, 2, 3, 0, 0), (4, 0, 0, 0, 0)]
     got = ids_of(tmp_path / "set")
     for stem, own in zip(stems, wanted, strict=True):
+        assert tuple(got[stem][2, [2, 12, 22, 32, 42]].tolist()) == own
+
+
+def test_a_number_that_is_of_several_regions_is_joined_with_a_warning(tmp_path, capsys):
+    stems = write_raw(tmp_path, [None] * 3, images=IMAGES[:3])
+    first = regions(a="carbide", b="carbide-1", c="carbide-2", d="carbide-1-1", e="pore")
+    put(tmp_path / "gt" / f"{stems[0]}.zip", first)
+    put(tmp_path / "gt" / f"{stems[1]}.zip", regions(a="carbide-2", b="carbide-2-1", c="pore-1"))
+    put(tmp_path / "gt" / f"{stems[2]}.zip", regions(a="pore-1", b="pore-2"))
+    assert run(tmp_path) == 0
+    report = capsys.readouterr().out
+    assert "classes by name: 0 background, 1 carbide, 2 pore" in report
+    note, doubt = sorted(
+        (line for line in report.splitlines() if "differ in their number" in line),
+        key=lambda line: "warning" in line,
+    )
+    assert "of one class: pore (pore, pore-1, pore-2); where" in note and "arning" not in note
+    assert "warning" in doubt and "to one class: carbide (carbide, carbide-1, carbide-2," in doubt
+    assert "though several are called carbide-1, carbide-2; where" in doubt
+    got = ids_of(tmp_path / "set")
+    for stem, own in zip(stems, [(1, 1, 1, 1, 2), (1, 1, 2, 0, 0), (2, 2, 0, 0, 0)], strict=True):
         assert tuple(got[stem][2, [2, 12, 22, 32, 42]].tolist()) == own
 
 
