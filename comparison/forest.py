@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -16,6 +17,9 @@ from stages.scored import Scored
 from utils.log import RunLog, evaluation_lines
 from utils.metrics import Counts, Scores, SegmentationScores
 from utils.run_folder import locked
+from utils.training import ANEW
+
+LEARNT = "learnt test images"  # among settings; an older version scored forests on them, too
 
 
 class ForestRun(Scored):
@@ -35,8 +39,13 @@ class ForestRun(Scored):
         names = ("num_classes", "ignore_label", "image_size", "standardize", "seed", "mapping")
         settings = {name: self.config.to_dict()[name] for name in names} | forest_settings()
         if self.learnt:
-            settings["learnt test images"] = [self.test[number].name for number in self.learnt]
+            settings[LEARNT] = [self.test[number].name for number in self.learnt]
         return {**settings, "files": fingerprint(self.samples(), self.job.store)}
+
+    def new_length(self, state: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+        """Anew, which takes seconds, if it was scored on test images whose labels it learnt."""
+        older = LEARNT in settings and LEARNT not in state["settings"]
+        return ANEW if older and len(self.differences(state["settings"], settings)) == 1 else ""
 
     def taught(self) -> tuple[PixelForest, int]:
         """A forest trained on the annotated images, and the number of pixels it learnt from."""

@@ -184,7 +184,7 @@ class Plan:
         lines = self._missing_pretrainings()
         for runner in (work.runner for work in self.works() if not self.config.overwrite):
             if self.options.report:  # a table is of what is there
-                lines += other_settings(runner)
+                lines += [] if left_out(runner) else other_settings(runner)
             elif runner.stage == "fine" and not pretrained(runner).exists():
                 lines += other_settings(runner, longer=True)
             else:
@@ -317,6 +317,16 @@ def other_settings(runner: Runner, longer: bool = False) -> list[str]:
     except CheckpointError as error:
         return [str(error)]
     return unlike(runner, state, longer) if state else []
+
+
+def left_out(runner: Runner) -> bool:
+    """Whether a report leaves out a forest that is to be made anew; says so."""
+    own = isinstance(runner, ForestRun) and bool(other_settings(runner))
+    if not own or other_settings(runner, longer=True):
+        return False
+    what = "was scored on test images whose labels it learnt, and is left out"
+    to_terminal(f"{runner.run_dir}: {what}; without --report it is made anew, in seconds")
+    return True
 
 
 def unlike(runner: Runner, state: Mapping[str, Any], longer: bool = False) -> list[str]:

@@ -260,6 +260,33 @@ def test_test_images_that_a_repeat_learns_are_left_out_of_all_its_rows(tmp_path:
     assert all((out / name).read_bytes() == contents for name, contents in again.items())
 
 
+def test_a_forest_once_scored_on_learnt_images_is_made_anew_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = make_set(tmp_path / "steel"), tmp_path / "out"
+    with_learnt_images(root, 0)
+    assert run(root, out, "--repeats=0", methods="sup,forest") == 0
+    tables = {name: (out / name).read_bytes() for name in TABLES}
+    path = out / "runs/steel_forest/1_0/state_forest.pt"
+    network = (out / "runs/steel_sup/1_0/state_sup.pt").stat().st_mtime_ns
+    state = load(path)
+    del state["settings"]["learnt test images"]
+    save(path, state)
+    capsys.readouterr()
+    assert run(root, out, "--repeats=0", "--report", methods="sup,forest") == 0
+    assert capsys.readouterr().out.count("is left out; without --report it is made anew") == 1
+    rows = [line for line in (out / "table.csv").read_text().splitlines() if "forest" in line]
+    assert rows and all(",0," in line for line in rows)  # of no repeat
+    assert run(root, out, "--repeats=0", methods="sup,forest") == 0
+    assert "stage forest is made anew, because learnt test images was" in capsys.readouterr().out
+    assert tables == {name: (out / name).read_bytes() for name in TABLES}
+    assert (out / "runs/steel_sup/1_0/state_sup.pt").stat().st_mtime_ns == network
+    # Another difference is refused as ever.
+    del state["settings"]["files"]
+    save(path, state)
+    assert run(root, out, "--repeats=0", methods="sup,forest") == 2
+
+
 def test_a_fit_to_learnt_labels_is_no_score(tmp_path: Path) -> None:
     root, out = make_set(tmp_path / "steel"), tmp_path / "out"
     shutil.rmtree(root / "test_numf")
