@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +15,7 @@ import utils  # noqa: F401  first: Ctrl-C while the others load is one line
 import torch
 
 import data
-from config import Config, ConfigError
+from config import FIELDS, Config, ConfigError
 from dataset.check import DataReport, check_data
 from encoders import require_packages
 from imaging.index import index_file
@@ -25,10 +27,11 @@ from stages.job import (
     Job,
     Runner,
     experiment_dir,
+    unused_settings,
 )
 from stages.presets import read_config
 from stages.pretraining import SelfSupervised
-from utils.commandline import UserError, exit_code
+from utils.commandline import FLAG, UserError, exit_code
 from utils.device import (
     arithmetic,
     cache_bytes,
@@ -44,11 +47,18 @@ from utils.run_folder import LOCK_FILE, locked
 STAGES: dict[str, type[Runner]] = {"self": SelfSupervised, "fine": Finetune, "sup": Supervised}
 
 
-def run(config: Config, notes: Sequence[str] = (), *, store: ImageStore | None = None) -> None:
+def run(
+    config: Config,
+    notes: Sequence[str] = (),
+    *,
+    store: ImageStore | None = None,
+    named: frozenset[str] | None = None,
+) -> None:
     """Check everything the experiment needs (UserError), then train and score.
 
     ``notes`` are lines for the head of the logs, such as why a preset chose what it did; ``store``
-    is that of a set that was checked already, and is not read again.
+    is that of a set that was checked already, and is not read again; ``named`` are the settings
+    that the command line names, None if that is not known.
     """
     config = config.resolved()
     if config.threads:
@@ -58,6 +68,7 @@ def run(config: Config, notes: Sequence[str] = (), *, store: ImageStore | None =
     require_packages(config.encoder)
     keep_freed_memory()
     jobs, warnings = open_in_turn(config, notes, store)
+    jobs = [dataclasses.replace(job, named=named) for job in jobs]
     runs = [(job, STAGES[name]) for job in jobs for name in config.stage_list]
     require_same(runs)
     with ExitStack() as stack:
@@ -111,7 +122,7 @@ def train(runs: Sequence[Run]) -> None:
         for job, stage in runs:
             stage(job).run()
             if stage is not SelfSupervised and group.writes():
-                results.write_results(experiment_dir(job.config, stage.stage), stage.stage)
+                write_results(job, stage)
         return
     train([run for run in runs if run[1] is SelfSupervised])
     for job, stage in group.share(labelled):
@@ -120,14 +131,20 @@ def train(runs: Sequence[Run]) -> None:
     group.meet()
     if group.writes():
         for job, stage in labelled:
-            results.write_results(experiment_dir(job.config, stage.stage), stage.stage)
+            write_results(job, stage)
+
+
+def write_results(job: Job, stage: type[Runner]) -> None:
+    """Write ``eval.txt`` of the experiment of a run."""
+    folder = experiment_dir(job.config, stage.stage)
+    results.write_results(folder, stage.stage, unused_settings(job.config))
 
 
 def tell(config: Config) -> None:
     """Print the scores of all runs, and write the report if it is wanted."""
     scored = {experiment_dir(config, s): s for s in config.stage_list if s != "self"}
     if scored:
-        to_terminal(results.results_table(scored))
+        to_terminal(results.results_table(scored, unused_settings(config)))
     if config.report:
         for folder in dict.fromkeys(experiment_dir(config, s) for s in config.stage_list):
             to_terminal(f"Report: {page.write_report(folder)}")
@@ -222,6 +239,12 @@ def own_cache(text: str) -> int | None:
     return None if size is None else size // group.on_this_machine()
 
 
+def named_in(words: Sequence[str]) -> frozenset[str]:
+    """The settings that a command line names."""
+    flags = [flag[2] for word in words if (flag := FLAG.fullmatch(word))]
+    return frozenset(flags) & FIELDS.keys()
+
+
 def main(
     argv: list[str] | None = None, prepare: Callable[[Config], None] | None = None, **defaults: Any
 ) -> int:
@@ -236,6 +259,6 @@ def main(
                 config, notes = read_config(argv, **defaults)
             if prepare is not None:
                 group.by_writer(lambda: prepare(config))
-            run(config, notes)
+            run(config, notes, named=named_in(sys.argv[1:] if argv is None else argv))
 
     return exit_code(work)

@@ -29,6 +29,7 @@ from comparison.plan import Plan, Work
 from comparison.record import record_plan
 from config import ConfigError
 from report.results import write_results
+from stages.job import unused_settings
 from utils.commandline import complain, exit_code
 from utils.files import remove_orphans
 from utils.log import to_terminal
@@ -120,8 +121,9 @@ def run_on_devices(plan: Plan, left: Iterable[Work]) -> None:
 def tell_results(works: Iterable[Work]) -> None:
     """Write ``eval.txt`` of the experiments of some work that other processes did."""
     runners = [work.runner for work in works if work.runner.stage != "self"]
-    for folder, stage in dict.fromkeys((r.run_dir.parent, r.stage) for r in runners):
-        write_results(folder, stage)
+    experiments = {(r.run_dir.parent, r.stage): r.config for r in runners}
+    for (folder, stage), config in experiments.items():
+        write_results(folder, stage, unused_settings(config))
 
 
 def run_by_ranks(plan: Plan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -50,10 +50,11 @@ def unscored(experiment: Path, stage: str) -> list[str]:
     return [run for run, (scores, _) in _finished(experiment, stage).items() if not scores]
 
 
-def differing(experiment: Path, stage: str) -> list[str]:
+def differing(experiment: Path, stage: str, unused: Collection[str] = ()) -> list[str]:
     """A warning for each data size whose scored runs differ in more than their images.
 
-    A run older than a setting has its default.
+    A run older than a setting has its default; ``unused`` are settings that their method does not
+    take.
     """
     sizes: dict[str, list[Mapping[str, Any]]] = {}
     found = _finished(experiment, stage)
@@ -61,7 +62,7 @@ def differing(experiment: Path, stage: str) -> list[str]:
         sizes.setdefault(run.split("_")[0], []).append(found[run][1])
     lines = []
     for size, each in sizes.items():
-        names = sorted({name for settings in each for name in settings} - OWN_IMAGES)
+        names = sorted({name for settings in each for name in settings} - {*OWN_IMAGES, *unused})
         usual = {name: FIELDS[name].default if name in FIELDS else None for name in names}
         values = [{**usual, **settings} for settings in each]
         if unlike := [n for n in names if any(own[n] != values[0][n] for own in values)]:
@@ -163,8 +164,11 @@ def scored_classes(experiment: Path, stage: str) -> str:
     return ""
 
 
-def write_results(experiment: Path, stage: str) -> None:
-    """Write ``eval.txt`` of an experiment's finished runs; UserError if it cannot be written."""
+def write_results(experiment: Path, stage: str, unused: Collection[str] = ()) -> None:
+    """Write ``eval.txt`` of an experiment's finished runs; UserError if it cannot be written.
+
+    ``unused`` as for ``differing``.
+    """
     lines = [f"{experiment.name}, stage {stage}: scores on the test set"]
     others = no_scores(experiment, stage)
     if read_results(experiment, stage) or not others:
@@ -175,7 +179,7 @@ def write_results(experiment: Path, stage: str) -> None:
             "over images; ± sample standard deviation over runs",
             *filter(None, [scored_classes(experiment, stage)]),
             "",
-            *differing(experiment, stage),
+            *differing(experiment, stage, unused),
             *table(experiment, stage),
         ]
         others = others and ["", *others]
@@ -200,12 +204,15 @@ def no_scores(experiment: Path, stage: str) -> list[str]:
     return lines
 
 
-def results_table(folders: Mapping[Path, str]) -> str:
-    """The tables of several experiments, folder -> stage, as printed at the end."""
+def results_table(folders: Mapping[Path, str], unused: Collection[str] = ()) -> str:
+    """The tables of several experiments, folder -> stage, as printed at the end.
+
+    ``unused`` as for ``differing``.
+    """
     parts = []
     for folder, stage in folders.items():
         others = no_scores(folder, stage)
-        found = [*differing(folder, stage), *table(folder, stage)]
+        found = [*differing(folder, stage, unused), *table(folder, stage)]
         found = found if read_results(folder, stage) or not others else []
         parts += ["", f"{folder} (also in {folder / 'eval.txt'})", *found, *others]
         scored = scored_classes(folder, stage)

@@ -464,7 +464,8 @@ class Finetune(Supervised):
     def header(self) -> list[str]:
         """Also a warning if the pretraining was another one than this command's."""
         first, *rest = super().header()
-        return [first, *self.begun_with.warnings(self.config), *rest, *self._seen()]
+        named = self.job.named if self.config.pretrained else None
+        return [first, *self.begun_with.warnings(self.config, named), *rest, *self._seen()]
 
     @cached_property
     def begun_with(self) -> Start:

@@ -43,6 +43,7 @@ class Job:
     amp: torch.dtype | None  # of autocast; None: full precision
     notes: tuple[str, ...] = ()  # lines for the head of the logs
     ranks: int = field(default=1, kw_only=True)  # that pretrain together
+    named: frozenset[str] | None = field(default=None, kw_only=True)  # settings; None: not known
 
     def split(self, name: str) -> list[Sample]:
         """The images of a folder of the set, listed once for all stages, repeats and checks."""

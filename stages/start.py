@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ OF_PRETRAINING = DECIDES["self fine"].split()
 # What the way to the images and the machine decide may differ from stage to stage.
 OF_ALL = [n for n in DECIDES["self fine sup"].split() if n not in ("data_dir", "amp")]
 FORM = ("standardize", "image_size")  # of the images, which the network expects
+ALWAYS = {*FORM, "channels", "norm", "encoder"}  # compared whether named or not
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,16 @@ class Start:
             return {}
         return {n: self.settings.get(n, FIELDS[n].default) for n in OF_PRETRAINING}
 
-    def differences(self, config: Config) -> list[str]:
-        """How the settings of pretraining were otherwise than now, a line each."""
+    def differences(self, config: Config, named: Collection[str] | None = None) -> list[str]:
+        """How the settings of pretraining were otherwise than now, a line each.
+
+        ``named``: of the others than ``ALWAYS`` these alone; None: all.
+        """
         if not self.settings:
             return []
         before, now = dict(self.settings), config.training_settings("self")
         names = OF_ALL + (OF_PRETRAINING if self.of_pretraining else [])
+        names = [n for n in names if named is None or n in {*named, *ALWAYS}]
         old, new = ({n: v for n, v in each.items() if n in names} for each in (before, now))
         return setting_differences(config, old, new)
 
@@ -46,12 +51,15 @@ class Start:
         cure = f"give those of then, another --name, or --pretrained {self.path}"
         return [f"{self.path}: pretrained with other settings ({changed}); {cure}"] * bool(changed)
 
-    def warnings(self, config: Config) -> list[str]:
-        """Lines for the log: what was otherwise, or that the file does not tell."""
+    def warnings(self, config: Config, named: Collection[str] | None = None) -> list[str]:
+        """Lines for the log: what was otherwise, or that the file does not tell.
+
+        ``named`` as for ``differences``.
+        """
         what = "those below are this command's, and say nothing of it"
         unknown = [f"{self.path} tells no settings of a pretraining: {what}"]
         unknown = [] if self.of_pretraining else unknown
-        lines = self.differences(config)
+        lines = self.differences(config, named)
         if not lines:
             return unknown
         form = [n for n in FORM if any(line.startswith(f"{n} was ") for line in lines)]

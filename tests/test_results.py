@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from config import Config
 from report.results import read_results, results_table, table, write_results
+from stages.job import unused_settings
 from utils.checkpoint import save
 from utils.commandline import UserError
 from utils.run_folder import StateFile
@@ -173,3 +175,16 @@ def test_runs_of_other_settings_are_averaged_with_a_warning(experiment: Path) ->
         lines = text.splitlines()
         mean = next(i for i, line in enumerate(lines) if "mean ± std" in line)
         assert lines.count(warning) == 1 and lines.index(warning) < mean
+
+
+def test_settings_that_the_method_does_not_take_are_no_difference(experiment: Path) -> None:
+    settle(experiment / "1_0", queue_size=504, temperature=0.5)
+    settle(experiment / "1_1", queue_size=100, temperature=0.5)
+    unused = unused_settings(Config(self_mode="simclr"))
+    write_results(experiment, "fine", unused)
+    assert "Warning" not in (experiment / "eval.txt").read_text(encoding="utf-8")
+    assert "Warning" not in results_table({experiment: "fine"}, unused)
+    settle(experiment / "1_1", queue_size=100, temperature=0.1)
+    assert "differ in temperature\n" in results_table({experiment: "fine"}, unused)
+    unused = unused_settings(Config(self_mode="moco"))
+    assert "differ in queue_size, temperature" in results_table({experiment: "fine"}, unused)

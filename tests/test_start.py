@@ -68,8 +68,9 @@ def test_an_earlier_checkpoint_of_a_longer_pretraining_is_one_of_that_length(
 
 def test_a_given_file_is_told_as_it_was_made(data: Path, pretrained: Path, tmp_path: Path) -> None:
     start = pretrained / "moco2.pt"
-    settings = {"stages": "fine", "self_max_epoch": 7, "top_k": 3, "pretrained": str(start)}
-    assert train(data, tmp_path, **settings) == 0
+    settings = {"stages": "fine", "pretrained": str(start)}
+    words = "--self_max_epoch 7 --top_k=3 -self_lr 1e-4"
+    assert train(data, tmp_path, words, **settings) == 0
     run = tmp_path / "tiny_simclr" / "1_0"
     lines = (run / "log_fine.txt").read_text(encoding="utf-8").splitlines()
     (warning,) = (line for line in lines if line.startswith("Warning: "))
@@ -79,6 +80,19 @@ def test_a_given_file_is_told_as_it_was_made(data: Path, pretrained: Path, tmp_p
     said = load(run / "fine.pt")["settings"]
     assert (said["self_lr"], said["self_max_epoch"], said["top_k"]) == (3e-4, 2, 2)
     assert said["fine_max_epoch"] == 2
+
+
+def test_with_a_given_file_only_what_was_named_or_forms_the_network_is_compared(
+    data: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    start = pretrained / "moco2.pt"
+    settings = {"stages": "fine", "self_max_epoch": 200, "pretrained": str(start)}
+    assert train(data, tmp_path / "plain", **settings) == 0
+    log = tmp_path / "plain" / "tiny_simclr" / "1_0" / "log_fine.txt"
+    assert "pretrained with other settings" not in log.read_text(encoding="utf-8")
+    assert train(data, tmp_path / "form", **settings, standardize=True) == 0
+    log = tmp_path / "form" / "tiny_simclr" / "1_0" / "log_fine.txt"
+    assert "(standardize was False, is True)" in log.read_text(encoding="utf-8")
 
 
 def test_a_file_without_settings_says_nothing_of_its_pretraining(
