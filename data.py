@@ -374,8 +374,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     ``crops`` times, with different augmentations.
 
     With ``steps``, an epoch is one step of the images in turn, in an order drawn anew for every
-    round, and a crop that shows no label is drawn again, at most ``TRIES`` times. Whole images are
-    the same as without: turned ones are brought back to their size, so that they make a batch.
+    round, and a window that shows no label is drawn again, at most ``TRIES`` times. Whole images
+    that are not square are brought back to their size when turned, so that they make a batch.
     """
 
     samples: Sequence[Sample]
@@ -392,7 +392,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         sample, a = self.samples[draw.image], self.augmentation
         pixels, mask = self.store.image(sample.image), _mask_of(sample, self.store)
         jitter, geometry = ColorJitter.draw(rng, a.jitter), ViewGeometry.draw(rng, random_crop=0.0)
-        if self.steps and a.crop:
+        if self.steps and (a.crop or mask.shape[0] == mask.shape[1]):
             image, mask = self._crop(rng, geometry.cut(pixels), geometry.cut(mask), jitter)
         else:
             image = geometry.apply(jitter.apply(pixels).float() / 255)
@@ -412,8 +412,14 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return {"image": image, "mask": mask.long(), "name": sample.name}
 
     def _window(self, rng: np.random.Generator, mask: Tensor) -> Window:
+        """A window of an image; with ``steps`` one that shows a label."""
         a, size = self.augmentation, (mask.shape[0], mask.shape[1])
-        return Window.draw(rng, size, a.crop, a.scale, a.rotation)
+        window = Window.draw(rng, size, a.crop, a.scale, a.rotation)
+        for _ in range(TRIES if self.steps else 0):
+            if (window.apply_mask(mask) != IGNORED).any():
+                break
+            window = Window.draw(rng, size, a.crop, a.scale, a.rotation)
+        return window
 
     def _crop(
         self, rng: np.random.Generator, pixels: Tensor, mask: Tensor, jitter: ColorJitter
@@ -423,10 +429,6 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         Only the part of the image that the crop needs is jittered and resampled.
         """
         window = self._window(rng, mask)
-        for _ in range(TRIES):
-            if (window.apply_mask(mask) != IGNORED).any():
-                break
-            window = self._window(rng, mask)
         part, window = window.part(mask.shape[0], mask.shape[1])
         image = jitter.apply(pixels[(..., *part)].contiguous()).float() / 255
         return window.apply(image), window.apply_mask(mask[part])

@@ -166,6 +166,24 @@ def test_steps_of_whole_oblong_images_make_batches(tmp_path: Path, more: dict[st
         assert torch.equal(dataset[draw]["mask"], item["mask"])
 
 
+def test_steps_of_whole_square_images_are_those_of_crops_of_their_size(tmp_path: Path) -> None:
+    (sample,) = find_split(make_set(tmp_path / "set", size=(32, 32)), "sup_num1_0")
+    store, shown = ImageStore(), {}
+    assert sample.mask is not None
+    store.mask(sample.mask)[:, 3:] = IGNORED  # the store's own memory: a stroke at the edge
+    whole, crops = steps_of([sample], store), steps_of([sample], store)
+    for side, dataset in ((0, whole), (32, crops)):
+        dataset.augmentation = data.Augmentation(scale=1.4, crop=side)
+    (batch,) = whole.draws(0, 40)
+    for draw in batch:
+        assert torch.equal(whole[draw]["image"], crops[draw]["image"])
+        assert torch.equal(whole[draw]["mask"], crops[draw]["mask"])
+    for steps in (True, False):
+        whole.steps = steps
+        shown[steps] = sum(bool((whole[draw]["mask"] != IGNORED).any()) for draw in batch)
+    assert shown[True] == 40 > shown[False]
+
+
 def test_statistics_see_crops_that_no_step_sees_and_always_the_same(unequal: Path) -> None:
     dataset = steps_of(find_split(unequal, "sup_num1_0"), ImageStore())
     first, again = (list(dataset.for_statistics(2, 5)) for _ in range(2))
