@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ class Scored(Runner):
         """Annotated images and test images."""
         return self.annotated + self.test
 
-    @property
+    @cached_property
     def learnt(self) -> dict[int, int]:
         """Numbers of the test images that are, or are cut from, annotated ones: and which ones."""
         both, kept = (self.test, self.annotated), self.job.store.lists
@@ -49,7 +50,7 @@ class Scored(Runner):
         learnt = {} if self.fit else self.learnt
         return [number for number in range(len(self.test)) if number not in learnt]
 
-    @property
+    @cached_property
     def tested(self) -> list[Sample]:
         """The images that are evaluated: the test images whose labels are not learnt, or a fit."""
         return [self.test[number] for number in self.places]
