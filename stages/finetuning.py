@@ -49,7 +49,7 @@ from utils.checkpoint import (
 )
 from utils.device import upload
 from utils.files import Behind, DataError
-from utils.log import evaluation_lines
+from utils.log import METRICS_FILE, drop_evaluations, evaluation_lines
 from utils.metrics import IGNORED, Scores, SegmentationScores
 from utils.ranks import group
 from utils.ranks.tensors import mean_of_ranks, take_first_ranks
@@ -147,6 +147,16 @@ class Supervised(Scored):
             done = first * len(self.batches) + self.within.get("steps", 0)
             self.schedule.last_epoch = min(done, self.steps - 1)
         return first
+
+    def logged(self, state: Mapping[str, Any]) -> Mapping[str, int]:
+        """Without the evaluations that a longer run has not."""
+        found = dict(super().logged(state))
+        if "longer" in state:
+            extra = {e["epoch"] for e in state["evaluations"]} - {*self.due()}
+            path = self.run_dir / METRICS_FILE
+            group.by_writer(lambda: drop_evaluations(path, self.stage, extra))
+            found["metrics_lines"] -= len(extra)
+        return found
 
     def train_epoch(self, epoch: int, step_done: Callable[[], object]) -> None:
         """Of ranks that do not share batches one trains; the others wait to evaluate."""

@@ -20,7 +20,7 @@ from pscl.losses import supervised_loss
 from stages import finetuning
 from stages.finetuning import Supervised
 from utils.checkpoint import load, save
-from utils.log import RunLog
+from utils.log import RunLog, read_metrics
 from utils.training import Training
 
 RECIPE: dict[str, Any] = {
@@ -312,6 +312,11 @@ def test_the_last_evaluation_of_a_shorter_run_is_dropped(
         assert same(one, two), name
     found = [load(out / "tiny_sup/1_0/state_sup.pt")["evaluations"] for out in (longer, straight)]
     assert found[0] == found[1] and not (run / "epoch_2").exists()
+    logs = [read_metrics(out / "tiny_sup/1_0/metrics.jsonl") for out in (longer, straight)]
+    assert [list(entry) for entry in logs[0]] == [list(entry) for entry in logs[1]]
+    epochs = [[e["evaluation"]["epoch"] for e in log if "evaluation" in e] for log in logs]
+    assert epochs[0] == epochs[1] and 2 not in epochs[0]
+    assert "cut short" not in said
 
 
 def test_a_shorter_run_or_another_one_is_refused(

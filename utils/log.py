@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -211,6 +211,23 @@ def _cut_metrics(path: Path, stage: str, keep: int) -> int:
     if b"".join(kept) != old:
         replace_file(path, b"".join(kept))
     return own
+
+
+def drop_evaluations(path: Path, stage: str, epochs: Collection[int]) -> None:
+    """Remove the lines of a ``metrics.jsonl`` on evaluations of ``stage`` after some epochs."""
+    old = path.read_bytes() if path.is_file() else b""
+    lines = _whole_lines(old)
+    kept = [line for line, entry in lines if not _evaluated(entry, stage, epochs)]
+    new = b"".join(line + b"\n" for line in kept)
+    if new != old:
+        replace_file(path, new)
+
+
+def _evaluated(entry: Mapping[str, Any], stage: str, epochs: Collection[int]) -> bool:
+    evaluation = entry.get("evaluation")
+    if entry.get("stage") != stage or not isinstance(evaluation, dict):
+        return False
+    return evaluation.get("epoch") in epochs
 
 
 def require_tensorboard() -> None:

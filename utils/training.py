@@ -131,7 +131,7 @@ class Training:
         self.about = group.by_writer(self.header)
         first = self.restore(state) if state else group.by_writer(self.begin)
         take_first_ranks(self.module)
-        logged, events = state["log"] if state else None, self.config.tensorboard
+        logged, events = self.logged(state) if state else None, self.config.tensorboard
         how: dict[str, Any] = {"enabled": group.writes(), "tensorboard": events}
         with RunLog(self.run_dir, self.stage, logged, **how) as self.log:
             self.write_head(state)
@@ -245,6 +245,10 @@ class Training:
             raise CheckpointError(f"{tensors}{path}: {cure}") from error
         self.evaluations = state["evaluations"]
         return int(state["epoch"])
+
+    def logged(self, state: Settings) -> Mapping[str, int]:
+        """Where the logs of a saved state go on, ``RunLog.offsets``."""
+        return dict(state["log"])
 
     def gone(self, names: Iterable[str]) -> list[str]:
         """A warning if checkpoints among the outputs of this run are not there any more."""
@@ -364,7 +368,8 @@ class Training:
             self.optimizer.zero_grad()
             losses = (self.graphs or self.passes)(batch)
             sum_gradients(self.module.parameters())
-            rate = max(group["lr"] for group in self.optimizer.param_groups)  # of this step
+            if step + 1 == steps:  # the logged rate, of this step
+                rate = max(group["lr"] for group in self.optimizer.param_groups)
             self.update()
             for name, value in losses.items():
                 meter.add(name, value)
