@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
+
+LOWEST = 1 / 25 / 1e4  # share of the highest rate at the end of one cycle
 
 
 def rate_schedule(
@@ -18,16 +21,17 @@ def rate_schedule(
     Args:
         optimizer: its groups have the highest rates.
         kind: 'onecycle': from 1/25 of the rate up and down to 1/250,000 of it, both as half a
-            cosine (Smith, arXiv:1708.07120; the defaults of PyTorch, but with constant momentum).
+            cosine (Smith, arXiv:1708.07120; the defaults of PyTorch, but with constant momentum);
+            where at most one step would rise, the first step has the highest rate.
             'cosine': up by equal parts, then half a cosine down to 0 (Loshchilov and Hutter,
             arXiv:1608.03983). 'constant': None.
         steps: number of steps of the training.
         warmup: share of the steps in which the rates rise.
     """
     if kind == "onecycle":
+        if warmup * steps <= 1:  # PyTorch's never has the highest rate, or divides by 0
+            return LambdaLR(optimizer, partial(_falling, last=max(steps - 1, 1)))
         highest = [float(group["lr"]) for group in optimizer.param_groups]
-        if warmup * steps == 1:  # PyTorch would divide by the distance of the first step to itself
-            warmup *= 1 + 1e-9
         return OneCycleLR(
             optimizer, highest, total_steps=steps, pct_start=warmup, cycle_momentum=False
         )
@@ -41,6 +45,11 @@ def rate_schedule(
 
         return LambdaLR(optimizer, factor)
     return None
+
+
+def _falling(step: int, last: int) -> float:
+    """Half a cosine from 1 at step 0 down to 1/250,000 at the last step."""
+    return LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * step / last))
 
 
 class AveragedWeights(AveragedModel):
