@@ -301,7 +301,7 @@ class Config:
     intra_view_negatives: bool = method(True, "PSCL-SimCLR: patches of the same image and view may "
         "be negatives", published="simclrinner")
     admit_matches: str = method("all", "PSCL-SimCLR: matches that count: all; classifier: those a "
-        "pixel classifier agrees with; cycle: those similar annotated patches agree with",
+        "pixel classifier agrees with; cycle: if similar labelled patches show its class",
         source=OURS, choices=("all", "classifier", "cycle"))
     momentum: float = method(0.99, "share of the momentum encoder that each step keeps",
         limits=FRACTION)
@@ -318,8 +318,8 @@ class Config:
     dense_grid: int = method(7, "DenseCL: side of the grid of cells that average the dense map",
         unit="cells", source="DenseCL's paper, `S`", limits=between(1, 64))
 
-    fine_batch_size: int = with_labels(6, "images per batch: at most all there are, but with "
-        "fine_steps, where an image may come again", unit="images", limits=COUNT)
+    fine_batch_size: int = with_labels(6, "images per batch: at most as many as are annotated; "
+        "with fine_steps images repeat", unit="images", limits=COUNT)
     fine_crops: int = with_labels(1, "crops (or whole images, without fine_crop) that a step sees "
         "of each of its images", source=OURS, limits=between(1, 1024))
     fine_max_epoch: int | None = with_labels(None, "length of the training; None: 1000, 500, 50 "
