@@ -27,7 +27,7 @@ import torch
 
 from annotation.outlines import SUFFIX, packed
 from config import ConfigError
-from dataset.set_file import NAME, set_of
+from dataset.set_file import NAME, SPLIT, set_of
 from imaging.drawing import class_colours, default_names
 from imaging.field import Crop, FieldRule, read_crop
 from imaging.imagefile import read_mask
@@ -49,8 +49,10 @@ from report.workbook import WORKBOOK, tables_of, write_workbook
 from utils.commandline import Parser, UserError, complain, exit_code
 from utils.files import (
     IMAGE_SUFFIXES,
+    MOST_BYTES,
     DataError,
     confined,
+    cut_name,
     leads_out,
     list_files,
     remove_leftovers,
@@ -98,8 +100,8 @@ def parser() -> argparse.ArgumentParser:
     task("--rank", metavar="IMAGES", help="sort images by how much the model's predictions of "
          "their 8 flips and turns disagree; with --annotated by their doubt")  # fmt: skip
     task("--export", metavar="FILE", help="write the model for other programs: .onnx or .pt2")
-    add("--out", help="folder of the results; default: predicted_<images> or ranked_<images> "
-        "(of a folder img predicted_<folder above>_img), beside the weights")  # fmt: skip
+    add("--out", help="folder of the results; default: predicted_<images> or ranked_<images>, "
+        "beside the weights (of the folder img of a set predicted_<set>_<split>_img)")  # fmt: skip
     add("--masks", help="folder of true masks to compare the predictions with")
     add("--annotated", help="with --rank: the annotated images of the model, a folder with img and "
         "gt; a pixel classifier that learns them gives a second opinion")  # fmt: skip
@@ -194,7 +196,7 @@ def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, Ite
     masks = Path(options.masks) if options.masks else None
     if masks and not masks.is_dir():
         raise ConfigError(f"--masks: {masks} is no folder; give the folder of the true masks")
-    default = segmenter.path.parent / f"{kind}_{_own_name(images)}"
+    default = segmenter.path.parent / cut_name(f"{kind}_{_own_name(images)}", MOST_BYTES)
     out = Path(options.out or default)
     for name, folder in ((flag, images), ("masks", masks)):
         if folder and folder.is_dir() and out.resolve() == folder.resolve():
@@ -203,10 +205,19 @@ def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, Ite
 
 
 def _own_name(images: Path) -> str:
-    """What tells a folder of images from others: of an ``img``, as sets have them, with its own."""
-    real = images.resolve()
-    shared = real.name.lower() == "img" and real.parent.name
-    return f"{real.parent.name}_{real.name}" if shared else real.name or "images"
+    """What tells a folder of images from others: below a split with its set, such as steel.
+
+    ``steel/test_numf/img`` is ``steel_test_numf_img``: all sets name their folders alike.
+    """
+    first = images.resolve()
+    names = [first.name or "images"]
+    if first.name.lower() == "img" and first.parent.name:
+        first = first.parent
+        names.insert(0, first.name)
+    split = SPLIT.fullmatch(first.name) or first.name.endswith("_numf")
+    if split and first.parent.name:
+        names.insert(0, first.parent.name)
+    return "_".join(names)
 
 
 @contextmanager
@@ -297,6 +308,8 @@ def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[st
     for line in notes:
         to_terminal(line)
     how: dict[str, Any] = {"field": field, "scales": scales.of, "resample": options.resample or 0.0}
+    images = Path(options.images).resolve()
+    how["images"] = images.parent if images.is_file() else images
     with claimed(out):
         how["replaces"] = ["summary.md", "sheet.png", page_name(out)]
         how["replaces"] += [WORKBOOK] if options.xlsx else []

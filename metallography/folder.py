@@ -158,6 +158,7 @@ class Folder:
     particles: bool = False
     overwrite: bool = False  # predict again what is done
     replaceable: bool = False  # predictions made with other settings may be replaced
+    images: Path | None = None  # the folder of the images, resolved, for the record
     replaces: Sequence[str] = ()  # names of more files that are written here than ``run`` does
     left_out: Sequence[str] = ()  # lines on files that are no images, for the summary
     field: FieldRule = NO_RULE  # which part of each image counts
@@ -186,6 +187,7 @@ class Folder:
         names = ("resize", "tta", "tile", "overlap")
         settings = {"weights": segmenter.digest} | {n: getattr(segmenter, n) for n in names}
         path = self.out / RECORD
+        settings |= {"images": str(self.images)} if self.images else {}
         how = self.overwrite, self.replaceable
         self.record = group.by_writer(lambda: Record(path, settings, *how, self._replaced()))
         self.rows: list[Row] = []  # of measure_class, for each image and class

@@ -254,9 +254,10 @@ class Record:
 
     A damaged one is made anew, line by line. Without a ``readable`` one nobody knows whose the
     ``others`` are, the files that a run replaces. UserError if there are any, if the folder holds
-    predictions made with other settings, or cannot be written to. Files that are ``replaceable``
-    are the program's own. With ``overwrite`` nothing is done, and of what was ``WRITTEN`` before
-    the digests stay known.
+    predictions made with other settings or of another folder of images (``images`` among the
+    settings; records of earlier versions lack it), or cannot be written to. Files that are
+    ``replaceable`` are the program's own. With ``overwrite`` nothing is done, and of what was
+    ``WRITTEN`` before the digests stay known.
     """
 
     def __init__(
@@ -282,7 +283,7 @@ class Record:
                 self._refuse(others)
             if path.exists() and path.stat().st_size > 0:
                 to_terminal(f"{path}: damaged; made anew, with all predictions")
-        elif changed := self._changed(lines[0], settings):
+        elif changed := self._changed(lines[0], settings, replaceable):
             if not replaceable:
                 raise UserError(
                     f"{path.parent}: holds predictions made with other settings "
@@ -306,10 +307,19 @@ class Record:
                     return []
                 raise
 
-    @staticmethod
-    def _changed(old: Row, settings: Mapping[str, object]) -> list[str]:
-        """In words, in which settings the predictions that are there were made otherwise."""
-        pairs = ((key, old.get(key), value) for key, value in settings.items())
+    def _changed(self, old: Row, settings: Mapping[str, object], replaceable: bool) -> list[str]:
+        """In words, in which settings the predictions that are there were made otherwise.
+
+        UserError if they are of another folder of images.
+        """
+        images = settings.get("images")
+        others = images is not None and old.get("images", images) != images
+        if others and not replaceable:
+            raise UserError(
+                f"{self.path.parent}: holds predictions of the images in {old['images']}, not of "
+                f"those in {images}; give another --out, or --overwrite"
+            )
+        pairs = ((key, old.get(key), settings[key]) for key in settings if key != "images")
         return [f"{key} was {was}, is {now}" for key, was, now in pairs if was != now]
 
     def _refuse(self, others: Iterable[Path]) -> None:

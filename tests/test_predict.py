@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import time
@@ -19,9 +20,10 @@ import predict
 from annotation.files import read_annotation
 from imaging.drawing import bar_length, overlay
 from metallography import ranking
+from metallography.items import Record
 from predict import Segmenter, main, ranked_lines
 from tests.trained_model import rows_of, write_images, write_weights
-from utils.commandline import Termination
+from utils.commandline import Termination, UserError
 
 
 @pytest.fixture
@@ -75,15 +77,85 @@ def test_results_go_beside_the_weights_by_default(tmp_path: Path, weights: Path)
 
 
 def test_the_folders_of_a_set_have_results_of_their_own(tmp_path: Path, weights: Path) -> None:
-    for split in ("test_numf", "train_numf"):
-        images = write_images(tmp_path / "set" / split / "img", f"{split}.png")
+    for place in ("steel/test_numf", "steel/train_numf", "alu/test_numf"):
+        images = write_images(tmp_path / place / "img", "a.png")
         for task in ("--images", "--rank"):
             assert main(["--weights", str(weights.parent), task, str(images)]) == 0
     found = {path.name for path in weights.parent.iterdir() if path.is_dir()}
     assert found == {
-        "predicted_test_numf_img", "predicted_train_numf_img",
-        "ranked_test_numf_img", "ranked_train_numf_img",
-    }  # fmt: skip
+        f"{kind}_{own}_img"
+        for kind in ("predicted", "ranked")
+        for own in ("steel_test_numf", "steel_train_numf", "alu_test_numf")
+    }
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("new", "new"),
+        ("run7/img", "run7_img"),
+        ("steel/sup_num4_0/img", "steel_sup_num4_0_img"),
+        ("steel/sup_numf/IMG", "steel_sup_numf_IMG"),
+        ("steel/train_unlabelled", "steel_train_unlabelled"),
+        ("steel/val_numf/img", "steel_val_numf_img"),
+        ("/", "images"),
+        ("/img", "img"),
+    ],
+)
+def test_a_folder_of_results_is_called_as_its_images(tmp_path, place: str, name: str) -> None:
+    assert predict._own_name(tmp_path / place) == name
+
+
+@pytest.mark.parametrize("names", [("a.png",), ("z.png",)])
+def test_results_of_another_folder_of_images_are_not_mixed(
+    tmp_path, weights, capsys, names: tuple[str, ...]
+) -> None:
+    words = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--images"]
+    first, second = tmp_path / "steel", write_images(tmp_path / "alu", *names)
+    write_images(first, "a.png", "b.png")
+    assert main([*words, str(first)]) == 0
+    record = tmp_path / "out" / "predicted.jsonl"
+    assert json.loads(record.read_text().splitlines()[0])["images"] == str(first)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    capsys.readouterr()
+    assert main([*words, str(second)]) == 2
+    error = capsys.readouterr().err
+    assert f"holds predictions of the images in {first}, not of those in {second}" in error
+    assert "another --out, or --overwrite" in error and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+    (tmp_path / "link").symlink_to(first)  # the same by another path, or one image of it
+    for same in (tmp_path / "link", first / "a.png"):
+        assert main([*words, str(same)]) == 0
+        assert "0 image(s) predicted" in capsys.readouterr().out
+    assert main([*words, str(second), "--overwrite"]) == 0
+    assert main([*words, str(second)]) == 0
+    assert f"0 image(s) predicted, {len(names)} were done" in capsys.readouterr().out
+
+
+def test_a_record_of_an_earlier_version_goes_on_without_its_folder(
+    tmp_path, weights, capsys
+) -> None:
+    images = write_images(tmp_path / "imgs", "a.png")
+    words = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--images", str(images)]
+    assert main(words) == 0
+    record = tmp_path / "out" / "predicted.jsonl"
+    head, *rest = map(json.loads, record.read_text().splitlines())
+    del head["images"]
+    record.write_text("".join(json.dumps(line) + "\n" for line in (head, *rest)))
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "0 image(s) predicted, 1 were done" in capsys.readouterr().out
+    assert json.loads(record.read_text().splitlines()[0])["images"] == str(images)
+
+
+def test_a_folder_of_the_programs_own_may_be_of_images_that_moved(tmp_path: Path) -> None:
+    path, entry = tmp_path / "predicted.jsonl", {"name": "a", "bytes": 1}
+    Record(path, {"weights": "w", "images": "/old"}, overwrite=False).add(entry)
+    moved = {"weights": "w", "images": "/new"}
+    with pytest.raises(UserError, match="of the images in /old, not of those in /new"):
+        Record(path, moved, overwrite=False)
+    assert Record(path, moved, overwrite=False, replaceable=True).done == {"a": entry}
+    assert Record(path, {"weights": "w"}, overwrite=False).done == {"a": entry}  # of no folder
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("geojson", ".geojson"), ("roi", ".zip")])

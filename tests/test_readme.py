@@ -268,7 +268,7 @@ def test_a_benchmark_runs(command: str, folder: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow  # seconds: 11; both commands run in this process, too
 def test_training_and_predicting_run_as_the_reader_starts_them(folder: Path) -> None:
     """Both at once: they write to different places, and nothing is there that they would keep."""
-    for made in ("lean_simclr", "steel_simclr/1_0/predicted_test_numf_img"):
+    for made in ("lean_simclr", "steel_simclr/1_0/predicted_steel_test_numf_img"):
         shutil.rmtree(folder / made, ignore_errors=True)
     started = []
     for command in AS_THE_READER:
@@ -288,7 +288,7 @@ def test_training_and_predicting_run_as_the_reader_starts_them(folder: Path) -> 
     ended = [(process.communicate(timeout=120)[1], process.returncode) for process in started]
     assert [code for _, code in ended] == [0, 0], ended
     assert (folder / "lean_simclr/1_0/moco1.pt").is_file()
-    assert (folder / "steel_simclr/1_0/predicted_test_numf_img/measurements.csv").is_file()
+    assert (folder / "steel_simclr/1_0/predicted_steel_test_numf_img/measurements.csv").is_file()
 
 
 # --- what commands give ---------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_the_files_of_a_run_are_written(folder: Path) -> None:
     names = listing(TEXTS["README.md"], "steel_simclr/eval.txt")
     assert {"sheet_fine.png", "log_self.txt", "fine.pt", "epoch_999/15_t0.png"} <= set(names)
     later = {
-        "predicted_test_numf_img/",
+        "predicted_steel_test_numf_img/",
         "steel_simclr/report.html",
         "steel_sup/",
         "steel_simclr/1_0/",
@@ -324,7 +324,7 @@ def test_the_files_of_a_run_are_written(folder: Path) -> None:
 def test_the_files_and_columns_of_a_prediction_are_written(folder: Path) -> None:
     text = TEXTS["docs/metallography.md"]
     assert run(of("predict.py")[0], folder) == 0
-    out, *names = listing(text, "steel_simclr/1_0/predicted_test_numf_img/")
+    out, *names = listing(text, "steel_simclr/1_0/predicted_steel_test_numf_img/")
     assert len(names) == 9
     assert [name for name in names if not (folder / out / name).is_file()] == []
     (compare,) = (c for c in of("predict.py") if "--masks" in c)
@@ -349,7 +349,9 @@ def test_the_four_lines_of_python(folder: Path) -> None:
     with inside(folder):
         exec(SNIPPETS[0], names)
     assert run(of("predict.py")[0], folder) == 0
-    with Image.open(folder / "steel_simclr/1_0/predicted_test_numf_img/classes/15_t0.png") as file:
+    with Image.open(
+        folder / "steel_simclr/1_0/predicted_steel_test_numf_img/classes/15_t0.png"
+    ) as file:
         assert np.array_equal(names["mask"], np.asarray(file))
     counts = [int((names["mask"] == c).sum()) for c in range(4)]
     assert [row["area_fraction"] * 32 * 40 for row in names["table"]] == pytest.approx(counts)
