@@ -341,6 +341,7 @@ def measure_images(
     to_terminal(f"Report: {page}")
     if experiment:
         to_terminal(f"Report on the experiment: {write_report(experiment)}")
+    folder.record.finish()
     return folder.bad
 
 

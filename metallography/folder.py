@@ -369,7 +369,8 @@ class Folder:
         wanted += [self.file("probabilities", item, ".npy")] if self.probabilities else []
         same = state.items() <= old.items() and old.keys() - entry.keys() == set()
         predicted = {own[name] for name in ("map", "writing") if name in own}
-        anew = self.overwrite and not self.is_done(item)
+        # Of an entry that --overwrite left to be done anew, now or before a kill, nothing is kept.
+        anew = not self.is_done(item)
         kept = None if anew else self.kept_mask(item, wanted, predicted, same)
         shown = "" if kept is None else digest_of(kept)
         corrected = kept is not None and bool(predicted) and shown not in predicted

@@ -257,7 +257,9 @@ class Record:
     predictions made with other settings or of another folder of images (``images`` among the
     settings; records of earlier versions lack it), or cannot be written to. Files that are
     ``replaceable`` are the program's own. With ``overwrite`` nothing is done, and of what was
-    ``WRITTEN`` before the digests stay known.
+    ``WRITTEN`` before the digests stay known. Until it has come to its ``finish`` the first line
+    says ``overwrite``, and a run goes on with it, whether it is told to overwrite or not: entries
+    without ``bytes`` are of before.
     """
 
     def __init__(
@@ -270,11 +272,17 @@ class Record:
     ) -> None:
         self.path = path
         self.done: dict[str, Row] = {}
+        self.settings = settings
         self.held: list[Row] | None = None  # entries that are written later; None: at once
         lines = self._lines(overwrite)
-        self.readable = "weights" in (lines or [{}])[0]
+        head = (lines or [{}])[0]
+        self.readable = "weights" in head
+        begun = self.readable and head.get("overwrite") is True and settings.items() <= head.items()
+        self.unfinished = overwrite or begun
         entries = [line for line in lines if isinstance(line.get("name"), str)]
-        if overwrite:
+        if overwrite and begun:
+            to_terminal(f"{path.parent}: goes on with what --overwrite began")
+        elif overwrite:
             known = ("name", *WRITTEN)
             entries = [{n: line[n] for n in known if n in line} for line in entries]
         elif not self.readable:
@@ -283,7 +291,7 @@ class Record:
                 self._refuse(others)
             if path.exists() and path.stat().st_size > 0:
                 to_terminal(f"{path}: damaged; made anew, with all predictions")
-        elif changed := self._changed(lines[0], settings, replaceable):
+        elif changed := self._changed(head, settings, replaceable):
             if not replaceable:
                 raise UserError(
                     f"{path.parent}: holds predictions made with other settings "
@@ -292,8 +300,19 @@ class Record:
             entries = []
         self.done = {line["name"]: line for line in entries}
         # Rewritten, because the next line would be appended to one that a kill cut off.
-        text = "".join(json.dumps(line) + "\n" for line in [settings, *self.done.values()])
-        replace_file(path, text, "--out")
+        self._write()
+
+    def _write(self) -> None:
+        """Write all lines anew."""
+        head = {**self.settings, **({"overwrite": True} if self.unfinished else {})}
+        text = "".join(json.dumps(line) + "\n" for line in [head, *self.done.values()])
+        replace_file(self.path, text, "--out")
+
+    def finish(self) -> None:
+        """Note that what ``overwrite`` began is complete: the next one begins anew."""
+        if self.unfinished:
+            self.unfinished = False
+            self._write()
 
     def _lines(self, overwrite: bool) -> list[Row]:
         """The lines of an earlier run, none where there are none; UserError."""

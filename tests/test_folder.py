@@ -494,6 +494,60 @@ def test_overwriting_with_other_weights_moves_what_was_corrected(
     assert (np.asarray(Image.open(corrected / "a~2.png")) == 0).all()
 
 
+@pytest.mark.parametrize("flags", [["--overwrite"], []], ids=["again", "without"])
+def test_an_interrupted_overwriting_goes_on(
+    tmp_path, weights, monkeypatch, capsys, flags: list[str]
+) -> None:
+    options = options_of(tmp_path, weights, "a.png", "b.png", "c.png")
+    classes, corrected = tmp_path / "o" / "classes", tmp_path / "o" / "corrected"
+    assert main(options) == 0
+    for name in ("a.png", "b.png"):
+        correct(classes / name, 1)
+    mine = {name: (classes / name).read_bytes() for name in ("a.png", "b.png")}
+    assert main(options) == 0
+    other = torch.load(weights, weights_only=True)
+    other["finetune"]["decode.outc.fc1.weight"] *= -1
+    torch.save(other, weights)
+    with monkeypatch.context() as patch:  # killed after a was predicted
+        patch.setattr(Folder, "measure", lambda *_: exec("raise KeyboardInterrupt"))
+        patch.setattr(Folder, "read_ahead", lambda *_: None)
+        assert main([*options, "--overwrite"]) == 130
+    assert "The same command goes on with the images not done yet" in capsys.readouterr().err
+    assert [path.name for path in corrected.iterdir()] == ["a.png"]
+    a = (classes / "a.png").read_bytes()
+    head = json.loads((tmp_path / "o" / RECORD).read_text().splitlines()[0])
+    assert head["overwrite"] is True
+    assert main([*options, *flags]) == 0
+    said = capsys.readouterr()
+    assert "2 image(s) predicted, 1 were done already" in said.out
+    assert "corrected since it was predicted" not in said.out + said.err
+    assert (classes / "a.png").read_bytes() == a
+    assert {path.name: path.read_bytes() for path in corrected.iterdir()} == mine
+    assert (np.asarray(Image.open(classes / "b.png")) != 1).any()
+    # All is done: what is corrected now is kept, and --overwrite begins anew.
+    assert "overwrite" not in json.loads((tmp_path / "o" / RECORD).read_text().splitlines()[0])
+    correct(classes / "b.png", 2)
+    assert main(options) == 0
+    assert "0 image(s) predicted, 3 were done" in capsys.readouterr().out
+    assert main([*options, "--overwrite"]) == 0
+    assert "3 image(s) predicted, 0 were done" in capsys.readouterr().out
+    assert (np.asarray(Image.open(corrected / "b~2.png")) == 2).all()
+
+
+def test_overwriting_with_other_settings_than_the_interrupted_one_begins_anew(
+    tmp_path, weights, monkeypatch, capsys
+) -> None:
+    options = options_of(tmp_path, weights, "a.png", "b.png")
+    assert main(options) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "measure", lambda *_: exec("raise KeyboardInterrupt"))
+        assert main([*options, "--overwrite"]) == 130
+    assert main([*options, "--tta"]) == 2
+    capsys.readouterr()
+    assert main([*options, "--tta", "--overwrite"]) == 0
+    assert "2 image(s) predicted, 0 were done" in capsys.readouterr().out
+
+
 def test_results_of_an_earlier_run_go_with_it(tmp_path, weights, capsys) -> None:
     options = options_of(tmp_path, weights, "a.png", "b.png", "c.png")
     out = tmp_path / "o"
