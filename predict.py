@@ -408,7 +408,7 @@ def remove_outlines(folder: Folder, kind: str | None) -> list[str]:
 
 
 def remove_workbook(folder: Folder) -> list[str]:
-    """Remove the workbook of an earlier run; a line if it is not as this program wrote it."""
+    """Remove the workbook of an earlier run; a line if it is not known to be this program's."""
     path = folder.out / WORKBOOK
     if not path.is_file():
         return []
@@ -417,8 +417,9 @@ def remove_workbook(folder: Folder) -> list[str]:
         with writing(path, "--out"):
             path.unlink()
         return []
-    what = f"{path}: not as this program wrote it, so it is left; its numbers may be of an earlier"
-    return [f"{what} run: --xlsx replaces it"]
+    why = "not as this program wrote it" if own else "of an earlier version, or your own"
+    what = f"{path}: {why}, so it is left; its numbers may be of an earlier run"
+    return [f"{what}: --xlsx replaces it"]
 
 
 def second_of(segmenter: Segmenter, options: argparse.Namespace) -> ranking.SecondOpinion | None:
