@@ -226,7 +226,7 @@ def test_a_predicting_command_runs(command: str, folder: Path) -> None:
     if "--export" in words:
         assert (folder / words[words.index("--export") + 1]).is_file()
     if "--rank" in words:
-        assert (folder / "steel_simclr/1_0/ranked_train_numf_img/ranking.csv").is_file()
+        assert (folder / "steel_simclr/1_0/ranked_steel_train_numf_img/ranking.csv").is_file()
 
 
 def test_the_commands_of_the_table_run(folder: Path) -> None:
