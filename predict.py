@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ from imaging.listing import some_names
 from metallography import ranking
 from metallography.export import check_target
 from metallography.folder import Folder
-from metallography.items import Items, list_images
+from metallography.items import Item, Items, digest_of, list_images
 from metallography.measure import BOUNDARY_PX
 from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
 from metallography.scales import Scales, find_scales
@@ -372,17 +373,28 @@ def write_outlines(folder: Folder, kind: str | None) -> list[str]:
             continue
         before, own = path.read_bytes() if path.is_file() else found, hashlib.sha256(found)
         known = folder.record.done[image.item.name]
-        written = known.get("outlines", {})
+        written, of = known.get("outlines", {}), known.get("outlined", {})
         foreign = before != found and hashlib.sha256(before).hexdigest() != written.get(kind)
         if foreign and not folder.overwrite:
             kept.append(path.as_posix())
             continue
         replace_file(path, found, "--out", durable=False)
-        if written.get(kind) != own.hexdigest():
-            folder.record.add(known | {"outlines": written | {kind: own.hexdigest()}})
+        now = {"outlines": written | {kind: own.hexdigest()}}
+        now["outlined"] = of | {kind: outlined(folder, image.item)}
+        if not now.items() <= known.items():
+            folder.record.add(known | now)
     cure = "left as they are; --overwrite writes them anew"
     what = f"{len(kept)} file(s) of outlines differ from their class maps: {some_names(kept)}"
     return [f"Warning: {what}; {cure}"] if kept else []
+
+
+def outlined(folder: Folder, item: Item) -> str:
+    """A digest of what decides an image's outlines: its class map, by the record, and classes."""
+    looks = folder.segmenter.class_names, folder.segmenter.colours.tolist()
+    entry = folder.record.done[item.name]
+    drawn = entry.get("drawn", entry.get("map"))  # of an early version neither
+    of = json.dumps([drawn or digest_of(read_mask(folder.file("classes", item))), *looks])
+    return hashlib.sha256(of.encode()).hexdigest()
 
 
 def remove_outlines(folder: Folder, kind: str | None) -> list[str]:
@@ -393,16 +405,24 @@ def remove_outlines(folder: Folder, kind: str | None) -> list[str]:
     names, colours = folder.segmenter.class_names, folder.segmenter.colours.tolist()
     gone: list[str] = []
     for item, *_ in folder.done:
-        written = folder.record.done[item.name].get("outlines", {})
+        known = folder.record.done[item.name]
+        written = known.get("outlines", {})
         for other in sorted(written.keys() & SUFFIX.keys() - {kind}):
             path = folder.file("outlines", item, SUFFIX[other])
             before = path.read_bytes() if path.is_file() else b""
             own = hashlib.sha256(before).hexdigest() == written[other]
             if not own or leads_out(path, folder.out):
                 continue
+            of, now = known.get("outlined", {}), outlined(folder, item)
+            if of.get(other) == now:
+                continue
+            # Of an earlier version without that digest, or of another class map.
             if packed(read_mask(folder.file("classes", item)), other, names, colours) != before:
                 path.unlink()
                 gone.append(path.as_posix())
+                continue
+            known = known | {"outlined": of | {other: now}}
+            folder.record.add(known)
     what = f"{len(gone)} file(s) of outlines of earlier class maps removed: {some_names(gone)}"
     return [f"{what}; --outlines writes new ones"] if gone else []
 

@@ -49,9 +49,10 @@ RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements
 CORRECTED = "corrected"  # folder of class maps that --overwrite found not to be as predicted
 TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
 # In ``RECORD``, beside what decides a prediction: digests of the class map as predicted, of one
-# that is being written, as last drawn, of a corrected one older than its image; and of outlines.
+# that is being written, as last drawn, of a corrected one older than its image; of outlines, and
+# of what they outline.
 # Of no image, under the name "", that of the workbook.
-WRITTEN = ("map", "writing", "drawn", "outdated", "outlines", "workbook")
+WRITTEN = ("map", "writing", "drawn", "outdated", "outlines", "outlined", "workbook")
 TRUTHS = (".png", ".tif", ".tiff")  # suffixes that a true mask may have; of several the first
 
 

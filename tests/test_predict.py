@@ -18,6 +18,7 @@ from PIL import Image
 
 import predict
 from annotation.files import read_annotation
+from annotation.outlines import packed
 from imaging.drawing import bar_length, overlay
 from metallography import ranking
 from metallography.items import Record
@@ -192,6 +193,38 @@ def test_outlines_are_the_class_maps_to_the_pixel_and_tables_a_workbook(
     assert main([*words, "--outlines", kind]) == 0
     assert (read_annotation(ours, (40, 48), names) == 0).all()
     assert main([*words, "--outlines", kind, "--overwrite"]) == 0 and mine.read_bytes() != before
+
+
+def test_outlines_that_fit_are_not_traced_again(tmp_path, weights, monkeypatch, capsys) -> None:
+    """By the digest of their class map in the record; without one, of earlier versions, once."""
+    images = write_images(tmp_path / "imgs", "a.png", "b.png")
+    words = ["--weights", str(weights), "--images", str(images), "--out", str(tmp_path / "out")]
+    traced: list[str] = []
+
+    def counted(ids, kind, *how):
+        traced.append(kind)
+        return packed(ids, kind, *how)
+
+    monkeypatch.setattr(predict, "packed", counted)
+    for kind in ("geojson", "roi"):  # the second leaves the first
+        assert main([*words, "--outlines", kind]) == 0
+    assert traced == ["geojson"] * 2 + ["roi"] * 2
+    assert main(words) == 0 and len(traced) == 4
+    record = tmp_path / "out" / "predicted.jsonl"
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    for line in lines:
+        for name in ("outlined", "map", "drawn"):
+            line.pop(name, None)
+    record.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(words) == 0 and len(traced) == 8
+    assert main(words) == 0 and len(traced) == 8
+    assert len(list((tmp_path / "out" / "outlines").iterdir())) == 4
+    Image.fromarray(np.zeros((40, 48), np.uint8)).save(tmp_path / "out" / "classes" / "b.png")
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "2 file(s) of outlines of earlier class maps removed" in capsys.readouterr().out
+    left = sorted(path.name for path in (tmp_path / "out" / "outlines").iterdir())
+    assert left == ["a.geojson", "a.zip"]
 
 
 def test_the_scale_bar_is_round_and_true() -> None:
