@@ -813,7 +813,7 @@ REFUSALS = {
     ),
     "tile too large": ([png(STRIPES)] * 2, ["--tile", "20"], ["16x16 is smaller than --tile 20"]),
     "crop too large": ([png(STRIPES)] * 2, ["--crop", "9,9,0,0"], ["16x0", "at least 16"]),
-    "no mask": ([None, None], [], ["no image has a mask", "--mask-pattern"]),
+    "no mask": ([None, None], [], ["gt: no mask in it", "give the file of a mask, or a folder"]),
     "no match": ([png(STRIPES)] * 2, ["--batch-from", "(x)"], ["img/0_s0_0_0.png", "'(x)'"]),
     "no group": ([png(STRIPES)] * 2, ["--batch-from", "x"], ["'x': no group"]),
     "bad expression": ([png(STRIPES)] * 2, ["--batch-from", "(x"], ["'(x'", "correct"]),
@@ -1044,7 +1044,7 @@ def test_doubts_about_sizes_and_the_background(tmp_path, capsys):
     assert run(tmp_path) == 0
     report = capsys.readouterr().out
     assert "warning: 2 image sizes; train with --image_size" in report
-    assert "warning: class 0 (background" in report and "1 is; give --palette" in report
+    assert "warning: class 0 (background" in report and "1 is; if another" in report
 
 
 def test_the_old_set_survives_a_stop_between_the_renames(tmp_path, monkeypatch):

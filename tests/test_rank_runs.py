@@ -25,6 +25,7 @@ from tiny_set import ROOT, environment, files, make_set
 
 import predict
 import reproduce
+from config import Config
 from stages.pretraining import SelfSupervised
 from utils.commandline import AGAIN, UserError
 from utils.ranks import group, stopping
@@ -213,7 +214,7 @@ def test_fewer_runs_than_ranks_share_batches_and_others_share_runs(
         (5, True, [1, 1]),
     ):
         seen.clear()
-        job = SimpleNamespace(fits=fits, config=None)
+        job = SimpleNamespace(fits=fits, config=Config())
         config_run.train([(job, Stage)] * runs)  # type: ignore[list-item]
         assert seen == expected, (runs, fits)
 
