@@ -177,7 +177,7 @@ class PSCL(Method):
     needs_annotated = True
     default_top_k: ClassVar[int]
     normalise_keys: ClassVar[bool]  # True: patches are matched by cosine, False: by inner product
-    admits_again = False  # whether only matches take part that ``pscl.sampling.found_again`` keeps
+    by_cycle = False  # whether only matches take part that ``pscl.sampling.found_again`` keeps
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ class PSCL(Method):
                 keys = self.keys(map_k, places.key, head_k, scale)  # (B, d, P)
                 with precision(None, label.device):
                     patches = sample_patches(keys, places, label, noise, self.templates[scale])
-                if self.admits_again:
+                if self.by_cycle:
                     own = self.keys(map_k, patches.key, head_k, scale)  # (B, d, C*K)
                     with precision(None, label.device):
                         again = found_again(own, keys[0], places.valid[0], label)
@@ -308,7 +308,7 @@ class PSCL_SimCLR(PSCL):
     ) -> None:
         super().__init__(**settings)
         self.intra_view_negatives, self.admit_matches = intra_view_negatives, admit_matches
-        self.admits_again = admit_matches == "cycle"
+        self.by_cycle = admit_matches == "cycle"
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``."""

@@ -33,7 +33,6 @@ import utils  # noqa: E402, F401  first: Ctrl-C while the others load is one lin
 
 # isort: split
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import parser_of, table, use_threads
@@ -43,7 +42,7 @@ from model import METHODS, PSCL, SCALES, build_method
 from networks import ProjectedUNet
 from pscl.geometry import ViewGeometry, resize
 from pscl.lazy_map import LazyMap
-from pscl.sampling import VOTES
+from pscl.sampling import own_votes
 from utils.checkpoint import CheckpointError, from_published, load, transfer
 from utils.commandline import exit_code
 
@@ -120,9 +119,7 @@ def cycle_consistent(
     """
     every = torch.arange(len(truth)).expand(len(key), -1)
     cells = encoder.decode.patch(map_k.at(every).transpose(1, 2), scale)[0].float()  # (D, P)
-    similar = F.normalize(key[1:], dim=-1) @ F.normalize(cells, dim=0)  # (B-1, C, K, P)
-    nearest = similar.topk(min(VOTES, len(truth))).indices
-    own = truth[nearest] == torch.arange(key.shape[1])[:, None, None]
+    own = own_votes(key[1:].flatten(1, 2).mT, cells, truth >= 0, truth, key.shape[1])
     return own[..., 0], own.all(dim=-1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -90,14 +90,17 @@ class Tile:
 class Plan:
     """The set before it is written: ``splits`` has the images of each folder.
 
+    ``of_a_job``: for ``segment.py``, whose tiles need no names, and which finds scales itself;
+    ``no_images`` are files below the images that are none.
     ``settings`` are those of ``dataset/prepare.py``, see its ``read_settings``; ``notes`` and
     ``warnings`` are lines of its report. Raises DataError of all problems found, a line each.
     """
 
-    def __init__(self, settings: Namespace) -> None:
+    def __init__(
+        self, settings: Namespace, *, of_a_job: bool = False, no_images: Collection[Path] = ()
+    ) -> None:
         self.settings, self.problems = settings, Problems()
-        # Of segment.py, whose tiles need no names, and which finds the scales of images itself.
-        self.of_a_job = getattr(settings, "of_a_job", False)
+        self.of_a_job, self.no_images = of_a_job, no_images
         self.splits: defaultdict[str, list[Tile]] = defaultdict(list)
         self.scribbled: dict[Path, int] = {}  # masks of strokes, and the value round them
         self.warnings: list[str] = []
@@ -175,10 +178,8 @@ class Plan:
     def _sources(self) -> list[Source]:
         """Pair images with masks and find out batch, sample and specimen of each."""
         settings, problems = self.settings, self.problems
-        no_images = getattr(settings, "no_images", ())
-        pairs = Pairs(
-            settings.images, settings.masks, settings.mask_pattern, settings.out, no_images
-        )
+        folders = settings.images, settings.masks, settings.mask_pattern, settings.out
+        pairs = Pairs(*folders, self.no_images)
         self.notes += pairs.notes
         self.warnings += pairs.warnings
         stems = Counter(name_key(path.stem) for path in pairs.masks)

@@ -113,14 +113,25 @@ def found_again(keys: Tensor, annotated: Tensor, valid: Tensor, label: Tensor) -
     are vectors of the patches, ``annotated`` (D, P) those of the annotated image's cells, of which
     the first P' may be ``valid`` (P). The annotated image's patches all count.
     """
-    classes, count = label.shape
+    count = label.shape[1]
     shown = label.argmax(dim=0).masked_fill(label.amax(dim=0) <= 127.5, -1)  # (P',)
-    unit = F.normalize(annotated[:, :count].float(), dim=0)
-    similar = F.normalize(keys.float(), dim=1).mT @ unit  # (B, C*K, P')
-    similar.masked_fill_(~valid[:count], -torch.inf)
-    votes = shown[similar.topk(min(VOTES, count)).indices].unflatten(1, (classes, -1))
-    own = torch.arange(classes, device=label.device)[:, None, None]
-    return with_annotated((votes == own).all(dim=-1))
+    votes = own_votes(keys, annotated[:, :count], valid[:count], shown, len(label))
+    return with_annotated(votes.all(dim=-1))
+
+
+def own_votes(
+    keys: Tensor, annotated: Tensor, valid: Tensor, shown: Tensor, classes: int
+) -> Tensor:
+    """Which of the ``VOTES`` nearest annotated cells show a patch's own class: bool (B, C, K, V).
+
+    The most similar one, by cosine, is the first. ``keys`` (B, D, C*K) are vectors of patches,
+    ``annotated`` (D, P) those of cells that may be ``valid`` (P) and that show the class ``shown``.
+    """
+    unit = F.normalize(annotated.float(), dim=0)
+    similar = F.normalize(keys.float(), dim=1).mT @ unit  # (B, C*K, P)
+    similar.masked_fill_(~valid, -torch.inf)
+    votes = shown[similar.topk(min(VOTES, len(shown))).indices].unflatten(1, (classes, -1))
+    return votes == torch.arange(classes, device=shown.device)[:, None, None]
 
 
 def with_annotated(admitted: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from dataset.layout import write_png
 from imaging.field import Crop
 from imaging.imagefile import Pixels, read_image, read_mask
 from imaging.listing import UNREAD_PICTURES, longest_start
-from metallography.items import MEASUREMENTS, SUMMARY, digest_of
+from metallography.items import CORRECTED, MEASUREMENTS, SUMMARY, digest_of
 from report.workbook import WORKBOOK
 from utils.checkpoint import load, save
 from utils.commandline import UserError
@@ -33,7 +33,7 @@ from utils.files import IMAGE_SUFFIXES, DataError, is_of_system, replace_file, r
 from utils.metrics import IGNORED
 
 MODEL = "model.pt"
-RECORD, CORRECTED, ROUNDS = "answer.json", "corrected", "rounds.json"
+RECORD, ROUNDS = "answer.json", "rounds.json"
 NO_CROP = Crop()
 SUFFIXES = (".png", ".tif", ".tiff")  # in which programs save a corrected class map
 KINDS = ("classes", "gray", "overlay", "doubt")

@@ -297,10 +297,8 @@ def _plans(
 
 def _plan(words: Sequence[str], request: Request) -> Plan:
     """How a folder of masks is read. Masks that were given one by one are no images."""
-    settings = read_settings([*words])
-    settings.of_a_job = True
-    settings.no_images = [mask.resolve() for mask in request.masks if mask.is_file()]
-    return Plan(settings)
+    masks = [mask.resolve() for mask in request.masks if mask.is_file()]
+    return Plan(read_settings([*words]), of_a_job=True, no_images=masks)
 
 
 def _without_ignored(known: str, reading: Iterable[str]) -> str:

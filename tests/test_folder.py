@@ -281,13 +281,19 @@ def correct(path: Path, label: int) -> None:
     Image.fromarray(np.full((40, 48), label, np.uint8)).save(path)
 
 
-def test_a_corrected_class_map_with_a_class_that_the_model_lacks_is_left(
-    tmp_path, weights, capsys
-) -> None:
+def corrected_after(tmp_path: Path, weights: Path, label: int) -> tuple[list[str], Path]:
+    """A prediction's options, and its class map, which was corrected to one class since."""
     options = options_of(tmp_path, weights, "a.png")
     assert main(options) == 0
     path = tmp_path / "o" / "classes" / "a.png"
-    correct(path, 3)
+    correct(path, label)
+    return options, path
+
+
+def test_a_corrected_class_map_with_a_class_that_the_model_lacks_is_left(
+    tmp_path, weights, capsys
+) -> None:
+    options, path = corrected_after(tmp_path, weights, 3)
     mine = path.read_bytes()
     assert main(options) == 1 and path.read_bytes() == mine
     said = f"{path}: corrected since it was predicted: it holds class 3, and the model has 0 to 2"
@@ -357,10 +363,7 @@ def test_a_map_that_was_being_written_when_the_program_was_killed_is_no_correcti
 def test_a_corrected_map_follows_the_field_and_says_so_every_time(
     tmp_path, weights, capsys
 ) -> None:
-    options = options_of(tmp_path, weights, "a.png")
-    assert main(options) == 0
-    path = tmp_path / "o" / "classes" / "a.png"
-    correct(path, 2)
+    options, path = corrected_after(tmp_path, weights, 2)
     for _ in range(2):
         capsys.readouterr()
         assert main([*options, "--crop", "0,10,0,0"]) == 0
