@@ -156,8 +156,11 @@ class MaskRule:
         _, distance = self._nearest(np.fromiter(histogram, np.int64, len(histogram)))
         return bool(self.tolerance or distance.any())
 
-    def problem(self, path: Path, histogram: Mapping[int, int]) -> str:
-        """One line on the most frequent of a mask's values that are no class, or ''."""
+    def problem(self, path: Path, histogram: Mapping[int, int], lossy: bool = False) -> str:
+        """One line on the most frequent of a mask's values that are no class, or ''.
+
+        ``lossy``: whether the file's packing changed values, which a better export cures first.
+        """
         codes = np.fromiter(histogram, np.int64, len(histogram))
         entry, distance = self._nearest(codes)
         strange = np.flatnonzero(distance > self.tolerance).tolist()
@@ -168,7 +171,8 @@ class MaskRule:
         more = f" and {len(strange) - 1} more values" if len(strange) > 1 else ""
         found = f"{value} ({histogram[int(codes[at])]} pixels){more} is no class"
         nearest = f"class {_name(self.palette[entry[at]][0])} is {distance[at]} away"
-        return f"{path}: {found}; add it to --palette, or give --tolerance ({nearest})"
+        cure = "packed by JPEG, which blurs edges: export it as PNG, or " if lossy else ""
+        return f"{path}: {found}; {cure}add it to --palette, or give --tolerance ({nearest})"
 
     def same_as(self) -> str:
         """The option that gives the same rule again."""

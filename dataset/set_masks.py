@@ -286,9 +286,8 @@ class SetMasks:
             known = self._filling(masked, rule.colours) | set(alone)
             rule = find_rule(total, rule.colours, self.settings, lambda: known)
             strange, edges = self._assign(edged, rule)
-        for path, line in ((path, rule.problem(path, own)) for path, own in strange.items()):
-            cause = "; packed by JPEG, which blurs edges: best export it as PNG"
-            self.problems += [line + cause if _lossy(path) else line] if line else []
+        lines = (rule.problem(path, own, _lossy(path)) for path, own in strange.items())
+        self.problems += [line for line in lines if line]
         if not edges.total():
             return rule
         off = rule.off_palette(total)

@@ -111,7 +111,9 @@ class Learning:
     def lesson(self, config: Config, labels: Path | None = None) -> Lesson:
         """A run on all images with these labels, those of the set if None."""
         folder = labels or self.intake.folder / "sup_numf" / "gt"
-        return Lesson(config, self.store, "f", 0, self.device, self.amp, (), folder)
+        place = self.store, "f", 0, self.device, self.amp, (), folder
+        # Nobody named settings of the pretraining to this training: it is not compared with them.
+        return Lesson(config, *place, named=frozenset())
 
     def pretrain(self, epochs: int, number: int) -> Path:
         """Pretrain with PSCL-SimCLR in a round; returns the checkpoint."""

@@ -73,6 +73,20 @@ def test_a_finished_network_serves_on_another_device_and_other_settings_train_an
     assert "seed was 0, is 1" in said and "--" not in said
 
 
+def test_its_own_pretraining_is_not_said_to_be_of_other_settings(tmp_path: Path) -> None:
+    own = learning(tmp_path)
+    own.values |= {"channels": (4, 8, 16, 32), "fine_batch_size": 1, "self_crop": 32}
+    start = own.pretrain(1, 1)
+    own.finetune("a", 1, start, None, "Fine-tuning")
+    log = (own.folder / "a_simclr" / "f" / "log_fine.txt").read_text(encoding="utf-8")
+    assert str(start.name) in log and "other settings" not in log
+    with pytest.MonkeyPatch.context() as patch:  # what a network cannot do without is compared
+        patch.setitem(own.values, "standardize", not own.config("b").standardize)
+        own.finetune("b", 1, start, None, "Fine-tuning")
+    log = (own.folder / "b_simclr" / "f" / "log_fine.txt").read_text(encoding="utf-8")
+    assert "other settings" in log and "standardize was" in log
+
+
 def test_timing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = learning(tmp_path)
     own.values |= {"channels": (4, 8, 16, 32), "fine_batch_size": 1}
