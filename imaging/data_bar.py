@@ -22,6 +22,9 @@ Array = NDArray[Any]
 
 NEAR = 6  # gray levels: a pixel so near the paper's level is paper (JPEG blurs print)
 CLEAN = 2  # gray levels: so near to it are the pixels of a row without print
+# Of the pixels of a row of paper that are so near to its level, the share that is CLEAN, at least.
+# Texture around that level is spread evenly there: 5 of 13 gray levels, 0.38.
+PURE = 0.6
 FLAT = 0.8  # share of such pixels in it, at least: JPEG leaves traces of print around it
 INK = 40  # gray levels: print is so far from its paper, at least
 BLURRED = 0.7  # share of what is no paper and may be nearer than ink, at most
@@ -108,17 +111,18 @@ def _levels(first: Array) -> list[int]:
 def _height(rows: Array, level: int, most: int) -> int:
     """The height of a bar with this level as paper, up to ``most``; 0: there is none."""
     off = np.abs(rows[: most + 3 * RULE_PX].astype(np.int16) - level)
-    paper = (off <= NEAR).mean(axis=1)  # (rows,)
+    near, exact = ((off <= most_off).mean(axis=1) for most_off in (NEAR, CLEAN))  # (rows,)
+    paper = np.where(exact >= PURE * near, near, exact)  # rows of texture have little
     height = gap = 0
     for number, share in enumerate(paper.tolist()):
         if share >= PRINTED:
             height, gap = number + 1, 0
         elif (gap := gap + 1) > RULE_PX:
             break
-    beyond = paper[height : height + 2 * RULE_PX]
+    beyond = exact[height : height + 2 * RULE_PX]
     if not SMALLEST_PX <= height <= most or not len(beyond):
         return 0
-    clean = (off[:height] <= CLEAN).mean(axis=1) >= FLAT
+    clean = exact[:height] >= FLAT
     ends_at_once = beyond.max() <= OUTSIDE and paper[height - RULE_PX - 1 : height].max() >= MARGIN
     enough = np.count_nonzero(clean) >= max(FEWEST, height // 8)
     if not (ends_at_once and enough and _has_texture(rows[height : height + 2 * RULE_PX])):

@@ -38,8 +38,9 @@ def strip(height: int, width: int, paper: int, words: str = "20 kV  x500  10 µm
     return np.asarray(picture)
 
 
-@pytest.mark.parametrize("paper", [255, 0, 90, 160])
+@pytest.mark.parametrize("paper", [255, 0, 90, 110, 120, 126, 160, 190])
 def test_bars_of_every_gray_are_found_to_the_row(paper: int) -> None:
+    """Those of the matrix, 120, and of the discs, 190, too."""
     image = np.vstack([micrograph(), strip(26, 300, paper)])
     assert find_bars(image) == [Bar("bottom", 26)]
     assert find_bars(image[::-1]) == [Bar("top", 26)]
