@@ -488,7 +488,7 @@ def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
             ranked_sheet(out / "ranking.png", found, scales.of)
             for line in ranked_lines(found, options):
                 to_terminal(f"{out}: {line}")
-    for line in items.left_out:
+    for line in [*(f"Warning: {doubt}" for doubt in found.doubts), *items.left_out]:
         to_terminal(line)
     for line in ranking.agreement_lines(found.rows) if options.masks else ():
         to_terminal(line)

@@ -24,6 +24,7 @@ from imaging.listing import some_names
 from metallography import measure
 from metallography.items import (
     CORRECTED,
+    KNOWN_SCALE,
     RECORD,
     TABLES,
     WRITTEN,
@@ -361,7 +362,9 @@ class Folder:
         old = dict(self.record.done.get(item.name, {}))
         self._remember_bars(item, old.pop("bars", []))
         own = {name: old.pop(name) for name in WRITTEN if name in old}
-        self.lost_scale |= scale is None and old.get("um_per_px") is not None
+        known = old.pop(KNOWN_SCALE, None) or old.get("um_per_px")
+        lost = {KNOWN_SCALE: known} if scale is None and known is not None else {}
+        self.lost_scale |= bool(lost)
         if before.items() <= old.items() and not state.items() <= old.items():
             to_terminal(f"{item.path}: predicted when its orientation or tags were read otherwise; "
                         "made anew")  # fmt: skip
@@ -398,6 +401,7 @@ class Folder:
         self.predicted += not done
         bars = self.bars.get(item.own_path, [])
         entry |= {"bars": [list(bar) for bar in bars]} if bars else {}
+        entry |= lost
         own.pop("writing", None)
         entry |= own | {"drawn": shown if corrected else digest_of(mask)}
         if not done:

@@ -48,6 +48,7 @@ Truth = tuple[Path, int]
 RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
 CORRECTED = "corrected"  # folder of class maps that --overwrite found not to be as predicted
 TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
+KNOWN_SCALE = "known_um"  # in ``RECORD``, of an image without a scale: the last one that a run knew
 # In ``RECORD``, beside what decides a prediction: digests of the class map as predicted, of one
 # that is being written, as last drawn, of a corrected one older than its image; of outlines, and
 # of what they outline.

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imaging.data_bar import bar_lines, find_bars
 from imaging.drawing import blend, reduced
 from imaging.field import NO_RULE, FieldRule
 from metallography.folder import count_confusion
@@ -73,6 +73,7 @@ class Ranking(NamedTuple):
     titles: list[str]  # of the pictures
     shown: list[tuple[str, int]]  # names and widths, in pixels of the file, of their images
     bad: list[str]  # a line for each file that could not be used
+    doubts: list[str]  # a line for each kind of data bar that nobody cut
 
 
 def rank(
@@ -91,6 +92,7 @@ def rank(
     rows: list[Any] = []  # with the number of each image
     bad: list[Any] = []
     shown: list[Any] = []  # the least sure so far: minus score, number, name, picture
+    barred: list[Any] = []  # with the number of each image: its file, data bars, whether it is cut
     with progress(len(items), "images") as bar:
         for number, item in group.share(list(enumerate(items))):
             try:
@@ -99,6 +101,7 @@ def rank(
                 outside = field.outside(item.path, item.name, shape, item.page)
                 inside = None if outside is None else ~crop.of(outside)
                 image = crop.of(image)
+                barred.append((number, item.own_path, find_bars(image), any(crop)))
                 maps = segmenter.disagreement(image, inside)
                 counted = maps if inside is None else maps[:, fitted(inside, maps.shape[1:])]
                 means = [float(values.mean(dtype=np.float64)) for values in counted]
@@ -119,10 +122,7 @@ def rank(
             except DataError as error:
                 bad.append((number, str(error)))
             bar.update(1)
-    rows, shown, bad = (
-        sorted((entry for own in group.gather_objects(found) for entry in own), key=order)
-        for found, order in ((rows, itemgetter(0)), (shown, itemgetter(0, 1)), (bad, itemgetter(0)))
-    )
+    rows, shown, bad, barred = map(_of_all_ranks, (rows, shown, bad, barred))
     ranked = sorted((row for _, row in rows), key=lambda row: -_key(row))
     ranked = [{"rank": i, **row} for i, row in enumerate(ranked, start=1)]
     if group.writes():
@@ -131,7 +131,14 @@ def rank(
     titles = [f"{i}. {name}  {-score:.4f}" for i, (score, _, name, *_) in enumerate(shown, start=1)]
     names = [(name, width) for _, _, name, width, _ in shown]
     lines = [line for _, line in bad]
-    return Ranking(ranked, [picture for *_, picture in shown], titles, names, lines)
+    bars = {path: found for _, path, found, _ in barred}
+    doubts = bar_lines(bars, field.crop, [path for _, path, _, cut in barred if not cut])
+    return Ranking(ranked, [picture for *_, picture in shown], titles, names, lines, doubts)
+
+
+def _of_all_ranks(found: list[Any]) -> list[Any]:
+    """The entries of all ranks, by their numbers, of which no two are equal."""
+    return sorted(entry for own in group.gather_objects(found) for entry in own)
 
 
 def _key(row: Row) -> float:

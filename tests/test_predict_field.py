@@ -335,8 +335,13 @@ def test_falling_back_to_pixels_is_told(tmp_path: Path, weights: Path, capsys) -
     assert predict(weights, images, out) == 0
     assert "pixel size" not in capsys.readouterr().out  # nobody ever knew one
     assert predict(weights, images, out, "--um_per_px", 0.1) == 0
-    assert predict(weights, images, out) == 0
-    assert "lengths are in pixels, though an earlier run here knew one" in capsys.readouterr().out
+    for _ in range(3):  # not the next time alone
+        assert predict(weights, images, out) == 0
+        said = capsys.readouterr().out
+        assert "lengths are in pixels, though an earlier run here knew one" in said
+    assert predict(weights, images, out, "--um_per_px", 0.2) == 0
+    said = capsys.readouterr().out
+    assert "earlier run here knew" not in said and "1 were done already" in said
     write_weights(weights, {"um_per_px": [0.1, 0.1]})
     assert predict(weights, images, tmp_path / "o2") == 0
     assert "though training had 0.1 µm per pixel; give --um_per_px" in capsys.readouterr().out

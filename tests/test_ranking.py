@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imaging.field import Crop, FieldRule
 from imaging.gray_range import EACH_IMAGE
 from metallography import ranking
 from metallography.items import list_images
@@ -52,7 +53,7 @@ def test_images_come_in_the_order_of_their_disputed_share(tmp_path: Path) -> Non
     (tmp_path / "img" / "bad.png").write_bytes(b"")
     out = tmp_path / "out"
     items = list_images(tmp_path / "img", out, tmp_path / "gt")
-    rows, pictures, titles, _, bad = ranking.rank(Model(), items, out)
+    rows, pictures, titles, _, bad, _ = ranking.rank(Model(), items, out)
     assert [row["image"] for row in rows] == ["b", "d", "a", "c"]
     # Half of the views vote for each class in those rows.
     assert [row["vote_disagreement"] for row in rows] == pytest.approx([0.5, 5 / 16, 1 / 8, 0])
@@ -87,6 +88,20 @@ def test_a_second_opinion_puts_what_it_sees_otherwise_first(tmp_path: Path) -> N
     assert [row["differs"] for row in found.rows] == [0.5, 0]
     assert [row["doubt"] for row in found.rows] == pytest.approx([0.1 + 0.5 - 0.2, 0.1], abs=1e-6)
     assert found.titles[0] == "1. b  0.4000"
+
+
+def test_data_bars_that_nobody_cut_are_told(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    for name, rows in {"a": 10, "b": 0}.items():
+        pixels = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
+        pixels[64 - rows :] = 255
+        Image.fromarray(pixels).save(tmp_path / "img" / f"{name}.png")
+    items = list_images(tmp_path / "img", tmp_path / "out")
+    found = ranking.rank(Model(), items, tmp_path / "out")  # type: ignore[arg-type]
+    (line,) = found.doubts
+    assert "1 image(s)" in line and "a.png" in line and line.endswith("--crop 0,10,0,0")
+    field = FieldRule(crop=Crop(bottom=10))
+    assert ranking.rank(Model(), items, tmp_path / "out", field).doubts == []  # type: ignore[arg-type]
 
 
 def test_rank_correlation_by_hand() -> None:
