@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from imaging.listing import some_names
 from imaging.pixel_size import SAME, pixel_size
@@ -21,12 +23,24 @@ from utils.tables import read_csv
 COLUMNS = ("file", "um_per_px")
 
 
+class Given(NamedTuple):
+    """Pixel sizes that a user gave, in micrometres."""
+
+    um_per_px: float | None = None  # of all images
+    rows: Mapping[str, float] = MappingProxyType({})  # of single ones, by name; they count first
+
+
+NOT_GIVEN = Given()
+EARLIER = "the pixel size that an earlier run was told"
+
+
 @dataclass
 class Scales:
     """Micrometres per pixel by the images' names, None where that is not known."""
 
     of: dict[str, float | None] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)  # what the user should know
+    given: Given = NOT_GIVEN  # now, or to an earlier run
 
     @property
     def known(self) -> list[float]:
@@ -50,21 +64,27 @@ def find_scales(
     of_set: Callable[[str], float | None] = lambda name: None,
     cure: str = "--resample UM brings all to one",
     missing: str = "; give --scales",
+    before: Given = NOT_GIVEN,
 ) -> Scales:
     """The scale of each image of a folder.
 
     ``cure`` is for several magnifications, ``missing`` for images without a scale beside others.
 
     Rows of ``table`` (a CSV file) count for their images, ``um_per_px`` for all others; then what
-    ``of_set`` says of a file name, then what the file says. DataError, a line each, for a wrong
-    table.
+    ``of_set`` says of a file name, then what the file says. What an earlier run was given
+    (``before``) counts where nothing is given now, and a line says so. DataError, a line each, for
+    a wrong table.
     """
     scales = Scales()
     rows = _for_items(read_scales(table), items, folder, table, scales) if table else {}
-    against: dict[str, list[str]] = {"--um_per_px": [], f"{table}": []}
+    old = before if um_per_px is None else NOT_GIVEN
+    scales.given = Given(um_per_px or old.um_per_px, {**old.rows, **rows})
+    against: dict[str, list[str]] = {"--um_per_px": [], f"{table}": [], EARLIER: []}
+    kept: list[str] = []
     for item in items:
-        flag = f"{table}" if item.name in rows else "--um_per_px"
-        given = rows.get(item.name, um_per_px)
+        flag = f"{table}" if item.name in rows else EARLIER if um_per_px is None else "--um_per_px"
+        given = scales.given.rows.get(item.name, scales.given.um_per_px)
+        kept += [f"{item.name} {given:.4g} µm"] if flag == EARLIER and given is not None else []
         known, where = of_set(item.path.name), "set.json"
         if known is None:
             known, where = _of_file(item, given, scales)
@@ -72,9 +92,12 @@ def find_scales(
             against[flag].append(f"{item.name} {known:.4g} µm ({where})")
         scales.of[item.name] = known if given is None else given
     for flag, names in against.items():
-        used = "the table" if flag != "--um_per_px" else um_per_px
+        used = {"--um_per_px": um_per_px, EARLIER: "that of the earlier run"}.get(flag, "the table")
         line = f"Warning: {flag} against {len(names)} image(s) that say otherwise: "
         scales.lines += [f"{line}{some_names(names)}; {used} is used"] if names else []
+    if kept:
+        shown = f"Pixel size of {len(kept)} image(s) as an earlier run was told: {some_names(kept)}"
+        scales.lines.append(f"{shown}; for another give --um_per_px or --scales")
     if um_per_px is not None and items and len(rows) == len(items):
         scales.lines.append(f"Warning: --um_per_px: of no effect, as {table} names every image")
     _tell(scales, items, cure, missing)

@@ -26,6 +26,7 @@ from imaging.field import Crop
 from imaging.imagefile import Pixels, read_image, read_mask
 from imaging.listing import UNREAD_PICTURES, longest_start
 from metallography.items import CORRECTED, MEASUREMENTS, SUMMARY, digest_of
+from metallography.scales import Given
 from report.workbook import WORKBOOK
 from utils.checkpoint import load, save
 from utils.commandline import UserError
@@ -62,6 +63,16 @@ class Answers:
     def by(self) -> str:
         """Whose answer is published; '' if there is none."""
         return str(self.record["by"])
+
+    @property
+    def scales(self) -> Given:
+        """The pixel sizes that the user gave, now or to an earlier run."""
+        return Given(**self.record.get("scales", {}))
+
+    def keep_scales(self, given: Given) -> None:
+        """Remember pixel sizes, so that a run without the flag does not measure in pixels."""
+        self.record["scales"] = given._asdict()
+        self._save()
 
     def offered(self) -> dict[str, Path]:
         """All class maps that the user corrected, by the name of their image.

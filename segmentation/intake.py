@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from utils.metrics import IGNORED
 SET, RECORD, VERSION = "set", "record.json", 4
 LONGEST_STEM = MOST_BYTES - len("-99999.png")  # bytes
 WITHOUT = "image(s) without a mask"
-EACH_PAGE, KIND = "--page=each", "--mask-kind="
+EACH_PAGE, KIND, CROP = "--page=each", "--mask-kind=", "--crop="
 PRETRAIN = ("never", "always")
 
 
@@ -154,14 +154,15 @@ def read(request: Request) -> Intake:
         given = f"{request.masks[0]}: nothing in it was changed"
         raise DataError(f"{given}; correct one, or give --masks a mask of your own")
     folder = request.out / SET
+    before = _known(folder)
+    request, notes = _cut_as_before(request, before)
     wanted = _signature(request, masks, corrected)
     with suppress(OSError, ValueError, KeyError, TypeError):
         old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if old["signature"] == wanted:
-            return _intake(request, old, answers.not_taken())
+            return _intake(request, old, answers.not_taken(), notes)
     if folder.exists() and not (folder / RECORD).is_file():
         raise DataError(f"{folder}: not made by segment.py; move it, or give another --out")
-    before = _known(folder)
     with TemporaryDirectory(prefix="masks-") as place:
         folders = [
             (as_folder(mask, request.images, request.out, Path(place)), mask) for mask in masks
@@ -171,7 +172,16 @@ def read(request: Request) -> Intake:
         except DataError as error:
             raise DataError(*_as_given([str(error)], folders)) from None
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    return _intake(request, record, answers.not_taken())
+    return _intake(request, record, answers.not_taken(), notes)
+
+
+def _cut_as_before(request: Request, before: Mapping[str, Any]) -> tuple[Request, list[str]]:
+    """The request, with the crop of the run before unless it has one; a line if it is that."""
+    crop = before.get("crop", NO_CROP)
+    if not any(crop) or any(word.startswith(CROP) for word in request.reading):
+        return request, []
+    line = f"{CROP[:-1]} {crop}, as an earlier run was told; {CROP[:-1]} 0,0,0,0 cuts nothing"
+    return replace(request, reading=(*request.reading, f"{CROP}{crop}")), [line]
 
 
 def _read_all(
@@ -190,7 +200,7 @@ def _read_all(
     plans, known = _plans(request, folders, before.get("palette", "") if same else "", names)
     changed = _changed(plans, before.get("palette", ""))
     with replacing_set(request.out / SET) as root:
-        record = _write(root, plans, corrected, request)
+        record = _write(root, plans, corrected, request, before.get("crop", NO_CROP))
         if changed is not None and changed.renumbered:
             _renumber(answers, changed, corrected)
         record["notes"] += [changed.line] if changed else []
@@ -212,8 +222,10 @@ def _as_given(lines: Iterable[str], folders: Sequence[tuple[Path, Path]]) -> lis
     return told
 
 
-def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) -> Intake:
-    """The intake of a set that is laid out, with further warnings."""
+def _intake(
+    request: Request, record: Mapping[str, Any], more: Iterable[str], notes: Iterable[str]
+) -> Intake:
+    """The intake of a set that is laid out, with further warnings and notes."""
     folder, pictures = request.out / SET, []
     for name, stem, annotated, below in record["pictures"]:
         labels = folder / "sup_numf" / "gt" / f"{stem}.png" if annotated else None
@@ -223,7 +235,8 @@ def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) ->
     names = tuple(record.get("class_names", ()))
     how = Crop(*record["crop"]), record["gray_range"]
     warned = (*record.get("warnings", ()), *more)  # older ones are among the notes
-    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names, *how, warned)
+    noted = (*record["notes"], *notes)
+    return Intake(folder, tuple(pictures), *counts, noted, names, *how, warned)
 
 
 def _signature(
@@ -237,7 +250,7 @@ def _signature(
     stats = [(str(path.resolve()), path.stat()) for path in files]
     entries: list[list[Any]] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
     several = [EACH_PAGE] if has_pages(request) else []
-    read = [*request.reading, *several, str(request.images.resolve()), *request.class_names]
+    read = [*sorted(request.reading), *several, str(request.images.resolve()), *request.class_names]
     return [[VERSION, *read], *entries]
 
 
@@ -253,7 +266,8 @@ def _known(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         read = [str(word) for word in found["signature"][0] if str(word).startswith(KIND)]
         names = found.get("class_names", [])
-        return {"palette": str(found["palette"]), "class_names": names, "reading": read}
+        known = {"palette": str(found["palette"]), "class_names": names, "reading": read}
+        return {**known, "crop": Crop(*found.get("crop", NO_CROP))}
     return {}
 
 
@@ -403,7 +417,11 @@ def _one_palette(folders: Sequence[tuple[Path, Path]]) -> None:
 
 
 def _write(
-    root: Path, plans: list[Plan], corrected: Mapping[str, Path], request: Request
+    root: Path,
+    plans: list[Plan],
+    corrected: Mapping[str, Path],
+    request: Request,
+    crop_before: Crop,
 ) -> dict[str, Any]:
     """Write all images, and the labels of those that have some; returns the record of the set."""
     if not plans:  # corrected class maps alone
@@ -431,7 +449,8 @@ def _write(
             clear = transparent(source.image, source.page)
             clear = None if clear is None else source.box.of(clear)
             correction = corrected.get(names[below])
-            labels = _labels(masks[below], correction, image.shape[:2], classes, crop)
+            crops = crop, crop_before
+            labels = _labels(masks[below], correction, image.shape[:2], classes, *crops)
             kept = request.out / CORRECTED / f"{names[below]}.png"
             overruled += _later_ones(masks[below], source.below)
             overruled += _overruled(masks[below], kept if correction else None, labels)
@@ -536,6 +555,7 @@ def _labels(
     shape: tuple[int, ...],
     classes: int = 0,
     crop: Crop = NO_CROP,
+    crop_before: Crop = NO_CROP,
 ) -> Pixels | None:
     """The labels of an image: later masks win over earlier ones, a corrected class map over all."""
     labels: Pixels | None = None
@@ -551,7 +571,11 @@ def _labels(
         ids = crop.of(ids)  # it was corrected before there was a crop
     if ids.shape != shape:
         size, wanted = (f"{s[1]}x{s[0]}" for s in (ids.shape, shape))
-        raise DataError(f"{corrected}: {size}, its image is {wanted}; save it in the same size")
+        cure = "save it in the same size"
+        if ids.shape == crop_before.size(crop.uncut(shape)):
+            cure = f"corrected when the crop was {crop_before}: give --crop {crop_before} again, or"
+            cure += " remove it"
+        raise DataError(f"{corrected}: {size}, its image is {wanted}; {cure}")
     wrong = ids[(ids >= classes) & (ids != IGNORED)]
     if wrong.size:
         raise DataError(

@@ -125,7 +125,8 @@ class Work:
         self.classes = self.intake.num_classes
         self.answers, self.rounds = Answers(self.out), Rounds(self.out)
         own, r = [Item(p.source, p.name) for p in self.pictures], self.request
-        self.scales = find_scales(own, r.images, r.um_per_px, r.scales, cure=OTHER_SCALE)
+        told, earlier = (r.um_per_px, r.scales), self.answers.scales
+        self.scales = find_scales(own, r.images, *told, cure=OTHER_SCALE, before=earlier)
         masks = [read_mask(p.labels) for p in self.annotated if p.labels]
         self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
         self.in_no_mask = np.flatnonzero(label_counts(masks, self.classes) == 0).tolist()
@@ -145,6 +146,7 @@ class Work:
 
     def run(self) -> None:
         """Everything in order."""
+        self.answers.keep_scales(self.scales.given)
         for line in self.scales.lines:
             to_terminal(line)
         self.say_round()
@@ -306,8 +308,8 @@ class Work:
         """
         items = [Item(p.file, p.name, stem=p.source.stem) for p in self.pictures]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
-        um, scales = self.request.um_per_px, self.scales
-        told: dict[str, Any] = {"scales": scales.of, "min_px": self.request.min_px}
+        um = self.scales.given.um_per_px
+        told: dict[str, Any] = {"scales": self.scales.of, "min_px": self.request.min_px}
         told["in_no_mask"] = self.in_no_mask
         told["grain_classes"] = self.request.grain_classes
         if isinstance(predictor, Watched):

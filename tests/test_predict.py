@@ -399,7 +399,7 @@ def test_a_ranking_with_true_masks_has_its_sheet(tmp_path, weights, capsys) -> N
 def test_an_annotated_image_is_not_the_one_to_label_next(tmp_path) -> None:
     write_images(tmp_path / "sup" / "img", "b.png", "sub__c.png")
     rows = [{"image": name} for name in ("sub/c", "b", "a")]
-    found = ranking.Ranking(rows, [], [], [], [])
+    found = ranking.Ranking(rows, [], [], [], [], [])
     lines = ranked_lines(found, Namespace(annotated=str(tmp_path / "sup")))
     assert lines[0] == "3 image(s) ranked; least sure of a"
     assert lines[1].startswith("2 of them annotated, by their names: sub/c, b;")

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from metallography.items import Item, result_names
-from metallography.scales import Scales, find_scales, read_scales
+from metallography.scales import Given, Scales, find_scales, read_scales
 from utils.files import DataError
 
 
@@ -86,6 +86,22 @@ def test_a_given_scale_is_for_the_images_that_the_table_lacks(tmp_path: Path) ->
     assert scales.of == {"a": 0.1, "b": 0.3, "c": 0.1}
     assert scales.lines[0].startswith(f"Warning: {table} against 1 image(s)")
     assert scales.lines[1] == f"Warning: --um_per_px: of no effect, as {table} names every image"
+
+
+def test_what_an_earlier_run_was_given_counts_until_something_is_given(tmp_path: Path) -> None:
+    items = [image(tmp_path / "a.tif", 10), image(tmp_path / "b.tif")]
+    first = Given(0.2, {"b": 0.3})
+    scales = find_scales(items, tmp_path, before=first)
+    assert scales.of == {"a": 0.2, "b": 0.3} and scales.given == first
+    against, kept = scales.lines[:2]
+    assert "a 0.1 µm" in against and against.endswith("that of the earlier run is used")
+    assert "Pixel size of 2 image(s) as an earlier run was told: a 0.2 µm, b 0.3 µm" in kept
+    (table := tmp_path / "scales.csv").write_text("file,um_per_px\nb,0.4\n")
+    scales = find_scales(items, tmp_path, table=table, before=first)
+    assert scales.of == {"a": 0.2, "b": 0.4} and scales.given == Given(0.2, {"b": 0.4})
+    scales = find_scales(items, tmp_path, 0.5, before=first)  # of all, as it was said last
+    assert scales.of == {"a": 0.5, "b": 0.5} and scales.given == Given(0.5, {})
+    assert not any("earlier" in line for line in scales.lines)
 
 
 @pytest.mark.parametrize(

@@ -894,6 +894,34 @@ def test_another_crop_begins_a_new_round(done: Path, capsys: pytest.CaptureFixtu
     assert ids(done / "out" / "classes" / "é0.png").shape == (SIDE - 8, SIDE)
 
 
+def test_crop_and_pixel_size_are_those_of_the_run_before_unless_given(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cut = place / "out", (SIDE - 8, SIDE)
+    assert run(place, "--crop", "0,8,0,0", "--um_per_px", "0.05") == 0
+    numbers = (out / "measurements.csv").read_text(encoding="utf-8")
+    assert "mean_area_um2" in numbers
+    capsys.readouterr()
+    assert run(place) == 0
+    said = capsys.readouterr().out
+    assert "--crop 0,8,0,0, as an earlier run was told; --crop 0,0,0,0 cuts nothing" in said
+    assert "Pixel size of 4 image(s) as an earlier run was told: sample b/é3 0.05 µm" in said
+    assert (out / "measurements.csv").read_text(encoding="utf-8") == numbers
+    corrected = ids(out / "classes" / "é1.png").copy()
+    corrected[:20] = 1
+    Image.fromarray(corrected).save(out / "classes" / "é1.png")
+    assert run(place, "--um_per_px", "0.1") == 0
+    assert ids(out / "classes" / "é1.png").shape == cut
+    assert "Pixel size of 4" not in capsys.readouterr().out
+    assert run(place, "--crop", "0,0,0,0") == 2  # the correction is of the images as they were cut
+    said = capsys.readouterr().err
+    assert "corrected when the crop was 0,8,0,0: give --crop 0,8,0,0 again, or remove it" in said
+    (out / "corrected" / "é1.png").unlink()
+    assert run(place, "--crop", "0,0,0,0") == 0
+    assert ids(out / "classes" / "é1.png").shape == (SIDE, SIDE)
+    assert "as an earlier run was told: sample b/é3 0.1 µm" in capsys.readouterr().out
+
+
 def test_a_twin_of_the_network_says_which_images_to_doubt(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
