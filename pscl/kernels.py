@@ -13,8 +13,9 @@ def assign(
 ) -> Tensor:
     """As ``pscl.assignment.assign``, one program of the device for each image."""
     (dim, templates), (images, cells), length = template.shape, valid.shape, cell.shape[2]
-    chosen = torch.empty_like(sure, dtype=torch.int64)  # (B, T)
-    taken = torch.zeros_like(valid, dtype=torch.int32)  # (B, P), how often
+    # Written row by row, so they must not lie in memory as their inputs may.
+    chosen = sure.new_empty((images, templates), dtype=torch.int64)
+    taken = valid.new_zeros((images, cells), dtype=torch.int32)  # how often
     features = (template.T, keys.transpose(1, 2), valid)  # rows of D numbers
     read = (tensor.contiguous() for tensor in (cell, sure, highest, *features))
     room, width = triton.next_power_of_2(length), triton.next_power_of_2(dim)

@@ -39,12 +39,12 @@ def test_interpreted_kernels_are_their_twins() -> None:
         "-p",
         "no:cacheprovider",
         "-k",
-        "the_kernel",
+        "the_kernel or the_check",
         __file__,
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0 and "27 passed" in ran.stdout, ran.stdout
+    assert ran.returncode == 0 and "34 passed" in ran.stdout, ran.stdout
 
 
 @interpreted
@@ -183,6 +183,58 @@ def test_the_kernel_passes_its_own_check(dtype: torch.dtype, name: str) -> None:
     x = torch.ones(3, requires_grad=True)
     checkpoint(block, x, use_reentrant=False).sum().backward()
     torch.testing.assert_close(x.grad, torch.full((3,), math.e * math.cos(math.e)))
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["row_norm", "batch_norm"])
+def test_the_kernel_passes_its_own_check_by_far(name: str) -> None:
+    """A card adds in another order: what is right must not be next to the limit."""
+    kernels, rows = (importlib.import_module(f"utils.cuda.{each}") for each in (name, "rows"))
+    with patch.dict(rows.TOLERANCE, {torch.float32: rows.TOLERANCE[torch.float32] / 20}):
+        kernels.check(torch.device("cpu"), torch.float32)
+
+
+@interpreted
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_check_takes_a_kernel_for_wrong_whose_statistics_stay(number: int) -> None:
+    """With as many rows as the numbers' period, whose mean once was 0 and made rounding an error."""
+    kernels = importlib.import_module("utils.cuda.batch_norm")
+    given: tuple[Any, ...] = (torch.device("cpu"), torch.float32, ((2 * 1009, 32),), 6)
+    kernels.check(*given)
+    whole = kernels.take_statistics
+
+    def forgetful(rows: torch.Tensor, *more: Any) -> torch.Tensor:
+        running = list(more)
+        running[number] = more[number].clone()
+        return whole(rows, *running)
+
+    with (
+        patch.object(kernels, "take_statistics", forgetful),
+        pytest.raises(RuntimeError, match="differ from PyTorch's"),
+    ):
+        kernels.check(*given)
+
+
+LAID_OUT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "columns": lambda x: x.T.contiguous().T,
+    "every second": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
+}
+
+
+@interpreted
+@pytest.mark.parametrize("layout", LAID_OUT)
+def test_the_kernel_assigns_whatever_the_layout(layout: str) -> None:
+    """Its results lie in rows, however its inputs lie in memory."""
+    template, keys = normalised(1, 3, 12, seed=1)[0], normalised(2, 3, 280, seed=2)
+    valid = LAID_OUT[layout](torch.arange(280) < torch.tensor([[280], [201]]))
+    kernel = importlib.import_module("pscl.kernels").assign
+
+    def laid_out(cell: torch.Tensor, sure: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        return kernel(cell, LAID_OUT[layout](sure), *others)  # type: ignore[no-any-return]
+
+    with patch.object(fast_matching, "assign", laid_out):
+        found = fast_matching.match(template, keys, valid, LIMITS)
+    assert found.tolist() == slow_match(template, keys, valid)
 
 
 @interpreted

@@ -289,7 +289,8 @@ def check(
 ) -> None:
     """Compare both passes with PyTorch's on rows of ``sizes`` (N, C); RuntimeError if they differ.
 
-    ``programs`` at most share the rows.
+    ``programs`` at most share the rows. PyTorch computes in double precision, and the running
+    statistics begin at 1, so that no number is next to 0 and an error is one of the kernel.
     Without autograd: within a block whose activations are recomputed a backward pass of the check's
     own would take the block's.
     """
@@ -298,17 +299,18 @@ def check(
         rows = mixed_rows(channels, device, dtype, count)
         gradient = rows.roll(1, 0)
         weight, bias = (torch.linspace(a, 1, channels, device=device) for a in (0.5, -1))
-        mean, variance, mean_too, variance_too = torch.zeros(4, channels, device=device)
+        mean, variance = torch.ones(2, channels, device=device)
+        mean_too, variance_too = torch.ones(2, channels, device=device, dtype=torch.float64)
         with torch.autocast(device.type, enabled=False):
             statistics = take_statistics(rows, mean, variance, momentum, eps, programs)
             passed = forward(rows, weight, bias, statistics, slope)
             back = backward(gradient, rows, weight, bias, statistics, slope, programs)
             found = (passed, *back, mean, variance)
-            wide, wide_gradient = rows.float(), gradient.float()
-            known = (weight, bias, mean_too, variance_too)
+            wide, wide_gradient = rows.double(), gradient.double()
+            known = (weight.double(), bias.double(), mean_too, variance_too)
             normed, *saved = aten.native_batch_norm(wide, *known, True, momentum, eps)
             above = aten.leaky_relu_backward(wide_gradient, normed, slope, False)
-            rest = (weight, mean_too, variance_too, *saved, True, eps, [True] * 3)
+            rest = (weight.double(), mean_too, variance_too, *saved, True, eps, [True] * 3)
             expected = (
                 F.leaky_relu(normed, slope),
                 *aten.native_batch_norm_backward(above, wide, *rest),
