@@ -132,7 +132,7 @@ def test_cuda_copies_a_batch_while_the_one_before_it_is_used(
 ) -> None:
     """Each is waited for by the stream that uses it; what a batch raises is raised in its turn."""
     stream = Mock()
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(room, "upload_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(room, "to_device", lambda batch, device: {**batch, "on": device})
@@ -150,6 +150,23 @@ def test_cuda_copies_a_batch_while_the_one_before_it_is_used(
     assert next(moved)["n"] == 1 and stream.wait_event.call_count == 2
     with pytest.raises(ValueError, match="a file is gone"):
         next(moved)
+
+
+def test_all_uploads_to_a_device_have_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch may be one step: PyTorch hands out 32 streams in turn, each with freed memory."""
+    made: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Mock())
+    monkeypatch.setattr(room, "to_device", lambda batch, device: batch)
+    room.upload_stream.cache_clear()
+    try:
+        for _ in range(3):
+            assert list(on_device([{"n": 0}], torch.device("cuda"))) == [{"n": 0}]
+        list(on_device([{"n": 0}], torch.device("cuda:1")))
+    finally:
+        room.upload_stream.cache_clear()
+    assert made == [torch.device("cuda"), torch.device("cuda:1")]
 
 
 def test_a_state_keeps_the_adam_of_its_run() -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,22 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return moved
 
 
+@cache
+def upload_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all uploads to a device.
+
+    It is one, because the memory of freed tensors is kept for every stream that they were made on,
+    and an epoch may be a single step.
+    """
+    return torch.cuda.Stream(device)
+
+
 def on_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
     """The batches, each as of ``to_device``; to CUDA one is copied while another is used."""
     if device.type != "cuda":
         yield from (to_device(batch, device) for batch in batches)
         return
-    coming, stream = iter(batches), torch.cuda.Stream(device)
+    coming, stream = iter(batches), upload_stream(device)
 
     def copy_next() -> tuple[dict[str, Any], torch.cuda.Event] | None:
         batch = next(coming, None)
