@@ -56,6 +56,7 @@ def standing_in(monkeypatch: pytest.MonkeyPatch) -> type[Graph]:
     @contextlib.contextmanager
     def recorded(graph: Graph, **how: Any) -> Iterator[None]:
         assert how["capture_error_mode"] == "thread_local"
+        assert not gc.isenabled()  # which might destroy another graph
         state = Graph.module.state_dict()
         before = {name: tensor.clone() for name, tensor in state.items()}
         yield
@@ -219,6 +220,25 @@ def test_a_recording_changes_nothing(standing_in: type[Graph]) -> None:
     Recording(network.passes, network, {"x": torch.randn(6, 4)})
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("was", [False, True])
+def test_cycles_are_looked_for_before_a_recording_and_as_ever_after_it(
+    standing_in: type[Graph], monkeypatch: pytest.MonkeyPatch, was: bool, fails: bool
+) -> None:
+    network = standing_in.module = Small()
+    collected = Mock()
+    monkeypatch.setattr(gc, "collect", collected)
+    if fails:
+        monkeypatch.setattr(torch.cuda, "graph", Mock(side_effect=RuntimeError("not permitted")))
+    (gc.enable if was else gc.disable)()
+    try:
+        with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+            Recording(network.passes, network, {"x": torch.randn(6, 4)})
+        assert gc.isenabled() is was and collected.call_count == 1
+    finally:
+        gc.enable()
 
 
 def test_what_cannot_be_recorded_goes_on_without(

@@ -7,6 +7,7 @@ copied to where it reads, and shapes have to stay.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -55,6 +56,22 @@ def as_in_a_recording() -> Iterator[None]:
         switch(before)
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Python does not look for cycles of references within the block, but before it.
+
+    What it frees may be another graph, or an event: destroying one breaks a recording off.
+    """
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 class Recording:
     """One graph: the tensors that it reads, the losses and the gradients that it writes.
 
@@ -94,7 +111,7 @@ class Recording:
         # Meanwhile a thread uploads the next batch, which only this thread's calls must not do.
         how: dict[str, Any] = {"pool": pool, "stream": side, "capture_error_mode": "thread_local"}
         try:
-            with torch.cuda.graph(self.graph, **how):
+            with no_collection(), torch.cuda.graph(self.graph, **how):
                 self.losses = passes(self.batch)
             self.gradients = [p.grad for p in self.parameters]
         finally:
