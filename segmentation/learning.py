@@ -168,14 +168,17 @@ class Learning:
         runner.build()
         runner.module.train()
         took = []
-        for batch in islice(_batches(runner), TIMED_STEPS + 1):
-            started = time.monotonic()
-            prepared = runner.prepared(to_device(batch, self.device))
-            runner.optimizer.zero_grad()
-            losses = (runner.graphs or runner.passes)(prepared)
-            runner.update()
-            float(losses["loss"])
-            took.append(time.monotonic() - started)
+        try:
+            for batch in islice(_batches(runner), TIMED_STEPS + 1):
+                started = time.monotonic()
+                prepared = runner.prepared(to_device(batch, self.device))
+                runner.optimizer.zero_grad()
+                losses = (runner.graphs or runner.passes)(prepared)
+                runner.update()
+                float(losses["loss"])
+                took.append(time.monotonic() - started)
+        finally:
+            runner.release()  # the trainings that follow want the memory
         return sorted(took[1:] or took)[len(took[1:] or took) // 2]
 
     @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,25 @@ def test_timing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monkey
     own.values |= {"channels": (4, 8, 16, 32), "fine_batch_size": 1}
     assert own.seconds_per_step(Supervised) > 0 and own.seconds_per_megapixel() > 0
     assert not own.folder.exists()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_timing_lets_go_of_graphs_and_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    own, timed = learning(tmp_path), list[Supervised]()
+    own.values |= {"channels": (4, 8, 16, 32), "fine_batch_size": 1}
+
+    def update(stage: Supervised) -> None:
+        timed.append(stage)
+        assert any(p.grad is not None for p in stage.module.parameters())
+        if fails:
+            raise MemoryError
+
+    monkeypatch.setattr(Supervised, "update", update)
+    with pytest.raises(MemoryError) if fails else nullcontext():
+        own.seconds_per_step(Supervised)
+    assert all(p.grad is None for p in timed[0].module.parameters()) and timed[0].graphs is None
 
 
 @pytest.mark.parametrize("where", ["cpu", "device"])
