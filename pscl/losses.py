@@ -170,10 +170,10 @@ def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1e-4) -> Tensor:
     From (B, C, H, W) logits and (B, H, W) class ids, without pixels of id ``IGNORED``: (C,) values
     of 1 - (2*sum(p*t) + smooth) / (sum(p) + sum(t) + smooth).
     """
-    labelled = (mask != IGNORED).flatten(1)[:, None]  # (B, 1, H*W)
-    probability = logits.float().softmax(dim=1).flatten(2) * labelled  # (B, C, H*W)
-    classes = F.one_hot(mask.where(mask != IGNORED, 0), logits.shape[1])  # (B, H, W, C)
-    truth = classes.movedim(-1, 1).flatten(2).float() * labelled  # (B, C, H*W)
+    rows = mask.flatten(1)[:, None]  # (B, 1, H*W)
+    probability = logits.float().softmax(dim=1).flatten(2) * (rows != IGNORED)  # (B, C, H*W)
+    classes = torch.arange(logits.shape[1], device=mask.device)[:, None]
+    truth = (rows == classes).float()  # (B, C, H*W); one_hot would wait for a device
     overlap = 2 * (probability * truth).sum(dim=2) + smooth
     area = probability.sum(dim=2) + truth.sum(dim=2) + smooth
     return (1 - overlap / area).mean(dim=0)
