@@ -7,16 +7,15 @@ batches depend neither on the number of worker processes nor on what was drawn b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -174,9 +173,12 @@ def own_statistics(image: Tensor) -> Statistics:
 
 
 def one_hot(mask: Tensor, num_classes: int) -> Tensor:
-    """Class ids (H, W) to a one-hot label map, float (C, H, W), 0 or 255; unlabelled is all 0."""
-    ids = mask.long().where(mask != IGNORED, num_classes)
-    return F.one_hot(ids, num_classes + 1)[..., :num_classes].permute(2, 0, 1).float() * 255
+    """Class ids (..., H, W) to one-hot label maps, float (..., C, H, W), 0 or 255.
+
+    Unlabelled pixels are all 0.
+    """
+    classes = torch.arange(num_classes, device=mask.device)[:, None, None]
+    return (mask[..., None, :, :] == classes).float() * 255  # F.one_hot would wait for a device
 
 
 def generator(seed: int, stream: int, epoch: int, number: int = 0) -> np.random.Generator:
@@ -322,8 +324,7 @@ def finish_views(batch: Batch, num_classes: int) -> Batch:
     for key, view in views.items():
         done[key] = normalise(view, own).contiguous(memory_format=torch.channels_last)
     for key in {"label", "seen"} & batch.keys():
-        classes = torch.arange(num_classes, device=pixels.device)[:, None, None]
-        label = (batch[key][:, None] == classes).float() * 255  # on a device one_hot waits
+        label = one_hot(batch[key], num_classes)
         done[key] = warp(label, geometry[: len(label)])
     return done
 
@@ -489,7 +490,8 @@ def _mask_of(sample: Sample, store: ImageStore) -> Tensor:
 class Batches:
     """Batches of a dataset, epoch by epoch: ``for batch in batches.epoch(3)``.
 
-    Without worker processes a thread prepares the next batch while the current one is used. Worker
+    Without worker processes a thread prepares the next batch while the current one is used, with
+    ``epochs`` beyond the end of an epoch. Worker
     processes live as long as this object; the batches are the same. Ranks get their parts of each
     batch (``part_of_rank``).
     """
@@ -512,10 +514,10 @@ class Batches:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from ``first`` on (from 0); ask for one epoch at a time."""
-        self.order[:] = map(part_of_rank, self.dataset.draws(epoch, self.batch_size)[first:])
         if self._loader is None:
-            yield from self._prefetched()
+            yield from self.epochs([epoch], first)
             return
+        self.order[:] = self._draws(epoch, first)
         try:
             yield from self._loader
         except DataError as error:  # with the traceback of the process in front
@@ -527,12 +529,21 @@ class Batches:
             what = "a process that prepares batches was ended by the system"
             raise MemoryError(f"{what}, which it does where memory runs out") from error
 
-    def _prefetched(self) -> Iterator[Batch]:
-        """The batches in order, each prepared in one thread while the one before it is used."""
+    def epochs(self, numbers: Iterable[int], first: int = 0) -> Generator[Batch, None, None]:
+        """The batches of epochs in turn, of the first one from ``first`` on, by no worker process.
+
+        Each is prepared in one thread while the one before it is used, be it of another epoch.
+        """
+        starts = chain([first], repeat(0))
+        drawn = (self._draws(n, start) for n, start in zip(numbers, starts, strict=False))
         with ThreadPoolExecutor(1) as thread:
-            coming = (thread.submit(self._make, draws) for draws in self.order)
+            coming = (thread.submit(self._make, draws) for draws in chain.from_iterable(drawn))
             for pending, _ in pairwise(chain(coming, [Future[Batch]()])):  # the next is submitted
                 yield pending.result()
+
+    def _draws(self, epoch: int, first: int) -> list[list[Draw]]:
+        """What this rank's part of each batch holds, from ``first`` on."""
+        return [part_of_rank(d) for d in self.dataset.draws(epoch, self.batch_size)[first:]]
 
     def _make(self, draws: list[Draw]) -> Batch:
         return collate([self.dataset[draw] for draw in draws])

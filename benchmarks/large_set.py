@@ -18,7 +18,7 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -109,6 +109,12 @@ class Few:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[dict[str, Any]]:
         """The first batches of one epoch."""
         return islice(self.batches.epoch(epoch, first), self.count - first)
+
+    def epochs(self, numbers: Iterable[int], first: int = 0) -> Generator[Any, None, None]:
+        """Those of several, one after the other."""
+        for number in numbers:
+            yield from self.epoch(number, first)
+            first = 0
 
 
 def start_and_step(case: dict[str, Any]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 import time
@@ -90,8 +89,9 @@ def _step(runner: Runner, steps: int) -> float:
         if len(ended) > steps:
             raise _EnoughError
 
-    with suppress(_EnoughError):
-        for epoch in itertools.count():
+    most = steps + 1  # epochs, of one step or more
+    with suppress(_EnoughError), runner.preparing(0, most):
+        for epoch in range(most):
             runner.train_epoch(epoch, step_done)
     return (ended[-1] - ended[0]) / steps
 

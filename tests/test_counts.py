@@ -14,12 +14,16 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from tiny_set import TINY, make_set
 
 from benchmarks import measure, step
+from config import PRESETS, Config
 from config_run import open_set
-from model import METHODS
+from model import METHODS, build_method
 from pscl.fast_matching import match
+from stages.finetuning import Finetune, Supervised
 from stages.pretraining import SelfSupervised
+from utils.checkpoint import save, to_published
 
 MOST = {  # at 64 px, views left out
     ("simclr", "fp32"): 1000,
@@ -70,6 +74,46 @@ def test_an_epoch_of_train_py_waits_once_for_its_log_line(
     steps = [one - other for other, one in itertools.pairwise(after)]
     assert len(steps) >= 5 and len(set(steps)) == 1
     assert dict(calls.waits) == {"tolist": 1}
+
+
+MOST_OF_LABELS = 400  # of an epoch of one step, with the log line: most are the network's
+
+
+@pytest.mark.parametrize("preset", ["paper", "robust"])
+@pytest.mark.parametrize("kind", [Supervised, Finetune])
+def test_an_epoch_of_training_with_labels_waits_once_for_its_log_line(
+    kind: type[Supervised], preset: str, tmp_path: Path
+) -> None:
+    """And its passes, which are to be replayed on CUDA, not at all."""
+    data_dir = make_set(tmp_path / "set")
+    own = {**TINY, "data_dir": str(data_dir), "output_dir": str(tmp_path), "device": "cpu"}
+    own |= {"num_classes": 3, "stages": kind.stage, "amp": "off"}
+    if preset == "robust":  # without its averaged weights, whose count of steps stays on the CPU
+        own |= {**PRESETS[preset], "fine_crop": 16, "fine_steps": 6, "fine_average": 0.0}
+    if kind is Finetune:
+        method = build_method("simclr", Config(**own).resolved().to_dict())
+        save(tmp_path / "moco.pt", {"moco": to_published(method.state_dict())})
+        own["pretrained"] = str(tmp_path / "moco.pt")
+    stage = kind(open_set(Config(**own).resolved())[0][0])
+    stage.seed()
+    stage.build()
+    stage.log = Mock()
+    for group in stage.optimizer.param_groups:
+        group["fused"] = True  # as on CUDA: elsewhere a number of steps is read for every weight
+    stage.train_epoch(0, lambda: None)  # Adam makes its state
+    (batch,) = stage.batches.epoch(1)
+    watch = measure.Stopwatch(torch.device("cpu"))
+    with measure.counted(watch) as passes:
+        stage.optimizer.zero_grad()
+        stage.passes(stage.prepared(batch))
+    assert passes.counts.total() > 0 and not passes.waits
+    epochs = []
+    for epoch in (1, 2):
+        with measure.counted(watch) as calls:
+            stage.train_epoch(epoch, lambda: None)
+        assert dict(calls.waits) == {"tolist": 1}
+        epochs.append(calls.counts.total())
+    assert epochs[0] == epochs[1] <= MOST_OF_LABELS
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,6 +4,7 @@ import multiprocessing
 import pickle
 import random
 import shutil
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -490,6 +491,39 @@ def test_errors_of_the_preparing_thread_arrive(root):
     with pytest.raises(DataError, match="empty file"):
         for epoch in range(3):
             list(batches.epoch(epoch))
+
+
+def test_epochs_in_turn_are_the_epochs_one_by_one(root):
+    for first in (0, 1):
+        alone = pretraining(root)
+        each = [b for n in (3, 1, 4) for b in alone.epoch(n, first if n == 3 else 0)]
+        assert_same(pretraining(root).epochs([3, 1, 4], first), each)
+
+
+def test_one_batch_is_prepared_beyond_the_end_of_an_epoch(root, monkeypatch):
+    """And what it raises is raised in its turn; the thread ends with the epochs."""
+    batches, made, asked = pretraining(root, batch_size=7), [], threading.Event()
+    make, others = batches._make, threading.active_count()
+    assert len(batches) == 1
+
+    def noted(draws):
+        made.append(draws[-1].epoch)
+        if made[-1]:
+            asked.set()
+            raise DataError("a file is gone")
+        return make(draws)
+
+    monkeypatch.setattr(batches, "_make", noted)
+    coming = batches.epochs([0, 1, 2])
+    assert_same([next(coming)], pretraining(root, batch_size=7).epoch(0))
+    assert asked.wait(10) and made == [0, 1]  # nobody has asked for epoch 1 yet
+    with pytest.raises(DataError, match="a file is gone"):
+        next(coming)
+    assert threading.active_count() == others
+    coming = batches.epochs([0, 0, 0])
+    next(coming)
+    coming.close()
+    assert threading.active_count() == others
 
 
 def test_fine_tuning_keeps_the_last_partial_batch(root):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from stages import finetuning
 from stages.finetuning import Supervised
 from utils.checkpoint import load, save
 from utils.log import RunLog, read_metrics
-from utils.training import Training
+from utils.training import Training, all_finite
 
 RECIPE: dict[str, Any] = {
     "stages": "sup",
@@ -100,6 +102,56 @@ def test_steps_are_those_of_a_loop_in_plain_torch(
         stage.module.named_parameters(), twin.named_parameters(), strict=True
     ):
         torch.testing.assert_close(mine, other, msg=name, rtol=2e-4, atol=2e-6)
+
+
+def test_steps_prepared_while_others_are_computed_are_the_same(
+    data: Path, tmp_path: Path, one_thread: None
+) -> None:
+    """Also where other images of the set are read in between."""
+    alone, ahead = (built(data, tmp_path / name, data_size="5") for name in ("a", "b"))
+    for epoch in range(4):
+        alone.train_epoch(epoch, lambda: None)
+        alone.take_statistics()
+    others = threading.active_count()
+    with ahead.preparing(0, 4):
+        for epoch in range(4):
+            ahead.train_epoch(epoch, lambda: None)
+            ahead.take_statistics()
+    assert threading.active_count() == others
+    for name, value in alone.scored.state_dict().items():
+        assert torch.equal(value, ahead.scored.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, MemoryError, None])
+def test_a_training_that_ends_early_leaves_no_thread(
+    data: Path, tmp_path: Path, how: type[BaseException] | None
+) -> None:
+    stage, others = built(data, tmp_path), threading.active_count()
+
+    def step_done() -> None:
+        assert threading.active_count() > others
+        if how:
+            raise how
+
+    with pytest.raises(how) if how else nullcontext(), stage.preparing(0, 9):
+        stage.train_epoch(0, step_done)
+    assert threading.active_count() == others and stage.coming is None
+
+
+def test_large_weights_are_finite_and_others_are_found() -> None:
+    """Of large ones a sum is not, of squares all the more."""
+    module = nn.Linear(3, 2)
+    most = torch.finfo(torch.float32).max
+    with torch.no_grad():
+        module.weight.fill_(-most)
+        assert module.weight.sum().isinf() and all_finite(module)
+        for bad in (float("inf"), float("-inf"), float("nan")):
+            for parameter in (module.weight, module.bias):
+                before = parameter.clone()
+                parameter.view(-1)[1] = bad
+                assert not all_finite(module)
+                parameter.copy_(before)
+        assert all_finite(module)
 
 
 def test_the_averaged_network_is_scored_and_saved_with_statistics_of_its_own(

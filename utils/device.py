@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -150,7 +150,9 @@ def upload_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def on_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
+def on_device(
+    batches: Iterable[dict[str, Any]], device: torch.device
+) -> Generator[dict[str, Any], None, None]:
     """The batches, each as of ``to_device``; to CUDA one is copied while another is used."""
     if device.type != "cuda":
         yield from (to_device(batch, device) for batch in batches)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,7 +44,7 @@ class Training:
     number: ClassVar[int]  # part of the seed: stages draw different random numbers
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    batches: Any  # len() steps an epoch; epoch(number) yields them
+    batches: Any  # len() steps an epoch; epoch(number) yields them, epochs(numbers) ahead
     epochs: int
     log: RunLog
 
@@ -59,6 +60,7 @@ class Training:
         self.within: dict[str, Any] = {}  # an epoch that has begun: what a state holds of it
         self.saved_at = time.monotonic()
         self.graphs: StepGraphs | None = None  # of the passes, where they are replayed
+        self.coming: Iterator[Batch] | None = None  # of several epochs, see ``preparing``
 
     def build(self) -> None:
         """Make ``module``, ``optimizer``, ``batches`` and ``epochs``."""
@@ -320,8 +322,12 @@ class Training:
         With 0 seconds that is after every epoch, else also within one (``save_within``).
         """
         self.saved_at = time.monotonic()
-        with progress(self.epochs * len(self.batches), f"{self.run_dir.name} {self.stage}") as bar:
-            bar.update(first * len(self.batches) + self.within.get("steps", 0))
+        steps, within = self.epochs * len(self.batches), int(self.within.get("steps", 0))
+        with (
+            progress(steps, f"{self.run_dir.name} {self.stage}") as bar,
+            self.preparing(first, self.epochs, within),
+        ):
+            bar.update(first * len(self.batches) + within)
             for epoch in range(first, self.epochs):
                 started = time.monotonic()
                 self.train_epoch(epoch, bar.update)
@@ -334,6 +340,25 @@ class Training:
                     self.save_state(epoch + 1)
                     self.saved_at = time.monotonic()
 
+    @contextmanager
+    def preparing(self, first: int, end: int, within: int = 0) -> Iterator[None]:
+        """Within the block ``train_epoch``, called for these epochs in turn, finds them prepared.
+
+        ``first`` begins after ``within`` steps, ``end`` is not among them. An epoch may be a single
+        step; its batch is then made, and uploaded, while the device computes the step before.
+        Worker processes draw from the run's generator when an epoch begins, and of ranks each may
+        train alone for an epoch: there all begins with the epoch. The block ends the threads.
+        """
+        if self.config.workers or group.size() > 1:
+            yield
+            return
+        made = self.batches.epochs(range(first, end), within)
+        try:
+            with closing(made), closing(on_device(made, self.device)) as self.coming:
+                yield
+        finally:
+            self.coming = None
+
     def save_is_due(self) -> bool:
         """Whether ``save_seconds`` have passed since a state was saved."""
         return time.monotonic() - self.saved_at >= float(self.config.save_seconds)
@@ -341,7 +366,7 @@ class Training:
     def save_within(self, epoch: int, steps: int, meter: AverageMeter) -> None:
         """Save a state after ``steps`` of an epoch, unless its numbers are not finite."""
         sound = math.isfinite(meter.read()["loss"][1])  # the mean, so all of them
-        if sound and all(p.isfinite().all() for p in self.module.parameters()):
+        if sound and all_finite(self.module):
             random = torch.get_rng_state()
             self.within = {"steps": steps, "meter": meter.state(), "random": random}
             self.save_state(epoch)
@@ -355,9 +380,8 @@ class Training:
         first, steps = int(begun.get("steps", 0)), len(self.batches)
         names: dict[int, list[str]] = {}
         bad_step = torch.full((), float("inf"), device=self.device)
-        for step, batch in enumerate(
-            on_device(self.batches.epoch(epoch, first), self.device), first
-        ):
+        coming = self.coming or on_device(self.batches.epoch(epoch, first), self.device)
+        for step, batch in enumerate(islice(coming, steps - first), first):
             if step == first:  # not sooner: starting worker processes draws from the same generator
                 self.seed(epoch + 1)
                 if begun:
@@ -379,8 +403,7 @@ class Training:
             if self.config.save_seconds and step + 1 < steps and self.save_is_due():
                 self.save_within(epoch, step + 1, meter)
         # The last step may have spoilt the weights after its finite loss; they are saved next.
-        learned = torch.stack([p.detach().sum() for p in self.module.parameters()])
-        bad_step = torch.where(learned.isfinite().all(), bad_step, bad_step.clamp(max=step))
+        bad_step = torch.where(all_finite(self.module), bad_step, bad_step.clamp(max=step))
         meter.add("bad", bad_step)
         values = meter.read()
         bad, _ = values.pop("bad")
@@ -395,6 +418,18 @@ class Training:
         self.log.line(f"{line} lr {rate:g}")
         averages = {name: average for name, (_, average) in values.items()}
         self.log.metrics({"epoch": epoch, **averages, "lr": rate})
+
+
+@torch.no_grad()
+def all_finite(module: nn.Module) -> Tensor:
+    """Whether no weight is infinite or nan: one number, which is not waited for.
+
+    By the largest size of a number of each weight, which is infinite or nan if one of them is, and
+    never else: it is one of the numbers itself, where a sum, of squares all the more, may be too
+    large for its type. Four calls for all weights, where ``isfinite`` takes some for each.
+    """
+    largest = torch._foreach_norm(list(module.parameters()), float("inf"))
+    return torch.stack(largest).isfinite().all()
 
 
 def require_fitting(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
