@@ -197,7 +197,7 @@ def test_the_kernel_passes_its_own_check_by_far(name: str) -> None:
 @interpreted
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_check_takes_a_kernel_for_wrong_whose_statistics_stay(number: int) -> None:
-    """With as many rows as the numbers' period, whose mean once was 0 and made rounding an error."""
+    """Of as many rows as the numbers' period, whose mean may be 0: rounding would be an error."""
     kernels = importlib.import_module("utils.cuda.batch_norm")
     given: tuple[Any, ...] = (torch.device("cpu"), torch.float32, ((2 * 1009, 32),), 6)
     kernels.check(*given)
