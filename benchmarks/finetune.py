@@ -33,7 +33,7 @@ from data import ImageStore
 from networks import UNet
 from stages.finetuning import Supervised
 from stages.job import Job
-from utils.device import choose_device, to_device
+from utils.device import arithmetic, choose_device, to_device
 
 VARIANTS: dict[str, torch.dtype | None] = {"plain": None, **PRECISIONS}
 PARTS = ("data", "passes", "optimizer")
@@ -55,6 +55,12 @@ class Plain(Supervised):
 
 
 def measure_case(case: Case) -> Result:
+    """Measure a case in this process, computed as train.py would: in fp32 without TF32."""
+    with arithmetic(VARIANTS[case["variant"]], deterministic=False):
+        return measure_steps(case)
+
+
+def measure_steps(case: Case) -> Result:
     """Seconds of the steps by parts, and of an evaluation of the drawn test set."""
     plain, device = case["variant"] == "plain", choose_device(case["device"])
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -124,6 +125,8 @@ def _measure_speed(
     with tempfile.TemporaryDirectory() as folder:
         batches = batches_for(name, size, 8, WARM_UP + steps + PROFILED, Path(folder))
     if device.type == "cuda":
+        gc.collect()  # what earlier parts left in cycles of references, and blocks that were freed
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     method, start = method_on(name, device), measure.now(device)
     made: list[StepGraphs] = []
@@ -141,6 +144,7 @@ def _measure_speed(
     row["GiB"] = measure.peak_megabytes(device) / 1024
     if device.type != "cuda":
         return row
+    row["GiB reserved"] = torch.cuda.max_memory_reserved(device) / 2**30
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=kinds) as profile:
         for _ in itertools.islice(running, PROFILED):
@@ -154,12 +158,13 @@ def _measure_speed(
 def seconds_of_epochs(stage: Runner, epochs: int) -> float:
     """Seconds of the stage's own epochs, after two in which kernels and images come there."""
     stage.log = Mock()
-    stage.train_epoch(0, lambda: None)
-    stage.train_epoch(1, lambda: None)
-    start = measure.now(stage.device)
-    for epoch in range(2, 2 + epochs):
-        stage.train_epoch(epoch, lambda: None)
-    return measure.now(stage.device) - start
+    with stage.preparing(0, 2 + epochs):
+        stage.train_epoch(0, lambda: None)
+        stage.train_epoch(1, lambda: None)
+        start = measure.now(stage.device)
+        for epoch in range(2, 2 + epochs):
+            stage.train_epoch(epoch, lambda: None)
+        return measure.now(stage.device) - start
 
 
 def measure_train(

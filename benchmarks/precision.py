@@ -26,7 +26,14 @@ from config import Config
 from data import DataError
 from model import METHODS, build_method
 from utils.commandline import exit_code
-from utils.device import choose_device, keep_freed_memory, mixed_seed, precision, to_device
+from utils.device import (
+    arithmetic,
+    choose_device,
+    keep_freed_memory,
+    mixed_seed,
+    precision,
+    to_device,
+)
 
 
 def compare(config: Config, device: torch.device, steps: int) -> Iterator[dict[str, object]]:
@@ -46,10 +53,11 @@ def compare(config: Config, device: torch.device, steps: int) -> Iterator[dict[s
         losses = {}
         for name, (method, optimizer) in runs.items():
             torch.manual_seed(mixed_seed(config.seed, 2, step))
-            with precision(PRECISIONS[name], device):
-                found = method(to_device(batch, device))
-            optimizer.zero_grad()
-            found["loss"].backward()
+            with arithmetic(PRECISIONS[name], deterministic=False):  # as train.py, without TF32
+                with precision(PRECISIONS[name], device):
+                    found = method(to_device(batch, device))
+                optimizer.zero_grad()
+                found["loss"].backward()
             optimizer.step()
             losses[name] = {key: round(value.item(), 5) for key, value in found.items()}
         yield {"step": step, **losses}

@@ -48,7 +48,7 @@ from networks import Encoder, ProjectedUNet, Up
 from pscl.lazy_map import LazyMap
 from pscl.losses import patch_nt_xent
 from stages.pretraining import SelfSupervised
-from utils.device import choose_device, fuses_optimizers, precision, to_device
+from utils.device import arithmetic, choose_device, fuses_optimizers, precision, to_device
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 PARTS = ("encode", "sampling", "losses", "backward", "optimizer", "data")
@@ -234,8 +234,9 @@ def measure_engine(case: Case) -> Result:
             if len(costs) > case["steps"] + WARM_UP:
                 raise Enough
 
-        with suppress(Enough):
-            for epoch in itertools.count():
+        most = case["steps"] + WARM_UP + 1  # epochs, of one step or more
+        with suppress(Enough), stage.preparing(0, most):
+            for epoch in range(most):
                 stage.log = Mock()  # of an epoch that ends before
                 stage.train_epoch(epoch, step_done)
     return {"cost": [b - a for a, b in itertools.pairwise(costs)][WARM_UP:]}
@@ -267,10 +268,12 @@ def measure_loss(case: Case) -> Result:
 
 
 def measure_case(case: Case) -> Result:
-    """Measure a case in this process."""
+    """Measure a case in this process, computed as train.py would: in fp32 without TF32."""
     kinds = {"unit": measure_unit, "step": measure_step, "floor": measure_floor}
     kinds |= {"engine": measure_engine}
-    return {**kinds, "calls": measure_calls, "loss": measure_loss}[case["kind"]](case)
+    kinds |= {"calls": measure_calls, "loss": measure_loss}
+    with arithmetic(PRECISIONS[case.get("precision", "fp32")], deterministic=False):
+        return kinds[case["kind"]](case)
 
 
 def cases_of(given: argparse.Namespace) -> list[Case]:

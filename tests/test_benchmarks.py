@@ -264,6 +264,44 @@ def test_fine_tuning_is_timed_as_train_py_does_it_on_cuda(
         (["--data_dir", "nowhere", "--device", "cuda:99"], "device: found cuda:99"),
     ],
 )
+def tf32_of_backward(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether convolutions may be in TF32, at every backward pass from now on."""
+    noted, backward = list[bool](), torch.autograd.backward
+
+    def noting(*given: Any, **how: Any) -> None:
+        noted.append(torch.backends.cudnn.allow_tf32)
+        backward(*given, **how)
+
+    monkeypatch.setattr(torch.autograd, "backward", noting)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as PyTorch has it
+    return noted
+
+
+@pytest.mark.parametrize("kind", ["unit", "step", "engine", "calls", "loss", "fine-tuning"])
+@pytest.mark.parametrize("how", step.PRECISIONS)
+def test_single_precision_is_not_tf32(kind: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA PyTorch's convolutions would round to 10 bits otherwise, unlike train.py's."""
+    noted = tf32_of_backward(monkeypatch)
+    monkeypatch.setattr(step, "WARM_UP", 1)
+    if kind == "fine-tuning":
+        finetune.measure_case({**CASE, "variant": how, "images": 1})
+    else:
+        own = {} if kind in ("unit", "loss") else {"method": "plain-moco", "precision": how}
+        step.measure_case({"kind": kind, **own, **CASE})
+    whole = how == "fp32" or kind in ("unit", "loss")
+    assert noted and set(noted) == {not whole} and torch.backends.cudnn.allow_tf32
+
+
+def test_both_precisions_are_compared_without_tf32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure.draw_set(tmp_path, 16, 3, num_classes=4)
+    noted = tf32_of_backward(monkeypatch)
+    config = Config(data_dir=str(tmp_path), self_mode="plain-moco", self_batch_size=2).resolved()
+    list(precision.compare(config, torch.device("cpu"), 1))
+    assert noted == [how is not None for how in precision.PRECISIONS.values()]
+
+
 def test_precision_says_what_is_wrong(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
