@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import importlib.util
 import io
 import itertools
 import json
@@ -22,12 +23,12 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
@@ -49,6 +50,8 @@ from benchmarks.gpu_speed import (
     measure_train,
     method_on,
     train,
+    waiting_refused,
+    with_labels,
 )
 from benchmarks.measure import Result
 from benchmarks.step import PRECISIONS, make_adam
@@ -59,6 +62,7 @@ from networks import norm_kernel
 from pscl import assignment, matching, sampling
 from pscl.fast_matching import match
 from stages.kept_images import KeptImages
+from utils.cuda.step_graph import StepGraphs
 from utils.device import arithmetic, choose_device, to_device
 
 OURS = ("simclr", "moco")
@@ -111,37 +115,39 @@ def check_kernels(device: torch.device) -> list[Result]:
 
 
 def check_norm_of_many_rows(device: torch.device) -> list[Result]:
-    """BatchNorm's kernel on as many rows as a step has at 376 px: its sums over all programs."""
-    batch_norm = importlib.import_module("utils.cuda.batch_norm")  # needs Triton
-    rows = []
-    for how, (side, channels) in itertools.product(PRECISIONS, ((376, 32), (47, 256))):
-        sizes = ((9 * side**2, channels),)
-        dtype, said = PRECISIONS[how] or torch.float32, ""
-        try:
-            batch_norm.check(device, dtype, sizes, batch_norm.PROGRAMS)
-        except RuntimeError as error:
-            said = f" ({error})"
-        rows.append(verdict(f"BatchNorm of {sizes[0]} in {how} differs{said}", bool(said), 0))
+    """BatchNorm's kernel on as many rows as a step has at 376 px: its sums over all programs.
+
+    Without CUDA on few, by Triton's interpreter, in a process of its own, since Triton reads that
+    it is to interpret when it is loaded. Their numbers recur after 1009 rows.
+    """
+    if device.type == "cuda":
+        return norm_of_rows(device, [(9 * 376**2, 32), (9 * 47**2, 256)])
+    case = {"threads": 1, "rows": [(2 * 1009, 32), (1009, 256)], "programs": 6}
+    with patch.dict(os.environ, {"TRITON_INTERPRET": "1"}):
+        rows: list[Result] = measure.in_own_process(__file__, case)["checks"]
     return rows
 
 
-@contextmanager
-def waiting_refused(device: torch.device) -> Iterator[list[str]]:
-    """What waits is an error on CUDA; elsewhere its names are gathered."""
-    names: list[str] = []
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.set_sync_debug_mode("error")
+def norm_of_rows(
+    device: torch.device, sizes: Iterable[Sequence[int]], programs: int | None = None
+) -> list[Result]:
+    """BatchNorm's kernel on rows of these sizes (N, C), which so many programs share."""
+    batch_norm = importlib.import_module("utils.cuda.batch_norm")  # needs Triton
+    most, rows = programs or batch_norm.PROGRAMS, []
+    for how, (count, channels) in itertools.product(PRECISIONS, sizes):
+        dtype, said = PRECISIONS[how] or torch.float32, ""
         try:
-            yield names
+            batch_norm.check(device, dtype, ((count, channels),), most)
         except RuntimeError as error:
-            names.append(str(error).splitlines()[0])
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        return
-    with measure.counted(measure.Stopwatch(device)) as calls:
-        yield names
-    names += list(calls.waits)
+            said = f" ({error})"
+        what = f"BatchNorm of {count} rows of {channels} in {how} differs{said}"
+        rows.append(verdict(what, bool(said), 0))
+    return rows
+
+
+def measure_case(case: Result) -> Result:
+    """``norm_of_rows`` in this process."""
+    return {"checks": norm_of_rows(CPU, case["rows"], case["programs"])}
 
 
 def check_waits(device: torch.device) -> list[Result]:
@@ -208,6 +214,75 @@ def check_losses(device: torch.device, size: int) -> list[Result]:
             verdict(f"{what} of three, networks in double precision", difference(*exact), 1e-5),
         ]
     return rows
+
+
+def check_two_shapes(device: torch.device, size: int) -> list[Result]:
+    """Relative difference of losses with and without graphs, of images of two sizes in turn.
+
+    The second size is recorded when it comes again, in the memory of the first one's graph; then
+    both are replayed in turn, and what one wrote over of the other's would be seen.
+    """
+    rows = []
+    for name in OURS:
+        sizes = []
+        for each in (size, size + size // 2):
+            with tempfile.TemporaryDirectory() as folder:
+                sizes.append(batches_for(name, each, 4, 5, Path(folder)))
+        batches = [batch for both in zip(*sizes, strict=True) for batch in both]
+        found, made = [], list[StepGraphs]()
+        for graphs in (False, True):
+            torch.manual_seed(1)
+            given, method = (
+                plans(method_on(name, CPU), copy.deepcopy(batches)),
+                method_on(name, device),
+            )
+            with arithmetic(None, deterministic=True):  # the same kernels both times
+                losses = list(train(method, given, device, None, graphs=graphs, made=made))
+            found.append(torch.stack(losses).cpu().double())
+        missing = 2 * (device.type == "cuda") - sum(len(run.recordings) for run in made)
+        rows += [
+            verdict(f"{name}: losses of two sizes with graphs, relative", difference(*found), 1e-4),
+            verdict(f"{name}: graphs of two sizes that are missing", missing, 0),
+        ]
+    return rows
+
+
+def losses_with_labels(folder: Path, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The losses of the first three steps of training with labels, as train.py does them."""
+    stage = with_labels(folder, device, "paper", "--amp off")
+    stage.module.to(dtype)
+    stage.log = log = Mock()
+
+    def prepared(batch: dict[str, Any]) -> dict[str, Any]:
+        return {**batch, "image": batch["image"].to(dtype)}
+
+    with (
+        patch.object(stage, "prepared", prepared),
+        arithmetic(None, deterministic=False),
+        stage.preparing(0, 3),
+    ):
+        for epoch in range(3):  # of one step each
+            stage.train_epoch(epoch, lambda: None)
+    losses = [call.args[0]["loss"] for call in log.metrics.call_args_list]
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def check_labels(device: torch.device, size: int) -> list[Result]:
+    """As ``check_losses``, of training with labels."""
+    with tempfile.TemporaryDirectory() as folder:
+        measure.draw_set(Path(folder) / "set", size, 4, num_classes=4)
+        cpu, own, *exact = (
+            losses_with_labels(Path(folder), at, dtype)
+            for dtype in (torch.float32, torch.float64)
+            for at in (CPU, device)
+        )
+    yardstick = f"the CPU's own rounding {difference(exact[0], cpu):.1e}"
+    what = "training with labels: losses beside the CPU's, relative,"
+    return [
+        verdict(f"{what} the first", difference(cpu[:1], own[:1]), 1e-5),
+        verdict(f"{what} of three ({yardstick})", difference(cpu, own), 1e-4),
+        verdict(f"{what} of three, networks in double precision", difference(*exact), 1e-5),
+    ]
 
 
 def check_positions(device: torch.device, size: int) -> list[Result]:
@@ -383,10 +458,13 @@ def parts_of(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]
     yield "checks", partial(check_matching, device, quick)
     if device.type == "cuda":
         yield "checks", partial(check_kernels, device)
+    if device.type == "cuda" or importlib.util.find_spec("triton"):
         yield "checks", partial(check_norm_of_many_rows, device)
     yield "checks", partial(check_waits, device)
     yield "checks", partial(check_losses, device, small // 2)
     yield "checks", partial(check_positions, device, small)
+    yield "checks", partial(check_two_shapes, device, small // 2)
+    yield "checks", partial(check_labels, device, small // 2)
     for size, name, how in itertools.product(sizes, OURS, PRECISIONS):
         yield "speed", partial(measure_speed, name, size, how, device, steps)
     for size, name in itertools.product(sizes, OURS[: 1 if quick else 2]):
@@ -439,7 +517,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = measure.parser_of_cases(__doc__)
     parser.add_argument("--quick", action="store_true", help="a rehearsal at tiny sizes")
     parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing new after")
-    return measure.run_benchmark(parser.parse_args(argv), ("quick",), lambda case: {}, report)
+    return measure.run_benchmark(parser.parse_args(argv), ("quick",), measure_case, report)
 
 
 if __name__ == "__main__":

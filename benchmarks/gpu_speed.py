@@ -7,6 +7,7 @@ import gc
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -86,6 +87,45 @@ def train(
         yield losses["loss"].clone()
 
 
+@contextmanager
+def waiting_refused(device: torch.device) -> Iterator[list[str]]:
+    """What waits is an error on CUDA; elsewhere its names are gathered."""
+    names: list[str] = []
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield names
+        except RuntimeError as error:
+            names.append(str(error).splitlines()[0])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return
+    with measure.counted(measure.Stopwatch(device)) as calls:
+        yield names
+    names += list(calls.waits)
+
+
+def waits_of_epoch(stage: Runner, epoch: int) -> str:
+    """What waits for the device in the steps of an epoch, before its log line; 'none'.
+
+    On a CPU this counts what is the host's own, too: Adam's number of steps where Adam is not
+    fused, that of averaged weights.
+    """
+    left = len(stage.batches)
+    with ExitStack() as stack:
+        names = stack.enter_context(waiting_refused(stage.device))
+
+        def step_done() -> None:
+            nonlocal left
+            left -= 1
+            if not left:  # the log line reads the numbers of the epoch
+                stack.close()
+
+        stage.train_epoch(epoch, step_done)
+    return ", ".join(names) or "none"
+
+
 def busy(events: Sequence[Any]) -> tuple[float, int]:
     """Milliseconds in which the device did something, and the number of launches, of a profile."""
     spans = sorted(
@@ -155,16 +195,22 @@ def _measure_speed(
     return row | {"busy": row["busy ms"] / milliseconds}
 
 
-def seconds_of_epochs(stage: Runner, epochs: int) -> float:
-    """Seconds of the stage's own epochs, after two in which kernels and images come there."""
-    stage.log = Mock()
-    with stage.preparing(0, 2 + epochs):
+def measure_epochs(stage: Runner, epochs: int) -> Result:
+    """Milliseconds of a step in the stage's own epochs, and what waits in one more of them.
+
+    Before them are two epochs in which kernels and images come to the device.
+    """
+    stage.log, stage.saved_at = Mock(), float("inf")  # no state is due, which would be waited for
+    with stage.preparing(0, 3 + epochs):
         stage.train_epoch(0, lambda: None)
         stage.train_epoch(1, lambda: None)
         start = measure.now(stage.device)
         for epoch in range(2, 2 + epochs):
             stage.train_epoch(epoch, lambda: None)
-        return measure.now(stage.device) - start
+        seconds = measure.now(stage.device) - start
+        waits = waits_of_epoch(stage, 2 + epochs)
+    ms = 1000 * seconds / (epochs * len(stage.batches))
+    return {"ms a step": ms, "graphs": has_graphs(stage), "waits": waits}
 
 
 def measure_train(
@@ -178,15 +224,23 @@ def measure_train(
         stage = SelfSupervised(open_set(Config(**how).resolved())[0][0])
         stage.seed()
         stage.build()
-        seconds = seconds_of_epochs(stage, epochs)
-    ms = 1000 * seconds / (epochs * len(stage.batches))
-    row = {"train.py": name, "size": size, "cache_on": cache_on, "ms": ms}
-    return row | {"graphs": has_graphs(stage)}
+        found = measure_epochs(stage, epochs)
+    return {"train.py": name, "size": size, "cache_on": cache_on, **found}
 
 
 def has_graphs(stage: Runner) -> str:
     """Whether the steps of a stage were replayed, and not only meant to be."""
     return str(bool(stage.graphs and stage.graphs.recordings))
+
+
+def with_labels(folder: Path, device: torch.device, preset: str, more: str = "") -> Supervised:
+    """The stage of training with labels on the set of a folder, as of train.py's command line."""
+    words = f"-stages sup --preset {preset} --data_dir {folder}/set --repeats 0 {more}"
+    config = read_config(f"{words} --output_dir {folder} --device {device}".split())[0]
+    stage = Supervised(open_set(config.resolved())[0][0])
+    stage.seed()
+    stage.build()
+    return stage
 
 
 def measure_labels(device: torch.device, size: int, steps: int) -> list[Result]:
@@ -195,14 +249,8 @@ def measure_labels(device: torch.device, size: int, steps: int) -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         measure.draw_set(Path(folder) / "set", size, 48, num_classes=4)
         for preset in ("paper", "robust"):
-            words = f"-stages sup --preset {preset} --data_dir {folder}/set --repeats 0"
-            config = read_config(f"{words} --output_dir {folder} --device {device}".split())
-            stage = Supervised(open_set(config[0].resolved())[0][0])
-            stage.seed()
-            stage.build()
-            seconds = seconds_of_epochs(stage, steps)
-            row = {"with labels": preset, "size": size, "ms a step": 1000 * seconds / steps}
-            row["graphs"] = has_graphs(stage)
+            stage = with_labels(Path(folder), device, preset)
+            row = {"with labels": preset, "size": size, **measure_epochs(stage, steps)}
             stage.evaluate(0)
             start = measure.now(device)
             stage.evaluate(0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
+import os
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -81,8 +85,74 @@ def test_the_rehearsal_goes_through_everything(
     assert found["failed"] == found["left_out"] == []
     assert [row for row in found["checks"] if row["right"] != "True"] == []
     assert measure.table(found["speed"]) and measure.table(found["labels"])
-    assert found["train"] and found["deterministic"]
+    assert {row["waits"] for row in found["train"]} == {"none"} and found["deterministic"]
+    norms = [row for row in found["checks"] if row["check"].startswith("BatchNorm")]
+    assert len(norms) == (4 if importlib.util.find_spec("triton") else 0)
     assert [row["other bytes"] for row in found["predicted"]] == [0] * 4 and found["at_once"]
+
+
+def test_the_norm_kernel_is_checked_without_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the interpreter, in a process of its own; here it would be told that nothing is right."""
+    pytest.importorskip("triton")
+    rows = gpu.check_norm_of_many_rows(CPU)
+    assert [row["right"] for row in rows] == ["True"] * 4 and "TRITON_INTERPRET" not in os.environ
+    batch_norm = importlib.import_module("utils.cuda.batch_norm")
+    asked = Mock(side_effect=RuntimeError("its numbers differ"))
+    monkeypatch.setattr(batch_norm, "check", asked)
+    rows = gpu.norm_of_rows(CPU, [(8, 2)])
+    assert [row["right"] for row in rows] == ["False"] * 2 and "numbers differ" in rows[0]["check"]
+    assert asked.call_args.args[2:] == (((8, 2),), batch_norm.PROGRAMS)
+
+
+def test_losses_of_two_sizes_are_compared_with_and_without_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu, "OURS", ["simclr"])
+    assert [row["found"] for row in gpu.check_two_shapes(CPU, 16)] == [0, 0]
+    train, sizes = gpu.train, list[int]()
+
+    def disturbed(method: Any, batches: Any, *more: Any, graphs: bool, made: Any) -> Any:
+        sizes.extend(batch["view_q"].shape[-1] for batch in batches)
+        for loss in train(method, batches, *more, graphs=graphs, made=made):
+            yield loss * (1 + graphs / 100)
+
+    monkeypatch.setattr(gpu, "train", disturbed)
+    losses, _ = gpu.check_two_shapes(CPU, 16)
+    assert losses["found"] == pytest.approx(0.01, rel=1e-4) and losses["right"] == "False"
+    assert sizes == [16, 24] * 10
+
+
+def test_losses_with_labels_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [row["found"] for row in gpu.check_labels(CPU, 16)] == [0, 0, 0]
+    calls, with_labels = iter(range(4)), gpu.with_labels
+
+    def another_network(*given: Any) -> Any:
+        stage = with_labels(*given)
+        if next(calls) % 2:  # the device's
+            with torch.no_grad():
+                list(stage.module.parameters())[-1].add_(torch.tensor([0.1, 0, 0, 0]))
+        return stage
+
+    monkeypatch.setattr(gpu, "with_labels", another_network)
+    assert [row["right"] for row in gpu.check_labels(CPU, 16)] == ["False"] * 3
+
+
+def test_what_waits_within_an_epoch_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure.draw_set(tmp_path / "set", 16, 4, num_classes=4)
+    stage = gpu_speed.with_labels(tmp_path, CPU, "paper")
+    for group in stage.optimizer.param_groups:
+        group["fused"] = True  # as on CUDA
+    assert gpu_speed.measure_epochs(stage, 1)["waits"] == "none"
+    update = stage.update
+
+    def waiting() -> None:
+        update()
+        next(stage.module.parameters()).isfinite().all().tolist()
+
+    monkeypatch.setattr(stage, "update", waiting)
+    assert gpu_speed.measure_epochs(stage, 1)["waits"] == "tolist"
 
 
 def test_views_finished_here_are_the_cpus() -> None:
