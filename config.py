@@ -200,7 +200,7 @@ class Config:
         "once, if at most a quarter of its free memory), cpu (views are uploaded in every step), "
         "auto (device on CUDA); the same pixels", source=OURS, choices=("auto", "cpu", "device"))
     cuda_graphs: bool = running(True, "record the passes of a step once on CUDA, and replay "
-        "them with one call: the same numbers, sooner", source=OURS)
+        "them with one call: the same numbers within rounding, sooner", source=OURS)
     workers: int = running(0, "processes that prepare batches; 0: the main process does",
         unit="processes", source=OURS, limits=between(0, 256))
     threads: int = running(0, "CPU threads that compute; 0: PyTorch's choice", unit="threads",
