@@ -19,6 +19,7 @@ import importlib.util
 import io
 import itertools
 import json
+import math
 import os
 import sys
 import tempfile
@@ -64,6 +65,7 @@ from pscl.fast_matching import match
 from stages.kept_images import KeptImages
 from utils.cuda.step_graph import StepGraphs
 from utils.device import arithmetic, choose_device, to_device
+from utils.training import all_finite
 
 OURS = ("simclr", "moco")
 CPU = torch.device("cpu")
@@ -164,6 +166,18 @@ def check_waits(device: torch.device) -> list[Result]:
         said = f" ({names[0]})" if names else ""
         rows.append(verdict(f"{name} waits for the device{said}", len(names), 0))
     return rows
+
+
+def check_finite(device: torch.device) -> list[Result]:
+    """Weights that are taken for finite, or not, and are the contrary."""
+    wrong = 0
+    for bad in (float("nan"), float("inf"), float("-inf"), torch.finfo(torch.float32).max):
+        for at in (0, 70000, -1):  # a kernel takes a large tensor in parts
+            module = torch.nn.Bilinear(300, 300, 2, device=device)
+            with torch.no_grad():
+                module.weight.view(-1)[at] = bad
+            wrong += bool(all_finite(module)) != math.isfinite(bad)
+    return [verdict("weights wrongly taken for finite, or not", wrong, 0)]
 
 
 def first_losses(
@@ -461,6 +475,7 @@ def parts_of(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]
     if device.type == "cuda" or importlib.util.find_spec("triton"):
         yield "checks", partial(check_norm_of_many_rows, device)
     yield "checks", partial(check_waits, device)
+    yield "checks", partial(check_finite, device)
     yield "checks", partial(check_losses, device, small // 2)
     yield "checks", partial(check_positions, device, small)
     yield "checks", partial(check_two_shapes, device, small // 2)

@@ -104,6 +104,12 @@ def test_the_norm_kernel_is_checked_without_a_gpu_too(monkeypatch: pytest.Monkey
     assert asked.call_args.args[2:] == (((8, 2),), batch_norm.PROGRAMS)
 
 
+def test_weights_that_are_not_finite_are_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [row["found"] for row in gpu.check_finite(CPU)] == [0]
+    monkeypatch.setattr(gpu, "all_finite", lambda module: True)
+    assert [row["found"] for row in gpu.check_finite(CPU)] == [9]
+
+
 def test_losses_of_two_sizes_are_compared_with_and_without_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
