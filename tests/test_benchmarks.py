@@ -256,14 +256,6 @@ def test_fine_tuning_is_timed_as_train_py_does_it_on_cuda(
     assert len(shapes) == 3 * result["graphs"] and result["graphs"] == (variant != "plain")
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--data_dir", "nowhere"], "nowhere/train_numf/img: no image"),
-        (["--data_dir", "nowhere", "--image_size", "-3"], "image_size: found -3"),
-        (["--data_dir", "nowhere", "--device", "cuda:99"], "device: found cuda:99"),
-    ],
-)
 def tf32_of_backward(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether convolutions may be in TF32, at every backward pass from now on."""
     noted, backward = list[bool](), torch.autograd.backward
@@ -302,6 +294,14 @@ def test_both_precisions_are_compared_without_tf32(
     assert noted == [how is not None for how in precision.PRECISIONS.values()]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data_dir", "nowhere"], "nowhere/train_numf/img: no image"),
+        (["--data_dir", "nowhere", "--image_size", "-3"], "image_size: found -3"),
+        (["--data_dir", "nowhere", "--device", "cuda:99"], "device: found cuda:99"),
+    ],
+)
 def test_precision_says_what_is_wrong(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
