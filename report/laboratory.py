@@ -102,6 +102,8 @@ class View:
     layers: list[Layer]
     bar: str  # words of the scale bar
     bar_width: float  # percent of the picture's width
+    wide: float  # the picture's width in the unit of the bar
+    unit: str
     shares: str
     mark: str
 
@@ -126,6 +128,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
     views = _views(folder, told)
     sizes = _size_pictures(folder)
     tables = {part: [*map(known_columns, each)] for part, each in sections(folder).items()}
+    tables["batches"] = [*map(first_two_joined, tables.get("batches", []))]
     told_before = [line for line in folder.notes if line.startswith(WARNING)]
     found = [line.removeprefix(WARNING) for line in (*told_before, *warnings(folder))]
     hidden = "Scale:", WARNING, *told.said  # which stand elsewhere on the page
@@ -271,6 +274,13 @@ def known_columns(table: Table) -> Table:
     return {**table, "head": head, "rows": cells}
 
 
+def first_two_joined(table: Table) -> Table:
+    """A table whose first two columns, batch and class, are one: it alone stays in sight."""
+    (one, other, *head), rows = table["head"], table["rows"]
+    cells = [[f"{a}: {b}", *rest] for a, b, *rest in rows]
+    return {**table, "head": [f"{one}, {other}", *head], "rows": cells}
+
+
 def _size_pictures(folder: Folder) -> list[Picture]:
     unit = words(unit_of(folder.unit_scale))
     pictures = []
@@ -330,7 +340,7 @@ def _view(folder: Folder, told: Told, item: Item, image: Array, mask: Array, roo
     photo = Image.fromarray(as_rgb(cv2.resize(image, size, interpolation=how)))
     um = folder.scale_of(item)
     width = mask.shape[1] * (um or 1.0)
-    bar = bar_length(width / 4)
+    bar, unit = bar_length(width / 4), "µm" if um else "px"
     name = told_name(told, item)
     shares = fractions_of([r for r in folder.rows if r["image"] == item.name], len(names))
     said = [f"{n}: {percent(s)} %" for n, s in zip(names, shares[item.name], strict=True) if s > 0]
@@ -338,8 +348,10 @@ def _view(folder: Folder, told: Told, item: Item, image: Array, mask: Array, roo
         name,
         Picture(name, photo, f"{name} with its classes"),
         layers,
-        f"{bar:g} {'µm' if um else 'px'}",
+        f"{bar:g} {unit}",
         100 * bar / width,
+        width,
+        unit,
         ", ".join(said),
         told.marks.get(item.name, ""),
     )

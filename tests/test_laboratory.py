@@ -19,6 +19,7 @@ from report.laboratory import (
     Told,
     all_columns,
     by_image,
+    first_two_joined,
     known_columns,
     layer_uri,
     own_name,
@@ -163,6 +164,36 @@ def test_phases_can_be_switched_and_are_told_by_a_legend_and_a_scale(tmp_path, m
     assert text.count('class="layer" data-layer="1"') == 2
     # 10 µm wide: the largest of 1, 2, 5 up to a quarter is 2 µm, a fifth of the width.
     assert text.count('class="bar" style="width: 20.00%"></div><small>2 µm<') == 2
+
+
+def test_the_bar_of_controls_leaves_with_the_images(tmp_path, monkeypatch) -> None:
+    page_of(predicted(tmp_path, monkeypatch, *([2, 3] * 4)))
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    inside = text.partition("<section>")[2].partition("</section>")[0]
+    assert 'class="tools"' in inside and inside.count('class="port"') == 8
+    assert 'id="images"' in inside and "<h2" not in inside.partition('id="images"')[2]
+    assert text.count('class="tools"') == 1 and "<h2" in text.partition("</section>")[2]
+
+
+def test_the_scale_bar_stays_in_sight_and_true_when_its_picture_is_enlarged(
+    tmp_path, monkeypatch
+) -> None:
+    page_of(predicted(tmp_path, monkeypatch, 2))
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    port = text.partition('<div class="port">')[2].partition('<div class="scale')[0]
+    assert port.count("</div>") == port.count("<div") + 1  # closed before the bar
+    # 20 px of 0.5 µm; from this the script knows how long the drawn bar of an enlarged one is.
+    assert text.count('data-wide="10" data-unit="µm"><div class="bar"></div><small></small>') == 1
+
+
+def test_what_a_row_is_of_stays_in_sight_beside_its_numbers(tmp_path, monkeypatch) -> None:
+    page_of(predicted(tmp_path, monkeypatch, 2))
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    rule = text.partition(".wide th:first-child, .wide td:first-child {")[2].partition("}")[0]
+    assert "position: sticky; left: 0" in rule and "background: var(--paper)" in rule
+    table = {"title": "", "head": ["batch", "class", "n"], "rows": [["7", "void", "1"]]}
+    joined = first_two_joined(table)
+    assert (joined["head"], joined["rows"]) == (["batch, class", "n"], [["7: void", "1"]])
 
 
 def test_a_layer_is_its_class_to_the_pixel() -> None:
