@@ -32,7 +32,7 @@ from utils.files import DataError, replace_file
 from utils.log import progress
 from utils.metrics import IGNORED, Counts, image_dice, mean_score, ratio
 from utils.ranks import group
-from utils.tables import csv_of_rows
+from utils.tables import csv_of_rows, percent
 
 QUALITIES = ("accuracy", "dice")
 DOUBT = "doubt"  # column of what ``doubt_of`` tells
@@ -250,7 +250,7 @@ def outlying(
         for (name, value), z in zip(known.items(), robust_z(list(known.values())) if known else [],
                                     strict=True):  # fmt: skip
             if abs(z) > OUTLYING and abs(value - middle) > LEAST_OFF:
-                own, usual = 100 * value, 100 * middle
-                said = f"{own:.1f} % of {class_words(title)}, where the median is {usual:.1f} %"
+                own, usual = percent(value), percent(middle)
+                said = f"{own} % of {class_words(title)}, where the median is {usual} %"
                 reasons.setdefault(name, []).append(said)
     return reasons

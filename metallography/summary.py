@@ -19,7 +19,15 @@ from metallography.particles import Row, unit_of
 from metallography.ranking import class_words, fractions_of, outlying
 from utils import metrics
 from utils.files import replace_file
-from utils.tables import csv_of_rows, markdown, plain, plus_minus, rounded, significant
+from utils.tables import (
+    csv_of_rows,
+    markdown,
+    percent,
+    plain,
+    plus_minus,
+    rounded,
+    significant,
+)
 
 DEFINITIONS = (
     "Particle: pixels of one class that touch. One that the frame cuts counts as one half, at a "
@@ -39,6 +47,7 @@ DEFINITIONS = (
 AT_LIMIT = 1.1  # times the smallest diameter that counts, up to which a percentile is a bound
 OTHER_SCALE = 1.25  # factor between scales from which on structures look of another size
 
+EXACT = {"number": ".10g", "um_per_px": ".6g"}  # what was counted, or given: no measured digits
 UNITS = {"um": "µm", "um2": "µm²", "px": "px", "px2": "px²", "per_mm2": "1/mm²",
          "per_Mpx": "1/Mpx"}  # fmt: skip
 
@@ -254,7 +263,7 @@ def _class_tables(folder: Folder) -> list[Table]:
         _table("Over fields: each field's own mean (mean of the fields ± 95 %)",
                ["class", *map(words, columns)], others, matrix_note(folder)),
         _table(f"Diameter of all whole particles of all fields together, {words(u)}",
-               spread_head, sizes, _sizes_note(folder, sizes)),
+               spread_head, sizes, sizes_note(folder, sizes)),
     ]  # fmt: skip
 
 
@@ -280,20 +289,28 @@ def matrix_note(folder: Folder) -> str:
     )
 
 
-def _sizes_note(folder: Folder, rows: Sequence[Sequence[object]]) -> str:
+def sizes_note(folder: Folder, rows: Sequence[Sequence[object]]) -> str:
     """Which mean this is, and what the smallest particle that counts does to the sizes."""
     note = (
         "Here each particle counts alike; over fields each field counts by its area, however many "
         "particles it has."
     )
     if any(str(cell).startswith("≤") for row in rows for cell in row):
-        smallest = f"{significant(folder.smallest_diameter)} {words(unit_of(folder.unit_scale))}"
+        smallest = f"{_smallest(folder)} {words(unit_of(folder.unit_scale))}"
         note += (
             f" ≤: the smallest particles are cut off. Those of fewer than {folder.min_px:g} pixels "
             f"({smallest} across) do not count (--min_px), and many are hardly larger: with all "
             "counted the percentile would be smaller, as would mean and D50, and the number larger."
         )
     return note
+
+
+def _smallest(folder: Folder) -> str:
+    """The diameter of the smallest particle that counts; of several scales the range."""
+    known = [um for item in folder.items if (um := folder.scale_of(item)) is not None]
+    most = folder.smallest_diameter
+    least = most * min(known, default=1.0) / max(known, default=1.0)
+    return " to ".join(dict.fromkeys([significant(least), significant(most)]))
 
 
 def _batch_table(folder: Folder, batches: list[Row]) -> Table:
@@ -372,7 +389,9 @@ def shown(column: str, value: object) -> str:
     """A value of a column of a CSV file as people read it, see ``words``."""
     if not isinstance(value, float):
         return "-" if value is None or value == "" else str(value)
-    return significant(100 * value if is_share(column) else value)
+    if column in EXACT and not math.isnan(value):
+        return f"{value:{EXACT[column]}}"
+    return percent(value) if is_share(column) else significant(value)
 
 
 def interval(values: Iterable[float], areas: Iterable[float] | None = None) -> str:

@@ -44,7 +44,7 @@ from report.figures import size_picture
 from report.page import REPORT, TABLE_CHARACTERS, Picture, runs_of, write_page
 from utils.files import DataError
 from utils.metrics import IGNORED
-from utils.tables import plus_minus, significant
+from utils.tables import percent, plus_minus
 
 BESIDE_RUNS = "laboratory.html"  # in the folder of an experiment, whose page has the usual name
 WARNING = "Warning: "
@@ -187,7 +187,6 @@ def phases(folder: Folder) -> list[dict[str, Any]]:
             "high": min(100.0, mean.mean + half) if known else 0.0,
             "has_interval": half > 0,
             "fields": known[:: -(-len(known) // 200) or 1],
-            "range": f"{significant(min(known))} to {significant(max(known))}" if known else "-",
         })  # fmt: skip
     return found
 
@@ -202,17 +201,10 @@ def by_image(folder: Folder, own: Mapping[str, str]) -> Table:
     scales = {item.name: folder.scale_of(item) for item in folder.items}
     for image, shares in fractions_of(folder.rows, len(names)).items():
         row = [own.get(image, image), *([batches.get(image) or "-"] if with_batch else [])]
-        row += [significant(scales.get(image) or math.nan)] if scaled else []
+        row += [shown("um_per_px", scales.get(image))] if scaled else []
         rows.append([*row, *(percent(s) for s in shares)])
     head = ["image", *(["batch"] if with_batch else []), *(["µm per px"] if scaled else [])]
     return {"title": "Area fraction of each image, %", "head": [*head, *names], "rows": rows}
-
-
-def percent(share: float) -> str:
-    """A share of one image, which has no interval, in percent: three digits."""
-    if math.isnan(share):
-        return "-"
-    return f"{100 * share:#.3g}".rstrip(".") if share else "0"
 
 
 def all_columns(folder: Folder, own: Mapping[str, str]) -> list[Table]:

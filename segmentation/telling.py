@@ -24,7 +24,7 @@ from segmentation.blocks import BLOCKS, HeldOut, stored
 from segmentation.predictors import BEFORE, FOREST, NETWORK, Answer, annotated_words, part_text
 from segmentation.schedule import Schedule
 from utils.metrics import IGNORED, mean_score
-from utils.tables import digits
+from utils.tables import digits, percent
 
 if TYPE_CHECKING:
     from segmentation.job import Work
@@ -272,7 +272,7 @@ def changes(this: Round, before: Round | None) -> list[list[str]]:
             rows.append((max(moved), image, was, now))
     rows.sort(key=lambda row: (-row[0], row[1]))
     return [
-        [image, *(f"{100 * a:.1f} → {100 * b:.1f}" for a, b in zip(was, now, strict=True))]
+        [image, *(f"{percent(a)} → {percent(b)}" for a, b in zip(was, now, strict=True))]
         for most, image, was, now in rows
         if most >= 0.0005
     ]

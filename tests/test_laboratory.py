@@ -23,7 +23,6 @@ from report.laboratory import (
     known_columns,
     layer_uri,
     own_name,
-    percent,
     phases,
     place_of,
     sample_of,
@@ -100,7 +99,7 @@ def test_annotated_images_are_marked_and_said_to_count(tmp_path, monkeypatch) ->
     page = page_of(folder, annotated={"b/1": "annotated"}, place="lab/steel & co")
     assert "2 images; 1 of them annotated: its labels were learnt" in page.text
     assert "count in all numbers here" in page.text and "Folder lab/steel & co" in page.text
-    assert ["b/1.tif (annotated)", "0.5", "60.0", "40.0", "0"] in page.rows
+    assert ["b/1.tif (annotated)", "0.5", "60.00", "40.00", "0"] in page.rows
     assert "0.tif (annotated)" not in page.text
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<figcaption><strong>b/1.tif (annotated)</strong>: matrix" in text
@@ -119,7 +118,7 @@ def test_an_image_s_percentile_at_the_smallest_particle_is_a_bound(tmp_path, mon
 
 def test_one_field_has_no_interval(tmp_path, monkeypatch) -> None:
     folder = predicted(tmp_path, monkeypatch, 3)
-    assert [phase["text"] for phase in phases(folder)] == ["70", "30", "0"]
+    assert [phase["text"] for phase in phases(folder)] == ["70.00", "30.00", "0"]
     text = page_of(folder).text
     assert "One field has no interval" in text and "±" not in text.partition("Images")[0]
 
@@ -138,7 +137,7 @@ def test_what_a_laboratory_reads_comes_first_and_training_last(tmp_path, monkeyp
     assert -1 not in found and found[1:] == sorted(found[1:])
     assert "b" not in page.tags and "γ′ <b>" in text
     assert ["image", "µm per px", *NAMES] in page.rows
-    assert ["b/1.tif", "0.5", "60.0", "40.0", "0"] in page.rows
+    assert ["b/1.tif", "0.5", "60.00", "40.00", "0"] in page.rows
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(tmp_path, monkeypatch) -> None:
@@ -304,8 +303,3 @@ def test_columns_of_which_nothing_is_known_are_not_shown() -> None:
     }
     assert known_columns(table)["head"] == ["class", "mean"]
     assert known_columns(table)["rows"] == [["a", "1"], ["b", "-"]]
-
-
-def test_the_share_of_one_image_has_three_digits() -> None:
-    values = (0.47, 1.0, 0.012345, 0.0, float("nan"))
-    assert [percent(value) for value in values] == ["47.0", "100", "1.23", "0", "-"]

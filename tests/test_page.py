@@ -229,9 +229,9 @@ def test_islands_of_the_matrix_are_no_particles(experiment: Path) -> None:
     ]
     measured(experiment / "1_0" / "predicted", head, *lines)
     rows = {row[1]: row for row in Page(write_report(experiment)).rows if row[0] in "ab"}
-    assert rows["matrix"] == ["a", "matrix", "80", "-", "-", "9.5"]
-    assert rows["pore"] == ["a", "pore", "20", "5", "12.5", "4.5"]
-    assert rows["ferrite"] == ["b", "ferrite", "80", "3", "40.5", "9.5"]  # grains
+    assert rows["matrix"] == ["a", "matrix", "80.00", "-", "-", "9.500"]
+    assert rows["pore"] == ["a", "pore", "20.00", "5", "12.50", "4.500"]
+    assert rows["ferrite"] == ["b", "ferrite", "80.00", "3", "40.50", "9.500"]  # grains
 
 
 def test_the_summary_of_a_predicted_folder_is_shown(experiment: Path) -> None:

@@ -13,7 +13,15 @@ from PIL import Image
 from metallography.folder import Folder
 from metallography.items import list_images
 from metallography.segmenter import Segmenter
-from metallography.summary import at_most, interval, shown, warnings, words, write_tables
+from metallography.summary import (
+    at_most,
+    interval,
+    shown,
+    sizes_note,
+    warnings,
+    words,
+    write_tables,
+)
 from metallography.tiling import UNETS, WIDE
 from tests.trained_model import rows_of, write_images, write_weights
 
@@ -55,13 +63,14 @@ def test_numbers_by_hand(tmp_path, segmenter, monkeypatch) -> None:
     assert "- Scale: 0.5 µm per pixel" in text and "1 image(s), predicted at their own size" in text
     head, _, matrix, named, void = table(text, "Area fraction")
     assert head[:3] == ["class", "fields", "area fraction, %"]
-    assert named == ["a_b/c", "1", "50", "-", "-"] and void[2] == "0" and matrix[2] == "50"
+    assert named == ["a_b/c", "1", "50.00", "-", "-"] and void[2] == "0"
+    assert matrix[2] == "50.00"
     *_, named, void = table(text, "Over fields")
     # One particle that has two corners of 10 x 15 um.
     assert named[1] == f"{0.5 / (10 * 15 * 1e-6):.0f}"
     *_, named, void = table(text, "Against true masks")
     # The truth lacks class 2, so its pooled Dice is unknown, whatever is predicted.
-    assert named[1] == f"{2 * 200 / (200 + 300):.4g}" and void[1] == "-"
+    assert named[1] == f"{2 * 200 / (200 + 300):.4f}" and void[1] == "-"
     *_, named, _ = table(text, "Particles found / all")
     assert named == ["a_b/c", "-", "-", "1 / 1", "-", "-", "-"]
     head, _, *counts = table(text, "Pixels")
@@ -81,7 +90,7 @@ def test_unlabelled_pixels_of_the_truth_are_not_compared(tmp_path, segmenter, mo
     row = folder.compared[1]
     assert row["area_fraction_error"] == pytest.approx(15 * 5 / (15 * 30))
     text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
-    assert table(text, "Against true masks")[3][1] == f"{2 * 150 / (150 + 225):.4g}"
+    assert table(text, "Against true masks")[3][1] == f"{2 * 150 / (150 + 225):.4f}"
 
 
 def test_the_summary_says_how_grains_are_joined(tmp_path, segmenter) -> None:
@@ -120,7 +129,7 @@ def test_means_over_images_and_batches(tmp_path, segmenter, monkeypatch) -> None
     head, _, *rows = table(text, "By production batch")
     assert head[:4] == ["batch", "class", "fields", "area fraction, %"]
     assert [row[:4] for row in rows if row[1] == "a_b/c"] == [
-        ["15", "a_b/c", "1", "20"], ["60", "a_b/c", "1", "40"],
+        ["15", "a_b/c", "1", "20.00"], ["60", "a_b/c", "1", "40.00"],
     ]  # fmt: skip
     assert "mean area, px²" in head and "Smallest particle: 10 pixels" in text
 
@@ -156,7 +165,9 @@ def test_units_have_one_notation_and_shares_are_percent() -> None:
                "area_fraction": "area fraction, %", "um_per_px": "µm per px", "astm_g": "ASTM G",
                "area_fraction_ci95": "area fraction, % ± 95 %", "number": "number"}  # fmt: skip
     assert {column: words(column) for column in columns} == columns
-    assert shown("area_fraction", 5e-5) == "0.005" and shown("number", 3) == "3"
+    assert shown("area_fraction", 5e-5) == "0.005000" and shown("number", 3) == "3"
+    # What was counted or given has no digits of a measurement.
+    assert (shown("number", 12.25), shown("um_per_px", 0.05)) == ("12.25", "0.05")
     assert shown("area_fraction_ci95", math.nan) == "-" and shown("image", "1e5") == "1e5"
 
 
@@ -173,7 +184,7 @@ def test_a_phase_that_is_nowhere_and_an_image_unlike_the_others_are_warned_about
     assert nowhere.startswith("Warning: void is predicted in none of the 5 images; if they show it")
     assert "--class_weight balanced" in nowhere
     assert "1 image(s) with an area fraction far from the others': 4; " in other
-    assert "4 has 99.8 % of matrix, where the median is 50.0 %; 0.2 % of a_b|c" in other
+    assert "4 has 99.80 % of matrix, where the median is 50.00 %; 0.2000 % of a_b|c" in other
 
 
 def test_a_class_that_is_in_no_mask_is_not_said_to_be_missed_by_the_prediction(
@@ -245,7 +256,7 @@ def test_sizes_at_the_smallest_particle_are_bounds(tmp_path, segmenter, monkeypa
 
 
 def test_a_bound_is_at_most_a_tenth_above_the_smallest() -> None:
-    assert (at_most(11.0, 10.0), at_most(11.1, 10.0)) == ("≤ 11", "11.1")
+    assert (at_most(11.0, 10.0), at_most(11.1, 10.0)) == ("≤ 11.00", "11.10")
     assert at_most(math.nan, 10.0) == "-"
 
 
@@ -257,6 +268,8 @@ def test_of_several_scales_the_coarsest_cuts_off(tmp_path, segmenter) -> None:
     scales = {"a": 0.1, "b": 0.4}
     folder = Folder(segmenter, items, tmp_path / "out", min_px=12, scales=scales)
     assert folder.smallest_diameter == pytest.approx(0.4 * math.sqrt(48 / math.pi))
+    note = sizes_note(folder, [["void", "≤ 1.6"]])  # 3.909 px
+    assert "Those of fewer than 12 pixels (0.3909 to 1.564 µm across)" in note
 
 
 def test_the_matrix_has_no_sizes_unless_it_is_of_grains(tmp_path, segmenter, monkeypatch) -> None:

@@ -15,6 +15,7 @@ from utils.tables import (
     csv_text,
     digits,
     markdown,
+    percent,
     plus_minus,
     read_csv,
     rounded,
@@ -88,7 +89,7 @@ def test_markdown_shows_html_as_text_on_one_line() -> None:
         (12.3456, math.nan, "12.35"),  # one field has no interval
         (math.nan, math.nan, "-"),
         (math.nan, 1.0, "-"),
-        (math.inf, 1.0, "inf ± 1"),
+        (math.inf, 1.0, "inf ± 1.000"),
     ],
 )
 def test_a_value_has_the_digits_that_its_uncertainty_allows(
@@ -102,9 +103,17 @@ def test_value_and_uncertainty_are_rounded_together() -> None:
     assert rounded(8.125, math.nan) == ("8.125", "-")
 
 
-def test_numbers_are_short_and_the_unknown_is_a_dash() -> None:
-    values = [1.23456, 12345.6, 1.5e10, 1e-5, math.nan, math.inf]
-    assert [significant(v) for v in values] == ["1.235", "12346", "1.5e+10", "1e-05", "-", "inf"]
+def test_numbers_have_four_digits_and_the_unknown_is_a_dash() -> None:
+    values = [1.23456, 577184.0, 9999.6, 1234.4, 1.8, -10.0, 0.0]
+    shown = ["1.235", "577200", "10000", "1234", "1.800", "-10.00", "0"]
+    assert [significant(v) for v in values] == shown
+    values = [1.5e10, 1e-5, math.nan, math.inf]
+    assert [significant(v) for v in values] == ["1.500e+10", "1.000e-05", "-", "inf"]
+
+
+def test_the_share_of_one_image_has_four_digits() -> None:
+    values = (0.55072, 0.47, 1.0, 0.012345, 0.0, math.nan)
+    assert [percent(v) for v in values] == ["55.07", "47.00", "100.0", "1.234", "0", "-"]
 
 
 def test_a_decimal_comma_is_refused_and_empty_cells_at_the_end_are_not(tmp_path: Path) -> None:

@@ -54,10 +54,21 @@ def digits(value: float, decimals: int = 4) -> str:
 
 
 def significant(value: float) -> str:
-    """Four significant digits, more of large numbers; what is not known is a dash."""
+    """Four significant digits, zeros at the end too; what is not known is a dash.
+
+    Zero itself is known to no digit more: 0.
+    """
     if math.isnan(value):
         return "-"
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+    shown = float(f"{value:.4g}")
+    if 1e4 <= abs(shown) < 1e9:
+        return f"{shown:.0f}"
+    return f"{shown:#.4g}".removesuffix(".") if shown else "0"
+
+
+def percent(share: float) -> str:
+    """A share of one image, which has no interval, in percent."""
+    return significant(100 * share)
 
 
 def rounded(value: float, uncertainty: float) -> tuple[str, str]:
