@@ -135,8 +135,11 @@ def _touching(folder: Folder) -> str:
 
 
 def warnings(folder: Folder) -> list[str]:
-    """What a reader of the numbers should know."""
-    lines = [*folder.left_out, *(f"Warning: {line}" for line in folder.warned)]
+    """What a reader of the numbers should know: on the images first, then what may follow from it.
+
+    So a data bar that nobody cut is told before the phase of which there is too much.
+    """
+    lines = [*folder.left_out]
     sizes, side = {image.size for image in folder.done}, folder.segmenter.resize
     if side and len(sizes) > 1:
         lines.append(
@@ -151,7 +154,6 @@ def warnings(folder: Folder) -> list[str]:
             "Warning: no pixel size is known, so there is no grain-size number (ASTM E112); give "
             "--um_per_px or --scales"
         )
-    lines += [f"Warning: {line}" for line in _fraction_doubts(folder)]
     whole = [i.name for i, _, _ in folder.done if folder.field.lacks_region(i.name)]
     if whole:
         count = f"{len(whole)} image(s) without a mask in --roi (first: {whole[0]})"
@@ -160,7 +162,7 @@ def warnings(folder: Folder) -> list[str]:
     if bare and any(item.truth for item in folder.items):
         count = f"{len(bare)} image(s) without a true mask (first: {bare[0]})"
         lines.append(f"Warning: {count}, not compared")
-    return lines
+    return lines + [f"Warning: {line}" for line in (*folder.warned, *_fraction_doubts(folder))]
 
 
 def _scale_doubts(folder: Folder) -> list[str]:

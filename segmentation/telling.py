@@ -287,8 +287,8 @@ def result_lines(work: Work) -> list[str]:
             f"  {row['class']}: {row['mean']:.1f} % ({row['least']:.1f} to {row['most']:.1f})"
         )
     corrected, others = len(work.answers.corrected()), len(work.pictures) > len(work.annotated)
+    lines += warnings(folder)  # first, as what is odd in the files may be why a Dice is low
     lines += honest_lines(this, work.schedule, corrected, work.labelled, others)
-    lines += warnings(folder)
     marked = [row for row in work.doubts if row["reasons"]]
     lines += doubt_lines(work.doubts)
     lines += [f"  {row['image']}: {row['reasons']}" for row in marked[:5]]
@@ -309,7 +309,8 @@ def warning_lines(work: Work, folder: Answer, found: HeldOut | None) -> list[str
     """What a reader of an answer should know: the same in the log, on the page, in the summary.
 
     ``found`` are the scores of its method on held-out blocks. What all folders of images are warned
-    of comes after it (``metallography.summary.warnings``).
+    of is said beside it (``metallography.summary.warnings``). What is odd in the files comes first:
+    all the rest may follow from it.
     """
     names, annotated = list(folder.segmenter.class_names), [p.name for p in work.annotated]
     own, counted = own_names(work), folder.with_particles
@@ -320,12 +321,12 @@ def warning_lines(work: Work, folder: Answer, found: HeldOut | None) -> list[str
         for name, place in far_places(work).items()
     ]
     return [
+        *work.intake.warnings,
         *partial_lines(work.labelled, len(annotated)),
         *poor_lines(found, names, work.labelled),
         *doubt.missing_lines(fractions, names, annotated),
         *(doubt.count_lines(folder.rows, names, annotated, counted) if work.labelled == 1 else []),
         *far,
-        *work.intake.warnings,
     ]
 
 
@@ -388,6 +389,25 @@ def honest_lines(
         said += f". {CIRCULAR.format(count=count)}"
     unknown = ["There is no score on other images: none of them has a mask"] if others else []
     return [said, *unknown, *curve_lines(this, others)]
+
+
+def short_line(
+    found: HeldOut, images: int, corrected: int = 0, labelled: float = 1.0, others: bool = True
+) -> str:
+    """The Dice on held-out blocks in a line, as it stands above the images; see ``honest_lines``.
+
+    ``images`` is the number of annotated ones.
+    """
+    which, dice = "image" if images == 1 else "images", score_text(found.mean)
+    where, but = f"held-out blocks of the annotated {which}", "other images may differ"
+    if labelled < PARTIAL:
+        where = f"labelled pixels alone, {share_text(labelled)} of the annotated {which}"
+        but = "whole images may be far worse"
+    said = f"Dice {dice} (1: every pixel right) on {where}; {but}"
+    said += ", and no other image has a mask to score on" if others else ""
+    if corrected:
+        said += f"; too high, as {corrected} of {images} annotated images are corrected class maps"
+    return f"{said}. More below: How it was made"
 
 
 def block_table(this: Round, names: list[str], labelled: float = 1.0) -> Table:
@@ -471,11 +491,13 @@ def write_page(
     by += ", ".join(own.get(name, name) for name in taught)
     far_away, whole = far_places(work), final and bool(this.scores)
     part, all_ = work.labelled, len(annotated)
-    said = [FIRST, *(first_checked(found, work.schedule, all_, part) if found else [])]
-    if final:
-        found = stored(this.scores.get(this.kept))
-        count, others = len(work.answers.corrected()), len(work.pictures) > len(work.annotated)
-        said = honest_lines(this, work.schedule, count, part, others)
+    count, others = len(work.answers.corrected()), len(work.pictures) > all_
+    found = stored(this.scores.get(this.kept)) if final else found
+    said = [] if final else [FIRST]
+    if found:
+        said += [short_line(found, all_, count if final else 0, part, others)]
+    elif final:
+        said += honest_lines(this, work.schedule)
     folder.warned = warning_lines(work, folder, found)
     told_how = "" if found and not math.isnan(found.mean) else NO_BLOCK if final else NOT_YET
     told = Told(
@@ -495,6 +517,7 @@ def write_page(
         changed=change_tables(work, names, own) if final else [],
         trained=[block_table(this, names, part)] if whole else [],
         notes=[
+            *(curve_lines(this, others) if final else []),
             *(comparison_lines(this, part) if final else []),
             *([new_images_line(work)] if final else []),
             *work.schedule.lines(),

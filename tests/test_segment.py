@@ -140,6 +140,12 @@ def test_from_a_folder_and_one_mask_to_a_report(
     assert "on held-out blocks" in summary and "First look" not in summary
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Within the annotated image:" in page and "test set" not in page and "Steel 42" in page
+    before_images, _, rest = page.partition('<h2 id="images">')
+    assert before_images.count("on held-out blocks of the annotated image") == 1
+    made = rest.partition('<h2 id="how">')[2]
+    assert "Within the annotated image:" in made and "Within the annotated" not in before_images
+    for words in ("Dice by blocks of the annotation learnt from", "The last quarter that was"):
+        assert words in made and page.count(words) == 1 and words in said
     for text in (said, page):  # no network, no file of one, and that is said
         assert ("model.pt is not written" in text) != (out / "model.pt").is_file()
     names = [f"class {c}" for c in range(4)]

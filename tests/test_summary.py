@@ -187,6 +187,22 @@ def test_a_phase_that_is_nowhere_and_an_image_unlike_the_others_are_warned_about
     assert "4 has 99.80 % of matrix, where the median is 50.00 %; 0.2000 % of a_b|c" in other
 
 
+def test_what_is_odd_in_the_images_is_warned_of_before_what_may_follow_from_it(
+    tmp_path, segmenter, monkeypatch
+) -> None:
+    folder = Folder(segmenter, [], tmp_path / "out")
+    folder.warned = ["Dice below 0.5"]
+    monkeypatch.setattr(folder, "bar_lines", lambda: ["a data bar"])
+    for number, share in enumerate([0.5, 0.51, 0.49, 0.5, 0.002]):
+        shares = (1 - share, share, 0.1)
+        folder.rows += [
+            {"image": str(number), "class": c, "area_fraction": s} for c, s in enumerate(shares)
+        ]
+    bar, low, odd = warnings(folder)
+    assert (bar, low) == ("Warning: a data bar", "Warning: Dice below 0.5")
+    assert "far from the others'" in odd
+
+
 def test_a_class_that_is_in_no_mask_is_not_said_to_be_missed_by_the_prediction(
     tmp_path, segmenter
 ) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from segmentation import blocks
+from segmentation import blocks, telling
 from segmentation.answers import Round
 from segmentation.blocks import HeldOut
 from segmentation.schedule import Schedule
@@ -28,6 +28,9 @@ from segmentation.telling import (
     partial_lines,
     poor_lines,
     poor_phases,
+    result_lines,
+    short_line,
+    warning_lines,
 )
 
 Counts = list[list[list[int]]]
@@ -229,6 +232,50 @@ def test_corrected_maps_are_said_to_raise_the_score() -> None:
     said = honest_lines(this, plan(), corrected=1)[0]
     assert "Labels of 1 of 2 annotated images are corrected class maps" in said
     assert said.endswith("so this Dice is too high")
+
+
+def test_above_the_images_one_line_tells_the_dice_and_what_it_does_not_say() -> None:
+    own = HeldOut(np.array(found(6)))
+    line = short_line(own, 1)
+    assert line.startswith("Dice 0.750 (1: every pixel right) on held-out blocks of the annotated")
+    assert "other images may differ, and no other image has a mask to score on" in line
+    assert "too high" not in line and "no other image" not in short_line(own, 1, others=False)
+    assert "too high, as 1 of 2 annotated images are corrected" in short_line(own, 2, corrected=1)
+    strokes = short_line(own, 1, labelled=0.0493)
+    assert "on labelled pixels alone, 4.9 % of the annotated image; whole images may be" in strokes
+
+
+def test_what_is_odd_in_the_files_is_warned_of_before_what_may_follow_from_it() -> None:
+    intake = SimpleNamespace(warnings=("mask: looks like scribbles",))
+    picture = SimpleNamespace(name="a", source=Path("a.png"), labels=None)
+    work = SimpleNamespace(intake=intake, labelled=0.05, annotated=[picture], pictures=[picture])
+    names = SimpleNamespace(class_names=["matrix", "pore"])
+    folder = SimpleNamespace(segmenter=names, rows=[], with_particles=[1])
+    odd, few, low = warning_lines(work, folder, HeldOut(np.array(found(3))))  # type: ignore[arg-type]
+    assert odd == intake.warnings[0] and few.startswith("Only 5 %") and low.startswith("Dice")
+
+
+def test_the_terminal_tells_the_warnings_before_a_dice_that_may_be_low_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, lines in {
+        "fraction_rows": [],
+        "warnings": ["Warning: odd"],
+        "doubt_lines": [],
+    }.items():
+        monkeypatch.setattr(telling, name, lambda *_, lines=lines: lines)
+    monkeypatch.setattr(telling, "honest_lines", lambda *_: ["Dice 0.2", "annotate another image"])
+    monkeypatch.setattr(telling, "new_images_line", lambda work: "new")
+    nothing = {"pictures": [], "annotated": [], "doubts": [], "before": None, "schedule": None}
+    work = SimpleNamespace(
+        this=SimpleNamespace(by="me"),
+        folder=SimpleNamespace(items=[]),
+        answers=SimpleNamespace(corrected=list),
+        labelled=1.0,
+        **nothing,
+    )
+    said = result_lines(work)  # type: ignore[arg-type]
+    assert said[1:] == ["Warning: odd", "Dice 0.2", "annotate another image", "new"]
 
 
 def test_columns_that_the_table_lacks_are_not_explained() -> None:
