@@ -150,7 +150,7 @@ class Plan:
         except DataError as error:
             self.warnings += [] if given else [str(error)]
         if given and found and abs(found.um - given) > SAME * max(found.um, given):
-            said = f"--um_per_px {given:g} against {found.um:.4g} um ({found.where})"
+            said = f"--um_per_px {given:g} against {found.um:.4g} µm ({found.where})"
             self.warnings.append(f"{image}: {said}; {given:g} is used")
         um = given or (found.um if found else None)
         self.scales |= {} if um is None else {image: float(f"{um:.6g}")}

@@ -54,11 +54,11 @@ def pixel_size(path: str | Path) -> PixelSize | None:
     found = list(_sizes(Path(path)))
     for um_x, um_y, where in found:
         if not _same(um_x, um_y):
-            what = f"pixels of {um_x:.4g} x {um_y:.4g} um ({where}), which are not square"
+            what = f"pixels of {um_x:.4g} x {um_y:.4g} µm ({where}), which are not square"
             raise DataError(f"{path}: {what}; scale the image, or give --um_per_px")
     for um, _, where in found[1:]:
         if not _same(um, found[0][0]):
-            what = f"a pixel is {found[0][0]:.4g} um by {found[0][2]}, {um:.4g} um by {where}"
+            what = f"a pixel is {found[0][0]:.4g} µm by {found[0][2]}, {um:.4g} µm by {where}"
             raise DataError(f"{path}: {what}; give --um_per_px")
     return PixelSize(found[0][0], found[0][2]) if found else None
 

@@ -212,7 +212,7 @@ def test_pixels_that_are_not_square_are_refused(tmp_path, options):
 
 def test_a_file_that_contradicts_itself_is_refused(tmp_path):
     options = {"extratags": tag(34680, FEI), "resolution": (20_000, 20_000), "resolutionunit": 3}
-    with pytest.raises(DataError, match=r"0\.0034 um by .*FEI.*, 0\.5 um by .*--um_per_px"):
+    with pytest.raises(DataError, match=r"0\.0034 µm by .*FEI.*, 0\.5 µm by .*--um_per_px"):
         pixel_size(write(tmp_path / "a.tif", **options))
 
 

@@ -120,7 +120,7 @@ def test_scales_that_differ_are_kept_by_image(tmp_path: Path) -> None:
 def test_a_given_scale_is_the_sets_and_a_contradiction_is_told(tmp_path: Path, capsys) -> None:
     raw(tmp_path)
     assert prepared(tmp_path, "--um_per_px", "0.5") == 0
-    assert "--um_per_px 0.5 against 0.25 um" in capsys.readouterr().out
+    assert "--um_per_px 0.5 against 0.25 µm" in capsys.readouterr().out
     assert json.loads((tmp_path / "set" / "set.json").read_text())["um_per_px"] == 0.5
 
 
