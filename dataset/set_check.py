@@ -25,7 +25,16 @@ from dataset.check import Problems, SetCheck, size_text
 from dataset.layout import LAYOUT
 from dataset.set_file import SetFile, read_set_file
 from imaging.data_bar import Bar, bar_lines
-from imaging.drawing import blend, default_names, legend, overview, palette, save_picture, sized
+from imaging.drawing import (
+    blend,
+    default_names,
+    legend,
+    over_image,
+    overview,
+    palette,
+    save_picture,
+    sized,
+)
 from imaging.imagefile import Array, Pixels, read_image, read_mask
 from imaging.store import ImageStore
 from utils.files import DataError, list_names
@@ -293,6 +302,6 @@ def _draw_sheet(path: Path, seen: list[Seen], classes: int, known: SetFile | Non
     sheet = overview(pictures, titles, heading)
     words = known.class_names if known else ()
     named = list(words) if len(words) == classes else default_names(classes)
-    key = legend([*named, "no class"], colours[: classes + 1], sheet.shape[1], bar)
+    key = legend([*over_image(named), "no class"], colours[: classes + 1], sheet.shape[1], bar)
     save_picture(path, np.vstack([sheet, key]), "--sheet")
     return True

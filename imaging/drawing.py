@@ -173,8 +173,13 @@ def overlay(
     page = max(width, 240)
     if (mask == IGNORED).any() and len(colours) <= IGNORED:
         names, colours = [*names, OUTSIDE_NAME], np.vstack([colours, [(60, 60, 60)]])
-    below = legend(names, colours, page, (scale, round(bar / per_px)))
+    below = legend(over_image(names), colours, page, (scale, round(bar / per_px)))
     return np.vstack([beside([picture], [0], page), paper(8, page), below])
+
+
+def over_image(names: Sequence[str]) -> list[str]:
+    """Names of the classes in a legend of ``blend``, which leaves class 0 as it is."""
+    return [f"{names[0]} (not coloured)", *names[1:]]
 
 
 def bar_length(widest: float) -> float:

@@ -124,7 +124,7 @@ def predicted_sheet(folder: Folder) -> None:
         return
     titles, bar = sized(names, scales, [picture.shape[1] for picture in pictures])
     sheet = drawing.overview(pictures, titles, heading)
-    below = legend(segmenter.class_names, colours, sheet.shape[1], bar)
+    below = legend(drawing.over_image(segmenter.class_names), colours, sheet.shape[1], bar)
     drawing.save_picture(path, np.vstack([sheet, below]), "--out")
 
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from imaging import drawing
 from imaging.drawing import (
     class_colours,
     colour_mask,
@@ -93,6 +94,16 @@ def test_a_prediction_that_cannot_be_written(tmp_path: Path) -> None:
 def test_colours_of_ones_own() -> None:
     assert class_colours(2, ["#0a0b0c", "FF8000"]).tolist() == [[10, 11, 12], [255, 128, 0]]
     assert class_colours(3, ["0a0b0c", "ff8000"]).tolist() == palette(3).tolist()  # do not fit
+
+
+def test_the_legend_of_an_overlay_says_that_class_0_is_not_coloured(monkeypatch) -> None:
+    told: list[list[str]] = []
+    monkeypatch.setattr(
+        drawing, "legend", lambda names, *_: told.append(names) or drawing.paper(1, 240)
+    )
+    mask = np.zeros((240, 240), np.uint8)
+    drawing.overlay(mask, mask, ["ferrite", "pore"], palette(2), None)
+    assert told == [["ferrite (not coloured)", "pore"]]
 
 
 def test_a_legend_breaks_into_lines_and_begins_with_the_bar() -> None:
