@@ -17,7 +17,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ import torch
 
 from annotation.outlines import SUFFIX, packed
 from config import ConfigError
-from dataset.set_file import NAME, SPLIT, set_of
+from dataset.set_file import NAME, set_of
 from imaging.drawing import class_colours, default_names
-from imaging.field import Crop, FieldRule, read_crop
-from imaging.imagefile import read_mask
-from imaging.listing import some_names
+from imaging.field import FieldRule, read_crop
+from imaging.imagefile import read_header, read_image, read_mask, reading_of
+from imaging.listing import names_of, some_names
 from metallography import ranking
 from metallography.export import check_target
 from metallography.folder import Folder
@@ -41,7 +41,7 @@ from metallography.measure import BOUNDARY_PX
 from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
 from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter, check_number
-from metallography.summary import is_share, warnings, words, write_tables
+from metallography.summary import is_share, phases_csv, warnings, words, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
 from report.laboratory import Told, page_name, place_of, sample_of, write_laboratory
 from report.page import experiment_of, write_report
@@ -136,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
         "GeoJSON (QuPath), or RoiSet.zip (ImageJ, Fiji)")  # fmt: skip
     add("--xlsx", action="store_true", help="write the tables as one Excel workbook too")
     add("--sample", default="", help="what the images show, for the head of report.html; default: "
-        "the name of their folder")  # fmt: skip
+        "the name of their folder, of a folder img of that above")  # fmt: skip
     add("--report", action="store_true", help="write the page on the model's "
         "experiment too, with these measurements")  # fmt: skip
     add("--overwrite", action="store_true", help="predict again the images that are done")
@@ -197,28 +197,12 @@ def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, Ite
     masks = Path(options.masks) if options.masks else None
     if masks and not masks.is_dir():
         raise ConfigError(f"--masks: {masks} is no folder; give the folder of the true masks")
-    default = segmenter.path.parent / cut_name(f"{kind}_{_own_name(images)}", MOST_BYTES)
+    default = segmenter.path.parent / cut_name("_".join([kind, *names_of(images)]), MOST_BYTES)
     out = Path(options.out or default)
     for name, folder in ((flag, images), ("masks", masks)):
         if folder and folder.is_dir() and out.resolve() == folder.resolve():
             raise ConfigError(f"--out: found {out}, the folder of --{name}; give another folder")
     return out, list_images(images, out, masks)
-
-
-def _own_name(images: Path) -> str:
-    """What tells a folder of images from others: below a split with its set, such as steel.
-
-    ``steel/test_numf/img`` is ``steel_test_numf_img``: all sets name their folders alike.
-    """
-    first = images.resolve()
-    names = [first.name or "images"]
-    if first.name.lower() == "img" and first.parent.name:
-        first = first.parent
-        names.insert(0, first.name)
-    split = SPLIT.fullmatch(first.name) or first.name.endswith("_numf")
-    if split and first.parent.name:
-        names.insert(0, first.parent.name)
-    return "_".join(names)
 
 
 @contextmanager
@@ -233,7 +217,9 @@ def claimed(out: Path) -> Iterator[None]:
         yield
 
 
-def field_rule(segmenter: Segmenter, options: argparse.Namespace) -> tuple[FieldRule, list[str]]:
+def field_rule(
+    segmenter: Segmenter, options: argparse.Namespace, items: Sequence[Item]
+) -> tuple[FieldRule, list[str]]:
     """Which part of each image counts, and lines on it: by flags, the images' set, the model."""
     images = Path(options.rank or options.images)
     roi = Path(options.roi) if options.roi else None
@@ -245,16 +231,33 @@ def field_rule(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Field
         if any(own) and crop != own and not known:
             lines = [f"Warning: --crop {crop} where the training images were cut by {own}; "
                      f"{crop} is used"]  # fmt: skip
-        return FieldRule(crop, roi=roi), lines + _cut_line(crop)
+        return FieldRule(crop, roi=roi), lines + cut_lines(FieldRule(crop), items)
     if known or not any(own):  # the images of a prepared set are cut already
         return FieldRule(roi=roi), []
     said = "as the training images were; --crop 0,0,0,0 cuts nothing"
-    sizes = frozenset(segmenter.cropped_sizes)
-    return FieldRule(own, sizes, roi), [f"{line}, {said}" for line in _cut_line(own)]
+    rule = FieldRule(own, frozenset(segmenter.cropped_sizes), roi)
+    return rule, [f"{line}, {said}" for line in cut_lines(rule, items)]
 
 
-def _cut_line(crop: Crop) -> list[str]:
-    return [f"Cut off each image: {crop.words()}"] if any(crop) else []
+def cut_lines(rule: FieldRule, items: Sequence[Item]) -> list[str]:
+    """What is cut off which of the images: some may have been cut before."""
+    if not any(rule.crop):
+        return []
+    sizes = [size_of(item) for item in items] if rule.cropped_sizes else []
+    known = [size for size in sizes if size is not None]
+    cut = sum(any(rule.crop_of(size)) for size in known)
+    which = "each image" if cut == len(known) else f"{cut} of {len(known)} images"
+    before = "" if cut == len(known) else " (the others have the size of images that were cut)"
+    return [f"Cut off {which}{before}: {rule.crop.words()}"]
+
+
+def size_of(item: Item) -> tuple[int, int] | None:
+    """Height and width of an image, by its header where that tells them; None: it is unusable."""
+    with suppress(DataError):
+        header = None if reading_of(item.path, item.page) else read_header(item.path)
+        height, width = (header or read_image(item.path, page=item.page).shape)[:2]
+        return height, width
+    return None
 
 
 def take_names(segmenter: Segmenter, images: Path) -> list[str]:
@@ -303,7 +306,7 @@ def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[st
     out, items = places(segmenter, options)
     experiment = experiment_of(segmenter.path, out) if options.report else None
     terms = {name: getattr(options, name) for name in MEASURING}
-    field, notes = field_rule(segmenter, options)
+    field, notes = field_rule(segmenter, options, items)
     scales = find_all_scales(segmenter, options, items)
     notes += [*take_names(segmenter, Path(options.images)), *scales.lines]
     for line in notes:
@@ -331,7 +334,8 @@ def measure_images(
     write_tables(folder)
     written = write_outlines(folder, options.outlines) + remove_outlines(folder, options.outlines)
     if options.xlsx:
-        written += write_workbook(out / WORKBOOK, tables_of(out), words, is_share)
+        sheets = tables_of(out, phases=phases_csv(folder))
+        written += write_workbook(out / WORKBOOK, sheets, words, is_share)
         digest = hashlib.sha256((out / WORKBOOK).read_bytes()).hexdigest()
         folder.record.add({"name": "", "workbook": digest})
     predicted_sheet(folder)
@@ -475,7 +479,7 @@ def ranked_lines(found: ranking.Ranking, options: argparse.Namespace) -> list[st
 def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--rank``: write ``ranking.csv`` and ``ranking.png``; returns what cannot be used."""
     out, items = places(segmenter, options)
-    field, notes = field_rule(segmenter, options)
+    field, notes = field_rule(segmenter, options, items)
     known = set_of(Path(options.rank))
     table = Path(options.scales) if options.scales else None
     of_set = known.scale_of if known else lambda name: None

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--outlines", choices=tuple(SUFFIX), default="", help="write the outlines of all particles "
         "too, to correct them there: GeoJSON (QuPath), or RoiSet.zip (ImageJ, Fiji)")  # fmt: skip
     add("--sample", default="", help="what the images show, for the head of report.html; default: "
-        "the name of their folder")  # fmt: skip
+        "the name of their folder, of a folder img of that above")  # fmt: skip
     add("--min_px", type=float, default=MINIMUM_PX, help="smaller specks and holes are noise: they "
         f"count as no particle ({MINIMUM_PX})")  # fmt: skip
     add("--grain_classes", type=int, nargs="+", default=[], metavar="CLASS", help="ids of the "

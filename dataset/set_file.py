@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,12 +19,12 @@ from typing import Any
 from config import FIELDS, Config, ConfigError
 from imaging.field import Crop, read_crop
 from imaging.gray_range import GrayRange, conversion_of
+from imaging.listing import SPLIT
 from utils.commandline import MANY, NONE, ONE, did_you_mean, format_value, found, split_flags
 from utils.files import DataError, replace_file, special_kind
 
 NAME = "set.json"
 SETTINGS = ("num_classes", "ignore_label", "class_names", "class_colours")  # of ``Config``
-SPLIT = re.compile(r"(train|test|sup)_numf|train_unlabelled|sup_num\d+_\d+")  # folders of a set
 LARGEST = 64 * 2**20  # bytes of a file that is read
 SCALES_UM = (1e-6, 1e6)  # smallest and largest side of a pixel that is believed, as in predict.py
 CURE = "correct it, or make the set again"

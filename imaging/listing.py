@@ -22,6 +22,7 @@ from imaging.imagefile import read_image
 from utils.files import IMAGE_SUFFIXES, DataError, is_of_system, name_key, special_kind
 
 SHOWN = 10  # names in a line
+SPLIT = re.compile(r"(train|test|sup)_numf|train_unlabelled|sup_num\d+_\d+")  # folders of a set
 # Pictures, by their suffixes, that nothing here can read.
 _UNREAD = """.gif .heic .heif .avif .jp2 .j2k .jxl .psd .xcf .raw .cr2 .cr3 .nef .arw .dng .ppm .pgm
 .pbm .pnm .tga .dcm .dicom .svg .emf .wmf .eps .czi .zvi .lif .lsm .nd2 .oir .oib .vsi .svs .ndpi
@@ -296,3 +297,20 @@ def _values(path: Path) -> int:
 
 def _stem(path: Path) -> str:
     return name_key(path.stem).casefold()
+
+
+def names_of(images: Path) -> list[str]:
+    """What tells a folder of images (or one image) from others, as sets name their folders alike.
+
+    Its own name; before that of a folder ``img`` the folder's above, before a split the set's:
+    steel, test_numf, img.
+    """
+    first = images.resolve()
+    names = [first.name or "images"]
+    if first.name.lower() == "img" and first.parent.name:
+        first = first.parent
+        names.insert(0, first.name)
+    split = SPLIT.fullmatch(first.name) or first.name.endswith("_numf")
+    if split and first.parent.name:
+        names.insert(0, first.parent.name)
+    return names

@@ -61,7 +61,7 @@ def write_tables(folder: Folder) -> None:
     The JSON holds ``about``, ``warnings`` and ``unusable`` (sentences; a line for each file that
     could not be used) and ``tables``, see ``Table``. UserError if a file cannot be written.
     """
-    batches = measure.by_batch(folder.rows, folder.unit_scale)
+    batches = batch_rows(folder)
     files = {"measurements": folder.table_rows()}
     if folder.pools_all or any(row["batch"] for row in batches):
         files["batches"] = batches
@@ -85,6 +85,26 @@ def write_tables(folder: Folder) -> None:
         lines += ["", f"## {len(folder.bad)} file(s) could not be used", ""]
         lines += [f"- {plain(line)}" for line in folder.bad]
     replace_file(folder.out / "summary.md", "\n".join(lines) + "\n", "--out")
+
+
+def phases_csv(folder: Folder) -> str:
+    """Area fraction of each class over all fields, as the workbook has it: mean and half-width."""
+    rows = []
+    for c, name in enumerate(folder.segmenter.class_names):
+        own = [row for row in folder.rows if row["class"] == c]
+        found = measure.over_fields([row["area_fraction"] for row in own], measure.areas_of(own))
+        row: Row = {"class": c, "class_name": name, "fields": found.fields}
+        rows.append(row | {"area_fraction": found.mean, "area_fraction_ci95": found.confidence})
+    return csv_of_rows(rows)
+
+
+def batch_rows(folder: Folder) -> list[Row]:
+    """The rows of ``batches.csv``, with the names of the classes."""
+    names, found = folder.segmenter.class_names, measure.by_batch(folder.rows, folder.unit_scale)
+    return [
+        {"batch": row["batch"], "class": row["class"], "class_name": names[row["class"]]} | row
+        for row in found
+    ]
 
 
 def sections(folder: Folder) -> dict[str, list[Table]]:

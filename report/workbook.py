@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import xlsxwriter
 
@@ -24,22 +25,19 @@ ESCAPED = ("'=", "'+", "'-", "'@", "'\t", "'\r")  # text that a spreadsheet woul
 CREATED = datetime(2000, 1, 1, tzinfo=timezone.utc)  # the same bytes on any day
 
 
-def tables_of(out: Path) -> dict[str, Path]:
-    """The CSV files of a folder of results, by the name that their sheet gets."""
-    return {
-        path.stem: path
-        for path in (out / name for name in TABLES)
-        if path.suffix == ".csv" and path.is_file()
-    }
+def tables_of(out: Path, **more: Path | str) -> dict[str, Path | str]:
+    """The CSV files of a folder of results, by the name that their sheet gets, and ``more``."""
+    paths = [path for path in (out / name for name in TABLES) if path.suffix == ".csv"]
+    return {path.stem: path for path in paths if path.is_file()} | more
 
 
 def write_workbook(
     path: Path,
-    tables: Mapping[str, Path],
+    tables: Mapping[str, Path | str],
     words: Callable[[str], str] = str,
     is_share: Callable[[str], bool] = lambda column: False,
 ) -> list[str]:
-    """Write an ``.xlsx`` of CSV files with a head: sheet name (31 characters at most) -> file.
+    """Write an ``.xlsx`` of CSV with a head: sheet name (31 characters at most) -> file, or text.
 
     Numbers become numbers, all else text, never a formula. Cells hold all digits and show as many
     as the uncertainty in ``<column>_ci95`` allows (``tables.rounded``), else four. ``words`` are
@@ -52,14 +50,14 @@ def write_workbook(
         book.set_properties({"created": CREATED})
         bold, formats = book.add_format({"bold": True}), Formats(book)
         for name, table in tables.items():
-            with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            with _lines(table) as file:
                 count = sum(1 for _ in csv.reader(file))
             if count > MOST_ROWS:
                 left_out.append(f"{table}: {count} rows, a sheet has {MOST_ROWS}; see the CSV file")
                 continue
             sheet = book.add_worksheet(name)
             sheet.freeze_panes(1, 0)
-            with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            with _lines(table) as file:
                 head: list[str] = []
                 for r, row in enumerate(csv.reader(file)):
                     head = head or row
@@ -74,6 +72,13 @@ def write_workbook(
                             text = _text(cell) if r else _text(words(cell))
                             sheet.write_string(r, c, text, None if r else bold)
     return left_out
+
+
+def _lines(table: Path | str) -> TextIO:
+    """The lines of a CSV file, or of a text."""
+    if isinstance(table, str):
+        return io.StringIO(table, newline="")
+    return table.open(encoding="utf-8", errors="surrogateescape", newline="")
 
 
 class Formats:

@@ -23,7 +23,7 @@ from metallography.measure import check_terms
 from metallography.ranking import fractions_of
 from metallography.scales import find_scales
 from metallography.segmenter import Segmenter
-from metallography.summary import is_share, words, write_tables
+from metallography.summary import is_share, phases_csv, words, write_tables
 from report.sheets import predicted_sheet
 from report.workbook import WORKBOOK, tables_of, write_workbook
 from segmentation import blocks, doubt, telling
@@ -545,7 +545,7 @@ class Work:
         )
         path = folder.out / "doubt.csv"
         replace_file(path, csv_of_rows(rows, ["rank", "image", "reasons"]))
-        tables = {**tables_of(folder.out), path.stem: path}
+        tables = tables_of(folder.out, phases=phases_csv(folder), doubt=path)
         for line in write_workbook(
             folder.out / WORKBOOK,
             tables,

@@ -282,7 +282,9 @@ def test_the_page_of_an_experiment_is_left_alone(tmp_path, monkeypatch) -> None:
 
 def test_the_sample_is_called_as_its_folder(tmp_path: Path) -> None:
     assert sample_of(tmp_path / "steel 42") == "steel 42"
-    assert sample_of(tmp_path / "set" / "img") == "img"
+    assert sample_of(tmp_path / "run 7" / "img") == "run 7"  # as many sets are laid out
+    assert sample_of(tmp_path / "steel" / "test_numf" / "img") == "steel_test_numf"
+    assert sample_of(Path("/img")) == "img"
     assert place_of(tmp_path / "set" / "img") == "set/img"
 
 

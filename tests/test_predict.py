@@ -20,6 +20,7 @@ import predict
 from annotation.files import read_annotation
 from annotation.outlines import packed
 from imaging.drawing import bar_length, overlay
+from imaging.listing import names_of
 from metallography import ranking
 from metallography.items import Record
 from predict import Segmenter, main, ranked_lines
@@ -104,7 +105,7 @@ def test_the_folders_of_a_set_have_results_of_their_own(tmp_path: Path, weights:
     ],
 )
 def test_a_folder_of_results_is_called_as_its_images(tmp_path, place: str, name: str) -> None:
-    assert predict._own_name(tmp_path / place) == name
+    assert "_".join(names_of(tmp_path / place)) == name
 
 
 @pytest.mark.parametrize("names", [("a.png",), ("z.png",)])
@@ -173,7 +174,7 @@ def test_outlines_are_the_class_maps_to_the_pixel_and_tables_a_workbook(
         assert len(np.unique(ids)) > 1 and (drawn == ids).all()
     with zipfile.ZipFile(out / "measurements.xlsx") as book:
         sheets = re.findall(r'sheet name="([a-z]+)"', book.read("xl/workbook.xml").decode())
-    assert sheets == ["measurements", "batches", "particles"]
+    assert sheets == ["measurements", "batches", "particles", "phases"]
     assert main(["--weights", str(weights), "--rank", str(images), "--xlsx"]) == 2
     # What somebody saved there afterwards is left, and told.
     mine = out / "outlines" / f"a{suffix}"

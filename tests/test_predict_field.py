@@ -102,7 +102,14 @@ def test_the_model_remembers_what_was_cut_in_training(tmp_path: Path, capsys) ->
     write_images(tmp_path / "imgs", "cut.png")  # 40 x 48: as the training images are after it
     out = tmp_path / "out"
     assert predict(weights, tmp_path / "imgs", out) == 0
-    assert "12 rows at the bottom, as the training images were" in capsys.readouterr().out
+    said = (
+        "Cut off 1 of 2 images (the others have the size of images that were cut): 12 rows at the "
+    )
+    assert f"{said}bottom, as the training images were" in capsys.readouterr().out
+    (tmp_path / "imgs" / "a.png").rename(tmp_path / "a.png")
+    assert predict(weights, tmp_path / "imgs", tmp_path / "none cut") == 0
+    assert "Cut off 0 of 1 images (the others" in capsys.readouterr().out
+    (tmp_path / "a.png").rename(tmp_path / "imgs" / "a.png")
     assert (classes(out, "a")[40:] == 255).all() and (classes(out, "cut") < 3).all()
     assert predict(weights, tmp_path / "imgs", out, "--crop", "0,0,0,0") == 0
     said = capsys.readouterr().out

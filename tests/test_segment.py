@@ -155,7 +155,7 @@ def test_from_a_folder_and_one_mask_to_a_report(
     with zipfile.ZipFile(out / "measurements.xlsx") as book:
         sheets = re.findall(r'sheet name="([a-z]+)"', book.read("xl/workbook.xml").decode())
         cells = re.findall(r"<t>([^<]*)</t>", book.read("xl/worksheets/sheet1.xml").decode())
-    assert sheets == ["measurements", "doubt"]
+    assert sheets == ["measurements", "phases", "doubt"]
     assert not (out / "batches.csv").exists()  # no file name tells a batch
     assert cells.count("annotated") == 1 and cells.count("yes") == 4  # a row for each class
     # The user's labels stand in the class map of the annotated image: colours from dark to bright.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -16,6 +18,7 @@ from metallography.segmenter import Segmenter
 from metallography.summary import (
     at_most,
     interval,
+    phases_csv,
     shown,
     sizes_note,
     warnings,
@@ -132,6 +135,13 @@ def test_means_over_images_and_batches(tmp_path, segmenter, monkeypatch) -> None
         ["15", "a_b/c", "1", "20.00"], ["60", "a_b/c", "1", "40.00"],
     ]  # fmt: skip
     assert "mean area, px²" in head and "Smallest particle: 10 pixels" in text
+    pooled = rows_of(tmp_path / "out" / "batches.csv")
+    assert [row["class_name"] for row in pooled] == ["matrix", "a_b|c", "void"] * 2
+    phases = list(csv.DictReader(io.StringIO(phases_csv(folder))))
+    assert [row["class_name"] for row in phases] == ["matrix", "a_b|c", "void"]
+    own = phases[1]
+    assert own["fields"] == "2" and float(own["area_fraction"]) == pytest.approx(0.3)
+    assert float(own["area_fraction_ci95"]) == pytest.approx(1.2706, abs=1e-4)
 
 
 def test_the_summary_for_programs_holds_the_same(tmp_path, segmenter, monkeypatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,7 +267,13 @@ def test_the_terminal_tells_the_warnings_before_a_dice_that_may_be_low_for_them(
         monkeypatch.setattr(telling, name, lambda *_, lines=lines: lines)
     monkeypatch.setattr(telling, "honest_lines", lambda *_: ["Dice 0.2", "annotate another image"])
     monkeypatch.setattr(telling, "new_images_line", lambda work: "new")
-    nothing = {"pictures": [], "annotated": [], "doubts": [], "before": None, "schedule": None}
+    nothing: dict[str, Any] = {
+        "pictures": [],
+        "annotated": [],
+        "doubts": [],
+        "before": None,
+        "schedule": None,
+    }
     work = SimpleNamespace(
         this=SimpleNamespace(by="me"),
         folder=SimpleNamespace(items=[]),

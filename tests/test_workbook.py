@@ -52,6 +52,12 @@ def test_names_that_look_like_numbers_stay_names(tmp_path: Path) -> None:
     assert {kind for kind, _ in kinds.values()} == {"inlineStr"} and got["C2"] == ("n", "1")
 
 
+def test_a_sheet_may_be_a_text(tmp_path: Path) -> None:
+    write_workbook(tmp_path / "b.xlsx", {"phases": "class_name,x\n1,2\n"})
+    got = cells(tmp_path / "b.xlsx")
+    assert (got["A2"], got["B2"]) == (("inlineStr", "1"), ("n", "2"))
+
+
 def test_a_table_longer_than_a_sheet_is_left_out_and_told(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("report.workbook.MOST_ROWS", 2)
     (tmp_path / "a.csv").write_text("x\n1\n2\n")
