@@ -168,6 +168,8 @@ def test_phases_can_be_switched_and_are_told_by_a_legend_and_a_scale(tmp_path, m
 def test_the_bar_of_controls_leaves_with_the_images(tmp_path, monkeypatch) -> None:
     page_of(predicted(tmp_path, monkeypatch, *([2, 3] * 4)))
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    # In one column all pictures are as large as they get: nothing is left for the button to do.
+    assert "@media (max-width: 57rem) { button[data-all] { display: none; } }" in text
     inside = text.partition("<section>")[2].partition("</section>")[0]
     assert 'class="tools"' in inside and inside.count('class="port"') == 8
     assert 'id="images"' in inside and "<h2" not in inside.partition('id="images"')[2]
