@@ -362,9 +362,7 @@ class Folder:
         old = dict(self.record.done.get(item.name, {}))
         self._remember_bars(item, old.pop("bars", []))
         own = {name: old.pop(name) for name in WRITTEN if name in old}
-        known = old.pop(KNOWN_SCALE, None) or old.get("um_per_px")
-        lost = {KNOWN_SCALE: known} if scale is None and known is not None else {}
-        self.lost_scale |= bool(lost)
+        lost = self._lost(old, scale)
         if before.items() <= old.items() and not state.items() <= old.items():
             to_terminal(f"{item.path}: predicted when its orientation or tags were read otherwise; "
                         "made anew")  # fmt: skip
@@ -458,6 +456,13 @@ class Folder:
             what = f"{len(self.aside)} class map(s) that are not as this program wrote them"
             names = some_names(self.aside)
             to_terminal(f"Warning: {what} were moved to {self.out / CORRECTED}: {names}")
+
+    def _lost(self, old: Row, scale: float | None) -> Row:
+        """What to note of the scale that an earlier run knew, where this one knows none."""
+        known = old.pop(KNOWN_SCALE, None) or old.get("um_per_px")
+        lost = scale is None and known is not None
+        self.lost_scale |= lost
+        return {KNOWN_SCALE: known} if lost else {}
 
     def _remember_bars(self, item: Item, found: Sequence[Sequence[Any]]) -> None:
         """Note the data bars that an earlier run found in an image."""

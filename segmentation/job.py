@@ -52,7 +52,7 @@ from segmentation.schedule import (
     minutes,
     save_schedule,
 )
-from stages.labels import in_strokes, label_counts, labelled_share
+from stages.labels import in_strokes, label_counts, label_line, labelled_share
 from utils.commandline import UserError
 from utils.files import DataError, list_names, replace_file, writing
 from utils.log import only_progress, progress, to_terminal
@@ -129,6 +129,7 @@ class Work:
         self.scales = find_scales(own, r.images, *told, cure=OTHER_SCALE, before=earlier)
         masks = [read_mask(p.labels) for p in self.annotated if p.labels]
         self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
+        self.label_line = label_line(masks, self.classes, r.class_names)
         self.in_no_mask = np.flatnonzero(label_counts(masks, self.classes) == 0).tolist()
         decides = {name: getattr(schedule, name) for name in DECIDES}
         training = learning.config("key", stages="sup").training_settings("sup", "f")
@@ -163,6 +164,7 @@ class Work:
         names = some_names(p.name for p in self.annotated)
         count = f"labels of {len(self.annotated)} image(s)"
         to_terminal(f"Round {self.this.number}: {count}, {names}")
+        to_terminal(self.label_line)
         if self.goes_on:
             to_terminal("Going on: an earlier run of this round was stopped; what it did is kept")
         if self.before is None:

@@ -43,11 +43,12 @@ def balanced_weights(counts: NDArray[np.int64], power: float = 1.0) -> tuple[flo
     return tuple((weights**power).tolist())
 
 
-def label_line(masks: Sequence[Mask], classes: int) -> str:
-    """How many pixels of the annotated images have which class."""
+def label_line(masks: Sequence[Mask], classes: int, names: Sequence[str] = ()) -> str:
+    """How many pixels of the annotated images have which class, by its name if there are some."""
     counts, pixels = label_counts(masks, classes), sum(mask.size for mask in masks)
     share = counts.sum() / max(1, pixels)
-    each = ", ".join(f"class {c} {count}" for c, count in enumerate(counts))
+    titles = names if len(names) == classes else [f"class {c}" for c in range(classes)]
+    each = ", ".join(f"{title} {n}" for title, n in zip(titles, counts, strict=True))
     return f"Labelled: {counts.sum()} pixels, {share:.1%} of them: {each}"
 
 

@@ -33,6 +33,8 @@ def test_pixels_of_images_of_any_size_are_counted_without_unlabelled_ones() -> N
     assert label_counts([], 3).tolist() == [0, 0, 0]
     line = "Labelled: 5 pixels, 62.5% of them: class 0 2, class 1 0, class 2 3, class 3 0"
     assert label_line(masks, 4) == line
+    named = line.replace("class 0", "ferrite").replace("class 2", "pore")
+    assert label_line(masks, 4, ["ferrite", "class 1", "pore", "class 3"]) == named
 
 
 def test_balanced_weights_are_those_of_scikit_learn() -> None:

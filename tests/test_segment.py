@@ -136,6 +136,9 @@ def test_from_a_folder_and_one_mask_to_a_report(
     first = next(i for i, line in enumerate(lines) if line.startswith("First answer"))
     assert plan < first < len(lines) - 1 and "Epoch:" not in said
     assert "within the annotated image" in said and "There is no score on other images" in said
+    counts = np.bincount(ids(out / "set" / "sup_numf" / "gt" / "é0.png").ravel(), minlength=4)
+    each = ", ".join(f"class {c} {count}" for c, count in enumerate(counts))
+    assert f"Labelled: {SIDE * SIDE} pixels, 100.0% of them: {each}" in lines
     summary = (out / "summary.md").read_text(encoding="utf-8")
     assert "on held-out blocks" in summary and "First look" not in summary
     page = (out / "report.html").read_text(encoding="utf-8")
