@@ -175,7 +175,7 @@ def test_units_have_one_notation_and_shares_are_percent() -> None:
                "area_fraction": "area fraction, %", "um_per_px": "µm per px", "astm_g": "ASTM G",
                "area_fraction_ci95": "area fraction, % ± 95 %", "number": "number"}  # fmt: skip
     assert {column: words(column) for column in columns} == columns
-    assert shown("area_fraction", 5e-5) == "0.005000" and shown("number", 3) == "3"
+    assert shown("area_fraction", 5e-5) == "0.005" and shown("number", 3) == "3"
     # What was counted or given has no digits of a measurement.
     assert (shown("number", 12.25), shown("um_per_px", 0.05)) == ("12.25", "0.05")
     assert shown("area_fraction_ci95", math.nan) == "-" and shown("image", "1e5") == "1e5"
@@ -194,7 +194,7 @@ def test_a_phase_that_is_nowhere_and_an_image_unlike_the_others_are_warned_about
     assert nowhere.startswith("Warning: void is predicted in none of the 5 images; if they show it")
     assert "--class_weight balanced" in nowhere
     assert "1 image(s) with an area fraction far from the others': 4; " in other
-    assert "4 has 99.80 % of matrix, where the median is 50.00 %; 0.2000 % of a_b|c" in other
+    assert "4 has 99.80 % of matrix, where the median is 50.00 %; 0.20 % of a_b|c" in other
 
 
 def test_what_is_odd_in_the_images_is_warned_of_before_what_may_follow_from_it(

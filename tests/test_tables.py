@@ -111,9 +111,11 @@ def test_numbers_have_four_digits_and_the_unknown_is_a_dash() -> None:
     assert [significant(v) for v in values] == ["1.500e+10", "1.000e-05", "-", "inf"]
 
 
-def test_the_share_of_one_image_has_four_digits() -> None:
+def test_the_share_of_one_image_has_two_decimals_and_is_never_shown_as_nothing() -> None:
     values = (0.55072, 0.47, 1.0, 0.012345, 0.0, math.nan)
-    assert [percent(v) for v in values] == ["55.07", "47.00", "100.0", "1.234", "0", "-"]
+    assert [percent(v) for v in values] == ["55.07", "47.00", "100.00", "1.23", "0", "-"]
+    small = (8 / 40_000, 1e-4, 5e-5, 1 / 3e6)
+    assert [percent(v) for v in small] == ["0.02", "0.01", "0.005", "3.3e-05"]
 
 
 def test_a_decimal_comma_is_refused_and_empty_cells_at_the_end_are_not(tmp_path: Path) -> None:

@@ -67,8 +67,11 @@ def significant(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of one image, which has no interval, in percent."""
-    return significant(100 * share)
+    """A share of one image, which has no interval, in percent: two decimals, or digits if less."""
+    number = 100 * share
+    if math.isnan(number) or not number:
+        return significant(number)
+    return f"{number:.2f}" if abs(number) >= 0.01 else f"{number:.2g}"
 
 
 def rounded(value: float, uncertainty: float) -> tuple[str, str]:
