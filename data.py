@@ -491,9 +491,8 @@ class Batches:
     """Batches of a dataset, epoch by epoch: ``for batch in batches.epoch(3)``.
 
     Without worker processes a thread prepares the next batch while the current one is used, with
-    ``epochs`` beyond the end of an epoch. Worker
-    processes live as long as this object; the batches are the same. Ranks get their parts of each
-    batch (``part_of_rank``).
+    ``epochs`` beyond the end of an epoch. Worker processes live as long as this object; the batches
+    are the same. Ranks get their parts of each batch (``part_of_rank``).
     """
 
     def __init__(

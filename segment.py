@@ -30,7 +30,8 @@ READING = {  # options of dataset/prepare.py
     '"0=0,0,0 1=255,0,0 ignore=255,255,255"; default: the values in their order',
     "ignore": "values in masks that are no class, of pixels that nobody labelled, such as 9",
     "tolerance": "values in masks so near in each channel are one class, as of soft edges (0)",
-    "crop": "pixels cut off images, such as a data bar: top,bottom,left,right (0,0,0,0)",
+    "crop": "pixels cut off images, such as a data bar: top,bottom,left,right (0,0,0,0; later "
+    "runs as the one before)",
     "trim": "pixels cut, at most, off an image or mask that is larger than the other (0)",
 }
 
@@ -52,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
         "did not improve networks of one mask), or always (with --demo)")  # fmt: skip
     add("--class_names", "--class-names", type=_names, default=(), metavar="NAME,...",
         help="names of the classes, of id 0 first")  # fmt: skip
-    add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say, else "
-        "all lengths in pixels")  # fmt: skip
+    add("--um_per_px", type=float, help="micrometres per pixel; default: as an earlier run was "
+        "told, else (or with 0) as the files say, else all lengths in pixels")  # fmt: skip
     add("--scales", type=Path, help="a CSV file of scales for single images, which count before "
         "--um_per_px: file,um_per_px")  # fmt: skip
     add("--outlines", choices=tuple(SUFFIX), default="", help="write the outlines of all particles "

@@ -26,8 +26,8 @@ COLUMNS = ("file", "um_per_px")
 class Given(NamedTuple):
     """Pixel sizes that a user gave, in micrometres."""
 
-    um_per_px: float | None = None  # of all images
-    rows: Mapping[str, float] = MappingProxyType({})  # of single ones, by name; they count first
+    um_per_px: float | None = None  # of images that tell none and are in no row
+    rows: Mapping[str, float] = MappingProxyType({})  # of each image that was given one, by name
 
 
 NOT_GIVEN = Given()
@@ -72,32 +72,36 @@ def find_scales(
 
     Rows of ``table`` (a CSV file) count for their images, ``um_per_px`` for all others; then what
     ``of_set`` says of a file name, then what the file says. What an earlier run was given
-    (``before``) counts where nothing is given now, and a line says so. DataError, a line each, for
-    a wrong table.
+    (``before``) counts where nothing is given now, and a line says so; of an image that was not
+    there then what its file says counts first. DataError, a line each, for a wrong table.
     """
     scales = Scales()
     rows = _for_items(read_scales(table), items, folder, table, scales) if table else {}
     old = before if um_per_px is None else NOT_GIVEN
-    scales.given = Given(um_per_px or old.um_per_px, {**old.rows, **rows})
+    told: dict[str, float] = {}
     against: dict[str, list[str]] = {"--um_per_px": [], f"{table}": [], EARLIER: []}
     kept: list[str] = []
     for item in items:
         flag = f"{table}" if item.name in rows else EARLIER if um_per_px is None else "--um_per_px"
-        given = scales.given.rows.get(item.name, scales.given.um_per_px)
-        kept += [f"{item.name} {given:.4g} µm"] if flag == EARLIER and given is not None else []
+        given = rows.get(item.name, old.rows.get(item.name, um_per_px))
         known, where = of_set(item.path.name), "set.json"
         if known is None:
             known, where = _of_file(item, given, scales)
         if given is not None and known is not None and not same(given, known):
             against[flag].append(f"{item.name} {known:.4g} µm ({where})")
+        if given is None and known is None:
+            given = old.um_per_px
+        told |= {} if given is None else {item.name: given}
+        kept += [f"{item.name} {given:.4g} µm"] if flag == EARLIER and given is not None else []
         scales.of[item.name] = known if given is None else given
+    scales.given = Given(um_per_px or old.um_per_px, {**old.rows, **told})
     for flag, names in against.items():
         used = {"--um_per_px": um_per_px, EARLIER: "that of the earlier run"}.get(flag, "the table")
         line = f"Warning: {flag} against {len(names)} image(s) that say otherwise: "
         scales.lines += [f"{line}{some_names(names)}; {used} is used"] if names else []
     if kept:
         shown = f"Pixel size of {len(kept)} image(s) as an earlier run was told: {some_names(kept)}"
-        scales.lines.append(f"{shown}; for another give --um_per_px or --scales")
+        scales.lines.append(f"{shown}; --um_per_px 0 takes what the files say")
     if um_per_px is not None and items and len(rows) == len(items):
         scales.lines.append(f"Warning: --um_per_px: of no effect, as {table} names every image")
     _tell(scales, items, cure, missing)

@@ -21,12 +21,14 @@ import numpy as np
 
 from annotation.files import is_annotation, read_annotation
 from annotation.outlines import SUFFIX
+from config import ConfigError
 from dataset.layout import write_png
 from imaging.field import Crop
 from imaging.imagefile import Pixels, read_image, read_mask
 from imaging.listing import UNREAD_PICTURES, longest_start
 from metallography.items import CORRECTED, MEASUREMENTS, SUMMARY, digest_of
-from metallography.scales import Given
+from metallography.particles import unit_of
+from metallography.scales import NOT_GIVEN, Given
 from report.workbook import WORKBOOK
 from utils.checkpoint import load, save
 from utils.commandline import UserError
@@ -65,14 +67,43 @@ class Answers:
         return str(self.record["by"])
 
     @property
+    def crop(self) -> Crop:
+        """What was cut off the images that the published class maps are of."""
+        return Crop(*self.record["crop"])
+
+    def uncut(self, ids: Pixels) -> Pixels:
+        """A class map of such an image in the size before the crop, 255 where it was cut."""
+        return np.asarray(self.crop.back(ids, self.crop.uncut(ids.shape), IGNORED), np.uint8)
+
+    def merged(self, before: Pixels, ids: Pixels) -> Pixels:
+        """A correction and what an earlier one labelled, if that was in part; sizes as ``uncut``.
+
+        Who saved a whole map may take it back.
+        """
+        if before.shape != ids.shape or not (self.crop.of(before) == IGNORED).any():
+            return ids
+        return np.where(ids == IGNORED, before, ids).astype(np.uint8)
+
+    @property
     def scales(self) -> Given:
-        """The pixel sizes that the user gave, now or to an earlier run."""
-        return Given(**self.record.get("scales", {}))
+        """The pixel sizes that the user gave, now or to an earlier run; what is damaged is none."""
+        with suppress(TypeError, ValueError, AttributeError, ConfigError):
+            found = self.record.get("scales", {})
+            um, rows = found.get("um_per_px"), dict(found.get("rows", {}))
+            for each in (um, *rows.values()):
+                unit_of(None if each is None else float(each))
+            return Given(None if um is None else float(um), {n: float(v) for n, v in rows.items()})
+        return NOT_GIVEN
 
     def keep_scales(self, given: Given) -> None:
         """Remember pixel sizes, so that a run without the flag does not measure in pixels."""
         self.record["scales"] = given._asdict()
         self._save()
+
+    def of_image(self, name: str) -> list[Path]:
+        """The corrected class maps of an image: the one that is kept, then the one offered."""
+        new = [self._new[name]] if name in self._new else []
+        return [path for path in (self.place(name), *new) if path.is_file()]
 
     def offered(self) -> dict[str, Path]:
         """All class maps that the user corrected, by the name of their image.
@@ -167,11 +198,14 @@ class Answers:
             self._keep(name, read_mask(path), path.relative_to(self.classes).as_posix(), own)
 
     def _write(self, name: str, ids: Pixels) -> None:
-        """Write a corrected class map; what an earlier one labelled in part stays."""
-        place = self.place(name)
+        """Write a corrected class map; what an earlier one labelled in part stays.
+
+        It gets the size of the image before the crop, 255 there, so that another crop may follow.
+        """
+        place, ids = self.place(name), self.uncut(ids)
         before = read_mask(place) if place.is_file() else ids
-        if before.shape == ids.shape and (before == IGNORED).any():
-            ids = np.where(ids == IGNORED, before, ids).astype(np.uint8)
+        # An older program kept them as they were cut.
+        ids = self.merged(before if before.shape == ids.shape else self.uncut(before), ids)
         with replacing(place, "--out") as temporary:
             write_png(temporary, ids)
 
@@ -186,7 +220,7 @@ class Answers:
         if found in (*self._own_outlines(below.as_posix()), self.record["beside"].get(beside)):
             return
         self._keep_new(name)  # a class map that is older
-        names, crop = self.record.get("class_names") or [], Crop(*self.record["crop"])
+        names, crop = self.record.get("class_names") or [], self.crop
         whole = crop.uncut(read_mask(classes).shape)
         ids = read_annotation(path, whole, names, told=self._told)
         self._keep(name, crop.of(ids), beside, found)

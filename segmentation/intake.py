@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from dataset.prepare import mask_warnings, read_settings
 from dataset.set_masks import names_drawn
 from dataset.set_plan import Plan, Source
 from dataset.source_files import PaletteCheck, as_folder, palette_of, read_pixels
-from imaging.field import Crop, transparent
+from imaging.field import Crop, read_crop, transparent
 from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing
@@ -32,9 +33,9 @@ from metallography.items import result_names
 from metallography.particles import MINIMUM_PX, unit_of
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
-from segmentation.answers import CORRECTED, NO_CROP, Answers
+from segmentation.answers import NO_CROP, Answers
 from utils.files import MOST_BYTES, DataError, cut_name, replace_file
-from utils.log import only_progress, progress
+from utils.log import only_progress, progress, to_terminal
 from utils.metrics import IGNORED
 
 SET, RECORD, VERSION = "set", "record.json", 4
@@ -55,7 +56,7 @@ class Request:
     preset: str = "auto"
     pretrain: str = "never"
     class_names: tuple[str, ...] = ()
-    um_per_px: float | None = None
+    um_per_px: float | None = None  # 0: as the files say, whatever an earlier run was told
     reading: tuple[str, ...] = ()  # options of dataset/prepare.py on how masks are read
     device: str = "auto"
     threads: int = 0
@@ -74,7 +75,7 @@ class Request:
             except ConfigError as error:
                 problems.append(str(error))
         try:
-            unit_of(self.um_per_px)
+            unit_of(self.um_per_px or None)
         except ConfigError as error:
             problems.append(str(error))
         if self.outlines not in ("", *SUFFIX):
@@ -155,12 +156,12 @@ def read(request: Request) -> Intake:
         raise DataError(f"{given}; correct one, or give --masks a mask of your own")
     folder = request.out / SET
     before = _known(folder)
-    request, notes = _cut_as_before(request, before)
+    request = _cut_as_before(request, before)
     wanted = _signature(request, masks, corrected)
     with suppress(OSError, ValueError, KeyError, TypeError):
         old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if old["signature"] == wanted:
-            return _intake(request, old, answers.not_taken(), notes)
+            return _intake(request, old, answers.not_taken())
     if folder.exists() and not (folder / RECORD).is_file():
         raise DataError(f"{folder}: not made by segment.py; move it, or give another --out")
     with TemporaryDirectory(prefix="masks-") as place:
@@ -172,16 +173,17 @@ def read(request: Request) -> Intake:
         except DataError as error:
             raise DataError(*_as_given([str(error)], folders)) from None
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    return _intake(request, record, answers.not_taken(), notes)
+    return _intake(request, record, answers.not_taken())
 
 
-def _cut_as_before(request: Request, before: Mapping[str, Any]) -> tuple[Request, list[str]]:
-    """The request, with the crop of the run before unless it has one; a line if it is that."""
+def _cut_as_before(request: Request, before: Mapping[str, Any]) -> Request:
+    """The request, with the crop of the run before unless it has one, which is said at once."""
     crop = before.get("crop", NO_CROP)
     if not any(crop) or any(word.startswith(CROP) for word in request.reading):
-        return request, []
-    line = f"{CROP[:-1]} {crop}, as an earlier run was told; {CROP[:-1]} 0,0,0,0 cuts nothing"
-    return replace(request, reading=(*request.reading, f"{CROP}{crop}")), [line]
+        return request
+    flag = CROP.removesuffix("=")
+    to_terminal(f"{flag} {crop}, as an earlier run was told; {flag} 0,0,0,0 cuts nothing")
+    return replace(request, reading=(*request.reading, f"{CROP}{crop}"))
 
 
 def _read_all(
@@ -200,7 +202,7 @@ def _read_all(
     plans, known = _plans(request, folders, before.get("palette", "") if same else "", names)
     changed = _changed(plans, before.get("palette", ""))
     with replacing_set(request.out / SET) as root:
-        record = _write(root, plans, corrected, request, before.get("crop", NO_CROP))
+        record = _write(root, plans, answers, request)
         if changed is not None and changed.renumbered:
             _renumber(answers, changed, corrected)
         record["notes"] += [changed.line] if changed else []
@@ -222,10 +224,8 @@ def _as_given(lines: Iterable[str], folders: Sequence[tuple[Path, Path]]) -> lis
     return told
 
 
-def _intake(
-    request: Request, record: Mapping[str, Any], more: Iterable[str], notes: Iterable[str]
-) -> Intake:
-    """The intake of a set that is laid out, with further warnings and notes."""
+def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) -> Intake:
+    """The intake of a set that is laid out, with further warnings."""
     folder, pictures = request.out / SET, []
     for name, stem, annotated, below in record["pictures"]:
         labels = folder / "sup_numf" / "gt" / f"{stem}.png" if annotated else None
@@ -235,8 +235,7 @@ def _intake(
     names = tuple(record.get("class_names", ()))
     how = Crop(*record["crop"]), record["gray_range"]
     warned = (*record.get("warnings", ()), *more)  # older ones are among the notes
-    noted = (*record["notes"], *notes)
-    return Intake(folder, tuple(pictures), *counts, noted, names, *how, warned)
+    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names, *how, warned)
 
 
 def _signature(
@@ -266,8 +265,11 @@ def _known(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         read = [str(word) for word in found["signature"][0] if str(word).startswith(KIND)]
         names = found.get("class_names", [])
-        known = {"palette": str(found["palette"]), "class_names": names, "reading": read}
-        return {**known, "crop": Crop(*found.get("crop", NO_CROP))}
+        known: dict[str, Any] = {"palette": str(found["palette"]), "class_names": names}
+        known["reading"] = read
+        with suppress(DataError):
+            known["crop"] = read_crop(",".join(map(str, found.get("crop", NO_CROP))))
+        return known
     return {}
 
 
@@ -416,13 +418,7 @@ def _one_palette(folders: Sequence[tuple[Path, Path]]) -> None:
         raise DataError(f"--masks: palettes differ: {check.differing}; {cure}")
 
 
-def _write(
-    root: Path,
-    plans: list[Plan],
-    corrected: Mapping[str, Path],
-    request: Request,
-    crop_before: Crop,
-) -> dict[str, Any]:
+def _write(root: Path, plans: list[Plan], answers: Answers, request: Request) -> dict[str, Any]:
     """Write all images, and the labels of those that have some; returns the record of the set."""
     if not plans:  # corrected class maps alone
         raise DataError(f"{request.out}: give --masks the mask that you began with, too")
@@ -448,12 +444,12 @@ def _write(
             image = plans[0].image(source)
             clear = transparent(source.image, source.page)
             clear = None if clear is None else source.box.of(clear)
-            correction = corrected.get(names[below])
-            crops = crop, crop_before
-            labels = _labels(masks[below], correction, image.shape[:2], classes, *crops)
-            kept = request.out / CORRECTED / f"{names[below]}.png"
+            labels = _labels(masks[below])
             overruled += _later_ones(masks[below], source.below)
-            overruled += _overruled(masks[below], kept if correction else None, labels)
+            if found := answers.of_image(names[below]):
+                own, given = _corrected(found, answers, image.shape[:2], classes, crop), labels
+                labels = own if given is None else np.where(own == IGNORED, given, own)
+                overruled += _overruled(given, answers.place(names[below]), labels)
             write_png(root / "train_numf" / "img" / f"{stem}.png", image, clear)
             if labels is not None:
                 write_png(root / "sup_numf" / "img" / f"{stem}.png", image, clear)
@@ -492,13 +488,8 @@ def _count_classes(plans: Sequence[Plan], request: Request) -> int:
     return classes
 
 
-def _overruled(
-    masks: Sequence[tuple[Plan, Source]], kept: Path | None, labels: Pixels | None
-) -> list[str]:
+def _overruled(given: Pixels | None, kept: Path, labels: Pixels) -> list[str]:
     """A line if a corrected class map wins over the mask that was given for its image."""
-    if kept is None or labels is None:
-        return []
-    given = _labels(masks, None, labels.shape)
     unlike = 0 if given is None else int(((given != IGNORED) & (given != labels)).sum())
     what = f"{kept}: wins over the mask of its image in {unlike} pixel(s)"
     return [f"{what}; delete it to use the mask"] if unlike else []
@@ -549,37 +540,34 @@ def _notes(plans: Sequence[Plan]) -> tuple[list[str], list[str]]:
     return told, [line for line in warned if line not in usual]
 
 
-def _labels(
-    masks: Iterable[tuple[Plan, Source]],
-    corrected: Path | None,
-    shape: tuple[int, ...],
-    classes: int = 0,
-    crop: Crop = NO_CROP,
-    crop_before: Crop = NO_CROP,
-) -> Pixels | None:
-    """The labels of an image: later masks win over earlier ones, a corrected class map over all."""
+def _labels(masks: Iterable[tuple[Plan, Source]]) -> Pixels | None:
+    """The labels of an image by its masks, of which later ones win; None if there are none."""
     labels: Pixels | None = None
     for plan, source in masks:
         ids = plan.ids(source)
         labels = ids if labels is None else np.where(ids == IGNORED, labels, ids).astype(np.uint8)
-    if labels is not None and (labels == IGNORED).all():
-        labels = None
-    if corrected is None:
-        return labels
-    ids = read_mask(corrected)
-    if any(crop) and ids.shape == crop.uncut(shape):
-        ids = crop.of(ids)  # it was corrected before there was a crop
-    if ids.shape != shape:
-        size, wanted = (f"{s[1]}x{s[0]}" for s in (ids.shape, shape))
-        cure = "save it in the same size"
-        if ids.shape == crop_before.size(crop.uncut(shape)):
-            cure = f"corrected when the crop was {crop_before}: give --crop {crop_before} again, or"
-            cure += " remove it"
-        raise DataError(f"{corrected}: {size}, its image is {wanted}; {cure}")
-    wrong = ids[(ids >= classes) & (ids != IGNORED)]
-    if wrong.size:
-        raise DataError(
-            f"{corrected}: value {wrong.max()} in a class map of {classes} classes; class ids are "
-            f"0..{classes - 1}, and {IGNORED} where you do not know: correct it or remove it"
-        )
-    return ids if labels is None else np.where(ids == IGNORED, labels, ids).astype(np.uint8)
+    return None if labels is None or (labels == IGNORED).all() else labels
+
+
+def _corrected(
+    paths: Sequence[Path], answers: Answers, shape: tuple[int, ...], classes: int, crop: Crop
+) -> Pixels:
+    """The class ids of corrected class maps of one image, of which later ones win.
+
+    They are of the size before the crop, or were cut as the images of the published answer.
+    """
+    maps: list[Pixels] = []
+    for path in paths:
+        ids, whole = read_mask(path), crop.uncut(shape)
+        found = ids if ids.shape == whole else answers.uncut(ids)
+        if found.shape != whole:
+            size, wanted = (f"{s[1]}x{s[0]}" for s in (ids.shape, shape))
+            raise DataError(f"{path}: {size}, its image is {wanted}; save it in the same size")
+        wrong = found[(found >= classes) & (found != IGNORED)]
+        if wrong.size:
+            raise DataError(
+                f"{path}: value {wrong.max()} in a class map of {classes} classes; class ids are "
+                f"0..{classes - 1}, and {IGNORED} where you do not know: correct it or remove it"
+            )
+        maps.append(found)
+    return np.asarray(crop.of(reduce(answers.merged, maps)), np.uint8)

@@ -21,7 +21,7 @@ from imaging.listing import some_names
 from metallography.items import Item
 from metallography.measure import check_terms
 from metallography.ranking import fractions_of
-from metallography.scales import find_scales
+from metallography.scales import NOT_GIVEN, find_scales
 from metallography.segmenter import Segmenter
 from metallography.summary import is_share, phases_csv, words, write_tables
 from report.sheets import predicted_sheet
@@ -125,7 +125,8 @@ class Work:
         self.classes = self.intake.num_classes
         self.answers, self.rounds = Answers(self.out), Rounds(self.out)
         own, r = [Item(p.source, p.name) for p in self.pictures], self.request
-        told, earlier = (r.um_per_px, r.scales), self.answers.scales
+        told, earlier = (r.um_per_px or None, r.scales), self.answers.scales
+        earlier = NOT_GIVEN if r.um_per_px == 0 else earlier
         self.scales = find_scales(own, r.images, *told, cure=OTHER_SCALE, before=earlier)
         masks = [read_mask(p.labels) for p in self.annotated if p.labels]
         self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
@@ -183,7 +184,7 @@ class Work:
     def count_corrected(self) -> dict[str, list[int]]:
         """Of each image with new labels: pixels that the last answer had otherwise, and all."""
         assert self.before is not None
-        if not self.this.corrected:
+        if not self.this.corrected and self.answers.crop == self.intake.crop:
             folder = self.out / self.before.answer / "classes"
             for picture in self.annotated:
                 path = folder / f"{picture.name}.png"
@@ -191,11 +192,10 @@ class Work:
                     continue
                 if path.exists() and picture.labels:
                     old, new = read_mask(path), read_mask(picture.labels)
-                    if old.shape != new.shape:  # another crop, or another image of the same name
-                        continue
-                    known = new != IGNORED
-                    pair = [int((known & (old != new)).sum()), int(known.sum())]
-                    self.this.corrected[picture.name] = pair
+                    if old.shape == new.shape:  # else another image of the same name
+                        known = new != IGNORED
+                        pair = [int((known & (old != new)).sum()), int(known.sum())]
+                        self.this.corrected[picture.name] = pair
             self.rounds.save()
         return self.this.corrected
 

@@ -494,7 +494,7 @@ def write_page(
     count, others = len(work.answers.corrected()), len(work.pictures) > all_
     found = stored(this.scores.get(this.kept)) if final else found
     said = [] if final else [FIRST]
-    if found:
+    if found and not math.isnan(found.mean):
         said += [short_line(found, all_, count if final else 0, part, others)]
     elif final:
         said += honest_lines(this, work.schedule)

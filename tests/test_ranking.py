@@ -102,6 +102,10 @@ def test_data_bars_that_nobody_cut_are_told(tmp_path: Path) -> None:
     assert "1 image(s)" in line and "a.png" in line and line.endswith("--crop 0,10,0,0")
     field = FieldRule(crop=Crop(bottom=10))
     assert ranking.rank(Model(), items, tmp_path / "out", field).doubts == []  # type: ignore[arg-type]
+    # Not cut by a model's crop, as it is taken for an image that was cut: the cure is its own bar.
+    field = FieldRule(Crop(bottom=3), frozenset({(64, 64)}))
+    (line,) = ranking.rank(Model(), items, tmp_path / "out", field).doubts  # type: ignore[arg-type]
+    assert line.endswith("--crop 0,10,0,0")
 
 
 def test_rank_correlation_by_hand() -> None:

@@ -90,17 +90,24 @@ def test_a_given_scale_is_for_the_images_that_the_table_lacks(tmp_path: Path) ->
 
 def test_what_an_earlier_run_was_given_counts_until_something_is_given(tmp_path: Path) -> None:
     items = [image(tmp_path / "a.tif", 10), image(tmp_path / "b.tif")]
-    first = Given(0.2, {"b": 0.3})
+    (table := tmp_path / "scales.csv").write_text("file,um_per_px\nb,0.3\n")
+    first = find_scales(items, tmp_path, 0.2, table).given
     scales = find_scales(items, tmp_path, before=first)
     assert scales.of == {"a": 0.2, "b": 0.3} and scales.given == first
     against, kept = scales.lines[:2]
     assert "a 0.1 µm" in against and against.endswith("that of the earlier run is used")
     assert "Pixel size of 2 image(s) as an earlier run was told: a 0.2 µm, b 0.3 µm" in kept
-    (table := tmp_path / "scales.csv").write_text("file,um_per_px\nb,0.4\n")
+    table.write_text("file,um_per_px\nb,0.4\n")
     scales = find_scales(items, tmp_path, table=table, before=first)
-    assert scales.of == {"a": 0.2, "b": 0.4} and scales.given == Given(0.2, {"b": 0.4})
+    assert scales.of == {"a": 0.2, "b": 0.4} == scales.given.rows
+    # Images that came later were given nothing: what their files say counts first.
+    later = [*items, image(tmp_path / "c.tif", 5), image(tmp_path / "d.tif")]
+    scales = find_scales(later, tmp_path, before=first)
+    assert scales.of == pytest.approx({"a": 0.2, "b": 0.3, "c": 0.2, "d": 0.2})
+    later = [*items, image(tmp_path / "c.tif", 4)]
+    assert find_scales(later, tmp_path, before=first).of["c"] == pytest.approx(0.25)
     scales = find_scales(items, tmp_path, 0.5, before=first)  # of all, as it was said last
-    assert scales.of == {"a": 0.5, "b": 0.5} and scales.given == Given(0.5, {})
+    assert scales.of == {"a": 0.5, "b": 0.5} and scales.given == Given(0.5, {"a": 0.5, "b": 0.5})
     assert not any("earlier" in line for line in scales.lines)
 
 

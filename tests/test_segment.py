@@ -28,8 +28,9 @@ import segment
 import segmentation.job
 from annotation.files import read_annotation
 from imaging.data_bar import Bar
+from metallography.scales import NOT_GIVEN
 from segmentation import answers, blocks
-from segmentation.answers import Rounds
+from segmentation.answers import Answers, Rounds
 from segmentation.intake import read
 from segmentation.learning import Learning
 from segmentation.micrographs import draw_micrograph
@@ -922,13 +923,61 @@ def test_crop_and_pixel_size_are_those_of_the_run_before_unless_given(
     assert run(place, "--um_per_px", "0.1") == 0
     assert ids(out / "classes" / "é1.png").shape == cut
     assert "Pixel size of 4" not in capsys.readouterr().out
-    assert run(place, "--crop", "0,0,0,0") == 2  # the correction is of the images as they were cut
-    said = capsys.readouterr().err
-    assert "corrected when the crop was 0,8,0,0: give --crop 0,8,0,0 again, or remove it" in said
-    (out / "corrected" / "é1.png").unlink()
     assert run(place, "--crop", "0,0,0,0") == 0
     assert ids(out / "classes" / "é1.png").shape == (SIDE, SIDE)
     assert "as an earlier run was told: sample b/é3 0.1 µm" in capsys.readouterr().out
+    for words in (("--um_per_px", "0"), ()):
+        assert run(place, *words) == 0 and "run was told" not in capsys.readouterr().out
+    assert "mean_area_px2" in (out / "measurements.csv").read_text(encoding="utf-8")
+
+
+def test_a_correction_stays_at_its_pixels_under_every_crop(place: Path) -> None:
+    out = place / "out"
+    learnt = out / "set" / "sup_numf" / "gt" / "é1.png"
+
+    def corrected(name: str, rows: slice, value: int) -> None:
+        """Correct some rows of a published class map, and nothing else of it."""
+        path = out / "classes" / name
+        found = np.full_like(ids(path), 255)
+        found[rows] = value
+        Image.fromarray(found).save(path)
+
+    assert run(place, "--crop", "0,8,0,0") == 0
+    corrected("é1.png", slice(0, 20), 1)
+    assert run(place, "--crop", "8,0,0,0") == 0  # of the same size, not of the same pixels
+    assert (ids(learnt)[:12] == 1).all() and (ids(learnt)[12:] == 255).all()
+    corrected("é1.png", slice(30, 40), 2)
+    assert run(place, "--crop", "4,4,0,0") == 0  # what was labelled before stays
+    assert (ids(learnt)[:16] == 1).all() and (ids(learnt)[16:34] == 255).all()
+    assert (ids(learnt)[34:] == 2).all()
+    assert run(place, "--crop", "0,0,0,0") == 0
+    whole = ids(learnt)
+    assert (whole[:20] == 1).all() and (whole[20:38] == 255).all() and (whole[38:] == 2).all()
+    assert (ids(out / "corrected" / "é1.png") == whole).all()
+
+
+def test_the_order_of_options_on_reading_makes_no_other_set(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_in(place, "--crop", "0,8,0,0", "--trim", "2", masks=("é0_mask.png",))
+    record = place / "out" / "set" / "record.json"
+    before = record.stat().st_mtime_ns
+    read_in(place, "--trim", "2", masks=("é0_mask.png",))  # the crop comes last now
+    assert record.stat().st_mtime_ns == before
+    damaged = json.loads(record.read_text(encoding="utf-8")) | {"crop": "x"}
+    record.write_text(json.dumps(damaged), encoding="utf-8")
+    read_in(place, "--trim", "2", masks=("é0_mask.png",))
+    assert "four numbers" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "scales",
+    ["x", [1], None, {"um": 1}, {"um_per_px": -3}, {"rows": None}, {"um_per_px": "n", "rows": {}}],
+)
+def test_damaged_scales_of_an_earlier_run_are_none(tmp_path: Path, scales: object) -> None:
+    record = {"files": {}, "scales": scales}
+    (tmp_path / "answer.json").write_text(json.dumps(record), encoding="utf-8")
+    assert Answers(tmp_path).scales == NOT_GIVEN
 
 
 def test_a_twin_of_the_network_says_which_images_to_doubt(
