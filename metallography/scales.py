@@ -80,7 +80,7 @@ def find_scales(
     old = before if um_per_px is None else NOT_GIVEN
     told: dict[str, float] = {}
     against: dict[str, list[str]] = {"--um_per_px": [], f"{table}": [], EARLIER: []}
-    kept: list[str] = []
+    kept: dict[str, float] = {}
     for item in items:
         flag = f"{table}" if item.name in rows else EARLIER if um_per_px is None else "--um_per_px"
         given = rows.get(item.name, old.rows.get(item.name, um_per_px))
@@ -92,7 +92,7 @@ def find_scales(
         if given is None and known is None:
             given = old.um_per_px
         told |= {} if given is None else {item.name: given}
-        kept += [f"{item.name} {given:.4g} µm"] if flag == EARLIER and given is not None else []
+        kept |= {} if flag != EARLIER or given is None else {item.name: given}
         scales.of[item.name] = known if given is None else given
     scales.given = Given(um_per_px or old.um_per_px, {**old.rows, **told})
     for flag, names in against.items():
@@ -100,8 +100,12 @@ def find_scales(
         line = f"Warning: {flag} against {len(names)} image(s) that say otherwise: "
         scales.lines += [f"{line}{some_names(names)}; {used} is used"] if names else []
     if kept:
-        shown = f"Pixel size of {len(kept)} image(s) as an earlier run was told: {some_names(kept)}"
-        scales.lines.append(f"{shown}; --um_per_px 0 takes what the files say")
+        shown = some_names(
+            f"{um:.4g} µm ({list(kept.values()).count(um)} image(s), as {_first(kept, um)})"
+            for um in dict.fromkeys(kept.values())
+        )
+        line = f"Pixel size as an earlier run was told: {shown}"
+        scales.lines.append(f"{line}; --um_per_px 0 takes what the files say")
     if um_per_px is not None and items and len(rows) == len(items):
         scales.lines.append(f"Warning: --um_per_px: of no effect, as {table} names every image")
     _tell(scales, items, cure, missing)
@@ -136,9 +140,8 @@ def _tell(scales: Scales, items: Sequence[Item], cure: str, missing: str) -> Non
             for um in scales.of.values()
             if um is not None
         )
-        first = {um: name for name, um in reversed(scales.of.items()) if um is not None}
         shown = [
-            f"{um:.4g} µm per pixel ({count[um]} image(s), as {_first(first, um)})"
+            f"{um:.4g} µm per pixel ({count[um]} image(s), as {_first(scales.of, um)})"
             for um in scales.known
         ]
         scales.lines.append(
@@ -147,8 +150,9 @@ def _tell(scales: Scales, items: Sequence[Item], cure: str, missing: str) -> Non
         )
 
 
-def _first(names: Mapping[float, str], um: float) -> str:
-    return next(name for each, name in names.items() if same(each, um))
+def _first(scales: Mapping[str, float | None], um: float) -> str:
+    """The name of the first image of a scale."""
+    return next(name for name, each in scales.items() if each is not None and same(each, um))
 
 
 def read_scales(path: Path) -> dict[str, float]:

@@ -96,7 +96,7 @@ def test_what_an_earlier_run_was_given_counts_until_something_is_given(tmp_path:
     assert scales.of == {"a": 0.2, "b": 0.3} and scales.given == first
     against, kept = scales.lines[:2]
     assert "a 0.1 µm" in against and against.endswith("that of the earlier run is used")
-    assert "Pixel size of 2 image(s) as an earlier run was told: a 0.2 µm, b 0.3 µm" in kept
+    assert "told: 0.2 µm (1 image(s), as a), 0.3 µm (1 image(s), as b); --um_per_px 0" in kept
     table.write_text("file,um_per_px\nb,0.4\n")
     scales = find_scales(items, tmp_path, table=table, before=first)
     assert scales.of == {"a": 0.2, "b": 0.4} == scales.given.rows

@@ -915,17 +915,17 @@ def test_crop_and_pixel_size_are_those_of_the_run_before_unless_given(
     assert run(place) == 0
     said = capsys.readouterr().out
     assert "--crop 0,8,0,0, as an earlier run was told; --crop 0,0,0,0 cuts nothing" in said
-    assert "Pixel size of 4 image(s) as an earlier run was told: sample b/é3 0.05 µm" in said
+    assert "Pixel size as an earlier run was told: 0.05 µm (4 image(s), as sample b/é3)" in said
     assert (out / "measurements.csv").read_text(encoding="utf-8") == numbers
     corrected = ids(out / "classes" / "é1.png").copy()
     corrected[:20] = 1
     Image.fromarray(corrected).save(out / "classes" / "é1.png")
     assert run(place, "--um_per_px", "0.1") == 0
     assert ids(out / "classes" / "é1.png").shape == cut
-    assert "Pixel size of 4" not in capsys.readouterr().out
+    assert "Pixel size as" not in capsys.readouterr().out
     assert run(place, "--crop", "0,0,0,0") == 0
     assert ids(out / "classes" / "é1.png").shape == (SIDE, SIDE)
-    assert "as an earlier run was told: sample b/é3 0.1 µm" in capsys.readouterr().out
+    assert "as an earlier run was told: 0.1 µm (4 image(s)" in capsys.readouterr().out
     for words in (("--um_per_px", "0"), ()):
         assert run(place, *words) == 0 and "run was told" not in capsys.readouterr().out
     assert "mean_area_px2" in (out / "measurements.csv").read_text(encoding="utf-8")
