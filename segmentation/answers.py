@@ -24,7 +24,7 @@ from annotation.outlines import SUFFIX
 from config import ConfigError
 from dataset.layout import write_png
 from imaging.field import Crop
-from imaging.imagefile import Pixels, read_image, read_mask
+from imaging.imagefile import Pixels, read_header, read_image, read_mask
 from imaging.listing import UNREAD_PICTURES, longest_start
 from metallography.items import CORRECTED, MEASUREMENTS, SUMMARY, digest_of
 from metallography.particles import unit_of
@@ -140,7 +140,7 @@ class Answers:
         for name, path in self._new.items():
             shown = self.out / "gray" / f"{name}.png"  # the answer's, which nobody corrects
             shapes = [read_mask(p).shape for p in (path, shown) if p.is_file()]
-            if len(set(shapes)) > 1:
+            if len(set(shapes)) > 1 and shapes[0] != self.crop.uncut(shapes[1]):
                 size, wanted = (f"{s[1]}x{s[0]}" for s in shapes)
                 cure = "save it in the same size, or remove it"
                 raise DataError(f"{path}: {size}, its image is {wanted}; {cure}")
@@ -202,7 +202,9 @@ class Answers:
 
         It gets the size of the image before the crop, 255 there, so that another crop may follow.
         """
-        place, ids = self.place(name), self.uncut(ids)
+        place, header = self.place(name), read_header(self.out / KINDS[1] / f"{name}.png")
+        if header is None or ids.shape != self.crop.uncut(header):  # not of the whole image
+            ids = self.uncut(ids)
         before = read_mask(place) if place.is_file() else ids
         # An older program kept them as they were cut.
         ids = self.merged(before if before.shape == ids.shape else self.uncut(before), ids)

@@ -122,6 +122,15 @@ def test_outlines_that_were_corrected_are_a_correction_of_their_class_map(
     np.testing.assert_array_equal(kept, crop.back(rows, size, 255))
 
 
+def test_a_correction_of_the_whole_image_is_kept_as_it_is(tmp_path: Path) -> None:
+    crop, out = Crop(bottom=4), tmp_path / "out"
+    ids = np.zeros((20, 24), np.uint8)
+    Answers(out).publish(work(tmp_path / "one", ids), ["a", "b/c"], "me", CLASSES, crop)
+    whole = np.ones((24, 24), np.uint8)
+    Image.fromarray(whole).save(out / "classes" / "a.png")
+    np.testing.assert_array_equal(Image.open(Answers(out).corrections()["a"]), whole)
+
+
 def test_corrected_outlines_that_cover_no_pixel_are_told(tmp_path: Path) -> None:
     out, ids = tmp_path / "out", np.ones((20, 24), np.uint8)
     Answers(out).publish(drawn(tmp_path / "one", Crop(), ids), ["a", "b/c"], "me", CLASSES)
