@@ -434,10 +434,15 @@ def test_scores_are_those_of_the_tables_in_results() -> None:
     assert len(told) > 15 and told[apart > 0.00051].tolist() == []
 
 
+STUDENT_OF_3 = 4.3027  # t, two-sided 95 %, 2 degrees of freedom
 LOGS = {  # of the table on what pretraining is worth
     "published, no pretraining": "paper_none",
     "published, MoCo, 5,000 steps": "paper_moco5000",
     "published, SimCLR, 5,000 steps": "paper_simclr5000",
+    "published, BYOL, 5,000 steps": "paper_byol5000",
+    "published, DenseCL, 5,000 steps": "paper_densecl5000",
+    "robust, BYOL, 5,000 steps": "weights_byol5000",
+    "robust, DenseCL, 5,000 steps": "weights_densecl5000",
     "robust, no pretraining": "weights_none",
     "robust, MoCo, 5,000 steps": "weights_moco5000",
     "robust, SimCLR, 1,000 steps": "weights_simclr1000",
@@ -465,6 +470,35 @@ def test_what_pretraining_is_worth_is_what_the_logs_say(row: str) -> None:
     expected = [*last, last.mean(), best.mean()] if len(logs) == 3 else last  # else not all images
     assert len(logs) == len(re.findall(r"\.\d{3}", " ".join(cells.split(" | ")[:3])))
     assert told == pytest.approx(expected, abs=0.00051)
+
+
+@pytest.mark.parametrize(
+    ("row", "one", "other"),
+    [("SimCLR - none", "simclr5000", "none"), ("PSCL-SimCLR - none", "psclsimclr5000", "none"),
+     ("PSCL-SimCLR - SimCLR", "psclsimclr5000", "simclr5000")],
+)  # fmt: skip
+def test_gains_over_images_and_seeds_are_what_the_logs_say(row: str, one: str, other: str) -> None:
+    folder = ROOT / "results/neuseg-5000"
+    one_, other_ = (
+        np.array([[scores_of(folder / f"logs/paper_{name}_image{i}_seed{s}.txt") for s in range(3)]
+                  for i in (2, 3, 4)])
+        for name in (one, other)
+    )  # fmt: skip
+    gains = one_ - other_  # of images, seeds, last and best
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    (cells,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", text, re.M)
+    last, last_above, best, best_above = cells.replace("*", "").split(" | ")
+    for told, above, found in (
+        (last, last_above, gains[..., 0]),
+        (best, best_above, gains[..., 1]),
+    ):
+        each = found.mean(axis=1)
+        half = STUDENT_OF_3 * each.std(ddof=1) / np.sqrt(3)
+        expected = [each.mean(), each.mean() - half, each.mean() + half]
+        assert [float(n) for n in re.findall(r"[+-]\.\d+", told)] == pytest.approx(
+            expected, abs=6e-4
+        )
+        assert above == f"{(found > 0).sum()} of 9"
 
 
 def test_the_readmes_scores_stand_on_the_page_of_results() -> None:
