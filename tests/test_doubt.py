@@ -36,7 +36,7 @@ def test_robust_z_by_hand() -> None:
 
 def test_an_outlying_area_fraction_is_marked_first_and_labelled_images_are_not_listed() -> None:
     rows = table()
-    assert rows[0]["image"] == "odd" and "50.0 % of carbide" in str(rows[0]["reasons"])
+    assert rows[0]["image"] == "odd" and "50.00 % of carbide" in str(rows[0]["reasons"])
     assert [bool(r["reasons"]) for r in rows] == [True] + [False] * 8
     assert "i0" not in [r["image"] for r in rows]
 
