@@ -362,7 +362,7 @@ class Folder:
         old = dict(self.record.done.get(item.name, {}))
         self._remember_bars(item, old.pop("bars", []))
         own = {name: old.pop(name) for name in WRITTEN if name in old}
-        lost = self._lost(old, scale)
+        lost = self._scale_before(old, scale)
         if before.items() <= old.items() and not state.items() <= old.items():
             to_terminal(f"{item.path}: predicted when its orientation or tags were read otherwise; "
                         "made anew")  # fmt: skip
@@ -457,7 +457,7 @@ class Folder:
             names = some_names(self.aside)
             to_terminal(f"Warning: {what} were moved to {self.out / CORRECTED}: {names}")
 
-    def _lost(self, old: Row, scale: float | None) -> Row:
+    def _scale_before(self, old: Row, scale: float | None) -> Row:
         """What to note of the scale that an earlier run knew, where this one knows none."""
         known = old.pop(KNOWN_SCALE, None) or old.get("um_per_px")
         lost = scale is None and known is not None

@@ -73,8 +73,11 @@ def find_scales(
     Rows of ``table`` (a CSV file) count for their images, ``um_per_px`` for all others; then what
     ``of_set`` says of a file name, then what the file says. What an earlier run was given
     (``before``) counts where nothing is given now, and a line says so; of an image that was not
-    there then what its file says counts first. DataError, a line each, for a wrong table.
+    there then what its file says counts first. With an ``um_per_px`` of 0 it is forgotten.
+    DataError, a line each, for a wrong table.
     """
+    if um_per_px == 0:
+        um_per_px, before = None, NOT_GIVEN
     scales = Scales()
     rows = _for_items(read_scales(table), items, folder, table, scales) if table else {}
     old = before if um_per_px is None else NOT_GIVEN
@@ -99,17 +102,21 @@ def find_scales(
         used = {"--um_per_px": um_per_px, EARLIER: "that of the earlier run"}.get(flag, "the table")
         line = f"Warning: {flag} against {len(names)} image(s) that say otherwise: "
         scales.lines += [f"{line}{some_names(names)}; {used} is used"] if names else []
-    if kept:
-        shown = some_names(
-            f"{um:.4g} µm ({list(kept.values()).count(um)} image(s), as {_first(kept, um)})"
-            for um in dict.fromkeys(kept.values())
-        )
-        line = f"Pixel size as an earlier run was told: {shown}"
-        scales.lines.append(f"{line}; --um_per_px 0 takes what the files say")
+    scales.lines += _kept_line(kept)
     if um_per_px is not None and items and len(rows) == len(items):
         scales.lines.append(f"Warning: --um_per_px: of no effect, as {table} names every image")
     _tell(scales, items, cure, missing)
     return scales
+
+
+def _kept_line(kept: Mapping[str, float]) -> list[str]:
+    """A line on the images whose scale an earlier run was given, if there are some."""
+    count = Counter(kept.values())
+    shown = some_names(
+        f"{um:.4g} µm ({number} image(s), as {_first(kept, um)})" for um, number in count.items()
+    )
+    line = f"Pixel size as an earlier run was told: {shown}"
+    return [f"{line}; --um_per_px 0 takes what the files say"] * bool(kept)
 
 
 def _of_file(item: Item, given: float | None, scales: Scales) -> tuple[float | None, str]:

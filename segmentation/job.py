@@ -21,7 +21,7 @@ from imaging.listing import some_names
 from metallography.items import Item
 from metallography.measure import check_terms
 from metallography.ranking import fractions_of
-from metallography.scales import NOT_GIVEN, find_scales
+from metallography.scales import find_scales
 from metallography.segmenter import Segmenter
 from metallography.summary import is_share, phases_csv, words, write_tables
 from report.sheets import predicted_sheet
@@ -125,8 +125,7 @@ class Work:
         self.classes = self.intake.num_classes
         self.answers, self.rounds = Answers(self.out), Rounds(self.out)
         own, r = [Item(p.source, p.name) for p in self.pictures], self.request
-        told, earlier = (r.um_per_px or None, r.scales), self.answers.scales
-        earlier = NOT_GIVEN if r.um_per_px == 0 else earlier
+        told, earlier = (r.um_per_px, r.scales), self.answers.scales
         self.scales = find_scales(own, r.images, *told, cure=OTHER_SCALE, before=earlier)
         masks = [read_mask(p.labels) for p in self.annotated if p.labels]
         self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)

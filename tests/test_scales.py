@@ -109,6 +109,8 @@ def test_what_an_earlier_run_was_given_counts_until_something_is_given(tmp_path:
     scales = find_scales(items, tmp_path, 0.5, before=first)  # of all, as it was said last
     assert scales.of == {"a": 0.5, "b": 0.5} and scales.given == Given(0.5, {"a": 0.5, "b": 0.5})
     assert not any("earlier" in line for line in scales.lines)
+    scales = find_scales(items, tmp_path, 0, before=first)
+    assert scales.of == {"a": pytest.approx(0.1), "b": None} and scales.given == Given()
 
 
 @pytest.mark.parametrize(
