@@ -66,7 +66,7 @@ def source_files() -> list[Path]:
 
 
 def room_of(path: Path) -> str:
-    """`pscl/losses.py` -> `utils`; `model.py` -> `model`."""
+    """`pscl/losses.py` -> `pscl`; `model.py` -> `model`."""
     first = path.relative_to(ROOT).parts[0]
     return first.removesuffix(".py")
 

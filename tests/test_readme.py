@@ -29,6 +29,7 @@ from tiny_set import draw, environment, make_set
 
 import config
 from benchmarks import measure
+from segmentation.doubt import doubts
 from utils.log import VERSION
 
 ROOT = Path(__file__).parents[1]
@@ -195,12 +196,11 @@ def test_a_training_command_runs(command: str, folder: Path) -> None:
     assert run(command, folder) == 0
 
 
-@pytest.mark.parametrize("command", here("segment.py"))
+# The demo has no time here: `.ci/run` runs it.
+@pytest.mark.parametrize("command", [c for c in of("segment.py") if "--demo" not in c])
 def test_a_segmenting_command_runs(
     command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "--demo" in command:
-        return  # run by .ci/run
     monkeypatch.setattr("stages.forest.QUICK", (3, 5))
     (folder / "my_images").mkdir()
     for number in (6, 7):
@@ -343,6 +343,31 @@ def test_the_files_and_columns_of_a_prediction_are_written(folder: Path) -> None
         assert told == columns
 
 
+@pytest.mark.parametrize("name", ["particles", "ranking", "doubt"])
+def test_the_other_tables_have_the_columns_that_are_told(name: str, folder: Path) -> None:
+    section = (
+        TEXTS["docs/metallography.md"].partition(f"\n`{name}.csv`, by ")[2].partition("\n\n`")[0]
+    )
+    cells = [
+        line.split("|")[1] for line in section.partition("\n## ")[0].splitlines() if "|" in line
+    ]
+    told = [re.sub(r"_u(2?)$", r"_px\1", n) for n in re.findall(r"`([^`]+)`", " ".join(cells))]
+    if name == "doubt":
+        (row,) = doubts(
+            {"s7": [0.5, 0.5]}, ["a", "b"], annotated=[], votes={}, unsure={}, differs={}, places={}
+        )
+        columns = list(row)
+    else:
+        images, out = "dataset/steel/test_numf/img", folder / "other tables"
+        task = f"--rank {images} --annotated dataset/steel/sup_num1_0"
+        task = task if name == "ranking" else f"--images {images} --particles --grain_classes 0"
+        command = f"python predict.py --weights steel_simclr/1_0 {task} --out '{out}'"
+        assert run(command, folder) == 0
+        with (out / f"{name}.csv").open(encoding="utf-8") as file:
+            columns = next(csv.reader(file))
+    assert sorted(told) == sorted(columns)
+
+
 def test_the_four_lines_of_python(folder: Path) -> None:
     with Image.open(folder / "micrograph.png") as file:
         names: dict[str, Any] = {"image": np.asarray(file)}
@@ -435,6 +460,13 @@ def test_scores_are_those_of_the_tables_in_results() -> None:
 
 
 STUDENT_OF_3 = 4.3027  # t, two-sided 95 %, 2 degrees of freedom
+def test_the_errors_of_area_fractions_are_those_of_the_table() -> None:
+    rows = TEXTS["docs/results.md"].partition("area fractions off by |")[2].partition("\n\n")[0]
+    points = sorted(float(p) for p in re.findall(r"([\d.]+) points", rows))
+    assert len(points) == 4
+    assert f"off by {points[0]} to {points[-1]} points" in " ".join(TEXTS["docs/output.md"].split())
+
+
 LOGS = {  # of the table on what pretraining is worth
     "published, no pretraining": "paper_none",
     "published, MoCo, 5,000 steps": "paper_moco5000",
