@@ -460,6 +460,8 @@ def test_scores_are_those_of_the_tables_in_results() -> None:
 
 
 STUDENT_OF_3 = 4.3027  # t, two-sided 95 %, 2 degrees of freedom
+
+
 def test_the_errors_of_area_fractions_are_those_of_the_table() -> None:
     rows = TEXTS["docs/results.md"].partition("area fractions off by |")[2].partition("\n\n")[0]
     points = sorted(float(p) for p in re.findall(r"([\d.]+) points", rows))
