@@ -157,7 +157,11 @@ def read_config(
 
 
 def require_effect(config: Config, named: Collection[str]) -> None:
-    """Raise ConfigError if a setting given as a flag would count for nothing beside fine_steps."""
+    """Raise ConfigError if a setting given as a flag would count for nothing beside others."""
+    if config.pretrained and ("fine" not in config.stage_list or "self" in config.stage_list):
+        what = f"found {config.pretrained}, from which fine-tuning starts; stages {config.stages}"
+        other = "pretrains a network of its own" if "self" in config.stage_list else "has none"
+        raise ConfigError(f"pretrained: {what} {other}; give -stages fine, or no --pretrained")
     steps = f"with fine_steps {config.fine_steps}"
     if config.fine_steps and "fine_max_epoch" in named:
         what = f"found {config.fine_max_epoch}, which is of no effect {steps}"

@@ -596,7 +596,8 @@ def test_a_trained_model_without_a_state_is_not_overwritten(
     run.mkdir(parents=True)
     shutil.copy(finished / folder / "1_0" / name, run)
     before = files(tmp_path)
-    settings = {"stages": stage, "pretrained": str(finished / "tiny_simclr/1_0/moco2.pt")}
+    pretrained = str(finished / "tiny_simclr/1_0/moco2.pt") if stage == "fine" else ""
+    settings = {"stages": stage, "pretrained": pretrained}
     refused(capsys, train(data, tmp_path, **settings), f"1_0/{name}", "--overwrite")
     assert files(tmp_path) == before
     assert train(data, tmp_path, **settings, overwrite=True) == 0

@@ -314,6 +314,8 @@ def test_longer_fine_tuning_at_constant_rates_goes_on(
     assert train(data, longer, **{**common, **short}) == 0
     assert train(data, longer, **{**common, **long}) == 0
     assert "Going on after epoch 1 of a run that is made longer" in capsys.readouterr().out
+    log = (longer / "tiny_simclr" / "1_0" / "log_fine.txt").read_text(encoding="utf-8")
+    assert log.count(f"\nFrom epoch 2 on: {unit} was 2, is 4\n") == 1
     assert train(data, straight, **{**common, **long}) == 0
     for name in ("fine.pt", "fine_last.pt"):
         assert same(weights(longer, name)["finetune"], weights(straight, name)["finetune"]), name
@@ -322,6 +324,24 @@ def test_longer_fine_tuning_at_constant_rates_goes_on(
     capsys.readouterr()
     assert train(data, longer, **{**common, **long}) == 0
     assert capsys.readouterr().out.count("is finished already") == 2
+
+
+def test_grays_that_change_within_a_run_are_logged_and_told_of_a_finished_one(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = {**CONSTANT, "stages": "sup", "eval_every": 1, "fine_steps": 0}
+    assert train(data, tmp_path, **common, fine_max_epoch=1) == 0
+    again = {**common, "fine_max_epoch": 2, "mapping": (0, 1, 2)}
+    assert train(data, tmp_path, **again) == 0
+    log = tmp_path / "tiny_sup" / "1_0" / "log_sup.txt"
+    line = "mapping was [0, 128, 255], is [0, 1, 2]"
+    assert log.read_text(encoding="utf-8").count(f"\nFrom epoch 1 on: {line}\n") == 1
+    before = log.read_bytes()
+    capsys.readouterr()
+    assert train(data, tmp_path, **{**again, "mapping": ()}) == 0
+    line = "mapping was [0, 1, 2], is [0, 128, 255]"
+    assert f"Of no effect, as it is finished: {line}\n" in capsys.readouterr().out
+    assert log.read_bytes() == before
 
 
 def test_longer_fine_tuning_with_a_schedule_is_made_anew(

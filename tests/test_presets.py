@@ -132,6 +132,17 @@ def test_what_steps_would_make_useless_is_refused(words: str) -> None:
     assert read_config([*own, "--fine_crops", "1"])[0].fine_crops == 1
 
 
+@pytest.mark.parametrize("stages", ["self", "sup", "self-fine", "self-sup"])
+def test_a_pretrained_file_that_nothing_starts_from_is_refused(stages: str) -> None:
+    words = ["-stages", stages, "--pretrained", "moco200.pt", "--data_dir", "nowhere"]
+    with pytest.raises(
+        ConfigError, match=f"^pretrained: found moco200.pt, .* {stages} .*-stages fine"
+    ):
+        read_config(words)
+    assert read_config([*words, "--pretrained", ""])[0].pretrained == ""
+    assert read_config([*words, "-stages", "fine-sup"])[0].pretrained == "moco200.pt"
+
+
 def test_the_preset_of_a_set_that_is_not_there_changes_nothing() -> None:
     config, notes = read_config(["--preset", "auto", "--data_dir", "nowhere"])
     assert notes == [] and config.fine_steps == 400 and not config.use_unlabelled

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -169,6 +170,8 @@ class Training:
         state = self.saved(to_terminal)
         if state and state["finished"]:
             to_terminal(f"{self.run_dir}: stage {self.stage} is finished already")
+            for line in self.restyled(state):
+                to_terminal(f"Of no effect, as it is finished: {line}")
             for line in self.gone(state["outputs"]):
                 to_terminal(line)
             self.state.remove_previous()
@@ -270,10 +273,21 @@ class Training:
         if steps := self.within.get("steps", 0):
             where = f"in epoch {resumed['epoch']}, after {steps} of {len(self.batches)} steps,"
         self.log.note(f"Going on {where} of {run}")
+        longer = differences(resumed["settings"], self.settings) if "longer" in resumed else []
+        for line in longer + self.restyled(resumed):
+            self.log.line(f"From epoch {resumed['epoch']} on: {line}")
         for line in self.gone(resumed.get("written", ())):
             self.log.line(line)
         if resumed["environment"] != self.environment:
             self.log.line(f"From epoch {resumed['epoch']} on with {self.environment}")
+
+    def restyled(self, state: Settings) -> list[str]:
+        """How names, colours and grays of the classes differ from those of a state, a line each."""
+        new = self.config.appearance()
+        old = replace(
+            self.config, **{n: v for n, v in state.get("config", {}).items() if n in new}
+        ).appearance()
+        return differences(old, new)
 
     def snapshot(self, *, finished: bool = False, **more: Any) -> dict[str, Any]:
         """The entries of every state of this run, and ``more``."""
