@@ -219,7 +219,7 @@ def open_set(
             probe=config.probe > 0,
             self_crop=config.self_crop,
             fine_crop=config.fine_crop,
-            fine_batch_size=config.fine_batch_size,
+            single=config.fine_batch_size == 1,
             cache=own_cache(config.cache),
             index=index_file(config.output_dir, config.data_dir),
         )

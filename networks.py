@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 CHANNELS = (32, 64, 128, 256)  # at full, 1/2, 1/4 and 1/8 of the image's size
 NORM_GROUPS = 8
+SCALES = 3  # maps of the way up whose cells are projected: up1, up2, up3
 
 
 class ChannelLayerNorm(nn.LayerNorm):

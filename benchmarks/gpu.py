@@ -58,7 +58,8 @@ from benchmarks.measure import Result
 from benchmarks.step import PRECISIONS, make_adam
 from config import Config
 from data import STD, Batch, finish_views
-from model import METHODS, Method
+from methods import Method
+from model import METHODS
 from networks import norm_kernel
 from pscl import assignment, matching, sampling
 from pscl.fast_matching import match

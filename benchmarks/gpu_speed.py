@@ -22,7 +22,8 @@ from config import Config
 from config_run import open_set
 from data import Batch, finish_views
 from metallography.tiling import DEFAULT_TILE
-from model import Method, build_method
+from methods import Method
+from model import build_method
 from stages.finetuning import Supervised
 from stages.job import Runner
 from stages.presets import read_config

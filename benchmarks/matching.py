@@ -38,8 +38,8 @@ from torch import Tensor
 from benchmarks.measure import parser_of, table, use_threads
 from data import DataError, Sample, find_split, image_input, one_hot
 from imaging.store import ImageStore
-from model import METHODS, PSCL, SCALES, build_method
-from networks import ProjectedUNet
+from model import METHODS, PSCL, build_method
+from networks import SCALES, ProjectedUNet
 from pscl.geometry import ViewGeometry, resize
 from pscl.lazy_map import LazyMap
 from pscl.sampling import own_votes

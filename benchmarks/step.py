@@ -43,8 +43,9 @@ from benchmarks.measure import Case, Result
 from config import Config
 from config_run import open_set
 from data import Batch, Batches
-from model import METHODS, PSCL, SCALES, Method, build_method
-from networks import Encoder, ProjectedUNet, Up
+from methods import Method
+from model import METHODS, PSCL, build_method
+from networks import SCALES, Encoder, ProjectedUNet, Up
 from pscl.lazy_map import LazyMap
 from pscl.losses import patch_nt_xent
 from stages.pretraining import SelfSupervised

@@ -129,7 +129,7 @@ class Plan:
             needs_annotated=any(m.needs_annotated for m in methods),
             self_crop=config.self_crop,
             fine_crop=config.fine_crop,
-            fine_batch_size=config.fine_batch_size,
+            single=config.fine_batch_size == 1,
             cache=config_run.own_cache(config.cache),
             index=index_file(config.output_dir, config.data_dir),
         )

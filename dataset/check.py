@@ -88,7 +88,7 @@ def check_data(
     needs_test: bool = False,
     self_crop: int = 0,
     fine_crop: int = 0,
-    fine_batch_size: int = 6,
+    single: bool = False,
     gray: Conversion | None = None,
     cache: int | None = None,
     index: Path | None = None,
@@ -104,7 +104,7 @@ def check_data(
         probe: pretraining scores its features on the annotated images and the test set.
         needs_test: a set without test masks is refused; else it is one that gives no score.
         self_crop, fine_crop: sides of crops, 0 for whole images, which must have one size.
-        fine_batch_size: annotated images of a step; a single one may have any size.
+        single: training with labels takes one image a step, which may have any size.
         gray: makes 8 bits of images with more; None: by ``set_conversion``.
     """
     root = Path(data_dir)
@@ -123,8 +123,7 @@ def check_data(
     for split in masked:
         annotated = check.folder(split, masks=True)
         check.classes(split, annotated, "annotated images")
-        together = annotated if supervised and fine_batch_size > 1 else []
-        check.one_size(split, together, fine_crop=fine_crop)
+        check.one_size(split, annotated if supervised else [], fine_crop=fine_crop or single)
         pretraining += annotated if "self" in stages and needs_annotated else []
     if scored:
         probed = len(check.problems) if needs_annotated else probed

@@ -13,7 +13,8 @@ from torch import Tensor
 import data
 from config import FIELDS, SELF_MODES, format_value
 from data import Sample
-from model import METHODS, Method, build_method
+from methods import Method
+from model import METHODS, build_method
 from pscl.sampling import VOTES
 from report import probe
 from stages.forest import PixelForest

@@ -17,7 +17,8 @@ from tiny_set import make_set, train
 from torch import Tensor, nn
 
 from config import SELF_MODES
-from model import BYOL, METHODS, DenseCL, MoCo, MomentumMethod, SimCLR, build_method
+from methods import MomentumMethod
+from model import BYOL, METHODS, DenseCL, MoCo, SimCLR, build_method
 from networks import ProjectedUNet, UNet
 from pscl.geometry import ViewGeometry
 from tests.golden_files import assert_agrees

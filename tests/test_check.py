@@ -127,7 +127,7 @@ def test_different_sizes_matter_only_within_a_batch(root):
     noise(root / "sup_num5_0", NAMES[0], shape=(40, 32))
     with pytest.raises(DataError, match="sup_num5_0 has 32x32 too.*--image_size"):
         check(root, stages=("fine",), sizes="5")
-    check(root, stages=("fine",), sizes="5", fine_batch_size=1)
+    check(root, stages=("fine",), sizes="5", single=True)
     check(root, stages=("fine",), sizes="5", image_size=24)
     noise(root / "sup_num1_0", NAMES[0], shape=(40, 32))
     check(root, stages=("fine",))

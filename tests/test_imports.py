@@ -19,8 +19,8 @@ MOST_FILES = 12  # of a room: what a reader takes in at a glance
 MANY_FILES = {"", "benchmarks"}  # the top level that the user fixed; scripts with no common room
 
 BELOW_DATA = {"pscl", "networks", "imaging", "utils"}
-BELOW_STAGES = {"report", "metallography", "data", "dataset", "model", "encoders"} | BELOW_DATA
-BELOW_STAGES |= {"annotation"}
+BELOW_STAGES = {"report", "metallography", "data", "dataset", "annotation"} | BELOW_DATA
+BELOW_STAGES |= {"model", "methods", "encoders"}
 BELOW_ENGINE = {"stages"} | BELOW_STAGES
 SCRIPT = {"config", "config_run"}
 # Room -> the project's own names that it may import. Imports only go down.
@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "annotation": {"annotation", "imaging", "utils"},
     "dataset": {"dataset", "annotation", "config", "data", "imaging", "utils"},
     "encoders": {"data", "networks", "utils"},
-    "model": {"pscl", "networks", "encoders", "utils"},
+    "methods": {"pscl", "networks", "encoders", "utils"},
+    "model": {"methods", "pscl", "networks", "utils"},
     "metallography": {"metallography", "data", "encoders", "config"} | BELOW_DATA,
     "report": {"report", "metallography", "config", "imaging", "utils"},
     "stages": {"stages", "config"} | BELOW_STAGES,

@@ -20,13 +20,12 @@ from torch import Tensor
 import model
 import pscl.losses
 from config import SELF_MODES, Config
+from methods import Method, QueueMethod
 from model import (
     METHODS,
     PSCL,
-    Method,
     PSCL_MoCo,
     PSCL_SimCLR,
-    QueueMethod,
     build_method,
     settings_of,
 )

@@ -21,7 +21,7 @@ from tiny_set import files, make_set, train
 from torch import Tensor, nn
 
 import stages.pretraining
-from model import Method
+from methods import Method
 from networks import ProjectedUNet
 from report import probe
 from stages.pretraining import SelfSupervised
