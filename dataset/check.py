@@ -103,8 +103,7 @@ def check_data(
         needs_annotated: every batch of pretraining has an annotated image.
         probe: pretraining scores its features on the annotated images and the test set.
         needs_test: a set without test masks is refused; else it is one that gives no score.
-        self_crop, fine_crop: sides of crops, 0 for whole images, which must have one size.
-        single: training with labels takes one image a step, which may have any size.
+        self_crop, fine_crop, single: sides of crops; 0: images have one size or are alone in a step.
         gray: makes 8 bits of images with more; None: by ``set_conversion``.
     """
     root = Path(data_dir)
