@@ -103,7 +103,7 @@ def check_data(
         needs_annotated: every batch of pretraining has an annotated image.
         probe: pretraining scores its features on the annotated images and the test set.
         needs_test: a set without test masks is refused; else it is one that gives no score.
-        self_crop, fine_crop, single: sides of crops; 0: images have one size or are alone in a step.
+        self_crop, fine_crop, single: sides of crops; 0: images of one size, or single in a step.
         gray: makes 8 bits of images with more; None: by ``set_conversion``.
     """
     root = Path(data_dir)
