@@ -9,9 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import utils  # noqa: F401  first: Ctrl-C while the others load is one line
-
-# isort: split
 import torch
 
 import data
@@ -31,7 +28,7 @@ from stages.job import (
 )
 from stages.presets import read_config
 from stages.pretraining import SelfSupervised
-from utils.commandline import FLAG, UserError, exit_code
+from utils.commandline import UserError, exit_code, split_flags
 from utils.device import (
     arithmetic,
     cache_bytes,
@@ -242,8 +239,7 @@ def own_cache(text: str) -> int | None:
 
 def named_in(words: Sequence[str]) -> frozenset[str]:
     """The settings that a command line names."""
-    flags = [flag[2] for word in words if (flag := FLAG.fullmatch(word))]
-    return frozenset(flags) & FIELDS.keys()
+    return frozenset(split_flags(words, {}).named) & FIELDS.keys()
 
 
 def main(

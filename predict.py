@@ -21,9 +21,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import utils  # noqa: F401  first: Ctrl-C while the others load is one line
+from utils import leave_while_loading
 
-# isort: split
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
 import torch
 
 from annotation.outlines import SUFFIX, packed

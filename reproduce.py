@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import utils  # noqa: F401  first: Ctrl-C while the others load is one line
+from utils import leave_while_loading
 
-# isort: split
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
 from comparison.devices import (
     Piece,
     command_words,

@@ -6,6 +6,11 @@
 import sys
 from typing import Any
 
+from utils import leave_while_loading
+
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
 from config_run import main
 
 EXPERIMENT: dict[str, Any] = dict(

@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from utils import leave_while_loading
+
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
 from config import Config
 from config_run import main
 from dataset.make_demo import make_demo_set

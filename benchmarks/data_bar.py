@@ -18,15 +18,20 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+from utils import leave_while_loading
 
-import predict  # noqa: E402
-from dataset.layout import write_png  # noqa: E402
-from imaging.imagefile import Pixels, read_image  # noqa: E402
-from utils.commandline import Parser, UserError, exit_code  # noqa: E402
-from utils.files import IMAGE_SUFFIXES, list_files  # noqa: E402
-from utils.tables import markdown  # noqa: E402
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
+import cv2
+import numpy as np
+
+import predict
+from dataset.layout import write_png
+from imaging.imagefile import Pixels, read_image
+from utils.commandline import Parser, UserError, exit_code
+from utils.files import IMAGE_SUFFIXES, list_files
+from utils.tables import markdown
 
 DESCRIPTION = "What a data bar that nobody cut does to area fractions, on real fields."
 PAPERS = {"white": (255, 0), "black": (0, 255), "gray": (128, 255)}  # gray levels: paper, print

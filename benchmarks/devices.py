@@ -23,10 +23,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+from utils import leave_while_loading
+
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
 import model
 from benchmarks.measure import (

@@ -23,16 +23,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-import config_run  # noqa: E402
-from config import Config, ConfigError  # noqa: E402
-from data import annotated_repeats, find_split  # noqa: E402
-from report.figures import doses_png  # noqa: E402
-from stages.job import experiment_dir, run_label  # noqa: E402
-from stages.presets import read_config  # noqa: E402
-from utils.commandline import Parser, exit_code  # noqa: E402
-from utils.files import replace_file  # noqa: E402
-from utils.log import read_metrics  # noqa: E402
-from utils.tables import markdown  # noqa: E402
+from utils import leave_while_loading
+
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
+import config_run
+from config import Config, ConfigError
+from data import annotated_repeats, find_split
+from report.figures import doses_png
+from stages.job import experiment_dir, run_label
+from stages.presets import read_config
+from utils.commandline import Parser, exit_code
+from utils.files import replace_file
+from utils.log import read_metrics
+from utils.tables import markdown
 
 NONE = "no pretraining"
 Doses = dict[int, dict[int, float]]  # epochs -> annotated image -> Dice

@@ -16,25 +16,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-from imaging.imagefile import read_image, read_mask  # noqa: E402
-from metallography.items import Item  # noqa: E402
-from metallography.ranking import correlation, fractions_of  # noqa: E402
-from metallography.segmenter import Segmenter  # noqa: E402
-from segmentation import doubt  # noqa: E402
-from segmentation.predictors import (  # noqa: E402
+from utils import leave_while_loading
+
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
+import numpy as np
+
+from imaging.imagefile import read_image, read_mask
+from metallography.items import Item
+from metallography.ranking import correlation, fractions_of
+from metallography.segmenter import Segmenter
+from segmentation import doubt
+from segmentation.predictors import (
     Answer,
     Watched,
     second_opinion,
     taught,
     write_maps,
 )
-from utils.commandline import Parser, exit_code  # noqa: E402
-from utils.files import IMAGE_SUFFIXES, list_files  # noqa: E402
-from utils.metrics import IGNORED  # noqa: E402
+from utils.commandline import Parser, exit_code
+from utils.files import IMAGE_SUFFIXES, list_files
+from utils.metrics import IGNORED
 
 DESCRIPTION = "Does the doubt of a prediction follow its true error?"
 WRONG = 0.1  # of the area fraction of some class

@@ -24,11 +24,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+from utils import leave_while_loading
+
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
 import cv2
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
 import config_run
 from benchmarks.measure import at_least, in_own_process, parser_of, print_case

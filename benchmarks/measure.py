@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a benchmark is r
 from config import Config
 from data import Batches, ImageStore, TwoViewDataset, find_split
 from model import METHODS
-from utils.commandline import exit_code
+from utils.commandline import Parser, exit_code
 from utils.device import choose_device, keep_freed_memory
 from utils.tables import markdown
 
@@ -68,7 +68,7 @@ def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """A command line with the options of all benchmarks, described by the first line of ``doc``."""
     style = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=str(doc).splitlines()[0], formatter_class=style)
+    parser = Parser(description=str(doc).splitlines()[0], formatter_class=style)
     parser.add_argument("--threads", type=at_least(0), default=0, help="CPU threads, 0: PyTorch's")
     return parser
 

@@ -19,15 +19,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-import numpy as np  # noqa: E402
+from utils import leave_while_loading
 
-import segment  # noqa: E402
-from benchmarks.scribbles import scribble  # noqa: E402
-from dataset.layout import write_png  # noqa: E402
-from imaging.imagefile import read_mask  # noqa: E402
-from segmentation.demo import judge  # noqa: E402
-from utils.commandline import Parser, UserError, exit_code  # noqa: E402
-from utils.files import IMAGE_SUFFIXES, list_files  # noqa: E402
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
+import numpy as np
+
+import segment
+from benchmarks.scribbles import scribble
+from dataset.layout import write_png
+from imaging.imagefile import read_mask
+from segmentation.demo import judge
+from utils.commandline import Parser, UserError, exit_code
+from utils.files import IMAGE_SUFFIXES, list_files
 
 DESCRIPTION = "What segment.py does on real sets with one mask; the truth is for judging alone."
 STROKE = 3  # width of a stroke, pixels

@@ -15,9 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-import utils  # noqa: E402, F401  first: Ctrl-C while the others load is one line
+from utils import leave_while_loading
 
-# isort: split
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
 import torch
 
 from benchmarks.measure import at_least, batches_of, parser_of, use_threads

@@ -19,17 +19,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+from utils import leave_while_loading
 
-from config import ConfigError  # noqa: E402
-from data import find_split  # noqa: E402
-from dataset.layout import replacing_set, write_png  # noqa: E402
-from dataset.set_file import read_set_file  # noqa: E402
-from imaging.imagefile import Pixels, read_mask  # noqa: E402
-from utils.commandline import Parser, exit_code  # noqa: E402
-from utils.log import to_terminal  # noqa: E402
-from utils.metrics import IGNORED  # noqa: E402
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
+import cv2
+import numpy as np
+
+from config import ConfigError
+from data import find_split
+from dataset.layout import replacing_set, write_png
+from dataset.set_file import read_set_file
+from imaging.imagefile import Pixels, read_mask
+from utils.commandline import Parser, exit_code
+from utils.log import to_terminal
+from utils.metrics import IGNORED
 
 LENGTH = 60  # of a stroke, in pixels
 STEP = 6  # pixels after which a stroke turns a little

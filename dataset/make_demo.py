@@ -9,23 +9,27 @@ streaks (1, as inclusions), dark blotches (2, as patches) and bright lines (3, a
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
+
+from utils import leave_while_loading
+
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
-
-from dataset.layout import replacing_set, write_png  # noqa: E402
-from imaging.imagefile import Pixels  # noqa: E402
-from utils.commandline import UserError, exit_code  # noqa: E402
-from utils.files import read_plain  # noqa: E402
+from dataset.layout import replacing_set, write_png
+from imaging.imagefile import Pixels
+from utils.commandline import Parser, UserError, exit_code
+from utils.files import read_plain
 
 VERSION = 1  # raise it whenever other pictures come out
 SIDE = 200
@@ -245,7 +249,7 @@ def _scratches(rng: np.random.Generator) -> tuple[Field, NDArray[np.bool_]]:
 
 def main() -> int:
     """Command line: make the set and say where it is."""
-    parser = argparse.ArgumentParser(description="Make the synthetic stand-in for NEU-Seg")
+    parser = Parser("make_demo.py", description="Make the synthetic stand-in for NEU-Seg")
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of the set")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     given = parser.parse_args()

@@ -6,6 +6,7 @@ Nothing is imported here: the files are parsed, so a lazy import inside a functi
 from __future__ import annotations
 
 import ast
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -283,3 +284,29 @@ def test_imports_at_the_top_are_found():
     assert late_at_top(text) == {"sklearn", "scipy.stats"}
     assert late_at_top("try:\n    import timm\nexcept ImportError:\n    pass") == {"timm"}
     assert not late_at_top("def f():\n    import sklearn\n    from scipy.stats import norm")
+
+
+def imports_before_leaving(tree: ast.Module) -> set[str] | None:
+    """What a script imports before it calls ``leave_while_loading``; None if it never does."""
+    seen: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            seen |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            seen.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.If):
+            called = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
+            if any(getattr(name, "id", "") == "leave_while_loading" for name in called):
+                return seen
+    return None
+
+
+COMMANDS = [p for p in source_files() if "__main__" in p.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=relative_name)
+def test_a_command_can_be_interrupted_before_anything_slow_is_imported(path: Path) -> None:
+    before = imports_before_leaving(ast.parse(path.read_text(encoding="utf-8")))
+    assert before is not None, f"{relative_name(path)}: call utils.leave_while_loading"
+    late = before - sys.stdlib_module_names - {"utils"}
+    assert not late, f"{relative_name(path)} imports {sorted(late)} first"

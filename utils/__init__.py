@@ -1,19 +1,11 @@
-"""The building blocks: each module is one noun and imports nothing from the top level.
-
-A command of this program imports this first: one that is interrupted (Ctrl-C) while it loads ends
-with one line, as later, and not with the traceback of some library.
-"""
+"""The building blocks: each module is one noun and imports nothing from the top level."""
 
 import os
 import signal
-import sys
 import threading
-from pathlib import Path
 from types import FrameType
 
-_ROOT = Path(__file__).resolve().parents[1]
-_COMMANDS = {_ROOT / f"{name}.py" for name in ("train", "train_defect", "predict", "reproduce")}
-_COMMANDS |= {_ROOT / "segment.py", *_ROOT.glob("dataset/*.py"), *_ROOT.glob("benchmarks/*.py")}
+SAID = {signal.SIGINT: (b"Interrupted.\n", 130), signal.SIGTERM: (b"Terminated.\n", 143)}
 
 
 def leave(number: int, frame: FrameType | None) -> None:
@@ -21,20 +13,23 @@ def leave(number: int, frame: FrameType | None) -> None:
 
     No exception, because libraries that are being imported may catch it, or print it.
     """
-    os.write(2, b"Interrupted.\n")
-    os._exit(130)
+    line, code = SAID[signal.Signals(number)]
+    os.write(2, line)
+    os._exit(code)
 
 
-def _leave_while_loading() -> None:
-    """Have Ctrl-C ``leave`` in the commands, until ``utils.commandline.exit_code``."""
-    started = getattr(sys.modules.get("__main__"), "__file__", None)
-    if (
-        started
-        and Path(started).resolve() in _COMMANDS
-        and threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def leave_while_loading() -> None:
+    """Have Ctrl-C and SIGTERM ``leave``, until ``utils.commandline.exit_code`` does the work.
+
+    For a script that is run as a command, before the imports that take seconds: an interrupt then
+    ends with one line, as later, and not with the traceback of some library. Handlers that
+    somebody else installed stay.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_DFL),
     ):
-        signal.signal(signal.SIGINT, leave)
-
-
-_leave_while_loading()
+        if signal.getsignal(number) is usual:
+            signal.signal(number, leave)
