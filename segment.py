@@ -11,6 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils import leave_while_loading
+
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
 from annotation.outlines import SUFFIX
 from config import PRESETS, ConfigError
 from dataset.mask_values import KINDS
@@ -24,8 +29,8 @@ from utils.commandline import Parser, exit_code
 DESCRIPTION = "From a folder of images and one mask to class maps, measurements and a report."
 AGAIN = "The same command goes on and ends with the same result"
 READING = {  # options of dataset/prepare.py
-    "mask-pattern": 'names of masks, where they are not those of images: "{stem}_mask.png"',
-    "mask-kind": f"what the values in masks are: {', '.join(KINDS)} (auto)",
+    "mask_pattern": 'names of masks, where they are not those of images: "{stem}_mask.png"',
+    "mask_kind": f"what the values in masks are: {', '.join(KINDS)} (auto)",
     "palette": 'which class a value in masks is: "0=0 1=128 2=255", or of colours '
     '"0=0,0,0 1=255,0,0 ignore=255,255,255"; default: the values in their order',
     "ignore": "values in masks that are no class, of pixels that nobody labelled, such as 9",
@@ -51,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "looks at the images first (default), robust, or paper")  # fmt: skip
     add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: never (default: in our tests it "
         "did not improve networks of one mask), or always (with --demo)")  # fmt: skip
-    add("--class_names", "--class-names", type=_names, default=(), metavar="NAME,...",
+    add("--class_names", type=_names, default=(), metavar="NAME,...",
         help="names of the classes, of id 0 first")  # fmt: skip
     add("--um_per_px", type=float, help="micrometres per pixel; default: as an earlier run was "
         "told, else (or with 0) as the files say, else all lengths in pixels")  # fmt: skip
@@ -66,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     add("--grain_classes", type=int, nargs="+", default=[], metavar="CLASS", help="ids of the "
         "classes whose pieces are grains: an ASTM grain-size number is given")  # fmt: skip
     for name, meaning in READING.items():
-        add(*dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}")), default="", help=meaning)
+        add(f"--{name}", default="", help=meaning)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=int, default=0, help="CPU threads; 0: as many as PyTorch chooses")
     add("--seed", type=int, default=0, help="seed of all random numbers")
@@ -79,7 +84,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def request_of(options: argparse.Namespace) -> Request:
     """The job that the options ask for; ConfigError."""
-    given = {name: getattr(options, name.replace("-", "_")) for name in READING}
+    given = {name: getattr(options, name) for name in READING}
     if options.demo and (options.images or options.masks):
         raise ConfigError("--demo: brings its own images and mask; leave --images and --masks out")
     if not options.demo and not options.images:

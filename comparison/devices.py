@@ -20,7 +20,7 @@ import torch
 
 from comparison.plan import NAMES, Plan, Work
 from config import ConfigError
-from utils.commandline import FLAG, UserError, found
+from utils.commandline import FLAG, UserError, found, plain_flag
 from utils.device import is_here
 from utils.log import to_terminal
 
@@ -72,7 +72,7 @@ def passed_on(argv: Sequence[str]) -> list[str]:
     """The words of a command line without the flags that concern the whole table."""
     words, mine = [], False
     for word in argv:
-        flag = FLAG.fullmatch(word)
+        flag = FLAG.fullmatch(plain_flag(word))
         if flag:
             mine = flag[2] in NOT_PASSED_ON
         if not mine:

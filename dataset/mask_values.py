@@ -177,7 +177,7 @@ class MaskRule:
     def same_as(self) -> str:
         """The option that gives the same rule again."""
         if self.names:
-            return f'the same as --class-names "{",".join(self.names)}"'
+            return f'the same as --class_names "{",".join(self.names)}"'
         palette = " ".join(f"{_name(i)}={_text(v)}" for i, v in self.palette)
         tolerance = f" --tolerance {self.tolerance}" if self.tolerance else ""
         return f'the same as --palette "{palette}"{tolerance}'
@@ -226,7 +226,7 @@ def find_rule(
     """
     kind, palette, tolerance = settings.mask_kind, settings.palette, settings.tolerance
     if colours and kind == "ids":
-        cure = "give --palette or --mask-kind colours"
+        cure = "give --palette or --mask_kind colours"
         raise DataError(f"{settings.masks}: coloured, not class ids; {cure}")
     skipped = [*_in_channels(_as_ignored(settings), colours)]
     labelled = np.array([c for c in sorted(histogram) if colours or c != -1], np.int64)
@@ -273,7 +273,7 @@ def _ids(values: list[int], settings: Namespace) -> tuple[Palette, str] | None:
         return None
     if highest >= IGNORED:
         value = f"{settings.masks}: value {highest}"
-        raise DataError(f"{value} is no class id (0..254); give --mask-kind levels")
+        raise DataError(f"{value} is no class id (0..254); give --mask_kind levels")
     also = f"; {IGNORED} taken as no label" if IGNORED in values else ""
     ids = [*labels, IGNORED] if also else labels
     return [(v, (v,)) for v in ids], f"values taken as class ids{also}"
@@ -293,7 +293,7 @@ def _levels(
     if len(centres) > MOST_CLASSES:
         found = f"{len(codes)} {what}, more than {MOST_CLASSES} of them over {tolerance} apart"
         cure = "raise --tolerance or name the classes with --palette"
-        particles = "" if colours else "; numbered particles: --mask-kind particles"
+        particles = "" if colours else "; numbered particles: --mask_kind particles"
         raise DataError(f"{settings.masks}: {found}; {cure}{particles}")
     weights = (0.299, 0.587, 0.114) if colours else (1.0,)
     centres.sort(key=lambda v: (sum(w * x for w, x in zip(weights, v, strict=True)), v))

@@ -119,11 +119,11 @@ class Pairs:
                 names = ", ".join(mask.relative_to(self.folder).as_posix() for mask in found)
                 cure = "remove all but one"
                 if len({mask.parent for mask in found}) == len(found):
-                    cure += '; if each folder is a class, give --mask-pattern "{class}/{stem}.png"'
+                    cure += '; if each folder is a class, give --mask_pattern "{class}/{stem}.png"'
                 yield f"{path}: {len(found)} masks ({names}); {cure}"
         for path, second, pattern in self._second_masks():
             names = f"{self.masks[path][0].name} and {second.name} in {second.parent}"
-            cure = "remove one, or say by --mask-pattern which it is, such as"
+            cure = "remove one, or say by --mask_pattern which it is, such as"
             yield f'{path}: 2 masks ({names}); {cure} "{pattern}"'
         if not self.used:
             yield self._no_mask()
@@ -214,7 +214,7 @@ class Pairs:
         fixed = re.split(r"\{stem\}|\{class\}", name_key(self.pattern))
         if len(fixed) != 3 or not fixed[1] or "{stem}" not in self.pattern:
             cure = "write both once, with something between them: {stem}_{class}.png"
-            raise DataError(f"--mask-pattern {self.pattern!r}: {{stem}} and {{class}}; {cure}")
+            raise DataError(f"--mask_pattern {self.pattern!r}: {{stem}} and {{class}}; {cure}")
         before, between, after = fixed
         stem_first = self.pattern.index("{stem}") < self.pattern.index("{class}")
         for path in filter(is_image, self.beside):
@@ -293,7 +293,7 @@ class Pairs:
         if stray and self.used and not self.one_folder:
             found = f"{stray[0]}: {len(stray)} mask(s) without an image; not used"
             pattern = self._class_pattern(self._by_class())
-            joined = f'; files of one class each are read with --mask-pattern "{pattern}"'
+            joined = f'; files of one class each are read with --mask_pattern "{pattern}"'
             joined = joined if pattern else ""
             self.warnings.append(found + joined)
 
@@ -346,7 +346,7 @@ class Pairs:
             names = some_names(part.relative_to(self.folder).as_posix() for part in parts)
             found = f"several files belong to one image ({names})"
             pattern = self._class_pattern(parts) or "{stem}_{class}.png"
-            return f'{missing}; {found}: if each is a class, give --mask-pattern "{pattern}"'
+            return f'{missing}; {found}: if each is a class, give --mask_pattern "{pattern}"'
         if outlines := self._outlines():
             found = f"{outlines[0]}: no image has a mask"
             kind = outlines[0].suffix[1:].upper()
@@ -354,7 +354,7 @@ class Pairs:
                 return f"{found}, and it is {other}; export {KINDS_READ}, or a PNG of class ids"
             if is_annotation(outlines[0]):
                 there = name_key(outlines[0].name)
-                cure = f'give --mask-pattern, such as "{{stem}}{outlines[0].suffix}"'
+                cure = f'give --mask_pattern, such as "{{stem}}{outlines[0].suffix}"'
                 return f"{found}, and {there} has the name of none; name it as its image, or {cure}"
             target = f"{KINDS_READ}, or a PNG of class ids"
             return f"{found}, and outlines in {kind} are not read; export {target}"
@@ -362,11 +362,11 @@ class Pairs:
         if not self.beside:
             return f"{self.folder}: no mask in it; give the file of a mask, or a folder of masks"
         if not others:
-            return f"{missing}; give --mask-pattern"
+            return f"{missing}; give --mask_pattern"
         start = longest_start(name_key(others[0].stem), self.stems)
         shape = "{stem}" + name_key(others[0].name)[len(start) :] if start else ""
         there = others[0].relative_to(self.folder).as_posix()
-        return f"{missing} (there is {there}); give --mask-pattern" + (
+        return f"{missing} (there is {there}); give --mask_pattern" + (
             f' "{shape}"' if shape else ""
         )
 

@@ -11,6 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
+from utils import leave_while_loading
+
+if __name__ == "__main__":  # before the imports that take seconds
+    leave_while_loading()
+
 from config import Config, ConfigError  # noqa: E402
 from data import name_key  # noqa: E402
 from dataset.check import SMALLEST_SIDE, Problems  # noqa: E402
@@ -113,7 +118,7 @@ def set_file(plan: Plan) -> SetFile:
     try:  # the rules of training's settings
         Config(num_classes=max(plan.num_classes, 2), class_names=names, class_colours=colours)
     except ConfigError as error:
-        lines = str(error).replace("class_", "class-").splitlines()
+        lines = str(error).splitlines()
         raise DataError("\n".join(f"--{line}" for line in lines)) from None
     return SetFile(
         num_classes=plan.num_classes if plan.num_classes > 1 else None,
@@ -170,7 +175,7 @@ def _warnings(plan: Plan) -> list[str]:
     train, test = (plan.splits.get(SPLITS[name], []) for name in ("train", "test"))
     unlabelled = sum(int(t.counts[IGNORED]) for t in train + test if t.counts is not None)
     if unlabelled:
-        cure = f"{NAME} tells training to leave them out; --ignored-as CLASS makes them a class"
+        cure = f"{NAME} tells training to leave them out; --ignored_as CLASS makes them a class"
         found.append(f"{unlabelled} pixels without a label are written as {IGNORED}: {cure}")
     sizes = {tile.box[2:] for tiles in plan.splits.values() for tile in tiles}
     if len(sizes) > 1:
@@ -182,7 +187,7 @@ def _warnings(plan: Plan) -> list[str]:
         few = f"{len(single)} images of {len(set(single))} specimen(s)"
         found.append(f"sup_num1_*: {few}: {reason}")
     if not any(t.source.batch for t in train):
-        found.append("no production batch is known; PSCL-MoCo needs --batch-from")
+        found.append("no production batch is known; PSCL-MoCo needs --batch_from")
     return found
 
 
@@ -238,18 +243,18 @@ def _parser() -> Parser:
     add("--images", type=Path, help="folder of the images")
     add("--masks", type=Path, help="folder of the masks; may be the same folder")
     add("--out", type=Path, help="folder of the set to make")
-    add("--mask-pattern", default="", help='mask name, such as "{stem}_mask.png"; default: stem')
-    add("--mask-kind", choices=KINDS, default="auto", help="what mask values are; default: auto")
+    add("--mask_pattern", default="", help='mask name, such as "{stem}_mask.png"; default: stem')
+    add("--mask_kind", choices=KINDS, default="auto", help="what mask values are; default: auto")
     add("--palette", default="", help='"0=0,0,0 1=255,0,0 ignore=255,255,255", or "0=0 1=128"')
     add("--ignore", default="", help="mask values without a label; -1 always is")
-    add("--ignored-as", type=int, default=IGNORED, help="value written for unlabelled pixels (255)")
+    add("--ignored_as", type=int, default=IGNORED, help="value written for unlabelled pixels (255)")
     add("--tolerance", type=int, default=0, help="mask values so near in each channel are one (0)")
     add("--page", default="", help="page of TIFFs of several pages, counted from 1, or each")
     add("--crop", default="0,0,0,0", help="pixels cut off: top,bottom,left,right")
     add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say")
-    add("--class-names", default="", help='names of class 0, 1, ..., "matrix,carbide"; default for '
+    add("--class_names", default="", help='names of class 0, 1, ..., "matrix,carbide"; default for '
         "files of outlines: what is not drawn is 0, the others by the alphabet")  # fmt: skip
-    add("--class-colours", default="", help="their colours in pictures, such as 333333,e69f00; "
+    add("--class_colours", default="", help="their colours in pictures, such as 333333,e69f00; "
         "default: those of coloured masks")  # fmt: skip
     add(
         "--trim",
@@ -259,13 +264,13 @@ def _parser() -> Parser:
     )
     add("--tile", type=int, default=0, help="side of square tiles in pixels; default: whole images")
     add("--overlap", type=int, default=0, help="least overlap of tiles in pixels (0)")
-    add("--batch-from", default="", help="regular expression for the file name or, where that does "
+    add("--batch_from", default="", help="regular expression for the file name or, where that does "
         "not match, the path below --images, with a group (batch), a second one (sample), or "
         "named ones (batch, sample, specimen); or a CSV file with the columns "
         "file,batch[,sample][,specimen][,split]")  # fmt: skip
     add("--test", type=float, default=0.3, help="share of the images for testing (0.3)")
     add("--seed", type=int, default=0, help="seed of the draws (0)")
-    add("--dry-run", action="store_true", help="print the report, write nothing")
+    add("--dry_run", action="store_true", help="print the report, write nothing")
     add("--overwrite", action="store_true", help="replace a set that was made here")
     return parser
 
@@ -282,8 +287,8 @@ def read_settings(words: Sequence[str] | None = None) -> Namespace:
     checks = (
         ("near", given.near, 0 < given.near <= 1, "a correlation above 0, at most 1"),
         ("num_classes", given.num_classes, 0 <= given.num_classes <= 255, "1 to 255"),
-        ("mask-pattern", repr(pattern), "{stem}" in (pattern or "{stem}"), stem),
-        ("ignored-as", given.ignored_as, 0 <= given.ignored_as <= 255, "0 to 255"),
+        ("mask_pattern", repr(pattern), "{stem}" in (pattern or "{stem}"), stem),
+        ("ignored_as", given.ignored_as, 0 <= given.ignored_as <= 255, "0 to 255"),
         ("tolerance", given.tolerance, given.tolerance >= 0, some),
         ("trim", given.trim, given.trim >= 0, some),
         ("tile", given.tile, given.tile == 0 or given.tile >= SMALLEST_SIDE, "16 pixels or more"),
@@ -324,14 +329,14 @@ def _batch_from(words: str) -> re.Pattern[str] | dict[str, dict[str, str]] | Non
     try:
         pattern = re.compile(words)
     except re.error as error:
-        raise DataError(f"--batch-from {words!r}: {error}; correct the expression") from None
+        raise DataError(f"--batch_from {words!r}: {error}; correct the expression") from None
     if not pattern.groups or (pattern.groupindex and "batch" not in pattern.groupindex):
-        raise DataError(rf"--batch-from {words!r}: no group; put ( ) around the batch: (\d+)min")
+        raise DataError(rf"--batch_from {words!r}: no group; put ( ) around the batch: (\d+)min")
     return pattern
 
 
 def _read_table(path: Path) -> dict[str, dict[str, str]]:
-    head, rows = read_csv(path, "--batch-from")
+    head, rows = read_csv(path, "--batch_from")
     if not {"file", "batch"} <= set(head):
         found = f"{path}: columns {','.join(head)}"
         raise DataError(f"{found}; the first line names them: file,batch,...")

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 Histograms = dict[Path, Counter[int]]
 MOST_BLURRED, MOST_SMALL = 0.002, 0.001  # of a JPEG's pixels: between levels, and in thin parts
 MOST_THIN = 3  # classes of lines thinner than 3 pixels everywhere
-AS_PARTICLES = "give --mask-kind particles (0 stays class 0, every number becomes class 1)"
+AS_PARTICLES = "give --mask_kind particles (0 stays class 0, every number becomes class 1)"
 
 
 class SetMasks:
@@ -178,7 +178,7 @@ class SetMasks:
             return given
         if pixels and not given and kind != "particles":  # of these 1 is the class in both
             both = f"{drawn[0].mask} has outlines, {pixels} pixels"
-            cure = f'say which class is which id: --class-names "{",".join(names)}"'
+            cure = f'say which class is which id: --class_names "{",".join(names)}"'
             self.nameless = f"{both}; {cure}"
         return names
 
@@ -201,12 +201,12 @@ class SetMasks:
         if settings.mask_kind == "ids" or settings.palette:
             self.warnings.append(f"{what}: palette files are read by index, as asked")
             return
-        other = "" if self.colours else "; --mask-kind ids takes their indices"
+        other = "" if self.colours else "; --mask_kind ids takes their indices"
         self.warnings.append(f"{what}: palette files are read by colour{other}")
         for source in plain if not self.colours else ():
             if not set(np.unique(self.pixels(source)).tolist()) <= seen.grays:
                 found = f"{source.mask}: gray, where other masks have palettes that differ"
-                self.problems.append(f"{found}; save all masks alike, or give --mask-kind ids")
+                self.problems.append(f"{found}; save all masks alike, or give --mask_kind ids")
         self.by_colour = True
         self.colours |= seen.coloured
 
@@ -241,7 +241,7 @@ class SetMasks:
         if numbered and all(numbered.values()):
             name = next(iter(numbered))
             found_all = f"{name}: every value is one connected region, a numbered particle"
-            raise DataError(f"{found_all}; {AS_PARTICLES}, or --mask-kind ids if they are classes")
+            raise DataError(f"{found_all}; {AS_PARTICLES}, or --mask_kind ids if they are classes")
         if few and all(few.values()):
             name, count = max(few.items(), key=lambda pair: pair[1])
             self.warnings.append(
@@ -344,7 +344,7 @@ def names_drawn(
 ) -> tuple[set[str], list[str], list[str]]:
     """Names of classes in files of outlines, '' for shapes without one; notes; warnings.
 
-    ``kind`` is that of ``--mask-kind``, ``given`` are the names that the user gave. Raises
+    ``kind`` is that of ``--mask_kind``, ``given`` are the names that the user gave. Raises
     DataError where outlines are numbered that are no classes.
     """
     if kind == "particles":
@@ -372,7 +372,7 @@ def _perhaps_particles(
         if given:
             return []
         found = f"{path}: every class is one outline, a numbered particle"
-        raise DataError(f"{found}; {AS_PARTICLES}, or --mask-kind ids if they are classes")
+        raise DataError(f"{found}; {AS_PARTICLES}, or --mask_kind ids if they are classes")
     # People number particles, and name classes: grain1 to grain9 may be both.
     counted = most >= FEWEST_NUMBERS and all(name[-1:].isdigit() for name in names)
     if most < 2 or not (numbers or counted):
@@ -403,7 +403,7 @@ def _joined(
         if meant in told and meant != name:
             doubts[meant].append(name)
     sure = [line for name, line in told.items() if name not in doubts]
-    cure = "where each is a class, give them all as --class-names"
+    cure = "where each is a class, give them all as --class_names"
     note = "regions whose names differ in their number alone are of one class"
     doubt = "regions whose names differ in their number alone were joined to one class"
     several = [f"{told[n]}, though several are called {some_names(s)}" for n, s in doubts.items()]

@@ -160,7 +160,7 @@ class Plan:
         return source.box.of(read_image(source.image, self.gray, source.page))
 
     def ids(self, source: Source) -> Pixels:
-        """Class ids of its mask after cropping, uint8 (H, W); unlabelled as ``--ignored-as``.
+        """Class ids of its mask after cropping, uint8 (H, W); unlabelled as ``--ignored_as``.
 
         What is transparent in the image is outside the field: 255.
         """
@@ -192,7 +192,7 @@ class Plan:
                 problems.append(f"{path}: another image has this name too; rename or remove one")
             elif stems[stem] > 1 and settings.batch_from is None:
                 found_too = "another image has this name too, in another folder"
-                problems.append(f"{path}: {found_too}; rename one, or give --batch-from")
+                problems.append(f"{path}: {found_too}; rename one, or give --batch_from")
             names = [name_key(below), name_key(below.removesuffix(path.suffix))]
             names += [name_key(path.name), stem] if stems[stem] == 1 else []
             unknown -= set(names)
@@ -206,7 +206,7 @@ class Plan:
         problems += pairs.check()
         if unknown:
             rows = f"{len(unknown)} row(s) without an image, as {min(unknown)}"
-            self.warnings.append(f"--batch-from: {rows}")
+            self.warnings.append(f"--batch_from: {rows}")
         return sources
 
     def _identify(self, source: Source, names: list[str]) -> Source:
@@ -221,11 +221,11 @@ class Plan:
         elif isinstance(given, dict):
             row = next((given[name] for name in names if given.get(name)), {})
             if not row:
-                raise DataError(f"{path}: not in the table of --batch-from; add a row for it")
+                raise DataError(f"{path}: not in the table of --batch_from; add a row for it")
         else:
             match = given.search(path.name) or given.search(source.below)
             if match is None:
-                shown = f"--batch-from {given.pattern!r}"
+                shown = f"--batch_from {given.pattern!r}"
                 raise DataError(f"{path}: {shown} does not match this name; correct it")
             row = dict(zip(("batch", "sample"), match.groups(""), strict=False))
             named = match.groupdict().items()  # "split" is for tables only
@@ -391,7 +391,7 @@ class Plan:
         for name, files in by_name.items():
             if len(files) > 1:
                 text = f"{', '.join(dict.fromkeys(files))} would all become {name}.png"
-                self.problems.append(f"{settings.images}: {text}; tell them apart by --batch-from")
+                self.problems.append(f"{settings.images}: {text}; tell them apart by --batch_from")
         return tiles
 
     def _count(self, tiles: list[Tile]) -> Iterator[Tile]:
@@ -443,7 +443,7 @@ class Plan:
         names = sorted(set(owners))
         if len(names) < 2:
             found = f"{len(names)} specimen(s) to draw a test set from ({', '.join(names)})"
-            cure = "2 are needed; tell images apart by --batch-from, or give --test 0"
+            cure = "2 are needed; tell images apart by --batch_from, or give --test 0"
             raise DataError(f"{self.settings.images}: {found}, {cure}")
         return draw_test_specimens(owners, self.counts(free), share, seed)
 

@@ -41,7 +41,7 @@ from utils.metrics import IGNORED
 SET, RECORD, VERSION = "set", "record.json", 4
 LONGEST_STEM = MOST_BYTES - len("-99999.png")  # bytes
 WITHOUT = "image(s) without a mask"
-EACH_PAGE, KIND, CROP = "--page=each", "--mask-kind=", "--crop="
+EACH_PAGE, KIND, CROP = "--page=each", "--mask_kind=", "--crop="
 PRETRAIN = ("never", "always")
 
 
@@ -286,13 +286,13 @@ def _plans(
     known = "" if given_palette else _without_ignored(known, request.reading)
     for folder, given in folders:
         words = [f"--images={request.images}", f"--masks={folder}", f"--out={request.out}"]
-        words += ["--test=0", "--batch-from=()", *request.reading, *pages]
-        words += [f"--class-names={','.join(names)}"] if names else []
+        words += ["--test=0", "--batch_from=()", *request.reading, *pages]
+        words += [f"--class_names={','.join(names)}"] if names else []
         tries: list[list[str]] = [[]]
         if known and not given_palette:
             tries.insert(0, [f"--palette={known}"])
             if plans:
-                tries.append(["--mask-kind=ids", f"--num_classes={plans[0].num_classes}"])
+                tries.append(["--mask_kind=ids", f"--num_classes={plans[0].num_classes}"])
         problem: DataError | None = None
         for more in tries:
             try:
@@ -523,7 +523,7 @@ def _notes(plans: Sequence[Plan]) -> tuple[list[str], list[str]]:
         return [
             line
             for line in dict.fromkeys(lines)
-            if not line.startswith("--batch-from")
+            if not line.startswith("--batch_from")
             and " sets sup_num" not in line
             # Most images have no mask; of several folders each knows its own masks alone.
             and (WITHOUT not in line or len(plans) == 1)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from config import ConfigError, parse_config
+from config import FIELDS, ConfigError, parse_config
 from utils import leave
 from utils.commandline import (
     MANY,
@@ -224,21 +226,20 @@ def test_another_thread_changes_nothing() -> None:
     assert seen == [before]
 
 
+COMMANDS = ("train", "train_defect", "predict", "reproduce", "segment", "dataset/prepare")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize(
-    "command",
+    ("command", "number", "said", "code"),
     [
-        "train",
-        "train_defect",
-        "predict",
-        "reproduce",
-        "segment",
-        "dataset/prepare",
-        "benchmarks/step",
+        *((command, signal.SIGINT, "Interrupted.\n", 130) for command in COMMANDS),
+        ("benchmarks/step", signal.SIGINT, "Interrupted.\n", 130),
+        ("train", signal.SIGTERM, "Terminated.\n", 143),
     ],
 )
 def test_a_command_that_is_interrupted_while_it_loads_ends_with_a_line(
-    tmp_path: Path, command: str
+    tmp_path: Path, command: str, number: signal.Signals, said: str, code: int
 ) -> None:
     # A torch that takes long to import, and would swallow an exception.
     (tmp_path / "torch.py").write_text(
@@ -255,14 +256,16 @@ def test_a_command_that_is_interrupted_while_it_loads_ends_with_a_line(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "loading\n"
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=20) == ("", "Interrupted.\n")
-    assert process.returncode == 130
+        process.send_signal(number)
+        assert process.communicate(timeout=20) == ("", said)
+    assert process.returncode == code
 
 
 def test_who_imports_the_program_keeps_his_own_interrupts(tmp_path: Path) -> None:
-    script = tmp_path / "mine.py"
-    script.write_text("import signal, utils\nprint(signal.getsignal(signal.SIGINT).__name__)\n")
+    script = tmp_path / "predict.py"  # of the name of a command
+    script.write_text(
+        "import signal, utils, config_run\nprint(signal.getsignal(signal.SIGINT).__name__)\n"
+    )
     done = subprocess.run(
         [sys.executable, script],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -303,3 +306,89 @@ def test_a_decimal_comma_is_answered_with_the_point(
 def test_a_setting_with_a_decimal_comma_is_answered_alike() -> None:
     with pytest.raises(ConfigError, match=r"found '0,5'.*; write 0\.5$"):
         parse_config(["--fine_noise", "0,5"])
+
+
+def small_parser() -> Parser:
+    made = Parser(prog="predict.py")
+    made.add_argument("--weights", required=True)
+    made.add_argument("--mask_kind", default="auto")
+    return made
+
+
+def test_a_hyphen_in_a_name_is_an_underscore_and_one_in_a_value_stays() -> None:
+    for words in (["--mask-kind", "a-b"], ["--mask_kind=a-b"], ["--mask-kind=a-b"]):
+        given = small_parser().parse_args(["--weights", "my-run", *words])
+        assert (given.weights, given.mask_kind) == ("my-run", "a-b")
+    flags = split_flags(["--mask-kind=a-b", "-self-mode", "x-y", "--is-no"], {"mask_kind": ONE})
+    assert flags.own == {"mask_kind": ["a-b"]} and flags.named == {"self_mode", "is_no"}
+    assert flags.rest == ["-self-mode", "x-y", "--is-no"]  # as they were typed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--wei w", "unknown option --wei; did you mean --weights?"),
+        ("--weights w --mask-k ids", "unknown option --mask-k; did you mean --mask_kind?"),
+        ("-weights w", "unknown option -weights; did you mean --weights?"),
+        ("--zzz=3", "unknown option --zzz; --help lists the options"),
+    ],
+)
+def test_an_option_is_spelled_in_full(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        small_parser().parse_args(words.split())
+    assert left.value.code == 2
+    assert capsys.readouterr().err == f"predict.py: {said}\n"
+
+
+def test_a_word_that_is_no_option_stays_where_it_belongs() -> None:
+    made = Parser(prog="data_bar.py")
+    made.add_argument("set")
+    made.add_argument("--crop")
+    given = made.parse_args(["--crop=-1,0,0,0", "--", "--my-set"])
+    assert (given.crop, given.set) == ("-1,0,0,0", "--my-set")
+
+
+def option_names(script: str) -> dict[str, Callable[[list[str]], object]]:
+    """Each option of two words of a script, and what reads its command line."""
+    import predict
+    import segment
+    from comparison.options import read_options
+    from dataset import prepare
+
+    def of(made: argparse.ArgumentParser) -> dict[str, Callable[[list[str]], object]]:
+        names = [name for action in made._actions for name in action.option_strings]
+        return dict.fromkeys([n for n in names if "_" in n], made.parse_args)
+
+    if script == "train":
+        return dict.fromkeys([f"--{n}" for n in FIELDS if "_" in n], parse_config)
+    if script == "reproduce":
+        return {"--fine_max_epoch": read_options, "--self_max_epoch": read_options}
+    parsers = {"predict": predict.parser, "segment": segment.parser, "prepare": prepare._parser}
+    return of(parsers[script]())
+
+
+@pytest.mark.parametrize("script", ["train", "reproduce", "predict", "segment", "prepare"])
+def test_both_spellings_of_every_option_are_read(
+    script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = option_names(script)
+    words = ["--weights", "w", "--images", "i"] if script == "predict" else []
+    assert options
+    for name, read in options.items():
+        assert "-" not in name.removeprefix("--")  # what --help shows
+        said = []
+        for spelled in (name, name.replace("_", "-")):
+            try:
+                read([*words, spelled])
+                said.append("read")
+            except (SystemExit, ConfigError) as error:
+                said.append(capsys.readouterr().err or str(error))
+        assert said[0] == said[1] and "unknown" not in said[0]
+
+
+def test_every_command_line_is_read_by_the_same_rules() -> None:
+    scripts = [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]
+    ours = [path for path in scripts if path.parent.name != "tests"]
+    assert not [p for p in ours if "argparse.ArgumentParser(" in p.read_text(encoding="utf-8")]

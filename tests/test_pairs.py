@@ -42,10 +42,10 @@ def test_palettes_are_compared_by_colour(tmp_path, capsys, order):
     write_raw(tmp_path, [in_palette([0, 1, 2, 3]), in_palette(order)] * 2)
     assert run(tmp_path) == 0
     report = capsys.readouterr().out
-    assert "warning: palettes differ (index" in report and "--mask-kind ids" in report
+    assert "warning: palettes differ (index" in report and "--mask_kind ids" in report
     for ids in ids_of(tmp_path / "set").values():  # black, blue, red, green: from dark to bright
         np.testing.assert_array_equal(ids, np.array([0, 2, 1, 3])[STRIPES])
-    assert run(tmp_path, "--mask-kind", "ids", out="by_index") == 0
+    assert run(tmp_path, "--mask_kind", "ids", out="by_index") == 0
     assert "read by index, as asked" in capsys.readouterr().out
     np.testing.assert_array_equal(
         ids_of(tmp_path / "by_index")["1_s1_0_0"], np.array(order)[STRIPES]
@@ -140,8 +140,8 @@ def test_ids_of_which_one_mask_lacks_0_are_no_warning(tmp_path, capsys):
         (["instances.json"], ["instances.json", "JSON of another kind", "export"]),
         (["{0}.xml"], ["0_s0_0_0.xml", "XML", "not read"]),
         (["{0}.txt"], ["0_s0_0_0.txt", "TXT", "not read"]),
-        (["{0}_mask.png"], ["0_s0_0_0_mask.png", '--mask-pattern "{stem}_mask.png"']),
-        (["m{0}.png"], ["m0_s0_0_0.png", "--mask-pattern"]),
+        (["{0}_mask.png"], ["0_s0_0_0_mask.png", '--mask_pattern "{stem}_mask.png"']),
+        (["m{0}.png"], ["m0_s0_0_0.png", "--mask_pattern"]),
     ],
 )
 def test_what_is_there_in_place_of_masks_is_named(tmp_path, capsys, files, said):
@@ -162,7 +162,7 @@ def test_masks_of_one_class_each_in_folders_are_not_taken_for_each_other(tmp_pat
     assert run(tmp_path) == 2
     told = capsys.readouterr().err
     assert "2 masks (carbide/0_s0_0_0.png, pore/0_s0_0_0.png)" in told
-    assert '--mask-pattern "{class}/{stem}.png"' in told
+    assert '--mask_pattern "{class}/{stem}.png"' in told
 
 
 def test_outlines_and_files_of_one_class_beside_masks_are_named(tmp_path, capsys):
@@ -213,20 +213,20 @@ def test_masks_in_one_folder_for_images_in_several(tmp_path):
 
 @pytest.mark.parametrize("table", [False, True])
 def test_the_batch_from_the_folder(tmp_path, capsys, table):
-    """Equal names in several folders keep their own masks, and need --batch-from."""
+    """Equal names in several folders keep their own masks, and need --batch_from."""
     for heat in range(3):
         for number in range(2):
             mask = png(np.roll(STRIPES, heat * 2 + number))
             put(tmp_path / "img" / f"heat{heat}" / f"{number}.png", png(gray(heat)))
             put(tmp_path / "gt" / f"heat{heat}" / f"{number}.png", mask)
     assert run(tmp_path) == 2
-    assert "in another folder; rename one, or give --batch-from" in capsys.readouterr().err
+    assert "in another folder; rename one, or give --batch_from" in capsys.readouterr().err
     batch_from = r"^heat(\d+)/(\d+)"
     if table:
         rows = [f"heat{h}/{n}.png,{h},{n}" for h in range(3) for n in range(2)]
         batch_from = str(tmp_path / "t.csv")
         Path(batch_from).write_text("\n".join(["file,batch,sample", *rows]))
-    assert run(tmp_path, "--batch-from", batch_from) == 0
+    assert run(tmp_path, "--batch_from", batch_from) == 0
     assert "without an image" not in capsys.readouterr().out
     found = ids_of(tmp_path / "set")
     assert sorted(found) == [f"{h}_{n}_0_0" for h in range(3) for n in range(2)]
@@ -239,7 +239,7 @@ def test_an_expression_is_tried_on_the_file_name_first(tmp_path):
     for number in range(3):
         put(tmp_path / f"img/7min_old/{number}min_x.png", png(gray(number)))
         put(tmp_path / f"gt/7min_old/{number}min_x.png", png(STRIPES))
-    assert run(tmp_path, "--batch-from", r"(\d+)min_(\w+)") == 0
+    assert run(tmp_path, "--batch_from", r"(\d+)min_(\w+)") == 0
     assert sorted(ids_of(tmp_path / "set")) == [f"{number}_x_0_0" for number in range(3)]
 
 
@@ -288,7 +288,7 @@ def test_training_names_sub_folders_that_it_leaves_out(tmp_path):
 
 def beside(folder: Path, *options: str) -> int:
     words = ["--images", folder, "--masks", folder, "--out", folder.parent / "set"]
-    return program.main([*map(str, words), "--mask-pattern", "{stem}_mask.png", *options])
+    return program.main([*map(str, words), "--mask_pattern", "{stem}_mask.png", *options])
 
 
 def test_what_lies_beside_images_and_masks_is_named(tmp_path, capsys):
@@ -417,8 +417,8 @@ def test_results_given_as_masks_say_how_to_take_them(tmp_path, capsys):
 def test_a_table_of_batches_that_is_a_pipe_is_refused(tmp_path, capsys):
     write_raw(tmp_path, [png(STRIPES)] * 3)
     os.mkfifo(tmp_path / "t.csv")
-    assert run(tmp_path, "--batch-from", str(tmp_path / "t.csv")) == 2
-    assert "t.csv: a pipe, not a file; correct --batch-from" in capsys.readouterr().err
+    assert run(tmp_path, "--batch_from", str(tmp_path / "t.csv")) == 2
+    assert "t.csv: a pipe, not a file; correct --batch_from" in capsys.readouterr().err
 
 
 def test_overwriting_a_set_keeps_what_its_links_lead_to(tmp_path):

@@ -167,7 +167,7 @@ MASKS = {
     "levels": (png(from_table([128, 0, 255, 0])), ".png", [], [1, 0, 2, 0]),
     "levels from 85": (png(from_table([85, 170, 255, 0])), ".png", [], [1, 2, 3, 0]),
     "levels asked for": (
-        png(from_table([0, 1, 3, 3])), ".png", ["--mask-kind", "levels"], [0, 1, 2, 2]
+        png(from_table([0, 1, 3, 3])), ".png", ["--mask_kind", "levels"], [0, 1, 2, 2]
     ),
     "16-bit levels": (
         png(from_table([0, 65535, 0, 30000], dtype=np.uint16)), ".png", [], [0, 2, 0, 1]
@@ -184,7 +184,7 @@ MASKS = {
         png(from_table([0, 0, 0, 255])), ".png", ["--ignore", "255"], [0, 0, 0, 255]
     ),
     "ignored as 0": (
-        png(from_table([0, 1, 2, 255])), ".png", ["--ignored-as", "0"], [0, 1, 2, 0]
+        png(from_table([0, 1, 2, 255])), ".png", ["--ignored_as", "0"], [0, 1, 2, 0]
     ),
     "value 9 ignored": (
         png(from_table([0, 1, 2, 9])), ".png", ["--ignore=9"], IGNORE_LAST
@@ -226,7 +226,7 @@ MASKS = {
         [3, 2, 1, 0],
     ),
     "palette file, kind colours": (
-        png(palette_image(COLOURS)), ".png", ["--mask-kind", "colours"], [0, 2, 1, 3]
+        png(palette_image(COLOURS)), ".png", ["--mask_kind", "colours"], [0, 2, 1, 3]
     ),
     "16-bit colours": (
         cv2.imencode(".png", rgb(COLOURS).astype(np.uint16)[..., ::-1] * 200)[1].tobytes(), ".png",
@@ -497,11 +497,11 @@ def test_crop_and_trim(tmp_path, mask_rows, options, expected):
 
 def test_batch_from_an_expression(tmp_path):
     write_raw(tmp_path, [png(STRIPES)] * 4, name="alloy {0}0min_Nr{0} (a)")
-    assert run(tmp_path, "--batch-from", r"(\d+)min_(Nr\d)") == 0
+    assert run(tmp_path, "--batch_from", r"(\d+)min_(Nr\d)") == 0
     names = sorted(ids_of(tmp_path / "set"))
     assert names == ["00_Nr0_0_0", "10_Nr1_0_0", "20_Nr2_0_0", "30_Nr3_0_0"]
     named = r"(?P<sample>Nr\d)"
-    assert run(tmp_path, "--batch-from", rf"(?P<batch>\d+)min_{named}", out="b") == 0
+    assert run(tmp_path, "--batch_from", rf"(?P<batch>\d+)min_{named}", out="b") == 0
     assert sorted(ids_of(tmp_path / "b")) == names
 
 
@@ -511,7 +511,7 @@ def test_batch_from_a_table(tmp_path):
     lines += ["pic2,60,e,two,test", "pic3,60,f,two,", "pic4,90,g,three,", "pic5,90,h,four,"]
     table = tmp_path / "t.csv"
     table.write_text("\n".join(lines), encoding="utf-8-sig")
-    assert run(tmp_path, "--batch-from", str(table)) == 0
+    assert run(tmp_path, "--batch_from", str(table)) == 0
     test = {s.image.stem for s in find_split(tmp_path / "set", "test_numf")}
     train = {s.image.stem for s in find_split(tmp_path / "set", "train_numf")}
     assert test == {"60_e_0_0", "60_f_0_0"}
@@ -534,11 +534,11 @@ def test_names_without_a_batch_stay_without_one(tmp_path, capsys):
 
 def test_images_of_one_sample_get_different_names(tmp_path):
     write_raw(tmp_path, [png(STRIPES)] * 4, name="view{0}")
-    options = ["--batch-from", "(view)(?P<specimen>.)"]
+    options = ["--batch_from", "(view)(?P<specimen>.)"]
     assert run(tmp_path, *options) == 2  # named groups without 'batch'
     table = "file,batch,sample\nview0,b,x\nview1,b,x\nview2,b,y\nview3,b,y"
     (tmp_path / "t.csv").write_text(table)
-    assert run(tmp_path, "--batch-from", str(tmp_path / "t.csv")) == 0
+    assert run(tmp_path, "--batch_from", str(tmp_path / "t.csv")) == 0
     test = {s.image.stem for s in find_split(tmp_path / "set", "test_numf")}
     assert test in ({"b_x-1_0_0", "b_x-2_0_0"}, {"b_y-1_0_0", "b_y-2_0_0"})
 
@@ -580,7 +580,7 @@ def test_no_tile_of_a_specimen_is_in_two_splits(tmp_path, capsys):
     )
     write_raw(tmp_path, masks, name="p{0}", images=[png(image)] * 9)
     for seed in range(5):
-        options = ["--tile", "16", "--batch-from", str(tmp_path / "t.csv"), "--seed", str(seed)]
+        options = ["--tile", "16", "--batch_from", str(tmp_path / "t.csv"), "--seed", str(seed)]
         assert run(tmp_path, *options, out=f"set{seed}") == 0
         root = tmp_path / f"set{seed}"
         owners = {}
@@ -706,7 +706,7 @@ def test_same_seed_same_set_other_seed_other_splits(tmp_path):
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
     many(tmp_path)
     before = files(tmp_path)
-    assert run(tmp_path, "--dry-run", out="deep/er/set") == 0
+    assert run(tmp_path, "--dry_run", out="deep/er/set") == 0
     assert "dry run, nothing written" in capsys.readouterr().out
     assert files(tmp_path) == before and not (tmp_path / "deep").exists()
 
@@ -726,7 +726,7 @@ def test_masks_beside_images_by_a_pattern(tmp_path):
     for stem in stems:
         (tmp_path / "img" / f"{stem}_mask.png").write_bytes(png(STRIPES))
     args = ["--images", tmp_path / "img", "--masks", tmp_path / "img", "--out", tmp_path / "set"]
-    assert program.main([*map(str, args), "--mask-pattern", "{stem}_mask.png"]) == 0
+    assert program.main([*map(str, args), "--mask_pattern", "{stem}_mask.png"]) == 0
     assert sorted(ids_of(tmp_path / "set")) == stems
 
 
@@ -804,20 +804,20 @@ REFUSALS = {
         [tiff([STRIPES.astype(np.int16) - 5])] * 2, [], ["value -5", "--ignore=-5"],
     ),
     "more classes than said": (
-        [png(STRIPES)] * 2, ["--num_classes", "3", "--mask-kind", "ids"],
+        [png(STRIPES)] * 2, ["--num_classes", "3", "--mask_kind", "ids"],
         ["4 classes where --num_classes is 3"],
     ),
-    "ids of colours": ([png(rgb(COLOURS))] * 2, ["--mask-kind", "ids"], ["coloured", "--palette"]),
+    "ids of colours": ([png(rgb(COLOURS))] * 2, ["--mask_kind", "ids"], ["coloured", "--palette"]),
     "one specimen": (
-        [png(STRIPES)] * 2, ["--batch-from", "_(s).(_)"], ["1 specimen(s)", "--batch-from"],
+        [png(STRIPES)] * 2, ["--batch_from", "_(s).(_)"], ["1 specimen(s)", "--batch_from"],
     ),
     "tile too large": ([png(STRIPES)] * 2, ["--tile", "20"], ["16x16 is smaller than --tile 20"]),
     "crop too large": ([png(STRIPES)] * 2, ["--crop", "9,9,0,0"], ["16x0", "at least 16"]),
     "no mask": ([None, None], [], ["gt: no mask in it", "give the file of a mask, or a folder"]),
-    "no match": ([png(STRIPES)] * 2, ["--batch-from", "(x)"], ["img/0_s0_0_0.png", "'(x)'"]),
-    "no group": ([png(STRIPES)] * 2, ["--batch-from", "x"], ["'x': no group"]),
-    "bad expression": ([png(STRIPES)] * 2, ["--batch-from", "(x"], ["'(x'", "correct"]),
-    "no table": ([png(STRIPES)] * 2, ["--batch-from", "no.csv"], ["no.csv: cannot be read"]),
+    "no match": ([png(STRIPES)] * 2, ["--batch_from", "(x)"], ["img/0_s0_0_0.png", "'(x)'"]),
+    "no group": ([png(STRIPES)] * 2, ["--batch_from", "x"], ["'x': no group"]),
+    "bad expression": ([png(STRIPES)] * 2, ["--batch_from", "(x"], ["'(x'", "correct"]),
+    "no table": ([png(STRIPES)] * 2, ["--batch_from", "no.csv"], ["no.csv: cannot be read"]),
     "no page": ([png(STRIPES)] * 2, ["--page", "2"], ["no page 2, it has 1"]),
     "bad page": ([png(STRIPES)] * 2, ["--page", "0"], ["--page '0'"]),
     "bad crop": ([png(STRIPES)] * 2, ["--crop", "1,2"], ["--crop '1,2'", "top,bottom,left,right"]),
@@ -826,7 +826,7 @@ REFUSALS = {
         [png(STRIPES)] * 2, ["--tile", "16", "--overlap", "16"], ["--overlap 16", "less than"]
     ),
     "bad share": ([png(STRIPES)] * 2, ["--test", "1"], ["--test 1.0", "below 1"]),
-    "bad pattern": ([png(STRIPES)] * 2, ["--mask-pattern", "m.png"], ["'m.png'", "{stem}"]),
+    "bad pattern": ([png(STRIPES)] * 2, ["--mask_pattern", "m.png"], ["'m.png'", "{stem}"]),
     "bad ignore": ([png(STRIPES)] * 2, ["--ignore", "x"], ["--ignore: 'x'"]),
 }  # fmt: skip
 
@@ -878,17 +878,17 @@ def test_tables_are_checked(tmp_path, capsys):
         ),
     ):
         table.write_text(text)
-        assert run(tmp_path, "--batch-from", str(table)) == 2
+        assert run(tmp_path, "--batch_from", str(table)) == 2
         assert said in capsys.readouterr().err
     table.write_text("file;batch\np0;1\np1;1\np2;2\np9;2\n")
-    assert run(tmp_path, "--batch-from", str(table)) == 0
+    assert run(tmp_path, "--batch_from", str(table)) == 0
     assert "1 row(s) without an image, as p9" in capsys.readouterr().out
 
 
 def test_a_table_that_is_no_table_is_one_line(tmp_path, capsys):
     write_raw(tmp_path, [png(STRIPES)] * 2)
     (tmp_path / "t.csv").write_text("file,batch\n" + "x" * 200_000 + ",1\n")
-    assert run(tmp_path, "--batch-from", str(tmp_path / "t.csv")) == 2
+    assert run(tmp_path, "--batch_from", str(tmp_path / "t.csv")) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"{tmp_path / 't.csv'}: not a CSV file") and err.count("\n") == 1
 
@@ -901,7 +901,7 @@ def test_accents_of_two_kinds_find_each_other(tmp_path):
     rows = [f"{unicodedata.normalize('NFD', stem)},b{i}" for i, stem in enumerate(stems)]
     (tmp_path / "t.csv").write_text("\n".join(["file,batch", *rows]), encoding="utf-8")
     assert run(tmp_path) == 0 and len(ids_of(tmp_path / "set")) == 3
-    assert run(tmp_path, "--batch-from", str(tmp_path / "t.csv"), out="named") == 0
+    assert run(tmp_path, "--batch_from", str(tmp_path / "t.csv"), out="named") == 0
     names = ids_of(tmp_path / "named")
     assert sorted(parse_name(name)[0] for name in names) == ["b0", "b1", "b2"]
 
@@ -969,11 +969,11 @@ def test_repeats_of_one_specimen_and_a_single_class_are_announced(tmp_path, caps
     rows = [f"{i}_s{i}_0_0.png,b,{i},{i // 4}" for i in range(8)]
     (tmp_path / "t.csv").write_text("\n".join(["file,batch,sample,specimen", *rows]))
     write_raw(tmp_path, masks)
-    table = ("--batch-from", str(tmp_path / "t.csv"))
-    assert run(tmp_path, *table, "--test", "0", "--dry-run") == 0
+    table = ("--batch_from", str(tmp_path / "t.csv"))
+    assert run(tmp_path, *table, "--test", "0", "--dry_run") == 0
     out = capsys.readouterr().out
     assert "warning: sup_num1_*: 5 images of 2 specimen(s)" in out and "one class" not in out
-    assert run(tmp_path, *table, "--test", "0", "--dry-run", "--palette", "0=0 0=1 0=2 0=3") == 0
+    assert run(tmp_path, *table, "--test", "0", "--dry_run", "--palette", "0=0 0=1 0=2 0=3") == 0
     assert "warning: one class in all masks" in capsys.readouterr().out
 
 
@@ -1029,7 +1029,7 @@ def test_ignored_pixels_are_announced(tmp_path, capsys):
     assert f"{2 * SIDE * 4} pixels without a label are written as 255" in capsys.readouterr().out
     with pytest.raises(DataError, match="value 255"):
         check_data(tmp_path / "set", num_classes=3, repeats="0")
-    assert run(tmp_path, "--ignored-as", "2", out="b") == 0
+    assert run(tmp_path, "--ignored_as", "2", out="b") == 0
     assert "without a label are written as class 2" in capsys.readouterr().out
     check_data(tmp_path / "b", num_classes=3, repeats="0")
 

@@ -51,7 +51,7 @@ def prepared(folder: Path, *words: str) -> int:
 
 
 def test_prepare_writes_what_it_was_told_and_found(tmp_path: Path) -> None:
-    assert prepared(raw(tmp_path, depth=np.uint16), "--class-names", "matrix, γ', void") == 0
+    assert prepared(raw(tmp_path, depth=np.uint16), "--class_names", "matrix, γ', void") == 0
     known = read_set_file(tmp_path / "set")
     assert known is not None
     assert known.num_classes == 3 and known.class_names == ("matrix", "γ'", "void")
@@ -67,7 +67,7 @@ def test_prepare_writes_what_it_was_told_and_found(tmp_path: Path) -> None:
 
 
 def test_no_later_command_is_told_again(tmp_path: Path, capsys) -> None:
-    assert prepared(raw(tmp_path, depth=np.uint16), "--class-names", "matrix,dark,bright") == 0
+    assert prepared(raw(tmp_path, depth=np.uint16), "--class_names", "matrix,dark,bright") == 0
     root = tmp_path / "set"
     config, _ = read_config(["--data_dir", str(root)])
     assert config.num_classes == 3 and config.class_names == ("matrix", "dark", "bright")
@@ -127,8 +127,8 @@ def test_a_given_scale_is_the_sets_and_a_contradiction_is_told(tmp_path: Path, c
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--class-names", "a,b"], "--class-names: found 2 values; allowed"),
-        (["--class-colours", "red,green,blue"], "--class-colours: found ('red'"),
+        (["--class_names", "a,b"], "--class_names: found 2 values; allowed"),
+        (["--class_colours", "red,green,blue"], "--class_colours: found ('red'"),
         (["--um_per_px", "0"], "--um_per_px 0.0: give micrometres per pixel"),
         (["--um_per_px", "nan"], "--um_per_px nan: give micrometres per pixel"),
     ],

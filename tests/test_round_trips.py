@@ -110,7 +110,7 @@ WAYS: dict[str, tuple[Callable[[np.ndarray], Files], list[str]]] = {
         lambda ids: {".png": png(np.array([0, 128, 255], np.uint8)[ids])},
         ["--palette", "0=0 1=128 2=255"],
     ),
-    "one file for each class": (each_class, ["--mask-pattern", "{stem}_{class}.png"]),
+    "one file for each class": (each_class, ["--mask_pattern", "{stem}_{class}.png"]),
     "a corrected class map": (lambda ids: {".png": png(ids)}, []),
 }
 
@@ -143,7 +143,7 @@ def test_numbered_particles_come_back_as_one_class_to_the_pixel(tmp_path: Path) 
     numbers = ndimage.label(drawn)[0].astype(np.uint16)
     assert numbers.max() > 255
     stems = written(tmp_path, [numbers] * 3, lambda ids: {".tif": saved(ids, "TIFF")})
-    assert run(tmp_path, "--mask-kind", "particles") == 0
+    assert run(tmp_path, "--mask_kind", "particles") == 0
     np.testing.assert_array_equal(ids_of(tmp_path / "set")[stems[0]], drawn)
 
 

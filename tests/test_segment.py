@@ -190,11 +190,11 @@ def test_every_page_is_an_image_and_a_mask_of_one_page_is_the_first_ones(place: 
     ("masks", "more"),
     [
         ({"m/é0-p2.png": 2}, []),
-        ({"m/é0-p2.png": 2}, ["--mask-pattern", "{stem}-p2.png"]),
+        ({"m/é0-p2.png": 2}, ["--mask_pattern", "{stem}-p2.png"]),
         ({"m/É0-P2.PNG": 2}, []),
         ({"é0-p3_mask.png": 3}, []),
         ({"m/é0.png": 1, "m/é0-p3.png": 3}, []),
-        ({"m/é0_mask.png": 1, "m/é0-p2_mask.png": 2}, ["--mask-pattern", "{stem}_mask.png"]),
+        ({"m/é0_mask.png": 1, "m/é0-p2_mask.png": 2}, ["--mask_pattern", "{stem}_mask.png"]),
     ],
 )
 def test_masks_of_single_pages(place: Path, masks: dict[str, int], more: list[str]) -> None:
@@ -265,7 +265,7 @@ def test_a_mask_of_a_page_that_is_not_there_is_refused(place: Path, capsys) -> N
     words = ["--images", "raw", "--masks", "m", "--out", "out"]
     assert segment.main(words) == 2
     assert "(there is é0-p7.png)" in capsys.readouterr().err
-    assert segment.main([*words, "--mask-pattern", "{stem}-p7.png"]) == 2
+    assert segment.main([*words, "--mask_pattern", "{stem}-p7.png"]) == 2
     said = capsys.readouterr().err
     assert "a mask of page 7; raw/é0.tif has the pages 1, 2, 3" in said
 
@@ -338,7 +338,7 @@ def test_what_masks_may_mean_otherwise_is_a_warning_of_the_page(
     page = (place / "out" / "report.html").read_text(encoding="utf-8")
     assert '<p class="warn">' in page and page.count("number particles of one phase") == 1
     said = capsys.readouterr().out
-    assert "Warning: " in said and "--mask-kind particles" in said
+    assert "Warning: " in said and "--mask_kind particles" in said
 
 
 def test_a_corrected_class_map_is_a_mask_from_then_on_and_is_never_lost(
@@ -601,7 +601,7 @@ def test_numbered_outlines_are_refused_or_read_as_one_class(
     assert run(place, masks=("é1.json",)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "every class is one outline, a numbered particle" in line and "é1.json" in line
-    read_in(place, "--mask-kind", "particles", masks=("é1.json",))
+    read_in(place, "--mask_kind", "particles", masks=("é1.json",))
     labels = ids(place / "out" / "set" / "sup_numf" / "gt" / "é1.png")
     assert labels.max() == 1 and labels.sum() == 9 * 2 * 5
 
@@ -713,11 +713,11 @@ def test_a_palette_given_later_counts_and_says_what_was_read_before(
 def test_a_kind_of_masks_given_later_counts(place: Path) -> None:
     mask = paint(place, "1", [0, 1, 2, 0])
     read_in(place, masks=(mask,))
-    read_in(place, "--mask-kind", "particles", masks=(mask,))
+    read_in(place, "--mask_kind", "particles", masks=(mask,))
     assert learnt(place, "1") == [0, 1]
     levels = paint(place, "1", [10, 10, 200, 200])
     read_in(place, "--out", "levels", masks=(levels,))
-    read_in(place, "--mask-kind", "ids", "--out", "levels", masks=(levels,))
+    read_in(place, "--mask_kind", "ids", "--out", "levels", masks=(levels,))
     folder = place / "levels" / "set" / "sup_numf" / "gt"
     assert set(np.unique(ids(folder / "é1.png")).tolist()) == {10, 200}
 

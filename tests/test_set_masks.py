@@ -53,7 +53,7 @@ def neighbours(ids: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("palette", [True, False])
 def test_a_smooth_edge_never_becomes_a_rim_of_a_third_class(tmp_path, capsys, levels, palette):
     text = " ".join(f"{i}={','.join(map(str, np.atleast_1d(v)))}" for i, v in enumerate(levels))
-    options = ["--palette", text] if palette else ["--mask-kind", "auto"]
+    options = ["--palette", text] if palette else ["--mask_kind", "auto"]
     for ids in masks_of(tmp_path, [smooth(levels)] * 3, *options).values():
         near = neighbours(IDS)
         assert np.take_along_axis(near, ids[None].astype(int), 0).all()
@@ -74,7 +74,7 @@ def test_masks_without_smooth_edges_stay_as_they_are(tmp_path, capsys):
 def test_a_thin_line_that_is_no_edge_is_a_class_without_a_palette_too(tmp_path):
     lines = np.where(IDS == 2, 2, 0).astype(np.uint8)
     lines[[10, 20], :20] = 1  # one pixel thin everywhere, in the matrix
-    for ids in masks_of(tmp_path, [LEVELS[lines]] * 3, "--mask-kind", "levels").values():
+    for ids in masks_of(tmp_path, [LEVELS[lines]] * 3, "--mask_kind", "levels").values():
         np.testing.assert_array_equal(ids, lines)
 
 
@@ -82,7 +82,7 @@ def test_one_value_on_edges_alone_is_asked_about(tmp_path, capsys):
     halved = LEVELS[[0, 2]][(IDS == 2).astype(int)]
     edge = cv2.dilate(halved, np.ones((3, 3), np.uint8)) != halved
     write_raw(tmp_path, [png(np.where(edge, 128, halved).astype(np.uint8))] * 3, images=IMAGES[:3])
-    assert run(tmp_path, "--mask-kind", "levels") == 2
+    assert run(tmp_path, "--mask_kind", "levels") == 2
     told = capsys.readouterr().err
     assert "value 128 only on edges" in told and '--palette "0=0 1=255"' in told
 
@@ -212,8 +212,8 @@ def test_numbered_particles_are_recognised_and_read_as_one_class(tmp_path, capsy
     write_raw(tmp_path, [png(m) for m in masks], images=IMAGES[:3])
     assert run(tmp_path) == 2
     told = capsys.readouterr().err
-    assert "numbered particle" in told and "--mask-kind particles" in told
-    assert run(tmp_path, "--mask-kind", "particles") == 0
+    assert "numbered particle" in told and "--mask_kind particles" in told
+    assert run(tmp_path, "--mask_kind", "particles") == 0
     assert "set: 2 classes" in capsys.readouterr().out
     for name, ids in ids_of(tmp_path / "set").items():
         np.testing.assert_array_equal(ids, masks[int(name[0])] > 0)
@@ -229,8 +229,8 @@ def test_few_numbered_particles_are_read_as_classes_with_a_warning(tmp_path, cap
     assert run(tmp_path) == 0
     told = capsys.readouterr().out
     (line,) = (line for line in told.splitlines() if "connected region" in line)
-    assert "each of its 7 values but 0" in line and "--mask-kind particles" in line
-    assert run(tmp_path, "--mask-kind", "particles", out="cured") == 0
+    assert "each of its 7 values but 0" in line and "--mask_kind particles" in line
+    assert run(tmp_path, "--mask_kind", "particles", out="cured") == 0
     assert "connected region" not in capsys.readouterr().out
     for name, ids in ids_of(tmp_path / "cured").items():
         np.testing.assert_array_equal(ids, masks[int(name[0])] > 0)
@@ -270,12 +270,12 @@ def test_numbered_outlines_are_recognised_and_read_as_one_class(tmp_path, capsys
     assert run(tmp_path) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "1_s1_0_0.json: every class is one outline, a numbered particle" in line
-    assert "--mask-kind particles" in line and "--mask-kind ids" in line
-    assert run(tmp_path, "--mask-kind", "particles") == 0
+    assert "--mask_kind particles" in line and "--mask_kind ids" in line
+    assert run(tmp_path, "--mask_kind", "particles") == 0
     assert "set: 2 classes" in capsys.readouterr().out
     for name, ids in ids_of(tmp_path / "set").items():
         np.testing.assert_array_equal(ids, numbered(counts[int(name[0])]) > 0)
-    assert run(tmp_path, "--mask-kind", "ids", out="ids") == 0
+    assert run(tmp_path, "--mask_kind", "ids", out="ids") == 0
     for name, ids in ids_of(tmp_path / "ids").items():
         np.testing.assert_array_equal(ids, numbered(counts[int(name[0])]))
 
@@ -288,7 +288,7 @@ def test_few_numbered_outlines_are_read_as_classes_with_a_warning(tmp_path, caps
     assert run(tmp_path) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if "is one outline" in line]
     assert len(told) == (0 if words else 1)  # people number particles, and name classes
-    assert words or ("its 3 classes but 0" in told[0] and "--mask-kind particles" in told[0])
+    assert words or ("its 3 classes but 0" in told[0] and "--mask_kind particles" in told[0])
     for ids in ids_of(tmp_path / "set").values():
         np.testing.assert_array_equal(ids, numbered(3))
 
@@ -305,7 +305,7 @@ def test_many_names_each_drawn_once_are_classes(tmp_path, capsys, numbered_names
     assert run(tmp_path) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if "is one outline" in line]
     assert len(told) == numbered_names
-    assert not told or ("its 9 classes but 0" in told[0] and "--mask-kind particles" in told[0])
+    assert not told or ("its 9 classes but 0" in told[0] and "--mask_kind particles" in told[0])
     for ids in ids_of(tmp_path / "set").values():
         np.testing.assert_array_equal(ids, numbered(9))
 
@@ -340,7 +340,7 @@ def test_numbers_that_regions_share_are_of_their_classes_in_every_file(tmp_path,
     report = capsys.readouterr().out
     assert "classes by name: 0 background, 1 phase 1, 2 phase 2, 3 phase 3, 4 pore" in report
     (note,) = (line for line in report.splitlines() if "differ in their number" in line)
-    assert "of one class: pore (pore-1, pore-2, pore); where" in note and "--class-names" in note
+    assert "of one class: pore (pore-1, pore-2, pore); where" in note and "--class_names" in note
     wanted = [(1, 1, 2, 4, 4), (2, 2, 3, 0, 0), (4, 0, 0, 0, 0)]
     got = ids_of(tmp_path / "set")
     for stem, own in zip(stems, wanted, strict=True):
@@ -374,7 +374,7 @@ def test_numbers_that_are_joined_are_told_and_kept_where_names_are_given(tmp_pat
     assert run(tmp_path) == 0
     report = capsys.readouterr().out
     assert "0 background, 1 phase" in report and "phase (phase 1, phase 2)" in report
-    assert run(tmp_path, "--class-names", "matrix,phase 1,phase 2", out="given") == 0
+    assert run(tmp_path, "--class_names", "matrix,phase 1,phase 2", out="given") == 0
     assert "differ in their number" not in capsys.readouterr().out
     for ids in ids_of(tmp_path / "given").values():
         assert ids[2, [2, 12, 22]].tolist() == [1, 2, 0] and (ids > 0).sum() == 32
@@ -385,7 +385,7 @@ def test_numbers_in_names_of_files_are_of_their_classes(tmp_path, capsys):
         for number in (1, 2):
             mask = np.where(number == IDS, 255, 0).astype(np.uint8)
             put(tmp_path / "gt" / f"{stem}_phase {number}.png", png(mask))
-    assert run(tmp_path, "--mask-pattern", "{stem}_{class}.png") == 0
+    assert run(tmp_path, "--mask_pattern", "{stem}_{class}.png") == 0
     assert "classes by name: 0 background, 1 phase 1, 2 phase 2" in capsys.readouterr().out
     for ids in ids_of(tmp_path / "set").values():
         np.testing.assert_array_equal(ids, IDS)
@@ -477,7 +477,7 @@ def test_outlines_are_masks_and_name_the_classes(tmp_path, capsys):
     np.testing.assert_array_equal(got[stems[0]], swapped)
     np.testing.assert_array_equal(got[stems[1]], boxed * 2)
     np.testing.assert_array_equal(got[stems[2]], boxed)
-    assert run(tmp_path, "--class-names", "matrix,pore,carbide", out="named") == 0
+    assert run(tmp_path, "--class_names", "matrix,pore,carbide", out="named") == 0
     np.testing.assert_array_equal(ids_of(tmp_path / "named")[stems[0]], IDS)
 
 
@@ -486,8 +486,8 @@ def test_outlines_beside_masks_of_pixels_need_the_names(tmp_path, capsys):
     text = to_geojson(outlines(IDS), ["matrix", "pore", "carbide"], [(0, 0, 0)] * 3)
     put(tmp_path / "gt" / f"{stems[1]}.geojson", text.encode())
     assert run(tmp_path) == 2
-    assert '--class-names "background,carbide,pore"' in capsys.readouterr().err
-    assert run(tmp_path, "--class-names", "matrix,pore,carbide") == 0
+    assert '--class_names "background,carbide,pore"' in capsys.readouterr().err
+    assert run(tmp_path, "--class_names", "matrix,pore,carbide") == 0
     for ids in ids_of(tmp_path / "set").values():
         np.testing.assert_array_equal(ids, IDS)
 
@@ -523,7 +523,7 @@ def test_outlines_of_another_size_or_class_are_one_line(tmp_path, capsys):
         tmp_path / "gt" / f"{stems[2]}.json",
         json.dumps({"shapes": [], "imageHeight": 9, "imageWidth": 9}).encode(),
     )
-    assert run(tmp_path, "--class-names", "matrix,pore,carbide") == 2
+    assert run(tmp_path, "--class_names", "matrix,pore,carbide") == 2
     assert "drawn on an image of 9x9 pixels, its image has 64x64" in capsys.readouterr().err
 
 
@@ -539,7 +539,7 @@ def test_one_file_for_each_class(tmp_path, capsys, pattern, name):
                 tmp_path / "gt" / name.format(stem, label),
                 png(np.where(number == IDS, 255, 0).astype(np.uint8)),
             )
-    assert run(tmp_path, "--mask-pattern", pattern) == 0
+    assert run(tmp_path, "--mask_pattern", pattern) == 0
     assert "classes by name: 0 background, 1 carbide, 2 pore" in capsys.readouterr().out
     for ids in ids_of(tmp_path / "set").values():
         np.testing.assert_array_equal(ids, IDS)
@@ -557,7 +557,7 @@ def test_files_of_classes_label_every_page_of_a_stack(tmp_path, capsys, by_name)
             else:
                 put(tmp_path / "gt" / f"{stem}_{label}.tif", tiff(masks))
     end = "png" if by_name else "tif"
-    words = ["--mask-pattern", "{stem}_{class}." + end, "--page", "each", "--test", "0"]
+    words = ["--mask_pattern", "{stem}_{class}." + end, "--page", "each", "--test", "0"]
     assert run(tmp_path, *words) == 0
     found = ids_of(tmp_path / "set")
     assert len(found) == 4
@@ -569,7 +569,7 @@ def test_files_of_classes_with_other_pages_than_their_image_are_refused(tmp_path
     for stem in write_raw(tmp_path, [None] * 2, images=[tiff(IMAGES[:3])] * 2):
         for label in ("a", "b"):
             put(tmp_path / "gt" / f"{stem}_{label}.tif", tiff([IDS, IDS]))
-    words = ["--mask-pattern", "{stem}_{class}.tif", "--page", "each"]
+    words = ["--mask_pattern", "{stem}_{class}.tif", "--page", "each"]
     assert run(tmp_path, *words) == 2
     assert "_a.tif: 2 pages, its image has 3; save as many pages in both" in capsys.readouterr().err
 
@@ -578,7 +578,7 @@ def test_files_of_two_classes_that_overlap_are_told(tmp_path, capsys):
     for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
         put(tmp_path / "gt" / f"{stem}_a.png", png(((IDS > 0) * 255).astype(np.uint8)))
         put(tmp_path / "gt" / f"{stem}_b.png", png(((IDS == 2) * 255).astype(np.uint8)))
-    assert run(tmp_path, "--mask-pattern", "{stem}_{class}.png") == 0
+    assert run(tmp_path, "--mask_pattern", "{stem}_{class}.png") == 0
     assert f"{3 * (IDS == 2).sum()} pixels" in capsys.readouterr().out
     for ids in ids_of(tmp_path / "set").values():
         np.testing.assert_array_equal(ids, IDS)

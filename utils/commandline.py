@@ -1,8 +1,9 @@
 """Exit codes, error messages and command-line parsing of all commands.
 
 Whatever the user can mend is a ``UserError``: a line per problem, exit code 2, no traceback.
-argparse stops at the first problem and takes ``-stage`` for ``-stages``; here all problems are
-found together, and names are exact.
+Names of options are spelled in full everywhere, and ``-`` in them counts as ``_``. ``Parser`` is
+argparse with that; the settings of a training, which are many, are taken apart by ``split_flags``,
+because argparse stops at the first problem and there all are found together.
 """
 
 from __future__ import annotations
@@ -127,6 +128,26 @@ def complain(text: str, code: int) -> int:
 class Parser(argparse.ArgumentParser):
     """The options of a command; what cannot be read is one line and exit code 2."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """As argparse, with ``-`` in names as ``_``; an option that is none ends the program."""
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        known = self._option_string_actions
+        # Before argparse looks, to which the missing option or the stray value is the mistake.
+        lines = [
+            f"{self.prog}: {unknown_option(word.partition('=')[0], [*known])}\n"
+            for word in words[:end]
+            if FLAG.fullmatch(word) and plain_flag(word).partition("=")[0] not in known
+        ]
+        if lines:
+            self.exit(2, "".join(lines))
+        return super().parse_known_args([*map(plain_flag, words[:end]), *words[end:]], namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print the problem and leave."""
         number = re.search(r"invalid float value: '(.*)'$", message)
@@ -135,6 +156,27 @@ class Parser(argparse.ArgumentParser):
 
 
 FLAG = re.compile(r"(--?)([^\W\d][\w-]*)(?:=(.*))?", re.DOTALL)  # dashes, name, value
+
+
+def plain_flag(word: str) -> str:
+    """A word of a command line; a flag's with ``_`` for ``-`` in its name, which is that of Python.
+
+    ``--mask-kind=a-b`` is ``--mask_kind=a-b``.
+    """
+    if not (flag := FLAG.fullmatch(word)):
+        return word
+    value = "" if flag[3] is None else f"={flag[3]}"
+    return f"{flag[1]}{flag[2].replace('-', '_')}{value}"
+
+
+def unknown_option(name: str, known: Sequence[str]) -> str:
+    """A line on an option that is none of the known ones, with the nearest of them."""
+    names = {word.lstrip("-"): word for word in known}
+    near = difflib.get_close_matches(name.lstrip("-").lower(), names, 1, cutoff=0.5)
+    cure = f"did you mean {names[near[0]]}?" if near else "--help lists the options"
+    return f"unknown option {shorten(name)}; {cure}"
+
+
 MANY, ONE, NONE = "many", "one", "none"  # words a flag takes; many: all up to the next flag
 
 
@@ -164,13 +206,13 @@ class Flags:
 
 
 def split_flags(argv: Sequence[str], kinds: dict[str, str]) -> Flags:
-    """Parse ``--name value``, ``--name=value`` or ``-name value``.
+    """Parse ``--name value``, ``--name=value`` or ``-name value``; ``-`` in a name is ``_``.
 
     ``kinds`` gives the words that each own flag takes: ``MANY``, ``ONE`` or ``NONE``.
     """
     flags, mine = Flags(), ""  # mine: the own flag that takes the next words
     for word in argv:
-        flag = FLAG.fullmatch(word)
+        flag = FLAG.fullmatch(plain_flag(word))
         name = flag[2] if flag else ""
         if flag and name in kinds:
             flags.own[name] = [] if flag[3] is None else [flag[3]]
