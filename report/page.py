@@ -324,16 +324,14 @@ def _settings(runs: Sequence[Path]) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = {}
     usual: dict[str, str] = {}
     others = {}
-    complete = False  # older states hold only the settings that decide the result
     for run, stage in [(folder, name) for folder in runs for name in _stages_of(folder)]:
         state = read_state(run, stage)
         if state is None:
             continue
         title = f"{STAGES[stage]}, run {run.name}"
-        about = {key: state.get(key) for key in ("about", "environment")}
+        about = {key: state[key] for key in ("about", "environment")}
         stages.setdefault(stage, {"title": title, **about})
-        complete |= "config" in state
-        values = state.get("config", state["settings"])
+        values = state["config"]
         own = {n: format_value(values[n]) for n in FIELDS if n in values}
         usual = own | usual
         others[f"Other settings in {title}"] = {
@@ -341,7 +339,5 @@ def _settings(runs: Sequence[Path]) -> dict[str, Any]:
         }
     kept = {n: v for n, v in usual.items() if v == format_value(FIELDS[n].default)}
     changed = {n: v for n, v in usual.items() if n not in kept}
-    lists = {"Changed from their defaults": changed, "At their defaults": kept}
-    if not complete:
-        lists = {"Settings that decide the result": usual}
+    lists = {"Changed from their defaults": changed, "At their defaults": kept} if usual else {}
     return {"trained": [*stages.values()], "settings": lists | others}

@@ -23,6 +23,9 @@ def data(tmp_path: Path) -> Path:
     return make_set(tmp_path / "steel")
 
 
+TOLD: dict[str, Any] = {"config": {}, "environment": "", "about": []}
+
+
 def plan_of(data: Path, *words: str) -> Plan:
     own = ["--data_dir", str(data), "--out", str(data.parent / "out"), "--num_classes=3"]
     return Plan(read_options([*own, "--device=cpu", "--threads=1", *words]))
@@ -30,7 +33,7 @@ def plan_of(data: Path, *words: str) -> Plan:
 
 def finish(work: Work) -> None:
     """Leave the state of a finished run that says nothing of its settings."""
-    state = {"settings": {}, "finished": True, "evaluations": [], "outputs": []}
+    state = {"settings": {}, "finished": True, "evaluations": [], "outputs": []} | TOLD
     save(work.runner.state.path, state)
 
 
@@ -83,7 +86,7 @@ def test_another_fine_tuning_takes_the_pretrainings_of_a_table(data: Path) -> No
     for work in own.works():
         if work.runner.stage == "self":
             state = {"settings": work.runner.decisive_settings(), "finished": True}
-            save(work.runner.state.path, state | {"evaluations": [], "outputs": []})
+            save(work.runner.state.path, state | {"evaluations": [], "outputs": []} | TOLD)
     left = {work.runner.stage for work in plan.to_do()}
     assert left == {"sup", "fine"} and not plan.problems()
 
@@ -109,6 +112,7 @@ def test_the_share_that_is_left_is_of_the_epochs(data: Path, epoch: int, left: f
         "outputs": [],
         "epoch": epoch,
         "module": {},
+        **TOLD,
     }
     save(work.runner.state.path, state)
     assert work.left() == left
@@ -141,7 +145,7 @@ def test_the_state_of_a_finished_run_is_read_once_until_it_changes(
         counts = np.full((2, 3, 3), number)
         scores = {**Scores.from_confusion(counts).as_dict(), "confusion": counts.tolist()}
         state: dict[str, Any] = {"settings": settings, "finished": finished, "outputs": []}
-        state["evaluations"] = [{"epoch": 0, **scores}]
+        state |= {"evaluations": [{"epoch": 0, **scores}], **TOLD}
         save(work.runner.state.path, state)
         read.clear()
         for _ in range(3):

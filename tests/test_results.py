@@ -22,6 +22,7 @@ def evaluation(epoch: int, acc: float, dice: float, miou: float) -> dict[str, An
 
 def state(folder: Path, run: str, *evaluations: dict[str, Any], finished: bool = True) -> None:
     contents = {"settings": {}, "outputs": [], "finished": finished}
+    contents |= {"config": {}, "environment": "", "about": []}
     save(folder / run / "state_fine.pt", {**contents, "evaluations": list(evaluations)})
 
 

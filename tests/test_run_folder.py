@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def state(epoch: int = 0, finished: bool = False, outputs: tuple[str, ...] = ()) -> dict[str, Any]:
     """A state that could be real."""
     common: dict[str, Any] = {"settings": {"seed": 1}, "evaluations": [], "finished": finished}
+    common |= {"config": {}, "environment": "", "about": []}
     return {**common, "outputs": list(outputs), "epoch": epoch}
 
 

@@ -76,10 +76,9 @@ class RunFolder:
 class StateFile:
     """The state from which a killed training resumes, and the one saved before it.
 
-    A state is a dict with at least ``settings`` (those that decide the result), ``finished``,
-    ``evaluations`` and ``outputs`` (file names relative to the folder). States of older programs
-    lack ``config`` (all settings), ``environment``, ``about`` (header lines) and, in each
-    evaluation, ``confusion`` (matrices of the test images, (n, C, C)). The state before, in
+    A state is a dict with at least ``settings`` (those that decide the result), ``config`` (all),
+    ``finished``, ``evaluations``, ``outputs`` (file names relative to the folder), ``environment``
+    and ``about`` (header lines). The state before, in
     ``<stem>.previous.pt``, replaces a damaged one; a finished training leaves one file only.
     """
 
@@ -135,20 +134,19 @@ class StateFile:
             self.previous.unlink(missing_ok=True)
 
 
-# What a state holds besides tensors; of the names in brackets older programs wrote none.
+# What every state holds besides tensors, and what one holds that a training goes on from.
 _ENTRIES: dict[str, type] = {
-    "settings": dict, "finished": bool, "evaluations": list, "outputs": list,
-    "(config)": dict, "(environment)": str, "(about)": list, "(epoch)": int, "(log)": dict,
-    "(written)": list,
+    "settings": dict, "config": dict, "finished": bool, "evaluations": list, "outputs": list,
+    "environment": str, "about": list,
 }  # fmt: skip
+_TO_GO_ON: dict[str, type] = {"epoch": int, "log": dict, "written": list}
 _SCORES = {"epoch", "acc", "dice", "miou"}
 
 
 def _fault(state: Mapping[str, Any]) -> str:
     """What is wrong with the entries of a state; '' if nothing is."""
-    for bracketed, kind in _ENTRIES.items():
-        name = bracketed.strip("()")
-        if name not in state and name == bracketed:
+    for name, kind in (_ENTRIES | _TO_GO_ON).items():
+        if name not in state and name in _ENTRIES:
             return f"{name} is missing"
         value = state.get(name, kind())
         if not isinstance(value, kind) or not is_plain(value):
