@@ -17,6 +17,7 @@ import pytest
 import torch
 from tiny_set import make_set, train
 
+from metallography.items import Record
 from utils import log
 from utils.commandline import UserError
 from utils.log import (
@@ -25,8 +26,10 @@ from utils.log import (
     environment_line,
     evaluation_lines,
     format_epoch,
+    only_progress,
     progress,
     scalars,
+    to_terminal,
 )
 from utils.metrics import Scores
 
@@ -461,3 +464,25 @@ def test_the_environment_is_one_line_without_a_clock() -> None:
         assert part in line
     assert f"threads {torch.get_num_threads()}" in line
     assert environment_line("cpu").endswith("amp off")
+
+
+def test_only_progress_hides_what_a_log_has_and_no_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with only_progress("Fine-tuning"), RunLog(tmp_path, "sup") as log:
+        log.line("Epoch: [0/4]")
+        log.line("Warning: 2 test images are left out")
+        to_terminal("predicted.jsonl: damaged; made anew")
+    shown = capsys.readouterr().out
+    assert shown == "Warning: 2 test images are left out\npredicted.jsonl: damaged; made anew\n"
+    assert (tmp_path / "log_sup.txt").read_text().startswith("Epoch: [0/4]\n")
+
+
+def test_a_folder_predicted_behind_a_bar_tells_what_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "predicted.jsonl"
+    path.write_text("\x00{]\n")
+    with only_progress("Predictions"):
+        Record(path, {"weights": "w"}, overwrite=False)
+    assert capsys.readouterr().out == f"{path}: damaged; made anew, with all predictions\n"

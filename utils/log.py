@@ -122,7 +122,7 @@ class RunLog:
     def note(self, text: str) -> None:
         """Show a line on the terminal only, such as times and rates."""
         if self.enabled:
-            to_terminal(text)
+            remark(text)
 
     def metrics(self, values: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``; nan and infinities become null."""
@@ -248,15 +248,16 @@ def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
             yield f"{group}/{name}", int(source["epoch"]), float(value)
 
 
-_SHOWN: list[str] = []  # title of the only thing shown, see ``only_progress``
+_SHOWN: list[str] = []  # title of the progress shown, see ``only_progress``
 SECONDS_BETWEEN_LINES = 20.0  # of progress, where stderr is no terminal
 
 
 @contextmanager
 def only_progress(title: str) -> Iterator[None]:
-    """Show nothing but progress, under this title, while the block runs; logs are written as ever.
+    """Show progress under this title, and no ``remark`` but warnings, while the block runs.
 
-    Where stderr is no terminal a line says now and then how far the work is.
+    Logs are written as ever, and ``to_terminal`` prints as ever. Where stderr is no terminal a line
+    says now and then how far the work is.
     """
     _SHOWN.append(title)
     try:
@@ -265,12 +266,18 @@ def only_progress(title: str) -> Iterator[None]:
         _SHOWN.pop()
 
 
+def remark(text: str) -> None:
+    """``to_terminal`` of a line that is in a log anyway: in ``only_progress`` warnings alone."""
+    if not _SHOWN or text.startswith("Warning: "):
+        to_terminal(text)
+
+
 def to_terminal(text: str) -> None:
     """Print a line above any progress bar; a closed terminal does not stop the training.
 
     Of several ranks, those that write (``utils.ranks.group``) print.
     """
-    if _SHOWN or not group.writes():
+    if not group.writes():
         return
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     printable = text.encode(encoding, errors="backslashreplace").decode(encoding)

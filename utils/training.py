@@ -24,7 +24,15 @@ from utils.commandline import TrainingError, UserError
 from utils.cuda.step_graph import StepGraphs
 from utils.device import fuses_optimizers, mixed_seed, on_device, precision
 from utils.files import remove_leftovers
-from utils.log import AverageMeter, RunLog, environment_line, format_epoch, progress, to_terminal
+from utils.log import (
+    AverageMeter,
+    RunLog,
+    environment_line,
+    format_epoch,
+    progress,
+    remark,
+    to_terminal,
+)
 from utils.ranks import group
 from utils.ranks.tensors import sum_gradients, take_first_ranks
 from utils.run_folder import RunFolder, differences
@@ -169,7 +177,7 @@ class Training:
         self.environment = environment_line(self.device, "bf16" if self.amp else "off") + ranks
         state = self.saved(to_terminal)
         if state and state["finished"]:
-            to_terminal(f"{self.run_dir}: stage {self.stage} is finished already")
+            remark(f"{self.run_dir}: stage {self.stage} is finished already")
             for line in self.restyled(state):
                 to_terminal(f"Of no effect, as it is finished: {line}")
             for line in self.gone(state["outputs"]):
