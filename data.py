@@ -24,8 +24,7 @@ from imaging.store import ImageStore
 from pscl.augmentation import Blur, ColorJitter, ContrastJitter, Illumination, Noise
 from pscl.geometry import ViewGeometry, Window, warp
 from utils.device import upload
-from utils.files import IMAGE_SUFFIXES, DataError, list_files
-from utils.files import name_key as name_key
+from utils.files import IMAGE_SUFFIXES, DataError, list_files, name_key
 from utils.metrics import IGNORED
 from utils.ranks import group
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -27,7 +29,15 @@ class _Refuse(logging.Handler):
         raise ValueError("damaged or of an unknown type")
 
 
-logging.getLogger("roifile").addHandler(_Refuse())
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Refuse what the library logs, while the block reads; elsewhere its log is its user's."""
+    log, refuse = logging.getLogger("roifile"), _Refuse()
+    log.addHandler(refuse)
+    try:
+        yield
+    finally:
+        log.removeHandler(refuse)
 
 
 def shapes_of(raw: bytes) -> list[Shape]:
@@ -52,6 +62,7 @@ def shapes_of(raw: bytes) -> list[Shape]:
         ]
 
 
+@_refusing()
 def _shapes(raw: bytes, file_name: str) -> list[Shape]:
     """A region; one of points on several slices as a shape for each."""
     roi = ImagejRoi.frombytes(raw)

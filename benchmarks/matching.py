@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import parser_of, table, use_threads
-from data import DataError, Sample, find_split, image_input, one_hot
+from data import Sample, find_split, image_input, one_hot
 from imaging.store import ImageStore
 from model import METHODS, PSCL, build_method
 from networks import SCALES, ProjectedUNet
@@ -47,6 +47,7 @@ from pscl.lazy_map import LazyMap
 from pscl.sampling import own_votes
 from utils.checkpoint import CheckpointError, from_published, load, transfer
 from utils.commandline import exit_code
+from utils.files import DataError
 
 UNCHANGED = ViewGeometry(flip=False, quarter_turns=4)
 BATCH = 8  # images beside the annotated one
@@ -184,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = parser_of(__doc__)
     parser.add_argument("checkpoints", nargs="+", help="moco0.pt, moco20.pt ... of pretraining")
-    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--data_dir", required=True, help="folder of the set")
     parser.add_argument("--annotated", help="split of the annotated image; default: the run's")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = parser.parse_args(argv)

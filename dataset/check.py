@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import data
 from annotation.scribbles import unlabelled_value
-from data import Sample, name_key
+from data import Sample
 from dataset.layout import LAYOUT
 from dataset.set_file import read_set_file
 from dataset.source_files import PaletteCheck, palette_of
@@ -22,7 +22,7 @@ from imaging.listing import DRAWN, Listing, by_drawn_names
 from imaging.pages import count_pages
 from imaging.store import Hashing, ImageStore
 from utils.device import size_of
-from utils.files import IMAGE_SUFFIXES, DataError, list_files, list_names
+from utils.files import IMAGE_SUFFIXES, DataError, list_files, list_names, name_key
 from utils.log import progress, to_terminal
 from utils.metrics import IGNORED
 

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from annotation.files import ANNOTATION_SUFFIXES, KINDS_READ, another_kind, is_annotation
-from data import name_key
 from imaging.listing import (
     BESIDE,
     DRAWN,
@@ -24,7 +23,7 @@ from imaging.listing import (
     unread,
 )
 from imaging.pages import count_pages, images_of, page_name, page_names
-from utils.files import IMAGE_SUFFIXES, DataError
+from utils.files import IMAGE_SUFFIXES, DataError, name_key
 
 OUTLINES = (".jsonl", ".xml")  # of objects, in a form that is not read
 LABEL_TEXT = (".txt", ".csv")  # outlines, too, if they have an image's name

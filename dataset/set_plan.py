@@ -15,7 +15,7 @@ import numpy as np
 
 from annotation.files import is_annotation, pages_in
 from annotation.scribbles import unlabelled_value, value_round_strokes
-from data import MOST_REPEATS, name_key, parse_name
+from data import MOST_REPEATS, parse_name
 from dataset.check import SMALLEST_SIDE, TURNED_MASK, Problems, size_text, turned_images
 from dataset.mask_values import IGNORED
 from dataset.pairs import Pairs
@@ -28,6 +28,7 @@ from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool, check_finite
 from imaging.imagefile import UPRIGHT, Array, DataError, Pixels, decode, read_image, turn_text
 from imaging.pages import count_pages, images_of, page_name
 from imaging.pixel_size import SAME, pixel_size
+from utils.files import name_key
 
 SPLITS = {"train": "train_numf", "test": "test_numf", "unlabelled": "train_unlabelled"}
 EACH = -1  # of --page

@@ -24,14 +24,15 @@ from encoders import make_encoder
 from imaging.drawing import class_colours, save_prediction
 from imaging.gray_range import Conversion, EachImage, GrayPool
 from imaging.imagefile import read_mask
+from imaging.listing import some_names
 from imaging.store import ImageStore
-from metallography.views import average_batch
+from metallography.tiling import average_batch
 from networks import UNet
 from pscl.losses import supervised_loss
 from pscl.recompute import recompute_activations
 from report import sheets
 from report.results import FIT
-from stages.job import GRAY, WEIGHTS, Job, due, some_names
+from stages.job import GRAY, WEIGHTS, Job, due
 from stages.labels import balanced_weights, far_lines, label_counts, label_line, weight_line
 from stages.overlap import parts_of
 from stages.pretraining import SelfSupervised
@@ -263,7 +264,7 @@ class Supervised(Scored):
         return [
             *self.job.notes,
             f"{self.start} for {self.epochs} {crops} on {self.images(self.annotated)} with labels "
-            f"of {self.config.data_dir}: {some_names(self.annotated)}",
+            f"of {self.config.data_dir}: {some_names(s.name for s in self.annotated)}",
             *self.about_ranks(self.crops_of_step(), statistics),
             *self.about_labels(),
             *self.about_test(f"every {every} epochs and after the last"),
@@ -501,7 +502,7 @@ class Finetune(Supervised):
         seen = parts_of([self.file_pixels(s) for s in others], train)
         if not seen:
             return []
-        names = some_names([others[number] for number in seen])
+        names = some_names(others[number].name for number in seen)
         return [
             f"{len(seen)} of the test images are among the images of pretraining, without their "
             f"labels, which no stage learns; they are scored like the others: {names}"

@@ -252,8 +252,3 @@ def experiment_dir(config: Config, stage: str) -> Path:
 def due(every: int, end: int) -> list[int]:
     """Multiples of ``every`` from 0 to ``end``, and ``end`` itself; none if ``every`` is 0."""
     return [done for done in range(end + 1) if done % every == 0 or done == end] if every else []
-
-
-def some_names(samples: Sequence[Sample]) -> str:
-    """The names of at most five samples."""
-    return ", ".join(s.name for s in samples[:5]) + (" ..." if samples[5:] else "")

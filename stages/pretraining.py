@@ -13,12 +13,13 @@ from torch import Tensor
 import data
 from config import FIELDS, SELF_MODES, format_value
 from data import Sample
+from imaging.listing import some_names
 from methods import Method
 from model import METHODS, build_method
 from pscl.sampling import VOTES
 from report import probe
 from stages.forest import PixelForest
-from stages.job import Job, Runner, due, some_names, unused_settings
+from stages.job import Job, Runner, due, unused_settings
 from stages.kept_images import KeptImages, why_not
 from utils.checkpoint import save, to_published
 from utils.device import fuses_optimizers, size_of
@@ -149,7 +150,8 @@ class SelfSupervised(Runner):
             lines.append(f"The views are made of crops of {side}x{side} pixels, drawn every time")
         if annotated:
             one = "One of the annotated images" if annotated[1:] else "The annotated image"
-            lines.append(f"{one} rides along in every batch: {some_names(annotated)}")
+            names = some_names(s.name for s in annotated)
+            lines.append(f"{one} rides along in every batch: {names}")
         if self.method.needs_groups and c.batches == "none":
             lines.append("No production batches (--batches none): every image is its own")
         if c.self_mode == "simclr" and (judged := ADMITTED.get(c.admit_matches)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import struct
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 from roifile import ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 
+from annotation import imagej
 from annotation.files import is_annotation, numbers_in, pages_in, read_annotation, read_drawn
 from annotation.names import (
     base_name,
@@ -504,3 +506,13 @@ def test_names_that_are_given_are_kept_whole(tmp_path: Path) -> None:
     ids = read_annotation(tmp_path / "a.zip", SIZE, ["", "phase 1", "phase 2", "x"])
     assert ["".join(".123"[v] for v in row) for row in ids] == [*DRAWN[:5], "......33"]
     assert names_in(tmp_path / "a.zip") == {"phase", "x"}
+
+
+def test_the_logger_of_the_library_is_its_users() -> None:
+    """A program that reads regions itself is told by the library's log, and not by an error."""
+    damaged = roi(6, PORE, "pore")
+    logger = logging.getLogger("roifile")
+    with pytest.raises(ValueError, match="damaged or of an unknown type"):
+        imagej.shapes_of(damaged)
+    assert logger.handlers == []
+    ImagejRoi.frombytes(damaged).coordinates()

@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "encoders": {"data", "networks", "utils"},
     "methods": {"pscl", "networks", "encoders", "utils"},
     "model": {"methods", "pscl", "networks", "utils"},
-    "metallography": {"metallography", "data", "encoders", "config"} | BELOW_DATA,
+    "metallography": {"metallography", "annotation", "data", "encoders", "config"} | BELOW_DATA,
     "report": {"report", "metallography", "config", "imaging", "utils"},
     "stages": {"stages", "config"} | BELOW_STAGES,
     "config_run": {"config"} | BELOW_ENGINE,
@@ -310,3 +310,17 @@ def test_a_command_can_be_interrupted_before_anything_slow_is_imported(path: Pat
     assert before is not None, f"{relative_name(path)}: call utils.leave_while_loading"
     late = before - sys.stdlib_module_names - {"utils"}
     assert not late, f"{relative_name(path)} imports {sorted(late)} first"
+
+
+def test_a_name_has_one_source() -> None:
+    """A name is imported from the module that has it, and no module hands one on."""
+    for path in source_files():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        handed = [
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+            if alias.asname == alias.name
+        ]
+        assert not handed, f"{relative_name(path)} hands on {handed}"
