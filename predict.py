@@ -12,8 +12,6 @@ From Python, with NumPy arrays in and out::
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,39 +26,36 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 import torch
 
-from annotation.outlines import SUFFIX, packed
+from annotation.outlines import SUFFIX
 from config import ConfigError
 from dataset.set_file import NAME, set_of
 from imaging.drawing import class_colours, default_names
-from imaging.field import FieldRule, read_crop
-from imaging.imagefile import read_header, read_image, read_mask, reading_of
+from imaging.field import FieldRule
 from imaging.listing import names_of, some_names
 from metallography import ranking
 from metallography.export import check_target
 from metallography.folder import Folder
-from metallography.items import Item, Items, digest_of, list_images
+from metallography.items import Item, Items, field_rule, list_images
 from metallography.measure import BOUNDARY_PX
+from metallography.outlines import remove_outlines, write_outlines
 from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
 from metallography.scales import Scales, find_scales
-from metallography.segmenter import Segmenter, check_number
-from metallography.summary import is_share, phases_csv, warnings, words, write_tables
+from metallography.segmenter import MODEL, Segmenter, check_number, find_weights
+from metallography.summary import warnings, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
 from report.laboratory import Told, page_name, place_of, sample_of, write_laboratory
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet, ranked_sheet
-from report.workbook import WORKBOOK, tables_of, write_workbook
+from report.workbook import WORKBOOK, remove_workbook, write_folder_workbook
+from utils.checkpoint import CheckpointError
 from utils.commandline import Parser, UserError, complain, exit_code
 from utils.files import (
     IMAGE_SUFFIXES,
     MOST_BYTES,
-    DataError,
     confined,
     cut_name,
-    leads_out,
     list_files,
     remove_leftovers,
-    replace_file,
-    writing,
 )
 from utils.log import to_terminal
 from utils.ranks import group
@@ -68,80 +63,82 @@ from utils.run_folder import locked
 
 ABOUT = "Apply a trained model to images without masks: class maps, overlays, measurements."
 
-# Options that a task ignores; they are refused, because a result would be missing.
+OTHER_SCALE = "rank those of one magnification at a time"
+# What decides measurements, by its name in ``Folder``; of --images alone.
 MEASURING = ("min_px", "grain_classes", "connectivity", "boundary_classes", "boundary_px",
              "probabilities", "particles")  # fmt: skip
-SCALED = ("um_per_px", "scales", "resample")
-OTHER_SCALE = "rank those of one magnification at a time"
-OF_NO_EFFECT: dict[str, tuple[str, ...]] = {
-    "images": ("annotated",),
-    "rank": (*MEASURING, "resample", "report", "outlines", "xlsx", "sample"),
-    "export": (
-        "out",
-        "masks",
-        "crop",
-        "roi",
-        "tta",
-        "annotated",
-        *MEASURING,
-        *SCALED,
-        "report",
-        "outlines",
-        "xlsx",
-        "sample",
-    ),
+TASKS = ("images", "rank", "export")
+# The tasks that use an option, for every option; with another task it is refused, because what it
+# asks for would silently be missing.
+USED_BY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("weights", "resize", "device", "threads"), TASKS),
+    **dict.fromkeys(("out", "masks", "crop", "roi", "um_per_px", "scales"), ("images", "rank")),
+    **dict.fromkeys(("tile", "overlap"), ("images", "rank")),
+    **dict.fromkeys((*MEASURING, "resample", "tta", "sample"), ("images",)),
+    **dict.fromkeys(("report", "outlines", "xlsx"), ("images",)),
+    "annotated": ("rank",),
+    "overwrite": ("images", "export"),
 }
+# Options that do nothing unless another one is given, too.
+NEEDS = {"boundary_px": "masks", "boundary_classes": "grain_classes"}
 
 
 def parser() -> argparse.ArgumentParser:
     """The options; what cannot be read ends the program with one line and exit code 2."""
     made = Parser(prog="predict.py", description=ABOUT)
     add = made.add_argument
-    add("--weights", required=True, help="fine.pt or sup.pt, or the folder of a finished run")
+    add("--weights", required=True, help="fine.pt or sup.pt, or model.pt of segment.py, or the "
+        "folder that holds it")  # fmt: skip
     task = made.add_mutually_exclusive_group(required=True).add_argument
     task("--images", help="predict and measure: a folder of images with sub-folders, or one image")
-    task("--rank", metavar="IMAGES", help="sort images by how much the model's predictions of "
-         "their 8 flips and turns disagree; with --annotated by their doubt")  # fmt: skip
+    task("--rank", metavar="IMAGES", help="sort images by how unsure the model is: how much its "
+         "predictions of their 8 flips and turns disagree, with --annotated also how much a pixel "
+         "classifier disagrees with it")  # fmt: skip
     task("--export", metavar="FILE", help="write the model for other programs: .onnx or .pt2")
-    add("--out", help="folder of the results; default: predicted_<images> or ranked_<images>, "
-        "beside the weights (of the folder img of a set predicted_<set>_<split>_img)")  # fmt: skip
+    add("--out", help="folder of the results; default: predicted_<images> or ranked_<images> "
+        "beside the weights; for the folder img of a set: predicted_<set>_<split>_img")  # fmt: skip
     add("--masks", help="folder of true masks to compare the predictions with")
-    add("--annotated", help="with --rank: the annotated images of the model, a folder with img and "
-        "gt; a pixel classifier that learns them gives a second opinion")  # fmt: skip
-    add("--crop", help="pixels that are cut off before prediction: top,bottom,left,right; default: "
-        "as the training images were cut")  # fmt: skip
-    add("--roi", help="folder of masks of the region of interest, named as the images: what is 0 "
-        "in them is not measured")  # fmt: skip
+    add("--annotated", help="with --rank: the annotated images of the model, a folder with img "
+        "and gt; a pixel classifier trained on them gives a second opinion")  # fmt: skip
+    add("--crop", help="pixels to cut off before prediction: top,bottom,left,right; default: as "
+        "the training images were cut")  # fmt: skip
+    add("--roi", help="folder of masks of the region of interest, named as the images; where they "
+        "are 0 nothing is measured")  # fmt: skip
     add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say, else "
         "all lengths in pixels")  # fmt: skip
     add("--scales", help="a CSV file of scales for single images, which count before --um_per_px: "
         "file,um_per_px")  # fmt: skip
     add("--resample", type=float, metavar="UM", help="show all images to the network at UM "
-        "micrometres per pixel; results stay at the images' own size")  # fmt: skip
+        "micrometres per pixel; results keep the images' own size")  # fmt: skip
     add("--min_px", type=int, default=MINIMUM_PX, help="smallest particle (%(default)s pixels)")
     add("--connectivity", type=int, help="pixels of one particle touch by a side (4) or also by a "
         "corner (8); default: 4 for grain classes, 8 for all others")  # fmt: skip
     add("--grain_classes", type=int, nargs="*", default=[], metavar="CLASS",
         help="classes whose particles are grains: an ASTM grain-size number is given")  # fmt: skip
-    add("--boundary_classes", type=int, nargs="*", metavar="CLASS", help="classes that are "
-        "boundaries of the grains; default: every class that is no grain class")  # fmt: skip
-    add("--boundary_px", type=float, default=BOUNDARY_PX,
-        help="with --masks: outlines this close agree (%(default)s px)")  # fmt: skip
-    add("--resize", type=int, help="predict at N x N pixels, 0: as they are; default: as trained")
+    add("--boundary_classes", type=int, nargs="*", metavar="CLASS", help="with --grain_classes: "
+        "classes that are boundaries of the grains; default: all other classes")  # fmt: skip
+    add("--boundary_px", type=float, default=BOUNDARY_PX, help="with --masks: tolerance in pixels "
+        "when comparing outlines (%(default)s)")  # fmt: skip
+    add("--resize", type=int, help="predict at N x N pixels; 0: at their own size; default: as "
+        "trained")  # fmt: skip
     add("--tta", action="store_true", help="average over 8 flips and quarter turns")
-    add("--tile", type=int, default=DEFAULT_TILE, help="largest side of a tile (%(default)s px)")
-    add("--overlap", type=int, default=DEFAULT_OVERLAP,
-        help="pixels that tiles share (%(default)s: tiling of a UNet is exact)")  # fmt: skip
-    add("--probabilities", action="store_true", help="write them too: .npy, float16 (H, W, C)")
-    add("--particles", action="store_true", help="write particles.csv too, a line per particle")
-    add("--outlines", choices=("geojson", "roi"), help="write the outlines of all particles too: "
+    add(
+        "--tile", type=int, default=DEFAULT_TILE, help="largest side of a tile (%(default)s pixels)"
+    )
+    add("--overlap", type=int, default=DEFAULT_OVERLAP, help="pixels that neighbouring tiles share "
+        "(%(default)s, with which tiling changes nothing for a UNet)")  # fmt: skip
+    add("--probabilities", action="store_true", help="also write class probabilities (.npy), "
+        "float16 (H, W, C)")  # fmt: skip
+    add("--particles", action="store_true", help="also write particles.csv, one line per particle")
+    add("--outlines", choices=tuple(SUFFIX), help="also write the outlines of all particles: "
         "GeoJSON (QuPath), or RoiSet.zip (ImageJ, Fiji)")  # fmt: skip
-    add("--xlsx", action="store_true", help="write the tables as one Excel workbook too")
+    add("--xlsx", action="store_true", help="also write the tables as one Excel workbook")
     add("--sample", default="", help="what the images show, for the head of report.html; default: "
-        "the name of their folder, of a folder img of that above")  # fmt: skip
-    add("--report", action="store_true", help="write the page on the model's "
-        "experiment too, with these measurements")  # fmt: skip
-    add("--overwrite", action="store_true", help="predict again the images that are done")
+        "the name of their folder; for a folder named img, its parent's name")  # fmt: skip
+    add("--report", action="store_true", help="also write the page on the model's experiment, with "
+        "these measurements")  # fmt: skip
+    add("--overwrite", action="store_true", help="predict again the images that are done; with "
+        "--export replace the file")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=int, default=0, help="CPU threads; 0: as many as PyTorch chooses")
     return made
@@ -149,20 +146,12 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Predict, rank or export; returns 0, or 1 if some files could not be used."""
-    task = "export" if options.export else "rank" if options.rank else "images"
-    default = parser().get_default
-    lines = [
-        f"--{name}: of no effect with --{task}; leave it out"
-        for name in OF_NO_EFFECT[task]
-        if getattr(options, name) != default(name)
-    ]
-    if lines:
-        raise ConfigError("\n".join(lines))
+    refuse_of_no_effect(options)
     check_number("threads", options.threads, 0, least=1)
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.export:
-        check_target(Path(options.export))
+        group.by_writer(lambda: check_target(Path(options.export), options.overwrite))
     how = {name: getattr(options, name) for name in ("device", "resize", "tta", "tile", "overlap")}
     check_weights(Path(options.weights))
     segmenter = Segmenter(options.weights, **how)
@@ -176,17 +165,39 @@ def run(options: argparse.Namespace) -> int:
     return complain(f"{len(bad)} file(s) could not be used:\n" + "\n".join(bad), 1) if bad else 0
 
 
+def refuse_of_no_effect(options: argparse.Namespace) -> None:
+    """ConfigError, a line each, if options are given that change nothing."""
+    task = next(name for name in TASKS if getattr(options, name) is not None)
+    default = parser().get_default
+    given = {name for name in USED_BY if getattr(options, name) != default(name)}
+    lines = [
+        f"--{name}: of no effect with --{task}; leave it out"
+        for name, tasks in USED_BY.items()
+        if name in given and task not in tasks
+    ]
+    lines += [
+        f"--{name}: of no effect without --{other}; leave it out, or give --{other} too"
+        for name, other in NEEDS.items()
+        if name in given and task in USED_BY[name] and other not in given
+    ]
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
 def check_weights(weights: Path) -> None:
     """Say why there is no network in a folder of ``segment.py`` that has none; UserError."""
-    if weights.exists():
-        return
+    with suppress(CheckpointError):
+        if find_weights(weights).exists():
+            return
     # Here, as scikit-learn takes a second to load.
     from segmentation.answers import Answers
     from segmentation.predictors import FOREST
 
-    if Answers(weights.parent).by == FOREST:
+    folder = weights if weights.is_dir() else weights.parent
+    if Answers(folder).by == FOREST:
+        file = weights / MODEL if weights.is_dir() else weights
         raise UserError(
-            f"{weights}: not written, because the {FOREST} answered there and no network; add the "
+            f"{file}: not written, because the {FOREST} answered there and no network; add the "
             "new images to the folder of segment.py, or give it more --minutes, so that a network "
             "can win"
         )
@@ -219,47 +230,14 @@ def claimed(out: Path) -> Iterator[None]:
         yield
 
 
-def field_rule(
+def field_of(
     segmenter: Segmenter, options: argparse.Namespace, items: Sequence[Item]
 ) -> tuple[FieldRule, list[str]]:
     """Which part of each image counts, and lines on it: by flags, the images' set, the model."""
-    images = Path(options.rank or options.images)
+    prepared = set_of(Path(options.rank or options.images)) is not None
     roi = Path(options.roi) if options.roi else None
-    if roi and not roi.is_dir():
-        raise ConfigError(f"--roi: {roi} is no folder; give the folder of the masks")
-    known, own = set_of(images), segmenter.crop
-    if options.crop is not None:
-        crop, lines = read_crop(options.crop), []
-        if any(own) and crop != own and not known:
-            lines = [f"Warning: --crop {crop} where the training images were cut by {own}; "
-                     f"{crop} is used"]  # fmt: skip
-        return FieldRule(crop, roi=roi), lines + cut_lines(FieldRule(crop), items)
-    if known or not any(own):  # the images of a prepared set are cut already
-        return FieldRule(roi=roi), []
-    said = "as the training images were; --crop 0,0,0,0 cuts nothing"
-    rule = FieldRule(own, frozenset(segmenter.cropped_sizes), roi)
-    return rule, [f"{line}, {said}" for line in cut_lines(rule, items)]
-
-
-def cut_lines(rule: FieldRule, items: Sequence[Item]) -> list[str]:
-    """What is cut off which of the images: some may have been cut before."""
-    if not any(rule.crop):
-        return []
-    sizes = [size_of(item) for item in items] if rule.cropped_sizes else []
-    known = [size for size in sizes if size is not None]
-    cut = sum(any(rule.crop_of(size)) for size in known)
-    which = "each image" if cut == len(known) else f"{cut} of {len(known)} images"
-    before = "" if cut == len(known) else " (the others have the size of images that were cut)"
-    return [f"Cut off {which}{before}: {rule.crop.words()}"]
-
-
-def size_of(item: Item) -> tuple[int, int] | None:
-    """Height and width of an image, by its header where that tells them; None: it is unusable."""
-    with suppress(DataError):
-        header = None if reading_of(item.path, item.page) else read_header(item.path)
-        height, width = (header or read_image(item.path, page=item.page).shape)[:2]
-        return height, width
-    return None
+    own = segmenter.crop, segmenter.cropped_sizes
+    return field_rule(items, options.crop, roi, *own, prepared)
 
 
 def take_names(segmenter: Segmenter, images: Path) -> list[str]:
@@ -308,7 +286,7 @@ def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[st
     out, items = places(segmenter, options)
     experiment = experiment_of(segmenter.path, out) if options.report else None
     terms = {name: getattr(options, name) for name in MEASURING}
-    field, notes = field_rule(segmenter, options, items)
+    field, notes = field_of(segmenter, options, items)
     scales = find_all_scales(segmenter, options, items)
     notes += [*take_names(segmenter, Path(options.images)), *scales.lines]
     for line in notes:
@@ -336,10 +314,7 @@ def measure_images(
     write_tables(folder)
     written = write_outlines(folder, options.outlines) + remove_outlines(folder, options.outlines)
     if options.xlsx:
-        sheets = tables_of(out, phases=phases_csv(folder))
-        written += write_workbook(out / WORKBOOK, sheets, words, is_share)
-        digest = hashlib.sha256((out / WORKBOOK).read_bytes()).hexdigest()
-        folder.record.add({"name": "", "workbook": digest})
+        written += write_folder_workbook(folder)
     predicted_sheet(folder)
     page = write_laboratory(folder, told(folder, options))
     for line in [*warnings(folder), *written]:
@@ -360,92 +335,6 @@ def told(folder: Folder, options: argparse.Namespace) -> Told:
     marks = {image: "; ".join(reasons) for image, reasons in odd.items()}
     by = f"the network {folder.segmenter.path}" if isinstance(folder.segmenter, Segmenter) else ""
     return Told(sample, by=by, marks=marks, place=place_of(Path(options.images)))
-
-
-def write_outlines(folder: Folder, kind: str | None) -> list[str]:
-    """Write each image's outlines as ``kind``, geojson or roi, into ``outlines``; None: nothing.
-
-    A file that is not as this program wrote it is left, unless all is overwritten: returns lines.
-    """
-    names, colours = folder.segmenter.class_names, folder.segmenter.colours.tolist()
-    kept: list[str] = []
-    for image in folder.done if kind else ():
-        classes = folder.file("classes", image.item)
-        path = folder.file("outlines", image.item, SUFFIX[kind or ""])
-        try:
-            found = packed(read_mask(classes), kind or "", names, colours)
-        except DataError as error:
-            folder.bad.append(f"{path}: {error}")
-            continue
-        before, own = path.read_bytes() if path.is_file() else found, hashlib.sha256(found)
-        known = folder.record.done[image.item.name]
-        written, of = known.get("outlines", {}), known.get("outlined", {})
-        foreign = before != found and hashlib.sha256(before).hexdigest() != written.get(kind)
-        if foreign and not folder.overwrite:
-            kept.append(path.as_posix())
-            continue
-        replace_file(path, found, "--out", durable=False)
-        now = {"outlines": written | {kind: own.hexdigest()}}
-        now["outlined"] = of | {kind: outlined(folder, image.item)}
-        if not now.items() <= known.items():
-            folder.record.add(known | now)
-    cure = "left as they are; --overwrite writes them anew"
-    what = f"{len(kept)} file(s) of outlines differ from their class maps: {some_names(kept)}"
-    return [f"Warning: {what}; {cure}"] if kept else []
-
-
-def outlined(folder: Folder, item: Item) -> str:
-    """A digest of what decides an image's outlines: its class map, by the record, and classes."""
-    looks = folder.segmenter.class_names, folder.segmenter.colours.tolist()
-    entry = folder.record.done[item.name]
-    drawn = entry.get("drawn", entry.get("map"))  # of an early version neither
-    of = json.dumps([drawn or digest_of(read_mask(folder.file("classes", item))), *looks])
-    return hashlib.sha256(of.encode()).hexdigest()
-
-
-def remove_outlines(folder: Folder, kind: str | None) -> list[str]:
-    """Remove this program's outlines of class maps that are no more, but of ``kind``; lines.
-
-    What a user saved there stays.
-    """
-    names, colours = folder.segmenter.class_names, folder.segmenter.colours.tolist()
-    gone: list[str] = []
-    for item, *_ in folder.done:
-        known = folder.record.done[item.name]
-        written = known.get("outlines", {})
-        for other in sorted(written.keys() & SUFFIX.keys() - {kind}):
-            path = folder.file("outlines", item, SUFFIX[other])
-            before = path.read_bytes() if path.is_file() else b""
-            own = hashlib.sha256(before).hexdigest() == written[other]
-            if not own or leads_out(path, folder.out):
-                continue
-            of, now = known.get("outlined", {}), outlined(folder, item)
-            if of.get(other) == now:
-                continue
-            # Of an earlier version without that digest, or of another class map.
-            if packed(read_mask(folder.file("classes", item)), other, names, colours) != before:
-                path.unlink()
-                gone.append(path.as_posix())
-                continue
-            known = known | {"outlined": of | {other: now}}
-            folder.record.add(known)
-    what = f"{len(gone)} file(s) of outlines of earlier class maps removed: {some_names(gone)}"
-    return [f"{what}; --outlines writes new ones"] if gone else []
-
-
-def remove_workbook(folder: Folder) -> list[str]:
-    """Remove the workbook of an earlier run; a line if it is not known to be this program's."""
-    path = folder.out / WORKBOOK
-    if not path.is_file():
-        return []
-    own = folder.record.done.get("", {}).get("workbook")
-    if hashlib.sha256(path.read_bytes()).hexdigest() == own:
-        with writing(path, "--out"):
-            path.unlink()
-        return []
-    why = "not as this program wrote it" if own else "of an earlier version, or your own"
-    what = f"{path}: {why}, so it is left; its numbers may be of an earlier run"
-    return [f"{what}: --xlsx replaces it"]
 
 
 def second_of(segmenter: Segmenter, options: argparse.Namespace) -> ranking.SecondOpinion | None:
@@ -481,7 +370,7 @@ def ranked_lines(found: ranking.Ranking, options: argparse.Namespace) -> list[st
 def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--rank``: write ``ranking.csv`` and ``ranking.png``; returns what cannot be used."""
     out, items = places(segmenter, options)
-    field, notes = field_rule(segmenter, options, items)
+    field, notes = field_of(segmenter, options, items)
     known = set_of(Path(options.rank))
     table = Path(options.scales) if options.scales else None
     of_set = known.scale_of if known else lambda name: None

@@ -39,7 +39,9 @@ BESIDE = "by their folder masks or overlays of images"
 LABELS = "by their few values masks of images of the same name"
 
 # Files by which a folder is known to hold results, and which of its contents are pictures of them.
-_PREDICTED = re.compile(r"classes|gray|overlay|probabilities|outlines|corrected|sheet\.png")
+_PREDICTED = re.compile(
+    r"classes|gray|overlay|probabilities|outlines|corrected|set_aside|sheet\.png"
+)
 _TRAINED = re.compile(r"epoch_\d+|(curves|probe_\d+|sheet_\w+)\.png|tensorboard")
 _MARKS: tuple[tuple[set[str], re.Pattern[str]], ...] = (
     ({"predicted.jsonl"}, _PREDICTED),

@@ -61,12 +61,14 @@ class Deployed(nn.Module):
         return self.network((image - mean) / std).softmax(dim=1)
 
 
-def check_target(path: Path) -> None:
-    """Raise UserError if a file of this name cannot be written here."""
+def check_target(path: Path, overwrite: bool = True) -> None:
+    """Raise UserError if a file of this name cannot be written here, or is not to be replaced."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"--export: found {path}; give a name that ends in .onnx or .pt2")
     if not path.parent.is_dir():
         raise UserError(f"--export: {path.parent} is no folder; give a file in one that exists")
+    if path.exists() and not overwrite:
+        raise UserError(f"--export: {path} is there already; give another name, or --overwrite")
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if path.suffix == ".onnx" and missing:
         raise UserError(

@@ -23,9 +23,9 @@ from imaging.index import Stamp, stamp_of
 from imaging.listing import some_names
 from metallography import measure
 from metallography.items import (
-    CORRECTED,
     KNOWN_SCALE,
     RECORD,
+    SET_ASIDE,
     TABLES,
     WRITTEN,
     Item,
@@ -196,7 +196,7 @@ class Folder:
         self.diameters: list[list[Array]] = [[] for _ in classes]  # of whole particles
         self.done: list[Done] = []
         self.predicted = self.skipped = 0  # images predicted now, and done already
-        self.aside: list[str] = []  # images whose class maps were moved to ``CORRECTED``
+        self.aside: list[str] = []  # images whose class maps were moved to ``SET_ASIDE``
         self.bad: list[str] = []  # a line for each file that could not be used
         self.behind: Behind | None = None  # what writes pictures; None: at once
         self.ahead: Future[tuple[Stamp, Array] | None] | None = None  # the next item's pixels
@@ -432,8 +432,8 @@ class Folder:
             path.unlink(missing_ok=True)
 
     def set_aside(self, item: Item, own: Collection[str]) -> None:
-        """Move an image's class map to ``CORRECTED`` unless it has a digest of this program's."""
-        path, place = self.file("classes", item), self.file(CORRECTED, item)
+        """Move an image's class map to ``SET_ASIDE`` unless it has a digest of this program's."""
+        path, place = self.file("classes", item), self.file(SET_ASIDE, item)
         if self.replaceable or path.is_symlink() or not is_intact(path):
             return
         with suppress(DataError):  # of a picture that is no class map
@@ -442,7 +442,7 @@ class Folder:
         number = 1
         while place.exists():
             number += 1
-            place = self.file(CORRECTED, item, f"~{number}.png")
+            place = self.file(SET_ASIDE, item, f"~{number}.png")
         refuse_links(path)
         refuse_links(place)
         with writing(place, "--out"):
@@ -455,7 +455,7 @@ class Folder:
         if self.aside:
             what = f"{len(self.aside)} class map(s) that are not as this program wrote them"
             names = some_names(self.aside)
-            to_terminal(f"Warning: {what} were moved to {self.out / CORRECTED}: {names}")
+            to_terminal(f"Warning: {what} were moved to {self.out / SET_ASIDE}: {names}")
 
     def _scale_before(self, old: Row, scale: float | None) -> Row:
         """What to note of the scale that an earlier run knew, where this one knows none."""

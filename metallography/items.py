@@ -1,4 +1,4 @@
-"""What is to be predicted: images, their names, their true masks; the record of what is done."""
+"""What is to be predicted: images, names, true masks, fields; the record of what is done."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from data import parse_name
-from imaging.field import NO_RULE, Crop
+from imaging.field import NO_RULE, Crop, FieldRule, read_crop
 from imaging.gray_range import Conversion
-from imaging.imagefile import read_image, read_mask
+from imaging.imagefile import read_header, read_image, read_mask, reading_of
 from imaging.listing import (
     BESIDE,
     DRAWN,
@@ -46,7 +47,7 @@ from utils.metrics import IGNORED
 Truth = tuple[Path, int]
 """The file of a true mask, and which page of it."""
 RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
-CORRECTED = "corrected"  # folder of class maps that --overwrite found not to be as predicted
+SET_ASIDE = "set_aside"  # folder of class maps that --overwrite found not to be as predicted
 TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
 KNOWN_SCALE = "known_um"  # in ``RECORD``, of an image without a scale: the last one that a run knew
 # In ``RECORD``, beside what decides a prediction: digests of the class map as predicted, of one
@@ -209,6 +210,56 @@ def result_names(below: Sequence[Path]) -> list[str]:
     return names
 
 
+def field_rule(
+    items: Sequence[Item],
+    given: str | None,
+    roi: Path | None,
+    own: Crop,
+    own_sizes: Iterable[tuple[int, int]],
+    prepared: bool,
+) -> tuple[FieldRule, list[str]]:
+    """Which part of each image counts, and lines on it.
+
+    ``given`` is the text of ``--crop``, None without, ``roi`` the folder of ``--roi``. ``own`` was
+    cut off the model's training images, which had ``own_sizes`` then; ``prepared`` images are those
+    of a set, from which everything is cut already. UserError if the flags are wrong.
+    """
+    if roi and not roi.is_dir():
+        raise UserError(f"--roi: {roi} is no folder; give the folder of the masks")
+    if given is not None:
+        crop, lines = read_crop(given), []
+        if any(own) and crop != own and not prepared:
+            lines = [f"Warning: --crop {crop} where the training images were cut by {own}; "
+                     f"{crop} is used"]  # fmt: skip
+        return FieldRule(crop, roi=roi), lines + _cut_lines(FieldRule(crop), items)
+    if prepared or not any(own):
+        return FieldRule(roi=roi), []
+    said = "as the training images were; --crop 0,0,0,0 cuts nothing"
+    rule = FieldRule(own, frozenset(own_sizes), roi)
+    return rule, [f"{line}, {said}" for line in _cut_lines(rule, items)]
+
+
+def _cut_lines(rule: FieldRule, items: Sequence[Item]) -> list[str]:
+    """What is cut off which of the images: some may have been cut before."""
+    if not any(rule.crop):
+        return []
+    sizes = [_size_of(item) for item in items] if rule.cropped_sizes else []
+    known = [size for size in sizes if size is not None]
+    cut = sum(any(rule.crop_of(size)) for size in known)
+    which = "each image" if cut == len(known) else f"{cut} of {len(known)} images"
+    before = "" if cut == len(known) else " (the others have the size of images that were cut)"
+    return [f"Cut off {which}{before}: {rule.crop.words()}"]
+
+
+def _size_of(item: Item) -> tuple[int, int] | None:
+    """Height and width of an image, by its header where that tells them; None: it is unusable."""
+    with suppress(DataError):
+        header = None if reading_of(item.path, item.page) else read_header(item.path)
+        height, width = (header or read_image(item.path, page=item.page).shape)[:2]
+        return height, width
+    return None
+
+
 def read_truth(
     item: Item,
     shape: tuple[int, ...],
@@ -257,7 +308,7 @@ class Record:
     A damaged one is made anew, line by line. Without a ``readable`` one nobody knows whose the
     ``others`` are, the files that a run replaces. UserError if there are any, if the folder holds
     predictions made with other settings or of another folder of images (``images`` among the
-    settings; records of earlier versions lack it), or cannot be written to. Files that are
+    settings), or cannot be written to. Files that are
     ``replaceable`` are the program's own. With ``overwrite`` nothing is done, and of what was
     ``WRITTEN`` before the digests stay known. Until it has come to its ``finish`` the first line
     says ``overwrite``, and a run goes on with it, whether it is told to overwrite or not: entries
@@ -334,11 +385,11 @@ class Record:
         UserError if they are of another folder of images.
         """
         images = settings.get("images")
-        others = images is not None and old.get("images", images) != images
+        others = images is not None and old.get("images") != images
         if others and not replaceable:
             raise UserError(
-                f"{self.path.parent}: holds predictions of the images in {old['images']}, not of "
-                f"those in {images}; give another --out, or --overwrite"
+                f"{self.path.parent}: holds predictions of the images in {old.get('images')}, not "
+                f"of those in {images}; give another --out, or --overwrite"
             )
         pairs = ((key, old.get(key), settings[key]) for key in settings if key != "images")
         return [f"{key} was {was}, is {now}" for key, was, now in pairs if was != now]
@@ -349,7 +400,7 @@ class Record:
         if first is not None:
             raise UserError(
                 f"{first}: would be replaced, and without a readable {RECORD} it may be yours; "
-                f"give another --out, or --overwrite, which moves class maps to {CORRECTED}/"
+                f"give another --out, or --overwrite, which moves class maps to {SET_ASIDE}/"
             )
 
     def add(self, entry: Row) -> None:

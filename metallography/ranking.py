@@ -27,7 +27,7 @@ from metallography.folder import count_confusion
 from metallography.items import Item, read_truth
 from metallography.particles import Array, Row
 from metallography.segmenter import Segmenter
-from metallography.views import MEASURES
+from metallography.tiling import MEASURES
 from utils.files import DataError, replace_file
 from utils.log import progress
 from utils.metrics import IGNORED, Counts, image_dice, mean_score, ratio
@@ -165,7 +165,8 @@ def add_doubt(
 def draw_uncertain(image: Array, maps: Array) -> NDArray[np.uint8]:
     """Draw an image with the pixels in magenta where a quarter of the views or more disagrees.
 
-    The maps (3, h, w) of ``views.disagreement`` are fitted to the image, uint8 (H, W) or (H, W, 3).
+    The maps (3, h, w) of ``tiling.disagreement`` are fitted to the image, uint8 (H, W) or
+    (H, W, 3).
     """
     image = reduced(image, 4 * SIDE)
     where = fitted(maps[0] >= DRAWN_SHARE, image.shape[:2])

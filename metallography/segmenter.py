@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from config import Config, ConfigError
-from data import DataError, Statistics, own_statistics, to_input
+from data import Statistics, own_statistics, to_input
 from encoders import make_encoder
 from imaging.drawing import class_colours, default_names
 from imaging.field import Crop
 from imaging.gray_range import Conversion, conversion_of
 from imaging.store import resize_image
-from metallography import export, measure, tiling, views
+from metallography import export, measure, tiling
 from metallography.particles import MINIMUM_PX, Array, Row
 from metallography.tiling import Floats
 from networks import UNet
@@ -47,27 +47,32 @@ from utils.checkpoint import (
     transfer,
 )
 from utils.device import arithmetic, choose_device, upload
+from utils.files import DataError
 from utils.metrics import IGNORED
 
+MODEL = "model.pt"  # of segment.py
 SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are padded with their edge pixels
 
 
 def find_weights(path: str | Path) -> Path:
     """The model file itself, or the ``fine.pt`` (else ``sup.pt``) of a run's folder.
 
-    CheckpointError if there is none, or the folder holds several runs.
+    In the folder of ``segment.py`` it is ``model.pt``, its answer. CheckpointError if there is
+    none, or the folder holds several runs.
     """
     path = Path(path)
     if not path.is_dir():
         return path  # a missing one is reported on loading
-    for pattern in ("fine.pt", "sup.pt", "*/fine.pt", "*/sup.pt"):
+    for pattern in ("fine.pt", "sup.pt", MODEL, "*/fine.pt", "*/sup.pt"):
         found = sorted(path.glob(pattern))
         if len(found) == 1:
             return found[0]
         if found:
             names = ", ".join(str(f.parent.name) for f in found)
             raise CheckpointError(f"{path}: holds several runs ({names}); give one of them")
-    raise CheckpointError(f"{path}: no fine.pt or sup.pt in it; give the folder of a finished run")
+    raise CheckpointError(
+        f"{path}: no fine.pt, sup.pt or {MODEL} in it; give the folder of a finished run"
+    )
 
 
 class Segmenter:
@@ -182,13 +187,13 @@ class Segmenter:
         ``inside``, bool (H, W), is False the image counts in no statistic of it. The network sees
         it enlarged by ``factor`` (unless it is resized anyway).
         """
-        yield from self._bands(image, inside, factor, views.average_views if self.tta else None)
+        yield from self._bands(image, inside, factor, tiling.average_views if self.tta else None)
 
     def bands_and_votes(
         self, image: Array, inside: Array | None = None, factor: float = 1.0
     ) -> Iterator[tuple[int, Floats]]:
         """``bands`` by the average over 8 views, their vote disagreement as a last channel."""
-        yield from self._bands(image, inside, factor, views.average_and_votes, 1)
+        yield from self._bands(image, inside, factor, tiling.average_and_votes, 1)
 
     def _bands(
         self,
@@ -211,11 +216,11 @@ class Segmenter:
         yield from bands
 
     def disagreement(self, image: Array, inside: Array | None = None) -> Floats:
-        """``views.disagreement`` (3, h, w), of the size at which the image is predicted."""
+        """``tiling.disagreement`` (3, h, w), of the size at which the image is predicted."""
         small, predict = self._seen(as_pixels(image, self.gray), inside)
-        maps = views.disagreement(predict)
+        maps = tiling.disagreement(predict)
         how = self.tile, self.overlap, self.sight
-        bands = tiling.predict_bands(small, maps, len(views.MEASURES), *how)
+        bands = tiling.predict_bands(small, maps, len(tiling.MEASURES), *how)
         return np.concatenate([band for _, band in bands], axis=1)
 
     def _seen(

@@ -1,8 +1,9 @@
-"""CSV tables as one Excel workbook, a sheet each."""
+"""CSV tables as one Excel workbook, a sheet each; that of a predicted folder."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import re
@@ -13,8 +14,10 @@ from typing import Any, TextIO
 
 import xlsxwriter
 
+from metallography.folder import Folder
 from metallography.items import TABLES
-from utils.files import replacing
+from metallography.summary import is_share, phases_csv, words
+from utils.files import replacing, writing
 from utils.tables import rounded
 
 WORKBOOK = "measurements.xlsx"
@@ -105,3 +108,26 @@ class Formats:
 def _text(cell: str) -> str:
     text = cell[1:] if cell.startswith(ESCAPED) else cell
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def write_folder_workbook(folder: Folder) -> list[str]:
+    """Write the tables of a predicted folder as ``measurements.xlsx``; see ``write_workbook``."""
+    path, sheets = folder.out / WORKBOOK, tables_of(folder.out, phases=phases_csv(folder))
+    lines = write_workbook(path, sheets, words, is_share)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    folder.record.add({"name": "", "workbook": digest})
+    return lines
+
+
+def remove_workbook(folder: Folder) -> list[str]:
+    """Remove the workbook of an earlier run; a line if it is not known to be this program's."""
+    path = folder.out / WORKBOOK
+    if not path.is_file():
+        return []
+    own = folder.record.done.get("", {}).get("workbook")
+    if hashlib.sha256(path.read_bytes()).hexdigest() == own:
+        with writing(path, "--out"):
+            path.unlink()
+        return []
+    what = f"{path}: not as this program wrote it, so it is left"
+    return [f"{what}; its numbers may be of an earlier run: --xlsx replaces it"]

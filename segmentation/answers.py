@@ -26,16 +26,17 @@ from dataset.layout import write_png
 from imaging.field import Crop
 from imaging.imagefile import Pixels, read_header, read_image, read_mask
 from imaging.listing import UNREAD_PICTURES, longest_start
-from metallography.items import CORRECTED, MEASUREMENTS, SUMMARY, digest_of
+from metallography.items import MEASUREMENTS, SUMMARY, digest_of
 from metallography.particles import unit_of
 from metallography.scales import NOT_GIVEN, Given
+from metallography.segmenter import MODEL
 from report.workbook import WORKBOOK
 from utils.checkpoint import load, save
 from utils.commandline import UserError
 from utils.files import IMAGE_SUFFIXES, DataError, is_of_system, replace_file, replacing
 from utils.metrics import IGNORED
 
-MODEL = "model.pt"
+CORRECTED = "corrected"  # folder of the corrections that are learnt from
 RECORD, ROUNDS = "answer.json", "rounds.json"
 NO_CROP = Crop()
 SUFFIXES = (".png", ".tif", ".tiff")  # in which programs save a corrected class map

@@ -16,6 +16,7 @@ from imaging.imagefile import read_mask
 from metallography import export
 from networks import UNet
 from predict import main
+from tests.trained_model import write_weights
 from utils.checkpoint import save
 
 MEAN, STD = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
@@ -127,3 +128,15 @@ def test_a_file_that_differs_is_not_written(tmp_path: Path) -> None:
             model, tmp_path / "m.pt2", lambda p: np.zeros((3, *p.shape[:2]), np.float32), facts
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_is_replaced_only_when_told(tmp_path: Path, capsys) -> None:
+    weights = write_weights(tmp_path / "fine.pt", {})
+    path = tmp_path / "model.pt2"
+    path.write_bytes(b"mine")
+    words = ["--weights", str(weights), "--export", str(path)]
+    assert main(words) == 2 and path.read_bytes() == b"mine"
+    assert capsys.readouterr().err == (
+        f"--export: {path} is there already; give another name, or --overwrite\n"
+    )
+    assert main([*words, "--overwrite"]) == 0 and path.read_bytes() != b"mine"

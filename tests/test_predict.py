@@ -16,14 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-import predict
 from annotation.files import read_annotation
 from annotation.outlines import packed
 from imaging.drawing import bar_length, overlay
 from imaging.listing import names_of
-from metallography import ranking
+from metallography import outlines, ranking
 from metallography.items import Record
-from predict import Segmenter, main, ranked_lines
+from predict import NEEDS, TASKS, USED_BY, Segmenter, main, parser, ranked_lines
 from tests.trained_model import rows_of, write_images, write_weights
 from utils.commandline import Termination, UserError
 
@@ -41,13 +40,13 @@ def test_a_report_with_the_measurements(tmp_path: Path, capsys) -> None:
     (tmp_path / "gt").mkdir()
     Image.fromarray(np.ones((40, 48), np.uint8)).save(tmp_path / "gt" / "30_a.png")
     words += ["--masks", str(tmp_path / "gt")]
-    assert predict.main(words) == 2
+    assert main(words) == 2
     assert "is not in the folder of a run" in capsys.readouterr().err
     (run / "log_fine.txt").write_text("Fine-tuning\n")
-    assert predict.main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert "so leave --out out" in capsys.readouterr().err
     assert not list(tmp_path.glob("**/report.html")) and not (tmp_path / "out").exists()
-    assert predict.main(words) == 0
+    assert main(words) == 0
     page = (run.parent / "report.html").read_text(encoding="utf-8")
     assert "θ phase" in page and "1_0/predicted_in" in page
     summary = (run / "predicted_in" / "summary.md").read_text(encoding="utf-8")
@@ -134,22 +133,6 @@ def test_results_of_another_folder_of_images_are_not_mixed(
     assert f"0 image(s) predicted, {len(names)} were done" in capsys.readouterr().out
 
 
-def test_a_record_of_an_earlier_version_goes_on_without_its_folder(
-    tmp_path, weights, capsys
-) -> None:
-    images = write_images(tmp_path / "imgs", "a.png")
-    words = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--images", str(images)]
-    assert main(words) == 0
-    record = tmp_path / "out" / "predicted.jsonl"
-    head, *rest = map(json.loads, record.read_text().splitlines())
-    del head["images"]
-    record.write_text("".join(json.dumps(line) + "\n" for line in (head, *rest)))
-    capsys.readouterr()
-    assert main(words) == 0
-    assert "0 image(s) predicted, 1 were done" in capsys.readouterr().out
-    assert json.loads(record.read_text().splitlines()[0])["images"] == str(images)
-
-
 def test_a_folder_of_the_programs_own_may_be_of_images_that_moved(tmp_path: Path) -> None:
     path, entry = tmp_path / "predicted.jsonl", {"name": "a", "bytes": 1}
     Record(path, {"weights": "w", "images": "/old"}, overwrite=False).add(entry)
@@ -197,7 +180,7 @@ def test_outlines_are_the_class_maps_to_the_pixel_and_tables_a_workbook(
 
 
 def test_outlines_that_fit_are_not_traced_again(tmp_path, weights, monkeypatch, capsys) -> None:
-    """By the digest of their class map in the record; without one, of earlier versions, once."""
+    """By the digest of their class map in the record; without one, once."""
     images = write_images(tmp_path / "imgs", "a.png", "b.png")
     words = ["--weights", str(weights), "--images", str(images), "--out", str(tmp_path / "out")]
     traced: list[str] = []
@@ -206,7 +189,7 @@ def test_outlines_that_fit_are_not_traced_again(tmp_path, weights, monkeypatch, 
         traced.append(kind)
         return packed(ids, kind, *how)
 
-    monkeypatch.setattr(predict, "packed", counted)
+    monkeypatch.setattr(outlines, "packed", counted)
     for kind in ("geojson", "roi"):  # the second leaves the first
         assert main([*words, "--outlines", kind]) == 0
     assert traced == ["geojson"] * 2 + ["roi"] * 2
@@ -214,8 +197,7 @@ def test_outlines_that_fit_are_not_traced_again(tmp_path, weights, monkeypatch, 
     record = tmp_path / "out" / "predicted.jsonl"
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     for line in lines:
-        for name in ("outlined", "map", "drawn"):
-            line.pop(name, None)
+        line.pop("outlined", None)
     record.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main(words) == 0 and len(traced) == 8
     assert main(words) == 0 and len(traced) == 8
@@ -262,7 +244,10 @@ def test_a_large_picture_has_a_reduced_overlay_with_a_true_bar() -> None:
         (["--um_per_px", "1e308"], "--um_per_px: found 1e+308; give"),
         (["--um_per_px", "1e-300"], "--um_per_px: found 1e-300; give"),
         (["--connectivity", "6"], "--connectivity: found 6; give 4 or 8"),
-        (["--boundary_classes", "3"], "--boundary_classes: found 3; classes are 0 ... 2"),
+        (
+            ["--grain_classes", "1", "--boundary_classes", "3"],
+            "--boundary_classes: found 3; classes are 0 ... 2",
+        ),
         (["--min_px", "0"], "--min_px: found 0; give"),
         (["--resize", "3"], "--resize: found 3; give 0 or a number of at least 16"),
         (["--overlap", "800"], "overlap 800"),
@@ -283,21 +268,46 @@ def test_a_bad_option_is_one_line(tmp_path, weights, capsys, change, said) -> No
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize(
-    ("what", "of_no_effect"),
-    [
-        ("rank", [["--report"], ["--particles"], ["--resample", "0.1"], ["--min_px", "20"]]),
-        ("rank", [["--connectivity", "4"], ["--boundary_classes", "0"]]),
-        ("export", [["--report"], ["--masks", "m"], ["--out", "o"], ["--grain_classes", "1"]]),
-        ("export", [["--tta"]]),
-    ],
-)
-def test_an_option_that_would_do_nothing_is_refused(weights, capsys, what, of_no_effect) -> None:
-    words = ["--weights", str(weights), f"--{what}", "model.pt2"]
-    for option in of_no_effect:
-        assert main([*words, *option]) == 2
-        error = capsys.readouterr().err
-        assert error == f"{option[0]}: of no effect with --{what}; leave it out\n"
+OPTIONS = {a.dest: a for a in parser()._actions if a.dest != "help"}
+VALUES = {
+    "um_per_px": "0.3",
+    "resample": "0.3",
+    "outlines": "roi",
+    "crop": "1,0,0,0",
+    "sample": "s",
+}
+
+
+def given(name: str) -> list[str]:
+    """An option with a value that is not its default."""
+    action = OPTIONS[name]
+    value = VALUES.get(name, "40" if action.type in (int, float) else "x")
+    return [f"--{name}", *([] if action.nargs == 0 else [value])]
+
+
+def test_every_option_says_which_tasks_use_it() -> None:
+    assert USED_BY.keys() == OPTIONS.keys() - {*TASKS}
+    assert all(tasks and {*tasks} <= {*TASKS} for tasks in USED_BY.values())
+    assert {*NEEDS, *NEEDS.values()} <= USED_BY.keys()
+
+
+UNUSED = [(task, name) for name, tasks in USED_BY.items() for task in TASKS if task not in tasks]
+
+
+@pytest.mark.parametrize(("task", "name"), UNUSED)
+def test_an_option_that_would_do_nothing_is_refused(weights, capsys, task, name) -> None:
+    assert main(["--weights", str(weights), f"--{task}", "model.pt2", *given(name)]) == 2
+    assert capsys.readouterr().err == f"--{name}: of no effect with --{task}; leave it out\n"
+
+
+@pytest.mark.parametrize(("name", "other"), NEEDS.items())
+def test_an_option_that_waits_for_another_is_refused_without(weights, capsys, name, other) -> None:
+    words = ["--weights", str(weights), "--images", "nowhere", *given(name)]
+    assert main(words) == 2
+    cure = f"leave it out, or give --{other} too"
+    assert capsys.readouterr().err == f"--{name}: of no effect without --{other}; {cure}\n"
+    assert main([*words, *given(other)]) == 2
+    assert "of no effect" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["images", "rank", "masks"])
@@ -427,3 +437,20 @@ def test_a_network_that_segment_did_not_write_is_not_only_missing(
     error = capsys.readouterr().err
     assert error.startswith(f"{weights}: ") and words in error and error.count("\n") == 1
     assert ("more --minutes" in error) == ("because" in words)
+
+
+def test_the_folder_of_segment_is_its_model(tmp_path: Path, capsys) -> None:
+    images = write_images(tmp_path / "imgs", "a.png")
+    write_weights(tmp_path / "segmented" / "model.pt", {})
+    words = ["--weights", str(tmp_path / "segmented"), "--images", str(images)]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    assert str(tmp_path / "segmented" / "model.pt") in capsys.readouterr().out
+    (tmp_path / "segmented" / "model.pt").unlink()
+    assert main(words) == 2
+    assert "no fine.pt, sup.pt or model.pt in it" in capsys.readouterr().err
+    answer = '{"by": "pixel classifier", "files": {}}'
+    (tmp_path / "segmented" / "answer.json").write_text(answer, encoding="utf-8")
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{tmp_path / 'segmented' / 'model.pt'}: not written, because the ")
+    assert error.count("\n") == 1

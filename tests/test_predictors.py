@@ -15,7 +15,7 @@ from imaging.gray_range import EachImage
 from metallography.folder import Folder
 from metallography.items import Item
 from metallography.summary import write_tables
-from metallography.views import average_and_votes, average_views, disagreement
+from metallography.tiling import average_and_votes, average_views, disagreement
 from segmentation.predictors import (
     Answer,
     Classifier,

@@ -14,7 +14,7 @@ from imaging.field import Crop, FieldRule
 from imaging.gray_range import EACH_IMAGE
 from metallography import ranking
 from metallography.items import list_images
-from metallography.views import disagreement
+from metallography.tiling import disagreement
 
 
 def by_column(image: np.ndarray) -> np.ndarray:

@@ -196,7 +196,7 @@ def test_names_and_colours_that_do_not_fit_give_way_to_the_defaults(tmp_path: Pa
 
 def test_a_run_folder_stands_for_its_file(tmp_path: Path) -> None:
     assert find_weights(tmp_path / "no.pt") == tmp_path / "no.pt"
-    with pytest.raises(CheckpointError, match="no fine.pt or sup.pt"):
+    with pytest.raises(CheckpointError, match="no fine.pt, sup.pt or model.pt"):
         find_weights(tmp_path)
     one = write_weights(tmp_path / "a_sup" / "1_0" / "sup.pt", {})
     assert find_weights(tmp_path / "a_sup" / "1_0") == one

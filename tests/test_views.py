@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metallography.views import average_batch, average_views, disagreement
+from metallography.tiling import average_batch, average_views, disagreement
 
 
 def by_column(image: np.ndarray) -> np.ndarray:
