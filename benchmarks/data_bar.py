@@ -130,10 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = Parser(prog="data_bar.py", description=DESCRIPTION)
     parser.add_argument("set", help="name of a folder in PSCL_DATA")
-    parser.add_argument("--weights", required=True, help="of a trained network")
-    parser.add_argument("--out", type=Path, required=True, help="folder of what is made")
-    parser.add_argument("--images", type=int, default=5, help="test images, from the first (5)")
-    parser.add_argument("--crop", default="0,0,0,0", help="of the fields themselves (%(default)s)")
+    parser.add_argument("--weights", required=True, help="weights of a trained network")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--images", type=int, default=5, help="how many test images (5)")
+    parser.add_argument("--crop", default="0,0,0,0", help="crop of the set itself (%(default)s)")
     given = parser.parse_args(argv)
 
     def work() -> None:

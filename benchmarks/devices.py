@@ -178,14 +178,20 @@ def report(given: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = parser_of(__doc__)
-    parser.add_argument("--methods", type=some_of(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--methods", type=some_of(METHODS), default=list(METHODS), help="methods to time"
+    )
     parser.add_argument("--size", type=at_least(16), default=128, help="side of the images, pixels")
-    parser.add_argument("--batch", type=at_least(4), default=8, help="images of a step")
-    parser.add_argument("--steps", type=at_least(1), default=5)
-    parser.add_argument("--rounds", type=at_least(1), default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bandwidth", type=float, default=10.0, help="between devices, GB/s")
-    parser.add_argument("--latency", type=float, default=5e-5, help="of an exchange, seconds")
+    parser.add_argument("--batch", type=at_least(4), default=8, help="images in a step")
+    parser.add_argument("--steps", type=at_least(1), default=5, help="timed steps of a round")
+    parser.add_argument("--rounds", type=at_least(1), default=2, help="rounds of all cases")
+    parser.add_argument("--device", default="cpu", help="device of both processes")
+    parser.add_argument(
+        "--bandwidth", type=float, default=10.0, help="bandwidth between devices, GB/s"
+    )
+    parser.add_argument(
+        "--latency", type=float, default=5e-5, help="latency of an exchange, seconds"
+    )
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
 

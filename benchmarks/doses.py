@@ -134,10 +134,15 @@ def write(
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = Parser("doses.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pretrained", type=named_run, nargs="+", required=True)
-    parser.add_argument("--epochs", type=numbers, required=True, help="0 is no pretraining")
+    named = "runs of pretraining with their names in the figure: NAME=FOLDER"
+    parser.add_argument("--pretrained", type=named_run, nargs="+", required=True, help=named)
+    parser.add_argument(
+        "--epochs", type=numbers, required=True, help="lengths, such as 0,40,200; 0: not pretrained"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the table and figure")
-    parser.add_argument("--steps_an_epoch", type=int, default=0, help="for the axis; 0: epochs")
+    parser.add_argument(
+        "--steps_an_epoch", type=int, default=0, help="steps per epoch for the axis; 0: show epochs"
+    )
     given, rest = parser.parse_known_args(argv)
 
     def work() -> None:

@@ -135,10 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = Parser(prog="doubt.py", description=DESCRIPTION)
     add = parser.add_argument
-    add("--weights", type=Path, required=True, help="the network")
-    add("--annotated", type=Path, required=True, help="folder with img and gt of what it learnt")
+    add("--weights", type=Path, required=True, help="weights of the network")
+    add(
+        "--annotated",
+        type=Path,
+        required=True,
+        help="folder with img and gt that it was trained on",
+    )
     add("--test", type=Path, required=True, help="folder with img and gt of other images")
-    add("--twin", type=Path, help="a network that was trained alike with another seed")
+    add("--twin", type=Path, help="weights trained the same way with another seed")
     add("--out", type=Path, required=True, help="folder of the predictions")
     add("--device", default="auto", help="auto, cpu, cuda, mps (auto)")
     given = parser.parse_args(argv)

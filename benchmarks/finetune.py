@@ -112,9 +112,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; SystemExit 2 with a line for what is wrong."""
     parser = measure.parser_of_cases(__doc__)
     add = parser.add_argument
-    add("--size", type=measure.at_least(16), default=376, help="pixels a side")
-    add("--images", type=measure.at_least(1), default=16, help="test images")
-    add("--steps", type=measure.at_least(1), default=5, help="timed steps of a round, once warm")
+    add("--size", type=measure.at_least(16), default=376, help="side of the images in pixels")
+    add("--images", type=measure.at_least(1), default=16, help="how many test images")
+    add(
+        "--steps",
+        type=measure.at_least(1),
+        default=5,
+        help="timed steps of a round, after warming up",
+    )
     return parser.parse_args(argv)
 
 

@@ -533,8 +533,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # cuBLAS reads it when it starts; without it its products are not deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     parser = measure.parser_of_cases(__doc__)
-    parser.add_argument("--quick", action="store_true", help="a rehearsal at tiny sizes")
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing new after")
+    parser.add_argument("--quick", action="store_true", help="use tiny sizes, as a rehearsal")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="begin no new part after so many minutes"
+    )
     return measure.run_benchmark(parser.parse_args(argv), ("quick",), measure_case, report)
 
 

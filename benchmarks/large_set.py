@@ -207,15 +207,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = parser_of(__doc__)
     parser.add_argument("--folder", default="large_set", help="where the sets are made")
-    parser.add_argument("--images", type=at_least(9), default=50_000)
-    parser.add_argument("--distinct", type=at_least(9), default=512, help="different bands")
-    parser.add_argument("--in_memory", type=at_least(9), default=64, help="images of a small set")
-    parser.add_argument("--side", type=at_least(128), default=1024, help="pixels, a multiple of 8")
-    parser.add_argument("--cache", default="500MB")
-    parser.add_argument("--method", default="simclr")
-    parser.add_argument("--steps", type=at_least(1), default=30)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--keep", action="store_true", help="keep the sets, for another call")
+    parser.add_argument(
+        "--images", type=at_least(9), default=50_000, help="images of the large set"
+    )
+    parser.add_argument(
+        "--distinct", type=at_least(9), default=512, help="how many of the images differ"
+    )
+    parser.add_argument("--in_memory", type=at_least(9), default=64, help="images of the small set")
+    parser.add_argument(
+        "--side", type=at_least(128), default=1024, help="side in pixels, a multiple of 8"
+    )
+    parser.add_argument("--cache", default="500MB", help="--cache of the training")
+    parser.add_argument("--method", default="simclr", help="method of pretraining")
+    parser.add_argument("--steps", type=at_least(1), default=30, help="timed steps")
+    parser.add_argument("--device", default="cpu", help="device of the training")
+    parser.add_argument("--keep", action="store_true", help="keep the sets for a later call")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
 

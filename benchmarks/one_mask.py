@@ -116,8 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("sets", nargs="+", help="names of the folders in PSCL_DATA")
     add("--out", type=Path, required=True, help="folder of the results")
-    add("--correct", type=int, default=0, help="images to correct afterwards (0)")
-    add("--scribble", type=float, default=0.0, help="label this share of its pixels (all)")
+    add("--correct", type=int, default=0, help="how many images to correct afterwards (0)")
+    add(
+        "--scribble",
+        type=float,
+        default=0.0,
+        help="share of the mask's pixels to keep as strokes (all)",
+    )
     given, rest = parser.parse_known_args(argv)
 
     def work() -> None:

@@ -25,7 +25,6 @@ import torch
 from benchmarks.measure import at_least, batches_of, parser_of, use_threads
 from benchmarks.step import PRECISIONS
 from config import Config
-from data import DataError
 from model import METHODS, build_method
 from utils.commandline import exit_code
 from utils.device import (
@@ -36,6 +35,7 @@ from utils.device import (
     precision,
     to_device,
 )
+from utils.files import DataError
 
 
 def compare(config: Config, device: torch.device, steps: int) -> Iterator[dict[str, object]]:
@@ -68,11 +68,11 @@ def compare(config: Config, device: torch.device, steps: int) -> Iterator[dict[s
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = parser_of(__doc__)
-    parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--image_size", type=int, default=188)
-    parser.add_argument("--method", choices=tuple(METHODS), default="simclr")
-    parser.add_argument("--steps", type=at_least(1), default=50)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--data_dir", required=True, help="folder of the set")
+    parser.add_argument("--image_size", type=int, default=188, help="side of the images in pixels")
+    parser.add_argument("--method", choices=tuple(METHODS), default="simclr", help="pretraining")
+    parser.add_argument("--steps", type=at_least(1), default=50, help="how many steps")
+    parser.add_argument("--device", default="auto", help="where to compute")
     given = parser.parse_args(argv)
 
     def work() -> None:

@@ -220,11 +220,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; SystemExit 2 with a line for what is wrong."""
     parser = measure.parser_of_cases(__doc__)
     add = parser.add_argument
-    add("--images", type=measure.at_least(1), default=100, help="small ones")
-    add("--size", type=measure.at_least(16), default=200, help="pixels a side of the small ones")
-    add("--large", type=measure.at_least(16), default=4000, help="pixels a side of the large one")
-    add("--tile", type=measure.at_least(256), default=tiling.DEFAULT_TILE, help="as of predict.py")
-    add("--channels", type=channels, default=CHANNELS, help="of the network")
+    add("--images", type=measure.at_least(1), default=100, help="how many small images")
+    add("--size", type=measure.at_least(16), default=200, help="side of the small images in pixels")
+    add("--large", type=measure.at_least(16), default=4000, help="side of the large one in pixels")
+    add(
+        "--tile",
+        type=measure.at_least(256),
+        default=tiling.DEFAULT_TILE,
+        help="--tile of predict.py",
+    )
+    add("--channels", type=channels, default=CHANNELS, help="channels of the network")
     return parser.parse_args(argv)
 
 

@@ -110,9 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("scribbles.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data_dir", type=Path, required=True, help="a set with whole masks")
     parser.add_argument("--out", type=Path, required=True, help="folder of the set to make")
-    parser.add_argument("--share", type=float, default=0.05, help="of the pixels (%(default)s)")
-    parser.add_argument("--width", type=int, default=3, help="of a stroke, pixels (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the strokes (%(default)s)")
+    parser.add_argument(
+        "--share", type=float, default=0.05, help="share of the pixels to label (%(default)s)"
+    )
+    parser.add_argument("--width", type=int, default=3, help="pixels across a stroke (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the strokes (%(default)s)")
     options = parser.parse_args(argv)
 
     def work() -> None:

@@ -385,15 +385,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; SystemExit 2 with a line for what is wrong."""
     parser = measure.parser_of_cases(__doc__)
     add = parser.add_argument
-    add("--size", type=measure.at_least(16), default=376, help="pixels a side")
+    add("--size", type=measure.at_least(16), default=376, help="side of the images in pixels")
     add("--batch", type=measure.at_least(1), default=8, help="images beside the annotated one")
-    add("--methods", type=measure.some_of(METHODS), default=[*METHODS], help=",".join(METHODS))
-    add("--precisions", type=measure.some_of(PRECISIONS), default=[*PRECISIONS], help="fp32,bf16")
-    add("--steps", type=measure.at_least(1), default=3, help="timed steps of a round, once warm")
-    add("--recompute", type=int, default=0, choices=range(-1, 5), help="as of a run, -1 to 4")
+    add("--methods", type=measure.some_of(METHODS), default=[*METHODS], help="methods to time")
+    add(
+        "--precisions",
+        type=measure.some_of(PRECISIONS),
+        default=[*PRECISIONS],
+        help="fp32, bf16 or both",
+    )
+    add(
+        "--steps",
+        type=measure.at_least(1),
+        default=3,
+        help="timed steps of a round, after warming up",
+    )
+    add("--recompute", type=int, default=0, choices=range(-1, 5), help="--recompute of the run")
     add("--data_dir", help="a set whose images are used, resized; default: drawn images")
-    add("--num_classes", type=measure.at_least(2), default=4, help="of that set")
-    add("--growth", action="store_true", help="over four sizes and four batches instead")
+    add("--num_classes", type=measure.at_least(2), default=4, help="classes of that set")
+    add("--growth", action="store_true", help="time four sizes and four batches instead")
     return parser.parse_args(argv)
 
 

@@ -56,8 +56,8 @@ ABLATIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 ABLATED = "simclr"  # the method whose setting is varied unless --methods names another
 OPTIONS = {
-    "methods": "rows, such as: sup forest simclr; default: all but imagenet (no pretraining, an "
-    "encoder from ImageNet); with --ablate one, default simclr",
+    "methods": "rows of the table, such as: sup forest simclr; default: all but imagenet (an "
+    "encoder from ImageNet, no pretraining); with --ablate one method, default simclr",
     "budget": "paper: the published lengths; cpu: 20 epochs of pretraining, 300 of fine-tuning, "
     "evaluated every 100; settings given as flags win over both",
     "out": "folder of the table; default: results/NAME",
@@ -65,11 +65,11 @@ OPTIONS = {
     "plan": "time a few steps, print how long everything will take, and stop",
     "report": "write the table from what is finished, and stop",
     "ablate": "vary one setting: " + ", ".join(ABLATIONS),
-    "devices": "make runs side by side, in a process each: 0,1,2,3 (GPUs) or cpu,cpu",
-    "commands": "print one command a run, for any scheduler, and stop; --report then collects",
-    "piece": "do one run alone, as --commands names it, and write no table",
-    "pretraining": "NAME of a table whose pretrained networks are taken, for another fine-tuning; "
-    "--runs is then results/NAME/runs, where nothing else is given",
+    "devices": "runs in parallel, a process on each device: 0,1,2,3 (GPUs) or cpu,cpu",
+    "commands": "print a command for each run, for a scheduler, and stop; --report collects later",
+    "piece": "do only one run, named as by --commands, and write no table",
+    "pretraining": "NAME of a table whose pretrained networks are fine-tuned anew; --runs is then "
+    "results/NAME/runs unless it is given",
 }
 KINDS = dict.fromkeys(OPTIONS, ONE) | {"methods": MANY, "plan": NONE, "report": NONE}
 KINDS |= {"commands": NONE}

@@ -17,7 +17,6 @@ if __name__ == "__main__":  # before the imports that take seconds
     leave_while_loading()
 
 from config import Config, ConfigError  # noqa: E402
-from data import name_key  # noqa: E402
 from dataset.check import SMALLEST_SIDE, Problems  # noqa: E402
 from dataset.layout import LAYOUT, replacing_set, write_png  # noqa: E402
 from dataset.mask_values import IGNORED, KINDS, parse_ignored, parse_palette  # noqa: E402
@@ -27,7 +26,7 @@ from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile  # noqa: E402
 from imaging.field import read_crop  # noqa: E402
 from imaging.gray_range import GrayRange  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
-from utils.files import DataError, replace_file  # noqa: E402
+from utils.files import DataError, name_key, replace_file  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
 from utils.tables import csv_text, read_csv  # noqa: E402
 
@@ -237,30 +236,45 @@ def _parser() -> Parser:
     parser = Parser("prepare.py", description=ABOUT, epilog=layout, formatter_class=raw)
     add = parser.add_argument
     add("--check", type=Path, metavar="DIR", help="look at a set that is laid out")
-    add("--sheet", type=Path, help="with --check: contact sheet, default <DIR>_check.png here")
-    add("--near", type=float, default=0.9, help="with --check: correlation of near copies (0.9)")
+    add("--sheet", type=Path, help="with --check: file of the contact sheet (<DIR>_check.png)")
+    add(
+        "--near",
+        type=float,
+        default=0.9,
+        help="with --check: correlation from which images are copies (0.9)",
+    )
     add("--num_classes", type=int, default=0, help="number of classes; default: highest id + 1")
     add("--images", type=Path, help="folder of the images")
     add("--masks", type=Path, help="folder of the masks; may be the same folder")
     add("--out", type=Path, help="folder of the set to make")
-    add("--mask_pattern", default="", help='mask name, such as "{stem}_mask.png"; default: stem')
-    add("--mask_kind", choices=KINDS, default="auto", help="what mask values are; default: auto")
-    add("--palette", default="", help='"0=0,0,0 1=255,0,0 ignore=255,255,255", or "0=0 1=128"')
-    add("--ignore", default="", help="mask values without a label; -1 always is")
+    add(
+        "--mask_pattern",
+        default="",
+        help='names of masks, such as "{stem}_mask.png"; default: {stem}',
+    )
+    add("--mask_kind", choices=KINDS, default="auto", help="what mask values mean (auto)")
+    add("--palette", default="", help='which class a mask value means: "0=0 1=128", or of colours '
+        '"0=0,0,0 1=255,0,0 ignore=255,255,255"')  # fmt: skip
+    add("--ignore", default="", help="mask values of unlabelled pixels; -1 always is one")
     add("--ignored_as", type=int, default=IGNORED, help="value written for unlabelled pixels (255)")
-    add("--tolerance", type=int, default=0, help="mask values so near in each channel are one (0)")
-    add("--page", default="", help="page of TIFFs of several pages, counted from 1, or each")
-    add("--crop", default="0,0,0,0", help="pixels cut off: top,bottom,left,right")
+    add(
+        "--tolerance",
+        type=int,
+        default=0,
+        help="mask values that differ by at most this in each channel are one class (0)",
+    )
+    add("--page", default="", help="which page of TIFFs with several, counted from 1; or each")
+    add("--crop", default="0,0,0,0", help="pixels to cut off: top,bottom,left,right")
     add("--um_per_px", type=float, help="micrometres per pixel; default: as the files say")
-    add("--class_names", default="", help='names of class 0, 1, ..., "matrix,carbide"; default for '
-        "files of outlines: what is not drawn is 0, the others by the alphabet")  # fmt: skip
+    add("--class_names", default="", help='names of class 0, 1, ..., such as "matrix,carbide"; '
+        "default for outlines: 0 is what is not drawn, others by the alphabet")  # fmt: skip
     add("--class_colours", default="", help="their colours in pictures, such as 333333,e69f00; "
         "default: those of coloured masks")  # fmt: skip
     add(
         "--trim",
         type=int,
         default=0,
-        help="pixels cut, at most, off an image or mask that is larger (0)",
+        help="crop up to N pixels where image and mask differ in size (0)",
     )
     add("--tile", type=int, default=0, help="side of square tiles in pixels; default: whole images")
     add("--overlap", type=int, default=0, help="least overlap of tiles in pixels (0)")

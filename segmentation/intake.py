@@ -61,7 +61,7 @@ class Request:
     device: str = "auto"
     threads: int = 0
     seed: int = 0
-    min_px: float = MINIMUM_PX
+    min_px: int = MINIMUM_PX
     grain_classes: tuple[int, ...] = ()  # class ids whose pieces are grains, of which G is given
     outlines: str = ""  # geojson or roi: the outlines of all particles are written, too
     scales: Path | None = None  # a CSV file of scales for single images

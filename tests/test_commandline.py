@@ -388,6 +388,23 @@ def test_both_spellings_of_every_option_are_read(
         assert said[0] == said[1] and "unknown" not in said[0]
 
 
+@pytest.mark.parametrize("script", ["segment", "predict"])
+def test_the_smallest_particle_is_a_whole_number_of_pixels(
+    script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import predict
+    import segment
+
+    made = {"segment": segment, "predict": predict}[script].parser()
+    words = ["--images", "i", *(["--weights", "w"] if script == "predict" else [])]
+    assert made.parse_args([*words, "--min_px", "10"]).min_px == 10
+    with pytest.raises(SystemExit) as left:
+        made.parse_args([*words, "--min_px", "10.5"])
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and error.count("\n") == 1
+    assert error.startswith(f"{script}.py: argument --min_px: invalid int value: '10.5'")
+
+
 def test_every_command_line_is_read_by_the_same_rules() -> None:
     scripts = [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]
     ours = [path for path in scripts if path.parent.name != "tests"]
