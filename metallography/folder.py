@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ import torch
 from imaging.data_bar import Bar, bar_lines, find_bars
 from imaging.drawing import is_intact, overlay, save_picture
 from imaging.field import NO_RULE, FieldRule
-from imaging.gray_range import Conversion
 from imaging.imagefile import read_header, read_mask, reading_of
 from imaging.index import Stamp, stamp_of
 from imaging.listing import some_names
@@ -34,8 +33,7 @@ from metallography.items import (
     read_truth,
 )
 from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of
-from metallography.segmenter import check_number
-from metallography.tiling import Floats
+from metallography.segmenter import Certainty, PredictedBands, Predictor, check_number
 from utils.files import Behind, DataError, leads_out, refuse_links, replacing, writing
 from utils.log import progress, to_terminal
 from utils.metrics import IGNORED, Counts, SegmentationScores
@@ -43,30 +41,6 @@ from utils.ranks import group
 from utils.tables import csv_of_rows
 
 AHEAD = 2**24  # pixels of the largest images that are read ahead and written behind
-
-
-class Predictor(Protocol):
-    """What predicts the images of a folder: a ``segmenter.Segmenter``, or what acts like one."""
-
-    about: str
-    digest: str
-    num_classes: int
-    class_names: list[str]
-    mapping: tuple[int, ...]
-    colours: Array
-    resize: int
-    tta: bool
-    tile: int
-    overlap: int
-    gray: Conversion
-    um_per_px: tuple[float, float] | None
-    ignore_label: int
-
-    def bands(
-        self, image: Array, inside: Array | None = None, factor: float = 1.0
-    ) -> Iterator[tuple[int, Floats]]:
-        """See ``Segmenter.bands``."""
-        ...
 
 
 def count_confusion(truth: Array, prediction: Array, num_classes: int) -> Counts:
@@ -508,9 +482,14 @@ class Folder:
         return None if damaged else mask
 
     def predict(self, item: Item, image: Array) -> Array:
-        """Predict an image (and write its probabilities: float16 (H, W, C)).
+        """Predict an image, see ``predict_field``."""
+        return self.predict_field(item, image)[0]
 
-        Outside the field the mask is 255 and probabilities nan.
+    def predict_field(self, item: Item, image: Array) -> tuple[Array, Certainty | None]:
+        """Class ids (H, W) of an image, and how sure the predictor is of what counts in it.
+
+        Writes its probabilities, too, if they are asked for: float16 (H, W, C). Outside the field
+        the ids are 255 and probabilities nan.
         """
         shape = image.shape[:2]
         outside = self.field.outside(item.path, item.name, shape, item.page)
@@ -526,7 +505,8 @@ class Folder:
             write = stack.enter_context(add) if add else None
             if write:
                 write(np.full((crop.top, shape[1], classes), np.nan))
-            for top, band in self.segmenter.bands(part, inside, factor):
+            bands = PredictedBands(self.segmenter.bands(part, inside, factor))
+            for top, band in bands:
                 rows = slice(top, top + band.shape[1])
                 own[rows] = band.argmax(axis=0)
                 if write:
@@ -539,7 +519,7 @@ class Folder:
                 write(np.full((crop.bottom, shape[1], classes), np.nan))
         if outside is not None:
             mask[outside] = IGNORED
-        return mask
+        return mask, bands.certainty
 
     def measure(self, item: Item, mask: Array) -> list[Row]:
         """Measure a mask, and compare it with the true one; returns its rows of particles.csv."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -75,6 +76,55 @@ def find_weights(path: str | Path) -> Path:
     )
 
 
+@dataclass(frozen=True)
+class Certainty:
+    """How sure a predictor is of the image that it has just predicted."""
+
+    unsure: float  # 1 - the probability of the likeliest class, mean of the pixels
+    uncertain: NDArray[np.uint8]  # the same of each pixel (H, W), 255 for 1
+    votes: float  # mean vote disagreement of the 8 views (``views``); nan of one view
+
+
+Bands = Generator[tuple[int, Floats], None, Certainty | None]
+"""(First row, class probabilities (C, rows, W)) from the top; returns how sure they are, or None
+of a predictor that nobody asks: see ``PredictedBands``."""
+
+
+class PredictedBands:
+    """The bands of an image, to be read once; then ``certainty`` is what they returned."""
+
+    def __init__(self, bands: Bands) -> None:
+        self._bands = bands
+        self.certainty: Certainty | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, Floats]]:
+        self.certainty = yield from self._bands
+
+
+class Predictor(Protocol):
+    """What predicts the images of a folder: a ``Segmenter``, or what acts like one."""
+
+    about: str
+    digest: str
+    num_classes: int
+    class_names: list[str]
+    mapping: tuple[int, ...]
+    colours: Array
+    resize: int
+    reduce: int  # whole factor by which images are reduced before; class maps have their own size
+    tta: bool
+    tile: int
+    overlap: int
+    sight: tiling.Sight
+    gray: Conversion
+    um_per_px: tuple[float, float] | None
+    ignore_label: int
+
+    def bands(self, image: Array, inside: Array | None = None, factor: float = 1.0) -> Bands:
+        """See ``Segmenter.bands``."""
+        ...
+
+
 class Segmenter:
     """A trained model, ready to predict: NumPy in, NumPy out.
 
@@ -92,6 +142,8 @@ class Segmenter:
     ``cropped_sizes`` (height and width after that), ``um_per_px`` (smallest and largest, or None)
     and ``ignore_label`` (of their masks). UserError if the file or an option cannot be used.
     """
+
+    reduce = 1  # never: what is too large is cut into tiles
 
     def __init__(
         self,
@@ -177,9 +229,7 @@ class Segmenter:
         """Class probabilities, float32 (C, H, W)."""
         return np.concatenate([band for _, band in self.bands(image)], axis=1)
 
-    def bands(
-        self, image: Array, inside: Array | None = None, factor: float = 1.0
-    ) -> Iterator[tuple[int, Floats]]:
+    def bands(self, image: Array, inside: Array | None = None, factor: float = 1.0) -> Bands:
         """Yield (first row, class probabilities (C, rows, W)) from the top, in bounded memory.
 
         The image is (H, W) or (H, W, 1, 3 or 4), colours as RGB, of any size and number type; more
@@ -188,6 +238,7 @@ class Segmenter:
         it enlarged by ``factor`` (unless it is resized anyway).
         """
         yield from self._bands(image, inside, factor, tiling.average_views if self.tta else None)
+        return None
 
     def bands_and_votes(
         self, image: Array, inside: Array | None = None, factor: float = 1.0

@@ -208,7 +208,7 @@ def _scale_doubts(folder: Folder) -> list[str]:
 def _tiled_doubts(folder: Folder) -> list[str]:
     """Images that were cut into tiles for a network that sees farther than these overlap."""
     s = folder.segmenter
-    if getattr(s, "sight", tiling.UNETS) != tiling.WIDE:
+    if s.sight != tiling.WIDE:
         return []
     cut = []
     for item, size, _ in folder.done:

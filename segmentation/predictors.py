@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +26,8 @@ from metallography.folder import Folder
 from metallography.items import Item, read_truth
 from metallography.particles import Array, Row
 from metallography.ranking import SecondOpinion
-from metallography.segmenter import Segmenter
-from metallography.tiling import Floats, resized_bands
+from metallography.segmenter import Bands, Certainty, Segmenter
+from metallography.tiling import UNETS, Floats, resized_bands
 from segmentation import blocks
 from segmentation.doubt import doubt_map
 from stages.forest import MOST_PIXELS, PixelForest, draw_pixels
@@ -46,31 +46,23 @@ GROWN = 1.5
 FEATURES = 0.35  # seconds a megapixel, on the core on which others are timed (``Costs.slower``)
 VOTES = "votes.jsonl"
 MARK = "round.txt"  # in a folder of class maps: of what they are
-NOTED = {"votes": "doubt", "unsure": "unsure"}  # in that file, and what a predictor calls it
 
 
 class Watched:
-    """A network whose last prediction is remembered for its doubt.
-
-    ``doubt`` is the mean vote disagreement of the 8 views of the last image (``metallography.
-    views``), nan where predictions are made in one view. ``uncertain`` is 1 - the probability of
-    the likeliest class, uint8 (H, W) with 255 for 1; ``unsure`` is its mean, from 0 to 1.
-    """
+    """A network that also tells how sure it is of each image, in one view of it or in all 8."""
 
     def __init__(self, segmenter: Segmenter, views: int) -> None:
-        self.segmenter, self.doubt, self.unsure = segmenter, float("nan"), float("nan")
-        self.uncertain = np.zeros((0, 0), np.uint8)
+        self.segmenter = segmenter
         self.num_classes, self.class_names = segmenter.num_classes, segmenter.class_names
         self.mapping, self.colours = segmenter.mapping, segmenter.colours
-        self.resize, self.tile, self.overlap = segmenter.resize, segmenter.tile, segmenter.overlap
+        self.resize, self.reduce, self.sight = segmenter.resize, segmenter.reduce, segmenter.sight
+        self.tile, self.overlap = segmenter.tile, segmenter.overlap
         self.tta, self.about, self.digest = views > 1, segmenter.about, segmenter.digest
         self.gray, self.ignore_label = segmenter.gray, segmenter.ignore_label
         self.um_per_px = segmenter.um_per_px
 
-    def bands(
-        self, image: Array, inside: Array | None = None, factor: float = 1.0
-    ) -> Iterator[tuple[int, Floats]]:
-        """Class probabilities, see ``Segmenter.bands``."""
+    def bands(self, image: Array, inside: Array | None = None, factor: float = 1.0) -> Bands:
+        """Class probabilities, see ``Segmenter.bands``; returns its certainty."""
         votes, unsure, rows = 0.0, 0.0, []
         bands = self.segmenter.bands_and_votes if self.tta else self.segmenter.bands
         for top, band in bands(image, inside, factor):
@@ -80,9 +72,8 @@ class Watched:
             unsure += float(missing.sum(dtype=np.float64))
             rows.append(np.rint(255 * missing).astype(np.uint8))
             yield top, classes
-        self.uncertain = np.concatenate(rows)
-        pixels = self.uncertain.size
-        self.doubt, self.unsure = votes / pixels, unsure / pixels
+        uncertain = np.concatenate(rows)
+        return Certainty(unsure / uncertain.size, uncertain, votes / uncertain.size)
 
     def ids(self, image: Array) -> Pixels:
         """Class ids (H, W) of an image."""
@@ -99,13 +90,11 @@ class Classifier:
         look = Config(num_classes=num_classes, class_names=tuple(class_names)).resolved()
         self.class_names = list(look.class_names) or default_names(num_classes)
         self.mapping, self.colours = look.mapping, class_colours(num_classes)
-        self.resize, self.tile, self.overlap, self.tta = 0, 0, 0, False
+        self.resize, self.tile, self.overlap, self.tta, self.sight = 0, 0, 0, False, UNETS
         self.gray: Conversion = EachImage()  # never used: the set holds 8-bit images
         self.ignore_label = IGNORED
         self.um_per_px: tuple[float, float] | None = None
         self.forest = PixelForest(seed, standardize=True, threads=threads, quick=True)
-        self.doubt = self.unsure = float("nan")
-        self.uncertain = np.zeros((0, 0), np.uint8)  # as that of ``Watched``
         small = f", on images reduced by a factor of {reduce}" if reduce > 1 else ""
         self.about = (
             f"pixel classifier: filters and a random forest, no network{small}; it sees no shape "
@@ -132,19 +121,20 @@ class Classifier:
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         return image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
 
-    def bands(
-        self, image: Array, inside: Array | None = None, factor: float = 1.0
-    ) -> Iterator[tuple[int, Floats]]:
-        """Class probabilities, see ``Segmenter.bands``; all of the image counts."""
+    def bands(self, image: Array, inside: Array | None = None, factor: float = 1.0) -> Bands:
+        """Class probabilities, see ``Segmenter.bands``; all of the image counts.
+
+        Returns its certainty, which knows no votes.
+        """
         found = self.forest.probabilities(self.small(image), self.num_classes)
         missing = 1 - found.max(axis=0)
-        self.unsure = float(missing.mean(dtype=np.float64))
-        size = image.shape[1::-1]
-        self.uncertain = cv2.resize(np.rint(255 * missing).astype(np.uint8), size)
         if self.reduce > 1:
             yield from resized_bands(found, *image.shape[:2])
         else:
             yield 0, found
+        uncertain = cv2.resize(np.rint(255 * missing).astype(np.uint8), image.shape[1::-1])
+        unsure = float(missing.mean(dtype=np.float64))
+        return Certainty(unsure, np.asarray(uncertain, np.uint8), math.nan)
 
     def ids(self, image: Array) -> Pixels:
         """Class ids (H, W) of an image."""
@@ -305,12 +295,14 @@ class Answer(Folder):
 
     def predict(self, item: Item, image: Array) -> Array:
         """Predict an image; write its doubt; put its labels, if any, over the prediction."""
-        predicted = super().predict(item, image)
-        self._note(item.name)
+        predicted, certainty = self.predict_field(item, image)
+        assert certainty is not None  # as of ``Watched`` and ``Classifier``
+        self._note(item.name, certainty)
         labels = self.labels.get(item.name)
-        unsure = getattr(self.segmenter, "uncertain", np.zeros(predicted.shape, np.uint8))
         files = [folder / f"{item.name}.png" for folder in self.others]
-        found = doubt_map(unsure, predicted, [read_mask(f) for f in files if f.exists()])
+        found = doubt_map(
+            certainty.uncertain, predicted, [read_mask(f) for f in files if f.exists()]
+        )
         found[predicted == IGNORED] = 0  # outside the field
         if labels is not None:
             found[read_mask(labels) != IGNORED] = 0
@@ -341,19 +333,19 @@ class Answer(Folder):
 
     def size_words(self) -> str:
         """At which size images are predicted."""
-        reduce = getattr(self.segmenter, "reduce", 1)  # of a pixel classifier
+        reduce = self.segmenter.reduce
         reduced = f"reduced by a factor of {reduce}, class maps at their own size"
         return reduced if reduce > 1 else super().size_words()
 
-    def _note(self, name: str) -> None:
+    def _note(self, name: str, certainty: Certainty) -> None:
         """Add a line on an image; of several on one image the last counts."""
-        found = {kind: getattr(self.segmenter, own, math.nan) for kind, own in NOTED.items()}
+        found = {"votes": certainty.votes, "unsure": certainty.unsure}
         line = json.dumps({"name": name, **{k: _or_none(value) for k, value in found.items()}})
         with open_to_append(self.out / VOTES) as file:
             file.write(f"\n{line}\n".encode())  # the line before may have been cut off by a kill
 
     def noted(self, kind: str) -> dict[str, float]:
-        """'votes' or 'unsure' of each image, see ``Watched``; nan where it is not known."""
+        """'votes' or 'unsure' of each image, see ``Certainty``; nan where it is not known."""
         path = self.out / VOTES
         lines = read_metrics(path) if path.exists() else []
         return {e["name"]: float("nan") if e.get(kind) is None else e[kind] for e in lines}

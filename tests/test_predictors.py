@@ -14,17 +14,20 @@ from PIL import Image
 from imaging.gray_range import EachImage
 from metallography.folder import Folder
 from metallography.items import Item
+from metallography.segmenter import Certainty, PredictedBands, Segmenter
 from metallography.summary import write_tables
 from metallography.tiling import average_and_votes, average_views, disagreement
 from segmentation.predictors import (
     Answer,
     Classifier,
+    Watched,
     costs_of,
     merged,
     part_text,
     reduced_labels,
     second_opinion,
 )
+from tests.trained_model import write_weights
 from utils.files import DataError
 from utils.metrics import IGNORED
 
@@ -123,19 +126,21 @@ def test_it_is_told_at_which_size_images_are_predicted(
     assert words in folder.size_words() and ("reduced" in folder.size_words()) == (reduce > 1)
 
 
+def certain(unsure: float) -> Certainty:
+    return Certainty(unsure, np.zeros((1, 1), np.uint8), math.nan)
+
+
 def test_what_is_noted_of_images_survives_a_kill_amid_a_line(tmp_path: Path) -> None:
     model = Classifier(3, (), 1, seed=0, threads=1)
     folder = Answer(model, [], tmp_path)  # type: ignore[arg-type]
     for name, unsure in (("a", 0.25), ("b", 0.5)):
-        model.unsure = unsure
-        folder._note(name)
+        folder._note(name, certain(unsure))
     noted = tmp_path / "votes.jsonl"
     noted.write_bytes(noted.read_bytes()[:-7])
     again = Answer(model, [], tmp_path)  # type: ignore[arg-type]
     assert again.noted("unsure") == {"a": 0.25}
     for name, unsure in (("b", 0.75), ("a", 0.125)):
-        model.unsure = unsure
-        again._note(name)
+        again._note(name, certain(unsure))
     assert again.noted("unsure") == {"a": 0.125, "b": 0.75}
     assert all(math.isnan(votes) for votes in again.noted("votes").values())
 
@@ -193,9 +198,13 @@ def test_one_pass_over_the_views_gives_their_average_and_their_votes() -> None:
 def test_the_pixel_classifier_tells_how_unsure_it_is() -> None:
     model = Classifier(3, (), 1, seed=0, threads=1)
     model.fit([IMAGE], [MASK])
-    ((_, probabilities),) = model.bands(IMAGE)
+    bands = PredictedBands(model.bands(IMAGE))
+    ((_, probabilities),) = bands
     expected = np.mean([1 - max(pixel) for pixel in probabilities.reshape(3, -1).T.tolist()])
-    assert model.unsure == pytest.approx(expected, abs=1e-6)
+    assert bands.certainty is not None
+    assert bands.certainty.unsure == pytest.approx(expected, abs=1e-6)
+    assert bands.certainty.uncertain.mean() / 255 == pytest.approx(expected, abs=0.5 / 255)
+    assert math.isnan(bands.certainty.votes)
 
 
 def test_labels_are_reduced_by_their_majority_and_strokes_are_kept() -> None:
@@ -206,3 +215,22 @@ def test_labels_are_reduced_by_their_majority_and_strokes_are_kept() -> None:
     expected = [[2, IGNORED, 0], [IGNORED, 1, 0]]
     assert reduced_labels(labels, 2, 3).tolist() == expected
     assert reduced_labels(labels, 1, 3) is labels
+
+
+@pytest.mark.parametrize("views", [1, 8])
+def test_a_watched_network_returns_how_sure_it_is_of_all_its_bands(
+    tmp_path: Path, views: int
+) -> None:
+    network = Segmenter(write_weights(tmp_path / "fine.pt"), device="cpu")
+    plain = PredictedBands(network.bands(IMAGE))
+    assert len(list(plain)) and plain.certainty is None  # nobody asked it
+    watched = Watched(network, views)
+    bands = PredictedBands(watched.bands(IMAGE))
+    missing = 1 - np.concatenate([band for _, band in bands], axis=1).max(axis=0)
+    found = bands.certainty
+    assert found is not None and found.unsure == pytest.approx(missing.mean(), abs=1e-6)
+    assert (found.uncertain == np.rint(255 * missing)).all()
+    if views == 1:
+        assert math.isnan(found.votes)
+    else:
+        assert found.votes == pytest.approx(network.disagreement(IMAGE)[0].mean(), abs=1e-6)
