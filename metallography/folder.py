@@ -22,15 +22,23 @@ from imaging.index import Stamp, stamp_of
 from imaging.listing import some_names
 from metallography import measure
 from metallography.items import (
+    BARS,
     KNOWN_SCALE,
     RECORD,
     SET_ASIDE,
     TABLES,
-    WRITTEN,
+    ClassMap,
+    Decision,
     Item,
+    Noted,
     Record,
+    Results,
+    decide,
     digest_of,
+    is_readable,
+    noted_of,
     read_truth,
+    strange_ids,
 )
 from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of
 from metallography.segmenter import Certainty, PredictedBands, Predictor, check_number
@@ -92,17 +100,6 @@ def _grays(mapping: Sequence[int]) -> Array:
     grays = np.full(256, far, np.uint8)
     grays[: len(mapping)] = mapping
     return grays
-
-
-def _is_intact(path: Path, num_classes: int) -> bool:
-    """Whether a result can be read: a PNG, or class probabilities (H, W, C)."""
-    if path.suffix != ".npy":
-        return is_intact(path)
-    if path.is_file():
-        with suppress(OSError, ValueError):
-            values: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return values.ndim == 3 and values.shape[2] == num_classes
-    return False
 
 
 class Done(NamedTuple):
@@ -322,65 +319,117 @@ class Folder:
         yield from (self.out / name for name in (*TABLES, *self.replaces))
 
     def class_ids(self, item: Item) -> Array:
-        """The predicted class ids of an image: from its file if that is done, else predicted."""
-        size, changed = stamp = stamp_of(item.path)
-        scale = self.scale_of(item)
-        reading = reading_of(item.path, item.page)
-        how = {
-            **self.field.state(item.name),
-            **({"resample": self.resample} if self.resample else {}),
-        }
-        before: Row = {"name": item.name, "bytes": size, "changed": changed, **how}
-        state = before | reading
-        entry = state | {"um_per_px": scale}
-        old = dict(self.record.done.get(item.name, {}))
-        self._remember_bars(item, old.pop("bars", []))
-        own = {name: old.pop(name) for name in WRITTEN if name in old}
-        lost = self._scale_before(old, scale)
-        if before.items() <= old.items() and not state.items() <= old.items():
+        """The class ids of an image: from its file where they still count, else predicted."""
+        stamp, scale = stamp_of(item.path), self.scale_of(item)
+        noted = noted_of(self.record.done.get(item.name, {}))
+        self._remember_bars(item, noted.bars)
+        lost = self._lost_scale(noted, scale)
+        decides = self._decides(item, stamp, noted)
+        mask, left = self.results_of(item, noted, decides | {"um_per_px": scale})
+        digest = "" if mask is None else digest_of(mask)
+        corrected, written = left.map is ClassMap.CORRECTED, dict(noted.written)
+        if mask is not None and decide(left) is Decision.REFUSE:
+            raise self._refusal(item, mask)
+        if mask is not None and corrected and (not left.same or written.get("outdated") == digest):
+            mask, written["outdated"] = self._outdated(item, mask), digest
+            left = left._replace(complete=all(path.exists() for path in self._files(item)))
+        if mask is not None and decide(left) is Decision.SKIP:
+            self.skipped += 1
+            return mask
+        image = self.read(item, stamp)
+        left = left._replace(size_fits=mask is not None and mask.shape == image.shape[:2])
+        decision = decide(left)
+        if mask is not None and decision is Decision.REFUSE:
+            raise self._refusal(item, mask, image)
+        new = mask is None or decision is Decision.PREDICT
+        if mask is None or new:
+            mask = self.predict(item, image)
+        elif corrected and self.probabilities and not self._probabilities(item).exists():
+            self.predict(item, image)  # for these alone
+        self.skipped += not new
+        self.predicted += new
+        bars = self.bars.get(item.own_path, [])
+        entry = decides | {"um_per_px": scale}
+        entry |= {BARS: [list(bar) for bar in bars]} if bars else {}
+        written.pop("writing", None)
+        entry |= lost | written | {"drawn": digest_of(mask) if new or not corrected else digest}
+        if new:
+            entry["map"] = entry["drawn"]
+            self.set_aside(item, {*noted.own, entry["map"]})
+        self.write(image, partial(self.keep, item, image, mask, entry, new))
+        return mask
+
+    def _files(self, item: Item) -> list[Path]:
+        """The files of an image's results, its class map first."""
+        pictures = [self.file(kind, item) for kind in ("classes", "gray", "overlay")]
+        return [*pictures, *([self._probabilities(item)] if self.probabilities else [])]
+
+    def _probabilities(self, item: Item) -> Path:
+        return self.file("probabilities", item, ".npy")
+
+    def _decides(self, item: Item, stamp: Stamp, noted: Noted) -> Row:
+        """What decides a prediction, as the record has it; says so if tags were read otherwise."""
+        size, changed = stamp
+        decides: Row = {"name": item.name, "bytes": size, "changed": changed}
+        decides |= self.field.state(item.name)
+        decides |= {"resample": self.resample} if self.resample else {}
+        whole = decides | reading_of(item.path, item.page)
+        if decides.items() <= noted.decides.items() and not whole.items() <= noted.decides.items():
             to_terminal(f"{item.path}: predicted when its orientation or tags were read otherwise; "
                         "made anew")  # fmt: skip
-        wanted = [self.file(kind, item) for kind in ("classes", "gray", "overlay")]
-        wanted += [self.file("probabilities", item, ".npy")] if self.probabilities else []
-        same = state.items() <= old.items() and old.keys() - entry.keys() == set()
-        predicted = {own[name] for name in ("map", "writing") if name in own}
-        # Of an entry that --overwrite left to be done anew, now or before a kill, nothing is kept.
-        anew = not self.is_done(item)
-        kept = None if anew else self.kept_mask(item, wanted, predicted, same)
-        shown = "" if kept is None else digest_of(kept)
-        corrected = kept is not None and bool(predicted) and shown not in predicted
-        if kept is not None and corrected and (not same or own.get("outdated") == shown):
-            to_terminal(f"Warning: {wanted[0]}: corrected since it was predicted, so it is kept, "
-                        f"though {item.path}, or what of it counts, has changed")  # fmt: skip
-            kept, own["outdated"] = self.within_field(item, kept, wanted[0]), shown
-            self._drop_probabilities(item)
-        drawn = own.get("drawn", own.get("map", shown)) == shown
-        if kept is not None and old == entry and drawn and all(path.exists() for path in wanted):
-            self.skipped += 1
-            return kept
-        image = self.read(item, stamp)
-        done = kept is not None and kept.shape == image.shape[:2]
-        if kept is not None and not done and corrected:
-            raise DataError(
-                f"{wanted[0]}: corrected since it was predicted, {kept.shape[1]}x{kept.shape[0]}, "
-                f"and its image is {image.shape[1]}x{image.shape[0]}; move it away to have the "
-                "image predicted, or save it in that size"
+        return whole
+
+    def results_of(self, item: Item, noted: Noted, wanted: Row) -> tuple[Array | None, Results]:
+        """The class map that is there, and what is to be known of it and of the other files.
+
+        ``wanted`` is what decides a prediction and its pictures, as ``Noted.decides`` has it.
+        """
+        files, classes = self._files(item), self.segmenter.num_classes
+        if not self.is_done(item):  # of what --overwrite begins anew nothing is kept
+            return None, Results(noted=False, same=False, map=ClassMap.MISSING)
+        mask = read_mask(files[0]) if is_intact(files[0]) else None
+        digest = "" if mask is None else digest_of(mask)
+        kind = ClassMap.PREDICTED if digest in noted.own else ClassMap.CORRECTED
+        kind = kind if noted.own else ClassMap.UNKNOWN
+        kind = ClassMap.MISSING if mask is None else kind
+        wrong = mask is not None and bool(strange_ids(mask, classes).size)
+        decides = wanted.keys() - {"um_per_px"}
+        same = decides <= noted.decides.keys() <= wanted.keys()
+        same = same and all(noted.decides[name] == wanted[name] for name in decides)
+        complete, drawn = all(path.exists() for path in files), noted.decides == wanted
+        drawn &= noted.written.get("drawn", noted.written.get("map", digest)) == digest
+        damaged = []
+        if kind is not ClassMap.CORRECTED and same and complete:
+            damaged = [path for path in files if not is_readable(path, classes)]
+            damaged += files[:1] if wrong else []
+        if damaged:
+            to_terminal(f"{damaged[0]}: damaged; the results of {item.name} are made anew")
+        return mask, Results(True, same, kind, not wrong, True, complete, bool(damaged), drawn)
+
+    def _refusal(self, item: Item, mask: Array, image: Array | None = None) -> DataError:
+        """Why a corrected class map cannot be measured: by its classes, or its ``image``'s size."""
+        said = f"{self.file('classes', item)}: corrected since it was predicted"
+        if image is None:
+            wrong, last = (
+                strange_ids(mask, self.segmenter.num_classes),
+                self.segmenter.num_classes - 1,
             )
-        mask = kept if kept is not None and done else self.predict(item, image)
-        if corrected and not all(path.exists() for path in wanted if path.suffix == ".npy"):
-            self.predict(item, image)  # for its probabilities
-        self.skipped += done
-        self.predicted += not done
-        bars = self.bars.get(item.own_path, [])
-        entry |= {"bars": [list(bar) for bar in bars]} if bars else {}
-        entry |= lost
-        own.pop("writing", None)
-        entry |= own | {"drawn": shown if corrected else digest_of(mask)}
-        if not done:
-            entry["map"] = entry["drawn"]
-            self.set_aside(item, {*predicted, entry["map"]})
-        self.write(image, partial(self.keep, item, image, mask, entry, not done))
-        return mask
+            what = f"it holds class {wrong[0]}, and the model has 0 to {last}"
+            return DataError(f"{said}: {what}; correct it, or move it away")
+        return DataError(
+            f"{said}, {mask.shape[1]}x{mask.shape[0]}, and its image is "
+            f"{image.shape[1]}x{image.shape[0]}; move it away to have the image predicted, or save "
+            "it in that size"
+        )
+
+    def _outdated(self, item: Item, mask: Array) -> Array:
+        """A correction that is older than its image, within what counts of that now; says so."""
+        path = self.file("classes", item)
+        to_terminal(f"Warning: {path}: corrected since it was predicted, so it is kept, "
+                    f"though {item.path}, or what of it counts, has changed")  # fmt: skip
+        found = self.within_field(item, mask, path)
+        self._drop_probabilities(item)
+        return found
 
     def keep(self, item: Item, image: Array, mask: Array, entry: Row, new: bool) -> None:
         """Write an image's pictures, the class map if it is ``new``; then note that it is done.
@@ -401,7 +450,7 @@ class Folder:
 
     def _drop_probabilities(self, item: Item) -> None:
         """Remove those of an earlier prediction."""
-        path = self.file("probabilities", item, ".npy")
+        path = self._probabilities(item)
         if not leads_out(path, self.out):
             path.unlink(missing_ok=True)
 
@@ -431,12 +480,11 @@ class Folder:
             names = some_names(self.aside)
             to_terminal(f"Warning: {what} were moved to {self.out / SET_ASIDE}: {names}")
 
-    def _scale_before(self, old: Row, scale: float | None) -> Row:
+    def _lost_scale(self, noted: Noted, scale: float | None) -> Row:
         """What to note of the scale that an earlier run knew, where this one knows none."""
-        known = old.pop(KNOWN_SCALE, None) or old.get("um_per_px")
-        lost = scale is None and known is not None
+        lost = scale is None and noted.known_scale is not None
         self.lost_scale |= lost
-        return {KNOWN_SCALE: known} if lost else {}
+        return {KNOWN_SCALE: noted.known_scale} if lost else {}
 
     def _remember_bars(self, item: Item, found: Sequence[Sequence[Any]]) -> None:
         """Note the data bars that an earlier run found in an image."""
@@ -454,32 +502,6 @@ class Folder:
             what = f"{path}: corrected since it was predicted, and more of its image counts now"
             raise DataError(f"{what}; correct it there, too, or move it away")
         return np.where(counts, mask, np.uint8(IGNORED))
-
-    def kept_mask(
-        self, item: Item, files: Sequence[Path], predicted: Collection[str], same: bool
-    ) -> Array | None:
-        """The class map among an image's ``files``; None if the image is to be predicted.
-
-        That is one whose results are not of the ``same`` image and settings, are missing or are
-        damaged. A class map of another digest than those ``predicted``, if any is known, was
-        corrected by somebody, and is kept. DataError if it has a class that the model has not.
-        """
-        path, classes = files[0], self.segmenter.num_classes
-        mask = read_mask(path) if is_intact(path) else None
-        wrong = [] if mask is None else mask[(mask >= classes) & (mask != IGNORED)]
-        if mask is not None and predicted and digest_of(mask) not in predicted:
-            if len(wrong):
-                what = f"it holds class {wrong[0]}, and the model has 0 to {classes - 1}"
-                said = f"{path}: corrected since it was predicted: {what}"
-                raise DataError(f"{said}; correct it, or move it away")
-            return mask
-        if not same or not all(file.exists() for file in files):
-            return None
-        damaged = [file for file in files if not _is_intact(file, classes)]
-        damaged += [path] if len(wrong) else []
-        if damaged:
-            to_terminal(f"{damaged[0]}: damaged; the results of {item.name} are made anew")
-        return None if damaged else mask
 
     def predict(self, item: Item, image: Array) -> Array:
         """Predict an image, see ``predict_field``."""
@@ -500,7 +522,7 @@ class Folder:
         own, scale = crop.of(mask), self.scale_of(item)
         factor = scale / self.resample if self.resample and scale else 1.0
         with ExitStack() as stack:
-            path, classes = self.file("probabilities", item, ".npy"), self.segmenter.num_classes
+            path, classes = self._probabilities(item), self.segmenter.num_classes
             add = _growing_array(path, (*shape, classes)) if self.probabilities else None
             write = stack.enter_context(add) if add else None
             if write:

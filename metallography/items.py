@@ -1,4 +1,4 @@
-"""What is to be predicted: images, names, true masks, fields; the record of what is done."""
+"""What is to be predicted: images, their true masks, fields; the record of what is done."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data import parse_name
+from imaging.drawing import is_intact
 from imaging.field import NO_RULE, Crop, FieldRule, read_crop
 from imaging.gray_range import Conversion
 from imaging.imagefile import read_header, read_image, read_mask, reading_of
@@ -53,8 +55,8 @@ KNOWN_SCALE = "known_um"  # in ``RECORD``, of an image without a scale: the last
 # In ``RECORD``, beside what decides a prediction: digests of the class map as predicted, of one
 # that is being written, as last drawn, of a corrected one older than its image; of outlines, and
 # of what they outline.
-# Of no image, under the name "", that of the workbook.
-WRITTEN = ("map", "writing", "drawn", "outdated", "outlines", "outlined", "workbook")
+WRITTEN = ("map", "writing", "drawn", "outdated", "outlines", "outlined")
+BARS, BOOK = "bars", "workbook"  # in ``RECORD``: data bars of an image; the workbook's digest
 TRUTHS = (".png", ".tif", ".tiff")  # suffixes that a true mask may have; of several the first
 
 
@@ -302,8 +304,97 @@ def digest_of(ids: Array) -> str:
     return hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).hexdigest()[:16]
 
 
+def strange_ids(ids: Array, num_classes: int) -> Array:
+    """The ids in a class map that are no class of the model."""
+    return np.asarray(ids[(ids >= num_classes) & (ids != IGNORED)])
+
+
+def is_readable(path: Path, num_classes: int) -> bool:
+    """Whether a result can be read: a PNG, or class probabilities (H, W, C)."""
+    if path.suffix != ".npy":
+        return is_intact(path)
+    if path.is_file():
+        with suppress(OSError, ValueError):
+            values: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return values.ndim == 3 and values.shape[2] == num_classes
+    return False
+
+
+class ClassMap(Enum):
+    """Whose the class map is that lies where that of an image belongs."""
+
+    MISSING = "there is none that can be read"
+    PREDICTED = "as this program wrote it, by its digest"
+    UNKNOWN = "the record has no digest of what this program wrote"
+    CORRECTED = "another one than this program wrote: somebody's work"
+
+
+class Results(NamedTuple):
+    """What an earlier run left of an image, in as much as it decides what this run does."""
+
+    noted: bool  # the record has them as done, and --overwrite has not begun to make them anew
+    same: bool  # of the image and the settings of now
+    map: ClassMap
+    classes_fit: bool = True  # all classes of the map are the model's
+    size_fits: bool = True  # the map has the size of its image; until that is read nobody knows
+    complete: bool = True  # all files are there
+    damaged: bool = False  # one cannot be read; looked at only where all else would serve
+    drawn: bool = True  # the pictures show this map, at the scale of now
+
+
+class Decision(Enum):
+    """What a run does with an image."""
+
+    SKIP = "nothing is left to do"
+    REDRAW = "its class map stays, its pictures are drawn again"
+    KEEP_CORRECTED = "its class map is somebody's and stays, its pictures are drawn again"
+    PREDICT = "all is made, or made anew"
+    REFUSE = "its class map is somebody's, and cannot be measured as it is"
+
+
+def decide(left: Results) -> Decision:
+    """What to do with an image of which an earlier run left these results, or none.
+
+    A correction outlives whatever becomes of its image. What this program made serves only while it
+    is of the same image and settings.
+    """
+    if not left.noted:
+        return Decision.PREDICT
+    if left.map is ClassMap.CORRECTED:
+        if not (left.classes_fit and left.size_fits):
+            return Decision.REFUSE
+        return Decision.SKIP if left.drawn and left.complete else Decision.KEEP_CORRECTED
+    readable = left.map is not ClassMap.MISSING and left.classes_fit and not left.damaged
+    if not (left.same and left.complete and readable and left.size_fits):
+        return Decision.PREDICT
+    return Decision.SKIP if left.drawn else Decision.REDRAW
+
+
+class Noted(NamedTuple):
+    """What the record has of an image, by what it is good for."""
+
+    decides: Row  # of what the prediction was made, and at which scale its pictures were drawn
+    written: Row  # digests of what was written: ``WRITTEN``
+    bars: list[Any]  # data bars that nobody cut
+    known_scale: float | None  # the last one that a run knew
+
+    @property
+    def own(self) -> set[str]:
+        """Digests of class maps that this program wrote, or was about to write."""
+        return {self.written[name] for name in ("map", "writing") if name in self.written}
+
+
+def noted_of(entry: Mapping[str, Any]) -> Noted:
+    """An entry of the record by its parts; of an image that it does not know all are empty."""
+    apart = (BARS, KNOWN_SCALE, *WRITTEN)
+    decides = {name: value for name, value in entry.items() if name not in apart}
+    written = {name: entry[name] for name in WRITTEN if name in entry}
+    scale = entry.get(KNOWN_SCALE) or entry.get("um_per_px")
+    return Noted(decides, written, entry.get(BARS, []), scale)
+
+
 class Record:
-    """Which images are done, and with which settings: a line of JSON each.
+    """Which images are done, and with which settings: a line of JSON each; one on the workbook.
 
     A damaged one is made anew, line by line. Without a ``readable`` one nobody knows whose the
     ``others`` are, the files that a run replaces. UserError if there are any, if the folder holds
@@ -325,6 +416,7 @@ class Record:
     ) -> None:
         self.path = path
         self.done: dict[str, Row] = {}
+        self.workbook = ""  # digest of the one that this program wrote last; '': none is known
         self.settings = settings
         self.held: list[Row] | None = None  # entries that are written later; None: at once
         lines = self._lines(overwrite)
@@ -332,14 +424,16 @@ class Record:
         self.readable = "weights" in head
         begun = self.readable and head.get("overwrite") is True and settings.items() <= head.items()
         self.unfinished = overwrite or begun
-        entries = [line for line in lines if isinstance(line.get("name"), str)]
+        # A name is never empty: earlier versions noted the workbook so, which is then not known.
+        entries = [line for line in lines if isinstance(line.get("name"), str) and line["name"]]
+        books = [line[BOOK] for line in lines if isinstance(line.get(BOOK), str) and len(line) == 1]
         if overwrite and begun:
             to_terminal(f"{path.parent}: goes on with what --overwrite began")
         elif overwrite:
             known = ("name", *WRITTEN)
             entries = [{n: line[n] for n in known if n in line} for line in entries]
         elif not self.readable:
-            entries = []
+            entries = books = []
             if not replaceable:
                 self._refuse(others)
             if path.exists() and path.stat().st_size > 0:
@@ -350,7 +444,8 @@ class Record:
                     f"{path.parent}: holds predictions made with other settings "
                     f"({'; '.join(changed)}); give --overwrite or another --out"
                 )
-            entries = []
+            entries = books = []
+        self.workbook = books[-1] if books else ""
         self.done = {line["name"]: line for line in entries}
         # Rewritten, because the next line would be appended to one that a kill cut off.
         self._write()
@@ -358,7 +453,8 @@ class Record:
     def _write(self) -> None:
         """Write all lines anew."""
         head = {**self.settings, **({"overwrite": True} if self.unfinished else {})}
-        text = "".join(json.dumps(line) + "\n" for line in [head, *self.done.values()])
+        book = [{BOOK: self.workbook}] if self.workbook else []
+        text = "".join(json.dumps(line) + "\n" for line in [head, *self.done.values(), *book])
         replace_file(self.path, text, "--out")
 
     def finish(self) -> None:
@@ -409,5 +505,13 @@ class Record:
         if self.held is not None:
             self.held.append(entry)
             return
+        self._append(entry)
+
+    def add_workbook(self, digest: str) -> None:
+        """Note the digest of the workbook that was written."""
+        self.workbook = digest
+        self._append({BOOK: digest})
+
+    def _append(self, line: Row) -> None:
         with open_to_append(self.path) as file:
-            file.write(f"{json.dumps(entry)}\n".encode())
+            file.write(f"{json.dumps(line)}\n".encode())

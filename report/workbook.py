@@ -114,8 +114,7 @@ def write_folder_workbook(folder: Folder) -> list[str]:
     """Write the tables of a predicted folder as ``measurements.xlsx``; see ``write_workbook``."""
     path, sheets = folder.out / WORKBOOK, tables_of(folder.out, phases=phases_csv(folder))
     lines = write_workbook(path, sheets, words, is_share)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    folder.record.add({"name": "", "workbook": digest})
+    folder.record.add_workbook(hashlib.sha256(path.read_bytes()).hexdigest())
     return lines
 
 
@@ -124,8 +123,7 @@ def remove_workbook(folder: Folder) -> list[str]:
     path = folder.out / WORKBOOK
     if not path.is_file():
         return []
-    own = folder.record.done.get("", {}).get("workbook")
-    if hashlib.sha256(path.read_bytes()).hexdigest() == own:
+    if hashlib.sha256(path.read_bytes()).hexdigest() == folder.record.workbook:
         with writing(path, "--out"):
             path.unlink()
         return []
