@@ -6,7 +6,7 @@ Ambiguous pixels, where every view gives the same odds, do not raise it. Network
 images are too sure of themselves, or too unsure, by an unknown factor; *entropy* and *mutual
 information*, written beside the score, change with that factor, votes do not.
 
-No measure sees mistakes that all views make alike. On real micrographs the ranking follows the
+Errors shared by all views cannot be detected. On real micrographs the ranking follows the
 share of wrong pixels, not the mean Dice (``results/ranking_uhcs.md``).
 """
 

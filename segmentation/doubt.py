@@ -5,8 +5,8 @@ trained alike, with another seed (deep ensembles, Lakshminarayanan, Pritzel and 
 Without a twin it is how unsure the network is, and by how much more than expected the pixel
 classifier sees other classes (``metallography.ranking.doubt_of``): expected is its error on
 held-out blocks. Where the classifier answers alone, what it is unsure of decides. Measures and
-bounds were chosen on training images of NEU-Seg and then frozen (``results/doubt``). No measure
-sees mistakes that everything makes alike; what is not marked may be wrong, too.
+bounds were chosen on training images of NEU-Seg and then frozen (``results/doubt``). Errors
+shared by all methods cannot be detected; what is not marked may be wrong, too.
 """
 
 from __future__ import annotations
@@ -137,15 +137,15 @@ def doubts(
 def _reasons(unsure: float, differs: float, expected: float, twin: float) -> list[str]:
     """A sentence on an image that is doubtful by these numbers, see ``doubts``."""
     if not math.isnan(twin):
-        said = f"doubt {twin:.2f}: a twin network, trained alike from other random numbers, sees "
-        said += f"{100 * twin:.0f} % of the pixels otherwise"
+        said = f"doubt {twin:.2f}: a twin network, trained the same way from other random numbers, "
+        said += f"disagrees on {100 * twin:.0f} % of the pixels"
         return [said] if twin >= DOUBTFUL_BY_TWIN else []
     doubt = doubt_of(unsure, differs, expected)
     if doubt >= DOUBTFUL:
         usual = "" if math.isnan(expected) else f" ({100 * expected:.0f} % are expected)"
         return [
             f"doubt {doubt:.2f}: the network's mean certainty is {certainty(unsure)}, the pixel "
-            f"classifier sees {100 * differs:.0f} % of the pixels otherwise{usual}"
+            f"classifier disagrees on {100 * differs:.0f} % of the pixels{usual}"
         ]
     alone = math.isnan(differs) and unsure >= UNSURE
     return [f"the pixel classifier's mean certainty is {certainty(unsure)}"] if alone else []

@@ -285,11 +285,12 @@ class Shares(NamedTuple):
         """The trainings of networks, for the plan."""
         held = ("block", "half")[self.folds == blocks.PAIRS]
         return [
-            f"Fine-tuning has {self.fine} steps; to be compared, a network learns without each "
-            f"{held} of the annotation in turn, in {self.block} steps",
-            "A twin network, trained alike from other random numbers, shows which images to doubt"
+            f"Fine-tuning has {self.fine} steps; for the comparison a network is trained without "
+            f"each {held} of the annotation in turn, for {self.block} steps",
+            "A twin network, trained the same way from other random numbers, shows which images to "
+            "check first"
             if has_twin
-            else "There is no time for a twin network, by which doubtful images are found better",
+            else "There is no time for a twin network, which would find doubtful images better",
         ]
 
     def left(self, step: float, time: Time) -> float:

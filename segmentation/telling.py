@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from annotation.scribbles import FAR, far_from_labels
 from imaging.imagefile import read_mask
 from metallography.items import Item
 from metallography.measure import areas_of, over_fields
-from metallography.particles import Row
+from metallography.particles import Array, Row
 from metallography.ranking import class_words, fractions_of
 from metallography.summary import Table, warnings
 from report.laboratory import Told, own_name, place_of, sample_of, write_laboratory
@@ -30,13 +29,13 @@ if TYPE_CHECKING:
     from segmentation.job import Work
 
 WITHIN = (
-    "(1: every pixel right, 0: none). Within the annotated {image}: learnt from {learnt} of the "
-    "annotation, scored on {rest}, in turn. Other images may differ"
+    "(1: every pixel right, 0: none). Within the annotated {image}: trained on {learnt} of the "
+    "annotation and scored on {rest}, for each {part}. Other images may differ"
 )
 PART = (
-    "Dice {dice} on labelled pixels alone, {share} of the annotated {image}: learnt from {learnt} "
-    "of them, scored on {rest}, in turn. Whole images may be far worse: with strokes on real sets "
-    "this Dice was up to 0.41 above theirs (docs/annotation.md)"
+    "Dice {dice} on labelled pixels alone, {share} of the annotated {image}: trained on {learnt} "
+    "of them and scored on {rest}, for each {part}. Whole images may be far worse: with "
+    "strokes on real sets this Dice was up to 0.41 above theirs (docs/annotation.md)"
 )
 LABELLED_IN_PART = (
     "Only {share} of the annotated {image} is labelled. How right whole images are is not known, "
@@ -49,7 +48,12 @@ CIRCULAR = (
 )
 KNEW = ", and pretraining knew the whole mask"
 
-SHARES = {1: ("three quarters", "the fourth"), 2: ("half", "the other half")}
+# By the number of blocks that are held out together: what is learnt, what is scored, and which
+# part is held out in turn.
+SHARES = {
+    1: ("three quarters", "the remaining quarter", "quarter"),
+    2: ("half", "the other half", "half"),
+}
 POOR = 0.5  # Dice of a phase, below which wrong pixels are more than twice those that are right
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
 SURE = 2.0  # standard errors that a gain has to be away from that: about 95 %
@@ -63,25 +67,25 @@ DOUBT_WORDS = {
     "label_here": "label here, %",
 }
 ABOUT_DOUBT = {  # what the columns of doubt.csv mean
-    "unsure": "Unsure: 1 - probability of the likeliest class, mean of the pixels; certainty is "
-    "the rest to 100 %.",
-    "doubt": "Doubt: unsure, and what the pixel classifier sees otherwise beyond its own error on "
-    "held-out blocks.",
-    "twin_differs": "Doubt: what a twin network sees otherwise, one that was trained alike from "
-    "other random numbers.",
+    "unsure": "Unsure: 1 - probability of the likeliest class, mean of the pixels; certainty = "
+    "100 % - unsure.",
+    "doubt": "Doubt: unsure, plus the share of pixels on which the pixel classifier disagrees "
+    "beyond its own error on held-out blocks.",
+    "twin_differs": "Doubt: share of pixels on which a twin network disagrees, one that was "
+    "trained the same way from other random numbers.",
     "vote_disagreement": "Votes: share of the 8 flips and turns that give another class.",
     "label_here": f"Label here: share of the image among the {100 * doubt.SHARE:.0f} % of all "
     "pixels that are most doubtful.",
 }
-NEW_LABELS = ("image", "pixels that the last answer had otherwise", "labelled pixels")
+NEW_LABELS = ("image", "pixels that differ from the last answer", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which images count as labelled in part
 FIRST = (
     "First look, by filters and a random forest. The last answer replaces it; that comes from a "
     "network if there is time for one and it does better on held-out blocks"
 )
 NOT_YET = (
-    "Nothing has been checked yet: no part of the annotation was held out so far, so nobody knows "
-    "how well this first look tells the phases apart. That is measured next"
+    "Nothing has been checked yet: no part of the annotation was held out so far. How well this "
+    "first look tells the phases apart is not known; it is measured next"
 )
 NO_BLOCK = (
     "Not checked: no image but the annotated one has a mask, and no part of the annotation could "
@@ -94,6 +98,22 @@ LABELS_WIN = (
     "correct: change a class map in the folder classes (class ids, which look black in a viewer; "
     "255 where you do not know), or annotate another image, and give the same command again"
 )
+
+
+class FirstOf(Mapping[str, Array]):
+    """Two mappings read as one, the first before the second; places are read when asked for."""
+
+    def __init__(self, first: Mapping[str, Array], second: Mapping[str, Array]) -> None:
+        self.first, self.second = first, second
+
+    def __getitem__(self, name: str) -> Array:
+        return self.first[name] if name in self.first else self.second[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from {**dict.fromkeys(self.second), **dict.fromkeys(self.first)}
+
+    def __len__(self) -> int:
+        return len({*self.first, *self.second})
 
 
 def score_text(value: float) -> str:
@@ -128,7 +148,9 @@ def comparison_lines(this: Round, labelled: float = 1.0) -> list[str]:
     if this.kept == BEFORE:
         said += ", which does best"
     elif old and kept and not math.isnan(old.mean):
-        said += f", which does {'better than' if kept.mean > old.mean else 'as well as'} that"
+        said += (
+            f", which does {'better than' if kept.mean > old.mean else 'as well as'} the {BEFORE}"
+        )
     if NETWORK in found and this.kept != NETWORK:
         said += "; the network gets no last training, as it did worse in its shorter ones"
     return [*lines, said]
@@ -147,9 +169,9 @@ def first_checked(
 
 def within_line(found: HeldOut, schedule: Schedule, images: int, labelled: float = 1.0) -> str:
     """The Dice on held-out blocks of ``images``, and what it was learnt from and scored on."""
-    learnt, rest = SHARES[max(map(len, schedule.folds))]
+    learnt, rest, part = SHARES[max(map(len, schedule.folds))]
     image, dice = "image" if images == 1 else "images", score_text(found.mean)
-    about = {"learnt": learnt, "rest": rest, "image": image}
+    about = {"learnt": learnt, "rest": rest, "part": part, "image": image}
     knew = KNEW if schedule.pretrain_steps else ""
     if labelled < PARTIAL:
         return PART.format(dice=dice, share=share_text(labelled), **about) + knew
@@ -190,7 +212,8 @@ def poor_lines(found: HeldOut | None, names: Sequence[str], labelled: float = 1.
     cure = "correct a class map, or annotate another image"
     return [
         f"Dice below {POOR:g} on held-out blocks of the annotation: {', '.join(poor)}. In both: of "
-        "the pixels that are it in the labels or in the prediction, the share that is it in both. "
+        "the pixels that have the phase in the labels or in the prediction, the share that has it "
+        "in both. "
         "Do not rely on these area fractions and sizes; "
         + (cure if labelled >= PARTIAL else "more labels come first, see the other warning")
     ]
@@ -355,9 +378,8 @@ def doubt_lines(doubts: list[Row]) -> list[str]:
     lines = [f"{certainty} (probability of the likeliest class, by its own account)"]
     if math.isnan(doubts[0]["doubt"]):
         lines.append(
-            f"The {FOREST} has no second opinion beside it: marked is an image where its mean "
-            f"certainty is {doubt.certainty(doubt.UNSURE)} or less, or whose area fractions are "
-            "outliers"
+            f"No other method checks the {FOREST}: an image is marked where its mean certainty is "
+            f"{doubt.certainty(doubt.UNSURE)} or less, or where its area fractions are outliers"
         )
     whole = ": the answer as a whole is doubtful; correct one of the first"
     many = whole if marked > 0.5 * len(doubts) else ""
@@ -460,7 +482,7 @@ def change_tables(work: Work, names: list[str], own: Mapping[str, str]) -> list[
     return [*([new] if corrected else []), *([other] if work.before is not None else [])]
 
 
-def far_places(work: Work) -> dict[str, Any]:
+def far_places(work: Work) -> dict[str, Array]:
     """Of images labelled in part: bool (H, W), true far from any label, by the image's name."""
     places = {}
     for picture in work.annotated:
@@ -512,7 +534,7 @@ def write_page(
         doubts=doubt_table(doubts, own) if doubts else None,
         doubt_words=doubt_words(doubts),
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
-        marked_places=ChainMap(far_away, work.places),  # type: ignore[arg-type]  # only read
+        marked_places=FirstOf(far_away, work.places),
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
         changed=change_tables(work, names, own) if final else [],
         trained=[block_table(this, names, part)] if whole else [],

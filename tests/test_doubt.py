@@ -60,7 +60,7 @@ def test_doubt_adds_what_the_classifier_sees_otherwise_beyond_its_own_error() ->
     assert found["i4"]["doubt"] == pytest.approx(0.05)
     assert found["i5"]["doubt"] == pytest.approx(0.06) and not found["i5"]["reasons"]
     assert found["i6"]["doubt"] == pytest.approx(0.09)
-    assert "24 % of the pixels otherwise (20 % are expected)" in str(found["i6"]["reasons"])
+    assert "disagrees on 24 % of the pixels (20 % are expected)" in str(found["i6"]["reasons"])
     assert found["i3"]["doubt"] == pytest.approx(0.086)
     assert "mean certainty is 91 %, the" in str(found["i3"]["reasons"])
     assert [r["image"] for r in rows[:5]] == ["i6", "i3", "odd", "i5", "i4"]
@@ -75,8 +75,8 @@ def test_beside_a_twin_the_doubt_is_what_that_sees_otherwise() -> None:
     assert found["i3"]["doubt"] == 0.039 and not found["i3"]["reasons"]
     assert found["i4"]["doubt"] == 0.04 and found["i4"]["twin_differs"] == 0.04
     assert found["i4"]["reasons"] == (
-        "doubt 0.04: a twin network, trained alike from other random numbers, sees 4 % of the "
-        "pixels otherwise"
+        "doubt 0.04: a twin network, trained the same way from other random numbers, disagrees on "
+        "4 % of the pixels"
     )
 
 

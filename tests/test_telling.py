@@ -16,6 +16,7 @@ from segmentation.blocks import HeldOut
 from segmentation.schedule import Schedule
 from segmentation.telling import (
     PART,
+    FirstOf,
     annotated_line,
     block_table,
     comparison_lines,
@@ -101,8 +102,15 @@ def test_a_number_of_blocks_that_could_not_be_learnt_from_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("folds", "words"),
     [
-        (blocks.SINGLE, "learnt from three quarters of the annotation, scored on the fourth"),
-        (blocks.PAIRS, "learnt from half of the annotation, scored on the other half"),
+        (
+            blocks.SINGLE,
+            "trained on three quarters of the annotation and scored on the remaining quarter, "
+            "for each quarter",
+        ),
+        (
+            blocks.PAIRS,
+            "trained on half of the annotation and scored on the other half, for each half",
+        ),
     ],
 )
 def test_it_is_said_how_much_was_learnt_from(folds: tuple[blocks.Fold, ...], words: str) -> None:
@@ -220,7 +228,9 @@ def test_it_is_said_how_the_answer_before_did() -> None:
     this.kept = "network"
     for before, words in ((3, "better than"), (6, "as well as"), (0, "better than")):
         this.scores = {"network": found(6, 6), "answer before": found(before, before)}
-        assert comparison_lines(this)[-1] == f"Kept: the network, which does {words} that"
+        assert (
+            comparison_lines(this)[-1] == f"Kept: the network, which does {words} the answer before"
+        )
     this.scores["answer before"] = (0 * np.array(found(6, 6))).tolist()  # no score
     assert comparison_lines(this)[-1] == "Kept: the network"
 
@@ -293,9 +303,16 @@ def test_columns_that_the_table_lacks_are_not_explained() -> None:
     assert words.startswith("Unsure: 1 - probability") and "Label here" in words
     assert "Doubt:" not in words and "Votes" not in words
     whole = doubt_words([row, {**row, "doubt": 0.1, "vote_disagreement": 0.2}])
-    assert "Doubt: unsure, and what" in whole and "Votes: share of the 8" in whole
+    assert "Doubt: unsure, plus the share" in whole and "Votes: share of the 8" in whole
     twin = doubt_words([{**row, "doubt": 0.1, "twin_differs": 0.1}])
-    assert twin.count("Doubt: ") == 1 and "Doubt: what a twin network sees otherwise" in twin
+    assert twin.count("Doubt: ") == 1 and "on which a twin network disagrees" in twin
+
+
+def test_of_two_mappings_the_first_counts_before_the_second() -> None:
+    near, far = np.zeros((1, 1), bool), np.ones((1, 1), bool)
+    both = FirstOf({"a": near}, {"a": far, "b": far})
+    assert both["a"] is near and both["b"] is far and "c" not in both
+    assert sorted(both) == ["a", "b"] and len(both) == 2
 
 
 def test_annotated_images_are_said_to_count() -> None:
