@@ -330,6 +330,8 @@ def test_a_hyphen_in_a_name_is_an_underscore_and_one_in_a_value_stays() -> None:
         ("--wei w", "unknown option --wei; did you mean --weights?"),
         ("--weights w --mask-k ids", "unknown option --mask-k; did you mean --mask_kind?"),
         ("-weights w", "unknown option -weights; did you mean --weights?"),
+        ("--mask-kint=ids", "unknown option --mask-kint; did you mean --mask_kind?"),
+        ("--m", "unknown option --m; did you mean --mask_kind?"),
         ("--zzz=3", "unknown option --zzz; --help lists the options"),
     ],
 )
@@ -348,6 +350,8 @@ def test_a_word_that_is_no_option_stays_where_it_belongs() -> None:
     made.add_argument("--crop")
     given = made.parse_args(["--crop=-1,0,0,0", "--", "--my-set"])
     assert (given.crop, given.set) == ("-1,0,0,0", "--my-set")
+    given, rest = made.parse_known_args(["x", "--crop=1,0,0,0", "--max-epoch", "3"])
+    assert given.set == "x" and rest == ["--max_epoch", "3"]  # another parser's
 
 
 def option_names(script: str) -> dict[str, Callable[[list[str]], object]]:

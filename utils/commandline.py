@@ -131,21 +131,28 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
-    def parse_known_args(  # type: ignore[override]
+    def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> tuple[Any, list[str]]:
-        """As argparse, with ``-`` in names as ``_``; an option that is none ends the program."""
+    ) -> Any:
+        """As argparse; options that are none end the program, a line each."""
         words = list(sys.argv[1:] if args is None else args)
-        end = words.index("--") if "--" in words else len(words)
         known = self._option_string_actions
         # Before argparse looks, to which the missing option or the stray value is the mistake.
         lines = [
             f"{self.prog}: {unknown_option(word.partition('=')[0], [*known])}\n"
-            for word in words[:end]
+            for word in words[: words.index("--") if "--" in words else None]
             if FLAG.fullmatch(word) and plain_flag(word).partition("=")[0] not in known
         ]
         if lines:
             self.exit(2, "".join(lines))
+        return super().parse_args(words, namespace)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """As argparse, with ``-`` in names as ``_``; what is not known is left over."""
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
         return super().parse_known_args([*map(plain_flag, words[:end]), *words[end:]], namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -171,8 +178,10 @@ def plain_flag(word: str) -> str:
 
 def unknown_option(name: str, known: Sequence[str]) -> str:
     """A line on an option that is none of the known ones, with the nearest of them."""
-    names = {word.lstrip("-"): word for word in known}
-    near = difflib.get_close_matches(name.lstrip("-").lower(), names, 1, cutoff=0.5)
+    names = {word.lstrip("-"): word for word in known if word not in ("-h", "--help")}
+    word = name.lstrip("-").lower().replace("-", "_")
+    begun = [each for each in names if each.startswith(word)]  # abbreviations
+    near = begun or difflib.get_close_matches(word, names, 1)
     cure = f"did you mean {names[near[0]]}?" if near else "--help lists the options"
     return f"unknown option {shorten(name)}; {cure}"
 

@@ -126,9 +126,9 @@ def settings_help(
             lines.append(flag)
             flag = margin
         lines += textwrap.wrap(text, width, initial_indent=flag, subsequent_indent=margin)
-    note = "BOOL is True or False; the flag alone means True. "
-    note += "-name works like --name, and - in a name like _."
-    return "\n".join([*lines[1:], "", note, ""])
+    note = ["BOOL is True or False; the flag alone means True.",
+            "-name works like --name, and - in a name like _."]  # fmt: skip
+    return "\n".join([*lines[1:], "", *note, ""])
 
 
 def settings_table(fields: Fields) -> str:
