@@ -33,7 +33,7 @@ from metallography.segmenter import MODEL
 from report.workbook import WORKBOOK
 from utils.checkpoint import load, save
 from utils.commandline import UserError
-from utils.files import IMAGE_SUFFIXES, DataError, is_of_system, replace_file, replacing
+from utils.files import IMAGE_SUFFIXES, DataError, inside, is_of_system, replace_file, replacing
 from utils.metrics import IGNORED
 
 CORRECTED = "corrected"  # folder of the corrections that are learnt from
@@ -58,7 +58,7 @@ class Answers:
         self.record["crop"] = list(NO_CROP)
         with suppress(OSError, ValueError):
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            if isinstance(found, dict) and isinstance(found.get("files"), dict):
+            if _is_sound(found):
                 self.record |= found
         self._told: list[str] = []  # on outlines that were corrected
 
@@ -206,9 +206,7 @@ class Answers:
         place, header = self.place(name), read_header(self.out / KINDS[1] / f"{name}.png")
         if header is None or ids.shape != self.crop.uncut(header):  # not of the whole image
             ids = self.uncut(ids)
-        before = read_mask(place) if place.is_file() else ids
-        # An older program kept them as they were cut.
-        ids = self.merged(before if before.shape == ids.shape else self.uncut(before), ids)
+        ids = self.merged(read_mask(place), ids) if place.is_file() else ids
         with replacing(place, "--out") as temporary:
             write_png(temporary, ids)
 
@@ -265,7 +263,9 @@ class Answers:
             for name in names:
                 _copy(work / kind / f"{name}.png", self.out / kind / f"{name}.png")
             for name in old.keys() - set(names):  # its image was taken away
-                (self.out / kind / f"{name}.png").unlink(missing_ok=True)
+                path = inside(self.out, f"{kind}/{name}.png")
+                if path is not None:
+                    path.unlink(missing_ok=True)
         self._publish_outlines(work, names)
         for table in TABLES:
             if (work / table).exists():
@@ -291,8 +291,8 @@ class Answers:
         new = [below for below in every if (work / OUTLINES / below).is_file()]
         old = self.record["outlines"]
         for below in old.keys() - set(new):
-            path = self.outlines / below
-            if path.is_file() and _digest_of_bytes(path) in self._own_outlines(below):
+            path = inside(self.out, f"{OUTLINES}/{below}")
+            if path and path.is_file() and _digest_of_bytes(path) in self._own_outlines(below):
                 path.unlink()  # of an answer before; what a user saved there stays
         own = {below: _digest_of_bytes(work / OUTLINES / below) for below in new}
         self.record["outlines"] = {b: [*self._own_outlines(b), d] for b, d in own.items()}
@@ -325,6 +325,20 @@ class Answers:
 
     def _save(self) -> None:
         replace_file(self.path, json.dumps(self.record, indent=1) + "\n", "--out")
+
+
+def _is_sound(found: object) -> bool:
+    """Whether a record has the shape of those that ``Answers`` writes, as far as it has entries."""
+    if not isinstance(found, dict) or "files" not in found:
+        return False
+    tables = [found.get(kind, {}) for kind in ("files", "outlines", "beside")]
+    if not all(isinstance(each, dict) for each in tables):
+        return False
+    hashes = [*tables[0].values(), *tables[1].values()]
+    crop = found.get("crop", list(NO_CROP))
+    whole = isinstance(crop, list) and len(crop) == len(NO_CROP)
+    sides = whole and all(isinstance(side, int) and side >= 0 for side in crop)
+    return sides and all(isinstance(each, list) for each in hashes)
 
 
 def digest(path: Path) -> str:
@@ -370,23 +384,17 @@ class Rounds:
         self.path = out / ROUNDS
         self.all: list[Round] = []
         with suppress(OSError, ValueError, TypeError):
-            self.all = [Round(**each) for each in json.loads(self.path.read_text(encoding="utf-8"))]
+            found = [Round(**each) for each in json.loads(self.path.read_text(encoding="utf-8"))]
+            places = [place for r in found for place in (r.start, r.answer, r.network) if place]
+            if all(inside(out, place) for place in places):  # else the file is not of this program
+                self.all = found
 
-    def open(
-        self,
-        labels: dict[str, str],
-        classes: int,
-        decides: Mapping[str, Any],
-        older: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Round:
+    def open(self, labels: dict[str, str], classes: int, decides: Mapping[str, Any]) -> Round:
         """The round of these labels: the last one if nothing has changed, else a new one.
 
-        ``labels`` has a ``pair_digest`` of each annotated image, by name. ``older`` is ``decides``
-        as an older program wrote it, whose rounds are taken over.
+        ``labels`` has a ``pair_digest`` of each annotated image, by name.
         """
-        key, old = _key(labels, classes, decides), _key(labels, classes, older)
-        if self.all and self.all[-1].key == old:
-            self.all[-1].key = key
+        key = _key(labels, classes, decides)
         if not self.all or self.all[-1].key != key:
             self.all.append(Round(len(self.all) + 1, key, classes, labels))
             self.save()

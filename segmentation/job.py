@@ -136,8 +136,7 @@ class Work:
         decides["training"] = {**training, "data_dir": ""}  # by preset and program, not by place
         labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
         known = len(self.rounds.all)
-        older = {**decides, "training": {**training, "data_dir": str(self.intake.folder)}}
-        self.this = self.rounds.open(labels, self.classes, decides, older)
+        self.this = self.rounds.open(labels, self.classes, decides)
         self.goes_on = len(self.rounds.all) == known and not self.this.answer
         self.before = self.rounds.before(self.this)
         self.place = self.out / TRAINING / f"round_{self.this.number}"
@@ -499,7 +498,7 @@ class Work:
         self.draw_outlines(folder)
         names, crop = [p.name for p in self.pictures], self.intake.crop
         self.answers.publish(place, names, self.this.by, predictor.class_names, crop)
-        if not (place / BATCHES).exists():  # of an answer before, or of an older program
+        if not (place / BATCHES).exists():  # of an answer before
             (self.out / BATCHES).unlink(missing_ok=True)
         network = self.out / self.this.network if self.this.network else None
         self.answers.publish_model(network, self.request.class_names, self.facts(folder))

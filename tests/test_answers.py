@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from annotation.outlines import SUFFIX, packed
 from imaging.field import Crop
-from segmentation.answers import KINDS, Answers
+from segmentation.answers import KINDS, Answers, Rounds
 from utils.checkpoint import load, save
 from utils.files import DataError
 
@@ -284,3 +285,71 @@ def test_pictures_among_the_class_maps_that_are_no_corrections_are_named(out: Pa
         (str(folder / "x.png"), f" name it as its image, such as {folder / 'a.png'}"),
     ]
     assert list(Answers(out).corrections()) == ["a"]  # the TIFF
+
+
+def hostile(out: Path, tmp_path: Path, kind: str) -> Path:
+    """A file beside OUT, with the folder ``sub`` of every kind of results linked to it there."""
+    victims = tmp_path / "mine"
+    victims.mkdir(exist_ok=True)
+    for folder in (*KINDS, "outlines"):
+        (out / folder).mkdir(exist_ok=True)
+        (out / folder / "sub").symlink_to(victims, target_is_directory=True)
+    victim = victims / f"victim{kind}"
+    victim.write_bytes(b"mine")
+    return victim
+
+
+def test_names_in_a_record_that_lead_out_of_the_folder_are_left_alone(
+    out: Path, tmp_path: Path
+) -> None:
+    victim = hostile(out, tmp_path, ".png")
+    record = json.loads((out / "answer.json").read_text())
+    for name in ("../../mine/victim", str(victim.with_suffix("")), "sub/victim", "a\0b"):
+        record["files"][name] = []
+    (out / "answer.json").write_text(json.dumps(record))
+    Answers(out).publish(work(tmp_path / "two", NEW), ["a"], "me")
+    assert victim.read_bytes() == b"mine" and Answers(out).by == "me"
+    assert not (out / "gray" / "b" / "c.png").exists()  # its own, of an image that is no more
+
+
+def test_names_of_outlines_that_lead_out_of_the_folder_are_left_alone(
+    out: Path, tmp_path: Path
+) -> None:
+    victim = hostile(out, tmp_path, ".geojson")
+    own = hashlib.sha256(b"mine").hexdigest()[:16]
+    inside = out / "outlines" / "old.geojson"
+    inside.write_bytes(b"mine")
+    record = json.loads((out / "answer.json").read_text())
+    names = ("old", "../../mine/victim", str(victim.with_suffix("")), "sub/victim")
+    record["outlines"] = {f"{name}.geojson": [own] for name in names}
+    (out / "answer.json").write_text(json.dumps(record))
+    Answers(out).publish(work(tmp_path / "two", NEW), ["a"], "me")
+    assert victim.read_bytes() == b"mine" and not inside.exists()
+
+
+@pytest.mark.parametrize("entry", ["start", "answer", "network"])
+def test_rounds_whose_files_lie_elsewhere_are_none(tmp_path: Path, entry: str) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    (out / "training").mkdir(parents=True)
+    elsewhere.mkdir()
+    (out / "linked").symlink_to(elsewhere, target_is_directory=True)
+    known = {"number": 1, "key": "k", "classes": 2, "labels": {}}
+    for place in ("../elsewhere/x.pt", str(elsewhere / "x.pt"), "linked/x.pt", 7):
+        (out / "rounds.json").write_text(json.dumps([known | {entry: place}]))
+        assert Rounds(out).all == [], place
+    (out / "rounds.json").write_text(json.dumps([known | {entry: "training/x.pt"}]))
+    assert [getattr(each, entry) for each in Rounds(out).all] == ["training/x.pt"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"files": {"a": 5}}, {"files": {}, "outlines": []}, {"files": {}, "outlines": {"a": None}},
+     {"files": {}, "beside": 1}, {"files": {}, "crop": [1]}, {"files": {}, "crop": "0000"}],
+)  # fmt: skip
+def test_a_record_of_another_shape_is_none(
+    out: Path, tmp_path: Path, damage: dict[str, object]
+) -> None:
+    (out / "answer.json").write_text(json.dumps({"by": "who", **damage}))
+    assert Answers(out).by == "" and Answers(out).corrections() == {}
+    Answers(out).publish(work(tmp_path / "two", NEW), ["a"], "me")
+    assert Answers(out).by == "me"

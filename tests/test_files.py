@@ -13,6 +13,7 @@ from utils.files import (
     Behind,
     confined,
     cut_name,
+    inside,
     list_files,
     open_to_append,
     remove_leftovers,
@@ -178,3 +179,20 @@ def test_an_error_behind_is_raised_and_what_follows_is_left_out():
     with pytest.raises(ValueError, match="'y'"):
         behind.wait()
     assert done == []
+
+
+def test_a_name_is_inside_a_folder_unless_it_leads_out(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    (folder / "kept").mkdir(parents=True)
+    elsewhere.mkdir()
+    assert inside(folder, "kept/new/a.png") == folder / "kept" / "new" / "a.png"
+    assert inside(folder, "..a/b..png") == folder / "..a" / "b..png"  # such names are no steps up
+    for name in ("", ".", "../elsewhere/a", "kept/../../elsewhere/a", str(elsewhere / "a"),
+                 str(folder / "kept" / "a"), "a\0b"):  # fmt: skip
+        assert inside(folder, name) is None, name
+    try:
+        (folder / "link").symlink_to(elsewhere, target_is_directory=True)
+        (folder / "own").symlink_to(folder / "kept", target_is_directory=True)
+    except OSError:
+        pytest.skip("links cannot be made here")
+    assert inside(folder, "link/a") is None and inside(folder, "own/a") == folder / "own" / "a"

@@ -29,8 +29,8 @@ import segmentation.job
 from annotation.files import read_annotation
 from imaging.data_bar import Bar
 from metallography.scales import NOT_GIVEN
-from segmentation import answers, blocks
-from segmentation.answers import Answers, Rounds
+from segmentation import blocks
+from segmentation.answers import Answers
 from segmentation.intake import read
 from segmentation.learning import Learning
 from segmentation.micrographs import draw_micrograph
@@ -878,24 +878,6 @@ def test_data_bars_are_warned_of_by_the_images_alone(
     monkeypatch.setattr("metallography.folder.find_bars", lambda _: [Bar("bottom", 8)])
     assert run(place) == 0
     assert "data bar" not in (place / "out" / "summary.md").read_text(encoding="utf-8")
-
-
-def test_a_round_of_an_older_program_is_taken_over(
-    done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its key had the path of the set."""
-    path = done / "out" / "rounds.json"
-    open_ = Rounds.open
-
-    def as_before(rounds: Rounds, labels: Any, classes: int, decides: Any, older: Any) -> Any:
-        rounds.all[-1].key = answers._key(labels, classes, older)
-        return open_(rounds, labels, classes, decides, older)
-
-    monkeypatch.setattr(Rounds, "open", as_before)
-    monkeypatch.setattr(Learning, "finetune", None)  # nothing is trained
-    assert run(done) == 0
-    assert "Round 2" not in capsys.readouterr().out
-    assert len(json.loads(path.read_text(encoding="utf-8"))) == 1
 
 
 def test_another_crop_begins_a_new_round(done: Path, capsys: pytest.CaptureFixture[str]) -> None:

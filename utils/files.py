@@ -61,6 +61,17 @@ def leads_out(path: str | Path, folder: str | Path) -> bool:
     return not Path(path).parent.resolve().is_relative_to(Path(folder).resolve())
 
 
+def inside(folder: str | Path, name: str | Path) -> Path | None:
+    """The path of a name below ``folder``; None if it leads out of it, also through a link.
+
+    Names in records are anyone's: a folder of results may come from somebody else.
+    """
+    below = Path(name)
+    leaves = bool(below.anchor) or ".." in below.parts or not below.parts or "\0" in str(below)
+    path = Path(folder) / below
+    return None if leaves or leads_out(path, folder) else path
+
+
 def refuse_links(path: str | Path) -> None:
     """Raise UserError if writing ``path`` would leave a ``confined`` folder through a link."""
     absolute = Path(os.path.abspath(path))

@@ -16,7 +16,7 @@ from typing import Any
 
 from utils.checkpoint import CheckpointError, is_plain, load, save
 from utils.commandline import UserError
-from utils.files import confined, leads_out, special_kind, writing
+from utils.files import confined, inside, leads_out, special_kind, writing
 
 LOCK_FILE = ".lock"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -182,13 +182,12 @@ def remove_outputs(run_dir: str | Path, names: Iterable[str]) -> None:
     Raises UserError if a file cannot be removed.
     """
     run_dir = Path(run_dir)
-    inside = [Path(n) for n in names if not Path(n).is_absolute() and ".." not in Path(n).parts]
-    inside = [name for name in inside if not leads_out(run_dir / name, run_dir)]
-    for name in inside:
-        with writing(run_dir / name):
-            (run_dir / name).unlink(missing_ok=True)
-    folders = {folder for name in inside for folder in name.parents if folder.parts}
-    for folder in sorted(folders, reverse=True):  # what is inside another comes first
+    paths = [path for name in names if (path := inside(run_dir, name)) is not None]
+    for path in paths:
+        with writing(path):
+            path.unlink(missing_ok=True)
+    folders = {folder for path in paths for folder in path.relative_to(run_dir).parents}
+    for folder in sorted(folders - {Path()}, reverse=True):  # what is inside another comes first
         with suppress(OSError):  # somebody put more into it, or it was never made
             (run_dir / folder).rmdir()
 
