@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from imaging.imagefile import read_mask
+from imaging.imagefile import check_size, read_mask
 from imaging.pages import place_of
 from utils.files import DataError
 
@@ -88,6 +88,7 @@ def transparent(path: str | Path, page: int = 1) -> Array | None:
     with suppress(Exception), Image.open(path) as file:
         if place := place_of(path, page):
             file.seek(place)
+        check_size(path, *file.size)  # reading its pixels says that they are too many
         if "A" not in file.getbands() and "transparency" not in file.info:
             return None
         whole = ImageOps.exif_transpose(file)

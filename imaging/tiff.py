@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import logging
+import lzma
 import re
 import struct
 import zlib
@@ -148,6 +149,9 @@ def read_page(raw: bytes, number: int, check_size: Callable[[int, int], None]) -
         found = tags.valueof(PHOTOMETRIC)
         photometric = None if found is None else int(found)
         layout = _layout(tags, tiff.byteorder, photometric)
+        _check_samples(layout.samples, photometric)
+        if layout.tiled:
+            check_size(layout.columns, layout.rows)  # of a tile, which may be larger than its page
         if layout.bytes > max(SMALL, MOST_PACKED * len(raw)):
             raise ValueError("claims more than it can hold")
         if layout.compression in (*CCITT, JPEG):
@@ -295,10 +299,12 @@ def _unpacked(raw: bytes, layout: Layout, tags: Any) -> list[Array]:
     pairs = [*zip(packed, heights, strict=False)]
     if layout.compression in (LZW, PACKBITS):
         return _by_libtiff(pairs, layout)
-    if layout.compression in (LZMA, ZSTD):
+    if layout.compression == ZSTD:
         return [_rows(_by_codec(part, layout), rows, layout) for part, rows in pairs]
-    if layout.compression in DEFLATE:
-        most = layout.rows * layout.row_bytes
+    most = layout.rows * layout.row_bytes  # what a strip or tile holds, whatever it unpacks to
+    if layout.compression == LZMA:
+        pairs = [(lzma.LZMADecompressor().decompress(part, most), rows) for part, rows in pairs]
+    elif layout.compression in DEFLATE:
         pairs = [(zlib.decompressobj().decompress(part, most), rows) for part, rows in pairs]
     elif layout.compression != 1:
         raise Unread(COMPRESSION, _name(COMPRESSIONS, layout.compression))
@@ -457,14 +463,20 @@ def _palette(found: Any, bits: int) -> Array:
     return (table if table.max() < 256 else table >> 8).astype(np.uint8)
 
 
-def _colours(values: Array, photometric: int | None, tags: Any) -> Array:
-    """Drop what is beside the colours, (H, W, samples) to (H, W) or (H, W, 3); raises Unread."""
-    samples = values.shape[2]
+def _check_samples(samples: int, photometric: int | None) -> int:
+    """How many samples of a pixel are its colour; raises Unread for more than one beside them."""
     wanted = COLOURS[photometric] if photometric is not None else (1 if samples < 3 else 3)
-    extra = _numbers(tags.valueof(EXTRA_SAMPLES, ()))
     if not wanted <= samples <= wanted + 1:
         cure = "save each channel as an image of its own"
         raise Unread(SAMPLES, f"{samples}, where {wanted} make a pixel", cure)
+    return wanted
+
+
+def _colours(values: Array, photometric: int | None, tags: Any) -> Array:
+    """Drop what is beside the colours, (H, W, samples) to (H, W) or (H, W, 3); raises Unread."""
+    samples = values.shape[2]
+    wanted = _check_samples(samples, photometric)
+    extra = _numbers(tags.valueof(EXTRA_SAMPLES, ()))
     if wanted == 1 and samples == 2 and extra == [0]:
         raise Unread(EXTRA_SAMPLES, "0: a second channel that is no opacity")
     if photometric == CMYK:

@@ -23,6 +23,7 @@ from jinja2 import Environment, FileSystemLoader, Template
 from PIL import Image
 
 from config import FIELDS, ConfigError, format_value
+from imaging.imagefile import check_size
 from metallography.items import MEASUREMENTS, SUMMARY
 from metallography.summary import DEFINITIONS, Table, of_particles, shown, words
 from report.figures import curve_picture
@@ -220,8 +221,9 @@ def _open(path: Path) -> Image.Image | None:
         if special_kind(path):
             return None
         with Image.open(path) as file:
+            check_size(path, *file.size)
             return file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError):
         return None
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,41 @@ def test_the_other_shapes_of_labelme(tmp_path: Path) -> None:
         [0, 0, 0, 0, 0, 0, 0, 0],
         [255, 0, 0, 0, 0, 0, 0, 1],
     ]
+
+
+def empty_png(width: int, height: int) -> str:
+    """A PNG that says a size and holds no pixel of it."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = (head, b"IDAT" + zlib.compress(b""), b"IEND")
+    parts = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(parts)).decode()
+
+
+def test_a_mask_of_labelme_takes_no_more_memory_than_an_image(tmp_path: Path) -> None:
+    """A few kilobytes may claim gigabytes: their size is looked at before they are unpacked."""
+    path, corner = tmp_path / "a.json", [(0, 0), (1, 1)]
+    path.write_text(labelme(("pore", corner, "mask", {"mask": empty_png(9, 6)})))
+    with pytest.raises(DataError, match=r"a\.json: a mask of 9x6 pixels on an image of 8x6; exp"):
+        read_annotation(path, SIZE, NAMES)
+    alone = json.loads(labelme(("pore", corner, "mask", {"mask": empty_png(30_000, 20_000)})))
+    del alone["imageHeight"]
+    path.write_text(json.dumps(alone))
+    with pytest.raises(DataError, match="600000000 pixels in masks, more than the 400 million"):
+        read_annotation(path, SIZE, NAMES)
+
+
+def test_all_masks_of_a_file_of_labelme_count_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, path = io.BytesIO(), tmp_path / "a.json"
+    Image.fromarray(np.ones(SIZE, bool)).save(out, format="PNG")
+    mask = {"mask": base64.b64encode(out.getvalue()).decode()}
+    monkeypatch.setattr("annotation.labelme.MAX_PIXELS", 2 * 6 * 8)
+    path.write_text(labelme(*[("pore", [(0, 0), (7, 5)], "mask", mask)] * 2))
+    assert (read_annotation(path, SIZE, NAMES) == 2).all()
+    path.write_text(labelme(*[("pore", [(0, 0), (7, 5)], "mask", mask)] * 3))
+    with pytest.raises(DataError, match="144 pixels in masks, more than"):
+        read_annotation(path, SIZE, NAMES)
 
 
 def test_imagejs_oval_and_points_lie_in_the_centres_of_pixels(tmp_path: Path) -> None:

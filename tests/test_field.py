@@ -67,6 +67,17 @@ def test_transparent_pixels_are_found(tmp_path: Path) -> None:
         assert clear is not None and (clear == (alpha == 0)).all(), name
 
 
+def test_transparency_of_more_pixels_than_are_read_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear = np.zeros((6, 8), np.uint8)
+    clear[:2] = 255
+    Image.fromarray(np.dstack([clear, clear]), "LA").save(tmp_path / "a.png")
+    assert transparent(tmp_path / "a.png") is not None
+    monkeypatch.setattr("imaging.imagefile.MAX_PIXELS", 40)
+    assert transparent(tmp_path / "a.png") is None
+
+
 def test_what_shows_no_transparency_is_all_field(tmp_path: Path) -> None:
     for value in (0, 255):  # a writer that sets all to 0 did not mean it
         alpha = np.full((20, 30), value, np.uint8)

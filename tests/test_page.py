@@ -179,6 +179,17 @@ def test_every_run_has_its_curves_and_sheets(experiment: Path) -> None:
     assert "1_2: no curves yet" in page.text and "f/sheet_fine.png: cannot be read" in page.text
 
 
+def test_a_sheet_that_claims_more_pixels_than_are_read_is_left_out(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise(experiment / "1_1" / "sheet_fine.png", 60, 40)
+    noise(experiment / "1_1" / "sheet_fine_extremes.png", 60, 50)
+    monkeypatch.setattr("imaging.imagefile.MAX_PIXELS", 60 * 40)
+    page = Page(write_report(experiment))
+    assert "1_1/sheet_fine_extremes.png: cannot be read, left out" in page.text
+    assert (60, 40) in [picture.size for _, picture in page.pictures]
+
+
 def test_the_page_stays_small(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("1_0", "1_1", "1_2", "f"):
         noise(experiment / name / "sheet_fine.png", 600, 500)

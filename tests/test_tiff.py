@@ -8,6 +8,7 @@ import io
 import itertools
 import lzma
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -471,6 +472,34 @@ def test_a_file_that_claims_more_than_it_can_hold_is_refused(tmp_path):
         path = write(tmp_path / "a.tif", ONE, "u", 8, compression=compression, extra=claimed)
         with pytest.raises(DataError, match="damaged or cut short"):
             decode(path)
+
+
+def test_a_tile_larger_than_can_be_read_is_refused_before_it_is_unpacked(tmp_path):
+    """What a file may unpack to is known by the size of its tiles, not by that of its page."""
+    path, claimed = tmp_path / "a.tif", {322: (4, [40_000]), 323: (4, [20_000])}
+    write(path, ONE, "u", 8, compression=DEFLATE, tile=(16, 16), extra=claimed)
+    with pytest.raises(DataError, match="40000x20000 pixels, more than the 400 million"):
+        decode(path)
+
+
+@pytest.mark.parametrize("compression", [DEFLATE, LZMA])
+def test_no_more_is_unpacked_than_a_page_holds(tmp_path, monkeypatch, compression):
+    bomb = 50_000_000
+    pack = PACK[compression]
+    monkeypatch.setitem(PACK, compression, lambda part: pack(part + bytes(bomb)))
+    path = write(tmp_path / "a.tif", ONE, "u", 8, compression=compression)
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(decode(path).values, ONE[..., 0])
+        assert tracemalloc.get_traced_memory()[1] < bomb / 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_channels_that_make_no_pixel_are_refused_before_they_are_unpacked(tmp_path):
+    path = write(tmp_path / "a.tif", ONE, "u", 8, extra={277: (3, [9]), 258: (3, [8] * 9)})
+    with pytest.raises(DataError, match=r"SamplesPerPixel \(TIFF tag 277\) is 9, where 1 make"):
+        decode(path)  # it holds one channel: unpacked, it would be cut short
 
 
 def test_strips_without_a_count_are_read_if_nothing_is_packed(tmp_path):
