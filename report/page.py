@@ -40,6 +40,7 @@ from report.results import (
 )
 from utils.commandline import UserError
 from utils.files import list_files, list_names, replace_file, special_kind
+from utils.tables import text_of
 
 REPORT = "report.html"
 MAX_BYTES = 9_500_000  # of the page; mail programs refuse much more
@@ -290,7 +291,7 @@ def _by_image(path: Path) -> dict[str, Table]:
         head, *rows = [*csv.reader(file)] or [[]]
     if not rows:
         raise ValueError("it holds no measurements")
-    rows = [[cell for _, cell in zip_longest(head, row, fillvalue="")] for row in rows]
+    rows = [[text_of(cell) for _, cell in zip_longest(head, row, fillvalue="")] for row in rows]
     known = [i for i in range(len(head)) if any(row[i] for row in rows)]
     chosen = [i for i in known if head[i].startswith(_OF_IMAGES)] or known[:12]
     title = (

@@ -18,13 +18,12 @@ from metallography.folder import Folder
 from metallography.items import TABLES
 from metallography.summary import is_share, phases_csv, words
 from utils.files import replacing, writing
-from utils.tables import rounded
+from utils.tables import rounded, text_of
 
 WORKBOOK = "measurements.xlsx"
 MOST_ROWS = 1_048_576  # of a sheet
 TEXTS = ("image", "batch", "class_name", "reasons")  # columns whose numbers are names
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
-ESCAPED = ("'=", "'+", "'-", "'@", "'\t", "'\r")  # text that a spreadsheet would take for a formula
 CREATED = datetime(2000, 1, 1, tzinfo=timezone.utc)  # the same bytes on any day
 
 
@@ -106,8 +105,7 @@ class Formats:
 
 
 def _text(cell: str) -> str:
-    text = cell[1:] if cell.startswith(ESCAPED) else cell
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text_of(cell).encode("utf-8", "backslashreplace").decode()
 
 
 def write_folder_workbook(folder: Folder) -> list[str]:

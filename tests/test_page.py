@@ -18,6 +18,7 @@ from report import page as report
 from report.page import write_report
 from utils.checkpoint import save
 from utils.commandline import UserError
+from utils.tables import csv_text
 
 NAME = 'Al<b>&"钢 µ'
 VOID = {"meta", "img", "input"}
@@ -224,6 +225,14 @@ def test_measurements_are_shown(experiment: Path) -> None:
     assert named in page.rows
     assert "all 70 lines" in page.text
     assert "1_0/predicted_钢 <i>" in page.text and "i" not in page.tags
+
+
+def test_names_that_a_spreadsheet_would_run_are_shown_as_they_are(experiment: Path) -> None:
+    head, name = "image,class_name,area_fraction,number", "a;=b.png"
+    line = csv_text([[name, "α", 0.5, 2]]).removesuffix("\n")
+    assert name not in line
+    measured(experiment / "1_0" / "predicted", head, line)
+    assert any(row[0] == name for row in Page(write_report(experiment)).rows if row)
 
 
 def test_islands_of_the_matrix_are_no_particles(experiment: Path) -> None:

@@ -21,6 +21,7 @@ from utils.tables import (
     rounded,
     significant,
     text,
+    text_of,
 )
 
 
@@ -64,8 +65,46 @@ def test_no_cell_is_a_formula() -> None:
     ]
     text = csv_text([cells])
     (found,) = csv.reader(io.StringIO(text))
-    escaped = ["'=1+1", "'+cmd|' /C calc'!A0", "'-2+3", "'@SUM(A1)", "'\t=1"]
+    # The last one begins with a tab, behind which a cell begins where tabs separate.
+    escaped = ["'=1+1", "'+cmd|' /C calc'!A0", "'-2+3", "'@SUM(A1)", "'\t'=1"]
     assert found == [*escaped, "-", "-0.5", "1e-3", "a=b", "-2"]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "\r", "\n"])
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@"])
+def test_no_part_of_a_cell_is_a_formula_where_commas_do_not_separate(
+    separator: str, sign: str
+) -> None:
+    """Spreadsheets of other languages separate by semicolons or tabs, and end a row at its end.
+
+    Quotes hold a cell together at its beginning alone, which ``0.5,"s7;=1+1"`` is not for them.
+    """
+    name = f"s7{separator}{sign}1+1"
+    text = csv_text([[name, 1.0], [0.5, name]])
+    assert text == f'"s7{separator}\'{sign}1+1",1.0\n0.5,"s7{separator}\'{sign}1+1"\n'
+    rows = [*csv.reader(io.StringIO(text, newline=""))]
+    assert [[text_of(cell) for cell in row] for row in rows] == [[name, "1.0"], ["0.5", name]]
+
+
+def test_what_holds_another_separator_is_in_quotes() -> None:
+    assert csv_text([["a;b", "", 'c"d', "e"]]) == '"a;b",,"c""d",e\n'
+    assert csv_text([["a\tb"], ["a\rb"], ["a b"]]) == '"a\tb"\n"a\rb"\na b\n'
+
+
+NAMES = ["=1", "'=1", "''=1", "-", "'-", "-0.5", "a;=b", "a;'=b", "a;b", "a;;=b", "\t\t=1", "a'=b",
+         "it's; +5", "a;'b", ";=", "\n-x;@y"]  # fmt: skip
+
+
+def test_a_text_is_read_back_as_it_was() -> None:
+    rows = [*csv.reader(io.StringIO(csv_text([NAMES]), newline=""))]
+    assert [text_of(cell) for cell in rows[0]] == NAMES
+
+
+def test_a_table_of_this_program_may_be_given_back(tmp_path: Path) -> None:
+    names = ["a;=b.png", "=c.png", "d;e.png"]
+    (tmp_path / "a.csv").write_text(csv_text([["file", "um_per_px"], *([n, 2.5] for n in names)]))
+    _, rows = read_csv(tmp_path / "a.csv", "--scales")
+    assert [row["file"] for _, row in rows] == names
 
 
 def test_markdown_shows_html_as_text_on_one_line() -> None:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from report.workbook import write_workbook
+from utils.tables import csv_text
 
 SPACE = {"m": "http://schemas.openxmlformats.org/spreadsheetml/2006/main"}
 
@@ -50,6 +51,14 @@ def test_names_that_look_like_numbers_stay_names(tmp_path: Path) -> None:
     kinds = {name: got[name] for name in ("A2", "B2", "D2", "A3", "D3")}
     assert [text for _, text in kinds.values()] == ["007", "0012", "2", "1e5", "1e3"]
     assert {kind for kind, _ in kinds.values()} == {"inlineStr"} and got["C2"] == ("n", "1")
+
+
+def test_names_with_separators_are_those_of_their_images(tmp_path: Path) -> None:
+    names = ["s7;=1+1.png", "=s7.png", "a;b.png"]
+    table = csv_text([["image", "x"], *([name, 0.5] for name in names)])
+    write_workbook(tmp_path / "b.xlsx", {"fields": table})
+    got = cells(tmp_path / "b.xlsx")
+    assert [got[cell] for cell in ("A2", "A3", "A4")] == [("inlineStr", name) for name in names]
 
 
 def test_a_sheet_may_be_a_text(tmp_path: Path) -> None:

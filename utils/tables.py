@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -15,7 +16,12 @@ from typing import Any
 from utils.files import DataError, special_kind
 
 Cells = Sequence[object]
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for one, begins so
+# Where a cell begins: spreadsheets of other languages separate by semicolons, or by tabs, and know
+# no quotes but at the beginning of a cell, so that a new line within quotes may begin one, too.
+SPLITS = re.compile(r"[;\t\r\n]")
+# What a spreadsheet takes for a formula begins so; an apostrophe before it is the mark of a text.
+FORMULA = re.compile(r"(\A|[;\t\r\n])(?='*[=+\-@\t\r])")
+MARKED = re.compile(r"(\A|[;\t\r\n])'(?='*[=+\-@\t\r])")
 
 
 def read_csv(path: Path, flag: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -42,7 +48,7 @@ def read_csv(path: Path, flag: str) -> tuple[list[str], list[tuple[int, dict[str
                 found = f"line {reader.line_num}: {len(head) + len(surplus)} cells where the head "
                 cure = 'write decimals with a point, or separate the columns by ";"'
                 raise DataError(f"{path}: {found}has {len(head)}; {cure}")
-            rows.append((reader.line_num, {n: (row[n] or "").strip() for n in head if n}))
+            rows.append((reader.line_num, {n: text_of((row[n] or "").strip()) for n in head if n}))
     except csv.Error as error:
         raise DataError(f"{path}: not a CSV file ({error}); correct {flag}") from None
     return head, rows
@@ -113,10 +119,27 @@ def text(rows: Iterable[Cells]) -> list[str]:
 
 
 def csv_text(rows: Iterable[Cells]) -> str:
-    """CSV with line feeds; nan and None are empty cells, and no cell is a formula."""
+    """CSV with line feeds; nan and None are empty cells, and no cell is a formula.
+
+    Nor does one become a formula, or several cells, where a spreadsheet separates by semicolons or
+    tabs. ``text_of`` gives the texts back.
+    """
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([cell(c) for c in row] for row in rows)
+    writer = csv.writer(file, lineterminator="\n")
+    for row in rows:
+        cells = [cell(value) for value in row]
+        if any(isinstance(c, str) and SPLITS.search(c) for c in cells):
+            file.write(",".join(map(_quoted, cells)) + "\n")  # the writer quotes commas alone
+        else:
+            writer.writerow(cells)
     return file.getvalue()
+
+
+def _quoted(value: object) -> str:
+    """A cell in quotes, if it needs them."""
+    shown = str(value)
+    needed = SPLITS.search(shown) or "," in shown or '"' in shown
+    return '"' + shown.replace('"', '""') + '"' if needed else shown
 
 
 def csv_of_rows(rows: Sequence[Mapping[str, Any]], head: Sequence[str] = ()) -> str:
@@ -129,13 +152,18 @@ def cell(value: object) -> object:
     """A value for a CSV file or a spreadsheet.
 
     What is not known is empty. Text that a spreadsheet would run as a formula begins with an
-    apostrophe, which it takes for the mark of a text.
+    apostrophe, which it takes for the mark of a text; so does what would be one behind a separator.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, str) and value.startswith(FORMULA) and len(value) > 1:
+    if isinstance(value, str) and len(value) > 1:
         with suppress(ValueError):
             float(value)
             return value  # a number
-        return f"'{value}"
+        return FORMULA.sub(r"\1'", value)
     return value
+
+
+def text_of(written: str) -> str:
+    """The text of which ``cell`` made what is written in a CSV file."""
+    return MARKED.sub(r"\1", written)
