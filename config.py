@@ -168,7 +168,7 @@ class Config:
         "0,128,64,255 for 4 classes, else evenly spread", unit="gray value", limits=between(0, 255))
     class_names: tuple[str, ...] = experiment((), "names of the classes in legends and tables; "
         "empty: 0 background, 1, 2 ...", source=OURS,
-        pattern=r"(?=\S)[^\x00-\x1f\x7f,]{1,40}(?<=\S)",
+        pattern=r"(?=\S)[^\x00-\x1f\x7f]{1,40}(?<=\S)",
         allowed="a name for each class, separated by commas, of 1 to 40 characters each")
     class_colours: tuple[str, ...] = experiment((), "colours of the classes in pictures, six "
         "hexadecimal digits each, such as e69f00; empty: colours that colour-blind readers tell "

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from utils import leave_while_loading
 
@@ -18,27 +19,30 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 from annotation.outlines import SUFFIX
 from config import PRESETS, ConfigError
-from dataset.mask_values import KINDS
+from dataset.check import Problems
+from dataset.mask_values import KINDS, reading_of
 from metallography.particles import MINIMUM_PX
 from segmentation import demo
 from segmentation.intake import PRETRAIN, Request
 from segmentation.job import run
 from segmentation.micrographs import DEFAULT_FOLDER
 from utils.commandline import Parser, exit_code
+from utils.entries import split_entries
 
 DESCRIPTION = "From a folder of images and one mask to class maps, measurements and a report."
 AGAIN = "The same command goes on and ends with the same result"
-READING = {  # options of dataset/prepare.py
-    "mask_pattern": 'names of masks, if they are not those of the images: "{stem}_mask.png"',
-    "mask_kind": f"what the values in masks mean: {', '.join(KINDS)} (auto)",
-    "palette": 'which class a value in masks means: "0=0 1=128 2=255", or of colours '
-    '"0=0,0,0 1=255,0,0 ignore=255,255,255"; default: the values in their order',
-    "ignore": "values in masks of pixels that nobody labelled, such as 9",
-    "tolerance": "values in masks that differ by at most this in each channel are one class (0)",
-    "crop": "pixels to cut off images, such as a data bar: top,bottom,left,right; default: as in "
-    "the previous run, else 0,0,0,0",
-    "trim": "crop up to N pixels where image and mask differ in size (0)",
-}
+READING: dict[str, tuple[str, dict[str, Any]]] = {  # options of dataset/prepare.py
+    "mask_pattern": ('names of masks, if they are not those of the images: "{stem}_mask.png"', {}),
+    "mask_kind": (f"what the values in masks mean: {', '.join(KINDS)} (auto)", {"choices": KINDS}),
+    "palette": ('which class a value in masks means: "0=0 1=128 2=255", or of colours '
+    '"0=0,0,0 1=255,0,0 ignore=255,255,255"; default: the values in their order', {}),
+    "ignore": ("values in masks of pixels that nobody labelled, such as 9", {}),
+    "tolerance": ("values in masks that differ by at most this in each channel are one class (0)",
+        {"type": int}),
+    "crop": ("pixels to cut off images, such as a data bar: top,bottom,left,right; default: as in "
+        "the previous run, else 0,0,0,0", {}),
+    "trim": ("crop up to N pixels where image and mask differ in size (0)", {"type": int}),
+}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "(default; chosen after a look at the images), robust, or paper")  # fmt: skip
     add("--pretrain", choices=PRETRAIN, help="pretraining by PSCL: never (default; in our tests it "
         "did not improve networks of one mask), or always (default with --demo)")  # fmt: skip
-    add("--class_names", type=_names, default=(), metavar="NAME,...",
+    add("--class_names", type=split_entries, default=(), metavar="NAME,...",
         help="names of the classes, of id 0 first")  # fmt: skip
     add("--um_per_px", type=float, help="micrometres per pixel; default: as in the previous run, "
         "else as the files say, else lengths in pixels; 0: forget the previous run's")  # fmt: skip
@@ -70,21 +74,16 @@ def parser() -> argparse.ArgumentParser:
         f"specks and holes count as noise ({MINIMUM_PX})")  # fmt: skip
     add("--grain_classes", type=int, nargs="+", default=[], metavar="CLASS", help="ids of the "
         "classes whose particles are grains: an ASTM grain-size number is given")  # fmt: skip
-    for name, meaning in READING.items():
-        add(f"--{name}", default="", help=meaning)
+    for name, (meaning, how) in READING.items():
+        add(f"--{name}", help=meaning, **how)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=int, default=0, help="CPU threads; 0: as many as PyTorch chooses")
     add("--seed", type=int, default=0, help="seed of all random numbers")
     return made
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
-
-
 def request_of(options: argparse.Namespace) -> Request:
-    """The job that the options ask for; ConfigError."""
-    given = {name: getattr(options, name) for name in READING}
+    """The job that the options ask for; UserError, a line for each wrong one."""
     if options.demo and (options.images or options.masks):
         raise ConfigError("--demo: brings its own images and mask; leave --images and --masks out")
     if not options.demo and not options.images:
@@ -93,6 +92,9 @@ def request_of(options: argparse.Namespace) -> Request:
     if options.demo:
         images, masks = demo.given()
         minutes = demo.MINUTES
+    problems = Problems()
+    reading = reading_of(options, problems)
+    problems.refuse()
     name = DEFAULT_FOLDER.name if options.demo else images.resolve().name
     return Request(
         images=images,
@@ -105,7 +107,7 @@ def request_of(options: argparse.Namespace) -> Request:
         um_per_px=options.um_per_px,
         min_px=options.min_px,
         grain_classes=tuple(options.grain_classes),
-        reading=tuple(f"--{name}={value}" for name, value in given.items() if value),
+        reading=reading,
         device=options.device,
         threads=options.threads,
         seed=options.seed,

@@ -1,11 +1,17 @@
-"""From the values of masks (gray levels, colours, class ids) to class ids, one rule for a set."""
+"""From the values of masks (gray levels, colours, class ids) to class ids, one rule for a set.
+
+And what a user says of them: the settings of the commands that read masks.
+"""
 
 from __future__ import annotations
 
+import re
+import shlex
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 import cv2
@@ -15,7 +21,9 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from annotation.edges import assign_edges, flat
 from dataset.check import Problems
+from imaging.field import Crop, read_crop
 from imaging.imagefile import Array, DataError, Pixels, has_colour
+from utils.entries import join_entries
 from utils.metrics import IGNORED
 
 Codes = NDArray[np.int64]
@@ -23,7 +31,6 @@ Bits = NDArray[np.bool_]
 Value = tuple[int, ...]  # one gray level, or red, green, blue
 Palette = Sequence[tuple[int, Value]]  # class id (or IGNORED) and value
 
-PALETTE = "--palette"  # the note of a rule that was given
 LARGEST = 2.0**53  # value of a float mask; above it float64 misses whole numbers
 MOST_CLASSES = 32  # without a palette; more values are those of a picture
 KINDS = ("auto", "ids", "levels", "colours", "particles")
@@ -77,6 +84,69 @@ def parse_ignored(text: str) -> tuple[Value, ...]:
     return values
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a user's images and masks are read: options that two commands have, see ``reading_of``.
+
+    Their meaning stands in the help of ``dataset/prepare.py``.
+    """
+
+    mask_pattern: str = ""
+    mask_kind: str = "auto"
+    palette: Palette = ()
+    ignore: tuple[Value, ...] = ()
+    tolerance: int = 0
+    crop: Crop = Crop()
+    trim: int = 0
+    # Of these, the options that somebody gave, which may say what is the default.
+    named: frozenset[str] = field(default=frozenset(), compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetSettings(Reading):
+    """How a set is made of a user's files: options of ``dataset/prepare.py``."""
+
+    images: Path
+    masks: Path
+    out: Path
+    num_classes: int = 0
+    ignored_as: int = IGNORED
+    page: int = 0
+    um_per_px: float | None = None
+    class_names: tuple[str, ...] = ()
+    class_colours: tuple[str, ...] = ()
+    tile: int = 0
+    overlap: int = 0
+    batch_from: re.Pattern[str] | dict[str, dict[str, str]] | None = None
+    test: float = 0.3
+    seed: int = 0
+    dry_run: bool = False
+    overwrite: bool = False
+
+
+def reading_of(given: Namespace, problems: Problems) -> Reading:
+    """What parsed options say of reading, None and '' if not given; problems get a line each."""
+    found = {name: getattr(given, name) for name in Reading.__dataclass_fields__ if name != "named"}
+    found = {name: value for name, value in found.items() if value not in (None, "")}
+    checks = (
+        (
+            "mask_pattern",
+            lambda text: "{stem}" in text,
+            "{stem} for the image's name",
+        ),
+        ("tolerance", lambda number: number >= 0, "0 or more"),
+        ("trim", lambda number: number >= 0, "0 or more"),
+    )
+    for name, is_good, cure in checks:
+        if name in found and not is_good(found[name]):
+            problems.append(f"--{name.replace('_', '-')} {found[name]!r}: give {cure}")
+    parsers = {"palette": parse_palette, "ignore": parse_ignored, "crop": read_crop}
+    for name, parse in parsers.items():
+        with problems.collect():
+            found |= {name: parse(found[name])} if name in found else {}
+    return Reading(**found, named=frozenset(found))
+
+
 def to_codes(path: Path, pixels: Array, colours: bool) -> Codes:
     """One whole number per pixel, (H, W): the gray level, or the colour as 48 bits.
 
@@ -105,6 +175,16 @@ def values_of(codes: Codes, colours: bool) -> Codes:
     return codes[:, None] >> np.array([32, 16, 0]) & 65535 if colours else codes[:, None]
 
 
+class By(Enum):
+    """How the rule of a set was found."""
+
+    PALETTE = "given by --palette"
+    IDS = "values are class ids"
+    PARTICLES = "values number particles"
+    LEVELS = "levels or colours, numbered from dark to bright"
+    NAMES = "files name their classes"
+
+
 @dataclass(frozen=True)
 class MaskRule:
     """Which value is which class: the nearest of the palette, if it is within ``tolerance``."""
@@ -112,6 +192,7 @@ class MaskRule:
     colours: bool  # values are (red, green, blue); else one gray level
     palette: Palette
     tolerance: int  # largest difference in any channel
+    by: By
     note: str  # how the rule was found, for the report
     names: tuple[str, ...] = ()  # of the classes, where files name them
 
@@ -174,23 +255,23 @@ class MaskRule:
         cure = "packed by JPEG, which blurs edges: export it as PNG, or " if lossy else ""
         return f"{path}: {found}; {cure}add it to --palette, or give --tolerance ({nearest})"
 
-    def same_as(self) -> str:
+    @property
+    def option(self) -> str:
         """The option that gives the same rule again."""
         if self.names:
-            return f'the same as --class_names "{",".join(self.names)}"'
-        palette = " ".join(f"{_name(i)}={_text(v)}" for i, v in self.palette)
+            return names_option(self.names)
         tolerance = f" --tolerance {self.tolerance}" if self.tolerance else ""
-        return f'the same as --palette "{palette}"{tolerance}'
+        return f'--palette "{palette_text(self.palette)}"{tolerance}'
+
+    def same_as(self) -> str:
+        """The same in words, for people who want to give it."""
+        return f"the same as {self.option}"
 
     @property
     def told(self) -> str:
         """How values were read, and the option that reads them so again."""
-        same = self.same_as()
-        return (
-            same.replace("the same as", "read by")
-            if self.note == PALETTE
-            else f"{self.note}; {same}"
-        )
+        given = self.by is By.PALETTE
+        return f"read by {self.option}" if given else f"{self.note}; {self.same_as()}"
 
     def _nearest(self, codes: Codes) -> tuple[Codes, Codes]:
         """The entry of the palette nearest to each code (N,), and its distance."""
@@ -204,6 +285,12 @@ class MaskRule:
         return entry, best
 
 
+def names_option(names: Sequence[str]) -> str:
+    """The option that gives these names, as it is written in a shell."""
+    text = join_entries(names)
+    return f"--class_names {shlex.quote(text)}" if '"' in text else f'--class_names "{text}"'
+
+
 def _name(label: int) -> str:
     return "ignore" if label == IGNORED else str(label)
 
@@ -215,7 +302,7 @@ def _text(value: Iterable[int]) -> str:
 def find_rule(
     histogram: Mapping[int, int],
     colours: bool,
-    settings: Namespace,
+    settings: SetSettings,
     drawn: Callable[[], Collection[int]] | None = None,
 ) -> MaskRule:
     """Choose the rule for a whole set; DataError if its values cannot be told apart into classes.
@@ -237,7 +324,7 @@ def find_rule(
         labelled = labelled[far | (value[0] < 0)]  # -1 lies beside class 0 and is exact
     found = None
     if palette:
-        found = _in_channels(palette, colours), PALETTE
+        found = _in_channels(palette, colours), By.PALETTE, "--palette"
         if not found[0]:
             raise DataError("--palette: colours only, but the masks are gray; give gray levels")
     elif not colours and kind != "levels" and not tolerance:
@@ -245,8 +332,8 @@ def find_rule(
     if found is None and drawn is not None:
         filling = np.array(sorted(set(labelled.tolist()) & set(drawn())), np.int64)
         labelled = filling if len(filling) > 1 else labelled
-    entries, note = found or _levels(labelled, histogram, colours, settings)
-    return MaskRule(colours, (*entries, *skipped), tolerance, note)
+    entries, by, note = found or _levels(labelled, histogram, colours, settings)
+    return MaskRule(colours, (*entries, *skipped), tolerance, by, note)
 
 
 def _in_channels(entries: Iterable[tuple[int, Value]], colours: bool) -> Palette:
@@ -256,7 +343,7 @@ def _in_channels(entries: Iterable[tuple[int, Value]], colours: bool) -> Palette
     return [(i, v[:1]) for i, v in entries if len(set(v)) == 1]
 
 
-def _ids(values: list[int], settings: Namespace) -> tuple[Palette, str] | None:
+def _ids(values: list[int], settings: SetSettings) -> tuple[Palette, By, str] | None:
     """Gray values (ascending) as class ids; None if they are levels of a picture."""
     labels = [v for v in values if v != IGNORED]
     if values and values[0] < 0:
@@ -268,7 +355,8 @@ def _ids(values: list[int], settings: Namespace) -> tuple[Palette, str] | None:
     limit = settings.num_classes - 1 if settings.num_classes else likely
     two_levels = labels == [0] and IGNORED in values
     if settings.mask_kind == "particles":
-        return [(0, (0,)), (1, (1,))], "numbered particles: 0 is class 0, every number class 1"
+        note = "numbered particles: 0 is class 0, every number class 1"
+        return [(0, (0,)), (1, (1,))], By.PARTICLES, note
     if settings.mask_kind != "ids" and (not labels or highest > limit or two_levels):
         return None
     if highest >= IGNORED:
@@ -276,12 +364,12 @@ def _ids(values: list[int], settings: Namespace) -> tuple[Palette, str] | None:
         raise DataError(f"{value} is no class id (0..254); give --mask_kind levels")
     also = f"; {IGNORED} taken as no label" if IGNORED in values else ""
     ids = [*labels, IGNORED] if also else labels
-    return [(v, (v,)) for v in ids], f"values taken as class ids{also}"
+    return [(v, (v,)) for v in ids], By.IDS, f"values taken as class ids{also}"
 
 
 def _levels(
-    codes: Codes, histogram: Mapping[int, int], colours: bool, settings: Namespace
-) -> tuple[Palette, str]:
+    codes: Codes, histogram: Mapping[int, int], colours: bool, settings: SetSettings
+) -> tuple[Palette, By, str]:
     """Group almost equal values and number the groups from dark to bright."""
     what, tolerance = "colours" if colours else "gray levels", settings.tolerance
     order = np.argsort([-histogram[c] for c in codes.tolist()], kind="stable")
@@ -298,7 +386,7 @@ def _levels(
     weights = (0.299, 0.587, 0.114) if colours else (1.0,)
     centres.sort(key=lambda v: (sum(w * x for w, x in zip(weights, v, strict=True)), v))
     near = f" ({len(codes)} values, grouped within {tolerance})" if tolerance else ""
-    return list(enumerate(centres)), f"{what} numbered from dark to bright{near}"
+    return list(enumerate(centres)), By.LEVELS, f"{what} numbered from dark to bright{near}"
 
 
 def filling(codes: Codes, colours: bool, tolerance: int) -> set[int]:
@@ -352,7 +440,7 @@ def _in_one_piece(codes: Codes, numbers: Codes) -> int:
 
 
 def id_maps(
-    histograms: Mapping[Path, Mapping[int, int]], colours: bool, settings: Namespace
+    histograms: Mapping[Path, Mapping[int, int]], colours: bool, settings: SetSettings
 ) -> set[Path]:
     """The masks that hold class ids where the others hold gray levels or colours.
 
@@ -382,7 +470,7 @@ def id_maps(
     }
 
 
-def _as_ignored(settings: Namespace) -> list[tuple[int, Value]]:
+def _as_ignored(settings: SetSettings) -> list[tuple[int, Value]]:
     return [(IGNORED, value) for value in settings.ignore]
 
 

@@ -41,7 +41,8 @@ class Pairs:
     image has a file for each class, and ``classes`` their names. Pages of a file of several have
     masks of their own, in ``of_page``, by the names of the pages. Images named as masks or overlays
     of other images are no images, nor are files of ``no_images``. Folders that hold results of this
-    program, and ``out``, are not read. ``notes`` and ``warnings`` are lines for the report.
+    program, and ``out``, are not read. ``notes`` and ``warnings`` are lines for the report, and
+    ``without_mask`` the images that have none, by their paths below the folder.
     """
 
     def __init__(
@@ -244,7 +245,7 @@ class Pairs:
         return re.fullmatch(shape, name_key(path.name), re.IGNORECASE) is not None
 
     def _tell(self, here: list[Path]) -> None:
-        """Fill ``notes`` and ``warnings``."""
+        """Fill ``notes``, ``warnings`` and ``without_mask``."""
         nested = Counter(path.parent for path in self.masks if path.parent != self.images)
         if nested:
             names = some_names(
@@ -267,11 +268,7 @@ class Pairs:
             for path, found in self.masks.items()
             if not found and path not in self.of_page
         ]
-        if alone and self.used:
-            told = self.warnings if self.one_folder else self.notes
-            told.append(
-                f"{len(alone)} image(s) without a mask, taken as unlabelled: {some_names(alone)}"
-            )
+        self.without_mask = alone if self.used else []
         outlines = self._outlines()
         if outlines and self.used:
             found = f"{len(outlines)} file(s) of outlines are not read"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
@@ -19,13 +20,20 @@ if __name__ == "__main__":  # before the imports that take seconds
 from config import Config, ConfigError  # noqa: E402
 from dataset.check import SMALLEST_SIDE, Problems  # noqa: E402
 from dataset.layout import LAYOUT, replacing_set, write_png  # noqa: E402
-from dataset.mask_values import IGNORED, KINDS, parse_ignored, parse_palette  # noqa: E402
+from dataset.mask_values import (  # noqa: E402
+    IGNORED,
+    KINDS,
+    By,
+    SetSettings,
+    palette_text,
+    reading_of,
+)
 from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
 from dataset.set_file import NAME, SCALES_UM, SetFile  # noqa: E402
 from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile  # noqa: E402
-from imaging.field import read_crop  # noqa: E402
 from imaging.gray_range import GrayRange  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
+from utils.entries import split_entries  # noqa: E402
 from utils.files import DataError, name_key, replace_file  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
 from utils.tables import csv_text, read_csv  # noqa: E402
@@ -43,7 +51,7 @@ docs/data.md shows the layout and examples.
 REPORT, SOURCES = "prepare_report.txt", "prepare_sources.csv"
 
 
-def prepare(settings: Namespace) -> list[str]:
+def prepare(settings: SetSettings) -> list[str]:
     """Make the set, unless it is a dry run; the lines of the report. Raises UserError."""
     _check_folders(settings)
     plan = Plan(settings)
@@ -59,7 +67,7 @@ def prepare(settings: Namespace) -> list[str]:
     return lines
 
 
-def _check_folders(settings: Namespace) -> None:
+def _check_folders(settings: SetSettings) -> None:
     problems, out = Problems(), settings.out
     inputs = {"images": settings.images, "masks": settings.masks}
     missing = ((option, folder) for option, folder in inputs.items() if not folder.is_dir())
@@ -107,7 +115,7 @@ def set_file(plan: Plan) -> SetFile:
     tiles = [tile for split in SPLITS.values() for tile in plan.splits.get(split, [])]
     unlabelled = any(t.annotated and t.counts is not None and t.counts[IGNORED] for t in tiles)
     sizes = {(tile.source.box.height, tile.source.box.width) for tile in tiles}
-    names = settings.class_names or tuple(plan.masks.names) or tuple(getattr(rule, "names", ()))
+    names = settings.class_names or tuple(plan.masks.names) or rule.names
     colours = settings.class_colours
     values = dict(rule.palette)
     if not colours and rule.colours and values.keys() >= {*range(plan.num_classes)}:
@@ -124,7 +132,7 @@ def set_file(plan: Plan) -> SetFile:
         class_names=names,
         class_colours=colours,
         ignore_label=IGNORED if unlabelled else None,
-        palette=rule.same_as().partition('--palette "')[2].partition('"')[0],
+        palette="" if rule.names else palette_text(rule.palette),
         crop=settings.crop,
         cropped_sizes=tuple(sorted(sizes)) if any(settings.crop) else (),
         gray_range=plan.gray if isinstance(plan.gray, GrayRange) else None,
@@ -194,7 +202,7 @@ def mask_warnings(plan: Plan) -> list[str]:
     """What masks may mean otherwise: ids from 1, strokes, another class as the background."""
     found = _ids_without_zero(plan) + _scribbles(plan)
     shares = plan.counts(plan.splits.get(SPLITS["train"], [])).sum(0)
-    if "numbered" in plan.rule.note and shares[0] < shares.max():
+    if plan.rule.by in (By.LEVELS, By.PARTICLES) and shares[0] < shares.max():
         largest = f"is not the largest class, {shares.argmax()} is"
         background = f"class 0 (background, left out of the mean Dice) {largest}"
         found.append(f"{background}; if another one is the matrix, give --palette")
@@ -205,7 +213,7 @@ def _ids_without_zero(plan: Plan) -> list[str]:
     """Warn of class ids that begin with 1: the first class is then no background for the scores."""
     tiles = [t for own in plan.splits.values() for t in own if t.counts is not None]
     labels = sorted({value for i, (value, *_) in plan.rule.palette if i != IGNORED})
-    if not labels or "ids" not in plan.rule.note or plan.counts(tiles)[:, 0].any():
+    if not labels or plan.rule.by is not By.IDS or plan.counts(tiles)[:, 0].any():
         return []
     palette = " ".join(f"{number}={value}" for number, value in enumerate(labels))
     palette += " ignore=255" if any(i == IGNORED for i, _ in plan.rule.palette) else ""
@@ -289,22 +297,27 @@ def _parser() -> Parser:
     return parser
 
 
-def read_settings(words: Sequence[str] | None = None) -> Namespace:
-    """Settings from the words of a command line; DataError, a line for each wrong option."""
+class Look(NamedTuple):
+    """A set that is laid out, and how it is looked at."""
+
+    check: Path
+    num_classes: int
+    sheet: Path
+    near: float
+
+
+def read_settings(words: Sequence[str] | None = None) -> SetSettings | Look:
+    """What the words of a command line ask for; DataError, a line for each wrong option."""
     problems = Problems()
     given = _parser().parse_args(words)
     for option in ("images", "masks", "out"):
         if given.check is None and getattr(given, option) is None:
             problems.append(f"--{option}: not given; --images, --masks and --out are needed")
-    some, pattern = "0 or more", given.mask_pattern
-    stem, below = "{stem} for the image's name", "0 or more, less than --tile"
+    some, below = "0 or more", "0 or more, less than --tile"
     checks = (
         ("near", given.near, 0 < given.near <= 1, "a correlation above 0, at most 1"),
         ("num_classes", given.num_classes, 0 <= given.num_classes <= 255, "1 to 255"),
-        ("mask_pattern", repr(pattern), "{stem}" in (pattern or "{stem}"), stem),
         ("ignored_as", given.ignored_as, 0 <= given.ignored_as <= 255, "0 to 255"),
-        ("tolerance", given.tolerance, given.tolerance >= 0, some),
-        ("trim", given.trim, given.trim >= 0, some),
         ("tile", given.tile, given.tile == 0 or given.tile >= SMALLEST_SIDE, "16 pixels or more"),
         ("overlap", given.overlap, 0 <= given.overlap < max(given.tile, 1), below),
         ("test", given.test, 0 <= given.test < 1, "a share of 0 or more, below 1"),
@@ -318,8 +331,13 @@ def read_settings(words: Sequence[str] | None = None) -> Namespace:
     for name, parse in PARSERS.items():
         with problems.collect():
             setattr(given, name, parse(getattr(given, name)))
+    reading = reading_of(given, problems)
     problems.refuse()
-    return given
+    if given.check is not None:
+        sheet = given.sheet or Path(f"{given.check.resolve().name}_check.png")
+        return Look(given.check, given.num_classes, sheet, given.near)
+    own = {name: getattr(given, name) for name in SetSettings.__dataclass_fields__ if name in given}
+    return SetSettings(**own | vars(reading))
 
 
 def _page(words: str) -> int:
@@ -331,7 +349,7 @@ def _page(words: str) -> int:
 
 
 def _texts(words: str) -> tuple[str, ...]:
-    return tuple(entry.strip() for entry in words.split(",")) if words.strip() else ()
+    return split_entries(words) if words.strip() else ()
 
 
 def _batch_from(words: str) -> re.Pattern[str] | dict[str, dict[str, str]] | None:
@@ -370,10 +388,7 @@ def _read_table(path: Path) -> dict[str, dict[str, str]]:
 
 # How the text of an option is read; an empty one is as if it was not given.
 PARSERS: dict[str, Callable[[str], object]] = {
-    "palette": lambda words: parse_palette(words) if words else (),
-    "ignore": parse_ignored,
     "page": _page,
-    "crop": read_crop,
     "class_names": _texts,
     "class_colours": _texts,
     "batch_from": _batch_from,
@@ -385,11 +400,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         settings = read_settings(argv)
-        if settings.check is None:
+        if isinstance(settings, SetSettings):
             lines, problems = prepare(settings), Problems()
         else:
-            sheet = settings.sheet or Path(f"{settings.check.resolve().name}_check.png")
-            lines, problems = check_set(settings.check, settings.num_classes, sheet, settings.near)
+            folder, classes, sheet, near = settings
+            lines, problems = check_set(folder, classes, sheet, near)
         for line in lines:
             to_terminal(line)
         problems.refuse()

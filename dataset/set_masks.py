@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -25,13 +24,16 @@ from annotation.names import (
 from dataset.check import Problems
 from dataset.mask_values import (
     FEWEST_NUMBERS,
+    By,
     Codes,
     MaskRule,
+    SetSettings,
     few_pieces,
     filling,
     find_rule,
     histogram_of,
     id_maps,
+    names_option,
     numbers_particles,
     to_codes,
 )
@@ -58,7 +60,7 @@ class SetMasks:
     ``look`` at every mask, then ``decide``, then ``ids``.
     """
 
-    def __init__(self, settings: Namespace, problems: Problems, sources: list[Source]) -> None:
+    def __init__(self, settings: SetSettings, problems: Problems, sources: list[Source]) -> None:
         self.settings, self.problems = settings, problems
         self.warnings: list[str] = []
         self.notes: list[str] = []
@@ -148,7 +150,7 @@ class SetMasks:
 
     def _find_names(self, sources: list[Source]) -> list[str]:
         """The class of each id, where outlines or files name them; else those that are given."""
-        given = list(getattr(self.settings, "class_names", ()))
+        given = list(self.settings.class_names)
         drawn = [s for s in sources if s.drawn]
         found = {name for s in drawn for name, _ in s.parts}
         files: list[Drawn] = []
@@ -178,7 +180,7 @@ class SetMasks:
             return given
         if pixels and not given and kind != "particles":  # of these 1 is the class in both
             both = f"{drawn[0].mask} has outlines, {pixels} pixels"
-            cure = f'say which class is which id: --class_names "{",".join(names)}"'
+            cure = f"say which class is which id: {names_option(names)}"
             self.nameless = f"{both}; {cure}"
         return names
 
@@ -441,4 +443,4 @@ def _rule_of_names(names: list[str]) -> MaskRule:
     """The rule of a set in which every mask names its classes."""
     palette = [(label, (label,)) for label in range(len(names))]
     named = ", ".join(f"{label} {name}" for label, name in enumerate(names))
-    return MaskRule(False, palette, 0, f"classes by name: {named}", tuple(names))
+    return MaskRule(False, palette, 0, By.NAMES, f"classes by name: {named}", tuple(names))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from annotation.files import is_annotation, pages_in
 from annotation.scribbles import unlabelled_value, value_round_strokes
 from data import MOST_REPEATS, parse_name
 from dataset.check import SMALLEST_SIDE, TURNED_MASK, Problems, size_text, turned_images
-from dataset.mask_values import IGNORED
+from dataset.mask_values import IGNORED, SetSettings
 from dataset.pairs import Pairs
 from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
@@ -26,6 +25,7 @@ from imaging.data_bar import Bar, bar_lines, find_bars
 from imaging.field import Crop, transparent
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool, check_finite
 from imaging.imagefile import UPRIGHT, Array, DataError, Pixels, decode, read_image, turn_text
+from imaging.listing import some_names
 from imaging.pages import count_pages, images_of, page_name
 from imaging.pixel_size import SAME, pixel_size
 from utils.files import name_key
@@ -91,14 +91,14 @@ class Tile:
 class Plan:
     """The set before it is written: ``splits`` has the images of each folder.
 
-    ``of_a_job``: for ``segment.py``, whose tiles need no names, and which finds scales itself;
-    ``no_images`` are files below the images that are none.
-    ``settings`` are those of ``dataset/prepare.py``, see its ``read_settings``; ``notes`` and
-    ``warnings`` are lines of its report. Raises DataError of all problems found, a line each.
+    ``of_a_job``: for ``segment.py``, whose tiles need no names, which has no splits of few images,
+    and which finds scales itself; ``no_images`` are files below the images that are none.
+    ``notes`` and ``warnings`` are lines of the report; of a job they leave out ``without_mask``,
+    the images without a mask. Raises DataError of all problems found, a line each.
     """
 
     def __init__(
-        self, settings: Namespace, *, of_a_job: bool = False, no_images: Collection[Path] = ()
+        self, settings: SetSettings, *, of_a_job: bool = False, no_images: Collection[Path] = ()
     ) -> None:
         self.settings, self.problems = settings, Problems()
         self.of_a_job, self.no_images = of_a_job, no_images
@@ -141,7 +141,8 @@ class Plan:
             found = f"one class in all masks ({rule.same_as()}): training needs 2"
             self.warnings.append(f"{found}; check the masks, or give --palette")
         self._split(list(self._count(tiles)))
-        self._annotate()
+        if not of_a_job:
+            self._annotate()
 
     def _note_scale(self, image: Path) -> None:
         """Note the size of an image's pixels: as given, else as the file says."""
@@ -183,6 +184,11 @@ class Plan:
         pairs = Pairs(*folders, self.no_images)
         self.notes += pairs.notes
         self.warnings += pairs.warnings
+        self.without_mask = pairs.without_mask
+        if self.without_mask and not self.of_a_job:
+            alone = f"{len(self.without_mask)} image(s) without a mask, taken as unlabelled"
+            told = self.warnings if pairs.one_folder else self.notes
+            told.append(f"{alone}: {some_names(self.without_mask)}")
         stems = Counter(name_key(path.stem) for path in pairs.masks)
         places = Counter((path.parent, name_key(path.stem)) for path in pairs.masks)
         unknown = set(settings.batch_from) if isinstance(settings.batch_from, dict) else set()

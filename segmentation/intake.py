@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,29 +20,33 @@ from annotation.names import class_names
 from annotation.outlines import SUFFIX
 from config import Config, ConfigError
 from dataset.layout import replacing_set, write_png
-from dataset.mask_values import palette_text, parse_ignored, parse_palette
-from dataset.prepare import mask_warnings, read_settings
+from dataset.mask_values import By, Reading, SetSettings, palette_text, parse_palette
+from dataset.prepare import mask_warnings
 from dataset.set_masks import names_drawn
-from dataset.set_plan import Plan, Source
-from dataset.source_files import PaletteCheck, as_folder, palette_of, read_pixels
+from dataset.set_plan import EACH, Plan, Source
+from dataset.source_files import (
+    PaletteCheck,
+    as_folder,
+    palette_of,
+    read_pixels,
+)
 from imaging.field import Crop, read_crop, transparent
 from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
-from imaging.listing import Listing
+from imaging.listing import Listing, some_names
 from imaging.pages import images_of, page_name
 from metallography.items import result_names
 from metallography.particles import MINIMUM_PX, unit_of
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
 from segmentation.answers import NO_CROP, Answers
-from utils.files import MOST_BYTES, DataError, cut_name, replace_file
+from utils.files import MOST_BYTES, DataError, cut_name, inside, replace_file
 from utils.log import only_progress, progress, to_terminal
 from utils.metrics import IGNORED
 
-SET, RECORD, VERSION = "set", "record.json", 4
+SET, RECORD, VERSION = "set", "record.json", 5
 LONGEST_STEM = MOST_BYTES - len("-99999.png")  # bytes
-WITHOUT = "image(s) without a mask"
-EACH_PAGE, KIND, CROP = "--page=each", "--mask_kind=", "--crop="
+NO_BATCH = re.compile("()")  # names of images may be any: none tells a batch
 PRETRAIN = ("never", "always")
 
 
@@ -57,7 +62,7 @@ class Request:
     pretrain: str = "never"
     class_names: tuple[str, ...] = ()
     um_per_px: float | None = None  # 0: as the files say, whatever an earlier run was told
-    reading: tuple[str, ...] = ()  # options of dataset/prepare.py on how masks are read
+    reading: Reading = Reading()  # how images and masks are read
     device: str = "auto"
     threads: int = 0
     seed: int = 0
@@ -155,12 +160,14 @@ def read(request: Request) -> Intake:
         given = f"{request.masks[0]}: nothing in it was changed"
         raise DataError(f"{given}; correct one, or give --masks a mask of your own")
     folder = request.out / SET
-    before = _known(folder)
+    before = _before(folder)
     request = _cut_as_before(request, before)
     wanted = _signature(request, masks, corrected)
     with suppress(OSError, ValueError, KeyError, TypeError):
         old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if old["signature"] == wanted:
+        names = [name for picture in old["pictures"] for name in (*picture[:2], picture[3])]
+        # Names that lead elsewhere are not of this program.
+        if old["signature"] == wanted and all(inside(folder, name) for name in names):
             return _intake(request, old, answers.not_taken())
     if folder.exists() and not (folder / RECORD).is_file():
         raise DataError(f"{folder}: not made by segment.py; move it, or give another --out")
@@ -176,14 +183,13 @@ def read(request: Request) -> Intake:
     return _intake(request, record, answers.not_taken())
 
 
-def _cut_as_before(request: Request, before: Mapping[str, Any]) -> Request:
+def _cut_as_before(request: Request, before: _Before) -> Request:
     """The request, with the crop of the run before unless it has one, which is said at once."""
-    crop = before.get("crop", NO_CROP)
-    if not any(crop) or any(word.startswith(CROP) for word in request.reading):
+    crop, own = before.crop, request.reading
+    if not any(crop) or any(own.crop) or "crop" in own.named:
         return request
-    flag = CROP.removesuffix("=")
-    to_terminal(f"{flag} {crop}, as an earlier run was told; {flag} 0,0,0,0 cuts nothing")
-    return replace(request, reading=(*request.reading, f"{CROP}{crop}"))
+    to_terminal(f"--crop {crop}, as an earlier run was told; --crop 0,0,0,0 cuts nothing")
+    return replace(request, reading=replace(own, crop=crop))
 
 
 def _read_all(
@@ -191,23 +197,23 @@ def _read_all(
     folders: Sequence[tuple[Path, Path]],
     answers: Answers,
     corrected: Mapping[str, Path],
-    before: Mapping[str, Any],
+    before: _Before,
     masks: Sequence[Path],
 ) -> None:
     """Lay all files out in ``OUT/set``, with the record of it; DataError."""
     _one_palette(folders)
-    names = _names(request, folders, before.get("class_names", ()))
-    kind = [word for word in request.reading if word.startswith(KIND)]
-    same = not kind or kind == before.get("reading")  # else what the user says now counts
-    plans, known = _plans(request, folders, before.get("palette", "") if same else "", names)
-    changed = _changed(plans, before.get("palette", ""))
+    names = _names(request, folders, before.class_names)
+    kind = _kind(request.reading)
+    same = kind in ("", before.mask_kind)  # else what the user says now counts
+    plans, known = _plans(request, folders, before.palette if same else "", names)
+    changed = _changed(plans, before.palette)
     with replacing_set(request.out / SET) as root:
         record = _write(root, plans, answers, request)
         if changed is not None and changed.renumbered:
             _renumber(answers, changed, corrected)
         record["notes"] += [changed.line] if changed else []
         record |= {kind: _as_given(record[kind], folders) for kind in ("notes", "warnings")}
-        record |= {"class_names": names, "palette": known}
+        record |= {"class_names": names, "palette": known, "mask_kind": kind}
         wanted = _signature(request, masks, answers.keep())  # they are class maps of this set
         replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
 
@@ -232,9 +238,9 @@ def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) ->
         image = folder / "train_numf" / "img" / f"{stem}.png"
         pictures.append(Picture(name, image, labels, request.images / below))
     counts = record["num_classes"], record["pixels"]
-    names = tuple(record.get("class_names", ()))
+    names = tuple(record["class_names"])
     how = Crop(*record["crop"]), record["gray_range"]
-    warned = (*record.get("warnings", ()), *more)  # older ones are among the notes
+    warned = (*record["warnings"], *more)
     return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names, *how, warned)
 
 
@@ -248,9 +254,9 @@ def _signature(
     files += corrected.values()
     stats = [(str(path.resolve()), path.stat()) for path in files]
     entries: list[list[Any]] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-    several = [EACH_PAGE] if has_pages(request) else []
-    read = [*sorted(request.reading), *several, str(request.images.resolve()), *request.class_names]
-    return [[VERSION, *read], *entries]
+    reading = {name: v for name, v in asdict(request.reading).items() if name != "named"}
+    read = [reading, has_pages(request), str(request.images.resolve()), *request.class_names]
+    return list(json.loads(json.dumps([[VERSION, *read], *entries])))  # as it is read back
 
 
 def has_pages(request: Request) -> bool:
@@ -259,18 +265,31 @@ def has_pages(request: Request) -> bool:
     return any(len(images_of(path)[0]) > 1 for path in paths)
 
 
-def _known(folder: Path) -> dict[str, Any]:
-    """The record of the set made before: classes keep their numbers and names; {} of none."""
+def _kind(reading: Reading) -> str:
+    """The kind of masks that the user gave, which may be the default one; '' if none."""
+    given = reading.mask_kind != "auto" or "mask_kind" in reading.named
+    return reading.mask_kind if given else ""
+
+
+class _Before(NamedTuple):
+    """What is known of the set made before: classes keep their numbers and names."""
+
+    palette: str = ""
+    class_names: tuple[str, ...] = ()
+    mask_kind: str = ""  # as given by the user
+    crop: Crop = NO_CROP
+
+
+def _before(folder: Path) -> _Before:
+    """What the record of the set made before says; nothing if there is none, or a damaged one."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        read = [str(word) for word in found["signature"][0] if str(word).startswith(KIND)]
-        names = found.get("class_names", [])
-        known: dict[str, Any] = {"palette": str(found["palette"]), "class_names": names}
-        known["reading"] = read
+        names = tuple(map(str, found["class_names"]))
+        known = _Before(str(found["palette"]), names, str(found["mask_kind"]))
         with suppress(DataError):
-            known["crop"] = read_crop(",".join(map(str, found.get("crop", NO_CROP))))
+            return known._replace(crop=read_crop(",".join(map(str, found["crop"]))))
         return known
-    return {}
+    return _Before()
 
 
 def _plans(
@@ -281,46 +300,61 @@ def _plans(
     ``folders`` are read for what the user gave, ``known`` is what values meant before.
     """
     plans: list[Plan] = []
-    pages = [EACH_PAGE] if has_pages(request) else []
-    given_palette = any(word.startswith("--palette=") for word in request.reading)
+    given_palette = bool(request.reading.palette)
     known = "" if given_palette else _without_ignored(known, request.reading)
     for folder, given in folders:
-        words = [f"--images={request.images}", f"--masks={folder}", f"--out={request.out}"]
-        words += ["--test=0", "--batch_from=()", *request.reading, *pages]
-        words += [f"--class_names={','.join(names)}"] if names else []
-        tries: list[list[str]] = [[]]
-        if known and not given_palette:
-            tries.insert(0, [f"--palette={known}"])
+        settings = _settings(request, folder, names)
+        tries: list[dict[str, Any]] = [{}]
+        agree = known and not given_palette  # what the user says of values counts
+        if agree:
+            tries.insert(0, {"palette": parse_palette(known)})
             if plans:
-                tries.append(["--mask_kind=ids", f"--num_classes={plans[0].num_classes}"])
+                tries.append({"mask_kind": "ids", "num_classes": plans[0].num_classes})
         problem: DataError | None = None
         for more in tries:
             try:
-                plan = _plan([*words, *more], request)
-                agree = known and not given_palette  # what the user says of values counts
-                plans.append(_agreeing(plan, known, words, given, request) if agree else plan)
+                plan = _plan(replace(settings, **more), request)
+                plans.append(_agreeing(plan, known, settings, given, request) if agree else plan)
                 break
             except DataError as error:
                 problem = problem or error
         else:
             assert problem is not None
             raise problem
-        if not plans[-1].rule.names and "ids" not in plans[-1].rule.note:
+        if _has_values(plans[-1]):
             known = palette_text(plans[-1].rule.palette)  # with what it adds to the one before
         known = known or palette_text(plans[0].rule.palette)
     return plans, known
 
 
-def _plan(words: Sequence[str], request: Request) -> Plan:
-    """How a folder of masks is read. Masks that were given one by one are no images."""
+def _settings(request: Request, masks: Path, names: Sequence[str]) -> SetSettings:
+    """How a folder of masks is read, as ``dataset/prepare.py`` reads it, with every page."""
+    return SetSettings(
+        **vars(request.reading),
+        images=request.images,
+        masks=masks,
+        out=request.out,
+        class_names=tuple(names),
+        page=EACH if has_pages(request) else 0,
+        batch_from=NO_BATCH,
+        test=0.0,
+    )
+
+
+def _plan(settings: SetSettings, request: Request) -> Plan:
+    """The plan of a folder of masks. Masks that were given one by one are no images."""
     masks = [mask.resolve() for mask in request.masks if mask.is_file()]
-    return Plan(read_settings([*words]), of_a_job=True, no_images=masks)
+    return Plan(settings, of_a_job=True, no_images=masks)
 
 
-def _without_ignored(known: str, reading: Iterable[str]) -> str:
+def _has_values(plan: Plan) -> bool:
+    """Whether values of its masks stand for classes: no class ids, and no names."""
+    return plan.rule.by not in (By.IDS, By.NAMES)
+
+
+def _without_ignored(known: str, reading: Reading) -> str:
     """A palette without the values that ``--ignore`` of the user says have no label."""
-    texts = [word.partition("=")[2] for word in reading if word.startswith("--ignore=")]
-    gone = {_channels(value) for text in texts for value in parse_ignored(text)}
+    gone = {_channels(value) for value in reading.ignore}
     left = [e for e in parse_palette(known) if _channels(e[1]) not in gone] if known else []
     return palette_text(left) if any(label != IGNORED for label, _ in left) else ""
 
@@ -337,7 +371,7 @@ def _changed(plans: Sequence[Plan], known: str) -> _Changed | None:
     """What is read otherwise than earlier runs of this OUT did, by the palette ``known``."""
     old = {_channels(value): label for label, value in parse_palette(known)} if known else {}
     for plan in plans:
-        if "ids" in plan.rule.note or plan.rule.names:
+        if not _has_values(plan):
             continue
         new = {_channels(value): label for label, value in plan.rule.palette}
         other = [v for v, label in new.items() if old.get(v, label) != label]
@@ -366,12 +400,12 @@ def _channels(value: Sequence[int]) -> tuple[int, ...]:
     return tuple(value) * 3 if len(value) == 1 else tuple(value)
 
 
-def _agreeing(plan: Plan, known: str, words: list[str], given: Path, request: Request) -> Plan:
+def _agreeing(plan: Plan, known: str, settings: SetSettings, given: Path, request: Request) -> Plan:
     """The plan, read again if its classes are numbered otherwise than is known; DataError.
 
     New values become new classes, so that a class keeps its number.
     """
-    if "ids" in plan.rule.note or plan.rule.names:
+    if not _has_values(plan):
         return plan
     old = {value: label for label, value in parse_palette(known)}
     own = [(label, tuple(value)) for label, value in plan.rule.palette if label != IGNORED]
@@ -381,7 +415,8 @@ def _agreeing(plan: Plan, known: str, words: list[str], given: Path, request: Re
     are_ids = all(value == (label,) for value, label in old.items())
     if unseen == [(IGNORED,)] and are_ids:
         # Class ids, and 255 in this mask alone: what nobody labelled, as everywhere.
-        return _plan([*words, f"--palette={known} ignore={IGNORED}"], request)
+        palette = parse_palette(f"{known} ignore={IGNORED}")
+        return _plan(replace(settings, palette=palette), request)
     # Gray levels beside class ids, such as 127 and 254, are no further ids.
     strange = are_ids and any(v[0] >= len(old) + len(unseen) for v in unseen)
     if strange or len(own) == len(unseen) == 1 or {len(v) for v in unseen} - {len(v) for v in old}:
@@ -389,16 +424,15 @@ def _agreeing(plan: Plan, known: str, words: list[str], given: Path, request: Re
         found = f"{given}: values {shown}, which other masks do not have ({known})"
         raise DataError(f'{found}; say what they are: --palette "{known} ..."')
     first = 1 + max(label for label in old.values() if label != IGNORED)
-    more = (f"{n}={','.join(map(str, value))}" for n, value in enumerate(unseen, start=first))
-    return _plan([*words, f"--palette={' '.join([known, *more])}"], request)
+    more = palette_text([*enumerate(unseen, start=first)])
+    return _plan(replace(settings, palette=parse_palette(f"{known} {more}")), request)
 
 
 def _names(request: Request, folders: Sequence[tuple[Path, Path]], old: Sequence[str]) -> list[str]:
     """Names of the classes: as given, else of all files of outlines; those known keep their ids."""
     if request.class_names:
         return list(request.class_names)
-    kinds = [word.partition("=")[2] for word in request.reading if word.startswith(KIND)]
-    kind = kinds[-1] if kinds else "auto"
+    kind = request.reading.mask_kind
     files = [path for folder, _ in folders for path in Listing(folder, [request.out]).files]
     drawn = [path for path in files if is_annotation(path) and not another_kind(path)]
     old = () if kind == "particles" else old
@@ -517,27 +551,17 @@ def below_of(source: Source) -> str:
 
 
 def _notes(plans: Sequence[Plan]) -> tuple[list[str], list[str]]:
-    """How the files were read, and warnings, without what concerns the splits of a set alone."""
-
-    def own(lines: Iterable[str]) -> list[str]:
-        return [
-            line
-            for line in dict.fromkeys(lines)
-            if not line.startswith("--batch_from")
-            and " sets sup_num" not in line
-            # Most images have no mask; of several folders each knows its own masks alone.
-            and (WITHOUT not in line or len(plans) == 1)
-        ]
-
-    notes = own(note for plan in plans for note in plan.notes)
-    warned = own(line for plan in plans for line in (*plan.warnings, *mask_warnings(plan)))
-    usual = [line for line in (*notes, *warned) if WITHOUT in line]
-    rules = {plan.rule.same_as(): plan for plan in reversed(plans)}
+    """How the files were read, and warnings."""
+    notes = list(dict.fromkeys(note for plan in plans for note in plan.notes))
+    warned = (line for plan in plans for line in (*plan.warnings, *mask_warnings(plan)))
+    rules = {plan.rule.option: plan for plan in reversed(plans)}
     of = [f"{plan.settings.masks}: {plan.rule.told}" for plan in reversed(rules.values())]
-    read_by = [f"masks: {plans[0].rule.told}"] if len(rules) == 1 else [f"masks: {t}" for t in of]
-    told = [*read_by, *(line for line in notes if line not in usual)]
-    told += [line.replace("taken as unlabelled", "to be segmented") for line in usual]
-    return told, [line for line in warned if line not in usual]
+    told = [f"masks: {plans[0].rule.told}"] if len(rules) == 1 else [f"masks: {t}" for t in of]
+    told += notes
+    alone = plans[0].without_mask
+    if alone and len(plans) == 1:  # of several folders each knows its own masks alone
+        told.append(f"{len(alone)} image(s) without a mask, to be segmented: {some_names(alone)}")
+    return told, list(dict.fromkeys(warned))
 
 
 def _labels(masks: Iterable[tuple[Plan, Source]]) -> Pixels | None:

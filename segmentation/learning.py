@@ -29,7 +29,7 @@ from utils.run_folder import locked
 
 TRAINING = "training"  # folder of the runs
 TIMED_STEPS = 3
-NO_MATTER = ("amp ", "data_dir ")  # settings that change nothing in a finished network
+NO_MATTER = ("amp", "data_dir")  # settings that change nothing in a finished network
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,10 @@ class Learning:
         with locked(runner.run_dir):
             remove_leftovers(runner.run_dir)
             state = runner.state.load() if runner.conflicts(runner.identity()) else None
-            changed = runner.differences(state["settings"], runner.identity()) if state else []
-            if state and state["finished"] and all(line.startswith(NO_MATTER) for line in changed):
+            old, new = state["settings"] if state else {}, runner.identity()
+            changed = runner.differences(old, new) if state else []
+            own = ({n: v for n, v in each.items() if n not in NO_MATTER} for each in (old, new))
+            if state and state["finished"] and not runner.differences(*own):
                 return
             if changed:
                 said = "; ".join(changed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from config import ConfigError
+from dataset.mask_values import Reading
+from dataset.prepare import prepare, read_settings
+from imaging.field import Crop
 from imaging.imagefile import read_mask
 from imaging.listing import Listing
 from metallography.items import Item
 from metallography.scales import find_scales
 from segmentation.intake import Intake, Request, read
+from utils.entries import split_entries
 from utils.files import DataError
 
 SIDE = 48
@@ -79,7 +85,9 @@ def test_a_palette_that_renumbers_corrected_classes_is_refused_with_names_too(ro
     record = {"by": "pixel classifier", "files": {"a": ["x"], "b": ["x"]}, "crop": [0, 0, 0, 0]}
     (root / "out/answer.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match="corrected class map"):
-        read_in(root, mask, class_names=NAMES[:2], reading=("--palette=0=255 1=0",))
+        read_in(
+            root, mask, class_names=NAMES[:2], reading=Reading(palette=((0, (255,)), (1, (0,))))
+        )
 
 
 def test_a_mask_beside_the_images_is_none_of_them(root: Path) -> None:
@@ -189,7 +197,7 @@ def test_a_correction_of_before_a_crop_is_cut_as_its_image(root: Path) -> None:
     mask = bands(root / "a.png", 0, 1)
     read_in(root, mask)
     bands(root / "out/corrected/b.png", 0, 1, 1)
-    intake = read_in(root, mask, reading=("--crop=0,24,0,0",))
+    intake = read_in(root, mask, reading=Reading(crop=Crop(bottom=24)))
     (b,) = (read_mask(p.labels) for p in intake.annotated if p.name == "b" and p.labels)
     assert b.shape == (SIDE - 24, SIDE) and (b[:16] == 0).all() and (b[16:] == 1).all()
 
@@ -211,3 +219,103 @@ def test_an_empty_folder_of_masks_is_said_to_be_empty(root: Path) -> None:
     (root / "masks").mkdir()
     with pytest.raises(DataError, match="masks: no mask in it; give the file of a mask"):
         read_in(root, root / "masks")
+
+
+def labelled(path: Path, labels: list[str], kind: str) -> Path:
+    """Outlines of two rows of squares, a label each, from the left."""
+    squares = [[[x, 4], [x + 8, 4], [x + 8, 12], [x, 12], [x, 4]] for x in (2, 14, 26, 38)]
+    both = list(zip(labels, squares, strict=False))
+    if kind == "labelme":
+        shapes = [{"label": n, "shape_type": "polygon", "points": at[:4]} for n, at in both]
+        content: Any = {"shapes": shapes, "imageHeight": SIDE, "imageWidth": SIDE}
+    else:
+        content = {"type": "FeatureCollection", "features": [
+            {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [at]},
+             "properties": {"classification": {"name": n}}} for n, at in both]}  # fmt: skip
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+COMMAS = ["M/A, α' laths", 'a "b", c', "pore"]
+
+
+@pytest.mark.parametrize("kind", ["labelme", "geojson"])
+def test_class_names_may_hold_commas(root: Path, kind: str) -> None:
+    first = labelled(root / f"a.{'json' if kind == 'labelme' else kind}", COMMAS, kind)
+    intake = read_in(root, first)
+    (mask,) = (read_mask(p.labels) for p in intake.annotated if p.labels)
+    assert intake.class_names == ("background", 'a "b", c', "M/A, α' laths", "pore")
+    assert mask[8, [5, 17, 29, 41]].tolist() == [2, 1, 3, 0]
+    (line,) = (note for note in intake.notes if "--class-names" in note)
+    told = shlex.split(line[line.index("--class-names") :])[1]
+    assert split_entries(told) == intake.class_names  # as a shell would give it
+    second = labelled(root / f"b.{first.suffix[1:]}", COMMAS[::-1], kind)  # known from then on
+    assert read_in(root, first, second).class_names == intake.class_names
+
+
+def test_names_of_outlines_beside_a_mask_of_pixels_are_given_in_the_order_of_its_ids(
+    root: Path,
+) -> None:
+    """The line that says which option is missing is one that a shell understands."""
+    (root / "masks").mkdir()
+    labelled(root / "masks/a.json", COMMAS, "labelme")
+    bands(root / "masks/b.png", 0, 1, 2, 3)
+    settings = ["--images", str(root / "images"), "--masks", str(root / "masks")]
+    settings += ["--out", str(root / "made"), "--test", "0"]
+    with pytest.raises(DataError, match="say which class is which id") as caught:
+        prepare(read_settings(settings))
+    words = shlex.split(str(caught.value).partition("which id: ")[2])
+    known = set_file_of(prepare, [*settings, *words], root / "made")
+    assert known == ["background", 'a "b", c', "M/A, α' laths", "pore"]
+
+
+def set_file_of(make: Any, words: list[str], made: Path) -> list[str]:
+    """The names in ``set.json`` of a set that is made by these words."""
+    make(read_settings(words))
+    return list(json.loads((made / "set.json").read_text(encoding="utf-8"))["class_names"])
+
+
+@pytest.mark.parametrize("label", ["grids", "numbered"])
+def test_names_of_classes_say_nothing_of_how_masks_were_read(root: Path, label: str) -> None:
+    """``grids`` holds ``ids``, and no class of it is the background here."""
+    shape = {"label": label, "shape_type": "rectangle", "points": [[0, 0], [SIDE, SIDE]]}
+    pore = {"label": "pore", "shape_type": "rectangle", "points": [[3, 3], [9, 9]]}
+    content = {"shapes": [shape, pore], "imageHeight": SIDE, "imageWidth": SIDE}
+    (root / "a.json").write_text(json.dumps(content), encoding="utf-8")
+    warned = [line for line in read_in(root, root / "a.json").warnings if "class 0" in line]
+    assert warned == []
+
+
+def test_images_without_a_mask_are_those_to_be_segmented(root: Path) -> None:
+    intake = read_in(root, bands(root / "a.png", 0, 1))
+    assert intake.notes[-1] == "2 image(s) without a mask, to be segmented: b.png, c.png"
+    bands(root / "images/a_mask.png", 0, 1)
+    intake = read_in(root, root / "images", reading=Reading(mask_pattern="{stem}_mask.png"))
+    assert intake.notes[-1] == "2 image(s) without a mask, to be segmented: b.png, c.png"
+    assert not any("without a mask" in line for line in intake.warnings)
+    (root / "images/a_mask.png").unlink()
+    (root / "masks").mkdir()
+    intake = read_in(root, bands(root / "masks/a.png", 0, 1), bands(root / "b.png", 0, 1))
+    assert not any("without a mask" in line for line in (*intake.notes, *intake.warnings))
+
+
+def test_results_among_the_files_of_the_user_are_refused(root: Path) -> None:
+    (root / "masks").mkdir()
+    bands(root / "masks/a.png", 0, 1)
+    told = "which is the folder of {}, or holds it; give another"
+    cases = {root / "images": "--images", root: "--images", root / "masks": "--masks .*masks"}
+    for out, option in cases.items():
+        with pytest.raises(ConfigError, match=f"--out: found {out}, {told.format(option)}"):
+            Request(images=root / "images", masks=(root / "masks",), out=out)
+    Request(images=root / "images", masks=(root / "masks",), out=root / "images/new")  # beside them
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_record_whose_names_lead_elsewhere_is_made_anew(root: Path, place: int) -> None:
+    mask = bands(root / "a.png", 0, 1)
+    before = read_in(root, mask)
+    path = root / "out/set/record.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["pictures"][1][place] = "../../b"
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert read_in(root, mask).pictures == before.pictures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from imaging.drawing import palette
 from metallography.folder import Folder
 from metallography.items import list_images
 from metallography.segmenter import Segmenter
+from metallography.summary import write_tables
 from report import laboratory
 from report.laboratory import (
     Told,
@@ -30,12 +32,13 @@ from report.laboratory import (
 )
 from tests.test_page import Page
 from tests.trained_model import write_weights
+from utils.tables import text_of
 
 NAMES = ["matrix", "γ′ <b>", "void"]
 
 
 def predicted(
-    place: Path, monkeypatch: pytest.MonkeyPatch, *heights: int, um: float = 0.5
+    place: Path, monkeypatch: pytest.MonkeyPatch, *heights: int, um: float = 0.5, name: str = "{}"
 ) -> Folder:
     """Images of 10 x 20 px whose class 1 fills so many rows of ten; of class 2 there is nothing."""
     monkeypatch.setattr(
@@ -48,7 +51,7 @@ def predicted(
         pixels[:height] = 1
         folder = place / "steel & co" / ("b" if number % 2 else ".")
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"{number}.tif")
+        Image.fromarray(pixels).save(folder / f"{name.format(number)}.tif")
     segmenter = Segmenter(weights, device="cpu")
     items = list_images(place / "steel & co", place / "out")
     folder_ = Folder(segmenter, items, place / "out", um_per_px=um or None)
@@ -92,6 +95,25 @@ def test_what_is_warned_of_is_marked_beside_its_fraction_and_said_once(
     assert text.count("do not rely on it, see warnings") == 1
     assert "void do not rely on it" in text and "matrix do not" not in text
     assert text.count("void is poor") == text.count("Dice .3") == 1 and "cut" in text
+
+
+@pytest.mark.parametrize("name", ["<b>x&{}", "s7;=1+{}", "=1+{}"])
+def test_names_of_files_may_be_of_html_or_of_a_spreadsheet(tmp_path, monkeypatch, name) -> None:
+    """The page shows each as it is; its tables name it, and are no formula."""
+    try:
+        folder = predicted(tmp_path, monkeypatch, 2, 4, name=name)
+    except OSError:
+        pytest.skip("such names are not allowed here")
+    page = page_of(folder)
+    assert "b" not in page.tags
+    shown = [row[0] for row in page.rows if row]
+    write_tables(folder)
+    assert f"{name.format(0)}.tif" in shown and f"b/{name.format(1)}.tif" in shown
+    with (tmp_path / "out" / "measurements.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert {text_of(row["image"]) for row in rows} == {name.format(0), f"b/{name.format(1)}"}
+    cells = [cell for row in rows for cell in row["image"].split(";")]
+    assert not any(cell.startswith("=") for cell in cells)
 
 
 def test_annotated_images_are_marked_and_said_to_count(tmp_path, monkeypatch) -> None:

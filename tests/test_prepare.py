@@ -1075,7 +1075,7 @@ def test_the_readme_shows_commands_that_the_program_takes(monkeypatch, tmp_path)
         (tmp_path / name).write_text("file,batch\n")
     for line in lines:
         settings = program.read_settings(shlex.split(line))
-        assert settings.check or settings.images
+        assert isinstance(settings, program.Look) or settings.images
 
 
 # ---------------------------------------------------------------- looking at a set

@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -382,17 +383,23 @@ def test_more_masks_in_another_form_mean_the_same_classes(done: Path) -> None:
 
 
 def test_outlines_bring_the_names_of_their_classes(place: Path) -> None:
+    """A name may hold a comma: it is one all the same, to the network's file."""
     shapes = [
         {"label": name, "shape_type": "rectangle", "points": [[x, x], [x + 12, x + 9]]}
-        for name, x in (("pore", 4), ("carbide", 24))
+        for name, x in (("pore", 4), ("M/A, blocky", 24))
     ]
     about = {"imageHeight": SIDE, "imageWidth": SIDE, "imagePath": "é0.png"}
     (place / "é0.json").write_text(json.dumps({**about, "shapes": shapes}), encoding="utf-8")
     assert run(place, masks=("é0.json",)) == 0
     labels = ids(place / "out" / "classes" / "é0.png")
-    assert (labels[30, 30], labels[8, 8], labels[0, 0]) == (1, 2, 0)  # carbide, pore, the rest
-    lines = (place / "out" / "measurements.csv").read_text(encoding="utf-8").splitlines()
-    assert sum(",1,carbide," in line or ",2,pore," in line for line in lines) == 2 * IMAGES
+    assert (labels[30, 30], labels[8, 8], labels[0, 0]) == (1, 2, 0)  # M/A, pore, the rest
+    with (place / "out" / "measurements.csv").open(encoding="utf-8", newline="") as file:
+        found = Counter((row["class"], row["class_name"]) for row in csv.DictReader(file))
+    own = ("0", "background"), ("1", "M/A, blocky"), ("2", "pore")
+    assert found == dict.fromkeys(own, IMAGES)
+    read_in(place, "--class-names", 'steel,"M/A, blocky", pore', masks=("é0.json",))
+    record = json.loads((place / "out" / "set" / "record.json").read_text(encoding="utf-8"))
+    assert record["class_names"] == ["steel", "M/A, blocky", "pore"]
 
 
 def test_unlabelled_pixels_are_predicted_and_log_page_and_summary_warn_alike(
@@ -433,7 +440,10 @@ def test_unlabelled_pixels_are_predicted_and_log_page_and_summary_warn_alike(
         (["--minutes", "0"], ("é0_mask.png",), ["--minutes", "0"]),
         (["--um_per_px", "-1"], ("é0_mask.png",), ["--um_per_px"]),
         (["--class_names", "a,b"], ("é0_mask.png",), ["--class_names", "2 names", "4 classes"]),
-        (["--demo"], ("é0_mask.png",), ["--demo"]),
+        (["--demo"], ("é0_mask.png",), ["--demo: brings its own images and mask", "--masks out"]),
+        (["--palette", "0=x"], ("é0_mask.png",), ["--palette: '0=x' is not id=gray"]),
+        (["--tolerance", "-1"], ("é0_mask.png",), ["--tolerance -1: give 0 or more"]),
+        (["--mask-pattern", "x"], ("é0_mask.png",), ["--mask-pattern 'x': give {stem}"]),
         (["--device", "cuda:77"], ("é0_mask.png",), ["device"]),
     ],
 )
@@ -455,6 +465,15 @@ def test_bad_input_is_one_line_and_harms_nothing(
     assert "\n" not in err and [p for p in parts if p not in err] == [], err
     assert "Traceback" not in err
     assert hashes(place / "raw") | hashes(place / "truth") == before
+
+
+@pytest.mark.parametrize("words", [["--images", "raw"], ["--masks", "m.png"]])
+def test_the_demo_takes_neither_images_nor_masks(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert segment.main(["--demo", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--demo: brings its own images and mask; leave --images and --masks out")
 
 
 def test_a_corrected_map_that_is_no_class_map_is_refused(

@@ -176,10 +176,10 @@ def test_a_published_file_is_read_by_its_shapes(tmp_path: Path) -> None:
 
 
 def test_names_colours_and_grays_come_from_the_file(tmp_path: Path) -> None:
-    own = {"mapping": [0, 9, 200], "class_names": ["Al", "Si", "Cu"]}
+    own = {"mapping": [0, 9, 200], "class_names": ["Al", "M/A, blocky", "Cu"]}
     own["class_colours"] = ["000000", "#ff0000", "0000FF"]
     segmenter = Segmenter(write_weights(tmp_path / "fine.pt", own))
-    assert segmenter.mapping == (0, 9, 200) and segmenter.class_names == ["Al", "Si", "Cu"]
+    assert segmenter.mapping == (0, 9, 200) and segmenter.class_names == ["Al", "M/A, blocky", "Cu"]
     assert segmenter.colours.tolist() == [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
 
 

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from utils import leave
+from utils.entries import join_entries, split_entries
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + number of the signal
 AGAIN = (
@@ -298,7 +299,7 @@ def value_of(kind: str, words: Sequence[str]) -> Any:
         return text
     if kind == "tuple[str, ...]" and plain not in ("", "none"):
         # Entries separated by commas may hold blanks; without a comma each word is an entry.
-        return tuple(entry.strip() for entry in (text.split(",") if "," in text else words))
+        return split_entries(text) if "," in text else tuple(word.strip() for word in words)
     number = float if "float" in kind else int
     if kind.startswith("tuple"):
         entries = re.split(r"[,\s]+", plain.strip("()[], "))
@@ -309,7 +310,7 @@ def value_of(kind: str, words: Sequence[str]) -> Any:
 def format_value(value: object) -> str:
     """A value as on a command line: ``32,64``, ``1e-4``, ``''`` for an empty one."""
     if isinstance(value, list | tuple):
-        return ",".join(format_value(entry) for entry in value) or "''"
+        return join_entries(format_value(entry) for entry in value) or "''"
     if isinstance(value, float):
         power = f"{value:.0e}".replace("e-0", "e-")
         return power if 0 < value < 0.01 and float(power) == value else repr(value)
