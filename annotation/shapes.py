@@ -23,6 +23,7 @@ from utils.metrics import IGNORED
 Points = NDArray[np.float64]  # (N, 2): x, y
 Bits = NDArray[np.bool_]
 FARTHEST = 1e7  # coordinate; what is computed from it stays exact enough
+MOST_ROWS = 2**21  # that edges cross, counted at once: a ring of a few megabytes crosses billions
 MOST_BANDS, MOST_ENTRIES = 4096, 2**26  # of rows, in which the edges of rings are looked up
 
 
@@ -206,13 +207,18 @@ def _crossings(ring: Points, top: int, left: int, height: int, width: int) -> ND
     upper, lower = (np.where(down[:, None], a, b) for a, b in ((start, end), (end, start)))
     ends = (np.ceil(e[:, 1] - 0.5) - top for e in (upper, lower))
     first, last = (end.clip(0, height).astype(int) for end in ends)
-    rows_of = last - first
-    edge = np.repeat(np.arange(len(ring)), rows_of)
-    rows = np.arange(len(edge)) - np.repeat(rows_of.cumsum() - rows_of, rows_of) + first[edge]
-    slope = (lower[edge, 0] - upper[edge, 0]) / (lower[edge, 1] - upper[edge, 1])
-    x = upper[edge, 0] + (rows + top + 0.5 - upper[edge, 1]) * slope
-    columns = (np.ceil(x - 0.5) - left).clip(0, width).astype(int)
-    return np.bincount(rows * (width + 1) + columns, minlength=height * (width + 1))
+    crossed, counts = (last - first).cumsum(), list[NDArray[np.int64]]()
+    ends_of = np.searchsorted(crossed, np.arange(MOST_ROWS, crossed[-1], MOST_ROWS))
+    for part in np.split(np.arange(len(ring)), ends_of):
+        rows_of = (last - first)[part]
+        edge = np.repeat(part, rows_of)
+        rows = np.arange(len(edge)) - np.repeat(rows_of.cumsum() - rows_of, rows_of) + first[edge]
+        slope = (lower[edge, 0] - upper[edge, 0]) / (lower[edge, 1] - upper[edge, 1])
+        x = upper[edge, 0] + (rows + top + 0.5 - upper[edge, 1]) * slope
+        columns = (np.ceil(x - 0.5) - left).clip(0, width).astype(int)
+        own = np.bincount(rows * (width + 1) + columns, minlength=height * (width + 1))
+        counts = [own if not counts else counts[0] + own]
+    return counts[0]
 
 
 def _distance(x: NDArray[Any], y: NDArray[Any], start: Points, end: Points) -> Points:

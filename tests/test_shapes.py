@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -177,3 +179,26 @@ def test_rings_that_are_drawn_twice_enclose_nothing() -> None:
     assert drawn(Polygon((ring, ring))) == ["." * 8] * 6
     (both,) = polygons([ring, ring])
     assert drawn(both) == ["." * 8] * 6
+
+
+def test_a_ring_that_crosses_many_rows_takes_no_more_memory_for_it() -> None:
+    """A few megabytes of a file hold a hundred thousand edges, each from top to bottom."""
+    size, edges = (2000, 50), 10_000
+    zigzag = np.stack([np.linspace(1, 49, edges), np.arange(edges) % 2 * 2000.0], axis=1)
+    tracemalloc.start()
+    try:
+        Polygon((zigzag,)).patch(size)
+        assert tracemalloc.get_traced_memory()[1] < edges * 2000 * 8  # a number for each crossing
+    finally:
+        tracemalloc.stop()
+
+
+def test_rings_counted_in_parts_are_those_counted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    rings = [random.uniform(-5, 45, (n, 2)) for n in (3, 7, 40)]
+    at_once = [Polygon((ring,)).patch((40, 40)) for ring in rings]
+    for most in (1, 5, 64):
+        monkeypatch.setattr("annotation.shapes.MOST_ROWS", most)
+        for ring, whole in zip(rings, at_once, strict=True):
+            part = Polygon((ring,)).patch((40, 40))
+            assert part[:2] == whole[:2] and (part.bits == whole.bits).all()
