@@ -246,7 +246,7 @@ def test_class_names_may_hold_commas(root: Path, kind: str) -> None:
     (mask,) = (read_mask(p.labels) for p in intake.annotated if p.labels)
     assert intake.class_names == ("background", 'a "b", c', "M/A, α' laths", "pore")
     assert mask[8, [5, 17, 29, 41]].tolist() == [2, 1, 3, 0]
-    (line,) = (note for note in intake.notes if "--class-names" in note)
+    (line,) = (note for note in intake.notes if "--class_names" in note)
     told = shlex.split(line[line.index("--class-names") :])[1]
     assert split_entries(told) == intake.class_names  # as a shell would give it
     second = labelled(root / f"b.{first.suffix[1:]}", COMMAS[::-1], kind)  # known from then on
