@@ -247,7 +247,7 @@ def test_class_names_may_hold_commas(root: Path, kind: str) -> None:
     assert intake.class_names == ("background", 'a "b", c', "M/A, α' laths", "pore")
     assert mask[8, [5, 17, 29, 41]].tolist() == [2, 1, 3, 0]
     (line,) = (note for note in intake.notes if "--class_names" in note)
-    told = shlex.split(line[line.index("--class-names") :])[1]
+    told = shlex.split(line[line.index("--class_names") :])[1]
     assert split_entries(told) == intake.class_names  # as a shell would give it
     second = labelled(root / f"b.{first.suffix[1:]}", COMMAS[::-1], kind)  # known from then on
     assert read_in(root, first, second).class_names == intake.class_names
