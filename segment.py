@@ -22,10 +22,10 @@ from config import PRESETS, ConfigError
 from dataset.check import Problems
 from dataset.mask_values import KINDS, reading_of
 from metallography.particles import MINIMUM_PX
-from segmentation import demo
+from segmentation.demo import judged as demo
+from segmentation.demo.micrographs import DEFAULT_FOLDER
 from segmentation.intake import PRETRAIN, Request
 from segmentation.job import run
-from segmentation.micrographs import DEFAULT_FOLDER
 from utils.commandline import Parser, exit_code
 from utils.entries import split_entries
 

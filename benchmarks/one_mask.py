@@ -30,7 +30,7 @@ import segment
 from benchmarks.scribbles import scribble
 from dataset.layout import write_png
 from imaging.imagefile import read_mask
-from segmentation.demo import judge
+from segmentation.demo.judged import judge
 from utils.commandline import Parser, UserError, exit_code
 from utils.files import IMAGE_SUFFIXES, list_files
 

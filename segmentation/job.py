@@ -9,29 +9,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from annotation.outlines import SUFFIX, packed
-from dataset.layout import write_png
-from imaging.imagefile import read_image, read_mask
+from imaging.imagefile import read_mask
 from imaging.index import stamp_of
 from imaging.listing import some_names
 from metallography.items import Item
 from metallography.measure import check_terms
 from metallography.ranking import fractions_of
-from metallography.scales import find_scales
+from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter
 from metallography.summary import is_share, phases_csv, words, write_tables
 from report.sheets import predicted_sheet
 from report.workbook import WORKBOOK, tables_of, write_workbook
 from segmentation import blocks, doubt, telling
 from segmentation.answers import OUTLINES, Answers, Round, Rounds, pair_digest
-from segmentation.blocks import Fold, HeldOut
+from segmentation.blocks import HeldOut
+from segmentation.comparison import Comparison
 from segmentation.intake import RECORD as SET_RECORD
 from segmentation.intake import SET, Request, read
 from segmentation.learning import TRAINING, Learning
+from segmentation.methods import Methods
 from segmentation.predictors import (
     BEFORE,
     FOREST,
@@ -40,7 +41,6 @@ from segmentation.predictors import (
     Answer,
     Classifier,
     Watched,
-    beside_strokes,
     is_marked,
     write_maps,
 )
@@ -55,7 +55,7 @@ from segmentation.schedule import (
 from stages.labels import in_strokes, label_counts, label_line, labelled_share
 from utils.commandline import UserError
 from utils.files import DataError, list_names, replace_file, writing
-from utils.log import only_progress, progress, to_terminal
+from utils.log import only_progress, to_terminal
 from utils.metrics import IGNORED
 from utils.run_folder import locked
 from utils.tables import csv_of_rows
@@ -86,8 +86,10 @@ def run(request: Request) -> Work:
         schedule = scheduled(learning)
         for line in schedule.lines():
             to_terminal(line)
-        work = Work(learning, schedule)
         with writing(request.out, "--out"):
+            answers = Answers(request.out)
+            scales = scales_of(learning, answers)  # may refuse the job, before a round is opened
+            work = Work(learning, schedule, answers, scales, open_round(learning, schedule))
             work.run()
         to_terminal(f"Done, after {minutes(learning.spent())}")
         return work
@@ -113,35 +115,60 @@ def scheduled(learning: Learning) -> Schedule:
     return schedule
 
 
+class Opened(NamedTuple):
+    """The round that a run is about."""
+
+    rounds: Rounds
+    this: Round
+    goes_on: bool  # an earlier run began it, and did not end
+
+
+def scales_of(learning: Learning, answers: Answers) -> Scales:
+    """How large a pixel of each image is, as far as anybody told; UserError."""
+    request, pictures = learning.request, learning.intake.pictures
+    own, told = [Item(p.source, p.name) for p in pictures], (request.um_per_px, request.scales)
+    return find_scales(own, request.images, *told, cure=OTHER_SCALE, before=answers.scales)
+
+
+def open_round(learning: Learning, schedule: Schedule) -> Opened:
+    """The round of these labels, kept on the disk from now on."""
+    intake, rounds = learning.intake, Rounds(learning.request.out)
+    learning.values |= schedule.values
+    decides = {name: getattr(schedule, name) for name in DECIDES}
+    training = learning.config("key", stages="sup").training_settings("sup", "f")
+    decides["training"] = {**training, "data_dir": ""}  # by preset and program, not by place
+    labels = {p.name: pair_digest(p.file, p.labels) for p in intake.annotated if p.labels}
+    known = len(rounds.all)
+    this = rounds.open(labels, intake.num_classes, decides)
+    return Opened(rounds, this, goes_on=len(rounds.all) == known and not this.answer)
+
+
 class Work:
     """The steps of a job. Each is skipped if it is done, so a kill loses little."""
 
-    def __init__(self, learning: Learning, schedule: Schedule) -> None:
-        self.learning, self.schedule = learning, schedule
-        learning.values |= schedule.values
+    def __init__(
+        self,
+        learning: Learning,
+        schedule: Schedule,
+        answers: Answers,
+        scales: Scales,
+        opened: Opened,
+    ) -> None:
+        self.learning, self.schedule, self.answers = learning, schedule, answers
+        self.scales, (self.rounds, self.this, self.goes_on) = scales, opened
+        self.before = self.rounds.before(self.this)
+        self.methods = Methods(learning, schedule)
         self.request, self.intake = learning.request, learning.intake
         self.out, self.pictures = self.request.out, self.intake.pictures
         self.annotated = self.intake.annotated
         self.classes = self.intake.num_classes
-        self.answers, self.rounds = Answers(self.out), Rounds(self.out)
-        own, r = [Item(p.source, p.name) for p in self.pictures], self.request
-        told, earlier = (r.um_per_px, r.scales), self.answers.scales
-        self.scales = find_scales(own, r.images, *told, cure=OTHER_SCALE, before=earlier)
         masks = [read_mask(p.labels) for p in self.annotated if p.labels]
         self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
-        self.label_line = label_line(masks, self.classes, r.class_names)
+        self.label_line = label_line(masks, self.classes, self.request.class_names)
         self.in_no_mask = np.flatnonzero(label_counts(masks, self.classes) == 0).tolist()
-        decides = {name: getattr(schedule, name) for name in DECIDES}
-        training = learning.config("key", stages="sup").training_settings("sup", "f")
-        decides["training"] = {**training, "data_dir": ""}  # by preset and program, not by place
-        labels = {p.name: pair_digest(p.file, p.labels) for p in self.annotated if p.labels}
-        known = len(self.rounds.all)
-        self.this = self.rounds.open(labels, self.classes, decides)
-        self.goes_on = len(self.rounds.all) == known and not self.this.answer
-        self.before = self.rounds.before(self.this)
         self.place = self.out / TRAINING / f"round_{self.this.number}"
         self.first = self.out / TRAINING / "answers" / "first"
-        self.first_look: tuple[Answer, list[dict[str, Any]]] | None = None  # made now
+        self.first_look: telling.Result | None = None  # made by this run
         self.twin: Path | None = None  # folder of the class maps of the network's twin
 
     def run(self) -> None:
@@ -155,8 +182,7 @@ class Work:
         blocks.write_labels(self.place / "labels", self.annotated, [])
         if not self.this.kept:
             self.compare()
-        self.answer()
-        self.report()
+        self.report(self.answer())
 
     def say_round(self) -> None:
         """What this round learns from."""
@@ -197,64 +223,35 @@ class Work:
             self.rounds.save()
         return self.this.corrected
 
-    def classifier(self, first: bool = False) -> Classifier:
-        """A pixel classifier that has learnt nothing yet, for the first answer or later ones."""
-        r = self.request
-        reduce, threads = self.schedule.reduce[0 if first else 1], self.learning.threads
-        return Classifier(self.classes, r.class_names, reduce, r.seed, threads)
-
-    def learnt(self, labels: Path | None = None, first: bool = False) -> Classifier:
-        """A pixel classifier that has learnt the labels, or those of a folder."""
-        model = self.classifier(first)
-        files = {p.file: (labels / p.labels.name if labels else p.labels)
-                 for p in self.annotated if p.labels}  # fmt: skip
-        there = {image: path for image, path in files.items() if path.is_file()}
-        model.fit([read_image(i) for i in there], [read_mask(path) for path in there.values()])
-        return model
-
-    def beside(self, labels: Path, name: str) -> Path:
-        """A folder of strokes, with the labels of which a classifier that learns them is sure.
-
-        What learns from strokes alone hardly sees boundaries, and each class by the share that
-        somebody drew of it. Also notes the share of the area that each class is expected to have.
-        """
-        given = [p for p in self.annotated if p.labels and (labels / p.labels.name).is_file()]
-        strokes = [read_mask(labels / p.labels.name) for p in given if p.labels]
-        images = [read_image(p.file) for p in given]
-        found, shares = beside_strokes(self.learnt(labels), images, strokes)
-        for picture, ids in zip(given, found, strict=True):
-            write_png(self.out / TRAINING / name / f"{picture.file.stem}.png", ids)
-        self.this.shares = shares.tolist()
-        added = sum(int((a != b).sum()) for a, b in zip(found, strokes, strict=True))
-        self.this.sure = added / sum(ids.size for ids in found)
-        return self.out / TRAINING / name
-
-    def annotations(self) -> list[blocks.Annotation]:
-        """Pixels and labels of the annotated images."""
-        return [(read_image(p.file), read_mask(p.labels)) for p in self.annotated if p.labels]
-
     def first_answer(self) -> None:
         """All images by the pixel classifier, and a report on them."""
         with only_progress("First answer"):
             folder = self.predict_first()
-        self.first_look = folder, self.mark(folder)
+        self.first_look = self.marked(folder)
         own = self.first, [p.name for p in self.pictures], FOREST, folder.segmenter.class_names
         self.answers.publish(*own, self.intake.crop)
-        path = telling.write_page(self, *self.first_look, final=False)
+        path = telling.write_page(self.first_look, final=False)
         after = f"after {minutes(self.learning.spent())}"
         to_terminal(f"First answer of all images, by the {FOREST}, {after}: {path}")
+
+    def compare(self) -> None:
+        """Who does best on held-out blocks, and is kept."""
+        own = self.rounds, self.this, self.before, self.strokes
+        Comparison(self.methods, *own).run(self.check_first_answer)
+        for line in telling.comparison_lines(self.this, self.labelled):
+            to_terminal(line)
 
     def check_first_answer(self, found: HeldOut) -> None:
         """Tell with the first answer, if it was made now, how it was checked since."""
         late = self.strokes or math.isnan(found.mean)  # strokes count by area, which is known later
         if self.first_look is not None and not late:
-            folder = self.first_look[0]
+            folder = self.first_look.folder
             checked = telling.first_checked(
                 found, self.schedule, len(self.annotated), self.labelled
             )
             folder.notes = [*self.about_answer(folder), telling.FIRST_NOTE, *checked]
             self.write_tables(folder, found)
-            telling.write_page(self, *self.first_look, final=False, found=found)
+            telling.write_page(self.first_look, final=False, found=found)
             self.answers.publish_summary(self.first)
             dice = telling.score_text(found.mean)
             to_terminal(f"First answer checked on held-out blocks: Dice {dice}; its report has it")
@@ -263,7 +260,7 @@ class Work:
         """The pixel classifier's answer of this round, anew: a first one, and a second opinion."""
         shutil.rmtree(self.first, ignore_errors=True)
         said = [telling.FIRST_NOTE, telling.NOT_CHECKED]
-        folder = self.predict(self.learnt(first=True), self.first, said)
+        folder = self.predict(self.methods.learnt(first=True), self.first, said)
         replace_file(self.first / MARK, self.first_mark(), "--out")
         return folder
 
@@ -283,9 +280,9 @@ class Work:
         name = f"round_{self.this.method}_twin"
         if self.this.kept == NETWORK and self.schedule.twin:
             labels = self.sure_labels if self.strokes else None
-            own = self.schedule.fine_steps, self.start(self.this), labels, "Twin network"
+            own = self.schedule.fine_steps, self.methods.start(self.this), labels, "Twin network"
             self.learning.finetune(name, *own, seed=(self.request.seed + 1) % 2**32)
-        file = self.network_of(name)
+        file = self.methods.network_of(name)
         if file is None:
             return
         network = Watched(Segmenter(file, device=self.request.device), views=1)
@@ -325,7 +322,7 @@ class Work:
 
     def write_tables(self, folder: Answer, scores: HeldOut | None) -> None:
         """Write an answer's tables and summary, which warns by its scores on held-out blocks."""
-        folder.warned = telling.warning_lines(self, folder, scores)
+        folder.warned = telling.warning_lines(self.intake, self.labelled, folder, scores)
         folder.poor = [*telling.poor_phases(scores, folder.segmenter.class_names)]
         write_tables(folder)
 
@@ -333,153 +330,7 @@ class Work:
         """What the summary of every answer says: scales, and which images were learnt from."""
         return [*self.scales.lines, telling.annotated_line(folder.annotated, len(folder.items))]
 
-    def compare(self) -> None:
-        """Who does best on held-out blocks: network, pixel classifier, or the answer before."""
-        folds = blocks.usable(self.annotations(), self.schedule.folds)
-        if not folds:
-            to_terminal("No held-out blocks: the labels lie in one quarter of the image alone")
-        scores: dict[str, HeldOut] = {}
-        if folds:
-            scores[FOREST] = self.forest_blocks(folds)
-            self.check_first_answer(scores[FOREST])
-        if self.schedule.fine_steps:
-            self.this.start = self.pretrained()
-            if folds and self.schedule.block_steps:
-                scores[NETWORK] = self.network_blocks(folds)
-        if self.before is not None and folds:
-            scores |= self.before_blocks(folds, self.before)
-        if self.strokes:
-            self.beside(self.place / "labels", f"round_{self.this.number}_sure")
-            scores = {name: found.by_area(self.this.shares) for name, found in scores.items()}
-            by = {size: blocks.stored(counts) for size, counts in self.this.curve.items()}
-            areas = {size: own.by_area(self.this.shares) for size, own in by.items() if own}
-            self.this.curve = {size: own.counts.tolist() for size, own in areas.items()}
-        self.this.scores = {name: found.counts.tolist() for name, found in scores.items()}
-        means = {name: found.mean for name, found in scores.items() if not np.isnan(found.mean)}
-        usual = NETWORK if self.schedule.fine_steps else FOREST
-        order = [NETWORK, FOREST, BEFORE]  # of equals the first
-        self.this.kept = max(means, key=lambda n: (means[n], -order.index(n))) if means else usual
-        self.rounds.save()
-        for line in telling.comparison_lines(self.this, self.labelled):
-            to_terminal(line)
-
-    def forest_blocks(self, folds: list[Fold]) -> HeldOut:
-        """Held-out scores of the pixel classifier, and its learning curve."""
-
-        def learn(images: Any, labels: Any) -> blocks.Predict:
-            model = self.classifier()
-            model.fit(images, labels)
-            return model.ids
-
-        tries = len(blocks.curve_sizes(folds)) * len(folds)
-        title = "Held-out blocks, pixel classifier"
-        with only_progress(title), progress(tries, title) as bar:
-            found = blocks.curve(self.annotations(), folds, self.classes, learn, bar.update)
-        self.this.curve = {str(size): own.counts.tolist() for size, own in found.items()}
-        return found[max(found)]
-
-    def pretrained(self) -> str:
-        """The pretrained file, of an earlier round if there is one; '' for random weights."""
-        epochs = self.schedule.pretrain_epochs
-        old = self.before.start if self.before else ""
-        if old and (self.out / old).is_file():
-            return old
-        if not epochs:
-            return ""
-        path = self.learning.pretrain(epochs, self.this.number)
-        return path.relative_to(self.out).as_posix()
-
-    def start(self, of: Round) -> Path | None:
-        """The pretrained file of a round."""
-        return self.out / of.start if of.start else None
-
-    def network_blocks(self, folds: list[Fold]) -> HeldOut:
-        """Held-out scores of networks that start as the final one, each without a fold."""
-        predictors: dict[Fold, blocks.Predict] = {}
-        for turn, fold in enumerate(folds, start=1):
-            name = blocks.without_name(self.this.number, fold)
-            labels = blocks.write_labels(self.out / TRAINING / name, self.annotated, fold)
-            if self.strokes:
-                labels = self.beside(labels, f"{name}_sure")
-            title = f"Held-out blocks, network {turn} of {len(folds)}"
-            steps, start = self.schedule.block_steps, self.start(self.this)
-            file = self.learning.finetune(name, steps, start, labels, title)
-            predictors[fold] = self.network_ids(file)
-        return blocks.score(self.annotations(), predictors, self.classes)
-
-    def network_ids(self, file: Path) -> blocks.Predict:
-        """A network as a function from an image's pixels to class ids."""
-        return self.watched(file).ids
-
-    def watched(self, file: Path) -> Watched:
-        """A network, ready to predict, with the names that the classes have now."""
-        found = Watched(Segmenter(file, device=self.request.device), self.schedule.views)
-        found.class_names = list(self.request.class_names) or found.class_names
-        return found
-
-    def before_blocks(self, folds: list[Fold], before: Round) -> dict[str, HeldOut]:
-        """The answer before on blocks that it did not learn either, of every mask given now.
-
-        Nothing if it did not leave out the same blocks together, if its networks are gone, or if it
-        learnt labels that are not given any more.
-        """
-        if self.rounds.all[before.method - 1].labels.keys() - self.this.labels.keys():
-            return {}  # it learnt labels that were taken back
-        if not self.same_blocks(before):
-            return {}  # strokes were added, which are grouped otherwise
-        predictors: dict[Fold, blocks.Predict] = {}
-        for fold in folds:
-            if before.network:
-                file = self.network_without(before.method, fold)
-                learnt = self.network_ids(file) if file else None
-            else:
-                labels = self.out / TRAINING / f"round_{before.method}" / "labels"
-                learnt = self.forest_without(labels, fold)
-            if learnt is None:
-                return {}
-            predictors[fold] = learnt
-        return {BEFORE: blocks.score(self.annotations(), predictors, self.classes)}
-
-    def same_blocks(self, before: Round) -> bool:
-        """Whether the labels that the answer before learnt had the blocks that they have now."""
-        for picture in self.annotated:
-            name = picture.labels.name if picture.labels else ""
-            path = self.out / TRAINING / f"round_{before.method}" / "labels" / name
-            if picture.labels and path.is_file():
-                old, new = read_mask(path), read_mask(picture.labels)
-                if old.shape != new.shape:
-                    return False
-                known = (old != IGNORED) & (new != IGNORED)
-                if (blocks.numbers(old) != blocks.numbers(new))[known].any():
-                    return False
-        return True
-
-    def network_without(self, number: int, fold: Fold) -> Path | None:
-        """The network of a round that left out just this fold; None if there is none."""
-        return self.network_of(blocks.without_name(number, fold))
-
-    def network_of(self, name: str) -> Path | None:
-        """The network that a training gave; None if there is none."""
-        found = [self.out / TRAINING / f"{name}_{stage}" / "f" for stage in ("simclr", "sup")]
-        files = [path / file for path in found for file in ("fine.pt", "sup.pt")]
-        return next((path for path in files if path.is_file()), None)
-
-    def forest_without(self, labels: Path, fold: Fold) -> blocks.Predict | None:
-        """A pixel classifier of a folder's labels but for a fold; None if none are left."""
-        images, masks = [], []
-        for picture in self.annotated:
-            path = labels / f"{picture.file.stem}.png"
-            left = blocks.without(read_mask(path), fold) if path.is_file() else None
-            if left is not None and (left != IGNORED).any():
-                images.append(read_image(picture.file))
-                masks.append(left)
-        if not images:
-            return None
-        model = self.classifier()
-        model.fit(images, masks)
-        return model.ids
-
-    def answer(self) -> None:
+    def answer(self) -> telling.Result:
         """The final answer, by whoever was kept, published over the one before."""
         predictor = self.final()
         if isinstance(predictor, Watched):
@@ -490,11 +341,13 @@ class Work:
         place = self.out / TRAINING / "answers" / f"round_{self.this.number}"
         with only_progress("Predictions"):
             scores = blocks.stored(self.this.scores.get(self.this.kept))
-            folder = self.predict(predictor, place, [telling.checked_line(self)], scores)
+            known = self.schedule, len(self.answers.corrected()), self.labelled
+            checked = telling.honest_lines(self.this, *known)[:1]
+            folder = self.predict(predictor, place, checked, scores)
         self.this.fractions = fractions_of(folder.rows, self.classes)
         self.this.answer = place.relative_to(self.out).as_posix()
         self.rounds.save()
-        rows = self.mark(folder)
+        result = self.marked(folder)
         self.draw_outlines(folder)
         names, crop = [p.name for p in self.pictures], self.intake.crop
         self.answers.publish(place, names, self.this.by, predictor.class_names, crop)
@@ -502,7 +355,8 @@ class Work:
             (self.out / BATCHES).unlink(missing_ok=True)
         network = self.out / self.this.network if self.this.network else None
         self.answers.publish_model(network, self.request.class_names, self.facts(folder))
-        self.folder, self.doubts = folder, rows
+        # Corrections that were made meanwhile are kept since.
+        return replace(result, corrected=len(self.answers.corrected()))
 
     def final(self) -> Classifier | Watched:
         """Who answers, trained on all labels, or kept from the round before."""
@@ -510,27 +364,29 @@ class Work:
         if this.kept == BEFORE and before is not None:
             this.network, this.by, this.method = before.network, before.by, before.method
             if before.network:
-                return self.watched(self.out / before.network)
-            return self.learnt(self.out / TRAINING / f"round_{before.method}" / "labels")
+                return self.methods.watched(self.out / before.network)
+            return self.methods.learnt(self.out / TRAINING / f"round_{before.method}" / "labels")
         this.by, this.method = this.kept, this.number
         if this.kept == NETWORK:
             name, steps = f"round_{this.number}", self.schedule.fine_steps
             labels = self.sure_labels if self.strokes else None
-            file = self.learning.finetune(name, steps, self.start(this), labels, "Fine-tuning")
+            file = self.learning.finetune(
+                name, steps, self.methods.start(this), labels, "Fine-tuning"
+            )
             this.network = file.relative_to(self.out).as_posix()
-            return self.watched(file)
-        return self.learnt()
+            return self.methods.watched(file)
+        return self.methods.learnt()
 
     @property
     def sure_labels(self) -> Path:
-        """The folder of strokes with the sure labels beside them; ``compare`` writes it."""
+        """The folder of strokes with the sure labels beside them; ``Comparison`` writes it."""
         return self.out / TRAINING / f"round_{self.this.number}_sure"
 
-    def mark(self, folder: Answer) -> list[dict[str, Any]]:
-        """Write ``doubt.csv`` and the workbook into a predicted folder; returns the doubts."""
+    def marked(self, folder: Answer) -> telling.Result:
+        """Write ``doubt.csv`` and the workbook into a predicted folder: with it all is known."""
         annotated = {p.name for p in self.annotated}
         others = {i.name: folder.file("doubt", i) for i in folder.items if i.name not in annotated}
-        self.places = doubt.Places(others)
+        places = doubt.Places(others)
         forest = blocks.stored(self.this.scores.get(FOREST))
         rows = doubt.doubts(
             fractions_of(folder.rows, self.classes),
@@ -540,7 +396,7 @@ class Work:
             unsure=folder.noted("unsure"),
             differs=self.differing(folder, self.first / "classes"),
             twin=self.differing(folder, self.twin),
-            places=self.places,
+            places=places,
             expected=forest.error if forest else math.nan,
         )
         path = folder.out / "doubt.csv"
@@ -553,7 +409,19 @@ class Work:
             lambda column: column in telling.DOUBT_WORDS or is_share(column),
         ):
             to_terminal(line)
-        return rows
+        return telling.Result(
+            self.request,
+            self.intake,
+            self.schedule,
+            self.rounds.all,
+            self.this,
+            self.before,
+            self.labelled,
+            corrected=len(self.answers.corrected()),
+            folder=folder,
+            doubts=rows,
+            places=places,
+        )
 
     def facts(self, folder: Answer) -> dict[str, Any]:
         """What a network's file has to know of its images, so that new ones are read alike."""
@@ -590,9 +458,9 @@ class Work:
         pairs = ((read_mask(at / f"{name}.png") for at in (own, maps)) for name in names)
         return {n: doubt.unlike(a, b) for n, (a, b) in zip(names, pairs, strict=True)}
 
-    def report(self) -> None:
+    def report(self, result: telling.Result) -> None:
         """The page on everything, and its first lines on the terminal."""
-        for line in telling.result_lines(self):
+        for line in telling.result_lines(result):
             to_terminal(line)
-        path = telling.write_page(self, self.folder, self.doubts, final=True)
+        path = telling.write_page(result, final=True)
         to_terminal(f"Report: {path}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,13 +20,11 @@ from report.laboratory import Told, own_name, place_of, sample_of, write_laborat
 from segmentation import doubt
 from segmentation.answers import MODEL, Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
+from segmentation.intake import Intake, Picture, Request
 from segmentation.predictors import BEFORE, FOREST, NETWORK, Answer, annotated_words, part_text
 from segmentation.schedule import Schedule
 from utils.metrics import IGNORED, mean_score
 from utils.tables import digits, percent
-
-if TYPE_CHECKING:
-    from segmentation.job import Work
 
 WITHIN = (
     "(1: every pixel right, 0: none). Within the annotated {image}: trained on {learnt} of the "
@@ -98,6 +96,33 @@ LABELS_WIN = (
     "correct: change a class map in the folder classes (class ids, which look black in a viewer; "
     "255 where you do not know), or annotate another image, and give the same command again"
 )
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that is told of one answer: what it was asked for, whence it comes, how it turned out."""
+
+    request: Request
+    intake: Intake
+    schedule: Schedule
+    rounds: Sequence[Round]  # all of the job
+    this: Round
+    before: Round | None  # whose answer this one replaces
+    labelled: float  # share of labelled pixels of the annotated images
+    corrected: int  # how many of them have a corrected class map for a mask
+    folder: Answer
+    doubts: Sequence[Row] = ()  # see ``doubt.doubts``
+    places: Mapping[str, Array] = field(default_factory=dict)  # pixels worth a label, by image
+
+    @property
+    def annotated(self) -> Sequence[Picture]:
+        """The images whose labels were learnt."""
+        return self.intake.annotated
+
+    @property
+    def others(self) -> bool:
+        """Whether there are images that nobody annotated."""
+        return len(self.intake.pictures) > len(self.annotated)
 
 
 class FirstOf(Mapping[str, Array]):
@@ -301,74 +326,70 @@ def changes(this: Round, before: Round | None) -> list[list[str]]:
     ]
 
 
-def result_lines(work: Work) -> list[str]:
+def result_lines(result: Result) -> list[str]:
     """The result in a few lines, with its doubts."""
-    this, folder = work.this, work.folder
+    this, folder = result.this, result.folder
     lines = [f"{len(folder.items)} images segmented by the {this.by}"]
     for row in fraction_rows(folder):
         lines.append(
             f"  {row['class']}: {row['mean']:.1f} % ({row['least']:.1f} to {row['most']:.1f})"
         )
-    corrected, others = len(work.answers.corrected()), len(work.pictures) > len(work.annotated)
     lines += warnings(folder)  # first, as what is odd in the files may be why a Dice is low
-    lines += honest_lines(this, work.schedule, corrected, work.labelled, others)
-    marked = [row for row in work.doubts if row["reasons"]]
-    lines += doubt_lines(work.doubts)
+    known = result.corrected, result.labelled, result.others
+    lines += honest_lines(this, result.schedule, *known)
+    marked = [row for row in result.doubts if row["reasons"]]
+    lines += doubt_lines(result.doubts)
     lines += [f"  {row['image']}: {row['reasons']}" for row in marked[:5]]
-    lines.append(new_images_line(work))
-    moved = changes(this, work.before)
-    if work.before is not None:
+    lines.append(new_images_line(this, result.request.out))
+    moved = changes(this, result.before)
+    if result.before is not None:
         lines.append(f"Changed since the answer before: {len(moved)} of {len(folder.items)} images")
     return lines
 
 
-def checked_line(work: Work) -> str:
-    """What ``summary.md`` says on how right the last answer is."""
-    this, corrected = work.this, len(work.answers.corrected())
-    return honest_lines(this, work.schedule, corrected, work.labelled)[0]
-
-
-def warning_lines(work: Work, folder: Answer, found: HeldOut | None) -> list[str]:
+def warning_lines(
+    intake: Intake, labelled: float, folder: Answer, found: HeldOut | None
+) -> list[str]:
     """What a reader of an answer should know: the same in the log, on the page, in the summary.
 
     ``found`` are the scores of its method on held-out blocks. What all folders of images are warned
     of is said beside it (``metallography.summary.warnings``). What is odd in the files comes first:
     all the rest may follow from it.
     """
-    names, annotated = list(folder.segmenter.class_names), [p.name for p in work.annotated]
-    own, counted = own_names(work), folder.with_particles
+    names, annotated = list(folder.segmenter.class_names), [p.name for p in intake.annotated]
+    own, counted = own_names(intake.pictures), folder.with_particles
     fractions = fractions_of(folder.rows, len(names))
     far = [
         f"{own[name]}: {100 * place.mean():.0f} % of it is far from any label (hatched in the "
         "report); a few strokes there would help"
-        for name, place in far_places(work).items()
+        for name, place in far_places(intake.annotated).items()
     ]
     return [
-        *work.intake.warnings,
-        *partial_lines(work.labelled, len(annotated)),
-        *poor_lines(found, names, work.labelled),
+        *intake.warnings,
+        *partial_lines(labelled, len(annotated)),
+        *poor_lines(found, names, labelled),
         *doubt.missing_lines(fractions, names, annotated),
-        *(doubt.count_lines(folder.rows, names, annotated, counted) if work.labelled == 1 else []),
+        *(doubt.count_lines(folder.rows, names, annotated, counted) if labelled == 1 else []),
         *far,
     ]
 
 
-def own_names(work: Work) -> dict[str, str]:
+def own_names(pictures: Sequence[Picture]) -> dict[str, str]:
     """The images as their files are called, with sub-folders, by the names that they have here."""
-    return {p.name: own_name(Item(p.source, p.name)) for p in work.pictures}
+    return {p.name: own_name(Item(p.source, p.name)) for p in pictures}
 
 
-def new_images_line(work: Work) -> str:
+def new_images_line(this: Round, out: Path) -> str:
     """How to have new images segmented: by the network, if one answers."""
-    if work.this.network:
-        return f"For new images: python predict.py --weights {work.out / MODEL} --images FOLDER"
+    if this.network:
+        return f"For new images: python predict.py --weights {out / MODEL} --images FOLDER"
     return (
         f"The {FOREST} answers, and no network: {MODEL} is not written, and predict.py has nothing "
         "to apply. For new images add them to the folder, and give the same command"
     )
 
 
-def doubt_lines(doubts: list[Row]) -> list[str]:
+def doubt_lines(doubts: Sequence[Row]) -> list[str]:
     """How unsure the answer is, and how many images are marked."""
     if not doubts:
         return []
@@ -448,7 +469,7 @@ def block_table(this: Round, names: list[str], labelled: float = 1.0) -> Table:
     return {"title": title, "head": head, "rows": rows}
 
 
-def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
+def doubt_table(doubts: Sequence[Row], own: Mapping[str, str]) -> Table:
     """All images without labels, their doubt, and what speaks against each; shares in percent."""
     head = ["image", "what speaks against it", "doubt", *DOUBT_WORDS.values()]
     rows = [
@@ -464,86 +485,87 @@ def doubt_table(doubts: list[Row], own: Mapping[str, str]) -> Table:
     return {"title": title, "head": head, "rows": rows}
 
 
-def doubt_words(doubts: list[Row]) -> str:
+def doubt_words(doubts: Sequence[Row]) -> str:
     """What the columns of ``doubt_table`` mean, of those in which anything is known."""
     known = {n for n in ABOUT_DOUBT if any(not math.isnan(row[n]) for row in doubts)}
     known -= {"doubt"} if "twin_differs" in known else set()
     return " ".join(said for name, said in ABOUT_DOUBT.items() if name in known)
 
 
-def change_tables(work: Work, names: list[str], own: Mapping[str, str]) -> list[Table]:
+def change_tables(
+    this: Round, before: Round | None, names: Sequence[str], own: Mapping[str, str]
+) -> list[Table]:
     """What new labels and area fractions changed since the answer before."""
-    corrected = [[own[name], str(n), str(all_)] for name, (n, all_) in work.this.corrected.items()]
-    moved = [[own[name], *cells] for name, *cells in changes(work.this, work.before)]
+    corrected = [[own[name], str(n), str(all_)] for name, (n, all_) in this.corrected.items()]
+    moved = [[own[name], *cells] for name, *cells in changes(this, before)]
     title = "What changed: area fraction before → after, %"
     new = {"title": "Labels that are new", "head": [*NEW_LABELS], "rows": corrected}
     other = {"title": title, "head": ["image", *names],
              "rows": moved or [["none", *("-" for _ in names)]]}  # fmt: skip
-    return [*([new] if corrected else []), *([other] if work.before is not None else [])]
+    return [*([new] if corrected else []), *([other] if before is not None else [])]
 
 
-def far_places(work: Work) -> dict[str, Array]:
+def far_places(annotated: Sequence[Picture]) -> dict[str, Array]:
     """Of images labelled in part: bool (H, W), true far from any label, by the image's name."""
     places = {}
-    for picture in work.annotated:
+    for picture in annotated:
         labelled = read_mask(picture.labels) != IGNORED if picture.labels else None
         if labelled is not None and labelled.mean() < PARTIAL:
             places[picture.name] = far_from_labels(labelled, FAR * min(labelled.shape))
     return {name: place for name, place in places.items() if place.any()}
 
 
-def write_page(
-    work: Work,
-    folder: Answer,
-    doubts: list[Row],
-    *,
-    final: bool,
-    found: HeldOut | None = None,
-) -> Path:
+def write_page(result: Result, *, final: bool, found: HeldOut | None = None) -> Path:
     """Write ``report.html`` of a job; ``found`` are held-out scores of the first answer's method.
 
     An answer that nothing was held out for says so among its warnings.
     """
-    this, names = work.this, list(folder.segmenter.class_names)
-    annotated = [p.name for p in work.annotated]
-    own = own_names(work)
-    taught = [*work.rounds.all[this.method - 1].labels] if final and this.method else annotated
-    learnt = f"{len(taught)} annotated image{'s' if len(taught) > 1 else ''}"
-    by = f"{this.by if final else FOREST}, which learnt from {learnt}: "
-    by += ", ".join(own.get(name, name) for name in taught)
-    far_away, whole = far_places(work), final and bool(this.scores)
-    part, all_ = work.labelled, len(annotated)
-    count, others = len(work.answers.corrected()), len(work.pictures) > all_
+    this, folder, doubts = result.this, result.folder, result.doubts
+    names, request = list(folder.segmenter.class_names), result.request
+    own, annotated = own_names(result.intake.pictures), [p.name for p in result.annotated]
+    far_away, whole = far_places(result.annotated), final and bool(this.scores)
+    part, all_ = result.labelled, len(annotated)
+    count, others = result.corrected, result.others
     found = stored(this.scores.get(this.kept)) if final else found
     said = [] if final else [FIRST]
     if found and not math.isnan(found.mean):
         said += [short_line(found, all_, count if final else 0, part, others)]
     elif final:
-        said += honest_lines(this, work.schedule)
-    folder.warned = warning_lines(work, folder, found)
+        said += honest_lines(this, result.schedule)
+    folder.warned = warning_lines(result.intake, part, folder, found)
     told_how = "" if found and not math.isnan(found.mean) else NO_BLOCK if final else NOT_YET
     told = Told(
-        work.request.sample or sample_of(work.request.images),
-        place=place_of(work.request.images),
+        request.sample or sample_of(request.images),
+        place=place_of(request.images),
         annotated={name: annotated_words(told) for name, told in folder.annotated.items()},
         unchecked=told_how,
         poor=[*poor_phases(found, names)],
         names=own,
-        by=by,
+        by=by_words(result, own, final),
         said=[*said, LABELS_WIN],
         doubts=doubt_table(doubts, own) if doubts else None,
         doubt_words=doubt_words(doubts),
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
-        marked_places=FirstOf(far_away, work.places),
+        marked_places=FirstOf(far_away, result.places),
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),
-        changed=change_tables(work, names, own) if final else [],
+        changed=change_tables(this, result.before, names, own) if final else [],
         trained=[block_table(this, names, part)] if whole else [],
         notes=[
             *(curve_lines(this, others) if final else []),
             *(comparison_lines(this, part) if final else []),
-            *([new_images_line(work)] if final else []),
-            *work.schedule.lines(),
-            *work.intake.notes,
+            *([new_images_line(this, request.out)] if final else []),
+            *result.schedule.lines(),
+            *result.intake.notes,
         ],
     )
-    return write_laboratory(folder, told, work.out)
+    return write_laboratory(folder, told, request.out)
+
+
+def by_words(result: Result, own: Mapping[str, str], final: bool) -> str:
+    """Who answers, and which images that has learnt; ``own`` is that of ``own_names``."""
+    this, learnt = result.this, [p.name for p in result.annotated]
+    if final and this.method:
+        learnt = [*result.rounds[this.method - 1].labels]
+    count = f"{len(learnt)} annotated image{'s' if len(learnt) > 1 else ''}"
+    by = f"{this.by if final else FOREST}, which learnt from {count}: "
+    return by + ", ".join(own.get(name, name) for name in learnt)

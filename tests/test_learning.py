@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from config import PRESETS, ConfigError
+from segmentation.demo.micrographs import draw_micrograph
 from segmentation.intake import Request, read
 from segmentation.learning import Learning
-from segmentation.micrographs import draw_micrograph
 from stages.finetuning import Supervised
 from stages.pretraining import SelfSupervised
 

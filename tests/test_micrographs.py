@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import segmentation.micrographs as micrographs
+import segmentation.demo.micrographs as micrographs
 from imaging.imagefile import read_image, read_mask
-from segmentation.micrographs import draw_micrograph, make_micrographs
+from segmentation.demo.micrographs import draw_micrograph, make_micrographs
 from utils.commandline import UserError
 
 

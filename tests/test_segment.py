@@ -32,9 +32,10 @@ from imaging.data_bar import Bar
 from metallography.scales import NOT_GIVEN
 from segmentation import blocks
 from segmentation.answers import Answers
+from segmentation.comparison import Comparison
+from segmentation.demo.micrographs import draw_micrograph
 from segmentation.intake import read
 from segmentation.learning import Learning
-from segmentation.micrographs import draw_micrograph
 from segmentation.schedule import Schedule
 from tests.test_annotations import roi, roi_set
 
@@ -317,7 +318,7 @@ def test_the_first_answer_says_that_nothing_was_checked_until_something_was(
     assert "é0.png (annotated)" in page() and "1 of 4 images is annotated" in page()
     shutil.rmtree(place / "out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation.job.Work, "pretrained", killed)
+        patch.setattr(Comparison, "pretrained", killed)
         assert run(place) == 130
     assert "Checked since: Dice" in page() and "Nothing has been checked" not in page()
     assert "Checked since: Dice" in summary() and "Nothing has been checked" not in summary()

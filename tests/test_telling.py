@@ -219,7 +219,7 @@ def test_pages_of_a_stack_keep_their_numbers() -> None:
         SimpleNamespace(name=name, source=Path("raw") / file)
         for name, file in (("a/s_page2", "a/s.tif"), ("a/t", "a/t.png"))
     ]
-    found = own_names(SimpleNamespace(pictures=pictures))  # type: ignore[arg-type]
+    found = own_names(pictures)  # type: ignore[arg-type]
     assert found == {"a/s_page2": "a/s_page2", "a/t": "a/t.png"}
 
 
@@ -257,12 +257,13 @@ def test_above_the_images_one_line_tells_the_dice_and_what_it_does_not_say() -> 
 
 
 def test_what_is_odd_in_the_files_is_warned_of_before_what_may_follow_from_it() -> None:
-    intake = SimpleNamespace(warnings=("mask: looks like scribbles",))
     picture = SimpleNamespace(name="a", source=Path("a.png"), labels=None)
-    work = SimpleNamespace(intake=intake, labelled=0.05, annotated=[picture], pictures=[picture])
+    intake = SimpleNamespace(
+        warnings=("mask: looks like scribbles",), annotated=[picture], pictures=[picture]
+    )
     names = SimpleNamespace(class_names=["matrix", "pore"])
     folder = SimpleNamespace(segmenter=names, rows=[], with_particles=[1])
-    odd, few, low = warning_lines(work, folder, HeldOut(np.array(found(3))))  # type: ignore[arg-type]
+    odd, few, low = warning_lines(intake, 0.05, folder, HeldOut(np.array(found(3))))  # type: ignore[arg-type]
     assert odd == intake.warnings[0] and few.startswith("Only 5 %") and low.startswith("Dice")
 
 
@@ -276,22 +277,22 @@ def test_the_terminal_tells_the_warnings_before_a_dice_that_may_be_low_for_them(
     }.items():
         monkeypatch.setattr(telling, name, lambda *_, lines=lines: lines)
     monkeypatch.setattr(telling, "honest_lines", lambda *_: ["Dice 0.2", "annotate another image"])
-    monkeypatch.setattr(telling, "new_images_line", lambda work: "new")
+    monkeypatch.setattr(telling, "new_images_line", lambda *_: "new")
     nothing: dict[str, Any] = {
-        "pictures": [],
-        "annotated": [],
+        "request": SimpleNamespace(out=Path()),
+        "others": False,
+        "corrected": 0,
         "doubts": [],
         "before": None,
         "schedule": None,
     }
-    work = SimpleNamespace(
+    result = SimpleNamespace(
         this=SimpleNamespace(by="me"),
         folder=SimpleNamespace(items=[]),
-        answers=SimpleNamespace(corrected=list),
         labelled=1.0,
         **nothing,
     )
-    said = result_lines(work)  # type: ignore[arg-type]
+    said = result_lines(result)  # type: ignore[arg-type]
     assert said[1:] == ["Warning: odd", "Dice 0.2", "annotate another image", "new"]
 
 

@@ -26,7 +26,7 @@ VERSION = 1  # raise it whenever other pictures come out
 SIDE, IMAGES = 192, 30
 ANNOTATED = 0  # number of the image whose mask is given
 RECORD = "micrographs.json"
-DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "dataset" / "micrographs"
+DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "dataset" / "micrographs"
 CLASSES = ("ferrite", "boundary", "pearlite", "particle")
 FERRITE, BOUNDARY, PEARLITE, PARTICLE = range(4)
 GRAIN = 34  # mean distance of grain centres, in pixels
@@ -34,9 +34,9 @@ BOUNDARY_WIDTH = 3.4  # pixels
 PEARLITE_SHARE = 0.28  # of the grains
 
 NOTE = """\
-SYNTHETIC pictures, made by segmentation/micrographs.py, not photographs; scores on them say nothing
-about real steel. images: what segment.py is given; masks: the one annotated image; truth: the masks
-of all, for judging alone. Delete the folder at any time: the demo makes it again.
+SYNTHETIC pictures, made by segmentation/demo/micrographs.py, not photographs; scores on them say
+nothing about real steel. images: what segment.py is given; masks: the one annotated image; truth:
+the masks of all, for judging alone. Delete the folder at any time: the demo makes it again.
 """
 
 Field = NDArray[np.float32]

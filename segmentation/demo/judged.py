@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from imaging.imagefile import Pixels, read_mask
+from segmentation.demo.micrographs import CLASSES, make_micrographs
 from segmentation.intake import Request
 from segmentation.job import Work, run
-from segmentation.micrographs import CLASSES, make_micrographs
 from segmentation.predictors import FOREST
 from utils.files import list_files
 from utils.log import only_progress, to_terminal
@@ -91,7 +91,7 @@ def compare(work: Work, truth: Path) -> list[tuple[str, Truth]]:
     found = [(f"the answer: {work.this.by}", judge(work.out / "classes", truth, annotated))]
     found.append((FOREST, judge(work.first / "classes", truth, annotated)))
     steps = work.schedule.pretrain_steps
-    for start, title in ((work.start(work.this), f"network, {steps} steps of pretraining"),
+    for start, title in ((work.methods.start(work.this), f"network, {steps} steps of pretraining"),
                          (None, "network, no pretraining")):  # fmt: skip
         if work.schedule.fine_steps and (start or title.endswith("no pretraining")):
             found.append((title, judge(network_maps(work, start), truth, annotated)))
@@ -107,7 +107,7 @@ def network_maps(work: Work, start: Path | None) -> Path:
     file = work.learning.finetune(name, work.schedule.fine_steps, start, None, title)
     place = work.out / "training" / "answers" / f"comparison_{name}"
     with only_progress("Predictions, for comparison"):
-        work.predict(work.watched(file), place)
+        work.predict(work.methods.watched(file), place)
     return place / "classes"
 
 

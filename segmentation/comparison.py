@@ -1,0 +1,147 @@
+"""Who does best on held-out blocks: network, pixel classifier, or the answer before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imaging.imagefile import read_mask
+from segmentation import blocks
+from segmentation.answers import Round, Rounds
+from segmentation.blocks import Fold, HeldOut
+from segmentation.learning import TRAINING
+from segmentation.methods import Methods
+from segmentation.predictors import BEFORE, FOREST, NETWORK
+from utils.log import only_progress, progress, to_terminal
+from utils.metrics import IGNORED
+
+
+class Comparison:
+    """The comparison of one round: ``run`` notes in it the scores, and whose answer is kept."""
+
+    def __init__(
+        self, methods: Methods, rounds: Rounds, this: Round, before: Round | None, strokes: bool
+    ) -> None:
+        self.methods, self.rounds, self.this, self.before = methods, rounds, this, before
+        self.strokes = strokes  # whether so few pixels are labelled that sure ones are added
+        self.learning, self.schedule = methods.learning, methods.schedule
+        self.training, self.annotated = methods.out / TRAINING, methods.annotated
+
+    def run(self, checked: Callable[[HeldOut], None]) -> None:
+        """Score all methods; ``checked`` is told the pixel classifier's scores as soon as known."""
+        folds = blocks.usable(self.methods.annotations(), self.schedule.folds)
+        if not folds:
+            to_terminal("No held-out blocks: the labels lie in one quarter of the image alone")
+        scores: dict[str, HeldOut] = {}
+        if folds:
+            scores[FOREST] = self.forest_blocks(folds)
+            checked(scores[FOREST])
+        if self.schedule.fine_steps:
+            self.this.start = self.pretrained()
+            if folds and self.schedule.block_steps:
+                scores[NETWORK] = self.network_blocks(folds)
+        if self.before is not None and folds:
+            scores |= self.before_blocks(folds, self.before)
+        if self.strokes:
+            scores = self.by_area(scores)
+        self.this.scores = {name: found.counts.tolist() for name, found in scores.items()}
+        means = {name: found.mean for name, found in scores.items() if not np.isnan(found.mean)}
+        usual = NETWORK if self.schedule.fine_steps else FOREST
+        order = [NETWORK, FOREST, BEFORE]  # of equals the first
+        self.this.kept = max(means, key=lambda n: (means[n], -order.index(n))) if means else usual
+        self.rounds.save()
+
+    def by_area(self, scores: dict[str, HeldOut]) -> dict[str, HeldOut]:
+        """Scores of strokes, in which each class counts by the area that it is expected to have.
+
+        So does the learning curve then. Writes the labels beside the strokes, for the last
+        training.
+        """
+        name, place = f"round_{self.this.number}", self.training
+        found = self.methods.beside(place / name / "labels", f"{name}_sure")
+        self.this.shares, self.this.sure = found.shares, found.sure
+        by = {size: blocks.stored(counts) for size, counts in self.this.curve.items()}
+        areas = {size: own.by_area(found.shares) for size, own in by.items() if own}
+        self.this.curve = {size: own.counts.tolist() for size, own in areas.items()}
+        return {name: own.by_area(found.shares) for name, own in scores.items()}
+
+    def forest_blocks(self, folds: list[Fold]) -> HeldOut:
+        """Held-out scores of the pixel classifier, and its learning curve."""
+
+        def learn(images: Any, labels: Any) -> blocks.Predict:
+            model = self.methods.classifier()
+            model.fit(images, labels)
+            return model.ids
+
+        tries = len(blocks.curve_sizes(folds)) * len(folds)
+        title = "Held-out blocks, pixel classifier"
+        own = self.methods.annotations(), folds, self.methods.classes
+        with only_progress(title), progress(tries, title) as bar:
+            found = blocks.curve(*own, learn, bar.update)
+        self.this.curve = {str(size): each.counts.tolist() for size, each in found.items()}
+        return found[max(found)]
+
+    def pretrained(self) -> str:
+        """The pretrained file, of an earlier round if there is one; '' for random weights."""
+        epochs = self.schedule.pretrain_epochs
+        old, out = self.before.start if self.before else "", self.methods.out
+        if old and (out / old).is_file():
+            return old
+        if not epochs:
+            return ""
+        return self.learning.pretrain(epochs, self.this.number).relative_to(out).as_posix()
+
+    def network_blocks(self, folds: list[Fold]) -> HeldOut:
+        """Held-out scores of networks that start as the final one, each without a fold."""
+        predictors: dict[Fold, blocks.Predict] = {}
+        for turn, fold in enumerate(folds, start=1):
+            name = blocks.without_name(self.this.number, fold)
+            labels = blocks.write_labels(self.training / name, self.annotated, fold)
+            if self.strokes:
+                labels = self.methods.beside(labels, f"{name}_sure").folder
+            title = f"Held-out blocks, network {turn} of {len(folds)}"
+            steps, start = self.schedule.block_steps, self.methods.start(self.this)
+            file = self.learning.finetune(name, steps, start, labels, title)
+            predictors[fold] = self.methods.watched(file).ids
+        return blocks.score(self.methods.annotations(), predictors, self.methods.classes)
+
+    def before_blocks(self, folds: list[Fold], before: Round) -> dict[str, HeldOut]:
+        """The answer before on blocks that it did not learn either, of every mask given now.
+
+        Nothing if it did not leave out the same blocks together, if its networks are gone, or if it
+        learnt labels that are not given any more.
+        """
+        if self.rounds.all[before.method - 1].labels.keys() - self.this.labels.keys():
+            return {}  # it learnt labels that were taken back
+        labels = self.training / f"round_{before.method}" / "labels"
+        if not self.same_blocks(labels):
+            return {}  # strokes were added, which are grouped otherwise
+        predictors: dict[Fold, blocks.Predict] = {}
+        for fold in folds:
+            learnt: blocks.Predict | None
+            if before.network:
+                file = self.methods.network_of(blocks.without_name(before.method, fold))
+                learnt = self.methods.watched(file).ids if file else None
+            else:
+                learnt = self.methods.forest_without(labels, fold)
+            if learnt is None:
+                return {}
+            predictors[fold] = learnt
+        found = blocks.score(self.methods.annotations(), predictors, self.methods.classes)
+        return {BEFORE: found}
+
+    def same_blocks(self, labels: Path) -> bool:
+        """Whether the labels in a folder, an earlier round's, had the blocks that they have now."""
+        for picture in self.annotated:
+            path = labels / picture.labels.name if picture.labels else None
+            if picture.labels and path and path.is_file():
+                old, new = read_mask(path), read_mask(picture.labels)
+                if old.shape != new.shape:
+                    return False
+                known = (old != IGNORED) & (new != IGNORED)
+                if (blocks.numbers(old) != blocks.numbers(new))[known].any():
+                    return False
+        return True
