@@ -36,7 +36,7 @@ from metallography import ranking
 from metallography.export import check_target
 from metallography.folder import Folder
 from metallography.items import Item, Items, field_rule, list_images
-from metallography.measure import BOUNDARY_PX
+from metallography.measure import BOUNDARY_PX, fractions_of, outlying
 from metallography.outlines import remove_outlines, write_outlines
 from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
 from metallography.scales import Scales, find_scales
@@ -330,7 +330,7 @@ def measure_images(
 def told(folder: Folder, options: argparse.Namespace) -> Told:
     """What the page of a prediction has to be told: the sample, and which images look odd."""
     names = folder.segmenter.class_names
-    odd = ranking.outlying(ranking.fractions_of(folder.rows, len(names)), names)
+    odd = outlying(fractions_of(folder.rows, len(names)), names)
     sample = options.sample or sample_of(Path(options.images))
     marks = {image: "; ".join(reasons) for image, reasons in odd.items()}
     by = f"the network {folder.segmenter.path}" if isinstance(folder.segmenter, Segmenter) else ""

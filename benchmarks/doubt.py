@@ -27,7 +27,8 @@ import numpy as np
 
 from imaging.imagefile import read_image, read_mask
 from metallography.items import Item
-from metallography.ranking import correlation, fractions_of
+from metallography.measure import fractions_of
+from metallography.ranking import correlation
 from metallography.segmenter import Segmenter
 from segmentation import doubt
 from segmentation.predictors import (

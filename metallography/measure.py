@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -45,8 +45,11 @@ from metallography.particles import (
 )
 from utils.files import DataError
 from utils.metrics import IGNORED
+from utils.tables import percent
 
 BOUNDARY_PX = 2.0
+OUTLYING = 3.5  # robust z-scores (Iglewicz and Hoaglin 1993)
+LEAST_OFF = 0.15  # area fraction by which an outlier differs at least
 ROUNDING = 1e-12  # of a mean: what standard deviation is none
 RECALL_EDGES_PX = (0, 32, 100, 316, 1000, 3162)
 """Areas in pixels at which the ranges of particle size begin, half a decade each."""
@@ -468,3 +471,43 @@ def recall_by_size(rows: Sequence[Row]) -> list[tuple[str, int, int]]:
         found, true = (sum(row[f"{kind}_{edge}_px"] for row in rows) for kind in ("found", "true"))
         summed.append((f"{edge}{end}", found, true))
     return summed
+
+
+def fractions_of(rows: Sequence[Row], classes: int) -> dict[str, list[float]]:
+    """Area fractions of the classes by image, from the rows of ``measure_class``."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(str(row["image"]), [math.nan] * classes)[row["class"]] = row[
+            "area_fraction"
+        ]
+    return found
+
+
+def robust_z(values: Sequence[float]) -> list[float]:
+    """How far each value lies from the median, in 1.4826 median absolute deviations."""
+    x = np.asarray(values, np.float64)
+    off = x - np.median(x)
+    spread = 1.4826 * np.median(np.abs(off))
+    return (off / max(float(spread), 1e-3)).tolist()
+
+
+def class_words(title: str) -> str:
+    """The name of a class within a sentence: one that is a number is 'class 1'."""
+    return f"class {title}" if title[:1].isdigit() else title
+
+
+def outlying(
+    fractions: Mapping[str, Sequence[float]], class_names: Sequence[str]
+) -> dict[str, list[str]]:
+    """Images with an area fraction far from the median of all: a reason for each such class."""
+    reasons: dict[str, list[str]] = {}
+    for c, title in enumerate(class_names):
+        known = {name: own[c] for name, own in fractions.items() if not math.isnan(own[c])}
+        middle = float(np.median(list(known.values()))) if known else 0.0
+        for (name, value), z in zip(known.items(), robust_z(list(known.values())) if known else [],
+                                    strict=True):  # fmt: skip
+            if abs(z) > OUTLYING and abs(value - middle) > LEAST_OFF:
+                own, usual = percent(value), percent(middle)
+                said = f"{own} % of {class_words(title)}, where the median is {usual} %"
+                reasons.setdefault(name, []).append(said)
+    return reasons

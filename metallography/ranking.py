@@ -13,7 +13,7 @@ share of wrong pixels, not the mean Dice (``results/ranking_uhcs.md``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from utils.files import DataError, replace_file
 from utils.log import progress
 from utils.metrics import IGNORED, Counts, image_dice, mean_score, ratio
 from utils.ranks import group
-from utils.tables import csv_of_rows, percent
+from utils.tables import csv_of_rows
 
 QUALITIES = ("accuracy", "dice")
 DOUBT = "doubt"  # column of what ``doubt_of`` tells
@@ -40,8 +40,6 @@ DRAWN_SHARE = 0.25  # uncertain pixels: a quarter of the views contradicts the m
 UNCERTAIN = (235, 50, 140)
 PICTURES = 12
 SIDE = 360  # pixels of a picture's longer side
-OUTLYING = 3.5  # robust z-scores (Iglewicz and Hoaglin 1993)
-LEAST_OFF = 0.15  # area fraction by which an outlier differs at least
 HEADING = "Least sure first"
 QUESTIONED = "2 or more of the 8 views give another class"
 
@@ -215,43 +213,3 @@ def agreement_lines(rows: Sequence[Row]) -> list[str]:
             rho, p, count = correlation([row[name] for row in rows], error)
             lines.append(f"Spearman, {name} and 1 - {kind}: {rho:.3f} (p = {p:.2g}, n = {count})")
     return lines
-
-
-def fractions_of(rows: Sequence[Row], classes: int) -> dict[str, list[float]]:
-    """Area fractions of the classes by image, from the rows of ``measure_class``."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        found.setdefault(str(row["image"]), [math.nan] * classes)[row["class"]] = row[
-            "area_fraction"
-        ]
-    return found
-
-
-def robust_z(values: Sequence[float]) -> list[float]:
-    """How far each value lies from the median, in 1.4826 median absolute deviations."""
-    x = np.asarray(values, np.float64)
-    off = x - np.median(x)
-    spread = 1.4826 * np.median(np.abs(off))
-    return (off / max(float(spread), 1e-3)).tolist()
-
-
-def class_words(title: str) -> str:
-    """The name of a class within a sentence: one that is a number is 'class 1'."""
-    return f"class {title}" if title[:1].isdigit() else title
-
-
-def outlying(
-    fractions: Mapping[str, Sequence[float]], class_names: Sequence[str]
-) -> dict[str, list[str]]:
-    """Images with an area fraction far from the median of all: a reason for each such class."""
-    reasons: dict[str, list[str]] = {}
-    for c, title in enumerate(class_names):
-        known = {name: own[c] for name, own in fractions.items() if not math.isnan(own[c])}
-        middle = float(np.median(list(known.values()))) if known else 0.0
-        for (name, value), z in zip(known.items(), robust_z(list(known.values())) if known else [],
-                                    strict=True):  # fmt: skip
-            if abs(z) > OUTLYING and abs(value - middle) > LEAST_OFF:
-                own, usual = percent(value), percent(middle)
-                said = f"{own} % of {class_words(title)}, where the median is {usual} %"
-                reasons.setdefault(name, []).append(said)
-    return reasons

@@ -15,8 +15,8 @@ from imaging.pixel_size import SAME
 from metallography import measure, tiling
 from metallography.folder import Folder
 from metallography.items import MEASUREMENTS, SUMMARY
+from metallography.measure import class_words, fractions_of, outlying
 from metallography.particles import Row, unit_of
-from metallography.ranking import class_words, fractions_of, outlying
 from utils import metrics
 from utils.files import replace_file
 from utils.tables import (

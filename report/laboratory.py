@@ -27,8 +27,8 @@ from imaging.listing import names_of
 from metallography import measure
 from metallography.folder import Folder
 from metallography.items import MEASUREMENTS, Item
+from metallography.measure import fractions_of
 from metallography.particles import Array, unit_of
-from metallography.ranking import fractions_of
 from metallography.summary import (
     DEFINITIONS,
     Table,

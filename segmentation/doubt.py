@@ -20,8 +20,9 @@ import cv2
 import numpy as np
 
 from imaging.imagefile import Pixels, read_image
+from metallography.measure import class_words, outlying
 from metallography.particles import Array, Row
-from metallography.ranking import class_words, doubt_of, outlying
+from metallography.ranking import doubt_of
 from utils.metrics import IGNORED
 
 DOUBTFUL = 0.085  # doubt of an image from which on it is marked

@@ -18,8 +18,7 @@ from imaging.imagefile import read_mask
 from imaging.index import stamp_of
 from imaging.listing import some_names
 from metallography.items import Item
-from metallography.measure import check_terms
-from metallography.ranking import fractions_of
+from metallography.measure import check_terms, fractions_of
 from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter
 from metallography.summary import is_share, phases_csv, words, write_tables

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from config import Config
 from data import find_split
@@ -31,10 +32,12 @@ from metallography.tiling import UNETS, Floats, resized_bands
 from segmentation import blocks
 from segmentation.doubt import doubt_map
 from stages.forest import MOST_PIXELS, PixelForest, draw_pixels
-from stages.labels import area_weights, label_counts, sure_labels
+from stages.labels import label_counts
 from utils.files import DataError, open_to_append, replace_file
 from utils.log import progress, read_metrics
 from utils.metrics import IGNORED
+
+Shares = NDArray[np.floating[Any]]
 
 # Whose answers are compared: in ``rounds.json``, too.
 NETWORK, FOREST, BEFORE = "network", "pixel classifier", "answer before"
@@ -44,6 +47,7 @@ TIMED_SIDE, SMALLEST_SIDE, TIMED_PIXELS = 384, 200, 500
 # time to learn follows n log2(n): 11.4 us on 2,000 and on 20,000 pixels of uhcs, 9.4 and 8.7 there.
 GROWN = 1.5
 FEATURES = 0.35  # seconds a megapixel, on the core on which others are timed (``Costs.slower``)
+SURE = 0.8  # probability from which on a pixel beside strokes is labelled, see results/scribbles
 VOTES = "votes.jsonl"
 MARK = "round.txt"  # in a folder of class maps: of what they are
 
@@ -235,6 +239,31 @@ def beside_strokes(
     weights = area_weights(shares, model.drawn)
     own = [sure_labels(ids, p, weights) for ids, p in zip(labels, found, strict=True)]
     return own, shares
+
+
+def area_weights(probabilities: Shares, drawn: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Weights (C,) of a classifier's probabilities with which classes have their share of the area.
+
+    ``probabilities`` (C,) are the means over all pixels of the annotated images; ``drawn`` (C,) are
+    the pixels of each class that the classifier has learnt. Whoever draws strokes draws them in
+    rare phases too, so that these have a larger share of the labels than of the image. This is one
+    step of the correction by expectation maximisation of Saerens, Latinne and Decaestecker, Neural
+    Computation 14 (2002) 21-41. More steps were worse where strokes were few.
+    """
+    share = drawn / max(1, drawn.sum())
+    found = np.asarray(probabilities, np.float64)
+    return np.divide(found, share, out=np.zeros_like(found), where=share > 0)
+
+
+def sure_labels(labels: Pixels, probabilities: Shares, weights: Shares) -> Pixels:
+    """The labels (H, W), and those of other pixels whose class has a probability of ``SURE``.
+
+    ``probabilities`` (C, H, W) are weighted by ``area_weights`` (C,) first.
+    """
+    found = probabilities * weights[:, None, None]
+    top = found.max(axis=0)
+    sure = (labels == IGNORED) & (top >= SURE * found.sum(axis=0)) & (top > 0)
+    return np.where(sure, found.argmax(axis=0), labels).astype(np.uint8)
 
 
 def second_opinion(annotated: Path, segmenter: Segmenter, threads: int = 1) -> SecondOpinion:

@@ -12,9 +12,8 @@ import numpy as np
 from annotation.scribbles import FAR, far_from_labels
 from imaging.imagefile import read_mask
 from metallography.items import Item
-from metallography.measure import areas_of, over_fields
+from metallography.measure import areas_of, class_words, fractions_of, over_fields
 from metallography.particles import Array, Row
-from metallography.ranking import class_words, fractions_of
 from metallography.summary import Table, warnings
 from report.laboratory import Told, own_name, place_of, sample_of, write_laboratory
 from segmentation import doubt

@@ -1,12 +1,8 @@
-"""What the masks of a run's annotated images hold: pixels of each class, places far from any.
-
-And what a classifier may add to masks of strokes: labels of the pixels of which it is sure.
-"""
+"""What the masks of a run's annotated images hold: pixels of each class, places far from any."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +14,6 @@ Mask = NDArray[np.uint8]
 LEAST_FAR = 0.001  # of an image, or it is not told
 MOST_LINES = 5
 STROKES = 0.2  # share of labelled pixels below which masks are taken for strokes
-SURE = 0.8  # probability from which on a pixel beside strokes is labelled, see results/scribbles
-
-Floats = NDArray[np.floating[Any]]
 
 
 def label_counts(masks: Iterable[Mask], classes: int) -> NDArray[np.int64]:
@@ -85,28 +78,3 @@ def labelled_share(masks: Sequence[Mask]) -> float:
     """Share of the pixels of the annotated images that are labelled; 0 without images."""
     labelled = sum(int((mask != IGNORED).sum()) for mask in masks)
     return labelled / max(1, sum(mask.size for mask in masks))
-
-
-def area_weights(probabilities: Floats, drawn: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Weights (C,) of a classifier's probabilities with which classes have their share of the area.
-
-    ``probabilities`` (C,) are the means over all pixels of the annotated images; ``drawn`` (C,) are
-    the pixels of each class that the classifier has learnt. Whoever draws strokes draws them in
-    rare phases too, so that these have a larger share of the labels than of the image. This is one
-    step of the correction by expectation maximisation of Saerens, Latinne and Decaestecker, Neural
-    Computation 14 (2002) 21-41. More steps were worse where strokes were few.
-    """
-    share = drawn / max(1, drawn.sum())
-    found = np.asarray(probabilities, np.float64)
-    return np.divide(found, share, out=np.zeros_like(found), where=share > 0)
-
-
-def sure_labels(labels: Mask, probabilities: Floats, weights: Floats) -> Mask:
-    """The labels (H, W), and those of other pixels whose class has a probability of ``SURE``.
-
-    ``probabilities`` (C, H, W) are weighted by ``area_weights`` (C,) first.
-    """
-    found = probabilities * weights[:, None, None]
-    top = found.max(axis=0)
-    sure = (labels == IGNORED) & (top >= SURE * found.sum(axis=0)) & (top > 0)
-    return np.where(sure, found.argmax(axis=0), labels).astype(np.uint8)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metallography.ranking import robust_z
+from metallography.measure import robust_z
 from segmentation.doubt import Places, count_lines, doubt_map, doubts, missing_lines
 
 NAMES = ["matrix", "carbide"]

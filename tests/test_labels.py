@@ -16,13 +16,11 @@ from imaging.imagefile import read_mask
 from pscl.losses import supervised_loss
 from stages.labels import (
     MOST_LINES,
-    area_weights,
     balanced_weights,
     far_lines,
     in_strokes,
     label_counts,
     label_line,
-    sure_labels,
 )
 from utils.checkpoint import load
 
@@ -130,19 +128,3 @@ def test_masks_of_few_labels_are_strokes_and_half_a_mask_or_none_is_not() -> Non
     assert in_strokes([strokes]) and not in_strokes([half])
     assert not in_strokes([np.full((4, 4), 255, np.uint8)])
     assert not in_strokes([strokes, np.zeros((10, 10), np.uint8)])  # all images count together
-
-
-def test_classes_are_weighted_from_their_share_of_the_strokes_to_that_of_the_area() -> None:
-    # Half of the strokes are of class 1, which has a tenth of the area: five times too many.
-    weights = area_weights(np.array([0.9, 0.1, 0.0]), np.array([50, 50, 0]))
-    np.testing.assert_allclose(weights, [0.9 / 0.5, 0.1 / 0.5, 0])
-
-
-def test_sure_pixels_are_added_by_weighted_probability_and_no_label_is_changed() -> None:
-    labels = np.array([[1, 255, 255, 255]], np.uint8)
-    of_one = np.array([[0.0, 0.5, 0.9, 0.05]])
-    probabilities = np.stack([1 - of_one, of_one])
-    plain, halved = np.array([1.0, 1.0]), np.array([1.0, 0.1])
-    assert sure_labels(labels, probabilities, plain).tolist() == [[1, 255, 1, 0]]
-    # 0.5 and 0.05 become 0.09 of class 1; 0.1 and 0.09 are even.
-    assert sure_labels(labels, probabilities, halved).tolist() == [[1, 0, 255, 0]]

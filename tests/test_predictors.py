@@ -21,11 +21,13 @@ from segmentation.predictors import (
     Answer,
     Classifier,
     Watched,
+    area_weights,
     costs_of,
     merged,
     part_text,
     reduced_labels,
     second_opinion,
+    sure_labels,
 )
 from tests.trained_model import write_weights
 from utils.files import DataError
@@ -234,3 +236,19 @@ def test_a_watched_network_returns_how_sure_it_is_of_all_its_bands(
         assert math.isnan(found.votes)
     else:
         assert found.votes == pytest.approx(network.disagreement(IMAGE)[0].mean(), abs=1e-6)
+
+
+def test_classes_are_weighted_from_their_share_of_the_strokes_to_that_of_the_area() -> None:
+    # Half of the strokes are of class 1, which has a tenth of the area: five times too many.
+    weights = area_weights(np.array([0.9, 0.1, 0.0]), np.array([50, 50, 0]))
+    np.testing.assert_allclose(weights, [0.9 / 0.5, 0.1 / 0.5, 0])
+
+
+def test_sure_pixels_are_added_by_weighted_probability_and_no_label_is_changed() -> None:
+    labels = np.array([[1, 255, 255, 255]], np.uint8)
+    of_one = np.array([[0.0, 0.5, 0.9, 0.05]])
+    probabilities = np.stack([1 - of_one, of_one])
+    plain, halved = np.array([1.0, 1.0]), np.array([1.0, 0.1])
+    assert sure_labels(labels, probabilities, plain).tolist() == [[1, 255, 1, 0]]
+    # 0.5 and 0.05 become 0.09 of class 1; 0.1 and 0.09 are even.
+    assert sure_labels(labels, probabilities, halved).tolist() == [[1, 0, 255, 0]]
