@@ -35,7 +35,7 @@ READING: dict[str, tuple[str, dict[str, Any]]] = {  # options of dataset/prepare
     "mask_pattern": ('names of masks, if they are not those of the images: "{stem}_mask.png"', {}),
     "mask_kind": (f"what the values in masks mean: {', '.join(KINDS)} (auto)", {"choices": KINDS}),
     "palette": ('which class a value in masks means: "0=0 1=128 2=255", or of colours '
-    '"0=0,0,0 1=255,0,0 ignore=255,255,255"; default: the values in their order', {}),
+        '"0=0,0,0 1=255,0,0 ignore=255,255,255"; default: the values in their order', {}),
     "ignore": ("values in masks of pixels that nobody labelled, such as 9", {}),
     "tolerance": ("values in masks that differ by at most this in each channel are one class (0)",
         {"type": int}),

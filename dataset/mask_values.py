@@ -139,7 +139,7 @@ def reading_of(given: Namespace, problems: Problems) -> Reading:
     )
     for name, is_good, cure in checks:
         if name in found and not is_good(found[name]):
-            problems.append(f"--{name.replace('_', '-')} {found[name]!r}: give {cure}")
+            problems.append(f"--{name} {found[name]!r}: give {cure}")
     parsers = {"palette": parse_palette, "ignore": parse_ignored, "crop": read_crop}
     for name, parse in parsers.items():
         with problems.collect():

@@ -398,7 +398,7 @@ def test_outlines_bring_the_names_of_their_classes(place: Path) -> None:
         found = Counter((row["class"], row["class_name"]) for row in csv.DictReader(file))
     own = ("0", "background"), ("1", "M/A, blocky"), ("2", "pore")
     assert found == dict.fromkeys(own, IMAGES)
-    read_in(place, "--class-names", 'steel,"M/A, blocky", pore', masks=("é0.json",))
+    read_in(place, "--class_names", 'steel,"M/A, blocky", pore', masks=("é0.json",))
     record = json.loads((place / "out" / "set" / "record.json").read_text(encoding="utf-8"))
     assert record["class_names"] == ["steel", "M/A, blocky", "pore"]
 
@@ -444,7 +444,7 @@ def test_unlabelled_pixels_are_predicted_and_log_page_and_summary_warn_alike(
         (["--demo"], ("é0_mask.png",), ["--demo: brings its own images and mask", "--masks out"]),
         (["--palette", "0=x"], ("é0_mask.png",), ["--palette: '0=x' is not id=gray"]),
         (["--tolerance", "-1"], ("é0_mask.png",), ["--tolerance -1: give 0 or more"]),
-        (["--mask-pattern", "x"], ("é0_mask.png",), ["--mask-pattern 'x': give {stem}"]),
+        (["--mask_pattern", "x"], ("é0_mask.png",), ["--mask_pattern 'x': give {stem}"]),
         (["--device", "cuda:77"], ("é0_mask.png",), ["device"]),
     ],
 )
