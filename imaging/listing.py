@@ -61,6 +61,7 @@ MADE = ({"prepare_report.txt"}, {"rounds.json", "set"}, {"record.json", "train_n
 _WORDS = (
     r"masks?|overlays?|labels?|gt|ground[ _-]?truths?|seg|segmentations?|segmented|annotated"
     r"|annotations?|predictions?|pred|previews?|thumbs?|thumbnails?"
+    r"|masken?|masques?|m[aá]scaras?|maschere?|etiquetas?|étiquettes?"
 )
 _DRAWN_WORDS = rf"{_WORDS}|classes|colou?rs?|colou?red"
 # What follows, or precedes, the image's name in the name of a picture made of its labels.

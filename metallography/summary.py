@@ -87,6 +87,9 @@ def write_tables(folder: Folder) -> None:
     replace_file(folder.out / "summary.md", "\n".join(lines) + "\n", "--out")
 
 
+CHECKED, MOSTLY_WRONG = "where it was checked", "mostly wrong: do not rely on it"
+
+
 def phases_csv(folder: Folder) -> str:
     """Area fraction of each class over all fields, as the workbook has it: mean and half-width."""
     rows = []
@@ -94,7 +97,10 @@ def phases_csv(folder: Folder) -> str:
         own = [row for row in folder.rows if row["class"] == c]
         found = measure.over_fields([row["area_fraction"] for row in own], measure.areas_of(own))
         row: Row = {"class": c, "class_name": name, "fields": found.fields}
-        rows.append(row | {"area_fraction": found.mean, "area_fraction_ci95": found.confidence})
+        row |= {"area_fraction": found.mean, "area_fraction_ci95": found.confidence}
+        if folder.poor:
+            row[CHECKED] = MOSTLY_WRONG if name in folder.poor else ""
+        rows.append(row)
     return csv_of_rows(rows)
 
 
@@ -276,9 +282,9 @@ def _class_tables(folder: Folder) -> list[Table]:
             sizes.append([name, len(d), significant(ends[0]), *bounds, significant(ends[1])])
     head = ["class", "fields", "area fraction, %", "std, %", "relative accuracy, %"]
     if folder.poor:
-        head.append("where it was checked")
+        head.append(CHECKED)
         for row in fractions:
-            row.append("mostly wrong: do not rely on it" if row[0] in folder.poor else "-")
+            row.append(MOSTLY_WRONG if row[0] in folder.poor else "-")
     spread_head = ["class", "whole particles", "mean of them", "D10", "D50", "D90", "largest"]
     return [
         _table("Area fraction (mean ± 95 %)", head, fractions),

@@ -293,7 +293,7 @@ def size_figure(title: str, diameters: Array, unit: str) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(title, loc="left", fontsize=12, pad=20)
-    axes.set_xlabel(f"diameter, {unit}")
+    axes.set_xlabel(f"diameter, {unit}{', logarithmic' if wide else ''}")
     axes.set_ylabel("whole particles, %")
     _plain(axes, "y")
     return figure

@@ -340,7 +340,7 @@ class Work:
         place = self.out / TRAINING / "answers" / f"round_{self.this.number}"
         with only_progress("Predictions"):
             scores = blocks.stored(self.this.scores.get(self.this.kept))
-            known = self.schedule, len(self.answers.corrected()), self.labelled
+            known = self.schedule, self.of_corrections, self.labelled
             checked = telling.honest_lines(self.this, *known)[:1]
             folder = self.predict(predictor, place, checked, scores)
         self.this.fractions = fractions_of(folder.rows, self.classes)
@@ -355,7 +355,7 @@ class Work:
         network = self.out / self.this.network if self.this.network else None
         self.answers.publish_model(network, self.request.class_names, self.facts(folder))
         # Corrections that were made meanwhile are kept since.
-        return replace(result, corrected=len(self.answers.corrected()))
+        return replace(result, corrected=self.of_corrections)
 
     def final(self) -> Classifier | Watched:
         """Who answers, trained on all labels, or kept from the round before."""
@@ -375,6 +375,12 @@ class Work:
             this.network = file.relative_to(self.out).as_posix()
             return self.methods.watched(file)
         return self.methods.learnt()
+
+    @property
+    def of_corrections(self) -> int:
+        """How many of the annotated images have a corrected class map."""
+        corrected = self.answers.corrected()
+        return sum(picture.name in corrected for picture in self.annotated)
 
     @property
     def sure_labels(self) -> Path:
@@ -416,7 +422,7 @@ class Work:
             self.this,
             self.before,
             self.labelled,
-            corrected=len(self.answers.corrected()),
+            corrected=self.of_corrections,
             folder=folder,
             doubts=rows,
             places=places,

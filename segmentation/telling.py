@@ -281,7 +281,7 @@ def curve_lines(this: Round, others: bool = True) -> list[str]:
             f"another image{such}"
         )
     else:
-        verdict = f"{added}, too little to tell from chance whether another mask would help" + (
+        verdict = f"{added}: whether another mask would add more than {ENOUGH:g} is open" + (
             "; if the first doubtful image looks wrong, correct that" if others else ""
         )
     return [f"Dice by blocks of the annotation learnt from ({FOREST}): {shown}", verdict]
@@ -365,12 +365,19 @@ def warning_lines(
     ]
     return [
         *intake.warnings,
+        *reduced_lines(folder.segmenter.reduce),
         *partial_lines(labelled, len(annotated)),
         *poor_lines(found, names, labelled),
         *doubt.missing_lines(fractions, names, annotated),
         *(doubt.count_lines(folder.rows, names, annotated, counted) if labelled == 1 else []),
         *far,
     ]
+
+
+def reduced_lines(factor: int) -> list[str]:
+    """A warning if the pixel classifier saw images reduced by a factor above 1."""
+    what = f"Images were reduced by a factor of {factor}, as the time was short: fine phases suffer"
+    return [f"{what}; give more --minutes"] if factor > 1 else []
 
 
 def own_names(pictures: Sequence[Picture]) -> dict[str, str]:

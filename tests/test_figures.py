@@ -288,6 +288,7 @@ def test_histograms_of_equal_and_of_widely_spread_sizes(diameters: list[float]) 
     heights = [bar.get_height() for bar in axes.patches]  # type: ignore[attr-defined]
     assert sum(heights) == pytest.approx(100)
     assert axes.get_xscale() == ("log" if max(diameters) > 20 * min(diameters) else "linear")
+    assert axes.get_xlabel().endswith(", logarithmic") == (axes.get_xscale() == "log")
     assert size_picture("", np.array(diameters), "px").size == (520, 300)
 
 

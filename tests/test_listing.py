@@ -183,7 +183,8 @@ def test_a_folder_that_may_not_be_listed_is_an_error(tmp_path: Path) -> None:
     [
         ("a_mask", True), ("a-overlay", True), ("a mask (1)", True), ("a.labels", True),
         ("a_gt", True), ("mask_a", True), ("GT-a", True), ("a_segmentation2", True),
-        ("a_colour", True), ("a_1", False), ("b_mask", False), ("a", False), ("amask", False),
+        ("a_colour", True), ("a Maske", True), ("máscara-a", True),
+        ("a_1", False), ("b_mask", False), ("a", False), ("amask", False),
         ("a_masked_steel", False), ("a_segregation", False), ("unmask_a", False),
     ],
 )  # fmt: skip

@@ -142,6 +142,10 @@ def test_means_over_images_and_batches(tmp_path, segmenter, monkeypatch) -> None
     own = phases[1]
     assert own["fields"] == "2" and float(own["area_fraction"]) == pytest.approx(0.3)
     assert float(own["area_fraction_ci95"]) == pytest.approx(1.2706, abs=1e-4)
+    assert "where it was checked" not in own
+    folder.poor = ["a_b|c"]
+    told = [row["where it was checked"] for row in csv.DictReader(io.StringIO(phases_csv(folder)))]
+    assert told == ["", "mostly wrong: do not rely on it", ""]
 
 
 def test_the_summary_for_programs_holds_the_same(tmp_path, segmenter, monkeypatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from segmentation import blocks, telling
 from segmentation.answers import Round
 from segmentation.blocks import HeldOut
+from segmentation.job import Work
 from segmentation.schedule import Schedule
 from segmentation.telling import (
     PART,
@@ -30,6 +31,7 @@ from segmentation.telling import (
     partial_lines,
     poor_lines,
     poor_phases,
+    reduced_lines,
     result_lines,
     short_line,
     warning_lines,
@@ -65,10 +67,10 @@ def test_the_error_of_a_gain_is_that_of_its_mean_over_the_blocks() -> None:
     [
         (found(5, 5, 5, 5), found(8, 8, 8, 9), "would still help"),
         (found(8, 8, 8, 8), found(8, 8, 8, 8), "would bring little"),
-        (found(5, 8, 2, 9), found(9, 5, 6, 8), "too little to tell from chance"),
-        (found(5), found(9), "too little to tell from chance"),  # one block alone
+        (found(5, 8, 2, 9), found(9, 5, 6, 8), "add more than 0.01 is open"),
+        (found(5), found(9), "add more than 0.01 is open"),  # one block alone
         # Gains .083 and 0 in turn: mean .042, error .024; one error above .01, not two.
-        (found(5, 5, 5, 5), found(6, 5, 6, 5), "too little to tell from chance"),
+        (found(5, 5, 5, 5), found(6, 5, 6, 5), "add more than 0.01 is open"),
     ],
 )
 def test_one_mask_is_called_enough_only_where_the_blocks_agree(
@@ -150,6 +152,18 @@ def test_what_a_network_learns_beside_strokes_is_told_of_one_that_is_there(
     told = " ".join(comparison_lines(this, 0.05))
     assert "each class counts by the area" in told
     assert ("The network learns the strokes and 57 %" in told) == bool(others)
+
+
+def test_images_that_were_reduced_are_warned_of() -> None:
+    assert reduced_lines(1) == []
+    (line,) = reduced_lines(4)
+    assert "reduced by a factor of 4" in line and line.endswith("give more --minutes")
+
+
+def test_corrections_of_images_that_are_not_given_are_not_counted() -> None:
+    kept = SimpleNamespace(corrected=lambda: {"a": Path("a.png"), "gone": Path("gone.png")})
+    work: Any = SimpleNamespace(answers=kept, annotated=[SimpleNamespace(name=n) for n in "ab"])
+    assert Work.of_corrections.fget(work) == 1  # type: ignore[attr-defined]
 
 
 def test_labels_of_some_pixels_are_warned_of_with_the_cure() -> None:
@@ -261,7 +275,7 @@ def test_what_is_odd_in_the_files_is_warned_of_before_what_may_follow_from_it() 
     intake = SimpleNamespace(
         warnings=("mask: looks like scribbles",), annotated=[picture], pictures=[picture]
     )
-    names = SimpleNamespace(class_names=["matrix", "pore"])
+    names = SimpleNamespace(class_names=["matrix", "pore"], reduce=1)
     folder = SimpleNamespace(segmenter=names, rows=[], with_particles=[1])
     odd, few, low = warning_lines(intake, 0.05, folder, HeldOut(np.array(found(3))))  # type: ignore[arg-type]
     assert odd == intake.warnings[0] and few.startswith("Only 5 %") and low.startswith("Dice")
