@@ -62,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
         "did not improve networks of one mask), or always (default with --demo)")  # fmt: skip
     add("--class_names", type=split_entries, default=(), metavar="NAME,...",
         help="names of the classes, of id 0 first")  # fmt: skip
+    add("--class_colours", type=split_entries, default=(), metavar="RRGGBB,...",
+        help="colours of the classes in pictures, six hexadecimal digits each, such as "
+        "333333,e69f00; default: as in coloured masks")  # fmt: skip
     add("--um_per_px", type=float, help="micrometres per pixel; default: as in the previous run, "
         "else as the files say, else lengths in pixels; 0: forget the previous run's")  # fmt: skip
     add("--scales", type=Path, help="a CSV file of scales for single images, which count before "
@@ -104,6 +107,7 @@ def request_of(options: argparse.Namespace) -> Request:
         preset=options.preset,
         pretrain=options.pretrain or ("always" if options.demo else "never"),
         class_names=options.class_names or (demo.CLASSES if options.demo else ()),
+        class_colours=options.class_colours,
         um_per_px=options.um_per_px,
         min_px=options.min_px,
         grain_classes=tuple(options.grain_classes),

@@ -36,6 +36,9 @@ MOST_CLASSES = 32  # without a palette; more values are those of a picture
 KINDS = ("auto", "ids", "levels", "colours", "particles")
 FEWEST_NUMBERS = 8  # of particles, by which numbers of particles are known; fewer may be classes
 MOST_LOOKED_AT = 300  # particles of a mask
+COLOUR_WORDS = {(0, 0, 0): "black", (255, 255, 255): "white", (255, 0, 0): "red",
+                (0, 255, 0): "green", (0, 0, 255): "blue", (255, 255, 0): "yellow",
+                (0, 255, 255): "cyan", (255, 0, 255): "magenta"}  # fmt: skip
 
 
 def parse_palette(text: str) -> Palette:
@@ -71,6 +74,45 @@ def palette_text(palette: Palette) -> str:
     return " ".join(
         f"{'ignore' if i == IGNORED else i}={','.join(map(str, value))}" for i, value in palette
     )
+
+
+def colours_of(palette: Palette, num_classes: int) -> tuple[str, ...]:
+    """The colours of class 0 ... in masks, six hexadecimal digits each; () if some have none."""
+    values = dict(palette)
+    if any(len(values.get(label, ())) != 3 for label in range(num_classes)):
+        return ()
+    deep = max(map(max, values.values())) > 255  # 16 bits a channel
+    shown = {label: [v >> 8 if deep else v for v in value] for label, value in values.items()}
+    return tuple(bytes(shown[label]).hex() for label in range(num_classes))
+
+
+def named_line(palette: Palette, names: Sequence[str], counts: Sequence[float]) -> str:
+    """Which name is on which value, where the order of the values is this program's choice.
+
+    ``counts`` are the pixels of each class in all masks.
+    """
+    values, total = dict(palette), max(1, sum(counts))
+    what = "colours" if any(len(v) == 3 for v in values.values()) else "gray levels"
+    pairs = [
+        f"{name} = {_shown(values[label])}, {count / total:.1%} of the labels"
+        for label, (name, count) in enumerate(zip(names, counts, strict=True))
+        if label in values
+    ]
+    order = f"Names in the order of the {what}, dark to bright: {'; '.join(pairs)}"
+    cure = f'give --palette "{palette_text(palette)}", with the numbers changed'
+    return f"{order}. If that is wrong, {cure}; if it is right, with these numbers"
+
+
+def _shown(value: Value) -> str:
+    """A value of a mask in words: a colour that has a name with its name."""
+    if len(value) == 1:
+        return str(value[0])
+    nearest, word = min(COLOUR_WORDS.items(), key=lambda pair: _distance(pair[0], value))
+    return f"{word if _distance(nearest, value) < 64 else 'colour'} ({_text(value)})"
+
+
+def _distance(one: Value, other: Value) -> int:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 def parse_ignored(text: str) -> tuple[Value, ...]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from annotation.outlines import SUFFIX
 from config import Config, ConfigError
 from dataset.layout import replacing_set, write_png
 from dataset.mask_values import By, Reading, SetSettings, palette_text, parse_palette
-from dataset.prepare import mask_warnings
+from dataset.prepare import look_of_job, mask_warnings
 from dataset.set_masks import names_drawn
 from dataset.set_plan import EACH, Plan, Source
 from dataset.source_files import (
@@ -61,6 +62,7 @@ class Request:
     preset: str = "auto"
     pretrain: str = "never"
     class_names: tuple[str, ...] = ()
+    class_colours: tuple[str, ...] = ()  # six hexadecimal digits each; (): as in coloured masks
     um_per_px: float | None = None  # 0: as the files say, whatever an earlier run was told
     reading: Reading = Reading()  # how images and masks are read
     device: str = "auto"
@@ -143,6 +145,7 @@ class Intake(NamedTuple):
     crop: Crop = Crop()  # what was cut off the user's images
     gray_range: Any = None  # how more than 8 bits became 8, as a checkpoint has it; None: no need
     warnings: tuple[str, ...] = ()  # what masks may mean otherwise, and what is odd in the files
+    class_colours: tuple[str, ...] = ()  # as given, else as in coloured masks; () by default
 
     @property
     def annotated(self) -> tuple[Picture, ...]:
@@ -214,6 +217,10 @@ def _read_all(
         record["notes"] += [changed.line] if changed else []
         record |= {kind: _as_given(record[kind], folders) for kind in ("notes", "warnings")}
         record |= {"class_names": names, "palette": known, "mask_kind": kind}
+        look, lines = look_of_job(
+            plans, parse_palette(known), names, before.look, bool(request.reading.palette)
+        )
+        record |= {**look, "warnings": [*record["warnings"], *lines]}
         wanted = _signature(request, masks, answers.keep())  # they are class maps of this set
         replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
 
@@ -240,8 +247,9 @@ def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) ->
     counts = record["num_classes"], record["pixels"]
     names = tuple(record["class_names"])
     how = Crop(*record["crop"]), record["gray_range"]
-    warned = (*record["warnings"], *more)
-    return Intake(folder, tuple(pictures), *counts, tuple(record["notes"]), names, *how, warned)
+    warned, colours = (*record["warnings"], *more), tuple(record["class_colours"])
+    notes = tuple(record["notes"])
+    return Intake(folder, tuple(pictures), *counts, notes, names, *how, warned, colours)
 
 
 def _signature(
@@ -256,6 +264,7 @@ def _signature(
     entries: list[list[Any]] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
     reading = {name: v for name, v in asdict(request.reading).items() if name != "named"}
     read = [reading, has_pages(request), str(request.images.resolve()), *request.class_names]
+    read += request.class_colours
     return list(json.loads(json.dumps([[VERSION, *read], *entries])))  # as it is read back
 
 
@@ -278,6 +287,7 @@ class _Before(NamedTuple):
     class_names: tuple[str, ...] = ()
     mask_kind: str = ""  # as given by the user
     crop: Crop = NO_CROP
+    look: Mapping[str, Any] = MappingProxyType({})  # see ``look_of_job``
 
 
 def _before(folder: Path) -> _Before:
@@ -285,7 +295,8 @@ def _before(folder: Path) -> _Before:
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         names = tuple(map(str, found["class_names"]))
-        known = _Before(str(found["palette"]), names, str(found["mask_kind"]))
+        look = {name: found[name] for name in ("own_colours", "our_order")}
+        known = _Before(str(found["palette"]), names, str(found["mask_kind"]), look=look)
         with suppress(DataError):
             return known._replace(crop=read_crop(",".join(map(str, found["crop"]))))
         return known
@@ -335,6 +346,7 @@ def _settings(request: Request, masks: Path, names: Sequence[str]) -> SetSetting
         masks=masks,
         out=request.out,
         class_names=tuple(names),
+        class_colours=request.class_colours,
         page=EACH if has_pages(request) else 0,
         batch_from=NO_BATCH,
         test=0.0,

@@ -306,8 +306,8 @@ class Work:
         labels = {p.name: p.labels for p in self.annotated if p.labels}
         um = self.scales.given.um_per_px
         told: dict[str, Any] = {"scales": self.scales.of, "min_px": self.request.min_px}
-        told["in_no_mask"] = self.in_no_mask
-        told["grain_classes"] = self.request.grain_classes
+        told["in_no_mask"], told["grain_classes"] = self.in_no_mask, self.request.grain_classes
+        told["class_colours"] = self.intake.class_colours
         if isinstance(predictor, Watched):
             told["others"] = [self.first / "classes", *([self.twin] if self.twin else [])]
         folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
@@ -335,7 +335,8 @@ class Work:
         if isinstance(predictor, Watched):
             self.second_opinion()
             self.ask_twin()
-        labels = hashlib.sha256("".join(sorted(self.this.labels.values())).encode()).hexdigest()
+        given = *sorted(self.this.labels.values()), *self.intake.class_colours
+        labels = hashlib.sha256("".join(given).encode()).hexdigest()
         predictor.digest = f"{predictor.digest}-{labels[:8]}"
         place = self.out / TRAINING / "answers" / f"round_{self.this.number}"
         with only_progress("Predictions"):
@@ -430,7 +431,7 @@ class Work:
 
     def facts(self, folder: Answer) -> dict[str, Any]:
         """What a network's file has to know of its images, so that new ones are read alike."""
-        facts: dict[str, Any] = {}
+        facts: dict[str, Any] = {"class_colours": [*c]} if (c := self.intake.class_colours) else {}
         if any(self.intake.crop):
             sizes = sorted({done.size for done in folder.done})
             facts |= {"crop": list(self.intake.crop), "cropped_sizes": [list(s) for s in sizes]}

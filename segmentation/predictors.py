@@ -321,6 +321,13 @@ class Answer(Folder):
     pools_all: bool = False
     replaceable: bool = True  # its folder is the program's own
     rare_cure: str = "annotate another image, with more of it"
+    class_colours: Sequence[str] = ()  # see ``imaging.drawing``; (): those of the segmenter
+
+    def __post_init__(self) -> None:
+        if self.class_colours:
+            own = class_colours(self.segmenter.num_classes, self.class_colours)
+            self.segmenter.colours = own
+        super().__post_init__()
 
     def predict(self, item: Item, image: Array) -> Array:
         """Predict an image; write its doubt; put its labels, if any, over the prediction."""

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from config import ConfigError
-from dataset.mask_values import Reading
+from dataset.mask_values import Reading, parse_palette
 from dataset.prepare import prepare, read_settings
 from imaging.field import Crop
 from imaging.imagefile import read_mask
@@ -319,3 +319,49 @@ def test_a_record_whose_names_lead_elsewhere_is_made_anew(root: Path, place: int
     record["pictures"][1][place] = "../../b"
     path.write_text(json.dumps(record), encoding="utf-8")
     assert read_in(root, mask).pictures == before.pictures
+
+
+YELLOW = (255, 255, 0)
+
+
+def test_names_on_colours_in_an_order_that_nobody_gave_are_warned_of(root: Path) -> None:
+    mask = bands(root / "a.png", YELLOW, BLACK, BLACK, BLUE)
+    first = read_in(root, mask, class_names=NAMES)
+    said = [line for line in first.warnings if line.startswith("Names in the order")]
+    assert len(said) == 1
+    assert "of the colours, dark to bright: matrix = black (0,0,0), 50.0% of the labels" in said[0]
+    assert "carbide = blue (0,0,255), 25.0% of the labels; pore = yellow (255,255,0)" in said[0]
+    palette = "0=0,0,0 1=0,0,255 2=255,255,0"
+    assert f'give --palette "{palette}", with the numbers changed' in said[0]
+    more = bands(root / "b.png", BLACK, YELLOW)  # read by what is known: still nobody's order
+    assert said[0][:50] in [line[:50] for line in read_in(root, mask, more).warnings]
+    given = read_in(root, mask, class_names=NAMES, reading=Reading(palette=parse_palette(palette)))
+    assert not [line for line in given.warnings if line.startswith("Names in the order")]
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (BLACK, BLUE, YELLOW)])
+def test_names_of_class_ids_and_classes_without_names_are_no_warning(root: Path, values) -> None:
+    mask = bands(root / "a.png", *values)
+    names = NAMES if values == (0, 1, 2) else ()
+    warned = read_in(root, mask, class_names=names).warnings
+    assert not [line for line in warned if line.startswith("Names in the order")]
+
+
+def test_gray_levels_in_an_order_that_nobody_gave_are_warned_of(root: Path) -> None:
+    warned = read_in(root, bands(root / "a.png", 0, 128, 255), class_names=NAMES).warnings
+    assert any("gray levels, dark to bright: matrix = 0, 33.3% of the labels" in w for w in warned)
+
+
+def test_the_colours_of_a_mask_are_those_of_its_classes(root: Path) -> None:
+    mask = bands(root / "a.png", BLACK, BLUE, YELLOW)
+    assert read_in(root, mask).class_colours == ("333333", "0000ff", "ffff00")
+    own = ("111111", "aaaaaa", "bbbbbb")
+    found = read_in(root, mask, class_colours=own)
+    assert found.class_colours == own
+    assert read_in(root, mask).class_colours == own  # as an earlier run was told
+    with pytest.raises(DataError, match="--class_colours: found 1 values; allowed"):
+        read_in(root, mask, class_colours=("111111",))
+
+
+def test_masks_without_colours_leave_the_usual_ones(root: Path) -> None:
+    assert read_in(root, bands(root / "a.png", 0, 128, 255)).class_colours == ()

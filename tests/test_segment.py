@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import config
@@ -169,6 +170,20 @@ def test_from_a_folder_and_one_mask_to_a_report(
     truth = [[colours[tuple(p)] for p in row] for row in ids(place / "é0_mask.png").tolist()]
     assert (ids(out / "classes" / "é0.png") == np.array(truth)).all()
     assert hashes(place / "raw") | hashes(place / "truth") == before
+
+
+def test_names_and_colours_of_a_coloured_mask_are_on_the_page(done: Path, capsys) -> None:
+    assert run(done, "--class_names", "matrix,carbide,pore,net") == 0
+    said = "Names in the order of the colours, dark to bright: matrix = black (0,0,0)"
+    page = html.unescape((done / "out/report.html").read_text(encoding="utf-8"))
+    for text in (capsys.readouterr().out, page, (done / "out/summary.md").read_text()):
+        assert said in text
+    assert all(colour in page.lower() for colour in ("#333333", "#0000ff", "#ff0000", "#ffff00"))
+    for path in (done / "out/overlay").rglob("*.png"):
+        assert {(0, 0, 255), (255, 255, 0)} <= {*map(tuple, ids(path).reshape(-1, 3).tolist())}
+    if (done / "out/model.pt").exists():
+        colours = torch.load(done / "out/model.pt")["settings"]["class_colours"]
+        assert colours == ["333333", "0000ff", "ff0000", "ffff00"]
 
 
 def test_every_page_is_an_image_and_a_mask_of_one_page_is_the_first_ones(place: Path) -> None:
