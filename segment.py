@@ -21,6 +21,7 @@ from annotation.outlines import SUFFIX
 from config import PRESETS, ConfigError
 from dataset.check import Problems
 from dataset.mask_values import KINDS, reading_of
+from imaging.listing import names_of
 from metallography.particles import MINIMUM_PX
 from segmentation.demo import judged as demo
 from segmentation.demo.micrographs import DEFAULT_FOLDER
@@ -28,6 +29,7 @@ from segmentation.intake import PRETRAIN, Request
 from segmentation.job import run
 from utils.commandline import Parser, exit_code
 from utils.entries import split_entries
+from utils.files import MOST_BYTES, cut_name
 
 DESCRIPTION = "From a folder of images and one mask to class maps, measurements and a report."
 AGAIN = "The same command goes on and ends with the same result"
@@ -52,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
     add("--images", type=Path, help="folder of the images, with sub-folders")
     add("--masks", type=Path, nargs="+", metavar="FILE_OR_FOLDER", default=[], help="masks of "
         "one or several images, named as the images; of two for one the later wins")  # fmt: skip
-    add("--out", type=Path, help="folder of the results; default: segmented_<images>, here")
+    add("--out", type=Path, help="folder of the results; default: segmented_<images>, here; of "
+        "a folder img: segmented_<its parent>_img")  # fmt: skip
     add("--demo", action="store_true", help="segment synthetic micrographs, whose truth is known")
     add("--minutes", type=float, help="target run time in minutes (20; with --demo "
         "1.5); the plan tells the expected end")  # fmt: skip
@@ -85,6 +88,11 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def default_out(images: Path) -> Path:
+    """Where results go that no --out is given for: named by the folder, ``img`` by its parent."""
+    return Path(cut_name("_".join(["segmented", *names_of(images)]), MOST_BYTES))
+
+
 def request_of(options: argparse.Namespace) -> Request:
     """The job that the options ask for; UserError, a line for each wrong one."""
     if options.demo and (options.images or options.masks):
@@ -98,11 +106,11 @@ def request_of(options: argparse.Namespace) -> Request:
     problems = Problems()
     reading = reading_of(options, problems)
     problems.refuse()
-    name = DEFAULT_FOLDER.name if options.demo else images.resolve().name
+    default = Path(f"segmented_{DEFAULT_FOLDER.name}") if options.demo else default_out(images)
     return Request(
         images=images,
         masks=masks,
-        out=options.out or Path(f"segmented_{name or 'images'}"),
+        out=options.out or default,
         minutes=minutes if options.minutes is None else options.minutes,
         preset=options.preset,
         pretrain=options.pretrain or ("always" if options.demo else "never"),

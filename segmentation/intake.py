@@ -40,7 +40,7 @@ from metallography.items import result_names
 from metallography.particles import MINIMUM_PX, unit_of
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
-from segmentation.answers import NO_CROP, Answers
+from segmentation.answers import NO_CROP, Answers, another_job
 from utils.files import MOST_BYTES, DataError, cut_name, inside, replace_file
 from utils.log import only_progress, progress, to_terminal
 from utils.metrics import IGNORED
@@ -155,6 +155,9 @@ class Intake(NamedTuple):
 
 def read(request: Request) -> Intake:
     """Read all files and lay them out in ``OUT/set``, unless that was done; DataError."""
+    record, files = request.out / SET / RECORD, Listing(request.images, [request.out]).images()
+    if other := another_job(record, request.images, files):
+        raise DataError(f"{request.out}: holds the results of {other}; give another --out")
     answers = Answers(request.out)
     corrected = answers.offered()
     own = answers.classes.resolve(), answers.outlines.resolve()
@@ -182,8 +185,8 @@ def read(request: Request) -> Intake:
             _read_all(request, folders, answers, corrected, before, masks)
         except DataError as error:
             raise DataError(*_as_given([str(error)], folders)) from None
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    return _intake(request, record, answers.not_taken())
+    written = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return _intake(request, written, answers.not_taken())
 
 
 def _cut_as_before(request: Request, before: _Before) -> Request:
@@ -217,6 +220,7 @@ def _read_all(
         record["notes"] += [changed.line] if changed else []
         record |= {kind: _as_given(record[kind], folders) for kind in ("notes", "warnings")}
         record |= {"class_names": names, "palette": known, "mask_kind": kind}
+        record["images"] = str(request.images.resolve())
         look, lines = look_of_job(
             plans, parse_palette(known), names, before.look, bool(request.reading.palette)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -365,3 +366,25 @@ def test_the_colours_of_a_mask_are_those_of_its_classes(root: Path) -> None:
 
 def test_masks_without_colours_leave_the_usual_ones(root: Path) -> None:
     assert read_in(root, bands(root / "a.png", 0, 128, 255)).class_colours == ()
+
+
+def test_results_of_another_folder_are_not_overwritten(root: Path, tmp_path: Path) -> None:
+    mask = bands(root / "a.png", 0, 255)
+    read_in(root, mask)
+    for number, name in enumerate("abc", start=7):
+        image(tmp_path / f"other/images/{name}.png", number)
+    other = Request(images=tmp_path / "other/images", masks=(mask,), out=root / "out")
+    said = f"{root / 'out'}: holds the results of {root / 'images'}; give another --out"
+    with pytest.raises(DataError, match=f"^{re.escape(said)}$"):
+        read(other)
+    shutil.copy(root / "images/b.png", tmp_path / "other/images/b.png")
+    assert len(read(other).pictures) == 3  # a folder with an image of the job's is the job's
+
+
+def test_a_folder_that_was_moved_goes_on(root: Path) -> None:
+    mask = bands(root / "a.png", 0, 255)
+    read_in(root, mask)
+    (root / "images").rename(root / "new")
+    image(root / "new/d.png", 5)
+    moved = Request(images=root / "new", masks=(mask,), out=root / "out")
+    assert len(read(moved).pictures) == 4

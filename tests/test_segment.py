@@ -1040,3 +1040,13 @@ def test_the_second_opinion_is_of_the_images_as_they_are(
     assert [each["by"] for each in rounds] == ["network"]
     first = place / "out" / "training" / "answers" / "first"
     assert ids(first / "classes" / "é1.png").shape == (SIDE, 40)
+
+
+def test_results_of_folders_img_are_named_by_their_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / name / "img").mkdir(parents=True)
+    assert segment.default_out(Path("one/img")) == Path("segmented_one_img")
+    assert segment.default_out(Path("one")) == Path("segmented_one")
