@@ -41,7 +41,7 @@ from metallography.outlines import remove_outlines, write_outlines
 from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
 from metallography.scales import Scales, find_scales
 from metallography.segmenter import MODEL, Segmenter, check_number, find_weights
-from metallography.summary import warnings, write_tables
+from metallography.summary import equal_images, warnings, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
 from report.laboratory import Told, page_name, place_of, sample_of, write_laboratory
 from report.page import experiment_of, write_report
@@ -310,7 +310,7 @@ def measure_images(
     """Predict what is not done, measure and write all tables and pages; see ``predict_images``."""
     out = folder.out
     folder.run()
-    folder.warned = [] if options.xlsx else remove_workbook(folder)
+    folder.warned = equal_images(folder) + ([] if options.xlsx else remove_workbook(folder))
     write_tables(folder)
     written = write_outlines(folder, options.outlines) + remove_outlines(folder, options.outlines)
     if options.xlsx:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -302,6 +302,22 @@ def read_truth(
 def digest_of(ids: Array) -> str:
     """A short hash of a class map, however its file is packed."""
     return hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes()).hexdigest()[:16]
+
+
+def equal_lines(groups: Iterable[Sequence[str]], keep: Collection[str] = ()) -> list[str]:
+    """A line on images that are equal, and which to take away: of each group all but one.
+
+    That is one of ``keep`` (the annotated ones), else the one of the shortest name.
+    """
+    pairs: dict[str, str] = {}
+    for group in groups:
+        kept = min(group, key=lambda name: (name not in keep, len(name), name))
+        pairs |= {name: kept for name in group if name != kept}
+    if not pairs:
+        return []
+    shown = some_names(f"{name} (as {kept})" for name, kept in pairs.items())
+    what = f"{len(pairs)} image(s) equal to another one, pixel by pixel: {shown}"
+    return [f"{what}; each counts as a field, so intervals are too narrow: take these away"]
 
 
 def strange_ids(ids: Array, num_classes: int) -> Array:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,11 @@ from imaging.listing import some_names
 from imaging.pixel_size import SAME
 from metallography import measure, tiling
 from metallography.folder import Folder
-from metallography.items import MEASUREMENTS, SUMMARY
+from metallography.items import MEASUREMENTS, SUMMARY, Item, digest_of, equal_lines
 from metallography.measure import class_words, fractions_of, outlying
 from metallography.particles import Row, unit_of
 from utils import metrics
-from utils.files import replace_file
+from utils.files import DataError, replace_file
 from utils.tables import (
     csv_of_rows,
     markdown,
@@ -189,6 +191,21 @@ def warnings(folder: Folder) -> list[str]:
         count = f"{len(bare)} image(s) without a true mask (first: {bare[0]})"
         lines.append(f"Warning: {count}, not compared")
     return lines + [f"Warning: {line}" for line in (*folder.warned, *_fraction_doubts(folder))]
+
+
+def equal_images(folder: Folder) -> list[str]:
+    """A line on images of a folder that are equal (``equal_lines``).
+
+    Only those with equal class maps are read once more: equal images have equal ones.
+    """
+    alike: defaultdict[str, list[Item]] = defaultdict(list)
+    for item, size, _ in folder.done:
+        alike[f"{size} {folder.record.done.get(item.name, {}).get('map')}"].append(item)
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for item in (item for items in alike.values() if len(items) > 1 for item in items):
+        with suppress(DataError):  # which the run reported
+            groups[digest_of(item.read(folder.segmenter.gray))].append(folder.title_of(item))
+    return equal_lines(groups.values())
 
 
 def _scale_doubts(folder: Folder) -> list[str]:

@@ -36,7 +36,7 @@ from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, some_names
 from imaging.pages import images_of, page_name
-from metallography.items import result_names
+from metallography.items import digest_of, equal_lines, result_names
 from metallography.particles import MINIMUM_PX, unit_of
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
@@ -486,12 +486,14 @@ def _write(root: Path, plans: list[Plan], answers: Answers, request: Request) ->
     classes, crop = _count_classes(plans, request), plans[0].settings.crop
     pictures, taken, pixels = [], set[str](), 0
     overruled: list[str] = []  # lines on masks that a correction overrules
+    equal: defaultdict[str, list[str]] = defaultdict(list)  # images by their pixels
     with only_progress("Reading"), progress(len(sources), "Reading") as bar:
         for number, (below, source) in enumerate(sorted(sources.items())):
             stem = cut_name(names[below].replace("/", "__"), LONGEST_STEM)
             stem += f"-{number}" if stem.casefold() in taken else ""
             taken.add(stem.casefold())
             image = plans[0].image(source)
+            equal[digest_of(image)].append(source.below)
             clear = transparent(source.image, source.page)
             clear = None if clear is None else source.box.of(clear)
             labels = _labels(masks[below])
@@ -520,6 +522,7 @@ def _write(root: Path, plans: list[Plan], answers: Answers, request: Request) ->
     record |= {"crop": list(plans[0].settings.crop)}
     record |= {"gray_range": gray.saved() if isinstance(gray, GrayRange) else None}
     notes, warned = _notes(plans)
+    warned += equal_lines(equal.values(), [below for *_, annotated, below in pictures if annotated])
     return {**record, "notes": [*notes, *overruled], "warnings": warned, "pictures": pictures}
 
 

@@ -388,3 +388,16 @@ def test_a_folder_that_was_moved_goes_on(root: Path) -> None:
     image(root / "new/d.png", 5)
     moved = Request(images=root / "new", masks=(mask,), out=root / "out")
     assert len(read(moved).pictures) == 4
+
+
+def test_copies_of_an_image_are_warned_of_and_stay(root: Path) -> None:
+    shutil.copy(root / "images/a.png", root / "images/a - Kopie (2).png")
+    (root / "images/a.png").rename(root / "images/a annotated, of a long name.png")
+    mask = bands(root / "a annotated, of a long name.png", 0, 255)
+    found = read_in(root, mask)
+    said = [line for line in found.warnings if "equal to another one" in line]
+    assert said == [
+        "1 image(s) equal to another one, pixel by pixel: a - Kopie (2).png (as a annotated, of a "
+        "long name.png); each counts as a field, so intervals are too narrow: take these away"
+    ]
+    assert len(found.pictures) == 4

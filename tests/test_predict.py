@@ -210,6 +210,21 @@ def test_outlines_that_fit_are_not_traced_again(tmp_path, weights, monkeypatch, 
     assert left == ["a.geojson", "a.zip"]
 
 
+def test_copies_of_an_image_are_warned_of(tmp_path: Path, weights: Path, capsys) -> None:
+    images = write_images(tmp_path / "in", "a.png", "b.png")
+    (images / "a - Kopie (2).png").write_bytes((images / "a.png").read_bytes())
+    Image.fromarray(np.full((40, 48), 9, np.uint8)).save(images / "b.png")
+    words = ["--images", str(images), "--weights", str(weights), "--device", "cpu"]
+    said = "Warning: 1 image(s) equal to another one, pixel by pixel: a - Kopie (2) (as a); each"
+    for _ in range(2):  # the second time nothing is predicted
+        assert main(words) == 0
+        out = weights.parent / "predicted_in"
+        page = html.unescape((out / "report.html").read_text(encoding="utf-8"))
+        assert said in capsys.readouterr().out
+        for text in ((out / "summary.md").read_text(encoding="utf-8"), page):
+            assert said.removeprefix("Warning: ") in text
+
+
 def test_the_scale_bar_is_round_and_true() -> None:
     for widest, expected in [(99, 50), (100, 100), (3, 2), (0.7, 0.5), (1234, 1000)]:
         assert bar_length(widest) == pytest.approx(expected)
