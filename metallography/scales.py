@@ -102,7 +102,7 @@ def find_scales(
         used = {"--um_per_px": um_per_px, EARLIER: "that of the earlier run"}.get(flag, "the table")
         line = f"Warning: {flag} against {len(names)} image(s) that say otherwise: "
         scales.lines += [f"{line}{some_names(names)}; {used} is used"] if names else []
-    scales.lines += _kept_line(kept)
+    scales.lines += _kept_line(kept) + _wiped_line(before, scales.of, rows, um_per_px)
     if um_per_px is not None and items and len(rows) == len(items):
         scales.lines.append(f"Warning: --um_per_px: of no effect, as {table} names every image")
     _tell(scales, items, cure, missing)
@@ -117,6 +117,27 @@ def _kept_line(kept: Mapping[str, float]) -> list[str]:
     )
     line = f"Pixel size as an earlier run was told: {shown}"
     return [f"{line}; --um_per_px 0 takes what the files say"] * bool(kept)
+
+
+def _wiped_line(
+    before: Given,
+    of: Mapping[str, float | None],
+    rows: Mapping[str, float],
+    um_per_px: float | None,
+) -> list[str]:
+    """A line on images for which --um_per_px now counts in the place of an earlier --scales."""
+    if um_per_px is None:
+        return []
+    # What an earlier --um_per_px gave is kept for each image, too.
+    by_flag = {um_per_px, before.um_per_px}
+    wiped = [
+        name
+        for name, um in before.rows.items()
+        if name in of and name not in rows and um not in by_flag
+    ]
+    line = f"Warning: pixel sizes of {len(wiped)} image(s) from an earlier --scales are not used"
+    line += f" any more: {some_names(wiped)}; --um_per_px {um_per_px:g} counts for them now"
+    return [f"{line}; to keep them give --scales again"] * bool(wiped)
 
 
 def _of_file(item: Item, given: float | None, scales: Scales) -> tuple[float | None, str]:

@@ -108,7 +108,15 @@ def test_what_an_earlier_run_was_given_counts_until_something_is_given(tmp_path:
     assert find_scales(later, tmp_path, before=first).of["c"] == pytest.approx(0.25)
     scales = find_scales(items, tmp_path, 0.5, before=first)  # of all, as it was said last
     assert scales.of == {"a": 0.5, "b": 0.5} and scales.given == Given(0.5, {"a": 0.5, "b": 0.5})
-    assert not any("earlier" in line for line in scales.lines)
+    [wiped] = [line for line in scales.lines if "earlier" in line]
+    assert wiped == (
+        "Warning: pixel sizes of 1 image(s) from an earlier --scales are not used any more: b; "
+        "--um_per_px 0.5 counts for them now; to keep them give --scales again"
+    )
+    again = find_scales(items, tmp_path, 0.6, before=scales.given)  # of which none is of a table
+    assert not any("earlier" in line for line in again.lines)
+    again = find_scales(items, tmp_path, 0.6, table, before=first)
+    assert not any("earlier" in line for line in again.lines)
     scales = find_scales(items, tmp_path, 0, before=first)
     assert scales.of == {"a": pytest.approx(0.1), "b": None} and scales.given == Given()
 
