@@ -31,6 +31,7 @@ from utils.tables import (
     significant,
 )
 
+NO_BATCH = "(no batch in the name)"  # a file name that carries none
 DEFINITIONS = (
     "Particle: pixels of one class that touch. One that the frame cuts counts as one half, at a "
     "corner as a quarter (ASTM E112, planimetric), and is left out of the sizes. Specks and holes "
@@ -65,7 +66,7 @@ def write_tables(folder: Folder) -> None:
     """
     batches = batch_rows(folder)
     files = {"measurements": folder.table_rows()}
-    if folder.pools_all or any(row["batch"] for row in batches):
+    if folder.pools_all or any(row["batch"] != NO_BATCH for row in batches):
         files["batches"] = batches
     else:
         (folder.out / "batches.csv").unlink(missing_ok=True)
@@ -110,7 +111,9 @@ def batch_rows(folder: Folder) -> list[Row]:
     """The rows of ``batches.csv``, with the names of the classes."""
     names, found = folder.segmenter.class_names, measure.by_batch(folder.rows, folder.unit_scale)
     return [
-        {"batch": row["batch"], "class": row["class"], "class_name": names[row["class"]]} | row
+        {"batch": "", "class": row["class"], "class_name": names[row["class"]]}
+        | row
+        | {"batch": row["batch"] or NO_BATCH}
         for row in found
     ]
 
@@ -370,9 +373,10 @@ def _batch_table(folder: Folder, batches: list[Row]) -> Table:
         name = folder.segmenter.class_names[row["class"]]
         share = plus_minus(100 * row["area_fraction"], 100 * row["area_fraction_ci95"])
         cells = sizes if sized else ["-"] * len(sizes)
-        rows.append([row["batch"] or "-", name, row["fields"], share, *cells])
+        rows.append([row["batch"] or NO_BATCH, name, row["fields"], share, *cells])
     head = ["batch", "class", "fields", "area_fraction", density, "whole particles", *means]
-    note = "Mean sizes: of all whole particles of the batch, each alike."
+    note = "Batches are those in the names of files, whatever their sub-folder. "
+    note += "Mean sizes: of all whole particles of the batch, each alike."
     return _table("By production batch", [*map(words, head)], rows, note)
 
 

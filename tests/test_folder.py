@@ -73,7 +73,9 @@ def test_a_folder_with_all_outputs(tmp_path: Path, weights: Path) -> None:
     summary = (out / "summary.md").read_text(encoding="utf-8")
     assert "0.1 µm per pixel" in summary and "By production batch" in summary
     assert Image.open(out / "sheet.png").size[0] > 1000
-    assert {r["batch"] for r in rows_of(out / "batches.csv")} == {"15", "60", "Gefüge", ""}
+    nameless = "(no batch in the name)"
+    assert f"| {nameless} |" in summary and nameless in (out / "report.html").read_text("utf-8")
+    assert {r["batch"] for r in rows_of(out / "batches.csv")} == {"15", "60", "Gefüge", nameless}
 
 
 def test_what_is_done_is_skipped(tmp_path: Path, weights: Path, capsys) -> None:
