@@ -522,7 +522,7 @@ def _write(root: Path, plans: list[Plan], answers: Answers, request: Request) ->
     record |= {"crop": list(plans[0].settings.crop)}
     record |= {"gray_range": gray.saved() if isinstance(gray, GrayRange) else None}
     notes, warned = _notes(plans)
-    warned += equal_lines(equal.values(), [below for *_, annotated, below in pictures if annotated])
+    warned += equal_lines(equal.values(), [str(p[3]) for p in pictures if p[2]])
     return {**record, "notes": [*notes, *overruled], "warnings": warned, "pictures": pictures}
 
 
