@@ -25,8 +25,8 @@ from imaging.listing import names_of
 from metallography.particles import MINIMUM_PX
 from segmentation.demo import judged as demo
 from segmentation.demo.micrographs import DEFAULT_FOLDER
-from segmentation.intake import PRETRAIN, Request
 from segmentation.job import run
+from segmentation.request import PRETRAIN, Request
 from utils.commandline import Parser, exit_code
 from utils.entries import split_entries
 from utils.files import MOST_BYTES, cut_name

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +18,6 @@ import numpy as np
 
 from annotation.files import another_kind, is_annotation, read_drawn
 from annotation.names import class_names
-from annotation.outlines import SUFFIX
-from config import Config, ConfigError
 from dataset.layout import replacing_set, write_png
 from dataset.mask_values import By, Reading, SetSettings, palette_text, parse_palette
 from dataset.prepare import look_of_job, mask_warnings
@@ -37,10 +35,8 @@ from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, some_names
 from imaging.pages import images_of, page_name
 from metallography.items import digest_of, equal_lines, result_names
-from metallography.particles import MINIMUM_PX, unit_of
-from metallography.scales import read_scales
-from metallography.segmenter import check_number
 from segmentation.answers import NO_CROP, Answers, another_job
+from segmentation.request import Request
 from utils.files import MOST_BYTES, DataError, cut_name, inside, replace_file
 from utils.log import only_progress, progress, to_terminal
 from utils.metrics import IGNORED
@@ -48,80 +44,6 @@ from utils.metrics import IGNORED
 SET, RECORD, VERSION = "set", "record.json", 5
 LONGEST_STEM = MOST_BYTES - len("-99999.png")  # bytes
 NO_BATCH = re.compile("()")  # names of images may be any: none tells a batch
-PRETRAIN = ("never", "always")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One job. ConfigError, a line for each value out of range."""
-
-    images: Path  # folder, with sub-folders
-    masks: tuple[Path, ...]  # files and folders
-    out: Path
-    minutes: float = 20.0
-    preset: str = "auto"
-    pretrain: str = "never"
-    class_names: tuple[str, ...] = ()
-    class_colours: tuple[str, ...] = ()  # six hexadecimal digits each; (): as in coloured masks
-    um_per_px: float | None = None  # 0: as the files say, whatever an earlier run was told
-    reading: Reading = Reading()  # how images and masks are read
-    device: str = "auto"
-    threads: int = 0
-    seed: int = 0
-    min_px: int = MINIMUM_PX
-    grain_classes: tuple[int, ...] = ()  # class ids whose pieces are grains, of which G is given
-    outlines: str = ""  # geojson or roi: the outlines of all particles are written, too
-    scales: Path | None = None  # a CSV file of scales for single images
-    sample: str = ""  # what the images show; '' is the name of their folder
-
-    def __post_init__(self) -> None:
-        problems = []
-        for name, least in (("minutes", 0.1), ("threads", 0), ("min_px", 1)):
-            try:
-                check_number(name, getattr(self, name), least=least)
-            except ConfigError as error:
-                problems.append(str(error))
-        try:
-            unit_of(self.um_per_px or None)
-        except ConfigError as error:
-            problems.append(str(error))
-        if self.outlines not in ("", *SUFFIX):
-            problems.append(f"--outlines: found {self.outlines}; give {' or '.join(SUFFIX)}")
-        if self.scales is not None:
-            try:
-                read_scales(self.scales)
-            except DataError as error:
-                problems.append(str(error))
-        if self.pretrain not in PRETRAIN:
-            problems.append(f"--pretrain: found {self.pretrain}; give {', '.join(PRETRAIN)}")
-        if not self.masks:
-            problems.append("--masks: no file given; give a mask, or a folder of masks")
-        problems += [f"{p}: no such file or folder; correct --masks" for p in self.missing_masks()]
-        if not self.images.is_dir():
-            problems.append(f"{self.images}: no such folder; give --images a folder of images")
-        try:
-            if self.out.exists() and not self.out.is_dir():
-                problems.append(f"{self.out}: a file, not a folder; give another --out")
-            problems += self.inside()
-        except OSError as error:  # such as a name that is too long
-            problems.append(f"--out: {error.strerror}; give another --out")
-        if problems:
-            raise ConfigError("\n".join(problems))
-        Config(preset=self.preset, device=self.device, seed=self.seed)  # its own messages
-
-    def missing_masks(self) -> list[Path]:
-        """The files and folders of --masks that are not there."""
-        return [path for path in self.masks if not path.exists()]
-
-    def inside(self) -> list[str]:
-        """A line if results would be written among the user's files."""
-        out = self.out.resolve()
-        read = {"--images": self.images, **{f"--masks {p}": p for p in self.masks if p.is_dir()}}
-        return [
-            f"--out: found {self.out}, which is the folder of {option}, or holds it; give another"
-            for option, folder in read.items()
-            if folder.resolve() == out or (option == "--images" and out in folder.resolve().parents)
-        ]
 
 
 class Picture(NamedTuple):

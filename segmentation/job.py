@@ -27,11 +27,10 @@ from report.workbook import WORKBOOK, tables_of, write_workbook
 from segmentation import blocks, doubt, telling
 from segmentation.answers import OUTLINES, Answers, Round, Rounds, pair_digest
 from segmentation.blocks import HeldOut
-from segmentation.comparison import Comparison
+from segmentation.comparison import Comparison, Methods
 from segmentation.intake import RECORD as SET_RECORD
-from segmentation.intake import SET, Request, read
+from segmentation.intake import SET, read
 from segmentation.learning import TRAINING, Learning
-from segmentation.methods import Methods
 from segmentation.predictors import (
     BEFORE,
     FOREST,
@@ -43,6 +42,7 @@ from segmentation.predictors import (
     is_marked,
     write_maps,
 )
+from segmentation.request import Request
 from segmentation.schedule import (
     Schedule,
     asked_of,

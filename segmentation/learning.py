@@ -15,8 +15,9 @@ from config import PRESETS, Config, ConfigError
 from data import Sample
 from imaging.imagefile import read_image, read_mask
 from imaging.store import ImageStore
-from segmentation.intake import Intake, Request
+from segmentation.intake import Intake
 from segmentation.predictors import Costs, costs_of
+from segmentation.request import Request
 from stages.finetuning import Finetune, Supervised
 from stages.job import Job, Runner
 from stages.presets import Choice, choose_by, fitting_crops, look

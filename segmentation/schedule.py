@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from segmentation import blocks
-from segmentation.intake import Intake, Request
+from segmentation.intake import Intake
 from segmentation.learning import Learning
 from segmentation.predictors import Costs
+from segmentation.request import Request
 from stages.finetuning import Supervised
 from stages.pretraining import SelfSupervised
 from utils.files import replace_file

@@ -19,8 +19,9 @@ from report.laboratory import Told, own_name, place_of, sample_of, write_laborat
 from segmentation import doubt
 from segmentation.answers import MODEL, Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
-from segmentation.intake import Intake, Picture, Request
+from segmentation.intake import Intake, Picture
 from segmentation.predictors import BEFORE, FOREST, NETWORK, Answer, annotated_words, part_text
+from segmentation.request import Request
 from segmentation.schedule import Schedule
 from utils.metrics import IGNORED, mean_score
 from utils.tables import digits, percent

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import segment
-from segmentation import demo
+from segmentation.demo import judged as demo
 
 # Four phases, a band each; half of a band of 10 rows found is a Dice of 2 * 5 / (5 + 10) = 0.67.
 TRUTH = np.repeat(np.arange(4, dtype=np.uint8), 10)[:, None].repeat(8, axis=1)
@@ -37,7 +37,7 @@ def job(root: Path, answer: np.ndarray) -> SimpleNamespace:  # type: ignore[type
         out=root / "out",
         first=root / "first",
         schedule=schedule,
-        start=lambda this: None,
+        methods=SimpleNamespace(start=lambda this: None),
     )
 
 

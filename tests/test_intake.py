@@ -21,7 +21,8 @@ from imaging.imagefile import read_mask
 from imaging.listing import Listing
 from metallography.items import Item
 from metallography.scales import find_scales
-from segmentation.intake import Intake, Request, read
+from segmentation.intake import Intake, read
+from segmentation.request import Request
 from utils.entries import split_entries
 from utils.files import DataError
 

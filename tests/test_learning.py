@@ -12,8 +12,9 @@ from PIL import Image
 
 from config import PRESETS, ConfigError
 from segmentation.demo.micrographs import draw_micrograph
-from segmentation.intake import Request, read
+from segmentation.intake import read
 from segmentation.learning import Learning
+from segmentation.request import Request
 from stages.finetuning import Supervised
 from stages.pretraining import SelfSupervised
 

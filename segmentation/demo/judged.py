@@ -11,9 +11,9 @@ import torch
 
 from imaging.imagefile import Pixels, read_mask
 from segmentation.demo.micrographs import CLASSES, make_micrographs
-from segmentation.intake import Request
 from segmentation.job import Work, run
 from segmentation.predictors import FOREST
+from segmentation.request import Request
 from utils.files import list_files
 from utils.log import only_progress, to_terminal
 from utils.metrics import IGNORED, SegmentationScores, dice, iou, mean_score
