@@ -172,6 +172,11 @@ def look_of_job(
     tiles = [t for p in plans for s in ("train_numf", "train_unlabelled") for t in p.splits[s]]
     counts = sum((t.counts[:classes] for t in tiles if t.counts is not None), np.zeros(classes))
     lines = [named_line(palette, names, counts.tolist())] if ours and len(names) == classes else []
+    if len(kept) not in (0, classes) and not given:
+        lost = (
+            f"--class_colours of an earlier run are {len(kept)}, the masks have {classes} classes"
+        )
+        lines.append(f"{lost}: they are not used any more; give {classes} colours")
     return {"class_colours": own or drawn, "own_colours": own, "our_order": ours}, lines
 
 

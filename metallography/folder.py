@@ -36,6 +36,7 @@ from metallography.items import (
     decide,
     digest_of,
     is_readable,
+    looks_of,
     noted_of,
     read_truth,
     strange_ids,
@@ -325,7 +326,8 @@ class Folder:
         self._remember_bars(item, noted.bars)
         lost = self._lost_scale(noted, scale)
         decides = self._decides(item, stamp, noted)
-        mask, left = self.results_of(item, noted, decides | {"um_per_px": scale})
+        looks = looks_of(self.segmenter.class_names, self.segmenter.colours, scale)
+        mask, left = self.results_of(item, noted, decides, looks)
         digest = "" if mask is None else digest_of(mask)
         corrected, written = left.map is ClassMap.CORRECTED, dict(noted.written)
         if mask is not None and decide(left) is Decision.REFUSE:
@@ -349,7 +351,7 @@ class Folder:
         self.skipped += not new
         self.predicted += new
         bars = self.bars.get(item.own_path, [])
-        entry = decides | {"um_per_px": scale}
+        entry = decides | looks
         entry |= {BARS: [list(bar) for bar in bars]} if bars else {}
         written.pop("writing", None)
         entry |= lost | written | {"drawn": digest_of(mask) if new or not corrected else digest}
@@ -379,10 +381,13 @@ class Folder:
                         "made anew")  # fmt: skip
         return whole
 
-    def results_of(self, item: Item, noted: Noted, wanted: Row) -> tuple[Array | None, Results]:
+    def results_of(
+        self, item: Item, noted: Noted, decides: Row, looks: Row
+    ) -> tuple[Array | None, Results]:
         """The class map that is there, and what is to be known of it and of the other files.
 
-        ``wanted`` is what decides a prediction and its pictures, as ``Noted.decides`` has it.
+        A prediction serves that was made of what ``decides`` now, its pictures if ``looks``, too,
+        are those of now.
         """
         files, classes = self._files(item), self.segmenter.num_classes
         if not self.is_done(item):  # of what --overwrite begins anew nothing is kept
@@ -393,10 +398,8 @@ class Folder:
         kind = kind if noted.own else ClassMap.UNKNOWN
         kind = ClassMap.MISSING if mask is None else kind
         wrong = mask is not None and bool(strange_ids(mask, classes).size)
-        decides = wanted.keys() - {"um_per_px"}
-        same = decides <= noted.decides.keys() <= wanted.keys()
-        same = same and all(noted.decides[name] == wanted[name] for name in decides)
-        complete, drawn = all(path.exists() for path in files), noted.decides == wanted
+        same = decides == {n: v for n, v in noted.decides.items() if n not in looks}
+        complete, drawn = all(path.exists() for path in files), noted.decides == decides | looks
         drawn &= noted.written.get("drawn", noted.written.get("map", digest)) == digest
         damaged = []
         if kind is not ClassMap.CORRECTED and same and complete:

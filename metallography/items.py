@@ -386,10 +386,17 @@ def decide(left: Results) -> Decision:
     return Decision.SKIP if left.drawn else Decision.REDRAW
 
 
+def looks_of(class_names: Sequence[str], colours: Array, um_per_px: float | None) -> Row:
+    """What an image's pictures show beside its class map, as ``Noted.decides`` has it."""
+    classes = json.dumps([list(class_names), colours.tolist()])
+    digest = hashlib.sha256(classes.encode()).hexdigest()
+    return {"um_per_px": um_per_px, "classes": digest[:16]}
+
+
 class Noted(NamedTuple):
     """What the record has of an image, by what it is good for."""
 
-    decides: Row  # of what the prediction was made, and at which scale its pictures were drawn
+    decides: Row  # of what the prediction was made, and what its pictures show: ``looks_of``
     written: Row  # digests of what was written: ``WRITTEN``
     bars: list[Any]  # data bars that nobody cut
     known_scale: float | None  # the last one that a run knew

@@ -135,6 +135,9 @@ def _read_all(
     same = kind in ("", before.mask_kind)  # else what the user says now counts
     plans, known = _plans(request, folders, before.palette if same else "", names)
     changed = _changed(plans, before.palette)
+    look, warned = look_of_job(  # before anything is written: colours may be wrong
+        plans, parse_palette(known), names, before.look, bool(request.reading.palette)
+    )
     with replacing_set(request.out / SET) as root:
         record = _write(root, plans, answers, request)
         if changed is not None and changed.renumbered:
@@ -143,10 +146,7 @@ def _read_all(
         record |= {kind: _as_given(record[kind], folders) for kind in ("notes", "warnings")}
         record |= {"class_names": names, "palette": known, "mask_kind": kind}
         record["images"] = str(request.images.resolve())
-        look, lines = look_of_job(
-            plans, parse_palette(known), names, before.look, bool(request.reading.palette)
-        )
-        record |= {**look, "warnings": [*record["warnings"], *lines]}
+        record |= {**look, "warnings": [*record["warnings"], *warned]}
         wanted = _signature(request, masks, answers.keep())  # they are class maps of this set
         replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
 
@@ -409,13 +409,14 @@ def _write(root: Path, plans: list[Plan], answers: Answers, request: Request) ->
     pictures, taken, pixels = [], set[str](), 0
     overruled: list[str] = []  # lines on masks that a correction overrules
     equal: defaultdict[str, list[str]] = defaultdict(list)  # images by their pixels
+    annotated: list[str] = []
     with only_progress("Reading"), progress(len(sources), "Reading") as bar:
         for number, (below, source) in enumerate(sorted(sources.items())):
             stem = cut_name(names[below].replace("/", "__"), LONGEST_STEM)
             stem += f"-{number}" if stem.casefold() in taken else ""
             taken.add(stem.casefold())
             image = plans[0].image(source)
-            equal[digest_of(image)].append(source.below)
+            equal[digest_of(image)].append(below)
             clear = transparent(source.image, source.page)
             clear = None if clear is None else source.box.of(clear)
             labels = _labels(masks[below])
@@ -428,10 +429,11 @@ def _write(root: Path, plans: list[Plan], answers: Answers, request: Request) ->
             if labels is not None:
                 write_png(root / "sup_numf" / "img" / f"{stem}.png", image, clear)
                 write_png(root / "sup_numf" / "gt" / f"{stem}.png", labels)
+                annotated.append(below)
             pictures.append([names[below], stem, labels is not None, source.below])
             pixels += image.shape[0] * image.shape[1]
             bar.update(1)
-    if not any(annotated for _, _, annotated, _ in pictures):
+    if not annotated:
         raise DataError(
             f"{request.masks[0]}: no pixel has a class; label some, or correct --ignore"
         )
@@ -444,7 +446,7 @@ def _write(root: Path, plans: list[Plan], answers: Answers, request: Request) ->
     record |= {"crop": list(plans[0].settings.crop)}
     record |= {"gray_range": gray.saved() if isinstance(gray, GrayRange) else None}
     notes, warned = _notes(plans)
-    warned += equal_lines(equal.values(), [str(p[3]) for p in pictures if p[2]])
+    warned += equal_lines(equal.values(), annotated)
     return {**record, "notes": [*notes, *overruled], "warnings": warned, "pictures": pictures}
 
 

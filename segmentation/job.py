@@ -335,8 +335,7 @@ class Work:
         if isinstance(predictor, Watched):
             self.second_opinion()
             self.ask_twin()
-        given = *sorted(self.this.labels.values()), *self.intake.class_colours
-        labels = hashlib.sha256("".join(given).encode()).hexdigest()
+        labels = hashlib.sha256("".join(sorted(self.this.labels.values())).encode()).hexdigest()
         predictor.digest = f"{predictor.digest}-{labels[:8]}"
         place = self.out / TRAINING / "answers" / f"round_{self.this.number}"
         with only_progress("Predictions"):

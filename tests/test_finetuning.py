@@ -22,7 +22,7 @@ from pscl.losses import supervised_loss
 from stages import finetuning
 from stages.finetuning import Supervised
 from utils.checkpoint import load, save
-from utils.log import RunLog, read_metrics
+from utils.log import RunLog, only_progress, read_metrics
 from utils.training import Training, all_finite
 
 RECIPE: dict[str, Any] = {
@@ -342,6 +342,9 @@ def test_grays_that_change_within_a_run_are_logged_and_told_of_a_finished_one(
     line = "mapping was [0, 1, 2], is [0, 128, 255]"
     assert f"Of no effect, as it is finished: {line}\n" in capsys.readouterr().out
     assert log.read_bytes() == before
+    with only_progress("Fine-tuning"):  # of a job, whose answer has the new ones
+        assert train(data, tmp_path, **{**again, "mapping": ()}) == 0
+    assert "Of no effect" not in capsys.readouterr().out
 
 
 def test_longer_fine_tuning_with_a_schedule_is_made_anew(

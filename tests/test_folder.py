@@ -114,6 +114,23 @@ def test_another_scale_measures_and_draws_anew_without_predicting(
     assert not (tmp_path / "o" / "particles.csv").exists()  # its lengths were in pixels
 
 
+def test_other_names_of_classes_are_drawn_without_predicting(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where names are given later: the legend of an overlay has them, too."""
+    images = write_images(tmp_path / "imgs", "a.png")
+    overlay = tmp_path / "o/overlay/a.png"
+    pictures = []
+    for first in ("matrix", "ferrite"):
+        segmenter = Segmenter(weights, device="cpu")
+        segmenter.class_names = [first, *segmenter.class_names[1:]]
+        folder = Folder(segmenter, list_images(images, tmp_path), tmp_path / "o")
+        folder.run()
+        pictures.append(overlay.read_bytes())
+        monkeypatch.setattr(Segmenter, "bands", None)  # predicting again would fail
+    assert pictures[0] != pictures[1] and folder.bad == []
+
+
 def results(out: Path) -> dict[str, bytes]:
     """All files of a folder of results but its page, which has the time."""
     files = (path for path in out.rglob("*") if path.is_file() and path.name != "report.html")

@@ -365,6 +365,33 @@ def test_the_colours_of_a_mask_are_those_of_its_classes(root: Path) -> None:
         read_in(root, mask, class_colours=("111111",))
 
 
+def test_colours_that_do_not_fit_are_told_before_anything_is_written(root: Path) -> None:
+    mask = bands(root / "a.png", BLACK, BLUE, YELLOW)
+    with pytest.raises(DataError, match="--class_colours: found 1 values; allowed"):
+        read_in(root, mask, class_colours=("111111",))
+    assert not (root / "out").exists()
+
+
+def test_colours_of_fewer_classes_are_said_to_be_lost(root: Path) -> None:
+    mask = bands(root / "a.png", BLACK, BLUE)
+    assert read_in(root, mask, class_colours=("111111", "aaaaaa")).class_colours[1] == "aaaaaa"
+    found = read_in(root, mask, bands(root / "b.png", BLACK, BLUE, YELLOW))
+    assert found.class_colours == ("333333", "0000ff", "ffff00")
+    said = "--class_colours of an earlier run are 2, the masks have 3 classes: they are not used"
+    assert [line for line in found.warnings if line.startswith(said)] == [
+        f"{said} any more; give 3 colours"
+    ]
+
+
+def test_equal_pages_are_named_by_page(root: Path) -> None:
+    page = np.random.default_rng(7).integers(40, 200, (SIDE, SIDE)).astype(np.uint8)
+    pages = [Image.fromarray(p) for p in (page, 255 - page, page)]
+    pages[0].save(root / "images/s.tif", save_all=True, append_images=pages[1:])
+    found = read_in(root, bands(root / "a.png", 0, 255))
+    (said,) = (line for line in found.warnings if "equal to another one" in line)
+    assert "pixel by pixel: s-p3.tif (as s-p1.tif);" in said
+
+
 def test_masks_without_colours_leave_the_usual_ones(root: Path) -> None:
     assert read_in(root, bands(root / "a.png", 0, 128, 255)).class_colours == ()
 

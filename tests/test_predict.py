@@ -25,6 +25,7 @@ from metallography.items import Record
 from predict import NEEDS, TASKS, USED_BY, Segmenter, main, parser, ranked_lines
 from tests.trained_model import rows_of, write_images, write_weights
 from utils.commandline import Termination, UserError
+from utils.files import DataError
 
 
 @pytest.fixture
@@ -208,6 +209,13 @@ def test_outlines_that_fit_are_not_traced_again(tmp_path, weights, monkeypatch, 
     assert "2 file(s) of outlines of earlier class maps removed" in capsys.readouterr().out
     left = sorted(path.name for path in (tmp_path / "out" / "outlines").iterdir())
     assert left == ["a.geojson", "a.zip"]
+    Image.fromarray(np.ones((40, 48), np.uint8)).save(tmp_path / "out" / "classes" / "a.png")
+
+    def refused(ids, kind, *how):
+        raise DataError("ImageJ's regions reach less")
+
+    monkeypatch.setattr(outlines, "packed", refused)
+    assert main(words) == 0 and not list((tmp_path / "out" / "outlines").iterdir())
 
 
 def test_copies_of_an_image_are_warned_of(tmp_path: Path, weights: Path, capsys) -> None:

@@ -179,7 +179,7 @@ class Training:
         if state and state["finished"]:
             remark(f"{self.run_dir}: stage {self.stage} is finished already")
             for line in self.restyled(state):
-                to_terminal(f"Of no effect, as it is finished: {line}")
+                remark(f"Of no effect, as it is finished: {line}")
             for line in self.gone(state["outputs"]):
                 to_terminal(line)
             self.state.remove_previous()
