@@ -6,9 +6,9 @@ import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is run as a script
 
@@ -17,7 +17,6 @@ from utils import leave_while_loading
 if __name__ == "__main__":  # before the imports that take seconds
     leave_while_loading()
 
-import numpy as np  # noqa: E402
 
 from config import Config, ConfigError  # noqa: E402
 from dataset.check import SMALLEST_SIDE, Problems  # noqa: E402
@@ -26,17 +25,14 @@ from dataset.mask_values import (  # noqa: E402
     IGNORED,
     KINDS,
     By,
-    Palette,
     SetSettings,
     colours_of,
-    named_line,
     palette_text,
     reading_of,
 )
 from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
 from dataset.set_file import NAME, SCALES_UM, SetFile  # noqa: E402
 from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile  # noqa: E402
-from imaging.drawing import class_colours  # noqa: E402
 from imaging.gray_range import GrayRange  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.entries import split_entries  # noqa: E402
@@ -141,43 +137,6 @@ def set_file(plan: Plan) -> SetFile:
         gray_range=plan.gray if isinstance(plan.gray, GrayRange) else None,
         um_per_px=_scales(plan, tiles),
     )
-
-
-def look_of_job(
-    plans: Sequence[Plan],
-    palette: Palette,
-    names: Sequence[str],
-    before: Mapping[str, Any],
-    given_palette: bool,
-) -> tuple[dict[str, Any], list[str]]:
-    """What ``segment.py`` remembers of how classes look, and lines on names of values.
-
-    ``palette`` is the meaning of all masks, ``before`` what was remembered. Names that were given
-    in one order, for values that this program took in another, may be on the wrong phases, and no
-    picture would tell. DataError if colours are wrong.
-    """
-    classes = max(plan.num_classes for plan in plans)
-    given, kept = plans[0].settings.class_colours, tuple(before.get("own_colours", ()))
-    own = given or (kept if len(kept) == classes else ())
-    try:
-        Config(num_classes=max(classes, 2), class_colours=own)
-    except ConfigError as error:
-        raise DataError(f"--{error}") from None
-    drawn = colours_of(palette, classes)
-    if drawn and not any(dict(palette)[0]):  # black would hide what is below it
-        drawn = (bytes(class_colours(1)[0].tolist()).hex(), *drawn[1:])
-    ours = any(plan.rule.by is By.LEVELS for plan in plans) or before.get("our_order", False)
-    ours &= not given_palette
-    ours &= any(value != (label,) for label, value in palette if label != IGNORED)
-    tiles = [t for p in plans for s in ("train_numf", "train_unlabelled") for t in p.splits[s]]
-    counts = sum((t.counts[:classes] for t in tiles if t.counts is not None), np.zeros(classes))
-    lines = [named_line(palette, names, counts.tolist())] if ours and len(names) == classes else []
-    if len(kept) not in (0, classes) and not given:
-        lost = (
-            f"--class_colours of an earlier run are {len(kept)}, the masks have {classes} classes"
-        )
-        lines.append(f"{lost}: they are not used any more; give {classes} colours")
-    return {"class_colours": own or drawn, "own_colours": own, "our_order": ours}, lines
 
 
 def _scales(plan: Plan, tiles: Sequence[Tile]) -> float | dict[str, float] | None:

@@ -18,9 +18,19 @@ import numpy as np
 
 from annotation.files import another_kind, is_annotation, read_drawn
 from annotation.names import class_names
+from config import Config, ConfigError
 from dataset.layout import replacing_set, write_png
-from dataset.mask_values import By, Reading, SetSettings, palette_text, parse_palette
-from dataset.prepare import look_of_job, mask_warnings
+from dataset.mask_values import (
+    By,
+    Palette,
+    Reading,
+    SetSettings,
+    colours_of,
+    named_line,
+    palette_text,
+    parse_palette,
+)
+from dataset.prepare import mask_warnings
 from dataset.set_masks import names_drawn
 from dataset.set_plan import EACH, Plan, Source
 from dataset.source_files import (
@@ -29,6 +39,7 @@ from dataset.source_files import (
     palette_of,
     read_pixels,
 )
+from imaging.drawing import class_colours
 from imaging.field import Crop, read_crop, transparent
 from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
@@ -135,7 +146,7 @@ def _read_all(
     same = kind in ("", before.mask_kind)  # else what the user says now counts
     plans, known = _plans(request, folders, before.palette if same else "", names)
     changed = _changed(plans, before.palette)
-    look, warned = look_of_job(  # before anything is written: colours may be wrong
+    look, warned = _look(  # before anything is written: colours may be wrong
         plans, parse_palette(known), names, before.look, bool(request.reading.palette)
     )
     with replacing_set(request.out / SET) as root:
@@ -149,6 +160,43 @@ def _read_all(
         record |= {**look, "warnings": [*record["warnings"], *warned]}
         wanted = _signature(request, masks, answers.keep())  # they are class maps of this set
         replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
+
+
+def _look(
+    plans: Sequence[Plan],
+    palette: Palette,
+    names: Sequence[str],
+    before: Mapping[str, Any],
+    given_palette: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """What is remembered of how classes look, and lines on names of values.
+
+    ``palette`` is the meaning of all masks, ``before`` what was remembered. Names that were given
+    in one order, for values that this program took in another, may be on the wrong phases, and no
+    picture would tell. DataError if colours are wrong.
+    """
+    classes = max(plan.num_classes for plan in plans)
+    given, kept = plans[0].settings.class_colours, tuple(before.get("own_colours", ()))
+    own = given or (kept if len(kept) == classes else ())
+    try:
+        Config(num_classes=max(classes, 2), class_colours=own)
+    except ConfigError as error:
+        raise DataError(f"--{error}") from None
+    drawn = colours_of(palette, classes)
+    if drawn and not any(dict(palette)[0]):  # black would hide what is below it
+        drawn = (bytes(class_colours(1)[0].tolist()).hex(), *drawn[1:])
+    ours = any(plan.rule.by is By.LEVELS for plan in plans) or before.get("our_order", False)
+    ours &= not given_palette
+    ours &= any(value != (label,) for label, value in palette if label != IGNORED)
+    tiles = [t for p in plans for s in ("train_numf", "train_unlabelled") for t in p.splits[s]]
+    counts = sum((t.counts[:classes] for t in tiles if t.counts is not None), np.zeros(classes))
+    lines = [named_line(palette, names, counts.tolist())] if ours and len(names) == classes else []
+    if len(kept) not in (0, classes) and not given:
+        lost = (
+            f"--class_colours of an earlier run are {len(kept)}, the masks have {classes} classes"
+        )
+        lines.append(f"{lost}: they are not used any more; give {classes} colours")
+    return {"class_colours": own or drawn, "own_colours": own, "our_order": ours}, lines
 
 
 def _as_given(lines: Iterable[str], folders: Sequence[tuple[Path, Path]]) -> list[str]:
@@ -213,7 +261,7 @@ class _Before(NamedTuple):
     class_names: tuple[str, ...] = ()
     mask_kind: str = ""  # as given by the user
     crop: Crop = NO_CROP
-    look: Mapping[str, Any] = MappingProxyType({})  # see ``look_of_job``
+    look: Mapping[str, Any] = MappingProxyType({})  # see ``_look``
 
 
 def _before(folder: Path) -> _Before:
