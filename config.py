@@ -48,23 +48,8 @@ CLASS_WEIGHT_OF_4 = (1.0, 1.0, 10.0, 10.0)
 MAPPING_OF_4 = (0, 128, 64, 255)
 BALANCED = {"balanced": 1.0, "balanced_sqrt": 0.5}  # class weights, and their power
 
-# The settings that decide the result, by stages; all others may change when a run is resumed.
-# Fine-tuning depends on the pretraining before it.
-DECIDES = {
-    "self fine sup": "data_dir num_classes ignore_label image_size standardize seed amp channels "
-    "norm encoder batch_norm_ranks",
-    "self fine": "self_mode use_unlabelled embed_dim hidden_dim groups random_crop self_jitter "
-    "self_batch_size self_max_epoch self_lr self_optimizer self_weight_decay "
-    "self_schedule self_crop temperature global_local_ratio top_k sample_ratio label_guided "
-    "scale_weights intra_view_negatives admit_matches momentum queue_size batches group_decay "
-    "patch_group_decay freshness_decay dense_grid",
-    "fine sup": "class_weight fine_jitter fine_contrast fine_crop fine_scale fine_rotation "
-    "fine_noise fine_blur fine_illumination fine_batch_size fine_crops fine_max_epoch fine_steps "
-    "fine_optimizer fine_weight_decay fine_schedule fine_warmup fine_clip fine_average eval_every "
-    "eval_tta",
-    "fine": "fine_lr_encoder fine_lr_decoder pretrained",
-    "sup": "sup_lr",
-}
+# Stages whose result a setting decides. Fine-tuning depends on the pretraining before it.
+ALWAYS, PRETRAINING, FINE_TUNING = "self fine sup", "self fine", "fine sup"
 
 OURS = "this program"  # the source of a default that the published program does not have
 
@@ -117,11 +102,13 @@ class ConfigError(UserError):
     """Invalid settings; one line per problem."""
 
 
-# List a new setting that decides results in DECIDES, too. Runs older than a setting count as made
+# Settings decide the result of their group's stages if they do not say otherwise (``decides``);
+# those that decide none may change when a run is resumed. Runs older than a setting count as made
 # with its default.
-experiment, running, network = group("Experiment"), group("Running"), group("Network")
-views, pretraining, method = group("Views"), group("Pretraining"), group("Method")
-with_labels = group("Fine-tuning and supervised")
+experiment, running, network = group("Experiment"), group("Running"), group("Network", ALWAYS)
+views, pretraining = group("Views", PRETRAINING), group("Pretraining", PRETRAINING)
+method = group("Method", PRETRAINING)
+with_labels = group("Fine-tuning and supervised", FINE_TUNING)
 
 
 @dataclass(frozen=True)
@@ -136,7 +123,8 @@ class Config:
     name: str = experiment("aluminum", "stem of the run folders, NAME_SELFMODE",
         pattern=r"\w(?:[\w .+-]{0,62}[\w+-])?",
         allowed="1 to 64 letters, digits, '_', and inside also ' .+-'")
-    data_dir: str = experiment("dataset/aluminum", "folder of the images and masks", **PATH)
+    data_dir: str = experiment("dataset/aluminum", "folder of the images and masks", **PATH,
+        decides=ALWAYS)
     output_dir: str = experiment(".", "folder in which the run folders are made", source=OURS,
         **PATH)
     preset: str = experiment("paper", "values of many settings at once: " + "; ".join(
@@ -147,7 +135,7 @@ class Config:
         allowed="self, fine, sup, or several joined by '-', each once")
     self_mode: str = experiment("simclr",
         "pretraining method: " + ", ".join(f"{k} = {v}" for k, v in SELF_MODES.items()),
-        choices=tuple(SELF_MODES))
+        choices=tuple(SELF_MODES), decides=PRETRAINING)
     data_size: str = experiment("1", "annotated images: 1, 5 or f (all of them), or several such "
         "as 15f, one after the other", pattern=NOTHING_TWICE + "[15f]+",
         allowed="1, 5, f, or several such as 15f, each once")
@@ -158,12 +146,12 @@ class Config:
         "multi_round", source=OURS, pattern=NOTHING_TWICE + "[0-9]*",
         allowed="digits such as 01234, each once")
     num_classes: int = experiment(4, "classes of the masks, class 0 being the matrix or background",
-        unit="classes", limits=between(2, 255))
+        unit="classes", limits=between(2, 255), decides=ALWAYS)
     ignore_label: int | None = experiment(None, "value of unlabelled mask pixels, such as 255, "
         "left out of losses, sampling and scores; None: every pixel has a class", source=OURS,
-        limits=between(2, 255))
+        limits=between(2, 255), decides=ALWAYS)
     image_size: int = experiment(0, "images are resized to this height and width at loading; 0: as "
-        "they are", unit="pixels", source=OURS, limits=between(0, 32768))
+        "they are", unit="pixels", source=OURS, limits=between(0, 32768), decides=ALWAYS)
     mapping: tuple[int, ...] = experiment((), "gray of each class in predictions; empty: "
         "0,128,64,255 for 4 classes, else evenly spread", unit="gray value", limits=between(0, 255))
     class_names: tuple[str, ...] = experiment((), "names of the classes in legends and tables; "
@@ -178,17 +166,18 @@ class Config:
         "cross-entropy; a single value: of every class; balanced: all labelled pixels of the "
         "annotated images / (classes with labels * labelled pixels of the class); balanced_sqrt: "
         "its square root; empty: 1,1,10,10 for 4 classes, else all 1", limits=WEIGHT,
-        choices=tuple(BALANCED))
+        choices=tuple(BALANCED), decides=FINE_TUNING)
     use_unlabelled: bool = experiment(False, "pretrain on the images of train_unlabelled too",
-        source=OURS)
+        source=OURS, decides=PRETRAINING)
     standardize: bool = experiment(False, "normalise every image by the mean and standard "
-        "deviation of its own pixels; False: by fixed ones", source=OURS)
+        "deviation of its own pixels; False: by fixed ones", source=OURS, decides=ALWAYS)
 
-    seed: int = running(0, "seed of all random numbers", source=OURS, limits=between(0, 2**32 - 1))
+    seed: int = running(0, "seed of all random numbers", source=OURS, limits=between(0, 2**32 - 1),
+        decides=ALWAYS)
     device: str = running("auto", "where to compute: auto, cpu, cuda, cuda:N or mps", source=OURS,
         pattern="auto|cpu|mps|cuda(?::[0-9]{1,3})?", allowed="auto, cpu, cuda, cuda:N or mps")
     amp: str = running("auto", "mixed precision: auto (where the device gains by it), off, bf16 "
-        "(bfloat16)", source=OURS, choices=("auto", "off", "bf16"))
+        "(bfloat16)", source=OURS, choices=("auto", "off", "bf16"), decides=ALWAYS)
     deterministic: bool = running(False, "use algorithms that give the same bits in every run on "
         "CUDA, where PyTorch has them; a CPU always does, with the same number of threads",
         source=OURS)
@@ -223,11 +212,11 @@ class Config:
         "1/4 and 1/8 size, each twice the one before", unit="channels", published="channel",
         limits=WIDTH)
     embed_dim: int = network(64, "length of the embeddings that are contrasted", unit="channels",
-        published="confea", limits=WIDTH)
+        published="confea", limits=WIDTH, decides=PRETRAINING)
     hidden_dim: int = network(128, "hidden units of the projection heads", unit="channels",
-        published="hidfea", limits=WIDTH)
+        published="hidfea", limits=WIDTH, decides=PRETRAINING)
     groups: int = network(4, "groups of the 1x1 convolutions of the patch heads", unit="groups",
-        published="multihead", limits=WIDTH)
+        published="multihead", limits=WIDTH, decides=PRETRAINING)
     norm: str = network("batch", "normalisation inside the UNet: batch (BatchNorm) or group "
         "(GroupNorm, of one image at a time)", source=OURS, choices=("batch", "group"))
     encoder: str = network("unet", "encoder: unet, or efficientnet_lite0, which starts from "
@@ -241,7 +230,7 @@ class Config:
     recompute: int = network(0, "levels of the UNet, full size first, whose activations are "
         "recomputed in the backward pass: less memory, more time, the same result; 0: only what "
         "is cheap, and nothing in fine-tuning; -1: nothing", unit="levels", source=OURS,
-        limits=between(-1, 4))
+        limits=between(-1, 4), decides="")
 
     random_crop: float = views(0.2, "a view's crop keeps at least 1 - random_crop of each side",
         unit="fraction", published="random_c", limits={"at least": 0, "below": 1})
@@ -251,26 +240,27 @@ class Config:
     self_jitter: float = views(0.2, "strength d of the colour jitter in pretraining: 0.8*d, hue "
         "0.2*d", limits=JITTER)
     fine_jitter: float = views(0.1, "strength d of the colour jitter in fine-tuning and supervised "
-        "training", limits=JITTER)
+        "training", limits=JITTER, decides=FINE_TUNING)
     fine_contrast: float = views(0.0, "strength d of the contrast augmentation after normalisation "
         "in fine-tuning and supervised training: gain exp(-d) to exp(d), offset -d to d; 0: none",
-        source=OURS, limits=between(0, 2))
+        source=OURS, limits=between(0, 2), decides=FINE_TUNING)
     fine_crop: int = views(0, "side of the random crops of fine-tuning and supervised training; 0: "
-        "the whole image", unit="pixels", source=OURS, limits=between(0, 32768))
+        "the whole image", unit="pixels", source=OURS, limits=between(0, 32768),
+        decides=FINE_TUNING)
     fine_scale: float = views(1.0, "largest factor of random scaling, up or down, in fine-tuning "
-        "and supervised training; 1: none", source=OURS, limits=between(1, 2))
+        "and supervised training; 1: none", source=OURS, limits=between(1, 2), decides=FINE_TUNING)
     fine_rotation: float = views(0.0, "largest angle of random rotation, either way, in "
         "fine-tuning and supervised training, besides flips and quarter turns", unit="degrees",
-        source=OURS, limits=between(0, 45))
+        source=OURS, limits=between(0, 45), decides=FINE_TUNING)
     fine_noise: float = views(0.0, "largest standard deviation of the pixel noise added in "
         "fine-tuning and supervised training; each crop draws its own; 0: no noise",
-        unit="gray range", source=OURS, limits=between(0, 1))
+        unit="gray range", source=OURS, limits=between(0, 1), decides=FINE_TUNING)
     fine_blur: float = views(0.0, "largest standard deviation of the Gaussian blur in fine-tuning "
         "and supervised training, for half of the crops on average; 0: none", unit="pixels",
-        source=OURS, limits=between(0, 16))
+        source=OURS, limits=between(0, 16), decides=FINE_TUNING)
     fine_illumination: float = views(0.0, "standard deviation of the smooth illumination added in "
         "fine-tuning and supervised training; 0: none", unit="gray range", source=OURS,
-        limits=between(0, 1))
+        limits=between(0, 1), decides=FINE_TUNING)
 
     self_batch_size: int = pretraining(8, "images per batch besides the annotated one",
         unit="images", limits=COUNT)
@@ -281,10 +271,10 @@ class Config:
     self_schedule: bool = pretraining(False, "learning rate x 0.1 at 50 % and again at 75 % of "
         "the epochs")
     save_every: int = pretraining(10, "interval of the checkpoints, named by the epochs done",
-        unit="epochs", limits=COUNT)
+        unit="epochs", limits=COUNT, decides="")
     probe: int = pretraining(0, "interval of probing the frozen features: a linear classifier of "
         "the annotated images' pixels, scored on the test set, and a k-means picture; 0: never",
-        unit="epochs", source=OURS, limits=between(0, 1_000_000))
+        unit="epochs", source=OURS, limits=between(0, 1_000_000), decides="")
 
     temperature: float = method(0.5, "temperature of the image loss and of the patch loss",
         limits=between(1e-3, 1e3))
@@ -349,13 +339,14 @@ class Config:
         "saved; 0: no average", unit="fraction", source=OURS,
         limits={"at least": 0, "below": 1})
     fine_lr_encoder: float = with_labels(1e-4, "learning rate of stem and downs in fine-tuning",
-        published="fineturn_lr_en", limits=between(0, 1e30))
+        published="fineturn_lr_en", limits=between(0, 1e30), decides="fine")
     fine_lr_decoder: float = with_labels(1e-3, "learning rate of ups and decode in fine-tuning",
-        limits=RATE)
-    sup_lr: float = with_labels(1e-3, "learning rate in supervised training", limits=RATE)
+        limits=RATE, decides="fine")
+    sup_lr: float = with_labels(1e-3, "learning rate in supervised training", limits=RATE,
+        decides="sup")
     pretrained: str = with_labels("", "file that fine-tuning starts from; empty: the last "
         "checkpoint of the run's pretraining", source=OURS, pattern=f"(?:{PATH['pattern']})?",
-        allowed=PATH["allowed"])
+        allowed=PATH["allowed"], decides="fine")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -416,7 +407,7 @@ class Config:
         return self.eval_every or int(usual)
 
     def training_settings(self, stage: str, size: str | None = None) -> dict[str, Any]:
-        """The settings that decide the result of a stage (``DECIDES``), resolved, for JSON.
+        """The settings that decide the result of a stage (``decides``), resolved, for JSON.
 
         Runs of one data size and repeat with equal dicts give equal results. ``size`` resolves
         ``fine_max_epoch`` and ``eval_every``.
@@ -426,9 +417,8 @@ class Config:
         if size is not None:
             values |= {"fine_max_epoch": self.epochs_for(size)}
             values |= {"eval_every": self.eval_every_for(size)}
-        rows = [names for stages, names in DECIDES.items() if stage in stages.split()]
-        decisive = " ".join(rows).split()
-        return {name: value for name, value in values.items() if name in decisive}
+        deciding = {n for n, f in FIELDS.items() if stage in f.metadata["decides"].split()}
+        return {name: value for name, value in values.items() if name in deciding}
 
     def appearance(self) -> dict[str, Any]:
         """Names, colours and gray values of the classes, resolved, for JSON."""
@@ -455,6 +445,11 @@ class Config:
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config)}
+
+
+def deciding(stages: str) -> list[str]:
+    """The settings that decide the result of just these stages, such as ``PRETRAINING``."""
+    return [name for name, field in FIELDS.items() if field.metadata["decides"] == stages]
 
 
 def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:

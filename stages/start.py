@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import DECIDES, FIELDS, Config
+from config import ALWAYS as BY_ALL
+from config import FIELDS, PRETRAINING, Config, deciding
 from stages.job import setting_differences
 from utils.checkpoint import load, settings_in
 
-OF_PRETRAINING = DECIDES["self fine"].split()
+OF_PRETRAINING = deciding(PRETRAINING)
 # What the way to the images and the machine decide may differ from stage to stage.
-OF_ALL = [n for n in DECIDES["self fine sup"].split() if n not in ("data_dir", "amp")]
+OF_ALL = [n for n in deciding(BY_ALL) if n not in ("data_dir", "amp")]
 FORM = ("standardize", "image_size")  # of the images, which the network expects
 ALWAYS = {*FORM, "channels", "norm", "encoder"}  # compared whether named or not
 

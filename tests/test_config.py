@@ -753,8 +753,10 @@ FINE_AND_SUP = {
 FINE_ONLY = {"fine_lr_encoder", "fine_lr_decoder", "pretrained"}
 
 
-def test_every_setting_decides_in_one_row_of_the_table_or_not_at_all():
-    named = [name for names in config.DECIDES.values() for name in names.split()]
+def test_every_setting_decides_stages_or_none():
+    every = {"self fine sup", "self fine", "fine sup", "fine", "sup"}
+    named = [name for stages in every for name in config.deciding(stages)]
+    assert sorted(config.deciding("")) == sorted(NEVER)
     assert sorted([*named, *NEVER]) == sorted(DEFAULTS)
 
 

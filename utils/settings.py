@@ -35,6 +35,7 @@ class Rules:
 
     group: str  # heading in --help
     help: str  # one sentence without a full stop
+    decides: str = ""  # the stages whose result it decides
     unit: str = ""
     source: str = "published program"  # of the default
     published: str = ""  # its name in the published program, if different
@@ -44,11 +45,15 @@ class Rules:
     allowed: str = ""  # the legal values in words, if limits and choices do not say it
 
 
-def group(title: str) -> Callable[..., Any]:
-    """A maker of settings below a heading: dataclass fields with their ``Rules``."""
+def group(title: str, decides: str = "") -> Callable[..., Any]:
+    """A maker of settings below a heading: dataclass fields with their ``Rules``.
 
-    def setting(default: Any, meaning: str, **rules: Any) -> Any:
-        return dataclasses.field(default=default, metadata=vars(Rules(title, meaning, **rules)))
+    ``decides`` is that of settings that do not say otherwise.
+    """
+
+    def setting(default: Any, meaning: str, **own: Any) -> Any:
+        rules = Rules(title, meaning, **{"decides": decides, **own})
+        return dataclasses.field(default=default, metadata=vars(rules))
 
     return setting
 
