@@ -32,7 +32,7 @@ from metallography.ranking import correlation
 from metallography.segmenter import Segmenter
 from segmentation import doubt
 from segmentation.predictors import (
-    Answer,
+    AnswerFolder,
     Watched,
     second_opinion,
     taught,
@@ -56,7 +56,7 @@ def pairs(split: Path) -> list[tuple[Path, Path]]:
 
 def answers(
     network: Segmenter, twin: Path | None, annotated: Path, test: Path, out: Path
-) -> tuple[Answer, Answer]:
+) -> tuple[AnswerFolder, AnswerFolder]:
     """The test images by the pixel classifier, in ``out/first``, and by the network beside it.
 
     Also writes the class maps of a ``twin`` into ``out/twin``.
@@ -68,19 +68,19 @@ def answers(
         network.num_classes,
     )
     items = [Item(image, image.stem) for image, _ in pairs(test)]
-    first = Answer(forest, items, out / "first")
+    first = AnswerFolder(forest, items, out / "first")
     first.run()
     others = [out / "first" / "classes"]
     if twin:
         other = Watched(Segmenter(twin, device=str(network.device)), views=1)
         write_maps(out / "twin", other, {i.name: i.path for i in items}, other.digest)
         others.append(out / "twin")
-    found = Answer(Watched(network, 8), items, out / "network", others=others)
+    found = AnswerFolder(Watched(network, 8), items, out / "network", others=others)
     found.run()
     return first, found
 
 
-def judge(found: Answer, test: Path, expected: float, by_twin: bool = False) -> list[str]:
+def judge(found: AnswerFolder, test: Path, expected: float, by_twin: bool = False) -> list[str]:
     """Lines on how well doubt follows the truth; of the pixel classifier it has no second."""
     names = list(found.segmenter.class_names)
     masks = {image.stem: mask for image, mask in pairs(test)}

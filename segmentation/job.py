@@ -36,7 +36,7 @@ from segmentation.predictors import (
     FOREST,
     MARK,
     NETWORK,
-    Answer,
+    AnswerFolder,
     Classifier,
     Watched,
     is_marked,
@@ -255,7 +255,7 @@ class Work:
             dice = telling.score_text(found.mean)
             to_terminal(f"First answer checked on held-out blocks: Dice {dice}; its report has it")
 
-    def predict_first(self) -> Answer:
+    def predict_first(self) -> AnswerFolder:
         """The pixel classifier's answer of this round, anew: a first one, and a second opinion."""
         shutil.rmtree(self.first, ignore_errors=True)
         said = [telling.FIRST_NOTE, telling.NOT_CHECKED]
@@ -296,7 +296,7 @@ class Work:
         place: Path,
         said: Sequence[str] = (),
         scores: HeldOut | None = None,
-    ) -> Answer:
+    ) -> AnswerFolder:
         """Predict and measure all images in a folder of its own; go on where that was stopped.
 
         ``said`` are sentences for its ``summary.md``, which also warns by the ``scores`` of its
@@ -310,7 +310,7 @@ class Work:
         told["class_colours"] = self.intake.class_colours
         if isinstance(predictor, Watched):
             told["others"] = [self.first / "classes", *([self.twin] if self.twin else [])]
-        folder = Answer(predictor, items, place, um_per_px=um, labels=labels, **told)
+        folder = AnswerFolder(predictor, items, place, um_per_px=um, labels=labels, **told)
         folder.notes = [*self.about_answer(folder), *said]
         folder.run()
         if folder.bad:
@@ -319,13 +319,13 @@ class Work:
         predicted_sheet(folder)
         return folder
 
-    def write_tables(self, folder: Answer, scores: HeldOut | None) -> None:
+    def write_tables(self, folder: AnswerFolder, scores: HeldOut | None) -> None:
         """Write an answer's tables and summary, which warns by its scores on held-out blocks."""
         folder.warned = telling.warning_lines(self.intake, self.labelled, folder, scores)
         folder.poor = [*telling.poor_phases(scores, folder.segmenter.class_names)]
         write_tables(folder)
 
-    def about_answer(self, folder: Answer) -> list[str]:
+    def about_answer(self, folder: AnswerFolder) -> list[str]:
         """What the summary of every answer says: scales, and which images were learnt from."""
         return [*self.scales.lines, telling.annotated_line(folder.annotated, len(folder.items))]
 
@@ -387,7 +387,7 @@ class Work:
         """The folder of strokes with the sure labels beside them; ``Comparison`` writes it."""
         return self.out / TRAINING / f"round_{self.this.number}_sure"
 
-    def marked(self, folder: Answer) -> telling.Result:
+    def marked(self, folder: AnswerFolder) -> telling.Result:
         """Write ``doubt.csv`` and the workbook into a predicted folder: with it all is known."""
         annotated = {p.name for p in self.annotated}
         others = {i.name: folder.file("doubt", i) for i in folder.items if i.name not in annotated}
@@ -428,7 +428,7 @@ class Work:
             places=places,
         )
 
-    def facts(self, folder: Answer) -> dict[str, Any]:
+    def facts(self, folder: AnswerFolder) -> dict[str, Any]:
         """What a network's file has to know of its images, so that new ones are read alike."""
         facts: dict[str, Any] = {"class_colours": [*c]} if (c := self.intake.class_colours) else {}
         if any(self.intake.crop):
@@ -439,7 +439,7 @@ class Work:
         known = sorted(um for item in folder.items if (um := folder.scale_of(item)) is not None)
         return {**facts, "um_per_px": [known[0], known[-1]]} if known else facts
 
-    def draw_outlines(self, folder: Answer) -> None:
+    def draw_outlines(self, folder: AnswerFolder) -> None:
         """Write the outlines of an answer for other programs, if they are asked for."""
         shutil.rmtree(folder.out / OUTLINES, ignore_errors=True)
         kind, s, crop = self.request.outlines, folder.segmenter, self.intake.crop
@@ -454,7 +454,7 @@ class Work:
                 continue
             replace_file(path, drawn, "--out", durable=False)
 
-    def differing(self, folder: Answer, maps: Path | None) -> dict[str, float]:
+    def differing(self, folder: AnswerFolder, maps: Path | None) -> dict[str, float]:
         """Share of each image's pixels that a network's answer has otherwise than class maps."""
         if maps is None or not isinstance(folder.segmenter, Watched):
             return {}

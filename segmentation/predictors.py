@@ -313,7 +313,7 @@ def write_maps(folder: Path, network: Watched, images: Mapping[str, Path], text:
 
 
 @dataclass
-class Answer(Folder):
+class AnswerFolder(Folder):
     """Predicts and measures; labelled pixels win over the prediction in their own image."""
 
     labels: dict[str, Path] = field(default_factory=dict)  # by the name of the image
@@ -393,7 +393,7 @@ def part_text(share: float) -> str:
 
 
 def annotated_words(told: str) -> str:
-    """'annotated', or '17 % annotated', of a value of ``Answer.annotated``."""
+    """'annotated', or '17 % annotated', of a value of ``AnswerFolder.annotated``."""
     return "annotated" if told == "yes" else f"{told} annotated"
 
 

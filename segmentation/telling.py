@@ -20,7 +20,14 @@ from segmentation import doubt
 from segmentation.answers import MODEL, Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
 from segmentation.intake import Intake, Picture
-from segmentation.predictors import BEFORE, FOREST, NETWORK, Answer, annotated_words, part_text
+from segmentation.predictors import (
+    BEFORE,
+    FOREST,
+    NETWORK,
+    AnswerFolder,
+    annotated_words,
+    part_text,
+)
 from segmentation.request import Request
 from segmentation.schedule import Schedule
 from utils.metrics import IGNORED, mean_score
@@ -110,7 +117,7 @@ class Result:
     before: Round | None  # whose answer this one replaces
     labelled: float  # share of labelled pixels of the annotated images
     corrected: int  # how many of them have a corrected class map for a mask
-    folder: Answer
+    folder: AnswerFolder
     doubts: Sequence[Row] = ()  # see ``doubt.doubts``
     places: Mapping[str, Array] = field(default_factory=dict)  # pixels worth a label, by image
 
@@ -247,7 +254,7 @@ def poor_lines(found: HeldOut | None, names: Sequence[str], labelled: float = 1.
 def annotated_line(annotated: Mapping[str, str], images: int) -> str:
     """Which of the measured images were learnt from, and that they count.
 
-    ``annotated`` is that of ``Answer``: 'yes', or the labelled share, by the name of the image.
+    ``annotated`` is that of the folder: 'yes', or the labelled share, by the name of the image.
     """
     named = sorted(annotated.items())
     shown = ", ".join(name if told == "yes" else f"{told} of {name}" for name, told in named)
@@ -297,7 +304,7 @@ def gain_error(fewer: HeldOut, most: HeldOut) -> float:
     return float(gains.std(ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else math.nan
 
 
-def fraction_rows(folder: Answer) -> list[Row]:
+def fraction_rows(folder: AnswerFolder) -> list[Row]:
     """Area fraction of each class in percent: mean over the fields, smallest and largest."""
     found = []
     for c, name in enumerate(folder.segmenter.class_names):
@@ -348,7 +355,7 @@ def result_lines(result: Result) -> list[str]:
 
 
 def warning_lines(
-    intake: Intake, labelled: float, folder: Answer, found: HeldOut | None
+    intake: Intake, labelled: float, folder: AnswerFolder, found: HeldOut | None
 ) -> list[str]:
     """What a reader of an answer should know: the same in the log, on the page, in the summary.
 

@@ -18,7 +18,7 @@ from metallography.segmenter import Certainty, PredictedBands, Segmenter
 from metallography.summary import write_tables
 from metallography.tiling import average_and_votes, average_views, disagreement
 from segmentation.predictors import (
-    Answer,
+    AnswerFolder,
     Classifier,
     Watched,
     area_weights,
@@ -79,7 +79,7 @@ def test_labels_win_over_the_prediction_and_are_counted(tmp_path: Path) -> None:
     labels[:5] = 2  # 5 * 48 pixels, where 0 and 1 are seen
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
     Image.fromarray(labels).save(tmp_path / "labels.png")
-    folder = Answer(model, [Item(tmp_path / "a.png", "a")], tmp_path / "out",  # type: ignore[arg-type]
+    folder = AnswerFolder(model, [Item(tmp_path / "a.png", "a")], tmp_path / "out",  # type: ignore[arg-type]
                     labels={"a": tmp_path / "labels.png"})  # fmt: skip
     folder.run()
     ids = np.asarray(Image.open(tmp_path / "out" / "classes" / "a.png"))
@@ -99,19 +99,19 @@ def test_the_measurements_tell_last_whose_labels_were_learnt(tmp_path: Path) -> 
     Image.fromarray(MASK).save(labels["b"])
     Image.fromarray(part).save(labels["c"])
     items, tables = [Item(tmp_path / f"{name}.png", name) for name in "abc"], {}
-    for kind, more in ((Answer, {"labels": labels}), (Folder, {})):
+    for kind, more in ((AnswerFolder, {"labels": labels}), (Folder, {})):
         folder = kind(model, items, tmp_path / kind.__name__, **more)  # type: ignore[arg-type]
         folder.run()
         write_tables(folder)
         lines = (folder.out / "measurements.csv").read_text(encoding="utf-8").splitlines()
         tables[kind] = [line.split(",") for line in lines]
         assert (folder.out / "batches.csv").exists() == (kind is Folder)  # no name tells a batch
-    marked, plain = tables[Answer], tables[Folder]
+    marked, plain = tables[AnswerFolder], tables[Folder]
     assert [row[:-1] for row in marked[:1]] == plain[:1]  # old columns keep names and order
     told = [(row[0], row[-1]) for row in marked]
     rows = [("a", "no"), ("b", "yes"), ("c", "18 %")]
     assert told == [("image", "annotated"), *(row for row in rows for _ in range(3))]
-    titles = [Answer(model, items, tmp_path, labels=labels).title_of(item) for item in items]
+    titles = [AnswerFolder(model, items, tmp_path, labels=labels).title_of(item) for item in items]
     assert titles == ["a", "b (annotated)", "c (18 % annotated)"]
 
 
@@ -124,7 +124,7 @@ def test_it_is_told_at_which_size_images_are_predicted(
     tmp_path: Path, reduce: int, words: str
 ) -> None:
     model = Classifier(3, (), reduce, seed=0, threads=1)
-    folder = Answer(model, [], tmp_path)  # type: ignore[arg-type]
+    folder = AnswerFolder(model, [], tmp_path)  # type: ignore[arg-type]
     assert words in folder.size_words() and ("reduced" in folder.size_words()) == (reduce > 1)
 
 
@@ -134,12 +134,12 @@ def certain(unsure: float) -> Certainty:
 
 def test_what_is_noted_of_images_survives_a_kill_amid_a_line(tmp_path: Path) -> None:
     model = Classifier(3, (), 1, seed=0, threads=1)
-    folder = Answer(model, [], tmp_path)  # type: ignore[arg-type]
+    folder = AnswerFolder(model, [], tmp_path)  # type: ignore[arg-type]
     for name, unsure in (("a", 0.25), ("b", 0.5)):
         folder._note(name, certain(unsure))
     noted = tmp_path / "votes.jsonl"
     noted.write_bytes(noted.read_bytes()[:-7])
-    again = Answer(model, [], tmp_path)  # type: ignore[arg-type]
+    again = AnswerFolder(model, [], tmp_path)  # type: ignore[arg-type]
     assert again.noted("unsure") == {"a": 0.25}
     for name, unsure in (("b", 0.75), ("a", 0.125)):
         again._note(name, certain(unsure))
