@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from presets import PRESET_MEANINGS, PRESETS
 from utils import settings
 from utils.commandline import (
     MANY,
@@ -49,7 +50,7 @@ MAPPING_OF_4 = (0, 128, 64, 255)
 BALANCED = {"balanced": 1.0, "balanced_sqrt": 0.5}  # class weights, and their power
 
 # Stages whose result a setting decides. Fine-tuning depends on the pretraining before it.
-ALWAYS, PRETRAINING, FINE_TUNING = "self fine sup", "self fine", "fine sup"
+ALWAYS, PRETRAINING, WITH_LABELS = "self fine sup", "self fine", "fine sup"
 
 OURS = "this program"  # the source of a default that the published program does not have
 
@@ -67,37 +68,6 @@ NOTHING_TWICE = r"(?!.*(.).*\1)"
 STAGES_PATTERN = r"(?!.*(self|fine|sup).*\1)(?:self|fine|sup)(?:-(?:self|fine|sup))*"
 
 
-# What --preset sets, see docs/settings.md for where the values come from. Flags win over a preset,
-# a preset over a script's own defaults. ``auto`` looks at the images, too (stages/presets.py).
-ROBUST: dict[str, Any] = dict(
-    use_unlabelled=True,
-    self_crop=256,
-    class_weight="balanced_sqrt",
-    fine_crop=96,
-    fine_scale=1.4,
-    fine_rotation=45.0,  # with the quarter turns: any angle
-    fine_contrast=0.3,
-    fine_noise=0.05,
-    fine_blur=0.8,
-    fine_illumination=0.05,
-    fine_batch_size=8,
-    fine_steps=400,
-    fine_optimizer="adamw",
-    fine_schedule="onecycle",
-    fine_clip=5.0,
-    fine_average=0.98,
-    fine_lr_encoder=3e-4,
-    fine_lr_decoder=1e-3,
-    sup_lr=1e-3,
-)
-PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "robust": ROBUST, "auto": ROBUST}
-PRESET_MEANINGS = {
-    "paper": "the published protocol",
-    "robust": "the fine-tuning that held on other sets",
-    "auto": "robust, and what the images ask for",
-}
-
-
 class ConfigError(UserError):
     """Invalid settings; one line per problem."""
 
@@ -108,7 +78,7 @@ class ConfigError(UserError):
 experiment, running, network = group("Experiment"), group("Running"), group("Network", ALWAYS)
 views, pretraining = group("Views", PRETRAINING), group("Pretraining", PRETRAINING)
 method = group("Method", PRETRAINING)
-with_labels = group("Fine-tuning and supervised", FINE_TUNING)
+with_labels = group("Fine-tuning and supervised", WITH_LABELS)
 
 
 @dataclass(frozen=True)
@@ -166,7 +136,7 @@ class Config:
         "cross-entropy; a single value: of every class; balanced: all labelled pixels of the "
         "annotated images / (classes with labels * labelled pixels of the class); balanced_sqrt: "
         "its square root; empty: 1,1,10,10 for 4 classes, else all 1", limits=WEIGHT,
-        choices=tuple(BALANCED), decides=FINE_TUNING)
+        choices=tuple(BALANCED), decides=WITH_LABELS)
     use_unlabelled: bool = experiment(False, "pretrain on the images of train_unlabelled too",
         source=OURS, decides=PRETRAINING)
     standardize: bool = experiment(False, "normalise every image by the mean and standard "
@@ -240,27 +210,27 @@ class Config:
     self_jitter: float = views(0.2, "strength d of the colour jitter in pretraining: 0.8*d, hue "
         "0.2*d", limits=JITTER)
     fine_jitter: float = views(0.1, "strength d of the colour jitter in fine-tuning and supervised "
-        "training", limits=JITTER, decides=FINE_TUNING)
+        "training", limits=JITTER, decides=WITH_LABELS)
     fine_contrast: float = views(0.0, "strength d of the contrast augmentation after normalisation "
         "in fine-tuning and supervised training: gain exp(-d) to exp(d), offset -d to d; 0: none",
-        source=OURS, limits=between(0, 2), decides=FINE_TUNING)
+        source=OURS, limits=between(0, 2), decides=WITH_LABELS)
     fine_crop: int = views(0, "side of the random crops of fine-tuning and supervised training; 0: "
         "the whole image", unit="pixels", source=OURS, limits=between(0, 32768),
-        decides=FINE_TUNING)
+        decides=WITH_LABELS)
     fine_scale: float = views(1.0, "largest factor of random scaling, up or down, in fine-tuning "
-        "and supervised training; 1: none", source=OURS, limits=between(1, 2), decides=FINE_TUNING)
+        "and supervised training; 1: none", source=OURS, limits=between(1, 2), decides=WITH_LABELS)
     fine_rotation: float = views(0.0, "largest angle of random rotation, either way, in "
         "fine-tuning and supervised training, besides flips and quarter turns", unit="degrees",
-        source=OURS, limits=between(0, 45), decides=FINE_TUNING)
+        source=OURS, limits=between(0, 45), decides=WITH_LABELS)
     fine_noise: float = views(0.0, "largest standard deviation of the pixel noise added in "
         "fine-tuning and supervised training; each crop draws its own; 0: no noise",
-        unit="gray range", source=OURS, limits=between(0, 1), decides=FINE_TUNING)
+        unit="gray range", source=OURS, limits=between(0, 1), decides=WITH_LABELS)
     fine_blur: float = views(0.0, "largest standard deviation of the Gaussian blur in fine-tuning "
         "and supervised training, for half of the crops on average; 0: none", unit="pixels",
-        source=OURS, limits=between(0, 16), decides=FINE_TUNING)
+        source=OURS, limits=between(0, 16), decides=WITH_LABELS)
     fine_illumination: float = views(0.0, "standard deviation of the smooth illumination added in "
         "fine-tuning and supervised training; 0: none", unit="gray range", source=OURS,
-        limits=between(0, 1), decides=FINE_TUNING)
+        limits=between(0, 1), decides=WITH_LABELS)
 
     self_batch_size: int = pretraining(8, "images per batch besides the annotated one",
         unit="images", limits=COUNT)

@@ -40,6 +40,7 @@ class Method(nn.Module):
 
     needs_annotated: ClassVar[bool] = False  # image 0 of every batch is annotated
     needs_groups: ClassVar[bool] = False  # production batches are used
+    weighs_purity: ClassVar[bool] = False  # patches of the annotated image count by their purity
     least_images: ClassVar[int] = 1  # of a batch; with fewer the loss is undefined or constant
     least_of_rank: ClassVar[int] = 1  # the same of a rank, with BatchNorm's statistics of its own
     trains_ups: ClassVar[bool] = True  # False: the loss needs x4 alone, the ups stay as initialised

@@ -214,7 +214,7 @@ class PSCL_MoCo(PSCL, QueueMethod):
         freshness_decay: factor per step of the weight in the patch queue, any production batch.
     """
 
-    needs_groups = True
+    needs_groups = weighs_purity = True
     default_top_k = 30
     normalise_keys = True
 

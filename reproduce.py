@@ -74,6 +74,8 @@ def tell_plan(plan: Plan) -> None:
 
 def write_report(plan: Plan) -> None:
     """Write the table from what is finished."""
+    for line in plan.doubts():
+        to_terminal(line)
     if not any(row.results for row in write_table(plan).rows):
         to_terminal(f"Warning: {plan.config.output_dir}: no run with a score; the table is empty")
     if not plan.options.path("run.json").exists():
@@ -87,6 +89,8 @@ def run_all(plan: Plan) -> None:
     pace = Pace(Path(plan.config.output_dir) / f"{plan.config.name}_seconds.json")
     left, total = plan.to_do(), len(plan.works())
     to_terminal(f"{total - len(left)} of {total} pieces of work are finished")
+    for line in plan.doubts():
+        to_terminal(line)
     record_plan(plan, plan.options.command)
     write_table(plan)
     if plan.options.devices:

@@ -18,11 +18,12 @@ if __name__ == "__main__":  # before the imports that take seconds
     leave_while_loading()
 
 from annotation.outlines import SUFFIX
-from config import PRESETS, ConfigError
+from config import ConfigError
 from dataset.check import Problems
 from dataset.mask_values import KINDS, reading_of
 from imaging.listing import names_of
 from metallography.particles import MINIMUM_PX
+from presets import PRESETS
 from segmentation.demo import judged as demo
 from segmentation.demo.micrographs import DEFAULT_FOLDER
 from segmentation.job import run

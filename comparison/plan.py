@@ -33,7 +33,7 @@ from utils.checkpoint import CheckpointError
 from utils.commandline import UserError
 from utils.device import choose_device, choose_precision
 from utils.files import DataError
-from utils.log import to_terminal
+from utils.log import changed_source, to_terminal
 from utils.metrics import IGNORED, Counts, Scores, SegmentationScores
 
 NAMES = {"self": "pretraining", "fine": "fine-tuning", "sup": "supervised", "forest": "fit"}
@@ -179,6 +179,20 @@ class Plan:
             if (work.variant, work.repeat) not in wanted:  # all its fine-tuning is finished
                 del left[work]
         return left
+
+    def doubts(self) -> list[str]:
+        """A line on finished work that another state of the program's sources computed."""
+        found = {work: work.runner.saved() for work in self.works()}
+        changed = {
+            work.title: line
+            for work, state in found.items()
+            if state and state["finished"] and (line := changed_source(state["environment"]))
+        }
+        if not changed:
+            return []
+        first, line = next(iter(changed.items()))
+        cure = "--overwrite true computes all anew"
+        return [f"Warning: {len(changed)} finished pieces of work, as {first}, were {line}; {cure}"]
 
     def problems(self) -> list[str]:
         """Why the work cannot be done, or which runs on disk have other settings, a line each."""

@@ -31,8 +31,8 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
 
     For each class in turn, the cells with the largest ``label + 0.1*noise + history``, of equals
     the first; then the history of these cells falls by the maximum of the whole label map, so that
-    later classes take other cells while there are any. A crop with fewer than K cells gives them
-    all, repeated in order.
+    later classes take other cells while there are any, unless that map is all zero. A crop with
+    fewer than K cells gives them all, repeated in order.
 
     Args:
         label: (C, P) label map, 0 to 255, with fractions where classes meet; all zero for random
@@ -41,7 +41,8 @@ def choose(label: Tensor, noise: Tensor, templates: int) -> tuple[Tensor, Tensor
         templates: K.
 
     Returns:
-        The cells, int64 (C, K), and their purity (C, K): their values over the class's sum of them.
+        The cells, int64 (C, K), and their purity (C, K): their sums over the class's total of them,
+        negative for cells that an earlier class took (published program).
     """
     cells = label.shape[1]
     count = min(templates, cells)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from config import PRESETS, Config, ConfigError
+from config import Config, ConfigError
 from data import Sample
 from imaging.imagefile import read_image, read_mask
 from imaging.store import ImageStore
+from presets import PRESETS
 from segmentation.intake import Intake
 from segmentation.predictors import Costs, costs_of
 from segmentation.request import Request

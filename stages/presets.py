@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import data
-from config import PRESETS, Config, ConfigError, parse_config
+from config import Config, ConfigError, parse_config
 from data import Sample, find_split
 from dataset.set_file import SetDefaults
 from imaging.imagefile import read_image
 from imaging.store import resize_image
+from presets import PRESETS
 from utils.files import DataError
 
 SMALLEST_CROP = 16

@@ -15,7 +15,7 @@ from config import FIELDS, SELF_MODES, format_value
 from data import Sample
 from imaging.listing import some_names
 from methods import Method
-from model import METHODS, build_method
+from model import METHODS, PSCL, build_method, settings_of
 from pscl.sampling import VOTES
 from report import probe
 from stages.forest import PixelForest
@@ -50,7 +50,9 @@ class SelfSupervised(Runner):
         self.on_device = auto or c.augment_on == "device"  # views are finished there
         self.kept: KeptImages | None = None  # images that stay on the device
         self.not_kept = ""  # why they do not, where they should
-        self.admits = c.self_mode == "simclr" and c.admit_matches == "classifier"
+        admits = c.admit_matches if "admit_matches" in settings_of(c.self_mode) else "all"
+        self.admits = admits == "classifier"  # by what a pixel classifier sees
+        self.judged = ADMITTED.get(admits, "")  # how it is told which matches count
 
     def build(self) -> None:
         """The method, Adam or AdamW, and batches of two views with an annotated image in front."""
@@ -154,10 +156,10 @@ class SelfSupervised(Runner):
             lines.append(f"{one} rides along in every batch: {names}")
         if self.method.needs_groups and c.batches == "none":
             lines.append("No production batches (--batches none): every image is its own")
-        if c.self_mode == "simclr" and (judged := ADMITTED.get(c.admit_matches)):
-            lines.append(
-                f"Of matches in other images only those count {judged} (admitted: their share)"
-            )
+        if self.judged:
+            judged = f"Of matches in other images only those count {self.judged}"
+            lines.append(f"{judged} (admitted: their share)")
+        lines += self.few_cells()
         if c.probe and not self.method.trains_ups:
             lines.append(
                 f"{name} trains the way down only: the probe sees it through ups that stay as they "
@@ -169,6 +171,28 @@ class SelfSupervised(Runner):
             lines.append(f"Of no effect on {name}: {values}")
         note = self.method.log_note(c.queue_size, batch + bool(annotated))
         return lines + ([note] if note else [])
+
+    def few_cells(self) -> list[str]:
+        """A warning if there may be fewer cells than patches to weigh by their purity.
+
+        A cell that one class took counts 255 less for the next (``pscl.sampling.choose``), so that
+        one that has to be taken again has a negative weight.
+        """
+        if not (self.method.weighs_purity and self.config.label_guided):
+            return []
+        c = self.config
+        assert isinstance(self.module, PSCL)
+        shapes = [self.job.store.shape(s.image)[-2:] for s in self.annotated]
+        least = c.self_crop**2 or min(height * width for height, width in shapes)
+        for scale, templates in enumerate(self.module.templates):  # at 1/4, 1/2 and full size
+            cells = int(least * (1 - c.random_crop) ** 2 * 4**scale / 16)
+            if cells < c.num_classes * templates:
+                wanted = f"{c.num_classes} classes take {templates} each at scale {scale + 1}"
+                found = f"a crop of the annotated image may have {cells} cells, of which {wanted}"
+                effect = "what is taken twice gets a negative weight, as published"
+                cure = "give a smaller --top_k, or larger images or crops"
+                return [f"Warning: {found}: {effect}; {cure}"]
+        return []
 
     def about_kept(self) -> list[str]:
         """Whether images stay on the device, where that was wanted."""

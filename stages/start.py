@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import ALWAYS as BY_ALL
-from config import FIELDS, PRETRAINING, Config, deciding
+from config import ALWAYS, FIELDS, PRETRAINING, Config, deciding
 from stages.job import setting_differences
 from utils.checkpoint import load, settings_in
 
 OF_PRETRAINING = deciding(PRETRAINING)
 # What the way to the images and the machine decide may differ from stage to stage.
-OF_ALL = [n for n in deciding(BY_ALL) if n not in ("data_dir", "amp")]
+OF_ALL = [n for n in deciding(ALWAYS) if n not in ("data_dir", "amp")]
 FORM = ("standardize", "image_size")  # of the images, which the network expects
-ALWAYS = {*FORM, "channels", "norm", "encoder"}  # compared whether named or not
+COMPARED = {*FORM, "channels", "norm", "encoder"}  # compared whether named or not
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,13 @@ class Start:
     def differences(self, config: Config, named: Collection[str] | None = None) -> list[str]:
         """How the settings of pretraining were otherwise than now, a line each.
 
-        ``named``: of the others than ``ALWAYS`` these alone; None: all.
+        ``named``: of the others than ``COMPARED`` these alone; None: all.
         """
         if not self.settings:
             return []
         before, now = dict(self.settings), config.training_settings("self")
         names = OF_ALL + (OF_PRETRAINING if self.of_pretraining else [])
-        names = [n for n in names if named is None or n in {*named, *ALWAYS}]
+        names = [n for n in names if named is None or n in {*named, *COMPARED}]
         old, new = ({n: v for n, v in each.items() if n in names} for each in (before, now))
         return setting_differences(config, old, new)
 

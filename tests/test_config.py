@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import config
 from config import Config, ConfigError, parse_config
+from presets import ROBUST
 
 # Written by hand from the method's description, not read from the program.
 DEFAULTS = {
@@ -699,7 +700,7 @@ def test_the_values_of_a_preset_are_the_identity_and_its_name_is_not(classes):
 
 def test_every_value_of_a_preset_is_in_the_log():
     lines = parse_config(["--preset", "robust"]).describe()
-    for name, value in config.ROBUST.items():
+    for name, value in ROBUST.items():
         same = value == DEFAULTS[name]
         shown = f"{name} = {config.format_value(value)}"
         assert (shown in lines) != same

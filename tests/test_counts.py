@@ -17,9 +17,10 @@ import torch
 from tiny_set import TINY, make_set
 
 from benchmarks import measure, step
-from config import PRESETS, Config
+from config import Config
 from config_run import open_set
 from model import METHODS, build_method
+from presets import PRESETS
 from pscl.fast_matching import match
 from stages.finetuning import Finetune, Supervised
 from stages.pretraining import SelfSupervised

@@ -14,6 +14,7 @@ from tiny_set import add, make_set, train
 import data
 from data import ANNOTATED, FINE, TRAIN, Draw, Sample, find_split
 from imaging.store import ImageStore
+from model import METHODS, PSCL_SimCLR
 from pscl.augmentation import ColorJitter
 from pscl.geometry import ViewGeometry
 from pscl.sampling import VOTES
@@ -217,6 +218,33 @@ def test_matches_that_lead_back_to_annotated_patches(unequal: Path, tmp_path: Pa
     assert f"whose {VOTES} most similar patches of the annotated image" in text
     shares = [float(word) for word in re.findall(r"Admitted_up\d (\S+)", text)]
     assert len(shares) == 3 and all(0 <= share < 1 for share in shares)
+
+
+class PSCLVariant(PSCL_SimCLR):
+    """A method of somebody's own, which takes the settings of its base."""
+
+
+def test_a_method_of_ones_own_asks_for_what_its_settings_need(
+    unequal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "byol", PSCLVariant)
+    words = "--self_crop 24 --self_mode byol --admit_matches classifier"
+    assert train(unequal, tmp_path, words, stages="self", data_size="5", self_max_epoch=1) == 0
+    text = (tmp_path / "tiny_byol/5_0/log_self.txt").read_text()
+    assert "that a pixel classifier, learnt from the annotated images, sees" in text
+    assert len(re.findall(r"Admitted_up\d (\S+)", text)) == 3
+
+
+@pytest.mark.parametrize(("top_k", "told"), [(2, False), (3, True)])
+def test_crops_of_fewer_cells_than_patches_are_warned_about(
+    unequal: Path, tmp_path: Path, top_k: int, told: bool
+) -> None:
+    """A crop of 24 pixels of which .8 are kept has (24 * .8 / 4) ** 2 = 23.04 cells at scale 1."""
+    words = f"--self_crop 24 --self_mode moco --random_crop 0.2 --num_classes 8 --top_k {top_k}"
+    assert train(unequal, tmp_path, words, stages="self", data_size="5", self_max_epoch=1) == 0
+    text = (tmp_path / "tiny_moco/5_0/log_self.txt").read_text()
+    line = "may have 23 cells, of which 8 classes take 3 each at scale 1"
+    assert (line in text) is told
 
 
 def test_random_patches_have_no_class_to_be_admitted_by(

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from config import PRESETS, ConfigError
+from config import ConfigError
+from presets import PRESETS
 from segmentation.demo.micrographs import draw_micrograph
 from segmentation.intake import read
 from segmentation.learning import Learning

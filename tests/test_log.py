@@ -466,6 +466,35 @@ def test_the_environment_is_one_line_without_a_clock() -> None:
     assert environment_line("cpu").endswith("amp off")
 
 
+def test_the_environment_tells_the_sources_that_decide_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another byte in a loss, or another file beside it, is another program; a test is not."""
+    for name in ("model.py", "pscl/losses.py", "tests/test_log.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(log, "ROOT", tmp_path)
+
+    def told() -> str:
+        log.source_digest.cache_clear()
+        return environment_line("cpu")
+
+    first = told()
+    (tmp_path / "tests/test_log.py").write_text("2")
+    assert told() == first and not log.changed_source(first)
+    (tmp_path / "pscl/losses.py").write_text("2")
+    before, now = log.source_of(first), log.source_of(told())
+    assert log.changed_source(first) == (
+        f"computed by another program (source {before}, now {now})"
+    )
+    (tmp_path / "pscl/losses.py").write_text("1")
+    assert told() == first
+    (tmp_path / "pscl/more.py").write_text("")
+    assert told() != first
+    assert not log.changed_source("program 1.0.0, python 3.11.7")  # of a run that told none
+    log.source_digest.cache_clear()
+
+
 def test_only_progress_hides_what_a_log_has_and_no_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

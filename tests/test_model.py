@@ -19,7 +19,7 @@ from torch import Tensor
 
 import model
 import pscl.losses
-from config import SELF_MODES, Config
+from config import SELF_MODES, SHUFFLED, TOP_K, Config
 from methods import Method, QueueMethod
 from model import (
     METHODS,
@@ -311,6 +311,13 @@ def test_the_settings_tested_are_those_of_the_methods():
             if parameter.kind is parameter.KEYWORD_ONLY
         }
         assert taken == settings_of(self_mode) == APPLIES[self_mode]
+
+
+def test_what_the_settings_say_of_methods_is_what_their_classes_say():
+    patches = {mode: m.default_top_k for mode, m in METHODS.items() if issubclass(m, PSCL)}
+    assert patches == TOP_K
+    queues = [mode for mode in METHODS if "batch_norm_ranks" in settings_of(mode)]
+    assert sorted(queues) == sorted(SHUFFLED)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from tiny_set import make_set, train
 
-from config import ROBUST, Config, ConfigError
+from config import Config, ConfigError
+from presets import ROBUST
 from stages.presets import choose, look, read_config
 
 Pixels = NDArray[np.uint8]

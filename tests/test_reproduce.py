@@ -7,6 +7,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -30,6 +31,7 @@ import reproduce
 import stages.forest
 from model import METHODS
 from tests.holder import HOLD
+from utils import log
 from utils.checkpoint import load, save
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills as Unix knows them")
@@ -137,8 +139,22 @@ def test_what_is_finished_is_not_run_again(
     finished: Finished, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(finished.data, finished.out, "--repeats", "01") == 0
-    assert "11 of 11 pieces of work are finished" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "11 of 11 pieces of work are finished" in shown and "another program" not in shown
     assert files(finished.out) == finished.files
+
+
+def test_finished_work_of_a_changed_program_is_named(
+    finished: Finished,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(finished.out, tmp_path / "out")
+    monkeypatch.setattr(log, "source_digest", lambda: "0123abcd")
+    assert run(finished.data, tmp_path / "out", "--repeats", "01", "--report") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"Warning: 11 finished pieces of work, as .*, now 0123abcd\); --over", shown)
 
 
 def test_progress_is_told_with_an_estimate(

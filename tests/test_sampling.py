@@ -139,6 +139,16 @@ def test_without_any_label_or_noise_all_patches_count_alike():
     assert torch.equal(purity, torch.full((3, 4), 0.25))
 
 
+@pytest.mark.parametrize(("cells", "negative"), [(12, False), (11, True)])
+def test_purity_is_negative_only_where_cells_have_to_be_taken_again(cells: int, negative: bool):
+    """Three classes that take four each: of 12 cells none twice, of 11 one, at a loss of 255."""
+    torch.manual_seed(0)
+    classes = torch.arange(cells) % 3
+    label = 255.0 * (classes == torch.arange(3)[:, None])
+    _, purity = choose(label, torch.rand(3, cells), 4)
+    assert bool((purity < 0).any()) is negative
+
+
 def test_purity_by_hand():
     label = torch.tensor([[255.0, 153, 0, 51], [0, 102, 255, 204]])
     index, purity = choose(label, torch.zeros(2, 4), 2)

@@ -25,12 +25,12 @@ import pytest
 import torch
 from PIL import Image
 
-import config
 import segment
 import segmentation.job
 from annotation.files import read_annotation
 from imaging.data_bar import Bar
 from metallography.scales import NOT_GIVEN
+from presets import ROBUST
 from segmentation import blocks
 from segmentation.answers import Answers
 from segmentation.comparison import Comparison
@@ -70,8 +70,8 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(segmentation.job, "make_schedule", few_steps)
     patch.setattr("stages.forest.QUICK", (3, 5))
     patch.setattr("stages.finetuning.STATISTICS_BATCHES", 2)
-    patch.setitem(config.ROBUST, "channels", (4, 8, 16, 32))
-    patch.setitem(config.ROBUST, "fine_batch_size", 2)
+    patch.setitem(ROBUST, "channels", (4, 8, 16, 32))
+    patch.setitem(ROBUST, "fine_batch_size", 2)
 
 
 @pytest.fixture
@@ -845,7 +845,7 @@ def test_a_folder_of_an_older_preset_gets_a_new_round(
 ) -> None:
     """Its networks learnt otherwise: they are neither taken for this preset's nor refused."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config.ROBUST, "class_weight", (1.0,))
+        patch.setitem(ROBUST, "class_weight", (1.0,))
         assert run(place) == 0
     assert run(place) == 0
     assert "Round 2: labels of 1 image(s)" in capsys.readouterr().out

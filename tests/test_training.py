@@ -18,7 +18,7 @@ from tiny_set import files, make_set, train
 from config import Config
 from stages.finetuning import Supervised
 from stages.pretraining import SelfSupervised
-from utils import training
+from utils import log, training
 from utils.checkpoint import load, save
 from utils.commandline import UserError
 from utils.training import Training
@@ -215,6 +215,23 @@ def test_another_machine_is_named_in_the_log(
     monkeypatch.setattr(training, "environment_line", lambda *_: "another machine")
     assert train(data, tmp_path, stages="self", self_max_epoch=4) == 0
     assert log.read_text().startswith(before + "From epoch 2 on with another machine\nEpoch: [2/4]")
+
+
+def test_a_changed_method_is_named_where_a_run_goes_on_and_where_it_is_finished(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(data, tmp_path, monkeypatch, 2)
+    before = log.source_digest()
+    monkeypatch.setattr(log, "source_digest", lambda: "0123abcd")
+    assert train(data, tmp_path, stages="self", self_max_epoch=4) == 0
+    text = (tmp_path / "tiny_simclr/1_0/log_self.txt").read_text()
+    assert f"source {before}," in text
+    assert "From epoch 2 on with program 1.0.0, source 0123abcd, " in text
+    monkeypatch.setattr(log, "source_digest", lambda: "4567abcd")
+    capsys.readouterr()
+    assert train(data, tmp_path, stages="self", self_max_epoch=4) == 0
+    shown = capsys.readouterr().out
+    assert "stage self was computed by another program (source 0123abcd, now 4567abcd)" in shown
 
 
 def test_states_are_saved_only_so_often(

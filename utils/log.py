@@ -6,16 +6,19 @@ run goes to the terminal only (:meth:`RunLog.note`).
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,11 @@ from utils.ranks import group
 from utils.run_folder import remove_outputs
 
 VERSION = "1.0.0"  # of this program, printed at the head of every log
+ROOT = Path(__file__).resolve().parents[1]
+# The sources that decide a training, as patterns below the program's folder.
+SOURCES = ("data.py", "encoders.py", "methods.py", "model.py", "networks.py", "imaging/*.py",
+           "pscl/*.py", "stages/*.py", "utils/cuda/*.py", "utils/device.py", "utils/metrics.py",
+           "utils/training.py")  # fmt: skip
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -366,13 +374,36 @@ def progress(total: int, desc: str, lines: bool = False) -> tqdm[Any]:
     return tqdm(total=total, desc=desc, file=err, disable=hidden, leave=False, dynamic_ncols=True)
 
 
+@cache
+def source_digest() -> str:
+    """A short digest of ``SOURCES``: runs by a changed method, or loss, can be told by it."""
+    files = sorted(path for pattern in SOURCES for path in ROOT.glob(pattern))
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(f"{path.relative_to(ROOT).as_posix()}\n".encode() + path.read_bytes())
+    return whole.hexdigest()[:8]
+
+
+def source_of(environment: str) -> str:
+    """The digest of the sources in an ``environment_line``; '' in one that has none."""
+    found = re.search(r"\bsource ([0-9a-f]{8}),", environment)
+    return found[1] if found else ""
+
+
+def changed_source(environment: str) -> str:
+    """That a run of this ``environment`` had other sources than now, in words; '' if not."""
+    before, now = source_of(environment), source_digest()
+    words = f"computed by another program (source {before}, now {now})"
+    return words if before not in ("", now) else ""
+
+
 def environment_line(device: torch.device | str, amp: str = "off") -> str:
-    """One line for the header: versions, device by name, CPU threads, mixed precision."""
+    """One line for the header: program, versions, device by name, CPU threads, mixed precision."""
     device = torch.device(device)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torchvision", "numpy"))
     return (
-        f"program {VERSION}, python {platform.python_version()}, torch {torch.__version__}, "
-        f"{versions}, device {device.type} ({_device_name(device)}), "
+        f"program {VERSION}, source {source_digest()}, python {platform.python_version()}, "
+        f"torch {torch.__version__}, {versions}, device {device.type} ({_device_name(device)}), "
         f"threads {torch.get_num_threads()}, amp {amp}"
     )
 

@@ -27,6 +27,7 @@ from utils.files import remove_leftovers
 from utils.log import (
     AverageMeter,
     RunLog,
+    changed_source,
     environment_line,
     format_epoch,
     progress,
@@ -180,6 +181,8 @@ class Training:
             remark(f"{self.run_dir}: stage {self.stage} is finished already")
             for line in self.restyled(state):
                 remark(f"Of no effect, as it is finished: {line}")
+            if changed := changed_source(state["environment"]):
+                remark(f"Warning: {self.run_dir}: stage {self.stage} was {changed}")
             for line in self.gone(state["outputs"]):
                 to_terminal(line)
             self.state.remove_previous()
