@@ -24,6 +24,7 @@ from utils.files import replace_file
 
 FILE = "plan.json"
 FIRST_LOOK = 60.0  # seconds for the first answer, measurements and pictures of large sets aside
+FIRST_SHARE = 0.6  # of these, in which the pixel classifier predicts all images
 RESERVE = 0.1  # of the time, for what was not foreseen
 # Times longer than timed that the pixel classifier may take and still be in time. On two cores that
 # five programs wanted, the minute after a second that was timed was slower by 1.05 in half of 44
@@ -37,6 +38,7 @@ LONGER = (3.0, 2.0, 1.5)  # times the usual steps, where there is time
 FEWEST_STEPS = 60  # of fine-tuning, with half of the labels half; with fewer there is no network
 ENOUGH = 2000  # steps of pretraining, with fewer of which crops are made smaller
 GAINS = "in our tests it did not improve such a network of one annotated image measurably"
+MORE_MINUTES = "more --minutes give that time"
 MOST_MINUTES = 10_000
 MOST_REDUCED = 16  # times a side, for the pixel classifier's last answer
 # Seconds on the core that ``Costs.slower`` compares with:
@@ -213,7 +215,8 @@ class Images(NamedTuple):
         first answer and of the last one.
         """
         budget = min(FIRST_LOOK, 0.25 * total)
-        reduce = [reduction(self.whole, s) for s in (0.6 * budget, FOREST_SHARE * total)]
+        shares = FIRST_SHARE * budget, FOREST_SHARE * total
+        reduce = [reduction(self.whole, seconds) for seconds in shares]
         views = 8 if self.by_network(8) <= VIEWS_SHARE * total else 1
         last = max(self.by_network(views) + self.measuring, self.by_classifier(reduce[1]))
         return reduce, views, self.by_classifier(reduce[0]), last
@@ -238,12 +241,17 @@ class Images(NamedTuple):
 
     def lines(self, reduce: Sequence[int], views: int) -> list[str]:
         """Which answers are computed on reduced images, and in one view (0: by no network)."""
-        names = "first answer", "last answer of a pixel classifier"
+        in_time = reduction(self.whole, FIRST_SHARE * FIRST_LOOK) == 1  # with more minutes
+        sooner = "the first answer is to come sooner, whatever --minutes is"
+        answers = {
+            "first answer": MORE_MINUTES if in_time else sooner,
+            "last answer of a pixel classifier": MORE_MINUTES,
+        }
         found = [
             f"The {name} is computed on images reduced by a factor of {factor}: whole ones would "
             f"take about {minutes(self.whole - self.whole / factor**2)} longer, but keep fine "
-            "phases; more --minutes give that time"
-            for name, factor in zip(names, reduce, strict=True)
+            f"phases; {cure}"
+            for (name, cure), factor in zip(answers.items(), reduce, strict=True)
             if factor > 1
         ]
         if views == 1:

@@ -385,7 +385,8 @@ def warning_lines(
 def reduced_lines(factor: int) -> list[str]:
     """A warning if the pixel classifier saw images reduced by a factor above 1."""
     what = f"Images were reduced by a factor of {factor}, as the time was short: fine phases suffer"
-    return [f"{what}; give more --minutes"] if factor > 1 else []
+    cure = "with enough --minutes the pixel classifier's last answer is of whole ones"
+    return [f"{what}; {cure}"] if factor > 1 else []
 
 
 def own_names(pictures: Sequence[Picture]) -> dict[str, str]:

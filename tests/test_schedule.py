@@ -201,6 +201,28 @@ def test_many_pixels_are_reduced_for_the_first_answer_and_seen_in_one_view() -> 
     assert plan().reduce == [1, 1]
 
 
+def reduced_lines(minutes: float, megapixels: float) -> list[str]:
+    """What is said of images reduced, where a megapixel takes a second and nothing is learnt."""
+    costs = Costs((0, 0), 0.0, learning=0.0, features=0.3, megapixel=1.0)
+    images = Images(megapixels * 1e6, 9.0, costs, spent=0.0)
+    return images.lines(images.fixed(60 * minutes)[0], views=0)
+
+
+def test_more_minutes_are_advised_for_a_first_answer_only_where_they_help_it() -> None:
+    give, soon = "more --minutes give that time", "to come sooner, whatever --minutes is"
+    # All images take 100 s: the first answer has 36 s from 4 minutes on, the last one 15 %.
+    first, last = reduced_lines(10, 100)
+    assert first.startswith("The first answer") and first.endswith(soon)
+    assert last.startswith("The last answer") and last.endswith(give)
+    (first,) = reduced_lines(20, 100)
+    assert first.startswith("The first answer") and first.endswith(soon)
+    # 30 s: 18 s are the first answer's, and the last one's, in 2 minutes.
+    assert [line.endswith(give) for line in reduced_lines(2, 30)] == [True, True]
+    assert reduced_lines(4, 30) == reduced_lines(4, 36) == []
+    assert reduced_lines(3.9, 36)[0].endswith(give)
+    assert reduced_lines(100, 37)[0].endswith(soon)
+
+
 def test_what_is_learnt_is_at_most_5000_pixels_of_a_class() -> None:
     assert COSTS.fit() == pytest.approx(0.03 + learnt(5000, 5000, 5000))
     assert COSTS.fit(0.2) == pytest.approx(0.03 + learnt(4000, 4000, 4000))
