@@ -56,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     add("--masks", type=Path, nargs="+", metavar="FILE_OR_FOLDER", default=[], help="masks of "
         "one or several images, named as the images; of two for one the later wins")  # fmt: skip
     add("--out", type=Path, help="folder of the results; default: segmented_<images>, here; of "
-        "a folder img: segmented_<its parent>_img")  # fmt: skip
+        "a folder img: segmented_<its parent>_img; within a set the set's name comes first, as in "
+        "segmented_steel_test_numf_img")  # fmt: skip
     add("--demo", action="store_true", help="segment synthetic micrographs, whose truth is known")
     add("--minutes", type=float, help="target run time in minutes (20; with --demo "
         "1.5); the plan tells the expected end")  # fmt: skip
