@@ -334,7 +334,7 @@ def test_the_files_and_columns_of_a_prediction_are_written(folder: Path) -> None
         (folder / "compared" / "comparison.csv", "## Against true masks", "px"),
     ):
         with path.open(encoding="utf-8") as file:
-            columns = set(next(csv.reader(file))) - {"image", "batch", "class", "class_name"}
+            columns = set(next(csv.reader(file)))
         section = text.partition(heading)[2].partition("\n## ")[0]
         cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
         names = re.findall(r"`([^`]+)`", " ".join(cells))
@@ -360,6 +360,7 @@ def test_the_other_tables_have_the_columns_that_are_told(name: str, folder: Path
     else:
         images, out = "dataset/steel/test_numf/img", folder / "other tables"
         task = f"--rank {images} --annotated dataset/steel/sup_num1_0"
+        task += " --masks dataset/steel/test_numf/gt"
         task = task if name == "ranking" else f"--images {images} --particles --grain_classes 0"
         command = f"python predict.py --weights steel_simclr/1_0 {task} --out '{out}'"
         assert run(command, folder) == 0
