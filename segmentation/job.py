@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from annotation.outlines import SUFFIX, packed
+from dataset.set_file import NAME, set_of
 from imaging.imagefile import read_mask
 from imaging.index import stamp_of
 from imaging.listing import some_names
@@ -29,7 +30,7 @@ from segmentation.answers import OUTLINES, Answers, Round, Rounds, pair_digest
 from segmentation.blocks import HeldOut
 from segmentation.comparison import Comparison, Methods
 from segmentation.intake import RECORD as SET_RECORD
-from segmentation.intake import SET, read
+from segmentation.intake import SET, Intake, read
 from segmentation.learning import TRAINING, Learning
 from segmentation.predictors import (
     BEFORE,
@@ -76,7 +77,8 @@ def run(request: Request) -> Work:
             shutil.rmtree(leftover, ignore_errors=True)
         intake = read(request)
         check_terms(intake.num_classes, grain_classes=request.grain_classes)
-        request = replace(request, class_names=request.class_names or intake.class_names)
+        names = request.class_names or intake.class_names or names_of_set(request, intake)
+        request = replace(request, class_names=names)
         for note in intake.notes:
             to_terminal(note)
         for line in intake.warnings:
@@ -114,6 +116,21 @@ def scheduled(learning: Learning) -> Schedule:
     return schedule
 
 
+def names_of_set(request: Request, intake: Intake) -> tuple[str, ...]:
+    """The names that ``set.json`` gives the classes, if images and masks are of one set; else ().
+
+    Masks from elsewhere may have the classes in another order.
+    """
+    known = set_of(request.images)
+    if known is None or any(set_of(mask) != known for mask in request.masks):
+        return ()
+    names = known.class_names[: intake.num_classes]
+    if len(names) < intake.num_classes:
+        return ()
+    to_terminal(f"Names of the classes as {NAME} of the set says: {', '.join(names)}")
+    return names
+
+
 class Opened(NamedTuple):
     """The round that a run is about."""
 
@@ -126,7 +143,9 @@ def scales_of(learning: Learning, answers: Answers) -> Scales:
     """How large a pixel of each image is, as far as anybody told; UserError."""
     request, pictures = learning.request, learning.intake.pictures
     own, told = [Item(p.source, p.name) for p in pictures], (request.um_per_px, request.scales)
-    return find_scales(own, request.images, *told, cure=OTHER_SCALE, before=answers.scales)
+    known = set_of(request.images)
+    of_set = known.scale_of if known else lambda name: None
+    return find_scales(own, request.images, *told, of_set, OTHER_SCALE, before=answers.scales)
 
 
 def open_round(learning: Learning, schedule: Schedule) -> Opened:

@@ -948,6 +948,26 @@ def test_crop_and_pixel_size_are_those_of_the_run_before_unless_given(
     assert "mean_area_px2" in (out / "measurements.csv").read_text(encoding="utf-8")
 
 
+def test_what_a_set_knows_of_its_images_holds(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its pixel size; its names where the masks are of the set, too: others may mean otherwise."""
+    (place / "set").mkdir()
+    (place / "raw").rename(place / "set" / "train_numf")
+    (place / "truth").rename(place / "set" / "sup_num1_0")
+    names = ["ferrite", "net", "spheroidite", "coarse"]
+    known = {"num_classes": 4, "class_names": names, "um_per_px": 0.1}
+    (place / "set" / "set.json").write_text(json.dumps(known))
+    words = ("--images", "set/train_numf")
+    assert run(place, *words, masks=("set/sup_num1_0/é0.png",)) == 0
+    assert f"as set.json of the set says: {', '.join(names)}\n" in capsys.readouterr().out
+    table = (place / "out" / "measurements.csv").read_text(encoding="utf-8")
+    assert "mean_area_um2" in table and ",ferrite," in table
+    shutil.rmtree(place / "out")
+    read_in(place, *words, masks=("é0_mask.png",))
+    assert "set.json of the set" not in capsys.readouterr().out
+
+
 def test_a_correction_stays_at_its_pixels_under_every_crop(place: Path) -> None:
     out = place / "out"
     learnt = out / "set" / "sup_numf" / "gt" / "é1.png"
