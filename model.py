@@ -65,6 +65,14 @@ class PSCL(Method):
         self.templates = [coarsest * sample_ratio**scale for scale in range(SCALES)]
         self.scale_weights = tuple(scale_weights)
 
+    @staticmethod
+    def scale_parts(sample_ratio: int) -> list[int]:
+        """Parts that the scales have in the patch loss, those of 1/4 size first, at equal weights.
+
+        Here their losses are averaged, so that all have the same.
+        """
+        return [1] * SCALES
+
     def draw_noise(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """Uniform noise in [0, 1), which orders equally pure cells: the same on every device."""
         return upload(torch.rand(tuple(shape)), device)
@@ -178,7 +186,10 @@ class PSCL_SimCLR(PSCL):
         self.by_cycle = admit_matches == "cycle"
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``."""
+        """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``.
+
+        ``patch_up1..3`` are already multiplied by ``scale_weights``; ``patch`` is their mean.
+        """
         batch = self.planned(batch)
         # Two passes, not one of both views joined: BatchNorm's statistics are per view.
         image_q, maps_q = self.encode(self.encoder_q, batch["view_q"])  # (B, D), 3 maps
@@ -242,6 +253,11 @@ class PSCL_MoCo(PSCL, QueueMethod):
         for name in ("group_affinity", "patch_group_affinity", "freshness"):
             self.register_buffer(name, torch.zeros(size))
 
+    @staticmethod
+    def scale_parts(sample_ratio: int) -> list[int]:
+        """As many as rows: the loss is averaged over those of all scales together."""
+        return [sample_ratio**scale for scale in range(SCALES)]
+
     def encode_view_k(self, view: Tensor) -> tuple[Tensor, list[LazyMap]]:
         """``encode`` by the momentum encoder, without gradients, see ``encode_keys``."""
         blocks: list[Up | None] = []
@@ -281,8 +297,9 @@ class PSCL_MoCo(PSCL, QueueMethod):
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``.
 
-        ``patch_up1..3`` are means over the annotated image's rows, as in the published log;
-        ``patch`` is the mean over all rows of all scales.
+        ``patch_up1..3`` are means over the annotated image's rows, as in the published log, each
+        row already multiplied by K, its purity and the scale's weight; ``patch`` is the mean over
+        all rows of all scales.
         """
         batch = self.planned(batch)
         self.update_key_encoder()

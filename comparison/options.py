@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from config import SELF_MODES, Config, ConfigError, format_value, settings_help
-from model import METHODS, settings_of
+from model import METHODS, PSCL, settings_of
 from stages.presets import read_config
 from utils.checkpoint import IMAGENET
 from utils.commandline import (
@@ -44,8 +44,8 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "cpu": {"self_max_epoch": 20, "fine_max_epoch": 300, "eval_every": 100},
 }
-# A single scale has the weight of all three, so that the patch loss keeps its share.
-SCALES = ((1.0, 1.0, 1.0), (3.0, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 3.0))
+# Scales of the patch loss that take part; ``values_of`` gives a single one more weight.
+SCALES = ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 ABLATIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "ratio": ("global_local_ratio", (0.0, 0.3, 0.5, 0.7, 1.0)),
     "scales": ("scale_weights", SCALES),
@@ -203,13 +203,33 @@ def _row(name: str, config: Config) -> Variant:
     return Variant(name, title, "sup", f"{config.name}-{name}", (("encoder", IMAGENET),))
 
 
+def values_of(ablate: str, method: str, sample_ratio: int) -> tuple[Any, ...]:
+    """The values that a setting takes for a method.
+
+    A single scale has as much weight as all three have together, so that the patch loss keeps its
+    share: 3 for PSCL-SimCLR; for PSCL-MoCo, whose finer scales count more, 7, 3.5 and 1.75 with a
+    ``sample_ratio`` of 2.
+    """
+    values, cls = ABLATIONS[ablate][1], METHODS[method]
+    if values is not SCALES or not issubclass(cls, PSCL):
+        return values
+    parts = cls.scale_parts(sample_ratio)
+    factors = [
+        sum(parts) / sum(p * w for p, w in zip(parts, taken, strict=True)) for taken in SCALES
+    ]
+    return tuple(
+        tuple(round(factor * weight, 6) for weight in taken)
+        for factor, taken in zip(factors, SCALES, strict=True)
+    )
+
+
 def ablation_rows(config: Config, ablate: str, words: Sequence[str]) -> tuple[Variant, ...]:
     """A row for each value of a setting; the value of ``config`` uses the runs of the full table.
 
     Raises:
         ConfigError: ``words`` are no method, several, or one that does not use the setting.
     """
-    setting, values = ABLATIONS[ablate]
+    setting = ABLATIONS[ablate][0]
     method = words[0] if words else ABLATED
     problems = choice_problems("methods", method, METHODS)
     if len(words) > 1:
@@ -219,7 +239,7 @@ def ablation_rows(config: Config, ablate: str, words: Sequence[str]) -> tuple[Va
     if problems:
         raise ConfigError("\n".join(problems))
     current = getattr(dataclasses.replace(config, self_mode=method).resolved(), setting)
-    variants = []
+    variants, values = [], values_of(ablate, method, config.sample_ratio)
     for value in values if current in values else (current, *values):
         text = format_value(value)
         key, title = f"{method} {text}", f"{TITLES[method]}, {setting} {text}"

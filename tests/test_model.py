@@ -19,6 +19,7 @@ from torch import Tensor
 
 import model
 import pscl.losses
+from comparison.options import values_of
 from config import SELF_MODES, SHUFFLED, TOP_K, Config
 from methods import Method, QueueMethod
 from model import (
@@ -402,6 +403,24 @@ def test_scale_weights_multiply_the_losses_of_their_scales():
         plain, weighted = parts.values()
         expected = [0.5 * plain[0], 0.0, 3.0 * plain[2]]
         assert weighted == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("sample_ratio", [1, 2, 3])
+@pytest.mark.parametrize("self_mode", PSCL_MODES)
+def test_the_weights_of_single_scales_keep_the_share_of_the_patch_loss(
+    self_mode: str, sample_ratio: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Where the loss of every row is 1, so is the patch loss."""
+
+    def ones(query: Tensor, key: Tensor, queue: Tensor, target: Tensor, weight: Tensor, _: float):
+        return weight.expand(query.shape[:-1])
+
+    monkeypatch.setattr(model, "soft_info_nce", ones)
+    monkeypatch.setattr(model, "patch_nt_xent", lambda *_: torch.ones(()))
+    for weights in values_of("scales", self_mode, sample_ratio):
+        method = make(self_mode, sample_ratio=sample_ratio, scale_weights=weights)
+        patch = method(make_batch(4, 32, 32))["patch"]
+        assert float(patch) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("self_mode", PSCL_MODES)

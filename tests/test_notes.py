@@ -37,7 +37,7 @@ def notes(plan: Plan) -> list[str]:
         ("--image_size 24", ("images 24x24;", "fine-tuning and supervised 1000, evaluated every")),
         ("--data_size 5 --repeats 0", ("five annotated images, repeats 0;", "supervised 500,")),
         ("--data_size f", ("all annotated images, repeats 0;", "a hash of the data: run.md.")),
-        ("--ablate scales", ("A single scale has weight 3", "data: ablate_scales_run.md.")),
+        ("--ablate scales", ("A single scale has as much", "data: ablate_scales_run.md.")),
         ("--methods sup", ("Not finished, repeats in brackets: no pretraining (0, 1).",)),
     ],
 )

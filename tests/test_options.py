@@ -25,6 +25,24 @@ def test_every_ablation_has_legal_values_of_a_setting_that_is_used(name: str) ->
         assert Config(**config)
 
 
+# A mean over scales; a mean over rows, of which a scale has 1, 2 and 4 of 7, or 1, 3 and 9 of 13.
+ALONE = [
+    ("simclr", 2, (3.0, 3.0, 3.0)),
+    ("moco", 2, (7.0, 3.5, 1.75)),
+    ("moco", 3, (13.0, 4.333333, 1.444444)),
+    ("moco", 1, (3.0, 3.0, 3.0)),
+]
+
+
+@pytest.mark.parametrize(("method", "ratio", "weights"), ALONE)
+def test_a_single_scale_keeps_the_share_of_the_patch_loss(
+    method: str, ratio: int, weights: tuple[float, ...]
+) -> None:
+    words = ["--ablate", "scales", "--methods", method, "--sample_ratio", str(ratio)]
+    _, *alone = [dict(v.settings).get("scale_weights") for v in read_options(words).variants]
+    assert alone == [(weights[0], 0.0, 0.0), (0.0, weights[1], 0.0), (0.0, 0.0, weights[2])]
+
+
 def test_a_value_of_the_command_line_is_one_more_variant() -> None:
     options = read_options(["--ablate", "temperature", "--temperature", "0.2"])
     assert [v.key for v in options.variants] == ["simclr 0.2", "simclr 0.07", "simclr 0.5"]
