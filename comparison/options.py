@@ -73,7 +73,19 @@ OPTIONS = {
 }
 KINDS = dict.fromkeys(OPTIONS, ONE) | {"methods": MANY, "plan": NONE, "report": NONE}
 KINDS |= {"commands": NONE}
-DECIDED = ("stages", "self_mode", "output_dir", "pretrained", "multi_round")
+# Settings of which a table takes less than train.py, and what --help says of them.
+NARROWER = {
+    "data_size": "annotated images: 1, 5 or f (all of them); default 1",
+    "repeats": "numbers of the annotated images as digits, such as 014; default: all of 01234 that "
+    "the set has",
+}
+DECIDED = {  # settings that cannot be given, and what to give instead
+    "stages": "choose rows with --methods",
+    "self_mode": "choose rows with --methods",
+    "output_dir": "choose folders with --out and --runs",
+    "pretrained": "--pretraining takes the networks of another table",
+    "multi_round": "give --repeats 0 for annotated image number 0 alone",
+}
 
 
 @dataclass(frozen=True)
@@ -134,13 +146,13 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
     flags = split_flags(argv, KINDS)
     budget, ablate = flags.one("budget", "paper"), flags.one("ablate")
     if {"h", "help"} & flags.named:
-        lines = [f"  --{name:9} {text}" for name, text in OPTIONS.items()]
-        settings = settings_help(left_out={*DECIDED, *OPTIONS})  # those that cannot be given
+        own = OPTIONS | NARROWER
+        lines = [f"  --{name:{max(map(len, own))}} {text}" for name, text in own.items()]
+        settings = settings_help(left_out={*DECIDED, *own})
         print("\n".join([about.strip(), "", *lines, "", settings]), end="")
         raise SystemExit(0)
-    decided = [name for name in DECIDED if name in flags.named]
-    instead = "choose rows with --methods, folders with --out and --runs"
-    problems = [f"--{name}: decided by reproduce.py itself; {instead}" for name in decided]
+    decided = [(name, cure) for name, cure in DECIDED.items() if name in flags.named]
+    problems = [f"--{name}: decided by reproduce.py itself; {cure}" for name, cure in decided]
     problems += value_problems(flags, KINDS) + choice_problems("budget", budget, BUDGETS)
     problems += choice_problems("ablate", ablate, ABLATIONS) if ablate else []
     try:

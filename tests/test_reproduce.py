@@ -29,6 +29,7 @@ from unseen_figures import figures_unseen
 import config_run
 import reproduce
 import stages.forest
+from comparison.options import DECIDED, OPTIONS
 from model import METHODS
 from tests.holder import HOLD
 from utils import log
@@ -591,6 +592,12 @@ def test_an_ablation_varies_one_setting(finished: Finished, tmp_path: Path) -> N
         ("--out", ("--out: no value found",)),
         ("--stages self", ("--stages: decided by reproduce.py itself",)),
         ("--self_mode moco", ("--self_mode: decided by reproduce.py itself", "--methods")),
+        ("--output_dir x", ("--output_dir: decided by reproduce.py itself; choose folders with",)),
+        ("--pretrained x.pt", ("--pretrained: decided by reproduce.py itself; --pretraining ",)),
+        (
+            "--multi_round False",
+            ("--multi_round: decided by reproduce.py itself; give --repeats 0",),
+        ),
         ("--data_size 15", ("data_size: found 15; give one",)),
         ("--data_dir nowhere", ("nowhere: no such folder",)),
         ("--name a/b", ("name: found 'a/b'",)),
@@ -617,10 +624,22 @@ def test_help_lists_each_flag_once_and_none_that_is_refused(
     with pytest.raises(SystemExit) as stop:
         reproduce.main(["-h"])
     assert stop.value.code == 0
-    listed = [line.split()[0] for line in capsys.readouterr().out.split("\n") if "  --" in line[:4]]
-    assert listed.count("--report") == listed.count("--device") == listed.count("--methods") == 1
+    text = capsys.readouterr().out
+    listed = [line.split()[0] for line in text.split("\n") if "  --" in line[:4]]
+    assert len(set(listed)) == len(listed)
+    assert {"--report", "--device", "--methods", "--data_size", "--repeats"} <= set(listed)
     assert "--tensorboard" in listed and "--self_max_epoch" in listed
-    assert not {"--stages", "--self_mode", "--output_dir", "--pretrained"} & set(listed)
+    assert not {f"--{name}" for name in DECIDED} & set(listed)
+    assert "multi_round" not in text and "15f" not in text
+
+
+def test_the_texts_of_help_stand_in_one_column(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        reproduce.main(["-h"])
+    own = capsys.readouterr().out.split("\nExperiment:")[0]
+    lines = [line for line in own.split("\n") if line.startswith("  --")]
+    assert len(lines) == len(OPTIONS) + 2
+    assert {len(re.match(r" *\S+ +", line)[0]) for line in lines} == {16}  # type: ignore[index]
 
 
 def test_colours_and_unlabelled_pixels_reach_the_forest(tmp_path: Path) -> None:
