@@ -17,6 +17,7 @@ from dataset.check import DataReport, check_data
 from encoders import require_packages
 from imaging.index import index_file
 from imaging.store import ImageStore
+from methods import Method
 from model import METHODS
 from report import page, results
 from stages.finetuning import Finetune, Supervised
@@ -197,30 +198,12 @@ def open_set(
     config: Config, notes: Sequence[str] = (), store: ImageStore | None = None
 ) -> tuple[list[Job], Sequence[str]]:
     """Decode and check the set (UserError); returns the runs and the warnings."""
-    device, method = choose_device(config.device), METHODS[config.self_mode]
+    device = choose_device(config.device)
     amp = choose_precision(config.amp, device)
-    report = (
-        DataReport(store, ())
-        if store
-        else check_data(
-            config.data_dir,
-            num_classes=config.num_classes,
-            image_size=config.image_size,
-            ignore_label=config.ignore_label,
-            stages=config.stage_list,
-            sizes=config.sizes,
-            repeats=config.repeat_list,
-            use_unlabelled=config.use_unlabelled,
-            self_mode_needs_groups=method.needs_groups and config.batches == "names",
-            needs_annotated=method.needs_annotated,
-            probe=config.probe > 0,
-            self_crop=config.self_crop,
-            fine_crop=config.fine_crop,
-            single=config.fine_batch_size == 1,
-            cache=own_cache(config.cache),
-            index=index_file(config.output_dir, config.data_dir),
-        )
-    )
+    if store:
+        report = DataReport(store, ())
+    else:
+        report = check_set(config, [METHODS[config.self_mode]], config.stage_list)
     jobs = [
         Job(config, report.store, size, repeat, device, amp, tuple(notes), ranks=group.size())
         for size in config.sizes
@@ -229,6 +212,35 @@ def open_set(
     if not store:
         report.store.share(config.workers + 1)
     return jobs, report.warnings
+
+
+def check_set(
+    config: Config,
+    methods: Sequence[type[Method]],
+    stages: Sequence[str],
+    *,
+    needs_test: bool = False,
+) -> DataReport:
+    """``check_data`` of all that these methods and stages need of the set of ``config``."""
+    return check_data(
+        config.data_dir,
+        num_classes=config.num_classes,
+        image_size=config.image_size,
+        ignore_label=config.ignore_label,
+        stages=stages,
+        sizes=config.sizes,
+        repeats=config.repeat_list,
+        use_unlabelled=config.use_unlabelled,
+        self_mode_needs_groups=config.batches == "names" and any(m.needs_groups for m in methods),
+        needs_annotated=any(m.needs_annotated for m in methods),
+        probe=config.probe > 0,
+        needs_test=needs_test,
+        self_crop=config.self_crop,
+        fine_crop=config.fine_crop,
+        single=config.fine_batch_size == 1,
+        cache=own_cache(config.cache),
+        index=index_file(config.output_dir, config.data_dir),
+    )
 
 
 def own_cache(text: str) -> int | None:

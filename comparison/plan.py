@@ -20,10 +20,8 @@ from comparison.options import Options, Variant
 from comparison.table import Result
 from config_run import STAGES
 from data import annotated_repeats, listed_split, parse_name
-from dataset.check import check_data
 from encoders import require_packages
 from imaging.imagefile import read_mask
-from imaging.index import index_file
 from model import METHODS
 from report.results import FIT
 from stages.finetuning import picture_name
@@ -114,25 +112,8 @@ class Plan:
         for variant in options.variants:
             require_packages(dict(variant.settings).get("encoder", config.encoder))
         methods = [METHODS[v.method] for v in options.variants if v.method in METHODS]
-        data = check_data(
-            config.data_dir,
-            needs_test=True,
-            num_classes=config.num_classes,
-            image_size=config.image_size,
-            ignore_label=config.ignore_label,
-            stages=("self", "fine", "sup") if methods and not options.report else ("sup",),
-            sizes=config.sizes,
-            repeats=config.repeat_list,
-            use_unlabelled=config.use_unlabelled,
-            self_mode_needs_groups=config.batches == "names"
-            and any(m.needs_groups for m in methods),
-            needs_annotated=any(m.needs_annotated for m in methods),
-            self_crop=config.self_crop,
-            fine_crop=config.fine_crop,
-            single=config.fine_batch_size == 1,
-            cache=config_run.own_cache(config.cache),
-            index=index_file(config.output_dir, config.data_dir),
-        )
+        stages = ("self", "fine", "sup") if methods and not options.report else ("sup",)
+        data = config_run.check_set(config, methods, stages, needs_test=True)
         self.store = data.store
         self.store.share(config.workers + 1)
         for warning in data.warnings:
