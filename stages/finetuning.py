@@ -36,7 +36,7 @@ from stages.job import GRAY, WEIGHTS, Job, due
 from stages.labels import balanced_weights, far_lines, label_counts, label_line, weight_line
 from stages.overlap import parts_of
 from stages.pretraining import SelfSupervised
-from stages.rates import AveragedWeights, rate_schedule
+from stages.rates import AveragedWeights, make_optimizer, rate_schedule
 from stages.scored import Scored
 from stages.start import OF_PRETRAINING, Start, read_start
 from utils.checkpoint import (
@@ -84,7 +84,10 @@ class Supervised(Scored):
         self.average = AveragedWeights(self.module, c.fine_average) if c.fine_average else None
         self.module = self.synchronised(self.module)  # the average's are rank 0's, see below
         self.scored = self.average.module if self.average else self.module
-        self.optimizer = self.make_optimizer()
+        # On a CPU, unlike pretraining, not fused: that rounds otherwise, and runs with labels would
+        # no longer be bit by bit those of before.
+        fused, decay = self.device.type == "cuda" or None, c.fine_weight_decay
+        self.optimizer = make_optimizer(c.fine_optimizer, self.parameter_groups(), decay, fused)
         self.epochs = c.epochs_for(self.job.size)
         self.class_weight = torch.tensor(self.weights(), device=self.device)
         self.replay_steps()
@@ -114,14 +117,6 @@ class Supervised(Scored):
     def fits_ranks(self) -> bool:
         """Whether a step has something for every rank."""
         return self.crops_of_step() >= group.size()
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """Adam or AdamW."""
-        groups, fused = self.parameter_groups(), self.device.type == "cuda" or None
-        if self.config.fine_optimizer == "adamw":
-            decay = self.config.fine_weight_decay
-            return torch.optim.AdamW(groups, weight_decay=decay, fused=fused)
-        return torch.optim.Adam(groups, fused=fused)
 
     def update(self) -> None:
         """Clip the gradients, step, and follow with the rates and the averaged weights."""

@@ -21,6 +21,7 @@ from report import probe
 from stages.forest import PixelForest
 from stages.job import Job, Runner, due, unused_settings
 from stages.kept_images import KeptImages, why_not
+from stages.rates import make_optimizer
 from utils.checkpoint import save, to_published
 from utils.device import fuses_optimizers, size_of
 from utils.log import progress
@@ -64,10 +65,8 @@ class SelfSupervised(Runner):
         self.epochs = c.self_max_epoch
         trained = [p for p in self.module.parameters() if p.requires_grad]
         fused = fuses_optimizers(self.device)  # a loaded state has the choice of its run
-        self.optimizer = torch.optim.Adam(trained, c.self_lr, fused=fused)
-        if c.self_optimizer == "adamw":
-            decay = c.self_weight_decay
-            self.optimizer = torch.optim.AdamW(trained, c.self_lr, weight_decay=decay, fused=fused)
+        groups = [{"params": trained, "lr": c.self_lr}]
+        self.optimizer = make_optimizer(c.self_optimizer, groups, c.self_weight_decay, fused)
         views = data.TwoViewDataset(
             self.train_samples,
             self.annotated,

@@ -1,9 +1,11 @@
-"""How fine-tuning uses its gradients: learning rates over the steps, and averaged weights."""
+"""How a training uses its gradients: the optimizer, its rates over the steps, averaged weights."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,23 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
 LOWEST = 1 / 25 / 1e4  # share of the highest rate at the end of one cycle
+
+
+def make_optimizer(
+    kind: str, groups: Iterable[dict[str, Any]], decay: float, fused: bool | None
+) -> torch.optim.Optimizer:
+    """Adam, or AdamW with its weight ``decay``.
+
+    Args:
+        kind: 'adam' or 'adamw'.
+        groups: parameters (``params``) and their learning rates (``lr``).
+        decay: of AdamW only.
+        fused: whether the step is one kernel; None: as PyTorch does without being asked. They round
+            differently, so that another choice gives other weights.
+    """
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=decay, fused=fused)
+    return torch.optim.Adam(groups, fused=fused)
 
 
 def rate_schedule(

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.measure import Stopwatch, counted
-from stages.rates import AveragedWeights, rate_schedule
+from stages.rates import AveragedWeights, make_optimizer, rate_schedule
 
 
 def rates(kind: str, steps: int, warmup: float, highest: tuple[float, ...] = (1.0,)) -> list[Any]:
@@ -32,6 +32,20 @@ def rates(kind: str, steps: int, warmup: float, highest: tuple[float, ...] = (1.
 def half_cosine(start: float, end: float, share: float) -> float:
     """From start to end while the share goes from 0 to 1."""
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_the_optimizer_steps_as_its_paper_says(kind: str, fused: bool | None) -> None:
+    """Adam's first step is the rate, against the sign; AdamW first takes rate * decay off."""
+    weight = nn.Parameter(torch.tensor([2.0, -2.0]))
+    optimizer = make_optimizer(kind, [{"params": [weight], "lr": 0.1}], 0.5, fused)
+    weight.grad = torch.tensor([3.0, 0.01])
+    optimizer.step()
+    start = 2.0 if kind == "adam" else 2 * (1 - 0.1 * 0.5)
+    assert weight.tolist() == pytest.approx([start - 0.1, -start - 0.1], abs=1e-5)
+    (group,) = optimizer.param_groups
+    assert group["fused"] is fused and group["weight_decay"] == (0.5 if kind == "adamw" else 0)
 
 
 def test_onecycle_rises_to_the_rate_and_falls_to_almost_nothing() -> None:
