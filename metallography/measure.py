@@ -54,9 +54,22 @@ ROUNDING = 1e-12  # of a mean: what standard deviation is none
 RECALL_EDGES_PX = (0, 32, 100, 316, 1000, 3162)
 """Areas in pixels at which the ranges of particle size begin, half a decade each."""
 
+# The columns of ``measure_class`` that count or size particles, one by one, without their units:
+# of a matrix, whose pieces are islands between the other phases, people are not shown them.
+OF_PARTICLES = frozenset((
+    "particles_whole", "particles_cut", "number", "number_per",
+    "mean_area", "median_area", "max_area",
+    "mean_diameter", "std_diameter", "d10_diameter", "d50_diameter", "d90_diameter",
+    "mean_length", "max_length", "mean_aspect_ratio",
+))  # fmt: skip
 
 Terms = tuple[float | None, int, Sequence[int], int | None, Sequence[int] | None]
 """um_per_px, minimum_px, grain_classes, connectivity, boundary_classes: see ``measure_mask``."""
+
+
+def without_unit(column: str) -> str:
+    """The name of a column of ``measure_class`` without its unit."""
+    return re.sub("_(um2?|px2?|mm2|Mpx)$", "", column)
 
 
 def density_column(um_per_px: float | None) -> str:

@@ -317,7 +317,7 @@ def _class_tables(folder: Folder) -> list[Table]:
 
 def of_particles(column: str) -> bool:
     """Whether a column of ``measurements.csv`` counts or sizes particles, one by one."""
-    return bool(re.search("particles|number|_area_|diameter|length|aspect", column))
+    return measure.without_unit(column) in measure.OF_PARTICLES
 
 
 def at_most(value: float, smallest: float) -> str:

@@ -26,6 +26,7 @@ from metallography.measure import (
     recall_by_size,
     without_scale,
 )
+from metallography.summary import of_particles
 from tests.masks import blobs, disc, field
 from utils.files import DataError
 
@@ -407,6 +408,21 @@ def test_batches_are_pooled_by_particle_and_ordered_by_number() -> None:
     assert row["mean_area_px2"] == pytest.approx((100 + 200 + 100) / 3)
     assert row["mean_length_px"] == pytest.approx((10 + 20 + 10) / 3)
     assert math.isnan(pooled[2]["mean_area_px2"]) and pooled[2]["number_per_Mpx"] == 0
+
+
+OF_FIELDS = {"area_fraction", "mean_intercept", "mean_free_path", "grain_intercept", "astm_g"}
+
+
+@pytest.mark.parametrize("um_per_px", [None, 0.5])
+def test_every_column_is_of_particles_or_of_the_field(um_per_px: float | None) -> None:
+    """A new one stands in ``OF_PARTICLES``, or here: a matrix has it in the tables then."""
+    row, _ = measure_class(field(50, 50, (5, 5, 10, 10)), um_per_px, grains=True)
+    names = [measure.without_unit(column) for column in row]
+    assert len(set(names)) == len(names)
+    assert set(names) - measure.OF_PARTICLES == OF_FIELDS
+    assert set(names) >= measure.OF_PARTICLES
+    shown = {column for column in row if not of_particles(column)}
+    assert {measure.without_unit(column) for column in shown} == OF_FIELDS
 
 
 # ---------------------------------------------------------------- against true masks
