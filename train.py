@@ -17,7 +17,7 @@ EXPERIMENT: dict[str, Any] = dict(
     name="aluminum",  # runs go to <name>_<self_mode>/
     data_dir="dataset/aluminum",
     stages="self-fine",  # self, fine, sup, joined by '-'
-    self_mode="simclr",  # simclr, moco: PSCL; plain-simclr, plain-moco, byol, densecl: without it
+    self_mode="simclr",  # simclr, moco: PSCL; -h names the methods without it
     data_size="1",  # annotated images: 1, 5, f (all), or several such as 15f
     multi_round=True,  # five annotated images in turn; False = only number 0
     temperature=0.5,

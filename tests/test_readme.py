@@ -552,7 +552,8 @@ def test_seconds_and_memory_are_those_of_the_measured_step() -> None:
             measured[cells[0], cells[1]] = [float(cells[i]) for i in (2, 19, 15)]
     titles = {title: name for name, title in config.SELF_MODES.items()}
     rows = re.findall(r"^\| ([\w-]+) \| (\d.*) \|$", TEXTS["docs/speed.md"], re.M)
-    assert {titles[title] for title, _ in rows if title in titles} == set(config.SELF_MODES)
+    told_of = {titles[title] for title, _ in rows if title in titles}
+    assert told_of == {name for name, _ in measured} <= set(config.SELF_MODES)
     for title, numbers in rows:
         if title in titles and "," not in numbers:  # those are counts
             told = [float(number) for number in numbers.split(" | ")]
