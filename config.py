@@ -261,8 +261,11 @@ class Config:
     intra_view_negatives: bool = method(True, "PSCL-SimCLR: patches of the same image and view may "
         "be negatives", published="simclrinner")
     admit_matches: str = method("all", "PSCL-SimCLR: matches that count: all; classifier: those a "
-        "pixel classifier agrees with; cycle: those whose most similar labelled patches agree",
-        source=OURS, choices=("all", "classifier", "cycle"))
+        "pixel classifier agrees with; cycle: those whose most similar labelled patches agree; "
+        "sure: the surest of a slowly moving encoder, few at first",
+        source=OURS, choices=("all", "classifier", "cycle", "sure"))
+    admit_share: float = method(0.3, "share of the matches that count in the end, of each class, "
+        "with admit_matches sure", unit="fraction", source=OURS, limits=FRACTION)
     momentum: float = method(0.99, "share of the momentum encoder that each step keeps",
         limits=FRACTION)
     queue_size: int = method(504, "length of the queues", unit="images",

@@ -5,27 +5,48 @@ Shapes and ranks as in ``methods.py``, which has what they share.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from methods import Method, MomentumMethod, QueueMethod, unit
 from networks import SCALES, PredictionHead, ProjectedUNet, ProjectionHead, Up
 from pscl.coordinates import coordinates
 from pscl.fast_matching import CELLS
-from pscl.geometry import cell_numbers, correspond_by
+from pscl.geometry import Correspondence, cell_numbers, correspond_by
 from pscl.lazy_map import LazyMap, lazy_maps
 from pscl.losses import byol_loss, dense_info_nce, info_nce, nt_xent, patch_nt_xent, soft_info_nce
-from pscl.sampling import Patches, agreed, found_again, label_at, sample_patches
+from pscl.sampling import (
+    Patches,
+    agreed,
+    found_again,
+    label_at,
+    sample_patches,
+    sureness,
+    with_annotated,
+)
 from utils.device import precision, upload
 from utils.ranks import group
 from utils.ranks.tensors import all_ranks, mean_of_ranks
+
+
+class Judge(NamedTuple):
+    """Who decides which matches take part: by which maps of view k, projected how, by what rule.
+
+    ``admits`` takes what ``pscl.sampling.found_again`` takes, and the scale.
+    """
+
+    maps: Sequence[LazyMap]
+    head: ProjectionHead
+    admits: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]  # bool (B, C, K)
 
 
 class PSCL(Method):
@@ -44,7 +65,6 @@ class PSCL(Method):
     needs_annotated = True
     default_top_k: ClassVar[int]
     normalise_keys: ClassVar[bool]  # True: patches are matched by cosine, False: by inner product
-    by_cycle = False  # whether only matches take part that ``pscl.sampling.found_again`` keeps
 
     def __init__(
         self,
@@ -113,12 +133,14 @@ class PSCL(Method):
         maps_k: Sequence[LazyMap],
         head_k: ProjectionHead,
         batch: Mapping[str, Any],
+        judge: Judge | None = None,
     ) -> list[tuple[Tensor, Tensor, Patches]]:
         """Choose, match and project the patches of all scales (paper, patch sampling).
 
         ``maps_q`` and ``maps_k`` are up1, up2, up3 of both views; ``head_k`` projects view k;
-        ``batch`` is planned. Returns of each scale the embeddings (B, C, K, D) of the patches in
-        view q and in view k, in single precision, and the patches.
+        ``batch`` is planned; ``judge`` decides which patches take part, None: all. Returns of each
+        scale the embeddings (B, C, K, D) of the patches in view q and in view k, in single
+        precision, and the patches.
         """
         sampled = []
         for scale, (map_q, map_k) in enumerate(zip(maps_q, maps_k, strict=True)):
@@ -128,16 +150,24 @@ class PSCL(Method):
                 keys = self.keys(map_k, places.key, head_k, scale)  # (B, d, P)
                 with precision(None, label.device):
                     patches = sample_patches(keys, places, label, noise, self.templates[scale])
-                if self.by_cycle:
-                    own = self.keys(map_k, patches.key, head_k, scale)  # (B, d, C*K)
-                    with precision(None, label.device):
-                        again = found_again(own, keys[0], places.valid[0], label)
-                    patches = replace(patches, admitted=again)
                 del keys  # large
+                if judge:
+                    patches = self.judged(patches, places, label, judge, scale)
             query = self.project(map_q.at(patches.query), self.encoder_q.decode, scale)
             key = self.project(map_k.at(patches.key), head_k, scale)  # (B, C, K, D)
             sampled.append((query, key, patches))
         return sampled
+
+    def judged(
+        self, patches: Patches, places: Correspondence, label: Tensor, judge: Judge, scale: int
+    ) -> Patches:
+        """The patches, of which the ``judge`` admits those that it takes for their class."""
+        seen, head = judge.maps[scale], judge.head
+        own = self.keys(seen, patches.key, head, scale)  # (B, d, C*K)
+        cells = self.keys(seen.of_first(), places.key[:1], head, scale)[0]  # (d, P)
+        with precision(None, label.device):
+            admitted = judge.admits(own, cells, places.valid[0], label, scale)
+        return replace(patches, admitted=admitted)
 
     def keys(self, map_k: LazyMap, index: Tensor, head: ProjectionHead, scale: int) -> Tensor:
         """Vectors by which the cells at positions (B, P) are matched: (B, d, P), d <= D."""
@@ -165,6 +195,51 @@ class PSCL(Method):
         return (1 - self.ratio) * image + self.ratio * patch
 
 
+class SureMatches(nn.Module):
+    """A slowly moving encoder, and how sure of a match it has to be: few at first, more later.
+
+    For each class and scale there is a bar that the surest ``share`` of its matches in other images
+    pass, over the steps of the recent past, so that a batch without the class has few of them. The
+    share is 0 for the first ``RISE[0]`` steps, rises to ``RISE[1]`` and then stays. (Ours.)
+    """
+
+    RISE: ClassVar[tuple[int, int]] = (100, 1500)  # steps
+    SLOW: ClassVar[float] = 0.99  # share of the slow encoder that each step keeps
+    MEMORY: ClassVar[float] = 0.95  # share of the bar that each step keeps
+
+    steps: Tensor
+    bar: Tensor
+
+    def __init__(self, encoder: ProjectedUNet, num_classes: int, share: float) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.average, self.most = get_ema_multi_avg_fn(self.SLOW), share
+        self.register_buffer("steps", torch.zeros(()))
+        self.register_buffer("bar", torch.zeros(SCALES, num_classes))
+
+    @torch.no_grad()
+    def follow(self, encoder: ProjectedUNet) -> None:
+        """Begin a step: move a little towards the encoder that learns."""
+        self.average(list(self.encoder.parameters()), list(encoder.parameters()), None)
+        self.steps += 1
+
+    @property
+    def share(self) -> Tensor:
+        """The share of matches that takes part in this step."""
+        first, last = self.RISE
+        return self.most * ((self.steps - first) / (last - first)).clamp(0, 1)
+
+    def above(self, sure: Tensor, others: Tensor, scale: int) -> Tensor:
+        """Which of the patches (B, C, K) are sure enough: above the bar, and above 0.
+
+        The bar of the scale follows ``others``, how sure all patches (N, C, K) of other images are.
+        """
+        here = others.transpose(0, 1).flatten(1).quantile(1 - self.share, dim=1)  # (C,)
+        keep = torch.where(self.steps > 1, self.MEMORY, 0.0)
+        self.bar[scale] = keep * self.bar[scale] + (1 - keep) * here
+        return (sure > self.bar[scale].clamp(min=0)[:, None]) & (self.share > 0)
+
+
 class PSCL_SimCLR(PSCL):
     """PSCL on SimCLR: one encoder; negatives are the batch's images, and patches of other classes.
 
@@ -172,18 +247,46 @@ class PSCL_SimCLR(PSCL):
         intra_view_negatives: whether patches of the same image and view may be negatives.
         admit_matches: "all", or (ours) of the other images only some patches: "classifier", those
             that a pixel classifier sees as their template's class; what it sees is the batch's
-            ``seen``; "cycle", those of ``pscl.sampling.found_again``.
+            ``seen``; "cycle", those of ``pscl.sampling.found_again``; "sure", the surest share of
+            a slowly moving encoder (``SureMatches``).
+        admit_share: the share that "sure" admits in the end.
     """
 
     default_top_k = 4
     normalise_keys = False
 
     def __init__(
-        self, *, intra_view_negatives: bool = True, admit_matches: str = "all", **settings: Any
+        self,
+        *,
+        intra_view_negatives: bool = True,
+        admit_matches: str = "all",
+        admit_share: float = 0.3,
+        **settings: Any,
     ) -> None:
         super().__init__(**settings)
         self.intra_view_negatives, self.admit_matches = intra_view_negatives, admit_matches
-        self.by_cycle = admit_matches == "cycle"
+        self.admit_share = admit_share
+        if admit_matches == "sure":
+            self.sure = SureMatches(self.encoder_q, self.num_classes, admit_share)
+
+    def judge(self, maps_k: Sequence[LazyMap], view_k: Tensor) -> Judge | None:
+        """Who decides which matches take part, by features; None: nobody."""
+        if self.admit_matches == "cycle":
+            return Judge(maps_k, self.encoder_q.decode, lambda *keys: found_again(*keys[:4]))
+        if self.admit_matches != "sure":
+            return None
+        self.sure.follow(self.encoder_q)
+        with torch.no_grad():
+            _, maps = self.encode(self.sure.encoder, view_k)
+        return Judge(maps, self.sure.encoder.decode, lambda *keys: self.admit_surest(*keys))
+
+    def admit_surest(
+        self, keys: Tensor, annotated: Tensor, valid: Tensor, label: Tensor, scale: int
+    ) -> Tensor:
+        """The patches (B, C, K) of which the slow encoder is surest, on all ranks together."""
+        sure = sureness(keys, annotated, valid, label)
+        (whole,) = self.all_rows(sure)
+        return with_annotated(self.sure.above(sure, whole[1:], scale))
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of one batch whose image 0 is annotated: ``loss, image, patch, patch_up1..3``.
@@ -194,7 +297,8 @@ class PSCL_SimCLR(PSCL):
         # Two passes, not one of both views joined: BatchNorm's statistics are per view.
         image_q, maps_q = self.encode(self.encoder_q, batch["view_q"])  # (B, D), 3 maps
         image_k, maps_k = self.encode(self.encoder_q, batch["view_k"])
-        sampled = self.sample(maps_q, maps_k, self.encoder_q.decode, batch)
+        judge = self.judge(maps_k, batch["view_k"])
+        sampled = self.sample(maps_q, maps_k, self.encoder_q.decode, batch, judge)
         losses, told = {}, {}
         for scale, (query, key, patches) in enumerate(sampled):  # (B, C, K, D)
             admitted = patches.admitted

@@ -34,6 +34,10 @@ class LazyMap:
         self.features, self.unfinished = features, unfinished
         self.size = (features.shape[-2], features.shape[-1])
 
+    def of_first(self) -> LazyMap:
+        """The map (1, c, H, W) of the first image."""
+        return LazyMap(self.features[:1], self.unfinished)
+
     def at(self, index: Tensor) -> Tensor:
         """Features at positions (B, T) of the flattened H*W map: (B, T, c)."""
         if self.unfinished is None:

@@ -120,6 +120,27 @@ def found_again(keys: Tensor, annotated: Tensor, valid: Tensor, label: Tensor) -
     return with_annotated(votes.all(dim=-1))
 
 
+def sureness(keys: Tensor, annotated: Tensor, valid: Tensor, label: Tensor) -> Tensor:
+    """How much more similar patches are to their template's class than to all others: (B, C, K).
+
+    The mean cosine with the ``VOTES`` most similar cells of the annotated image that show that
+    class, less the mean with the ``VOTES`` most similar of all others. Arguments and what a cell
+    shows as in ``found_again``; where fewer cells show a class, those missing count as -1.
+    """
+    count, classes = label.shape[1], len(label)
+    shown = label.argmax(dim=0).masked_fill(label.amax(dim=0) <= 127.5, -1)  # (P',)
+    unit = F.normalize(annotated[:, :count].float(), dim=0)
+    similar = (F.normalize(keys.float(), dim=1).mT @ unit).unflatten(1, (classes, -1))
+    usable = valid[:count] & (shown >= 0)
+    own = shown == torch.arange(classes, device=shown.device)[:, None]  # (C, P')
+
+    def nearest(cells: Tensor) -> Tensor:
+        masked = similar.masked_fill(~(cells & usable)[:, None], -1.0)  # (B, C, K, P')
+        return masked.topk(min(VOTES, count)).values.mean(dim=-1)
+
+    return nearest(own) - nearest(~own)
+
+
 def own_votes(
     keys: Tensor, annotated: Tensor, valid: Tensor, shown: Tensor, classes: int
 ) -> Tensor:

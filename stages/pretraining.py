@@ -33,6 +33,7 @@ ADMITTED = {  # how the log words the values of admit_matches
     "template's class",
     "cycle": f"whose {VOTES} most similar patches of the annotated image all show their template's "
     "class",
+    "sure": "of which a slowly moving encoder is surest, none at first and then more of them",
 }
 
 

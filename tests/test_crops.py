@@ -235,6 +235,15 @@ def test_a_method_of_ones_own_asks_for_what_its_settings_need(
     assert len(re.findall(r"Admitted_up\d (\S+)", text)) == 3
 
 
+def test_the_surest_matches_wait_for_the_first_steps(unequal: Path, tmp_path: Path) -> None:
+    words = "--self_crop 24 --admit_matches sure"
+    assert train(unequal, tmp_path, words, stages="self", data_size="5", self_max_epoch=1) == 0
+    text = (tmp_path / "tiny_simclr/5_0/log_self.txt").read_text()
+    assert "of which a slowly moving encoder is surest, none at first" in text
+    shares = [float(word) for word in re.findall(r"Admitted_up\d (\S+)", text)]
+    assert shares == [0, 0, 0]
+
+
 @pytest.mark.parametrize(("top_k", "told"), [(2, False), (3, True)])
 def test_crops_of_fewer_cells_than_patches_are_warned_about(
     unequal: Path, tmp_path: Path, top_k: int, told: bool

@@ -27,6 +27,7 @@ from model import (
     PSCL,
     PSCL_MoCo,
     PSCL_SimCLR,
+    SureMatches,
     build_method,
     settings_of,
 )
@@ -276,7 +277,8 @@ READ: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "label_guided": (False, lambda m: m.label_guided),
     "scale_weights": ((0.5, 2.0, 3.0), lambda m: m.scale_weights),
     "intra_view_negatives": (False, lambda m: m.intra_view_negatives),
-    "admit_matches": ("classifier", lambda m: m.admit_matches),
+    "admit_matches": ("sure", lambda m: m.admit_matches),
+    "admit_share": (0.4, lambda m: m.admit_share),
     "momentum": (0.75, measured_momentum),
     "queue_size": (11, lambda m: len(m.queue)),
     "group_decay": (0.15, lambda m: m.decays[0]),
@@ -289,7 +291,7 @@ OF_QUEUES = {"momentum", "queue_size", "batch_norm_ranks"}
 QUEUE_ONLY = OF_QUEUES | {"group_decay", "patch_group_decay", "freshness_decay"}
 OF_NETWORK = {"channels", "hidden_dim", "embed_dim", "groups", "norm", "encoder", "recompute"}
 APPLIES = {
-    "moco": set(READ) - {"intra_view_negatives", "admit_matches", "dense_grid"},
+    "moco": set(READ) - {"intra_view_negatives", "admit_matches", "admit_share", "dense_grid"},
     "simclr": set(READ) - QUEUE_ONLY - {"dense_grid"},
     "plain-moco": OF_NETWORK | {"temperature"} | OF_QUEUES,
     "plain-simclr": OF_NETWORK | {"temperature"},
@@ -373,6 +375,45 @@ def test_matches_that_lead_back_to_their_class_take_part(
         assert shares == pytest.approx([share] * 3)
         for call in recorder.take("patch_nt_xent"):
             assert call["admitted"][0].all()
+
+
+def test_the_surest_matches_take_part_few_at_first(recorder: Recorder):
+    """None at first, then a share of them, which the slow encoder judges."""
+    method = make("simclr", num_classes=3, admit_matches="sure", admit_share=0.5)
+    before = copy.deepcopy(method.sure.encoder.state_dict())
+    for steps, most in ((0, 0.0), (99, 0.0), (800, 1.0), (5000, 1.0)):
+        method.sure.steps.fill_(steps)
+        found = method(make_batch(3, 32, 32))
+        shares = [float(found[f"admitted_up{n}"]) for n in (1, 2, 3)]
+        assert all(0 <= share <= most for share in shares)
+        assert all(call["admitted"][0].all() for call in recorder.take("patch_nt_xent"))
+        assert steps < 800 or any(shares)
+    found["loss"].backward()
+    assert all(p.grad is None for p in method.sure.parameters())
+    weight = "encode.inc.con1.weight"
+    assert torch.equal(method.sure.encoder.state_dict()[weight], before[weight])
+    with torch.no_grad():
+        method.encoder_q.get_parameter(weight).add_(1.0)
+    method.sure.follow(method.encoder_q)
+    moved = method.sure.encoder.state_dict()[weight] - before[weight]
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.01))
+
+
+def test_the_bar_of_sure_matches_by_hand():
+    """1, 2 ... 10 of a class, of which the share of .3 rises to .15: a quantile of .85."""
+    sure = SureMatches(make("simclr", num_classes=2).encoder_q, 2, 0.3)
+    first, last = sure.RISE
+    others = torch.stack([torch.arange(1.0, 11), -torch.arange(1.0, 11)])[None]  # (1, 2, 10)
+    sure.steps.fill_(1)
+    assert not sure.above(others, others, 0).any()  # the share is 0
+    torch.testing.assert_close(sure.bar[0], torch.tensor([10.0, -1.0]))
+    sure.steps.fill_((first + last) / 2)
+    above = sure.above(others, others, 0)
+    bar = 0.95 * 10 + 0.05 * (1 + 0.85 * 9)
+    torch.testing.assert_close(sure.bar[0, 0], torch.tensor(bar))
+    assert above[0, 0].tolist() == [False] * 9 + [True]  # 9.9...
+    assert not above[0, 1].any()  # nobody is surer of the own class than of others
+    assert not sure.bar[1:].any()
 
 
 @pytest.mark.parametrize("self_mode", METHODS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -21,6 +22,7 @@ from pscl.sampling import (
     found_again,
     label_at,
     sample_patches,
+    sureness,
 )
 from tests.golden_files import Golden
 from tests.test_matching import generator, normalised, slow_match
@@ -254,6 +256,32 @@ def test_a_patch_is_agreed_on_where_its_class_has_most_of_its_cell():
     found = agreed(patches, seen, 2, 2)
     assert found[0].all()  # the annotated image's own
     assert found[1].tolist() == [[False, False, True, True], [True, True, False, False]]
+
+
+def test_how_sure_a_match_is_by_loops():
+    rand = torch.Generator().manual_seed(2)
+    batch, classes, templates, dims, cells = 3, 3, 2, 4, 12
+    keys = torch.randn(batch, dims, classes * templates, generator=rand)
+    annotated = torch.randn(dims, cells + 2, generator=rand) * 10
+    valid = torch.arange(cells + 2) < cells - 1
+    label = torch.zeros(classes, cells)
+    label[torch.arange(cells) % 2, torch.arange(cells)] = 200.0  # class 2 has no cell
+    label[:, 3] = 100.0  # of nobody
+    found = sureness(keys, annotated, valid, label)
+    assert found.shape == (batch, classes, templates)
+    usable = [p for p in range(cells - 1) if p != 3]
+    for image, own, number in itertools.product(range(batch), range(classes), range(templates)):
+        key = keys[image, :, own * templates + number]
+        sides = []
+        for same in (True, False):
+            cosine = [
+                float(key @ annotated[:, p] / key.norm() / annotated[:, p].norm())
+                for p in usable
+                if (p % 2 == own) is same
+            ]
+            nearest = (sorted(cosine, reverse=True) + [-1.0] * VOTES)[:VOTES]
+            sides.append(sum(nearest) / VOTES)
+        assert float(found[image, own, number]) == pytest.approx(sides[0] - sides[1], abs=1e-5)
 
 
 def test_a_patch_is_found_again_if_its_nearest_annotated_cells_show_its_class():
