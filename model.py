@@ -278,7 +278,7 @@ class PSCL_SimCLR(PSCL):
         self.sure.follow(self.encoder_q)
         with torch.no_grad():
             _, maps = self.encode(self.sure.encoder, view_k)
-        return Judge(maps, self.sure.encoder.decode, lambda *keys: self.admit_surest(*keys))
+        return Judge(maps, self.sure.encoder.decode, self.admit_surest)
 
     def admit_surest(
         self, keys: Tensor, annotated: Tensor, valid: Tensor, label: Tensor, scale: int
