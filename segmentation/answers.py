@@ -28,7 +28,7 @@ from dataset.layout import write_png
 from imaging.field import Crop
 from imaging.imagefile import Pixels, read_header, read_image, read_mask
 from imaging.listing import UNREAD_PICTURES, longest_start
-from metallography.items import MEASUREMENTS, SUMMARY, digest_of
+from metallography.items import MEASUREMENTS, SET_ASIDE, SUMMARY, digest_of
 from metallography.particles import unit_of
 from metallography.scales import NOT_GIVEN, Given
 from metallography.segmenter import MODEL
@@ -97,7 +97,8 @@ class Answers:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if _is_sound(found):
                 self.record |= found
-        self._told: list[str] = []  # on outlines that were corrected
+        self.kept: list[str] = []  # the images of corrections that were kept since it was opened
+        self.told: list[str] = []  # on outlines that were corrected, and on labels that are gone
 
     @property
     def by(self) -> str:
@@ -112,15 +113,6 @@ class Answers:
     def uncut(self, ids: Pixels) -> Pixels:
         """A class map of such an image in the size before the crop, 255 where it was cut."""
         return np.asarray(self.crop.back(ids, self.crop.uncut(ids.shape), IGNORED), np.uint8)
-
-    def merged(self, before: Pixels, ids: Pixels) -> Pixels:
-        """A correction and what an earlier one labelled, if that was in part; sizes as ``uncut``.
-
-        Who saved a whole map may take it back.
-        """
-        if before.shape != ids.shape or not (self.crop.of(before) == IGNORED).any():
-            return ids
-        return np.where(ids == IGNORED, before, ids).astype(np.uint8)
 
     @property
     def scales(self) -> Given:
@@ -191,9 +183,10 @@ class Answers:
     def not_taken(self) -> list[str]:
         """A line for each picture in ``OUT/classes`` that is no correction, by its name or kind.
 
-        And one for each file of ``OUT/outlines`` of which some outlines cover no pixel.
+        And one for each file of ``OUT/outlines`` of which some outlines cover no pixel, and for
+        each kept map that was moved away.
         """
-        known, lines = self.record["files"], [*self._told]
+        known, lines = self.record["files"], [*self.told]
         for path in sorted(self.classes.rglob("*")) if known else []:
             kind, below = path.suffix.lower(), path.relative_to(self.classes)
             name = below.with_suffix("").as_posix()
@@ -236,16 +229,35 @@ class Answers:
             self._keep(name, read_mask(path), path.relative_to(self.classes).as_posix(), own)
 
     def _write(self, name: str, ids: Pixels) -> None:
-        """Write a corrected class map; what an earlier one labelled in part stays.
+        """Write a corrected class map; where it is 255, what earlier ones labelled stays.
 
-        It gets the size of the image before the crop, 255 there, so that another crop may follow.
+        It gets the size of the image before the crop, 255 there, so that another crop may follow. A
+        map of another size is of another image, and moved away.
         """
         place, header = self.place(name), read_header(self.out / KINDS[1] / f"{name}.png")
         if header is None or ids.shape != self.crop.uncut(header):  # not of the whole image
             ids = self.uncut(ids)
-        ids = self.merged(read_mask(place), ids) if place.is_file() else ids
+        before = read_mask(place) if place.is_file() else ids
+        if before.shape == ids.shape:
+            ids = merged(before, ids)
+        else:
+            self._set_aside(place, before)
         with replacing(place, "--out") as temporary:
             write_png(temporary, ids)
+        self.kept.append(name)
+
+    def _set_aside(self, place: Path, before: Pixels) -> None:
+        """Move a kept map away that does not fit its image any more, with a line."""
+        aside = self.out / SET_ASIDE / place.relative_to(self.out)
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = aside.with_name(f"{place.stem}-{number}.png")
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        place.rename(aside)
+        size, lost = f"{before.shape[1]}x{before.shape[0]}", int((before != IGNORED).sum())
+        found = f"{place}: {size}, not as its image; its {lost} labelled pixels are not learnt"
+        self.told.append(f"{found} any more: moved to {aside}, as a new correction came")
 
     def _take_outlines(self, path: Path) -> None:
         """Keep the class map of outlines that were corrected in another program."""
@@ -260,7 +272,7 @@ class Answers:
         self._keep_new(name)  # a class map that is older
         names, crop = self.record.get("class_names") or [], self.crop
         whole = crop.uncut(read_mask(classes).shape)
-        ids = read_annotation(path, whole, names, told=self._told)
+        ids = read_annotation(path, whole, names, told=self.told)
         self._keep(name, crop.of(ids), beside, found)
 
     def _own_outlines(self, below: str) -> list[str]:
@@ -376,6 +388,11 @@ def _is_sound(found: object) -> bool:
     whole = isinstance(crop, list) and len(crop) == len(NO_CROP)
     sides = whole and all(isinstance(side, int) and side >= 0 for side in crop)
     return sides and all(isinstance(each, list) for each in hashes)
+
+
+def merged(below: Pixels, labels: Pixels) -> Pixels:
+    """The labels (H, W) where there are any, else those below: earlier ones, or a prediction."""
+    return np.where(labels == IGNORED, below, labels).astype(np.uint8)
 
 
 def digest(path: Path) -> str:

@@ -46,7 +46,7 @@ from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, some_names
 from imaging.pages import images_of, page_name
 from metallography.items import digest_of, equal_lines, result_names
-from segmentation.answers import NO_CROP, Answers, another_job
+from segmentation.answers import NO_CROP, Answers, another_job, merged
 from segmentation.request import Request
 from utils.files import MOST_BYTES, DataError, cut_name, inside, replace_file
 from utils.log import only_progress, progress, to_terminal
@@ -471,7 +471,7 @@ def _write(root: Path, plans: list[Plan], answers: Answers, request: Request) ->
             overruled += _later_ones(masks[below], source.below)
             if found := answers.of_image(names[below]):
                 own, given = _corrected(found, answers, image.shape[:2], classes, crop), labels
-                labels = own if given is None else np.where(own == IGNORED, given, own)
+                labels = own if given is None else merged(given, own)
                 overruled += _overruled(given, answers.place(names[below]), labels)
             write_png(root / "train_numf" / "img" / f"{stem}.png", image, clear)
             if labels is not None:
@@ -560,7 +560,7 @@ def _labels(masks: Iterable[tuple[Plan, Source]]) -> Pixels | None:
     labels: Pixels | None = None
     for plan, source in masks:
         ids = plan.ids(source)
-        labels = ids if labels is None else np.where(ids == IGNORED, labels, ids).astype(np.uint8)
+        labels = ids if labels is None else merged(labels, ids)
     return None if labels is None or (labels == IGNORED).all() else labels
 
 
@@ -585,4 +585,4 @@ def _corrected(
                 f"0..{classes - 1}, and {IGNORED} where you do not know: correct it or remove it"
             )
         maps.append(found)
-    return np.asarray(crop.of(reduce(answers.merged, maps)), np.uint8)
+    return np.asarray(crop.of(reduce(merged, maps)), np.uint8)

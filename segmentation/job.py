@@ -220,7 +220,8 @@ class Work:
             line = f"{name}: {changed} of {labelled} labelled pixels differ from the last answer"
             if name in by_hand and changed < FEW_CHANGED * labelled:
                 others = f"the {labelled - changed} others are learnt, too"
-                line += f"; {others}: set 255 where you did not look"
+                line += f"; {others}. Where you did not look, delete {by_hand[name]}, and save a "
+                line += "map with 255 there"
             to_terminal(line)
 
     def count_corrected(self) -> dict[str, list[int]]:
@@ -488,3 +489,8 @@ class Work:
             to_terminal(line)
         path = telling.write_page(result, final=True)
         to_terminal(f"Report: {path}")
+        for line in self.answers.told:
+            to_terminal(f"Warning: {line}")
+        for name in dict.fromkeys(self.answers.kept):
+            kept = f"corrected while this run went on, kept in {self.answers.place(name)}"
+            to_terminal(f"{name}: {kept}; give the same command again, which learns from it")

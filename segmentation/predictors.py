@@ -30,6 +30,7 @@ from metallography.ranking import SecondOpinion
 from metallography.segmenter import Bands, Certainty, Segmenter
 from metallography.tiling import UNETS, Floats, resized_bands
 from segmentation import blocks
+from segmentation.answers import merged
 from segmentation.doubt import doubt_map
 from stages.forest import MOST_PIXELS, PixelForest, draw_pixels
 from stages.labels import label_counts
@@ -411,8 +412,3 @@ def reduced_labels(labels: Pixels, factor: int, num_classes: int) -> Pixels:
     blocks = padded.reshape(height, factor, width, factor)
     counts = np.stack([(blocks == c).sum(axis=(1, 3)) for c in range(num_classes)])  # (C, h, w)
     return np.where(counts.any(axis=0), counts.argmax(axis=0), IGNORED).astype(np.uint8)
-
-
-def merged(predicted: Pixels, labels: Pixels) -> Pixels:
-    """The labels (H, W) where there are any, else the prediction."""
-    return np.where(labels == IGNORED, predicted, labels).astype(np.uint8)

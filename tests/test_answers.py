@@ -69,15 +69,57 @@ def test_a_later_correction_in_part_leaves_an_earlier_one(out: Path, tmp_path: P
     assert kept.tolist() == [[2, 1, 1, 1], [255] * 4, [255] * 4, [2] * 4]
 
 
-def test_a_correction_in_part_takes_the_place_of_a_whole_one(out: Path, tmp_path: Path) -> None:
-    """Who saved a whole map may take it back: 255 where nobody looked."""
+def test_a_correction_in_part_leaves_a_whole_one_until_that_is_deleted(
+    out: Path, tmp_path: Path
+) -> None:
+    """A map of 255 with a patch says nothing of the rest, however much was labelled before."""
     Image.fromarray(NEW).save(out / "classes" / "a.png")
     Answers(out).corrections()
-    Answers(out).publish(work(tmp_path / "two", NEW), ["a", "b/c"], "you")
     part = np.where(np.eye(4, dtype=bool), 2, 255).astype(np.uint8)
-    Image.fromarray(part).save(out / "classes" / "a.png")
+    for number, expected in enumerate((np.where(part == 2, part, NEW), part)):
+        Answers(out).publish(work(tmp_path / f"{number}", NEW), ["a", "b/c"], "you")
+        Image.fromarray(part).save(out / "classes" / "a.png")
+        kept = out / "corrected" / "a.png"
+        assert Answers(out).corrections()["a"] == kept
+        np.testing.assert_array_equal(Image.open(kept), expected)
+        kept.unlink()  # taken back
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_labels_outside_of_the_crop_stay(tmp_path: Path, whole: bool) -> None:
+    """What was labelled before the crop stays under a correction of what is left, whole or not."""
+    crop, out = Crop(bottom=4), tmp_path / "out"
+    Answers(out).publish(work(tmp_path / "0", np.zeros((24, 24), np.uint8)), ["a", "b/c"], "me")
+    Image.fromarray(np.ones((24, 24), np.uint8)).save(out / "classes" / "a.png")
+    Answers(out).corrections()
+    cut = work(tmp_path / "1", np.zeros((20, 24), np.uint8))
+    Answers(out).publish(cut, ["a", "b/c"], "me", CLASSES, crop)
+    new = np.full((20, 24), 2, np.uint8)
+    new[10:] = 2 if whole else 255
+    Image.fromarray(new).save(out / "classes" / "a.png")
     kept = np.asarray(Image.open(Answers(out).corrections()["a"]))
-    np.testing.assert_array_equal(kept, part)
+    assert (kept[: 20 if whole else 10] == 2).all() and (kept[20 if whole else 10 :] == 1).all()
+
+
+def test_a_kept_map_of_another_size_is_moved_and_its_labels_are_counted(
+    out: Path, tmp_path: Path
+) -> None:
+    """Its image was changed for another one of the same name."""
+    place = out / "corrected" / "a.png"
+    for number, side in enumerate((3, 5)):
+        place.parent.mkdir(exist_ok=True)
+        old = np.full((side, side), 1, np.uint8)
+        old[0] = 255
+        Image.fromarray(old).save(place)
+        Image.fromarray(NEW + np.uint8(number)).save(out / "classes" / "a.png")
+        answers = Answers(out)
+        answers.corrections()
+        aside = out / "set_aside" / "corrected" / ("a-2.png" if number else "a.png")
+        (line,) = answers.not_taken()
+        count = f"its {side * (side - 1)} labelled pixels are not learnt any more"
+        assert line.startswith(f"{place}: {side}x{side}, ") and f"{count}: moved to {aside}" in line
+        np.testing.assert_array_equal(Image.open(aside), old)
+        np.testing.assert_array_equal(Image.open(place), NEW + number)
 
 
 def drawn(place: Path, crop: Crop, ids: np.ndarray, kind: str = "geojson") -> Path:  # type: ignore[type-arg]

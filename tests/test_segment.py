@@ -661,7 +661,42 @@ def test_a_correction_that_wins_over_a_given_mask_says_so(
     assert run(done) == 0
     said = capsys.readouterr().out
     assert "é0.png: wins over the mask of its image in 1 pixel(s); delete it" in said
-    assert f"the {SIDE * SIDE - 1} others are learnt, too" in said
+    others = f"the {SIDE * SIDE - 1} others are learnt, too. Where you did not look, delete"
+    assert f"{others} out/corrected/é0.png, and save a map with 255 there\n" in said
+    part = np.full_like(corrected, 255)
+    part[7, 7] = (corrected[7, 7] + 1) % 4
+    Image.fromarray(part).save(path)  # what was labelled before stays
+    read_in(done, masks=("é0_mask.png",))
+    corrected[7, 7] = part[7, 7]
+    for kept in ("corrected", "set/sup_numf/gt"):
+        assert (ids(done / "out" / kept / "é0.png") == corrected).all()
+
+
+def test_a_correction_that_was_saved_during_a_run_is_named_at_its_end(
+    done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, compare = done / "out" / "classes" / "é1.png", segmentation.job.Work.compare
+    first = ids(path).copy()
+    first[:8] = 1
+    Image.fromarray(first).save(path)
+    second = np.full_like(first, 255)
+    second[8:12] = 2
+
+    def while_it_runs(work: Any) -> None:
+        compare(work)
+        Image.fromarray(second).save(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segmentation.job.Work, "compare", while_it_runs)
+        assert run(done) == 0
+    said = "é1: corrected while this run went on, kept in out/corrected/é1.png; give the same"
+    (line,) = (t for t in capsys.readouterr().out.splitlines()[-2:] if t.startswith("é1: "))
+    assert line.startswith(said)
+    kept = ids(done / "out" / "corrected" / "é1.png")
+    assert (kept[8:12] == 2).all() and (kept[:8] == 1).all() and (kept != 255).all()
+    assert run(done) == 0  # learnt now, and no more said of it
+    assert "while this run went on" not in capsys.readouterr().out
+    assert (ids(path) == kept).all()
 
 
 def test_gray_levels_beside_class_ids_are_no_new_classes(
