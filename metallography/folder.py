@@ -136,6 +136,7 @@ class Folder:
     left_out: Sequence[str] = ()  # lines on files that are no images, for the summary
     field: FieldRule = NO_RULE  # which part of each image counts
     scales: Mapping[str, float | None] | None = None  # by name; of others um_per_px
+    forget_scales: bool = False  # the user wants no scale that an earlier run knew
     resample: float = 0.0  # um per pixel at which the network sees the images; 0: as they are
     notes: Sequence[str] = ()  # more lines for the summary: crop, scales
     warned: Sequence[str] = ()  # more warnings, for the summary and for the page
@@ -485,7 +486,7 @@ class Folder:
 
     def _lost_scale(self, noted: Noted, scale: float | None) -> Row:
         """What to note of the scale that an earlier run knew, where this one knows none."""
-        lost = scale is None and noted.known_scale is not None
+        lost = scale is None and noted.known_scale is not None and not self.forget_scales
         self.lost_scale |= lost
         return {KNOWN_SCALE: noted.known_scale} if lost else {}
 

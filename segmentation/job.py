@@ -328,6 +328,7 @@ class Work:
         told: dict[str, Any] = {"scales": self.scales.of, "min_px": self.request.min_px}
         told["in_no_mask"], told["grain_classes"] = self.in_no_mask, self.request.grain_classes
         told["class_colours"] = self.intake.class_colours
+        told["forget_scales"] = self.request.um_per_px == 0
         if isinstance(predictor, Watched):
             told["others"] = [self.first / "classes", *([self.twin] if self.twin else [])]
         folder = AnswerFolder(predictor, items, place, um_per_px=um, labels=labels, **told)
