@@ -333,6 +333,27 @@ def names_option(names: Sequence[str]) -> str:
     return f"--class_names {shlex.quote(text)}" if '"' in text else f'--class_names "{text}"'
 
 
+def refuse_unused(reading: Reading, rules: Sequence[MaskRule], masks: Path) -> None:
+    """DataError for what says of values in ``masks`` where every mask names its classes."""
+    given = [f"--{name}" for name in ("palette", "ignore") if getattr(reading, name)]
+    if given and rules and all(rule.by is By.NAMES for rule in rules):
+        found = f"{' and '.join(given)}: of no effect on {masks}: outlines, and files of one class"
+        cure = "draw a large shape called ignore below the others where nobody labelled"
+        raise DataError(f"{found} each, have no values; leave it out, and {cure}")
+
+
+def channels(value: Value) -> Value:
+    """A value as a colour, so that gray levels and colours compare."""
+    return value * 3 if len(value) == 1 else value
+
+
+def without_ignored(known: str, reading: Reading) -> str:
+    """A palette without the values that ``--ignore`` of the user says have no label."""
+    gone = {channels(value) for value in reading.ignore}
+    left = [e for e in parse_palette(known) if channels(e[1]) not in gone] if known else []
+    return palette_text(left) if any(label != IGNORED for label, _ in left) else ""
+
+
 def _name(label: int) -> str:
     return "ignore" if label == IGNORED else str(label)
 

@@ -6,7 +6,7 @@ import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ if __name__ == "__main__":  # before the imports that take seconds
     leave_while_loading()
 
 
+from annotation.files import is_annotation  # noqa: E402
+from annotation.names import BACKGROUND  # noqa: E402
 from config import Config, ConfigError  # noqa: E402
 from dataset.check import SMALLEST_SIDE, Problems  # noqa: E402
 from dataset.layout import LAYOUT, replacing_set, write_png  # noqa: E402
@@ -27,8 +29,10 @@ from dataset.mask_values import (  # noqa: E402
     By,
     SetSettings,
     colours_of,
+    names_option,
     palette_text,
     reading_of,
+    refuse_unused,
 )
 from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
 from dataset.set_file import NAME, SCALES_UM, SetFile  # noqa: E402
@@ -57,6 +61,7 @@ def prepare(settings: SetSettings) -> list[str]:
     """Make the set, unless it is a dry run; the lines of the report. Raises UserError."""
     _check_folders(settings)
     plan = Plan(settings)
+    refuse_unused(settings, [plan.rule], settings.masks)
     known = set_file(plan)
     lines = report_lines(plan)
     if not settings.dry_run:
@@ -124,7 +129,8 @@ def set_file(plan: Plan) -> SetFile:
     try:  # the rules of training's settings
         Config(num_classes=max(plan.num_classes, 2), class_names=names, class_colours=colours)
     except ConfigError as error:
-        lines = str(error).splitlines()
+        tip = strokes_tip([plan], names)
+        lines = [line + tip * line.startswith("class_names") for line in str(error).splitlines()]
         raise DataError("\n".join(f"--{line}" for line in lines)) from None
     return SetFile(
         num_classes=plan.num_classes if plan.num_classes > 1 else None,
@@ -223,19 +229,55 @@ def _ids_without_zero(plan: Plan) -> list[str]:
 
 def _scribbles(plan: Plan) -> list[str]:
     """Warn of masks in which only strokes are labelled, and one class is all the rest."""
-    found = []
-    for value in sorted(set(plan.scribbled.values())):
-        own = [path for path, around in plan.scribbled.items() if around == value]
-        others = [label for label in range(plan.num_classes) if label != value]
-        values = {label: shown[0] for label, shown in plan.rule.palette if len(shown) == 1}
-        if values.keys() >= {value, *others}:
-            cure = f'if nobody labelled the rest, give --palette "ignore={values[value]} '
-            cure += " ".join(f"{n}={values[label]}" for n, label in enumerate(others)) + '"'
+    alike: defaultdict[tuple[int, str], list[Path]] = defaultdict(list)
+    for path, value in plan.scribbled.items():
+        alike[value, _unlabelled_cure(plan, path, value)].append(path)
+    return [
+        f"{own[0]}: {len(own)} mask(s) look like scribbles: strokes on class {value}; if nobody "
+        f"labelled the rest, {cure}; if class {value} is drawn in full, all is well"
+        for (value, cure), own in sorted(alike.items())
+    ]
+
+
+def _unlabelled_cure(plan: Plan, path: Path, value: int) -> str:
+    """How to say that nobody labelled what has the class ``value`` in a mask of strokes."""
+    names = plan.masks.names
+    of_classes = "{class}" in plan.settings.mask_pattern
+    if is_annotation(path) or of_classes:
+        if of_classes:
+            cure = 'add a file of the class "ignore" that is white everywhere'
+        elif value:
+            cure = f'call the shape of {names[value]} round them "ignore"'
         else:
-            cure = "if nobody labelled the rest, give its value as ignore= in --palette"
-        what = f"{own[0]}: {len(own)} mask(s) look like scribbles: strokes on class {value}"
-        found.append(f"{what}; {cure}; if class {value} is drawn in full, all is well")
-    return found
+            cure = 'draw a shape called "ignore" over the whole image (smaller ones stay on top)'
+        cure += "; --palette and --ignore have no effect on it"
+        if not value and names[0] in BACKGROUND:  # as nobody named it
+            others = names_option(names[1:])
+            cure += f"; if one of the others is the matrix, give them with it first: {others}"
+        return cure
+    if path in plan.masks.id_maps:
+        return f"save it with {IGNORED} there"
+    palette = _palette_of_strokes(plan, value)
+    return f'give --palette "{palette}"' if palette else "give its value as ignore= in --palette"
+
+
+def _palette_of_strokes(plan: Plan, value: int) -> str:
+    """The palette in which what has the class ``value`` now is unlabelled; '' if there is none."""
+    known = [label for label, _ in plan.rule.palette if label not in (value, IGNORED)]
+    labels = {label: number for number, label in enumerate(sorted(set(known)))}
+    labels |= {value: IGNORED, IGNORED: IGNORED}
+    palette = [(labels[label], shown) for label, shown in plan.rule.palette]
+    return palette_text(palette) if any(label == value for label, _ in plan.rule.palette) else ""
+
+
+def strokes_tip(plans: Iterable[Plan], names: Sequence[str]) -> str:
+    """A further cure for names that are one too few, if a mask looks like strokes; else ''."""
+    for plan in plans if names else ():
+        for path, value in plan.scribbled.items():
+            if len(names) == plan.num_classes - 1:
+                cure = _unlabelled_cure(plan, path, value)
+                return f"; {path} looks like strokes: if nobody labelled class {value}, {cure}"
+    return ""
 
 
 def _parser() -> Parser:

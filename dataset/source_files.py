@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from imaging.imagefile import Array, decode
@@ -95,6 +96,18 @@ class PaletteCheck:
     def coloured(self) -> bool:
         """Whether a colour that occurs is no gray level."""
         return any(len(set(colour)) > 1 for colour in self._indices)
+
+
+def check_palettes(folders: Sequence[Path]) -> None:
+    """DataError if palette files of different folders give one index several colours."""
+    check = PaletteCheck()
+    for folder in folders:
+        for path in Listing(folder, []).images():
+            if colours := palette_of(path):
+                check.add(path, colours, np.unique(read_pixels(path)).tolist())
+    if check.differing and len(folders) > 1:
+        cure = "save them with one palette, or put them into one folder"
+        raise DataError(f"--masks: palettes differ: {check.differing}; {cure}")
 
 
 def as_folder(masks: Path, images: Path, out: Path, place: Path) -> Path:

@@ -25,20 +25,19 @@ from dataset.mask_values import (
     Palette,
     Reading,
     SetSettings,
+    channels,
     colours_of,
     named_line,
+    names_option,
     palette_text,
     parse_palette,
+    refuse_unused,
+    without_ignored,
 )
-from dataset.prepare import mask_warnings
+from dataset.prepare import mask_warnings, strokes_tip
 from dataset.set_masks import names_drawn
 from dataset.set_plan import EACH, Plan, Source
-from dataset.source_files import (
-    PaletteCheck,
-    as_folder,
-    palette_of,
-    read_pixels,
-)
+from dataset.source_files import as_folder, check_palettes
 from imaging.drawing import class_colours
 from imaging.field import Crop, read_crop, transparent
 from imaging.gray_range import GrayRange
@@ -140,17 +139,20 @@ def _read_all(
     masks: Sequence[Path],
 ) -> None:
     """Lay all files out in ``OUT/set``, with the record of it; DataError."""
-    _one_palette(folders)
+    if not folders:  # corrected class maps alone
+        raise DataError(f"{request.out}: give --masks the mask that you began with, too")
+    check_palettes([folder for folder, _ in folders])
     names = _names(request, folders, before.class_names)
     kind = _kind(request.reading)
     same = kind in ("", before.mask_kind)  # else what the user says now counts
     plans, known = _plans(request, folders, before.palette if same else "", names)
-    changed = _changed(plans, before.palette)
+    classes = _count_classes(plans, request, names)
+    changed = _changed(plans, before, names)
     look, warned = _look(  # before anything is written: colours may be wrong
         plans, parse_palette(known), names, before.look, bool(request.reading.palette)
     )
     with replacing_set(request.out / SET) as root:
-        record = _write(root, plans, answers, request)
+        record = _write(root, plans, answers, request, classes)
         if changed is not None and changed.renumbered:
             _renumber(answers, changed, corrected)
         record["notes"] += [changed.line] if changed else []
@@ -286,7 +288,7 @@ def _plans(
     """
     plans: list[Plan] = []
     given_palette = bool(request.reading.palette)
-    known = "" if given_palette else _without_ignored(known, request.reading)
+    known = "" if given_palette else without_ignored(known, request.reading)
     for folder, given in folders:
         settings = _settings(request, folder, names)
         tries: list[dict[str, Any]] = [{}]
@@ -309,6 +311,7 @@ def _plans(
         if _has_values(plans[-1]):
             known = palette_text(plans[-1].rule.palette)  # with what it adds to the one before
         known = known or palette_text(plans[0].rule.palette)
+    refuse_unused(request.reading, [plan.rule for plan in plans], folders[0][1])
     return plans, known
 
 
@@ -338,34 +341,33 @@ def _has_values(plan: Plan) -> bool:
     return plan.rule.by not in (By.IDS, By.NAMES)
 
 
-def _without_ignored(known: str, reading: Reading) -> str:
-    """A palette without the values that ``--ignore`` of the user says have no label."""
-    gone = {_channels(value) for value in reading.ignore}
-    left = [e for e in parse_palette(known) if _channels(e[1]) not in gone] if known else []
-    return palette_text(left) if any(label != IGNORED for label, _ in left) else ""
-
-
 class _Changed(NamedTuple):
     """What masks mean otherwise than in earlier runs."""
 
     line: str
     renumbered: bool  # a value is of another class now, so that class ids mean other things
-    known: str  # the palette of earlier runs
+    known: str  # the option that earlier runs read by
 
 
-def _changed(plans: Sequence[Plan], known: str) -> _Changed | None:
-    """What is read otherwise than earlier runs of this OUT did, by the palette ``known``."""
-    old = {_channels(value): label for label, value in parse_palette(known)} if known else {}
+def _changed(plans: Sequence[Plan], before: _Before, names: Sequence[str]) -> _Changed | None:
+    """What is read otherwise than in earlier runs of this OUT: by values, or ``names`` alone."""
+    known, ids = before.palette, {n.casefold(): i for i, n in enumerate(before.class_names)}
+    named = all(plan.rule.by is By.NAMES for plan in plans)
+    if named and any(ids.get(n.casefold(), i) != i for i, n in enumerate(names)):
+        line = f"outlines are read by {names_option(names)} now; earlier runs read them by"
+        known = names_option(before.class_names)
+        return _Changed(f"{line} {known}", renumbered=True, known=known)
+    old = {channels(value): label for label, value in parse_palette(known)} if known else {}
     for plan in plans:
         if not _has_values(plan):
             continue
-        new = {_channels(value): label for label, value in plan.rule.palette}
+        new = {channels(value): label for label, value in plan.rule.palette}
         other = [v for v, label in new.items() if old.get(v, label) != label]
         if other:
             moved = any(IGNORED not in (old[value], new[value]) for value in other)
-            before = f'earlier runs read them by --palette "{known}"'
-            line = f'masks are read by --palette "{palette_text(plan.rule.palette)}" now; {before}'
-            return _Changed(line, moved, known)
+            line = f'masks are read by --palette "{palette_text(plan.rule.palette)}" now; '
+            line += f'earlier runs read them by --palette "{known}"'
+            return _Changed(line, moved, f'--palette "{known}"')
     return None
 
 
@@ -377,13 +379,8 @@ def _renumber(answers: Answers, changed: _Changed, corrected: Mapping[str, Path]
         )
         found = f"{shown} have the class ids of earlier runs"
         cure = "keep these ids, give another --out, or delete these maps"
-        raise DataError(f'--palette: {found}, --palette "{changed.known}"; {cure}')
+        raise DataError(f"{changed.known.split()[0]}: {found}, {changed.known}; {cure}")
     answers.forget()
-
-
-def _channels(value: Sequence[int]) -> tuple[int, ...]:
-    """A value as a colour, so that gray levels and colours compare."""
-    return tuple(value) * 3 if len(value) == 1 else tuple(value)
 
 
 def _agreeing(plan: Plan, known: str, settings: SetSettings, given: Path, request: Request) -> Plan:
@@ -426,22 +423,10 @@ def _names(request: Request, folders: Sequence[tuple[Path, Path]], old: Sequence
     return [*old, *(name for name in class_names(found) if name not in old)] if found else [*old]
 
 
-def _one_palette(folders: Sequence[tuple[Path, Path]]) -> None:
-    """Refuse palette files that give one index several colours in different folders."""
-    check = PaletteCheck()
-    for folder, _ in folders:
-        for path in Listing(folder, []).images():
-            if colours := palette_of(path):
-                check.add(path, colours, np.unique(read_pixels(path)).tolist())
-    if check.differing and len(folders) > 1:
-        cure = "save them with one palette, or put them into one folder"
-        raise DataError(f"--masks: palettes differ: {check.differing}; {cure}")
-
-
-def _write(root: Path, plans: list[Plan], answers: Answers, request: Request) -> dict[str, Any]:
+def _write(
+    root: Path, plans: Sequence[Plan], answers: Answers, request: Request, classes: int
+) -> dict[str, Any]:
     """Write all images, and the labels of those that have some; returns the record of the set."""
-    if not plans:  # corrected class maps alone
-        raise DataError(f"{request.out}: give --masks the mask that you began with, too")
     sources: dict[str, Source] = {}
     masks: defaultdict[str, list[tuple[Plan, Source]]] = defaultdict(list)
     for plan in plans:
@@ -453,7 +438,7 @@ def _write(root: Path, plans: list[Plan], answers: Answers, request: Request) ->
                     masks[below].append((plan, tile.source))
     belows = sorted(sources)
     names = dict(zip(belows, result_names([Path(below) for below in belows]), strict=True))
-    classes, crop = _count_classes(plans, request), plans[0].settings.crop
+    crop = plans[0].settings.crop
     pictures, taken, pixels = [], set[str](), 0
     overruled: list[str] = []  # lines on masks that a correction overrules
     equal: defaultdict[str, list[str]] = defaultdict(list)  # images by their pixels
@@ -491,26 +476,33 @@ def _write(root: Path, plans: list[Plan], answers: Answers, request: Request) ->
         "palette": palette_text(plans[0].rule.palette),
     }
     gray = plans[0].gray
-    record |= {"crop": list(plans[0].settings.crop)}
+    record |= {"crop": list(crop)}
     record |= {"gray_range": gray.saved() if isinstance(gray, GrayRange) else None}
     notes, warned = _notes(plans)
     warned += equal_lines(equal.values(), annotated)
     return {**record, "notes": [*notes, *overruled], "warnings": warned, "pictures": pictures}
 
 
-def _count_classes(plans: Sequence[Plan], request: Request) -> int:
-    """The number of classes of all masks; DataError for one, or for names of others."""
-    classes = max(plan.num_classes for plan in plans)
+def _count_classes(plans: Sequence[Plan], request: Request, names: Sequence[str]) -> int:
+    """The number of classes of all masks; DataError for one, or for ``names`` of others."""
+    most = max(plans, key=lambda plan: plan.num_classes)
+    classes = most.num_classes
     if classes < 2:
         found = f"one class in all masks ({plans[0].rule.same_as()})"
         raise DataError(f"{request.masks[0]}: {found}; two or more are needed: correct the mask")
-    if request.class_names and len(request.class_names) != classes:
-        meant = plans[0].rule.same_as()
-        found = (
-            f"found {len(request.class_names)} names, the masks have {classes} classes ({meant})"
-        )
-        raise DataError(f"--class_names: {found}; give a name for each, from class 0 on")
-    return classes
+    if not names or len(names) == classes:
+        return classes
+    if request.class_names:
+        found = f"--class_names: found {len(names)} names, the masks have {classes} classes"
+        cure = f" ({most.rule.same_as()}); give a name for each, from class 0 on"
+    else:
+        whose = "of an earlier run"
+        if any(plan.rule.by is By.NAMES for plan in plans):
+            whose = "of outlines, or of an earlier run,"
+        found = f"--class_names {whose} are {len(names)} ({', '.join(names)}), "
+        found += f"{most.settings.masks} has {classes} classes"
+        cure = f": give {classes} names"
+    raise DataError(found + cure + strokes_tip(plans, names))
 
 
 def _overruled(given: Pixels | None, kept: Path, labels: Pixels) -> list[str]:

@@ -204,6 +204,14 @@ def test_a_correction_of_before_a_crop_is_cut_as_its_image(root: Path) -> None:
     assert b.shape == (SIDE - 24, SIDE) and (b[:16] == 0).all() and (b[16:] == 1).all()
 
 
+def test_corrected_class_maps_alone_ask_for_the_mask(root: Path) -> None:
+    read_in(root, bands(root / "a.png", 0, 1))
+    bands(root / "out/corrected/b.png", 0, 1, 1)
+    (root / "out/classes").mkdir()
+    with pytest.raises(DataError, match="out: give --masks the mask that you began with, too"):
+        read_in(root, root / "out/classes")
+
+
 def test_lines_on_a_single_mask_name_the_users_file(root: Path) -> None:
     image(root / "images/x/s7.png", 4)
     mask = save(root / "s7.png", np.zeros((SIDE // 2, SIDE), np.uint8))

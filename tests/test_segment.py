@@ -732,6 +732,117 @@ def test_strokes_on_zero_are_warned_of(place: Path, capsys: pytest.CaptureFixtur
     assert "Warning: é0_mask.png: 1 mask(s) look like scribbles" in said and "masks-" not in said
 
 
+def ilastik(place: Path) -> str:
+    """Strokes of four classes, ids from 1, on 0: nobody labelled that."""
+    strokes = np.zeros((SIDE, SIDE), np.uint8)
+    for number, row in enumerate((6, 18, 30, 40), start=1):
+        strokes[row : row + 2, 4:40] = number
+    Image.fromarray(strokes).save(place / "é1_mask.png")
+    return "é1_mask.png"
+
+
+def test_names_of_strokes_that_are_one_too_few_get_the_palette_that_fits_them(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask, names = ilastik(place), ("--class_names", "a,b,c,d")
+    assert run(place, *names, masks=(mask,)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--class_names: found 4 names, the masks have 5 classes")
+    palette = "ignore=0 0=1 1=2 2=3 3=4"
+    cure = f'é1_mask.png looks like strokes: if nobody labelled class 0, give --palette "{palette}"'
+    assert line.endswith(f"; {cure}")
+    read_in(place, *names, "--palette", palette, masks=(mask,))
+    labels = ids(place / "out" / "set" / "sup_numf" / "gt" / "é1.png")
+    assert labels[[0, 6, 18, 30, 40], 8].tolist() == [255, 0, 1, 2, 3]
+    assert run(place, "--class_names", "a,b,c", "--out", "o", masks=(mask,)) == 2
+    assert "looks like strokes" not in capsys.readouterr().err  # two names more are needed
+
+
+def test_names_of_an_earlier_run_that_are_too_few_are_told_before_anything_is_timed(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = paint(place, "1", [0, 1, 2]), paint(place, "2", [0, 1, 2, 3])
+    read_in(place, "--class_names", "a,b,c", masks=(first,))
+    before = hashes(place / "out")
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(segmentation.job, "make_schedule", None)
+        assert run(place, masks=(first, second)) == 2
+    said = f"--class_names of an earlier run are 3 (a, b, c), {second} has 4 classes: give 4 names"
+    assert capsys.readouterr().err == f"{said}\n"
+    assert hashes(place / "out") == before
+    read_in(place, "--class_names", "a,b,c,d", masks=(first, second))
+    labelled = outlines(place, "0", "pore")
+    assert run(place, "--out", "o", masks=(labelled, second)) == 2  # two names of outlines
+    said = "--class_names of outlines, or of an earlier run, are 2 (background, pore), "
+    assert f"{said}{second} has 4 classes: give 4 names" in capsys.readouterr().err
+
+
+def lines_drawn(place: Path, name: str, *labels: str, over: str = "") -> str:
+    """Strokes in LabelMe JSON, below them a shape over the whole image if ``over`` names it."""
+    shapes = [
+        {"label": label, "shape_type": "rectangle", "points": [[4, y], [40, y + 2]]}
+        for label, y in zip(labels, (6, 18, 30), strict=False)
+    ]
+    whole = {"label": over, "shape_type": "rectangle", "points": [[0, 0], [SIDE, SIDE]]}
+    about = {"imageHeight": SIDE, "imageWidth": SIDE, "imagePath": f"é{name}.png"}
+    drawn = [*shapes, *([whole] if over else [])]
+    (place / f"é{name}.json").write_text(json.dumps({**about, "shapes": drawn}), encoding="utf-8")
+    return f"é{name}.json"
+
+
+def test_strokes_of_outlines_are_warned_of_with_a_cure_that_works(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = lines_drawn(place, "1", "matrix", "net", "pore")
+    read_in(place, masks=(mask,))
+    (line,) = (t for t in capsys.readouterr().out.splitlines() if "like scribbles" in t)
+    assert 'give --palette "' not in line and "--palette and --ignore have no effect" in line
+    assert 'draw a shape called "ignore" over the whole image' in line
+    names = line.partition("give them with it first: ")[2].partition(";")[0]
+    assert names == '--class_names "matrix,net,pore"'
+    for option in ("--palette", "ignore=0 0=1 1=2 2=3"), ("--ignore", "0"):
+        assert run(place, *option, masks=(mask,)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{option[0]}: of no effect on é1.json") and "called ignore" in line
+    lines_drawn(place, "1", "matrix", "net", "pore", over="ignore")
+    read_in(place, "--class_names", "matrix,net,pore", masks=(mask,))
+    labels = ids(place / "out" / "set" / "sup_numf" / "gt" / "é1.png")
+    assert labels[[0, 6, 18, 30], 8].tolist() == [255, 0, 1, 2]
+    assert "like scribbles" not in capsys.readouterr().out
+    plain = paint(place, "2", [10, 200])  # what has values is read by them, beside outlines
+    words = ("--palette", "0=10 1=200", "--class_names", "matrix,net,pore")
+    read_in(place, *words, masks=(mask, plain))
+    assert "of no effect" not in capsys.readouterr().err and learnt(place, "2") == [0, 1]
+
+
+def test_strokes_on_a_class_that_was_drawn_are_called_ignore(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_in(place, masks=(lines_drawn(place, "1", "a", "b", "c", over="rest"),))
+    assert 'call the shape of rest round them "ignore"' in capsys.readouterr().out
+
+
+def test_names_that_number_the_classes_of_outlines_otherwise_are_told_and_spare_corrections(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = outlines(place, "1", "pore", "carbide")
+    assert run(place, masks=(mask,)) == 0
+    names = ("--class_names", "matrix,pore,carbide")
+    corrected = place / "out" / "classes" / "é0.png"
+    published = ids(corrected)
+    Image.fromarray(np.ones_like(published)).save(corrected)
+    assert run(place, *names, masks=(mask,)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--class_names: 1 corrected class map(s), such as out/classes/é0.png")
+    assert '--class_names "background,carbide,pore"; keep these ids' in line
+    Image.fromarray(published).save(corrected)
+    read_in(place, *names, masks=(mask,))
+    said = capsys.readouterr().out
+    assert 'outlines are read by --class_names "matrix,pore,carbide" now; earlier runs' in said
+    assert Answers(place / "out").by == ""  # its ids mean others now
+
+
 def test_a_crop_that_leaves_too_little_says_in_which_order_its_numbers_are(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -587,6 +587,48 @@ def test_files_of_two_classes_that_overlap_are_told(tmp_path, capsys):
 # ---------------------------------------------------------------- scribbles
 
 
+def test_names_that_are_one_too_few_for_scribbles_get_the_palette_that_fits(tmp_path, capsys):
+    strokes = np.zeros((SIDE, SIDE), np.uint8)
+    strokes[10:12, 5:50], strokes[30:32, 5:25], strokes[30:32, 25:50] = 1, 1, 2
+    for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
+        put(tmp_path / "gt" / f"{stem}.png", png(strokes))
+    assert run(tmp_path, "--class_names", "a,b") == 2
+    (line,) = (t for t in capsys.readouterr().err.splitlines() if "--class_names" in t)
+    assert 'if nobody labelled class 0, give --palette "ignore=0 0=1 1=2"' in line
+
+
+def test_scribbles_on_colours_get_a_palette_that_works(tmp_path, capsys):
+    strokes = np.zeros((SIDE, SIDE, 3), np.uint8)
+    strokes[10:12, 5:50], strokes[30:32, 5:25] = (255, 0, 0), (255, 0, 0)
+    strokes[30:32, 25:50] = (0, 0, 255)
+    masks_of(tmp_path, [strokes] * 3)
+    told = next(x for x in capsys.readouterr().out.splitlines() if "like scribbles" in x)
+    palette = told.split('--palette "')[1].split('"')[0]
+    assert palette == "ignore=0,0,0 0=0,0,255 1=255,0,0"
+    assert run(tmp_path, "--palette", palette, out="mended") == 0
+    for ids in ids_of(tmp_path / "mended").values():
+        assert ids[[0, 10, 30], 30].tolist() == [255, 1, 0]
+
+
+def test_scribbles_in_files_of_classes_get_a_cure_that_works(tmp_path, capsys):
+    for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
+        for row, label in ((10, "a"), (30, "b")):
+            strokes = np.zeros((SIDE, SIDE), np.uint8)
+            strokes[row : row + 2, 5:50] = 255
+            put(tmp_path / "gt" / f"{stem}_{label}.png", png(strokes))
+    words = ["--mask_pattern", "{stem}_{class}.png"]
+    assert run(tmp_path, *words) == 0
+    told = next(x for x in capsys.readouterr().out.splitlines() if "like scribbles" in x)
+    assert 'add a file of the class "ignore" that is white everywhere' in told
+    assert run(tmp_path, *words, "--ignore", "0", out="none") == 2
+    assert "--ignore: of no effect on" in capsys.readouterr().err
+    for path in list((tmp_path / "gt").glob("*_a.png")):
+        put(path.with_name(path.name.replace("_a.", "_ignore.")), png(np.full_like(strokes, 255)))
+    assert run(tmp_path, *words, "--class_names", "a,b", out="mended") == 0
+    for ids in ids_of(tmp_path / "mended").values():
+        assert ids[[0, 10, 30], 30].tolist() == [255, 0, 1]
+
+
 def test_scribbles_are_warned_about_with_both_cures(tmp_path, capsys):
     strokes = np.zeros((SIDE, SIDE), np.uint8)
     strokes[10:12, 5:50], strokes[30:32, 5:25], strokes[30:32, 25:50] = 1, 1, 2
