@@ -42,13 +42,13 @@ from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
 from metallography.scales import Scales, find_scales
 from metallography.segmenter import MODEL, Segmenter, check_number, find_weights
 from metallography.summary import equal_images, warnings, write_tables
-from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE
+from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE, VIEWS
 from report.laboratory import Told, page_name, place_of, sample_of, write_laboratory
 from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet, ranked_sheet
 from report.workbook import WORKBOOK, remove_workbook, write_folder_workbook
 from utils.checkpoint import CheckpointError
-from utils.commandline import Parser, UserError, complain, exit_code
+from utils.commandline import Parser, UserError, complain, exit_code, value_of
 from utils.files import (
     IMAGE_SUFFIXES,
     MOST_BYTES,
@@ -63,6 +63,10 @@ from utils.run_folder import locked
 
 ABOUT = "Apply a trained model to images without masks: class maps, overlays, measurements."
 
+AS_SEGMENTED = (
+    f"Averages over {VIEWS} flips and quarter turns, as segment.py did with this model; --tta "
+    "false predicts one view, in an eighth of the time, and not as segment.py did"
+)
 OTHER_SCALE = "rank those of one magnification at a time"
 # What decides measurements, by its name in ``Folder``; of --images alone.
 MEASURING = ("min_px", "grain_classes", "connectivity", "boundary_classes", "boundary_px",
@@ -121,10 +125,10 @@ def parser() -> argparse.ArgumentParser:
         "when comparing outlines (%(default)s)")  # fmt: skip
     add("--resize", type=int, help="predict at N x N pixels; 0: at their own size; default: as "
         "trained")  # fmt: skip
-    add("--tta", action="store_true", help="average over 8 flips and quarter turns")
-    add(
-        "--tile", type=int, default=DEFAULT_TILE, help="largest side of a tile (%(default)s pixels)"
-    )
+    add("--tta", type=true_or_false, nargs="?", const=True, metavar="true|false", help="average "
+        "over 8 flips and quarter turns, at 8 times the work; default: as segment.py did with its "
+        "model.pt, else false")  # fmt: skip
+    add("--tile", type=int, default=DEFAULT_TILE, help="largest side of a tile (%(default)s px)")
     add("--overlap", type=int, default=DEFAULT_OVERLAP, help="pixels that neighbouring tiles share "
         "(%(default)s, with which tiling changes nothing for a UNet)")  # fmt: skip
     add("--probabilities", action="store_true", help="also write class probabilities (.npy), "
@@ -144,6 +148,14 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def true_or_false(word: str) -> bool:
+    """The value of an option that may also stand alone."""
+    try:
+        return bool(value_of("bool", [word]))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {word!r}; give true or false") from None
+
+
 def run(options: argparse.Namespace) -> int:
     """Predict, rank or export; returns 0, or 1 if some files could not be used."""
     refuse_of_no_effect(options)
@@ -156,6 +168,8 @@ def run(options: argparse.Namespace) -> int:
     check_weights(Path(options.weights))
     segmenter = Segmenter(options.weights, **how)
     to_terminal(segmenter.about)
+    if options.images and options.tta is None and segmenter.tta:
+        to_terminal(AS_SEGMENTED)
     if options.export:
         to_terminal("\n".join(group.by_writer(lambda: segmenter.export(options.export))))
         return 0

@@ -52,6 +52,10 @@ from utils.files import DataError
 from utils.metrics import IGNORED
 
 MODEL = "model.pt"  # of segment.py
+ONE_VIEW = (
+    f"The file predicts one view of an image; segment.py and predict.py average over {tiling.VIEWS}"
+    " flips and quarter turns with this model, so their class maps differ from the file's a little"
+)
 SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are padded with their edge pixels
 
 
@@ -131,7 +135,8 @@ class Segmenter:
     ``weights`` is ``fine.pt`` or ``sup.pt`` of this or of the published program, or a run's folder;
     ``device`` is auto, cpu, cuda, cuda:N or mps. Images are predicted at ``resize`` x ``resize``
     pixels (0: as they are, None: as in training), with ``tta`` as the average over 8 flips and
-    quarter turns (eight times the work). Sides above ``tile`` pixels are cut, see
+    quarter turns (eight times the work; None: if ``segment.py`` did so with this model, as its file
+    says, so that results are those of ``segment.py``). Sides above ``tile`` pixels are cut, see
     ``metallography.tiling``; a network with GroupNorm then normalises by each tile's statistics,
     and one with an encoder from ImageNet sees farther than tiles overlap.
 
@@ -140,7 +145,8 @@ class Segmenter:
     and ``colours`` (RGB, uint8 (C, 3)). ``gray`` makes 8 bits of images with more, as in training.
     Of the training images it knows ``crop`` (what was cut off them; not cut here),
     ``cropped_sizes`` (height and width after that), ``um_per_px`` (smallest and largest, or None)
-    and ``ignore_label`` (of their masks). UserError if the file or an option cannot be used.
+    and ``ignore_label`` (of their masks); of ``segment.py`` the ``views`` over which it averaged
+    (1 or 8). UserError if the file or an option cannot be used.
     """
 
     reduce = 1  # never: what is too large is cut into tiles
@@ -151,7 +157,7 @@ class Segmenter:
         *,
         device: str = "auto",
         resize: int | None = None,
-        tta: bool = False,
+        tta: bool | None = None,
         tile: int = tiling.DEFAULT_TILE,
         overlap: int = tiling.DEFAULT_OVERLAP,
     ) -> None:
@@ -179,7 +185,8 @@ class Segmenter:
         check_number("resize", self.resize, 0, least=SMALLEST_SIDE)
         self.sight = tiling.UNETS if encoder_of(state) == UNET else tiling.WIDE
         tiling.cut_axis(1, tile, overlap, self.sight)  # refuses what does not fit
-        self.tile, self.overlap, self.tta = tile, overlap, tta
+        self.tile, self.overlap = tile, overlap
+        self.tta = self.views > 1 if tta is None else tta
         size = f"resized to {trained}x{trained}" if trained else "as they are"
         how = f"trained on images {size}" + (", each standardised" if self.standardize else "")
         if found is None:
@@ -206,7 +213,7 @@ class Segmenter:
         self.colours = class_colours(c, look.class_colours)
 
     def _remember(self, settings: Mapping[str, Any]) -> None:
-        """What is known of the training images, besides their gray range."""
+        """What is known of the training images, besides their gray range, and of ``segment.py``."""
         try:
             top, bottom, left, right = map(_pixels, settings.get("crop") or (0,) * 4)
             self.crop = Crop(top, bottom, left, right)
@@ -214,8 +221,11 @@ class Segmenter:
             self.cropped_sizes = {(_pixels(height), _pixels(width)) for height, width in sizes}
             um = settings.get("um_per_px") or ()
             self.um_per_px = (float(min(um)), float(max(um))) if um else None
+            self.views = int(settings.get("views", 1))
+            if self.views not in (1, tiling.VIEWS):
+                raise ValueError
         except (TypeError, ValueError, AttributeError):
-            what = "crop, cropped_sizes or um_per_px in it is none"
+            what = "views, crop, cropped_sizes or um_per_px in it is none"
             raise CheckpointError(f"{self.path}: {what}; train it again") from None
         label = settings.get("ignore_label")
         self.ignore_label = label if type(label) is int and 0 <= label < 256 else IGNORED
@@ -323,7 +333,8 @@ class Segmenter:
         model = export.Deployed(on_cpu.network, self.standardize)
         facts = {"classes": self.class_names, "mapping": self.mapping, "image_size": self.resize}
         facts |= {"gray_range": self.gray.saved(), "crop": list(self.crop)}
-        return export.export(model, Path(path), lambda x: on_cpu._predictor(x)(x), facts)
+        lines = export.export(model, Path(path), lambda x: on_cpu._predictor(x)(x), facts)
+        return [*lines, *([ONE_VIEW] if self.views > 1 else [])]
 
     def measure(
         self,

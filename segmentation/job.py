@@ -23,6 +23,7 @@ from metallography.measure import check_terms, fractions_of
 from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter
 from metallography.summary import is_share, phases_csv, words, write_tables
+from metallography.tiling import VIEWS
 from report.sheets import predicted_sheet
 from report.workbook import WORKBOOK, tables_of, write_workbook
 from segmentation import blocks, doubt, telling
@@ -450,8 +451,9 @@ class Work:
         )
 
     def facts(self, folder: AnswerFolder) -> dict[str, Any]:
-        """What a network's file has to know of its images, so that new ones are read alike."""
-        facts: dict[str, Any] = {"class_colours": [*c]} if (c := self.intake.class_colours) else {}
+        """What a network's file has to know, so that new images are read and predicted alike."""
+        facts: dict[str, Any] = {"views": VIEWS if folder.segmenter.tta else 1}
+        facts |= {"class_colours": [*c]} if (c := self.intake.class_colours) else {}
         if any(self.intake.crop):
             sizes = sorted({done.size for done in folder.done})
             facts |= {"crop": list(self.intake.crop), "cropped_sizes": [list(s) for s in sizes]}

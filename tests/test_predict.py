@@ -298,6 +298,7 @@ VALUES = {
     "outlines": "roi",
     "crop": "1,0,0,0",
     "sample": "s",
+    "tta": "false",
 }
 
 
@@ -477,3 +478,25 @@ def test_the_folder_of_segment_is_its_model(tmp_path: Path, capsys) -> None:
     error = capsys.readouterr().err
     assert error.startswith(f"{tmp_path / 'segmented' / 'model.pt'}: not written, because the ")
     assert error.count("\n") == 1
+
+
+def test_averaging_over_views_is_as_the_model_says_or_as_given(tmp_path, capsys) -> None:
+    path = write_weights(tmp_path / "model.pt", {"views": 8})
+    images = write_images(tmp_path / "imgs", "a.png")
+    words = ["--weights", str(path), "--images", str(images), "--out", str(tmp_path / "o")]
+    assert main(words) == 0
+    assert "Averages over 8 flips and quarter turns, as segment.py" in capsys.readouterr().out
+    assert main([*words, "--tta"]) == 0  # the same
+    assert "0 image(s) predicted, 1 were done" in capsys.readouterr().out
+    assert main([*words, "--tta", "false"]) == 2
+    assert "tta was True, is False" in capsys.readouterr().err
+    assert main([*words, "--tta=no", "--overwrite"]) == 0
+    assert "Averages" not in capsys.readouterr().out
+    assert main(words) == 2  # of an earlier version, which averaged over no views
+    assert "tta was False, is True" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--tta", "perhaps"])
+    assert "found 'perhaps'; give true or false" in capsys.readouterr().err
+    export = ["--weights", str(path), "--export", str(tmp_path / "m.pt2")]
+    assert main([*export, "--tta", "false"]) == 2
+    assert "--tta: of no effect with --export" in capsys.readouterr().err

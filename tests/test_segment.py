@@ -25,6 +25,7 @@ import pytest
 import torch
 from PIL import Image
 
+import predict
 import segment
 import segmentation.job
 from annotation.files import read_annotation
@@ -1208,6 +1209,29 @@ def test_the_second_opinion_is_of_the_images_as_they_are(
     assert [each["by"] for each in rounds] == ["network"]
     first = place / "out" / "training" / "answers" / "first"
     assert ids(first / "classes" / "é1.png").shape == (SIDE, 40)
+
+
+@pytest.mark.parametrize("views", [1, 8])
+def test_the_printed_command_gives_new_images_the_class_maps_of_the_answer(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], views: int
+) -> None:
+    monkeypatch.setattr(blocks, "usable", lambda *_: [])  # nothing is compared: a network answers
+    averaged = partial(dataclasses.replace, views=views, fine_steps=30)
+    monkeypatch.setattr(segmentation.job, "make_schedule", lambda *a: averaged(few_steps(*a)))
+    assert run(place) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "For new images" in line]
+    words = line.partition("python predict.py ")[2].replace("FOLDER", "raw").split()
+    place.joinpath("raw", "é0.png").unlink()  # the annotated one, whose labels win in the answer
+    for more, others in ([], 0), (["--tta", "false" if views > 1 else "true"], 1):
+        out = place / f"new{others}"
+        assert predict.main([*words, "--out", str(out), "--device", "cpu", *more]) == 0
+        said = capsys.readouterr().out
+        assert ("Averages over 8 flips" in said) == (views > 1 and not more)
+        names = ("é1", "é2", "sample b/é3")
+        pairs = [[ids(at / "classes" / f"{n}.png") for at in (place / "out", out)] for n in names]
+        assert bool(others) == any((a != b).any() for a, b in pairs)
+        head = json.loads((out / "predicted.jsonl").read_text(encoding="utf-8").splitlines()[0])
+        assert head["tta"] == ((views > 1) != bool(others))
 
 
 def test_results_of_folders_img_are_named_by_their_parents(

@@ -81,6 +81,17 @@ def test_the_view_average_turns_with_the_image(weights: Path) -> None:
     assert np.abs(plain - segmenter.probabilities(image)).max() > 1e-3
 
 
+def test_a_model_of_segment_py_is_averaged_as_it_was_there(tmp_path: Path) -> None:
+    image, path = picture(4, 40, 56), write_weights(tmp_path / "model.pt", {"views": 8})
+    averaged = Segmenter(path, tta=True).probabilities(image)
+    np.testing.assert_array_equal(Segmenter(path).probabilities(image), averaged)
+    plain = Segmenter(write_weights(tmp_path / "fine.pt", {})).probabilities(image)
+    np.testing.assert_array_equal(Segmenter(path, tta=False).probabilities(image), plain)
+    assert not Segmenter(write_weights(tmp_path / "one.pt", {"views": 1})).tta
+    with pytest.raises(CheckpointError, match="views"):
+        Segmenter(write_weights(tmp_path / "odd.pt", {"views": 3}))
+
+
 def test_images_are_resized_as_in_training(tmp_path: Path) -> None:
     path = write_weights(tmp_path / "fine.pt", {"image_size": 32})
     image = picture(1, 64, 96)
