@@ -21,7 +21,7 @@ from imaging.pages import place_of
 from utils.files import DataError
 
 Array = NDArray[Any]
-SMALLEST_SIDE = 16  # of what is left, in pixels: the network halves an image three times
+SMALLEST_SIDE = 16  # of an image, cut or not, in pixels: the network halves it three times
 
 
 class Crop(NamedTuple):
@@ -103,12 +103,14 @@ class FieldRule:
     """Which part of each image of a folder is its field.
 
     ``crop`` is cut off all but images of ``cropped_sizes`` (height, width), from which it is cut
-    already. ``roi`` is a folder of masks, named as the images: where they are 0 is outside.
+    already. ``roi`` is a folder of masks, named as the images: where they are 0 is outside. Images
+    of fewer than ``least_side`` pixels a side cannot be used.
     """
 
     crop: Crop = Crop()
     cropped_sizes: frozenset[tuple[int, int]] = frozenset()
     roi: Path | None = None
+    least_side: int = 0
 
     def crop_of(self, shape: tuple[int, ...]) -> Crop:
         """What is cut off an image (H, W, ...)."""
@@ -117,7 +119,8 @@ class FieldRule:
     def outside(self, path: Path, name: str, shape: tuple[int, ...], page: int = 1) -> Array | None:
         """Where an image (H, W, ...) is outside its field, bool (H, W); None if nowhere.
 
-        DataError if nothing is inside, or the mask of its region of interest does not fit.
+        DataError if the image is too small to use, nothing is inside, or the mask of its region of
+        interest does not fit.
         """
         outside = np.zeros(shape[:2], bool)
         clear = transparent(path, page)
@@ -135,6 +138,9 @@ class FieldRule:
             kept = crop.of(outside).copy()
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
+        if min(kept.shape) < self.least_side:
+            size = f"{shape[1]}x{shape[0]} pixels"
+            raise DataError(f"{path}: {size}; at least {self.least_side} a side are needed")
         outside = crop.back(kept, shape, True)
         if outside.all():
             raise DataError(f"{path}: nothing of it is inside the field; correct its region")

@@ -15,7 +15,7 @@ import numpy as np
 
 from data import parse_name
 from imaging.drawing import is_intact
-from imaging.field import NO_RULE, Crop, FieldRule, read_crop
+from imaging.field import NO_RULE, SMALLEST_SIDE, Crop, FieldRule, read_crop
 from imaging.gray_range import Conversion
 from imaging.imagefile import read_header, read_image, read_mask, reading_of
 from imaging.listing import (
@@ -224,7 +224,8 @@ def field_rule(
 
     ``given`` is the text of ``--crop``, None without, ``roi`` the folder of ``--roi``. ``own`` was
     cut off the model's training images, which had ``own_sizes`` then; ``prepared`` images are those
-    of a set, from which everything is cut already. UserError if the flags are wrong.
+    of a set, from which everything is cut already. Images smaller than the network can use are
+    refused, cut or not. UserError if the flags are wrong.
     """
     if roi and not roi.is_dir():
         raise UserError(f"--roi: {roi} is no folder; give the folder of the masks")
@@ -233,11 +234,12 @@ def field_rule(
         if any(own) and crop != own and not prepared:
             lines = [f"Warning: --crop {crop} where the training images were cut by {own}; "
                      f"{crop} is used"]  # fmt: skip
-        return FieldRule(crop, roi=roi), lines + _cut_lines(FieldRule(crop), items)
+        lines += _cut_lines(FieldRule(crop), items)
+        return FieldRule(crop, roi=roi, least_side=SMALLEST_SIDE), lines
     if prepared or not any(own):
-        return FieldRule(roi=roi), []
+        return FieldRule(roi=roi, least_side=SMALLEST_SIDE), []
     said = "as the training images were; --crop 0,0,0,0 cuts nothing"
-    rule = FieldRule(own, frozenset(own_sizes), roi)
+    rule = FieldRule(own, frozenset(own_sizes), roi, SMALLEST_SIDE)
     return rule, [f"{line}, {said}" for line in _cut_lines(rule, items)]
 
 

@@ -274,6 +274,26 @@ def test_the_crop_that_cures_a_bar_is_that_of_each_image(tmp_path: Path, capsys)
     assert "(26 rows at the bottom): whole.png; give --crop 0,38,0,0\n" in said
 
 
+def test_images_too_small_to_use_are_refused_with_a_crop_and_without(
+    tmp_path: Path, weights: Path, capsys
+) -> None:
+    images = write_images(tmp_path / "imgs", "a.png")
+    for name, shape in (("thin", (40, 1)), ("low", (15, 40)), ("just", (16, 16))):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(images / f"{name}.png")
+    for words, used in (((), ["a", "just"]), (("--crop", "0,0,0,0"), ["a", "just"]),
+                        (("--crop", "1,0,0,0"), ["a"])):  # fmt: skip
+        out = tmp_path / "_".join(("out", *words))
+        assert predict(weights, images, out, *words) == 1
+        said = capsys.readouterr().err
+        assert f"{4 - len(used)} file(s) could not be used" in said
+        assert "thin.png: 1x40 pixels" in said and "low.png: 40x15 pixels" in said
+        assert said.count("at least 16 a side are needed") == 4 - len(used)
+        assert sorted({row["image"] for row in rows_of(out / "measurements.csv")}) == used
+        assert sorted(path.stem for path in (out / "classes").iterdir()) == used
+    assert main(["--weights", str(weights), "--rank", str(images), "--device", "cpu"]) == 1
+    assert "2 file(s) could not be used" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- scales
 
 
