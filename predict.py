@@ -16,6 +16,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from imaging.listing import names_of, some_names
 from metallography import ranking
 from metallography.export import check_target
 from metallography.folder import Folder
-from metallography.items import Item, Items, field_rule, list_images
+from metallography.items import Item, Items, field_rule, list_images, unusable
 from metallography.measure import BOUNDARY_PX, fractions_of, outlying
 from metallography.outlines import remove_outlines, write_outlines
 from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
@@ -275,13 +276,16 @@ def take_names(segmenter: Segmenter, images: Path) -> list[str]:
     return lines
 
 
-def find_all_scales(segmenter: Segmenter, options: argparse.Namespace, items: Items) -> Scales:
+def find_all_scales(
+    segmenter: Segmenter, options: argparse.Namespace, items: Items, field: FieldRule
+) -> Scales:
     """The scale of each image; ConfigError if the flags do not go together."""
     images, known = Path(options.images), set_of(Path(options.images))
     unit_of(options.um_per_px)
     table = Path(options.scales) if options.scales else None
     of_set = known.scale_of if known else lambda name: None
-    scales = find_scales(items, images, options.um_per_px, table, of_set)
+    bad = partial(unusable, gray=segmenter.gray, field=field)
+    scales = find_scales(items, images, options.um_per_px, table, of_set, unusable=bad)
     if options.resample is not None:
         least, most = SCALES_UM
         if not least <= options.resample <= most:
@@ -301,7 +305,7 @@ def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[st
     experiment = experiment_of(segmenter.path, out) if options.report else None
     terms = {name: getattr(options, name) for name in MEASURING}
     field, notes = field_of(segmenter, options, items)
-    scales = find_all_scales(segmenter, options, items)
+    scales = find_all_scales(segmenter, options, items, field)
     notes += [*take_names(segmenter, Path(options.images)), *scales.lines]
     for line in notes:
         to_terminal(line)
@@ -388,7 +392,8 @@ def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     known = set_of(Path(options.rank))
     table = Path(options.scales) if options.scales else None
     of_set = known.scale_of if known else lambda name: None
-    scales = find_scales(items, Path(options.rank), options.um_per_px, table, of_set, OTHER_SCALE)
+    told = items, Path(options.rank), options.um_per_px, table, of_set, OTHER_SCALE
+    scales = find_scales(*told, unusable=partial(unusable, gray=segmenter.gray, field=field))
     for line in [*notes, *scales.lines]:
         to_terminal(line)
     with claimed(out):

@@ -43,8 +43,9 @@ from utils.files import (
     special_kind,
     writing,
 )
-from utils.log import read_metrics, to_terminal
+from utils.log import progress, read_metrics, to_terminal
 from utils.metrics import IGNORED
+from utils.ranks import group
 
 Truth = tuple[Path, int]
 """The file of a true mask, and which page of it."""
@@ -264,6 +265,22 @@ def _size_of(item: Item) -> tuple[int, int] | None:
     return None
 
 
+def unusable(items: Sequence[Item], gray: Conversion, field: FieldRule) -> set[str]:
+    """Names of the images that cannot be read, or of which nothing can be used.
+
+    Each rank reads its share, and all get the names.
+    """
+    names = []
+    with progress(len(items), "images looked at") as bar:
+        for item in group.share(items):
+            try:
+                field.outside(item.path, item.name, item.read(gray).shape, item.page)
+            except DataError:  # whoever uses the image reports it
+                names.append(item.name)
+            bar.update(1)
+    return {name for own in group.gather_objects(names) for name in own}
+
+
 def read_truth(
     item: Item,
     shape: tuple[int, ...],
@@ -312,9 +329,9 @@ def equal_lines(groups: Iterable[Sequence[str]], keep: Collection[str] = ()) -> 
     That is one of ``keep`` (the annotated ones), else the one of the shortest name.
     """
     pairs: dict[str, str] = {}
-    for group in groups:
-        kept = min(group, key=lambda name: (name not in keep, len(name), name))
-        pairs |= {name: kept for name in group if name != kept}
+    for names in groups:
+        kept = min(names, key=lambda name: (name not in keep, len(name), name))
+        pairs |= {name: kept for name in names if name != kept}
     if not pairs:
         return []
     shown = some_names(f"{name} (as {kept})" for name, kept in pairs.items())

@@ -7,7 +7,7 @@ one magnification in a folder: a network knows its classes at the size at which 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -50,6 +50,11 @@ class Scales:
             found += [] if found and same(found[-1], um) else [um]
         return found
 
+    @property
+    def differ(self) -> bool:
+        """Whether images have several, or some have one and others none."""
+        return len(self.known) + (None in self.of.values()) > 1
+
 
 def same(one: float, other: float) -> bool:
     """Whether two scales are one: files hold rounded numbers."""
@@ -65,10 +70,14 @@ def find_scales(
     cure: str = "--resample UM brings all to one",
     missing: str = "; give --scales",
     before: Given = NOT_GIVEN,
+    unusable: Callable[[Sequence[Item]], Collection[str]] = lambda items: (),
 ) -> Scales:
     """The scale of each image of a folder.
 
     ``cure`` is for several magnifications, ``missing`` for images without a scale beside others.
+    ``unusable`` names the images that cannot be used, which have no scale and count for nothing,
+    whatever their files say; it is asked only where a line on several images depends on it, as it
+    reads all of them.
 
     Rows of ``table`` (a CSV file) count for their images, ``um_per_px`` for all others; then what
     ``of_set`` says of a file name, then what the file says. What an earlier run was given
@@ -82,7 +91,7 @@ def find_scales(
     rows = _for_items(read_scales(table), items, folder, table, scales) if table else {}
     old = before if um_per_px is None else NOT_GIVEN
     told: dict[str, float] = {}
-    against: dict[str, list[str]] = {"--um_per_px": [], f"{table}": [], EARLIER: []}
+    against: dict[str, dict[str, str]] = {"--um_per_px": {}, f"{table}": {}, EARLIER: {}}
     kept: dict[str, float] = {}
     for item in items:
         flag = f"{table}" if item.name in rows else EARLIER if um_per_px is None else "--um_per_px"
@@ -91,21 +100,24 @@ def find_scales(
         if known is None:
             known, where = _of_file(item, given, scales)
         if given is not None and known is not None and not same(given, known):
-            against[flag].append(f"{item.name} {known:.4g} µm ({where})")
+            against[flag][item.name] = f"{item.name} {known:.4g} µm ({where})"
         if given is None and known is None:
             given = old.um_per_px
         told |= {} if given is None else {item.name: given}
         kept |= {} if flag != EARLIER or given is None else {item.name: given}
         scales.of[item.name] = known if given is None else given
     scales.given = Given(um_per_px or old.um_per_px, {**old.rows, **told})
-    for flag, names in against.items():
+    gone = unusable(items) if scales.differ or any(against.values()) else ()
+    scales.of = {name: um for name, um in scales.of.items() if name not in gone}
+    for flag, found in against.items():
+        names = [text for name, text in found.items() if name not in gone]
         used = {"--um_per_px": um_per_px, EARLIER: "that of the earlier run"}.get(flag, "the table")
         line = f"Warning: {flag} against {len(names)} image(s) that say otherwise: "
         scales.lines += [f"{line}{some_names(names)}; {used} is used"] if names else []
     scales.lines += _kept_line(kept) + _wiped_line(before, scales.of, rows, um_per_px)
     if um_per_px is not None and items and len(rows) == len(items):
         scales.lines.append(f"Warning: --um_per_px: of no effect, as {table} names every image")
-    _tell(scales, items, cure, missing)
+    _tell(scales, cure, missing)
     return scales
 
 
@@ -154,9 +166,9 @@ def _of_file(item: Item, given: float | None, scales: Scales) -> tuple[float | N
     return (found.um, found.where) if found else (None, "")
 
 
-def _tell(scales: Scales, items: Sequence[Item], cure: str, missing: str) -> None:
+def _tell(scales: Scales, cure: str, missing: str) -> None:
     """Lines on images without a scale beside others, and on several magnifications."""
-    without = [item.name for item in items if scales.of[item.name] is None]
+    without = [name for name, um in scales.of.items() if um is None]
     if scales.known and without:
         scales.lines.append(
             f"Warning: {len(without)} image(s) without a pixel size beside others that have one; "

@@ -147,11 +147,12 @@ def about_lines(folder: Folder) -> list[str]:
 
 def scale_words(folder: Folder) -> str:
     """The scale or scales of the images."""
-    known = sorted({um for item in folder.items if (um := folder.scale_of(item)) is not None})
+    items = [image.item for image in folder.done] or folder.items  # not those that are unusable
+    scales = [um for item in items if (um := folder.scale_of(item)) is not None]
+    known = sorted({*scales})
     if not known:
         return "none known, lengths are in pixels"
-    count = sum(folder.scale_of(item) is not None for item in folder.items)
-    some = "" if count == len(folder.items) else f", of {count} of {len(folder.items)} images"
+    some = "" if len(scales) == len(items) else f", of {len(scales)} of {len(items)} images"
     if known[-1] - known[0] <= SAME * known[-1]:
         return f"{known[0]:.6g} µm per pixel{some}"
     each = f"each image's own is the column um_per_px of {MEASUREMENTS}"
@@ -220,7 +221,7 @@ def _scale_doubts(folder: Folder) -> list[str]:
         return [f"Warning: no pixel size is known, lengths are in pixels, though {known}; {cure}"]
     if trained is None or folder.resample or folder.segmenter.resize:
         return []
-    scales = {item.name: folder.scale_of(item) for item in folder.items}
+    scales = {image.item.name: folder.scale_of(image.item) for image in folder.done}
     low, high = trained[0] / OTHER_SCALE, trained[1] * OTHER_SCALE
     other = [name for name, um in scales.items() if um is not None and not low <= um <= high]
     shown = f"{trained[0]:.4g}" + (f" to {trained[1]:.4g}" if trained[1] > trained[0] else "")

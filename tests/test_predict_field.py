@@ -335,6 +335,61 @@ def test_each_image_is_measured_at_its_own_scale(tmp_path: Path, weights: Path, 
     assert "Scale: 0.05 to 0.1 µm per pixel" in summary
 
 
+def half(path: Path) -> Path:
+    """Keep the first half of a file: its header tells a pixel size, its pixels are lost."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+@pytest.mark.parametrize("broken", ["cut", "small", "outside"])
+def test_a_file_that_cannot_be_used_decides_no_unit(
+    tmp_path: Path, weights: Path, capsys, broken: str
+) -> None:
+    for name in "ab":
+        at(tmp_path / "imgs" / f"{name}.tif", None, picture(0, 40, 48))
+    assert predict(weights, tmp_path / "imgs", tmp_path / "out", "--particles") == 0
+    bad = tmp_path / "imgs" / "0.tif"
+    at(bad, 4, picture(0, 12 if broken == "small" else 40, 48))
+    words: list[object] = ["--particles"]
+    if broken == "cut":
+        half(bad)
+    elif broken == "outside":
+        (tmp_path / "roi").mkdir()
+        Image.fromarray(np.zeros((40, 48), np.uint8)).save(tmp_path / "roi" / "0.png")
+        words += ["--roi", tmp_path / "roi"]
+    capsys.readouterr()
+    assert predict(weights, tmp_path / "imgs", tmp_path / "more", *words) == 1
+    said = capsys.readouterr()
+    assert "1 file(s) could not be used" in said.err and "without a pixel size" not in said.out
+    for table in ("measurements.csv", "particles.csv", "batches.csv"):
+        assert (tmp_path / "more" / table).read_text() == (tmp_path / "out" / table).read_text()
+    summary = (tmp_path / "more" / "summary.md").read_text(encoding="utf-8")
+    assert "Scale: none known, lengths are in pixels" in summary
+    if broken != "outside":
+        rank = ["--weights", str(weights), "--rank", str(tmp_path / "imgs"), "--device", "cpu"]
+        assert main(rank) == 1
+        assert "without a pixel size" not in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_used_is_no_image_of_another_scale(tmp_path: Path, capsys) -> None:
+    weights = write_weights(tmp_path / "run" / "fine.pt", {"um_per_px": [0.1, 0.1]})
+    at(tmp_path / "imgs" / "a.tif", 10, picture(0, 40, 48))
+    at(tmp_path / "imgs" / "b.tif", 10, picture(1, 40, 48))
+    at(tmp_path / "imgs" / "c.tif", None, picture(2, 40, 48))
+    at(tmp_path / "imgs" / "d.tif", 4, picture(3, 40, 48))
+    half(tmp_path / "imgs" / "d.tif")
+    (tmp_path / "imgs" / "e.tif").write_bytes(b"II*\0")  # nothing is known of it
+    assert predict(weights, tmp_path / "imgs", tmp_path / "out") == 1
+    said = capsys.readouterr().out
+    assert "1 image(s) without a pixel size" in said and "c" in said
+    assert "magnification" not in said
+    summary = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    assert "Scale: 0.1 µm per pixel, of 2 of 3 images" in summary
+    (tmp_path / "imgs" / "c.tif").unlink()  # so that all that can be used have a scale
+    assert predict(weights, tmp_path / "imgs", tmp_path / "at", "--resample", 0.2) == 1
+    assert len(rows_of(tmp_path / "at" / "measurements.csv")) == 6
+
+
 def test_an_image_of_unknown_scale_keeps_its_fractions(tmp_path: Path, weights: Path, capsys):
     pixels = picture(0, 40, 48)
     at(tmp_path / "imgs" / "a.tif", 10, pixels)

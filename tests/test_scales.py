@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,29 @@ def test_an_image_without_a_scale_beside_others_is_told(tmp_path: Path) -> None:
     [line] = scales.lines
     assert "1 image(s) without a pixel size" in line and "b" in line
     assert find_scales(items[1:], tmp_path).lines == []  # none has one: lengths are in pixels
+
+
+def test_an_image_that_cannot_be_used_decides_nothing_and_is_not_counted(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def cut(items: Sequence[Item]) -> set[str]:
+        asked.append([item.name for item in items])
+        return {"cut"}
+
+    bad = image(tmp_path / "cut.tif", 4)
+    plain = [image(tmp_path / f"{name}.tif") for name in "ab"]
+    scales = find_scales([*plain, bad], tmp_path, unusable=cut)
+    assert scales.of == {"a": None, "b": None} and scales.lines == []
+    known = [image(tmp_path / f"{name}.tif", 10) for name in "cd"]
+    scales = find_scales([*known, bad], tmp_path, unusable=cut)
+    assert scales.known == pytest.approx([0.1]) and scales.lines == []
+    assert find_scales([*known, bad], tmp_path, um_per_px=0.1, unusable=cut).lines == []
+    [line] = find_scales([*known, *plain, bad], tmp_path, unusable=cut).lines
+    assert "2 image(s) without a pixel size" in line
+    assert len(asked) == 4 and asked[0] == ["a", "b", "cut"]
+    for items in known, plain:  # all alike: nothing depends on it, so none is read
+        find_scales(items, tmp_path, unusable=cut)
+    assert len(asked) == 4
 
 
 def test_the_table_counts_before_set_and_file(tmp_path: Path) -> None:
