@@ -78,6 +78,7 @@ class Intake(NamedTuple):
     gray_range: Any = None  # how more than 8 bits became 8, as a checkpoint has it; None: no need
     warnings: tuple[str, ...] = ()  # what masks may mean otherwise, and what is odd in the files
     class_colours: tuple[str, ...] = ()  # as given, else as in coloured masks; () by default
+    holds_ids: bool = False  # every value of the masks is the id of its class
 
     @property
     def annotated(self) -> tuple[Picture, ...]:
@@ -224,8 +225,10 @@ def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) ->
     names = tuple(record["class_names"])
     how = Crop(*record["crop"]), record["gray_range"]
     warned, colours = (*record["warnings"], *more), tuple(record["class_colours"])
-    notes = tuple(record["notes"])
-    return Intake(folder, tuple(pictures), *counts, notes, names, *how, warned, colours)
+    notes, palette = tuple(record["notes"]), record["palette"]
+    ids = bool(palette) and record["mask_kind"] != "particles"
+    ids = ids and all(v == (k,) for k, v in parse_palette(palette) if k != IGNORED)
+    return Intake(folder, tuple(pictures), *counts, notes, names, *how, warned, colours, ids)
 
 
 def _signature(

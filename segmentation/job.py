@@ -120,10 +120,12 @@ def scheduled(learning: Learning) -> Schedule:
 def names_of_set(request: Request, intake: Intake) -> tuple[str, ...]:
     """The names that ``set.json`` gives the classes, if images and masks are of one set; else ().
 
-    Masks from elsewhere may have the classes in another order.
+    Masks from elsewhere, or whose values are read as other classes, may have them in another order.
     """
-    known = set_of(request.images)
-    if known is None or any(set_of(mask) != known for mask in request.masks):
+    known, answers = set_of(request.images), Answers(request.out)
+    own = {answers.classes.resolve(), answers.outlines.resolve()}
+    masks = [mask for mask in request.masks if mask.resolve() not in own]
+    if not intake.holds_ids or known is None or any(set_of(mask) != known for mask in masks):
         return ()
     names = known.class_names[: intake.num_classes]
     if len(names) < intake.num_classes:

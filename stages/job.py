@@ -232,9 +232,10 @@ def read_anew(store: ImageStore) -> str:
 
 
 def unused_settings(config: Config) -> list[str]:
-    """The settings that only other methods take."""
+    """The settings that only other methods, or another ``admit_matches``, take."""
     taken = settings_of(config.self_mode)
     taken |= {"batches"} if METHODS[config.self_mode].needs_groups else set()
+    taken -= {"admit_share"} if config.admit_matches != "sure" else set()
     return [n for n, f in FIELDS.items() if f.metadata["group"] == "Method" and n not in taken]
 
 

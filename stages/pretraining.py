@@ -15,7 +15,7 @@ from config import FIELDS, SELF_MODES, format_value
 from data import Sample
 from imaging.listing import some_names
 from methods import Method
-from model import METHODS, PSCL, build_method, settings_of
+from model import METHODS, PSCL, SureMatches, build_method, settings_of
 from pscl.sampling import VOTES
 from report import probe
 from stages.forest import PixelForest
@@ -159,6 +159,7 @@ class SelfSupervised(Runner):
         if self.judged:
             judged = f"Of matches in other images only those count {self.judged}"
             lines.append(f"{judged} (admitted: their share)")
+            lines += self.short_of_share()
         lines += self.few_cells()
         if c.probe and not self.method.trains_ups:
             lines.append(
@@ -171,6 +172,16 @@ class SelfSupervised(Runner):
             lines.append(f"Of no effect on {name}: {values}")
         note = self.method.log_note(c.queue_size, batch + bool(annotated))
         return lines + ([note] if note else [])
+
+    def short_of_share(self) -> list[str]:
+        """A warning if training ends before ``admit_share`` is reached."""
+        steps, (first, last) = self.epochs * len(self.batches), SureMatches.RISE
+        if self.config.admit_matches != "sure" or steps >= last:
+            return []
+        share = self.config.admit_share * max(0, steps - first) / (last - first)
+        found = f"--admit_matches sure rises for {last} steps, and this run has {steps}"
+        wanted = f"not {self.config.admit_share:g}"
+        return [f"Warning: {found}: {share:.2g} of the matches count in the end, {wanted}"]
 
     def few_cells(self) -> list[str]:
         """A warning if there may be fewer cells than patches to weigh by their purity.

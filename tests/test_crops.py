@@ -240,6 +240,7 @@ def test_the_surest_matches_wait_for_the_first_steps(unequal: Path, tmp_path: Pa
     assert train(unequal, tmp_path, words, stages="self", data_size="5", self_max_epoch=1) == 0
     text = (tmp_path / "tiny_simclr/5_0/log_self.txt").read_text()
     assert "of which a slowly moving encoder is surest, none at first" in text
+    assert "rises for 1500 steps, and this run has 3: 0 of the matches count in the end" in text
     shares = [float(word) for word in re.findall(r"Admitted_up\d (\S+)", text)]
     assert shares == [0, 0, 0]
 

@@ -1103,7 +1103,11 @@ def test_what_a_set_knows_of_its_images_holds(
     """Its pixel size; its names where the masks are of the set, too: others may mean otherwise."""
     (place / "set").mkdir()
     (place / "raw").rename(place / "set" / "train_numf")
-    (place / "truth").rename(place / "set" / "sup_num1_0")
+    (place / "set" / "sup_num1_0").mkdir()
+    for number in range(2):  # as dataset/prepare.py writes them: ids
+        _, mask = draw_micrograph(np.random.default_rng(number), SIDE)
+        mask[mask == 1] = 3 if number else 1  # number 1 has no class 1
+        Image.fromarray(mask).save(place / "set" / "sup_num1_0" / f"é{number}.png")
     names = ["ferrite", "net", "spheroidite", "coarse"]
     known = {"num_classes": 4, "class_names": names, "um_per_px": 0.1}
     (place / "set" / "set.json").write_text(json.dumps(known))
@@ -1112,9 +1116,16 @@ def test_what_a_set_knows_of_its_images_holds(
     assert f"as set.json of the set says: {', '.join(names)}\n" in capsys.readouterr().out
     table = (place / "out" / "measurements.csv").read_text(encoding="utf-8")
     assert "mean_area_um2" in table and ",ferrite," in table
-    shutil.rmtree(place / "out")
-    read_in(place, *words, masks=("é0_mask.png",))
-    assert "set.json of the set" not in capsys.readouterr().out
+    read_in(place, *words, masks=("set/sup_num1_0/é0.png", "out/classes"))
+    assert "set.json of the set" in capsys.readouterr().out
+    for more, given in (
+        (("--palette", "0=2 1=1 2=0 3=3"), "set/sup_num1_0/é0.png"),
+        (("--mask_kind", "levels"), "set/sup_num1_0/é1.png"),
+        ((), "é0_mask.png"),
+    ):
+        shutil.rmtree(place / "out")
+        read_in(place, *words, *more, masks=(given,))
+        assert "set.json of the set" not in capsys.readouterr().out
 
 
 def test_a_correction_stays_at_its_pixels_under_every_crop(place: Path) -> None:
