@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from annotation.files import another_kind, is_annotation, read_drawn
-from annotation.names import class_names
+from annotation.names import class_id, class_names, is_numbered
 from config import Config, ConfigError
 from dataset.layout import replacing_set, write_png
 from dataset.mask_values import (
@@ -355,11 +355,13 @@ class _Changed(NamedTuple):
 def _changed(plans: Sequence[Plan], before: _Before, names: Sequence[str]) -> _Changed | None:
     """What is read otherwise than in earlier runs of this OUT: by values, or ``names`` alone."""
     known, ids = before.palette, {n.casefold(): i for i, n in enumerate(before.class_names)}
-    named = all(plan.rule.by is By.NAMES for plan in plans)
+    told: list[_Changed] = []
+    tiles = (tile for plan in plans for split in plan.splits.values() for tile in split)
+    named = any(tile.source.drawn for tile in tiles)  # maybe beside masks with values
     if named and any(ids.get(n.casefold(), i) != i for i, n in enumerate(names)):
-        line = f"outlines are read by {names_option(names)} now; earlier runs read them by"
-        known = names_option(before.class_names)
-        return _Changed(f"{line} {known}", renumbered=True, known=known)
+        had = names_option(before.class_names)
+        line = f"outlines are read by {names_option(names)} now; earlier runs had {had}"
+        told.append(_Changed(line, renumbered=True, known=had))
     old = {channels(value): label for label, value in parse_palette(known)} if known else {}
     for plan in plans:
         if not _has_values(plan):
@@ -370,8 +372,12 @@ def _changed(plans: Sequence[Plan], before: _Before, names: Sequence[str]) -> _C
             moved = any(IGNORED not in (old[value], new[value]) for value in other)
             line = f'masks are read by --palette "{palette_text(plan.rule.palette)}" now; '
             line += f'earlier runs read them by --palette "{known}"'
-            return _Changed(line, moved, f'--palette "{known}"')
-    return None
+            told.append(_Changed(line, moved, f'--palette "{known}"'))
+            break
+    if not told:
+        return None
+    lines, moves, options = zip(*told, strict=True)
+    return _Changed("; ".join(lines), any(moves), " ".join(options))
 
 
 def _renumber(answers: Answers, changed: _Changed, corrected: Mapping[str, Path]) -> None:
@@ -423,7 +429,20 @@ def _names(request: Request, folders: Sequence[tuple[Path, Path]], old: Sequence
     drawn = [path for path in files if is_annotation(path) and not another_kind(path)]
     old = () if kind == "particles" else old
     found, _, _ = names_drawn([read_drawn(path) for path in drawn], kind, old)
-    return [*old, *(name for name in class_names(found) if name not in old)] if found else [*old]
+    if not old:
+        return class_names(found) if found else []
+    new = {name for name in found if not _is_known(name, old)}
+    if not new:
+        return [*old]
+    named = class_names(found if "" in new else new)  # from class 0, which has a name already
+    return [*old, *named[len(old) if all(map(is_numbered, new)) else 1 :]]
+
+
+def _is_known(name: str, names: Sequence[str]) -> bool:
+    """Whether what is drawn under a name is one of the classes, or is to be ignored."""
+    with suppress(DataError):
+        return class_id(name, names) >= 0
+    return False
 
 
 def _write(

@@ -263,6 +263,25 @@ def test_class_names_may_hold_commas(root: Path, kind: str) -> None:
     assert read_in(root, first, second).class_names == intake.class_names
 
 
+@pytest.mark.parametrize(
+    ("given", "drawn", "expected"),
+    [
+        (("matrix", "net", "pore"), ["matrix", "NET", "pore", "ignore"], ()),
+        (("matrix", "net"), ["net", "void", "carbide"], ("carbide", "void")),
+        (("matrix", "net"), ["1", "matrix"], ()),  # a number is the id
+        (("class 0", "class 1"), ["3", "1"], ("class 2", "class 3")),
+        (("matrix", "net"), ["background", "net"], ()),
+    ],
+)
+def test_names_once_given_hold_in_later_runs(
+    root: Path, given: tuple[str, ...], drawn: list[str], expected: tuple[str, ...]
+) -> None:
+    first = labelled(root / "a.json", [given[1], given[0], given[1]], "labelme")
+    assert read_in(root, first, class_names=given).class_names == given
+    second = labelled(root / "b.json", drawn, "labelme")
+    assert read_in(root, first, second).class_names == (*given, *expected)
+
+
 def test_names_of_outlines_beside_a_mask_of_pixels_are_given_in_the_order_of_its_ids(
     root: Path,
 ) -> None:

@@ -844,6 +844,26 @@ def test_names_that_number_the_classes_of_outlines_otherwise_are_told_and_spare_
     assert Answers(place / "out").by == ""  # its ids mean others now
 
 
+@pytest.mark.parametrize("in_one_folder", [False, True])
+def test_names_that_number_outlines_beside_masks_otherwise_spare_corrections(
+    place: Path, capsys: pytest.CaptureFixture[str], in_one_folder: bool
+) -> None:
+    masks: tuple[str, ...] = outlines(place, "1", "pore", "carbide"), paint(place, "2", [0, 1, 2])
+    if in_one_folder:
+        (place / "masks").mkdir()
+        for mask in masks:
+            shutil.copy(mask, place / "masks")
+        masks = ("masks",)
+    assert run(place, "--class_names", "background,carbide,pore", masks=masks) == 0
+    corrected = place / "out" / "classes" / "é0.png"
+    Image.fromarray(np.ones_like(ids(corrected))).save(corrected)
+    capsys.readouterr()
+    assert run(place, "--class_names", "matrix,pore,carbide", masks=masks) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--class_names: 1 corrected class map(s), such as out/classes/é0.png")
+    assert '--class_names "background,carbide,pore"; keep these ids' in line
+
+
 def test_a_crop_that_leaves_too_little_says_in_which_order_its_numbers_are(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
