@@ -339,6 +339,9 @@ def refuse_unused(reading: Reading, rules: Sequence[MaskRule], masks: Path) -> N
     if given and rules and all(rule.by is By.NAMES for rule in rules):
         found = f"{' and '.join(given)}: of no effect on {masks}: outlines, and files of one class"
         cure = "draw a large shape called ignore below the others where nobody labelled"
+        if "{class}" in reading.mask_pattern:
+            cure = 'add a file of the class "ignore" that is white everywhere, if nobody labelled '
+            cure += "the rest"
         raise DataError(f"{found} each, have no values; leave it out, and {cure}")
 
 

@@ -244,21 +244,46 @@ def _unlabelled_cure(plan: Plan, path: Path, value: int) -> str:
     names = plan.masks.names
     of_classes = "{class}" in plan.settings.mask_pattern
     if is_annotation(path) or of_classes:
-        if of_classes:
+        if of_classes and value:
+            cure = f'call the file of {names[value]} "ignore"'
+        elif of_classes:
             cure = 'add a file of the class "ignore" that is white everywhere'
         elif value:
             cure = f'call the shape of {names[value]} round them "ignore"'
         else:
-            cure = 'draw a shape called "ignore" over the whole image (smaller ones stay on top)'
+            cure = 'draw a shape called "ignore" over the whole image (smaller ones stay on top: '
+            cure += f'one of {names[0]} round them is to be called "ignore", too)'
         cure += "; --palette and --ignore have no effect on it"
-        if not value and names[0] in BACKGROUND:  # as nobody named it
-            others = names_option(names[1:])
-            cure += f"; if one of the others is the matrix, give them with it first: {others}"
+        others = _names_left(plan, value)
+        if len(others) < len(names):
+            elsewhere = f"no other mask has {names[value]}"  # --masks of another folder
+            which = f" and {elsewhere if value else 'none is called background'}"
+            how = f"if one of the others is the matrix{which}, give them with it first"
+            how = f"if {elsewhere}, give the others" if names[0] in others else how
+            cure += f"; {how}: {names_option(others)}"
         return cure
     if path in plan.masks.id_maps:
         return f"save it with {IGNORED} there"
     palette = _palette_of_strokes(plan, value)
     return f'give --palette "{palette}"' if palette else "give its value as ignore= in --palette"
+
+
+def _names_left(plan: Plan, value: int) -> list[str]:
+    """Names of the classes that have pixels where nobody labelled what has the class ``value``.
+
+    Without the background, if nobody named or drew it, and without the class round the strokes.
+    """
+    names, gone = plan.masks.names, {value}
+    if names[0] in BACKGROUND:
+        gone.add(0)
+    elif not value:
+        return names
+    strokes = [path for path, label in plan.scribbled.items() if label == value]
+    for tile in (tile for split in plan.splits.values() for tile in split):
+        if tile.counts is not None:
+            unlabelled = {value} if tile.source.mask in strokes else set[int]()
+            gone -= {label for label in gone - unlabelled if tile.counts[label]}
+    return [name for label, name in enumerate(names) if label not in gone]
 
 
 def _palette_of_strokes(plan: Plan, value: int) -> str:

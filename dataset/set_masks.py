@@ -42,6 +42,7 @@ from imaging.field import transparent
 from imaging.imagefile import Array, DataError, Pixels, decode, has_colour
 from imaging.listing import some_names
 from imaging.pages import count_pages
+from utils.metrics import IGNORED
 
 if TYPE_CHECKING:
     from dataset.set_plan import Source
@@ -122,12 +123,15 @@ class SetMasks:
             raise DataError(self.nameless)
         if source.parts:
             files = [(class_id(name, self.names), path) for name, path in source.parts]
-            ids, self.overlaps[source.mask] = join_classes(
-                [
-                    (label, str(path), read_pixels(path, _page_of(source, path), colours=True))
-                    for label, path in files
-                ]
-            )
+            read = [
+                (label, str(path), read_pixels(path, _page_of(source, path), colours=True))
+                for label, path in files
+            ]
+            ids, overlaps = join_classes(read)
+            classes = [one for one in read if one[0] != IGNORED]
+            if len(classes) < len(read):  # below the others, as people were told to add it
+                overlaps = join_classes(classes)[1] if classes else 0
+            self.overlaps[source.mask] = overlaps
             return ids
         if source.drawn:
             told: list[str] = []

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 import zipfile
@@ -821,7 +822,48 @@ def test_strokes_on_a_class_that_was_drawn_are_called_ignore(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read_in(place, masks=(lines_drawn(place, "1", "a", "b", "c", over="rest"),))
-    assert 'call the shape of rest round them "ignore"' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'call the shape of rest round them "ignore"' in said
+    (line,) = (t for t in said.splitlines() if "like scribbles" in t)
+    given = line.partition("give them with it first: ")[2].partition(";")[0]
+    assert given == '--class_names "a,b,c"'  # without the background, which nobody drew
+    mask = lines_drawn(place, "1", "a", "b", "c", over="ignore")
+    read_in(place, *shlex.split(given), masks=(mask,))
+    labels = ids(place / "out" / "set" / "sup_numf" / "gt" / "é1.png")
+    assert labels[[0, 6, 18, 30], 8].tolist() == [255, 0, 1, 2]
+    record = json.loads((place / "out" / "set" / "record.json").read_text(encoding="utf-8"))
+    assert record["class_names"] == ["a", "b", "c"] and record["num_classes"] == 3
+
+
+def test_a_class_round_strokes_that_another_file_has_keeps_its_name(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "masks").mkdir()
+    lines_drawn(place / "masks", "1", "a", "b", "c", over="rest")
+    outlines(place / "masks", "2", "a", "rest")
+    read_in(place, masks=("masks",))
+    (line,) = (t for t in capsys.readouterr().out.splitlines() if "like scribbles" in t)
+    assert "--class_names" not in line.partition("like scribbles")[2]  # every class has pixels
+
+
+def test_strokes_on_a_shape_called_background_are_told_to_rename_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = lines_drawn(place, "1", "a", "b", "c", over="Background")
+    content = json.loads((place / mask).read_text(encoding="utf-8"))
+    content["shapes"][-1]["points"] = [[1, 1], [SIDE - 1, SIDE - 1]]
+    (place / mask).write_text(json.dumps(content), encoding="utf-8")
+    read_in(place, masks=(mask,))
+    said = capsys.readouterr().out
+    assert 'one of background round them is to be called "ignore", too)' in said
+    content["shapes"][-1]["label"] = "ignore"
+    whole = {**content["shapes"][-1], "points": [[0, 0], [SIDE, SIDE]]}
+    (place / mask).write_text(
+        json.dumps({**content, "shapes": [*content["shapes"], whole]}), encoding="utf-8"
+    )
+    read_in(place, masks=(mask,))
+    labels = ids(place / "out" / "set" / "sup_numf" / "gt" / "é1.png")
+    assert labels[[0, 3, 6, 18, 30], 8].tolist() == [255, 255, 1, 2, 3]
 
 
 def test_names_that_number_the_classes_of_outlines_otherwise_are_told_and_spare_corrections(

@@ -621,9 +621,33 @@ def test_scribbles_in_files_of_classes_get_a_cure_that_works(tmp_path, capsys):
     told = next(x for x in capsys.readouterr().out.splitlines() if "like scribbles" in x)
     assert 'add a file of the class "ignore" that is white everywhere' in told
     assert run(tmp_path, *words, "--ignore", "0", out="none") == 2
-    assert "--ignore: of no effect on" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "--ignore: of no effect on" in refused and "draw a large shape" not in refused
+    assert 'add a file of the class "ignore" that is white everywhere' in refused
     for path in list((tmp_path / "gt").glob("*_a.png")):
         put(path.with_name(path.name.replace("_a.", "_ignore.")), png(np.full_like(strokes, 255)))
+    assert run(tmp_path, *words, "--class_names", "a,b", out="mended") == 0
+    assert "in the files of two classes" not in capsys.readouterr().out  # ignore is below them
+    for ids in ids_of(tmp_path / "mended").values():
+        assert ids[[0, 10, 30], 30].tolist() == [255, 0, 1]
+
+
+def test_scribbles_on_a_file_of_a_class_get_a_cure_that_works(tmp_path, capsys):
+    rest = np.full((SIDE, SIDE), 255, np.uint8)
+    rest[10:12, 5:50] = rest[30:32, 5:50] = 0
+    for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
+        put(tmp_path / "gt" / f"{stem}_rest.png", png(rest))
+        for row, label in ((10, "a"), (30, "b")):
+            strokes = np.zeros((SIDE, SIDE), np.uint8)
+            strokes[row : row + 2, 5:50] = 255
+            put(tmp_path / "gt" / f"{stem}_{label}.png", png(strokes))
+    words = ["--mask_pattern", "{stem}_{class}.png"]
+    assert run(tmp_path, *words) == 0
+    told = next(x for x in capsys.readouterr().out.splitlines() if "like scribbles" in x)
+    assert 'call the file of rest "ignore"' in told
+    assert 'give them with it first: --class_names "a,b";' in told
+    for path in list((tmp_path / "gt").glob("*_rest.png")):
+        path.rename(path.with_name(path.name.replace("_rest.", "_ignore.")))
     assert run(tmp_path, *words, "--class_names", "a,b", out="mended") == 0
     for ids in ids_of(tmp_path / "mended").values():
         assert ids[[0, 10, 30], 30].tolist() == [255, 0, 1]
