@@ -69,6 +69,11 @@ def parse_palette(text: str) -> Palette:
     return tuple(entries)
 
 
+def holds_ids(palette: str) -> bool:
+    """Whether the values of a ``palette_text`` are the ids of their classes; False if empty."""
+    return bool(palette) and all(v == (k,) for k, v in parse_palette(palette) if k != IGNORED)
+
+
 def palette_text(palette: Palette) -> str:
     """The text of a palette, as ``parse_palette`` reads it."""
     return " ".join(

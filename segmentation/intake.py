@@ -27,6 +27,7 @@ from dataset.mask_values import (
     SetSettings,
     channels,
     colours_of,
+    holds_ids,
     named_line,
     names_option,
     palette_text,
@@ -225,9 +226,8 @@ def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) ->
     names = tuple(record["class_names"])
     how = Crop(*record["crop"]), record["gray_range"]
     warned, colours = (*record["warnings"], *more), tuple(record["class_colours"])
-    notes, palette = tuple(record["notes"]), record["palette"]
-    ids = bool(palette) and record["mask_kind"] != "particles"
-    ids = ids and all(v == (k,) for k, v in parse_palette(palette) if k != IGNORED)
+    notes = tuple(record["notes"])
+    ids = record["mask_kind"] != "particles" and holds_ids(record["palette"])
     return Intake(folder, tuple(pictures), *counts, notes, names, *how, warned, colours, ids)
 
 
