@@ -28,7 +28,7 @@ from dataset.layout import write_png
 from imaging.field import Crop
 from imaging.imagefile import Pixels, read_header, read_image, read_mask
 from imaging.listing import UNREAD_PICTURES, longest_start
-from metallography.items import MEASUREMENTS, SET_ASIDE, SUMMARY, digest_of
+from metallography.items import MEASUREMENTS, SUMMARY, digest_of
 from metallography.particles import unit_of
 from metallography.scales import NOT_GIVEN, Given
 from metallography.segmenter import MODEL
@@ -98,7 +98,7 @@ class Answers:
             if _is_sound(found):
                 self.record |= found
         self.kept: list[str] = []  # the images of corrections that were kept since it was opened
-        self.told: list[str] = []  # on outlines that were corrected, and on labels that are gone
+        self.told: list[str] = []  # on outlines that were corrected, and on files that were not
 
     @property
     def by(self) -> str:
@@ -135,46 +135,87 @@ class Answers:
         new = [self._new[name]] if name in self._new else []
         return [path for path in (self.place(name), *new) if path.is_file()]
 
-    def offered(self) -> dict[str, Path]:
+    def offered(self, classes: int = 0) -> dict[str, Path]:
         """All class maps that the user corrected, by the name of their image.
 
         New ones are not kept yet but where the user saved them, so that what is wrong with them can
         be made good there, and then ``keep`` keeps them. What was drawn in ``OUT/outlines`` is kept
-        at once, as class maps. DataError for a file that cannot be read.
+        at once, as class maps, and so is the older one of two class maps of an image. DataError for
+        a file that cannot be read, and for one of these that does not fit its image, or is of none
+        of so many ``classes`` (0: as many as the published answer has).
         """
         self._new.clear()
-        known = self.record["files"]
-        files = [*self.classes.rglob("*"), *self.outlines.rglob("*")] if known else []
-        there = [path for path in files if path.is_file()]
-        for path in sorted(there, key=lambda p: (p.stat().st_mtime_ns, p)):  # the newest wins
-            if path.is_relative_to(self.outlines):
-                self._take_outlines(path)
-            elif self._is_new(path):
-                name = path.relative_to(self.classes).with_suffix("").as_posix()
-                self._keep_new(name)  # an older one
-                self._new[name] = path
+        for path in self._by_time():
+            self._offer(path, classes)
         return self.corrected() | self._new
 
+    def _by_time(self) -> list[Path]:
+        """The files that may be corrections, the oldest first: the newest wins."""
+        both = [*self.classes.rglob("*"), *self.outlines.rglob("*")] if self.record["files"] else []
+        there = [path for path in both if path.is_file()]
+        return sorted(there, key=lambda path: (path.stat().st_mtime_ns, path))
+
+    def _offer(self, path: Path, classes: int) -> None:
+        if path.is_relative_to(self.outlines):
+            self._take_outlines(path, classes)
+        elif self._is_new(path):
+            name = path.relative_to(self.classes).with_suffix("").as_posix()
+            self._keep_checked(name, classes)  # an older one
+            self._new[name] = path
+
     def keep(self) -> dict[str, Path]:
-        """Keep what was offered; all class maps that are kept, by the name of their image."""
+        """Keep what was offered, and checked; all class maps that are kept, by image."""
         for name in [*self._new]:
             self._keep_new(name)
         return self.corrected()
 
-    def corrections(self) -> dict[str, Path]:
+    def corrections(self, classes: int = 0) -> dict[str, Path]:
         """All class maps that the user corrected, by the name of their image; new ones are kept.
 
-        DataError for a file that cannot be read, or that does not fit its image.
+        DataError for a file that cannot be read, that does not fit its image, or with ids of none
+        of so many ``classes`` (0: as many as the published answer has).
         """
-        self.offered()
+        self.offered(classes)
         for name, path in self._new.items():
-            shown = self.out / "gray" / f"{name}.png"  # the answer's, which nobody corrects
-            shapes = [read_mask(p).shape for p in (path, shown) if p.is_file()]
-            if len(set(shapes)) > 1 and shapes[0] != self.crop.uncut(shapes[1]):
-                size, wanted = (f"{s[1]}x{s[0]}" for s in shapes)
-                cure = "save it in the same size, or remove it"
-                raise DataError(f"{path}: {size}, its image is {wanted}; {cure}")
+            self._check_new(name, path, classes)
         return self.keep()
+
+    def _take_meanwhile(self, classes: int) -> set[str]:
+        """Keep what was corrected while a run went on; the files below OUT that are at fault.
+
+        There is a line on each of these, and nothing of it is kept.
+        """
+        left = set[str]()
+        self._new.clear()
+        for path in self._by_time():
+            try:
+                self._offer(path, classes)
+                for name in [*self._new]:
+                    self._keep_checked(name, classes)
+            except DataError as error:
+                self._new.clear()
+                left.add(path.relative_to(self.out).as_posix())
+                self.told.append(f"{error}. {path} stays as it is, and nothing of it was kept")
+        return left
+
+    def check(
+        self, path: Path, ids: Pixels, whole: tuple[int, ...], shown: tuple[int, ...], classes: int
+    ) -> None:
+        """DataError for a corrected class map of another image, or with ids of none of the classes.
+
+        ``whole`` is the size of its image before the crop, ``shown`` after it.
+        """
+        if whole not in (ids.shape, self.crop.uncut(ids.shape)):
+            size, wanted = (f"{s[1]}x{s[0]}" for s in (ids.shape, shown))
+            kept = path.is_relative_to(self.out / CORRECTED)
+            cure = "delete it" if kept else "save it in the same size, or remove it"
+            raise DataError(f"{path}: {size}, its image is {wanted}; {cure}")
+        wrong = ids[(ids >= classes) & (ids != IGNORED)]
+        if wrong.size:
+            raise DataError(
+                f"{path}: value {wrong.max()} in a class map of {classes} classes; class ids are "
+                f"0..{classes - 1}, and {IGNORED} where you do not know: correct it or remove it"
+            )
 
     def place(self, name: str) -> Path:
         """Where the corrected class map of an image is kept."""
@@ -183,15 +224,21 @@ class Answers:
     def not_taken(self) -> list[str]:
         """A line for each picture in ``OUT/classes`` that is no correction, by its name or kind.
 
-        And one for each file of ``OUT/outlines`` of which some outlines cover no pixel, and for
-        each kept map that was moved away.
+        One for each TIFF that was taken in before, if no map of its image is kept. And one for each
+        file of ``OUT/outlines`` of which some outlines cover no pixel.
         """
         known, lines = self.record["files"], [*self.told]
         for path in sorted(self.classes.rglob("*")) if known else []:
             kind, below = path.suffix.lower(), path.relative_to(self.classes)
             name = below.with_suffix("").as_posix()
             picture = kind in (*IMAGE_SUFFIXES, *UNREAD_PICTURES) and not is_of_system(path.name)
-            if not picture or (name in known and kind in SUFFIXES) or not path.is_file():
+            if not picture or not path.is_file():
+                continue
+            if name in known and kind in SUFFIXES:
+                if self._taken_before(path) and not self.place(name).exists():
+                    found = f"{path}: taken in before, and no {self.place(name)} is there any more"
+                    cure = f"save it as {self.classes / name}.png"
+                    lines.append(f"{found}: not learnt from; to learn from it again, {cure}")
                 continue
             found, own = "no image has its name", longest_start(name, known)
             if name in known:
@@ -211,12 +258,37 @@ class Answers:
         """Whether a file is a class map that was corrected, or saved as a TIFF beside it."""
         below = path.relative_to(self.classes)
         known = self.record["files"].get(below.with_suffix("").as_posix())
-        if path.suffix.lower() not in SUFFIXES or known is None or (own := digest(path)) in known:
+        if path.suffix.lower() not in SUFFIXES or known is None or digest(path) in known:
             return False
-        return bool(self.record["beside"].get(below.as_posix()) != own)  # else taken in before
+        return not self._taken_before(path)
+
+    def _taken_before(self, path: Path) -> bool:
+        """Whether a file beside a class map was taken in as it is now."""
+        before = self.record["beside"].get(path.relative_to(self.classes).as_posix())
+        return before is not None and bool(before == digest(path))
+
+    def _shape(self, name: str) -> tuple[int, int] | None:
+        """The size of an image of the published answer, by a picture that nobody corrects."""
+        header = read_header(self.out / KINDS[1] / f"{name}.png")
+        return None if header is None else header[:2]
+
+    def _check_new(self, name: str, path: Path, classes: int) -> None:
+        """DataError for a class map that does not fit the published answer, or what is kept."""
+        ids, place = read_mask(path), self.place(name)
+        shape = self._shape(name) or ids.shape
+        classes = classes or len(self.record.get("class_names") or []) or IGNORED
+        for file, found in ((path, ids), (place, read_mask(place) if place.is_file() else None)):
+            if found is not None:
+                self.check(file, found, self.crop.uncut(shape), shape, classes)
+
+    def _keep_checked(self, name: str, classes: int) -> None:
+        """Keep a class map that was offered, if there is one of this image; DataError."""
+        if name in self._new:
+            self._check_new(name, self._new[name], classes)
+        self._keep_new(name)
 
     def _keep_new(self, name: str) -> None:
-        """Keep a class map that was offered, if there is one of this image."""
+        """Keep a class map that was offered, and checked, if there is one of this image."""
         path = self._new.pop(name, None)
         if path is None:
             return
@@ -231,35 +303,21 @@ class Answers:
     def _write(self, name: str, ids: Pixels) -> None:
         """Write a corrected class map; where it is 255, what earlier ones labelled stays.
 
-        It gets the size of the image before the crop, 255 there, so that another crop may follow. A
-        map of another size is of another image, and moved away.
+        It gets the size of the image before the crop, 255 there, so that another crop may follow.
+        DataError where a map of another size is kept, which is of another image.
         """
-        place, header = self.place(name), read_header(self.out / KINDS[1] / f"{name}.png")
-        if header is None or ids.shape != self.crop.uncut(header):  # not of the whole image
+        place, shape = self.place(name), self._shape(name)
+        if shape is None or ids.shape != self.crop.uncut(shape):  # not of the whole image
             ids = self.uncut(ids)
-        before = read_mask(place) if place.is_file() else ids
-        if before.shape == ids.shape:
+        if place.is_file():
+            before = read_mask(place)
+            self.check(place, before, ids.shape, ids.shape, IGNORED)
             ids = merged(before, ids)
-        else:
-            self._set_aside(place, before)
         with replacing(place, "--out") as temporary:
             write_png(temporary, ids)
         self.kept.append(name)
 
-    def _set_aside(self, place: Path, before: Pixels) -> None:
-        """Move a kept map away that does not fit its image any more, with a line."""
-        aside = self.out / SET_ASIDE / place.relative_to(self.out)
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = aside.with_name(f"{place.stem}-{number}.png")
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        place.rename(aside)
-        size, lost = f"{before.shape[1]}x{before.shape[0]}", int((before != IGNORED).sum())
-        found = f"{place}: {size}, not as its image; its {lost} labelled pixels are not learnt"
-        self.told.append(f"{found} any more: moved to {aside}, as a new correction came")
-
-    def _take_outlines(self, path: Path) -> None:
+    def _take_outlines(self, path: Path, number: int) -> None:
         """Keep the class map of outlines that were corrected in another program."""
         below = path.relative_to(self.outlines)
         name, beside = below.with_suffix("").as_posix(), f"{OUTLINES}/{below.as_posix()}"
@@ -269,9 +327,9 @@ class Answers:
         found = _digest_of_bytes(path)
         if found in (*self._own_outlines(below.as_posix()), self.record["beside"].get(beside)):
             return
-        self._keep_new(name)  # a class map that is older
+        self._keep_checked(name, number)  # a class map that is older
         names, crop = self.record.get("class_names") or [], self.crop
-        whole = crop.uncut(read_mask(classes).shape)
+        whole = crop.uncut(self._shape(name) or read_mask(classes).shape)
         ids = read_annotation(path, whole, names, told=self.told)
         self._keep(name, crop.of(ids), beside, found)
 
@@ -298,10 +356,10 @@ class Answers:
         """Publish a predicted folder; a kill leaves files of both answers, all of them known.
 
         ``classes`` are the names of the classes in its outlines, if it has some, which are those of
-        the images before ``crop``.
+        the images before ``crop``. Corrections that are at fault stay where they are, with a line.
         """
         names = list(names)
-        self.corrections()  # those made meanwhile are kept for the next time
+        left = self._take_meanwhile(len(classes))  # the others are kept for the next time
         new = {name: digest(work / KINDS[0] / f"{name}.png") for name in names}
         old = self.record["files"]
         self.record["files"] = {
@@ -309,13 +367,14 @@ class Answers:
         }
         self._save()
         for kind in KINDS:
-            for name in names:
-                _copy(work / kind / f"{name}.png", self.out / kind / f"{name}.png")
+            for below in (f"{kind}/{name}.png" for name in names):
+                if below not in left:
+                    _copy(work / below, self.out / below)
             for name in old.keys() - set(names):  # its image was taken away
                 path = inside(self.out, f"{kind}/{name}.png")
                 if path is not None:
                     path.unlink(missing_ok=True)
-        self._publish_outlines(work, names)
+        self._publish_outlines(work, names, left)
         for table in TABLES:
             if (work / table).exists():
                 _copy(work / table, self.out / table)
@@ -334,7 +393,7 @@ class Answers:
         self.record |= {"by": "", "files": {}}
         self._save()
 
-    def _publish_outlines(self, work: Path, names: Sequence[str]) -> None:
+    def _publish_outlines(self, work: Path, names: Sequence[str], left: set[str]) -> None:
         """Replace this program's own outlines by those of a predicted folder, or by none."""
         every = [f"{name}{suffix}" for name in names for suffix in SUFFIX.values()]
         new = [below for below in every if (work / OUTLINES / below).is_file()]
@@ -347,7 +406,8 @@ class Answers:
         self.record["outlines"] = {b: [*self._own_outlines(b), d] for b, d in own.items()}
         self._save()
         for below in new:
-            _copy(work / OUTLINES / below, self.outlines / below)
+            if f"{OUTLINES}/{below}" not in left:
+                _copy(work / OUTLINES / below, self.outlines / below)
         self.record["outlines"] = {below: [value] for below, value in own.items()}
 
     def publish_model(

@@ -588,15 +588,6 @@ def _corrected(
     maps: list[Pixels] = []
     for path in paths:
         ids, whole = read_mask(path), crop.uncut(shape)
-        found = ids if ids.shape == whole else answers.uncut(ids)
-        if found.shape != whole:
-            size, wanted = (f"{s[1]}x{s[0]}" for s in (ids.shape, shape))
-            raise DataError(f"{path}: {size}, its image is {wanted}; save it in the same size")
-        wrong = found[(found >= classes) & (found != IGNORED)]
-        if wrong.size:
-            raise DataError(
-                f"{path}: value {wrong.max()} in a class map of {classes} classes; class ids are "
-                f"0..{classes - 1}, and {IGNORED} where you do not know: correct it or remove it"
-            )
-        maps.append(found)
+        answers.check(path, ids, whole, shape, classes)
+        maps.append(ids if ids.shape == whole else answers.uncut(ids))
     return np.asarray(crop.of(reduce(merged, maps)), np.uint8)

@@ -218,7 +218,7 @@ class Work:
         gone = sorted(self.before.labels.keys() - self.this.labels.keys())
         if gone:
             to_terminal(f"Not given any more, so not learnt from: labels of {', '.join(gone)}")
-        by_hand = self.answers.corrections()
+        by_hand = self.answers.corrections(self.classes)
         for name, (changed, labelled) in self.count_corrected().items():
             line = f"{name}: {changed} of {labelled} labelled pixels differ from the last answer"
             if name in by_hand and changed < FEW_CHANGED * labelled:

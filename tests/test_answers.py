@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -101,25 +102,103 @@ def test_labels_outside_of_the_crop_stay(tmp_path: Path, whole: bool) -> None:
     assert (kept[: 20 if whole else 10] == 2).all() and (kept[20 if whole else 10 :] == 1).all()
 
 
-def test_a_kept_map_of_another_size_is_moved_and_its_labels_are_counted(
-    out: Path, tmp_path: Path
-) -> None:
-    """Its image was changed for another one of the same name."""
+def test_a_kept_map_of_another_size_is_to_be_deleted(out: Path) -> None:
+    """Its image was changed for another one of the same name; no correction of that mends it."""
     place = out / "corrected" / "a.png"
-    for number, side in enumerate((3, 5)):
-        place.parent.mkdir(exist_ok=True)
-        old = np.full((side, side), 1, np.uint8)
-        old[0] = 255
-        Image.fromarray(old).save(place)
-        Image.fromarray(NEW + np.uint8(number)).save(out / "classes" / "a.png")
-        answers = Answers(out)
-        answers.corrections()
-        aside = out / "set_aside" / "corrected" / ("a-2.png" if number else "a.png")
-        (line,) = answers.not_taken()
-        count = f"its {side * (side - 1)} labelled pixels are not learnt any more"
-        assert line.startswith(f"{place}: {side}x{side}, ") and f"{count}: moved to {aside}" in line
-        np.testing.assert_array_equal(Image.open(aside), old)
-        np.testing.assert_array_equal(Image.open(place), NEW + number)
+    place.parent.mkdir()
+    old = np.ones((3, 3), np.uint8)
+    Image.fromarray(old).save(place)
+    Image.fromarray(NEW).save(out / "classes" / "a.png")
+    with pytest.raises(DataError, match=r"corrected/a\.png: 3x3, its image is 4x4; delete it"):
+        Answers(out).corrections()
+    np.testing.assert_array_equal(Image.open(place), old)
+    place.unlink()
+    np.testing.assert_array_equal(Image.open(Answers(out).corrections()["a"]), NEW)
+
+
+WRONG = {
+    "classes/a.png: 3x3, its image is 20x20; save it": np.ones((3, 3), np.uint8),
+    "classes/a.png: value 9 in a class map of 3 classes": np.full((20, 20), 9, np.uint8),
+}
+
+
+def kept_rows(tmp_path: Path) -> tuple[Path, np.ndarray]:  # type: ignore[type-arg]
+    """OUT with a correction that was kept, and its labels."""
+    out, ids = tmp_path / "out", np.zeros((20, 20), np.uint8)
+    Answers(out).publish(drawn(tmp_path / "1", Crop(), ids), ["a", "b/c"], "me", CLASSES)
+    good = np.full((20, 20), 255, np.uint8)
+    good[:4] = 1
+    Image.fromarray(good).save(out / "classes" / "a.png")
+    Answers(out).corrections()
+    return out, good
+
+
+@pytest.mark.parametrize("newer", ["classes/a.tif", "outlines/a.geojson"])
+@pytest.mark.parametrize("said", WRONG)
+def test_an_older_one_of_two_corrections_is_checked_before_it_is_kept(
+    tmp_path: Path, newer: str, said: str
+) -> None:
+    out, good = kept_rows(tmp_path)
+    Image.fromarray(WRONG[said]).save(out / "classes" / "a.png")
+    os.utime(out / "classes" / "a.png", (1, 1))
+    right = np.full((20, 20), 2, np.uint8)
+    if newer.endswith(".tif"):
+        Image.fromarray(right).save(out / newer)
+    else:
+        (out / newer).write_bytes(packed(right, "geojson", CLASSES, COLOURS))
+    for _ in range(2):  # told again, as nothing of it is kept
+        with pytest.raises(DataError, match=said):
+            Answers(out).offered()
+        np.testing.assert_array_equal(Image.open(out / "corrected" / "a.png"), good)
+    (out / "classes" / "a.png").write_bytes((tmp_path / "1" / "classes" / "a.png").read_bytes())
+    np.testing.assert_array_equal(Image.open(Answers(out).corrections()["a"]), right)
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_a_wrong_map_that_was_saved_during_a_run_stays_and_is_not_kept(
+    tmp_path: Path, said: str
+) -> None:
+    out, good = kept_rows(tmp_path)
+    answers, mine = Answers(out), out / "classes" / "a.png"
+    Image.fromarray(WRONG[said]).save(mine)
+    Image.fromarray(np.full((20, 20), 2, np.uint8)).save(out / "classes" / "b" / "c.png")
+    new = drawn(tmp_path / "2", Crop(), np.ones((20, 20), np.uint8))
+    answers.publish(new, ["a", "b/c"], "you", CLASSES)
+    (line,) = answers.told
+    assert f"{said}" in line and line.endswith(f"{mine} stays as it is, and nothing of it was kept")
+    assert answers.kept == ["b/c"] and answers.by == "you"
+    np.testing.assert_array_equal(Image.open(out / "corrected" / "a.png"), good)
+    np.testing.assert_array_equal(Image.open(mine), WRONG[said])
+    assert (np.asarray(Image.open(out / "gray" / "a.png")) == 1).all()  # of the new answer
+    with pytest.raises(DataError, match=said):
+        Answers(out).corrections()
+
+
+def test_wrong_outlines_that_were_saved_during_a_run_stay(tmp_path: Path) -> None:
+    out, good = kept_rows(tmp_path)
+    answers, mine = Answers(out), out / "outlines" / "a.geojson"
+    other = packed(np.full((20, 20), 2, np.uint8), "geojson", ["x", "y", "oxide"], COLOURS)
+    mine.write_bytes(other)
+    new = drawn(tmp_path / "2", Crop(), np.ones((20, 20), np.uint8))
+    answers.publish(new, ["a", "b/c"], "you", CLASSES)
+    (line,) = answers.told
+    assert "class 'oxide' is not one of" in line and f"{mine} stays as it is" in line
+    assert mine.read_bytes() == other and answers.kept == []
+    np.testing.assert_array_equal(Image.open(out / "corrected" / "a.png"), good)
+
+
+def test_a_tiff_whose_kept_map_was_deleted_is_named(out: Path, tmp_path: Path) -> None:
+    own = out / "classes" / "a.tif"
+    Image.fromarray(NEW).save(own)
+    Answers(out).corrections()["a"].unlink()  # taken back
+    Answers(out).publish(work(tmp_path / "two", OLD), ["a", "b/c"], "you")
+    Image.fromarray(NEW).save(own)
+    answers = Answers(out)
+    assert answers.corrections() == {}
+    (line,) = answers.not_taken()
+    assert line.startswith(f"{own}: taken in before, and no {out / 'corrected' / 'a.png'} is there")
+    Image.fromarray(NEW).save(out / "classes" / "a.png")
+    assert list(Answers(out).corrections()) == ["a"] and Answers(out).not_taken() == []
 
 
 def drawn(place: Path, crop: Crop, ids: np.ndarray, kind: str = "geojson") -> Path:  # type: ignore[type-arg]

@@ -509,6 +509,15 @@ def test_a_corrected_map_that_is_no_class_map_is_refused(
     err = capsys.readouterr().err
     assert str(Path("out", "classes", "é1.png")) in err and f"{SIDE + 1}x{SIDE}" in err
     path.write_bytes(published)
+    kept = done / "out" / "corrected" / "é1.png"  # as if its image had been another one
+    kept.parent.mkdir()
+    Image.fromarray(np.zeros((SIDE, SIDE + 1), np.uint8)).save(kept)
+    assert run(done) == 2
+    assert f"{Path('out', 'corrected', 'é1.png')}: {SIDE + 1}x{SIDE}, its image is" in (
+        err := capsys.readouterr().err
+    )
+    assert err.endswith("; delete it\n")
+    shutil.rmtree(kept.parent)
     Image.fromarray(ids(path)).save(path.with_suffix(".jpg"))
     read_in(done, masks=("é0_mask.png",))  # what was put back is no correction
     assert [p.name for p in (done / "out" / "set" / "sup_numf" / "gt").iterdir()] == ["é0.png"]
