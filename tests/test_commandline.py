@@ -277,6 +277,29 @@ def test_who_imports_the_program_keeps_his_own_interrupts(tmp_path: Path) -> Non
     assert done.stdout == "default_int_handler\n"
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_an_interrupt_while_a_zip_file_is_opened_is_one_line(other: bool) -> None:
+    """What else happens where nobody can catch it is shown."""
+    code = f"""if True:
+        import sys, zipfile
+        from utils.commandline import exit_code
+        class Other:
+            def __del__(self):
+                raise OSError("lost")
+        def interrupted(*_):
+            {"Other()" if other else "pass"}
+            raise KeyboardInterrupt
+        zipfile._check_compression = interrupted
+        sys.exit(exit_code(lambda: zipfile.ZipFile("a.zip") and 0))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 130
+    assert (done.stderr.count("\n") == 1) is not other, done.stderr
+    assert ("OSError: lost" in done.stderr) is other and "ZipFile" not in done.stderr
+
+
 def test_work_that_is_interrupted_says_how_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.signal(signal.SIGINT, leave)
     try:

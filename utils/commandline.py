@@ -79,6 +79,8 @@ def exit_code(
     130 when interrupted, 143 when terminated. ``again`` says what a restart does, ``smaller`` what
     to give when memory runs out.
     """
+    if sys.unraisablehook is sys.__unraisablehook__:  # somebody else's stays
+        sys.unraisablehook = unraisable
     try:
         with termination_as_interrupt():
             return work() or 0
@@ -94,6 +96,17 @@ def exit_code(
         if (what := lack_of_memory(error)) is None:
             raise
         return complain(f"Out of memory{f' ({what})' if what else ''}; give {smaller}", 2)
+
+
+def unraisable(found: sys.UnraisableHookArgs) -> None:
+    """Print what nobody can catch, as Python does, but for the end of a file half opened.
+
+    An interrupt within ``ZipFile.__init__`` leaves an object without the attributes that its
+    ``__del__`` looks at; nothing was opened that would have to be closed.
+    """
+    half = isinstance(found.exc_value, AttributeError)
+    if not (half and getattr(found.object, "__qualname__", "") == "ZipFile.__del__"):
+        sys.__unraisablehook__(found)
 
 
 NO_MEMORY = re.compile(
