@@ -390,8 +390,8 @@ class Config:
         if size is not None:
             values |= {"fine_max_epoch": self.epochs_for(size)}
             values |= {"eval_every": self.eval_every_for(size)}
-        deciding = {n for n, f in FIELDS.items() if stage in f.metadata["decides"].split()}
-        return {name: value for name, value in values.items() if name in deciding}
+        stages = {name: field.metadata["decides"].split() for name, field in FIELDS.items()}
+        return {name: value for name, value in values.items() if stage in stages[name]}
 
     def appearance(self) -> dict[str, Any]:
         """Names, colours and gray values of the classes, resolved, for JSON."""

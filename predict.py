@@ -29,7 +29,7 @@ import torch
 
 from annotation.outlines import SUFFIX
 from config import ConfigError
-from dataset.set_file import NAME, set_of
+from dataset.set_file import NAME, scale_by_set, set_of
 from imaging.drawing import class_colours, default_names
 from imaging.field import FieldRule
 from imaging.listing import names_of, some_names
@@ -280,12 +280,11 @@ def find_all_scales(
     segmenter: Segmenter, options: argparse.Namespace, items: Items, field: FieldRule
 ) -> Scales:
     """The scale of each image; ConfigError if the flags do not go together."""
-    images, known = Path(options.images), set_of(Path(options.images))
+    images = Path(options.images)
     unit_of(options.um_per_px)
     table = Path(options.scales) if options.scales else None
-    of_set = known.scale_of if known else lambda name: None
-    bad = partial(unusable, gray=segmenter.gray, field=field)
-    scales = find_scales(items, images, options.um_per_px, table, of_set, unusable=bad)
+    bad, told = partial(unusable, gray=segmenter.gray, field=field), scale_by_set(images)
+    scales = find_scales(items, images, options.um_per_px, table, told, unusable=bad)
     if options.resample is not None:
         least, most = SCALES_UM
         if not least <= options.resample <= most:
@@ -389,10 +388,8 @@ def rank_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:
     """``--rank``: write ``ranking.csv`` and ``ranking.png``; returns what cannot be used."""
     out, items = places(segmenter, options)
     field, notes = field_of(segmenter, options, items)
-    known = set_of(Path(options.rank))
-    table = Path(options.scales) if options.scales else None
-    of_set = known.scale_of if known else lambda name: None
-    told = items, Path(options.rank), options.um_per_px, table, of_set, OTHER_SCALE
+    table, images = Path(options.scales) if options.scales else None, Path(options.rank)
+    told = items, images, options.um_per_px, table, scale_by_set(images), OTHER_SCALE
     scales = find_scales(*told, unusable=partial(unusable, gray=segmenter.gray, field=field))
     for line in [*notes, *scales.lines]:
         to_terminal(line)

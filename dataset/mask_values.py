@@ -69,9 +69,9 @@ def parse_palette(text: str) -> Palette:
     return tuple(entries)
 
 
-def holds_ids(palette: str) -> bool:
-    """Whether the values of a ``palette_text`` are the ids of their classes; False if empty."""
-    return bool(palette) and all(v == (k,) for k, v in parse_palette(palette) if k != IGNORED)
+def holds_ids(palette: Palette) -> bool:
+    """Whether the values of a palette are the ids of their classes."""
+    return all(value == (label,) for label, value in palette if label != IGNORED)
 
 
 def palette_text(palette: Palette) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +131,12 @@ def set_of(path: Path) -> SetFile | None:
             below = real.relative_to(folder).parts
             return read_set_file(folder) if not below or SPLIT.fullmatch(below[0]) else None
     return None
+
+
+def scale_by_set(images: Path) -> Callable[[str], float | None]:
+    """What the set of these images says of a pixel's size in µm, by an image's file name."""
+    known = set_of(images)
+    return known.scale_of if known else lambda name: None
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def _look(
         drawn = (bytes(class_colours(1)[0].tolist()).hex(), *drawn[1:])
     ours = any(plan.rule.by is By.LEVELS for plan in plans) or before.get("our_order", False)
     ours &= not given_palette
-    ours &= any(value != (label,) for label, value in palette if label != IGNORED)
+    ours &= not holds_ids(palette)
     tiles = [t for p in plans for s in ("train_numf", "train_unlabelled") for t in p.splits[s]]
     counts = sum((t.counts[:classes] for t in tiles if t.counts is not None), np.zeros(classes))
     lines = [named_line(palette, names, counts.tolist())] if ours and len(names) == classes else []
@@ -227,7 +227,8 @@ def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) ->
     how = Crop(*record["crop"]), record["gray_range"]
     warned, colours = (*record["warnings"], *more), tuple(record["class_colours"])
     notes = tuple(record["notes"])
-    ids = record["mask_kind"] != "particles" and holds_ids(record["palette"])
+    palette = parse_palette(record["palette"]) if record["palette"] else ()
+    ids = bool(palette) and record["mask_kind"] != "particles" and holds_ids(palette)
     return Intake(folder, tuple(pictures), *counts, notes, names, *how, warned, colours, ids)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from annotation.outlines import SUFFIX, packed
-from dataset.set_file import NAME, set_of
+from dataset.set_file import NAME, scale_by_set, set_of
 from imaging.imagefile import read_mask
 from imaging.index import stamp_of
 from imaging.listing import some_names
@@ -146,8 +146,7 @@ def scales_of(learning: Learning, answers: Answers) -> Scales:
     """How large a pixel of each image is, as far as anybody told; UserError."""
     request, pictures = learning.request, learning.intake.pictures
     own, told = [Item(p.source, p.name) for p in pictures], (request.um_per_px, request.scales)
-    known = set_of(request.images)
-    of_set = known.scale_of if known else lambda name: None
+    of_set = scale_by_set(request.images)
     return find_scales(own, request.images, *told, of_set, OTHER_SCALE, before=answers.scales)
 
 

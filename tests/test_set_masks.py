@@ -610,12 +610,17 @@ def test_scribbles_on_colours_get_a_palette_that_works(tmp_path, capsys):
         assert ids[[0, 10, 30], 30].tolist() == [255, 1, 0]
 
 
+def put_strokes(root, stem):
+    """Files of strokes of the classes a and b."""
+    for row, label in ((10, "a"), (30, "b")):
+        strokes = np.zeros((SIDE, SIDE), np.uint8)
+        strokes[row : row + 2, 5:50] = 255
+        put(root / "gt" / f"{stem}_{label}.png", png(strokes))
+
+
 def test_scribbles_in_files_of_classes_get_a_cure_that_works(tmp_path, capsys):
     for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
-        for row, label in ((10, "a"), (30, "b")):
-            strokes = np.zeros((SIDE, SIDE), np.uint8)
-            strokes[row : row + 2, 5:50] = 255
-            put(tmp_path / "gt" / f"{stem}_{label}.png", png(strokes))
+        put_strokes(tmp_path, stem)
     words = ["--mask_pattern", "{stem}_{class}.png"]
     assert run(tmp_path, *words) == 0
     told = next(x for x in capsys.readouterr().out.splitlines() if "like scribbles" in x)
@@ -625,7 +630,10 @@ def test_scribbles_in_files_of_classes_get_a_cure_that_works(tmp_path, capsys):
     assert "--ignore: of no effect on" in refused and "draw a large shape" not in refused
     assert 'add a file of the class "ignore" that is white everywhere' in refused
     for path in list((tmp_path / "gt").glob("*_a.png")):
-        put(path.with_name(path.name.replace("_a.", "_ignore.")), png(np.full_like(strokes, 255)))
+        put(
+            path.with_name(path.name.replace("_a.", "_ignore.")),
+            png(np.full((SIDE, SIDE), 255, np.uint8)),
+        )
     assert run(tmp_path, *words, "--class_names", "a,b", out="mended") == 0
     assert "in the files of two classes" not in capsys.readouterr().out  # ignore is below them
     for ids in ids_of(tmp_path / "mended").values():
@@ -637,10 +645,7 @@ def test_scribbles_on_a_file_of_a_class_get_a_cure_that_works(tmp_path, capsys):
     rest[10:12, 5:50] = rest[30:32, 5:50] = 0
     for stem in write_raw(tmp_path, [None] * 3, images=IMAGES[:3]):
         put(tmp_path / "gt" / f"{stem}_rest.png", png(rest))
-        for row, label in ((10, "a"), (30, "b")):
-            strokes = np.zeros((SIDE, SIDE), np.uint8)
-            strokes[row : row + 2, 5:50] = 255
-            put(tmp_path / "gt" / f"{stem}_{label}.png", png(strokes))
+        put_strokes(tmp_path, stem)
     words = ["--mask_pattern", "{stem}_{class}.png"]
     assert run(tmp_path, *words) == 0
     told = next(x for x in capsys.readouterr().out.splitlines() if "like scribbles" in x)
