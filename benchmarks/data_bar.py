@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 
 import predict
-from dataset.layout import write_png
+from imaging.drawing import write_png
 from imaging.imagefile import Pixels, read_image
 from utils.commandline import Parser, UserError, exit_code
 from utils.files import IMAGE_SUFFIXES, list_files

@@ -28,7 +28,7 @@ import numpy as np
 
 import segment
 from benchmarks.scribbles import scribble
-from dataset.layout import write_png
+from imaging.drawing import write_png
 from imaging.imagefile import read_mask
 from segmentation.demo.judged import judge
 from utils.commandline import Parser, UserError, exit_code

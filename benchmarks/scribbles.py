@@ -29,10 +29,11 @@ import numpy as np
 
 from config import ConfigError
 from data import find_split
-from dataset.layout import replacing_set, write_png
 from dataset.set_file import read_set_file
+from imaging.drawing import write_png
 from imaging.imagefile import Pixels, read_mask
 from utils.commandline import Parser, exit_code
+from utils.files import replacing_folder
 from utils.log import to_terminal
 from utils.metrics import IGNORED
 
@@ -84,7 +85,7 @@ def make_scribbles(data_dir: Path, out: Path, share: float, width: int, seed: in
     """Write the set; a line for each scribbled mask. Raises UserError."""
     lines = []
     known = read_set_file(data_dir)
-    with replacing_set(out) as root:
+    with replacing_folder(out) as root:
         if known:
             label = IGNORED if known.ignore_label is None else known.ignore_label
             dataclasses.replace(known, ignore_label=label).write(root)

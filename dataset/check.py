@@ -12,7 +12,6 @@ from typing import NamedTuple
 import data
 from annotation.scribbles import unlabelled_value
 from data import Sample
-from dataset.layout import LAYOUT
 from dataset.set_file import read_set_file
 from dataset.source_files import PaletteCheck, palette_of
 from imaging.data_bar import Bar, bar_lines, find_bars
@@ -29,6 +28,13 @@ from utils.metrics import IGNORED
 SMALLEST_SIDE = 16  # the UNet halves three times and its crops must keep a position at 1/4
 MAX_LINES = 30
 TURNED_MASK = "draw the mask on the upright image, or remove the orientation from the image file"
+
+LAYOUT = """\
+  <data_dir>/train_numf/img/*.png    all training images; gt/ beside img/ holds their masks
+  <data_dir>/test_numf/{img,gt}/     test images and masks
+  <data_dir>/sup_num1_0/{img,gt}/    one annotated image (sup_num1_1 ... for other choices)
+  A mask has its image's name, .png, one channel, pixel value = class id 0, 1, 2, ...
+  `python train_defect.py` runs now, with a small set that it makes here."""
 
 # What belongs into a folder, for messages about one that is missing or empty.
 PURPOSE = {

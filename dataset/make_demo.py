@@ -26,10 +26,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.layout import replacing_set, write_png
+from imaging.drawing import write_png
 from imaging.imagefile import Pixels
 from utils.commandline import Parser, UserError, exit_code
-from utils.files import read_plain
+from utils.files import read_plain, replacing_folder
 
 VERSION = 1  # raise it whenever other pictures come out
 SIDE = 200
@@ -82,7 +82,7 @@ def make_demo_set(folder: str | Path = DEFAULT_FOLDER, seed: int = 0) -> Path:
     if folder.exists() and not (folder / RECORD).is_file() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds other files; give another folder")
     try:
-        with replacing_set(folder) as root:
+        with replacing_folder(folder) as root:
             _write_set(root, seed)
             (root / "README.txt").write_text(NOTE, encoding="utf-8")
             (root / RECORD).write_text(json.dumps(wanted) + "\n", encoding="utf-8")

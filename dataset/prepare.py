@@ -21,8 +21,11 @@ if __name__ == "__main__":  # before the imports that take seconds
 from annotation.files import is_annotation  # noqa: E402
 from annotation.names import BACKGROUND  # noqa: E402
 from config import Config, ConfigError  # noqa: E402
-from dataset.check import SMALLEST_SIDE, Problems  # noqa: E402
-from dataset.layout import LAYOUT, replacing_set, write_png  # noqa: E402
+from dataset.check import (  # noqa: E402
+    LAYOUT,  # noqa: E402
+    SMALLEST_SIDE,
+    Problems,
+)
 from dataset.mask_values import (  # noqa: E402
     IGNORED,
     KINDS,
@@ -37,10 +40,16 @@ from dataset.mask_values import (  # noqa: E402
 from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
 from dataset.set_file import NAME, SCALES_UM, SetFile  # noqa: E402
 from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile  # noqa: E402
+from imaging.drawing import write_png  # noqa: E402
 from imaging.gray_range import GrayRange  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.entries import split_entries  # noqa: E402
-from utils.files import DataError, name_key, replace_file  # noqa: E402
+from utils.files import (  # noqa: E402
+    DataError,
+    name_key,
+    replace_file,
+    replacing_folder,  # noqa: E402
+)
 from utils.log import to_terminal  # noqa: E402
 from utils.tables import csv_text, read_csv  # noqa: E402
 
@@ -65,7 +74,7 @@ def prepare(settings: SetSettings) -> list[str]:
     known = set_file(plan)
     lines = report_lines(plan)
     if not settings.dry_run:
-        with replacing_set(settings.out) as root:
+        with replacing_folder(settings.out) as root:
             _write_tiles(plan, root)
             known.write(root)
             # A file name that is no valid text holds surrogates: replace_file can write them.

@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data import Sample, find_split, parse_name
-from dataset.check import Problems, SetCheck, size_text
-from dataset.layout import LAYOUT
+from dataset.check import LAYOUT, Problems, SetCheck, size_text
 from dataset.set_file import SetFile, read_set_file
 from imaging.data_bar import Bar, bar_lines
 from imaging.drawing import (

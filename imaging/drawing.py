@@ -113,6 +113,19 @@ def save_picture(path: str | Path, pixels: Array, flag: str = "output_dir") -> N
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 
+def write_png(path: Path, pixels: Array, clear: Array | None = None) -> None:
+    """Write pixels, (H, W) or (H, W, 3) in RGB order, as a PNG; missing folders are made.
+
+    Where ``clear`` (H, W) is true the picture is transparent.
+    """
+    stored = pixels[..., ::-1] if pixels.ndim == 3 else pixels  # OpenCV writes BGR
+    if clear is not None and clear.any():
+        colours = stored if stored.ndim == 3 else np.repeat(stored[..., None], 3, axis=2)
+        stored = np.dstack([colours, np.where(clear, 0, 255).astype(np.uint8)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", np.ascontiguousarray(stored))[1].tobytes())
+
+
 def is_intact(path: Path) -> bool:
     """Whether a PNG is there and its checksums hold."""
     if not path.is_file():

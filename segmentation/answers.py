@@ -24,7 +24,7 @@ import numpy as np
 from annotation.files import is_annotation, read_annotation
 from annotation.outlines import SUFFIX
 from config import ConfigError
-from dataset.layout import write_png
+from imaging.drawing import write_png
 from imaging.field import Crop
 from imaging.imagefile import Pixels, read_header, read_image, read_mask
 from imaging.listing import UNREAD_PICTURES, longest_start

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dataset.layout import write_png
+from imaging.drawing import write_png
 from imaging.imagefile import Pixels, read_mask
 from segmentation.intake import Picture
 from stages.labels import in_strokes

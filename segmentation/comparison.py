@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset.layout import write_png
+from imaging.drawing import write_png
 from imaging.imagefile import read_image, read_mask
 from metallography.segmenter import Segmenter
 from segmentation import blocks

@@ -19,7 +19,6 @@ import numpy as np
 from annotation.files import another_kind, is_annotation, read_drawn
 from annotation.names import class_id, class_names, is_numbered
 from config import Config, ConfigError
-from dataset.layout import replacing_set, write_png
 from dataset.mask_values import (
     By,
     Palette,
@@ -39,7 +38,7 @@ from dataset.prepare import mask_warnings, strokes_tip
 from dataset.set_masks import names_drawn
 from dataset.set_plan import EACH, Plan, Source
 from dataset.source_files import as_folder, check_palettes
-from imaging.drawing import class_colours
+from imaging.drawing import class_colours, write_png
 from imaging.field import Crop, read_crop, transparent
 from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
@@ -48,7 +47,7 @@ from imaging.pages import images_of, page_name
 from metallography.items import digest_of, equal_lines, result_names
 from segmentation.answers import NO_CROP, Answers, another_job, merged
 from segmentation.request import Request
-from utils.files import MOST_BYTES, DataError, cut_name, inside, replace_file
+from utils.files import MOST_BYTES, DataError, cut_name, inside, replace_file, replacing_folder
 from utils.log import only_progress, progress, to_terminal
 from utils.metrics import IGNORED
 
@@ -153,7 +152,7 @@ def _read_all(
     look, warned = _look(  # before anything is written: colours may be wrong
         plans, parse_palette(known), names, before.look, bool(request.reading.palette)
     )
-    with replacing_set(request.out / SET) as root:
+    with replacing_folder(request.out / SET) as root:
         record = _write(root, plans, answers, request, classes)
         if changed is not None and changed.renumbered:
             _renumber(answers, changed, corrected)

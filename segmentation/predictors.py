@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from config import Config
 from data import find_split
-from dataset.layout import write_png
-from imaging.drawing import class_colours, default_names, is_intact, save_picture
+from imaging.drawing import class_colours, default_names, is_intact, save_picture, write_png
 from imaging.gray_range import Conversion, EachImage
 from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.folder import Folder

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from imaging import drawing
 from imaging.drawing import (
@@ -17,6 +18,7 @@ from imaging.drawing import (
     save_prediction,
     text_length,
     text_line,
+    write_png,
 )
 from utils.commandline import UserError
 
@@ -133,3 +135,14 @@ def test_a_long_text_loses_its_middle() -> None:
     assert not ((ink >= 190) & (ink < 200)).any()  # nothing runs into the next text
     assert ink[0] >= 10 and ink[ink < 200].max() > 170 and ink[-1] > 200
     assert (line == text_line(["x" * 400, "right"], [10, 200], 260)).all()
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
+def test_a_png_holds_the_pixels_in_their_order(tmp_path, shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    for given in (pixels, np.ascontiguousarray(pixels[::-1])[::-1]):  # contiguous or not
+        write_png(tmp_path / "deep" / "er" / "a.png", given)
+        found = np.asarray(Image.open(tmp_path / "deep" / "er" / "a.png"))
+        np.testing.assert_array_equal(found, pixels)
+    stored = cv2.imread(str(tmp_path / "deep/er/a.png"), cv2.IMREAD_UNCHANGED)
+    assert stored is not None and stored.shape == shape

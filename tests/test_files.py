@@ -19,6 +19,7 @@ from utils.files import (
     remove_leftovers,
     replace_file,
     replacing,
+    replacing_folder,
     special_kind,
 )
 
@@ -196,3 +197,45 @@ def test_a_name_is_inside_a_folder_unless_it_leads_out(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("links cannot be made here")
     assert inside(folder, "link/a") is None and inside(folder, "own/a") == folder / "own" / "a"
+
+
+def test_a_new_folder_takes_the_place_of_the_old_one(tmp_path):
+    for text in ("first", "second"):
+        with replacing_folder(tmp_path / "above" / "set") as root:
+            assert list(root.iterdir()) == []
+            (root / text).write_text(text)
+    assert os.listdir(tmp_path / "above") == ["set"]
+    assert os.listdir(tmp_path / "above" / "set") == ["second"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_stop_leaves_the_old_folder_and_nothing_else(tmp_path, stop):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "mine").write_text("x")
+    with (
+        pytest.raises((KeyboardInterrupt, UserError)) as caught,
+        replacing_folder(tmp_path / "set", "--here") as root,
+    ):
+        (root / "half").write_text("y")
+        raise stop
+    if caught.type is UserError:
+        assert "set: cannot be written (No space left on device)" in str(caught.value)
+        assert "--here" in str(caught.value)
+    assert os.listdir(tmp_path) == ["set"] and os.listdir(tmp_path / "set") == ["mine"]
+
+
+def test_a_stop_between_the_two_renames_brings_the_old_folder_back(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "mine").write_text("x")
+    rename, calls = os.replace, []
+
+    def stop(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt), replacing_folder(tmp_path / "set") as root:
+        (root / "new").write_text("y")
+    assert os.listdir(tmp_path) == ["set"] and os.listdir(tmp_path / "set") == ["mine"]

@@ -11,7 +11,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from tiny_set import make_set, train
 
-from dataset.layout import write_png
+from imaging.drawing import write_png
 from imaging.imagefile import read_mask
 from pscl.losses import supervised_loss
 from stages.labels import (

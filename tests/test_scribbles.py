@@ -14,8 +14,8 @@ from annotation.scribbles import far_from_labels, unlabelled_value
 from benchmarks.scribbles import main, scribble
 from data import find_split
 from dataset.check import check_data
-from dataset.layout import write_png
 from dataset.set_file import SetFile, read_set_file
+from imaging.drawing import write_png
 from imaging.imagefile import read_image, read_mask
 from tests.masks import blobs
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from utils.commandline import UserError
@@ -130,6 +131,29 @@ def replacing(path: str | Path, flag: str = "output_dir", durable: bool = True) 
                     os.fsync(folder)
                 finally:
                     os.close(folder)
+
+
+@contextmanager
+def replacing_folder(folder: Path, flag: str = "--out") -> Iterator[Path]:
+    """An empty folder that takes the place of ``folder`` when the block ends without an error.
+
+    Else ``folder`` stays as it was. Errors and ``flag`` as for ``writing``.
+    """
+    with writing(folder, flag):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as place:
+            new, old = Path(place, "new"), Path(place, "old")
+            new.mkdir()
+            yield new
+            try:
+                if folder.exists():
+                    os.replace(folder, old)
+                os.replace(new, folder)
+            finally:
+                if old.exists() and not folder.exists():  # stopped between the two renames
+                    os.replace(old, folder)
 
 
 def replace_file(

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 
-from dataset.layout import replacing_set, write_png
+from imaging.drawing import write_png
 from imaging.imagefile import Pixels
 from utils.commandline import UserError
+from utils.files import replacing_folder
 
 VERSION = 1  # raise it whenever other pictures come out
 SIDE, IMAGES = 192, 30
@@ -54,7 +55,7 @@ def make_micrographs(folder: str | Path = DEFAULT_FOLDER, seed: int = 0) -> Path
         return folder
     if folder.exists() and not (folder / RECORD).is_file() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds other files; give another folder")
-    with replacing_set(folder) as root:
+    with replacing_folder(folder) as root:
         for number in range(IMAGES):
             image, mask = draw_micrograph(np.random.default_rng([seed, VERSION, number]))
             name = f"steel_{number:02d}.png"
