@@ -29,6 +29,7 @@ import torch
 
 from annotation.outlines import SUFFIX
 from config import ConfigError
+from dataset.batches import batches_of
 from dataset.set_file import NAME, scale_by_set, set_of
 from imaging.drawing import class_colours, default_names
 from imaging.field import FieldRule
@@ -78,7 +79,7 @@ TASKS = ("images", "rank", "export")
 USED_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("weights", "resize", "device", "threads"), TASKS),
     **dict.fromkeys(("out", "masks", "crop", "roi", "um_per_px", "scales"), ("images", "rank")),
-    **dict.fromkeys(("tile", "overlap"), ("images", "rank")),
+    **dict.fromkeys(("tile", "overlap", "batch_from"), ("images", "rank")),
     **dict.fromkeys((*MEASURING, "resample", "tta", "sample"), ("images",)),
     **dict.fromkeys(("report", "outlines", "xlsx"), ("images",)),
     "annotated": ("rank",),
@@ -113,6 +114,9 @@ def parser() -> argparse.ArgumentParser:
         "all lengths in pixels")  # fmt: skip
     add("--scales", help="a CSV file of scales for single images, which count before --um_per_px: "
         "file,um_per_px")  # fmt: skip
+    add("--batch_from", default="", metavar="EXPRESSION|CSV", help="production batches: a regular "
+        "expression with a group, for the file name or the path below the folder; or a CSV file: "
+        "file,batch; default: as names begin, 15 of 15_s7_2.png")  # fmt: skip
     add("--resample", type=float, metavar="UM", help="show all images to the network at UM "
         "micrometres per pixel; results keep the images' own size")  # fmt: skip
     add("--min_px", type=int, default=MINIMUM_PX, help="smallest particle (%(default)s pixels)")
@@ -230,7 +234,15 @@ def places(segmenter: Segmenter, options: argparse.Namespace) -> tuple[Path, Ite
     for name, folder in ((flag, images), ("masks", masks)):
         if folder and folder.is_dir() and out.resolve() == folder.resolve():
             raise ConfigError(f"--out: found {out}, the folder of --{name}; give another folder")
-    return out, list_images(images, out, masks)
+    return out, with_batches(list_images(images, out, masks), images, options.batch_from)
+
+
+def with_batches(items: Items, images: Path, words: str) -> Items:
+    """Images with the production batches that ``--batch_from`` tells; DataError."""
+    folder = images.parent if images.is_file() else images
+    found, warned = batches_of(words, [item.path for item in items], folder)
+    told = (item._replace(told_batch=found.get(item.path)) for item in items)
+    return Items(told, [*items.left_out, *warned], items.bad)
 
 
 @contextmanager

@@ -74,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
         "else as the files say, else lengths in pixels; 0: forget the previous run's")  # fmt: skip
     add("--scales", type=Path, help="a CSV file of scales for single images, which count before "
         "--um_per_px: file,um_per_px")  # fmt: skip
+    add("--batch_from", default="", metavar="EXPRESSION|CSV", help="production batches: a regular "
+        "expression with a group, for the file name or the path below the folder; or a CSV file: "
+        "file,batch; default: as names begin, 15 of 15_s7_2.png")  # fmt: skip
     add("--outlines", choices=tuple(SUFFIX), default="", help="also write the outlines of all "
         "particles, to be corrected: GeoJSON (QuPath), or RoiSet.zip (ImageJ, Fiji)")  # fmt: skip
     add("--sample", default="", help="what the images show, for the head of report.html; default: "
@@ -127,6 +130,7 @@ def request_of(options: argparse.Namespace) -> Request:
         seed=options.seed,
         outlines=options.outlines,
         scales=options.scales,
+        batch_from=options.batch_from,
         sample=options.sample,
     )
 

@@ -5,7 +5,6 @@ And what a user says of them: the settings of the commands that read masks.
 
 from __future__ import annotations
 
-import re
 import shlex
 from argparse import Namespace
 from collections import Counter
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from annotation.edges import assign_edges, flat
+from dataset.batches import Rule
 from dataset.check import Problems
 from imaging.field import Crop, read_crop
 from imaging.imagefile import Array, DataError, Pixels, has_colour
@@ -164,7 +164,7 @@ class SetSettings(Reading):
     class_colours: tuple[str, ...] = ()
     tile: int = 0
     overlap: int = 0
-    batch_from: re.Pattern[str] | dict[str, dict[str, str]] | None = None
+    batch_from: Rule = None
     test: float = 0.3
     seed: int = 0
     dry_run: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections import defaultdict
@@ -21,6 +20,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 from annotation.files import is_annotation  # noqa: E402
 from annotation.names import BACKGROUND  # noqa: E402
 from config import Config, ConfigError  # noqa: E402
+from dataset.batches import SPLITS, read_rule  # noqa: E402
 from dataset.check import (  # noqa: E402
     LAYOUT,  # noqa: E402
     SMALLEST_SIDE,
@@ -39,19 +39,18 @@ from dataset.mask_values import (  # noqa: E402
 )
 from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
 from dataset.set_file import NAME, SCALES_UM, SetFile  # noqa: E402
-from dataset.set_plan import EACH, SPLITS, Plan, Source, Tile  # noqa: E402
+from dataset.set_plan import EACH, Plan, Source, Tile  # noqa: E402
 from imaging.drawing import write_png  # noqa: E402
 from imaging.gray_range import GrayRange  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.entries import split_entries  # noqa: E402
 from utils.files import (  # noqa: E402
     DataError,
-    name_key,
     replace_file,
-    replacing_folder,  # noqa: E402
+    replacing_folder,
 )
 from utils.log import to_terminal  # noqa: E402
-from utils.tables import csv_text, read_csv  # noqa: E402
+from utils.tables import csv_text  # noqa: E402
 
 # Not the docstring, which python -OO drops.
 ABOUT = """\
@@ -427,46 +426,12 @@ def _texts(words: str) -> tuple[str, ...]:
     return split_entries(words) if words.strip() else ()
 
 
-def _batch_from(words: str) -> re.Pattern[str] | dict[str, dict[str, str]] | None:
-    """A regular expression, or the rows of a CSV file by file name."""
-    if words.lower().endswith(".csv"):
-        return _read_table(Path(words))
-    if not words:
-        return None
-    try:
-        pattern = re.compile(words)
-    except re.error as error:
-        raise DataError(f"--batch_from {words!r}: {error}; correct the expression") from None
-    if not pattern.groups or (pattern.groupindex and "batch" not in pattern.groupindex):
-        raise DataError(rf"--batch_from {words!r}: no group; put ( ) around the batch: (\d+)min")
-    return pattern
-
-
-def _read_table(path: Path) -> dict[str, dict[str, str]]:
-    head, rows = read_csv(path, "--batch_from")
-    if not {"file", "batch"} <= set(head):
-        found = f"{path}: columns {','.join(head)}"
-        raise DataError(f"{found}; the first line names them: file,batch,...")
-    table: dict[str, dict[str, str]] = {}
-    problems = Problems()
-    for number, values in rows:
-        name, split = name_key(values["file"]), values.get("split", "")
-        line = f"{path}: line {number}"
-        if split not in ("", *SPLITS):
-            problems.append(f"{line}: split {split!r}; give {', '.join(SPLITS)} or none")
-        if name in table:
-            problems.append(f"{line}: {name} a second time; remove one")
-        table[name] = values
-    problems.refuse()
-    return table
-
-
 # How the text of an option is read; an empty one is as if it was not given.
 PARSERS: dict[str, Callable[[str], object]] = {
     "page": _page,
     "class_names": _texts,
     "class_colours": _texts,
-    "batch_from": _batch_from,
+    "batch_from": read_rule,
 }
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from annotation.files import is_annotation, pages_in
 from annotation.scribbles import unlabelled_value, value_round_strokes
-from data import MOST_REPEATS, parse_name
+from data import MOST_REPEATS
+from dataset.batches import SPLITS, Batches
 from dataset.check import SMALLEST_SIDE, TURNED_MASK, Problems, size_text, turned_images
 from dataset.mask_values import IGNORED, SetSettings
 from dataset.pairs import Pairs
@@ -30,7 +31,6 @@ from imaging.pages import count_pages, images_of, page_name
 from imaging.pixel_size import SAME, pixel_size
 from utils.files import name_key
 
-SPLITS = {"train": "train_numf", "test": "test_numf", "unlabelled": "train_unlabelled"}
 EACH = -1  # of --page
 
 
@@ -191,56 +191,25 @@ class Plan:
             told.append(f"{alone}: {some_names(self.without_mask)}")
         stems = Counter(name_key(path.stem) for path in pairs.masks)
         places = Counter((path.parent, name_key(path.stem)) for path in pairs.masks)
-        unknown = set(settings.batch_from) if isinstance(settings.batch_from, dict) else set()
+        batches = Batches(settings.batch_from, pairs.masks, settings.images)
         sources: list[Source] = []
         for path, found in pairs.masks.items():
-            stem, below = name_key(path.stem), path.relative_to(settings.images).as_posix()
+            stem, below = name_key(path.stem), batches.below(path)
             if places[path.parent, stem] > 1:
                 problems.append(f"{path}: another image has this name too; rename or remove one")
             elif stems[stem] > 1 and settings.batch_from is None:
                 found_too = "another image has this name too, in another folder"
                 problems.append(f"{path}: {found_too}; rename one, or give --batch_from")
-            names = [name_key(below), name_key(below.removesuffix(path.suffix))]
-            names += [name_key(path.name), stem] if stems[stem] == 1 else []
-            unknown -= set(names)
             source = Source(path, found[0] if found else None, settings.batch_from is None, below)
             if pairs.classes:
                 source = replace(source, parts=tuple((pairs.classes[p], p) for p in found))
             with problems.collect():
-                source = self._identify(source, names)
+                source = _identified(source, batches.of(path))
             with problems.collect():
                 sources += self._pages(source, pairs.of_page.get(path, {}), pairs.classes)
         problems += pairs.check()
-        if unknown:
-            rows = f"{len(unknown)} row(s) without an image, as {min(unknown)}"
-            self.warnings.append(f"--batch_from: {rows}")
+        self.warnings += batches.lines()
         return sources
-
-    def _identify(self, source: Source, names: list[str]) -> Source:
-        """Batch, sample and specimen from the table, the regular expression, or the name.
-
-        ``names`` are those that the table may call the image by. The expression is tried on the
-        file name, then on the path below the folder of images.
-        """
-        path, given = source.image, self.settings.batch_from
-        if given is None:
-            row = dict(zip(("batch", "sample"), parse_name(path.stem), strict=True))
-        elif isinstance(given, dict):
-            row = next((given[name] for name in names if given.get(name)), {})
-            if not row:
-                raise DataError(f"{path}: not in the table of --batch_from; add a row for it")
-        else:
-            match = given.search(path.name) or given.search(source.below)
-            if match is None:
-                shown = f"--batch_from {given.pattern!r}"
-                raise DataError(f"{path}: {shown} does not match this name; correct it")
-            row = dict(zip(("batch", "sample"), match.groups(""), strict=False))
-            named = match.groupdict().items()  # "split" is for tables only
-            row |= {name: value for name, value in named if value and name != "split"}
-        batch, sample = row["batch"], row.get("sample") or path.stem
-        specimen, split = row.get("specimen") or f"{batch}_{sample}", row.get("split", "")
-        batch, sample = _field(batch), _field(sample)
-        return replace(source, batch=batch, sample=sample, specimen=specimen, split=split)
 
     def _pages(
         self, source: Source, masks: Mapping[int, Sequence[Path]], classes: Mapping[Path, str]
@@ -467,6 +436,14 @@ class Plan:
                 found = f"{len(groups)} of {MOST_REPEATS} sets sup_num{size}_*"
                 reason = f"{len(train)} training image(s) give no more different ones"
                 self.warnings.append(f"{found}: {reason}")
+
+
+def _identified(source: Source, row: Mapping[str, str]) -> Source:
+    """A source with its batch, sample, specimen and split; what is missing is its own."""
+    batch, sample = row["batch"], row.get("sample") or source.image.stem
+    specimen, split = row.get("specimen") or f"{batch}_{sample}", row.get("split", "")
+    batch, sample = _field(batch), _field(sample)
+    return replace(source, batch=batch, sample=sample, specimen=specimen, split=split)
 
 
 def _field(text: str) -> str:

@@ -70,11 +70,13 @@ class Item(NamedTuple):
     page: int = 1  # of the file
     truth_page: int = 1  # of the true mask's file
     stem: str = ""  # of the user's own file, where ``path`` is a copy
+    told_batch: str | None = None  # its production batch; None: as its name says
 
     @property
     def batch(self) -> str:
-        """The production batch, '' when the file name carries none."""
-        return parse_name(self.stem or self.path.stem)[0]
+        """The production batch, '' where none is known."""
+        named = parse_name(self.stem or self.path.stem)[0]
+        return named if self.told_batch is None else self.told_batch
 
     @property
     def own_path(self) -> Path:

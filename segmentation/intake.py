@@ -63,6 +63,7 @@ class Picture(NamedTuple):
     file: Path
     labels: Path | None  # class ids, 255 where nobody labelled; None: not annotated
     source: Path = Path()  # the user's own file
+    batch: str | None = None  # its production batch, as --batch_from tells; None: as its name does
 
 
 class Intake(NamedTuple):

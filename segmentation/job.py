@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from annotation.outlines import SUFFIX, packed
+from dataset.batches import batches_of
 from dataset.set_file import NAME, scale_by_set, set_of
 from imaging.imagefile import read_mask
 from imaging.index import stamp_of
@@ -76,7 +77,7 @@ def run(request: Request) -> Work:
     with locked(request.out, "--out", "segmenting", "--out"):
         for leftover in request.out.glob(f".{SET}-*"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
-        intake = read(request)
+        intake = with_batches(read(request), request)
         check_terms(intake.num_classes, grain_classes=request.grain_classes)
         names = request.class_names or intake.class_names or names_of_set(request, intake)
         request = replace(request, class_names=names)
@@ -140,6 +141,14 @@ class Opened(NamedTuple):
     rounds: Rounds
     this: Round
     goes_on: bool  # an earlier run began it, and did not end
+
+
+def with_batches(intake: Intake, request: Request) -> Intake:
+    """What was read, with the production batches that ``--batch_from`` tells; DataError."""
+    images = [picture.source for picture in intake.pictures]
+    found, warned = batches_of(request.batch_from, images, request.images)
+    pictures = tuple(p._replace(batch=found.get(p.source)) for p in intake.pictures)
+    return intake._replace(pictures=pictures, warnings=(*intake.warnings, *warned))
 
 
 def scales_of(learning: Learning, answers: Answers) -> Scales:
@@ -324,7 +333,9 @@ class Work:
         ``said`` are sentences for its ``summary.md``, which also warns by the ``scores`` of its
         method on held-out blocks.
         """
-        items = [Item(p.file, p.name, stem=p.source.stem) for p in self.pictures]
+        items = [
+            Item(p.file, p.name, stem=p.source.stem, told_batch=p.batch) for p in self.pictures
+        ]
         labels = {p.name: p.labels for p in self.annotated if p.labels}
         um = self.scales.given.um_per_px
         told: dict[str, Any] = {"scales": self.scales.of, "min_px": self.request.min_px}

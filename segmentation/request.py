@@ -7,6 +7,7 @@ from pathlib import Path
 
 from annotation.outlines import SUFFIX
 from config import Config, ConfigError
+from dataset.batches import read_rule
 from dataset.mask_values import Reading
 from metallography.particles import MINIMUM_PX, unit_of
 from metallography.scales import read_scales
@@ -37,6 +38,7 @@ class Request:
     grain_classes: tuple[int, ...] = ()  # class ids whose pieces are grains, of which G is given
     outlines: str = ""  # geojson or roi: the outlines of all particles are written, too
     scales: Path | None = None  # a CSV file of scales for single images
+    batch_from: str = ""  # how production batches are told; '': by the names
     sample: str = ""  # what the images show; '' is the name of their folder
 
     def __post_init__(self) -> None:
@@ -57,6 +59,10 @@ class Request:
                 read_scales(self.scales)
             except DataError as error:
                 problems.append(str(error))
+        try:
+            read_rule(self.batch_from)
+        except DataError as error:
+            problems.append(str(error))
         if self.pretrain not in PRETRAIN:
             problems.append(f"--pretrain: found {self.pretrain}; give {', '.join(PRETRAIN)}")
         if not self.masks:

@@ -32,6 +32,41 @@ def weights(tmp_path: Path) -> Path:
     return write_weights(tmp_path / "run" / "fine.pt", {})
 
 
+def test_batches_of_sub_folders_and_of_a_table(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_images(tmp_path / "imgs", "heat12/a_1.png", "heat12/b.png", "heat7/a_1.png")
+    out = tmp_path / "out"
+    options = ["--weights", str(weights), "--images", str(images), "--out", str(out)]
+    assert main([*options]) == 0  # by their names: those of an earlier run hold no longer
+    assert main([*options, "--batch_from", r"^heat(\d+)/"]) == 0
+    rows = rows_of(out / "measurements.csv")
+    assert [r["batch"] for r in rows[::3]] == ["12", "12", "7"]
+    pooled = rows_of(out / "batches.csv")  # numbers in their order
+    assert [(r["batch"], r["fields"]) for r in pooled[::3]] == [("7", "1"), ("12", "2")]
+    of_two = [float(r["area_fraction"]) for r in rows[:6] if r["class"] == "1"]
+    assert float(pooled[4]["area_fraction"]) == pytest.approx(np.mean(of_two))
+    table = tmp_path / "t.csv"
+    table.write_text("file,batch\nb,melt A\nheat12/a_1.png,melt A\nheat7/a_1,melt B\nc,x\n")
+    assert main([*options, "--batch_from", str(table)]) == 0
+    assert "--batch_from: 1 row(s) without an image, as c" in capsys.readouterr().out
+    rows = rows_of(out / "measurements.csv")
+    assert [r["batch"] for r in rows[::3]] == ["melt A", "melt A", "melt B"]
+    # An image that nothing is known of ends the run before anything is written anew.
+    before = (out / "measurements.csv").read_bytes()
+    for words, said in ((r"^heat(1\d)/", "does not match this name"), ("x", "no group")):
+        assert main([*options, "--batch_from", words]) == 2
+        assert said in capsys.readouterr().err
+    table.write_text("file,batch\na_1,melt A\nb,melt A\n")  # of which a_1?
+    assert main([*options, "--batch_from", str(table)]) == 2
+    found = capsys.readouterr().err.splitlines()
+    assert len(found) == 2 and all("not in the table of --batch_from" in line for line in found)
+    assert (out / "measurements.csv").read_bytes() == before
+    assert main(["--weights", str(weights), "--rank", str(images), "--batch_from", "(.).*/"]) == 0
+    ranked = rows_of(weights.parent / "ranked_imgs" / "ranking.csv")
+    assert {r["batch"] for r in ranked} == {"h"}
+
+
 def test_a_folder_with_all_outputs(tmp_path: Path, weights: Path) -> None:
     images = write_images(
         tmp_path / "imgs", "15_a_0_0.png", "60_b.tif", "sub/Gefüge-中.jpg", "twin.png", "twin.bmp"

@@ -1102,6 +1102,21 @@ def test_a_batch_is_that_of_the_image_and_not_of_its_folder(place: Path) -> None
     with (place / "out" / "measurements.csv").open(encoding="utf-8", newline="") as file:
         batches = {row["image"]: row["batch"] for row in csv.DictReader(file)}
     assert batches == {"heat_30min/30_s7_0_0": "30", "é0": "", "é1": "", "é2": ""}
+    assert run(place, "--batch_from", "^(?:heat_(\\w+)/|é)") == 0
+    with (place / "out" / "batches.csv").open(encoding="utf-8", newline="") as file:
+        fields = {row["batch"]: row["fields"] for row in csv.DictReader(file)}
+    assert fields == {"30min": "1", "(no batch in the name)": "3"}
+
+
+def test_a_batch_that_nobody_tells_is_found_before_anything_is_timed(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Learning, "finetune", None)
+    for words, count in (("(", 1), ("^sample (.)/", 3)):  # of four images one is in that folder
+        assert run(place, "--batch_from", words) == 2
+        found = capsys.readouterr()
+        assert len(found.err.splitlines()) == count and "Timing" not in found.out
+        assert found.err.count("--batch_from") == count
 
 
 def test_what_is_transparent_is_not_measured(place: Path) -> None:
