@@ -69,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
         help="names of the classes, of id 0 first; default: as in the previous run")  # fmt: skip
     add("--class_colours", type=split_entries, default=(), metavar="RRGGBB,...",
         help="colours of the classes in pictures, six hexadecimal digits each, such as "
-        "333333,e69f00; default: as in the previous run, else as in coloured masks")  # fmt: skip
+        "333333,e69f00; default: as in the previous run, else as in coloured masks; auto: forget "
+        "the previous run's")  # fmt: skip
     add("--um_per_px", type=float, help="micrometres per pixel; default: as in the previous run, "
         "else as the files say, else lengths in pixels; 0: forget the previous run's")  # fmt: skip
     add("--scales", type=Path, help="a CSV file of scales for single images, which count before "

@@ -53,6 +53,7 @@ from utils.metrics import IGNORED
 
 SET, RECORD, VERSION = "set", "record.json", 5
 LONGEST_STEM = MOST_BYTES - len("-99999.png")  # bytes
+FORGOTTEN = ("auto",)  # --class_colours: as if none had been given
 NO_BATCH = re.compile("()")  # names of images may be any: none tells a batch
 
 
@@ -181,7 +182,8 @@ def _look(
     """
     classes = max(plan.num_classes for plan in plans)
     given, kept = plans[0].settings.class_colours, tuple(before.get("own_colours", ()))
-    own = given or (kept if len(kept) == classes else ())
+    remembered = kept if len(kept) == classes else ()
+    own = () if given == FORGOTTEN else given or remembered
     try:
         Config(num_classes=max(classes, 2), class_colours=own)
     except ConfigError as error:

@@ -388,6 +388,10 @@ def test_the_colours_of_a_mask_are_those_of_its_classes(root: Path) -> None:
     found = read_in(root, mask, class_colours=own)
     assert found.class_colours == own
     assert read_in(root, mask).class_colours == own  # as an earlier run was told
+    drawn = ("333333", "0000ff", "ffff00")
+    assert read_in(root, mask, class_colours=("auto",)).class_colours == drawn
+    assert read_in(root, mask).class_colours == drawn
+    assert read_in(root, mask, class_colours=own).class_colours == own
     with pytest.raises(DataError, match="--class_colours: found 1 values; allowed"):
         read_in(root, mask, class_colours=("111111",))
 
