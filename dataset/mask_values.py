@@ -340,14 +340,16 @@ def names_option(names: Sequence[str]) -> str:
 
 def refuse_unused(reading: Reading, rules: Sequence[MaskRule], masks: Path) -> None:
     """DataError for what says of values in ``masks`` where every mask names its classes."""
-    given = [f"--{name}" for name in ("palette", "ignore") if getattr(reading, name)]
+    of_values = ("palette", "ignore", "tolerance")
+    given = [f"--{name}" for name in of_values if getattr(reading, name)]
     if given and rules and all(rule.by is By.NAMES for rule in rules):
         found = f"{' and '.join(given)}: of no effect on {masks}: outlines, and files of one class"
         cure = "draw a large shape called ignore below the others where nobody labelled"
         if "{class}" in reading.mask_pattern:
             cure = 'add a file of the class "ignore" that is white everywhere, if nobody labelled '
             cure += "the rest"
-        raise DataError(f"{found} each, have no values; leave it out, and {cure}")
+        unlabelled = f", and {cure}" if given != ["--tolerance"] else ""
+        raise DataError(f"{found} each, have no values; leave it out{unlabelled}")
 
 
 def channels(value: Value) -> Value:

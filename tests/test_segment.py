@@ -816,6 +816,9 @@ def test_strokes_of_outlines_are_warned_of_with_a_cure_that_works(
         assert run(place, *option, masks=(mask,)) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"{option[0]}: of no effect on é1.json") and "called ignore" in line
+    assert run(place, "--tolerance", "9", masks=(mask,)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--tolerance: of no effect on é1.json") and line.endswith("leave it out")
     lines_drawn(place, "1", "matrix", "net", "pore", over="ignore")
     read_in(place, "--class_names", "matrix,net,pore", masks=(mask,))
     labels = ids(place / "out" / "set" / "sup_numf" / "gt" / "é1.png")
