@@ -29,8 +29,10 @@ PRINTERS, FINEST_PRINTER = (100, 360), 9600  # multiples of these dots an inch, 
 INCH, CENTIMETRE = 25_400.0, 10_000.0  # um
 # By their names in lower case: \u00e5 is that of the letter \u00c5 and of the sign \u212b.
 UNITS = {"m": 1e6, "cm": CENTIMETRE, "mm": 1e3, "nm": 1e-3, "pm": 1e-6, "inch": INCH, "in": INCH}
-UNITS |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer"), 1.0)
-UNITS |= {"\u00e5": 1e-4, "a": 1e-4, "angstrom": 1e-4, "nanometer": 1e-3, "millimeter": 1e3}
+UNITS |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns"), 1.0)
+UNITS |= {"\u00e5": 1e-4, "a": 1e-4, "angstrom": 1e-4}
+NAMES = {"micro": 1.0, "nano": 1e-3, "milli": 1e3}
+UNITS |= {f"{name}met{end}": um for name, um in NAMES.items() for end in ("er", "ers", "re", "res")}
 COPIED = ("inch", "in", "cm")
 RESOLUTION_UNITS = {2: INCH, 3: CENTIMETRE, 4: 1e3, 5: 1.0}  # 4 and 5: of some programs
 TESCAN_TAG = 50431

@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import cv2
@@ -110,9 +112,14 @@ def grain_intercept(
     if not met:
         return math.nan
     sources = grains if others is None else grains | others
+    height, width = labels.shape
+    goes_on = sources  # beyond the field as at its edge
+    if ignored is not None:
+        height, width = ((~ignored).any(axis=axis).sum() for axis in (1, 0))
+        goes_on = nearest_labels(sources.astype(np.int32), ~ignored, ignored) > 0
     # Few large grains have chords longer than the field; nothing so wide is a boundary.
-    reach = min(2 * np.count_nonzero(grains) / met, min(labels.shape) / 2) / 2
-    gaps = _closed(sources, reach) & ~sources
+    reach = min(2 * np.count_nonzero(grains) / met, min(height, width) / 2) / 2
+    gaps = _closed(goes_on, reach) & ~sources
     if ignored is not None:
         gaps &= ~ignored
     grown = nearest_labels(labels, sources, gaps)
@@ -328,10 +335,27 @@ def areas_of(rows: Sequence[Row]) -> list[float]:
     """The areas of the fields of rows with ``field_px`` and, with a scale, ``um_per_px``.
 
     In square micrometres if every scale is known, else in pixels; all 1 where areas are not known.
+    So rows whose value is not known have to be left out before, see ``mean_over``.
     """
     scales = [float(row.get("um_per_px") or math.nan) for row in rows]
     scales = [1.0] * len(rows) if any(map(math.isnan, scales)) else scales
     return [row.get("field_px", 1.0) * um**2 for row, um in zip(rows, scales, strict=True)]
+
+
+def mean_over(rows: Sequence[Row], column: str, factor: float = 1.0) -> Interval:
+    """``over_fields`` of ``factor`` times a column, each field weighted by its area.
+
+    Fields that have no value of it, such as a length without a scale, decide no other's weight.
+    The ASTM grain-size number is that of the mean intercept, not the mean of the fields' numbers
+    (E112: G is of the mean of what was measured), its half-width by the slope of G there.
+    """
+    known = [row for row in rows if not math.isnan(row[column])]
+    if column != "astm_g" or not known:
+        return over_fields([factor * row[column] for row in known], areas_of(known))
+    of = mean_over(known, "grain_intercept_um")
+    g, slope = astm_grain_size(of.mean), 6.643856 / (math.log(10) * of.mean)
+    half = slope * of.confidence
+    return Interval(of.fields, g, slope * of.std, half, 100 * half / g if g else math.nan)
 
 
 def without_scale(row: Row) -> Row:
@@ -353,22 +377,24 @@ def by_batch(rows: Sequence[Row], um_per_px: float | None = None) -> list[Row]:
 
     Batches that are numbers, such as holding times, come in their order. A row holds ``fields``,
     area fraction and number density with mean and confidence over the fields, weighted by their
-    areas (``areas_of``), and mean area, diameter, length and aspect ratio over all whole particles
+    areas (``mean_over``), and mean area, diameter, length and aspect ratio over all whole particles
     of the batch (each particle counts alike, not each field) in images whose scale is known.
     """
     u, density = unit_of(um_per_px), density_column(um_per_px)
-    pooled = []
-    for batch, c in sorted({(r["batch"], r["class"]) for r in rows}, key=_batch_order):
-        fields = [r for r in rows if r["batch"] == batch and r["class"] == c]
+    pooled, found = [], defaultdict[tuple[str, int], list[Row]](list)
+    for one in rows:
+        found[one["batch"], one["class"]].append(one)
+    for batch, c in sorted(found, key=_batch_order):
+        fields = found[batch, c]
         row: Row = {"batch": batch, "class": c, "fields": len(fields)}
         for name in ("area_fraction", density):
-            interval = over_fields([r[name] for r in fields], areas_of(fields))
+            interval = mean_over(fields, name)
             row |= {name: interval.mean, f"{name}_ci95": interval.confidence}
         row["particles_whole"] = sum(r["particles_whole"] for r in fields)
         for name in (f"area_{u}2", f"diameter_{u}", f"length_{u}", "aspect_ratio"):
-            found = [r for r in fields if not math.isnan(r[f"mean_{name}"])]
-            summed = math.fsum(r[f"mean_{name}"] * r["particles_whole"] for r in found)
-            total = sum(r["particles_whole"] for r in found)
+            sized = [r for r in fields if not math.isnan(r[f"mean_{name}"])]
+            summed = math.fsum(r[f"mean_{name}"] * r["particles_whole"] for r in sized)
+            total = sum(r["particles_whole"] for r in sized)
             row[f"mean_{name}"] = summed / total if total else math.nan
         pooled.append(row)
     return pooled
@@ -376,10 +402,10 @@ def by_batch(rows: Sequence[Row], um_per_px: float | None = None) -> list[Row]:
 
 def _batch_order(key: tuple[str, int]) -> tuple[bool, float, str, int]:
     batch, c = key
-    try:
-        return False, float(batch), batch, c
-    except ValueError:
-        return True, 0.0, batch, c
+    with suppress(ValueError):
+        if math.isfinite(number := float(batch)):
+            return False, number, batch, c
+    return True, 0.0, batch, c
 
 
 def compare_class(

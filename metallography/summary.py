@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -98,7 +98,7 @@ def phases_csv(folder: Folder) -> str:
     rows = []
     for c, name in enumerate(folder.segmenter.class_names):
         own = [row for row in folder.rows if row["class"] == c]
-        found = measure.over_fields([row["area_fraction"] for row in own], measure.areas_of(own))
+        found = measure.mean_over(own, "area_fraction")
         row: Row = {"class": c, "class_name": name, "fields": found.fields}
         row |= {"area_fraction": found.mean, "area_fraction_ci95": found.confidence}
         if folder.poor:
@@ -287,13 +287,12 @@ def _class_tables(folder: Folder) -> list[Table]:
     fractions, others, sizes = [], [], []
     for c, name in enumerate(folder.segmenter.class_names):
         rows = [row for row in folder.rows if row["class"] == c]
-        areas = measure.areas_of(rows)
-        share = measure.over_fields([100 * row["area_fraction"] for row in rows], areas)
+        share = measure.mean_over(rows, "area_fraction", 100)
         accuracy = rounded(share.relative_accuracy, share.relative_accuracy)[0]
         mean = plus_minus(share.mean, share.confidence)
         fractions.append([name, share.fields, mean, rounded(share.std, share.std)[0], accuracy])
         told = [n for n in columns if c in folder.with_particles or not of_particles(n)]
-        found = {n: interval([row[n] for row in rows], areas) for n in told}
+        found = {n: interval(measure.mean_over(rows, n)) for n in told}
         others.append([name, *(found.get(n, "-") for n in columns)])
         if c in folder.with_particles:
             d = np.concatenate(folder.diameters[c])
@@ -390,7 +389,10 @@ def _comparison_tables(folder: Folder) -> list[Table]:
     for c, (name, dice) in enumerate(zip(names, metrics.dice(counts), strict=True)):
         mine = [row for row in folder.compared if row["class"] == c]
         known = [row[distance] for row in mine if not math.isnan(row[distance])]
-        errors = [interval(scale * row[key] for row in mine) for key, scale in keys.items()]
+        errors = [
+            interval(measure.over_fields(scale * row[key] for row in mine))
+            for key, scale in keys.items()
+        ]
         middle = significant(np.median(known) if known else math.nan)
         rows.append([name, significant(dice), *errors, middle])
         found = measure.recall_by_size(mine)
@@ -444,7 +446,6 @@ def shown(column: str, value: object) -> str:
     return percent(value) if is_share(column) else significant(value)
 
 
-def interval(values: Iterable[float], areas: Iterable[float] | None = None) -> str:
-    """``mean ± confidence`` over fields, weighted by their ``areas``."""
-    found = measure.over_fields(values, areas)
+def interval(found: measure.Interval) -> str:
+    """``mean ± confidence`` over fields."""
     return plus_minus(found.mean, found.confidence)

@@ -177,7 +177,7 @@ def phases(folder: Folder) -> list[dict[str, Any]]:
     for c, name in enumerate(folder.segmenter.class_names):
         rows = [row for row in folder.rows if row["class"] == c]
         shares = [100 * row["area_fraction"] for row in rows]
-        mean = measure.over_fields(shares, measure.areas_of(rows))
+        mean = measure.mean_over(rows, "area_fraction", 100)
         half = 0.0 if math.isnan(mean.confidence) else mean.confidence
         known = [share for share in shares if not math.isnan(share)]
         found.append({

@@ -16,10 +16,12 @@ from config import ConfigError
 from metallography import measure
 from metallography.measure import (
     areas_of,
+    astm_grain_size,
     boundary_agreement,
     by_batch,
     compare_class,
     kolmogorov_smirnov,
+    mean_over,
     measure_class,
     measure_mask,
     over_fields,
@@ -540,6 +542,64 @@ def test_areas_are_in_square_micrometres_where_every_scale_is_known() -> None:
     assert areas_of([{"field_px": 100}, {"field_px": 200}]) == [100, 200]
     assert areas_of([{}, {}]) == [1, 1]
     assert areas_of([rows[0], {"field_px": 300, "um_per_px": math.nan}]) == [100, 300]
+
+
+def test_a_field_without_a_scale_does_not_weigh_lengths_of_the_others() -> None:
+    """16 squares at 0.1 um per pixel, 4 at 1, one without a scale, all of 200 x 200 px."""
+
+    def square(n: int) -> tuple[int, int, int, int]:
+        return (10 + 40 * (n // 4), 10 + 40 * (n % 4), 10, 10)
+
+    rows = []
+    for um, count in ((0.1, 16), (1.0, 4), (None, 1)):
+        row, _ = measure_class(field(200, 200, *map(square, range(count))), um)
+        head = {"um_per_px": um or math.nan, "field_px": 40_000, "batch": "b", "class": 1}
+        rows.append(head | (row if um else without_scale(row)))
+    areas = 200**2 * (0.1**2 + 1) * 1e-6  # mm2
+    density = mean_over(rows, "number_per_mm2")
+    assert density.mean == pytest.approx(20 / areas) and density.fields == 2
+    (pooled,) = by_batch(rows, 0.1)
+    assert pooled["number_per_mm2"] == pytest.approx(20 / areas)
+    assert mean_over(rows, "mean_area_um2").mean == pytest.approx((0.01 * 1 + 100) / 1.01)
+    # What has no length is known of all fields, whose pixels are then all that is known.
+    assert mean_over(rows, "area_fraction", 100).mean == pytest.approx(100 * 21 * 100 / 120_000)
+
+
+def test_the_grain_size_number_of_fields_is_that_of_their_mean_intercept() -> None:
+    rows = [{"grain_intercept_um": um, "astm_g": astm_grain_size(um)} for um in (10.0, 40.0)]
+    found = mean_over(rows, "astm_g")
+    assert found.mean == pytest.approx(-3.288 - 6.643856 * math.log10(0.025)) and found.fields == 2
+    half = 12.7062047 * 15  # t(0.975, 1) times the standard error of 10 and 40
+    # By finite differences: dG / dl at 25 um.
+    slope = (astm_grain_size(25.001) - astm_grain_size(24.999)) / 0.002
+    assert found.confidence == pytest.approx(abs(slope) * half, rel=1e-4)
+    unknown = mean_over([{"grain_intercept_px": 3.0, "astm_g": math.nan}], "astm_g")
+    assert math.isnan(unknown.mean) and unknown.fields == 0
+
+
+@pytest.mark.parametrize("rows", [(0, 40, 0, 0), (13, 0, 7, 21)])
+def test_a_field_is_the_same_cut_or_ignored(rows: tuple[int, int, int, int]) -> None:
+    """A lattice of grains of 15 px with boundaries of 5; the frame may be an array's or not."""
+    top, bottom, left, right = rows
+    line = np.arange(240) % 20 < 15
+    grains = line[:, None] & line
+    cut = grains[top : 240 - bottom, left : 240 - right]
+    ignored = np.ones(grains.shape, bool)
+    ignored[top : 240 - bottom, left : 240 - right] = False
+    alone, _ = measure_class(cut, 1.0, grains=True)
+    within, _ = measure_class(grains & ~ignored, 1.0, grains=True, ignored=ignored)
+    assert within == pytest.approx(alone, nan_ok=True)
+
+
+def test_batches_that_are_no_numbers_come_last() -> None:
+    rows = [
+        {"batch": b, "class": c, **measure_class(field(40, 40, (5, 5, 9, 9)))[0]}
+        for c in (1, 0)
+        for b in ("nan", "10", "inf", "9")
+    ]
+    found = [(row["batch"], row["class"]) for row in by_batch(rows)]
+    order = ("9", "10", "inf", "nan")
+    assert found == [(b, c) for b in order for c in (0, 1)]
 
 
 def test_without_a_scale_lengths_are_unknown_and_counts_are_kept() -> None:

@@ -86,6 +86,18 @@ def test_smallest_rectangles_against_all_directions(seed: int, connectivity: int
         assert particles.length[i] * particles.width[i] == pytest.approx(length * width, rel=1e-4)
 
 
+def test_of_equal_rectangles_the_longest_is_taken_however_the_particle_lies() -> None:
+    """49 px2 either way: 7 by 7, and 7 by 3.5 times the root of 2."""
+    rows = ("######.", "..####.", "....###", "....###", "....###", ".....##", "......#")
+    one = np.zeros((20, 20), bool)
+    one[3:10, 5:12] = [[letter == "#" for letter in row] for row in rows]
+    for binary in (one, one[::-1], one[:, ::-1], one.T, np.rot90(one)):
+        (particles, _), four = find_particles(binary), find_particles(binary, connectivity=4)[0]
+        for found in (particles, four):
+            assert found.length == pytest.approx([7 * math.sqrt(2)])
+            assert found.width == pytest.approx([3.5 * math.sqrt(2)])
+
+
 def test_a_rotated_bar_keeps_its_length() -> None:
     y, x = np.mgrid[:200, :200] - 100.0
     for angle in (0.1, 0.5, 0.9, 1.3):

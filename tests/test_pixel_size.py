@@ -55,6 +55,14 @@ KNOWN = {
         0.08,
         "OME",
     ),
+    "ImageJ micrometers": (
+        {"imagej": True, "resolution": (10, 10), "metadata": {"unit": "micrometers"}},
+        0.1,
+    ),
+    "ImageJ nanometres": (
+        {"imagej": True, "resolution": (0.02, 0.02), "metadata": {"unit": "Nanometres"}},
+        0.05,
+    ),
     "ImageJ micron": (
         {"imagej": True, "resolution": (10, 10), "metadata": {"unit": "micron"}},
         0.1,

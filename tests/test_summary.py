@@ -14,6 +14,7 @@ from PIL import Image
 
 from metallography.folder import Folder
 from metallography.items import list_images
+from metallography.measure import over_fields
 from metallography.segmenter import Segmenter
 from metallography.summary import (
     at_most,
@@ -246,8 +247,8 @@ def test_a_phase_that_was_mostly_wrong_is_marked_beside_its_fraction(
 
 def test_an_interval_by_hand() -> None:
     # t(0.975, 1) = 12.706; the deviation of 1 and 3 is the square root of 2.
-    assert interval([1.0, 3.0, math.nan]) == "2 ± 13"
-    assert interval([math.nan]) == "-"
+    assert interval(over_fields([1.0, 3.0, math.nan])) == "2 ± 13"
+    assert interval(over_fields([math.nan])) == "-"
 
 
 def squares(folder: Path, *sides: int) -> None:
