@@ -58,10 +58,12 @@ KNOWN = {
     "ImageJ micrometers": (
         {"imagej": True, "resolution": (10, 10), "metadata": {"unit": "micrometers"}},
         0.1,
+        "ImageJ",
     ),
     "ImageJ nanometres": (
         {"imagej": True, "resolution": (0.02, 0.02), "metadata": {"unit": "Nanometres"}},
         0.05,
+        "ImageJ",
     ),
     "ImageJ micron": (
         {"imagej": True, "resolution": (10, 10), "metadata": {"unit": "micron"}},
