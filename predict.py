@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -34,13 +34,14 @@ from dataset.set_file import NAME, scale_by_set, set_of
 from imaging.drawing import class_colours, default_names
 from imaging.field import FieldRule
 from imaging.listing import names_of, some_names
+from imaging.pixel_size import is_possible
 from metallography import ranking
 from metallography.export import check_target
 from metallography.folder import Folder
 from metallography.items import Item, Items, field_rule, list_images, unusable
 from metallography.measure import BOUNDARY_PX, fractions_of, outlying
 from metallography.outlines import remove_outlines, write_outlines
-from metallography.particles import MINIMUM_PX, SCALES_UM, unit_of
+from metallography.particles import MINIMUM_PX, unit_of
 from metallography.scales import Scales, find_scales
 from metallography.segmenter import MODEL, Segmenter, check_number, find_weights
 from metallography.summary import equal_images, warnings, write_tables
@@ -119,15 +120,7 @@ def parser() -> argparse.ArgumentParser:
         "file,batch; default: as names begin, 15 of 15_s7_2.png")  # fmt: skip
     add("--resample", type=float, metavar="UM", help="show all images to the network at UM "
         "micrometres per pixel; results keep the images' own size")  # fmt: skip
-    add("--min_px", type=int, default=MINIMUM_PX, help="smallest particle (%(default)s pixels)")
-    add("--connectivity", type=int, help="pixels of one particle touch by a side (4) or also by a "
-        "corner (8); default: 4 for grain classes, 8 for all others")  # fmt: skip
-    add("--grain_classes", type=int, nargs="*", default=[], metavar="CLASS",
-        help="classes whose particles are grains: an ASTM grain-size number is given")  # fmt: skip
-    add("--boundary_classes", type=int, nargs="*", metavar="CLASS", help="with --grain_classes: "
-        "classes that are boundaries of the grains; default: all other classes")  # fmt: skip
-    add("--boundary_px", type=float, default=BOUNDARY_PX, help="with --masks: tolerance in pixels "
-        "when comparing outlines (%(default)s)")  # fmt: skip
+    add_measuring(add)
     add("--resize", type=int, help="predict at N x N pixels; 0: at their own size; default: as "
         "trained")  # fmt: skip
     add("--tta", type=true_or_false, nargs="?", const=True, metavar="true|false", help="average "
@@ -151,6 +144,19 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--threads", type=int, default=0, help="CPU threads; 0: as many as PyTorch chooses")
     return made
+
+
+def add_measuring(add: Callable[..., object]) -> None:
+    """The options that say what a particle and a grain are, and how true masks are compared."""
+    add("--min_px", type=int, default=MINIMUM_PX, help="smallest particle (%(default)s pixels)")
+    add("--connectivity", type=int, help="pixels of one particle touch by a side (4) or also by a "
+        "corner (8); default: 4 for grain classes, 8 for all others")  # fmt: skip
+    add("--grain_classes", type=int, nargs="*", default=[], metavar="CLASS",
+        help="classes whose particles are grains: an ASTM grain-size number is given")  # fmt: skip
+    add("--boundary_classes", type=int, nargs="*", metavar="CLASS", help="with --grain_classes: "
+        "classes that are boundaries of the grains; default: all other classes")  # fmt: skip
+    add("--boundary_px", type=float, default=BOUNDARY_PX, help="with --masks: tolerance in pixels "
+        "when comparing outlines (%(default)s)")  # fmt: skip
 
 
 def true_or_false(word: str) -> bool:
@@ -298,8 +304,7 @@ def find_all_scales(
     bad, told = partial(unusable, gray=segmenter.gray, field=field), scale_by_set(images)
     scales = find_scales(items, images, options.um_per_px, table, told, unusable=bad)
     if options.resample is not None:
-        least, most = SCALES_UM
-        if not least <= options.resample <= most:
+        if not is_possible(options.resample):
             raise ConfigError(f"--resample: found {options.resample}; give micrometres per pixel")
         if segmenter.resize:
             size = f"{segmenter.resize}x{segmenter.resize}"

@@ -15,6 +15,7 @@ from data import Sample
 from dataset.set_file import read_set_file
 from dataset.source_files import PaletteCheck, palette_of
 from imaging.data_bar import Bar, bar_lines, find_bars
+from imaging.field import SMALLEST_SIDE
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool
 from imaging.imagefile import decode, has_more_bits, read_image, turn_text
 from imaging.listing import DRAWN, Listing, by_drawn_names
@@ -25,7 +26,6 @@ from utils.files import IMAGE_SUFFIXES, DataError, list_files, list_names, name_
 from utils.log import progress, to_terminal
 from utils.metrics import IGNORED
 
-SMALLEST_SIDE = 16  # the UNet halves three times and its crops must keep a position at 1/4
 MAX_LINES = 30
 TURNED_MASK = "draw the mask on the upright image, or remove the orientation from the image file"
 

@@ -23,7 +23,6 @@ from config import Config, ConfigError  # noqa: E402
 from dataset.batches import SPLITS, read_rule  # noqa: E402
 from dataset.check import (  # noqa: E402
     LAYOUT,  # noqa: E402
-    SMALLEST_SIDE,
     Problems,
 )
 from dataset.mask_values import (  # noqa: E402
@@ -38,10 +37,12 @@ from dataset.mask_values import (  # noqa: E402
     refuse_unused,
 )
 from dataset.set_check import Entry, check_set, missing_classes, splits_table  # noqa: E402
-from dataset.set_file import NAME, SCALES_UM, SetFile  # noqa: E402
+from dataset.set_file import NAME, SetFile  # noqa: E402
 from dataset.set_plan import EACH, Plan, Source, Tile  # noqa: E402
 from imaging.drawing import write_png  # noqa: E402
+from imaging.field import SMALLEST_SIDE  # noqa: E402
 from imaging.gray_range import GrayRange  # noqa: E402
+from imaging.pixel_size import POSSIBLE, is_possible  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.entries import split_entries  # noqa: E402
 from utils.files import (  # noqa: E402
@@ -398,10 +399,9 @@ def read_settings(words: Sequence[str] | None = None) -> SetSettings | Look:
         ("seed", given.seed, given.seed >= 0, some),
     )
     problems += [f"--{name} {value}: give {cure}" for name, value, good, cure in checks if not good]
-    low, high = SCALES_UM
-    if given.um_per_px is not None and not low <= given.um_per_px <= high:
+    if given.um_per_px is not None and not is_possible(given.um_per_px):
         shown = f"--um_per_px {given.um_per_px}"
-        problems.append(f"{shown}: give micrometres per pixel, {low:g} to {high:g}")
+        problems.append(f"{shown}: give micrometres per pixel, {POSSIBLE}")
     for name, parse in PARSERS.items():
         with problems.collect():
             setattr(given, name, parse(getattr(given, name)))

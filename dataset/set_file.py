@@ -20,13 +20,13 @@ from config import FIELDS, Config, ConfigError
 from imaging.field import Crop, read_crop
 from imaging.gray_range import GrayRange, conversion_of
 from imaging.listing import SPLIT
+from imaging.pixel_size import POSSIBLE, is_possible
 from utils.commandline import MANY, NONE, ONE, did_you_mean, format_value, found, split_flags
 from utils.files import DataError, replace_file, special_kind
 
 NAME = "set.json"
 SETTINGS = ("num_classes", "ignore_label", "class_names", "class_colours")  # of ``Config``
 LARGEST = 64 * 2**20  # bytes of a file that is read
-SCALES_UM = (1e-6, 1e6)  # smallest and largest side of a pixel that is believed, as in predict.py
 CURE = "correct it, or make the set again"
 
 Gray = GrayRange | None
@@ -210,9 +210,8 @@ def _scales(value: object) -> float | Mapping[str, float]:
 
 
 def _scale(value: object) -> float:
-    low, high = SCALES_UM
-    if type(value) not in (int, float) or not low <= value <= high:  # type: ignore[operator]
-        raise ValueError(f"give micrometres per pixel, {low:g} to {high:g}, or one for each name")
+    if type(value) not in (int, float) or not is_possible(float(value)):  # type: ignore[arg-type]
+        raise ValueError(f"give micrometres per pixel, {POSSIBLE}, or one for each name")
     return float(value)  # type: ignore[arg-type]
 
 

@@ -16,14 +16,14 @@ from annotation.files import is_annotation, pages_in
 from annotation.scribbles import unlabelled_value, value_round_strokes
 from data import MOST_REPEATS
 from dataset.batches import SPLITS, Batches
-from dataset.check import SMALLEST_SIDE, TURNED_MASK, Problems, size_text, turned_images
+from dataset.check import TURNED_MASK, Problems, size_text, turned_images
 from dataset.mask_values import IGNORED, SetSettings
 from dataset.pairs import Pairs
 from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
 from dataset.set_masks import SetMasks
 from imaging.data_bar import Bar, bar_lines, find_bars
-from imaging.field import Crop, transparent
+from imaging.field import SMALLEST_SIDE, Crop, transparent
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool, check_finite
 from imaging.imagefile import UPRIGHT, Array, DataError, Pixels, decode, read_image, turn_text
 from imaging.listing import some_names

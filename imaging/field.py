@@ -21,7 +21,9 @@ from imaging.pages import place_of
 from utils.files import DataError
 
 Array = NDArray[Any]
-SMALLEST_SIDE = 16  # of an image, cut or not, in pixels: the network halves it three times
+# Of an image, cut or not, in pixels: the network halves it three times, and the crops of
+# pretraining must keep a position at a quarter of the resolution.
+SMALLEST_SIDE = 16
 
 
 class Crop(NamedTuple):

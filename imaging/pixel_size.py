@@ -33,11 +33,19 @@ UNITS |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns"), 1.0)
 UNITS |= {"\u00e5": 1e-4, "a": 1e-4, "angstrom": 1e-4}
 NAMES = {"micro": 1.0, "nano": 1e-3, "milli": 1e3}
 UNITS |= {f"{name}met{end}": um for name, um in NAMES.items() for end in ("er", "ers", "re", "res")}
+SCALES_UM = (1e-6, 1e6)
+"""Smallest and largest side of a pixel in um that is believed: a picometre and a metre."""
+POSSIBLE = f"{SCALES_UM[0]:g} to {SCALES_UM[1]:g}"
 COPIED = ("inch", "in", "cm")
 RESOLUTION_UNITS = {2: INCH, 3: CENTIMETRE, 4: 1e3, 5: 1.0}  # 4 and 5: of some programs
 TESCAN_TAG = 50431
 
 Found = tuple[float, float, str]  # um of a pixel along x and y, and where it was found
+
+
+def is_possible(um: float) -> bool:
+    """Whether micrometres per pixel are believed; nan is not."""
+    return SCALES_UM[0] <= um <= SCALES_UM[1]
 
 
 class PixelSize(NamedTuple):

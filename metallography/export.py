@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from data import MEAN, SMALLEST_DEVIATION, STD
+from imaging.field import SMALLEST_SIDE
 from metallography.tiling import Floats, Predict
 from utils.commandline import UserError
 from utils.files import replacing
@@ -30,7 +31,7 @@ Run = Callable[[Floats], Floats]
 
 SUFFIXES = (".onnx", ".pt2")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-SMALLEST_SIDE, LARGEST_SIDE = 16, 65536
+LARGEST_SIDE = 65536
 POOLED = 8  # the network halves an image three times
 TOLERANCE = 1e-4  # of probabilities: other programs sum float32 in another order
 CHECKED = ((64, 96), (83, 102), (121, 77))  # height and width of the images of the check

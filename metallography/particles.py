@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import ConfigError
+from imaging.pixel_size import POSSIBLE, is_possible
 
 Array = NDArray[Any]
 Row = dict[str, Any]
@@ -29,8 +30,6 @@ Row = dict[str, Any]
 MINIMUM_PX = 10
 AT_ONCE = 1_000_000  # products of corners and directions that are held at once
 SAME_AREA = 1e-9  # relative difference of areas that rounding alone makes
-SCALES_UM = (1e-6, 1e6)
-"""Smallest and largest side of a pixel in um that is believed: a picometre and a metre."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,13 @@ class Particles:
 
 
 def unit_of(um_per_px: float | None) -> str:
-    """'um' with a scale, 'px' without; ConfigError if the scale lies outside ``SCALES_UM``."""
+    """'um' with a scale, 'px' without; ConfigError if nobody would believe the scale."""
     if um_per_px is None:
         return "px"
-    least, most = SCALES_UM
-    if not least <= um_per_px <= most:
+    if not is_possible(um_per_px):
         raise ConfigError(
             f"--um_per_px: found {um_per_px}; give the side of a pixel in micrometres, a number "
-            f"from {least:g} to {most:g}, such as 0.1"
+            f"from {POSSIBLE}, such as 0.1"
         )
     return "um"
 

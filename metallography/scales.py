@@ -14,9 +14,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from imaging.listing import some_names
-from imaging.pixel_size import SAME, pixel_size
+from imaging.pixel_size import POSSIBLE, SAME, is_possible, pixel_size
 from metallography.items import Item
-from metallography.particles import SCALES_UM
 from utils.files import DataError, name_key
 from utils.tables import read_csv
 
@@ -156,10 +155,9 @@ def _of_file(item: Item, given: float | None, scales: Scales) -> tuple[float | N
     """What the file says, and where; None if it does not, or nonsense (told unless ``given``)."""
     try:
         found = pixel_size(item.path)
-        low, high = SCALES_UM
-        if found and not low <= found.um <= high:
+        if found and not is_possible(found.um):
             size = f"{item.path}: a pixel of {found.um:g} µm ({found.where})"
-            raise DataError(f"{size} counts as unknown; possible are {low:g} to {high:g}")
+            raise DataError(f"{size} counts as unknown; possible are {POSSIBLE}")
     except DataError as error:
         scales.lines += [] if given is not None else [f"Warning: {error}"]
         return None, ""
@@ -221,9 +219,8 @@ def _add(scales: dict[str, float], line: str, name: str, text: str) -> list[str]
         um = float(text.replace(",", "."))
     except ValueError:
         um = 0.0
-    low, high = SCALES_UM
-    if not low <= um <= high:  # nan too
-        return [f"{line}: um_per_px {text!r}; give micrometres per pixel, {low:g} to {high:g}"]
+    if not is_possible(um):
+        return [f"{line}: um_per_px {text!r}; give micrometres per pixel, {POSSIBLE}"]
     if not name or name in scales:
         return [f"{line}: {f'{name} a second time; remove one' if name else 'no file named'}"]
     scales[name] = um

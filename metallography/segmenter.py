@@ -29,7 +29,7 @@ from config import Config, ConfigError
 from data import Statistics, own_statistics, to_input
 from encoders import make_encoder
 from imaging.drawing import class_colours, default_names
-from imaging.field import Crop
+from imaging.field import SMALLEST_SIDE, Crop
 from imaging.gray_range import Conversion, conversion_of
 from imaging.store import resize_image
 from metallography import export, measure, tiling
@@ -56,7 +56,6 @@ ONE_VIEW = (
     f"The file predicts one view of an image; segment.py and predict.py average over {tiling.VIEWS}"
     " flips and quarter turns with this model, so their class maps differ from the file's a little"
 )
-SMALLEST_SIDE = export.SMALLEST_SIDE  # smaller images are padded with their edge pixels
 
 
 def find_weights(path: str | Path) -> Path:
