@@ -32,7 +32,8 @@ from config import ConfigError
 from dataset.batches import batches_of
 from dataset.set_file import NAME, scale_by_set, set_of
 from imaging.drawing import class_colours, default_names
-from imaging.field import FieldRule
+from imaging.field import SMALLEST_SIDE, FieldRule
+from imaging.imagefile import read_header
 from imaging.listing import names_of, some_names
 from imaging.pixel_size import is_possible
 from metallography import ranking
@@ -70,6 +71,7 @@ AS_SEGMENTED = (
     f"Averages over {VIEWS} flips and quarter turns, as segment.py did with this model; --tta "
     "false predicts one view, in an eighth of the time, and not as segment.py did"
 )
+MOST_ENLARGED = 2**28  # pixels of an image that --resample enlarges
 OTHER_SCALE = "rank those of one magnification at a time"
 # What decides measurements, by its name in ``Folder``; of --images alone.
 MEASURING = ("min_px", "grain_classes", "connectivity", "boundary_classes", "boundary_px",
@@ -170,7 +172,7 @@ def true_or_false(word: str) -> bool:
 def run(options: argparse.Namespace) -> int:
     """Predict, rank or export; returns 0, or 1 if some files could not be used."""
     refuse_of_no_effect(options)
-    check_number("threads", options.threads, 0, least=1)
+    check_number("threads", options.threads, 0, least=1, most=1024)
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.export:
@@ -312,7 +314,21 @@ def find_all_scales(
         if None in scales.of.values():
             name = next(name for name, um in scales.of.items() if um is None)
             raise ConfigError(f"--resample: the pixel size of {name} is not known; give --scales")
+        refuse_odd_sizes(items, scales, options.resample)
     return scales
+
+
+def refuse_odd_sizes(items: Items, scales: Scales, resample: float) -> None:
+    """ConfigError if ``--resample`` shows the network next to nothing of an image, or too much."""
+    for item in items:
+        header, um = read_header(item.path), scales.of.get(item.name)
+        if header is None or um is None:  # an unreadable file, which is named when it is its turn
+            continue
+        height, width = (max(1, round(side * um / resample)) for side in header[:2])
+        if min(height, width) < SMALLEST_SIDE or (um > resample and height * width > MOST_ENLARGED):
+            seen = f"{item.own_path} would be seen at {width}x{height} pixels"
+            cure = f"give a number nearer to its own {um:g} micrometres per pixel"
+            raise ConfigError(f"--resample: found {resample:g}, with which {seen}; {cure}")
 
 
 def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[str]:

@@ -34,7 +34,7 @@ from report.results import write_results
 from stages.job import unused_settings
 from utils.commandline import complain, exit_code
 from utils.files import remove_orphans
-from utils.log import to_terminal
+from utils.log import print_result, to_terminal
 from utils.ranks import group
 
 # Not the docstring, which python -OO drops.
@@ -156,14 +156,15 @@ def print_commands(plan: Plan) -> None:
     It works from any folder: paths of the command line are relative to this one, as logs show them.
     """
     script, here = str(Path(__file__).resolve()), shlex.join(["cd", os.getcwd()])
-    pieces = pieces_of(plan.to_do())
+    pieces, lines = pieces_of(plan.to_do()), []
     for first in (True, False):
         own = [piece for piece in pieces if piece.works[0].for_all is first]
         if own and any(piece.works[0].for_all for piece in pieces):
-            print("# first, because others wait for it:" if first else "# then:")
+            lines.append("# first, because others wait for it:" if first else "# then:")
         for piece in own:
             words = command_words(piece, plan.options.argv, script)
-            print(f"{here} && {shlex.join(words)}")
+            lines.append(f"{here} && {shlex.join(words)}")
+    print_result("\n".join(lines))
 
 
 def carry_out(plan: Plan) -> None:

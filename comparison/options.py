@@ -155,6 +155,9 @@ def read_options(argv: Sequence[str], about: str = "") -> Options:
     problems = [f"--{name}: decided by reproduce.py itself; {cure}" for name, cure in decided]
     problems += value_problems(flags, KINDS) + choice_problems("budget", budget, BUDGETS)
     problems += choice_problems("ablate", ablate, ABLATIONS) if ablate else []
+    jobs = [f"--{name}" for name in ("plan", "report", "commands", "piece") if name in flags.own]
+    if len(jobs) > 1:
+        problems.append(f"{' and '.join(jobs)}: each ends the command; give one of them")
     try:
         config, notes = read_config(flags.rest, tuple(OPTIONS), **BUDGETS.get(budget, {}))
         if len(found := config.data_size) > 1:

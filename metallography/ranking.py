@@ -203,6 +203,10 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float,
 
 def agreement_lines(rows: Sequence[Row]) -> list[str]:
     """How well each measure follows the true error, over images: a line per measure and error."""
+    known = sum(not math.isnan(row.get(QUALITIES[0], math.nan)) for row in rows)
+    if known < 3:
+        return [f"Warning: {known} of {len(rows)} images have a true mask in --masks, named as the "
+                "image; 3 are needed to compare the order with their errors"]  # fmt: skip
     lines = [
         "Rank correlation of each measure with the true error of an image: 1 where the measure "
         "puts images in the order of their errors, 0 where it says nothing about them"

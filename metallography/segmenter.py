@@ -51,6 +51,7 @@ from utils.device import arithmetic, choose_device, upload
 from utils.files import DataError
 from utils.metrics import IGNORED
 
+LARGEST_RESIZED = 16384  # side in pixels to which an image is resized at most
 MODEL = "model.pt"  # of segment.py
 ONE_VIEW = (
     f"The file predicts one view of an image; segment.py and predict.py average over {tiling.VIEWS}"
@@ -181,7 +182,7 @@ class Segmenter:
         except DataError as error:
             raise CheckpointError(f"{self.path}: {error}") from None
         self.resize = trained if resize is None else resize
-        check_number("resize", self.resize, 0, least=SMALLEST_SIDE)
+        check_number("resize", self.resize, 0, least=SMALLEST_SIDE, most=LARGEST_RESIZED)
         self.sight = tiling.UNETS if encoder_of(state) == UNET else tiling.WIDE
         tiling.cut_axis(1, tile, overlap, self.sight)  # refuses what does not fit
         self.tile, self.overlap = tile, overlap
@@ -421,8 +422,13 @@ def as_pixels(image: Array, gray: Conversion) -> NDArray[np.uint8]:
     return gray.apply(pixels)
 
 
-def check_number(name: str, value: float, *allowed: float, least: float) -> None:
-    """Raise ConfigError unless a value is one of ``allowed``, or finite and at least ``least``."""
-    if value not in allowed and not least <= value < math.inf:
+def check_number(
+    name: str, value: float, *allowed: float, least: float, most: float = math.inf
+) -> None:
+    """ConfigError unless a value is one of ``allowed``, or finite, ``least`` to ``most``."""
+    if value not in allowed and not (least <= value <= most and value < math.inf):
         also = "".join(f"{v} or " for v in allowed)
-        raise ConfigError(f"--{name}: found {value}; give {also}a number of at least {least}")
+        upper = f" and at most {most}" if most < math.inf else ""
+        raise ConfigError(
+            f"--{name}: found {value}; give {also}a number of at least {least}{upper}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +46,10 @@ class Request:
 
     def __post_init__(self) -> None:
         problems = []
-        for name, least in (("minutes", 0.1), ("threads", 0), ("min_px", 1)):
+        limits = (("minutes", 0.1, 100_000), ("threads", 0, 1024), ("min_px", 1, math.inf))
+        for name, least, most in limits:
             try:
-                check_number(name, getattr(self, name), least=least)
+                check_number(name, getattr(self, name), least=least, most=most)
             except ConfigError as error:
                 problems.append(str(error))
         try:

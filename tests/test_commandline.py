@@ -436,3 +436,23 @@ def test_every_command_line_is_read_by_the_same_rules() -> None:
     scripts = [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]
     ours = [path for path in scripts if path.parent.name != "tests"]
     assert not [p for p in ours if "argparse.ArgumentParser(" in p.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("words", [["--roi", ""], ["--roi="], ["--roi", "a", "", "--n", "1"]])
+def test_an_empty_word_is_no_value(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    made = Parser(prog="x.py")
+    made.add_argument("--roi", nargs="+")
+    made.add_argument("--n")
+    with pytest.raises(SystemExit) as left:
+        made.parse_args(words)
+    assert left.value.code == 2
+    said = "x.py: --roi: no value found ('' was given); give one, or leave it out\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_list_may_begin_with_a_negative_number() -> None:
+    made = Parser()
+    made.add_argument("--crop")
+    made.add_argument("--n", type=int)
+    found = made.parse_args(["--crop", "-1,0,0,0", "--n", "-2"])
+    assert (found.crop, found.n) == ("-1,0,0,0", -2)

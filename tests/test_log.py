@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import io
 import json
@@ -27,6 +28,7 @@ from utils.log import (
     evaluation_lines,
     format_epoch,
     only_progress,
+    print_result,
     progress,
     scalars,
     to_terminal,
@@ -515,3 +517,25 @@ def test_a_folder_predicted_behind_a_bar_tells_what_is_damaged(
     with only_progress("Predictions"):
         Record(path, {"weights": "w"}, overwrite=False)
     assert capsys.readouterr().out == f"{path}: damaged; made anew, with all predictions\n"
+
+
+def test_what_a_command_is_run_for_is_whole_or_a_line_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        error: OSError = OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self) -> None:
+            raise self.error
+
+    print_result("a\nb")
+    assert capsys.readouterr().out == "a\nb\n"
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(UserError, match=r"standard output: cannot be written \(No space left"):
+        print_result("a")
+    closed = Full()
+    closed.error = BrokenPipeError()
+    monkeypatch.setattr(sys, "stdout", closed)
+    print_result("a")  # whoever read it has enough
+    monkeypatch.setattr(sys, "stdout", None)
+    to_terminal("a scheduler closed it")

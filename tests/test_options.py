@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from comparison.options import ABLATIONS, PUBLISHED, read_options
-from config import Config
+from config import Config, ConfigError
 from model import METHODS
 
 
@@ -58,6 +58,12 @@ def test_a_budget_gives_defaults_that_flags_win_over() -> None:
     assert (cpu.self_max_epoch, cpu.epochs_for("1"), cpu.eval_every_for("1")) == (20, 50, 100)
     assert cpu.save_every == 20  # no checkpoints in between, unless asked for
     assert read_options(["--save_every=5"]).config.save_every == 5
+
+
+@pytest.mark.parametrize("words", [["--report", "--commands"], ["--plan", "--piece", "sup:0"]])
+def test_what_ends_the_command_is_asked_for_once(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=f"{words[0]} and {words[1]}: each ends the command"):
+        read_options(words)
 
 
 def test_names_and_folders_follow_the_set() -> None:

@@ -64,6 +64,9 @@ def test_images_come_in_the_order_of_their_disputed_share(tmp_path: Path) -> Non
     assert ranking.agreement_lines(rows)[1].startswith(
         "Spearman, vote_disagreement and 1 - accuracy: 1.000"
     )
+    few = [row | {"accuracy": math.nan} for row in rows[:2]]
+    (line,) = ranking.agreement_lines([*rows[2:], *few])
+    assert line.startswith("Warning: 2 of 4 images have a true mask")
     assert titles == ["1. b  0.5000", "2. d  0.3125", "3. a  0.1250", "4. c  0.0000"]
     for picture, disputed in zip(pictures, (8, 5, 2, 0), strict=True):
         assert picture.shape == (360, 360, 3)  # 8 pixels enlarged 45 times

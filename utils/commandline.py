@@ -157,6 +157,7 @@ class Parser(argparse.ArgumentParser):
             for word in words[: words.index("--") if "--" in words else None]
             if FLAG.fullmatch(word) and plain_flag(word).partition("=")[0] not in known
         ]
+        lines += [f"{self.prog}: {line}\n" for line in _without_value(words)]
         if lines:
             self.exit(2, "".join(lines))
         return super().parse_args(words, namespace)
@@ -167,13 +168,42 @@ class Parser(argparse.ArgumentParser):
         """As argparse, with ``-`` in names as ``_``; what is not known is left over."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
-        return super().parse_known_args([*map(plain_flag, words[:end]), *words[end:]], namespace)
+        own = _joined([*map(plain_flag, words[:end])])
+        return super().parse_known_args([*own, *words[end:]], namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print the problem and leave."""
         number = re.search(r"invalid float value: '(.*)'$", message)
         message += decimal_point(number[1]) if number else ""
         self.exit(2, f"{self.prog}: {message}; --help lists the options\n")
+
+
+def _without_value(words: Sequence[str]) -> list[str]:
+    """A line for each option with an empty word: a variable of a shell that is not set.
+
+    A path of no letters would be the folder at hand.
+    """
+    lines, flag = [], ""
+    for word in words:
+        found = FLAG.fullmatch(word)
+        flag = f"{found[1]}{found[2]}" if found else flag
+        if (found and found[3] == "") or (not word and flag):
+            lines.append(f"{flag}: no value found ('' was given); give one, or leave it out")
+    return lines
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """Words in which a flag has a list that begins with a negative number by ``=``.
+
+    argparse would take ``-1,0`` for an option; whoever reads the value says what is wrong with it.
+    """
+    joined: list[str] = []
+    for word in words:
+        if re.match(r"-\d[^,]*,", word) and joined and FLAG.fullmatch(joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 FLAG = re.compile(r"(--?)([^\W\d][\w-]*)(?:=(.*))?", re.DOTALL)  # dashes, name, value

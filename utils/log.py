@@ -285,13 +285,27 @@ def to_terminal(text: str) -> None:
 
     Of several ranks, those that write (``utils.ranks.group``) print.
     """
-    if not group.writes():
+    if not group.writes() or sys.stdout is None:  # a scheduler may close it
         return
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     printable = text.encode(encoding, errors="backslashreplace").decode(encoding)
     with suppress(OSError):
         tqdm.write(printable, file=sys.stdout)
         sys.stdout.flush()
+
+
+def print_result(text: str) -> None:
+    """Print what a command is run for; UserError if it cannot be written, unless nobody reads it.
+
+    Unlike ``to_terminal``, whose lines are in a log as well.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has enough; nothing is left to flush at the end
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        raise UserError(f"standard output: cannot be written ({error.strerror})") from None
 
 
 class AverageMeter:
