@@ -159,13 +159,15 @@ def normalise(image: Tensor, own: Sequence[Any] | None = None) -> Tensor:
     return (image - mean[:, None, None]) / std[:, None, None]
 
 
-def own_statistics(image: Tensor) -> Statistics:
+def own_statistics(image: Tensor, inside: Tensor | None = None) -> Statistics:
     """Mean and standard deviation over all values of uint8 (c, H, W); at least one gray level.
 
-    Integer sums make them independent of the number of threads.
+    With ``inside``, bool (H, W), over those where it is true. Integer sums make them independent of
+    the number of threads.
     """
-    counts = torch.bincount(image.flatten(), minlength=256).tolist()
-    pixels, total = image.numel(), sum(level * n for level, n in enumerate(counts))
+    values = image if inside is None else image[..., inside]
+    counts = torch.bincount(values.flatten(), minlength=256).tolist()
+    pixels, total = values.numel(), sum(level * n for level, n in enumerate(counts))
     squares = sum(level * level * n for level, n in enumerate(counts))
     deviation = math.sqrt(pixels * squares - total * total) / pixels
     return total / pixels / 255, max(deviation / 255, SMALLEST_DEVIATION)
@@ -243,7 +245,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         sample = (self.annotated if draw.stream == ANNOTATED else self.train)[draw.image]
         path, mask = sample.image, None
         if self.standardize and path not in self.own:
-            self.own[path] = own_statistics(self.store.image(path))
+            self.own[path] = own_statistics(self.store.image(path), self.store.inside(path))
         own = self.own.get(path)
         if draw.stream == ANNOTATED and sample.mask is not None:
             mask = self.store.mask(sample.mask)
@@ -406,7 +408,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
             image = Blur.draw(rng, a.blur).apply(image)
         if a.noise:
             image = Noise.draw(rng, a.noise).apply(image)
-        image = normalise(image, own_statistics(pixels) if self.standardize else None)
+        own = own_statistics(pixels, self.store.inside(sample.image)) if self.standardize else None
+        image = normalise(image, own)
         if a.contrast:
             image = ContrastJitter.draw(rng, a.contrast).apply(image)
         return {"image": image, "mask": mask.long(), "name": sample.name}
@@ -468,8 +471,8 @@ def test_items(
 
 def image_input(sample: Sample, store: ImageStore, standardize: bool = False) -> Tensor:
     """Network input of a sample's image without augmentation: float (3, H, W)."""
-    image = store.image(sample.image)
-    return to_input(image, own_statistics(image) if standardize else None)
+    image, inside = store.image(sample.image), store.inside(sample.image)
+    return to_input(image, own_statistics(image, inside) if standardize else None)
 
 
 def stack_centres(images: Sequence[Tensor]) -> Tensor:

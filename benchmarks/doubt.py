@@ -25,12 +25,13 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 import numpy as np
 
-from imaging.imagefile import read_image, read_mask
+from imaging.imagefile import read_mask
 from metallography.items import Item
 from metallography.measure import fractions_of
 from metallography.ranking import correlation
 from metallography.segmenter import Segmenter
 from segmentation import doubt
+from segmentation.comparison import annotation
 from segmentation.predictors import (
     AnswerFolder,
     Watched,
@@ -62,11 +63,7 @@ def answers(
     Also writes the class maps of a ``twin`` into ``out/twin``.
     """
     given = pairs(annotated)
-    forest = taught(
-        [read_image(image) for image, _ in given],
-        [read_mask(mask) for _, mask in given],
-        network.num_classes,
-    )
+    forest = taught([annotation(*pair) for pair in given], network.num_classes)
     items = [Item(image, image.stem) for image, _ in pairs(test)]
     first = AnswerFolder(forest, items, out / "first")
     first.run()

@@ -12,7 +12,7 @@ from imaging.drawing import save_prediction
 from imaging.store import fingerprint
 from report.results import FIT, write_results
 from stages.finetuning import picture_name
-from stages.forest import PixelForest, forest_settings
+from stages.forest import PixelForest, forest_settings, pixels_of
 from stages.scored import Scored
 from utils.log import RunLog, evaluation_lines
 from utils.metrics import Counts, Scores, SegmentationScores
@@ -51,9 +51,9 @@ class ForestRun(Scored):
         """A forest trained on the annotated images, and the number of pixels it learnt from."""
         c, store, samples = self.config, self.job.store, self.annotated
         forest = PixelForest(c.seed, c.standardize, torch.get_num_threads())
-        images = [store.image(s.image).numpy() for s in samples]
+        images, insides = zip(*(pixels_of(store, s.image) for s in samples), strict=True)
         masks = [store.mask(s.mask).numpy() for s in samples if s.mask is not None]
-        return forest, forest.fit(images, masks)
+        return forest, forest.fit(images, masks, insides)
 
     def run(self) -> list[dict[str, Any]]:
         """Train and evaluate unless that is finished; after an interruption from the start."""
@@ -86,7 +86,7 @@ class ForestRun(Scored):
         """Write the predictions of the tested images; returns its confusion matrices (n, C, C)."""
         scores, store = SegmentationScores(self.config.num_classes), self.job.store
         for sample in self.tested:
-            prediction = forest.predict(store.image(sample.image).numpy())
+            prediction = forest.predict(*pixels_of(store, sample.image))
             path = self.run_dir / "epoch_0" / picture_name(sample.name)
             save_prediction(path, prediction, self.config.mapping)
             if sample.mask is not None:

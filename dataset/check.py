@@ -15,7 +15,7 @@ from data import Sample
 from dataset.set_file import read_set_file
 from dataset.source_files import PaletteCheck, palette_of
 from imaging.data_bar import Bar, bar_lines, find_bars
-from imaging.field import SMALLEST_SIDE
+from imaging.field import SMALLEST_SIDE, filled, visible
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool
 from imaging.imagefile import decode, has_more_bits, read_image, turn_text
 from imaging.listing import DRAWN, Listing, by_drawn_names
@@ -158,7 +158,8 @@ def set_conversion(root: Path) -> Conversion:
         for path in list_files(folder / "img", IMAGE_SUFFIXES):
             with suppress(DataError):  # the check of the set names it, if it is needed
                 if has_more_bits(path):
-                    pool.add(decode(path).values)
+                    values = decode(path).values
+                    pool.add(filled(values, visible(path, values.shape)))
     return pool.range() or EACH_IMAGE
 
 

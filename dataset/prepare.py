@@ -106,8 +106,10 @@ def _write_tiles(plan: Plan, root: Path) -> None:
     for source, own in places.items():
         image = plan.image(source)
         ids = plan.ids(source) if source.mask else None
+        clear = plan.clear(source)
         for split, tile in own:
-            write_png(root / split / "img" / f"{tile.name}.png", tile.box.of(image))
+            hidden = None if clear is None else tile.box.of(clear)
+            write_png(root / split / "img" / f"{tile.name}.png", tile.box.of(image), hidden)
             if ids is not None and split != SPLITS["unlabelled"]:
                 write_png(root / split / "gt" / f"{tile.name}.png", tile.box.of(ids))
 

@@ -23,7 +23,7 @@ from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
 from dataset.set_masks import SetMasks
 from imaging.data_bar import Bar, bar_lines, find_bars
-from imaging.field import SMALLEST_SIDE, Crop, transparent
+from imaging.field import Crop, SMALLEST_SIDE, filled, transparent
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool, check_finite
 from imaging.imagefile import UPRIGHT, Array, DataError, Pixels, decode, read_image, turn_text
 from imaging.listing import some_names
@@ -117,8 +117,9 @@ class Plan:
                 source = replace(source, size=(image.shape[0], image.shape[1]))
                 shape = self.masks.look(source) if source.mask else image.shape
                 sources.append(self._fit(source, image.shape, shape, orientation))
-                pool.add(sources[-1].box.of(image))
-                bars[source.image] = find_bars(EACH_IMAGE.apply(sources[-1].box.of(image)))
+                image = self._seen(sources[-1], image)
+                pool.add(image)
+                bars[source.image] = find_bars(EACH_IMAGE.apply(image))
                 if not self.of_a_job:
                     self._note_scale(source.image)
                 if source.mask and orientation not in (UPRIGHT, _orientation(source)):
@@ -158,8 +159,18 @@ class Plan:
         self.scales |= {} if um is None else {image: float(f"{um:.6g}")}
 
     def image(self, source: Source) -> Pixels:
-        """A source's image after cropping, uint8 (H, W) or (H, W, 3)."""
-        return source.box.of(read_image(source.image, self.gray, source.page))
+        """A source's image after cropping, uint8 (H, W) or (H, W, 3); see ``filled``."""
+        return self._seen(source, read_image(source.image, self.gray, source.page))
+
+    def clear(self, source: Source) -> Array | None:
+        """Where a source's image is transparent after cropping, bool (H, W); None: nowhere."""
+        clear = transparent(source.image, source.page)
+        return None if clear is None else source.box.of(clear)
+
+    def _seen(self, source: Source, pixels: Array) -> Array:
+        """Pixels (H, W, ...) of a source after cropping, without what is hidden there."""
+        clear, part = self.clear(source), source.box.of(pixels)
+        return filled(part, None if clear is None or clear.shape != part.shape[:2] else ~clear)
 
     def ids(self, source: Source) -> Pixels:
         """Class ids of its mask after cropping, uint8 (H, W); unlabelled as ``--ignored_as``.
@@ -168,9 +179,9 @@ class Plan:
         """
         ids = self.masks.ids(source)
         ids = np.where(ids == IGNORED, self.settings.ignored_as, ids).astype(np.uint8)
-        clear = transparent(source.image, source.page)
-        if clear is not None and source.box.of(clear).shape == ids.shape:
-            ids[source.box.of(clear)] = IGNORED
+        clear = self.clear(source)
+        if clear is not None and clear.shape == ids.shape:
+            ids[clear] = IGNORED
         return ids
 
     def counts(self, tiles: list[Tile]) -> Counts:

@@ -7,16 +7,27 @@ a mask of the region of interest leaves out.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from imaging.imagefile import check_size, read_mask
+from imaging.gray_range import EACH_IMAGE, Conversion
+from imaging.imagefile import (
+    Pixels,
+    check_finite,
+    check_size,
+    decode,
+    gray_or_rgb,
+    read_image,
+    read_mask,
+)
 from imaging.pages import place_of
 from utils.files import DataError
 
@@ -100,6 +111,56 @@ def transparent(path: str | Path, page: int = 1) -> Array | None:
     return None
 
 
+def visible(path: str | Path, shape: Sequence[int], page: int = 1) -> Array | None:
+    """Where an image (H, W, ...) is not fully transparent, bool (H, W); None: everywhere."""
+    clear = transparent(path, page)
+    return ~clear if clear is not None and clear.shape == tuple(shape[:2]) else None
+
+
+def read_visible(
+    path: str | Path, gray: Conversion = EACH_IMAGE, page: int = 1
+) -> tuple[Pixels, Array | None]:
+    """An image as ``read_image`` gives it, ``filled``, and where it is ``visible``; DataError."""
+    values = decode(path, page).values
+    inside = visible(path, values.shape, page)
+    if inside is None:
+        return read_image(path, gray, page), None
+    values = filled(values, inside)  # before its gray range is taken
+    check_finite(path, values)
+    return gray_or_rgb(gray.apply(values)), inside
+
+
+def filled(pixels: Array, inside: Array | None) -> Array:
+    """Pixels (H, W, ...), those where ``inside`` (H, W) is False as the nearest one inside.
+
+    For what is hidden below full transparency: its values mean nothing, and filters and networks
+    look beyond the edge of what is visible. The nearest pixel makes no step there, which the mean
+    would: a filter takes a step for a boundary.
+    """
+    if inside is None or inside.all() or not inside.any():
+        return pixels
+    # Here, as few images are transparent: 0.1 s.
+    from scipy import ndimage  # type: ignore[import-untyped]
+
+    places = ndimage.distance_transform_edt(
+        ~inside, return_distances=False, return_indices=True
+    )  # (2, H, W)
+    found = pixels.copy()
+    found[~inside] = pixels[tuple(places[:, ~inside])]
+    return found
+
+
+def resized_field(inside: Array | None, shape: Sequence[int]) -> Array | None:
+    """``inside`` (H, W) for its image at the size (h, w, ...): at least half of a pixel is.
+
+    All pixels of which some part is, where no pixel is half inside.
+    """
+    if inside is None or inside.shape == tuple(shape[:2]):
+        return inside
+    part = cv2.resize(inside.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
+    return np.asarray(part >= 0.5 if (part >= 0.5).any() else part > 0)
+
+
 @dataclass(frozen=True)
 class FieldRule:
     """Which part of each image of a folder is its field.
@@ -118,6 +179,14 @@ class FieldRule:
         """What is cut off an image (H, W, ...)."""
         return Crop() if (shape[0], shape[1]) in self.cropped_sizes else self.crop
 
+    def part(self, image: Array, path: Path, page: int = 1) -> Array:
+        """What the crop leaves of an image (H, W, ...), what is transparent there ``filled``.
+
+        Outside a region of interest it is as it is: that is material beside the field.
+        """
+        crop, seen = self.crop_of(image.shape), visible(path, image.shape, page)
+        return filled(crop.of(image), None if seen is None else crop.of(seen))
+
     def outside(self, path: Path, name: str, shape: tuple[int, ...], page: int = 1) -> Array | None:
         """Where an image (H, W, ...) is outside its field, bool (H, W); None if nowhere.
 
@@ -125,9 +194,9 @@ class FieldRule:
         interest does not fit.
         """
         outside = np.zeros(shape[:2], bool)
-        clear = transparent(path, page)
-        if clear is not None and clear.shape == outside.shape:
-            outside |= clear
+        seen = visible(path, shape, page)
+        if seen is not None:
+            outside |= ~seen
         region = self._region(name)
         if region is not None:
             mask = read_mask(region)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from utils.commandline import UserError
 from utils.files import replace_file
 
-FORMAT = 2  # to be raised where files become other pixels than before
+FORMAT = 3  # to be raised where files become other pixels than before
 LARGE = 1000  # files: smaller sets are read in seconds
 
 Key = tuple[str, Path]  # 'image' or 'mask', and the file

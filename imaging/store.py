@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from imaging.field import filled, resized_field, visible
 from imaging.gray_range import EACH_IMAGE, Conversion, check_finite, has_8_bits
 from imaging.imagefile import UPRIGHT, Pixels, decode, gray_or_rgb, read_header, read_mask
 from imaging.index import Key, Seen, read_index, stamp_of, write_index
@@ -80,6 +81,7 @@ class ImageStore:
         # hold a file descriptor of shared memory.
         self._kept: OrderedDict[Key, Pixels] = OrderedDict()  # the last used at the end
         self._bytes = 0  # of what is kept
+        self._inside: dict[Path, Pixels | None] = {}  # of every image that was read
         self._lock = threading.Lock()  # a thread prepares batches while another one evaluates
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,6 +107,16 @@ class ImageStore:
         The tensor is the store's own memory: do not change it in place.
         """
         return torch.from_numpy(self._load("image", path))
+
+    def inside(self, path: Path) -> Tensor | None:
+        """Where an image is not transparent, bool (H, W) as ``image`` gives it; None: everywhere.
+
+        What is hidden there has the values of the nearest visible pixels (``field.filled``).
+        """
+        if path not in self._inside:
+            self._load("image", path)
+        found = self._inside[path]
+        return None if found is None else torch.from_numpy(found)
 
     def mask(self, path: Path) -> Tensor:
         """uint8 (H, W) of class ids, the store's own memory as above; raises DataError."""
@@ -183,9 +195,9 @@ class ImageStore:
         """Decode and resize a file, and remember what it is like."""
         kind, path = key
         stamp = stamp_of(path)  # before it is read, or a change meanwhile would go unnoticed
-        deep, orientation = "", UPRIGHT
+        deep, orientation, inside = "", UPRIGHT, None
         if kind == "image":
-            pixels, deep, orientation = self._read_image(path)
+            pixels, inside, deep, orientation = self._read_image(path)
         else:
             pixels = read_mask(path)
         size = (pixels.shape[0], pixels.shape[1])
@@ -198,6 +210,7 @@ class ImageStore:
             resize = resize_image if kind == "image" else resize_mask
             pixels = resize(pixels, self.image_size)
         if kind == "image":
+            self._inside[path] = resized_field(inside, pixels.shape)
             pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         pixels = np.ascontiguousarray(pixels)
         ids = np.flatnonzero(np.bincount(pixels.ravel())).tolist() if kind == "mask" else ()
@@ -223,12 +236,14 @@ class ImageStore:
             "the same command, which goes on"
         )
 
-    def _read_image(self, path: Path) -> tuple[Pixels, str, int]:
-        """An image, its number type if that has more than 8 bits, and its orientation."""
+    def _read_image(self, path: Path) -> tuple[Pixels, Pixels | None, str, int]:
+        """An image, where it is visible, its number type if of over 8 bits, its orientation."""
         picture = decode(path)
-        check_finite(path, picture.values)
-        deep = "" if has_8_bits(picture.values) else str(picture.values.dtype)
-        return gray_or_rgb(self.gray.apply(picture.values)), deep, picture.orientation
+        inside = visible(path, picture.values.shape)
+        values = filled(picture.values, inside)
+        check_finite(path, values)
+        deep = "" if has_8_bits(values) else str(values.dtype)
+        return gray_or_rgb(self.gray.apply(values)), inside, deep, picture.orientation
 
     def _remember(self, key: Key, seen: Seen) -> None:
         self._seen[key] = seen

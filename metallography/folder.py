@@ -521,7 +521,8 @@ class Folder:
         outside = self.field.outside(item.path, item.name, shape, item.page)
         crop = self.field.crop_of(shape)
         inside = None if outside is None else ~crop.of(outside)
-        part, mask = crop.of(image), np.full(shape, IGNORED, np.uint8)
+        part = self.field.part(image, item.path, item.page)
+        mask = np.full(shape, IGNORED, np.uint8)
         self.bars[item.own_path] = find_bars(part)
         own, scale = crop.of(mask), self.scale_of(item)
         factor = scale / self.resample if self.resample and scale else 1.0

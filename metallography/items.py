@@ -15,9 +15,9 @@ import numpy as np
 
 from data import parse_name
 from imaging.drawing import is_intact
-from imaging.field import NO_RULE, SMALLEST_SIDE, Crop, FieldRule, read_crop
+from imaging.field import NO_RULE, SMALLEST_SIDE, Crop, FieldRule, read_crop, read_visible
 from imaging.gray_range import Conversion
-from imaging.imagefile import read_header, read_image, read_mask, reading_of
+from imaging.imagefile import has_more_bits, read_header, read_image, read_mask, reading_of
 from imaging.listing import (
     BESIDE,
     DRAWN,
@@ -86,6 +86,8 @@ class Item(NamedTuple):
 
     def read(self, gray: Conversion) -> Array:
         """Its pixels, as ``imaging.imagefile.read_image``."""
+        if has_more_bits(self.path):  # what is hidden must not decide the range of the others
+            return read_visible(self.path, gray, self.page)[0]
         return read_image(self.path, gray, self.page)
 
 

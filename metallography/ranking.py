@@ -47,7 +47,7 @@ QUESTIONED = "2 or more of the 8 views give another class"
 class SecondOpinion(NamedTuple):
     """Another method that learnt the same annotated images."""
 
-    ids: Callable[[Array], Array]  # an image to class ids (H, W)
+    ids: Callable[[Array, Any], Array]  # an image, and which pixels count, to class ids (H, W)
     error: float  # share of pixels in which it is wrong on parts held out; nan: not known
 
 
@@ -98,7 +98,7 @@ def rank(
                 shape, crop = image.shape[:2], field.crop_of(image.shape)
                 outside = field.outside(item.path, item.name, shape, item.page)
                 inside = None if outside is None else ~crop.of(outside)
-                image = crop.of(image)
+                image = field.part(image, item.path, item.page)
                 barred.append((number, item.own_path, find_bars(image), any(crop)))
                 maps = segmenter.disagreement(image, inside)
                 counted = maps if inside is None else maps[:, fitted(inside, maps.shape[1:])]
@@ -152,7 +152,7 @@ def add_doubt(
         masks.append(band.argmax(axis=0).astype(np.uint8))
         missing.append(1 - band.max(axis=0))
     mask, unsure = np.concatenate(masks), np.concatenate(missing)
-    other = second.ids(image) != mask
+    other = second.ids(image, inside) != mask
     if inside is not None:
         unsure, other = unsure[inside], other[inside]
     row["unsure"], row["differs"] = float(unsure.mean(dtype=np.float64)), float(other.mean())

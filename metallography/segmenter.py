@@ -29,7 +29,7 @@ from config import Config, ConfigError
 from data import Statistics, own_statistics, to_input
 from encoders import make_encoder
 from imaging.drawing import class_colours, default_names
-from imaging.field import SMALLEST_SIDE, Crop
+from imaging.field import Crop, SMALLEST_SIDE, resized_field
 from imaging.gray_range import Conversion, conversion_of
 from imaging.store import resize_image
 from metallography import export, measure, tiling
@@ -244,8 +244,9 @@ class Segmenter:
 
         The image is (H, W) or (H, W, 1, 3 or 4), colours as RGB, of any size and number type; more
         than 8 bits become 8 by ``gray``. Another array, or a nan in it, raises DataError. Where
-        ``inside``, bool (H, W), is False the image counts in no statistic of it. The network sees
-        it enlarged by ``factor`` (unless it is resized anyway).
+        ``inside``, bool (H, W), is False the image counts in no statistic of it; but the network
+        sees it near the edge (``FieldRule.part`` fills what means nothing). It is enlarged by
+        ``factor`` (unless it is resized anyway).
         """
         yield from self._bands(image, inside, factor, tiling.average_views if self.tta else None)
         return None
@@ -292,8 +293,9 @@ class Segmenter:
         They are normalised as the whole image is.
         """
         small = resize_image(pixels, self.resize) if self.resize else _enlarged(pixels, factor)
-        counted = inside is not None and inside.any()
-        return small, self._predictor(pixels[inside] if counted else small)
+        counted = inside if inside is not None and inside.any() else None
+        counted = resized_field(counted, small.shape)
+        return small, self._predictor(small if counted is None else small[counted])
 
     def _predictor(self, whole: Array) -> tiling.Predict:
         """A function that predicts tiles of an image, normalised by the pixels ``whole``."""

@@ -34,10 +34,16 @@ Fold = tuple[int, ...]
 SINGLE: tuple[Fold, ...] = ((0,), (1,), (2,), (3,))
 PAIRS: tuple[Fold, ...] = ((0, 3), (1, 2))
 
-Predict = Callable[[Pixels], Pixels]
-"""The pixels of an image to its class ids (H, W)."""
-Annotation = tuple[Pixels, Pixels]
-"""The pixels of an image and its labels: class ids (H, W), 255 where unlabelled."""
+Predict = Callable[[Pixels, Any], Pixels]
+"""The pixels of an image, and which of them count (see ``Annotation``), to class ids (H, W)."""
+
+
+class Annotation(NamedTuple):
+    """An image and what was labelled in it."""
+
+    image: Pixels  # (H, W) or (H, W, 3)
+    labels: Pixels  # class ids (H, W), 255 where unlabelled
+    inside: NDArray[np.bool_] | None = None  # (H, W): where the image counts; None: everywhere
 
 
 class HeldOut(NamedTuple):
@@ -160,7 +166,7 @@ def only(labels: Pixels, block: int) -> Pixels:
 
 def usable(annotated: Sequence[Annotation], folds: Sequence[Sequence[int]]) -> list[Fold]:
     """The folds that can be held out: they have labels, and the other blocks show two classes."""
-    labels = [own for _, own in annotated]
+    labels = [own.labels for own in annotated]
     found = []
     for fold in map(tuple, folds):
         rest = {c for mask in labels for c in np.unique(without(mask, fold)).tolist()}
@@ -193,20 +199,20 @@ def score(
     counts: dict[int, Counts] = {}
     for fold, predict in predictors.items():
         scores = {block: SegmentationScores(classes) for block in fold}
-        for image, labels in annotated:
-            truths = {block: only(labels, block) for block in fold}
+        for own in annotated:
+            truths = {block: only(own.labels, block) for block in fold}
             known = {b: truth for b, truth in truths.items() if (truth != IGNORED).any()}
-            ids = predict(image) if known else None
+            ids = predict(own.image, own.inside) if known else None
             for block, truth in known.items():
                 assert ids is not None
                 scores[block].add(torch.from_numpy(ids), torch.from_numpy(truth))
-        counts |= {block: own.counts().sum(axis=0) for block, own in scores.items()}
+        counts |= {block: each.counts().sum(axis=0) for block, each in scores.items()}
     found = [counts[block] for block in sorted(counts)]
     return HeldOut(np.array(found, np.int64).reshape(-1, classes, classes))
 
 
-Learn = Callable[[Sequence[Pixels], Sequence[Pixels]], Predict]
-"""Images and their labels, 255 where unlabelled, to what predicts."""
+Learn = Callable[[Sequence[Annotation]], Predict]
+"""Annotated images to what predicts."""
 
 
 def held_out(
@@ -218,13 +224,12 @@ def held_out(
     step_done: Callable[[int], object] = lambda _: None,
 ) -> HeldOut:
     """Held-out scores of what learnt from ``size`` of the other blocks, from all by default."""
-    images, labels = [image for image, _ in annotated], [own for _, own in annotated]
     predictors: dict[Fold, Predict] = {}
     for fold in folds:
         left_out = set(range(BLOCKS)) - set(learnt_blocks(fold)[:size])
-        masks = [without(mask, sorted(left_out)) for mask in labels]
-        if any((mask != IGNORED).any() for mask in masks):
-            predictors[fold] = learn(images, masks)
+        given = [own._replace(labels=without(own.labels, sorted(left_out))) for own in annotated]
+        if any((own.labels != IGNORED).any() for own in given):
+            predictors[fold] = learn(given)
         step_done(1)
     return score(annotated, predictors, num_classes)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from imaging.drawing import write_png
-from imaging.imagefile import read_image, read_mask
+from imaging.field import read_visible
+from imaging.imagefile import read_mask
 from metallography.segmenter import Segmenter
 from segmentation import blocks
 from segmentation.answers import Round, Rounds
@@ -27,6 +28,12 @@ class Beside(NamedTuple):
     folder: Path  # of both together
     shares: list[float]  # of the area, that each class is expected to have
     sure: float  # share of the pixels that have a label more
+
+
+def annotation(image: Path, labels: Path) -> blocks.Annotation:
+    """An image of the set, and labels of it; DataError."""
+    pixels, inside = read_visible(image)
+    return blocks.Annotation(pixels, read_mask(labels), inside)
 
 
 class Methods:
@@ -49,7 +56,8 @@ class Methods:
         files = {p.file: (labels / p.labels.name if labels else p.labels)
                  for p in self.annotated if p.labels}  # fmt: skip
         there = {image: path for image, path in files.items() if path.is_file()}
-        model.fit([read_image(i) for i in there], [read_mask(path) for path in there.values()])
+        images, insides = zip(*map(read_visible, there), strict=True)
+        model.fit(images, [read_mask(path) for path in there.values()], insides)
         return model
 
     def beside(self, labels: Path, name: str) -> Beside:
@@ -59,18 +67,18 @@ class Methods:
         somebody drew of it.
         """
         given = [p for p in self.annotated if p.labels and (labels / p.labels.name).is_file()]
-        strokes = [read_mask(labels / p.labels.name) for p in given if p.labels]
-        images = [read_image(p.file) for p in given]
-        found, shares = beside_strokes(self.learnt(labels), images, strokes)
+        strokes = [annotation(p.file, labels / p.labels.name) for p in given if p.labels]
+        found, shares = beside_strokes(self.learnt(labels), strokes)
         for picture, ids in zip(given, found, strict=True):
             write_png(self.out / TRAINING / name / f"{picture.file.stem}.png", ids)
-        added = sum(int((a != b).sum()) for a, b in zip(found, strokes, strict=True))
-        sure = added / sum(ids.size for ids in found)
+        added = sum(int((a != b.labels).sum()) for a, b in zip(found, strokes, strict=True))
+        sure = added / sum(own.labels.size if own.inside is None else int(own.inside.sum())
+                           for own in strokes)  # fmt: skip
         return Beside(self.out / TRAINING / name, shares.tolist(), sure)
 
     def annotations(self) -> list[blocks.Annotation]:
         """Pixels and labels of the annotated images."""
-        return [(read_image(p.file), read_mask(p.labels)) for p in self.annotated if p.labels]
+        return [annotation(p.file, p.labels) for p in self.annotated if p.labels]
 
     def start(self, of: Round) -> Path | None:
         """The pretrained file of a round."""
@@ -90,17 +98,16 @@ class Methods:
 
     def forest_without(self, labels: Path, fold: Fold) -> blocks.Predict | None:
         """A pixel classifier of a folder's labels but for a fold; None if none are left."""
-        images, masks = [], []
+        given = []
         for picture in self.annotated:
             path = labels / f"{picture.file.stem}.png"
             left = blocks.without(read_mask(path), fold) if path.is_file() else None
             if left is not None and (left != IGNORED).any():
-                images.append(read_image(picture.file))
-                masks.append(left)
-        if not images:
+                given.append(annotation(picture.file, path)._replace(labels=left))
+        if not given:
             return None
         model = self.classifier()
-        model.fit(images, masks)
+        model.fit(*zip(*given, strict=True))
         return model.ids
 
 
@@ -156,9 +163,9 @@ class Comparison:
     def forest_blocks(self, folds: list[Fold]) -> HeldOut:
         """Held-out scores of the pixel classifier, and its learning curve."""
 
-        def learn(images: Any, labels: Any) -> blocks.Predict:
+        def learn(annotated: Sequence[blocks.Annotation]) -> blocks.Predict:
             model = self.methods.classifier()
-            model.fit(images, labels)
+            model.fit(*zip(*annotated, strict=True))
             return model.ids
 
         tries = len(blocks.curve_sizes(folds)) * len(folds)

@@ -39,7 +39,7 @@ from dataset.set_masks import names_drawn
 from dataset.set_plan import EACH, Plan, Source
 from dataset.source_files import as_folder, check_palettes
 from imaging.drawing import class_colours, write_png
-from imaging.field import Crop, read_crop, transparent
+from imaging.field import Crop, read_crop
 from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import Listing, some_names
@@ -475,8 +475,7 @@ def _write(
             taken.add(stem.casefold())
             image = plans[0].image(source)
             equal[digest_of(image)].append(below)
-            clear = transparent(source.image, source.page)
-            clear = None if clear is None else source.box.of(clear)
+            clear = plans[0].clear(source)
             labels = _labels(masks[below])
             overruled += _later_ones(masks[below], source.below)
             if found := answers.of_image(names[below]):

@@ -13,6 +13,7 @@ import torch
 
 from config import Config, ConfigError
 from data import Sample
+from imaging.field import read_visible
 from imaging.imagefile import read_image, read_mask
 from imaging.store import ImageStore
 from presets import PRESETS
@@ -67,7 +68,7 @@ class Learning:
         """The values of the preset, and what it took from the images, with the reasons."""
         preset = self.request.preset
         annotated = {p.name for p in self.intake.annotated}
-        looks = {p.name: look(read_image(p.file)) for p in self.intake.pictures}
+        looks = {p.name: look(*read_visible(p.file)) for p in self.intake.pictures}
         sizes = {each.size for each in looks.values()}
         self.smallest_side = min(map(min, sizes))
         if preset == "paper" and len(sizes) > 1:

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from config import Config
 from data import find_split
 from imaging.drawing import class_colours, default_names, is_intact, save_picture, write_png
+from imaging.field import read_visible, resized_field
 from imaging.gray_range import Conversion, EachImage
-from imaging.imagefile import Pixels, read_image, read_mask
+from imaging.imagefile import Pixels, read_mask
 from metallography.folder import Folder
 from metallography.items import Item, read_truth
 from metallography.particles import Array, Row
@@ -79,9 +80,10 @@ class Watched:
         uncertain = np.concatenate(rows)
         return Certainty(unsure / uncertain.size, uncertain, votes / uncertain.size)
 
-    def ids(self, image: Array) -> Pixels:
-        """Class ids (H, W) of an image."""
-        return np.concatenate([band.argmax(0).astype(np.uint8) for _, band in self.bands(image)])
+    def ids(self, image: Array, inside: Array | None = None) -> Pixels:
+        """Class ids (H, W) of an image; ``inside`` as in ``bands``."""
+        bands = self.bands(image, inside)
+        return np.concatenate([band.argmax(0).astype(np.uint8) for _, band in bands])
 
 
 class Classifier:
@@ -107,14 +109,24 @@ class Classifier:
         self.digest = ""
         self.drawn = np.zeros(num_classes, np.int64)  # pixels of each class that it has learnt
 
-    def fit(self, images: Sequence[Pixels], labels: Sequence[Pixels]) -> None:
-        """Learn from images (H, W) or (H, W, 3) and class ids (H, W), 255 where unlabelled."""
+    def fit(
+        self,
+        images: Sequence[Pixels],
+        labels: Sequence[Pixels],
+        insides: Sequence[Array | None] = (),
+    ) -> None:
+        """Learn from images (H, W) or (H, W, 3) and class ids (H, W), 255 where unlabelled.
+
+        ``insides`` are as in ``bands``, of each image; by default all None.
+        """
         small = [self.small(image) for image in images]
         masks = [reduced_labels(m, self.reduce, self.num_classes) for m in labels]
+        pairs = zip(small, insides or [None] * len(small), strict=True)
+        fields = [resized_field(inside, pixels.shape[1:]) for pixels, inside in pairs]
         self.drawn = label_counts(masks, self.num_classes).clip(max=MOST_PIXELS)
-        self.forest.fit(small, masks)
+        self.forest.fit(small, masks, fields)
         found = hashlib.sha256(f"{self.reduce} {self.forest.seed}".encode())
-        for pixels in (*small, *masks):
+        for pixels in (*small, *masks, *(own for own in fields if own is not None)):
             found.update(np.ascontiguousarray(pixels).tobytes())
         self.digest = found.hexdigest()[:16]
 
@@ -126,11 +138,13 @@ class Classifier:
         return image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
 
     def bands(self, image: Array, inside: Array | None = None, factor: float = 1.0) -> Bands:
-        """Class probabilities, see ``Segmenter.bands``; all of the image counts.
+        """Class probabilities, see ``Segmenter.bands``.
 
         Returns its certainty, which knows no votes.
         """
-        found = self.forest.probabilities(self.small(image), self.num_classes)
+        small = self.small(image)
+        counted = resized_field(inside, small.shape[1:])
+        found = self.forest.probabilities(small, self.num_classes, counted)
         missing = 1 - found.max(axis=0)
         if self.reduce > 1:
             yield from resized_bands(found, *image.shape[:2])
@@ -140,9 +154,10 @@ class Classifier:
         unsure = float(missing.mean(dtype=np.float64))
         return Certainty(unsure, np.asarray(uncertain, np.uint8), math.nan)
 
-    def ids(self, image: Array) -> Pixels:
-        """Class ids (H, W) of an image."""
-        return np.concatenate([b.argmax(0).astype(np.uint8) for _, b in self.bands(image)])
+    def ids(self, image: Array, inside: Array | None = None) -> Pixels:
+        """Class ids (H, W) of an image; ``inside`` as in ``bands``."""
+        bands = self.bands(image, inside)
+        return np.concatenate([band.argmax(0).astype(np.uint8) for _, band in bands])
 
 
 class Costs(NamedTuple):
@@ -218,27 +233,31 @@ def _seconds(do: Callable[[], object]) -> float:
 
 
 def taught(
-    images: Sequence[Pixels], labels: Sequence[Pixels], num_classes: int, threads: int = 1
+    annotated: Sequence[blocks.Annotation], num_classes: int, threads: int = 1
 ) -> Classifier:
-    """A pixel classifier, at full resolution, that has learnt images and labels."""
+    """A pixel classifier, at full resolution, that has learnt annotated images."""
     model = Classifier(num_classes, (), 1, 0, threads)
-    model.fit(images, labels)
+    model.fit(*zip(*annotated, strict=True))
     return model
 
 
 def beside_strokes(
-    model: Classifier, images: Sequence[Pixels], labels: Sequence[Pixels]
+    model: Classifier, strokes: Sequence[blocks.Annotation]
 ) -> tuple[list[Pixels], Floats]:
     """Strokes (H, W) of each image, with the labels of which a classifier that learnt them is sure.
 
     Also returns the share of the area (C,) that it expects each class to have in these images.
+    Outside what counts of an image (``inside``) it adds no label, and expects nothing.
     """
-    found = [np.concatenate([b for _, b in model.bands(image)], axis=1) for image in images]
+    found = []
+    for image, _, inside in strokes:
+        own = np.concatenate([band for _, band in model.bands(image, inside)], axis=1)
+        found.append(own if inside is None else own * inside)
     total = sum(p.sum(axis=(1, 2), dtype=np.float64) for p in found)
     shares = total / max(float(np.sum(total)), 1e-9)
     weights = area_weights(shares, model.drawn)
-    own = [sure_labels(ids, p, weights) for ids, p in zip(labels, found, strict=True)]
-    return own, shares
+    pairs = zip(strokes, found, strict=True)
+    return [sure_labels(own.labels, p, weights) for own, p in pairs], shares
 
 
 def area_weights(probabilities: Shares, drawn: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -278,19 +297,20 @@ def second_opinion(annotated: Path, segmenter: Segmenter, threads: int = 1) -> S
     given, classes = list[blocks.Annotation](), segmenter.num_classes
     for sample in samples:
         item = Item(sample.image, sample.image.stem, truth=sample.mask)
-        image = item.read(segmenter.gray)
+        image, inside = read_visible(sample.image, segmenter.gray)
         labels = read_truth(item, image.shape[:2], classes, ignore_label=segmenter.ignore_label)
-        given += [] if labels is None else [(image, np.asarray(labels, np.uint8))]
-    if all((labels == IGNORED).all() for _, labels in given):
+        if labels is not None:
+            labels = labels if inside is None else np.where(inside, labels, np.uint8(IGNORED))
+            given.append(blocks.Annotation(image, np.asarray(labels, np.uint8), inside))
+    if all((own.labels == IGNORED).all() for own in given):
         raise DataError(f"{annotated}: no pixel has a class; give masks with labels")
 
-    def learn(images: Sequence[Pixels], labels: Sequence[Pixels]) -> blocks.Predict:
-        return taught(images, labels, classes, threads).ids
+    def learn(annotated: Sequence[blocks.Annotation]) -> blocks.Predict:
+        return taught(annotated, classes, threads).ids
 
     folds = blocks.usable(given, blocks.PAIRS)
     error = blocks.held_out(given, folds, classes, learn).error if folds else float("nan")
-    images, masks = zip(*given, strict=True)
-    return SecondOpinion(taught(images, masks, classes, threads).ids, error)
+    return SecondOpinion(taught(given, classes, threads).ids, error)
 
 
 def is_marked(folder: Path, text: str) -> bool:
@@ -308,7 +328,7 @@ def write_maps(folder: Path, network: Watched, images: Mapping[str, Path], text:
         for name, image in images.items():
             path = folder / f"{name}.png"
             if not is_intact(path):
-                save_picture(path, network.ids(read_image(image)), "--out")
+                save_picture(path, network.ids(*read_visible(image)), "--out")
             bar.update(1)
 
 

@@ -7,16 +7,19 @@ larger than its widest filter, learns nothing from unlabelled images, and is tra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from imaging.store import ImageStore
 from utils.metrics import IGNORED
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.uint8]
+Inside = NDArray[np.bool_] | None  # which pixels (H, W) of an image count; None: all
 
 TREES = 100
 QUICK = (40, 5)  # trees, and pixels of the smallest leaf
@@ -78,8 +81,8 @@ class PixelForest:
     """A random forest of ``TREES`` trees on ``pixel_features``, else with scikit-learn's defaults.
 
     ``seed`` is that of the trees and of the pixels drawn. ``standardize``: images are normalised by
-    the mean and standard deviation of their pixels; else gray 255 becomes 1. ``quick``: 40 trees
-    whose leaves hold at least 5 pixels, which decide in a third of the time.
+    the mean and standard deviation of the pixels that count; else gray 255 becomes 1. ``quick``: 40
+    trees whose leaves hold at least 5 pixels, which decide in a third of the time.
     """
 
     def __init__(
@@ -94,13 +97,20 @@ class PixelForest:
             trees, min_samples_leaf=least, random_state=seed, n_jobs=threads
         )
 
-    def fit(self, images: Sequence[NDArray[np.uint8]], masks: Sequence[Ids]) -> int:
+    def fit(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        masks: Sequence[Ids],
+        insides: Sequence[Inside] = (),
+    ) -> int:
         """Train on images (1 or 3, H, W) and masks (H, W); returns the number of pixels used.
 
-        If no image has colour, colour images are predicted by the mean of their channels.
+        ``insides`` are those of ``features``, by default all None. If no image has colour, colour
+        images are predicted by the mean of their channels.
         """
         self.channels = max(len(image) for image in images)
-        described = [self.features(image) for image in images]
+        own = zip(images, insides or [None] * len(images), strict=True)
+        described = [self.features(image, inside) for image, inside in own]
         features = np.concatenate([f.reshape(-1, f.shape[-1]) for f in described])
         ids = np.concatenate([mask.ravel() for mask in masks])
         chosen = draw_pixels(ids, self.seed)
@@ -109,27 +119,39 @@ class PixelForest:
         self.model.set_params(n_jobs=1)
         return len(chosen)
 
-    def features(self, image: NDArray[np.uint8]) -> Floats:
-        """``pixel_features`` (H, W, F) of an image (1 or 3, H, W), normalised."""
+    def features(self, image: NDArray[np.uint8], inside: Inside = None) -> Floats:
+        """``pixel_features`` (H, W, F) of an image (1 or 3, H, W), normalised.
+
+        Pixels where ``inside``, bool (H, W), is False do not count for that; None: all do.
+        """
         pixels = with_channels(image, self.channels).astype(np.float32)
         if self.standardize:
-            pixels -= pixels.mean(dtype=np.float64)
-            return pixel_features(pixels / max(float(pixels.std(dtype=np.float64)), 1.0))
+            counted: Any = ... if inside is None else (slice(None), inside)
+            pixels -= pixels[counted].mean(dtype=np.float64)
+            return pixel_features(pixels / max(float(pixels[counted].std(dtype=np.float64)), 1.0))
         return pixel_features(pixels / 255)
 
-    def probabilities(self, image: NDArray[np.uint8], num_classes: int) -> NDArray[np.float32]:
+    def probabilities(
+        self, image: NDArray[np.uint8], num_classes: int, inside: Inside = None
+    ) -> NDArray[np.float32]:
         """Class probabilities (C, H, W) of an image (1 or 3, H, W); 0 of classes never trained."""
-        features = self.features(image)
+        features = self.features(image, inside)
         found = self.model.predict_proba(features.reshape(-1, features.shape[-1]))
         shares = np.zeros((num_classes, found.shape[0]), np.float32)
         shares[self.model.classes_] = found.T
         return shares.reshape(num_classes, *features.shape[:2])
 
-    def predict(self, image: NDArray[np.uint8]) -> Ids:
+    def predict(self, image: NDArray[np.uint8], inside: Inside = None) -> Ids:
         """Class ids (H, W) of an image (1 or 3, H, W), among those of the training masks."""
-        features = self.features(image)
+        features = self.features(image, inside)
         found = self.model.predict(features.reshape(-1, features.shape[-1]))
         return np.asarray(found.reshape(features.shape[:2]), np.uint8)
+
+
+def pixels_of(store: ImageStore, image: Path) -> tuple[NDArray[np.uint8], Inside]:
+    """An image (1 or 3, H, W) of a store, and which of its pixels count; DataError."""
+    inside = store.inside(image)
+    return store.image(image).numpy(), None if inside is None else inside.numpy()
 
 
 def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ import data
 from config import Config, ConfigError, parse_config
 from data import Sample, find_split
 from dataset.set_file import SetDefaults
-from imaging.imagefile import read_image
+from imaging.field import read_visible, resized_field
 from imaging.store import resize_image
 from presets import PRESETS
 from utils.files import DataError
@@ -43,13 +43,14 @@ class Look(NamedTuple):
     sharpness: float  # standard deviation of the Laplacian, in spreads
 
 
-def look(image: Pixels) -> Look:
-    """Measure an image, uint8 (H, W) or (H, W, 3)."""
+def look(image: Pixels, inside: NDArray[np.bool_] | None = None) -> Look:
+    """Measure an image, uint8 (H, W) or (H, W, 3), where it is ``inside`` (H, W); None: all."""
+    counted: Any = ... if inside is None else inside
     gray = (image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)) / np.float32(255)
-    spread = max(float(gray.std(dtype=np.float64)), data.SMALLEST_DEVIATION)
-    edges = float(cv2.Laplacian(gray, cv2.CV_32F).std(dtype=np.float64))
+    spread = max(float(gray[counted].std(dtype=np.float64)), data.SMALLEST_DEVIATION)
+    edges = float(cv2.Laplacian(gray, cv2.CV_32F)[counted].std(dtype=np.float64))
     size = (image.shape[0], image.shape[1])
-    return Look(size, float(gray.mean(dtype=np.float64)), spread, edges / spread)
+    return Look(size, float(gray[counted].mean(dtype=np.float64)), spread, edges / spread)
 
 
 def choose(images: Iterable[Pixels], annotated: Iterable[Pixels]) -> Choice:
@@ -204,5 +205,6 @@ def choose_for_set(config: Config) -> Choice:
 def _looks(samples: Sequence[Sample], image_size: int) -> Iterator[Look]:
     for sample in samples:
         with suppress(DataError):
-            pixels = read_image(sample.image)
-            yield look(resize_image(pixels, image_size) if image_size else pixels)
+            pixels, inside = read_visible(sample.image)
+            pixels = resize_image(pixels, image_size) if image_size else pixels
+            yield look(pixels, resized_field(inside, pixels.shape))

@@ -18,7 +18,7 @@ from methods import Method
 from model import METHODS, PSCL, SureMatches, build_method, settings_of
 from pscl.sampling import VOTES
 from report import probe
-from stages.forest import PixelForest
+from stages.forest import PixelForest, pixels_of
 from stages.job import Job, Runner, due, unused_settings
 from stages.kept_images import KeptImages, why_not
 from stages.rates import make_optimizer
@@ -102,13 +102,14 @@ class SelfSupervised(Runner):
         """What a pixel classifier, learnt from the annotated images, sees in each: ids (H, W)."""
         c, store = self.config, self.job.store
         forest = PixelForest(c.seed, c.standardize, quick=True)
-        learnt = [(store.image(s.image), store.mask(s.mask)) for s in self.annotated if s.mask]
-        images, masks = zip(*learnt, strict=True)
-        forest.fit([image.numpy() for image in images], [mask.numpy() for mask in masks])
+        learnt = [(*pixels_of(store, s.image), store.mask(s.mask).numpy())
+                  for s in self.annotated if s.mask]  # fmt: skip
+        images, insides, masks = zip(*learnt, strict=True)
+        forest.fit(images, masks, insides)
         seen, samples = dict[Path, Tensor](), self.samples()
         with progress(len(samples), "Pixel classifier") as bar:
             for sample in samples:
-                ids = forest.predict(store.image(sample.image).numpy())
+                ids = forest.predict(*pixels_of(store, sample.image))
                 seen[sample.image] = torch.from_numpy(ids)
                 bar.update(1)
         return seen

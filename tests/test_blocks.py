@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from utils.metrics import IGNORED
 
 LABELS = np.zeros((5, 7), np.uint8)
 LABELS[:2, 3:] = 1  # block 1 is class 1 alone
-ANNOTATED = [(LABELS * 9, LABELS)]
+ANNOTATED = [blocks.Annotation(LABELS * 9, LABELS)]
 
 
 def test_the_blocks_are_a_partition_of_any_image() -> None:
@@ -66,8 +68,8 @@ def test_what_is_left_out_and_what_is_scored_are_the_whole() -> None:
 
 def test_a_block_is_scored_by_who_did_not_learn_it_and_a_missing_class_has_no_score() -> None:
     wrong = np.ones_like(LABELS)
-    predictors = {(2,): lambda _: wrong, (0, 1): lambda _: LABELS}
-    found = blocks.score(ANNOTATED, predictors, 2)  # type: ignore[arg-type]
+    predictors = {(2,): lambda *_: wrong, (0, 1): lambda *_: LABELS}
+    found = blocks.score(ANNOTATED, predictors, 2)
     # Block 0: rows 0-1, columns 0-2, all class 0; block 1: 8 pixels of class 1; block 2: 9 of 0.
     assert found.counts.tolist() == [[[6, 0], [0, 0]], [[0, 0], [0, 8]], [[0, 9], [0, 0]]]
     assert found.error == pytest.approx(9 / 23)
@@ -83,18 +85,18 @@ def test_a_fold_without_which_one_class_is_left_is_not_held_out() -> None:
 def test_labels_in_one_block_alone_hold_nothing_out() -> None:
     labels = np.full((8, 8), IGNORED, np.uint8)
     labels[0, 0], labels[0, 1] = 0, 1
-    given = [(labels, labels)]
+    given = [blocks.Annotation(labels, labels)]
     assert blocks.usable(given, blocks.SINGLE) == blocks.usable(given, blocks.PAIRS) == []
 
 
 def test_the_curve_learns_from_one_two_and_three_other_blocks() -> None:
     seen: list[int] = []
 
-    def learn(_: object, masks: list[np.ndarray]) -> blocks.Predict:  # type: ignore[type-arg]
-        seen.append(int((masks[0] != IGNORED).sum()))
-        return lambda _: LABELS
+    def learn(given: Sequence[blocks.Annotation]) -> blocks.Predict:
+        seen.append(int((given[0].labels != IGNORED).sum()))
+        return lambda *_: LABELS
 
-    found = blocks.curve(ANNOTATED, blocks.SINGLE, 2, learn, lambda _: None)  # type: ignore[arg-type]
+    found = blocks.curve(ANNOTATED, blocks.SINGLE, 2, learn, lambda _: None)
     sizes = [6, 8, 9, 12]  # pixels of the blocks
     one, two = seen[:4], seen[4:8]
     assert one == [sizes[(b + 1) % 4] for b in range(4)]
@@ -107,11 +109,11 @@ def test_a_pair_of_blocks_is_held_out_by_who_learnt_the_other_pair() -> None:
     assert blocks.learnt_blocks((0, 3)) == [1, 2] and blocks.learnt_blocks((1, 2)) == [3, 0]
     seen: list[int] = []
 
-    def learn(_: object, masks: list[np.ndarray]) -> blocks.Predict:  # type: ignore[type-arg]
-        seen.append(int((masks[0] != IGNORED).sum()))
-        return lambda _: LABELS
+    def learn(given: Sequence[blocks.Annotation]) -> blocks.Predict:
+        seen.append(int((given[0].labels != IGNORED).sum()))
+        return lambda *_: LABELS
 
-    found = blocks.curve(ANNOTATED, blocks.PAIRS, 2, learn, lambda _: None)  # type: ignore[arg-type]
+    found = blocks.curve(ANNOTATED, blocks.PAIRS, 2, learn, lambda _: None)
     # Blocks have 6, 8, 9 and 12 pixels: one of the other pair, then both.
     assert seen == [8, 12, 17, 18] and list(found) == [1, 2]
     assert found[2].counts.shape == (4, 2, 2) and found[2].counts.sum() == LABELS.size

@@ -559,3 +559,29 @@ def test_repeats_left_open_are_those_that_are_there(root: Path) -> None:
     assert data.annotated_repeats(root, "1", "21") == (2, 1)
     assert data.annotated_repeats(root, "f", "21") == data.annotated_repeats(root, "f") == (0,)
     assert data.annotated_repeats(root / "nowhere", "1") == (0,)
+
+
+def test_training_sees_nothing_of_what_transparent_pixels_hide(tmp_path):
+    """The views and crops of a set are the same, whatever is below full transparency."""
+    shown = np.random.default_rng(0).integers(0, 256, (24, 32), dtype=np.uint8)
+    clear = np.broadcast_to(np.arange(32) < 12, shown.shape)
+    Image.fromarray(np.where(clear, 255, shown % 2).astype(np.uint8)).save(tmp_path / "mask.png")
+    seen = []
+    for hidden in (0, 117, 255):
+        gray = np.where(clear, hidden, shown).astype(np.uint8)
+        alpha = np.where(clear, 0, 255).astype(np.uint8)
+        path = tmp_path / f"{hidden}" / "a.png"
+        path.parent.mkdir()
+        Image.fromarray(np.dstack([gray, alpha]), "LA").save(path)
+        sample, store = data.Sample(path, tmp_path / "mask.png"), ImageStore(0, 255)
+        own = data.own_statistics(store.image(path), store.inside(path))
+        visible = shown[:, 12:] / 255  # by NumPy
+        assert own == pytest.approx((visible.mean(), visible.std()))
+        tuned = data.SegmentationDataset([sample], store, seed=1, standardize=True)
+        views = data.TwoViewDataset([sample], [sample], store, num_classes=2, seed=1,
+                                    standardize=True)  # fmt: skip
+        draw = data.Draw(data.FINE, 0, 0, 0)
+        parts = [tuned[draw]["image"], views[draw]["view_q"], views[draw]["view_k"]]
+        parts.append(data.image_input(sample, store, standardize=True))
+        seen.append(torch.cat([part.flatten() for part in parts]))
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])

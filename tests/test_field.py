@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from imaging.field import Crop, FieldRule, read_crop, transparent
+from imaging.field import (
+    Crop,
+    FieldRule,
+    filled,
+    read_crop,
+    read_visible,
+    resized_field,
+    transparent,
+)
 from utils.files import DataError
 
 
@@ -85,6 +94,43 @@ def test_what_shows_no_transparency_is_all_field(tmp_path: Path) -> None:
     Image.fromarray(alpha).save(tmp_path / "gray.jpg")
     assert transparent(tmp_path / "gray.jpg") is None
     assert transparent(tmp_path / "none.png") is None
+
+
+def test_hidden_pixels_become_their_nearest_visible_one(tmp_path: Path) -> None:
+    pixels = np.array([[7, 50, 51, 52, 53, 9]], np.uint8)
+    inside = pixels < 10
+    found = filled(pixels, inside)
+    assert found.tolist() == [[7, 7, 7, 9, 9, 9]]
+    colours = np.dstack([pixels, 2 * pixels])
+    assert (filled(colours, inside)[..., 1] == 2 * found).all()
+    assert filled(pixels, None) is pixels
+    assert filled(pixels, np.zeros_like(inside)) is pixels  # nothing to take
+    Image.fromarray(np.dstack([pixels, np.where(inside, 255, 0).astype(np.uint8)]), "LA").save(
+        tmp_path / "a.png"
+    )
+    read, seen = read_visible(tmp_path / "a.png")
+    assert (read == found).all() and seen is not None and (seen == inside).all()
+
+
+def test_more_than_8_bits_get_their_range_from_what_is_visible(tmp_path: Path) -> None:
+    for hidden in (0, 60000):
+        pixels = np.tile(np.uint16([1000, 1100, 1200, 1300]), (4, 1))
+        alpha = np.full_like(pixels, 65535)
+        pixels[0], alpha[0] = hidden, 0
+        stored = cv2.imencode(".png", np.dstack([pixels] * 3 + [alpha]))[1]
+        (tmp_path / "a.png").write_bytes(stored.tobytes())
+        read, _ = read_visible(tmp_path / "a.png")
+        assert read[1:].tolist() == [[0, 85, 170, 255]] * 3  # 300 levels on 255
+
+
+def test_a_smaller_pixel_counts_if_half_of_it_does() -> None:
+    inside = np.zeros((4, 6), bool)
+    inside[:2, :2] = inside[0, 2:4] = inside[2, 4] = True  # 4, 2 and 1 of 4 pixels
+    small = resized_field(inside, (2, 3))
+    assert small is not None and small.tolist() == [[True, True, False], [False, False, False]]
+    inside[:2] = False
+    last = resized_field(inside, (2, 3))  # none has half: what has some
+    assert last is not None and last.tolist() == [[False, False, False], [False, False, True]]
 
 
 def test_crop_region_and_transparency_add_up(tmp_path: Path) -> None:

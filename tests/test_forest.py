@@ -160,3 +160,12 @@ def test_of_a_large_class_so_many_pixels_are_drawn() -> None:
     assert set(range(100, 105)) <= set(chosen) and max(chosen) < 105
     assert chosen.tolist() == draw_pixels(ids, seed=0, most=20).tolist()
     assert chosen.tolist() != draw_pixels(ids, seed=1, most=20).tolist()
+
+
+def test_hidden_pixels_do_not_count_for_the_mean_and_the_deviation() -> None:
+    image = np.array([[[10, 20, 200], [30, 40, 200]]], np.uint8)
+    inside = np.array([[True, True, False]] * 2)
+    found = PixelForest(seed=0, standardize=True).features(image, inside)[..., 0]
+    # Of 10, 20, 30 and 40: mean 25, deviation the root of (225 + 25 + 25 + 225) / 4.
+    by_hand = (np.array([[10, 20], [30, 40]]) - 25) / np.sqrt(125)
+    np.testing.assert_allclose(found[:, :2], by_hand, rtol=1e-6)

@@ -17,17 +17,22 @@ from metallography.items import Item
 from metallography.segmenter import Certainty, PredictedBands, Segmenter
 from metallography.summary import write_tables
 from metallography.tiling import average_and_votes, average_views, disagreement
+from segmentation.blocks import Annotation
+from segmentation.comparison import annotation
 from segmentation.predictors import (
     AnswerFolder,
     Classifier,
     Watched,
     area_weights,
+    beside_strokes,
     costs_of,
     merged,
     part_text,
     reduced_labels,
     second_opinion,
     sure_labels,
+    taught,
+    write_maps,
 )
 from tests.trained_model import write_weights
 from utils.files import DataError
@@ -158,7 +163,7 @@ def test_a_second_opinion_knows_its_error_on_held_out_halves(tmp_path: Path) -> 
         (folder / kind).mkdir(parents=True)
         Image.fromarray(pixels).save(folder / kind / "a.png")
     second = second_opinion(folder, reader(3))
-    assert (second.ids(IMAGE) == MASK).mean() > 0.9
+    assert (second.ids(IMAGE, None) == MASK).mean() > 0.9
     # Blocks 0 and 3 are class 0, which nobody knows who learnt the classes 1 and 2 of the others;
     # 1 and 2 cannot be held out, because one class would be left.
     assert second.error == 1
@@ -174,12 +179,92 @@ def test_a_second_opinion_knows_its_error_on_held_out_halves(tmp_path: Path) -> 
         second_opinion(folder, reader(3))
     # Of masks in which 3 is unlabelled, and of a model that knows so.
     Image.fromarray(np.where(MASK == 2, 3, MASK).astype(np.uint8)).save(folder / "gt" / "a.png")
-    assert set(np.unique(second_opinion(folder, reader(3, 3)).ids(IMAGE))) <= {0, 1}
+    assert set(np.unique(second_opinion(folder, reader(3, 3)).ids(IMAGE, None))) <= {0, 1}
     half = np.where(np.arange(48) < 24, MASK, IGNORED).astype(np.uint8)
     half[20:] = IGNORED  # block 0 alone has labels, so that nothing can be held out
     half[:5, :24] = 2
     Image.fromarray(half).save(folder / "gt" / "a.png")
     assert np.isnan(second_opinion(folder, reader(3)).error)
+
+
+HIDDEN = (0, 117, 255)
+
+
+def half_hidden(path: Path, hidden: int, shown: np.ndarray = IMAGE) -> Path:  # type: ignore[type-arg]
+    """An image whose left half is transparent, of one gray below that."""
+    clear = np.broadcast_to(np.arange(shown.shape[1]) < shown.shape[1] // 2, shown.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    gray = np.where(clear, hidden, shown).astype(np.uint8)
+    alpha = np.where(clear, 0, 255).astype(np.uint8)
+    Image.fromarray(np.dstack([gray, alpha]), "LA").save(path)
+    return path
+
+
+@pytest.mark.parametrize("reduce", [1, 2])
+def test_what_transparent_pixels_hide_changes_nothing_of_the_classifier(
+    tmp_path: Path, reduce: int
+) -> None:
+    noisy = IMAGE + np.random.default_rng(0).integers(0, 25, IMAGE.shape, dtype=np.uint8)
+    labels = np.where(np.arange(48) < 24, IGNORED, MASK).astype(np.uint8)
+    found = {}
+    for hidden in HIDDEN:
+        own = tmp_path / str(hidden)
+        path = half_hidden(own / "a.png", hidden, noisy)
+        Image.fromarray(labels).save(own / "labels.png")
+        model = Classifier(3, (), reduce, seed=0, threads=1)
+        model.fit(*zip(annotation(path, own / "labels.png"), strict=True))
+        folder = AnswerFolder(model, [Item(path, "a")], own / "out")  # type: ignore[arg-type]
+        folder.run()
+        ids = np.asarray(Image.open(own / "out" / "classes" / "a.png"))
+        assert (ids[:, :24] == IGNORED).all() and (ids[:, 24:] == MASK[:, 24:]).mean() > 0.9
+        found[hidden] = ids.tolist(), folder.noted("unsure"), model.digest
+    assert found[0] == found[117] == found[255]
+    # As the visible half is segmented that is an image of its own.
+    alone = taught([Annotation(noisy[:, 24:], MASK[:, 24:])], 3).ids(noisy[:, 24:])
+    assert reduce > 1 or (np.array(found[0][0])[:, 24:] == alone).mean() > 0.95
+
+
+@pytest.mark.parametrize("views", [1, 8])
+def test_what_transparent_pixels_hide_changes_nothing_of_a_network(
+    tmp_path: Path, views: int
+) -> None:
+    weights = write_weights(tmp_path / "fine.pt", {"standardize": True})
+    found: dict[int, list[Any]] = {}
+    for hidden in HIDDEN:
+        network = Watched(Segmenter(weights, device="cpu"), views)
+        path = half_hidden(tmp_path / str(hidden) / "a.png", hidden)
+        folder = AnswerFolder(network, [Item(path, "a")], path.parent / "out")  # type: ignore[arg-type]
+        folder.run()
+        ids = np.asarray(Image.open(folder.out / "classes" / "a.png"))
+        noted = [*folder.noted("unsure").values(), *folder.noted("votes").values()]
+        found[hidden] = [ids.tolist(), str(noted)]
+        write_maps(path.parent / "twin", network, {"a": path}, "twin")
+        found[hidden].append(np.asarray(Image.open(path.parent / "twin" / "a.png")).tolist())
+    assert found[0] == found[117] == found[255]
+
+
+def test_what_transparent_pixels_hide_changes_no_second_opinion(tmp_path: Path) -> None:
+    noisy = IMAGE + np.random.default_rng(0).integers(0, 25, IMAGE.shape, dtype=np.uint8)
+    found = []
+    for hidden in HIDDEN:
+        folder = tmp_path / str(hidden) / "sup_num1_0"
+        half_hidden(folder / "img" / "a.png", hidden, np.hstack([noisy, noisy]))
+        (folder / "gt").mkdir()  # which labels what is hidden, too
+        Image.fromarray(np.hstack([MASK, MASK])).save(folder / "gt" / "a.png")
+        second = second_opinion(folder, reader(3))
+        found.append((second.ids(noisy, None).tolist(), str(second.error)))
+    assert found[0] == found[1] == found[2]
+
+
+def test_strokes_get_no_labels_beside_them_where_nothing_can_be_seen(tmp_path: Path) -> None:
+    strokes = np.full(MASK.shape, IGNORED, np.uint8)
+    strokes[::4, 24:] = MASK[::4, 24:]
+    Image.fromarray(strokes).save(tmp_path / "labels.png")
+    given = [annotation(half_hidden(tmp_path / "a.png", 120), tmp_path / "labels.png")]
+    (labels,), shares = beside_strokes(taught(given, 3), given)
+    assert (labels[:, :24] == IGNORED).all() and (labels[:, 24:] != IGNORED).mean() > 0.5
+    # The visible half has the classes 1 above and 0 below.
+    assert shares == pytest.approx([0.5, 0.5, 0], abs=0.1)
 
 
 def test_merged_by_hand() -> None:

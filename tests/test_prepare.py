@@ -1231,3 +1231,27 @@ def test_as_a_program_from_another_folder(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert done.stdout == (tmp_path / "set" / program.REPORT).read_text(encoding="utf-8")
+
+
+def test_what_transparent_pixels_hide_is_in_no_set(tmp_path):
+    """Neither the pixels nor the gray range of 16 bits depend on it, and it stays transparent."""
+    found = []
+    for hidden in (0, 117, 65535):
+        root = tmp_path / str(hidden)
+        pixels = np.random.default_rng(0).integers(900, 1900, (SIDE, SIDE)).astype(np.uint16)
+        alpha = np.full_like(pixels, 65535)
+        pixels[:, : SIDE // 2], alpha[:, : SIDE // 2] = hidden, 0
+        stored = cv2.imencode(".png", np.dstack([pixels] * 3 + [alpha]))[1].tobytes()
+        for folder in ("img", "gt"):
+            (root / folder).mkdir(parents=True)
+        (root / "img" / "a.png").write_bytes(stored)
+        Image.fromarray(STRIPES).save(root / "gt" / "a.png")
+        flags = ["--images", root / "img", "--masks", root / "gt", "--out", root / "set"]
+        assert program.main([str(word) for word in (*flags, "--test", 0)]) == 0
+        (image,) = (root / "set" / "train_numf" / "img").iterdir()
+        found.append(np.asarray(Image.open(image)))
+    shown = found[0]
+    assert (shown[..., 3] == np.repeat([0, 255], SIDE // 2)).all()
+    assert (shown[:, : SIDE // 2, 0] == shown[:, [SIDE // 2], 0]).all()
+    assert shown[..., 0].min() == 0 and shown[..., 0].max() == 255  # of 900 to 1900
+    assert all((other == shown).all() for other in found[1:])

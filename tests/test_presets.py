@@ -179,3 +179,10 @@ def test_what_auto_saw_is_in_both_logs(tmp_path: Path) -> None:
     for stage in ("self", "fine"):
         text = (tmp_path / f"out/tiny_simclr/1_0/log_{stage}.txt").read_text()
         assert "Preset auto: standardize " in text
+
+
+def test_what_is_hidden_is_not_looked_at() -> None:
+    pixels = np.array([[10, 30, 200], [30, 10, 90]], np.uint8)
+    inside = np.array([[True, True, False]] * 2)
+    found = look(pixels, inside)
+    assert found.mean == pytest.approx(20 / 255) and found.spread == pytest.approx(10 / 255)

@@ -84,7 +84,7 @@ def test_a_second_opinion_puts_what_it_sees_otherwise_first(tmp_path: Path) -> N
     items = list_images(tmp_path / "img", tmp_path / "out")
     # It sees class 1 in half of every image: as the model in a, otherwise in half of b.
     half = np.repeat(np.arange(8)[None] < 4, 8, axis=0).astype(np.uint8)
-    second = ranking.SecondOpinion(lambda _: half, error=0.2)
+    second = ranking.SecondOpinion(lambda *_: half, error=0.2)
     found = ranking.rank(Model(), items, tmp_path / "out", second=second)  # type: ignore[arg-type]
     assert [row["image"] for row in found.rows] == ["b", "a"]
     assert [row["unsure"] for row in found.rows] == pytest.approx([0.1, 0.1], abs=1e-6)
