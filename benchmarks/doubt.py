@@ -83,7 +83,10 @@ def judge(found: AnswerFolder, test: Path, expected: float, by_twin: bool = Fals
     masks = {image.stem: mask for image, mask in pairs(test)}
     shares: list[dict[str, float]] = [{} for _ in found.others]  # that others see otherwise
     wrong, off, inside, total = {}, {}, 0, 0
-    places = doubt.Places({item.name: found.file("doubt", item) for item in found.items})
+    maps, classes = (
+        {item.name: found.file(kind, item) for item in found.items} for kind in ("doubt", "classes")
+    )
+    places = doubt.Places(maps, fields=classes)
     for item in found.items:
         ids, truth = read_mask(found.file("classes", item)), read_mask(masks[item.name])
         known = truth != IGNORED
@@ -102,6 +105,7 @@ def judge(found: AnswerFolder, test: Path, expected: float, by_twin: bool = Fals
         unsure=found.noted("unsure"),
         differs=shares[0] if shares else {},
         places=places,
+        field_px={row["image"]: row["field_px"] for row in found.rows},
         expected=expected,
         twin=shares[1] if by_twin else {},
     )

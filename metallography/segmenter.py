@@ -84,7 +84,7 @@ def find_weights(path: str | Path) -> Path:
 class Certainty:
     """How sure a predictor is of the image that it has just predicted."""
 
-    unsure: float  # 1 - the probability of the likeliest class, mean of the pixels
+    unsure: float  # 1 - the probability of the likeliest class, mean of the pixels that count
     uncertain: NDArray[np.uint8]  # the same of each pixel (H, W), 255 for 1
     votes: float  # mean vote disagreement of the 8 views (``views``); nan of one view
 

@@ -19,7 +19,8 @@ from types import MappingProxyType
 import cv2
 import numpy as np
 
-from imaging.imagefile import Pixels, read_image
+from imaging.field import filled
+from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.measure import class_words, outlying
 from metallography.particles import Array, Row
 from metallography.ranking import doubt_of
@@ -57,22 +58,36 @@ class Places(Mapping[str, Array]):
     """The most doubtful pixels of all images together: bool (H, W) by name, read when asked for.
 
     ``maps`` are files of ``doubt_map``. ``share`` of all pixels are marked, or less where many are
-    equally doubtful.
+    equally doubtful. Of images with a class map in ``fields`` pixels that are 255 there do not
+    count, and are never marked.
     """
 
-    def __init__(self, maps: Mapping[str, Path], share: float = SHARE) -> None:
-        self.maps, counts = dict(maps), np.zeros(256, np.int64)
+    def __init__(
+        self,
+        maps: Mapping[str, Path],
+        share: float = SHARE,
+        fields: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
+        self.maps, self.fields, counts = dict(maps), fields, np.zeros(256, np.int64)
         for name in self.maps:
-            counts += np.bincount(self._smooth(name).ravel(), minlength=256)
+            smooth, inside = self._smooth(name)
+            counts += np.bincount(smooth[inside], minlength=256)
         above = counts[::-1].cumsum()[::-1]  # of each value: pixels with that or more
         few = np.flatnonzero(above <= share * counts.sum())
         self.least = max(int(few[0]), 1) if few.size else 256
 
-    def _smooth(self, name: str) -> Pixels:
-        return np.asarray(cv2.GaussianBlur(read_image(self.maps[name]), (0, 0), SIGMA), np.uint8)
+    def _smooth(self, name: str) -> tuple[Pixels, Array]:
+        """The doubt of an image (H, W), blurred within its field, and where that is."""
+        found = read_image(self.maps[name])
+        inside = np.ones(found.shape, bool)
+        if name in self.fields:
+            inside = read_mask(self.fields[name]) != IGNORED
+        found = filled(found, inside)  # or the blur would make the edge of the field surer
+        return np.asarray(cv2.GaussianBlur(found, (0, 0), SIGMA), np.uint8), inside
 
     def __getitem__(self, name: str) -> Array:
-        return np.asarray(self._smooth(name) >= self.least)
+        smooth, inside = self._smooth(name)
+        return np.asarray(inside & (smooth >= self.least))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.maps)
@@ -90,6 +105,7 @@ def doubts(
     unsure: Mapping[str, float],
     differs: Mapping[str, float],
     places: Mapping[str, Array],
+    field_px: Mapping[str, int] = MappingProxyType({}),
     expected: float = math.nan,
     twin: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Row]:
@@ -102,6 +118,7 @@ def doubts(
         differs: share of pixels in which the network and the pixel classifier differ, nan where
             the classifier alone answers: what it is unsure of decides then.
         places: pixels that are worth labelling.
+        field_px: how many pixels of an image count; by default all.
         expected: share of pixels in which the classifier is wrong on held-out blocks; nan if none
             could be held out.
         twin: share of pixels that a twin of the network sees otherwise, if there is one.
@@ -114,7 +131,10 @@ def doubts(
         alike = twin.get(name, math.nan)
         doubt = doubt_of(own, other, expected) if math.isnan(alike) else alike
         reasons[name] += _reasons(own, other, expected, alike)
-        share = float(places[name].mean()) if name in places else math.nan
+        share = math.nan
+        if name in places:
+            place = places[name]
+            share = float(place.sum() / field_px.get(name, place.size))
         rows.append(
             {
                 "image": name,

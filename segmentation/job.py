@@ -16,6 +16,7 @@ import numpy as np
 from annotation.outlines import SUFFIX, packed
 from dataset.batches import batches_of
 from dataset.set_file import NAME, scale_by_set, set_of
+from imaging.field import visible
 from imaging.imagefile import read_mask
 from imaging.index import stamp_of
 from imaging.listing import some_names
@@ -192,8 +193,11 @@ class Work:
         self.annotated = self.intake.annotated
         self.classes = self.intake.num_classes
         masks = [read_mask(p.labels) for p in self.annotated if p.labels]
-        self.strokes, self.labelled = in_strokes(masks), labelled_share(masks)
-        self.label_line = label_line(masks, self.classes, self.request.class_names)
+        pairs = zip((p.file for p in self.annotated if p.labels), masks, strict=True)
+        insides = [visible(file, mask.shape) for file, mask in pairs]
+        self.strokes = in_strokes(masks, insides)
+        self.labelled = labelled_share(masks, insides)
+        self.label_line = label_line(masks, self.classes, self.request.class_names, insides)
         self.in_no_mask = np.flatnonzero(label_counts(masks, self.classes) == 0).tolist()
         self.place = self.out / TRAINING / f"round_{self.this.number}"
         self.first = self.out / TRAINING / "answers" / "first"
@@ -424,8 +428,11 @@ class Work:
     def marked(self, folder: AnswerFolder) -> telling.Result:
         """Write ``doubt.csv`` and the workbook into a predicted folder: with it all is known."""
         annotated = {p.name for p in self.annotated}
-        others = {i.name: folder.file("doubt", i) for i in folder.items if i.name not in annotated}
-        places = doubt.Places(others)
+        others = [item for item in folder.items if item.name not in annotated]
+        maps, classes = (
+            {i.name: folder.file(kind, i) for i in others} for kind in ("doubt", "classes")
+        )
+        places = doubt.Places(maps, fields=classes)
         forest = blocks.stored(self.this.scores.get(FOREST))
         rows = doubt.doubts(
             fractions_of(folder.rows, self.classes),
@@ -436,6 +443,7 @@ class Work:
             differs=self.differing(folder, self.first / "classes"),
             twin=self.differing(folder, self.twin),
             places=places,
+            field_px={row["image"]: row["field_px"] for row in folder.rows},
             expected=forest.error if forest else math.nan,
         )
         path = folder.out / "doubt.csv"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from config import Config
 from data import find_split
 from imaging.drawing import class_colours, default_names, is_intact, save_picture, write_png
-from imaging.field import read_visible, resized_field
+from imaging.field import read_visible, resized_field, visible
 from imaging.gray_range import Conversion, EachImage
 from imaging.imagefile import Pixels, read_mask
 from metallography.folder import Folder
@@ -33,7 +33,7 @@ from segmentation import blocks
 from segmentation.answers import merged
 from segmentation.doubt import doubt_map
 from stages.forest import MOST_PIXELS, PixelForest, draw_pixels
-from stages.labels import label_counts
+from stages.labels import label_counts, labelled_share
 from utils.files import DataError, open_to_append, replace_file
 from utils.log import progress, read_metrics
 from utils.metrics import IGNORED
@@ -67,18 +67,20 @@ class Watched:
         self.um_per_px = segmenter.um_per_px
 
     def bands(self, image: Array, inside: Array | None = None, factor: float = 1.0) -> Bands:
-        """Class probabilities, see ``Segmenter.bands``; returns its certainty."""
-        votes, unsure, rows = 0.0, 0.0, []
+        """Class probabilities, see ``Segmenter.bands``; returns its certainty of what counts."""
+        votes, unsure, rows, pixels = 0.0, 0.0, [], 0
         bands = self.segmenter.bands_and_votes if self.tta else self.segmenter.bands
         for top, band in bands(image, inside, factor):
-            votes += float(band[-1].sum(dtype=np.float64)) if self.tta else float("nan")
+            counted: Any = ... if inside is None else inside[top : top + band.shape[1]]
+            votes += float(band[-1][counted].sum(dtype=np.float64)) if self.tta else float("nan")
             classes = band[: self.num_classes]
             missing = 1 - classes.max(axis=0)
-            unsure += float(missing.sum(dtype=np.float64))
+            unsure += float(missing[counted].sum(dtype=np.float64))
+            pixels += missing[counted].size
             rows.append(np.rint(255 * missing).astype(np.uint8))
             yield top, classes
-        uncertain = np.concatenate(rows)
-        return Certainty(unsure / uncertain.size, uncertain, votes / uncertain.size)
+        pixels = max(1, pixels)
+        return Certainty(unsure / pixels, np.concatenate(rows), votes / pixels)
 
     def ids(self, image: Array, inside: Array | None = None) -> Pixels:
         """Class ids (H, W) of an image; ``inside`` as in ``bands``."""
@@ -151,7 +153,7 @@ class Classifier:
         else:
             yield 0, found
         uncertain = cv2.resize(np.rint(255 * missing).astype(np.uint8), image.shape[1::-1])
-        unsure = float(missing.mean(dtype=np.float64))
+        unsure = float((missing if counted is None else missing[counted]).mean(dtype=np.float64))
         return Certainty(unsure, np.asarray(uncertain, np.uint8), math.nan)
 
     def ids(self, image: Array, inside: Array | None = None) -> Pixels:
@@ -371,7 +373,11 @@ class AnswerFolder(Folder):
     @cached_property
     def annotated(self) -> dict[str, str]:
         """Of images whose labels were learnt: 'yes', or the labelled share such as '17 %'."""
-        shares = {name: (read_mask(p) != IGNORED).mean() for name, p in self.labels.items()}
+        images, shares = {item.name: item.path for item in self.items}, {}
+        for name, path in self.labels.items():
+            mask = read_mask(path)
+            inside = visible(images[name], mask.shape) if name in images else None
+            shares[name] = labelled_share([mask], [inside])
         return {name: "yes" if share == 1 else part_text(share) for name, share in shares.items()}
 
     def bar_lines(self) -> list[str]:

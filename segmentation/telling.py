@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from annotation.scribbles import FAR, far_from_labels
+from imaging.field import visible
 from imaging.imagefile import read_mask
 from metallography.items import Item
 from metallography.measure import areas_of, class_words, fractions_of, over_fields
@@ -30,6 +31,7 @@ from segmentation.predictors import (
 )
 from segmentation.request import Request
 from segmentation.schedule import Schedule
+from stages.labels import labelled_share
 from utils.metrics import IGNORED, mean_score
 from utils.tables import digits, percent
 
@@ -366,9 +368,10 @@ def warning_lines(
     names, annotated = list(folder.segmenter.class_names), [p.name for p in intake.annotated]
     own, counted = own_names(intake.pictures), folder.with_particles
     fractions = fractions_of(folder.rows, len(names))
+    pixels = {row["image"]: row["field_px"] for row in folder.rows}
     far = [
-        f"{own[name]}: {100 * place.mean():.0f} % of it is far from any label (hatched in the "
-        "report); a few strokes there would help"
+        f"{own[name]}: {100 * place.sum() / pixels[name]:.0f} % of it is far from any label "
+        "(hatched in the report); a few strokes there would help"
         for name, place in far_places(intake.annotated).items()
     ]
     return [
@@ -524,9 +527,11 @@ def far_places(annotated: Sequence[Picture]) -> dict[str, Array]:
     """Of images labelled in part: bool (H, W), true far from any label, by the image's name."""
     places = {}
     for picture in annotated:
-        labelled = read_mask(picture.labels) != IGNORED if picture.labels else None
-        if labelled is not None and labelled.mean() < PARTIAL:
-            places[picture.name] = far_from_labels(labelled, FAR * min(labelled.shape))
+        mask = read_mask(picture.labels) if picture.labels else None
+        inside = None if mask is None else visible(picture.file, mask.shape)
+        if mask is not None and labelled_share([mask], [inside]) < PARTIAL:
+            place = far_from_labels(mask != IGNORED, FAR * min(mask.shape))
+            places[picture.name] = place if inside is None else place & inside
     return {name: place for name, place in places.items() if place.any()}
 
 

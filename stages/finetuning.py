@@ -269,6 +269,11 @@ class Supervised(Scored):
         """Class ids (H, W) of the annotated images."""
         return [self.job.store.mask(s.mask).numpy() for s in self.annotated if s.mask]
 
+    def insides(self) -> list[NDArray[np.bool_] | None]:
+        """Where the annotated images are visible, bool (H, W); None: everywhere."""
+        found = [self.job.store.inside(s.image) for s in self.annotated if s.mask]
+        return [None if inside is None else inside.numpy() for inside in found]
+
     def weights(self) -> Sequence[float]:
         """The weight of each class in the cross-entropy."""
         c = self.config
@@ -280,11 +285,12 @@ class Supervised(Scored):
     def about_labels(self) -> list[str]:
         """Pixels and, where they are balanced, weights of each class; what is far from any."""
         c, masks = self.config, self.masks()
-        lines = [label_line(masks, c.num_classes)]
+        insides = self.insides()
+        lines = [label_line(masks, c.num_classes, (), insides)]
         if isinstance(c.class_weight, str):
             counts = label_counts(masks, c.num_classes)
             lines.append(weight_line(c.class_weight, self.weights(), counts))
-        return lines + far_lines(masks, [s.name for s in self.annotated if s.mask])
+        return lines + far_lines(masks, [s.name for s in self.annotated if s.mask], insides)
 
     def due(self) -> list[int]:
         """The epochs, counted from 0, that are evaluated."""

@@ -11,6 +11,7 @@ from annotation.scribbles import FAR, far_from_labels
 from utils.metrics import IGNORED
 
 Mask = NDArray[np.uint8]
+Inside = NDArray[np.bool_] | None
 LEAST_FAR = 0.001  # of an image, or it is not told
 MOST_LINES = 5
 STROKES = 0.2  # share of labelled pixels below which masks are taken for strokes
@@ -36,10 +37,17 @@ def balanced_weights(counts: NDArray[np.int64], power: float = 1.0) -> tuple[flo
     return tuple((weights**power).tolist())
 
 
-def label_line(masks: Sequence[Mask], classes: int, names: Sequence[str] = ()) -> str:
-    """How many pixels of the annotated images have which class, by its name if there are some."""
-    counts, pixels = label_counts(masks, classes), sum(mask.size for mask in masks)
-    share = counts.sum() / max(1, pixels)
+def label_line(
+    masks: Sequence[Mask],
+    classes: int,
+    names: Sequence[str] = (),
+    insides: Sequence[Inside] = (),
+) -> str:
+    """How many pixels of the annotated images have which class, by its name if there are some.
+
+    ``insides`` are those of ``labelled_share``.
+    """
+    counts, share = label_counts(masks, classes), labelled_share(masks, insides)
     titles = names if len(names) == classes else [f"class {c}" for c in range(classes)]
     each = ", ".join(f"{title} {n}" for title, n in zip(titles, counts, strict=True))
     return f"Labelled: {counts.sum()} pixels, {share:.1%} of them: {each}"
@@ -52,14 +60,21 @@ def weight_line(how: str, weights: Sequence[float], counts: NDArray[np.int64]) -
     return f"Class weights, {how}: {each}"
 
 
-def far_lines(masks: Iterable[Mask], names: Iterable[str]) -> list[str]:
-    """A line for each partially labelled image that has pixels far from any label."""
+def far_lines(
+    masks: Sequence[Mask], names: Iterable[str], insides: Sequence[Inside] = ()
+) -> list[str]:
+    """A line for each partially labelled image that has pixels far from any label.
+
+    ``insides`` are those of ``labelled_share``.
+    """
     lines = []
-    for mask, name in zip(masks, names, strict=True):
+    own = insides or [None] * len(masks)
+    for mask, name, inside in zip(masks, names, own, strict=True):
         labelled = mask != IGNORED
         share = 0.0
         if not labelled.all():
-            share = float(far_from_labels(labelled, FAR * min(mask.shape)).mean())
+            far = far_from_labels(labelled, FAR * min(mask.shape))
+            share = float((far if inside is None else far[inside]).mean())
         if share >= LEAST_FAR:
             lines.append(
                 f"{name}: {share:.1%} of its pixels are farther than {FAR:g} of its shorter side "
@@ -69,12 +84,18 @@ def far_lines(masks: Iterable[Mask], names: Iterable[str]) -> list[str]:
     return lines[:MOST_LINES] + more
 
 
-def in_strokes(masks: Sequence[Mask]) -> bool:
+def in_strokes(masks: Sequence[Mask], insides: Sequence[Inside] = ()) -> bool:
     """Whether so few pixels of the annotated images are labelled that these are strokes."""
-    return 0 < labelled_share(masks) < STROKES
+    return 0 < labelled_share(masks, insides) < STROKES
 
 
-def labelled_share(masks: Sequence[Mask]) -> float:
-    """Share of the pixels of the annotated images that are labelled; 0 without images."""
-    labelled = sum(int((mask != IGNORED).sum()) for mask in masks)
-    return labelled / max(1, sum(mask.size for mask in masks))
+def labelled_share(masks: Sequence[Mask], insides: Sequence[Inside] = ()) -> float:
+    """Share of the pixels of the annotated images that are labelled; 0 without images.
+
+    ``insides`` say which pixels (H, W) of each image count, None: all, which is the default.
+    """
+    labelled = pixels = 0
+    for mask, inside in zip(masks, insides or [None] * len(masks), strict=True):
+        counted = mask if inside is None else mask[inside]
+        labelled, pixels = labelled + int((counted != IGNORED).sum()), pixels + counted.size
+    return labelled / max(1, pixels)

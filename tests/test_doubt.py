@@ -103,6 +103,24 @@ def test_the_places_to_label_are_the_most_doubtful_of_all_images_together(tmp_pa
     assert len(Places({})) == 0
 
 
+def test_places_are_a_share_of_what_counts(tmp_path: Path) -> None:
+    """Of 40 x 50 pixels the right half counts: 5 % of 1000 pixels are 50."""
+    found, classes = np.zeros((40, 50), np.uint8), np.zeros((40, 50), np.uint8)
+    classes[:, :25] = 255
+    found[:, 25:] = np.arange(1, 41)[:, None]  # 25 of each level
+    Image.fromarray(found).save(tmp_path / "doubt.png")
+    Image.fromarray(classes).save(tmp_path / "classes.png")
+    maps, fields = {"a": tmp_path / "doubt.png"}, {"a": tmp_path / "classes.png"}
+    places = Places(maps, fields=fields)
+    expected = np.zeros((40, 50), bool)
+    expected[38:, 25:] = True
+    assert (places["a"] == expected).all()
+    none: dict[str, float] = {}
+    given: dict[str, Any] = {"votes": none, "unsure": none, "differs": none, "annotated": []}
+    (row,) = doubts({"a": [0.5, 0.5]}, ["0", "1"], places=places, field_px={"a": 1000}, **given)
+    assert row["label_here"] == 0.05
+
+
 def test_a_class_that_only_the_annotation_shows_is_said() -> None:
     fractions = {"a": [0.5, 0.5], "b": [1.0, 0.0], "c": [1.0, 0.0]}
     (line,) = missing_lines(fractions, NAMES, ["a"])

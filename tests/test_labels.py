@@ -21,6 +21,7 @@ from stages.labels import (
     in_strokes,
     label_counts,
     label_line,
+    labelled_share,
 )
 from utils.checkpoint import load
 
@@ -128,3 +129,19 @@ def test_masks_of_few_labels_are_strokes_and_half_a_mask_or_none_is_not() -> Non
     assert in_strokes([strokes]) and not in_strokes([half])
     assert not in_strokes([np.full((4, 4), 255, np.uint8)])
     assert not in_strokes([strokes, np.zeros((10, 10), np.uint8)])  # all images count together
+
+
+def test_labels_are_counted_among_the_pixels_that_can_be_seen() -> None:
+    mask = np.full((10, 40), 255, np.uint8)
+    mask[:, 20:23] = [0, 1, 1]
+    inside = np.broadcast_to(np.arange(40) >= 20, mask.shape)
+    assert labelled_share([mask], [inside]) == 0.15  # 30 of 200
+    assert labelled_share([mask, mask], [inside, None]) == 0.1  # 60 of 600
+    line = "Labelled: 30 pixels, 15.0% of them: class 0 10, class 1 20"
+    assert label_line([mask], 2, (), [inside]) == line
+    whole = np.where(inside, 1, 255).astype(np.uint8)
+    few = np.where(np.arange(40) < 38, 255, 1)[None].repeat(10, axis=0).astype(np.uint8)
+    narrow = np.broadcast_to(np.arange(40) >= 35, few.shape)
+    assert in_strokes([few]) and not in_strokes([few], [narrow])  # 2 of 40 columns, 2 of 5
+    # Nobody has to label what cannot be seen.
+    assert far_lines([whole], ["a.png"]) and not far_lines([whole], ["a.png"], [inside])

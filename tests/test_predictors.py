@@ -294,6 +294,35 @@ def test_the_pixel_classifier_tells_how_unsure_it_is() -> None:
     assert math.isnan(bands.certainty.votes)
 
 
+@pytest.mark.parametrize("views", [0, 1, 8])
+def test_how_sure_it_is_is_the_mean_of_what_counts(tmp_path: Path, views: int) -> None:
+    model: Any = Classifier(3, (), 1, seed=0, threads=1)
+    if views:
+        model = Watched(Segmenter(write_weights(tmp_path / "fine.pt"), device="cpu"), views)
+    else:
+        model.fit([IMAGE + np.arange(48, dtype=np.uint8)], [MASK])
+    inside = np.broadcast_to(np.arange(48) >= 30, IMAGE.shape)
+    bands = PredictedBands(model.bands(IMAGE, inside))
+    likeliest = np.concatenate([band for _, band in bands], axis=1).max(axis=0)
+    assert bands.certainty is not None
+    assert bands.certainty.unsure == pytest.approx(1 - likeliest[:, 30:].mean(), abs=1e-6)
+    assert abs(bands.certainty.unsure - (1 - likeliest.mean())) > 1e-3  # of all it is another one
+    if views == 8:
+        votes = model.segmenter.disagreement(IMAGE, inside)[0]
+        assert bands.certainty.votes == pytest.approx(votes[:, 30:].mean(), abs=1e-6)
+
+
+def test_an_image_of_which_all_that_is_visible_is_labelled_is_annotated(tmp_path: Path) -> None:
+    path, model = half_hidden(tmp_path / "a.png", 0), Classifier(3, (), 1, seed=0, threads=1)
+    labels = np.where(np.arange(48) < 24, IGNORED, MASK).astype(np.uint8)
+    for row, told in ((0, "yes"), (10, "75 %")):
+        labels[:row] = IGNORED
+        Image.fromarray(labels).save(tmp_path / "labels.png")
+        files = {"a": tmp_path / "labels.png"}
+        folder = AnswerFolder(model, [Item(path, "a")], tmp_path / "out", labels=files)  # type: ignore[arg-type]
+        assert folder.annotated == {"a": told}
+
+
 def test_labels_are_reduced_by_their_majority_and_strokes_are_kept() -> None:
     labels = np.full((4, 5), IGNORED, np.uint8)
     labels[0, 0] = 2  # one labelled pixel of its block
