@@ -89,6 +89,15 @@ def _class_ids(ids: Array, num_classes: int) -> Array:
     return ids
 
 
+def grays_of(mapping: Sequence[int]) -> Picture:
+    """The gray of each class id, uint8 (256,); of 255, outside the field, one far from all."""
+    levels = np.arange(256)
+    far = np.abs(levels[:, None] - np.array(mapping)).min(axis=1).argmax()
+    grays = np.full(256, far, np.uint8)
+    grays[: len(mapping)] = mapping
+    return grays
+
+
 def save_prediction(path: str | Path, mask: Array, mapping: Sequence[int]) -> Path:
     """Write a mask of class ids (H, W) as a gray, lossless PNG: class c becomes ``mapping[c]``.
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from imaging.data_bar import Bar, bar_lines, find_bars
-from imaging.drawing import is_intact, overlay, save_picture
+from imaging.drawing import grays_of, is_intact, overlay, save_picture
 from imaging.field import NO_RULE, FieldRule
 from imaging.imagefile import read_header, read_mask, reading_of
 from imaging.index import Stamp, stamp_of
@@ -92,15 +92,6 @@ def _growing_array(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[Arr
             file.write(np.ascontiguousarray(rows, "<f2").data)
 
         yield add
-
-
-def _grays(mapping: Sequence[int]) -> Array:
-    """The gray of each class id, uint8 (256,); of 255, outside the field, one far from all."""
-    levels = np.arange(256)
-    far = np.abs(levels[:, None] - np.array(mapping)).min(axis=1).argmax()
-    grays = np.full(256, far, np.uint8)
-    grays[: len(mapping)] = mapping
-    return grays
 
 
 class Done(NamedTuple):
@@ -446,7 +437,7 @@ class Folder:
                 if not self.probabilities:
                     self._drop_probabilities(item)
             save_picture(self.file("classes", item), mask, "--out")
-        save_picture(self.file("gray", item), _grays(self.segmenter.mapping)[mask], "--out")
+        save_picture(self.file("gray", item), grays_of(self.segmenter.mapping)[mask], "--out")
         names, colours = self.segmenter.class_names, self.segmenter.colours
         drawn = overlay(image, mask, names, colours, entry["um_per_px"])
         save_picture(self.file("overlay", item), drawn, "--out")
@@ -494,6 +485,16 @@ class Folder:
         """Note the data bars that an earlier run found in an image."""
         with suppress(TypeError):
             self.bars[item.own_path] = [Bar(*bar) for bar in found]
+
+    def measured(self, item: Item) -> Array:
+        """The class map (H, W) of an image that was measured, as it was; DataError.
+
+        That of its file, but 255 outside the field of now where it is a correction older than that.
+        """
+        path = self.file("classes", item)
+        mask = read_mask(path)
+        outdated = noted_of(self.record.done.get(item.name, {})).written.get("outdated")
+        return self.within_field(item, mask, path) if outdated == digest_of(mask) else mask
 
     def within_field(self, item: Item, mask: Array, path: Path) -> Array:
         """A corrected class map, 255 where nothing counts; DataError where it has no class."""

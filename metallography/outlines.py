@@ -6,7 +6,6 @@ import hashlib
 import json
 
 from annotation.outlines import SUFFIX, packed
-from imaging.imagefile import read_mask
 from imaging.listing import some_names
 from metallography.folder import Folder
 from metallography.items import Item
@@ -21,10 +20,9 @@ def write_outlines(folder: Folder, kind: str | None) -> list[str]:
     names, colours = folder.segmenter.class_names, folder.segmenter.colours.tolist()
     kept: list[str] = []
     for image in folder.done if kind else ():
-        classes = folder.file("classes", image.item)
         path = folder.file("outlines", image.item, SUFFIX[kind or ""])
         try:
-            found = packed(read_mask(classes), kind or "", names, colours)
+            found = packed(folder.measured(image.item), kind or "", names, colours)
         except DataError as error:
             folder.bad.append(f"{path}: {error}")
             continue
@@ -46,10 +44,14 @@ def write_outlines(folder: Folder, kind: str | None) -> list[str]:
 
 
 def outlined(folder: Folder, item: Item) -> str:
-    """A digest of what decides an image's outlines: its class map, by the record, and classes."""
+    """A digest of what decides an image's outlines: its class map, by the record, and classes.
+
+    A correction that is older than its field counts within that.
+    """
     looks = folder.segmenter.class_names, folder.segmenter.colours.tolist()
     entry = folder.record.done[item.name]
-    of = json.dumps([entry.get("drawn"), *looks])
+    older = entry.get("outdated") is not None and entry["outdated"] == entry.get("drawn")
+    of = json.dumps([entry.get("drawn"), *looks, *([folder.field.state(item.name)] * older)])
     return hashlib.sha256(of.encode()).hexdigest()
 
 
@@ -74,7 +76,7 @@ def remove_outlines(folder: Folder, kind: str | None) -> list[str]:
                 continue
             # The class map is another one, or the classes are; both may look the same.
             try:
-                anew = packed(read_mask(folder.file("classes", item)), other, names, colours)
+                anew = packed(folder.measured(item), other, names, colours)
             except DataError:  # too large for such a file
                 anew = b""
             if anew != before:

@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image
 
 from imaging.drawing import OUTSIDE_NAME, as_rgb, bar_length
-from imaging.imagefile import read_mask
 from imaging.listing import names_of
 from metallography import measure
 from metallography.folder import Folder
@@ -308,7 +307,7 @@ def _views(folder: Folder, told: Told) -> list[View]:
     for item in chosen:
         try:
             image = item.read(folder.segmenter.gray)
-            mask = read_mask(folder.file("classes", item))
+            mask = folder.measured(item)
         except DataError:  # it was there a moment ago; the tables are written already
             continue
         views.append(_view(folder, told, item, image, mask, room))

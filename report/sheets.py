@@ -23,7 +23,6 @@ from imaging.drawing import (
     sized,
     text_line,
 )
-from imaging.imagefile import read_mask
 from metallography.folder import Folder
 from metallography.ranking import DOUBT, HEADING, QUESTIONED, UNCERTAIN, Ranking
 from utils.files import DataError
@@ -99,7 +98,7 @@ def predicted_sheet(folder: Folder) -> None:
     for item, size, matrix in chosen:
         try:
             image = item.read(segmenter.gray)
-            mask = read_mask(folder.file("classes", item))
+            mask = folder.measured(item)
             truth = folder.truth_of(item, mask) if matrix is not None else None
         except DataError:  # it was there a moment ago; the tables are written already
             continue

@@ -487,7 +487,7 @@ class Work:
         shutil.rmtree(folder.out / OUTLINES, ignore_errors=True)
         kind, s, crop = self.request.outlines, folder.segmenter, self.intake.crop
         for done in folder.done if kind else ():
-            ids = read_mask(folder.file("classes", done.item))
+            ids = folder.measured(done.item)
             path = folder.file(OUTLINES, done.item, SUFFIX[kind])
             whole = np.asarray(crop.back(ids, crop.uncut(ids.shape), 0), np.uint8)  # as the user's
             try:

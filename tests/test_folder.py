@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -412,6 +413,34 @@ def test_a_map_that_was_being_written_when_the_program_was_killed_is_no_correcti
     np.testing.assert_array_equal(
         ids, expected_mask(np.asarray(Image.open(tmp_path / "imgs" / "a.png")))
     )
+
+
+def test_pictures_outlines_and_page_show_what_was_measured_of_a_corrected_map(
+    tmp_path, weights
+) -> None:
+    """A correction from before the crop looks as one that was made after it, within its field."""
+    shown = []
+    for place, before in (("early", True), ("late", False)):
+        own, cut = tmp_path / place, ["--crop", "0,10,0,0"]
+        options = [*options_of(own, weights, "a.png"), "--outlines", "geojson"]
+        assert main([*options, *([] if before else cut)]) == 0
+        ids = np.full((40, 48), 2, np.uint8)
+        ids[30 if not before else 40 :] = 255
+        Image.fromarray(ids).save(own / "o" / "classes" / "a.png")
+        assert main([*options, *cut]) == 0
+        out = own / "o"
+        kinds = ("outlines/a.geojson", "sheet.png", "overlay/a.png", "gray/a.png")
+        page = (out / "report.html").read_text(encoding="utf-8")
+        layers = re.findall(r"data:image/png;base64,[^\"')]+", page)
+        shown.append([*((out / kind).read_bytes() for kind in kinds), layers])
+        ring = json.loads((out / kinds[0]).read_text())["features"][0]["geometry"]
+        assert max(y for x, y in np.reshape(ring["coordinates"], (-1, 2))) == 30  # of 40 rows
+        assert "not measured" in page and len(layers) >= 2
+    assert shown[0] == shown[1]
+    # With another crop, and none asked for, outlines of the one before are gone.
+    options = options_of(tmp_path / "early", weights, "a.png")
+    assert main([*options, "--crop", "0,20,0,0"]) == 0
+    assert not (tmp_path / "early" / "o" / "outlines" / "a.geojson").exists()
 
 
 def test_a_corrected_map_follows_the_field_and_says_so_every_time(
