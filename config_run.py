@@ -22,6 +22,7 @@ from model import METHODS
 from report import page, results
 from stages.finetuning import Finetune, Supervised
 from stages.job import (
+    FILES,
     Job,
     Runner,
     experiment_dir,
@@ -169,10 +170,10 @@ def refuse_difference(number: int, first: Mapping[Any, Any], found: Mapping[Any,
     was, now = first.get(name), found.get(name)
     word = name if isinstance(name, str) else name[-1]
     what = f"{word}: rank 0 has {was}, rank {number} {now}"
-    if word == "files":
+    if word == FILES:
         what = f"data_dir: the images of rank {number} are not those of rank 0"
     cure = {
-        "files": "copy the same set to all machines, or give --data_dir on a shared file system",
+        FILES: "copy the same set to all machines, or give --data_dir on a shared file system",
         "device": "give --device cpu, or start ranks only where there is a GPU for each",
     }
     group.refuse_together(f"{what}; {cure.get(word, 'give the same command on all machines')}")

@@ -13,6 +13,7 @@ from imaging.store import fingerprint
 from report.results import FIT, write_results
 from stages.finetuning import picture_name
 from stages.forest import PixelForest, forest_settings, pixels_of
+from stages.job import FILES
 from stages.scored import Scored
 from utils.log import RunLog, evaluation_lines
 from utils.metrics import Counts, Scores, SegmentationScores
@@ -40,7 +41,7 @@ class ForestRun(Scored):
         settings = {name: self.config.to_dict()[name] for name in names} | forest_settings()
         if self.learnt:
             settings[LEARNT] = [self.test[number].name for number in self.learnt]
-        return {**settings, "files": fingerprint(self.samples(), self.job.store)}
+        return {**settings, FILES: fingerprint(self.samples(), self.job.store)}
 
     def new_length(self, state: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         """Anew, which takes seconds, if it was scored on test images whose labels it learnt."""

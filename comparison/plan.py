@@ -329,10 +329,10 @@ def unlike(runner: Runner, state: Mapping[str, Any], longer: bool = False) -> li
     """``other_settings`` of a run whose state has been read."""
     both, start = (state["settings"], runner.decisive_settings()), (WEIGHTS, "pretrained")
     old, new = ({k: v for k, v in found.items() if k not in start} for found in both)
-    lines = setting_differences(runner.config, old, new)
+    changed = "; ".join(map(str, setting_differences(runner.config, old, new)))
     if longer and runner.new_length({**state, "settings": old}, new):
         return []
-    return lines and [
+    return [
         f"{runner.run_dir}: holds a run of stage {runner.stage} with other settings "
-        f"({'; '.join(lines)}); give the settings of that run, or another --name"
-    ]
+        f"({changed}); give the settings of that run, or another --name"
+    ] * bool(changed)

@@ -22,7 +22,7 @@ from segmentation.predictors import Costs, costs_of
 from segmentation.request import Request
 from stages.finetuning import Finetune, Supervised
 from stages.job import Job, Runner
-from stages.presets import Choice, choose_by, fitting_crops, look
+from stages.presets import choose, fitting_crops, look
 from stages.pretraining import SelfSupervised
 from utils.device import choose_device, choose_precision, keep_freed_memory, to_device
 from utils.files import remove_leftovers
@@ -64,7 +64,7 @@ class Learning:
         self.began = time.monotonic() if began is None else began  # of the job
         self.values, self.reasons = self.preset()
 
-    def preset(self) -> Choice:
+    def preset(self) -> tuple[dict[str, Any], list[str]]:
         """The values of the preset, and what it took from the images, with the reasons."""
         preset = self.request.preset
         annotated = {p.name for p in self.intake.annotated}
@@ -76,10 +76,10 @@ class Learning:
             raise ConfigError(f"{found}; give --preset auto")
         if preset == "paper":
             return {"self_crop": 0}, []
-        by = choose_by if preset == "auto" else fitting_crops
+        by = choose if preset == "auto" else fitting_crops
         own, reasons = by(list(looks.values()), [looks[name] for name in sorted(annotated)])
         plain = {name: getattr(value, "item", lambda v=value: v)() for name, value in own.items()}
-        return {**PRESETS[preset], **plain}, reasons
+        return {**PRESETS[preset], **plain}, list(reasons.values())
 
     @property
     def usual_steps(self) -> int:
@@ -160,7 +160,7 @@ class Learning:
             if state and state["finished"] and not runner.differences(*own):
                 return
             if changed:
-                said = "; ".join(changed)
+                said = "; ".join(map(str, changed))
                 to_terminal(f"{title}: trained anew, as an earlier run differs: {said}")
                 runner.config = replace(runner.config, overwrite=True)
             with only_progress(title):

@@ -23,11 +23,12 @@ from report import figures
 from utils.checkpoint import UNET
 from utils.cuda.step_graph import StepGraphs
 from utils.log import METRICS_FILE, to_terminal
-from utils.run_folder import RunFolder, differences
+from utils.run_folder import Difference, RunFolder, differences
 from utils.training import Training
 
 TRUNK_SCALE = 32  # by which the encoder from ImageNet reduces an image
 WEIGHTS = "pretrained weights"
+FILES = "files"  # among settings: a fingerprint of them
 GRAY = "gray_range"  # among settings: how more than 8 bits became 8, ``Conversion.saved``
 
 
@@ -80,30 +81,28 @@ class Runner(Training):
             settings.pop(name, None)  # paths may change: the contents are compared
         settings["amp"] = "bf16" if self.amp else "off"
         files = fingerprint(self.samples(), self.job.store)
-        return {**settings, "files": files, GRAY: self.job.store.gray.saved()}
+        return {**settings, FILES: files, GRAY: self.job.store.gray.saved()}
 
-    def compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    def compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
         """The settings that differ; the weights only if they are known already."""
-        lines = self.differences(old, new)
-        state = self.state.load() if lines else None
-        return [] if state and self.new_length(state, new) else lines
+        changed = self.differences(old, new)
+        state = self.state.load() if changed else None
+        return [] if state and self.new_length(state, new) else changed
 
-    def differences(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-        """A line for each setting that differs, lengths included."""
+    def differences(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+        """The settings that differ, lengths included."""
         known = {k: v for k, v in old.items() if k != WEIGHTS or k in new}
-        lines = setting_differences(self.config, known, new)
+        changed = setting_differences(self.config, known, new)
         anew = "" if GRAY in old else read_anew(self.job.store)
-        return [
-            f"{line} ({anew})" if line.startswith("files ") and anew else line for line in lines
-        ]
+        return [d._replace(reason=anew) if d.name == FILES else d for d in changed]
 
     def reason(self, state: Mapping[str, Any]) -> str:
         """Which lengths differ from those of a state on disk."""
-        return "; ".join(self.differences(state["settings"], self.settings))
+        return "; ".join(map(str, self.differences(state["settings"], self.settings)))
 
     def lengthened(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
         """Names of the settings that differ, if they are lengths and none is shorter; else none."""
-        changed = {line.partition(" was ")[0] for line in self.differences(old, new)}
+        changed = {difference.name for difference in self.differences(old, new)}
         lengths = changed - {WEIGHTS}
         there = lengths <= {*self.lengths} and all(old.get(n) and new.get(n) for n in lengths)
         return changed if there and all(new[n] > old[n] for n in lengths) else set()
@@ -207,8 +206,8 @@ class Runner(Training):
 
 def setting_differences(
     config: Config, old: Mapping[str, Any], new: Mapping[str, Any]
-) -> list[str]:
-    """How the settings of a run on disk differ from new ones, a line each.
+) -> list[Difference]:
+    """The settings of a run on disk that differ from new ones.
 
     Settings that the method does not take are left out. A run older than a setting has its default.
     """

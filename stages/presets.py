@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,8 +30,8 @@ MOST_BLUR, MOST_STEPS = 1.5, 1600
 SEEN = 20  # times that crops show every annotated pixel, on average
 
 Pixels = NDArray[np.uint8]
-Choice = tuple[dict[str, Any], list[str]]
-"""Values of settings by name, and why, a line each."""
+Choice = tuple[dict[str, Any], dict[str, str]]
+"""Values of settings by name; and by name a line why, also of some that stay as they are."""
 
 
 class Look(NamedTuple):
@@ -53,30 +53,25 @@ def look(image: Pixels, inside: NDArray[np.bool_] | None = None) -> Look:
     return Look(size, float(gray[counted].mean(dtype=np.float64)), spread, edges / spread)
 
 
-def choose(images: Iterable[Pixels], annotated: Iterable[Pixels]) -> Choice:
+def choose(others: Sequence[Look], annotated: Sequence[Look]) -> Choice:
     """What the preset ``auto`` sets beyond ``robust``, and why.
 
-    ``images`` are all that will be seen, ``annotated`` those with labels, as the network gets them:
-    uint8 (H, W) or (H, W, 3). Without any, nothing is chosen.
+    ``others`` are of all images that will be seen, ``annotated`` of those with labels, as the
+    network gets them. Without any, nothing is chosen.
     """
-    return choose_by([look(image) for image in images], [look(image) for image in annotated])
-
-
-def choose_by(others: Sequence[Look], annotated: Sequence[Look]) -> Choice:
-    """``choose`` from what was measured of the images."""
     if not others or not annotated:
-        return {}, []
+        return {}, {}
     values, reasons = fitting_crops(others, annotated)
     for name, (text, value) in _by_looks(others, annotated).items():
         values |= {} if value is None else {name: value}
-        reasons.append(text)
+        reasons[name] = text
     robust = PRESETS["robust"]
     area = sum(rows * columns for rows, columns in (v.size for v in annotated))
     step = robust["fine_batch_size"] * values.get("fine_crop", robust["fine_crop"]) ** 2
     steps = min(max(robust["fine_steps"], math.ceil(SEEN * area / step)), MOST_STEPS)
     if steps > robust["fine_steps"]:
         values["fine_steps"] = steps
-        reasons.append(f"fine_steps {steps}: {area / 1e6:.1f} megapixels are annotated")
+        reasons["fine_steps"] = f"fine_steps {steps}: {area / 1e6:.1f} megapixels are annotated"
     return values, reasons
 
 
@@ -122,17 +117,18 @@ def fitting_crops(others: Sequence[Look], annotated: Sequence[Look]) -> Choice:
     Crops in pretraining are left out if all images have one size that is no larger.
     """
     values: dict[str, Any] = {}
-    reasons = []
+    reasons: dict[str, str] = {}
     robust = PRESETS["robust"]
     sizes, own = ({v.size for v in looks} for looks in ([*others, *annotated], annotated))
     smallest = {"self_crop": min(map(min, sizes)), "fine_crop": min(map(min, own))}
     for name, side in smallest.items():
         if side < robust[name]:
             values[name] = max(side, SMALLEST_CROP)
-            reasons.append(f"{name} {values[name]}: the smallest image has a side of {side} pixels")
+            why = f"the smallest image has a side of {side} pixels"
+            reasons[name] = f"{name} {values[name]}: {why}"
     if len(sizes) == 1 and max(map(max, sizes)) <= robust["self_crop"]:
         values["self_crop"] = 0
-        reasons = [line for line in reasons if not line.startswith("self_crop")]
+        reasons.pop("self_crop", None)
     return values, reasons
 
 
@@ -154,7 +150,7 @@ def read_config(
         return config, known.lines(config)
     chosen, reasons = choose_for_set(config)
     config = parse_config(argv, beside, chosen | epochs, **defaults)
-    kept = [line for line in reasons if _holds(config, chosen, line.partition(" ")[0])]
+    kept = [line for name, line in reasons.items() if _holds(config, chosen, name)]
     return config, known.lines(config) + [f"Preset {config.preset}: {line}" for line in kept]
 
 
@@ -192,14 +188,15 @@ def choose_for_set(config: Config) -> Choice:
             for repeat in data.annotated_repeats(root, size, config.repeat_list)
         }
         labelled = [sample for split in sorted(splits) for sample in find_split(root, split)]
-        own: dict[str, Any] = {"use_unlabelled": bool(unlabelled)}
-        said = [f"use_unlabelled True: train_unlabelled has {len(unlabelled)} images"]
+        name = "use_unlabelled"
+        own: dict[str, Any] = {name: bool(unlabelled)}
+        said = {name: f"{name} True: train_unlabelled has {len(unlabelled)} images"}
         annotated = list(_looks(labelled, config.image_size))
         others = list(_looks(find_split(root, "train_numf") + unlabelled, config.image_size))
-        by = choose_by if config.preset == "auto" else fitting_crops
-        values, reasons = by(others or annotated, annotated) if annotated else ({}, [])
-        return own | values, (said if unlabelled else []) + reasons
-    return {"use_unlabelled": False}, []
+        by = choose if config.preset == "auto" else fitting_crops
+        values, reasons = by(others or annotated, annotated) if annotated else ({}, {})
+        return own | values, (said if unlabelled else {}) | reasons
+    return {"use_unlabelled": False}, {}
 
 
 def _looks(samples: Sequence[Sample], image_size: int) -> Iterator[Look]:

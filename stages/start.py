@@ -10,6 +10,7 @@ from typing import Any
 from config import ALWAYS, FIELDS, PRETRAINING, Config, deciding
 from stages.job import setting_differences
 from utils.checkpoint import load, settings_in
+from utils.run_folder import Difference
 
 OF_PRETRAINING = deciding(PRETRAINING)
 # What the way to the images and the machine decide may differ from stage to stage.
@@ -32,8 +33,8 @@ class Start:
             return {}
         return {n: self.settings.get(n, FIELDS[n].default) for n in OF_PRETRAINING}
 
-    def differences(self, config: Config, named: Collection[str] | None = None) -> list[str]:
-        """How the settings of pretraining were otherwise than now, a line each.
+    def differences(self, config: Config, named: Collection[str] | None = None) -> list[Difference]:
+        """The settings of pretraining that were otherwise than now.
 
         ``named``: of the others than ``COMPARED`` these alone; None: all.
         """
@@ -47,7 +48,7 @@ class Start:
 
     def refused(self, config: Config) -> list[str]:
         """A line if the run's own pretraining is another one than the settings say."""
-        changed = "; ".join(self.differences(config))
+        changed = "; ".join(map(str, self.differences(config)))
         cure = f"give those of then, another --name, or --pretrained {self.path}"
         return [f"{self.path}: pretrained with other settings ({changed}); {cure}"] * bool(changed)
 
@@ -59,13 +60,15 @@ class Start:
         what = "those below are this command's, and say nothing of it"
         unknown = [f"{self.path} tells no settings of a pretraining: {what}"]
         unknown = [] if self.of_pretraining else unknown
-        lines = self.differences(config, named)
-        if not lines:
+        changed = self.differences(config, named)
+        if not changed:
             return unknown
-        form = [n for n in FORM if any(line.startswith(f"{n} was ") for line in lines)]
+        form = [n for n in FORM if n in {difference.name for difference in changed}]
         cure = " ".join(f"--{n} {self.settings.get(n, FIELDS[n].default)}" for n in form)
         cure = f"; give {cure} unless you mean it" if cure else ""
-        what = f"pretrained with other settings than this command's ({'; '.join(lines)})"
+        what = (
+            f"pretrained with other settings than this command's ({'; '.join(map(str, changed))})"
+        )
         return [*unknown, f"Warning: {self.path}: {what}{cure}"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,15 @@ from tiny_set import make_set, train
 
 from config import Config, ConfigError
 from presets import ROBUST
-from stages.presets import choose, look, read_config
+from stages import presets
+from stages.presets import Choice, look, read_config
 
 Pixels = NDArray[np.uint8]
+
+
+def choose(images: Sequence[Pixels], annotated: Sequence[Pixels]) -> Choice:
+    """``presets.choose`` of images (H, W)."""
+    return presets.choose([look(image) for image in images], [look(image) for image in annotated])
 
 
 def chessboard(low: int, high: int, size: tuple[int, int] = (300, 300), square: int = 4) -> Pixels:
@@ -43,7 +50,7 @@ def test_alike_images_need_nothing_more() -> None:
     image = chessboard(50, 150)
     values, reasons = choose([image] * 4, [image])
     assert values == {}
-    assert any(line.startswith("standardize False: a quarter of the 4 images") for line in reasons)
+    assert reasons["standardize"].startswith("standardize False: a quarter of the 4 images")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +68,7 @@ def test_plain_images_beside_full_ones_are_not_standardised() -> None:
     image, plain = chessboard(50, 150), chessboard(140, 150)
     values, reasons = choose([plain] * 3, [image])
     assert values == {}
-    assert any(line.endswith(", as images of other content do") for line in reasons)
+    assert any(line.endswith(", as images of other content do") for line in reasons.values())
 
 
 def test_images_of_other_sharpness_get_more_blur() -> None:
@@ -70,21 +77,20 @@ def test_images_of_other_sharpness_get_more_blur() -> None:
     wide = cv2.normalize(blurred, None, 0, 200, cv2.NORM_MINMAX)  # type: ignore[call-overload]
     values, reasons = choose([np.asarray(wide, np.uint8)] * 3, [image])
     assert values["fine_blur"] > ROBUST["fine_blur"]
-    assert any(
-        line.startswith("fine_blur 1.5: a quarter differ by a factor of") for line in reasons
-    )
+    assert reasons["fine_blur"].startswith("fine_blur 1.5: a quarter differ by a factor of")
 
 
 def test_small_and_unequal_images_get_smaller_crops() -> None:
     annotated, other = chessboard(50, 150, (64, 80)), chessboard(50, 150, (48, 300))
     values, reasons = choose([annotated, other], [annotated])
     assert values == {"self_crop": 48, "fine_crop": 64}
-    assert "fine_crop 64: the smallest image has a side of 64 pixels" in reasons
+    assert reasons["fine_crop"] == "fine_crop 64: the smallest image has a side of 64 pixels"
 
 
 def test_small_images_of_one_size_are_seen_whole_in_pretraining() -> None:
     image = chessboard(50, 150, (200, 200))
-    assert choose([image, image], [image])[0] == {"self_crop": 0}
+    values, reasons = choose([image, image], [image])
+    assert values == {"self_crop": 0} and "self_crop" not in reasons
 
 
 def test_large_annotated_images_get_more_steps() -> None:
@@ -95,7 +101,7 @@ def test_large_annotated_images_get_more_steps() -> None:
 
 
 def test_without_images_nothing_is_chosen() -> None:
-    assert choose([], [chessboard(0, 9)]) == ({}, []) == choose([chessboard(0, 9)], [])
+    assert choose([], [chessboard(0, 9)]) == ({}, {}) == choose([chessboard(0, 9)], [])
 
 
 def test_flags_win_over_what_the_images_ask_for(tmp_path: Path) -> None:

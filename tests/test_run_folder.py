@@ -155,7 +155,11 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 def test_differences_name_each_setting() -> None:
     old = {"a": [1, 2], "b": 1, "c": None, "d": 4}
     new = {"a": (1, 2), "b": 2, "c": None, "e": 5}
-    assert differences(old, new) == ["b was 1, is 2", "d was 4, is None", "e was None, is 5"]
+    changed = differences(old, new)
+    lines = ["b was 1, is 2", "d was 4, is None", "e was None, is 5"]
+    assert [str(difference) for difference in changed] == lines
+    assert [difference.name for difference in changed] == ["b", "d", "e"]
+    assert str(changed[0]._replace(reason="of old")) == "b was 1, is 2 (of old)"
     assert differences(old, old) == []
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.checkpoint import CheckpointError, is_plain, load, save
 from utils.commandline import UserError
@@ -21,7 +21,22 @@ from utils.files import confined, inside, leads_out, special_kind, writing
 LOCK_FILE = ".lock"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 Settings = Mapping[str, Any]
-Compare = Callable[[Settings, Settings], list[str]]  # as ``differences``
+
+
+class Difference(NamedTuple):
+    """A setting that differs; as text, the line that people read."""
+
+    name: str
+    was: Any
+    now: Any
+    reason: str = ""  # why it may differ though nobody changed it
+
+    def __str__(self) -> str:
+        line = f"{self.name} was {self.was}, is {self.now}"
+        return f"{line} ({self.reason})" if self.reason else line
+
+
+Compare = Callable[[Settings, Settings], list[Difference]]  # as ``differences``
 
 
 class RunFolder:
@@ -48,11 +63,11 @@ class RunFolder:
                 f"{self.state.path.name}; give --overwrite, or another --name"
                 for path in present[:1]
             ]
-        lines = compare(state["settings"], settings)
-        return lines and [
+        changed = "; ".join(map(str, compare(state["settings"], settings)))
+        return [
             f"{self.path}: holds a run of stage {self.stage} with other settings "
-            f"({'; '.join(lines)}); give --overwrite to train anew, or another --name"
-        ]
+            f"({changed}); give --overwrite to train anew, or another --name"
+        ] * bool(changed)
 
     def links_out(self, names: Iterable[str]) -> list[str]:
         """A line for each folder of the outputs ``names`` that is elsewhere, through a link."""
@@ -164,14 +179,14 @@ def _fault(state: Mapping[str, Any]) -> str:
     return ""
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """'name was old, is new' for each setting that differs; a list equals its tuple."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """The settings that differ, by name in order; a list equals its tuple."""
     was, now = (
         {name: list(value) if isinstance(value, tuple) else value for name, value in each.items()}
         for each in (old, new)
     )
     changed = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
-    return [f"{name} was {was.get(name)}, is {now.get(name)}" for name in changed]
+    return [Difference(name, was.get(name), now.get(name)) for name in changed]
 
 
 def remove_outputs(run_dir: str | Path, names: Iterable[str]) -> None:

@@ -36,7 +36,7 @@ from utils.log import (
 )
 from utils.ranks import group
 from utils.ranks.tensors import sum_gradients, take_first_ranks
-from utils.run_folder import RunFolder, differences
+from utils.run_folder import Difference, RunFolder, differences
 
 Batch = dict[str, Any]
 Settings = Mapping[str, Any]
@@ -179,8 +179,8 @@ class Training:
         state = self.saved(to_terminal)
         if state and state["finished"]:
             remark(f"{self.run_dir}: stage {self.stage} is finished already")
-            for line in self.restyled(state):
-                remark(f"Of no effect, as it is finished: {line}")
+            for change in self.restyled(state):
+                remark(f"Of no effect, as it is finished: {change}")
             if changed := changed_source(state["environment"]):
                 remark(f"Warning: {self.run_dir}: stage {self.stage} was {changed}")
             for line in self.gone(state["outputs"]):
@@ -200,8 +200,8 @@ class Training:
             return []
         return self.folder.conflicts(settings, self.foreign(), self.compare)
 
-    def compare(self, old: Settings, new: Settings) -> list[str]:
-        """How the decisive settings on disk differ from the new ones, a line each."""
+    def compare(self, old: Settings, new: Settings) -> list[Difference]:
+        """The decisive settings on disk that differ from the new ones."""
         return differences(old, new)
 
     def saved(self, say: Callable[[str], object] | None = None) -> dict[str, Any] | None:
@@ -229,7 +229,7 @@ class Training:
 
     def reason(self, state: Settings) -> str:
         """Which lengths differ from those of a state on disk."""
-        return "; ".join(differences(state["settings"], self.settings))
+        return "; ".join(map(str, differences(state["settings"], self.settings)))
 
     def begin(self) -> int:
         """Claim the folder and remove an earlier run's outputs; returns epoch 0."""
@@ -285,15 +285,15 @@ class Training:
             where = f"in epoch {resumed['epoch']}, after {steps} of {len(self.batches)} steps,"
         self.log.note(f"Going on {where} of {run}")
         longer = differences(resumed["settings"], self.settings) if "longer" in resumed else []
-        for line in longer + self.restyled(resumed):
-            self.log.line(f"From epoch {resumed['epoch']} on: {line}")
+        for change in longer + self.restyled(resumed):
+            self.log.line(f"From epoch {resumed['epoch']} on: {change}")
         for line in self.gone(resumed.get("written", ())):
             self.log.line(line)
         if resumed["environment"] != self.environment:
             self.log.line(f"From epoch {resumed['epoch']} on with {self.environment}")
 
-    def restyled(self, state: Settings) -> list[str]:
-        """How names, colours and grays of the classes differ from those of a state, a line each."""
+    def restyled(self, state: Settings) -> list[Difference]:
+        """Names, colours and grays of the classes that differ from those of a state."""
         new = self.config.appearance()
         old = replace(
             self.config, **{n: v for n, v in state.get("config", {}).items() if n in new}
