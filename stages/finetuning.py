@@ -34,7 +34,6 @@ from report import sheets
 from report.results import FIT
 from stages.job import GRAY, WEIGHTS, Job, due
 from stages.labels import balanced_weights, far_lines, label_counts, label_line, weight_line
-from stages.overlap import parts_of
 from stages.pretraining import SelfSupervised
 from stages.rates import AveragedWeights, make_optimizer, rate_schedule
 from stages.scored import Scored
@@ -496,11 +495,9 @@ class Finetune(Supervised):
     def _seen(self) -> list[str]:
         """A line if pretraining saw test images, as it may, without their labels."""
         others = [s for i, s in enumerate(self.test) if i not in self.learnt]
-        c, train = self.config, []
-        for sample in data.pretraining_samples(self.job.store, c.data_dir, c.use_unlabelled):
-            with suppress(DataError):  # pretraining reports it
-                train.append(self.file_pixels(sample))
-        seen = parts_of([self.file_pixels(s) for s in others], train)
+        c = self.config
+        train = data.pretraining_samples(self.job.store, c.data_dir, c.use_unlabelled)
+        seen = self.cut_from(others, train, self.pixels_if_any)
         if not seen:
             return []
         names = some_names(others[number].name for number in seen)
@@ -508,6 +505,13 @@ class Finetune(Supervised):
             f"{len(seen)} of the test images are among the images of pretraining, without their "
             f"labels, which no stage learns; they are scored like the others: {names}"
         ]
+
+    def pixels_if_any(self, sample: Sample) -> NDArray[np.uint8]:
+        """``file_pixels``; none, (0, 0), of a file that cannot be read, as pretraining reports."""
+        try:
+            return self.file_pixels(sample)
+        except DataError:
+            return np.zeros((0, 0), np.uint8)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Stem and downs at one rate, ups and the last layer at another."""

@@ -6,7 +6,9 @@ that overlap in part, as neighbours of one micrograph do, are not cut out of one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,22 +18,23 @@ Pixels = NDArray[Any]
 PROBE = 24  # pixels in a row by which a place is found
 
 
-def parts_of(small: Sequence[Pixels], large: Sequence[Pixels]) -> dict[int, int]:
+def parts_of(small: Iterable[Pixels], large: Iterable[Pixels]) -> dict[int, int]:
     """For each picture of ``small`` that lies whole in one of ``large``: its number and that one's.
 
     Pictures are uint8, (H, W) or (H, W, 3); gray ones may be saved as colours. Equal pixels count,
-    neither turned nor mirrored. A picture of a single gray level is part of none.
+    neither turned nor mirrored; of several wholes the first is named. A picture of a single gray
+    level is part of none. ``large`` may be thousands: one after the other is read, none is kept.
     """
-    wholes = [as_gray(pixels) for pixels in large]
-    found = {}
-    for number, pixels in enumerate(small):
-        part = as_gray(pixels)
-        if part.min(initial=255) == part.max(initial=0):
-            continue
-        hits = (which for which, whole in enumerate(wholes) if is_part(part, whole))
-        if (first := next(hits, None)) is not None:
-            found[number] = first
-    return found
+    grays = enumerate(map(as_gray, small))
+    left = {n: Part(gray) for n, gray in grays if gray.min(initial=255) != gray.max(initial=0)}
+    found: dict[int, int] = {}
+    for which, pixels in enumerate(large if left else ()):
+        whole = Whole(as_gray(pixels))
+        found |= {number: which for number, part in left.items() if part.lies_in(whole)}
+        left = {number: part for number, part in left.items() if number not in found}
+        if not left:
+            break
+    return dict(sorted(found.items()))
 
 
 def as_gray(pixels: Pixels) -> Pixels:
@@ -39,30 +42,55 @@ def as_gray(pixels: Pixels) -> Pixels:
     return np.ascontiguousarray(pixels if pixels.ndim == 2 else pixels[..., 1])
 
 
-def is_part(part: Pixels, whole: Pixels) -> bool:
-    """Whether the pixels (h, w) lie side by side somewhere in (H, W)."""
-    (height, width), (rows, columns) = part.shape, whole.shape
-    if height > rows or width > columns:
-        return False
-    if part.shape == whole.shape:
-        return bool((part == whole).all())
-    return any(
-        (whole[top : top + height, left : left + width] == part).all()
-        for top, left in _places(part, whole)
-    )
+class Whole:
+    """A picture (H, W) that others may lie in; what each of them asks is worked out once."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        self.pixels = pixels
+
+    @cached_property
+    def digest(self) -> int:
+        """A checksum of its pixels: others have another one, but for rare chances."""
+        return zlib.crc32(self.pixels.data)
+
+    @cached_property
+    def text(self) -> bytes:
+        """Its rows, one after the other."""
+        return self.pixels.tobytes()
 
 
-def _places(part: Pixels, whole: Pixels) -> Iterator[tuple[int, int]]:
-    """Where the part may begin: where the most uneven of its pixels in a row are found."""
-    (height, width), (rows, columns) = part.shape, whole.shape
-    length = min(PROBE, width)
-    starts = range(0, width - length + 1, length)
-    rough = [(part[:, s : s + length].std(axis=1), s) for s in starts]
-    _, row, start = max((float(std.max()), int(std.argmax()), s) for std, s in rough)
-    probe, text = part[row, start : start + length].tobytes(), whole.tobytes()
-    at = text.find(probe)
-    while at >= 0:
-        top, left = at // columns - row, at % columns - start
-        if 0 <= top <= rows - height and 0 <= left <= columns - width:
-            yield top, left
-        at = text.find(probe, at + 1)
+class Part(Whole):
+    """A picture (h, w) that is looked for in others."""
+
+    def lies_in(self, whole: Whole) -> bool:
+        """Whether its pixels lie side by side somewhere in another picture."""
+        (height, width), (rows, columns) = self.pixels.shape, whole.pixels.shape
+        if height > rows or width > columns:
+            return False
+        if self.pixels.shape == whole.pixels.shape:  # as in most sets, so this has to be fast
+            return self.digest == whole.digest and bool((self.pixels == whole.pixels).all())
+        return any(
+            (whole.pixels[top : top + height, left : left + width] == self.pixels).all()
+            for top, left in self._places(whole)
+        )
+
+    @cached_property
+    def probe(self) -> tuple[int, int, bytes]:
+        """Row, column and values of the most uneven of its pixels in a row."""
+        width = self.pixels.shape[1]
+        length = min(PROBE, width)
+        starts = range(0, width - length + 1, length)
+        rough = [(self.pixels[:, s : s + length].std(axis=1), s) for s in starts]
+        _, row, start = max((float(std.max()), int(std.argmax()), s) for std, s in rough)
+        return row, start, self.pixels[row, start : start + length].tobytes()
+
+    def _places(self, whole: Whole) -> Iterator[tuple[int, int]]:
+        """Where in another picture it may begin: where its probe is found."""
+        (height, width), (rows, columns) = self.pixels.shape, whole.pixels.shape
+        row, start, probe = self.probe
+        at = whole.text.find(probe)
+        while at >= 0:
+            top, left = at // columns - row, at % columns - start
+            if 0 <= top <= rows - height and 0 <= left <= columns - width:
+                yield top, left
+            at = whole.text.find(probe, at + 1)

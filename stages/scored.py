@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 
@@ -32,12 +33,7 @@ class Scored(Runner):
     @cached_property
     def learnt(self) -> dict[int, int]:
         """Numbers of the test images that are, or are cut from, annotated ones: and which ones."""
-        both, kept = (self.test, self.annotated), self.job.store.lists
-        key = ("learnt", self.config.image_size, *(tuple(s.image for s in own) for own in both))
-        if key not in kept:  # once for a store, as runs of one set are many
-            parts = parts_of(*([self.file_pixels(s) for s in own] for own in both))
-            kept[key] = list(parts.items())
-        return dict(kept[key])
+        return self.cut_from(self.test, self.annotated, self.file_pixels)
 
     @property
     def fit(self) -> bool:
@@ -54,6 +50,20 @@ class Scored(Runner):
     def tested(self) -> list[Sample]:
         """The images that are evaluated: the test images whose labels are not learnt, or a fit."""
         return [self.test[number] for number in self.places]
+
+    def cut_from(
+        self,
+        some: Sequence[Sample],
+        others: Sequence[Sample],
+        pixels_of: Callable[[Sample], NDArray[np.uint8]],
+    ) -> dict[int, int]:
+        """``parts_of`` some images in others, which ``pixels_of`` reads one by one."""
+        both, kept = (some, others), self.job.store.lists
+        key = ("parts", self.config.image_size, *(tuple(s.image for s in own) for own in both))
+        if key not in kept:  # once for a store, as runs of one set are many
+            parts = parts_of(map(self.file_pixels, some), map(pixels_of, others))
+            kept[key] = list(parts.items())
+        return dict(kept[key])
 
     def file_pixels(self, sample: Sample) -> NDArray[np.uint8]:
         """An image's pixels as its file has them."""
