@@ -37,6 +37,7 @@ from stages.presets import read_config
 from utils.commandline import Parser, exit_code
 from utils.files import replace_file
 from utils.log import read_metrics
+from utils.run_folder import pretrained_name
 from utils.tables import markdown
 
 NONE = "no pretraining"
@@ -60,9 +61,9 @@ def numbers(text: str) -> list[int]:
 
 def started_from(folder: str, epochs: int, repeat: int) -> Path:
     """The checkpoint of a run after so many epochs; ConfigError if it is not there."""
-    path = Path(folder.replace("{repeat}", str(repeat))) / f"moco{epochs}.pt"
+    path = Path(folder.replace("{repeat}", str(repeat))) / pretrained_name(epochs)
     if not path.exists():
-        there = ", ".join(sorted(p.name for p in path.parent.glob("moco*.pt"))) or "none"
+        there = ", ".join(sorted(p.name for p in path.parent.glob(pretrained_name("*")))) or "none"
         raise ConfigError(f"{path}: no such file (there: {there}); pretrain with --save_every")
     return path
 

@@ -27,6 +27,7 @@ from report.results import FIT
 from stages.finetuning import picture_name
 from stages.job import WEIGHTS, Job, Runner, setting_differences
 from stages.scored import Scored
+from stages.start import pretrained_file
 from utils.checkpoint import CheckpointError
 from utils.commandline import UserError
 from utils.device import choose_device, choose_precision
@@ -135,7 +136,7 @@ class Plan:
             values["self_mode"] = variant.method
         if stage == "fine" and (other or (variant.shared and repeat)):
             start = self.work(variant, 0 if variant.shared else repeat, "self")
-            values["pretrained"] = str(pretrained(start.runner))
+            values["pretrained"] = str(pretrained_file(start.runner.config, start.runner.run_dir))
         config = dataclasses.replace(self.options.config, **values, **dict(variant.settings))
         notes = self.options.notes
         job = Job(config.resolved(), self.store, self.size, repeat, self.device, self.amp, notes)
@@ -181,7 +182,10 @@ class Plan:
         for runner in (work.runner for work in self.works() if not self.config.overwrite):
             if self.options.report:  # a table is of what is there
                 lines += [] if left_out(runner) else other_settings(runner)
-            elif runner.stage == "fine" and not pretrained(runner).exists():
+            elif (
+                runner.stage == "fine"
+                and not pretrained_file(runner.config, runner.run_dir).exists()
+            ):
                 lines += other_settings(runner, longer=True)
             else:
                 lines += runner.problems()
@@ -272,12 +276,6 @@ class Plan:
                     f"{evaluation[name]:.4f}; they were changed: train this run again (--overwrite)"
                 )
         return self._counted.setdefault(folder, counts)
-
-
-def pretrained(runner: Runner) -> Path:
-    """The checkpoint that fine-tuning starts from: the given one, or the last of its own run."""
-    own = runner.run_dir / f"moco{runner.config.self_max_epoch}.pt"
-    return Path(runner.config.pretrained or own)
 
 
 def count_pictures(

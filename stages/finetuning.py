@@ -37,7 +37,7 @@ from stages.labels import balanced_weights, far_lines, label_counts, label_line,
 from stages.pretraining import SelfSupervised
 from stages.rates import AveragedWeights, make_optimizer, rate_schedule
 from stages.scored import Scored
-from stages.start import OF_PRETRAINING, Start, read_start
+from stages.start import OF_PRETRAINING, Start, pretrained_file, read_start
 from utils.checkpoint import (
     UNET,
     CheckpointError,
@@ -53,7 +53,7 @@ from utils.log import METRICS_FILE, drop_evaluations, evaluation_lines
 from utils.metrics import IGNORED, Scores, SegmentationScores
 from utils.ranks import group
 from utils.ranks.tensors import mean_of_ranks, take_first_ranks
-from utils.run_folder import remove_outputs
+from utils.run_folder import pretrained_name, remove_outputs
 from utils.training import ANEW, LONGER
 
 EVALUATION_BATCH = 8
@@ -420,10 +420,8 @@ class Finetune(Supervised):
     wrapper = "finetune"
 
     def pretrained(self) -> Path:
-        """The pretrained file: ``--pretrained``, or the run's own pretraining."""
-        if self.config.pretrained:
-            return Path(self.config.pretrained)
-        return self.run_dir / f"moco{self.config.self_max_epoch}.pt"
+        """The pretrained file."""
+        return pretrained_file(self.config, self.run_dir)
 
     def encoder(self) -> dict[str, Tensor]:
         """The tensors of the pretrained file."""
@@ -450,7 +448,7 @@ class Finetune(Supervised):
         if self.made_first():
             return super().problems()
         if not path.exists():
-            others = ", ".join(sorted(p.name for p in path.parent.glob("moco*.pt")))
+            others = ", ".join(sorted(p.name for p in path.parent.glob(pretrained_name("*"))))
             hint = f"--self_max_epoch (there is {others})" if others else "--pretrained FILE"
             cure = "pretrain first (-stages self-fine)"
             if "self" in self.config.stage_list and not self.config.pretrained:

@@ -26,6 +26,7 @@ from utils.checkpoint import save, to_published
 from utils.device import fuses_optimizers, size_of
 from utils.log import progress
 from utils.ranks import group
+from utils.run_folder import pretrained_name
 from utils.training import LONGER
 
 ADMITTED = {  # how the log words the values of admit_matches
@@ -270,12 +271,12 @@ class SelfSupervised(Runner):
     def outputs(self) -> list[str]:
         """Also the checkpoints and the pictures of the probe."""
         c, end = self.config, self.config.self_max_epoch
-        checkpoints = [f"moco{done}.pt" for done in due(c.save_every, end)]
+        checkpoints = [pretrained_name(done) for done in due(c.save_every, end)]
         return [*super().outputs(), *checkpoints, *(f"probe_{n}.png" for n in due(c.probe, end))]
 
     def foreign(self) -> list[Path]:
         """Also any ``moco*.pt``, which fine-tuning might take for this run's."""
-        return [*sorted(self.run_dir.glob("moco*.pt")), *super().foreign()]
+        return [*sorted(self.run_dir.glob(pretrained_name("*"))), *super().foreign()]
 
     def epoch_done(self, epoch: int) -> None:
         """Write ``moco<epochs done>.pt`` and probe the features when due; rank 0 does."""
@@ -287,7 +288,7 @@ class SelfSupervised(Runner):
         if done in due(c.save_every, c.self_max_epoch):
             state = to_published(self.module.state_dict())
             contents = {"moco": state, "epoch": done, "settings": self.settings}
-            save(self.run_dir / f"moco{done}.pt", contents)
+            save(self.run_dir / pretrained_name(done), contents)
         if done in due(c.probe, c.self_max_epoch):
             self.probe(done)
 

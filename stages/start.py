@@ -10,7 +10,7 @@ from typing import Any
 from config import ALWAYS, FIELDS, PRETRAINING, Config, deciding
 from stages.job import setting_differences
 from utils.checkpoint import load, settings_in
-from utils.run_folder import Difference
+from utils.run_folder import Difference, pretrained_name
 
 OF_PRETRAINING = deciding(PRETRAINING)
 # What the way to the images and the machine decide may differ from stage to stage.
@@ -70,6 +70,11 @@ class Start:
             f"pretrained with other settings than this command's ({'; '.join(map(str, changed))})"
         )
         return [*unknown, f"Warning: {self.path}: {what}{cure}"]
+
+
+def pretrained_file(config: Config, run_dir: Path) -> Path:
+    """The file that fine-tuning in a run's folder starts from: ``--pretrained``, or its own."""
+    return Path(config.pretrained or run_dir / pretrained_name(config.self_max_epoch))
 
 
 def read_start(path: Path) -> Start:

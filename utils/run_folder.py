@@ -39,6 +39,11 @@ class Difference(NamedTuple):
 Compare = Callable[[Settings, Settings], list[Difference]]  # as ``differences``
 
 
+def pretrained_name(epochs: int | str) -> str:
+    """File name of a network after so many epochs of pretraining; '*' for the names of all."""
+    return f"moco{epochs}.pt"
+
+
 class RunFolder:
     """The part of a run's folder, such as ``aluminum_simclr/1_0``, that belongs to one stage."""
 
