@@ -59,22 +59,16 @@ def _differences(runs: Sequence[Counts], others: Sequence[Counts], drawn: Counts
     return np.stack([mean_dice(a, drawn) - mean_dice(b, drawn) for a, b in pairs], axis=1)
 
 
-def replicates_of(
-    runs: Sequence[Counts],
-    others: Sequence[Counts],
-    clusters: Counts,
-    replicates: int = REPLICATES,
-    seed: int = SEED,
-) -> Floats:
-    """Difference in mean Dice, averaged over the repeats, of every replicate: (replicates,).
+def replicates_of(runs: Sequence[Counts], others: Sequence[Counts], clusters: Counts) -> Floats:
+    """Difference in mean Dice, averaged over the repeats, of every replicate: (REPLICATES,).
 
     ``runs`` and ``others`` hold, for each repeat, the confusion matrices (n, C, C) of a method and
     of the one to subtract, of the same images; ``clusters`` (n,) number what is drawn together.
-    With equal seeds all methods see the same draws. nan without a class to score.
+    All methods see the same draws, of ``SEED``. nan without a class to score.
     """
-    rng = np.random.default_rng(seed)
-    images = draw_counts(int(clusters.max()) + 1, replicates, rng)[:, clusters]  # (R, n)
-    repeats = draw_counts(len(runs), replicates, rng)  # (R, repeats)
+    rng = np.random.default_rng(SEED)
+    images = draw_counts(int(clusters.max()) + 1, REPLICATES, rng)[:, clusters]  # (R, n)
+    repeats = draw_counts(len(runs), REPLICATES, rng)  # (R, repeats)
     values = np.where(repeats > 0, _differences(runs, others, images), 0)
     return (values * repeats).sum(1) / len(runs)
 

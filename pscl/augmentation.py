@@ -11,7 +11,8 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-PROBABILITY = 0.8
+PROBABILITY = 0.8  # of a jitter
+OF_BLUR = 0.5  # its probability
 STEPS = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -30,10 +31,8 @@ class ColorJitter:
     hue: float = 0.0
 
     @classmethod
-    def draw(
-        cls, rng: np.random.Generator, strength: float, probability: float = PROBABILITY
-    ) -> ColorJitter:
-        """Draw all four steps in random order with ``probability``, else none.
+    def draw(cls, rng: np.random.Generator, strength: float) -> ColorJitter:
+        """Draw all four steps in random order with ``PROBABILITY``, else none.
 
         Factors are uniform in [max(0, 1 - 0.8 strength), 1 + 0.8 strength], the hue shift in
         [-0.2 strength, 0.2 strength].
@@ -43,7 +42,7 @@ class ColorJitter:
         low, high = max(0.0, 1.0 - reach), 1.0 + reach
         brightness, contrast, saturation = rng.uniform(low, high, 3).tolist()
         hue = float(rng.uniform(-0.2 * strength, 0.2 * strength))
-        applied = rng.random() < probability
+        applied = rng.random() < PROBABILITY
         return cls(order, brightness, contrast, saturation, hue) if applied else cls()
 
     def apply(self, image: Tensor) -> Tensor:
@@ -137,10 +136,10 @@ class Blur:
     deviation: float
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, largest: float, probability: float = 0.5) -> Blur:
-        """Draw a standard deviation, uniform in [0, largest], with ``probability``, else none."""
+    def draw(cls, rng: np.random.Generator, largest: float) -> Blur:
+        """Draw a standard deviation, uniform in [0, largest], with ``OF_BLUR``, else none."""
         deviation = float(rng.uniform(0, largest))
-        return cls(deviation if rng.random() < probability else 0.0)
+        return cls(deviation if rng.random() < OF_BLUR else 0.0)
 
     def apply(self, image: Tensor) -> Tensor:
         """Blur a float image (c, H, W)."""

@@ -14,6 +14,7 @@ from utils.device import precision
 from utils.metrics import IGNORED
 
 P = ParamSpec("P")
+SMOOTH = 1e-4  # so that the Dice of a class that is nowhere is 1, not 0 / 0
 
 
 def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -164,18 +165,18 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return (2 - 2 * (prediction * target).sum(dim=1)).mean()
 
 
-def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1e-4) -> Tensor:
+def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """Dice loss per class, averaged over the images (published program).
 
     From (B, C, H, W) logits and (B, H, W) class ids, without pixels of id ``IGNORED``: (C,) values
-    of 1 - (2*sum(p*t) + smooth) / (sum(p) + sum(t) + smooth).
+    of 1 - (2*sum(p*t) + SMOOTH) / (sum(p) + sum(t) + SMOOTH).
     """
     rows = mask.flatten(1)[:, None]  # (B, 1, H*W)
     probability = logits.float().softmax(dim=1).flatten(2) * (rows != IGNORED)  # (B, C, H*W)
     classes = torch.arange(logits.shape[1], device=mask.device)[:, None]
     truth = (rows == classes).float()  # (B, C, H*W); one_hot would wait for a device
-    overlap = 2 * (probability * truth).sum(dim=2) + smooth
-    area = probability.sum(dim=2) + truth.sum(dim=2) + smooth
+    overlap = 2 * (probability * truth).sum(dim=2) + SMOOTH
+    area = probability.sum(dim=2) + truth.sum(dim=2) + SMOOTH
     return (1 - overlap / area).mean(dim=0)
 
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as F
 
+from pscl import augmentation
 from pscl.augmentation import STEPS, Blur, ColorJitter, ContrastJitter, Illumination, Noise
+
+
+@pytest.fixture
+def always(monkeypatch):
+    monkeypatch.setattr(augmentation, "PROBABILITY", 1.0)
 
 
 def torchvision_twin(image: torch.Tensor, jitter: ColorJitter) -> torch.Tensor:
@@ -27,8 +33,8 @@ def levels_apart(a: torch.Tensor, b: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_colour_images_are_jittered_as_torchvision_does(seed):
-    jitter = ColorJitter.draw(np.random.default_rng(seed), 0.5, probability=1.0)
+def test_colour_images_are_jittered_as_torchvision_does(seed, always):
+    jitter = ColorJitter.draw(np.random.default_rng(seed), 0.5)
     image = random_image(3, seed)
     # Only the mean of 'contrast' may round otherwise, by one level; hue steps can double it.
     assert levels_apart(jitter.apply(image), torchvision_twin(image, jitter)) <= 2
@@ -46,8 +52,8 @@ def test_one_step_alone_equals_torchvision(step, channels):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_gray_equals_the_replicated_colour_image(seed):
-    jitter = ColorJitter.draw(np.random.default_rng(seed), 0.2, probability=1.0)
+def test_gray_equals_the_replicated_colour_image(seed, always):
+    jitter = ColorJitter.draw(np.random.default_rng(seed), 0.2)
     gray = random_image(1, seed)
     replicated = torchvision_twin(gray.expand(3, -1, -1).contiguous(), jitter)
     result = jitter.apply(gray)
@@ -76,8 +82,8 @@ def test_draws_fill_the_published_ranges():
     assert len({draw.order for draw in applied}) == 24
 
 
-def test_factors_never_fall_below_zero():
-    draws = [ColorJitter.draw(np.random.default_rng(i), 5.0, 1.0) for i in range(200)]
+def test_factors_never_fall_below_zero(always):
+    draws = [ColorJitter.draw(np.random.default_rng(i), 5.0) for i in range(200)]
     assert min(min(d.brightness, d.contrast, d.saturation) for d in draws) >= 0
 
 
@@ -86,9 +92,9 @@ def test_identity_returns_the_image_itself():
     assert ColorJitter().apply(image) is image
 
 
-def test_result_does_not_depend_on_threads():
+def test_result_does_not_depend_on_threads(always):
     image = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (3, 400, 400), np.uint8))
-    jitter = ColorJitter.draw(np.random.default_rng(1), 0.2, probability=1.0)
+    jitter = ColorJitter.draw(np.random.default_rng(1), 0.2)
     before = torch.get_num_threads()
     try:
         results = []

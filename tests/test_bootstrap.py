@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from comparison import bootstrap
 from comparison.bootstrap import draw_counts, interval, mean_dice, number_clusters, replicates_of
 from utils.metrics import SegmentationScores
+
+
+def few_replicates(monkeypatch: pytest.MonkeyPatch, replicates: int, seed: int) -> None:
+    """As many as loops can do."""
+    monkeypatch.setattr(bootstrap, "REPLICATES", replicates)
+    monkeypatch.setattr(bootstrap, "SEED", seed)
 
 
 def counts_of(guesses: np.ndarray, truths: np.ndarray, classes: int = 3) -> np.ndarray:
@@ -73,21 +80,27 @@ def slow_replicates(
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_every_replicate_is_that_of_the_slow_twin(paired: bool) -> None:
+def test_every_replicate_is_that_of_the_slow_twin(
+    paired: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_replicates(monkeypatch, 40, seed=7)
     first = runs(1, 3, 5, 0.3)
     second = runs(2, 3, 5, 0.5) if paired else worthless(first)
     clusters = [0, 0, 1, 2, 2]
-    found = replicates_of(first, second, np.array(clusters), replicates=40, seed=7)
+    found = replicates_of(first, second, np.array(clusters))
     assert found == pytest.approx(slow_replicates(first, second, clusters, 40, 7))
 
 
-def test_a_class_that_no_drawn_image_truly_has_is_left_out_of_both_methods() -> None:
+def test_a_class_that_no_drawn_image_truly_has_is_left_out_of_both_methods(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few_replicates(monkeypatch, 200, seed=3)
     # Class 2 is in the last image only, and predicted in the first by one of the methods.
     truth = np.array([[[0, 1, 1, 0]], [[0, 1, 0, 0]], [[0, 0, 2, 2]]])
     good = np.array([[[0, 1, 2, 0]], [[0, 1, 0, 0]], [[0, 0, 2, 0]]])
     poor = np.array([[[1, 1, 0, 0]], [[0, 0, 0, 1]], [[0, 1, 0, 2]]])
     first, second = [counts_of(good, truth)], [counts_of(poor, truth)]
-    found = replicates_of(first, second, np.arange(3), replicates=200, seed=3)
+    found = replicates_of(first, second, np.arange(3))
     expected = slow_replicates(first, second, [0, 1, 2], 200, 3)
     assert found == pytest.approx(expected)
     # By hand: of the first image alone Dice is 2 * 1 / (2 + 1), of the last alone 2 * 1 / (2 + 1).

@@ -446,13 +446,15 @@ def test_supervised_loss_of_the_published_program():
     assert_agrees(logits.grad, golden["out/grad_logits"])
 
 
-def test_dice_loss_in_closed_form():
+def test_dice_loss_in_closed_form(monkeypatch):
     mask = torch.zeros(2, 4, 4, dtype=torch.long)
     mask[0, :2] = 1  # image 1 lacks class 1, and no image has class 2
     certain = 200 * torch.nn.functional.one_hot(mask, 3).permute(0, 3, 1, 2).float()
     assert dice_loss(certain, mask).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     # A probability of 1/3 everywhere: half, or none, or all of 16 pixels are the class.
-    third = dice_loss(torch.zeros(2, 3, 4, 4), mask, smooth=0).tolist()
+    with monkeypatch.context() as patch:
+        patch.setattr("pscl.losses.SMOOTH", 0.0)
+        third = dice_loss(torch.zeros(2, 3, 4, 4), mask).tolist()
     half = 1 - 2 * (8 / 3) / (16 / 3 + 8)
     whole = 1 - 2 * (16 / 3) / (16 / 3 + 16)
     assert third == pytest.approx([(half + whole) / 2, (half + 1) / 2, 1])
