@@ -131,6 +131,12 @@ def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
     raw = os.fsdecode(b"\xff\xfe" + b"z" * 300)
     assert cut_name("short", 255) == "short" and len(os.fsencode(cut_name(raw, 255))) == 255
     assert cut_name(raw, 255) != cut_name(raw + "z", 255)
+    for name in ("a" + "é" * 200, "é" * 200, "a" + "鋼" * 100, "a" + "\U0001f52c" * 80):
+        cut = cut_name(name, 255)
+        assert 255 - 3 <= len(cut.encode()) <= 255  # which half a letter has no bytes for
+        assert name.startswith(cut[:-9]) and cut[-9] == "~"
+    odd = os.fsdecode(b"a" + b"\xe9" * 300)  # Latin-1, as older systems wrote it
+    assert len(os.fsencode(cut_name(odd, 255))) == 255
 
 
 def test_leftovers_are_removed_without_following_links(tmp_path: Path) -> None:
@@ -214,13 +220,13 @@ def test_a_stop_leaves_the_old_folder_and_nothing_else(tmp_path, stop):
     (tmp_path / "set" / "mine").write_text("x")
     with (
         pytest.raises((KeyboardInterrupt, UserError)) as caught,
-        replacing_folder(tmp_path / "set", "--here") as root,
+        replacing_folder(tmp_path / "set") as root,
     ):
         (root / "half").write_text("y")
         raise stop
     if caught.type is UserError:
         assert "set: cannot be written (No space left on device)" in str(caught.value)
-        assert "--here" in str(caught.value)
+        assert "--out" in str(caught.value)
     assert os.listdir(tmp_path) == ["set"] and os.listdir(tmp_path / "set") == ["mine"]
 
 

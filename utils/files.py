@@ -134,12 +134,12 @@ def replacing(path: str | Path, flag: str = "output_dir", durable: bool = True) 
 
 
 @contextmanager
-def replacing_folder(folder: Path, flag: str = "--out") -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """An empty folder that takes the place of ``folder`` when the block ends without an error.
 
-    Else ``folder`` stays as it was. Errors and ``flag`` as for ``writing``.
+    Else ``folder`` stays as it was. Errors as for ``writing``, which name the flag ``--out``.
     """
-    with writing(folder, flag):
+    with writing(folder, "--out"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(
             prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
@@ -170,7 +170,11 @@ def cut_name(name: str, most: int) -> str:
     raw = os.fsencode(name)
     if len(raw) <= most:
         return name
-    return os.fsdecode(raw[: most - 9]) + f"~{zlib.crc32(raw):08x}"
+    end = f"~{zlib.crc32(raw):08x}"
+    kept = name[: most - len(end)]
+    while len(os.fsencode(kept)) > most - len(end):  # by letters: half of one is no name on macOS
+        kept = kept[:-1]
+    return kept + end
 
 
 def remove_leftovers(folder: str | Path) -> None:
