@@ -81,7 +81,7 @@ def find_split(data_dir: str | Path, split: str) -> list[Sample]:
     return [Sample(path, masks.get(name_key(path.stem))) for path in images]
 
 
-def test_samples(store: ImageStore, data_dir: str | Path) -> list[Sample]:
+def samples_of_test(store: ImageStore, data_dir: str | Path) -> list[Sample]:
     """The test set; empty where ``test_numf`` holds no image, or no file at all in its ``gt``.
 
     Images alone are no test set: nothing can be scored on them. As ``listed_split``.
@@ -460,7 +460,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
             yield torch.stack(own)
 
 
-def test_items(
+def items_of_test(
     samples: Iterable[Sample], store: ImageStore, standardize: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, str]]:
     """Network input (3, H, W), mask int64 (H, W) and file name of each test image."""

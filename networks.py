@@ -227,7 +227,7 @@ class Encoder(nn.Module):
         return x4, up1, up2, up3
 
 
-class PixelClassifier(nn.Module):
+class SegmentationHead(nn.Module):
     """One linear layer per pixel: (B, c, H, W) to class logits (B, C, H, W)."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
@@ -318,7 +318,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.encode = encoder or Encoder(channels, norm)
-        self.decode = PixelClassifier(channels[0], num_classes)
+        self.decode = SegmentationHead(channels[0], num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """Class logits of each pixel."""

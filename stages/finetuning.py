@@ -91,7 +91,7 @@ class Supervised(Scored):
         self.class_weight = torch.tensor(self.weights(), device=self.device)
         self.replay_steps()
         strengths = [getattr(c, f"fine_{name}") for name in data.Augmentation._fields]
-        annotated = self.crops = data.SegmentationDataset(
+        annotated = self.dataset = data.SegmentationDataset(
             samples,
             self.job.store,
             seed=c.seed,
@@ -166,7 +166,7 @@ class Supervised(Scored):
         """BatchNorm's statistics of the averaged network, which are not those of an average."""
         if self.average is None:
             return
-        crops = self.crops.for_statistics(self.batches.batch_size, STATISTICS_BATCHES)
+        crops = self.dataset.for_statistics(self.batches.batch_size, STATISTICS_BATCHES)
         images = (x.to(self.device, memory_format=torch.channels_last) for x in crops)
         with self.precision():
             update_bn(images, self.scored)
@@ -369,7 +369,7 @@ class Supervised(Scored):
         for places in group.share(equal_sizes(shapes)):
             parts.append((places, SegmentationScores(self.config.num_classes)))
             own = [self.tested[place] for place in places]
-            items = data.test_items(own, store, self.config.standardize)
+            items = data.items_of_test(own, store, self.config.standardize)
             each = list(zip(*items, strict=True))
             images, masks, names = torch.stack(each[0]), torch.stack(each[1]), each[2]
             with self.precision():

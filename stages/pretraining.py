@@ -264,8 +264,8 @@ class SelfSupervised(Runner):
         """With ``self_schedule`` the rate is a tenth from 50 % on, a hundredth from 75 % on."""
         if self.config.self_schedule:
             drops = (epoch >= 0.5 * self.epochs) + (epoch >= 0.75 * self.epochs)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.self_lr * 0.1**drops
+            for own in self.optimizer.param_groups:
+                own["lr"] = self.config.self_lr * 0.1**drops
         super().train_epoch(epoch, step_done)
 
     def outputs(self) -> list[str]:
@@ -301,9 +301,9 @@ class SelfSupervised(Runner):
         found = probe.probe(
             self.module.get_submodule("encoder_q"),
             images=data.stack_centres([data.image_input(s, store, c.standardize) for s in some]),
-            annotated=list(data.test_items(annotated, store, c.standardize)),
-            test=data.test_items(test, store, c.standardize),
-            shown=list(data.test_items(shown, store, c.standardize)),
+            annotated=list(data.items_of_test(annotated, store, c.standardize)),
+            test=data.items_of_test(test, store, c.standardize),
+            shown=list(data.items_of_test(shown, store, c.standardize)),
             pixels=[self.pixels(sample) for sample in shown],
             num_classes=c.num_classes,
             rng=np.random.default_rng((c.seed, self.number, epochs_done)),

@@ -24,7 +24,7 @@ class Scored(Runner):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.annotated = job.annotated()
-        self.test = data.test_samples(job.store, self.config.data_dir)
+        self.test = data.samples_of_test(job.store, self.config.data_dir)
 
     def samples(self) -> list[Sample]:
         """Annotated images and test images."""

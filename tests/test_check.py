@@ -34,7 +34,7 @@ def test_files_are_decoded_once(root, monkeypatch):
     shutil.rmtree(root / "test_numf")
     monkeypatch.setattr("imaging.imagefile.read_image", None)
     samples = [Sample(root / "test_numf/img/15_t0_0_0.png", root / "test_numf/gt/15_t0_0_0.png")]
-    assert len(list(data.test_items(samples, report.store))) == 1
+    assert len(list(data.items_of_test(samples, report.store))) == 1
 
 
 def spoil_empty(root: Path) -> None:

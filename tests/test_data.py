@@ -196,7 +196,7 @@ def test_fine_tuning_mask_follows_the_image(tmp_path):
 
 def test_test_images_are_unchanged(root):
     samples, store = find_split(root, "test_numf"), ImageStore()
-    items = list(data.test_items(samples, store))
+    items = list(data.items_of_test(samples, store))
     assert [name for _, _, name in items] == ["15_t0_0_0.png", "30_t1_0_0.png", "30_t2_0_0.png"]
     for (image, mask, _), sample in zip(items, samples, strict=True):
         pixels = np.asarray(Image.open(sample.image)) / 255
@@ -255,7 +255,7 @@ def test_all_stages_standardise_by_the_whole_image_before_the_jitter(root):
     seen = fine[data.Draw(data.FINE, 0, 0, 0)]["image"]
     assert seen.shape == (3, 16, 16)
     assert np.abs(seen.numpy().reshape(-1, 1) - whole).min(axis=1).max() < 1e-4
-    ((image, _, _),) = data.test_items(samples, store, standardize=True)
+    ((image, _, _),) = data.items_of_test(samples, store, standardize=True)
     np.testing.assert_allclose(image[:1], standardised(pixels.numpy()), atol=1e-5)
 
 

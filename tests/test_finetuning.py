@@ -166,7 +166,7 @@ def test_the_averaged_network_is_scored_and_saved_with_statistics_of_its_own(
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
     # By hand: the mean over batches of each batch's mean behind the first convolution.
     first = stage.scored.get_submodule("encode.inc.con1")
-    images = list(stage.crops.for_statistics(2, finetuning.STATISTICS_BATCHES))
+    images = list(stage.dataset.for_statistics(2, finetuning.STATISTICS_BATCHES))
     with torch.no_grad():
         means = [first(x).mean(dim=(0, 2, 3)) for x in images]
     torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(dim=0))

@@ -243,9 +243,9 @@ class Training:
             transfer(self.module, state["module"], prefix="", source=path)
             require_fitting(self.optimizer, state["optimizer"])
             self.optimizer.load_state_dict(state["optimizer"])
-            for group in self.optimizer.param_groups:  # the state may come from another device
-                if group.get("fused") and not fuses_optimizers(self.device):
-                    group["fused"] = False
+            for own in self.optimizer.param_groups:  # the state may come from another device
+                if own.get("fused") and not fuses_optimizers(self.device):
+                    own["fused"] = False
             for name, part in self.more_state().items():
                 part.load_state_dict(state[name])
             if within := dict(state.get("within", {})):
@@ -418,7 +418,7 @@ class Training:
             losses = (self.graphs or self.passes)(batch)
             sum_gradients(self.module.parameters())
             if step + 1 == steps:  # the logged rate, of this step
-                rate = max(group["lr"] for group in self.optimizer.param_groups)
+                rate = max(own["lr"] for own in self.optimizer.param_groups)
             self.update()
             for name, value in losses.items():
                 meter.add(name, value)
@@ -472,7 +472,7 @@ def require_fitting(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
         fixed = (old.keys() & new.keys()) - {"lr", "fused", "foreign"}
         if type(old["lr"]) is not float or any(old[name] != new[name] for name in fixed):
             raise ValueError("the optimizer has other settings")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for own in optimizer.param_groups for p in own["params"]]
     for number, entry in saved["state"].items():
         tensors = {f"{number} {name}": value for name, value in entry.items()}
         shapes = {(), tuple(parameters[number].shape)}
