@@ -31,7 +31,7 @@ from benchmarks import measure
 from benchmarks.measure import Case, Result
 from benchmarks.step import PRECISIONS, make_plain
 from config import Config
-from data import ImageStore
+from imaging.store import ImageStore
 from networks import UNet
 from stages.finetuning import Supervised
 from stages.job import Job

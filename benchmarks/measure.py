@@ -30,7 +30,8 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a benchmark is run as a script
 
 from config import Config
-from data import Batches, ImageStore, TwoViewDataset, find_split
+from data import Batches, TwoViewDataset, find_split
+from imaging.store import ImageStore
 from model import METHODS
 from utils.commandline import Parser, exit_code
 from utils.device import choose_device, keep_freed_memory

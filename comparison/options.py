@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import SELF_MODES, Config, ConfigError, format_value, settings_help
+from config import SELF_MODES, Config, ConfigError, settings_help
 from model import METHODS, PSCL, settings_of
 from stages.presets import read_config
 from utils.checkpoint import IMAGENET
@@ -20,6 +20,7 @@ from utils.commandline import (
     ONE,
     UserError,
     choice_problems,
+    format_value,
     split_flags,
     value_problems,
 )

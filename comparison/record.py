@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from comparison.bootstrap import LEVEL, REPLICATES, SEED
-from comparison.forest import forest_settings
 from comparison.plan import Plan
 from data import annotated_split, listed_split
 from imaging.store import fingerprint
+from stages.forest import forest_settings
 from utils.files import read_plain, replace_file
 from utils.log import environment_line
 

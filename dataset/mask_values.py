@@ -22,8 +22,9 @@ from annotation.edges import assign_edges, flat
 from dataset.batches import Rule
 from dataset.check import Problems
 from imaging.field import Crop, read_crop
-from imaging.imagefile import Array, DataError, Pixels, has_colour
+from imaging.imagefile import Array, Pixels, has_colour
 from utils.entries import join_entries
+from utils.files import DataError
 from utils.metrics import IGNORED
 
 Codes = NDArray[np.int64]

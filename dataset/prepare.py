@@ -25,8 +25,7 @@ from dataset.check import (  # noqa: E402
     LAYOUT,  # noqa: E402
     Problems,
 )
-from dataset.mask_values import (  # noqa: E402
-    IGNORED,
+from dataset.mask_values import (
     KINDS,
     By,
     SetSettings,
@@ -51,6 +50,7 @@ from utils.files import (  # noqa: E402
     replacing_folder,
 )
 from utils.log import to_terminal  # noqa: E402
+from utils.metrics import IGNORED
 from utils.tables import csv_text  # noqa: E402
 
 # Not the docstring, which python -OO drops.

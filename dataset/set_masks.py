@@ -39,9 +39,10 @@ from dataset.mask_values import (
 )
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
 from imaging.field import transparent
-from imaging.imagefile import Array, DataError, Pixels, decode, has_colour
+from imaging.imagefile import Array, Pixels, decode, has_colour
 from imaging.listing import some_names
 from imaging.pages import count_pages
+from utils.files import DataError
 from utils.metrics import IGNORED
 
 if TYPE_CHECKING:

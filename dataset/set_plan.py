@@ -17,7 +17,7 @@ from annotation.scribbles import unlabelled_value, value_round_strokes
 from data import MOST_REPEATS
 from dataset.batches import SPLITS, Batches
 from dataset.check import TURNED_MASK, Problems, size_text, turned_images
-from dataset.mask_values import IGNORED, SetSettings
+from dataset.mask_values import SetSettings
 from dataset.pairs import Pairs
 from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
@@ -25,11 +25,12 @@ from dataset.set_masks import SetMasks
 from imaging.data_bar import Bar, bar_lines, find_bars
 from imaging.field import Crop, SMALLEST_SIDE, filled, transparent
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool, check_finite
-from imaging.imagefile import UPRIGHT, Array, DataError, Pixels, decode, read_image, turn_text
+from imaging.imagefile import UPRIGHT, Array, Pixels, decode, read_image, turn_text
 from imaging.listing import some_names
 from imaging.pages import count_pages, images_of, page_name
 from imaging.pixel_size import SAME, pixel_size
-from utils.files import name_key
+from utils.files import DataError, name_key
+from utils.metrics import IGNORED
 
 EACH = -1  # of --page
 

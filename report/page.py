@@ -22,7 +22,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, Template
 from PIL import Image
 
-from config import FIELDS, ConfigError, format_value
+from config import FIELDS, ConfigError
 from imaging.imagefile import check_size
 from metallography.items import MEASUREMENTS, SUMMARY
 from metallography.summary import DEFINITIONS, Table, of_particles, shown, words
@@ -38,7 +38,7 @@ from report.results import (
     score_rows,
     unscored,
 )
-from utils.commandline import UserError
+from utils.commandline import UserError, format_value
 from utils.files import list_files, list_names, replace_file, special_kind
 from utils.tables import text_of
 

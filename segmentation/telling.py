@@ -15,10 +15,11 @@ from imaging.imagefile import read_mask
 from metallography.items import Item
 from metallography.measure import areas_of, class_words, fractions_of, over_fields
 from metallography.particles import Array, Row
+from metallography.segmenter import MODEL
 from metallography.summary import Table, warnings
 from report.laboratory import Told, own_name, place_of, sample_of, write_laboratory
 from segmentation import doubt
-from segmentation.answers import MODEL, Round
+from segmentation.answers import Round
 from segmentation.blocks import BLOCKS, HeldOut, stored
 from segmentation.intake import Intake, Picture
 from segmentation.predictors import (

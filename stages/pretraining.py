@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import data
-from config import FIELDS, SELF_MODES, format_value
+from config import FIELDS, SELF_MODES
 from data import Sample
 from imaging.listing import some_names
 from methods import Method
@@ -23,6 +23,7 @@ from stages.job import Job, Runner, due, unused_settings
 from stages.kept_images import KeptImages, why_not
 from stages.rates import make_optimizer
 from utils.checkpoint import save, to_published
+from utils.commandline import format_value
 from utils.device import fuses_optimizers, size_of
 from utils.log import progress
 from utils.ranks import group

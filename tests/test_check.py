@@ -10,8 +10,9 @@ from PIL import Image
 from tiny_set import NAMES, noise, noise_set
 
 import data
-from data import DataError, Sample, find_split
+from data import Sample, find_split
 from dataset.check import Problems, check_data
+from utils.files import DataError
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from PIL import Image
 from tiny_set import ROOT, add, command, files, make_set, run_process, train
 from unseen_figures import figures_unseen
 
+from metallography.segmenter import Segmenter
 from networks import UNet
-from predict import Segmenter
 from stages.finetuning import Finetune, Supervised
 from stages.job import Job
 from stages.pretraining import SelfSupervised

@@ -17,9 +17,11 @@ from tiny_set import NAMES, noise, noise_set
 
 import data
 from benchmarks import measure
-from data import DataError, ImageStore, Sample, find_split
+from data import Sample, find_split
+from imaging.store import ImageStore
 from pscl.augmentation import ColorJitter
 from pscl.geometry import ViewGeometry
+from utils.files import DataError
 from utils.metrics import IGNORED
 
 GOLDEN = Path(__file__).parent / "golden" / "views.npz"

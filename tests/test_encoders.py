@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import encoders
-from encoders import IMAGENET, PACKAGES, UNET, ImageNetEncoder, make_encoder, require_packages
+from encoders import PACKAGES, ImageNetEncoder, make_encoder, require_packages
 from metallography.segmenter import Segmenter
 from metallography.tiling import WIDE
 from model import METHODS
@@ -18,7 +18,16 @@ from networks import Encoder, ProjectedUNet, UNet
 from pscl.lazy_map import lazy_maps
 from stages.job import Runner
 from tests.tiny_set import make_set, train
-from utils.checkpoint import CheckpointError, channels_of, encoder_of, load, norm_of, transfer
+from utils.checkpoint import (
+    IMAGENET,
+    UNET,
+    CheckpointError,
+    channels_of,
+    encoder_of,
+    load,
+    norm_of,
+    transfer,
+)
 from utils.commandline import UserError
 
 CHANNELS = (8, 16, 32, 64)

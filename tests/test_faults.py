@@ -56,7 +56,7 @@ def test_the_two_methods_do_not_share_a_folder(data: Path, tmp_path: Path) -> No
 def test_five_annotated_images_are_all_trained_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from config_run import Supervised
+    from stages.finetuning import Supervised
 
     seen: list[list[str]] = []
     original = Supervised.losses

@@ -150,6 +150,7 @@ def test_the_legend_covers_no_line(classes: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as: no room for the axes
         figure.draw_without_rendering()
+    assert figure.axes
     for axes in figure.axes:
         frame = axes.get_window_extent()
         box = axes.get_legend().get_window_extent()  # type: ignore[union-attr]

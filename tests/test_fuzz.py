@@ -20,12 +20,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.mask_values import has_colour, histogram_of, to_codes
+from dataset.mask_values import histogram_of, to_codes
 from dataset.source_files import read_pixels
 from imaging.gray_range import EACH_IMAGE
-from imaging.imagefile import MAX_PIXELS, DataError, decode, read_image, read_mask
+from imaging.imagefile import MAX_PIXELS, decode, has_colour, read_image, read_mask
 from imaging.pages import count_pages
 from utils.checkpoint import CheckpointError, load
+from utils.files import DataError
 
 MEGABYTES = 300  # more memory than that is not taken for any one small file
 

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from imaging.gray_range import BY_DEPTH, GrayRange
-from imaging.imagefile import TURNS, DataError, decode, read_image, read_mask, turned
+from imaging.imagefile import TURNS, decode, read_image, read_mask, turned
 from imaging.store import ImageStore, resize_image, resize_mask
+from utils.files import DataError
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (20, 24), dtype=np.uint8)

@@ -16,7 +16,8 @@ import stages.kept_images
 import utils.device
 from config import Config
 from config_run import open_set
-from data import Batches, ImageStore, TwoViewDataset, collate, find_split, finish_views
+from data import Batches, TwoViewDataset, collate, find_split, finish_views
+from imaging.store import ImageStore
 from stages.kept_images import KeptImages, why_not
 from stages.pretraining import SelfSupervised
 

@@ -19,6 +19,7 @@ from metallography.summary import write_tables
 from metallography.tiling import average_and_votes, average_views, disagreement
 from segmentation.blocks import Annotation
 from segmentation.comparison import annotation
+from segmentation.answers import merged
 from segmentation.predictors import (
     AnswerFolder,
     Classifier,
@@ -26,7 +27,6 @@ from segmentation.predictors import (
     area_weights,
     beside_strokes,
     costs_of,
-    merged,
     part_text,
     reduced_labels,
     second_opinion,

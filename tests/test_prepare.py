@@ -35,9 +35,10 @@ from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
 from dataset.set_plan import tile_starts
 from dataset.source_files import read_pixels
 from imaging.drawing import palette
-from imaging.imagefile import DataError, read_image
+from imaging.imagefile import read_image
 from imaging.pages import count_pages
 from utils.commandline import Termination
+from utils.files import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 16

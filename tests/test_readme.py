@@ -421,16 +421,16 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)]+)\)", TEXTS[page])
-    for link in links:
+def test_links_lead_somewhere() -> None:
+    found = [(p, link) for p in PAGES for link in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXTS[p])]
+    assert len(found) > 20  # not every page has one
+    for page, link in found:
         file, _, part = link.partition("#")
         target = PAGES[page].parent / file if file else PAGES[page]
-        assert target.is_file(), link
+        assert target.is_file(), f"{page}: {link}"
         if part:
             headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.M)
-            assert part in map(anchor, headings), link
+            assert part in map(anchor, headings), f"{page}: {link}"
 
 
 OURS = r"(?:pscl|metallography|comparison|report|utils|dataset|docs|results|benchmarks|tests|\.ci)/"

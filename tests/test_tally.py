@@ -10,7 +10,7 @@ import torch
 
 from comparison.plan import count_pictures
 from imaging.drawing import save_prediction
-from imaging.imagefile import DataError
+from utils.files import DataError
 from utils.metrics import SegmentationScores
 
 TRUTH = np.array([[0, 0, 1], [1, 2, 255]], np.uint8)

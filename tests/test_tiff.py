@@ -17,7 +17,8 @@ import tifffile
 from PIL import Image
 
 from imaging.gray_range import EACH_IMAGE
-from imaging.imagefile import DataError, decode, has_more_bits, read_image, read_mask
+from imaging.imagefile import decode, has_more_bits, read_image, read_mask
+from utils.files import DataError
 
 RNG = np.random.default_rng(0)
 TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
