@@ -176,10 +176,7 @@ class Learning:
         try:
             for batch in islice(_batches(runner), TIMED_STEPS + 1):
                 started = time.monotonic()
-                prepared = runner.prepared(to_device(batch, self.device))
-                runner.optimizer.zero_grad()
-                losses = (runner.graphs or runner.passes)(prepared)
-                runner.update()
+                losses = runner.step(runner.prepared(to_device(batch, self.device)))
                 float(losses["loss"])
                 took.append(time.monotonic() - started)
         finally:

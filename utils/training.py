@@ -91,6 +91,14 @@ class Training:
         losses["loss"].backward()
         return {name: value.detach() for name, value in losses.items()}
 
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Train on one prepared batch; returns its losses by name, which are not waited for."""
+        self.optimizer.zero_grad()
+        losses = (self.graphs or self.passes)(batch)
+        sum_gradients(self.module.parameters())
+        self.update()
+        return losses
+
     def update(self) -> None:
         """Change the weights by their gradients."""
         self.optimizer.step()
@@ -413,13 +421,10 @@ class Training:
                     meter.go_on(begun["meter"], self.device)
                     torch.set_rng_state(begun["random"])
             names[step] = batch["name"]
-            batch = self.prepared(batch)
-            self.optimizer.zero_grad()
-            losses = (self.graphs or self.passes)(batch)
-            sum_gradients(self.module.parameters())
+            batch = self.prepared(batch)  # under its name, so that what it was made of can go
             if step + 1 == steps:  # the logged rate, of this step
                 rate = max(own["lr"] for own in self.optimizer.param_groups)
-            self.update()
+            losses = self.step(batch)
             for name, value in losses.items():
                 meter.add(name, value)
             finite = losses["loss"].isfinite()
