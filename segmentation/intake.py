@@ -47,6 +47,7 @@ from imaging.pages import images_of, page_name
 from metallography.items import digest_of, equal_lines, result_names
 from segmentation.answers import NO_CROP, Answers, another_job, merged
 from segmentation.request import Request
+from segmentation.set.files import Entry, UserFiles
 from utils.files import MOST_BYTES, DataError, cut_name, inside, replace_file, replacing_folder
 from utils.log import only_progress, progress, to_terminal
 from utils.metrics import IGNORED
@@ -90,8 +91,8 @@ class Intake(NamedTuple):
 
 def read(request: Request) -> Intake:
     """Read all files and lay them out in ``OUT/set``, unless that was done; DataError."""
-    record, files = request.out / SET / RECORD, Listing(request.images, [request.out]).images()
-    if other := another_job(record, request.images, files):
+    record, files = request.out / SET / RECORD, UserFiles(request.images, request.out)
+    if other := another_job(record, request.images, files.images):
         raise DataError(f"{request.out}: holds the results of {other}; give another --out")
     answers = Answers(request.out)
     corrected = answers.offered()
@@ -103,7 +104,8 @@ def read(request: Request) -> Intake:
     folder = request.out / SET
     before = _before(folder)
     request = _cut_as_before(request, before)
-    wanted = _signature(request, masks, corrected)
+    files.note(masks, corrected)  # before they are read, or a change meanwhile would go unnoticed
+    wanted = _signature(request, files.entries())
     with suppress(OSError, ValueError, KeyError, TypeError):
         old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         names = [name for picture in old["pictures"] for name in (*picture[:2], picture[3])]
@@ -117,7 +119,7 @@ def read(request: Request) -> Intake:
             (as_folder(mask, request.images, request.out, Path(place)), mask) for mask in masks
         ]
         try:
-            _read_all(request, folders, answers, corrected, before, masks)
+            _read_all(request, folders, answers, before, files)
         except DataError as error:
             raise DataError(*_as_given([str(error)], folders)) from None
     written = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -137,9 +139,8 @@ def _read_all(
     request: Request,
     folders: Sequence[tuple[Path, Path]],
     answers: Answers,
-    corrected: Mapping[str, Path],
     before: _Before,
-    masks: Sequence[Path],
+    files: UserFiles,
 ) -> None:
     """Lay all files out in ``OUT/set``, with the record of it; DataError."""
     if not folders:  # corrected class maps alone
@@ -157,13 +158,14 @@ def _read_all(
     with replacing_folder(request.out / SET) as root:
         record = _write(root, plans, answers, request, classes)
         if changed is not None and changed.renumbered:
-            _renumber(answers, changed, corrected)
+            _renumber(answers, changed, files.corrected)
         record["notes"] += [changed.line] if changed else []
         record |= {kind: _as_given(record[kind], folders) for kind in ("notes", "warnings")}
         record |= {"class_names": names, "palette": known, "mask_kind": kind}
         record["images"] = str(request.images.resolve())
         record |= {**look, "warnings": [*record["warnings"], *warned]}
-        wanted = _signature(request, masks, answers.keep())  # they are class maps of this set
+        kept = answers.keep()  # they are class maps of this set
+        wanted = _signature(request, files.entries_with(kept))
         replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
 
 
@@ -234,16 +236,8 @@ def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) ->
     return Intake(folder, tuple(pictures), *counts, notes, names, *how, warned, colours, ids)
 
 
-def _signature(
-    request: Request, masks: Iterable[Path], corrected: Mapping[str, Path]
-) -> list[list[Any]]:
-    """Names, sizes and times of all files read, and the options: equal ones give an equal set."""
-    files = Listing(request.images, [request.out]).images()
-    for path in masks:
-        files += Listing(path, [request.out]).files if path.is_dir() else [path]
-    files += corrected.values()
-    stats = [(str(path.resolve()), path.stat()) for path in files]
-    entries: list[list[Any]] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+def _signature(request: Request, entries: Sequence[Entry]) -> list[list[Any]]:
+    """The options, and the entries of all files read: equal ones give an equal set."""
     reading = {name: v for name, v in asdict(request.reading).items() if name != "named"}
     read = [reading, has_pages(request), str(request.images.resolve()), *request.class_names]
     read += request.class_colours

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from imaging.imagefile import read_mask
 from imaging.listing import Listing
 from metallography.items import Item
 from metallography.scales import find_scales
+from segmentation import intake as intake_file
 from segmentation.intake import Intake, read
 from segmentation.request import Request
 from utils.entries import split_entries
@@ -462,3 +465,58 @@ def test_copies_of_an_image_are_warned_of_and_stay(root: Path) -> None:
         "long name.png); each counts as a field, so intervals are too narrow: take these away"
     ]
     assert len(found.pictures) == 4
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, saved: Callable[[], Path]) -> None:
+    """Have a user save a file while it is read: its pixels are read, the record is not written."""
+    write = intake_file._write
+
+    def written(*args: Any) -> Any:
+        found = write(*args)
+        path = saved()
+        os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 10**9))
+        return found
+
+    monkeypatch.setattr(intake_file, "_write", written)
+
+
+@pytest.mark.parametrize("changed", ["a.png", "images/b.png", "masks/c.png"])
+def test_a_file_that_is_saved_while_it_is_read_is_read_by_the_next_run(
+    root: Path, changed: str
+) -> None:
+    masks = bands(root / "a.png", 0, 1), bands(root / "masks/c.png", 0, 1).parent
+    with pytest.MonkeyPatch.context() as patch:
+        meanwhile(patch, lambda: bands(root / changed, 1, 0, 1))
+        first = read_in(root, *masks)
+    old = {p.name: read_mask(p.labels or p.file).tolist() for p in first.pictures}
+    record = root / "out/set/record.json"
+    new = {p.name: read_mask(p.labels or p.file).tolist() for p in read_in(root, *masks).pictures}
+    assert [name for name in old if old[name] != new[name]] == [Path(changed).stem]
+    before = record.stat().st_mtime_ns
+    read_in(root, *masks)
+    assert record.stat().st_mtime_ns == before  # nothing has changed since
+
+
+@pytest.mark.parametrize("place", ["classes/b.png", "classes/b.tif", "corrected/b.png"])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_correction_that_is_saved_while_it_is_read_is_read_by_the_next_run(
+    root: Path, place: str, given: bool
+) -> None:
+    """One that was there before, or one that came meanwhile."""
+    mask = bands(root / "a.png", 0, 1)
+    read_in(root, mask)
+    file = {"by": "pixel classifier", "files": {"a": ["x"], "b": ["x"]}, "crop": [0, 0, 0, 0]}
+    (root / "out/answer.json").write_text(json.dumps(file))
+    if given:
+        bands(root / "out" / place, 0, 1)
+    else:
+        bands(root / "out/corrected/c.png", 0, 1)  # for the set to be made anew
+    with pytest.MonkeyPatch.context() as patch:
+        meanwhile(patch, lambda: bands(root / "out" / place, 1, 0))
+        found = learnt(read_in(root, mask))
+    assert found.get("b") == ([0, 1] if given else None)
+    assert learnt(read_in(root, mask))["b"] == [1, 0]
+    record = root / "out/set/record.json"
+    before = record.stat().st_mtime_ns
+    read_in(root, mask)
+    assert record.stat().st_mtime_ns == before

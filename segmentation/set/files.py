@@ -1,0 +1,58 @@
+"""The user's files, listed once, as they were before any of them was read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from imaging.index import stamp_of
+from imaging.listing import Listing
+
+Entry = list[Any]  # a file's path, bytes, and time of change in ns, as JSON gives them back
+
+
+class UserFiles:
+    """The files that a set is made of: ``images``, ``masks`` and ``corrected`` class maps.
+
+    The images are listed at once; ``note`` lists the others, and notes sizes and times of all.
+    DataError for a folder that may not be listed.
+    """
+
+    def __init__(self, images: Path, out: Path) -> None:
+        self.out, self.images = out, Listing(images, [out]).images()
+        self.masks: list[Path] = []
+        self.corrected: Mapping[str, Path] = {}  # by the name of their image
+        self._read: list[Entry] = []
+        self._of_corrected: dict[str, Entry] = {}
+
+    def note(self, masks: Iterable[Path], corrected: Mapping[str, Path]) -> None:
+        """Note sizes and times, before anything is read: what changes meanwhile has others then.
+
+        ``masks`` are files and folders.
+        """
+        self.masks, self.corrected = [], corrected
+        for path in masks:
+            self.masks += Listing(path, [self.out]).files if path.is_dir() else [path]
+        self._read = [_entry(path) for path in (*self.images, *self.masks)]
+        self._of_corrected = {name: _entry(path) for name, path in corrected.items()}
+
+    def entries(self) -> list[Entry]:
+        """All files, as they were when they were noted."""
+        return [*self._read, *self._of_corrected.values()]
+
+    def entries_with(self, kept: Mapping[str, Path]) -> list[Entry]:
+        """The same, with the corrected class maps where they are ``kept`` since they were read.
+
+        One that changed in between, or came or went, has no size and time: the next run reads it.
+        """
+        found: list[Entry] = []
+        for name, path in {**kept, **self.corrected, **kept}.items():  # the kept ones first
+            read = self.corrected.get(name)
+            same = read is not None and _entry(read) == self._of_corrected[name]
+            found.append(_entry(path) if same and name in kept else [str(path.resolve()), 0, 0])
+        return [*self._read, *found]
+
+
+def _entry(path: Path) -> Entry:
+    return [str(path.resolve()), *stamp_of(path)]
