@@ -42,8 +42,8 @@ from imaging.drawing import class_colours, write_png
 from imaging.field import Crop, read_crop
 from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
-from imaging.listing import Listing, some_names
-from imaging.pages import images_of, page_name
+from imaging.listing import some_names
+from imaging.pages import page_name
 from metallography.items import digest_of, equal_lines, result_names
 from segmentation.answers import NO_CROP, Answers, another_job, merged
 from segmentation.request import Request
@@ -105,7 +105,7 @@ def read(request: Request) -> Intake:
     before = _before(folder)
     request = _cut_as_before(request, before)
     files.note(masks, corrected)  # before they are read, or a change meanwhile would go unnoticed
-    wanted = _signature(request, files.entries())
+    wanted = _signature(request, files, files.entries())
     with suppress(OSError, ValueError, KeyError, TypeError):
         old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         names = [name for picture in old["pictures"] for name in (*picture[:2], picture[3])]
@@ -146,17 +146,17 @@ def _read_all(
     if not folders:  # corrected class maps alone
         raise DataError(f"{request.out}: give --masks the mask that you began with, too")
     check_palettes([folder for folder, _ in folders])
-    names = _names(request, folders, before.class_names)
+    names = _names(request, files.masks, before.class_names)
     kind = _kind(request.reading)
     same = kind in ("", before.mask_kind)  # else what the user says now counts
-    plans, known = _plans(request, folders, before.palette if same else "", names)
+    plans, known = _plans(request, files, folders, before.palette if same else "", names)
     classes = _count_classes(plans, request, names)
     changed = _changed(plans, before, names)
     look, warned = _look(  # before anything is written: colours may be wrong
         plans, parse_palette(known), names, before.look, bool(request.reading.palette)
     )
     with replacing_folder(request.out / SET) as root:
-        record = _write(root, plans, answers, request, classes)
+        record = _write(root, plans, answers, request, files, classes)
         if changed is not None and changed.renumbered:
             _renumber(answers, changed, files.corrected)
         record["notes"] += [changed.line] if changed else []
@@ -165,7 +165,7 @@ def _read_all(
         record["images"] = str(request.images.resolve())
         record |= {**look, "warnings": [*record["warnings"], *warned]}
         kept = answers.keep()  # they are class maps of this set
-        wanted = _signature(request, files.entries_with(kept))
+        wanted = _signature(request, files, files.entries_with(kept))
         replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
 
 
@@ -236,18 +236,12 @@ def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) ->
     return Intake(folder, tuple(pictures), *counts, notes, names, *how, warned, colours, ids)
 
 
-def _signature(request: Request, entries: Sequence[Entry]) -> list[list[Any]]:
+def _signature(request: Request, files: UserFiles, entries: Sequence[Entry]) -> list[list[Any]]:
     """The options, and the entries of all files read: equal ones give an equal set."""
     reading = {name: v for name, v in asdict(request.reading).items() if name != "named"}
-    read = [reading, has_pages(request), str(request.images.resolve()), *request.class_names]
+    read = [reading, files.have_pages, str(request.images.resolve()), *request.class_names]
     read += request.class_colours
     return list(json.loads(json.dumps([[VERSION, *read], *entries])))  # as it is read back
-
-
-def has_pages(request: Request) -> bool:
-    """Whether some image of the folder has several pages, each of which is an image then."""
-    paths = Listing(request.images, [request.out]).images()
-    return any(len(images_of(path)[0]) > 1 for path in paths)
 
 
 def _kind(reading: Reading) -> str:
@@ -280,7 +274,11 @@ def _before(folder: Path) -> _Before:
 
 
 def _plans(
-    request: Request, folders: Sequence[tuple[Path, Path]], known: str, names: Sequence[str]
+    request: Request,
+    files: UserFiles,
+    folders: Sequence[tuple[Path, Path]],
+    known: str,
+    names: Sequence[str],
 ) -> tuple[list[Plan], str]:
     """A plan for each folder of masks, and the meaning of their values, which is one for all.
 
@@ -290,7 +288,7 @@ def _plans(
     given_palette = bool(request.reading.palette)
     known = "" if given_palette else without_ignored(known, request.reading)
     for folder, given in folders:
-        settings = _settings(request, folder, names)
+        settings = _settings(request, files, folder, names)
         tries: list[dict[str, Any]] = [{}]
         agree = known and not given_palette  # what the user says of values counts
         if agree:
@@ -315,7 +313,7 @@ def _plans(
     return plans, known
 
 
-def _settings(request: Request, masks: Path, names: Sequence[str]) -> SetSettings:
+def _settings(request: Request, files: UserFiles, masks: Path, names: Sequence[str]) -> SetSettings:
     """How a folder of masks is read, as ``dataset/prepare.py`` reads it, with every page."""
     return SetSettings(
         **vars(request.reading),
@@ -324,7 +322,7 @@ def _settings(request: Request, masks: Path, names: Sequence[str]) -> SetSetting
         out=request.out,
         class_names=tuple(names),
         class_colours=request.class_colours,
-        page=EACH if has_pages(request) else 0,
+        page=EACH if files.have_pages else 0,
         batch_from=NO_BATCH,
         test=0.0,
     )
@@ -417,12 +415,11 @@ def _agreeing(plan: Plan, known: str, settings: SetSettings, given: Path, reques
     return _plan(replace(settings, palette=parse_palette(f"{known} {more}")), request)
 
 
-def _names(request: Request, folders: Sequence[tuple[Path, Path]], old: Sequence[str]) -> list[str]:
+def _names(request: Request, files: Iterable[Path], old: Sequence[str]) -> list[str]:
     """Names of the classes: as given, else of all files of outlines; those known keep their ids."""
     if request.class_names:
         return list(request.class_names)
     kind = request.reading.mask_kind
-    files = [path for folder, _ in folders for path in Listing(folder, [request.out]).files]
     drawn = [path for path in files if is_annotation(path) and not another_kind(path)]
     old = () if kind == "particles" else old
     found, _, _ = names_drawn([read_drawn(path) for path in drawn], kind, old)
@@ -443,7 +440,12 @@ def _is_known(name: str, names: Sequence[str]) -> bool:
 
 
 def _write(
-    root: Path, plans: Sequence[Plan], answers: Answers, request: Request, classes: int
+    root: Path,
+    plans: Sequence[Plan],
+    answers: Answers,
+    request: Request,
+    files: UserFiles,
+    classes: int,
 ) -> dict[str, Any]:
     """Write all images, and the labels of those that have some; returns the record of the set."""
     sources: dict[str, Source] = {}
@@ -451,7 +453,7 @@ def _write(
     for plan in plans:
         for split in ("train_numf", "train_unlabelled"):
             for tile in plan.splits[split]:
-                below = below_of(tile.source)
+                below = _below(tile.source, files)
                 sources.setdefault(below, tile.source)
                 if tile.annotated:
                     masks[below].append((plan, tile.source))
@@ -543,10 +545,10 @@ def _later_ones(masks: Sequence[tuple[Plan, Source]], image: str) -> list[str]:
     return lines
 
 
-def below_of(source: Source) -> str:
+def _below(source: Source, files: UserFiles) -> str:
     """The path of an image below the folder of images, with its page if its file has several."""
     path = Path(source.below)
-    if len(images_of(source.image)[0]) == 1:
+    if not files.has_pages(source.image):
         return source.below
     return path.with_name(f"{page_name(path.stem, source.page)}{path.suffix}").as_posix()
 

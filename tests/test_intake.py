@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from config import ConfigError
 from dataset.mask_values import Reading, parse_palette
 from dataset.prepare import prepare, read_settings
+from imaging import pages
 from imaging.field import Crop
 from imaging.imagefile import read_mask
 from imaging.listing import Listing
@@ -520,3 +522,28 @@ def test_a_correction_that_is_saved_while_it_is_read_is_read_by_the_next_run(
     before = record.stat().st_mtime_ns
     read_in(root, mask)
     assert record.stat().st_mtime_ns == before
+
+
+def test_files_are_listed_and_asked_for_their_pages_few_times(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, walked = Counter[str](), Counter[Path]()
+    directories, listed = pages._directories, Listing.__init__
+
+    def counted(path: str | Path) -> Any:
+        opened[Path(path).name] += 1
+        return directories(path)
+
+    def listing(self: Listing, folder: Path, *more: Any) -> None:
+        walked[folder] += 1
+        listed(self, folder, *more)
+
+    monkeypatch.setattr(pages, "_directories", counted)
+    monkeypatch.setattr(Listing, "__init__", listing)
+    mask, images = bands(root / "a.png", 0, 1), root / "images"
+    read_in(root, mask)
+    # By the list of files, to find the mask's image, by Pairs 3 times, by Plan, for transparency.
+    assert opened["b.png"] <= 7 and walked[images] <= 3
+    opened.clear(), walked.clear()
+    read_in(root, mask)
+    assert (opened["b.png"], walked[images]) == (1, 1)  # nothing has changed

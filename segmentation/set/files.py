@@ -8,6 +8,7 @@ from typing import Any
 
 from imaging.index import stamp_of
 from imaging.listing import Listing
+from imaging.pages import images_of
 
 Entry = list[Any]  # a file's path, bytes, and time of change in ns, as JSON gives them back
 
@@ -25,6 +26,7 @@ class UserFiles:
         self.corrected: Mapping[str, Path] = {}  # by the name of their image
         self._read: list[Entry] = []
         self._of_corrected: dict[str, Entry] = {}
+        self._has_pages: dict[Path, bool] = {}
 
     def note(self, masks: Iterable[Path], corrected: Mapping[str, Path]) -> None:
         """Note sizes and times, before anything is read: what changes meanwhile has others then.
@@ -52,6 +54,17 @@ class UserFiles:
             same = read is not None and _entry(read) == self._of_corrected[name]
             found.append(_entry(path) if same and name in kept else [str(path.resolve()), 0, 0])
         return [*self._read, *found]
+
+    @property
+    def have_pages(self) -> bool:
+        """Whether some image file has several pages, each of which is an image then."""
+        return any(map(self.has_pages, self.images))
+
+    def has_pages(self, path: Path) -> bool:
+        """Whether an image file has several pages that are images; it is opened once for this."""
+        if path not in self._has_pages:
+            self._has_pages[path] = len(images_of(path)[0]) > 1
+        return self._has_pages[path]
 
 
 def _entry(path: Path) -> Entry:
