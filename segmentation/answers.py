@@ -10,11 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from filecmp import cmp
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -40,7 +38,6 @@ from utils.files import (
     DataError,
     inside,
     is_of_system,
-    name_key,
     replace_file,
     replacing,
 )
@@ -54,33 +51,6 @@ KINDS = ("classes", "gray", "overlay", "doubt")
 OUTLINES = "outlines"  # folder of the files that other programs read
 TABLES = (MEASUREMENTS, "batches.csv", SUMMARY, "summary.md", "sheet.png", "doubt.csv",
           WORKBOOK)  # fmt: skip
-
-
-def images_of_job(record: Path) -> Path | None:
-    """The folder of images of a job, by the record of its set; None if that cannot be told."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return Path(json.loads(record.read_text(encoding="utf-8"))["images"])
-    return None
-
-
-def another_job(record: Path, images: Path, files: Iterable[Path]) -> Path | None:
-    """The folder whose results lie with a ``record``, if it is another job than ``images``.
-
-    A folder that was moved or renamed, or one that some images came to, has an image in common.
-    """
-    before = images_of_job(record)
-    if before is None or before == images.resolve():
-        return None
-    known: defaultdict[str, list[tuple[Path, int]]] = defaultdict(list)
-    with suppress(OSError, ValueError, KeyError, TypeError, IndexError):
-        found = json.loads(record.read_text(encoding="utf-8"))
-        for path, size, *_ in found["signature"][1:]:
-            known[name_key(Path(path).name)].append((Path(path), int(size)))
-    for file in files:
-        for path, size in known[name_key(file.name)]:
-            if file.stat().st_size == size and (not path.is_file() or cmp(path, file, False)):
-                return None
-    return before
 
 
 class Answers:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,20 +37,27 @@ from dataset.set_masks import names_drawn
 from dataset.set_plan import EACH, Plan, Source
 from dataset.source_files import as_folder, check_palettes
 from imaging.drawing import class_colours, write_png
-from imaging.field import Crop, read_crop
+from imaging.field import Crop, read_crop, transparent
 from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import some_names
-from imaging.pages import page_name
 from metallography.items import digest_of, equal_lines, result_names
-from segmentation.answers import NO_CROP, Answers, another_job, merged
+from segmentation.answers import Answers, merged
 from segmentation.request import Request
-from segmentation.set.files import Entry, UserFiles
+from segmentation.set.files import UserFiles
+from segmentation.set.record import (
+    RECORD,
+    SET,
+    Laid,
+    SetRecord,
+    another_job,
+    read_record,
+    signature_of,
+)
 from utils.files import MOST_BYTES, DataError, cut_name, inside, replace_file, replacing_folder
 from utils.log import only_progress, progress, to_terminal
 from utils.metrics import IGNORED
 
-SET, RECORD, VERSION = "set", "record.json", 5
 LONGEST_STEM = MOST_BYTES - len("-99999.png")  # bytes
 FORGOTTEN = ("auto",)  # --class_colours: as if none had been given
 NO_BATCH = re.compile("()")  # names of images may be any: none tells a batch
@@ -91,8 +96,9 @@ class Intake(NamedTuple):
 
 def read(request: Request) -> Intake:
     """Read all files and lay them out in ``OUT/set``, unless that was done; DataError."""
-    record, files = request.out / SET / RECORD, UserFiles(request.images, request.out)
-    if other := another_job(record, request.images, files.images):
+    folder, files = request.out / SET, UserFiles(request.images, request.out)
+    before, whole = read_record(folder / RECORD)
+    if other := another_job(before, request.images, files.images):
         raise DataError(f"{request.out}: holds the results of {other}; give another --out")
     answers = Answers(request.out)
     corrected = answers.offered()
@@ -101,17 +107,13 @@ def read(request: Request) -> Intake:
     if not masks and not corrected:
         given = f"{request.masks[0]}: nothing in it was changed"
         raise DataError(f"{given}; correct one, or give --masks a mask of your own")
-    folder = request.out / SET
-    before = _before(folder)
     request = _cut_as_before(request, before)
     files.note(masks, corrected)  # before they are read, or a change meanwhile would go unnoticed
-    wanted = _signature(request, files, files.entries())
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        names = [name for picture in old["pictures"] for name in (*picture[:2], picture[3])]
-        # Names that lead elsewhere are not of this program.
-        if old["signature"] == wanted and all(inside(folder, name) for name in names):
-            return _intake(request, old, answers.not_taken())
+    wanted = signature_of(request, files, files.entries())
+    # Names that lead elsewhere are not of this program.
+    names = (name for p in before.pictures for name in (p.name, p.stem, p.below))
+    if whole and before.signature == wanted and all(inside(folder, name) for name in names):
+        return _intake(request, before, answers.not_taken())
     if folder.exists() and not (folder / RECORD).is_file():
         raise DataError(f"{folder}: not made by segment.py; move it, or give another --out")
     with TemporaryDirectory(prefix="masks-") as place:
@@ -119,14 +121,13 @@ def read(request: Request) -> Intake:
             (as_folder(mask, request.images, request.out, Path(place)), mask) for mask in masks
         ]
         try:
-            _read_all(request, folders, answers, before, files)
+            record = _read_all(request, folders, answers, before, files)
         except DataError as error:
             raise DataError(*_as_given([str(error)], folders)) from None
-    written = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    return _intake(request, written, answers.not_taken())
+    return _intake(request, record, answers.not_taken())
 
 
-def _cut_as_before(request: Request, before: _Before) -> Request:
+def _cut_as_before(request: Request, before: SetRecord) -> Request:
     """The request, with the crop of the run before unless it has one, which is said at once."""
     crop, own = before.crop, request.reading
     if not any(crop) or any(own.crop) or "crop" in own.named:
@@ -139,9 +140,9 @@ def _read_all(
     request: Request,
     folders: Sequence[tuple[Path, Path]],
     answers: Answers,
-    before: _Before,
+    before: SetRecord,
     files: UserFiles,
-) -> None:
+) -> SetRecord:
     """Lay all files out in ``OUT/set``, with the record of it; DataError."""
     if not folders:  # corrected class maps alone
         raise DataError(f"{request.out}: give --masks the mask that you began with, too")
@@ -153,27 +154,34 @@ def _read_all(
     classes = _count_classes(plans, request, names)
     changed = _changed(plans, before, names)
     look, warned = _look(  # before anything is written: colours may be wrong
-        plans, parse_palette(known), names, before.look, bool(request.reading.palette)
+        plans, parse_palette(known), names, before, bool(request.reading.palette)
     )
     with replacing_folder(request.out / SET) as root:
         record = _write(root, plans, answers, request, files, classes)
         if changed is not None and changed.renumbered:
             _renumber(answers, changed, files.corrected)
-        record["notes"] += [changed.line] if changed else []
-        record |= {kind: _as_given(record[kind], folders) for kind in ("notes", "warnings")}
-        record |= {"class_names": names, "palette": known, "mask_kind": kind}
-        record["images"] = str(request.images.resolve())
-        record |= {**look, "warnings": [*record["warnings"], *warned]}
+        notes = [*record.notes, *([changed.line] if changed else [])]
         kept = answers.keep()  # they are class maps of this set
-        wanted = _signature(request, files, files.entries_with(kept))
-        replace_file(root / RECORD, json.dumps({"signature": wanted, **record}, indent=1))
+        record = replace(
+            record,
+            **look,
+            signature=signature_of(request, files, files.entries_with(kept)),
+            images=str(request.images.resolve()),
+            palette=known,
+            class_names=tuple(names),
+            mask_kind=kind,
+            notes=_as_given(notes, folders),
+            warnings=(*_as_given(record.warnings, folders), *warned),
+        )
+        replace_file(root / RECORD, record.to_json())
+    return record
 
 
 def _look(
     plans: Sequence[Plan],
     palette: Palette,
     names: Sequence[str],
-    before: Mapping[str, Any],
+    before: SetRecord,
     given_palette: bool,
 ) -> tuple[dict[str, Any], list[str]]:
     """What is remembered of how classes look, and lines on names of values.
@@ -183,7 +191,7 @@ def _look(
     picture would tell. DataError if colours are wrong.
     """
     classes = max(plan.num_classes for plan in plans)
-    given, kept = plans[0].settings.class_colours, tuple(before.get("own_colours", ()))
+    given, kept = plans[0].settings.class_colours, before.own_colours
     remembered = kept if len(kept) == classes else ()
     own = () if given == FORGOTTEN else given or remembered
     try:
@@ -193,7 +201,7 @@ def _look(
     drawn = colours_of(palette, classes)
     if drawn and not any(dict(palette)[0]):  # black would hide what is below it
         drawn = (bytes(class_colours(1)[0].tolist()).hex(), *drawn[1:])
-    ours = any(plan.rule.by is By.LEVELS for plan in plans) or before.get("our_order", False)
+    ours = any(plan.rule.by is By.LEVELS for plan in plans) or before.our_order
     ours &= not given_palette
     ours &= not holds_ids(palette)
     tiles = [t for p in plans for s in ("train_numf", "train_unlabelled") for t in p.splits[s]]
@@ -207,7 +215,7 @@ def _look(
     return {"class_colours": own or drawn, "own_colours": own, "our_order": ours}, lines
 
 
-def _as_given(lines: Iterable[str], folders: Sequence[tuple[Path, Path]]) -> list[str]:
+def _as_given(lines: Iterable[str], folders: Sequence[tuple[Path, Path]]) -> tuple[str, ...]:
     """Lines with the user's files in the place of the copies that are read for them."""
     copies = [pair for pair in folders if pair[0] != pair[1]]
     files = ((file, given) for folder, given in copies for file in folder.rglob("*"))
@@ -216,61 +224,36 @@ def _as_given(lines: Iterable[str], folders: Sequence[tuple[Path, Path]]) -> lis
     told = [*lines]
     for copied, given in names:
         told = [line.replace(copied, given) for line in told]
-    return told
+    return tuple(told)
 
 
-def _intake(request: Request, record: Mapping[str, Any], more: Iterable[str]) -> Intake:
+def _intake(request: Request, record: SetRecord, more: Iterable[str]) -> Intake:
     """The intake of a set that is laid out, with further warnings."""
     folder, pictures = request.out / SET, []
-    for name, stem, annotated, below in record["pictures"]:
+    for name, stem, annotated, below in record.pictures:
         labels = folder / "sup_numf" / "gt" / f"{stem}.png" if annotated else None
         image = folder / "train_numf" / "img" / f"{stem}.png"
         pictures.append(Picture(name, image, labels, request.images / below))
-    counts = record["num_classes"], record["pixels"]
-    names = tuple(record["class_names"])
-    how = Crop(*record["crop"]), record["gray_range"]
-    warned, colours = (*record["warnings"], *more), tuple(record["class_colours"])
-    notes = tuple(record["notes"])
-    palette = parse_palette(record["palette"]) if record["palette"] else ()
-    ids = bool(palette) and record["mask_kind"] != "particles" and holds_ids(palette)
-    return Intake(folder, tuple(pictures), *counts, notes, names, *how, warned, colours, ids)
-
-
-def _signature(request: Request, files: UserFiles, entries: Sequence[Entry]) -> list[list[Any]]:
-    """The options, and the entries of all files read: equal ones give an equal set."""
-    reading = {name: v for name, v in asdict(request.reading).items() if name != "named"}
-    read = [reading, files.have_pages, str(request.images.resolve()), *request.class_names]
-    read += request.class_colours
-    return list(json.loads(json.dumps([[VERSION, *read], *entries])))  # as it is read back
+    palette = parse_palette(record.palette) if record.palette else ()
+    return Intake(
+        folder,
+        tuple(pictures),
+        record.num_classes,
+        record.pixels,
+        record.notes,
+        record.class_names,
+        record.crop,
+        record.gray_range,
+        (*record.warnings, *more),
+        record.class_colours,
+        bool(palette) and record.mask_kind != "particles" and holds_ids(palette),
+    )
 
 
 def _kind(reading: Reading) -> str:
     """The kind of masks that the user gave, which may be the default one; '' if none."""
     given = reading.mask_kind != "auto" or "mask_kind" in reading.named
     return reading.mask_kind if given else ""
-
-
-class _Before(NamedTuple):
-    """What is known of the set made before: classes keep their numbers and names."""
-
-    palette: str = ""
-    class_names: tuple[str, ...] = ()
-    mask_kind: str = ""  # as given by the user
-    crop: Crop = NO_CROP
-    look: Mapping[str, Any] = MappingProxyType({})  # see ``_look``
-
-
-def _before(folder: Path) -> _Before:
-    """What the record of the set made before says; nothing if there is none, or a damaged one."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        names = tuple(map(str, found["class_names"]))
-        look = {name: found[name] for name in ("own_colours", "our_order")}
-        known = _Before(str(found["palette"]), names, str(found["mask_kind"]), look=look)
-        with suppress(DataError):
-            return known._replace(crop=read_crop(",".join(map(str, found["crop"]))))
-        return known
-    return _Before()
 
 
 def _plans(
@@ -347,7 +330,7 @@ class _Changed(NamedTuple):
     known: str  # the option that earlier runs read by
 
 
-def _changed(plans: Sequence[Plan], before: _Before, names: Sequence[str]) -> _Changed | None:
+def _changed(plans: Sequence[Plan], before: SetRecord, names: Sequence[str]) -> _Changed | None:
     """What is read otherwise than in earlier runs of this OUT: by values, or ``names`` alone."""
     known, ids = before.palette, {n.casefold(): i for i, n in enumerate(before.class_names)}
     told: list[_Changed] = []
@@ -446,21 +429,13 @@ def _write(
     request: Request,
     files: UserFiles,
     classes: int,
-) -> dict[str, Any]:
-    """Write all images, and the labels of those that have some; returns the record of the set."""
-    sources: dict[str, Source] = {}
-    masks: defaultdict[str, list[tuple[Plan, Source]]] = defaultdict(list)
-    for plan in plans:
-        for split in ("train_numf", "train_unlabelled"):
-            for tile in plan.splits[split]:
-                below = _below(tile.source, files)
-                sources.setdefault(below, tile.source)
-                if tile.annotated:
-                    masks[below].append((plan, tile.source))
+) -> SetRecord:
+    """Write all images, and the labels of those that have some; their part of the record."""
+    sources, masks = _by_image(plans, files)
     belows = sorted(sources)
     names = dict(zip(belows, result_names([Path(below) for below in belows]), strict=True))
     crop = plans[0].settings.crop
-    pictures, taken, pixels = [], set[str](), 0
+    pictures, taken, pixels = list[Laid](), set[str](), 0
     overruled: list[str] = []  # lines on masks that a correction overrules
     equal: defaultdict[str, list[str]] = defaultdict(list)  # images by their pixels
     annotated: list[str] = []
@@ -483,24 +458,40 @@ def _write(
                 write_png(root / "sup_numf" / "img" / f"{stem}.png", image, clear)
                 write_png(root / "sup_numf" / "gt" / f"{stem}.png", labels)
                 annotated.append(below)
-            pictures.append([names[below], stem, labels is not None, source.below])
+            pictures.append(Laid(names[below], stem, labels is not None, source.below))
             pixels += image.shape[0] * image.shape[1]
             bar.update(1)
     if not annotated:
         raise DataError(
             f"{request.masks[0]}: no pixel has a class; label some, or correct --ignore"
         )
-    record = {
-        "num_classes": classes,
-        "pixels": pixels,
-        "palette": palette_text(plans[0].rule.palette),
-    }
     gray = plans[0].gray
-    record |= {"crop": list(crop)}
-    record |= {"gray_range": gray.saved() if isinstance(gray, GrayRange) else None}
     notes, warned = _notes(plans)
-    warned += equal_lines(equal.values(), annotated)
-    return {**record, "notes": [*notes, *overruled], "warnings": warned, "pictures": pictures}
+    return SetRecord(
+        pictures=tuple(pictures),
+        num_classes=classes,
+        pixels=pixels,
+        crop=crop,
+        gray_range=gray.saved() if isinstance(gray, GrayRange) else None,
+        notes=(*notes, *overruled),
+        warnings=(*warned, *equal_lines(equal.values(), annotated)),
+    )
+
+
+def _by_image(
+    plans: Sequence[Plan], files: UserFiles
+) -> tuple[dict[str, Source], Mapping[str, list[tuple[Plan, Source]]]]:
+    """All images by their paths, and the masks of each, in the order in which they were given."""
+    sources: dict[str, Source] = {}
+    masks: defaultdict[str, list[tuple[Plan, Source]]] = defaultdict(list)
+    for plan in plans:
+        for split in ("train_numf", "train_unlabelled"):
+            for tile in plan.splits[split]:
+                below = files.below(tile.source)
+                sources.setdefault(below, tile.source)
+                if tile.annotated:
+                    masks[below].append((plan, tile.source))
+    return sources, masks
 
 
 def _count_classes(plans: Sequence[Plan], request: Request, names: Sequence[str]) -> int:
@@ -543,14 +534,6 @@ def _later_ones(masks: Sequence[tuple[Plan, Source]], image: str) -> list[str]:
                 wins = f"{path}: used for {image}, wins over {other} in {unlike} pixel(s)"
                 lines.append(f"{wins}, in which they differ; give one of them to use it alone")
     return lines
-
-
-def _below(source: Source, files: UserFiles) -> str:
-    """The path of an image below the folder of images, with its page if its file has several."""
-    path = Path(source.below)
-    if not files.has_pages(source.image):
-        return source.below
-    return path.with_name(f"{page_name(path.stem, source.page)}{path.suffix}").as_posix()
 
 
 def _notes(plans: Sequence[Plan]) -> tuple[list[str], list[str]]:

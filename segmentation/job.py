@@ -32,8 +32,7 @@ from segmentation import blocks, doubt, telling
 from segmentation.answers import OUTLINES, Answers, Round, Rounds, pair_digest
 from segmentation.blocks import HeldOut
 from segmentation.comparison import Comparison, Methods
-from segmentation.intake import RECORD as SET_RECORD
-from segmentation.intake import SET, Intake, read
+from segmentation.intake import Intake, read
 from segmentation.learning import TRAINING, Learning
 from segmentation.predictors import (
     BEFORE,
@@ -55,6 +54,7 @@ from segmentation.schedule import (
     minutes,
     save_schedule,
 )
+from segmentation.set.record import RECORD, SET
 from stages.labels import in_strokes, label_counts, label_line, labelled_share
 from utils.commandline import UserError
 from utils.files import DataError, list_names, replace_file, writing
@@ -102,7 +102,7 @@ def run(request: Request) -> Work:
 def check_out(out: Path) -> None:
     """Refuse a folder of results that holds other files; UserError."""
     names = {path.name for path in list_names(out) if not path.name.startswith(".")}
-    made_here = (out / SET / SET_RECORD).is_file() or names & set(OWN_FILES)
+    made_here = (out / SET / RECORD).is_file() or names & set(OWN_FILES)
     if names and not made_here:
         raise UserError(f"{out}: holds other files, such as {min(names)}; give another --out")
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from metallography.scales import find_scales
 from segmentation import intake as intake_file
 from segmentation.intake import Intake, read
 from segmentation.request import Request
+from segmentation.set.record import SetRecord, read_record
 from utils.entries import split_entries
 from utils.files import DataError
 
@@ -547,3 +549,63 @@ def test_files_are_listed_and_asked_for_their_pages_few_times(
     opened.clear(), walked.clear()
     read_in(root, mask)
     assert (opened["b.png"], walked[images]) == (1, 1)  # nothing has changed
+
+
+# As a version 5 of before ``SetRecord`` wrote it.
+WRITTEN = """{"signature": [[5, {"crop": [0, 8, 0, 0]}, false, "/i", "a", "b"],
+["/i/x.png", 4724, 3]], "num_classes": 2, "pixels": 5760,
+"palette": "0=0,0,0 1=255,0,0", "crop": [0, 8, 0, 0],
+"gray_range": [149.0, 59952.0], "notes": ["masks: colours"], "warnings": [],
+"pictures": [["s/x", "s__x", true, "s/x.png"]], "class_names": ["a", "b"], "mask_kind": "",
+"images": "/i", "class_colours": ["333333", "ff0000"], "own_colours": [], "our_order": true}"""
+
+
+def test_a_record_is_read_as_it_was_always_written(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(WRITTEN)
+    record, whole = read_record(path)
+    assert whole and json.loads(record.to_json()) == json.loads(WRITTEN)
+    assert (record.crop, record.class_names) == (Crop(0, 8, 0, 0), ("a", "b"))
+    assert (record.pictures[0].annotated, record.pictures[0].below) == (True, "s/x.png")
+    path.write_text(record.to_json())
+    assert read_record(path) == (record, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("signature", "x"), ("images", 3), ("pictures", [["a", "a", True]]), ("num_classes", "2"),
+        ("pixels", None), ("palette", "0=x"), ("class_names", "ab"), ("class_names", [1]),
+        ("mask_kind", []), ("crop", "x"), ("crop", [0, 1]), ("crop", [0, 0, 0, -1]),
+        ("class_colours", None), ("own_colours", {}), ("our_order", "yes"), ("notes", "n"),
+        ("warnings", [None]), ("our_order", ...),
+    ],
+)  # fmt: skip
+def test_what_is_damaged_in_a_record_is_not_known_and_the_rest_is(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(WRITTEN)
+    sound, _ = read_record(path)
+    damaged = json.loads(WRITTEN) | {name: value}
+    if value is ...:  # of an earlier version
+        del damaged[name]
+    path.write_text(json.dumps(damaged))
+    expected = replace(sound, **{name: getattr(SetRecord(), name)})
+    assert read_record(path) == (expected, False)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", '"x"', "{"])
+def test_a_file_that_is_no_record_tells_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "record.json").write_text(text)
+    assert read_record(tmp_path / "record.json") == (SetRecord(), False)
+    assert read_record(tmp_path / "none.json") == (SetRecord(), False)
+
+
+def test_a_set_whose_record_is_damaged_is_made_anew(root: Path) -> None:
+    mask = bands(root / "a.png", BLACK, RED)
+    before = read_in(root, mask, class_names=("matrix", "carbide"))
+    path = root / "out/set/record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"class_colours": "x"}))
+    again = read_in(root, mask, class_names=("matrix", "carbide"))
+    assert again.class_colours == before.class_colours != () and read_record(path)[1]

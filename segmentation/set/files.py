@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dataset.set_plan import Source
 from imaging.index import stamp_of
 from imaging.listing import Listing
-from imaging.pages import images_of
+from imaging.pages import images_of, page_name
 
 Entry = list[Any]  # a file's path, bytes, and time of change in ns, as JSON gives them back
 
@@ -65,6 +66,13 @@ class UserFiles:
         if path not in self._has_pages:
             self._has_pages[path] = len(images_of(path)[0]) > 1
         return self._has_pages[path]
+
+    def below(self, source: Source) -> str:
+        """The path of an image below --images, with its page if its file has several."""
+        path = Path(source.below)
+        if not self.has_pages(source.image):
+            return source.below
+        return path.with_name(f"{page_name(path.stem, source.page)}{path.suffix}").as_posix()
 
 
 def _entry(path: Path) -> Entry:
