@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from stages.pretraining import SelfSupervised
 from utils.files import replace_file
 
 FILE = "plan.json"
+RATE = "per "  # began the names of rates in files of earlier versions
 FIRST_LOOK = 60.0  # seconds for the first answer, measurements and pictures of large sets aside
 FIRST_SHARE = 0.6  # of these, in which the pixel classifier predicts all images
 RESERVE = 0.1  # of the time, for what was not foreseen
@@ -63,14 +64,15 @@ class Schedule:
     reduce: list[
         int
     ]  # factors by which the pixel classifier reduces images: first, and last answer
-    seconds: dict[str, float]  # what was timed, and what each part will take
+    seconds: dict[str, float]  # that each part will take
     reasons: list[str]
     twin: bool = False  # whether a twin of the network is trained, for the doubt
+    rates: dict[str, float] = field(default_factory=dict)  # seconds per step ..., as timed
 
     @property
     def expected(self) -> float:
         """Seconds until the end."""
-        return sum(v for name, v in self.seconds.items() if not name.startswith("per "))
+        return sum(self.seconds.values())
 
     def _end(self) -> str:
         """When the end is expected, and whether that is later than was asked for."""
@@ -84,8 +86,7 @@ class Schedule:
 
     def lines(self) -> list[str]:
         """The plan for the terminal and the report."""
-        shown = {name: v for name, v in self.seconds.items() if not name.startswith("per ")}
-        parts = [f"  {name}: about {minutes(v)}" for name, v in shown.items() if v >= 0.5]
+        parts = [f"  {name}: about {minutes(v)}" for name, v in self.seconds.items() if v >= 0.5]
         return [
             self._end(),
             *parts,
@@ -103,11 +104,22 @@ def asked_of(request: Request, intake: Intake) -> dict[str, Any]:
 
 def load_schedule(out: Path, asked: dict[str, Any]) -> Schedule | None:
     """The stored schedule, if it was made for the same."""
-    with suppress(OSError, ValueError, TypeError):
-        stored = Schedule(**json.loads((out / FILE).read_text(encoding="utf-8")))
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        stored = Schedule(**_with_rates(json.loads((out / FILE).read_text(encoding="utf-8"))))
         if stored.asked == asked:
             return stored
     return None
+
+
+def _with_rates(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored schedule with its rates apart, which earlier versions had among the seconds."""
+    if "rates" in stored:
+        return stored
+    parts: tuple[dict[str, float], ...] = ({}, {})
+    for name, value in stored["seconds"].items():
+        rate = name.startswith(RATE)
+        parts[rate][name.removeprefix(RATE)] = value
+    return {**stored, "seconds": parts[False], "rates": parts[True]}
 
 
 def save_schedule(out: Path, schedule: Schedule) -> None:
@@ -160,10 +172,12 @@ def _shared_out(learning: Learning, asked: dict[str, Any]) -> Schedule:
     has_twin = bool(fine) and shares.left(step, time) >= twin
     reasons += shares.lines(has_twin) if fine else []
     folds = "two held-out halves" if shares.folds == blocks.PAIRS else "four held-out blocks"
+    rates = {
+        "step of fine-tuning": step,
+        "megapixel predicted": predict,
+        "megapixel of the pixel classifier": forest.megapixel,
+    }
     seconds = {
-        "per step of fine-tuning": step,
-        "per megapixel predicted": predict,
-        "per megapixel of the pixel classifier": forest.megapixel,
         "reading and timing": learning.spent(),
         "first answer by the pixel classifier": first,
         "pretraining": self_seconds if epochs else 0.0,
@@ -178,7 +192,7 @@ def _shared_out(learning: Learning, asked: dict[str, Any]) -> Schedule:
     told = [*kept, *images.lines(reduce, views if fine else 0), *reasons]
     return Schedule(
         asked, fine, shares.block, lists, epochs, steps, values, views, reduce, seconds, told,
-        has_twin,
+        has_twin, rates,
     )  # fmt: skip
 
 

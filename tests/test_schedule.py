@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,24 @@ def test_a_plan_is_stored_for_what_it_was_made_for(tmp_path: Path) -> None:
     assert load_schedule(tmp_path, {**found.asked, "minutes": 5}) is None
     (tmp_path / "plan.json").write_text("{", encoding="utf-8")
     assert load_schedule(tmp_path, found.asked) is None
+
+
+def test_a_plan_that_an_earlier_version_stored_is_kept(tmp_path: Path) -> None:
+    """It had what was timed among the seconds, as "per step of fine-tuning" and others."""
+    found = plan()
+    old = asdict(found)
+    rates = old.pop("rates")
+    assert [*rates] == [
+        "step of fine-tuning", "megapixel predicted", "megapixel of the pixel classifier"
+    ]  # fmt: skip
+    old["seconds"] = {f"per {name}": value for name, value in rates.items()} | old["seconds"]
+    (tmp_path / "plan.json").write_text(json.dumps(old), encoding="utf-8")
+    again = load_schedule(tmp_path, found.asked)
+    assert again == found and again.expected == sum(found.seconds.values()) > 0
+    others: tuple[object, ...] = ({**old, "seconds": 3}, {"asked": found.asked}, [])
+    for damaged in others:
+        (tmp_path / "plan.json").write_text(json.dumps(damaged), encoding="utf-8")
+        assert load_schedule(tmp_path, found.asked) is None
 
 
 def test_the_plan_is_told_with_its_end() -> None:
