@@ -251,8 +251,3 @@ def curve(
 def curve_sizes(folds: Sequence[Sequence[int]]) -> range:
     """Numbers of blocks that a learning curve learns from."""
     return range(1, BLOCKS - max(map(len, folds)) + 1)
-
-
-def without_name(number: int, fold: Fold) -> str:
-    """Name of the training of a round that leaves a fold out."""
-    return f"round_{number}_without_{'_'.join(map(str, fold))}"

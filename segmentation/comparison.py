@@ -15,7 +15,7 @@ from metallography.segmenter import Segmenter
 from segmentation import blocks
 from segmentation.answers import Round, Rounds
 from segmentation.blocks import Fold, HeldOut
-from segmentation.learning import TRAINING, Learning
+from segmentation.learning import Learning
 from segmentation.predictors import BEFORE, FOREST, NETWORK, Classifier, Watched, beside_strokes
 from segmentation.schedule import Schedule
 from utils.log import only_progress, progress, to_terminal
@@ -42,6 +42,7 @@ class Methods:
     def __init__(self, learning: Learning, schedule: Schedule) -> None:
         self.learning, self.schedule = learning, schedule
         self.request, self.out = learning.request, learning.request.out
+        self.places = learning.places
         self.annotated, self.classes = learning.intake.annotated, learning.intake.num_classes
 
     def classifier(self, first: bool = False) -> Classifier:
@@ -61,7 +62,7 @@ class Methods:
         return model
 
     def beside(self, labels: Path, name: str) -> Beside:
-        """A folder of strokes, with the labels of which a classifier that learns them is sure.
+        """A training's folder of strokes, with the labels of which a classifier of them is sure.
 
         What learns from strokes alone hardly sees boundaries, and each class by the share that
         somebody drew of it.
@@ -69,12 +70,13 @@ class Methods:
         given = [p for p in self.annotated if p.labels and (labels / p.labels.name).is_file()]
         strokes = [annotation(p.file, labels / p.labels.name) for p in given if p.labels]
         found, shares = beside_strokes(self.learnt(labels), strokes)
+        folder = self.places.sure(name)
         for picture, ids in zip(given, found, strict=True):
-            write_png(self.out / TRAINING / name / f"{picture.file.stem}.png", ids)
+            write_png(folder / f"{picture.file.stem}.png", ids)
         added = sum(int((a != b.labels).sum()) for a, b in zip(found, strokes, strict=True))
         sure = added / sum(own.labels.size if own.inside is None else int(own.inside.sum())
                            for own in strokes)  # fmt: skip
-        return Beside(self.out / TRAINING / name, shares.tolist(), sure)
+        return Beside(folder, shares.tolist(), sure)
 
     def annotations(self) -> list[blocks.Annotation]:
         """Pixels and labels of the annotated images."""
@@ -92,9 +94,7 @@ class Methods:
 
     def network_of(self, name: str) -> Path | None:
         """The network that a training gave; None if there is none."""
-        found = [self.out / TRAINING / f"{name}_{stage}" / "f" for stage in ("simclr", "sup")]
-        files = [path / file for path in found for file in ("fine.pt", "sup.pt")]
-        return next((path for path in files if path.is_file()), None)
+        return next((path for path in self.places.networks(name) if path.is_file()), None)
 
     def forest_without(self, labels: Path, fold: Fold) -> blocks.Predict | None:
         """A pixel classifier of a folder's labels but for a fold; None if none are left."""
@@ -120,7 +120,7 @@ class Comparison:
         self.methods, self.rounds, self.this, self.before = methods, rounds, this, before
         self.strokes = strokes  # whether so few pixels are labelled that sure ones are added
         self.learning, self.schedule = methods.learning, methods.schedule
-        self.training, self.annotated = methods.out / TRAINING, methods.annotated
+        self.places, self.annotated = methods.places, methods.annotated
 
     def run(self, checked: Callable[[HeldOut], None]) -> None:
         """Score all methods; ``checked`` is told the pixel classifier's scores as soon as known."""
@@ -152,8 +152,8 @@ class Comparison:
         So does the learning curve then. Writes the labels beside the strokes, for the last
         training.
         """
-        name, place = f"round_{self.this.number}", self.training
-        found = self.methods.beside(place / name / "labels", f"{name}_sure")
+        name = self.places.training(self.this.number)
+        found = self.methods.beside(self.places.labels(self.this.number), name)
         self.this.shares, self.this.sure = found.shares, found.sure
         by = {size: blocks.stored(counts) for size, counts in self.this.curve.items()}
         areas = {size: own.by_area(found.shares) for size, own in by.items() if own}
@@ -190,10 +190,10 @@ class Comparison:
         """Held-out scores of networks that start as the final one, each without a fold."""
         predictors: dict[Fold, blocks.Predict] = {}
         for turn, fold in enumerate(folds, start=1):
-            name = blocks.without_name(self.this.number, fold)
-            labels = blocks.write_labels(self.training / name, self.annotated, fold)
+            name = self.places.without(self.this.number, fold)
+            labels = blocks.write_labels(self.places.labels_of(name), self.annotated, fold)
             if self.strokes:
-                labels = self.methods.beside(labels, f"{name}_sure").folder
+                labels = self.methods.beside(labels, name).folder
             title = f"Held-out blocks, network {turn} of {len(folds)}"
             steps, start = self.schedule.block_steps, self.methods.start(self.this)
             file = self.learning.finetune(name, steps, start, labels, title)
@@ -208,14 +208,14 @@ class Comparison:
         """
         if self.rounds.all[before.method - 1].labels.keys() - self.this.labels.keys():
             return {}  # it learnt labels that were taken back
-        labels = self.training / f"round_{before.method}" / "labels"
+        labels = self.places.labels(before.method)
         if not self.same_blocks(labels):
             return {}  # strokes were added, which are grouped otherwise
         predictors: dict[Fold, blocks.Predict] = {}
         for fold in folds:
             learnt: blocks.Predict | None
             if before.network:
-                file = self.methods.network_of(blocks.without_name(before.method, fold))
+                file = self.methods.network_of(self.places.without(before.method, fold))
                 learnt = self.methods.watched(file).ids if file else None
             else:
                 learnt = self.methods.forest_without(labels, fold)

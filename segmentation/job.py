@@ -33,7 +33,7 @@ from segmentation.answers import OUTLINES, Answers, Round, Rounds, pair_digest
 from segmentation.blocks import HeldOut
 from segmentation.comparison import Comparison, Methods
 from segmentation.intake import Intake, read
-from segmentation.learning import TRAINING, Learning
+from segmentation.learning import Learning
 from segmentation.predictors import (
     BEFORE,
     FOREST,
@@ -199,8 +199,8 @@ class Work:
         self.labelled = labelled_share(masks, insides)
         self.label_line = label_line(masks, self.classes, self.request.class_names, insides)
         self.in_no_mask = np.flatnonzero(label_counts(masks, self.classes) == 0).tolist()
-        self.place = self.out / TRAINING / f"round_{self.this.number}"
-        self.first = self.out / TRAINING / "answers" / "first"
+        self.places = learning.places
+        self.first = self.places.answer("first")
         self.first_look: telling.Result | None = None  # made by this run
         self.twin: Path | None = None  # folder of the class maps of the network's twin
 
@@ -212,7 +212,7 @@ class Work:
         self.say_round()
         if not self.answers.by:
             self.first_answer()
-        blocks.write_labels(self.place / "labels", self.annotated, [])
+        blocks.write_labels(self.places.labels(self.this.number), self.annotated, [])
         if not self.this.kept:
             self.compare()
         self.report(self.answer())
@@ -311,7 +311,7 @@ class Work:
 
     def ask_twin(self) -> None:
         """Class maps of all images by the twin of the network that answers, if it has one."""
-        name = f"round_{self.this.method}_twin"
+        name = self.places.twin(self.this.method)
         if self.this.kept == NETWORK and self.schedule.twin:
             labels = self.sure_labels if self.strokes else None
             own = self.schedule.fine_steps, self.methods.start(self.this), labels, "Twin network"
@@ -320,7 +320,7 @@ class Work:
         if file is None:
             return
         network = Watched(Segmenter(file, device=self.request.device), views=1)
-        self.twin = self.out / TRAINING / "answers" / "twin"
+        self.twin = self.places.answer("twin")
         with only_progress("Predictions of the twin network"):
             images = {p.name: p.file for p in self.pictures}
             write_maps(self.twin, network, images, f"{self.first_mark()} {network.digest}")
@@ -375,7 +375,7 @@ class Work:
             self.ask_twin()
         labels = hashlib.sha256("".join(sorted(self.this.labels.values())).encode()).hexdigest()
         predictor.digest = f"{predictor.digest}-{labels[:8]}"
-        place = self.out / TRAINING / "answers" / f"round_{self.this.number}"
+        place = self.places.answer(self.places.training(self.this.number))
         with only_progress("Predictions"):
             scores = blocks.stored(self.this.scores.get(self.this.kept))
             known = self.schedule, self.of_corrections, self.labelled
@@ -402,10 +402,10 @@ class Work:
             this.network, this.by, this.method = before.network, before.by, before.method
             if before.network:
                 return self.methods.watched(self.out / before.network)
-            return self.methods.learnt(self.out / TRAINING / f"round_{before.method}" / "labels")
+            return self.methods.learnt(self.places.labels(before.method))
         this.by, this.method = this.kept, this.number
         if this.kept == NETWORK:
-            name, steps = f"round_{this.number}", self.schedule.fine_steps
+            name, steps = self.places.training(this.number), self.schedule.fine_steps
             labels = self.sure_labels if self.strokes else None
             file = self.learning.finetune(
                 name, steps, self.methods.start(this), labels, "Fine-tuning"
@@ -423,7 +423,7 @@ class Work:
     @property
     def sure_labels(self) -> Path:
         """The folder of strokes with the sure labels beside them; ``Comparison`` writes it."""
-        return self.out / TRAINING / f"round_{self.this.number}_sure"
+        return self.places.sure(self.places.training(self.this.number))
 
     def marked(self, folder: AnswerFolder) -> telling.Result:
         """Write ``doubt.csv`` and the workbook into a predicted folder: with it all is known."""

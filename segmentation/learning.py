@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
@@ -30,9 +30,60 @@ from utils.log import only_progress, to_terminal
 from utils.metrics import IGNORED
 from utils.run_folder import locked
 
-TRAINING = "training"  # folder of the runs
 TIMED_STEPS = 3
 NO_MATTER = ("amp", "data_dir")  # settings that change nothing in a finished network
+
+
+@dataclass(frozen=True)
+class JobPlaces:
+    """Where the trainings of a job lie, and what belongs to them, in its folder ``out``.
+
+    A training has a name, and its runs a folder of that name and their method's; what has no run of
+    its own, such as labels, lies in a folder of the name alone.
+    """
+
+    out: Path
+
+    @property
+    def trainings(self) -> Path:
+        """The folder of all trainings."""
+        return self.out / "training"
+
+    @staticmethod
+    def training(number: int) -> str:
+        """The name of the training of a round, on all its labels."""
+        return f"round_{number}"
+
+    @staticmethod
+    def twin(number: int) -> str:
+        """The name of the training of a round's twin."""
+        return f"{JobPlaces.training(number)}_twin"
+
+    @staticmethod
+    def without(number: int, fold: Sequence[int]) -> str:
+        """The name of the training of a round that leaves a fold out."""
+        return f"{JobPlaces.training(number)}_without_{'_'.join(map(str, fold))}"
+
+    def networks(self, name: str) -> list[Path]:
+        """The files that a training may have given: with pretraining, or without."""
+        runs = [self.trainings / f"{name}_{method}" / "f" for method in ("simclr", "sup")]
+        return [run / file for run in runs for file in ("fine.pt", "sup.pt")]
+
+    def labels(self, number: int) -> Path:
+        """The folder of the labels of a round."""
+        return self.trainings / self.training(number) / "labels"
+
+    def labels_of(self, name: str) -> Path:
+        """The folder of the labels of a training that leaves a fold out."""
+        return self.trainings / name
+
+    def sure(self, name: str) -> Path:
+        """The folder of strokes that a training learns, with the sure labels beside them."""
+        return self.trainings / f"{name}_sure"
+
+    def answer(self, name: str) -> Path:
+        """The folder of an answer: of a round's training by its name, or of another method."""
+        return self.trainings / "answers" / name
 
 
 @dataclass(frozen=True)
@@ -53,7 +104,7 @@ class Learning:
 
     def __init__(self, request: Request, intake: Intake, began: float | None = None) -> None:
         self.request, self.intake = request, intake
-        self.folder = request.out / TRAINING
+        self.places = JobPlaces(request.out)
         self.store = ImageStore(0, IGNORED)
         keep_freed_memory()
         if request.threads:
@@ -96,7 +147,7 @@ class Learning:
             "preset": request.preset,
             "name": name,
             "data_dir": str(intake.folder.resolve()),
-            "output_dir": str(self.folder),
+            "output_dir": str(self.places.trainings),
             "data_size": "f",
             "num_classes": intake.num_classes,
             "ignore_label": IGNORED,
@@ -121,7 +172,7 @@ class Learning:
     def pretrain(self, epochs: int, number: int) -> Path:
         """Pretrain with PSCL-SimCLR in a round; returns the checkpoint."""
         own = {"stages": "self", "self_max_epoch": epochs, "save_every": epochs}
-        config = self.config(f"round_{number}", **own)
+        config = self.config(self.places.training(number), **own)
         runner = SelfSupervised(self.lesson(config))
         self.run(runner, "Pretraining")
         return runner.run_dir / f"moco{epochs}.pt"

@@ -14,7 +14,7 @@ from config import ConfigError
 from presets import PRESETS
 from segmentation.demo.micrographs import draw_micrograph
 from segmentation.intake import read
-from segmentation.learning import Learning
+from segmentation.learning import JobPlaces, Learning
 from segmentation.request import Request
 from stages.finetuning import Supervised
 from stages.pretraining import SelfSupervised
@@ -81,12 +81,12 @@ def test_its_own_pretraining_is_not_said_to_be_of_other_settings(tmp_path: Path)
     own.values |= {"channels": (4, 8, 16, 32), "fine_batch_size": 1, "self_crop": 32}
     start = own.pretrain(1, 1)
     own.finetune("a", 1, start, None, "Fine-tuning")
-    log = (own.folder / "a_simclr" / "f" / "log_fine.txt").read_text(encoding="utf-8")
+    log = (own.places.trainings / "a_simclr" / "f" / "log_fine.txt").read_text(encoding="utf-8")
     assert str(start.name) in log and "other settings" not in log
     with pytest.MonkeyPatch.context() as patch:  # what a network cannot do without is compared
         patch.setitem(own.values, "standardize", not own.config("b").standardize)
         own.finetune("b", 1, start, None, "Fine-tuning")
-    log = (own.folder / "b_simclr" / "f" / "log_fine.txt").read_text(encoding="utf-8")
+    log = (own.places.trainings / "b_simclr" / "f" / "log_fine.txt").read_text(encoding="utf-8")
     assert "other settings" in log and "standardize was" in log
 
 
@@ -94,7 +94,7 @@ def test_timing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monkey
     own = learning(tmp_path)
     own.values |= {"channels": (4, 8, 16, 32), "fine_batch_size": 1}
     assert own.seconds_per_step(Supervised) > 0 and own.seconds_per_megapixel() > 0
-    assert not own.folder.exists()
+    assert not own.places.trainings.exists()
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -122,3 +122,19 @@ def test_steps_are_timed_wherever_views_are_finished(where: str, tmp_path: Path)
     own = learning(tmp_path)
     own.values |= {"channels": (4, 8, 16, 32), "augment_on": where, "cache_on": where}
     assert own.seconds_per_step(SelfSupervised) > 0
+
+
+def test_the_places_of_a_job_stay_those_that_its_records_know() -> None:
+    """``rounds.json`` of earlier versions has such paths, and a killed run goes on there."""
+    places, training = JobPlaces(Path("out")), Path("out/training")
+    assert places.trainings == training
+    assert places.training(3) == "round_3" and places.twin(3) == "round_3_twin"
+    assert places.without(3, (1, 2)) == "round_3_without_1_2"
+    assert places.labels(3) == training / "round_3/labels"
+    assert places.labels_of("round_3_without_0") == training / "round_3_without_0"
+    assert places.sure("round_3") == training / "round_3_sure"
+    assert places.answer("round_3") == training / "answers/round_3"
+    assert places.networks("round_3") == [
+        training / "round_3_simclr/f/fine.pt", training / "round_3_simclr/f/sup.pt",
+        training / "round_3_sup/f/fine.pt", training / "round_3_sup/f/sup.pt",
+    ]  # fmt: skip

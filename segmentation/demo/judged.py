@@ -102,10 +102,10 @@ def compare(work: Work, truth: Path) -> list[tuple[str, Truth]]:
 
 def network_maps(work: Work, start: Path | None) -> Path:
     """Class maps of all images by a network with or without pretraining, fine-tuned alike."""
-    name = f"round_{work.this.number}" if start else "without"
+    name = work.places.training(work.this.number) if start else "without"
     title = "Fine-tuning, for comparison"
     file = work.learning.finetune(name, work.schedule.fine_steps, start, None, title)
-    place = work.out / "training" / "answers" / f"comparison_{name}"
+    place = work.places.answer(f"comparison_{name}")
     with only_progress("Predictions, for comparison"):
         work.predict(work.methods.watched(file), place)
     return place / "classes"
