@@ -539,7 +539,8 @@ def far_places(annotated: Sequence[Picture]) -> dict[str, Array]:
 def write_page(result: Result, *, final: bool, found: HeldOut | None = None) -> Path:
     """Write ``report.html`` of a job; ``found`` are held-out scores of the first answer's method.
 
-    An answer that nothing was held out for says so among its warnings.
+    Its warnings are those of its tables (``AnswerFolder.warned``): an answer that nothing was held
+    out for says so among them.
     """
     this, folder, doubts = result.this, result.folder, result.doubts
     names, request = list(folder.segmenter.class_names), result.request
@@ -553,7 +554,6 @@ def write_page(result: Result, *, final: bool, found: HeldOut | None = None) -> 
         said += [short_line(found, all_, count if final else 0, part, others)]
     elif final:
         said += honest_lines(this, result.schedule)
-    folder.warned = warning_lines(result.intake, part, folder, found)
     told_how = "" if found and not math.isnan(found.mean) else NO_BLOCK if final else NOT_YET
     told = Told(
         request.sample or sample_of(request.images),
