@@ -23,7 +23,7 @@ from dataset.set_check import Counts
 from dataset.set_draws import draw_groups, draw_single, draw_test_specimens
 from dataset.set_masks import SetMasks
 from imaging.data_bar import Bar, bar_lines, find_bars
-from imaging.field import Crop, SMALLEST_SIDE, filled, transparent
+from imaging.field import SMALLEST_SIDE, Crop, filled, transparent
 from imaging.gray_range import EACH_IMAGE, Conversion, GrayPool, check_finite
 from imaging.imagefile import UPRIGHT, Array, Pixels, decode, read_image, turn_text
 from imaging.listing import some_names

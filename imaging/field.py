@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from imaging.gray_range import EACH_IMAGE, Conversion
+from imaging.gray_range import EACH_IMAGE, Conversion, check_finite
 from imaging.imagefile import (
     Pixels,
-    check_finite,
     check_size,
     decode,
     gray_or_rgb,
@@ -121,10 +120,10 @@ def read_visible(
     path: str | Path, gray: Conversion = EACH_IMAGE, page: int = 1
 ) -> tuple[Pixels, Array | None]:
     """An image as ``read_image`` gives it, ``filled``, and where it is ``visible``; DataError."""
-    values = decode(path, page).values
-    inside = visible(path, values.shape, page)
-    if inside is None:
+    clear = transparent(path, page)  # most images have no such pixel, and are decoded once
+    if clear is None or clear.shape != (values := decode(path, page).values).shape[:2]:
         return read_image(path, gray, page), None
+    inside = ~clear
     values = filled(values, inside)  # before its gray range is taken
     check_finite(path, values)
     return gray_or_rgb(gray.apply(values)), inside

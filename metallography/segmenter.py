@@ -29,7 +29,7 @@ from config import Config, ConfigError
 from data import Statistics, own_statistics, to_input
 from encoders import make_encoder
 from imaging.drawing import class_colours, default_names
-from imaging.field import Crop, SMALLEST_SIDE, resized_field
+from imaging.field import SMALLEST_SIDE, Crop, resized_field
 from imaging.gray_range import Conversion, conversion_of
 from imaging.store import resize_image
 from metallography import export, measure, tiling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
@@ -37,7 +37,7 @@ from dataset.set_masks import names_drawn
 from dataset.set_plan import EACH, Plan, Source
 from dataset.source_files import as_folder, check_palettes
 from imaging.drawing import class_colours, write_png
-from imaging.field import Crop, read_crop, transparent
+from imaging.field import Crop
 from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import some_names
@@ -94,8 +94,12 @@ class Intake(NamedTuple):
         return tuple(p for p in self.pictures if p.labels)
 
 
-def read(request: Request) -> Intake:
-    """Read all files and lay them out in ``OUT/set``, unless that was done; DataError."""
+def read(request: Request, check: Callable[[Intake], object] = lambda intake: None) -> Intake:
+    """Read all files and lay them out in ``OUT/set``, unless that was done; DataError.
+
+    What ``check`` refuses of a new set, by a UserError, leaves the one before, and everything that
+    later runs go by, as it was.
+    """
     folder, files = request.out / SET, UserFiles(request.images, request.out)
     before, whole = read_record(folder / RECORD)
     if other := another_job(before, request.images, files.images):
@@ -121,7 +125,7 @@ def read(request: Request) -> Intake:
             (as_folder(mask, request.images, request.out, Path(place)), mask) for mask in masks
         ]
         try:
-            record = _read_all(request, folders, answers, before, files)
+            record = _read_all(request, folders, answers, before, files, check)
         except DataError as error:
             raise DataError(*_as_given([str(error)], folders)) from None
     return _intake(request, record, answers.not_taken())
@@ -142,6 +146,7 @@ def _read_all(
     answers: Answers,
     before: SetRecord,
     files: UserFiles,
+    check: Callable[[Intake], object],
 ) -> SetRecord:
     """Lay all files out in ``OUT/set``, with the record of it; DataError."""
     if not folders:  # corrected class maps alone
@@ -158,18 +163,16 @@ def _read_all(
     )
     with replacing_folder(request.out / SET) as root:
         record = _write(root, plans, answers, request, files, classes)
+        record = replace(record, **look, palette=known, class_names=tuple(names), mask_kind=kind)
+        check(_intake(request, record, ()))
         if changed is not None and changed.renumbered:
             _renumber(answers, changed, files.corrected)
         notes = [*record.notes, *([changed.line] if changed else [])]
         kept = answers.keep()  # they are class maps of this set
         record = replace(
             record,
-            **look,
             signature=signature_of(request, files, files.entries_with(kept)),
             images=str(request.images.resolve()),
-            palette=known,
-            class_names=tuple(names),
-            mask_kind=kind,
             notes=_as_given(notes, folders),
             warnings=(*_as_given(record.warnings, folders), *warned),
         )
@@ -435,7 +438,7 @@ def _write(
     belows = sorted(sources)
     names = dict(zip(belows, result_names([Path(below) for below in belows]), strict=True))
     crop = plans[0].settings.crop
-    pictures, taken, pixels = list[Laid](), set[str](), 0
+    pictures, taken, pixels, shapes = list[Laid](), set[str](), 0, set[tuple[int, ...]]()
     overruled: list[str] = []  # lines on masks that a correction overrules
     equal: defaultdict[str, list[str]] = defaultdict(list)  # images by their pixels
     annotated: list[str] = []
@@ -459,12 +462,14 @@ def _write(
                 write_png(root / "sup_numf" / "gt" / f"{stem}.png", labels)
                 annotated.append(below)
             pictures.append(Laid(names[below], stem, labels is not None, source.below))
+            shapes.add(image.shape[:2])
             pixels += image.shape[0] * image.shape[1]
             bar.update(1)
     if not annotated:
         raise DataError(
             f"{request.masks[0]}: no pixel has a class; label some, or correct --ignore"
         )
+    request.refuse_mixed(shapes)
     gray = plans[0].gray
     notes, warned = _notes(plans)
     return SetRecord(

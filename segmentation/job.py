@@ -78,8 +78,9 @@ def run(request: Request) -> Work:
     with locked(request.out, "--out", "segmenting", "--out"):
         for leftover in request.out.glob(f".{SET}-*"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
-        intake = with_batches(read(request), request)
-        check_terms(intake.num_classes, grain_classes=request.grain_classes)
+        answers = Answers(request.out)
+        intake = read(request, lambda read_in: check(request, read_in, answers))
+        intake, scales = check(request, intake, answers)
         names = request.class_names or intake.class_names or names_of_set(request, intake)
         request = replace(request, class_names=names)
         for note in intake.notes:
@@ -91,8 +92,6 @@ def run(request: Request) -> Work:
         for line in schedule.lines():
             to_terminal(line)
         with writing(request.out, "--out"):
-            answers = Answers(request.out)
-            scales = scales_of(learning, answers)  # may refuse the job, before a round is opened
             work = Work(learning, schedule, answers, scales, open_round(learning, schedule))
             work.run()
         to_terminal(f"Done, after {minutes(learning.spent())}")
@@ -152,10 +151,19 @@ def with_batches(intake: Intake, request: Request) -> Intake:
     return intake._replace(pictures=pictures, warnings=(*intake.warnings, *warned))
 
 
-def scales_of(learning: Learning, answers: Answers) -> Scales:
+def check(request: Request, intake: Intake, answers: Answers) -> tuple[Intake, Scales]:
+    """What was read, with its production batches, and how large pixels are.
+
+    UserError if the job cannot be done with it.
+    """
+    check_terms(intake.num_classes, grain_classes=request.grain_classes)
+    return with_batches(intake, request), scales_of(request, intake, answers)
+
+
+def scales_of(request: Request, intake: Intake, answers: Answers) -> Scales:
     """How large a pixel of each image is, as far as anybody told; UserError."""
-    request, pictures = learning.request, learning.intake.pictures
-    own, told = [Item(p.source, p.name) for p in pictures], (request.um_per_px, request.scales)
+    own = [Item(p.source, p.name) for p in intake.pictures]
+    told = request.um_per_px, request.scales
     of_set = scale_by_set(request.images)
     return find_scales(own, request.images, *told, of_set, OTHER_SCALE, before=answers.scales)
 

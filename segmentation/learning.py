@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from config import Config, ConfigError
+from config import Config
 from data import Sample
 from imaging.field import read_visible
 from imaging.imagefile import read_image, read_mask
@@ -122,9 +122,7 @@ class Learning:
         looks = {p.name: look(*read_visible(p.file)) for p in self.intake.pictures}
         sizes = {each.size for each in looks.values()}
         self.smallest_side = min(map(min, sizes))
-        if preset == "paper" and len(sizes) > 1:
-            found = f"--preset paper: found images of {len(sizes)} sizes, which it cannot mix"
-            raise ConfigError(f"{found}; give --preset auto")
+        self.request.refuse_mixed(sizes)
         if preset == "paper":
             return {"self_crop": 0}, []
         by = choose if preset == "auto" else fitting_crops

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dataset.mask_values import Reading
 from metallography.particles import MINIMUM_PX, unit_of
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
+from utils.device import choose_device
 from utils.files import DataError
 
 PRETRAIN = ("never", "always")
@@ -82,7 +84,21 @@ class Request:
             problems.append(f"--out: {error.strerror}; give another --out")
         if problems:
             raise ConfigError("\n".join(problems))
-        Config(preset=self.preset, device=self.device, seed=self.seed)  # its own messages
+        # Its own messages. How many names are needed is not known yet.
+        Config(
+            preset=self.preset,
+            seed=self.seed,
+            threads=self.threads,
+            num_classes=max(2, len(self.class_names)),
+            class_names=self.class_names if len(self.class_names) > 1 else (),
+        )
+        choose_device(self.device)
+
+    def refuse_mixed(self, shapes: Collection[tuple[int, ...]]) -> None:
+        """ConfigError if the preset cannot have images of these shapes in one batch."""
+        if self.preset == "paper" and len(shapes) > 1:
+            found = f"--preset paper: found images of {len(shapes)} sizes, which it cannot mix"
+            raise ConfigError(f"{found}; give --preset auto")
 
     def missing_masks(self) -> list[Path]:
         """The files and folders of --masks that are not there."""

@@ -544,8 +544,9 @@ def test_files_are_listed_and_asked_for_their_pages_few_times(
     monkeypatch.setattr(Listing, "__init__", listing)
     mask, images = bands(root / "a.png", 0, 1), root / "images"
     read_in(root, mask)
-    # By the list of files, to find the mask's image, by Pairs 3 times, by Plan, for transparency.
-    assert opened["b.png"] <= 7 and walked[images] <= 3
+    # By the list of files, to find the mask's image, by Pairs 3 times, by Plan, for transparency
+    # 3 times: for the gray range, for what is written, and to look at it.
+    assert opened["b.png"] <= 9 and walked[images] <= 3
     opened.clear(), walked.clear()
     read_in(root, mask)
     assert (opened["b.png"], walked[images]) == (1, 1)  # nothing has changed

@@ -17,9 +17,9 @@ from metallography.items import Item
 from metallography.segmenter import Certainty, PredictedBands, Segmenter
 from metallography.summary import write_tables
 from metallography.tiling import average_and_votes, average_views, disagreement
+from segmentation.answers import merged
 from segmentation.blocks import Annotation
 from segmentation.comparison import annotation
-from segmentation.answers import merged
 from segmentation.predictors import (
     AnswerFolder,
     Classifier,
