@@ -126,7 +126,7 @@ class Config:
         "0,128,64,255 for 4 classes, else evenly spread", unit="gray value", limits=between(0, 255))
     class_names: tuple[str, ...] = experiment((), "names of the classes in legends and tables; "
         "empty: 0 background, 1, 2 ...", source=OURS,
-        pattern=r"(?=\S)[^\x00-\x1f\x7f]{1,40}(?<=\S)",
+        pattern=r"(?=\S)[^\x00-\x1f\x7f\ud800-\udfff]{1,40}(?<=\S)",
         allowed="a name for each class, separated by commas, of 1 to 40 characters each")
     class_colours: tuple[str, ...] = experiment((), "colours of the classes in pictures, six "
         "hexadecimal digits each, such as e69f00; empty: colours that colour-blind readers tell "
@@ -448,6 +448,9 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
             yield name, c[name], f"at most image_size, {c['image_size']}"
     if len(c.get("scale_weights", (1, 1, 1))) != 3:
         yield "scale_weights", f"{len(c['scale_weights'])} values", "3 values"
+    if c.get("global_local_ratio") == 1 and not any(c.get("scale_weights", (1,))):
+        legal = "below 1, or a weight above 0 in scale_weights: else the loss is 0"
+        yield "global_local_ratio", c["global_local_ratio"], legal
     if channels is not None and channels != tuple((*channels, 0)[0] * 2**i for i in range(4)):
         yield "channels", found(channels), "4 values, each twice the last, such as 32,64,128,256"
         channels = None

@@ -104,6 +104,12 @@ class Pairs:
         self.warnings += self._left_out + ([] if self.one_folder else there.lines())
         self._tell(listing.files)
 
+    def first_alone(self) -> list[str]:
+        """A line on animations, where one picture of a file is read."""
+        stacks = [p for p in self.masks if p.suffix.lower() in ANIMATED and count_pages(p) > 1]
+        found = f"{len(stacks)} file(s) of several pictures, of which the first is read"
+        return [f"{found}: {some_names(map(self.relative, stacks))}"] if stacks else []
+
     def relative(self, path: Path) -> str:
         """An image's path below the folder of images."""
         return name_key(path.relative_to(self.images).as_posix())
@@ -275,10 +281,6 @@ class Pairs:
             sound = is_annotation(outlines[0]) and not another_kind(outlines[0])
             first = "masks of pixels come first" if sound else ""
             self.warnings.append(f"{outlines[0]}: {found}; {first or f'read are {KINDS_READ}'}")
-        stacks = [p for p in self.masks if p.suffix.lower() in ANIMATED and count_pages(p) > 1]
-        if stacks:
-            found = f"{len(stacks)} file(s) of several pictures, of which the first is read"
-            self.warnings.append(f"{found}: {some_names(map(self.relative, stacks))}")
         pictures, others = unread(here)
         self.warnings += pictures
         others = [path for path in others if path not in outlines and path not in self.used]

@@ -195,7 +195,7 @@ class Plan:
         folders = settings.images, settings.masks, settings.mask_pattern, settings.out
         pairs = Pairs(*folders, self.no_images)
         self.notes += pairs.notes
-        self.warnings += pairs.warnings
+        self.warnings += pairs.warnings + (pairs.first_alone() if not settings.page else [])
         self.without_mask = pairs.without_mask
         if self.without_mask and not self.of_a_job:
             alone = f"{len(self.without_mask)} image(s) without a mask, taken as unlabelled"
@@ -377,7 +377,7 @@ class Plan:
         for tile in tiles:
             by_name[tile.name.casefold()].append(tile.source.image.name)
         for name, files in by_name.items():
-            if len(files) > 1:
+            if len(files) > 1 and not self.of_a_job:  # which has names of its own
                 text = f"{', '.join(dict.fromkeys(files))} would all become {name}.png"
                 self.problems.append(f"{settings.images}: {text}; tell them apart by --batch_from")
         return tiles

@@ -257,13 +257,14 @@ def _fraction_doubts(folder: Folder) -> list[str]:
     found = fractions_of(folder.rows, len(names))
     lines = []
     for c, name in enumerate(names):
-        if c in folder.in_no_mask:
+        nowhere = not any(shares[c] > 0 for shares in found.values())
+        if c in folder.in_no_mask and nowhere:
             lines.append(
                 f"{class_words(name)} is in no mask, so it is predicted nowhere; annotate an image "
                 "that shows it, or, if there is no such phase, number the classes of the masks "
                 "without a gap: 0, 1, 2 ..."
             )
-        elif len(found) > 1 and not any(shares[c] > 0 for shares in found.values()):
+        elif len(found) > 1 and nowhere:
             lines.append(
                 f"{class_words(name)} is predicted in none of the {len(found)} images; if they "
                 f"show it, {folder.rare_cure}"

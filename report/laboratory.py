@@ -159,7 +159,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "class_names": names,
     }
     pictures = [*sizes, *(view.photo for view in views)]
-    return write_page(out / page_name(out), "laboratory.html", content, pictures)
+    return write_page(out / page_name(out), "laboratory.html", content, pictures, "--out")
 
 
 def page_name(out: Path) -> str:

@@ -98,13 +98,20 @@ def write_report(experiment_dir: str | Path) -> Path:
 
 
 def write_page(
-    path: Path, template: str, content: Mapping[str, Any], pictures: Sequence[Picture]
+    path: Path,
+    template: str,
+    content: Mapping[str, Any],
+    pictures: Sequence[Picture],
+    flag: str = "output_dir",
 ) -> Path:
-    """Fill in a template of this folder; its pictures are reduced to what the page has room for."""
+    """Fill in a template of this folder; its pictures are reduced to what the page has room for.
+
+    UserError, with the option ``flag`` as the cure, if it cannot be written.
+    """
     there = [p for p in pictures if p.image]
     used = len(_html(content, template).encode(errors="backslashreplace"))
     _encode_all(there, MAX_BYTES - used - 1000 * len(there))
-    replace_file(path, _html(content, template))
+    replace_file(path, _html(content, template), flag)
     return path
 
 

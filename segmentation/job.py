@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -309,7 +310,7 @@ class Work:
     def first_mark(self) -> str:
         """Of what the pixel classifier's answer is: this round, and the images as they are."""
         images = "".join(f"{p.name} {stamp_of(p.file)}" for p in self.pictures)
-        return f"{self.this.key} {hashlib.sha256(images.encode()).hexdigest()[:16]}"
+        return f"{self.this.key} {hashlib.sha256(os.fsencode(images)).hexdigest()[:16]}"
 
     def second_opinion(self) -> None:
         """Have the pixel classifier's answer of this round beside a network's."""

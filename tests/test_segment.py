@@ -1086,6 +1086,44 @@ def test_a_folder_by_another_path_or_name_is_not_computed_again(
     assert "Round 2" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--class_names", "w,x,y,z", "--device", "cuda:999"),
+        ("--class_names", "w,,y,z"),
+        ("--class_names", "w,x,x,z"),
+        ("--class_names", os.fsdecode(b"w,x,\xe4,z")),
+        ("--crop", "0,20,0,0", "--threads", "5000"),
+        ("--crop", "0,20,0,0", "--grain_classes", "7"),
+        ("--crop", "0,20,0,0", "--batch_from", "(nothing)"),
+        ("--crop", "0,20,0,0", "--minutes", "1e308"),
+        ("--crop", "0,20,0,0", "--scales", "unknown.csv"),
+        ("--ignore", "0,0,0", "--class_colours", "112233"),
+    ],
+)
+def test_a_refused_command_is_not_remembered(
+    done: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (done / "unknown.csv").write_text("file,um_per_px\né1.png,0.1\né1.png,0.2\n")
+    shutil.copy(done / "out" / "classes" / "é1.png", done / "out" / "classes" / "é2.png")
+    before = hashes(done / "out")
+    assert run(done, *words) == 2
+    said = capsys.readouterr()
+    lines = 4 if "--batch_from" in words else 1  # of each image
+    assert said.err.count("\n") == lines and "Timing" not in said.out
+    assert hashes(done / "out") == before
+
+
+def test_names_of_files_may_be_of_another_encoding(place: Path) -> None:
+    try:
+        (place / "raw" / "é1.png").rename(place / "raw" / os.fsdecode(b"b\xe4d.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    shutil.copy(place / "raw" / "é2.png", place / "raw" / "É2.png")  # nor are these one
+    assert run(place) == 0
+    assert len(list((place / "out" / "classes").rglob("*.png"))) == 5
+
+
 def test_a_full_disk_is_one_line(
     done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

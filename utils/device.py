@@ -33,8 +33,8 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
         raise UserError(f"--device: found {name}; give auto, cpu, cuda, cuda:N or mps")
-    device = torch.device(name)
-    if not is_here(device):
+    device = torch.device(name) if int(name.partition(":")[2] or 0) < 128 else None
+    if device is None or not is_here(device):  # PyTorch has numbers of seven bits
         raise UserError(f"--device: found {name}, which PyTorch does not see; give --device auto")
     return device
 

@@ -43,6 +43,8 @@ def writing(path: str | Path, flag: str = "output_dir") -> Iterator[None]:
             raise
         reason = error.strerror or error
         cure = f"free disk space or give an {flag} that may be written to"
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+            cure = f"a file stands where a folder is needed, or the reverse; give another {flag}"
         raise UserError(f"{path}: cannot be written ({reason}); {cure}") from error
 
 
