@@ -69,13 +69,14 @@ class ViewGeometry:
 
         The first cell's index, and its increments from row to row and from column to column.
         """
-        grid = np.arange(rows * columns).reshape(rows, columns)
-        top, bottom, left, right = self.crop_box(rows, columns)
-        # Views of the same memory: their strides are the increments.
-        whole = np.rot90(grid[::-1] if self.flip else grid, self.quarter_turns)
-        cut = whole[top:bottom, left:right]
-        down, across = (stride // grid.itemsize for stride in cut.strides)
-        return int(cut[0, 0]), down, across
+        top, _, left, _ = self.crop_box(rows, columns)
+        first, down, across = 0, columns, 1
+        if self.flip:
+            first, down = (rows - 1) * columns, -columns
+        for _ in range(self.quarter_turns % 4):  # the last column becomes the first row
+            first, down, across = first + (columns - 1) * across, -across, down
+            rows, columns = columns, rows
+        return first + top * down + left * across, down, across
 
     def cut(self, image: Tensor) -> Tensor:
         """Flip, rotate and crop without resizing: (..., H, W) to (..., h', w')."""

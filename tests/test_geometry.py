@@ -217,6 +217,39 @@ def test_the_same_seed_draws_the_same_views():
 # --- correspondence -------------------------------------------------------------------------------
 
 
+def index_steps_of_a_grid(
+    view: ViewGeometry, rows: int, columns: int, box: tuple[int, int, int, int]
+) -> tuple[int, int, int]:
+    """The slow twin of ``index_steps``: a whole grid of indices, and the strides of its views."""
+    grid, (top, bottom, left, right) = np.arange(rows * columns).reshape(rows, columns), box
+    whole = np.rot90(grid[::-1] if view.flip else grid, view.quarter_turns)
+    cut = whole[top:bottom, left:right]
+    down, across = (stride // grid.itemsize for stride in cut.strides)
+    return int(cut[0, 0]), down, across
+
+
+def test_index_steps_are_those_of_a_grid_for_every_flip_turn_and_box(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All boxes of all small grids, flat ones among them, and drawn views of large ones."""
+    sides = (1, 2, 3, 5)
+    for rows, columns, (flip, turns) in itertools.product(sides, sides, ORIENTATIONS):
+        view, turned = ViewGeometry(flip, turns), (rows, columns)[:: -1 if turns % 2 else 1]
+        ends = (itertools.combinations(range(side + 1), 2) for side in turned)
+        for (top, bottom), (left, right) in itertools.product(*ends):
+            box = top, bottom, left, right
+            monkeypatch.setattr(ViewGeometry, "crop_box", lambda *_, box=box: box)
+            expected = index_steps_of_a_grid(view, rows, columns, box)
+            assert view.index_steps(rows, columns) == expected
+    monkeypatch.undo()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        view = ViewGeometry.draw(rng, 0.9)
+        rows, columns = rng.integers(1, 90, size=2).tolist()
+        expected = index_steps_of_a_grid(view, rows, columns, view.crop_box(rows, columns))
+        assert view.index_steps(rows, columns) == expected
+
+
 def slow_correspondence(view: ViewGeometry, rows: int, columns: int) -> tuple[list, list]:
     """The published way: grids of indices, one flipped, turned and cropped, one resized."""
     grid = torch.arange(rows * columns).reshape(rows, columns)
