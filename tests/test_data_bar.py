@@ -11,6 +11,7 @@ import pytest
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
+from imaging import data_bar
 from imaging.data_bar import Bar, find_bars
 from imaging.field import Crop
 from imaging.imagefile import read_image
@@ -54,6 +55,44 @@ def test_a_bar_with_a_frame_and_rules() -> None:
     bar[:, [0, 100, 299]] = 255
     [found] = find_bars(np.vstack([micrograph(), bar]))
     assert found.edge == "bottom" and abs(found.pixels - 40) <= 1
+
+
+@pytest.mark.parametrize(("printed", "found"), [(3, 23), (4, 24), (5, 0)])
+def test_print_may_fill_the_last_rows_of_a_bar_up_to_the_width_of_a_rule(
+    printed: int, found: int
+) -> None:
+    """20 rows of white paper, then rows of which half is black, next to the image.
+
+    Of the last 5 rows (a rule's 4 and one) one must be paper for 0.7 of its width, which the half
+    printed are not: with 4 of them the fifth from the end is, with 5 of them none.
+    """
+    bar = np.full((20 + printed, 300), 255, np.uint8)
+    bar[:printed, :150] = 0
+    bars = [Bar("bottom", found)] if found else []
+    assert find_bars(np.vstack([micrograph(), bar])) == bars
+
+
+def test_colours_become_the_mean_of_their_channels_rounded_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All 766 sums of three channels, in two orders, and pictures whose bars are the same."""
+    first = np.minimum(np.arange(766), 255)
+    second = np.minimum(np.arange(766) - first, 255)
+    sums = np.stack([first, second, np.arange(766) - first - second], 1).astype(np.uint8)[None]
+    for colours in (sums, sums[..., ::-1]):
+        assert data_bar._gray(colours).tolist() == [[n // 3 for n in range(766)]]
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (60, 80, 3), np.uint8) for _ in range(10)]
+    for seed in range(20):
+        paper, tint = int(rng.integers(256)), rng.integers(-3, 4, 3)
+        gray = np.vstack([micrograph(seed, 100, 150), strip(int(rng.integers(8, 40)), 150, paper)])
+        noise = rng.integers(-2, 3, (*gray.shape, 3)) * (seed % 2)
+        pictures.append(np.clip(gray[..., None] + tint + noise, 0, 255).astype(np.uint8))
+        pictures.append(np.rot90(pictures[-1], seed % 4))
+    bars = [find_bars(picture) for picture in pictures]
+    assert sum(map(bool, bars)) >= 20
+    monkeypatch.setattr(data_bar, "_gray", lambda image: image.mean(axis=2).astype(np.uint8))
+    assert [find_bars(picture) for picture in pictures] == bars
 
 
 def test_a_bar_in_a_jpeg() -> None:
