@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from utils.metrics import IGNORED
 
 Corners = NDArray[np.int64]  # (N, 2): x, y, corners of pixels
 IGNORED_NAME = "Ignore*"  # as QuPath calls what is to be left out
-STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # right, down, left, up
+_BAND = 2**20  # pixels whose sides are looked at at once
 LONGEST_SIDE = 32767  # of an image in ImageJ's regions
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # of a file in an archive: the same bytes on any day
 SUFFIX = {"geojson": ".geojson", "roi": ".zip"}  # of the kinds that are written
@@ -44,83 +45,107 @@ def outlines(ids: Pixels) -> list[Outline]:
     No ring crosses or touches itself, and the rings of a particle have at most points in common:
     the polygons are valid for every program.
     """
+    present = np.zeros(256, np.bool_)
+    for row in ids:
+        present[row] = True
     found: list[Outline] = []
-    for label in np.unique(ids[ids > 0]).tolist():
+    for label in np.flatnonzero(present[1:]) + 1:
         parts: defaultdict[int, list[Corners]] = defaultdict(list)
         for particle, ring in _rings(ids == label):
             parts[particle].append(ring)
-        # Around a particle the ring turns to the right, around a hole to the left.
-        for _, rings in sorted(parts.items()):
-            ordered = sorted(rings, key=lambda ring: _area(ring) < 0)
-            found.append(Outline(label, tuple(ordered)))
+        found += (Outline(int(label), tuple(rings)) for rings in parts.values())
     return found
 
 
+class _Sides(NamedTuple):
+    """Straight lines of the sides of pixels, all in one direction, as long as they go, (N,) each.
+
+    A place is the number of a corner of pixels, along the lines of the direction: see ``_sides``.
+    """
+
+    begin: Corners  # places, ascending
+    end: Corners
+    particle: Corners
+    left: NDArray[np.bool_]  # the way round the particle turns left at the end, else right
+
+
 def _rings(mask: NDArray[np.bool_]) -> Iterator[tuple[int, Corners]]:
-    """The rings around the particles of a mask, each with its particle's number."""
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
-    padded = np.pad(labels, 1)
-    # Edges of pixels with the particle on their right: start (x, y), direction, particle.
-    starts, directions, particles = [], [], []
-    here, above = padded[1:, 1:], padded[:-1, 1:]
-    left = padded[1:, :-1]
-    for own, other, heading, shift in (
-        (here, above, 0, (0, 0)),  # upper side: to the right
-        (left, here, 1, (0, 0)),  # right side: down
-        (above, here, 2, (1, 0)),  # lower side: to the left
-        (here, left, 3, (0, 1)),  # left side: up
-    ):
-        y, x = np.nonzero((own > 0) & (own != other))
-        starts.append(np.stack([x + shift[0], y + shift[1]], axis=1))
-        directions.append(np.full(len(x), heading))
-        particles.append(own[y, x])
-    start, direction = np.concatenate(starts), np.concatenate(directions)
-    particle = np.concatenate(particles).astype(np.int64)
-    following = _following(start, direction, particle, mask.shape[1] + 2)
-    turns = (direction[following] != direction).tolist()
-    ends = (start + STEPS[direction]).tolist()
-    owner, walk, seen = particle.tolist(), following.tolist(), bytearray(len(start))
-    for first in range(len(walk)):
+    """The rings around the particles of a mask, each with its particle's number.
+
+    By that number, and of a particle the outer one first: around it the way turns to the right,
+    around a hole to the left.
+    """
+    padded = np.pad(mask.astype(np.uint8), 1)
+    labels = np.asarray(cv2.connectedComponents(padded, connectivity=4)[1], np.int32)
+    # The particle is on the right of the way: below its upper sides, which go to the right.
+    right, left = _sides(labels, 1, forward=True), _sides(labels, 0, forward=False)
+    down, up = _sides(labels.T, 0, forward=True), _sides(labels.T, 1, forward=False)
+    particle = right.particle
+    corners, following, turns = _joined([right, down, left, up], labels.shape)
+    # Every ring has a side that goes to the right; in this order, its first is the topmost.
+    walk, seen = following.data, bytearray(len(following))
+    order, starts = array("q"), array("q")
+    for first in range(len(particle)):
         if seen[first]:
             continue
-        ring, edge = [], first
-        while not seen[edge]:
-            seen[edge] = 1
-            if turns[edge]:
-                ring.append(ends[edge])
-            edge = walk[edge]
-        yield owner[first], np.array(ring)
+        starts.append(len(order))
+        side = first
+        while not seen[side]:
+            seen[side] = 1
+            order.append(side)
+            side = walk[side]
+    path = np.frombuffer(order, np.int64)
+    owner, is_hole = particle[path[starts]], np.add.reduceat(turns[path], starts) < 0
+    corners, stops = corners[path], [*starts[1:], len(path)]
+    for ring in np.lexsort((is_hole, owner)).tolist():  # it keeps the order of equal ones
+        yield int(owner[ring]), corners[starts[ring] : stops[ring]]
 
 
-def _following(start: Corners, direction: Corners, particle: Corners, width: int) -> Corners:
-    """The edge after each edge: of the two at a corner that four pixels share crosswise, one.
+def _sides(labels: NDArray[np.int32], own: int, *, forward: bool) -> _Sides:
+    """Sides between neighbouring lines of ``labels``, which have a border of 0.
 
-    Where both pixels of a particle meet there, the path turns left, from one to the other, so that
-    what they enclose becomes a hole; where two particles meet, it turns right and stays.
+    Of each two lines the first (``own`` 0) or the second (1) is that of the particle; ``forward``
+    is along the line. The corner after ``place`` pixels between line n and the next has the number
+    n * width + place. Where both pixels of a particle meet crosswise at an end, the way turns left,
+    from one to the other, so that what they enclose becomes a hole; where two particles meet, it
+    turns right and stays.
     """
-    ends = start + STEPS[direction]
-    place, goal = start[:, 1] * width + start[:, 0], ends[:, 1] * width + ends[:, 0]
-    key = (place * 4 + direction).astype(np.int64)
-    order = np.argsort(key)
-    ordered = key[order]
-
-    def edge_to(turn: int) -> tuple[Corners, NDArray[np.bool_]]:
-        wanted = goal * 4 + (direction + turn) % 4
-        at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-        found = order[at]
-        return found, (ordered[at] == wanted) & (particle[found] == particle)
-
-    following = np.full(len(start), -1)
-    for turn in (1, 0, 3):  # right, straight on, left; a left one of the same particle wins
-        edge, there = edge_to(turn)
-        following = np.where(there, edge, following)
-    return following
+    lines, width = labels.shape
+    rows, parts = max(1, _BAND // width), list[_Sides]()
+    for top in range(0, lines - 1, rows):
+        block = np.ascontiguousarray(labels[top : top + rows + 1])
+        both = block[:-1].ravel(), block[1:].ravel()
+        mine, other = both[own], both[1 - own]
+        side = np.where(mine != other, mine, 0)  # the border ends it at both ends of each line
+        change = np.flatnonzero(side[1:] != side[:-1]) + 1
+        start, stop = change[side[change] > 0], change[side[change - 1] > 0]
+        particle = side[start]
+        turns_left = other[stop if forward else start - 1] == particle
+        begin, end = (start, stop) if forward else (stop, start)
+        parts.append(_Sides(begin + top * width, end + top * width, particle, turns_left))
+    return _Sides(*(np.concatenate(own_parts) for own_parts in zip(*parts, strict=True)))
 
 
-def _area(ring: Corners) -> float:
-    """Twice the area within a ring, above 0 where it turns to the right (y points down)."""
-    x, y = ring.T
-    return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum())
+def _joined(
+    sides: Sequence[_Sides], shape: tuple[int, ...]
+) -> tuple[Corners, Corners, NDArray[np.int8]]:
+    """Of all sides, first those to the right, then down, left and up: where each ends, (N, 2);
+    which one follows, (N,); and whether the way turns right (1) or left (-1) there.
+    """
+    firsts = np.cumsum([0, *(len(one.begin) for one in sides)])
+    corners, following = np.empty((firsts[-1], 2), np.int64), np.empty(firsts[-1], np.int64)
+    turns = np.concatenate([np.where(one.left, -1, 1).astype(np.int8) for one in sides])
+    for heading, one in enumerate(sides):
+        own = slice(firsts[heading], firsts[heading + 1])
+        line, place = np.divmod(one.end, shape[1 - heading % 2])
+        x, y = (place - 1, line) if heading % 2 == 0 else (line, place - 1)
+        corners[own, 0], corners[own, 1] = x, y
+        goal = (place - 1) * shape[heading % 2] + line + 1  # the place of that corner crosswise
+        for turn in (1, -1):
+            here, other = np.flatnonzero(turns[own] == turn), (heading + turn) % 4
+            found = np.searchsorted(sides[other].begin, goal[here])
+            following[firsts[heading] + here] = firsts[other] + found
+    return corners, following, turns
 
 
 def _name(label: int, names: Sequence[str]) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -88,6 +91,112 @@ def test_any_small_map_comes_back_and_no_ring_meets_itself(
             x, y = ring.T
             area += (x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2
     assert area == (ids > 0).sum()
+
+
+def rings_by_edges(mask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The slow twin: every edge of a pixel is walked along, one by one."""
+    steps = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # right, down, left, up
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    padded = np.pad(labels, 1)
+    # Edges of pixels with the particle on their right: start (x, y), direction, particle.
+    starts, directions, particles = [], [], []
+    here, above = padded[1:, 1:], padded[:-1, 1:]
+    left = padded[1:, :-1]
+    for own, other, heading, shift in (
+        (here, above, 0, (0, 0)),  # upper side: to the right
+        (left, here, 1, (0, 0)),  # right side: down
+        (above, here, 2, (1, 0)),  # lower side: to the left
+        (here, left, 3, (0, 1)),  # left side: up
+    ):
+        y, x = np.nonzero((own > 0) & (own != other))
+        starts.append(np.stack([x + shift[0], y + shift[1]], axis=1))
+        directions.append(np.full(len(x), heading))
+        particles.append(own[y, x])
+    start, direction = np.concatenate(starts), np.concatenate(directions)
+    particle = np.concatenate(particles).astype(np.int64)
+    following = edges_after(start, start + steps[direction], direction, particle, mask.shape[1] + 2)
+    turns = (direction[following] != direction).tolist()
+    ends = (start + steps[direction]).tolist()
+    owner, walk, seen = particle.tolist(), following.tolist(), bytearray(len(start))
+    for first in range(len(walk)):
+        if seen[first]:
+            continue
+        ring, edge = [], first
+        while not seen[edge]:
+            seen[edge] = 1
+            if turns[edge]:
+                ring.append(ends[edge])
+            edge = walk[edge]
+        yield owner[first], np.array(ring)
+
+
+def edges_after(
+    start: np.ndarray, ends: np.ndarray, direction: np.ndarray, particle: np.ndarray, width: int
+) -> np.ndarray:
+    """The edge after each edge: to the left where the particle goes on there, else straight on."""
+    place, goal = start[:, 1] * width + start[:, 0], ends[:, 1] * width + ends[:, 0]
+    key = (place * 4 + direction).astype(np.int64)
+    order = np.argsort(key)
+    ordered = key[order]
+
+    def edge_to(turn: int) -> tuple[np.ndarray, np.ndarray]:
+        wanted = goal * 4 + (direction + turn) % 4
+        at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+        found = order[at]
+        return found, (ordered[at] == wanted) & (particle[found] == particle)
+
+    following = np.full(len(start), -1)
+    for turn in (1, 0, 3):  # right, straight on, left; a left one of the same particle wins
+        edge, there = edge_to(turn)
+        following = np.where(there, edge, following)
+    return following
+
+
+def outlines_by_edges(ids: np.ndarray) -> list[tuple[int, tuple[np.ndarray, ...]]]:
+    """``outlines`` by the slow twin, ordered by particle, the outer ring first."""
+    found = []
+    for label in np.unique(ids[ids > 0]).tolist():
+        parts = defaultdict[int, list[np.ndarray]](list)
+        for particle, ring in rings_by_edges(ids == label):
+            parts[particle].append(ring)
+        for _, rings in sorted(parts.items()):
+            area = [
+                float((r[:, 0] * np.roll(r[:, 1], -1) - r[:, 1] * np.roll(r[:, 0], -1)).sum())
+                for r in rings
+            ]
+            order = sorted(range(len(rings)), key=lambda n: area[n] < 0)
+            found.append((label, tuple(rings[n] for n in order)))
+    return found
+
+
+def assert_outlines_of_edges(ids: np.ndarray) -> None:
+    found, expected = outlines(ids), outlines_by_edges(ids)
+    assert [(label, len(rings)) for label, rings in found] == [(n, len(r)) for n, r in expected]
+    for (_, rings), (_, others) in zip(found, expected, strict=True):
+        for ring, other in zip(rings, others, strict=True):
+            np.testing.assert_array_equal(ring, other)
+            assert ring.dtype == other.dtype
+
+
+@given(
+    ids=arrays(
+        np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 2)
+    )
+)
+def test_rings_are_those_of_every_edge_walked_one_by_one(ids: np.ndarray) -> None:
+    """The same corners, from the same one on, in the same order."""
+    assert_outlines_of_edges(ids)
+
+
+@pytest.mark.parametrize("band", [1, 700, 2**20])
+def test_rings_of_textures_do_not_depend_on_the_rows_that_are_looked_at_at_once(
+    monkeypatch: pytest.MonkeyPatch, band: int
+) -> None:
+    monkeypatch.setattr("annotation.outlines._BAND", band)
+    noise = np.random.default_rng(0).integers(0, 4, (70, 50)).astype(np.uint8)
+    noise[noise == 3] = 255
+    for ids in (noise, noise.T, blobs(0).astype(np.uint8), np.ones((9, 200), np.uint8)):
+        assert_outlines_of_edges(ids)
 
 
 def test_a_map_of_one_class_alone_has_no_outlines(tmp_path: Path) -> None:
