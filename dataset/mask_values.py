@@ -8,15 +8,14 @@ from __future__ import annotations
 import shlex
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage  # type: ignore[import-untyped]
 
 from annotation.edges import assign_edges, flat
 from dataset.batches import Rule
@@ -27,16 +26,15 @@ from utils.entries import join_entries
 from utils.files import DataError
 from utils.metrics import IGNORED
 
-Codes = NDArray[np.int64]
+Codes = NDArray[Any]  # whole numbers, see ``to_codes``
 Bits = NDArray[np.bool_]
 Value = tuple[int, ...]  # one gray level, or red, green, blue
 Palette = Sequence[tuple[int, Value]]  # class id (or IGNORED) and value
 
+_BAND = 2**20  # pixels sorted or looked up at once: what is computed takes eight bytes a pixel
 LARGEST = 2.0**53  # value of a float mask; above it float64 misses whole numbers
 MOST_CLASSES = 32  # without a palette; more values are those of a picture
 KINDS = ("auto", "ids", "levels", "colours", "particles")
-FEWEST_NUMBERS = 8  # of particles, by which numbers of particles are known; fewer may be classes
-MOST_LOOKED_AT = 300  # particles of a mask
 COLOUR_WORDS = {(0, 0, 0): "black", (255, 255, 255): "white", (255, 0, 0): "red",
                 (0, 255, 0): "green", (0, 0, 255): "blue", (255, 255, 0): "yellow",
                 (0, 255, 255): "cyan", (255, 0, 255): "magenta"}  # fmt: skip
@@ -198,29 +196,96 @@ def reading_of(given: Namespace, problems: Problems) -> Reading:
 def to_codes(path: Path, pixels: Array, colours: bool) -> Codes:
     """One whole number per pixel, (H, W): the gray level, or the colour as 48 bits.
 
-    NaN counts as -1. Three equal channels are gray levels unless ``colours``. Raises DataError for
-    values that are not whole, or not of 16 bits where colours are.
+    NaN counts as -1. Three equal channels are gray levels unless ``colours``. Gray levels of 8 and
+    16 bits without a sign stay as they are stored, a view of ``pixels``; all others become int64.
+    Raises DataError for values that are not whole, or not of 16 bits where colours are.
     """
     if pixels.dtype.kind == "f":
-        whole = np.where(np.isnan(pixels), -1.0, pixels)
-        broken = whole[(whole != np.round(whole)) | (np.abs(whole) > LARGEST)]
+        pixels = _whole(path, pixels)
+    if not colours and not has_colour(pixels):
+        gray = pixels if pixels.ndim == 2 else pixels[..., 0]
+        return gray if _is_short(gray) else gray.astype(np.int64, copy=False)
+    if pixels.dtype.itemsize == 8:
+        pixels = pixels.astype(np.int64, copy=False)
+    low, high = int(pixels.min()), int(pixels.max())
+    if low < 0 or high > 65535:
+        value = low if low < 0 else high
+        raise DataError(f"{path}: value {value} among coloured masks; save it in colours too")
+    codes = np.empty(pixels.shape[:2], np.int64)
+    for rows in _bands(codes):
+        band = pixels[rows].astype(np.int64)
+        red, green, blue = (band, band, band) if band.ndim == 2 else np.moveaxis(band, 2, 0)
+        codes[rows] = red << 32 | green << 16 | blue
+    return codes
+
+
+def _whole(path: Path, pixels: Array) -> Codes:
+    """Floats as int64; DataError for values that are not whole."""
+    whole = np.empty(pixels.shape, np.int64)
+    for rows in _bands(pixels):
+        band = np.where(np.isnan(pixels[rows]), -1.0, pixels[rows])
+        broken = band[(band != np.round(band)) | (np.abs(band) > LARGEST)]
         if broken.size:
             value = f"{path}: value {broken.flat[0]:g} in a mask"
             raise DataError(f"{value}; values must be whole numbers: threshold or round it")
-        pixels = whole
-    values = pixels.astype(np.int64)
-    if not colours and not has_colour(values):
-        return values if values.ndim == 2 else values[..., 0]
-    if values.min() < 0 or values.max() > 65535:
-        value = values.min() if values.min() < 0 else values.max()
-        raise DataError(f"{path}: value {value} among coloured masks; save it in colours too")
-    red, green, blue = (values, values, values) if values.ndim == 2 else np.moveaxis(values, 2, 0)
-    return np.asarray(red << 32 | green << 16 | blue)
+        whole[rows] = band
+    return whole
 
 
 def values_of(codes: Codes, colours: bool) -> Codes:
     """Codes (N,) to colours (N, 3) or gray levels (N, 1)."""
     return codes[:, None] >> np.array([32, 16, 0]) & 65535 if colours else codes[:, None]
+
+
+def _planes(codes: Codes, colours: bool) -> Codes:
+    """``values_of`` for a mask: codes (H, W) to (H, W, c), in few bytes."""
+    if not colours:
+        return codes[..., None]
+    return np.stack([(codes >> bits & 65535).astype(np.uint16) for bits in (32, 16, 0)], axis=2)
+
+
+def _is_short(codes: Codes) -> bool:
+    """Whether there are so few possible values that a table of them all is small."""
+    return codes.dtype.kind == "u" and codes.dtype.itemsize <= 2
+
+
+def _bands(pixels: Array) -> Iterator[slice]:
+    """Rows of an array (N, ...), some at a time."""
+    step = max(1, _BAND * len(pixels) // max(pixels.size, 1))
+    return (slice(top, min(top + step, len(pixels))) for top in range(0, len(pixels), step))
+
+
+def _counted(codes: Codes) -> tuple[Codes, Codes]:
+    """The different codes (ascending, int64) of an array of any shape, and how often each is."""
+    if _is_short(codes):
+        numbers = np.zeros(2 ** (8 * codes.dtype.itemsize), np.int64)
+        for rows in _bands(codes):
+            numbers += np.bincount(codes[rows].ravel(), minlength=len(numbers))
+        distinct = np.flatnonzero(numbers)
+        return distinct, numbers[distinct]
+    pairs = [np.unique(codes[rows], return_counts=True) for rows in _bands(codes)]
+    each = np.concatenate([np.zeros(0, np.int64), *(values for values, _ in pairs)])
+    often = np.concatenate([np.zeros(0, np.int64), *(counts for _, counts in pairs)])
+    distinct, where = np.unique(each, return_inverse=True)
+    numbers = np.zeros(len(distinct), np.int64)
+    np.add.at(numbers, where, often)
+    return distinct, numbers
+
+
+def looked_up(codes: Codes, known: Codes, entries: Codes) -> Codes:
+    """The entry of each code, of the codes' shape; 0 where it is none of ``known`` (ascending)."""
+    found = np.empty(codes.shape, entries.dtype)
+    short = _is_short(codes)
+    if short:
+        table = np.zeros(2 ** (8 * codes.dtype.itemsize), entries.dtype)
+        table[known] = entries
+    for rows in _bands(codes):
+        if short:
+            found[rows] = table[codes[rows]]
+        else:
+            at = np.searchsorted(known, codes[rows]).clip(max=len(known) - 1)
+            found[rows] = np.where(known[at] == codes[rows], entries[at], 0)
+    return found
 
 
 class By(Enum):
@@ -259,15 +324,16 @@ class MaskRule:
         An edge is given to what is drawn beside it, see ``annotation.edges``. Masks without a value
         that is none of the palette have no smooth edges.
         """
-        distinct, where = np.unique(codes, return_inverse=True)
-        where = where.reshape(codes.shape)
+        distinct, _ = _counted(codes)
         entry, distance = self._nearest(distinct)
-        labels = np.array([label for label, _ in self.palette], np.uint8)
-        nearest, within = entry[where], (distance <= self.tolerance)[where]
-        if not self.tolerance and within.all():
-            return labels[nearest], ~within, ~within
-        values = values_of(codes.ravel(), self.colours).reshape(*codes.shape, -1)
+        labels, near = np.array([i for i, _ in self.palette], np.uint8), distance <= self.tolerance
+        if not self.tolerance and near.all():
+            none = np.zeros(codes.shape, np.bool_)
+            return looked_up(codes, distinct, labels[entry]), none, none.copy()
+        nearest = looked_up(codes, distinct, entry.astype(np.int32))
+        within = looked_up(codes, distinct, near)
         levels = np.array([value for _, value in self.palette], np.int64)
+        values = _planes(codes, self.colours)
         given, strange = assign_edges(values, nearest, within, levels, self.tolerance)
         return labels[given], (given != nearest) | ~within & ~strange, strange
 
@@ -465,52 +531,19 @@ def _levels(
 
 def filling(codes: Codes, colours: bool, tolerance: int) -> set[int]:
     """The codes of a mask (H, W) that fill a square of 3x3 pixels somewhere."""
-    values = values_of(codes.ravel(), colours).reshape(*codes.shape, -1)
-    return set(np.unique(codes[flat(values, tolerance)]).tolist())
+    found = set[int]()
+    for rows in _bands(codes):
+        top = max(rows.start - 1, 0)  # the squares reach one row farther
+        centres = flat(_planes(codes[top : rows.stop + 1], colours), tolerance)
+        inside = centres[rows.start - top :][: rows.stop - rows.start]
+        found.update(_counted(codes[rows][inside])[0].tolist())
+    return found
 
 
 def histogram_of(codes: Codes) -> Counter[int]:
-    """Code -> number of pixels of a mask."""
-    distinct, counts = np.unique(codes, return_counts=True)
+    """Code (ascending) -> number of pixels of a mask."""
+    distinct, counts = _counted(codes)
     return Counter(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
-
-
-def numbers_particles(codes: Codes) -> bool | None:
-    """Whether each number of a mask (H, W) is one particle, all of its pixels touching.
-
-    None if there are too few numbers to say. Classes come in several pieces, numbered particles in
-    one each, but for a few that an edge or a hand has cut.
-    """
-    numbers = np.unique(codes[codes > 0])
-    if len(numbers) < FEWEST_NUMBERS:
-        return None
-    numbers = numbers[:: max(1, len(numbers) // MOST_LOOKED_AT)]
-    return bool(_in_one_piece(codes, numbers) >= 0.9 * len(numbers))
-
-
-def few_pieces(codes: Codes, colours: bool) -> int:
-    """How many values of a mask (H, W) may number so many particles: each is one region alone.
-
-    0 if some value is in several pieces, if there is one value beside 0, or if there are so many
-    that they are no classes (``numbers_particles`` knows these). 0 (black) and, of gray levels, 255
-    (no label) are no numbers.
-    """
-    numbered = (codes > 0) & (colours | (codes != IGNORED))
-    numbers, most = np.unique(codes[numbered]), MOST_CLASSES if colours else FEWEST_NUMBERS - 1
-    if not 2 <= len(numbers) <= most or not (codes == 0).any():
-        return 0
-    return len(numbers) if _in_one_piece(codes, numbers) == len(numbers) else 0
-
-
-def _in_one_piece(codes: Codes, numbers: Codes) -> int:
-    """How many of the numbers (ascending) are one connected region of a mask each."""
-    order = np.searchsorted(numbers, codes).clip(0, len(numbers) - 1)
-    own = np.where(numbers[order] == codes, order + 1, 0).astype(np.int32)
-    whole = 0
-    for number, box in enumerate(ndimage.find_objects(own), start=1):
-        alone = (own[box] == number).astype(np.uint8)
-        whole += cv2.connectedComponents(alone, connectivity=8)[0] == 2
-    return whole
 
 
 def id_maps(

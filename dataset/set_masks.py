@@ -7,7 +7,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
+from scipy import ndimage  # type: ignore[import-untyped]
 
 from annotation.class_files import join_classes
 from annotation.edges import small_parts
@@ -23,18 +25,17 @@ from annotation.names import (
 )
 from dataset.check import Problems
 from dataset.mask_values import (
-    FEWEST_NUMBERS,
+    MOST_CLASSES,
     By,
     Codes,
     MaskRule,
     SetSettings,
-    few_pieces,
     filling,
     find_rule,
     histogram_of,
     id_maps,
+    looked_up,
     names_option,
-    numbers_particles,
     to_codes,
 )
 from dataset.source_files import PaletteCheck, palette_of, read_pixels
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 Histograms = dict[Path, Counter[int]]
 MOST_BLURRED, MOST_SMALL = 0.002, 0.001  # of a JPEG's pixels: between levels, and in thin parts
 MOST_THIN = 3  # classes of lines thinner than 3 pixels everywhere
+FEWEST_NUMBERS = 8  # of particles, by which numbers of particles are known; fewer may be classes
+MOST_LOOKED_AT = 300  # particles of a mask
 AS_PARTICLES = "give --mask_kind particles (0 stays class 0, every number becomes class 1)"
 
 
@@ -234,14 +237,13 @@ class SetMasks:
             assert source.mask is not None
             with self.problems.collect():
                 codes = self._codes(source)
-                histograms[source.mask] = histogram_of(codes) + histograms.get(
-                    source.mask, Counter()
-                )
-                found = numbers_particles(codes) if free else None
+                own = histogram_of(codes)
+                histograms[source.mask] = own + histograms.get(source.mask, Counter())
+                found = numbers_particles(own, codes) if free else None
                 if found is not None:
                     numbered[source.mask] = found
                 may = settings.mask_kind in ("auto", "colours") and not settings.palette
-                few[source.mask] = few_pieces(codes, colours) if may else 0
+                few[source.mask] = few_pieces(own, codes, colours) if may else 0
         masked = [source for source in masked if source.mask in histograms]  # those that are sound
         if not masked:
             return None
@@ -428,6 +430,44 @@ def _one_outline_each(drawn: Drawn, classes: Sequence[str]) -> tuple[set[str], P
     if "" in names or any(number > 1 for (name, _), number in found.items() if name in names):
         return None
     return names, drawn.path
+
+
+def numbers_particles(found: Collection[int], codes: Codes) -> bool | None:
+    """Whether each number of a mask is one particle, all of its pixels touching.
+
+    ``found`` are the codes in it, ``codes`` those of its pixels (H, W). None if there are too few
+    numbers to say. Classes come in several pieces, numbered particles in one each, but for a few
+    that an edge or a hand has cut.
+    """
+    numbers = sorted(code for code in found if code > 0)
+    if len(numbers) < FEWEST_NUMBERS:
+        return None
+    numbers = numbers[:: max(1, len(numbers) // MOST_LOOKED_AT)]
+    return bool(_in_one_piece(codes, numbers) >= 0.9 * len(numbers))
+
+
+def few_pieces(found: Collection[int], codes: Codes, colours: bool) -> int:
+    """How many values of a mask may number so many particles: each is one region alone.
+
+    Arguments are those of ``numbers_particles``. 0 if some value is in several pieces, if there is
+    one value beside 0, or if there are so many that they are no classes (``numbers_particles``
+    knows these). 0 (black) and, of gray levels, 255 (no label) are no numbers.
+    """
+    numbers = sorted(code for code in found if code > 0 and (colours or code != IGNORED))
+    most = MOST_CLASSES if colours else FEWEST_NUMBERS - 1
+    if not 2 <= len(numbers) <= most or 0 not in found:
+        return 0
+    return len(numbers) if _in_one_piece(codes, numbers) == len(numbers) else 0
+
+
+def _in_one_piece(codes: Codes, numbers: Sequence[int]) -> int:
+    """How many of the numbers (ascending) are one connected region of a mask each."""
+    own = looked_up(codes, np.array(numbers), np.arange(1, len(numbers) + 1, dtype=np.int32))
+    whole = 0
+    for number, box in enumerate(ndimage.find_objects(own), start=1):
+        alone = (own[box] == number).astype(np.uint8)
+        whole += cv2.connectedComponents(alone, connectivity=8)[0] == 2
+    return whole
 
 
 def _page_of(source: Source, mask: Path) -> int:
