@@ -469,7 +469,7 @@ def find_rule(
             raise DataError("--palette: colours only, but the masks are gray; give gray levels")
     elif not colours and kind != "levels" and not tolerance:
         found = _ids(labelled.tolist(), settings)
-    if found is None and drawn is not None:
+    if found is None and drawn is not None and len(labelled) > 2:  # of two values both are taken
         filling = np.array(sorted(set(labelled.tolist()) & set(drawn())), np.int64)
         labelled = filling if len(filling) > 1 else labelled
     entries, by, note = found or _levels(labelled, histogram, colours, settings)

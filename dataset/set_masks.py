@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -38,9 +39,9 @@ from dataset.mask_values import (
     names_option,
     to_codes,
 )
-from dataset.source_files import PaletteCheck, palette_of, read_pixels
+from dataset.source_files import Colours, PaletteCheck
 from imaging.field import transparent
-from imaging.imagefile import Array, Pixels, decode, has_colour
+from imaging.imagefile import UPRIGHT, Array, Picture, Pixels, decode, has_colour
 from imaging.listing import some_names
 from imaging.pages import count_pages
 from utils.files import DataError
@@ -54,7 +55,18 @@ MOST_BLURRED, MOST_SMALL = 0.002, 0.001  # of a JPEG's pixels: between levels, a
 MOST_THIN = 3  # classes of lines thinner than 3 pixels everywhere
 FEWEST_NUMBERS = 8  # of particles, by which numbers of particles are known; fewer may be classes
 MOST_LOOKED_AT = 300  # particles of a mask
+KEPT = 2**28  # bytes of pixels that are kept, so that each of these masks is decoded once
 AS_PARTICLES = "give --mask_kind particles (0 stays class 0, every number becomes class 1)"
+
+
+class _Look(NamedTuple):
+    """What is kept of a page of a mask, however large it is."""
+
+    shape: tuple[int, ...]
+    orientation: int
+    lossy: bool  # whether its packing changes values
+    palette: Colours
+    values: Counter[int] | None  # pixels of each, as stored; None: colours, floats, or many values
 
 
 class SetMasks:
@@ -74,6 +86,8 @@ class SetMasks:
         self.id_maps: set[Path] = set()  # masks of class ids beside masks of other values
         self.overlaps: Counter[Path] = Counter()  # pixels that two classes' files have
         self.nameless = ""  # why the classes of outlines have no ids
+        self._looks: dict[tuple[Path, int], _Look] = {}
+        self._pictures: dict[tuple[Path, int], Picture] = {}  # of the first masks, up to ``KEPT``
         self.names = self._find_names(sources)
         self.rule: MaskRule
 
@@ -84,6 +98,12 @@ class SetMasks:
             check_transparent(source.mask, mask, _page_of(source, source.mask))
         self.colours |= not source.drawn and has_colour(mask)
         return mask.shape
+
+    def orientation(self, source: Source) -> int:
+        """The orientation of a source's mask; outlines are drawn on the image as it is seen."""
+        if source.mask is None or source.drawn:
+            return UPRIGHT
+        return self._look_at(source.mask, 1).orientation
 
     def decide(self, sources: list[Source]) -> bool:
         """Find the ``rule`` for all masks; False if there is none that can be read."""
@@ -128,7 +148,7 @@ class SetMasks:
         if source.parts:
             files = [(class_id(name, self.names), path) for name, path in source.parts]
             read = [
-                (label, str(path), read_pixels(path, _page_of(source, path), colours=True))
+                (label, str(path), _stored(self._read(path, _page_of(source, path)), True))
                 for label, path in files
             ]
             ids, overlaps = join_classes(read)
@@ -154,7 +174,29 @@ class SetMasks:
         kind, palette = self.settings.mask_kind, self.settings.palette
         colours = kind == "colours" or any(len(value) == 3 for _, value in palette)
         plain = source.mask in self.id_maps
-        return read_pixels(source.mask, page, (colours or self.by_colour) and not plain)
+        return _stored(self._read(source.mask, page), (colours or self.by_colour) and not plain)
+
+    def _read(self, path: Path, page: int) -> Picture:
+        """A page of a mask as it is stored. Raises DataError."""
+        at = path, page
+        if at in self._pictures:
+            return self._pictures[at]
+        picture = decode(path, page, seen=False)
+        if at not in self._looks:
+            self._looks[at] = _look(picture)
+            kept = sum(other.values.nbytes for other in self._pictures.values())
+            if kept + picture.values.nbytes <= KEPT:
+                self._pictures[at] = picture
+        return picture
+
+    def _look_at(self, path: Path, page: int) -> _Look:
+        if (path, page) not in self._looks:
+            self._read(path, page)
+        return self._looks[path, page]
+
+    def _lossy(self, path: Path) -> bool:
+        """Whether a mask was packed in a way that changes values."""
+        return self._look_at(path, 1).lossy
 
     def _find_names(self, sources: list[Source]) -> list[str]:
         """The class of each id, where outlines or files name them; else those that are given."""
@@ -200,9 +242,9 @@ class SetMasks:
         for source in masked:
             assert source.mask is not None
             with self.problems.collect():
-                if colours := palette_of(source.mask, source.page):
-                    used = np.unique(self.pixels(source)).tolist()
-                    seen.add(source.mask, colours, used)
+                look = self._look_at(source.mask, _page_of(source, source.mask))
+                if look.palette:
+                    seen.add(source.mask, look.palette, self._values(source))
                 else:
                     plain.append(source)
         if not seen.differing and not (seen.found and self.colours):
@@ -214,11 +256,27 @@ class SetMasks:
         other = "" if self.colours else "; --mask_kind ids takes their indices"
         self.warnings.append(f"{what}: palette files are read by colour{other}")
         for source in plain if not self.colours else ():
-            if not set(np.unique(self.pixels(source)).tolist()) <= seen.grays:
+            if not set(self._values(source)) <= seen.grays:
                 found = f"{source.mask}: gray, where other masks have palettes that differ"
                 self.problems.append(f"{found}; save all masks alike, or give --mask_kind ids")
         self.by_colour = True
         self.colours |= seen.coloured
+
+    def _values(self, source: Source) -> list[int]:
+        """The values that occur in a whole mask, before palettes are read by colour."""
+        assert source.mask is not None
+        look = self._look_at(source.mask, _page_of(source, source.mask))
+        found = np.unique(self.pixels(source)).tolist() if look.values is None else look.values
+        return list(found)
+
+    def _histogram(self, source: Source, codes: Callable[[], Codes]) -> Counter[int]:
+        """Pixels of each code of a mask; ``codes`` reads them, where values were not counted."""
+        assert source.mask is not None
+        look = self._look_at(source.mask, _page_of(source, source.mask))
+        as_stored = not (self.colours or look.palette or self.settings.mask_kind == "particles")
+        if as_stored and look.values is not None and source.mask_box == (0, 0, *look.shape):
+            return look.values
+        return histogram_of(codes())
 
     def _codes(self, source: Source) -> Codes:
         """The used part of a mask, (H, W), see ``to_codes``; of numbered particles 0 and 1."""
@@ -236,8 +294,8 @@ class SetMasks:
         for source in masked:
             assert source.mask is not None
             with self.problems.collect():
-                codes = self._codes(source)
-                own = histogram_of(codes)
+                codes = cache(partial(self._codes, source))
+                own = self._histogram(source, codes)
                 histograms[source.mask] = own + histograms.get(source.mask, Counter())
                 found = numbers_particles(own, codes) if free else None
                 if found is not None:
@@ -295,7 +353,7 @@ class SetMasks:
             known = self._filling(masked, rule.colours) | set(alone)
             rule = find_rule(total, rule.colours, self.settings, lambda: known)
             strange, edges = self._assign(edged, rule)
-        lines = (rule.problem(path, own, _lossy(path)) for path, own in strange.items())
+        lines = (rule.problem(path, own, self._lossy(path)) for path, own in strange.items())
         self.problems += [line for line in lines if line]
         if not edges.total():
             return rule
@@ -323,7 +381,7 @@ class SetMasks:
             edges[source.mask] += int(edge.sum())
             if without.any():
                 strange[source.mask] = histogram_of(codes[without])
-            elif edge.mean() > MOST_BLURRED and _lossy(source.mask):
+            elif edge.mean() > MOST_BLURRED and self._lossy(source.mask):
                 small = int(small_parts(ids).sum())
                 found = f"{small} pixels ({small / ids.size:.2%}) in parts thinner than 5 pixels"
                 cure = "they may be blurred edges and no class: export it as PNG"
@@ -432,21 +490,21 @@ def _one_outline_each(drawn: Drawn, classes: Sequence[str]) -> tuple[set[str], P
     return names, drawn.path
 
 
-def numbers_particles(found: Collection[int], codes: Codes) -> bool | None:
+def numbers_particles(found: Collection[int], codes: Callable[[], Codes]) -> bool | None:
     """Whether each number of a mask is one particle, all of its pixels touching.
 
-    ``found`` are the codes in it, ``codes`` those of its pixels (H, W). None if there are too few
-    numbers to say. Classes come in several pieces, numbered particles in one each, but for a few
-    that an edge or a hand has cut.
+    ``found`` are the codes in it, ``codes`` gives those of its pixels (H, W), if they are needed.
+    None if there are too few numbers to say. Classes come in several pieces, numbered particles in
+    one each, but for a few that an edge or a hand has cut.
     """
     numbers = sorted(code for code in found if code > 0)
     if len(numbers) < FEWEST_NUMBERS:
         return None
     numbers = numbers[:: max(1, len(numbers) // MOST_LOOKED_AT)]
-    return bool(_in_one_piece(codes, numbers) >= 0.9 * len(numbers))
+    return bool(_in_one_piece(codes(), numbers) >= 0.9 * len(numbers))
 
 
-def few_pieces(found: Collection[int], codes: Codes, colours: bool) -> int:
+def few_pieces(found: Collection[int], codes: Callable[[], Codes], colours: bool) -> int:
     """How many values of a mask may number so many particles: each is one region alone.
 
     Arguments are those of ``numbers_particles``. 0 if some value is in several pieces, if there is
@@ -457,7 +515,7 @@ def few_pieces(found: Collection[int], codes: Codes, colours: bool) -> int:
     most = MOST_CLASSES if colours else FEWEST_NUMBERS - 1
     if not 2 <= len(numbers) <= most or 0 not in found:
         return 0
-    return len(numbers) if _in_one_piece(codes, numbers) == len(numbers) else 0
+    return len(numbers) if _in_one_piece(codes(), numbers) == len(numbers) else 0
 
 
 def _in_one_piece(codes: Codes, numbers: Sequence[int]) -> int:
@@ -479,9 +537,21 @@ def _page_of(source: Source, mask: Path) -> int:
     return source.page if pages > 1 else 1
 
 
-def _lossy(path: Path) -> bool:
-    """Whether a mask was packed in a way that changes values."""
-    return decode(path, seen=False).lossy
+def _look(picture: Picture) -> _Look:
+    values, palette = picture.values, () if picture.palette is None else picture.palette.tolist()
+    counts = None
+    if values.ndim == 2 and values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        found = histogram_of(values)
+        counts = found if len(found) <= 256 else None  # of a large set all are kept
+    colours = tuple((r, g, b) for r, g, b in palette)
+    return _Look(values.shape, picture.orientation, picture.lossy, colours, counts)
+
+
+def _stored(picture: Picture, colours: bool) -> Array:
+    """The values of a mask as ``read_pixels`` gives them."""
+    if colours and picture.palette is not None:
+        return picture.palette[picture.values]
+    return picture.values
 
 
 def _rule_of_names(names: list[str]) -> MaskRule:

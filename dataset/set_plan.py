@@ -123,7 +123,7 @@ class Plan:
                 bars[source.image] = find_bars(EACH_IMAGE.apply(image))
                 if not self.of_a_job:
                     self._note_scale(source.image)
-                if source.mask and orientation not in (UPRIGHT, _orientation(source)):
+                if source.mask and orientation not in (UPRIGHT, self.masks.orientation(source)):
                     turned[source.image] = orientation
         self.gray: Conversion = pool.range() or EACH_IMAGE  # of images with more than 8 bits
         kinds = ", ".join(sorted(pool.kinds))
@@ -461,13 +461,6 @@ def _identified(source: Source, row: Mapping[str, str]) -> Source:
 def _field(text: str) -> str:
     """One field of a file name: no separator, and nothing that a file system refuses."""
     return re.sub(r"[\s_/\\:*?\"<>|]+", "-", text.strip()).strip("-.")
-
-
-def _orientation(source: Source) -> int:
-    """The orientation of a source's mask; outlines are drawn on the image as it is seen."""
-    if source.mask is None or source.drawn:
-        return UPRIGHT
-    return decode(source.mask, seen=False).orientation
 
 
 def _misfit(one: tuple[int, ...], other: tuple[int, ...]) -> int:

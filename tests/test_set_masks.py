@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,8 @@ from test_prepare import gray, ids_of, png, run, tiff, write_raw
 
 from annotation.edges import assign_edges
 from annotation.outlines import outlines, to_geojson
+from dataset import set_masks, set_plan, source_files
+from imaging import imagefile
 from tests.masks import disc
 from tests.test_annotations import labelme, roi, roi_set
 from tests.test_pairs import put
@@ -671,3 +674,60 @@ def test_scribbles_are_warned_about_with_both_cures(tmp_path, capsys):
     assert "like scribbles" not in capsys.readouterr().out
     for ids in ids_of(tmp_path / "mended").values():
         np.testing.assert_array_equal(ids, np.array([255, 0, 1], np.uint8)[strokes])
+
+
+# ---------------------------------------------------------------- how often masks are decoded
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each mask was decoded."""
+    times, decode = Counter[str](), imagefile.decode
+
+    def counting(path: Path, page: int = 1, seen: bool = True) -> imagefile.Picture:
+        times.update([path.name] if path.parent.name == "gt" else [])
+        return decode(path, page, seen)
+
+    for module in (set_masks, source_files, set_plan):  # all that reads masks
+        monkeypatch.setattr(module, "decode", counting)
+    return times
+
+
+def in_palette(kind: str) -> bytes:
+    picture, file = Image.fromarray(IDS), io.BytesIO()
+    picture.putpalette(COLOURS.ravel().tolist())
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+PALETTE = "0=0 1=128 2=255"
+# Masks, options, and how often each is decoded where none is kept: looked at, counted and written,
+# and once more for each question that only its pixels answer.
+READ = {
+    "two levels": (".png", [png(LEVELS[np.minimum(IDS, 1)])] * 3, [], 3),
+    "ids that may be particles": (".png", [png(IDS)] * 3, [], 4),
+    "a palette file": (".png", [in_palette("PNG")] * 3, [], 4),
+    "palettes in TIFF": (".tif", [in_palette("TIFF")] * 3, [], 4),
+    "smooth edges": (".png", [png(smooth(LEVELS))] * 3, ["--mask_kind", "levels"], 5),
+    "JPEG": (".jpg", [jpeg(LEVELS[IDS], 90)] * 3, ["--palette", PALETTE, "--tolerance", "30"], 4),
+    "a part": (".png", [png(LEVELS[IDS])] * 3, ["--crop", "0,4,0,0", "--mask_kind", "levels"], 5),
+    "colours": (".png", [png(COLOURS[IDS])] * 3, [], 5),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_each_mask_is_decoded_once_or_where_none_is_kept_as_often_as_counted(
+    tmp_path, monkeypatch, capsys, decoded, name
+):
+    suffix, masks, options, most = READ[name]
+    write_raw(tmp_path, masks, suffix, images=IMAGES[:3])
+    assert run(tmp_path, *options) == 0
+    assert set(decoded.values()) == {1} and len(decoded) == 3
+    found, told = ids_of(tmp_path / "set"), capsys.readouterr().out
+    decoded.clear()
+    monkeypatch.setattr(set_masks, "KEPT", 0)
+    assert run(tmp_path, *options, out="again") == 0
+    assert set(decoded.values()) == {most} and len(decoded) == 3
+    assert capsys.readouterr().out.replace("again", "set") == told
+    for image, ids in ids_of(tmp_path / "again").items():
+        np.testing.assert_array_equal(ids, found[image])
