@@ -14,8 +14,9 @@ import pytest
 from annotation.edges import assign_edges, flat
 from dataset import mask_values, set_masks
 from dataset.mask_values import By, MaskRule, filling, histogram_of, to_codes, values_of
-from imaging.imagefile import DataError, has_colour
+from imaging.imagefile import has_colour
 from tests.masks import blobs
+from utils.files import DataError
 
 PATH = Path("mask.png")
 
