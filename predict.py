@@ -45,7 +45,7 @@ from metallography.outlines import remove_outlines, write_outlines
 from metallography.particles import MINIMUM_PX, unit_of
 from metallography.scales import Scales, find_scales
 from metallography.segmenter import MODEL, Segmenter, check_number, find_weights
-from metallography.summary import equal_images, warnings, write_tables
+from metallography.summary import equal_images, later_warnings, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE, VIEWS
 from report.laboratory import Told, page_name, place_of, sample_of, write_laboratory
 from report.page import experiment_of, write_report
@@ -367,7 +367,7 @@ def measure_images(
         written += write_folder_workbook(folder)
     predicted_sheet(folder)
     page = write_laboratory(folder, told(folder, options))
-    for line in [*warnings(folder), *written]:
+    for line in [*later_warnings(folder), *written]:
         to_terminal(line)
     to_terminal(f"{out}: {folder.predicted} image(s) predicted, {folder.skipped} were done already")
     to_terminal(f"Report: {page}")

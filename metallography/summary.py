@@ -21,6 +21,7 @@ from metallography.measure import class_words, fractions_of, outlying
 from metallography.particles import Row, unit_of
 from utils import metrics
 from utils.files import DataError, replace_file
+from utils.log import WARNING
 from utils.tables import (
     csv_of_rows,
     markdown,
@@ -140,7 +141,7 @@ def about_lines(folder: Folder) -> list[str]:
         f"{len(folder.done)} image(s), predicted {folder.size_words()}{views}",
         f"Scale: {scale_words(folder)}",
         f"Smallest particle: {folder.min_px:g} pixels",
-        *folder.notes,
+        *(note for note in folder.notes if not note.startswith(WARNING)),
         f"Pixels of one particle touch {_touching(folder)}",
     ]
 
@@ -166,12 +167,17 @@ def _touching(folder: Folder) -> str:
     return f"{corners}, those of grains {sides}" if folder.grain_classes else corners
 
 
+def later_warnings(folder: Folder) -> list[str]:
+    """The ``warnings`` that are not among the notes, which were told before the work began."""
+    return [line for line in warnings(folder) if line not in folder.notes]
+
+
 def warnings(folder: Folder) -> list[str]:
     """What a reader of the numbers should know: on the images first, then what may follow from it.
 
     So a data bar that nobody cut is told before the phase of which there is too much.
     """
-    lines = [*folder.left_out]
+    lines = [note for note in folder.notes if note.startswith(WARNING)] + [*folder.left_out]
     sizes, side = {image.size for image in folder.done}, folder.segmenter.resize
     if side and len(sizes) > 1:
         lines.append(

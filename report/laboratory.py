@@ -43,11 +43,11 @@ from metallography.summary import (
 from report.figures import size_picture
 from report.page import REPORT, TABLE_CHARACTERS, Picture, runs_of, write_page
 from utils.files import DataError
+from utils.log import WARNING
 from utils.metrics import IGNORED
 from utils.tables import percent, plus_minus
 
 BESIDE_RUNS = "laboratory.html"  # in the folder of an experiment, whose page has the usual name
-WARNING = "Warning: "
 UNCHECKED = (
     "Not checked: no image has a true mask here, so nobody knows how well the phases are told "
     "apart. Look at the images"
@@ -130,9 +130,8 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
     sizes = _size_pictures(folder)
     tables = {part: [*map(known_columns, each)] for part, each in sections(folder).items()}
     tables["batches"] = [*map(first_two_joined, tables.get("batches", []))]
-    told_before = [line for line in folder.notes if line.startswith(WARNING)]
-    found = [line.removeprefix(WARNING) for line in (*told_before, *warnings(folder))]
-    hidden = "Scale:", WARNING, *told.said  # which stand elsewhere on the page
+    found = [line.removeprefix(WARNING) for line in warnings(folder)]
+    hidden = "Scale:", *told.said  # which stand elsewhere on the page
     own = {item.name: told_name(told, item) for item in folder.items}
     content = {
         "told": told,

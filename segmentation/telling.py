@@ -16,7 +16,7 @@ from metallography.items import Item
 from metallography.measure import areas_of, class_words, fractions_of, over_fields
 from metallography.particles import Array, Row
 from metallography.segmenter import MODEL
-from metallography.summary import Table, warnings
+from metallography.summary import Table, later_warnings
 from report.laboratory import Told, own_name, place_of, sample_of, write_laboratory
 from segmentation import doubt
 from segmentation.answers import Round
@@ -344,7 +344,7 @@ def result_lines(result: Result) -> list[str]:
         lines.append(
             f"  {row['class']}: {row['mean']:.1f} % ({row['least']:.1f} to {row['most']:.1f})"
         )
-    lines += warnings(folder)  # first, as what is odd in the files may be why a Dice is low
+    lines += later_warnings(folder)  # first, as what is odd in the files may be why a Dice is low
     known = result.corrected, result.labelled, result.others
     lines += honest_lines(this, result.schedule, *known)
     marked = [row for row in result.doubts if row["reasons"]]

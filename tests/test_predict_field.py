@@ -395,7 +395,11 @@ def test_an_image_of_unknown_scale_keeps_its_fractions(tmp_path: Path, weights: 
     at(tmp_path / "imgs" / "a.tif", 10, pixels)
     at(tmp_path / "imgs" / "b.tif", None, pixels)
     assert predict(weights, tmp_path / "imgs", tmp_path / "out", "--particles") == 0
-    assert "1 image(s) without a pixel size beside others" in capsys.readouterr().out
+    told = "1 image(s) without a pixel size beside others"
+    assert capsys.readouterr().out.count(told) == 1
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert sum(told in line for line in summary["warnings"]) == 1
+    assert not any(line.startswith("Warning") for line in summary["about"])
     rows = rows_of(tmp_path / "out" / "measurements.csv")
     known, unknown = rows[:3], rows[3:]
     for one, other in zip(known, unknown, strict=True):

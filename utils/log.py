@@ -50,6 +50,8 @@ SOURCES = ("data.py", "encoders.py", "methods.py", "model.py", "networks.py", "i
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
 
+WARNING = "Warning: "  # how a line begins that everybody should read
+
 
 class RunLog:
     """The text log ``log_<stage>.txt`` of one stage and its lines in the run's ``metrics.jsonl``.
@@ -276,7 +278,7 @@ def only_progress(title: str) -> Iterator[None]:
 
 def remark(text: str) -> None:
     """``to_terminal`` of a line that is in a log anyway: in ``only_progress`` warnings alone."""
-    if not _SHOWN or text.startswith("Warning: "):
+    if not _SHOWN or text.startswith(WARNING):
         to_terminal(text)
 
 
