@@ -290,7 +290,7 @@ def test_the_terminal_tells_the_warnings_before_a_dice_that_may_be_low_for_them(
 ) -> None:
     for name, lines in {
         "fraction_rows": [],
-        "warnings": ["Warning: odd"],
+        "later_warnings": ["Warning: odd"],
         "doubt_lines": [],
     }.items():
         monkeypatch.setattr(telling, name, lambda *_, lines=lines: lines)
