@@ -1,6 +1,6 @@
 """Which unlabelled images a model is least sure of: those worth labelling or looking at next.
 
-An image is predicted in its 8 views (``metallography.views``). The score is the *vote
+An image is predicted in its 8 views (``metallography.tiling.each_view``). The score is the *vote
 disagreement*: the share of the views whose class is not the majority's, mean over the pixels.
 Ambiguous pixels, where every view gives the same odds, do not raise it. Networks trained on a few
 images are too sure of themselves, or too unsure, by an unknown factor; *entropy* and *mutual

@@ -86,7 +86,7 @@ class Certainty:
 
     unsure: float  # 1 - the probability of the likeliest class, mean of the pixels that count
     uncertain: NDArray[np.uint8]  # the same of each pixel (H, W), 255 for 1
-    votes: float  # mean vote disagreement of the 8 views (``views``); nan of one view
+    votes: float  # mean vote disagreement of the 8 views (``tiling``); nan of one view
 
 
 Bands = Generator[tuple[int, Floats], None, Certainty | None]

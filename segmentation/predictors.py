@@ -371,14 +371,14 @@ class AnswerFolder(Folder):
         return merged(predicted, read_mask(labels))
 
     @cached_property
-    def annotated(self) -> dict[str, str]:
-        """Of images whose labels were learnt: 'yes', or the labelled share such as '17 %'."""
+    def annotated(self) -> dict[str, float]:
+        """Of images whose labels were learnt: the share of what is visible that is labelled."""
         images, shares = {item.name: item.path for item in self.items}, {}
         for name, path in self.labels.items():
             mask = read_mask(path)
             inside = visible(images[name], mask.shape) if name in images else None
             shares[name] = labelled_share([mask], [inside])
-        return {name: "yes" if share == 1 else part_text(share) for name, share in shares.items()}
+        return shares
 
     def bar_lines(self) -> list[str]:
         """Nothing: the images are warned of with what was cut off them (``Intake.warnings``)."""
@@ -386,12 +386,16 @@ class AnswerFolder(Folder):
 
     def title_of(self, item: Item) -> str:
         """The name of an image, with a mark if its labels were learnt."""
-        told = self.annotated.get(item.name)
-        return f"{item.name} ({annotated_words(told)})" if told else item.name
+        share = self.annotated.get(item.name)
+        return item.name if share is None else f"{item.name} ({annotated_words(share)})"
 
     def table_rows(self) -> list[Row]:
         """The rows of ``measurements.csv``, with a last column on whose labels were learnt."""
-        return [row | {"annotated": self.annotated.get(row["image"], "no")} for row in self.rows]
+        told = {
+            name: "yes" if share == 1 else part_text(share)
+            for name, share in self.annotated.items()
+        }
+        return [row | {"annotated": told.get(row["image"], "no")} for row in self.rows]
 
     def size_words(self) -> str:
         """At which size images are predicted."""
@@ -418,9 +422,9 @@ def part_text(share: float) -> str:
     return f"{100 * min(share, 0.99):.2g} %"
 
 
-def annotated_words(told: str) -> str:
+def annotated_words(share: float) -> str:
     """'annotated', or '17 % annotated', of a value of ``AnswerFolder.annotated``."""
-    return "annotated" if told == "yes" else f"{told} annotated"
+    return "annotated" if share == 1 else f"{part_text(share)} annotated"
 
 
 def _or_none(value: float | None) -> float | None:

@@ -254,15 +254,16 @@ def poor_lines(found: HeldOut | None, names: Sequence[str], labelled: float = 1.
     ]
 
 
-def annotated_line(annotated: Mapping[str, str], images: int) -> str:
+def annotated_line(annotated: Mapping[str, float], images: int) -> str:
     """Which of the measured images were learnt from, and that they count.
 
-    ``annotated`` is that of the folder: 'yes', or the labelled share, by the name of the image.
+    ``annotated`` is that of the folder: the labelled share by the name of the image.
     """
     named = sorted(annotated.items())
-    shown = ", ".join(name if told == "yes" else f"{told} of {name}" for name, told in named)
+    parts = (name if share == 1 else f"{part_text(share)} of {name}" for name, share in named)
+    shown = ", ".join(parts)
     what = "is annotated" if len(named) == 1 else "are annotated"
-    rest = "" if {*annotated.values()} <= {"yes"} else "; their other pixels are predicted"
+    rest = "" if {*annotated.values()} <= {1.0} else "; their other pixels are predicted"
     return (
         f"{len(named)} of {images} images {what}, whose labels were learnt: {shown}. There labels "
         f"stand in the place of the prediction{rest}. These images count in all numbers as others"
@@ -558,7 +559,7 @@ def write_page(result: Result, *, final: bool, found: HeldOut | None = None) -> 
     told = Told(
         request.sample or sample_of(request.images),
         place=place_of(request.images),
-        annotated={name: annotated_words(told) for name, told in folder.annotated.items()},
+        annotated={name: annotated_words(share) for name, share in folder.annotated.items()},
         unchecked=told_how,
         poor=[*poor_phases(found, names)],
         names=own,

@@ -315,12 +315,12 @@ def test_how_sure_it_is_is_the_mean_of_what_counts(tmp_path: Path, views: int) -
 def test_an_image_of_which_all_that_is_visible_is_labelled_is_annotated(tmp_path: Path) -> None:
     path, model = half_hidden(tmp_path / "a.png", 0), Classifier(3, (), 1, seed=0, threads=1)
     labels = np.where(np.arange(48) < 24, IGNORED, MASK).astype(np.uint8)
-    for row, told in ((0, "yes"), (10, "75 %")):
+    for row, share in ((0, 1), (10, 0.75)):
         labels[:row] = IGNORED
         Image.fromarray(labels).save(tmp_path / "labels.png")
         files = {"a": tmp_path / "labels.png"}
         folder = AnswerFolder(model, [Item(path, "a")], tmp_path / "out", labels=files)  # type: ignore[arg-type]
-        assert folder.annotated == {"a": told}
+        assert folder.annotated == {"a": share}
 
 
 def test_labels_are_reduced_by_their_majority_and_strokes_are_kept() -> None:

@@ -335,10 +335,10 @@ def test_of_two_mappings_the_first_counts_before_the_second() -> None:
 
 
 def test_annotated_images_are_said_to_count() -> None:
-    line = annotated_line({"b": "yes"}, 12)
+    line = annotated_line({"b": 1.0}, 12)
     assert line.startswith("1 of 12 images is annotated, whose labels were learnt: b. There labels")
     assert line.endswith("These images count in all numbers as others") and "predicted" not in line
-    line = annotated_line({"c": "17 %", "b": "yes"}, 12)
+    line = annotated_line({"c": 0.17, "b": 1.0}, 12)
     assert "2 of 12 images are annotated, whose labels were learnt: b, 17 % of c. There" in line
     assert "; their other pixels are predicted." in line
 
