@@ -519,6 +519,9 @@ class Work:
         """The page on everything, and its first lines on the terminal."""
         for line in telling.result_lines(result):
             to_terminal(line)
+        lost = self.this.kept == FOREST and NETWORK in self.this.scores
+        for line in self.schedule.early_lines(self.learning.spent()) if lost else ():
+            to_terminal(line)
         path = telling.write_page(result, final=True)
         to_terminal(f"Report: {path}")
         for line in self.answers.told:

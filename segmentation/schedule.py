@@ -31,6 +31,7 @@ RESERVE = 0.1  # of the time, for what was not foreseen
 # five programs wanted, the minute after a second that was timed was slower by 1.05 in half of 44
 # cases, by up to 1.22 in nine of ten, and by up to 1.59 in all.
 LATER = 1.25
+EARLY = 0.5  # of the time: who is done in less had time for more
 HELD_OUT_SHARE = 0.25  # of the time, for held-out blocks
 FOREST_SHARE = 0.15  # of the time, for the pixel classifier's last answer beside a network
 PRETRAINING_SHARE = 0.5
@@ -83,6 +84,18 @@ class Schedule:
         late = f"about {end} after the start, later than the {asked} given"
         alone = ": here these images take longer even without a network"
         return f"Plan: the end is expected {late}{'' if self.fine_steps else alone}"
+
+    def early_lines(self, spent: float) -> list[str]:
+        """A line where a network that lost had few steps, though most of the time is left."""
+        wanted = int(self.fine_steps * (1 - len(self.folds[0]) / blocks.BLOCKS))
+        given = self.asked["minutes"]
+        if not 0 < self.block_steps < wanted or spent > EARLY * 60 * given:
+            return []
+        return [
+            f"This took {minutes(spent)} of the {given:g} minutes, but the networks that were "
+            f"compared had {self.block_steps} steps, not {wanted}, by what a step took at the "
+            f"start: --minutes {2 * given:g} times steps anew and gives a network more of them"
+        ]
 
     def lines(self) -> list[str]:
         """The plan for the terminal and the report."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -352,3 +352,14 @@ def test_the_plan_is_told_with_its_end() -> None:
 def test_an_end_after_the_minutes_given_is_not_called_at_most() -> None:
     first = plan(minutes=0.1, pixels=10**9).lines()[0]
     assert "Plan for" not in first and "later than the 0.1 minutes given" in first
+
+
+def test_a_network_that_lost_after_few_steps_in_little_time_is_told() -> None:
+    halves = [[0, 1], [2, 3]]  # each learns half of the labels, so 200 of 400 steps would be fair
+    plan = Schedule({"minutes": 20}, 400, 124, halves, 0, 0, {}, 1, [1, 1], {}, [])
+    (line,) = plan.early_lines(spent=210)
+    assert line.startswith("This took 3.5 min of the 20 minutes, but")
+    assert "124 steps, not 200" in line and "--minutes 40" in line
+    assert plan.early_lines(spent=601) == []
+    for steps in (0, 200):  # none was compared, or fairly
+        assert replace(plan, block_steps=steps).early_lines(spent=1) == []
