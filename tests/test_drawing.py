@@ -88,7 +88,7 @@ def test_a_prediction_that_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="0 ... 255"):
             save_prediction(tmp_path / "a.png", mask, mapping)  # type: ignore[arg-type]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="free disk space") as error:
+    with pytest.raises(UserError, match="a file stands where a folder is needed") as error:
         save_prediction(tmp_path / "file" / "a.png", mask, (0, 128, 64, 255))
     assert str(tmp_path / "file" / "a.png") in str(error.value)
 

@@ -187,7 +187,7 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path: Path) -> None:
         curve_picture(write(tmp_path, {"stage": "self", "epoch": 0, "loss": None}))
     assert "metrics.jsonl" in str(error.value)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="free disk space") as error:
+    with pytest.raises(UserError, match="a file stands where a folder is needed") as error:
         learning_curve(tmp_path / "file" / "a.png", write(tmp_path, *FALLING))
     assert "\n" not in str(error.value)
 

@@ -303,11 +303,11 @@ def print_result(text: str) -> None:
     """
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # the reader has enough; nothing is left to flush at the end
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        raise UserError(f"standard output: cannot be written ({error.strerror})") from None
+        with suppress(OSError):  # what is left in the buffer goes nowhere at the end of Python
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # whose reader has enough
+            raise UserError(f"standard output: cannot be written ({error.strerror})") from None
 
 
 class AverageMeter:
