@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -119,8 +120,14 @@ class Comparison:
     ) -> None:
         self.methods, self.rounds, self.this, self.before = methods, rounds, this, before
         self.strokes = strokes  # whether so few pixels are labelled that sure ones are added
-        self.learning, self.schedule = methods.learning, methods.schedule
+        self.learning = methods.learning
+        self.step = 0.0  # seconds that one of the last training took; 0: not known
         self.places, self.annotated = methods.places, methods.annotated
+
+    @property
+    def schedule(self) -> Schedule:
+        """The plan as it is now."""
+        return self.methods.schedule
 
     def run(self, checked: Callable[[HeldOut], None]) -> None:
         """Score all methods; ``checked`` is told the pixel classifier's scores as soon as known."""
@@ -135,6 +142,8 @@ class Comparison:
             self.this.start = self.pretrained()
             if folds and self.schedule.block_steps:
                 scores[NETWORK] = self.network_blocks(folds)
+                if scores[NETWORK].mean < scores[FOREST].mean and self.takes_longer():
+                    scores[NETWORK] = self.network_blocks(folds)
         if self.before is not None and folds:
             scores |= self.before_blocks(folds, self.before)
         if self.strokes:
@@ -145,6 +154,17 @@ class Comparison:
         order = [NETWORK, FOREST, BEFORE]  # of equals the first
         self.this.kept = max(means, key=lambda n: (means[n], -order.index(n))) if means else usual
         self.rounds.save()
+
+    def takes_longer(self) -> bool:
+        """Give networks that lost more steps, if there is time; see ``Schedule.longer``."""
+        plan = self.schedule.longer(self.step) if self.step and not self.this.plan else {}
+        if not plan:
+            return False
+        self.this.plan = plan
+        self.rounds.save()
+        self.methods.schedule = self.schedule.lengthened(plan)
+        to_terminal(self.schedule.reasons[-1])
+        return True
 
     def by_area(self, scores: dict[str, HeldOut]) -> dict[str, HeldOut]:
         """Scores of strokes, in which each class counts by the area that it is expected to have.
@@ -190,13 +210,16 @@ class Comparison:
         """Held-out scores of networks that start as the final one, each without a fold."""
         predictors: dict[Fold, blocks.Predict] = {}
         for turn, fold in enumerate(folds, start=1):
-            name = self.places.without(self.this.number, fold)
+            name = self.places.without(self.this.number, fold, longer=bool(self.this.plan))
             labels = blocks.write_labels(self.places.labels_of(name), self.annotated, fold)
             if self.strokes:
                 labels = self.methods.beside(labels, name).folder
             title = f"Held-out blocks, network {turn} of {len(folds)}"
             steps, start = self.schedule.block_steps, self.methods.start(self.this)
+            fresh, began = self.methods.network_of(name) is None, time.monotonic()
             file = self.learning.finetune(name, steps, start, labels, title)
+            if fresh:  # else an earlier run did some of it
+                self.step = (time.monotonic() - began) / steps
             predictors[fold] = self.methods.watched(file).ids
         return blocks.score(self.methods.annotations(), predictors, self.methods.classes)
 
@@ -215,7 +238,8 @@ class Comparison:
         for fold in folds:
             learnt: blocks.Predict | None
             if before.network:
-                file = self.methods.network_of(self.places.without(before.method, fold))
+                longer = bool(self.rounds.all[before.method - 1].plan)
+                file = self.methods.network_of(self.places.without(before.method, fold, longer))
                 learnt = self.methods.watched(file).ids if file else None
             else:
                 learnt = self.methods.forest_without(labels, fold)

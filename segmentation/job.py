@@ -193,10 +193,10 @@ class Work:
         scales: Scales,
         opened: Opened,
     ) -> None:
-        self.learning, self.schedule, self.answers = learning, schedule, answers
+        self.learning, self.answers = learning, answers
         self.scales, (self.rounds, self.this, self.goes_on) = scales, opened
         self.before = self.rounds.before(self.this)
-        self.methods = Methods(learning, schedule)
+        self.methods = Methods(learning, schedule.lengthened(self.this.plan))
         self.request, self.intake = learning.request, learning.intake
         self.out, self.pictures = self.request.out, self.intake.pictures
         self.annotated = self.intake.annotated
@@ -212,6 +212,11 @@ class Work:
         self.first = self.places.answer("first")
         self.first_look: telling.Result | None = None  # made by this run
         self.twin: Path | None = None  # folder of the class maps of the network's twin
+
+    @property
+    def schedule(self) -> Schedule:
+        """The plan as it is now: ``Comparison`` may have made it longer."""
+        return self.methods.schedule
 
     def run(self) -> None:
         """Everything in order."""

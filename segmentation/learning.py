@@ -60,9 +60,10 @@ class JobPlaces:
         return f"{JobPlaces.training(number)}_twin"
 
     @staticmethod
-    def without(number: int, fold: Sequence[int]) -> str:
-        """The name of the training of a round that leaves a fold out."""
-        return f"{JobPlaces.training(number)}_without_{'_'.join(map(str, fold))}"
+    def without(number: int, fold: Sequence[int], longer: bool = False) -> str:
+        """The name of the training of a round that leaves a fold out, or of the longer one."""
+        name = f"{JobPlaces.training(number)}_without_{'_'.join(map(str, fold))}"
+        return f"{name}_longer" if longer else name
 
     def networks(self, name: str) -> list[Path]:
         """The files that a training may have given: with pretraining, or without."""

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,9 @@ RESERVE = 0.1  # of the time, for what was not foreseen
 # five programs wanted, the minute after a second that was timed was slower by 1.05 in half of 44
 # cases, by up to 1.22 in nine of ten, and by up to 1.59 in all.
 LATER = 1.25
+FINE_STEP = "step of fine-tuning"  # its rate
+FASTER = 0.7  # of the seconds that were planned: what a step takes where a plan is made longer
+MORE = 1.5  # times as many steps, for which networks that lost are trained again
 EARLY = 0.5  # of the time: who is done in less had time for more
 HELD_OUT_SHARE = 0.25  # of the time, for held-out blocks
 FOREST_SHARE = 0.15  # of the time, for the pixel classifier's last answer beside a network
@@ -85,11 +88,52 @@ class Schedule:
         alone = ": here these images take longer even without a network"
         return f"Plan: the end is expected {late}{'' if self.fine_steps else alone}"
 
+    def longer(self, step: float) -> dict[str, int]:
+        """Steps of the trainings for networks that lost after few of them; {} for the same.
+
+        ``step`` is how many seconds one took: on a machine that was busy when steps were timed
+        there is time for more, whose comparison is fairer. What is left is counted by the plan, not
+        by the clock, so that it does not depend on when a run was stopped.
+        """
+        planned, count = self.rates.get(FINE_STEP, 0.0), len(self.folds) * self.block_steps
+        if self._is_fair or step > FASTER * planned:
+            return {}
+        left = (1 - RESERVE) * 60 * self.asked["minutes"] - self.expected
+        left += (count + self.fine_steps) * planned - count * step
+        for factor in (*LONGER, 1.0):
+            fine = int(factor * self.fine_steps)
+            block = int(fine * self._learnt)
+            if (fine + len(self.folds) * block) * step <= left:
+                more = block >= MORE * self.block_steps
+                return {"fine_steps": fine, "block_steps": block} if more else {}
+        return {}
+
+    def lengthened(self, plan: dict[str, int]) -> Schedule:
+        """The schedule with the steps that ``longer`` gave, which its lines say."""
+        if not plan:
+            return self
+        fine, block = plan["fine_steps"], plan["block_steps"]
+        line = (
+            f"The networks that were compared lost after {self.block_steps} steps, which took less "
+            f"time than when they were timed: compared again after {block} steps, for a last "
+            f"training of {fine}"
+        )
+        return replace(self, fine_steps=fine, block_steps=block, reasons=[*self.reasons, line])
+
+    @property
+    def _learnt(self) -> float:
+        """The share of the labels that a network learns which is compared."""
+        return 1 - len(self.folds[0]) / blocks.BLOCKS
+
+    @property
+    def _is_fair(self) -> bool:
+        """Whether such a network has that share of the steps; or there is none."""
+        return not 0 < self.block_steps < int(self.fine_steps * self._learnt)
+
     def early_lines(self, spent: float) -> list[str]:
         """A line where a network that lost had few steps, though most of the time is left."""
-        wanted = int(self.fine_steps * (1 - len(self.folds[0]) / blocks.BLOCKS))
-        given = self.asked["minutes"]
-        if not 0 < self.block_steps < wanted or spent > EARLY * 60 * given:
+        wanted, given = int(self.fine_steps * self._learnt), self.asked["minutes"]
+        if self._is_fair or spent > EARLY * 60 * given:
             return []
         return [
             f"This took {minutes(spent)} of the {given:g} minutes, but the networks that were "
@@ -186,7 +230,7 @@ def _shared_out(learning: Learning, asked: dict[str, Any]) -> Schedule:
     reasons += shares.lines(has_twin) if fine else []
     folds = "two held-out halves" if shares.folds == blocks.PAIRS else "four held-out blocks"
     rates = {
-        "step of fine-tuning": step,
+        FINE_STEP: step,
         "megapixel predicted": predict,
         "megapixel of the pixel classifier": forest.megapixel,
     }

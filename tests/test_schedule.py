@@ -363,3 +363,19 @@ def test_a_network_that_lost_after_few_steps_in_little_time_is_told() -> None:
     assert plan.early_lines(spent=601) == []
     for steps in (0, 200):  # none was compared, or fairly
         assert replace(plan, block_steps=steps).early_lines(spent=1) == []
+
+
+def test_networks_that_lost_learn_longer_where_steps_are_faster_than_timed() -> None:
+    halves, seconds = [[0, 1], [2, 3]], {"reading": 312.0, "halves": 248.0, "fine-tuning": 400.0}
+    plan = Schedule({"minutes": 20}, 400, 124, halves, 0, 0, {}, 1, [1, 1], seconds, ["timed"])
+    plan = replace(plan, rates={"step of fine-tuning": 1.0})
+    # Of 1,080 s, 960 are planned; 648 of these were for steps, of which 248 are done.
+    assert plan.longer(0.8) == {}  # as planned, nearly
+    assert plan.longer(0.5) == {"fine_steps": 600, "block_steps": 300}  # 600 s of 644 that are left
+    assert plan.longer(0.25) == {"fine_steps": 1200, "block_steps": 600}  # 600 s of 706
+    assert replace(plan, block_steps=200).longer(0.25) == {}  # it was fair
+    assert replace(plan, rates={}).longer(0.25) == {}  # of an earlier version
+    again = plan.lengthened(plan.longer(0.25))
+    assert (again.fine_steps, again.block_steps, again.longer(0.1)) == (1200, 600, {})
+    assert "after 124 steps" in again.reasons[-1] and "after 600 steps" in again.reasons[-1]
+    assert plan.lengthened({}) is plan

@@ -1160,6 +1160,29 @@ def test_a_batch_that_nobody_tells_is_found_before_anything_is_timed(
         assert found.err.count("--batch_from") == count
 
 
+def test_networks_that_lost_after_few_slow_steps_are_compared_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow(learning: Learning, asked: dict[str, Any]) -> Schedule:
+        plan = few_steps(learning, asked)
+        own: dict[str, Any] = {"folds": [[0, 1], [2, 3]], "fine_steps": 8, "block_steps": 2}
+        return dataclasses.replace(plan, **own, rates={"step of fine-tuning": 100.0})
+
+    monkeypatch.setattr(segmentation.job, "make_schedule", slow)
+    assert run(place) == 0
+    said = capsys.readouterr().out
+    again = "compared again after 12 steps, for a last training of 24"
+    assert said.count(again) == 1
+    (found,) = json.loads((place / "out" / "rounds.json").read_text())
+    assert found["plan"] == {"fine_steps": 24, "block_steps": 12}
+    log = place / "out" / "training" / "round_1_without_0_1_longer_sup" / "f" / "log_sup.txt"
+    assert "fine_steps = 12" in log.read_text(encoding="utf-8")
+    assert again in (place / "out" / "report.html").read_text(encoding="utf-8")
+    before = hashes(place / "out" / "training")
+    monkeypatch.setattr(Learning, "finetune", None)  # nothing is trained again
+    assert run(place) == 0 and hashes(place / "out" / "training") == before
+
+
 def test_what_is_transparent_is_not_measured(place: Path) -> None:
     opaque = np.full((SIDE, SIDE), 255, np.uint8)
     opaque[:, : SIDE // 4] = 0
