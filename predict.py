@@ -61,7 +61,7 @@ from utils.files import (
     list_files,
     remove_leftovers,
 )
-from utils.log import to_terminal
+from utils.log import WARNING, to_terminal
 from utils.ranks import group
 from utils.run_folder import locked
 
@@ -250,7 +250,7 @@ def with_batches(items: Items, images: Path, words: str) -> Items:
     folder = images.parent if images.is_file() else images
     found, warned = batches_of(words, [item.path for item in items], folder)
     told = (item._replace(told_batch=found.get(item.path)) for item in items)
-    return Items(told, [*items.left_out, *warned], items.bad)
+    return Items(told, [*items.left_out, *(f"{WARNING}{line}" for line in warned)], items.bad)
 
 
 @contextmanager

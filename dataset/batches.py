@@ -112,8 +112,9 @@ def batches_of(
     rule, problems, found = read_rule(words), Problems(), dict[Path, str]()
     if rule is None:
         return {}, []
-    batches = Batches(rule, images, folder)
-    for image in images:
+    files = dict.fromkeys(images)  # once, however many pages
+    batches = Batches(rule, files, folder)
+    for image in files:
         with problems.collect():
             found[image] = batches.of(image)["batch"]
     problems.refuse()

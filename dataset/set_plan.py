@@ -373,6 +373,7 @@ class Plan:
                     for c, left in enumerate(tile_starts(width, columns, settings.overlap)):
                         name = f"{source.batch}_{sample}_{r}_{c}"
                         tiles.append(Tile(source, name, Box(top, left, rows, columns)))
+        tiles = [*self._with_material(tiles)]
         by_name = defaultdict(list)
         for tile in tiles:
             by_name[tile.name.casefold()].append(tile.source.image.name)
@@ -381,6 +382,19 @@ class Plan:
                 text = f"{', '.join(dict.fromkeys(files))} would all become {name}.png"
                 self.problems.append(f"{settings.images}: {text}; tell them apart by --batch_from")
         return tiles
+
+    def _with_material(self, tiles: list[Tile]) -> Iterator[Tile]:
+        """The tiles without those of which nothing is visible, which are noted."""
+        empty = 0
+        for source, own in groupby(tiles, key=lambda tile: tile.source):
+            clear = self.clear(source) if self.settings.tile else None
+            for tile in own:
+                if clear is not None and tile.box.of(clear).all():
+                    empty += 1
+                else:
+                    yield tile
+        if empty:
+            self.notes.append(f"{empty} tile(s) left out, which are transparent everywhere")
 
     def _count(self, tiles: list[Tile]) -> Iterator[Tile]:
         """The tiles with their pixels of each class; those of a source follow one another."""

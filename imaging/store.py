@@ -118,6 +118,11 @@ class ImageStore:
         found = self._inside[path]
         return None if found is None else torch.from_numpy(found)
 
+    @property
+    def transparent(self) -> Path | None:
+        """An image that was read and is transparent somewhere; None if there is none."""
+        return next((path for path, inside in self._inside.items() if inside is not None), None)
+
     def mask(self, path: Path) -> Tensor:
         """uint8 (H, W) of class ids, the store's own memory as above; raises DataError."""
         return torch.from_numpy(self._load("mask", path))
@@ -239,7 +244,8 @@ class ImageStore:
     def _read_image(self, path: Path) -> tuple[Pixels, Pixels | None, str, int]:
         """An image, where it is visible, its number type if of over 8 bits, its orientation."""
         picture = decode(path)
-        inside = visible(path, picture.values.shape)
+        opaque = path in self._inside and self._inside[path] is None  # when it was read before
+        inside = None if opaque else visible(path, picture.values.shape)
         values = filled(picture.values, inside)
         check_finite(path, values)
         deep = "" if has_8_bits(values) else str(values.dtype)

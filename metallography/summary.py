@@ -32,7 +32,7 @@ from utils.tables import (
     significant,
 )
 
-NO_BATCH = "(no batch in the name)"  # a file name that carries none
+NO_BATCH = "(no batch)"  # where none is known
 DEFINITIONS = (
     "Particle: pixels of one class that touch. One that the frame cuts counts as one half, at a "
     "corner as a quarter (ASTM E112, planimetric), and is left out of the sizes. Specks and holes "

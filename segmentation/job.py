@@ -211,6 +211,7 @@ class Work:
         self.places = learning.places
         self.first = self.places.answer("first")
         self.first_look: telling.Result | None = None  # made by this run
+        self.compared = False  # by this run
         self.twin: Path | None = None  # folder of the class maps of the network's twin
 
     @property
@@ -284,7 +285,7 @@ class Work:
 
     def compare(self) -> None:
         """Who does best on held-out blocks, and is kept."""
-        own = self.rounds, self.this, self.before, self.strokes
+        own, self.compared = (self.rounds, self.this, self.before, self.strokes), True
         Comparison(self.methods, *own).run(self.check_first_answer)
         for line in telling.comparison_lines(self.this, self.labelled):
             to_terminal(line)
@@ -525,8 +526,9 @@ class Work:
         for line in telling.result_lines(result):
             to_terminal(line)
         lost = self.this.kept == FOREST and NETWORK in self.this.scores
-        for line in self.schedule.early_lines(self.learning.spent()) if lost else ():
-            to_terminal(line)
+        if lost and self.compared and not self.goes_on:  # whose time this run knows
+            for line in self.schedule.early_lines(self.learning.spent()):
+                to_terminal(line)
         path = telling.write_page(result, final=True)
         to_terminal(f"Report: {path}")
         for line in self.answers.told:

@@ -93,7 +93,7 @@ class Runner(Training):
         """The settings that differ, lengths included."""
         known = {k: v for k, v in old.items() if k != WEIGHTS or k in new}
         changed = setting_differences(self.config, known, new)
-        anew = "" if GRAY in old else read_anew(self.job.store)
+        anew = read_anew(self.job.store, GRAY in old)
         return [d._replace(reason=anew) if d.name == FILES else d for d in changed]
 
     def reason(self, state: Mapping[str, Any]) -> str:
@@ -219,8 +219,15 @@ def setting_differences(
     return differences(before, now)
 
 
-def read_anew(store: ImageStore) -> str:
-    """Why a run of an older version of this program may have read images differently; '' if not."""
+def read_anew(store: ImageStore, newer: bool) -> str:
+    """Why a run of an older version of this program may have read images differently; '' if not.
+
+    A ``newer`` one read all images as now but those that are transparent somewhere.
+    """
+    if path := store.transparent:
+        return f"{path} has fully transparent pixels, which count no longer"
+    if newer:
+        return ""
     if store.turned:
         path, orientation = next(iter(store.turned.items()))
         return f"{path} is now {turn_text(orientation)}"

@@ -50,11 +50,21 @@ def test_batches_of_sub_folders_and_of_a_table(
     table = tmp_path / "t.csv"
     table.write_text("file,batch\nb,melt A\nheat12/a_1.png,melt A\nheat7/a_1,melt B\nc,x\n")
     assert main([*options, "--batch_from", str(table)]) == 0
-    assert "--batch_from: 1 row(s) without an image, as c" in capsys.readouterr().out
+    assert "Warning: --batch_from: 1 row(s) without an image, as c" in capsys.readouterr().out
     rows = rows_of(out / "measurements.csv")
     assert [r["batch"] for r in rows[::3]] == ["melt A", "melt A", "melt B"]
     # An image that nothing is known of ends the run before anything is written anew.
     before = (out / "measurements.csv").read_bytes()
+    pages = tmp_path / "pages" / "sub"
+    pages.mkdir(parents=True)
+    Image.fromarray(np.zeros((40, 48), np.uint8)).save(
+        pages / "s.tif", save_all=True, append_images=[Image.fromarray(np.ones((40, 48), np.uint8))]
+    )
+    (tmp_path / "p.csv").write_text("file,batch\ns.tif,A\n")
+    stack = ["--images", str(tmp_path / "pages"), "--out", str(tmp_path / "paged")]
+    assert main([*options[:2], *stack, "--batch_from", str(tmp_path / "p.csv")]) == 0
+    assert {r["batch"] for r in rows_of(tmp_path / "paged" / "measurements.csv")} == {"A"}
+    capsys.readouterr()
     for words, said in ((r"^heat(1\d)/", "does not match this name"), ("x", "no group")):
         assert main([*options, "--batch_from", words]) == 2
         assert said in capsys.readouterr().err
@@ -109,7 +119,7 @@ def test_a_folder_with_all_outputs(tmp_path: Path, weights: Path) -> None:
     summary = (out / "summary.md").read_text(encoding="utf-8")
     assert "0.1 µm per pixel" in summary and "By production batch" in summary
     assert Image.open(out / "sheet.png").size[0] > 1000
-    nameless = "(no batch in the name)"
+    nameless = "(no batch)"
     assert f"| {nameless} |" in summary and nameless in (out / "report.html").read_text("utf-8")
     assert {r["batch"] for r in rows_of(out / "batches.csv")} == {"15", "60", "Gefüge", nameless}
 

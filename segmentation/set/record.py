@@ -18,7 +18,7 @@ from segmentation.set.files import Entry, UserFiles
 from utils.files import DataError, name_key
 
 SET, RECORD = "set", "record.json"  # the folder of a set in OUT, and the file in it
-VERSION = 5  # of what is laid out: a set of another one is made anew
+VERSION = 6  # of what is laid out: a set of another one is made anew
 
 
 class Laid(NamedTuple):
