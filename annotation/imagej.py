@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from annotation.names import base_name
 from annotation.planes import Plane
 from annotation.shapes import Ellipse, Points, Polygon, Shape, Stroke, points, polygons, rectangle
 
+HEADER = 64  # bytes of a region's first and of its second header
 MOST_BYTES = 2**28  # of all regions in a file, unpacked
 AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
 LINES = (ROI_TYPE.LINE, ROI_TYPE.FREELINE, ROI_TYPE.POLYLINE, ROI_TYPE.ANGLE)
@@ -62,9 +64,30 @@ def shapes_of(raw: bytes) -> list[Shape]:
         ]
 
 
+def _require_whole(raw: bytes) -> None:
+    """Refuse a region that is cut off: older versions of the library read what there is of it.
+
+    A region tells where its second header stands, behind the coordinates, and this where the name
+    and the properties are, in letters of two bytes. Old ones have no second header, 0. Coordinates
+    need no look: with too few the library fails in all its versions.
+    """
+    if len(raw) < HEADER:
+        raise ValueError("a region is too short")
+    (second,) = struct.unpack_from(">i", raw, 60)
+    if not second:
+        return
+    ends = [second + HEADER]
+    if HEADER <= second <= len(raw) - HEADER:
+        told = (struct.unpack_from(">2i", raw, second + at) for at in (16, 40))
+        ends += [place + 2 * letters for place, letters in told if place > 0 and letters > 0]
+    if second < HEADER or max(ends) > len(raw):
+        raise ValueError("damaged or cut short")
+
+
 @_refusing()
 def _shapes(raw: bytes, file_name: str) -> list[Shape]:
     """A region; one of points on several slices as a shape for each."""
+    _require_whole(raw)
     roi = ImagejRoi.frombytes(raw)
     name = (roi.name or file_name).strip()
     if what := REMARKS.get(roi.subtype):
