@@ -38,6 +38,7 @@ from benchmarks.measure import (
     at_least,
     batches_of,
     draw_set,
+    load_average,
     parser_of,
     print_case,
     some_of,
@@ -150,7 +151,7 @@ def report(given: argparse.Namespace) -> None:
                             "batch": given.batch // part, "steps": given.steps,
                             "device": given.device}  # fmt: skip
                     found[name].append(measured(case, ranks))
-                    loads.append(os.getloadavg()[0])
+                    loads.append(load_average())
             load = f"load of the machine {min(loads):.1f} to {max(loads):.1f}"
             print(f"\n{SELF_MODES[method]}, {load}\n")
             middle = {

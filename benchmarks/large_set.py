@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import shutil
 import struct
 import sys
@@ -36,7 +34,14 @@ import numpy as np
 import torch
 
 import config_run
-from benchmarks.measure import at_least, in_own_process, parser_of, print_case
+from benchmarks.measure import (
+    at_least,
+    in_own_process,
+    load_average,
+    parser_of,
+    print_case,
+    process_megabytes,
+)
 from config import Config, ConfigError
 from data import Batches
 from imaging.imagefile import read_image
@@ -161,7 +166,6 @@ def start_and_step(case: dict[str, Any]) -> dict[str, float]:
         config_run.run(config)
     ready, first, *_, last = np.array(noted) - (case["started"], 0)
     step = (last - first) / case["steps"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "ready, s": round(float(ready[0]), 1),
         "ready, processor s": round(float(ready[1]), 1),
@@ -169,8 +173,8 @@ def start_and_step(case: dict[str, Any]) -> dict[str, float]:
         "first step, processor s": round(float(first[1]), 1),
         "step, s": round(float(step[0]), 3),
         "step, processor s": round(float(step[1]), 3),
-        "peak, GB": round(peak / 1e9, 2),
-        "load": round(os.getloadavg()[0], 1),
+        "peak, GB": round(process_megabytes() * 2**20 / 1e9, 2),
+        "load": round(load_average(), 1),
     }
 
 

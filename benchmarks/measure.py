@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -198,12 +199,22 @@ def peak_megabytes(device: torch.device) -> float:
     """Peak memory so far: of CUDA's tensors, else of this process; nan where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    return process_megabytes()
+
+
+def process_megabytes() -> float:
+    """Peak memory of this process so far; nan on Windows, which has no such count."""
     try:
         import resource
-    except ImportError:  # Windows
+    except ImportError:
         return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def load_average() -> float:
+    """Processes that wanted a processor in the last minute; nan on Windows, which does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
 class Stopwatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,14 @@ def test_calls_are_counted_where_they_are_made() -> None:
     assert calls.counts == {"encode": 2, "losses": 4} and calls.views == {"losses": 1}
     (first, learns), (_, learns_not) = ((c[:2], c[-1]) for c in calls.convolutions)
     assert first == ((1, 3, 8, 8), (2, 3, 3, 3)) and learns and not learns_not
+
+
+def test_what_a_platform_does_not_tell_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has neither a load average nor the module of a process's resources."""
+    assert measure.process_megabytes() > 50 and measure.load_average() >= 0
+    monkeypatch.delattr("os.getloadavg")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert math.isnan(measure.process_megabytes()) and math.isnan(measure.load_average())
 
 
 def test_bytes_are_counted_while_they_live() -> None:
