@@ -234,7 +234,7 @@ def fit_clusters(features: Tensor, count: int, seed: int) -> Linear:
 
 def _standardised(features: Tensor) -> tuple[NDArray[Any], Callable[[Tensor, Tensor], Linear]]:
     """Features (P, F) as z-scores (constant ones 0), and the inverse for a linear function."""
-    values = features.double().cpu()
+    values = features.cpu().double()  # on the processor: MPS has no double precision
     mean, deviation = values.mean(dim=0).float(), values.std(dim=0, correction=0)
     deviation = deviation.where(deviation > 1e-8, 1.0).float()
 
@@ -261,7 +261,7 @@ def spread(embeddings: Tensor) -> float:
     """
     if len(embeddings) < 2:
         return math.nan
-    rows = F.normalize(embeddings.double(), dim=1)
+    rows = F.normalize(embeddings.cpu().double(), dim=1)  # MPS has no double precision
     return float((rows - rows.mean(dim=0)).square().sum(dim=1).mean().sqrt())
 
 

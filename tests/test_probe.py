@@ -146,6 +146,24 @@ def test_spread_in_closed_form():
     assert math.isnan(probe.spread(one))
 
 
+class WithoutDoubles(Tensor):
+    """On MPS, as far as double precision goes: there is none before it is on the processor."""
+
+    def double(self) -> Tensor:  # type: ignore[override]
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self) -> Tensor:  # type: ignore[override]
+        return self.as_subclass(Tensor)
+
+
+def test_a_device_needs_no_double_precision():
+    features = blobs([0, 1, 2])[0]
+    elsewhere = features.as_subclass(WithoutDoubles)
+    assert probe.spread(elsewhere) == probe.spread(features)
+    found, expected = (probe.fit_clusters(x, 3, seed=5) for x in (elsewhere, features))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 class Constant(ProjectedUNet):
     """An encoder that says the same of every image, or of every pixel."""
 
