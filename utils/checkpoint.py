@@ -26,6 +26,7 @@ from utils.commandline import UserError, lack_of_memory
 from utils.files import replace_file, special_kind
 
 WRAPPERS = ("moco", "finetune", "super")  # hold the network: pretraining, fine.pt, sup.pt
+DOS_FOLDER = 0x10  # among the attributes of a zip file's part
 UNET, IMAGENET = "unet", "efficientnet_lite0"  # values of the setting ``encoder``
 
 _INSIDE = {"queue2": "patch_queue"}  # this program's name by the published one
@@ -142,13 +143,25 @@ def _read(path: Path) -> bytes:
 def _require_checksums(contents: bytes) -> None:
     """Raise BadZipFile unless each part of a zip file has the checksum that it was written with.
 
-    The old format has none. PyTorch can be told to compute none: all are 0 then.
+    The old format has none. PyTorch can be told to compute none: all are 0 then, and the list of
+    parts is compared with the parts alone. Of one that is marked as a folder (DOS's bit, which no
+    checksum guards) PyTorch reads nothing and says nothing: its tensor is what the memory held.
     """
     if contents[:2] != b"PK":
         return
-    with zipfile.ZipFile(io.BytesIO(contents)) as parts:
-        if any(part.CRC for part in parts.infolist()) and (wrong := parts.testzip()) is not None:
-            raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
+    with zipfile.ZipFile(io.BytesIO(contents)) as archive:
+        parts = archive.infolist()
+        for part in parts:
+            if part.is_dir() or part.external_attr & DOS_FOLDER:
+                raise zipfile.BadZipFile(f"{part.filename} is marked as a folder")
+        if any(part.CRC for part in parts):
+            if (wrong := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
+            return
+        for part in parts:
+            archive.open(part).close()  # raises if another part stands there
+            if part.compress_type != zipfile.ZIP_STORED:  # as PyTorch writes all of them
+                raise zipfile.BadZipFile(f"{part.filename} is marked as compressed")
 
 
 def _why_unreadable(error: Exception) -> str:
