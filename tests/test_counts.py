@@ -77,7 +77,10 @@ def test_an_epoch_of_train_py_waits_once_for_its_log_line(
     assert dict(calls.waits) == {"tolist": 1}
 
 
-MOST_OF_LABELS = 400  # of an epoch of one step, with the log line: most are the network's
+# Of an epoch of one step, with the log line: most are the network's. Views are left out: they
+# start nothing on a device, and torch 2.6 has 60 more of them, such as a second ``detach`` of the
+# gradient of every weight. Of others it has 3 more.
+MOST_OF_LABELS = 250
 
 
 @pytest.mark.parametrize("preset", ["paper", "robust"])
@@ -113,7 +116,7 @@ def test_an_epoch_of_training_with_labels_waits_once_for_its_log_line(
         with measure.counted(watch) as calls:
             stage.train_epoch(epoch, lambda: None)
         assert dict(calls.waits) == {"tolist": 1}
-        epochs.append(calls.counts.total())
+        epochs.append(calls.counts.total() - calls.views.total())
     assert epochs[0] == epochs[1] <= MOST_OF_LABELS
 
 

@@ -122,8 +122,12 @@ def test_two_ranks_of_four_images_equal_one_process_of_eight(
         gradients, found = whole["gradients"][step], first["gradients"][step]
         assert len(gradients) == len(found)
         largest = max(float(g.abs().max()) for g in gradients)
+        # Once weights differ by roundings, these may decide on which side of 0 a LeakyReLU is, and
+        # so the slope of one cell: with torch 2.6, DenseCL and GroupNorm, one of up1's 8x8 is, and
+        # gradients of what lies before it differ by 7e-5 of the largest, the others by 4e-7.
+        most = (2e-4 if step else 2e-5) * largest
         for g, h in zip(gradients, found, strict=True):
-            torch.testing.assert_close(h, g, rtol=1e-4, atol=2e-5 * largest)
+            torch.testing.assert_close(h, g, rtol=1e-4, atol=most)
     for name, value in whole["state"].items():
         torch.testing.assert_close(first["state"][name], value, rtol=1e-4, atol=1e-5)
         assert torch.equal(first["state"][name], second["state"][name]), name
