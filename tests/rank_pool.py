@@ -8,10 +8,12 @@ import multiprocessing
 import os
 import socket
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from typing import Any
 
 import pytest
@@ -32,8 +34,29 @@ def context() -> Any:
     return made
 
 
+def _end_with_the_tests() -> None:
+    """End this process once the one that started it is gone, however that ended."""
+    parent, leave = multiprocessing.parent_process(), os._exit
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        leave(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _end(processes: Iterable[Any]) -> None:
+    """Kill those that still run: one that hangs hears no other signal."""
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+        process.join()
+
+
 def be_rank(rank: int, ranks: int, port: int) -> None:
     """Set what torchrun tells a process."""
+    _end_with_the_tests()
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
     os.environ.update(
         {name: str(value) for name, value in told.items()} | {"MASTER_ADDR": "localhost"}
@@ -84,10 +107,13 @@ class Pool:
 
     def close(self) -> None:
         """End the ranks."""
-        for pipe in self.pipes:
-            pipe.send(None)
-        for process in self.processes:
-            process.join(PATIENCE)
+        try:
+            for pipe in self.pipes:
+                pipe.send(None)
+            for process in self.processes:
+                process.join(PATIENCE)
+        finally:
+            _end(self.processes)
 
 
 @contextmanager
@@ -131,9 +157,12 @@ def command(
         pipes.append(here)
         processes.append(process)
     found = []
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.recv()
-        assert pipe.poll(PATIENCE), "a rank hangs"
-        found.append(pipe.recv())
-        process.join(PATIENCE)
+    try:
+        for pipe, process in zip(pipes, processes, strict=True):
+            pipe.recv()
+            assert pipe.poll(PATIENCE), "a rank hangs"
+            found.append(pipe.recv())
+            process.join(PATIENCE)
+    finally:
+        _end(processes)
     return found

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rank_pool import Pool, pool
+from rank_pool import Pool, command, pool
 from tiny_set import TINY, make_set
 from torch import nn
 
@@ -398,6 +403,60 @@ def test_rank_0_works_for_all_and_each_can_be_alone(ranks: Pool) -> None:
     assert first == ((0, 2, True), (0, 1, 42), alone, [1, 3], [0, 1])
     assert second == ((1, 2, False), (0, 1, 42), alone, [2], [0, 1])
     assert _work() == ((0, 1, True), (0, 1, 42), alone, [1, 2, 3], [0])
+
+
+def _hang(pid_file: Path) -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pid_file.write_text(str(os.getpid()))
+    time.sleep(600)
+    return 0
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_rank_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hears no signal that it can ignore, and would outlive the tests."""
+    monkeypatch.setattr("rank_pool.PATIENCE", 2)
+    files = [tmp_path / name for name in "ab"]
+    with pytest.raises(AssertionError, match="a rank hangs"):
+        command(_hang, [(file,) for file in files])
+    started = [int(text) for file in files if file.exists() and (text := file.read_text())]
+    assert started and not any(_alive(pid) for pid in started)
+
+
+LEFT = """
+import os, sys, threading, time
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+import test_ranks
+
+if __name__ == "__main__":
+    files = [Path("a"), Path("b")]
+    words = (test_ranks._hang, [(file,) for file in files])
+    threading.Thread(target=test_ranks.command, args=words, daemon=True).start()
+    while not all(file.exists() and file.read_text() for file in files):
+        time.sleep(0.05)
+    os._exit(0)  # as pytest-timeout ends a process
+"""
+
+
+@pytest.mark.slow  # seconds: 10, a process that starts a server of ranks
+def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    code = LEFT.format(tests=str(tests), root=str(tests.parent))
+    (tmp_path / "left.py").write_text(code)
+    subprocess.run([sys.executable, "left.py"], cwd=tmp_path, check=True, timeout=200)
+    until = time.monotonic() + 60
+    left = {int((tmp_path / name).read_text()) for name in "ab"}
+    while any(_alive(pid) for pid in left) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert [pid for pid in left if _alive(pid)] == []
 
 
 @pytest.mark.parametrize(
