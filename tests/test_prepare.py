@@ -1256,3 +1256,19 @@ def test_what_transparent_pixels_hide_is_in_no_set(tmp_path):
     assert (shown[:, : SIDE // 2, 0] == shown[:, [SIDE // 2], 0]).all()
     assert shown[..., 0].min() == 0 and shown[..., 0].max() == 255  # of 900 to 1900
     assert all((other == shown).all() for other in found[1:])
+
+
+def test_tiles_of_which_nothing_is_visible_are_left_out(tmp_path, capsys):
+    """Of two rows of four tiles the two on the left are transparent in each."""
+    pixels = np.random.default_rng(0).integers(0, 255, (2 * SIDE, 4 * SIDE), dtype=np.uint8)
+    alpha = np.full_like(pixels, 255)
+    alpha[:, : 2 * SIDE + 3] = 0
+    for folder in ("img", "gt"):
+        (tmp_path / folder).mkdir()
+    stored = cv2.imencode(".png", np.dstack([pixels] * 3 + [alpha]))[1].tobytes()
+    (tmp_path / "img" / "a.png").write_bytes(stored)
+    Image.fromarray((pixels > 99).astype(np.uint8)).save(tmp_path / "gt" / "a.png")
+    assert run(tmp_path, "--tile", str(SIDE), "--test", "0") == 0
+    names = sorted(path.name for path in (tmp_path / "set" / "train_numf" / "img").iterdir())
+    assert names == ["_a_0_2.png", "_a_0_3.png", "_a_1_2.png", "_a_1_3.png"]
+    assert "4 tile(s) left out, which are transparent everywhere" in capsys.readouterr().out
