@@ -79,8 +79,8 @@ def run(request: Request) -> Work:
     with locked(request.out, "--out", "segmenting", "--out"):
         for leftover in request.out.glob(f".{SET}-*"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
-        answers = Answers(request.out)
-        intake = read(request, lambda read_in: check(request, read_in, answers))
+        intake = read(request, lambda read_in: check(request, read_in, Answers(request.out)))
+        answers = Answers(request.out)  # now that what is read is kept: corrections, too
         intake, scales = check(request, intake, answers)
         names = request.class_names or intake.class_names or names_of_set(request, intake)
         request = replace(request, class_names=names)

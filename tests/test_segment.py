@@ -372,6 +372,10 @@ def test_a_corrected_class_map_is_a_mask_from_then_on_and_is_never_lost(
     said = capsys.readouterr().out
     assert f"é1: {(old != 3).sum()} of {SIDE * SIDE} labelled pixels differ" in said
     assert "Round 2: labels of 2 image(s)" in said and "answer before" in said
+    assert "while this run went on" not in said
+    laid = hashes(done / "out" / "set")
+    assert run(done) == 0 and hashes(done / "out" / "set") == laid  # read once, kept, and known
+    assert "while this run went on" not in capsys.readouterr().out
     assert (ids(path)[:10, :10] == 3).all() and (ids(path) == corrected).all()
     assert (ids(done / "out" / "corrected" / "é1.png") == corrected).all()
     page = (done / "out" / "report.html").read_text(encoding="utf-8")
