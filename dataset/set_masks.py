@@ -116,6 +116,10 @@ class SetMasks:
             if rule is None and (masked or not named):
                 return False
             self.rule = rule or _rule_of_names(self.names)
+            if self.rule.by is By.IDS:
+                packed = dict.fromkeys(s.mask for s in masked if s.mask and self._lossy(s.mask))
+                cure = "which changes class ids a little here and there: export it as PNG"
+                problems.extend(f"{path}: packed by JPEG, {cure}" for path in packed)
             if settings.num_classes and self.num_classes > settings.num_classes:
                 found = f"{self.num_classes} classes where --num_classes is {settings.num_classes}"
                 cure = "correct it, or give --palette"

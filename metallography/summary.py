@@ -382,7 +382,9 @@ def _batch_table(folder: Folder, batches: list[Row]) -> Table:
         cells = sizes if sized else ["-"] * len(sizes)
         rows.append([row["batch"] or NO_BATCH, name, row["fields"], share, *cells])
     head = ["batch", "class", "fields", "area_fraction", density, "whole particles", *means]
-    note = "Batches are those in the names of files, whatever their sub-folder. "
+    told = any(item.told_batch is not None for item in folder.items)
+    named = "those in the names of files, whatever their sub-folder"
+    note = f"Batches are {'as --batch_from tells' if told else named}. "
     note += "Mean sizes: of all whole particles of the batch, each alike."
     return _table("By production batch", [*map(words, head)], rows, note)
 

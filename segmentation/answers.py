@@ -457,6 +457,7 @@ class Round:
     method: int = 0  # number of the round whose training answers
     fractions: dict[str, list[float]] = field(default_factory=dict)  # area fractions by image
     shares: list[float] = field(default_factory=list)  # of strokes: expected area of each class
+    views: int = 0  # of which a network's answer is the average; 0: as an earlier version chose
     plan: dict[str, int] = field(default_factory=dict)  # steps that differ from the schedule's
     sure: float = 0.0  # of strokes: share of the pixels that a network learns beside them
     corrected: dict[str, list[int]] = field(default_factory=dict)  # pixels changed, and labelled

@@ -87,9 +87,12 @@ class Methods:
         """The pretrained file of a round."""
         return self.out / of.start if of.start else None
 
-    def watched(self, file: Path) -> Watched:
-        """A network, ready to predict, with the names that the classes have now."""
-        found = Watched(Segmenter(file, device=self.request.device), self.schedule.views)
+    def watched(self, file: Path, views: int = 0) -> Watched:
+        """A network, ready to predict, with the names that the classes have now.
+
+        Its answer is the average over ``views``; 0: as many as the plan says.
+        """
+        found = Watched(Segmenter(file, device=self.request.device), views or self.schedule.views)
         found.class_names = list(self.request.class_names) or found.class_names
         return found
 

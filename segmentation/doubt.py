@@ -181,19 +181,29 @@ def certainty(unsure: float) -> str:
     return f"{100 * (1 - unsure):.0f} %"
 
 
+def doubtful_lines(doubts: Sequence[Row]) -> list[str]:
+    """A warning where most images are marked."""
+    marked = sum(bool(row["reasons"]) for row in doubts)
+    if marked <= 0.5 * len(doubts):
+        return []
+    what = f"{marked} of {len(doubts)} images are marked as doubtful"
+    return [f"{what}: the answer as a whole is doubtful; correct one of the first, see doubt.csv"]
+
+
 def count_lines(
     rows: Sequence[Row],
     class_names: Sequence[str],
-    annotated: Sequence[str],
+    annotated: Mapping[str, float],
     counted: Sequence[int],
 ) -> list[str]:
     """Sentences on classes of many more particles in the other images than in the annotated ones.
 
-    ``rows`` are those of ``measurements.csv``, ``counted`` the classes whose particles are counted.
+    ``rows`` are those of ``measurements.csv``, ``counted`` the classes whose particles are counted,
+    ``annotated`` the labelled shares by image: those that are labelled as a whole are compared.
     """
     lines = []
     for c in counted:
-        own = [r for r in rows if r["class"] == c and r["image"] in annotated]
+        own = [r for r in rows if r["class"] == c and annotated.get(r["image"]) == 1]
         others = [r for r in rows if r["class"] == c and r["image"] not in annotated]
         number, area = sum(r["number"] for r in own), sum(r["field_px"] for r in own)
         if number < FEWEST_COUNTED or not others:

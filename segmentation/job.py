@@ -23,6 +23,7 @@ from imaging.index import stamp_of
 from imaging.listing import some_names
 from metallography.items import Item
 from metallography.measure import check_terms, fractions_of
+from metallography.particles import Row
 from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter
 from metallography.summary import is_share, phases_csv, words, write_tables
@@ -299,7 +300,7 @@ class Work:
                 found, self.schedule, len(self.annotated), self.labelled
             )
             folder.notes = [*self.about_answer(folder), telling.FIRST_NOTE, *checked]
-            self.write_tables(folder, found)
+            self.write_tables(folder, found, self.first_look.doubts)
             telling.write_page(self.first_look, final=False, found=found)
             self.answers.publish_summary(self.first)
             dice = telling.score_text(found.mean)
@@ -372,9 +373,15 @@ class Work:
         predicted_sheet(folder)
         return folder
 
-    def write_tables(self, folder: AnswerFolder, scores: HeldOut | None) -> None:
-        """Write an answer's tables and summary, which warns by its scores on held-out blocks."""
+    def write_tables(
+        self, folder: AnswerFolder, scores: HeldOut | None, doubts: Sequence[Row] = ()
+    ) -> None:
+        """Write an answer's tables and summary, which warns by its scores on held-out blocks.
+
+        And by its ``doubts``, once they are known.
+        """
         folder.warned = telling.warning_lines(self.intake, self.labelled, folder, scores)
+        folder.warned += doubt.doubtful_lines(doubts)
         folder.poor = [*telling.poor_phases(scores, folder.segmenter.class_names)]
         write_tables(folder)
 
@@ -415,10 +422,11 @@ class Work:
         this, before = self.this, self.before
         if this.kept == BEFORE and before is not None:
             this.network, this.by, this.method = before.network, before.by, before.method
+            this.views = before.views or self.schedule.views
             if before.network:
-                return self.methods.watched(self.out / before.network)
+                return self.methods.watched(self.out / before.network, this.views)
             return self.methods.learnt(self.places.labels(before.method))
-        this.by, this.method = this.kept, this.number
+        this.by, this.method, this.views = this.kept, this.number, self.schedule.views
         if this.kept == NETWORK:
             name, steps = self.places.training(this.number), self.schedule.fine_steps
             labels = self.sure_labels if self.strokes else None
@@ -461,6 +469,9 @@ class Work:
             field_px={row["image"]: row["field_px"] for row in folder.rows},
             expected=forest.error if forest else math.nan,
         )
+        if doubtful := doubt.doubtful_lines(rows):
+            folder.warned = [*folder.warned, *doubtful]
+            write_tables(folder)
         path = folder.out / "doubt.csv"
         replace_file(path, csv_of_rows(rows, ["rank", "image", "reasons"]))
         tables = tables_of(folder.out, phases=phases_csv(folder), doubt=path)

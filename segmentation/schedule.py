@@ -136,9 +136,9 @@ class Schedule:
         if self._is_fair or spent > EARLY * 60 * given:
             return []
         return [
-            f"This took {minutes(spent)} of the {given:g} minutes, but the networks that were "
-            f"compared had {self.block_steps} steps, not {wanted}, by what a step took at the "
-            f"start: --minutes {2 * given:g} times steps anew and gives a network more of them"
+            f"This took {minutes(spent)} of the {given:g} minutes. Networks were judged after "
+            f"{self.block_steps} steps, where {wanted} would be fair, as steps were slow when they "
+            f"were timed: --minutes {2 * given:g} gives them a fairer trial"
         ]
 
     def lines(self) -> list[str]:

@@ -343,7 +343,8 @@ def result_lines(result: Result) -> list[str]:
     lines = [f"{len(folder.items)} images segmented by the {this.by}"]
     for row in fraction_rows(folder):
         lines.append(
-            f"  {row['class']}: {row['mean']:.1f} % ({row['least']:.1f} to {row['most']:.1f})"
+            f"  {row['class']}: {row['mean']:.1f} % (single images: {row['least']:.1f} to "
+            f"{row['most']:.1f})"
         )
     lines += later_warnings(folder)  # first, as what is odd in the files may be why a Dice is low
     known = result.corrected, result.labelled, result.others
@@ -382,7 +383,7 @@ def warning_lines(
         *partial_lines(labelled, len(annotated)),
         *poor_lines(found, names, labelled),
         *doubt.missing_lines(fractions, names, annotated),
-        *(doubt.count_lines(folder.rows, names, annotated, counted) if labelled == 1 else []),
+        *doubt.count_lines(folder.rows, names, folder.annotated, counted),
         *far,
     ]
 
@@ -422,9 +423,7 @@ def doubt_lines(doubts: Sequence[Row]) -> list[str]:
             f"No other method checks the {FOREST}: an image is marked where its mean certainty is "
             f"{doubt.certainty(doubt.UNSURE)} or less, or where its area fractions are outliers"
         )
-    whole = ": the answer as a whole is doubtful; correct one of the first"
-    many = whole if marked > 0.5 * len(doubts) else ""
-    lines.append(f"Doubt: {marked} of {len(doubts)} images are marked{many}, see doubt.csv")
+    lines.append(f"Doubt: {marked} of {len(doubts)} images are marked, see doubt.csv")
     return lines
 
 
@@ -444,7 +443,7 @@ def honest_lines(
     if found is None:
         return ["There is no score: no test images with masks, and no block could be held out"]
     said = within_line(found, schedule, len(this.labels), labelled)
-    if NETWORK in this.by and 0 < schedule.block_steps < schedule.fine_steps:
+    if this.kept == NETWORK and 0 < schedule.block_steps < schedule.fine_steps:
         own, all_ = schedule.block_steps, schedule.fine_steps
         said += f". These networks had {own} steps each, the one that answers {all_}"
     if corrected:

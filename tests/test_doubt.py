@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from metallography.measure import robust_z
-from segmentation.doubt import Places, count_lines, doubt_map, doubts, missing_lines
+from segmentation.doubt import (
+    Places,
+    count_lines,
+    doubt_map,
+    doubtful_lines,
+    doubts,
+    missing_lines,
+)
 
 NAMES = ["matrix", "carbide"]
 FRACTIONS = {f"i{n}": [0.9 - 0.002 * n, 0.1 + 0.002 * n] for n in range(9)} | {"odd": [0.5, 0.5]}
@@ -165,7 +172,20 @@ def counted(**numbers: tuple[float, int]) -> list[dict[str, Any]]:
 def test_many_more_particles_than_in_the_annotation_are_told(
     others: dict[str, tuple[float, int]], words: str
 ) -> None:
-    lines = count_lines(counted(a=(8, 100), **others), NAMES, ["a"], [1])
+    lines = count_lines(counted(a=(8, 100), **others), NAMES, {"a": 1.0}, [1])
     assert [words in line for line in lines] == [True] * bool(words)
     few = counted(a=(4, 100), **others)  # too few to judge by
-    assert count_lines(few, NAMES, ["a"], [1]) == []
+    assert count_lines(few, NAMES, {"a": 1.0}, [1]) == []
+    # An image that is labelled in part is neither: of 15 in 50 and 100 in 100 the median is 65.
+    part = count_lines(counted(a=(8, 100), **others), NAMES, {"a": 1.0, "b": 0.3}, [1])
+    assert not words or "8 particles in the annotation, 65 in" in part[0]
+    assert count_lines(counted(a=(8, 100), **others), NAMES, {"a": 0.9}, [1]) == []
+
+
+def test_where_most_images_are_marked_the_answer_is_doubtful() -> None:
+    def rows(*marked: bool) -> list[dict[str, Any]]:
+        return [{"reasons": "odd" if each else ""} for each in marked]
+
+    assert doubtful_lines([]) == doubtful_lines(rows(True, False)) == []
+    (line,) = doubtful_lines(rows(True, False, True))
+    assert line.startswith("2 of 3 images are marked as doubtful: the answer as a whole")

@@ -1118,6 +1118,17 @@ def test_a_refused_command_is_not_remembered(
     assert hashes(done / "out") == before
 
 
+def test_a_mask_of_class_ids_that_jpeg_packed_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = np.random.default_rng(0).integers(0, 4, (SIDE // 8, SIDE // 8)).astype(np.uint8)
+    big = Image.fromarray(ids).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    big.save(place / "é0.jpg", quality=75)
+    assert run(place, masks=("é0.jpg",)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("é0.jpg: packed by JPEG, which changes class ids") and "PNG" in line
+
+
 def test_names_of_files_may_be_of_another_encoding(place: Path) -> None:
     try:
         (place / "raw" / "é1.png").rename(place / "raw" / os.fsdecode(b"b\xe4d.png"))

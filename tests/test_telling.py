@@ -280,7 +280,7 @@ def test_what_is_odd_in_the_files_is_warned_of_before_what_may_follow_from_it() 
         warnings=("mask: looks like scribbles",), annotated=[picture], pictures=[picture]
     )
     names = SimpleNamespace(class_names=["matrix", "pore"], reduce=1)
-    folder = SimpleNamespace(segmenter=names, rows=[], with_particles=[1])
+    folder = SimpleNamespace(segmenter=names, rows=[], with_particles=[1], annotated={})
     odd, few, low = warning_lines(intake, 0.05, folder, HeldOut(np.array(found(3))))  # type: ignore[arg-type]
     assert odd == intake.warnings[0] and few.startswith("Only 5 %") and low.startswith("Dice")
 

@@ -35,7 +35,8 @@ def read_csv(path: Path, flag: str) -> tuple[list[str], list[tuple[int, dict[str
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
+        encoded = "not UTF-8: in Excel save it as 'CSV UTF-8'"
+        reason = getattr(error, "strerror", None) or encoded
         raise DataError(f"{path}: cannot be read ({reason}); correct {flag}") from None
     first = lines[0] if lines else ""
     reader = csv.DictReader(lines, delimiter=next((m for m in ",;\t" if m in first), ","))
