@@ -378,16 +378,19 @@ def by_batch(rows: Sequence[Row], um_per_px: float | None = None) -> list[Row]:
     Batches that are numbers, such as holding times, come in their order. A row holds ``fields``,
     area fraction and number density with mean and confidence over the fields, weighted by their
     areas (``mean_over``), and mean area, diameter, length and aspect ratio over all whole particles
-    of the batch (each particle counts alike, not each field) in images whose scale is known.
+    of the batch (each particle counts alike, not each field) in images whose scale is known. Where
+    some class is of grains, also their intercept and G, likewise over the fields.
     """
     u, density = unit_of(um_per_px), density_column(um_per_px)
     pooled, found = [], defaultdict[tuple[str, int], list[Row]](list)
     for one in rows:
         found[one["batch"], one["class"]].append(one)
+    sizes = [f"grain_intercept_{u}", "astm_g"]
+    grains = sizes if any(not math.isnan(one[sizes[0]]) for one in rows) else []
     for batch, c in sorted(found, key=_batch_order):
         fields = found[batch, c]
         row: Row = {"batch": batch, "class": c, "fields": len(fields)}
-        for name in ("area_fraction", density):
+        for name in ("area_fraction", density, *grains):
             interval = mean_over(fields, name)
             row |= {name: interval.mean, f"{name}_ci95": interval.confidence}
         row["particles_whole"] = sum(r["particles_whole"] for r in fields)

@@ -372,6 +372,8 @@ def _batch_table(folder: Folder, batches: list[Row]) -> Table:
     """By production batch."""
     density = measure.density_column(folder.unit_scale)
     means = [name for name in batches[0] if name.startswith("mean_")]
+    grains = [n for n in batches[0] if n == "astm_g" or n.startswith("grain_intercept_")]
+    grains = [name for name in grains if not name.endswith("_ci95")]
     rows = []
     for row in batches:
         sized = row["class"] in folder.with_particles
@@ -380,8 +382,10 @@ def _batch_table(folder: Folder, batches: list[Row]) -> Table:
         name = folder.segmenter.class_names[row["class"]]
         share = plus_minus(100 * row["area_fraction"], 100 * row["area_fraction_ci95"])
         cells = sizes if sized else ["-"] * len(sizes)
+        cells += [plus_minus(row[name], row[f"{name}_ci95"]) for name in grains]
         rows.append([row["batch"] or NO_BATCH, name, row["fields"], share, *cells])
     head = ["batch", "class", "fields", "area_fraction", density, "whole particles", *means]
+    head += grains
     told = any(item.told_batch is not None for item in folder.items)
     named = "those in the names of files, whatever their sub-folder"
     note = f"Batches are {'as --batch_from tells' if told else named}. "

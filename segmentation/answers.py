@@ -25,7 +25,7 @@ from config import ConfigError
 from imaging.drawing import write_png
 from imaging.field import Crop
 from imaging.imagefile import Pixels, read_header, read_image, read_mask
-from imaging.listing import UNREAD_PICTURES, longest_start
+from imaging.listing import UNREAD_PICTURES, longest_start, some_names
 from metallography.items import MEASUREMENTS, SUMMARY, digest_of
 from metallography.particles import unit_of
 from metallography.scales import NOT_GIVEN, Given
@@ -332,6 +332,9 @@ class Answers:
         left = self._take_meanwhile(len(classes))  # the others are kept for the next time
         new = {name: digest(work / KINDS[0] / f"{name}.png") for name in names}
         old = self.record["files"]
+        if gone := sorted(old.keys() - set(names)):
+            what = f"{len(gone)} image(s) of the last answer are not in the folder any more"
+            self.told.append(f"{what}, and their results were removed: {some_names(gone)}")
         self.record["files"] = {
             n: list(dict.fromkeys([*old.get(n, []), d])) for n, d in new.items()
         }

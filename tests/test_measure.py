@@ -412,6 +412,23 @@ def test_batches_are_pooled_by_particle_and_ordered_by_number() -> None:
     assert math.isnan(pooled[2]["mean_area_px2"]) and pooled[2]["number_per_Mpx"] == 0
 
 
+def test_batches_of_grains_have_their_size() -> None:
+    line = np.arange(240) % 20 < 15  # grains of 20 px from middle to middle
+    rows = [
+        {"batch": batch, "um_per_px": um, "field_px": 240 * 240, **row}
+        for batch, um in (("a", 0.5), ("a", 0.5), ("b", 1.0))
+        for row in measure_mask((line[:, None] & line).astype(int), 2, um, grain_classes=[1])[0]
+    ]
+    a, b = (row for row in by_batch(rows, 0.5) if row["class"] == 1)
+    for row, um in ((a, 10), (b, 20)):
+        assert row["grain_intercept_um"] == pytest.approx(um, rel=0.03)  # at the frame it is cut
+        assert row["astm_g"] == pytest.approx(-3.288 - 6.643856 * math.log10(um / 1000), abs=0.1)
+    assert a["astm_g_ci95"] == 0 and math.isnan(b["astm_g_ci95"])  # of equal fields, and of one
+    assert (
+        "astm_g" not in by_batch([{"batch": "", **measure_mask(np.eye(9, dtype=int), 2)[0][1]}])[0]
+    )
+
+
 OF_FIELDS = {"area_fraction", "mean_intercept", "mean_free_path", "grain_intercept", "astm_g"}
 
 

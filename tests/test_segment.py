@@ -1118,6 +1118,17 @@ def test_a_refused_command_is_not_remembered(
     assert hashes(done / "out") == before
 
 
+def test_results_of_images_that_are_gone_are_removed_and_that_is_said(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (done / "raw" / "é2.png").unlink()
+    assert run(done) == 0
+    said = "Warning: 1 image(s) of the last answer are not in the folder any more, and their "
+    assert capsys.readouterr().out.count(f"{said}results were removed: é2") == 1
+    assert not (done / "out" / "classes" / "é2.png").exists()
+    assert run(done) == 0 and said not in capsys.readouterr().out
+
+
 def test_a_mask_of_class_ids_that_jpeg_packed_is_refused(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
