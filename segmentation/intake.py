@@ -471,7 +471,7 @@ def _write(
         )
     request.refuse_mixed(shapes)
     gray = plans[0].gray
-    notes, warned = _notes(plans)
+    notes, warned = _notes(plans, [p.below for p in pictures if not p.annotated])
     return SetRecord(
         pictures=tuple(pictures),
         num_classes=classes,
@@ -541,17 +541,16 @@ def _later_ones(masks: Sequence[tuple[Plan, Source]], image: str) -> list[str]:
     return lines
 
 
-def _notes(plans: Sequence[Plan]) -> tuple[list[str], list[str]]:
-    """How the files were read, and warnings."""
+def _notes(plans: Sequence[Plan], bare: Sequence[str]) -> tuple[list[str], list[str]]:
+    """How the files were read, with the images that are ``bare`` of labels, and warnings."""
     notes = list(dict.fromkeys(note for plan in plans for note in plan.notes))
     warned = (line for plan in plans for line in (*plan.warnings, *mask_warnings(plan)))
     rules = {plan.rule.option: plan for plan in reversed(plans)}
     of = [f"{plan.settings.masks}: {plan.rule.told}" for plan in reversed(rules.values())]
     told = [f"masks: {plans[0].rule.told}"] if len(rules) == 1 else [f"masks: {t}" for t in of]
     told += notes
-    alone = plans[0].without_mask
-    if alone and len(plans) == 1:  # of several folders each knows its own masks alone
-        told.append(f"{len(alone)} image(s) without a mask, to be segmented: {some_names(alone)}")
+    if bare:
+        told.append(f"{len(bare)} image(s) without labels, to be segmented: {some_names(bare)}")
     return told, list(dict.fromkeys(warned))
 
 

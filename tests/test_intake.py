@@ -326,10 +326,10 @@ def test_names_of_classes_say_nothing_of_how_masks_were_read(root: Path, label: 
 
 def test_images_without_a_mask_are_those_to_be_segmented(root: Path) -> None:
     intake = read_in(root, bands(root / "a.png", 0, 1))
-    assert intake.notes[-1] == "2 image(s) without a mask, to be segmented: b.png, c.png"
+    assert intake.notes[-1] == "2 image(s) without labels, to be segmented: b.png, c.png"
     bands(root / "images/a_mask.png", 0, 1)
     intake = read_in(root, root / "images", reading=Reading(mask_pattern="{stem}_mask.png"))
-    assert intake.notes[-1] == "2 image(s) without a mask, to be segmented: b.png, c.png"
+    assert intake.notes[-1] == "2 image(s) without labels, to be segmented: b.png, c.png"
     assert not any("without a mask" in line for line in intake.warnings)
     (root / "images/a_mask.png").unlink()
     (root / "masks").mkdir()
