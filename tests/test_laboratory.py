@@ -120,7 +120,9 @@ def test_annotated_images_are_marked_and_said_to_count(tmp_path, monkeypatch) ->
     folder = predicted(tmp_path, monkeypatch, 2, 4)
     page = page_of(folder, annotated={"b/1": "annotated"}, place="lab/steel & co")
     assert "2 images; 1 of them annotated: its labels were learnt" in page.text
-    assert "numbers here are those of the labels" in page.text and "Folder lab/steel & co" in page.text
+    assert (
+        "numbers here are those of the labels" in page.text and "Folder lab/steel & co" in page.text
+    )
     assert ["b/1.tif (annotated)", "0.5", "60.00", "40.00", "0"] in page.rows
     assert "0.tif (annotated)" not in page.text
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
