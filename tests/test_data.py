@@ -4,6 +4,7 @@ import multiprocessing
 import pickle
 import random
 import shutil
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -455,6 +456,8 @@ def test_worker_processes_change_nothing(root):
     for epoch in (0, 3, 1):  # persistent workers must follow the epoch
         assert_same(alone.epoch(epoch), helped.epoch(epoch))
     assert len(helped) == len(alone)
+    method = "fork" if sys.platform == "linux" else multiprocessing.get_start_method()
+    assert {w._popen.method for w in helped._loader._iterator._workers} == {method}
 
 
 @pytest.mark.slow
