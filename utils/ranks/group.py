@@ -154,6 +154,10 @@ class Group:
         return f"rank {self.rank} of {self.size} ({socket.gethostname()})"
 
 
+# PyTorch's groups that were left, kept until the process ends. With PyTorch 2.6 such an object at
+# its end waits for gloo's threads, holding Python's lock; one of them may need the lock to let go
+# of a tensor, and then both wait for ever.
+_ended: list[Any] = []
 _group: Group | None = None
 
 
@@ -228,6 +232,7 @@ def joined() -> Iterator[None]:
             _group = None
             if not stopping.told:  # else it may wait for ranks that are gone
                 with suppress(RuntimeError):
+                    _ended.append(dist.group.WORLD)
                     dist.destroy_process_group()
 
 
