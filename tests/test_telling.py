@@ -182,7 +182,7 @@ def test_what_is_told_of_strokes_is_what_was_recorded() -> None:
     text = (Path(__file__).parents[1] / "results/scribbles/README.md").read_text(encoding="utf-8")
     rows = [line.split("|") for line in text.splitlines() if line.endswith(".txt` |")]
     gaps = [float(row[4]) - float(row[5]) for row in rows]
-    assert len(gaps) == 6 and f"up to {max(gaps):.2f} above" in PART
+    assert len(gaps) >= 8 and f"up to {max(gaps):.2f} above" in PART
 
 
 def plan(**changed: object) -> Schedule:
