@@ -56,7 +56,7 @@ def _read_table(path: Path) -> Table:
     return table
 
 
-class Batches:
+class ProductionBatches:
     """Batch, sample, specimen and split of the images of a folder."""
 
     def __init__(self, rule: Rule, images: Iterable[Path], folder: Path) -> None:
@@ -113,7 +113,7 @@ def batches_of(
     if rule is None:
         return {}, []
     files = dict.fromkeys(images)  # once, however many pages
-    batches = Batches(rule, files, folder)
+    batches = ProductionBatches(rule, files, folder)
     for image in files:
         with problems.collect():
             found[image] = batches.of(image)["batch"]

@@ -21,11 +21,8 @@ from annotation.files import is_annotation  # noqa: E402
 from annotation.names import BACKGROUND  # noqa: E402
 from config import Config, ConfigError  # noqa: E402
 from dataset.batches import SPLITS, read_rule  # noqa: E402
-from dataset.check import (  # noqa: E402
-    LAYOUT,  # noqa: E402
-    Problems,
-)
-from dataset.mask_values import (
+from dataset.check import LAYOUT, Problems  # noqa: E402
+from dataset.mask_values import (  # noqa: E402
     KINDS,
     By,
     SetSettings,
@@ -44,13 +41,9 @@ from imaging.gray_range import GrayRange  # noqa: E402
 from imaging.pixel_size import POSSIBLE, is_possible  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.entries import split_entries  # noqa: E402
-from utils.files import (  # noqa: E402
-    DataError,
-    replace_file,
-    replacing_folder,
-)
+from utils.files import DataError, replace_file, replacing_folder  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
-from utils.metrics import IGNORED
+from utils.metrics import IGNORED  # noqa: E402
 from utils.tables import csv_text  # noqa: E402
 
 # Not the docstring, which python -OO drops.

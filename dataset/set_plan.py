@@ -15,7 +15,7 @@ import numpy as np
 from annotation.files import is_annotation, pages_in
 from annotation.scribbles import unlabelled_value, value_round_strokes
 from data import MOST_REPEATS
-from dataset.batches import SPLITS, Batches
+from dataset.batches import SPLITS, ProductionBatches
 from dataset.check import TURNED_MASK, Problems, size_text, turned_images
 from dataset.mask_values import SetSettings
 from dataset.pairs import Pairs
@@ -203,7 +203,7 @@ class Plan:
             told.append(f"{alone}: {some_names(self.without_mask)}")
         stems = Counter(name_key(path.stem) for path in pairs.masks)
         places = Counter((path.parent, name_key(path.stem)) for path in pairs.masks)
-        batches = Batches(settings.batch_from, pairs.masks, settings.images)
+        batches = ProductionBatches(settings.batch_from, pairs.masks, settings.images)
         sources: list[Source] = []
         for path, found in pairs.masks.items():
             stem, below = name_key(path.stem), batches.below(path)

@@ -81,7 +81,9 @@ class ImageStore:
         # hold a file descriptor of shared memory.
         self._kept: OrderedDict[Key, Pixels] = OrderedDict()  # the last used at the end
         self._bytes = 0  # of what is kept
-        self._inside: dict[Path, Pixels | None] = {}  # of every image that was read
+        # Of every image that was read: None where it is visible everywhere, else where it is, an
+        # eighth of a byte a pixel, so that the masks of many need no cache of their own.
+        self._inside: dict[Path, Pixels | None] = {}
         self._lock = threading.Lock()  # a thread prepares batches while another one evaluates
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,8 +117,11 @@ class ImageStore:
         """
         if path not in self._inside:
             self._load("image", path)
-        found = self._inside[path]
-        return None if found is None else torch.from_numpy(found)
+        if (bits := self._inside[path]) is None:
+            return None
+        height, width = self.shape(path)[1:]
+        found = np.unpackbits(bits, count=height * width).reshape(height, width)
+        return torch.from_numpy(found.astype(bool))
 
     @property
     def transparent(self) -> Path | None:
@@ -215,7 +220,8 @@ class ImageStore:
             resize = resize_image if kind == "image" else resize_mask
             pixels = resize(pixels, self.image_size)
         if kind == "image":
-            self._inside[path] = resized_field(inside, pixels.shape)
+            inside = resized_field(inside, pixels.shape)
+            self._inside[path] = None if inside is None else np.packbits(inside)
             pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         pixels = np.ascontiguousarray(pixels)
         ids = np.flatnonzero(np.bincount(pixels.ravel())).tolist() if kind == "mask" else ()

@@ -50,6 +50,7 @@ from utils.metrics import IGNORED
 from utils.tables import percent
 
 BOUNDARY_PX = 2.0
+G_OF_ONE_MM, G_OF_A_TENTH = -3.288, 6.643856  # of an intercept of 1 mm, and more of a tenth (E112)
 OUTLYING = 3.5  # robust z-scores (Iglewicz and Hoaglin 1993)
 LEAST_OFF = 0.15  # area fraction by which an outlier differs at least
 ROUNDING = 1e-12  # of a mean: what standard deviation is none
@@ -141,7 +142,7 @@ def astm_grain_size(intercept_um: float) -> float:
     """ASTM grain-size number G = -3.288 - 6.643856 log10(mean lineal intercept in mm) (E112)."""
     if not intercept_um > 0 or math.isinf(intercept_um):
         return math.nan
-    return -3.288 - 6.643856 * math.log10(intercept_um / 1000)
+    return G_OF_ONE_MM - G_OF_A_TENTH * math.log10(intercept_um / 1000)
 
 
 def check_terms(
@@ -353,7 +354,7 @@ def mean_over(rows: Sequence[Row], column: str, factor: float = 1.0) -> Interval
     if column != "astm_g" or not known:
         return over_fields([factor * row[column] for row in known], areas_of(known))
     of = mean_over(known, "grain_intercept_um")
-    g, slope = astm_grain_size(of.mean), 6.643856 / (math.log(10) * of.mean)
+    g, slope = astm_grain_size(of.mean), G_OF_A_TENTH / (math.log(10) * of.mean)
     half = slope * of.confidence
     return Interval(of.fields, g, slope * of.std, half, 100 * half / g if g else math.nan)
 

@@ -372,8 +372,8 @@ def _batch_table(folder: Folder, batches: list[Row]) -> Table:
     """By production batch."""
     density = measure.density_column(folder.unit_scale)
     means = [name for name in batches[0] if name.startswith("mean_")]
-    grains = [n for n in batches[0] if n == "astm_g" or n.startswith("grain_intercept_")]
-    grains = [name for name in grains if not name.endswith("_ci95")]
+    of_grains = (f"grain_intercept_{unit_of(folder.unit_scale)}", "astm_g")
+    grains = [name for name in of_grains if name in batches[0]]
     rows = []
     for row in batches:
         sized = row["class"] in folder.with_particles

@@ -219,9 +219,10 @@ class Comparison:
                 labels = self.methods.beside(labels, name).folder
             title = f"Held-out blocks, network {turn} of {len(folds)}"
             steps, start = self.schedule.block_steps, self.methods.start(self.this)
-            fresh, began = self.methods.network_of(name) is None, time.monotonic()
+            runs = {network.parent for network in self.places.networks(name)}
+            whole, began = not any(run.exists() for run in runs), time.monotonic()
             file = self.learning.finetune(name, steps, start, labels, title)
-            if fresh:  # else an earlier run did some of it
+            if whole:  # else an earlier run did some of it, and its time is not known
                 self.step = (time.monotonic() - began) / steps
             predictors[fold] = self.methods.watched(file).ids
         return blocks.score(self.methods.annotations(), predictors, self.methods.classes)

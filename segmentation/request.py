@@ -31,9 +31,7 @@ class Request:
     preset: str = "auto"
     pretrain: str = "never"
     class_names: tuple[str, ...] = ()
-    class_colours: tuple[
-        str, ...
-    ] = ()  # six hexadecimal digits each; (): as before; auto: as in masks
+    class_colours: tuple[str, ...] = ()  # hexadecimal; (): as before; auto: as in masks
     um_per_px: float | None = None  # 0: as the files say, whatever an earlier run was told
     reading: Reading = Reading()  # how images and masks are read
     device: str = "auto"

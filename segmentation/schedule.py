@@ -137,8 +137,8 @@ class Schedule:
             return []
         return [
             f"This took {minutes(spent)} of the {given:g} minutes. Networks were judged after "
-            f"{self.block_steps} steps, where {wanted} would be fair, as steps were slow when they "
-            f"were timed: --minutes {2 * given:g} gives them a fairer trial"
+            f"{self.block_steps} steps, where {wanted} would be fair, by what a step took at the "
+            f"start: --minutes {2 * given:g} gives them a fairer trial"
         ]
 
     def lines(self) -> list[str]:

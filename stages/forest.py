@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.store import ImageStore
+from stages.labels import Inside
 from utils.metrics import IGNORED
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.uint8]
-Inside = NDArray[np.bool_] | None  # which pixels (H, W) of an image count; None: all
 
 TREES = 100
 QUICK = (40, 5)  # trees, and pixels of the smallest leaf

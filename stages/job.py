@@ -225,7 +225,7 @@ def read_anew(store: ImageStore, newer: bool) -> str:
     A ``newer`` one read all images as now but those that are transparent somewhere.
     """
     if path := store.transparent:
-        return f"{path} has fully transparent pixels, which count no longer"
+        return f"{path} has fully transparent pixels, which earlier versions counted"
     if newer:
         return ""
     if store.turned:

@@ -12,6 +12,7 @@ from utils.metrics import IGNORED
 
 Mask = NDArray[np.uint8]
 Inside = NDArray[np.bool_] | None
+"""Which pixels (H, W) of an image count; None: all."""
 LEAST_FAR = 0.001  # of an image, or it is not told
 MOST_LINES = 5
 STROKES = 0.2  # share of labelled pixels below which masks are taken for strokes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # Tests run side by side, those in processes of their own too: one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,3 +41,17 @@ def figures_are_not_drawn() -> Iterator[None]:
     """Those of runs, which take longer than tiny runs do."""
     with figures_unseen():
         yield
+
+
+@pytest.fixture
+def stop_at_the_second_rename(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Called, it has the second renaming from then on interrupted."""
+    rename, calls = os.replace, list[object]()
+
+    def stop(source: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    return lambda: monkeypatch.setattr(os, "replace", stop)

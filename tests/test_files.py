@@ -230,18 +230,12 @@ def test_a_stop_leaves_the_old_folder_and_nothing_else(tmp_path, stop):
     assert os.listdir(tmp_path) == ["set"] and os.listdir(tmp_path / "set") == ["mine"]
 
 
-def test_a_stop_between_the_two_renames_brings_the_old_folder_back(tmp_path, monkeypatch):
+def test_a_stop_between_the_two_renames_brings_the_old_folder_back(
+    tmp_path, stop_at_the_second_rename
+):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "mine").write_text("x")
-    rename, calls = os.replace, []
-
-    def stop(source, target):
-        calls.append(target)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", stop)
+    stop_at_the_second_rename()
     with pytest.raises(KeyboardInterrupt), replacing_folder(tmp_path / "set") as root:
         (root / "new").write_text("y")
     assert os.listdir(tmp_path) == ["set"] and os.listdir(tmp_path / "set") == ["mine"]

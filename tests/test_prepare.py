@@ -1048,19 +1048,11 @@ def test_doubts_about_sizes_and_the_background(tmp_path, capsys):
     assert "warning: class 0 (background" in report and "1 is; if another" in report
 
 
-def test_the_old_set_survives_a_stop_between_the_renames(tmp_path, monkeypatch):
+def test_the_old_set_survives_a_stop_between_the_renames(tmp_path, stop_at_the_second_rename):
     many(tmp_path)
     assert run(tmp_path) == 0
     before = files(tmp_path)
-    rename, calls = os.replace, []
-
-    def stop(source, target):
-        calls.append(target)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", stop)
+    stop_at_the_second_rename()
     assert run(tmp_path, "--overwrite") == 130
     assert files(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gt", "img", "set"]

@@ -1212,6 +1212,22 @@ def test_networks_that_lost_after_few_slow_steps_are_compared_again(
     assert hashes(place / "out" / "training") == before
 
 
+def test_steps_of_which_an_earlier_run_did_some_are_not_timed(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow(learning: Learning, asked: dict[str, Any]) -> Schedule:
+        own: dict[str, Any] = {"folds": [[0, 1], [2, 3]], "fine_steps": 8, "block_steps": 2}
+        plan = dataclasses.replace(few_steps(learning, asked), **own)
+        return dataclasses.replace(plan, rates={"step of fine-tuning": 100.0})
+
+    for fold in ("0_1", "2_3"):
+        (place / "out" / "training" / f"round_1_without_{fold}_sup" / "f").mkdir(parents=True)
+    (place / "out" / "answer.json").write_text("{}")  # a folder of this program
+    monkeypatch.setattr(segmentation.job, "make_schedule", slow)
+    assert run(place) == 0
+    assert "compared again" not in capsys.readouterr().out
+
+
 def test_what_is_transparent_is_not_measured(place: Path) -> None:
     opaque = np.full((SIDE, SIDE), 255, np.uint8)
     opaque[:, : SIDE // 4] = 0
