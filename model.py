@@ -305,8 +305,8 @@ class PSCL_SimCLR(PSCL):
             if self.admit_matches == "classifier":
                 admitted = agreed(patches, batch["seen"], *maps_k[scale].size)  # (B, C, K)
             if admitted is not None:
-                told[f"admitted_up{scale + 1}"] = admitted[1:].float().mean()
                 (admitted,) = self.all_rows(admitted)
+                told[f"admitted_up{scale + 1}"] = admitted[1:].float().mean()
             query, key = self.all_rows(query, key)
             loss = patch_nt_xent(query, key, self.temperature, self.intra_view_negatives, admitted)
             losses[f"patch_up{scale + 1}"] = self.scale_weights[scale] * loss

@@ -107,7 +107,7 @@ def _candidates(
     # Not a matrix product, whose order of summation differs for the last rows of an odd number, so
     # that equal cells would differ.
     exact = F.embedding(index, table).to(wide).mul_(template.T[:, None].to(wide)).sum(dim=3)
-    return exact.add_(padding.take(index)), cell, others
+    return exact.add_(padding.flatten()[index]), cell, others
 
 
 def _peaks(template: Tensor, keys: Tensor, valid: Tensor, limits: Limits) -> Tensor:

@@ -192,8 +192,15 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     if image.shape[-2:] == size:
         return image
     stack = image.reshape(-1, 1, *image.shape[-2:])
+    if stack.is_mps and not has_kernel("_upsample_bilinear2d_aa.out", "MPS"):  # as in torch 2.6
+        stack = stack.cpu()
     stack = F.interpolate(stack, size, mode="bilinear", antialias=True, align_corners=False)
-    return stack.reshape(*image.shape[:-2], *size)
+    return stack.reshape(*image.shape[:-2], *size).to(image.device)
+
+
+def has_kernel(operator: str, backend: str) -> bool:
+    """Whether the PyTorch that runs has an operator such as ``take`` for ``CPU``, ``MPS``, ..."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{operator}", backend))
 
 
 def warp(images: Tensor, geometry: Sequence[ViewGeometry]) -> Tensor:

@@ -174,6 +174,10 @@ def test_what_ends_a_command_early_is_a_line_and_a_code(
          "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
         (type("error", (Exception,), {})("(-4:Insufficient memory) Failed to allocate 9 bytes"),
          "(-4:Insufficient memory)"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+         "CUBLAS_STATUS_ALLOC_FAILED"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+         "DEVICE_ALLOCATION_FAILED"),
     ],
 )  # fmt: skip
 def test_lack_of_memory_is_told_by_what_each_library_says(error: Exception, said: str) -> None:

@@ -78,7 +78,7 @@ def by_position(template: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor)
     return (7 * torch.arange(template.shape[1])).remainder(64).expand(len(keys), -1)
 
 
-def steps(folder: Path, self_mode: str, norm: str) -> dict[str, Any]:
+def steps(folder: Path, self_mode: str, norm: str, admit_matches: str = "all") -> dict[str, Any]:
     """Losses and gradients of every step of a training, then weights and queues.
 
     The first step matches patches. Later ones take them by position, since the rounding of a first
@@ -86,7 +86,7 @@ def steps(folder: Path, self_mode: str, norm: str) -> dict[str, Any]:
     """
     matching = pscl.sampling.match
     torch.manual_seed(3)
-    method = build_method(self_mode, {**SMALL, "norm": norm})
+    method = build_method(self_mode, {**SMALL, "norm": norm, "admit_matches": admit_matches})
     evaluating(method)
     store = ImageStore()
     sets = [data.find_split(folder, split) for split in ("train_numf", "sup_num1_0")]
@@ -139,6 +139,16 @@ def test_two_ranks_of_four_images_equal_one_process_of_eight(
     assert [float(v["loss"]) for v in first["losses"]] == [
         float(v["loss"]) for v in second["losses"]
     ]
+
+
+def test_ranks_tell_the_share_that_the_whole_batch_admits(ranks: Pool, images: Path) -> None:
+    whole = steps(images, "simclr", "group", "cycle")
+    first, second = ranks.run(steps, images, "simclr", "group", "cycle")
+    shares = {name: value for name, value in whole["losses"][0].items() if "admitted" in name}
+    assert len(shares) == 3 and any(0 < float(share) < 1 for share in shares.values())
+    for name, share in shares.items():
+        assert float(first["losses"][0][name]) == pytest.approx(float(share), abs=1e-6)
+        assert float(second["losses"][0][name]) == pytest.approx(float(share), abs=1e-6)
 
 
 def labelled_steps(folder: Path, norm: str, settings: dict[str, Any]) -> dict[str, Any]:

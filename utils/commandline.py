@@ -111,7 +111,8 @@ def unraisable(found: sys.UnraisableHookArgs) -> None:
 
 NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|Insufficient memory|bad_alloc|"
-    r"(?i:failed to allocate)|could not create a memory object"
+    r"(?i:failed to allocate)|could not create a memory object|"
+    r"STATUS_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED"  # of CUDA's libraries
 )
 
 

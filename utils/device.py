@@ -123,11 +123,13 @@ def upload(
 ) -> Tensor:
     """The tensor on the device; CUDA copies it while the program goes on, and is never waited for.
 
-    ``utils.cuda.step_graph`` relies on that.
+    ``utils.cuda.step_graph`` relies on that. Other devices are waited for: nothing says that a
+    tensor which is freed meanwhile would be copied whole.
     """
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    on_cuda = device.type == "cuda"
+    if on_cuda and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # from other memory it would be waited for
-    return tensor.to(device, memory_format=layout, non_blocking=True)
+    return tensor.to(device, memory_format=layout, non_blocking=on_cuda)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
