@@ -134,15 +134,23 @@ def annotated_repeats(
     return tuple(there) or (0,)
 
 
-def number_groups(samples: Iterable[Sample], by_batch: bool = True) -> dict[str, int]:
-    """File name -> number of its production batch, from 0 in the order of the batches' names.
+def number_groups(
+    train: Sequence[Sample], annotated: Iterable[Sample] = (), by_batch: bool = True
+) -> dict[Path, int]:
+    """Image file -> number of its production batch, from 0 in the order of the batches' names.
 
     Each image without a batch is a group of its own, after the batches; so is every image, if
-    ``by_batch`` is False.
+    ``by_batch`` is False. An annotated image is the first of the training images with its name.
     """
-    keys = {s.name: (0, s.batch) if s.batch and by_batch else (1, s.name) for s in samples}
+    first = {s.name: s.image for s in reversed(train)}
+    files = [(s, s.image) for s in train]
+    files += [(s, first.get(s.name, s.image)) for s in annotated]
+    keys = {
+        s.image: (0, s.batch, "") if s.batch and by_batch else (1, s.name, str(file))
+        for s, file in files
+    }
     numbers = {key: number for number, key in enumerate(sorted(set(keys.values())))}
-    return {name: numbers[key] for name, key in keys.items()}
+    return {image: numbers[key] for image, key in keys.items()}
 
 
 def to_input(image: Tensor, own: Statistics | None = None) -> Tensor:
@@ -238,7 +246,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
     by_batch: bool = True
 
     def __post_init__(self) -> None:
-        self.groups = number_groups([*self.train, *self.annotated], self.by_batch)
+        self.groups = number_groups(self.train, self.annotated, self.by_batch)
         self.own: dict[Path, Statistics] = {}  # of whole images, taken once
         self.levels: dict[Path, Tensor] = {}  # likewise how many pixels have each gray level
 
@@ -257,7 +265,7 @@ class TwoViewDataset(Dataset[dict[str, Any]]):
         ids = {key: each[window] for key, each in ids.items()}
         jitters = [ColorJitter.draw(rng, self.jitter_strength) for _ in range(2)]
         geometry = ViewGeometry.draw(rng, self.random_crop)
-        item = {"geometry": geometry, "group": self.groups[sample.name], "name": sample.name}
+        item = {"geometry": geometry, "group": self.groups[sample.image], "name": sample.name}
         item |= {"own": torch.tensor(own)} if own and self.unfinished else {}
         if self.kept:
             tables = torch.stack([each.table(self._levels(path, window)) for each in jitters])
@@ -475,14 +483,6 @@ def image_input(sample: Sample, store: ImageStore, standardize: bool = False) ->
     """Network input of a sample's image without augmentation: float (3, H, W)."""
     image, inside = store.image(sample.image), store.inside(sample.image)
     return to_input(image, own_statistics(image, inside) if standardize else None)
-
-
-def stack_centres(images: Sequence[Tensor]) -> Tensor:
-    """Images (c, H, W) of any sizes as one batch: the middle of each, of the smallest H and W."""
-    rows, columns = (min(image.shape[axis] for image in images) for axis in (1, 2))
-    tops, lefts = ([(x.shape[a] - n) // 2 for x in images] for a, n in ((1, rows), (2, columns)))
-    places = zip(images, tops, lefts, strict=True)
-    return torch.stack([x[:, top : top + rows, left : left + columns] for x, top, left in places])
 
 
 def _mask_of(sample: Sample, store: ImageStore) -> Tensor:

@@ -50,7 +50,8 @@ class ColorJitter:
 
         The steps are torchvision's, save that the mean gray level, which contrast needs, is summed
         in integers: torch's parallel sum depends on the number of threads. Gray images (one
-        channel) have neither hue nor saturation.
+        channel) have neither hue nor saturation; in the published program, which gives these steps
+        three equal channels, their rounding lowers some values by a level.
         """
         if not self.order:
             return image

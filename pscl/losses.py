@@ -14,7 +14,7 @@ from utils.device import precision
 from utils.metrics import IGNORED
 
 P = ParamSpec("P")
-SMOOTH = 1e-4  # so that the Dice of a class that is nowhere is 1, not 0 / 0
+SMOOTH = 1e-4  # of the published program: a class that is nowhere is no 0 / 0
 
 
 def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -169,13 +169,14 @@ def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """Dice loss per class, averaged over the images (published program).
 
     From (B, C, H, W) logits and (B, H, W) class ids, without pixels of id ``IGNORED``: (C,) values
-    of 1 - (2*sum(p*t) + SMOOTH) / (sum(p) + sum(t) + SMOOTH).
+    of 1 - 2*(sum(p*t) + SMOOTH) / (sum(p) + sum(t) + SMOOTH). Of a class that an image lacks it
+    falls to -1 as the last of its probability does.
     """
     rows = mask.flatten(1)[:, None]  # (B, 1, H*W)
     probability = logits.float().softmax(dim=1).flatten(2) * (rows != IGNORED)  # (B, C, H*W)
     classes = torch.arange(logits.shape[1], device=mask.device)[:, None]
     truth = (rows == classes).float()  # (B, C, H*W); one_hot would wait for a device
-    overlap = 2 * (probability * truth).sum(dim=2) + SMOOTH
+    overlap = 2 * ((probability * truth).sum(dim=2) + SMOOTH)
     area = probability.sum(dim=2) + truth.sum(dim=2) + SMOOTH
     return (1 - overlap / area).mean(dim=0)
 
@@ -185,10 +186,11 @@ def supervised_loss(logits: Tensor, mask: Tensor, class_weight: Tensor) -> dict[
 
     From (B, C, H, W) logits and (B, H, W) class ids, without pixels of id ``IGNORED``. The
     cross-entropy, with weights (C,), is divided by the number of labelled pixels, not by the sum of
-    their weights. Returns ``loss`` and its parts ``cross_entropy`` and ``dice``.
+    their weights. Returns ``loss`` and its parts ``cross_entropy`` and ``dice_loss``.
     """
     logits = logits.float()
     total = F.cross_entropy(logits, mask, class_weight, ignore_index=IGNORED, reduction="sum")
     cross_entropy = total / (mask != IGNORED).sum().clamp(min=1)
     dice = dice_loss(logits, mask)[1:].mean()
-    return {"loss": 0.5 * cross_entropy + 0.5 * dice, "cross_entropy": cross_entropy, "dice": dice}
+    loss = 0.5 * cross_entropy + 0.5 * dice
+    return {"loss": loss, "cross_entropy": cross_entropy, "dice_loss": dice}

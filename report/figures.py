@@ -37,7 +37,7 @@ TITLES = {
     "fine": "Fine-tuning with labels",
     "sup": "Supervised training with labels",
 }
-_LOSS_NAMES = {"loss": "total loss", "dice": "Dice loss", "cross_entropy": "cross-entropy"}
+_LOSS_NAMES = {"loss": "total loss", "dice_loss": "Dice loss", "cross_entropy": "cross-entropy"}
 _NOT_LOSSES = {"stage", "epoch", "lr", "evaluation"}
 
 _DPI = 100

@@ -245,9 +245,9 @@ class Supervised(Scored):
         if self.ranks == 1:
             return own
         cross_entropy = mean_of_ranks(own["cross_entropy"], (mask != IGNORED).sum())
-        dice = mean_of_ranks(own["dice"], len(mask))
+        dice = mean_of_ranks(own["dice_loss"], len(mask))
         loss = 0.5 * cross_entropy + 0.5 * dice
-        return {"loss": loss, "cross_entropy": cross_entropy, "dice": dice}
+        return {"loss": loss, "cross_entropy": cross_entropy, "dice_loss": dice}
 
     def header(self) -> list[str]:
         """Start, training data and test set."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +301,7 @@ class SelfSupervised(Runner):
         shown = [*annotated[:1], *probe.evenly(test, 3)]
         found = probe.probe(
             self.module.get_submodule("encoder_q"),
-            images=data.stack_centres([data.image_input(s, store, c.standardize) for s in some]),
+            images=stack_centres([data.image_input(s, store, c.standardize) for s in some]),
             annotated=list(data.items_of_test(annotated, store, c.standardize)),
             test=data.items_of_test(test, store, c.standardize),
             shown=list(data.items_of_test(shown, store, c.standardize)),
@@ -315,3 +315,11 @@ class SelfSupervised(Runner):
         for line in found.lines(epochs_done):
             self.log.line(line)
         self.log.metrics({"probe": {"epochs_done": epochs_done, **found.as_dict()}})
+
+
+def stack_centres(images: Sequence[Tensor]) -> Tensor:
+    """Images (c, H, W) of any sizes as one batch: the middle of each, of the smallest H and W."""
+    rows, columns = (min(image.shape[axis] for image in images) for axis in (1, 2))
+    tops, lefts = ([(x.shape[a] - n) // 2 for x in images] for a, n in ((1, rows), (2, columns)))
+    places = zip(images, tops, lefts, strict=True)
+    return torch.stack([x[:, top : top + rows, left : left + columns] for x, top, left in places])

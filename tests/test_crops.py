@@ -18,6 +18,7 @@ from model import METHODS, PSCL_SimCLR
 from pscl.augmentation import ColorJitter
 from pscl.geometry import ViewGeometry
 from pscl.sampling import VOTES
+from stages.pretraining import stack_centres
 from utils.metrics import IGNORED
 
 
@@ -296,5 +297,5 @@ def test_images_left_out_of_pretraining_are_told(tmp_path: Path) -> None:
 
 def test_the_middles_of_unequal_images_make_a_batch() -> None:
     one, other = torch.arange(5 * 8.0).view(1, 5, 8), torch.arange(7 * 4.0).view(1, 7, 4)
-    found = data.stack_centres([one, other])
+    found = stack_centres([one, other])
     assert torch.equal(found, torch.stack([one[:, :, 2:6], other[:, 1:6]]))

@@ -89,21 +89,37 @@ def test_unlabelled_images_join_pretraining_when_wanted(root):
 
 
 def test_groups_number_the_batches():
-    names = ["30_a_0_0.png", "15_b_0_0.png", "plain.png", "30_c_0_0.png", "other.png", "plain.png"]
-    groups = data.number_groups([Sample(Path(str(i)) / n, None) for i, n in enumerate(names)])
-    assert groups == {
-        "15_b_0_0.png": 0,
-        "30_a_0_0.png": 1,
-        "30_c_0_0.png": 1,
-        "other.png": 2,
-        "plain.png": 3,
+    names = ["30_a_0_0.png", "15_b_0_0.png", "plain.png", "30_c_0_0.png", "other.png"]
+    train = [Sample(Path("img") / name, None) for name in names]
+    annotated = [Sample(Path("sup") / name, None) for name in ("plain.png", "15_b_0_0.png")]
+    groups = data.number_groups(train, annotated)
+    assert {str(image): number for image, number in groups.items()} == {
+        "img/15_b_0_0.png": 0,
+        "sup/15_b_0_0.png": 0,
+        "img/30_a_0_0.png": 1,
+        "img/30_c_0_0.png": 1,
+        "img/other.png": 2,
+        "img/plain.png": 3,
+        "sup/plain.png": 3,  # the same image
     }
+
+
+def test_images_of_one_name_in_two_folders_are_two_groups():
+    """Microscopes number every folder from 1; the annotated one is that of the first folder."""
+    train = [Sample(Path(folder) / "x1.png", None) for folder in ("train_numf", "train_unlabelled")]
+    groups = data.number_groups(train, [Sample(Path("sup") / "x1.png", None)])
+    assert groups[train[0].image] == groups[Path("sup") / "x1.png"] == 0
+    assert groups[train[1].image] == 1
 
 
 def test_every_image_is_a_group_of_its_own_where_names_tell_no_batch():
     samples = [Sample(Path(n), None) for n in ("A_2_0_0.png", "A_1_0_0.png", "plain.png")]
     groups = data.number_groups(samples, by_batch=False)
-    assert groups == {"A_1_0_0.png": 0, "A_2_0_0.png": 1, "plain.png": 2}
+    assert {image.name: number for image, number in groups.items()} == {
+        "A_1_0_0.png": 0,
+        "A_2_0_0.png": 1,
+        "plain.png": 2,
+    }
 
 
 # ---------------------------------------------------------------- views

@@ -396,7 +396,7 @@ def slow_dice(logits: Tensor, mask: Tensor, smooth: float) -> list[float]:
                 p, t = probability[b][c][i][j], float(mask[b, i, j] == c)
                 overlap += p * t
                 area += p + t
-            of_images.append(1 - (2 * overlap + smooth) / (area + smooth))
+            of_images.append(1 - 2 * (overlap + smooth) / (area + smooth))
         values.append(sum(of_images) / images)
     return values
 
@@ -426,9 +426,9 @@ def test_supervised_loss_is_its_definition(
     losses = supervised_loss(logits, mask, torch.tensor(weight))
     expected = {
         "cross_entropy": slow_cross_entropy(logits, mask, weight),
-        "dice": sum(dice[1:]) / (classes - 1),
+        "dice_loss": sum(dice[1:]) / (classes - 1),
     }
-    expected["loss"] = 0.5 * expected["cross_entropy"] + 0.5 * expected["dice"]
+    expected["loss"] = 0.5 * expected["cross_entropy"] + 0.5 * expected["dice_loss"]
     assert {k: float(v) for k, v in losses.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -438,7 +438,7 @@ def test_supervised_loss_of_the_published_program():
     mask = golden["in/label_onehot"].argmax(1)
     losses = supervised_loss(logits, mask, torch.tensor([1.0, 1.0, 10.0, 10.0]))
     assert_agrees(losses["cross_entropy"], golden["out/ce"])
-    assert_agrees(losses["dice"], golden["out/dice_mean"])
+    assert_agrees(losses["dice_loss"], golden["out/dice_mean"])
     assert_agrees(losses["loss"], golden["out/loss"])
     for c in (1, 2, 3):
         assert_agrees(dice_loss(logits, mask)[c], golden[f"out/dice{c}"])
@@ -450,7 +450,12 @@ def test_dice_loss_in_closed_form(monkeypatch):
     mask = torch.zeros(2, 4, 4, dtype=torch.long)
     mask[0, :2] = 1  # image 1 lacks class 1, and no image has class 2
     certain = 200 * torch.nn.functional.one_hot(mask, 3).permute(0, 3, 1, 2).float()
-    assert dice_loss(certain, mask).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+    # 1 - 2*s/s where a class is neither there nor said.
+    assert dice_loss(certain, mask).tolist() == pytest.approx([0, (0 - 1) / 2, -1], abs=1e-5)
+    # 16 pixels of class 0, each said to be class 1 with a probability of 1e-6.
+    little = torch.tensor([0.0, math.log(1e-6)]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
+    found = dice_loss(little, torch.zeros(1, 4, 4, dtype=torch.long))[1]
+    assert float(found) == pytest.approx(1 - 2 * 1e-4 / (16e-6 + 1e-4), rel=1e-4)
     # A probability of 1/3 everywhere: half, or none, or all of 16 pixels are the class.
     with monkeypatch.context() as patch:
         patch.setattr("pscl.losses.SMOOTH", 0.0)

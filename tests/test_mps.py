@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torchgen
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import step
@@ -33,7 +33,7 @@ def without_mps() -> set[str]:
     PyTorch's own table of operators comes with it: which devices have a kernel of their own, and
     which take another operator's (``structured_delegate``) or are made of others (composites).
     """
-    table = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+    table = Path(torch.__file__).parents[1] / "torchgen/packaged/ATen/native/native_functions.yaml"
     entries = {}
     for entry in re.split(r"^- func: ", table.read_text(encoding="utf-8"), flags=re.M)[1:]:
         name = re.match(r"[\w.]+", entry)
