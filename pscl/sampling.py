@@ -3,7 +3,8 @@
 A *cell* is a place of the grid that the two views share (see ``pscl.geometry.correspond``). In the
 annotated image K cells are chosen for each class by its label map; these C*K patches are the
 *templates*. Every other image contributes, for each template in turn, its most similar cell, and
-none twice while others are similar.
+none twice while others are similar. Of oblong images that are turned a position of view k can have
+several cells, of which each counts by itself.
 """
 
 from __future__ import annotations
