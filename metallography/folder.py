@@ -41,7 +41,7 @@ from metallography.items import (
     read_truth,
     strange_ids,
 )
-from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of
+from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of, without_scale
 from metallography.segmenter import Certainty, PredictedBands, Predictor, check_number
 from utils.files import Behind, DataError, leads_out, refuse_links, replacing, writing
 from utils.log import progress, to_terminal
@@ -559,7 +559,7 @@ class Folder:
         field: Row = {"um_per_px": math.nan if scale is None else scale} if in_um else {}
         field["field_px"] = int(np.count_nonzero(mask != IGNORED))
         unknown = in_um and scale is None
-        fit = measure.without_scale if unknown else dict
+        fit = without_scale if unknown else dict
         self.rows += [head | field | fit(row) for head, row in zip(heads, rows, strict=True)]
         for c, particles in enumerate(found):
             diameters = particles.whole().diameter * (scale or 1.0)

@@ -66,6 +66,9 @@ OF_PARTICLES = frozenset((
     "mean_length", "max_length", "mean_aspect_ratio",
 ))  # fmt: skip
 
+# Those that are ratios of what test lines cover and meet, over fields as in one (``mean_over``).
+OF_LINES = ("mean_intercept", "mean_free_path")
+
 Terms = tuple[float | None, int, Sequence[int], int | None, Sequence[int] | None]
 """um_per_px, minimum_px, grain_classes, connectivity, boundary_classes: see ``measure_mask``."""
 
@@ -332,6 +335,27 @@ def over_fields(values: Iterable[float], weights: Iterable[float] | None = None)
     return Interval(n, mean, std, confidence, 100 * confidence / mean if mean else math.nan)
 
 
+def ratio_over_fields(above: Sequence[float], below: Sequence[float]) -> Interval:
+    """The sum of ``above`` / the sum of ``below``, an entry a field, with its 95 % interval.
+
+    Its error is the linearised one of a ratio of means, sqrt(n / (n - 1) * sum (above - ratio *
+    below)^2) / sum below (Cochran, Sampling Techniques, 1977, chapter 6); ``std`` is sqrt(n) times
+    that. A field with 0 in both says nothing of the ratio, and is none of the n.
+    """
+    found = np.array([pair for pair in zip(above, below, strict=True) if any(pair)], float)
+    over, under = found.reshape(-1, 2).T
+    n, whole = len(over), float(under.sum())
+    if not whole:
+        return Interval(n, math.nan, math.nan, math.nan, math.nan)
+    ratio = float(over.sum()) / whole
+    off = float(((over - ratio * under) ** 2).sum())
+    error = math.sqrt(n / (n - 1) * off) / whole if n > 1 else math.nan
+    std = math.sqrt(n) * error
+    std = 0.0 if std <= ROUNDING * abs(ratio) else std
+    confidence = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n) if n > 1 else math.nan
+    return Interval(n, ratio, std, confidence, 100 * confidence / ratio if ratio else math.nan)
+
+
 def areas_of(rows: Sequence[Row]) -> list[float]:
     """The areas of the fields of rows with ``field_px`` and, with a scale, ``um_per_px``.
 
@@ -348,8 +372,13 @@ def mean_over(rows: Sequence[Row], column: str, factor: float = 1.0) -> Interval
 
     Fields that have no value of it, such as a length without a scale, decide no other's weight.
     The ASTM grain-size number is that of the mean intercept, not the mean of the fields' numbers
-    (E112: G is of the mean of what was measured), its half-width by the slope of G there.
+    (E112: G is of the mean of what was measured), its half-width by the slope of G there. Mean
+    intercept and mean free path are ratios over all fields as they are in one (E1245), so that a
+    field with few particles counts for few: A_A or 1 - A_A, and N_L, are summed by area, see
+    ``ratio_over_fields``. A field without a particle has all of its length free.
     """
+    if without_unit(column) in OF_LINES:
+        return _over_lines(rows, column, factor)
     known = [row for row in rows if not math.isnan(row[column])]
     if column != "astm_g" or not known:
         return over_fields([factor * row[column] for row in known], areas_of(known))
@@ -359,28 +388,31 @@ def mean_over(rows: Sequence[Row], column: str, factor: float = 1.0) -> Interval
     return Interval(of.fields, g, slope * of.std, half, 100 * half / g if g else math.nan)
 
 
-def without_scale(row: Row) -> Row:
-    """A row in pixels as a row in micrometres, whose lengths nobody knows (nan)."""
-    kept = re.compile(r"[xy]_px|field_px|(found|true)_\d+_px")
-    changed: Row = {}
-    for name, value in row.items():
-        length = re.fullmatch(r"(.*_)(?:px(2?)|Mpx)", name)
-        if length is None or kept.fullmatch(name):
-            changed[name] = value
-        else:
-            unit = "mm2" if name.endswith("Mpx") else f"um{length[2]}"
-            changed[length[1] + unit] = math.nan
-    return changed
+def _over_lines(rows: Sequence[Row], column: str, factor: float) -> Interval:
+    """``mean_over`` of one of ``OF_LINES``; A_A and N_L follow from both of them."""
+    kind, u = column.rsplit("_", 1)
+    scales = [row.get("um_per_px", 1.0) if u == "um" else 1.0 for row in rows]
+    parts = [row["area_fraction"] * um for row, um in zip(rows, scales, strict=True)]
+    known = [row for row, part in zip(rows, parts, strict=True) if not math.isnan(part)]
+    above, below = [], []
+    for row, area in zip(known, areas_of(known), strict=True):
+        chord, path = row[f"mean_intercept_{u}"], row[f"mean_free_path_{u}"]
+        met = 0.0 if math.isnan(chord) else 1 / (chord + path)  # N_L
+        # Without a particle's end there is none, whose specks are noise, or one that fills it all.
+        covered = chord * met if met else row["area_fraction"] * bool(row["number"])
+        above.append(factor * area * (covered if kind == OF_LINES[0] else 1 - covered))
+        below.append(area * met)
+    return ratio_over_fields(above, below)
 
 
 def by_batch(rows: Sequence[Row], um_per_px: float | None = None) -> list[Row]:
     """Pool rows of ``measure_class``, with ``batch`` and ``class``, by production batch and class.
 
-    Batches that are numbers, such as holding times, come in their order. A row holds ``fields``,
-    area fraction and number density with mean and confidence over the fields, weighted by their
-    areas (``mean_over``), and mean area, diameter, length and aspect ratio over all whole particles
-    of the batch (each particle counts alike, not each field) in images whose scale is known. Where
-    some class is of grains, also their intercept and G, likewise over the fields.
+    Batches that are numbers, such as holding times, come in their order. A row holds ``fields``;
+    area fraction, number density, mean intercept and mean free path with mean and confidence over
+    the fields (``mean_over``), where some class is of grains also their intercept and G; and mean
+    area, diameter, length and aspect ratio over all whole particles of the batch (each particle
+    counts alike, not each field) in images whose scale is known.
     """
     u, density = unit_of(um_per_px), density_column(um_per_px)
     pooled, found = [], defaultdict[tuple[str, int], list[Row]](list)
@@ -388,10 +420,11 @@ def by_batch(rows: Sequence[Row], um_per_px: float | None = None) -> list[Row]:
         found[one["batch"], one["class"]].append(one)
     sizes = [f"grain_intercept_{u}", "astm_g"]
     grains = sizes if any(not math.isnan(one[sizes[0]]) for one in rows) else []
+    lines = [f"{name}_{u}" for name in OF_LINES]
     for batch, c in sorted(found, key=_batch_order):
         fields = found[batch, c]
         row: Row = {"batch": batch, "class": c, "fields": len(fields)}
-        for name in ("area_fraction", density, *grains):
+        for name in ("area_fraction", density, *lines, *grains):
             interval = mean_over(fields, name)
             row |= {name: interval.mean, f"{name}_ci95": interval.confidence}
         row["particles_whole"] = sum(r["particles_whole"] for r in fields)

@@ -12,6 +12,7 @@ particles in 2000 x 2000 pixels), and its length is that of an ellipse, not of a
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,6 +100,20 @@ def unit_of(um_per_px: float | None) -> str:
             f"from {POSSIBLE}, such as 0.1"
         )
     return "um"
+
+
+def without_scale(row: Row) -> Row:
+    """A row in pixels as a row in micrometres, whose lengths nobody knows (nan)."""
+    kept = re.compile(r"[xy]_px|field_px|(found|true)_\d+_px")
+    changed: Row = {}
+    for name, value in row.items():
+        length = re.fullmatch(r"(.*_)(?:px(2?)|Mpx)", name)
+        if length is None or kept.fullmatch(name):
+            changed[name] = value
+        else:
+            unit = "mm2" if name.endswith("Mpx") else f"um{length[2]}"
+            changed[length[1] + unit] = math.nan
+    return changed
 
 
 def row_bands(height: int, rows: int = 256) -> list[slice]:

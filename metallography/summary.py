@@ -48,6 +48,19 @@ DEFINITIONS = (
     "(Student's t) over fields; relative accuracy (ASTM E562) = half-width / mean.",
 )
 
+OF_SUMS = (
+    "Mean intercept and mean free path: A_A / N_L and (1 - A_A) / N_L of the sums over all fields, "
+    "so that a field without a particle counts as free path, and one with few decides little; the "
+    "interval by the linearised variance of a ratio (Cochran, Sampling Techniques, 1977)."
+)
+OVER_FIELDS = (
+    "Number, area, diameter, length, aspect ratio, grain intercept: the mean of the fields' own "
+    f"values. {OF_SUMS}"
+)
+FEWER = (
+    "In brackets: how many fields tell it, where not all do; a size needs a whole particle of the "
+    "class in the field, an intercept a particle, a length a scale."
+)
 AT_LIMIT = 1.1  # times the smallest diameter that counts, up to which a percentile is a bound
 OTHER_SCALE = 1.25  # factor between scales from which on structures look of another size
 
@@ -299,7 +312,7 @@ def _class_tables(folder: Folder) -> list[Table]:
         mean = plus_minus(share.mean, share.confidence)
         fractions.append([name, share.fields, mean, rounded(share.std, share.std)[0], accuracy])
         told = [n for n in columns if c in folder.with_particles or not of_particles(n)]
-        found = {n: interval(measure.mean_over(rows, n)) for n in told}
+        found = {n: interval(measure.mean_over(rows, n), share.fields) for n in told}
         others.append([name, *(found.get(n, "-") for n in columns)])
         if c in folder.with_particles:
             d = np.concatenate(folder.diameters[c])
@@ -315,8 +328,8 @@ def _class_tables(folder: Folder) -> list[Table]:
     spread_head = ["class", "whole particles", "mean of them", "D10", "D50", "D90", "largest"]
     return [
         _table("Area fraction (mean ± 95 %)", head, fractions),
-        _table("Over fields: each field's own mean (mean of the fields ± 95 %)",
-               ["class", *map(words, columns)], others, matrix_note(folder)),
+        _table("Over fields (mean ± 95 %)", ["class", *map(words, columns)], others,
+               " ".join(filter(None, (OVER_FIELDS, fewer_note(others), matrix_note(folder))))),
         _table(f"Diameter of all whole particles of all fields together, {words(u)}",
                spread_head, sizes, sizes_note(folder, sizes)),
     ]  # fmt: skip
@@ -371,9 +384,10 @@ def _smallest(folder: Folder) -> str:
 def _batch_table(folder: Folder, batches: list[Row]) -> Table:
     """By production batch."""
     density = measure.density_column(folder.unit_scale)
-    means = [name for name in batches[0] if name.startswith("mean_")]
-    of_grains = (f"grain_intercept_{unit_of(folder.unit_scale)}", "astm_g")
-    grains = [name for name in of_grains if name in batches[0]]
+    u = unit_of(folder.unit_scale)
+    lines = [f"{name}_{u}" for name in measure.OF_LINES]
+    means = [n for n in batches[0] if of_particles(n) and n.startswith("mean_")]
+    of_fields = [n for n in (*lines, f"grain_intercept_{u}", "astm_g") if n in batches[0]]
     rows = []
     for row in batches:
         sized = row["class"] in folder.with_particles
@@ -382,14 +396,15 @@ def _batch_table(folder: Folder, batches: list[Row]) -> Table:
         name = folder.segmenter.class_names[row["class"]]
         share = plus_minus(100 * row["area_fraction"], 100 * row["area_fraction_ci95"])
         cells = sizes if sized else ["-"] * len(sizes)
-        cells += [plus_minus(row[name], row[f"{name}_ci95"]) for name in grains]
+        cells += [plus_minus(row[name], row[f"{name}_ci95"]) for name in of_fields]
         rows.append([row["batch"] or NO_BATCH, name, row["fields"], share, *cells])
     head = ["batch", "class", "fields", "area_fraction", density, "whole particles", *means]
-    head += grains
+    head += of_fields
     told = any(item.told_batch is not None for item in folder.items)
     named = "those in the names of files, whatever their sub-folder"
     note = f"Batches are {'as --batch_from tells' if told else named}. "
-    note += "Mean sizes: of all whole particles of the batch, each alike."
+    note += "Mean area, diameter, length and aspect ratio: of all whole particles of the batch, "
+    note += f"each alike. {OF_SUMS}"
     return _table("By production batch", [*map(words, head)], rows, note)
 
 
@@ -403,7 +418,7 @@ def _comparison_tables(folder: Folder) -> list[Table]:
         mine = [row for row in folder.compared if row["class"] == c]
         known = [row[distance] for row in mine if not math.isnan(row[distance])]
         errors = [
-            interval(measure.over_fields(scale * row[key] for row in mine))
+            interval(measure.over_fields(scale * row[key] for row in mine), len(mine))
             for key, scale in keys.items()
         ]
         middle = significant(np.median(known) if known else math.nan)
@@ -421,7 +436,9 @@ def _comparison_tables(folder: Folder) -> list[Table]:
     matrix = [[name, *line] for name, line in zip(names, counts.tolist(), strict=True)]
     sizes = [size for size, _, _ in found]
     return [
-        _table("Against true masks: prediction - truth (mean ± 95 %)", head, rows),
+        _table(
+            "Against true masks: prediction - truth (mean ± 95 %)", head, rows, fewer_note(rows)
+        ),
         _table("Particles found / all, by their true area", ["class", *sizes], recall),
         _table("Pixels: true class (row) and predicted class", ["", *names], matrix),
     ]
@@ -459,6 +476,15 @@ def shown(column: str, value: object) -> str:
     return percent(value) if is_share(column) else significant(value)
 
 
-def interval(found: measure.Interval) -> str:
-    """``mean ± confidence`` over fields."""
-    return plus_minus(found.mean, found.confidence)
+def interval(found: measure.Interval, fields: int | None = None) -> str:
+    """``mean ± confidence`` over fields, and over how many if not over all of ``fields``."""
+    text = plus_minus(found.mean, found.confidence)
+    if fields in (None, found.fields) or text == "-":
+        return text
+    return f"{text} ({found.fields} field{'s' if found.fields > 1 else ''})"
+
+
+def fewer_note(rows: Sequence[Sequence[object]]) -> str:
+    """What a number of fields in brackets means, if a cell of a table has one."""
+    told = any(str(cell).endswith((" field)", " fields)")) for row in rows for cell in row)
+    return FEWER if told else ""

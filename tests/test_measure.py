@@ -26,8 +26,8 @@ from metallography.measure import (
     measure_mask,
     over_fields,
     recall_by_size,
-    without_scale,
 )
+from metallography.particles import without_scale
 from metallography.summary import of_particles
 from tests.masks import blobs, disc, field
 from utils.files import DataError
@@ -580,6 +580,61 @@ def test_a_field_without_a_scale_does_not_weigh_lengths_of_the_others() -> None:
     assert mean_over(rows, "mean_area_um2").mean == pytest.approx((0.01 * 1 + 100) / 1.01)
     # What has no length is known of all fields, whose pixels are then all that is known.
     assert mean_over(rows, "area_fraction", 100).mean == pytest.approx(100 * 21 * 100 / 120_000)
+
+
+def test_intercept_and_free_path_over_fields_are_of_their_sums() -> None:
+    """Twelve squares of 10 px, one bar, none: A_A and N_L summed, not the fields' ratios averaged.
+
+    Rows and columns are 2 px of line for each pixel. A square of side 10 is met by 20 of them, a
+    bar of 80 x 2 px by 82: 1360 px of particles are met 12 * 20 + 82 = 322 times.
+    """
+    squares = [(5 + 20 * (n // 4), 5 + 20 * (n % 4), 10, 10) for n in range(12)]
+    images = [field(100, 100, *squares), field(100, 100, (5, 5, 80, 2)), field(100, 100)]
+    rows = [{"batch": "b", "class": 1, **measure_class(image)[0]} for image in images]
+    covered, met, line, n = [1200, 160, 0], [240, 82, 0], 20_000, 3
+    chord, path = 2 * sum(covered) / sum(met), (n * line - 2 * sum(covered)) / sum(met)
+    found = {name: mean_over(rows, f"mean_{name}_px") for name in ("intercept", "free_path")}
+    assert found["intercept"].mean == pytest.approx(chord)
+    assert found["free_path"].mean == pytest.approx(path)
+    share = sum(covered) / 30_000
+    assert path / chord == pytest.approx((1 - share) / share)
+    # The third field has no chord, but is free path; t(0.975, 1) = 12.706, t(0.975, 2) = 4.3027.
+    assert (found["intercept"].fields, found["free_path"].fields) == (2, 3)
+    off = [2 * c - chord * m for c, m in zip(covered, met, strict=True)]
+    error = math.sqrt(2 / 1 * (off[0] ** 2 + off[1] ** 2)) / sum(met)
+    assert found["intercept"].confidence == pytest.approx(12.7062047 * error)
+    off = [line - 2 * c - path * m for c, m in zip(covered, met, strict=True)]
+    error = math.sqrt(3 / 2 * sum(o**2 for o in off)) / sum(met)
+    assert found["free_path"].confidence == pytest.approx(4.3026527 * error)
+    assert found["free_path"].std == pytest.approx(math.sqrt(3) * error)
+    (pooled,) = by_batch(rows)
+    assert pooled["mean_intercept_px"] == pytest.approx(chord)
+    assert pooled["mean_free_path_px_ci95"] == found["free_path"].confidence
+
+
+def test_free_path_counts_fields_by_area_and_those_without_a_scale_not_at_all() -> None:
+    """Bars across the field at two magnifications; fields of nothing else, and of nothing."""
+    bars = np.zeros((100, 100), bool)
+    bars[:, 20:30] = True  # met by each of 100 rows, of 10 px
+    rows = []
+    for um, image in ((0.5, bars), (1.0, bars), (0.5, ~np.zeros_like(bars)), (None, ~bars)):
+        row = measure_class(image, um)[0]
+        head = {"um_per_px": um or math.nan, "field_px": 10_000}
+        rows.append(head | (row if um else without_scale(row)))
+    # By area, in um2: 2500 and 10,000 of which a tenth is bar, 2500 all bar, met by no end.
+    # A bar that ends at the frame above and below has 100 rows in it, and its columns no end.
+    met = [100 / (2 * 10_000 * um) for um in (0.5, 1.0)]
+    below = 2500 * met[0] + 10_000 * met[1]
+    assert mean_over(rows, "mean_free_path_um").mean == pytest.approx(0.9 * 12_500 / below)
+    found = mean_over(rows, "mean_intercept_um")
+    assert found.mean == pytest.approx((0.1 * 12_500 + 2500) / below) and found.fields == 3
+    assert mean_over(rows[:1], "mean_free_path_um").mean == rows[0]["mean_free_path_um"]
+    none = [{"area_fraction": 0.0, "number": 0.0, **dict.fromkeys(OF_LINES_PX, math.nan)}] * 2
+    assert math.isnan(mean_over(none, "mean_intercept_px").mean)
+    assert math.isnan(mean_over(none, "mean_free_path_px").mean)
+
+
+OF_LINES_PX = ("mean_intercept_px", "mean_free_path_px")
 
 
 def test_the_grain_size_number_of_fields_is_that_of_their_mean_intercept() -> None:

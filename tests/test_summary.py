@@ -325,10 +325,26 @@ def test_two_means_of_one_size_say_what_they_are_of(tmp_path, segmenter, monkeyp
     squares(tmp_path / "img", 8, 8, 8)
     _, text = measured(tmp_path, segmenter, monkeypatch)
     # Of fields (4.514 + 9.027) / 2, of particles (4.514 + 3 * 9.027) / 4.
-    assert table(text, "Over fields: each field's own mean")[3][3].startswith("7 ±")
+    assert table(text, "Over fields (mean ± 95 %)")[3][3].startswith("7 ±")
     head, _, named, _ = table(text, "Diameter of all whole particles of all fields together")
     assert (head[2], named[2]) == ("mean of them", "7.899")
     assert "Here each particle counts alike; over fields each field counts by its area" in text
+
+
+def test_it_is_said_of_how_many_fields_a_size_is(tmp_path, segmenter, monkeypatch) -> None:
+    squares(tmp_path / "img", 8)
+    squares(tmp_path / "img")
+    squares(tmp_path / "img", 8, 8, 8)
+    _, text = measured(tmp_path, segmenter, monkeypatch)
+    head, _, matrix, named, void = table(text, "Over fields")
+    # Two of three fields have a whole square, of 9.027 px in both; all have free path.
+    assert named[3].startswith("9.027") and named[3].endswith(" (2 fields)")
+    assert head[6] == "mean intercept, px" and named[6].endswith(" (2 fields)")
+    assert named[7] != "-" and "(" not in named[7] and "(" not in named[1]
+    assert "In brackets: how many fields tell it, where not all do" in text
+    (tmp_path / "img" / "1.png").unlink()
+    _, text = measured(tmp_path, segmenter, monkeypatch)
+    assert "(2 fields)" not in text and "In brackets" not in text
 
 
 def test_tiles_that_see_less_than_the_network_are_warned_about(tmp_path) -> None:
