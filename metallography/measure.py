@@ -306,7 +306,7 @@ class Interval(NamedTuple):
     fields: int  # number of values that are known (not nan)
     mean: float
     std: float  # sample standard deviation (n - 1)
-    confidence: float  # half-width of the 95 % confidence interval, t * std / sqrt(n)
+    confidence: float  # half-width of the 95 % confidence interval, t * std / sqrt(n); no std: nan
     relative_accuracy: float  # 100 * confidence / mean, in percent
 
 
@@ -315,7 +315,7 @@ def over_fields(values: Iterable[float], weights: Iterable[float] | None = None)
 
     ``weights`` are the fields' areas: what is measured per area is then the mean over the whole
     area, and its error that of a ratio (Cochran, Sampling Techniques, 1977, chapter 6). Equal ones,
-    and None, give the mean of the fields.
+    and None, give the mean of the fields. Of fields that are all equal nobody knows the interval.
     """
     values = list(values)
     pairs = zip(values, [1.0] * len(values) if weights is None else weights, strict=True)
@@ -331,7 +331,7 @@ def over_fields(values: Iterable[float], weights: Iterable[float] | None = None)
         off = (value - mean) ** 2
         std, error = (math.sqrt(n / (n - 1) * float(s @ off)) for s in (share, share**2))
         std, error = (0.0, 0.0) if std <= ROUNDING * abs(mean) else (std, error)
-    confidence = float(stdtrit(n - 1, 0.975)) * error if n > 1 else math.nan
+    confidence = float(stdtrit(n - 1, 0.975)) * error if n > 1 and std else math.nan
     return Interval(n, mean, std, confidence, 100 * confidence / mean if mean else math.nan)
 
 
@@ -352,7 +352,7 @@ def ratio_over_fields(above: Sequence[float], below: Sequence[float]) -> Interva
     error = math.sqrt(n / (n - 1) * off) / whole if n > 1 else math.nan
     std = math.sqrt(n) * error
     std = 0.0 if std <= ROUNDING * abs(ratio) else std
-    confidence = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n) if n > 1 else math.nan
+    confidence = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n) if n > 1 and std else math.nan
     return Interval(n, ratio, std, confidence, 100 * confidence / ratio if ratio else math.nan)
 
 

@@ -61,6 +61,7 @@ FEWER = (
     "In brackets: how many fields tell it, where not all do; a size needs a whole particle of the "
     "class in the field, an intercept a particle, a length a scale."
 )
+NOT_FOUND = "0 (not found)"  # a class of which no pixel is in any field
 AT_LIMIT = 1.1  # times the smallest diameter that counts, up to which a percentile is a bound
 OTHER_SCALE = 1.25  # factor between scales from which on structures look of another size
 
@@ -309,7 +310,7 @@ def _class_tables(folder: Folder) -> list[Table]:
         rows = [row for row in folder.rows if row["class"] == c]
         share = measure.mean_over(rows, "area_fraction", 100)
         accuracy = rounded(share.relative_accuracy, share.relative_accuracy)[0]
-        mean = plus_minus(share.mean, share.confidence)
+        mean = fraction_interval(share)
         fractions.append([name, share.fields, mean, rounded(share.std, share.std)[0], accuracy])
         told = [n for n in columns if c in folder.with_particles or not of_particles(n)]
         found = {n: interval(measure.mean_over(rows, n), share.fields) for n in told}
@@ -394,7 +395,8 @@ def _batch_table(folder: Folder, batches: list[Row]) -> Table:
         number = plus_minus(row[density], row[f"{density}_ci95"])
         sizes = [number, row["particles_whole"], *(significant(row[name]) for name in means)]
         name = folder.segmenter.class_names[row["class"]]
-        share = plus_minus(100 * row["area_fraction"], 100 * row["area_fraction_ci95"])
+        half = 100 * row["area_fraction_ci95"]
+        share = plus_minus_fraction(100 * row["area_fraction"], half)
         cells = sizes if sized else ["-"] * len(sizes)
         cells += [plus_minus(row[name], row[f"{name}_ci95"]) for name in of_fields]
         rows.append([row["batch"] or NO_BATCH, name, row["fields"], share, *cells])
@@ -482,6 +484,21 @@ def interval(found: measure.Interval, fields: int | None = None) -> str:
     if fields in (None, found.fields) or text == "-":
         return text
     return f"{text} ({found.fields} field{'s' if found.fields > 1 else ''})"
+
+
+def fraction_interval(found: measure.Interval) -> str:
+    """``interval`` of an area fraction in percent, see ``plus_minus_fraction``."""
+    return plus_minus_fraction(found.mean, found.confidence)
+
+
+def plus_minus_fraction(mean: float, half: float) -> str:
+    """An area fraction in percent; without an interval as that of one image (``percent``).
+
+    Of a class that is in no field no interval says how rare it is elsewhere.
+    """
+    if not mean:
+        return NOT_FOUND
+    return percent(mean / 100) if math.isnan(half) else plus_minus(mean, half)
 
 
 def fewer_note(rows: Sequence[Sequence[object]]) -> str:

@@ -33,6 +33,7 @@ from metallography.summary import (
     Table,
     about_lines,
     at_most,
+    fraction_interval,
     of_particles,
     scale_words,
     sections,
@@ -45,7 +46,7 @@ from report.page import REPORT, TABLE_CHARACTERS, Picture, runs_of, write_page
 from utils.files import DataError
 from utils.log import WARNING
 from utils.metrics import IGNORED
-from utils.tables import percent, plus_minus
+from utils.tables import percent
 
 BESIDE_RUNS = "laboratory.html"  # in the folder of an experiment, whose page has the usual name
 UNCHECKED = (
@@ -181,7 +182,7 @@ def phases(folder: Folder) -> list[dict[str, Any]]:
         found.append({
             "name": name,
             "colour": _hex(folder.segmenter.colours[c]),
-            "text": plus_minus(mean.mean, mean.confidence),
+            "text": fraction_interval(mean),
             "mean": 0.0 if math.isnan(mean.mean) else mean.mean,
             "low": max(0.0, mean.mean - half) if known else 0.0,
             "high": min(100.0, mean.mean + half) if known else 0.0,

@@ -67,7 +67,11 @@ def page_of(folder: Folder, **told: object) -> Page:
 def test_fractions_with_their_interval_by_hand(tmp_path, monkeypatch) -> None:
     matrix, named, void = phases(predicted(tmp_path, monkeypatch, 2, 4))
     # Mean of 20 and 40 %; t(0.975, 1) = 12.706 times 10 is 127.06.
-    assert named["text"] == "30 ± 130" and matrix["text"] == "70 ± 130" and void["text"] == "0 ± 0"
+    assert (
+        named["text"] == "30 ± 130"
+        and matrix["text"] == "70 ± 130"
+        and void["text"] == "0 (not found)"
+    )
     assert (named["low"], named["high"]) == (0.0, 100.0) and named["fields"] == [20.0, 40.0]
     assert named["mean"] == pytest.approx(30) and named["has_interval"] and not void["has_interval"]
 
@@ -142,7 +146,7 @@ def test_an_image_s_percentile_at_the_smallest_particle_is_a_bound(tmp_path, mon
 
 def test_one_field_has_no_interval(tmp_path, monkeypatch) -> None:
     folder = predicted(tmp_path, monkeypatch, 3)
-    assert [phase["text"] for phase in phases(folder)] == ["70.00", "30.00", "0"]
+    assert [phase["text"] for phase in phases(folder)] == ["70.00", "30.00", "0 (not found)"]
     text = page_of(folder).text
     assert "One field has no interval" in text and "±" not in text.partition("Images")[0]
 

@@ -27,6 +27,7 @@ from metallography.summary import (
     write_tables,
 )
 from metallography.tiling import UNETS, WIDE
+from report.laboratory import by_image, phases
 from tests.trained_model import rows_of, write_images, write_weights
 
 
@@ -67,7 +68,7 @@ def test_numbers_by_hand(tmp_path, segmenter, monkeypatch) -> None:
     assert "- Scale: 0.5 µm per pixel" in text and "1 image(s), predicted at their own size" in text
     head, _, matrix, named, void = table(text, "Area fraction")
     assert head[:3] == ["class", "fields", "area fraction, %"]
-    assert named == ["a_b/c", "1", "50.00", "-", "-"] and void[2] == "0"
+    assert named == ["a_b/c", "1", "50.00", "-", "-"] and void[2] == "0 (not found)"
     assert matrix[2] == "50.00"
     *_, named, void = table(text, "Over fields")
     # One particle that has two corners of 10 x 15 um.
@@ -129,8 +130,9 @@ def test_means_over_images_and_batches(tmp_path, segmenter, monkeypatch) -> None
     assert matrix == ["matrix", "2", "70 ± 130", "14", "180"]
     assert named == ["a_b/c", "2", "30 ± 130", "14", "420"]
     # One particle at two corners in 100 pixels each, 5000 in a million; no whole one has a size.
-    assert table(text, "Over fields")[3][:3] == ["a_b/c", "5000 ± 0", "-"]
+    assert table(text, "Over fields")[3][:3] == ["a_b/c", "5000", "-"]
     head, _, *rows = table(text, "By production batch")
+    assert table(text, "Area fraction")[4] == ["void", "2", "0 (not found)", "0", "-"]
     assert head[:4] == ["batch", "class", "fields", "area fraction, %"]
     assert [row[:4] for row in rows if row[1] == "a_b/c"] == [
         ["15", "a_b/c", "1", "20.00"], ["60", "a_b/c", "1", "40.00"],
@@ -345,6 +347,18 @@ def test_it_is_said_of_how_many_fields_a_size_is(tmp_path, segmenter, monkeypatc
     (tmp_path / "img" / "1.png").unlink()
     _, text = measured(tmp_path, segmenter, monkeypatch)
     assert "(2 fields)" not in text and "In brackets" not in text
+
+
+def test_the_fraction_of_a_single_field_is_rounded_alike_everywhere(
+    tmp_path, segmenter, monkeypatch
+) -> None:
+    squares(tmp_path / "img", 8, 8)  # 128 of 6000 px: 2.1333 %
+    (tmp_path / "img" / "0.png").rename(tmp_path / "img" / "7_a.png")
+    folder, text = measured(tmp_path, segmenter, monkeypatch)
+    shown = table(text, "Area fraction")[3][2], table(text, "By production batch")[3][3]
+    told = phases(folder)[1]["text"], by_image(folder, {})["rows"][0][3]
+    assert {*shown, *told} == {"2.13"}
+    assert phases(folder)[2]["text"] == "0 (not found)"
 
 
 def test_tiles_that_see_less_than_the_network_are_warned_about(tmp_path) -> None:

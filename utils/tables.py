@@ -95,9 +95,9 @@ def rounded(value: float, uncertainty: float) -> tuple[str, str]:
 
 
 def plus_minus(value: float, uncertainty: float) -> str:
-    """``41.3 ± 2.1``, see ``rounded``; the value alone where there is no uncertainty."""
+    """``41.3 ± 2.1``, see ``rounded``; the value alone where there is no uncertainty, or 0."""
     shown, half = rounded(value, uncertainty)
-    return shown if "-" in (shown, half) else f"{shown} ± {half}"
+    return shown if "-" in (shown, half) or not uncertainty else f"{shown} ± {half}"
 
 
 def markdown(head: Cells, rows: Iterable[Cells], right: bool = False) -> list[str]:
