@@ -68,6 +68,8 @@ OTHER_SCALE = 1.25  # factor between scales from which on structures look of ano
 EXACT = {"number": ".10g", "um_per_px": ".6g"}  # what was counted, or given: no measured digits
 UNITS = {"um": "µm", "um2": "µm²", "px": "px", "px2": "px²", "per_mm2": "1/mm²",
          "per_Mpx": "1/Mpx"}  # fmt: skip
+# What a column beside another one holds of it.
+SUFFIXES = {"_ci95": ", 95 % half-width", "_std": ", std", "_fields": ", fields"}
 
 Table = dict[str, Any]
 """``title``, ``head`` (names of the columns), ``rows`` (lists of text), perhaps a ``note``."""
@@ -457,11 +459,16 @@ def words(column: str) -> str:
     """A column of a CSV file as people read it: ``mean area, µm²``; fractions are in percent."""
     if column in UNITS or column == "um_per_px":
         return UNITS.get(column, "µm per px")
-    name = column.removesuffix("_ci95")
+    name, kind = column, ""
+    for suffix, said in SUFFIXES.items():
+        if column.endswith(suffix):
+            name, kind = column.removesuffix(suffix), said
     unit = re.fullmatch(r"(.+?)_(um2?|px2?|per_mm2|per_Mpx)", name)
-    shown = f"{unit[1]}, {UNITS[unit[2]]}" if unit else name + (", %" if is_share(name) else "")
-    half = " ± 95 %" if name != column else ""
-    return shown.replace("_", " ").replace("astm g", "ASTM G") + half
+    measured = f", {UNITS[unit[2]]}" if unit else ""
+    if is_share(name):
+        measured = ", points" if kind else ", %"
+    shown = (unit[1] if unit else name) + kind + ("" if column.endswith("_fields") else measured)
+    return shown.replace("_", " ").replace("astm g", "ASTM G")
 
 
 def is_share(column: str) -> bool:

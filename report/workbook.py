@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,9 +17,9 @@ import xlsxwriter
 
 from metallography.folder import Folder
 from metallography.items import TABLES
-from metallography.summary import is_share, phases_csv, words
+from metallography.summary import EXACT, is_share, of_particles, phases_csv, words
 from utils.files import replacing, writing
-from utils.tables import rounded, text_of
+from utils.tables import percent, rounded, text_of
 
 WORKBOOK = "measurements.xlsx"
 MOST_ROWS = 1_048_576  # of a sheet
@@ -38,18 +39,22 @@ def write_workbook(
     tables: Mapping[str, Path | str],
     words: Callable[[str], str] = str,
     is_share: Callable[[str], bool] = lambda column: False,
+    left_blank: Callable[[Mapping[str, str], str], bool] = lambda row, column: False,
+    created: datetime = CREATED,
 ) -> list[str]:
     """Write an ``.xlsx`` of CSV with a head: sheet name (31 characters at most) -> file, or text.
 
     Numbers become numbers, all else text, never a formula. Cells hold all digits and show as many
-    as the uncertainty in ``<column>_ci95`` allows (``tables.rounded``), else four. ``words`` are
-    the columns' names for people; shares of 1 become percent. Returns a line for each table with
+    as the page has: what the uncertainty in ``<column>_ci95`` allows (``tables.rounded``), else
+    four digits, or two decimals of a percent; counts and scales all. ``words`` are the columns'
+    names for people; shares of 1 become percent. ``left_blank`` tells of a row, by column, and a
+    column whether the cell stays empty. Returns a line for each table with
     more rows than a sheet has, which is left out. UserError if it cannot be written.
     """
     left_out = []
     options = {"constant_memory": True, "strings_to_formulas": False, "strings_to_urls": False}
     with replacing(path, "--out") as temporary, xlsxwriter.Workbook(temporary, options) as book:
-        book.set_properties({"created": CREATED})
+        book.set_properties({"created": created})
         bold, formats = book.add_format({"bold": True}), Formats(book)
         for name, table in tables.items():
             with _lines(table) as file:
@@ -65,10 +70,12 @@ def write_workbook(
                     head = head or row
                     known = dict(zip(head, row, strict=False))
                     for c, (cell, column) in enumerate(zip(row, head, strict=False)):
+                        if r and left_blank(known, column):
+                            continue
                         if r and column not in TEXTS and NUMBER.fullmatch(cell):
                             factor = 100 if is_share(column) else 1
                             half = known.get(f"{column.removesuffix('_ci95')}_ci95", "")
-                            shown = formats.of(cell, half, factor)
+                            shown = formats.of(cell, half, factor, column)
                             sheet.write_number(r, c, float(cell) * factor, shown)
                         elif cell:
                             text = _text(cell) if r else _text(words(cell))
@@ -84,34 +91,64 @@ def _lines(table: Path | str) -> TextIO:
 
 
 class Formats:
-    """Formats of numbers by their decimals, made once for each."""
+    """Formats of numbers by their code, made once for each."""
 
     def __init__(self, book: Any) -> None:
-        self.book, self.made = book, dict[int, Any]()
+        self.book, self.made = book, dict[str, Any]()
 
-    def of(self, cell: str, half: str, factor: int) -> Any:
-        """The format of a number with an uncertainty, '' if there is none; None for an integer."""
-        if "." not in cell and "e" not in cell.lower():
+    def of(self, cell: str, half: str, factor: int, column: str = "") -> Any:
+        """The format of a number with an uncertainty, '' if there is none.
+
+        None, all digits, for an integer and for what was counted or given (``EXACT``).
+        """
+        if column in EXACT or ("." not in cell and "e" not in cell.lower()):
             return None
+        value = float(cell) * factor
         uncertainty = float(half) * factor if NUMBER.fullmatch(half) else math.nan
-        shown = rounded(float(cell) * factor, uncertainty)[0]
-        if "e" in shown:
-            return None
-        decimals = len(shown.partition(".")[2])
-        if decimals not in self.made:
-            code = f"0.{'0' * decimals}" if decimals else "0"
-            self.made[decimals] = self.book.add_format({"num_format": code})
-        return self.made[decimals]
+        code = code_of(value, uncertainty, factor > 1)
+        if code not in self.made:
+            self.made[code] = self.book.add_format({"num_format": code})
+        return self.made[code]
+
+
+def code_of(value: float, uncertainty: float, is_percent: bool = False) -> str:
+    """The format in which a spreadsheet shows a value as the page does, see ``write_workbook``.
+
+    No format rounds before the point but one with a power of ten.
+    """
+    alone = not math.isfinite(uncertainty) or not uncertainty
+    shown = percent(value / 100) if alone and is_percent else rounded(value, uncertainty)[0]
+    mantissa, power, _ = shown.partition("e")
+    if not power and "." not in shown and float(shown) != round(value):
+        last = Decimal(f"{uncertainty:.1e}" if not alone else f"{value:.3e}").as_tuple().exponent
+        mantissa, power = f"{float(shown):.{max(0, len(shown.lstrip('-')) - 1 - int(last))}e}", "e"
+        mantissa = mantissa.partition("e")[0]
+    decimals = len(mantissa.partition(".")[2])
+    return "0" + f".{'0' * decimals}" * bool(decimals) + "E+00" * bool(power)
 
 
 def _text(cell: str) -> str:
     return text_of(cell).encode("utf-8", "backslashreplace").decode()
 
 
+def of_islands(folder: Folder) -> Callable[[Mapping[str, str], str], bool]:
+    """Whether a cell counts or sizes the matrix's pieces, which are no particles: it stays empty.
+
+    Its CSV files have them all the same.
+    """
+    sized = {str(c) for c in folder.with_particles}
+
+    def told(row: Mapping[str, str], column: str) -> bool:
+        islands = row.get("class", "") not in {"", *sized}
+        return islands and of_particles(column.removesuffix("_ci95"))
+
+    return told
+
+
 def write_folder_workbook(folder: Folder) -> list[str]:
     """Write the tables of a predicted folder as ``measurements.xlsx``; see ``write_workbook``."""
     path, sheets = folder.out / WORKBOOK, tables_of(folder.out, phases=phases_csv(folder))
-    lines = write_workbook(path, sheets, words, is_share)
+    lines = write_workbook(path, sheets, words, is_share, of_islands(folder))
     folder.record.add_workbook(hashlib.sha256(path.read_bytes()).hexdigest())
     return lines
 

@@ -29,7 +29,7 @@ from metallography.segmenter import Segmenter
 from metallography.summary import is_share, phases_csv, words, write_tables
 from metallography.tiling import VIEWS
 from report.sheets import predicted_sheet
-from report.workbook import WORKBOOK, tables_of, write_workbook
+from report.workbook import WORKBOOK, of_islands, tables_of, write_workbook
 from segmentation import blocks, doubt, telling
 from segmentation.answers import OUTLINES, Answers, Round, Rounds, pair_digest
 from segmentation.blocks import HeldOut
@@ -480,6 +480,7 @@ class Work:
             tables,
             lambda column: telling.DOUBT_WORDS.get(column, words(column)),
             lambda column: column in telling.DOUBT_WORDS or is_share(column),
+            of_islands(folder),
         ):
             to_terminal(line)
         return telling.Result(

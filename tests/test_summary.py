@@ -180,7 +180,9 @@ def test_units_have_one_notation_and_shares_are_percent() -> None:
     columns = {"mean_area_um2": "mean area, µm²", "number_per_mm2": "number, 1/mm²", "um": "µm",
                "number_per_Mpx": "number, 1/Mpx", "d10_diameter_px": "d10 diameter, px",
                "area_fraction": "area fraction, %", "um_per_px": "µm per px", "astm_g": "ASTM G",
-               "area_fraction_ci95": "area fraction, % ± 95 %", "number": "number"}  # fmt: skip
+               "area_fraction_ci95": "area fraction, 95 % half-width, points", "number": "number",
+               "number_per_mm2_ci95": "number, 95 % half-width, 1/mm²",
+               "astm_g_ci95": "ASTM G, 95 % half-width"}  # fmt: skip
     assert {column: words(column) for column in columns} == columns
     assert shown("area_fraction", 5e-5) == "0.005" and shown("number", 3) == "3"
     # What was counted or given has no digits of a measurement.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from xml.etree import ElementTree
 
 import pytest
 
-from report.workbook import write_workbook
+from metallography.folder import Folder
+from report.workbook import code_of, of_islands, write_workbook
 from utils.tables import csv_text
 
 SPACE = {"m": "http://schemas.openxmlformats.org/spreadsheetml/2006/main"}
@@ -88,6 +92,45 @@ def test_cells_show_the_digits_of_their_uncertainty_and_hold_all(tmp_path: Path)
     assert float(got["D2"][1]) == 12.34567 and float(got["B3"][1]) == 50 and "C3" not in got
     shown = {cell: number_format(out, cell) for cell in ("B2", "C2", "D2", "D3", "A2")}
     assert shown == {"B2": "0.0", "C2": "0.0", "D2": "0.00", "D3": "General", "A2": "General"}
+
+
+@pytest.mark.parametrize(
+    ("value", "uncertainty", "code"),
+    [  # as the page shows it: 1122000, 1330000 ± 380000, 12350 ± 680, 41.3 ± 2.1
+        (1122084.0, math.nan, "0.000E+00"),
+        (1332475.2, 376903.1, "0.00E+00"),
+        (376903.1, 376903.1, "0.0E+00"),
+        (12347.1, 678.0, "0.000E+00"),
+        (41.345, 2.06, "0.0"),
+        (123.4, 12.0, "0"),
+        (1e-5, math.nan, "0.000E+00"),
+        (0.0, math.nan, "0"),
+    ],
+)
+def test_a_format_rounds_before_the_point_as_behind_it(
+    value: float, uncertainty: float, code: str
+) -> None:
+    assert code_of(value, uncertainty) == code
+
+
+def test_counts_scales_and_single_fractions_are_as_on_the_page(tmp_path: Path) -> None:
+    table = "number,um_per_px,area_fraction\n21.0,0.123456,0.02075\n"
+    share = {"is_share": lambda column: column.startswith("area_fraction")}
+    write_workbook(tmp_path / "b.xlsx", {"a": table}, **share)  # type: ignore[arg-type]
+    shown = [number_format(tmp_path / "b.xlsx", cell) for cell in ("A2", "B2", "C2")]
+    assert shown == ["General", "General", "0.00"]
+
+
+def test_pieces_of_the_matrix_have_no_cells(tmp_path: Path) -> None:
+    """Its chords are no sizes of pieces, and stay."""
+    folder = cast("Folder", SimpleNamespace(with_particles=[1]))
+    head = "class,mean_area_um2,number_per_mm2_ci95,mean_intercept_um\n"
+    table = f"{head}0,1.5,2.5,3.5\n1,4.5,5.5,6.5\n"
+    out = tmp_path / "b.xlsx"
+    write_workbook(out, {"a": table}, left_blank=of_islands(folder))
+    assert {*cells(out)} == {
+        *(f"{c}1" for c in "ABCD"), "A2", "D2", *(f"{c}3" for c in "ABCD"),
+    }  # fmt: skip
 
 
 def number_format(path: Path, cell: str) -> str:
