@@ -52,7 +52,7 @@ from report.page import experiment_of, write_report
 from report.sheets import predicted_sheet, ranked_sheet
 from report.workbook import WORKBOOK, remove_workbook, write_folder_workbook
 from utils.checkpoint import CheckpointError
-from utils.commandline import Parser, UserError, complain, exit_code, value_of
+from utils.commandline import Parser, UserError, complain, exit_code, options_told, value_of
 from utils.files import (
     IMAGE_SUFFIXES,
     MOST_BYTES,
@@ -359,6 +359,13 @@ def measure_images(
 ) -> list[str]:
     """Predict what is not done, measure and write all tables and pages; see ``predict_images``."""
     out = folder.out
+    given, default = vars(options), parser().get_default
+    known = {n: default(n) for n in given if n not in ("weights", "images", "out", "sample")}
+    folder.head = [
+        ("Sample", options.sample or sample_of(Path(options.images))),
+        ("Folder", options.images),
+        ("Options", options_told(given, known)),
+    ]
     folder.run()
     folder.warned = equal_images(folder) + ([] if options.xlsx else remove_workbook(folder))
     write_tables(folder)

@@ -47,7 +47,7 @@ from utils.files import Behind, DataError, leads_out, refuse_links, replacing, w
 from utils.log import progress, to_terminal
 from utils.metrics import IGNORED, Counts, SegmentationScores
 from utils.ranks import group
-from utils.tables import csv_of_rows
+from utils.tables import growing_csv
 
 AHEAD = 2**24  # pixels of the largest images that are read ahead and written behind
 
@@ -58,24 +58,6 @@ def count_confusion(truth: Array, prediction: Array, num_classes: int) -> Counts
     for rows in row_bands(len(truth)):
         scores.add(torch.from_numpy(prediction[rows]), torch.from_numpy(truth[rows]))
     return scores.counts().sum(axis=0)
-
-
-@contextmanager
-def _growing_table(path: Path) -> Iterator[Callable[[Sequence[Row]], None]]:
-    """A CSV that takes the rows of one image at a time, so that few are held in memory."""
-    with (
-        replacing(path, "--out") as temporary,
-        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-
-        def add(rows: Sequence[Row]) -> None:
-            if rows:
-                head, end, rest = csv_of_rows(rows).partition("\n")
-                file.write(rest if file.tell() else head + end + rest)
-
-        yield add
-        if not file.tell():
-            file.write(csv_of_rows([], ["image"]))
 
 
 @contextmanager
@@ -130,6 +112,8 @@ class Folder:
     forget_scales: bool = False  # the user wants no scale that an earlier run knew
     resample: float = 0.0  # um per pixel at which the network sees the images; 0: as they are
     notes: Sequence[str] = ()  # more lines for the summary: crop, scales
+    program: str = "predict.py"  # the command that measures
+    head: Sequence[tuple[str, str]] = ()  # what and its words: of the sample, of the options
     warned: Sequence[str] = ()  # more warnings, for the summary and for the page
     pools_all: bool = True  # batches.csv, too, where no batch is known
     poor: Sequence[str] = ()  # names of classes that were mostly wrong where they were checked
@@ -223,7 +207,7 @@ class Folder:
             own = self.record.readable or self.replaceable
             for name in TABLES if own else ():  # of an earlier run, perhaps at another scale
                 (self.out / name).unlink(missing_ok=True)
-            table = _growing_table(self.out / "particles.csv")
+            table = growing_csv(self.out / "particles.csv", "image")
             add = stack.enter_context(table if self.particles else nullcontext(lambda rows: None))
             bar = stack.enter_context(progress(len(self.items), "images"))
             items = stack.enter_context(closing(self.each(self.items)))

@@ -51,7 +51,8 @@ Truth = tuple[Path, int]
 """The file of a true mask, and which page of it."""
 RECORD, SUMMARY, MEASUREMENTS = "predicted.jsonl", "summary.json", "measurements.csv"
 SET_ASIDE = "set_aside"  # folder of class maps that --overwrite found not to be as predicted
-TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv")
+TABLES = (SUMMARY, MEASUREMENTS, "batches.csv", "particles.csv", "comparison.csv",
+          "sizes.csv")  # fmt: skip
 KNOWN_SCALE = "known_um"  # in ``RECORD``, of an image without a scale: the last one that a run knew
 # In ``RECORD``, beside what decides a prediction: digests of the class map as predicted, of one
 # that is being written, as last drawn, of a corrected one older than its image; of outlines, and

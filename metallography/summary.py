@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from metallography.measure import class_words, fractions_of, outlying
 from metallography.particles import Row, unit_of
 from utils import metrics
 from utils.files import DataError, replace_file
-from utils.log import WARNING
+from utils.log import VERSION, WARNING
 from utils.tables import (
     csv_of_rows,
     markdown,
@@ -78,11 +79,14 @@ Table = dict[str, Any]
 def write_tables(folder: Folder) -> None:
     """Write the CSV files, ``summary.md`` and ``summary.json`` of a folder that was run.
 
-    The JSON holds ``about``, ``warnings`` and ``unusable`` (sentences; a line for each file that
-    could not be used) and ``tables``, see ``Table``. UserError if a file cannot be written.
+    The JSON holds ``head`` (see ``head_rows``), ``images`` (their names), ``values`` (the numbers
+    of phases, sizes and batches, null where unknown), ``about``, ``warnings`` and ``unusable``
+    (sentences; a line for each file that could not be used) and ``tables``, see ``Table``.
+    UserError if a file cannot be written.
     """
     batches = batch_rows(folder)
-    files = {"measurements": folder.table_rows()}
+    sizes = size_rows(folder) if folder.rows else []
+    files = {"measurements": folder.table_rows(), "sizes": sizes}
     if folder.pools_all or any(row["batch"] != NO_BATCH for row in batches):
         files["batches"] = batches
     else:
@@ -93,11 +97,15 @@ def write_tables(folder: Folder) -> None:
         replace_file(folder.out / f"{name}.csv", csv_of_rows(rows, ["image"]), "--out")
     tables = [table for part in sections(folder).values() for table in part]
     about, doubts = about_lines(folder), warnings(folder)
-    found = {"about": about, "warnings": doubts, "tables": tables, "unusable": folder.bad}
+    values = {"phases": phase_rows(folder), "sizes": sizes, "batches": batches}
+    found: Row = {"head": dict(head_rows(folder)), "images": [d.item.name for d in folder.done]}
+    found |= {"values": {name: [*map(_nulls, rows)] for name, rows in values.items()}}
+    found |= {"about": about, "warnings": doubts, "tables": tables, "unusable": folder.bad}
     contents = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
     replace_file(folder.out / SUMMARY, contents, "--out")
     lines = ["# Prediction and measurements", ""]
-    lines += [f"- {plain(line)}" for line in [*about, *DEFINITIONS, *doubts]]
+    own = [f"{what}: {said}" for what, said in head_rows(folder)[: 2 + len(folder.head)]]
+    lines += [f"- {plain(line)}" for line in [*own, *about, *DEFINITIONS, *doubts]]
     for table in tables:
         lines += ["", f"## {plain(table['title'])}", "", *markdown(table["head"], table["rows"])]
         lines += ["", plain(table["note"])] if table.get("note") else []
@@ -110,8 +118,51 @@ def write_tables(folder: Folder) -> None:
 CHECKED, MOSTLY_WRONG = "where it was checked", "mostly wrong: do not rely on it"
 
 
+def head_rows(folder: Folder) -> list[tuple[str, str]]:
+    """Which program measured what, when and how: names and words, for who reads the numbers."""
+    crop, roi, names = folder.field.crop, folder.field.roi, folder.segmenter.class_names
+    grains = ", ".join(names[c] for c in folder.grain_classes)
+    return [
+        ("Program", program_of(folder)),
+        ("Date", date.today().isoformat()),
+        *folder.head,
+        ("Fields", str(len(folder.done))),
+        ("Scale", scale_words(folder)),
+        *([("Crop: top, bottom, left, right", ", ".join(map(str, crop)))] if any(crop) else []),
+        *([("Region of interest", str(roi))] if roi else []),
+        ("Smallest particle", f"{folder.min_px:g} pixels"),
+        ("Pixels of one particle touch", _touching(folder)),
+        ("Grain classes", grains or "none"),
+        ("Model", folder.segmenter.about),
+    ]
+
+
+def program_of(folder: Folder) -> str:
+    """The command that measured, and its version."""
+    return f"{folder.program} of PSCL {VERSION}"
+
+
+def about_csv(folder: Folder) -> str:
+    """The workbook's first sheet: ``head_rows``, notes, warnings, definitions, a line each."""
+    notes = [note for note in folder.notes if not note.startswith(WARNING)]
+    doubts = [line.removeprefix(WARNING) for line in warnings(folder)]
+    told = [("Note", notes), ("Warning", doubts), ("Definition", [*DEFINITIONS, OVER_FIELDS])]
+    rows = [*head_rows(folder), *((what, line) for what, lines in told for line in lines)]
+    return csv_of_rows([{"what": what, "words": line} for what, line in rows])
+
+
+def _nulls(row: Row) -> Row:
+    """A row for JSON, which knows no nan."""
+    return {n: None if isinstance(v, float) and math.isnan(v) else v for n, v in row.items()}
+
+
 def phases_csv(folder: Folder) -> str:
     """Area fraction of each class over all fields, as the workbook has it: mean and half-width."""
+    return csv_of_rows(phase_rows(folder))
+
+
+def phase_rows(folder: Folder) -> list[Row]:
+    """The rows of ``phases_csv``."""
     rows = []
     for c, name in enumerate(folder.segmenter.class_names):
         own = [row for row in folder.rows if row["class"] == c]
@@ -121,7 +172,36 @@ def phases_csv(folder: Folder) -> str:
         if folder.poor:
             row[CHECKED] = MOSTLY_WRONG if name in folder.poor else ""
         rows.append(row)
-    return csv_of_rows(rows)
+    return rows
+
+
+def size_columns(folder: Folder) -> list[str]:
+    """The columns of ``measurements.csv`` of which the mean over fields is told, beside phases."""
+    u = unit_of(folder.unit_scale)
+    names = (f"area_{u}2", f"diameter_{u}", f"length_{u}", "aspect_ratio", f"intercept_{u}")
+    means = [f"mean_{name}" for name in (*names, f"free_path_{u}")]
+    grains = [f"grain_intercept_{u}", "astm_g"] if folder.grain_classes else []
+    return [measure.density_column(folder.unit_scale), *means, *grains]
+
+
+def size_rows(folder: Folder) -> list[Row]:
+    """The rows of ``sizes.csv``: of each class the means over fields, then all whole particles."""
+    u, rows = unit_of(folder.unit_scale), []
+    for c, name in enumerate(folder.segmenter.class_names):
+        own, sized = [r for r in folder.rows if r["class"] == c], c in folder.with_particles
+        row: Row = {"class": c, "class_name": name}
+        for column in size_columns(folder):
+            known = own if sized or not of_particles(column) else []
+            found = measure.mean_over(known, column)
+            row |= {column: found.mean, f"{column}_ci95": found.confidence}
+            row |= {f"{column}_std": found.std, f"{column}_fields": found.fields}
+        d = np.concatenate(folder.diameters[c]) if sized else np.zeros(0)
+        whole = [d.mean(), *np.percentile(d, (10, 50, 90)), d.max()] if len(d) else [math.nan] * 5
+        row["particles_whole"] = len(d) if sized else None
+        for n, of in enumerate(("mean", "d10", "d50", "d90", "max")):
+            row[f"whole_{of}_diameter_{u}"] = float(whole[n])
+        rows.append(row)
+    return rows
 
 
 def batch_rows(folder: Folder) -> list[Row]:
@@ -303,10 +383,7 @@ def _fraction_doubts(folder: Folder) -> list[str]:
 def _class_tables(folder: Folder) -> list[Table]:
     """Means over fields by class, and the pooled distribution of diameters."""
     u = unit_of(folder.unit_scale)
-    names = (f"area_{u}2", f"diameter_{u}", f"length_{u}", "aspect_ratio", f"intercept_{u}")
-    means = [f"mean_{name}" for name in (*names, f"free_path_{u}")]
-    grains = [f"grain_intercept_{u}", "astm_g"] if folder.grain_classes else []
-    columns = [measure.density_column(folder.unit_scale), *means, *grains]
+    columns = size_columns(folder)
     fractions, others, sizes = [], [], []
     for c, name in enumerate(folder.segmenter.class_names):
         rows = [row for row in folder.rows if row["class"] == c]

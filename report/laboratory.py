@@ -35,6 +35,7 @@ from metallography.summary import (
     at_most,
     fraction_interval,
     of_particles,
+    program_of,
     scale_words,
     sections,
     shown,
@@ -137,6 +138,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
     content = {
         "told": told,
         "day": told.day or date.today().isoformat(),
+        "program": program_of(folder),
         "by": told.by or folder.segmenter.about,
         "fields": len(folder.done),
         "scale": scale_words(folder),

@@ -17,13 +17,13 @@ import xlsxwriter
 
 from metallography.folder import Folder
 from metallography.items import TABLES
-from metallography.summary import EXACT, is_share, of_particles, phases_csv, words
+from metallography.summary import EXACT, about_csv, is_share, of_particles, phases_csv, words
 from utils.files import replacing, writing
 from utils.tables import percent, rounded, text_of
 
 WORKBOOK = "measurements.xlsx"
 MOST_ROWS = 1_048_576  # of a sheet
-TEXTS = ("image", "batch", "class_name", "reasons")  # columns whose numbers are names
+TEXTS = ("words", "image", "batch", "class_name", "reasons")  # columns whose numbers are names
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 CREATED = datetime(2000, 1, 1, tzinfo=timezone.utc)  # the same bytes on any day
 
@@ -145,10 +145,21 @@ def of_islands(folder: Folder) -> Callable[[Mapping[str, str], str], bool]:
     return told
 
 
+def sheets_of(folder: Folder, **more: Path | str) -> dict[str, Path | str]:
+    """The sheets of a predicted folder: what was measured and how, its tables, and ``more``."""
+    return {"about": about_csv(folder)} | tables_of(folder.out, phases=phases_csv(folder), **more)
+
+
+def today() -> datetime:
+    """The day of a workbook: the bytes are the same all day."""
+    now = datetime.now()
+    return datetime(now.year, now.month, now.day, tzinfo=timezone.utc)
+
+
 def write_folder_workbook(folder: Folder) -> list[str]:
     """Write the tables of a predicted folder as ``measurements.xlsx``; see ``write_workbook``."""
-    path, sheets = folder.out / WORKBOOK, tables_of(folder.out, phases=phases_csv(folder))
-    lines = write_workbook(path, sheets, words, is_share, of_islands(folder))
+    path = folder.out / WORKBOOK
+    lines = write_workbook(path, sheets_of(folder), words, is_share, of_islands(folder), today())
     folder.record.add_workbook(hashlib.sha256(path.read_bytes()).hexdigest())
     return lines
 

@@ -26,10 +26,10 @@ from metallography.measure import check_terms, fractions_of
 from metallography.particles import Row
 from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter
-from metallography.summary import is_share, phases_csv, words, write_tables
+from metallography.summary import is_share, words, write_tables
 from metallography.tiling import VIEWS
 from report.sheets import predicted_sheet
-from report.workbook import WORKBOOK, of_islands, tables_of, write_workbook
+from report.workbook import WORKBOOK, of_islands, sheets_of, today, write_workbook
 from segmentation import blocks, doubt, telling
 from segmentation.answers import OUTLINES, Answers, Round, Rounds, pair_digest
 from segmentation.blocks import HeldOut
@@ -366,6 +366,7 @@ class Work:
             told["others"] = [self.first / "classes", *([self.twin] if self.twin else [])]
         folder = AnswerFolder(predictor, items, place, um_per_px=um, labels=labels, **told)
         folder.notes = [*self.about_answer(folder), *said]
+        folder.head = self.request.head()
         folder.run()
         if folder.bad:
             raise UserError("\n".join(folder.bad))
@@ -474,13 +475,13 @@ class Work:
             write_tables(folder)
         path = folder.out / "doubt.csv"
         replace_file(path, csv_of_rows(rows, ["rank", "image", "reasons"]))
-        tables = tables_of(folder.out, phases=phases_csv(folder), doubt=path)
         for line in write_workbook(
             folder.out / WORKBOOK,
-            tables,
+            sheets_of(folder, doubt=path),
             lambda column: telling.DOUBT_WORDS.get(column, words(column)),
             lambda column: column in telling.DOUBT_WORDS or is_share(column),
             of_islands(folder),
+            today(),
         ):
             to_terminal(line)
         return telling.Result(

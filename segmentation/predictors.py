@@ -341,6 +341,7 @@ class AnswerFolder(Folder):
     labels: dict[str, Path] = field(default_factory=dict)  # by the name of the image
     others: Sequence[Path] = ()  # folders of class maps by other methods
     pools_all: bool = False
+    program: str = "segment.py"
     replaceable: bool = True  # its folder is the program's own
     rare_cure: str = "annotate another image, with more of it"
     class_colours: Sequence[str] = ()  # see ``imaging.drawing``; (): those of the segmenter

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from annotation.outlines import SUFFIX
 from config import Config, ConfigError
 from dataset.batches import read_rule
 from dataset.mask_values import Reading
+from imaging.listing import names_of
 from metallography.particles import MINIMUM_PX, unit_of
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
+from utils.commandline import options_told
 from utils.device import choose_device
 from utils.files import DataError
 
@@ -91,6 +93,20 @@ class Request:
             class_names=self.class_names if len(self.class_names) > 1 else (),
         )
         choose_device(self.device)
+
+    def head(self) -> list[tuple[str, str]]:
+        """What the tables say of the job: sample, folder, masks, options that are no defaults."""
+        given = {name: value for name, value in vars(self).items() if name != "reading"}
+        own = {f.name: f.default for f in fields(self) if f.default is not MISSING}
+        reading = {f.name: getattr(self.reading, f.name) for f in fields(Reading)}
+        default = {f.name: f.default for f in fields(Reading) if f.name != "named"}
+        masks = ", ".join(map(str, self.masks))
+        return [
+            ("Sample", self.sample or "_".join(names_of(self.images))),
+            ("Folder", str(self.images)),
+            ("Masks", masks),
+            ("Options", options_told(given | reading, own | default)),
+        ]
 
     def refuse_mixed(self, shapes: Collection[tuple[int, ...]]) -> None:
         """ConfigError if the preset cannot have images of these shapes in one batch."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from config import FIELDS, ConfigError, parse_config
+from imaging.field import Crop
 from utils import leave
 from utils.commandline import (
     MANY,
@@ -29,6 +30,7 @@ from utils.commandline import (
     format_value,
     found,
     lack_of_memory,
+    options_told,
     split_flags,
     termination_as_interrupt,
     value_of,
@@ -460,3 +462,26 @@ def test_a_list_may_begin_with_a_negative_number() -> None:
     made.add_argument("--n", type=int)
     found = made.parse_args(["--crop", "-1,0,0,0", "--n", "-2"])
     assert (found.crop, found.n) == ("-1,0,0,0", -2)
+
+
+def test_options_are_told_as_they_are_given() -> None:
+    given: dict[str, object] = {
+        "crop": Crop(bottom=60),
+        "tta": True,
+        "grain_classes": [1, 2],
+        "tile": 9,
+        "out": "x",
+    }
+    given |= {"sample": "a b", "class_names": ("x", "y z")}
+    default: dict[str, object] = {
+        "crop": Crop(),
+        "tta": None,
+        "grain_classes": [],
+        "tile": 9,
+        "sample": "",
+    }
+    told = options_told(given, default | {"class_names": ()})
+    assert told.startswith("--crop 0,60,0,0 --tta --grain_classes 1 2 --sample 'a b'")
+    assert told.endswith("--class_names 'x,y z'") and options_told(given, {"tile": 9}) == (
+        "all as by default"
+    )

@@ -9,6 +9,7 @@ import re
 import time
 import zipfile
 from argparse import Namespace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,12 @@ def test_outlines_are_the_class_maps_to_the_pixel_and_tables_a_workbook(
         assert len(np.unique(ids)) > 1 and (drawn == ids).all()
     with zipfile.ZipFile(out / "measurements.xlsx") as book:
         sheets = re.findall(r'sheet name="([a-z]+)"', book.read("xl/workbook.xml").decode())
-    assert sheets == ["measurements", "batches", "particles", "phases"]
+    assert sheets == ["about", "measurements", "batches", "particles", "sizes", "phases"]
+    head = json.loads((out / "summary.json").read_text(encoding="utf-8"))["head"]
+    assert head["Program"].startswith("predict.py of PSCL ") and head["Sample"] == "imgs"
+    assert head["Date"] == date.today().isoformat() and head["Fields"] == "2"
+    assert head["Options"] == f"--particles --outlines {kind} --xlsx"
+    assert "<dt>Program</dt><dd>predict.py of PSCL " in (out / "report.html").read_text()
     assert main(["--weights", str(weights), "--rank", str(images), "--xlsx"]) == 2
     # What somebody saved there afterwards is left, and told.
     mine = out / "outlines" / f"a{suffix}"

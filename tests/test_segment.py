@@ -163,8 +163,8 @@ def test_from_a_folder_and_one_mask_to_a_report(
         assert (drawn == ids(out / "classes" / f"{name}.png")).all()
     with zipfile.ZipFile(out / "measurements.xlsx") as book:
         sheets = re.findall(r'sheet name="([a-z]+)"', book.read("xl/workbook.xml").decode())
-        cells = re.findall(r"<t>([^<]*)</t>", book.read("xl/worksheets/sheet1.xml").decode())
-    assert sheets == ["measurements", "phases", "doubt"]
+        cells = re.findall(r"<t>([^<]*)</t>", book.read("xl/worksheets/sheet2.xml").decode())
+    assert sheets == ["about", "measurements", "sizes", "phases", "doubt"]
     assert not (out / "batches.csv").exists()  # no file name tells a batch
     assert cells.count("annotated") == 1 and cells.count("yes") == 4  # a row for each class
     # The user's labels stand in the class map of the annotated image: colours from dark to bright.

@@ -17,6 +17,7 @@ from metallography.items import list_images
 from metallography.measure import over_fields
 from metallography.segmenter import Segmenter
 from metallography.summary import (
+    about_csv,
     at_most,
     interval,
     phases_csv,
@@ -166,6 +167,30 @@ def test_the_summary_for_programs_holds_the_same(tmp_path, segmenter, monkeypatc
         assert rows == [[cell.replace("|", "/") for cell in row] for row in one["rows"]]
     assert found["about"][2] == "Scale: 0.5 µm per pixel" and found["warnings"] == []
     assert found["unusable"] == ["y.png: damaged"]
+
+
+def test_sizes_stand_in_a_table_and_numbers_in_the_json(tmp_path, segmenter, monkeypatch) -> None:
+    squares(tmp_path / "img", 4)
+    squares(tmp_path / "img", 8, 8, 8)
+    squares(tmp_path / "img")
+    folder, _ = measured(tmp_path, segmenter, monkeypatch)
+    matrix, named, void = rows_of(folder.out / "sizes.csv")
+    assert matrix["mean_area_px2"] == matrix["particles_whole"] == "" != matrix["mean_intercept_px"]
+    # Two fields tell a size: 16 and 64 px, of mean 40 and deviation 48 / sqrt(2).
+    assert (float(named["mean_area_px2"]), named["mean_area_px2_fields"]) == (40, "2")
+    assert float(named["mean_area_px2_std"]) == pytest.approx(48 / math.sqrt(2))
+    assert float(named["mean_area_px2_ci95"]) == pytest.approx(12.7062047 * 24)
+    assert named["number_per_Mpx_fields"] == named["mean_free_path_px_fields"] == "3"
+    # Of all particles: 4.514 and thrice 9.027 px across.
+    assert named["particles_whole"] == "4" and void["whole_mean_diameter_px"] == ""
+    assert float(named["whole_mean_diameter_px"]) == pytest.approx(7 * 4 / math.sqrt(math.pi) / 2)
+    assert float(named["whole_max_diameter_px"]) == pytest.approx(16 / math.sqrt(math.pi))
+    found = json.loads((folder.out / "summary.json").read_text(encoding="utf-8"))
+    assert found["values"]["sizes"][1]["mean_area_px2"] == 40 and found["images"] == ["0", "1", "2"]
+    assert found["values"]["sizes"][0]["mean_area_px2"] is None
+    assert found["values"]["phases"][1]["area_fraction"] == pytest.approx(208 / 18_000)
+    about = about_csv(folder)
+    assert about.startswith("what,words\nProgram,predict.py of PSCL ") and "Definition," in about
 
 
 def test_missing_true_masks_are_said(tmp_path, segmenter, monkeypatch) -> None:

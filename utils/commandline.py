@@ -12,10 +12,11 @@ import argparse
 import difflib
 import errno
 import re
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -66,6 +67,23 @@ def termination_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
         if loading is leave:
             signal.signal(signal.SIGINT, leave)
+
+
+def options_told(given: Mapping[str, object], default: Mapping[str, object]) -> str:
+    """The options that have another value than their ``default``, as on a command line.
+
+    Those without an entry in ``default`` are not told.
+    """
+    parts = []
+    for name, value in given.items():
+        if name not in default or value == default[name]:
+            continue
+        words = [str(value)]
+        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+            words = [*map(str, value)]
+            words = [",".join(words)] if name.startswith("class_") else words
+        parts.append(shlex.join([f"--{name}", *([] if value is True else words)]))
+    return " ".join(parts) or "all as by default"
 
 
 def exit_code(

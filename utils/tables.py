@@ -7,13 +7,13 @@ import html
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from utils.files import DataError, special_kind
+from utils.files import DataError, replacing, special_kind
 
 Cells = Sequence[object]
 # Where a cell begins: spreadsheets of other languages separate by semicolons, or by tabs, and know
@@ -147,6 +147,30 @@ def csv_of_rows(rows: Sequence[Mapping[str, Any]], head: Sequence[str] = ()) -> 
     """CSV of rows with equal keys, which are the head; without rows only ``head``."""
     names = list(rows[0]) if rows else list(head)
     return csv_text([names, *([row[name] for name in names] for row in rows)])
+
+
+@contextmanager
+def growing_csv(
+    path: Path, first: str, flag: str = "--out"
+) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
+    """A CSV that takes some rows at a time, so that few are held in memory.
+
+    Without rows its head is the column ``first``. UserError, which names the option ``flag``, if it
+    cannot be written.
+    """
+    with (
+        replacing(path, flag) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+
+        def add(rows: Sequence[Mapping[str, Any]]) -> None:
+            if rows:
+                head, end, rest = csv_of_rows(rows).partition("\n")
+                file.write(rest if file.tell() else head + end + rest)
+
+        yield add
+        if not file.tell():
+            file.write(csv_of_rows([], [first]))
 
 
 def cell(value: object) -> object:
