@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
         "file,batch; default: as names begin, 15 of 15_s7_2.png")  # fmt: skip
     add("--outlines", choices=tuple(SUFFIX), default="", help="also write the outlines of all "
         "particles, to be corrected: GeoJSON (QuPath), or RoiSet.zip (ImageJ, Fiji)")  # fmt: skip
+    add("--particles", action="store_true", help="also write particles.csv, a line per particle")
     add("--sample", default="", help="what the images show, for the head of report.html; default: "
         "the name of their folder; for a folder named img, its parent's name")  # fmt: skip
     add("--min_px", type=int, default=MINIMUM_PX, help="smallest particle in pixels: smaller "
@@ -130,6 +131,7 @@ def request_of(options: argparse.Namespace) -> Request:
         threads=options.threads,
         seed=options.seed,
         outlines=options.outlines,
+        particles=options.particles,
         scales=options.scales,
         batch_from=options.batch_from,
         sample=options.sample,

@@ -49,8 +49,8 @@ NO_CROP = Crop()
 SUFFIXES = (".png", ".tif", ".tiff")  # in which programs save a corrected class map
 KINDS = ("classes", "gray", "overlay", "doubt")
 OUTLINES = "outlines"  # folder of the files that other programs read
-TABLES = (MEASUREMENTS, "batches.csv", "sizes.csv", SUMMARY, "summary.md", "sheet.png", "doubt.csv",
-          WORKBOOK)  # fmt: skip
+TABLES = (MEASUREMENTS, "batches.csv", "sizes.csv", "particles.csv", SUMMARY, "summary.md",
+          "sheet.png", "doubt.csv", WORKBOOK)  # fmt: skip
 
 
 class Answers:

@@ -65,7 +65,7 @@ from utils.metrics import IGNORED
 from utils.run_folder import locked
 from utils.tables import csv_of_rows
 
-BATCHES = "batches.csv"
+SOMETIMES = ("batches.csv", "particles.csv")  # tables that not every answer has
 FEW_CHANGED = 0.25  # share of a map: with fewer, somebody may not have looked at the rest
 OTHER_SCALE = "segment those of one magnification at a time, each with a mask of its own"
 OWN_FILES = ("rounds.json", "answer.json")
@@ -360,6 +360,7 @@ class Work:
         um = self.scales.given.um_per_px
         told: dict[str, Any] = {"scales": self.scales.of, "min_px": self.request.min_px}
         told["in_no_mask"], told["grain_classes"] = self.in_no_mask, self.request.grain_classes
+        told["particles"] = self.request.particles
         told["class_colours"] = self.intake.class_colours
         told["forget_scales"] = self.request.um_per_px == 0
         if isinstance(predictor, Watched):
@@ -411,8 +412,9 @@ class Work:
         self.draw_outlines(folder)
         names, crop = [p.name for p in self.pictures], self.intake.crop
         self.answers.publish(place, names, self.this.by, predictor.class_names, crop)
-        if not (place / BATCHES).exists():  # of an answer before
-            (self.out / BATCHES).unlink(missing_ok=True)
+        for name in SOMETIMES:
+            if not (place / name).exists():  # of an answer before
+                (self.out / name).unlink(missing_ok=True)
         network = self.out / self.this.network if self.this.network else None
         self.answers.publish_model(network, self.request.class_names, self.facts(folder))
         # Corrections that were made meanwhile are kept since.

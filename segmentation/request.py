@@ -42,6 +42,7 @@ class Request:
     min_px: int = MINIMUM_PX
     grain_classes: tuple[int, ...] = ()  # class ids whose pieces are grains, of which G is given
     outlines: str = ""  # geojson or roi: the outlines of all particles are written, too
+    particles: bool = False  # a table of them is written, too
     scales: Path | None = None  # a CSV file of scales for single images
     batch_from: str = ""  # how production batches are told; '': by the names
     sample: str = ""  # what the images show; '' is the name of their folder

@@ -41,6 +41,7 @@ from segmentation.intake import read
 from segmentation.learning import Learning
 from segmentation.schedule import Schedule
 from tests.test_annotations import roi, roi_set
+from tests.trained_model import rows_of
 
 SIDE, IMAGES = 48, 4
 
@@ -129,7 +130,7 @@ def test_from_a_folder_and_one_mask_to_a_report(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = hashes(place / "raw") | hashes(place / "truth")
-    assert run(place, "--outlines", "roi", "--sample", "Steel 42") == 0
+    assert run(place, "--outlines", "roi", "--sample", "Steel 42", "--particles") == 0
     out = place / "out"
     for name in ("é0", "é1", "é2", "sample b/é3"):
         assert ids(out / "classes" / f"{name}.png").shape == (SIDE, SIDE)
@@ -164,7 +165,14 @@ def test_from_a_folder_and_one_mask_to_a_report(
     with zipfile.ZipFile(out / "measurements.xlsx") as book:
         sheets = re.findall(r'sheet name="([a-z]+)"', book.read("xl/workbook.xml").decode())
         cells = re.findall(r"<t>([^<]*)</t>", book.read("xl/worksheets/sheet2.xml").decode())
-    assert sheets == ["about", "measurements", "sizes", "phases", "doubt"]
+    assert sheets == ["about", "measurements", "particles", "sizes", "phases", "doubt"]
+    listed = rows_of(out / "particles.csv")
+    sized = [row for row in rows_of(out / "sizes.csv") if row["particles_whole"]]
+    whole = sum(row["cut_by_frame"] == "0" for row in listed)
+    assert listed and whole == sum(int(row["particles_whole"]) for row in sized)
+    head = json.loads((out / "summary.json").read_text(encoding="utf-8"))["head"]
+    assert head["Program"].startswith("segment.py of ") and head["Sample"] == "Steel 42"
+    assert "--outlines roi --particles" in head["Options"]
     assert not (out / "batches.csv").exists()  # no file name tells a batch
     assert cells.count("annotated") == 1 and cells.count("yes") == 4  # a row for each class
     # The user's labels stand in the class map of the annotated image: colours from dark to bright.
