@@ -56,6 +56,7 @@ UNCHECKED = (
 )
 MOST_PICTURES = 40
 FEW_ROWS = 8  # of a table above the pictures; longer ones are folded
+MOST_PRINTED = 200  # rows of a folded table: longer ones stay folded on paper, too
 LAYER_CHARACTERS = 4_000_000  # of all classes in all pictures; the photographs have the rest
 SIDES = (1400, 1000, 700, 500, 350)  # pixels of a picture's longer side, as there is room
 LEAST_PARTICLES = 10  # of a histogram
@@ -144,6 +145,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "scale": scale_words(folder),
         "phases": phases(folder),
         "few_rows": FEW_ROWS,
+        "most_printed": MOST_PRINTED,
         "tables": tables,
         "unchecked": "" if folder.compared else told.unchecked,
         "warnings": [*dict.fromkeys([*told.warnings, *found])],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,48 @@ def test_places_to_look_at_are_a_layer_of_their_own(tmp_path, monkeypatch) -> No
     page_of(folder, marked_places={"0": np.ones((10, 20), bool)})
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert text.count('class="layer" data-layer="place"') == 1 and "far from any label" in text
+
+
+def test_what_is_folded_is_printed_unless_it_is_wide_or_long(tmp_path, monkeypatch) -> None:
+    """Only tables of all columns stay shut on paper, and say where their numbers are."""
+    folder = predicted(tmp_path, monkeypatch, *([2, 3] * 4))
+    rows = [[str(n), "1.0"] for n in range(8)]
+    doubts = {"title": "Doubtful first", "head": ["image", "unsure, %"], "rows": rows}
+    for most, shut in ((8, 3), (7, 5)):  # 3 classes; then also doubts and fractions of 8 images
+        monkeypatch.setattr(laboratory, "MOST_PRINTED", most)
+        page_of(folder, doubts=doubts)
+        text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+        folds = text.split("<details")[1:]
+        assert len(folds) == 7  # and E562, two more images
+        on_paper = [fold.partition("</summary>")[0] for fold in folds]
+        assert sum(' class="screen"' in fold for fold in on_paper) == shut
+        assert all((": not printed, see" in f) == (' class="screen"' in f) for f in on_paper)
+        told = '<span class="paper">: not printed, see measurements.csv</span>'
+        assert on_paper[-1].endswith(f"All measurements, void{told}")
+    style, _, script = text.partition("</head>")
+    paper = style.partition("@media print { .tools")[2]
+    assert "details.screen > :not(summary)" in paper.partition("}")[0]
+    assert "details:not(.screen)::details-content { content-visibility: visible; }" in paper
+    assert 'addEventListener("beforeprint"' in script and 'addEventListener("afterprint"' in script
+
+
+def test_the_printed_legend_follows_the_boxes_and_prints_nothing_to_label(
+    tmp_path, monkeypatch
+) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 4)
+    page_of(folder, marked_places={"0": np.ones((10, 20), bool)})
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    boxes = re.findall(r'<input type="checkbox" data-layer="(\w+)"( checked)?>', text)
+    items = re.findall(r'<span class="item( off)?" data-layer="(\w+)">', text)
+    assert boxes == [("0", ""), *((number, " checked") for number in ("1", "2", "place"))]
+    assert [(number, "" if off else " checked") for off, number in items] == boxes
+    assert text.count('<span class="uncoloured"> (not coloured)</span>') == len(boxes)
+    assert 'all("img.layer, .plain .item")' in text  # what a box switches
+    paper = text.partition("@media print { .tools")[2].partition("</style>")[0]
+    hidden = (
+        '.stack img.layer[data-layer="place"], .plain .item[data-layer="place"] { display: none; }'
+    )
+    assert hidden in paper
 
 
 def test_doubts_and_changes_of_a_job_are_shown(tmp_path, monkeypatch) -> None:
