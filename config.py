@@ -63,6 +63,7 @@ LEAST_WEIGHT = 1e-3  # of the class with the largest
 FRACTION = between(0, 1)
 JITTER = between(0, 2.5)  # the hue changes by up to 0.2 * d of the colour circle, at most by half
 
+LONGEST_NAME = 40  # characters of a class's name
 PATH = {"pattern": r"[^\x00-\x1f\x7f]+", "allowed": "a path without control characters"}
 NOTHING_TWICE = r"(?!.*(.).*\1)"
 STAGES_PATTERN = r"(?!.*(self|fine|sup).*\1)(?:self|fine|sup)(?:-(?:self|fine|sup))*"
@@ -126,8 +127,9 @@ class Config:
         "0,128,64,255 for 4 classes, else evenly spread", unit="gray value", limits=between(0, 255))
     class_names: tuple[str, ...] = experiment((), "names of the classes in legends and tables; "
         "empty: 0 background, 1, 2 ...", source=OURS,
-        pattern=r"(?=\S)[^\x00-\x1f\x7f\ud800-\udfff]{1,40}(?<=\S)",
-        allowed="a name for each class, separated by commas, of 1 to 40 characters each")
+        pattern=rf"(?=\S)[^\x00-\x1f\x7f\ud800-\udfff]{{1,{LONGEST_NAME}}}(?<=\S)",
+        allowed="a name for each class, separated by commas, of 1 to "
+        f"{LONGEST_NAME} characters each")
     class_colours: tuple[str, ...] = experiment((), "colours of the classes in pictures, six "
         "hexadecimal digits each, such as e69f00; empty: colours that colour-blind readers tell "
         "apart", source=OURS, pattern="#?[0-9a-fA-F]{6}",
@@ -471,6 +473,11 @@ def _combinations(c: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
 
 def _problem(name: str, value: Any) -> str:
     guess = meant_value(FIELDS[name], value)
+    if name == "class_names" and isinstance(value, list | tuple):  # of several, which one and why
+        for each in value:
+            if isinstance(each, str) and len(each) > LONGEST_NAME:
+                seen = f"{found(each)} of {len(each)} characters"
+                return f"{name}: found {seen}; allowed: {allowed_values(FIELDS[name])}"
     return f"{name}: found {found(value)}; allowed: {allowed_values(FIELDS[name])}{guess}"
 
 

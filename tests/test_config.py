@@ -911,3 +911,14 @@ def test_no_command_line_ends_in_anything_but_a_config_or_a_config_error(argv):
         assert all(line.isprintable() and line for line in str(error).split("\n"))
     else:
         assert isinstance(made, Config)
+
+
+def test_of_several_names_the_one_that_is_too_long_is_named() -> None:
+    name = "proeutectoid carbide network with a long name"
+    with pytest.raises(ConfigError) as error:
+        Config(num_classes=2, class_names=("ferritic matrix", name))
+    (line,) = str(error.value).splitlines()
+    assert line == (
+        f"class_names: found '{name}' of {len(name)} characters; allowed: a name for each class, "
+        "separated by commas, of 1 to 40 characters each"
+    )
