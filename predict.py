@@ -39,7 +39,7 @@ from imaging.pixel_size import is_possible
 from metallography import ranking
 from metallography.export import check_target
 from metallography.folder import Folder
-from metallography.items import Item, Items, field_rule, list_images, unusable
+from metallography.items import Item, Items, field_rule, in_order, list_images, unusable
 from metallography.measure import BOUNDARY_PX, fractions_of, outlying
 from metallography.outlines import remove_outlines, write_outlines
 from metallography.particles import MINIMUM_PX, unit_of
@@ -347,7 +347,9 @@ def predict_images(segmenter: Segmenter, options: argparse.Namespace) -> list[st
     with claimed(out):
         how["replaces"] = ["summary.md", "sheet.png", page_name(out)]
         how["replaces"] += [WORKBOOK] if options.xlsx else []
-        folder = Folder(segmenter, items, out, overwrite=options.overwrite, **how, **terms)
+        folder = Folder(
+            segmenter, in_order(items), out, overwrite=options.overwrite, **how, **terms
+        )
         folder.bad, folder.left_out = list(items.bad), items.left_out
         folder.notes = notes
         folder.predict_shared()
@@ -362,7 +364,7 @@ def measure_images(
     given, default = vars(options), parser().get_default
     known = {n: default(n) for n in given if n not in ("weights", "images", "out", "sample")}
     folder.head = [
-        ("Sample", options.sample or sample_of(Path(options.images))),
+        ("Sample", sample_of_images(options)),
         ("Folder", options.images),
         ("Options", options_told(given, known)),
     ]
@@ -384,11 +386,16 @@ def measure_images(
     return folder.bad
 
 
+def sample_of_images(options: argparse.Namespace) -> str:
+    """What the images show: as ``--sample`` says, else the name of their folder."""
+    return options.sample or sample_of(Path(options.images))
+
+
 def told(folder: Folder, options: argparse.Namespace) -> Told:
     """What the page of a prediction has to be told: the sample, and which images look odd."""
     names = folder.segmenter.class_names
     odd = outlying(fractions_of(folder.rows, len(names)), names)
-    sample = options.sample or sample_of(Path(options.images))
+    sample = sample_of_images(options)
     marks = {image: "; ".join(reasons) for image, reasons in odd.items()}
     by = f"the network {folder.segmenter.path}" if isinstance(folder.segmenter, Segmenter) else ""
     return Told(sample, by=by, marks=marks, place=place_of(Path(options.images)))

@@ -193,6 +193,12 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
+def natural_order(name: str) -> list[tuple[list[str | int], str]]:
+    """A key that sorts names as people count: s_2 before s_10, sub-folder by sub-folder."""
+    parts = (re.split("([0-9]+)", part) for part in name.split("/"))
+    return [([int(p) if i % 2 else p for i, p in enumerate(each)], "".join(each)) for each in parts]
+
+
 def some_names(names: Iterable[str]) -> str:
     """Up to ``SHOWN`` names, and how many more there are."""
     every: Sequence[str] = list(names)

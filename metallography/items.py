@@ -26,6 +26,7 @@ from imaging.listing import (
     by_drawn_names,
     in_mask_folders,
     labels_of_twins,
+    natural_order,
     some_names,
     unread,
 )
@@ -140,6 +141,11 @@ def list_images(folder: Path, out: Path, masks: Path | None = None) -> Items:
     below = [path.relative_to(folder) for path in paths]
     lines = [*listing.lines(), *_twin_lines(folder, below), *page_lines]
     return Items(_items(pages, truths), lines, [*listing.unlisted, *bad])
+
+
+def in_order(items: Sequence[Item]) -> list[Item]:
+    """Images as people count them, s_2 before s_10: so results are listed."""
+    return sorted(items, key=lambda item: natural_order(item.name))
 
 
 def _items(pages: Sequence[Page], truths: Mapping[Page, Truth]) -> Iterator[Item]:

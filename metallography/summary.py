@@ -20,6 +20,7 @@ from metallography.folder import Folder
 from metallography.items import MEASUREMENTS, SUMMARY, Item, digest_of, equal_lines
 from metallography.measure import class_words, fractions_of, outlying
 from metallography.particles import Row, unit_of
+from metallography.provenance import NETWORK_WORDS, how_measured
 from utils import metrics
 from utils.files import DataError, replace_file
 from utils.log import VERSION, WARNING
@@ -38,13 +39,15 @@ DEFINITIONS = (
     "Particle: pixels of one class that touch. One that the frame cuts counts as one half, at a "
     "corner as a quarter (ASTM E112, planimetric), and is left out of the sizes. Specks and holes "
     "smaller than the smallest particle are noise for counts, sizes, intercepts and free paths.",
-    "Area fraction: of all pixels (ASTM E562, E1245). Mean intercept (mean chord through a "
-    "particle) and mean free path: all rows and columns are test lines (ASTM E1245). Grain "
-    "intercept: length of test line / grains met, boundaries shared by their grains; the "
-    "grain-size number is computed from it (ASTM E112). Length and aspect ratio: smallest-area "
-    "rectangle. Diameter: circle of equal area (ISO 9276-6).",
-    "Each image is a field; what is cut off or transparent, 255 in the class map that is measured, "
-    "is no part of it. Where a mask that was given has 255, the prediction counts. "
+    "Area fraction: of all pixels, by image analysis (ASTM E1245). Mean intercept (mean chord "
+    "through a particle) and mean free path: all rows and columns are test lines (ASTM E1245). "
+    "Grain intercept: length of test line / grains met, boundaries shared by their grains; the "
+    "grain-size number is computed from it (ASTM E112; by image analysis E1382). Length: longer "
+    "side of the smallest rectangle around a particle; aspect ratio: that over the shorter side. "
+    "Diameter: of the circle of equal area (ISO 9276-6).",
+    "Each image is a field. Pixels that are cut off, such as a data bar, transparent or of no "
+    "class (255 in the class map) are no part of it. Where a mask that was given has 255, the "
+    "prediction counts. "
     "Fields of unequal area count by their area. Mean ± half-width of the 95 % confidence interval "
     "(Student's t) over fields; relative accuracy (ASTM E562) = half-width / mean.",
 )
@@ -76,13 +79,14 @@ Table = dict[str, Any]
 """``title``, ``head`` (names of the columns), ``rows`` (lists of text), perhaps a ``note``."""
 
 
-def write_tables(folder: Folder) -> None:
+def write_tables(folder: Folder, by: str = NETWORK_WORDS) -> None:
     """Write the CSV files, ``summary.md`` and ``summary.json`` of a folder that was run.
 
-    The JSON holds ``head`` (see ``head_rows``), ``images`` (their names), ``values`` (the numbers
-    of phases, sizes and batches, null where unknown), ``about``, ``warnings`` and ``unusable``
-    (sentences; a line for each file that could not be used) and ``tables``, see ``Table``.
-    UserError if a file cannot be written.
+    ``by`` tells who segmented (``provenance.how_measured``). The JSON holds ``head`` (see
+    ``head_rows``), ``images`` (their names), ``values`` (the numbers of phases, sizes and batches,
+    null where unknown), ``about``, ``warnings`` and ``unusable`` (sentences; a line for each file
+    that could not be used), ``method`` (a paragraph) and ``tables``, see ``Table``. UserError if a
+    file cannot be written.
     """
     batches = batch_rows(folder)
     sizes = size_rows(folder) if folder.rows else []
@@ -96,16 +100,18 @@ def write_tables(folder: Folder) -> None:
     for name, rows in files.items():
         replace_file(folder.out / f"{name}.csv", csv_of_rows(rows, ["image"]), "--out")
     tables = [table for part in sections(folder).values() for table in part]
-    about, doubts = about_lines(folder), warnings(folder)
+    about, doubts, method = about_lines(folder), warnings(folder), how_measured(folder, by)
     values = {"phases": phase_rows(folder), "sizes": sizes, "batches": batches}
     found: Row = {"head": dict(head_rows(folder)), "images": [d.item.name for d in folder.done]}
     found |= {"values": {name: [*map(_nulls, rows)] for name, rows in values.items()}}
-    found |= {"about": about, "warnings": doubts, "tables": tables, "unusable": folder.bad}
+    found |= {"about": about, "method": method, "warnings": doubts, "tables": tables}
+    found |= {"unusable": folder.bad}
     contents = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
     replace_file(folder.out / SUMMARY, contents, "--out")
     lines = ["# Prediction and measurements", ""]
     own = [f"{what}: {said}" for what, said in head_rows(folder)[: 2 + len(folder.head)]]
     lines += [f"- {plain(line)}" for line in [*own, *about, *DEFINITIONS, *doubts]]
+    lines += ["", "## How this was measured", "", plain(method)] if method else []
     for table in tables:
         lines += ["", f"## {plain(table['title'])}", "", *markdown(table["head"], table["rows"])]
         lines += ["", plain(table["note"])] if table.get("note") else []
@@ -219,13 +225,31 @@ def sections(folder: Folder) -> dict[str, list[Table]]:
     """The tables by what they tell of: ``phases``, ``sizes``, ``batches``, ``truth``."""
     tables = _class_tables(folder) if folder.rows else []
     batches = measure.by_batch(folder.rows, folder.unit_scale)
-    known = any(row["batch"] for row in batches)
     return {
-        "phases": tables[:1],
-        "sizes": tables[1:],
-        "batches": [_batch_table(folder, batches)] if known else [],
+        "phases": [checked(folder, table) for table in tables[:1]],
+        "sizes": [checked(folder, table) for table in tables[1:]],
+        "batches": [checked(folder, _batch_table(folder, batches))] if has_batches(folder) else [],
         "truth": _comparison_tables(folder) if folder.compared else [],
     }
+
+
+def has_batches(folder: Folder) -> bool:
+    """Whether there are production batches to tell apart, or ``--batch_from`` told of some.
+
+    Names of files that all begin alike say of one batch what the tables of all images say.
+    """
+    told = any(item.told_batch is not None for item in folder.items)
+    found = {row["batch"] for row in folder.rows}
+    return len(found) > 1 or (told and any(found))
+
+
+def checked(folder: Folder, table: Table) -> Table:
+    """A table of classes with a last column that marks those that were mostly wrong, if any was."""
+    if not folder.poor:
+        return table
+    at = table["head"].index("class")
+    rows = [[*r, MOSTLY_WRONG if r[at] in folder.poor else "-"] for r in table["rows"]]
+    return {**table, "head": [*table["head"], CHECKED], "rows": rows}
 
 
 def about_lines(folder: Folder) -> list[str]:
@@ -401,10 +425,6 @@ def _class_tables(folder: Folder) -> list[Table]:
             bounds = [at_most(value, folder.smallest_diameter) for value in spread]
             sizes.append([name, len(d), significant(ends[0]), *bounds, significant(ends[1])])
     head = ["class", "fields", "area fraction, %", "std, %", "relative accuracy, %"]
-    if folder.poor:
-        head.append(CHECKED)
-        for row in fractions:
-            row.append(MOSTLY_WRONG if row[0] in folder.poor else "-")
     spread_head = ["class", "whole particles", "mean of them", "D10", "D50", "D90", "largest"]
     return [
         _table("Area fraction (mean ± 95 %)", head, fractions),
@@ -430,7 +450,7 @@ def matrix_note(folder: Folder) -> str:
     """Why class 0 has no sizes; nothing to say where its pieces are grains."""
     if 0 in folder.with_particles:
         return ""
-    name = folder.segmenter.class_names[0]
+    name = folder.segmenter.class_names[0].removeprefix("0 ")  # that of classes without names
     return (
         f"Class 0 ({name}) is taken for the matrix: its pieces are islands between the other "
         f"phases, no particles, so it has no sizes here. {MEASUREMENTS} has them all the same."
@@ -447,8 +467,9 @@ def sizes_note(folder: Folder, rows: Sequence[Sequence[object]]) -> str:
         smallest = f"{_smallest(folder)} {words(unit_of(folder.unit_scale))}"
         note += (
             f" ≤: the smallest particles are cut off. Those of fewer than {folder.min_px:g} pixels "
-            f"({smallest} across) do not count (--min_px), and many are hardly larger: with all "
-            "counted the percentile would be smaller, as would mean and D50, and the number larger."
+            f"({smallest} across) do not count (option --min_px), and many are hardly larger: with "
+            "all counted the percentile would be smaller, as would mean and D50, and the number "
+            "larger."
         )
     return note
 
@@ -483,7 +504,7 @@ def _batch_table(folder: Folder, batches: list[Row]) -> Table:
     head += of_fields
     told = any(item.told_batch is not None for item in folder.items)
     named = "those in the names of files, whatever their sub-folder"
-    note = f"Batches are {'as --batch_from tells' if told else named}. "
+    note = f"Batches are {'those that were given (option --batch_from)' if told else named}. "
     note += "Mean area, diameter, length and aspect ratio: of all whole particles of the batch, "
     note += f"each alike. {OF_SUMS}"
     return _table("By production batch", [*map(words, head)], rows, note)

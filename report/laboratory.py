@@ -28,12 +28,14 @@ from metallography.folder import Folder
 from metallography.items import MEASUREMENTS, Item
 from metallography.measure import fractions_of
 from metallography.particles import Array, unit_of
+from metallography.provenance import NETWORK_WORDS, how_measured
 from metallography.summary import (
     DEFINITIONS,
     Table,
     about_lines,
     at_most,
     fraction_interval,
+    has_batches,
     of_particles,
     program_of,
     scale_words,
@@ -71,6 +73,7 @@ class Told:
     sample: str  # what was looked at
     names: Mapping[str, str] = field(default_factory=dict)  # of images; default: of their files
     by: str = ""  # who segmented
+    how: str = NETWORK_WORDS  # the same in the paragraph of ``provenance.how_measured``
     said: Sequence[str] = ()  # sentences below the phases: how good is this
     doubts: Table | None = None  # images that may be wrong, the most doubtful first
     doubt_words: str = ""  # what its columns mean
@@ -85,6 +88,7 @@ class Told:
     changed: Sequence[Table] = ()  # against the answer before
     trained: Sequence[Table] = ()  # of its training, shown last
     notes: Sequence[str] = ()  # sentences on the training
+    started: Sequence[str] = ()  # what was said at the start: how files were read, and the plan
     day: str = ""  # of the report; default: today
 
 
@@ -141,6 +145,7 @@ def write_laboratory(folder: Folder, told: Told, out: Path | None = None) -> Pat
         "day": told.day or date.today().isoformat(),
         "program": program_of(folder),
         "by": told.by or folder.segmenter.about,
+        "method": how_measured(folder, told.how),
         "fields": len(folder.done),
         "scale": scale_words(folder),
         "phases": phases(folder),
@@ -201,7 +206,7 @@ def by_image(folder: Folder, own: Mapping[str, str]) -> Table:
     names = folder.segmenter.class_names
     batches = {item.name: item.batch for item in folder.items}
     scaled = folder.unit_scale is not None
-    with_batch = any(batches.values())
+    with_batch = has_batches(folder)
     rows = []
     scales = {item.name: folder.scale_of(item) for item in folder.items}
     for image, shares in fractions_of(folder.rows, len(names)).items():
@@ -286,7 +291,7 @@ def _size_pictures(folder: Folder) -> list[Picture]:
         values = np.concatenate(parts) if parts else np.zeros(0)
         if len(values) >= LEAST_PARTICLES:
             title = f"{name}: {len(values)} whole particles"
-            image = size_picture(title, values, unit)
+            image = size_picture(title, values, unit, _hex(folder.segmenter.colours[c]))
             pictures.append(Picture("", image, f"Diameters of {title}", drawn=True))
     return pictures
 

@@ -211,9 +211,10 @@ def count_lines(
         found = float(np.median([r["number"] / r["field_px"] for r in others])) * area
         if found > MANY * number:
             lines.append(
-                f"{class_words(class_names[c])}: {number:g} particles in the annotation, "
-                f"{found:.0f} in as large a field of the other images (median): specks of the "
-                "prediction may be counted; look at the overlays, or give a larger --min_px"
+                f"{class_words(class_names[c])}: {number:g} particles in the annotation "
+                f"(cut by the frame: one half), {found:.0f} in as large a field of the other "
+                "images (median): specks of the prediction may be counted; look at the overlays, "
+                "or give a larger --min_px"
             )
     return lines
 

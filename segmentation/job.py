@@ -21,7 +21,7 @@ from imaging.field import visible
 from imaging.imagefile import read_mask
 from imaging.index import stamp_of
 from imaging.listing import some_names
-from metallography.items import Item
+from metallography.items import Item, in_order
 from metallography.measure import check_terms, fractions_of
 from metallography.particles import Row
 from metallography.scales import Scales, find_scales
@@ -57,6 +57,7 @@ from segmentation.schedule import (
     save_schedule,
 )
 from segmentation.set.record import RECORD, SET
+from segmentation.tables import DOUBT_WORDS
 from stages.labels import in_strokes, label_counts, label_line, labelled_share
 from utils.commandline import UserError
 from utils.files import DataError, list_names, replace_file, writing
@@ -353,9 +354,9 @@ class Work:
         ``said`` are sentences for its ``summary.md``, which also warns by the ``scores`` of its
         method on held-out blocks.
         """
-        items = [
-            Item(p.file, p.name, stem=p.source.stem, told_batch=p.batch) for p in self.pictures
-        ]
+        items = in_order(
+            [Item(p.file, p.name, stem=p.source.stem, told_batch=p.batch) for p in self.pictures]
+        )
         labels = {p.name: p.labels for p in self.annotated if p.labels}
         um = self.scales.given.um_per_px
         told: dict[str, Any] = {"scales": self.scales.of, "min_px": self.request.min_px}
@@ -385,7 +386,9 @@ class Work:
         folder.warned = telling.warning_lines(self.intake, self.labelled, folder, scores)
         folder.warned += doubt.doubtful_lines(doubts)
         folder.poor = [*telling.poor_phases(scores, folder.segmenter.class_names)]
-        write_tables(folder)
+        learnt = self.rounds.all[self.this.method - 1] if self.this.method else self.this
+        folder.by = telling.method_words(folder, len(learnt.labels), scores, self.labelled)
+        write_tables(folder, folder.by)
 
     def about_answer(self, folder: AnswerFolder) -> list[str]:
         """What the summary of every answer says: scales, and which images were learnt from."""
@@ -474,14 +477,14 @@ class Work:
         )
         if doubtful := doubt.doubtful_lines(rows):
             folder.warned = [*folder.warned, *doubtful]
-            write_tables(folder)
+            write_tables(folder, folder.by)
         path = folder.out / "doubt.csv"
         replace_file(path, csv_of_rows(rows, ["rank", "image", "reasons"]))
         for line in write_workbook(
             folder.out / WORKBOOK,
             sheets_of(folder, doubt=path),
-            lambda column: telling.DOUBT_WORDS.get(column, words(column)),
-            lambda column: column in telling.DOUBT_WORDS or is_share(column),
+            lambda column: DOUBT_WORDS.get(column, words(column)),
+            lambda column: column in DOUBT_WORDS or is_share(column),
             of_islands(folder),
             today(),
         ):

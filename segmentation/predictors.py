@@ -26,6 +26,7 @@ from imaging.imagefile import Pixels, read_mask
 from metallography.folder import Folder
 from metallography.items import Item, read_truth
 from metallography.particles import Array, Row
+from metallography.provenance import NETWORK_WORDS
 from metallography.ranking import SecondOpinion
 from metallography.segmenter import Bands, Certainty, Segmenter
 from metallography.tiling import UNETS, Floats, resized_bands
@@ -344,6 +345,7 @@ class AnswerFolder(Folder):
     program: str = "segment.py"
     replaceable: bool = True  # its folder is the program's own
     rare_cure: str = "annotate another image, with more of it"
+    by: str = NETWORK_WORDS  # who segmented, see ``provenance.how_measured``
     class_colours: Sequence[str] = ()  # see ``imaging.drawing``; (): those of the segmenter
 
     def __post_init__(self) -> None:

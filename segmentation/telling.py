@@ -27,14 +27,16 @@ from segmentation.predictors import (
     FOREST,
     NETWORK,
     AnswerFolder,
+    Watched,
     annotated_words,
     part_text,
 )
 from segmentation.request import Request
 from segmentation.schedule import Schedule
+from segmentation.tables import change_tables, changes, doubt_table, doubt_words
 from stages.labels import labelled_share
 from utils.metrics import IGNORED, mean_score
-from utils.tables import digits, percent
+from utils.tables import digits
 
 WITHIN = (
     "(1: every pixel right, 0: none). Within the annotated {image}: trained on {learnt} of the "
@@ -66,26 +68,6 @@ POOR = 0.5  # Dice of a phase, below which wrong pixels are more than twice thos
 ENOUGH = 0.01  # gain in Dice from one more quarter of the annotation below which it hardly pays
 SURE = 2.0  # standard errors that a gain has to be away from that: about 95 %
 LABEL_HERE = f"label here: the most doubtful {100 * doubt.SHARE:.0f} % of all pixels"
-# Columns of doubt.csv that are shares of 1, as people read them.
-DOUBT_WORDS = {
-    "unsure": "unsure, %",
-    "twin_differs": "twin network differs, %",
-    "differs": "pixel classifier differs, %",
-    "vote_disagreement": "votes that differ, %",
-    "label_here": "label here, %",
-}
-ABOUT_DOUBT = {  # what the columns of doubt.csv mean
-    "unsure": "Unsure: 1 - probability of the likeliest class, mean of the pixels; certainty = "
-    "100 % - unsure.",
-    "doubt": "Doubt: unsure, plus the share of pixels on which the pixel classifier disagrees "
-    "beyond its own error on held-out blocks.",
-    "twin_differs": "Doubt: share of pixels on which a twin network disagrees, one that was "
-    "trained the same way from other random numbers.",
-    "vote_disagreement": "Votes: share of the 8 flips and turns that give another class.",
-    "label_here": f"Label here: share of the image among the {100 * doubt.SHARE:.0f} % of all "
-    "pixels that are most doubtful.",
-}
-NEW_LABELS = ("image", "pixels that differ from the last answer", "labelled pixels")
 PARTIAL = 0.5  # share of labelled pixels below which images count as labelled in part
 FIRST = (
     "First look, by filters and a random forest. The last answer replaces it; that comes from a "
@@ -279,10 +261,10 @@ def curve_lines(this: Round, others: bool = True) -> list[str]:
     known = {n: v for n, v in sorted(curves.items()) if v and not math.isnan(v.mean)}
     if len(known) < 2:
         return []
-    shown = ", ".join(f"{n} of {BLOCKS}: {score_text(v.mean)}" for n, v in known.items())
+    shown = ", ".join(f"{score_text(v.mean)} by {n} of {BLOCKS}" for n, v in known.items())
     fewer, most = [known[n] for n in sorted(known)[-2:]]
     gain, error = most.mean - fewer.mean, gain_error(fewer, most)
-    added = f"The last quarter that was learnt from added {gain:+.3f} (standard error {error:.3f})"
+    added = f"The last quarter learnt changed the Dice by {gain:+.3f} (standard error {error:.3f})"
     if gain - SURE * error > ENOUGH:
         cure = "annotate the first doubtful image" if others else "add images, and annotate one"
         verdict = f"{added}: more labels would still help; {cure}"
@@ -296,7 +278,8 @@ def curve_lines(this: Round, others: bool = True) -> list[str]:
         verdict = f"{added}: whether another mask would add more than {ENOUGH:g} is open" + (
             "; if the first doubtful image looks wrong, correct that" if others else ""
         )
-    return [f"Dice by blocks of the annotation learnt from ({FOREST}): {shown}", verdict]
+    learnt = f"Dice on held-out blocks, by how much of the annotation the {FOREST} learnt"
+    return [f"{learnt}: {shown} blocks", verdict]
 
 
 def gain_error(fewer: HeldOut, most: HeldOut) -> float:
@@ -317,24 +300,6 @@ def fraction_rows(folder: AnswerFolder) -> list[Row]:
         mean = over_fields(shares, areas_of(rows)).mean
         found.append({"class": name, "mean": mean, "least": min(shares), "most": max(shares)})
     return found
-
-
-def changes(this: Round, before: Round | None) -> list[list[str]]:
-    """Images whose area fractions changed, the most first: a line of cells each."""
-    if before is None:
-        return []
-    rows = []
-    for image, now in this.fractions.items():
-        was = before.fractions.get(image)
-        if was and len(was) == len(now):
-            moved = [abs(a - b) for a, b in zip(was, now, strict=True)]
-            rows.append((max(moved), image, was, now))
-    rows.sort(key=lambda row: (-row[0], row[1]))
-    return [
-        [image, *(f"{percent(a)} → {percent(b)}" for a, b in zip(was, now, strict=True))]
-        for most, image, was, now in rows
-        if most >= 0.0005
-    ]
 
 
 def result_lines(result: Result) -> list[str]:
@@ -465,11 +430,27 @@ def short_line(
     if labelled < PARTIAL:
         where = f"labelled pixels alone, {share_text(labelled)} of the annotated {which}"
         but = "whole images may be far worse"
-    said = f"Dice {dice} (1: every pixel right) on {where}; {but}"
+    said = f"Dice {dice} (overlap of prediction and labels; 1: every pixel right) on {where}; {but}"
     said += ", and no other image has a mask to score on" if others else ""
     if corrected:
         said += f"; too high, as {corrected} of {images} annotated images are corrected class maps"
     return f"{said}. More below: How it was made"
+
+
+def fraction_lines(found: HeldOut, names: Sequence[str], labelled: float = 1.0) -> list[str]:
+    """What a Dice means for area fractions: predicted and true ones on the held-out blocks.
+
+    Nothing where most of the annotated images is not labelled: fractions of strokes are none.
+    """
+    counts = found.counts.sum(axis=0)
+    if labelled < PARTIAL or not counts.sum():
+        return []
+    true, predicted = (100 * counts.sum(axis=axis) / counts.sum() for axis in (1, 0))
+    parts = [
+        f"{class_words(name)} {digits(p, 1)} % (labels: {digits(t, 1)} %)"
+        for name, p, t in zip(names, predicted.tolist(), true.tolist(), strict=True)
+    ]
+    return [f"On these blocks the area fractions were predicted as: {', '.join(parts)}"]
 
 
 def block_table(this: Round, names: list[str], labelled: float = 1.0) -> Table:
@@ -486,42 +467,6 @@ def block_table(this: Round, names: list[str], labelled: float = 1.0) -> Table:
     what = "Held-out blocks" + (", labelled pixels alone" if labelled < PARTIAL else "")
     title = f"{what}; - where the block does not show the class"
     return {"title": title, "head": head, "rows": rows}
-
-
-def doubt_table(doubts: Sequence[Row], own: Mapping[str, str]) -> Table:
-    """All images without labels, their doubt, and what speaks against each; shares in percent."""
-    head = ["image", "what speaks against it", "doubt", *DOUBT_WORDS.values()]
-    rows = [
-        [
-            own[row["image"]],
-            row["reasons"] or "-",
-            digits(row["doubt"], 2),
-            *(digits(100 * row[name], 1) for name in DOUBT_WORDS),
-        ]
-        for row in doubts
-    ]
-    title = "Images without labels, the most doubtful first"
-    return {"title": title, "head": head, "rows": rows}
-
-
-def doubt_words(doubts: Sequence[Row]) -> str:
-    """What the columns of ``doubt_table`` mean, of those in which anything is known."""
-    known = {n for n in ABOUT_DOUBT if any(not math.isnan(row[n]) for row in doubts)}
-    known -= {"doubt"} if "twin_differs" in known else set()
-    return " ".join(said for name, said in ABOUT_DOUBT.items() if name in known)
-
-
-def change_tables(
-    this: Round, before: Round | None, names: Sequence[str], own: Mapping[str, str]
-) -> list[Table]:
-    """What new labels and area fractions changed since the answer before."""
-    corrected = [[own[name], str(n), str(all_)] for name, (n, all_) in this.corrected.items()]
-    moved = [[own[name], *cells] for name, *cells in changes(this, before)]
-    title = "What changed: area fraction before → after, %"
-    new = {"title": "Labels that are new", "head": [*NEW_LABELS], "rows": corrected}
-    other = {"title": title, "head": ["image", *names],
-             "rows": moved or [["none", *("-" for _ in names)]]}  # fmt: skip
-    return [*([new] if corrected else []), *([other] if before is not None else [])]
 
 
 def far_places(annotated: Sequence[Picture]) -> dict[str, Array]:
@@ -552,6 +497,7 @@ def write_page(result: Result, *, final: bool, found: HeldOut | None = None) -> 
     said = [] if final else [FIRST]
     if found and not math.isnan(found.mean):
         said += [short_line(found, all_, count if final else 0, part, others)]
+        said += fraction_lines(found, names, part)
     elif final:
         said += honest_lines(this, result.schedule)
     told_how = "" if found and not math.isnan(found.mean) else NO_BLOCK if final else NOT_YET
@@ -563,7 +509,8 @@ def write_page(result: Result, *, final: bool, found: HeldOut | None = None) -> 
         poor=[*poor_phases(found, names)],
         names=own,
         by=by_words(result, own, final),
-        said=[*said, LABELS_WIN],
+        how=folder.by,
+        said=said,
         doubts=doubt_table(doubts, own) if doubts else None,
         doubt_words=doubt_words(doubts),
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
@@ -574,12 +521,38 @@ def write_page(result: Result, *, final: bool, found: HeldOut | None = None) -> 
         notes=[
             *(curve_lines(this, others) if final else []),
             *(comparison_lines(this, part) if final else []),
+            *(preset_lines(result.schedule) if final and this.network else []),
+            LABELS_WIN,
             *([new_images_line(this, request.out)] if final else []),
-            *result.schedule.lines(),
-            *result.intake.notes,
         ],
+        started=[*result.intake.notes, *result.schedule.lines()],
     )
     return write_laboratory(folder, told, request.out)
+
+
+def preset_lines(schedule: Schedule) -> list[str]:
+    """What a preset took from the images: settings of a network, and facts only where one answers.
+
+    All other lines of the plan are what was meant to be done.
+    """
+    return [line for line in schedule.reasons if line.startswith("Preset ")]
+
+
+def method_words(
+    folder: AnswerFolder, learnt: int, found: HeldOut | None, labelled: float = 1.0
+) -> str:
+    """Who segmented, for ``provenance.how_measured``: the method, its labels, its Dice on others.
+
+    ``learnt`` is the number of images whose labels it learnt.
+    """
+    by_network = isinstance(folder.segmenter, Watched)
+    who = "a network (UNet)" if by_network else "a pixel classifier (filters and a random forest)"
+    said = f"{who} trained on {learnt} annotated field{'s' if learnt > 1 else ''}"
+    if found and not math.isnan(found.mean):
+        where = "parts" if labelled >= PARTIAL else "labels"
+        of = "it" if learnt == 1 else "them"
+        said += f" (Dice {score_text(found.mean)} on held-out {where} of {of})"
+    return f"{said}; annotated fields count by their labels"
 
 
 def by_words(result: Result, own: Mapping[str, str], final: bool) -> str:

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from imaging.drawing import palette
 from metallography.folder import Folder
 from metallography.items import list_images
+from metallography.provenance import how_measured
 from metallography.segmenter import Segmenter
-from metallography.summary import write_tables
+from metallography.summary import sections, write_tables
 from report import laboratory
+from report.figures import size_figure
 from report.laboratory import (
     Told,
     all_columns,
@@ -33,6 +36,7 @@ from report.laboratory import (
 )
 from tests.test_page import Page
 from tests.trained_model import write_weights
+from utils.log import VERSION
 from utils.tables import text_of
 
 NAMES = ["matrix", "γ′ <b>", "void"]
@@ -378,3 +382,89 @@ def test_columns_of_which_nothing_is_known_are_not_shown() -> None:
     }
     assert known_columns(table)["head"] == ["class", "mean"]
     assert known_columns(table)["rows"] == [["a", "1"], ["b", "-"]]
+
+
+def test_how_it_was_measured_is_a_paragraph_and_the_program_is_named(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 4)
+    page = page_of(folder, how="a pixel classifier trained on 1 annotated field (Dice 0.797)")
+    # 20 x 10 px of 0.5 µm; a circle of 10 px of 0.25 µm² is 2 * sqrt(2.5 / pi) = 1.784 µm wide.
+    assert (
+        "Area fractions were measured on 2 fields of 10 × 5 µm (0.5 µm per pixel) by automatic "
+        "image analysis (ASTM E1245); phases were segmented by a pixel classifier trained on 1 "
+        "annotated field (Dice 0.797). ± is the half-width of the 95 % confidence interval over "
+        "fields (Student's t, as in ASTM E562). Features of fewer than 10 pixels (1.784 µm across) "
+        "were left out of counts and sizes; features cut by the frame count one half, at a corner "
+        "a quarter, and are left out of sizes."
+    ) in page.text
+    assert f"of PSCL {VERSION}" in page.text and "E1382" not in how_measured(folder)
+    write_tables(folder, by="me")
+    lines = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8").splitlines()
+    assert any("phases were segmented by me. ±" in line for line in lines)
+
+
+def test_fields_of_which_a_part_counts_are_told_by_their_area(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 4)
+    for row in folder.rows:
+        row["field_px"] = 150  # of 200
+    # 300 pixels of 0.25 µm².
+    assert "2 fields with a total area of 75.00 µm² (0.5 µm per pixel)" in how_measured(folder)
+    folder.rows = [row for row in folder.rows if row["image"] == "0"]
+    told = how_measured(folder)
+    assert "on 1 field with an area of 37.50 µm²" in told and "has no confidence interval" in told
+    folder.rows = []
+    assert how_measured(folder) == ""
+
+
+@pytest.mark.parametrize(("um", "said"), [(0.0, "2 fields of 20 × 10 pixels by")])
+def test_fields_without_a_scale_are_told_in_pixels(tmp_path, monkeypatch, um, said) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 4, um=um)
+    folder.grain_classes = [1]
+    told = how_measured(folder)
+    assert said in told and "(3.568 px across)" in told and "ASTM E1382" in told
+
+
+def test_what_was_said_at_the_start_is_no_fact_of_the_answer(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2)
+    page_of(folder, notes=["Kept: it"], started=["Fine-tuning has 226 steps"])
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    facts, _, rest = text.partition("<summary>As printed at the start")
+    assert "<li>Kept: it</li>" in facts and "226 steps" not in facts
+    assert "<li>Fine-tuning has 226 steps</li>" in rest.partition("</details>")[0]
+
+
+def test_one_batch_that_nobody_gave_is_no_table(tmp_path, monkeypatch) -> None:
+    """Images s_0 and s_1: all of a batch called s."""
+    folder = predicted(tmp_path, monkeypatch, 2, 4, name="s_{}")
+    assert {item.batch for item in folder.items} == {"s"}
+    page = page_of(folder)
+    assert "By batch" not in page.text and ["image", "µm per px", *NAMES] in page.rows
+    folder.items = [item._replace(told_batch="s") for item in folder.items]
+    assert "By batch" in page_of(folder).text
+
+
+def test_phases_that_were_mostly_wrong_are_marked_beside_their_sizes_and_batches(
+    tmp_path, monkeypatch
+) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 4, name="s{}_1")
+    tables = [table for part in sections(folder).values() for table in part]
+    assert not any("where it was checked" in table["head"] for table in tables)
+    folder.poor = ["void"]
+    marked = [table for part in sections(folder).values() for table in part]
+    assert [len(table["rows"]) for table in marked] == [3, 3, 2, 6]  # fractions, sizes, batches
+    for table in marked:
+        assert table["head"][-1] == "where it was checked"
+        wrong = {row[-1] for row in table["rows"] if "void" in row[:2]}
+        assert wrong == {"mostly wrong: do not rely on it"}
+        assert {row[-1] for row in table["rows"] if "void" not in row[:2]} == {"-"}
+
+
+def test_a_histogram_has_the_colour_of_its_phase(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2)
+    folder.diameters[1] = [np.linspace(1, 9, 20)]
+    given = list[object]()
+    monkeypatch.setattr(laboratory, "size_picture", lambda *how: given.append(how[3:]))
+    laboratory._size_pictures(folder)
+    red, green, blue = folder.segmenter.colours[1]
+    assert given == [(f"#{red:02x}{green:02x}{blue:02x}",)]
+    (axes,) = size_figure("", np.linspace(1, 9, 20), "px", "#e69f00").axes
+    assert {to_hex(bar.get_facecolor()) for bar in axes.patches} == {"#e69f00"}

@@ -24,6 +24,7 @@ from imaging.listing import (
     in_mask_folders,
     is_drawn,
     labels_of_twins,
+    natural_order,
     some_names,
     unread,
 )
@@ -236,3 +237,11 @@ def test_what_is_left_out_is_no_longer_among_the_files(tmp_path: Path) -> None:
         "b.txt",
     ]
     assert listing.lines() == [f"{tmp_path}: 1 file(s) left out, {DRAWN}: a_mask.png"]
+
+
+def test_names_are_sorted_as_people_count() -> None:
+    """Numbers by their value, folder by folder; equal values by their text."""
+    names = ["b/1", "s_10", "s_2", "s_1", "7", "s_1_10", "s_1_9", "a/x", "007", "a10/x", "a2/x"]
+    assert sorted(names, key=natural_order) == [
+        "007", "7", "a/x", "a2/x", "a10/x", "b/1", "s_1", "s_1_9", "s_1_10", "s_2", "s_10",
+    ]  # fmt: skip

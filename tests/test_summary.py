@@ -158,7 +158,8 @@ def test_the_summary_for_programs_holds_the_same(tmp_path, segmenter, monkeypatc
     write_tables(folder)
     found = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     text = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
-    assert len(found["tables"]) == text.count("## ") - 1 == 7
+    assert len(found["tables"]) == text.count("## ") - 2 == 6
+    assert f"## How this was measured\n\n{found['method']}\n" in text
     for one in found["tables"]:
         head, _, *rows = table(text, one["title"])
         assert [" ".join(head).split(), len(rows)] == [
@@ -309,7 +310,7 @@ def test_sizes_at_the_smallest_particle_are_bounds(tmp_path, segmenter, monkeypa
     assert folder.smallest_diameter == pytest.approx(math.sqrt(64 / math.pi))
     *_, named, _ = table(text, "Diameter of all whole particles")
     assert named[3:5] == ["≤ 4.514", "9.027"]
-    assert "Those of fewer than 16 pixels (4.514 px across) do not count (--min_px)" in text
+    assert "Those of fewer than 16 pixels (4.514 px across) do not count (option --min_px)" in text
     # The limit is as far below D10 as 10 px are below 16: more than a tenth in diameter.
     _, text = measured(tmp_path, segmenter, monkeypatch, min_px=10)
     assert table(text, "Diameter of all whole particles")[-2][3] == "4.514" and "≤" not in text

@@ -14,19 +14,23 @@ from segmentation import blocks, telling
 from segmentation.answers import Round
 from segmentation.blocks import HeldOut
 from segmentation.job import Work
+from segmentation.predictors import Watched
 from segmentation.schedule import Schedule
+from segmentation.tables import doubt_words
 from segmentation.telling import (
     PART,
     FirstOf,
+    Result,
     annotated_line,
     block_table,
     comparison_lines,
     curve_lines,
-    doubt_words,
     first_checked,
+    fraction_lines,
     fraction_rows,
     gain_error,
     honest_lines,
+    method_words,
     own_names,
     partial_lines,
     poor_lines,
@@ -266,7 +270,8 @@ def test_corrected_maps_are_said_to_raise_the_score() -> None:
 def test_above_the_images_one_line_tells_the_dice_and_what_it_does_not_say() -> None:
     own = HeldOut(np.array(found(6)))
     line = short_line(own, 1)
-    assert line.startswith("Dice 0.750 (1: every pixel right) on held-out blocks of the annotated")
+    overlap = "(overlap of prediction and labels; 1: every pixel right)"
+    assert line.startswith(f"Dice 0.750 {overlap} on held-out blocks of the annotated")
     assert "other images may differ, and no other image has a mask to score on" in line
     assert "too high" not in line and "no other image" not in short_line(own, 1, others=False)
     assert "too high, as 1 of 2 annotated images are corrected" in short_line(own, 2, corrected=1)
@@ -356,3 +361,50 @@ def test_fractions_on_the_terminal_are_those_of_the_page() -> None:
 
     (row,) = fraction_rows(Measured)  # type: ignore[arg-type]
     assert (row["mean"], row["least"], row["most"]) == pytest.approx((35, 20, 40))
+
+
+def test_held_out_blocks_tell_what_a_dice_means_for_area_fractions() -> None:
+    # Two blocks of 20 pixels, half of them of class 1, of which 4 and 6 of 10 are found: 10 of 40.
+    own = HeldOut(np.array(found(4, 6)))
+    (line,) = fraction_lines(own, ["matrix", "1"])
+    assert line.endswith("matrix 75.0 % (labels: 50.0 %), class 1 25.0 % (labels: 50.0 %)")
+    assert fraction_lines(own, ["matrix", "1"], labelled=0.1) == []
+
+
+def test_the_method_is_told_with_its_labels_and_its_dice() -> None:
+    folder: Any = SimpleNamespace(segmenter=object())
+    own = HeldOut(np.array(found(6, 6)))  # 2 * 6 / (10 + 6)
+    classifier = "a pixel classifier (filters and a random forest) trained on"
+    by_labels = "; annotated fields count by their labels"
+    assert method_words(folder, 1, own) == (
+        f"{classifier} 1 annotated field (Dice 0.750 on held-out parts of it){by_labels}"
+    )
+    assert "on held-out labels of them" in method_words(folder, 2, own, 0.1)
+    assert method_words(folder, 2, None) == f"{classifier} 2 annotated fields{by_labels}"
+    network: Any = SimpleNamespace(segmenter=Watched.__new__(Watched))
+    assert method_words(network, 1, None).startswith("a network (UNet) trained on 1 ")
+
+
+@pytest.mark.parametrize("network", ["", "training/fine.pt"])
+def test_a_plan_is_no_fact_and_its_settings_only_where_a_network_answers(
+    network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    this = Round(1, "", 2, {}, by="me", network=network)
+    nobody: Any = SimpleNamespace(class_names=["a", "b"])
+    folder = SimpleNamespace(segmenter=nobody, annotated={}, by="me")
+    schedule = plan()
+    schedule.asked["minutes"] = 1.0
+    schedule.reasons.extend(["Preset auto: standardize True", "Fine-tuning has 226 steps"])
+    request = SimpleNamespace(sample="x", images=Path("x"), out=Path())
+    intake = SimpleNamespace(pictures=[], annotated=[], notes=["masks: class ids"])
+    result = Result(request, intake, schedule, [this], this, None, 1.0, 0, folder)  # type: ignore[arg-type]
+    given = list[Any]()
+    monkeypatch.setattr(telling, "write_laboratory", lambda _, told, out: given.append(told))
+    telling.write_page(result, final=True)
+    (told,) = given
+    facts = " ".join(told.notes)
+    assert "226 steps" not in facts and "masks: class ids" not in facts
+    assert ("standardize True" in facts) == bool(network)
+    assert "To correct" not in " ".join(told.said) and "To correct" in facts
+    started = " ".join(told.started)
+    assert "masks: class ids" in started and "226 steps" in started and "Plan for" in started

@@ -40,7 +40,7 @@ def _learning_curve(png_path: str | Path, metrics_jsonl: str | Path) -> Path:
     return Path(png_path)
 
 
-def _size_picture(title: str, diameters: Any, unit: str) -> Image.Image:
+def _size_picture(title: str, diameters: Any, unit: str, colour: str = "") -> Image.Image:
     return _digest(f"{title} {diameters.tolist()} {unit}")
 
 
