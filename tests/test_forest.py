@@ -117,6 +117,21 @@ def test_the_seed_decides_and_the_threads_do_not(small: None) -> None:
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.parametrize("classes", [(0,), (0, 2), (0, 1, 3)])
+def test_probabilities_are_those_of_scikit_learn(classes: tuple[int, ...]) -> None:
+    image, mask = two_textures(0)
+    mask = np.asarray(classes, np.uint8)[mask % len(classes)]
+    forest = PixelForest(seed=0, quick=True)
+    forest.fit([image], [mask])
+    other = two_textures(1)[0]
+    pixels = forest.features(other).reshape(mask.size, -1)
+    expected = forest.model.predict_proba(pixels).astype(np.float32).T
+    found = forest.probabilities(other, 4).reshape(4, -1)
+    assert np.array_equal(found[list(classes)], expected)
+    assert not np.delete(found, classes, axis=0).any()
+    assert np.array_equal(forest.predict(other).ravel(), forest.model.predict(pixels))
+
+
 def test_brightness_and_contrast_matter_unless_images_are_standardised(small: None) -> None:
     image, mask = two_textures(0)
     other = (image // 2 + 90).astype(np.uint8)
