@@ -45,6 +45,7 @@ from segmentation.predictors import (
     Classifier,
     Watched,
     is_marked,
+    take_over,
     write_maps,
 )
 from segmentation.request import Request
@@ -67,6 +68,10 @@ from utils.run_folder import locked
 from utils.tables import csv_of_rows
 
 SOMETIMES = ("batches.csv", "particles.csv")  # tables that not every answer has
+DONE = (
+    "Everything is trained: only images that changed are predicted, and measurements, tables and "
+    "the report are made again"
+)
 FEW_CHANGED = 0.25  # share of a map: with fewer, somebody may not have looked at the rest
 OTHER_SCALE = "segment those of one magnification at a time, each with a mask of its own"
 OWN_FILES = ("rounds.json", "answer.json")
@@ -92,10 +97,12 @@ def run(request: Request) -> Work:
             to_terminal(f"Warning: {line}")
         learning = Learning(request, intake, started)
         schedule = scheduled(learning)
-        for line in schedule.lines():
-            to_terminal(line)
         with writing(request.out, "--out"):
-            work = Work(learning, schedule, answers, scales, open_round(learning, schedule))
+            opened = open_round(learning, schedule)
+            answered = opened.this.answer and (request.out / opened.this.answer).is_dir()
+            for line in [DONE] if answered else schedule.lines():
+                to_terminal(line)
+            work = Work(learning, schedule, answers, scales, opened)
             work.run()
         to_terminal(f"Done, after {minutes(learning.spent())}")
         return work
@@ -401,8 +408,11 @@ class Work:
             self.second_opinion()
             self.ask_twin()
         labels = hashlib.sha256("".join(sorted(self.this.labels.values())).encode()).hexdigest()
-        predictor.digest = f"{predictor.digest}-{labels[:8]}"
         place = self.places.answer(self.places.training(self.this.number))
+        bare, predictor.digest = predictor.digest, f"{predictor.digest}-{labels[:8]}"
+        if isinstance(predictor, Classifier) and is_marked(self.first, self.first_mark()):
+            own = {p.name: p.labels is not None for p in self.pictures}
+            take_over(self.first, place, own, bare, predictor.digest)
         with only_progress("Predictions"):
             scores = blocks.stored(self.this.scores.get(self.this.kept))
             known = self.schedule, self.of_corrections, self.labelled

@@ -24,18 +24,18 @@ from imaging.field import read_visible, resized_field, visible
 from imaging.gray_range import Conversion, EachImage
 from imaging.imagefile import Pixels, read_mask
 from metallography.folder import Folder
-from metallography.items import Item, read_truth
+from metallography.items import RECORD, Item, read_truth
 from metallography.particles import Array, Row
 from metallography.provenance import NETWORK_WORDS
 from metallography.ranking import SecondOpinion
 from metallography.segmenter import Bands, Certainty, Segmenter
 from metallography.tiling import UNETS, Floats, resized_bands
 from segmentation import blocks
-from segmentation.answers import merged
+from segmentation.answers import KINDS, digest, merged
 from segmentation.doubt import doubt_map
 from stages.forest import MOST_PIXELS, PixelForest, draw_pixels
 from stages.labels import label_counts, labelled_share
-from utils.files import DataError, open_to_append, replace_file
+from utils.files import DataError, open_to_append, replace_file, replacing
 from utils.log import progress, read_metrics
 from utils.metrics import IGNORED
 
@@ -52,6 +52,7 @@ FEATURES = 0.35  # seconds a megapixel, on the core on which others are timed (`
 SURE = 0.8  # probability from which on a pixel beside strokes is labelled, see results/scribbles
 VOTES = "votes.jsonl"
 MARK = "round.txt"  # in a folder of class maps: of what they are
+PREDICTED = "predicted"  # the class maps of annotated images without their labels
 
 
 class Watched:
@@ -335,6 +336,45 @@ def write_maps(folder: Path, network: Watched, images: Mapping[str, Path], text:
             bar.update(1)
 
 
+def take_over(
+    earlier: Path, place: Path, images: Mapping[str, bool], weights: str, digest_now: str
+) -> None:
+    """Copy what a pixel classifier predicted into the folder of its answer under another digest.
+
+    ``earlier`` is a finished ``AnswerFolder`` of a predictor with the digest ``weights`` and of the
+    same ``images`` and labels, by name: whether an image is annotated. Another predictor's is left
+    alone, and so is a ``place`` where the answer was begun. Whoever opens ``place`` then finds all
+    images done, but those of which a file was removed, damaged or changed since. The record comes
+    last, so that after a kill nothing of this counts. UserError if the disk is full.
+    """
+    head, *rest = _record_of(earlier) or [{}]
+    begun = (_record_of(place) or [{}])[0].get("weights") == digest_now
+    if begun or head.get("weights") != weights or not (earlier / VOTES).is_file():
+        return
+    kept, noted = [], {line["name"]: line for line in rest if line.get("name") in images}
+    for name, entry in noted.items():
+        kinds = [*KINDS, *([PREDICTED] if images[name] else [])]
+        files = [f"{kind}/{name}.png" for kind in kinds]
+        whole = all(is_intact(earlier / file) for file in files)
+        if whole and digest(earlier / files[0]) == entry.get("map"):
+            for file in files:
+                _copy(earlier / file, place / file)
+            kept.append(entry)
+    _copy(earlier / VOTES, place / VOTES)
+    lines = [head | {"weights": digest_now}, *kept]
+    replace_file(place / RECORD, "".join(f"{json.dumps(line)}\n" for line in lines), "--out")
+
+
+def _record_of(folder: Path) -> list[dict[str, Any]]:
+    path = folder / RECORD
+    return read_metrics(path) if path.is_file() else []
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target, "--out", durable=False) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 @dataclass
 class AnswerFolder(Folder):
     """Predicts and measures; labelled pixels win over the prediction in their own image."""
@@ -370,7 +410,7 @@ class AnswerFolder(Folder):
         write_png(self.file("doubt", item), found)
         if labels is None:
             return predicted
-        write_png(self.file("predicted", item), predicted)
+        write_png(self.file(PREDICTED, item), predicted)
         return merged(predicted, read_mask(labels))
 
     @cached_property

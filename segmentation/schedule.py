@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -275,9 +276,13 @@ class Images(NamedTuple):
         """Seconds in which a network predicts all images."""
         return views * self.predict * self.pixels / 1e6
 
-    def by_classifier(self, reduce: int) -> float:
-        """Seconds of an answer by the pixel classifier: learnt, predicted and measured."""
-        return self.forest.fit(reduce=reduce) + self.whole / reduce**2 + self.measuring
+    def by_classifier(self, reduce: int, known: int = 0) -> float:
+        """Seconds of an answer by the pixel classifier: learnt, predicted and measured.
+
+        That on images reduced by ``known`` is there already: it is measured again, not predicted.
+        """
+        predicting = 0.0 if reduce == known else self.whole / reduce**2
+        return self.forest.fit(reduce=reduce) + predicting + self.measuring
 
     def fixed(self, total: float) -> tuple[list[int], int, float, float]:
         """What of ``total`` seconds is spent on all images, whatever is trained.
@@ -289,7 +294,8 @@ class Images(NamedTuple):
         shares = FIRST_SHARE * budget, FOREST_SHARE * total
         reduce = [reduction(self.whole, seconds) for seconds in shares]
         views = 8 if self.by_network(8) <= VIEWS_SHARE * total else 1
-        last = max(self.by_network(views) + self.measuring, self.by_classifier(reduce[1]))
+        own = self.by_classifier(reduce[1], known=reduce[0])
+        last = max(self.by_network(views) + self.measuring, own)
         return reduce, views, self.by_classifier(reduce[0]), last
 
     def free(self, total: float) -> float:
@@ -305,10 +311,10 @@ class Images(NamedTuple):
         """
         reduce, _, first, _ = self.fixed(total)
         left = (total - self.spent) / LATER - first
+        needed = partial(self.by_classifier, known=reduce[0])
         factors = range(1, MOST_REDUCED + 1)
-        in_time = (f for f in factors if held_out(f) + self.by_classifier(f) <= left)
-        factor = next(in_time, reduce[1])
-        return factor, self.by_classifier(factor)
+        factor = next((f for f in factors if held_out(f) + needed(f) <= left), reduce[1])
+        return factor, needed(factor)
 
     def lines(self, reduce: Sequence[int], views: int) -> list[str]:
         """Which answers are computed on reduced images, and in one view (0: by no network)."""

@@ -39,6 +39,7 @@ from segmentation.comparison import Comparison
 from segmentation.demo.micrographs import draw_micrograph
 from segmentation.intake import read
 from segmentation.learning import Learning
+from segmentation.predictors import AnswerFolder
 from segmentation.schedule import Schedule
 from tests.test_annotations import roi, roi_set
 from tests.trained_model import rows_of
@@ -302,9 +303,11 @@ def test_the_same_command_again_changes_nothing_and_a_kill_is_made_good(
 ) -> None:
     assert run(place) == 0
     whole = hashes(place / "out")
+    assert "\nPlan for 20 minutes" in capsys.readouterr().out
     assert run(place) == 0
-    same = hashes(place / "out")
-    assert same == whole and "Going on" not in capsys.readouterr().out
+    same, said = hashes(place / "out"), capsys.readouterr().out
+    assert same == whole and "Going on" not in said
+    assert "Everything is trained" in said and "Plan" not in said
     shutil.rmtree(place / "out")
 
     def killed(*_: Any, **__: Any) -> None:
@@ -320,6 +323,102 @@ def test_the_same_command_again_changes_nothing_and_a_kill_is_made_good(
     assert run(place) == 0
     classes = {n[8:]: h for n, h in whole.items() if n.startswith("classes/")}
     assert hashes(place / "out" / "classes") == classes
+
+
+def forest_alone(patch: pytest.MonkeyPatch, reduce: Sequence[int]) -> list[str]:
+    """Have the pixel classifier answer alone; returns a list that gets an entry per prediction."""
+
+    def plan(learning: Learning, asked: dict[str, Any]) -> Schedule:
+        return dataclasses.replace(few_steps(learning, asked, steps=0), reduce=list(reduce))
+
+    asked, predict = list[str](), AnswerFolder.predict
+
+    def counted(folder: AnswerFolder, item: Any, image: Any) -> Any:
+        asked.append(item.name)
+        return predict(folder, item, image)
+
+    patch.setattr(segmentation.job, "make_schedule", plan)
+    patch.setattr(AnswerFolder, "predict", counted)
+    return asked
+
+
+def test_an_answer_that_is_the_first_one_is_taken_over_and_equal_to_the_byte(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, found = forest_alone(monkeypatch, (2, 2)), []
+    out = place / "out"
+    for shortcut in (False, True):
+        with monkeypatch.context() as patch:
+            if not shortcut:
+                patch.setattr(segmentation.job, "take_over", lambda *_: None)
+            asked.clear()
+            assert run(place) == 0
+        assert len(asked) == (IMAGES if shortcut else 2 * IMAGES)
+        found.append(hashes(out))
+        if not shortcut:  # but for the images, which have times of their own in the records
+            (out / "set").rename(place / "set")
+            shutil.rmtree(out)
+            out.mkdir()
+            (place / "set").rename(out / "set")
+    assert found[0] == found[1] and "training/answers/round_1/predicted.jsonl" in found[0]
+    # A correction is a new round, of which nothing is known before.
+    path = out / "classes" / "é1.png"
+    corrected = (ids(path) + 1) % 4
+    Image.fromarray(corrected).save(path)
+    asked.clear()
+    assert run(place) == 0
+    assert len(asked) == IMAGES and (ids(path) == corrected).all()
+    assert hashes(out)["classes/é2.png"] != found[1]["classes/é2.png"]
+
+
+def test_an_answer_that_was_taken_over_in_part_is_completed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = forest_alone(monkeypatch, (1, 1))
+    assert run(place) == 0
+    whole = hashes(place / "out")
+    copy, copied = shutil.copyfile, []
+
+    def killed(source: Path, target: Path) -> None:
+        copied.append(source)
+        if "first" in source.parts and len(copied) == 7:
+            raise KeyboardInterrupt
+        copy(source, target)
+
+    shutil.rmtree(place / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(segmentation.job.Work, "answer", killed_at_once)
+        assert run(place) == 130
+    first = place / "out" / "training" / "answers" / "first"
+    with monkeypatch.context() as patch:
+        patch.setattr("segmentation.predictors.shutil.copyfile", killed)
+        assert run(place) == 130
+    assert copied and not (first.parent / "round_1" / "predicted.jsonl").exists()
+    # What somebody changed or removed in the first answer since is predicted.
+    path = first / "classes" / "é1.png"
+    Image.fromarray((ids(path) + 1) % 4).save(path)
+    (first / "doubt" / "é2.png").unlink()
+    asked.clear()
+    assert run(place) == 0
+    assert sorted(asked) == ["é1", "é2"]
+    now = hashes(place / "out")
+    published = ("classes", "overlay", "doubt.csv", "measurements.csv")
+    shown = {name for name in whole if name.split("/")[0] in published}
+    assert len(shown) == 2 * IMAGES + 2
+    assert all(now[name] == whole[name] for name in shown)
+
+
+def killed_at_once(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("reduce", [(2, 1), (1, 2)])
+def test_an_answer_of_images_reduced_otherwise_is_predicted(
+    place: Path, monkeypatch: pytest.MonkeyPatch, reduce: tuple[int, int]
+) -> None:
+    asked = forest_alone(monkeypatch, reduce)
+    assert run(place) == 0
+    assert len(asked) == 2 * IMAGES
 
 
 def test_the_first_answer_says_that_nothing_was_checked_until_something_was(
