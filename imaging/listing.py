@@ -40,7 +40,7 @@ LABELS = "by their few values masks of images of the same name"
 
 # Files by which a folder is known to hold results, and which of its contents are pictures of them.
 _PREDICTED = re.compile(
-    r"classes|gray|overlay|probabilities|outlines|corrected|set_aside|sheet\.png"
+    r"classes|gray|overlay|probabilities|measured|outlines|corrected|set_aside|sheet\.png"
 )
 _TRAINED = re.compile(r"epoch_\d+|(curves|probe_\d+|sheet_\w+)\.png|tensorboard")
 _MARKS: tuple[tuple[set[str], re.Pattern[str]], ...] = (

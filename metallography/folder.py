@@ -41,7 +41,17 @@ from metallography.items import (
     read_truth,
     strange_ids,
 )
-from metallography.particles import MINIMUM_PX, Array, Row, row_bands, unit_of, without_scale
+from metallography.particles import (
+    MEASURED,
+    MINIMUM_PX,
+    Array,
+    Row,
+    measured_key,
+    measured_once,
+    row_bands,
+    unit_of,
+    without_scale,
+)
 from metallography.segmenter import Certainty, PredictedBands, Predictor, check_number
 from utils.files import Behind, DataError, leads_out, refuse_links, replacing, writing
 from utils.log import progress, to_terminal
@@ -289,7 +299,7 @@ class Folder:
 
     def _replaced(self) -> Iterator[Path]:
         """The files that a run replaces, or takes away."""
-        kinds = [("classes", ".png"), ("gray", ".png"), ("overlay", ".png")]
+        kinds = [("classes", ".png"), ("gray", ".png"), ("overlay", ".png"), (MEASURED, ".npz")]
         kinds += [("probabilities", ".npy")] if self.probabilities else []
         for kind, suffix in kinds:
             yield from (self.file(kind, item, suffix) for item in self.items)
@@ -537,7 +547,9 @@ class Folder:
         """Measure a mask, and compare it with the true one; returns its rows of particles.csv."""
         names, scale = self.segmenter.class_names, self.scale_of(item)
         in_um = self.unit_scale is not None
-        rows, found = measure.measure_mask(mask, len(names), *self.terms(scale))
+        how = len(names), *self.terms(scale)
+        place, key = self.file(MEASURED, item, ".npz"), measured_key(mask, *how)
+        rows, found = measured_once(place, key, lambda: measure.measure_mask(mask, *how))
         about = {"image": item.name, "batch": item.batch}
         heads: list[Row] = [about | {"class": c, "class_name": n} for c, n in enumerate(names)]
         field: Row = {"um_per_px": math.nan if scale is None else scale} if in_um else {}

@@ -11,11 +11,16 @@ particles in 2000 x 2000 pixels), and its length is that of an ellipse, not of a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -24,11 +29,13 @@ from numpy.typing import NDArray
 
 from config import ConfigError
 from imaging.pixel_size import POSSIBLE, is_possible
+from utils.files import replacing
 
 Array = NDArray[Any]
 Row = dict[str, Any]
 
 MINIMUM_PX = 10
+MEASURED = "measured"  # folder of what was measured of each image, for the next run
 AT_ONCE = 1_000_000  # products of corners and directions that are held at once
 SAME_AREA = 1e-9  # relative difference of areas that rounding alone makes
 
@@ -88,6 +95,52 @@ class Particles:
         }
         lists = [values.tolist() for values in columns.values()]
         return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
+
+
+def measured_key(mask: Array, num_classes: int, *terms: object) -> str:
+    """A digest of all that decides what ``measure_mask`` finds in a mask, given these arguments.
+
+    It takes in the code that measures, and the versions of the libraries by which it does.
+    """
+    own: list[object] = [
+        f"{mask.dtype} {mask.shape}",
+        hashlib.sha256(mask.tobytes()).hexdigest(),
+        num_classes,
+    ]
+    own += [*terms, _code_digest(), cv2.__version__, np.__version__]
+    return hashlib.sha256(json.dumps(own, default=list).encode()).hexdigest()
+
+
+@cache
+def _code_digest() -> str:
+    files = (Path(__file__).with_name(name) for name in ("measure.py", "particles.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+Measured = tuple[list[Row], list[Particles]]  # what ``measure_mask`` finds
+
+
+def measured_once(path: Path, key: str, measure: Callable[[], Measured]) -> Measured:
+    """What a file holds of this ``measured_key``; else measured, and stored there; UserError."""
+    found = _load_measured(path, key)
+    if found is not None:
+        return found
+    rows, particles = found = measure()
+    about = np.frombuffer(json.dumps([key, rows]).encode(), np.uint8)
+    arrays = {f"{name} {c}": a for c, own in enumerate(particles) for name, a in vars(own).items()}
+    with replacing(path, "--out", durable=False) as temporary, temporary.open("wb") as file:
+        np.savez(file, about=about, **arrays)
+    return found
+
+
+def _load_measured(path: Path, key: str) -> Measured | None:
+    with suppress(Exception), np.load(path, allow_pickle=False) as stored:  # damaged in any way
+        own, rows = json.loads(stored["about"].tobytes())
+        if own == key:
+            names = [each.name for each in fields(Particles)]
+            columns = ([stored[f"{name} {c}"] for name in names] for c in range(len(rows)))
+            return rows, [Particles(*found) for found in columns]
+    return None
 
 
 def unit_of(um_per_px: float | None) -> str:

@@ -25,7 +25,7 @@ from imaging.gray_range import Conversion, EachImage
 from imaging.imagefile import Pixels, read_mask
 from metallography.folder import Folder
 from metallography.items import RECORD, Item, read_truth
-from metallography.particles import Array, Row
+from metallography.particles import Array, MEASURED, Row
 from metallography.provenance import NETWORK_WORDS
 from metallography.ranking import SecondOpinion
 from metallography.segmenter import Bands, Certainty, Segmenter
@@ -357,7 +357,8 @@ def take_over(
         files = [f"{kind}/{name}.png" for kind in kinds]
         whole = all(is_intact(earlier / file) for file in files)
         if whole and digest(earlier / files[0]) == entry.get("map"):
-            for file in files:
+            measured = f"{MEASURED}/{name}.npz"
+            for file in [*files, *([measured] if (earlier / measured).is_file() else [])]:
                 _copy(earlier / file, place / file)
             kept.append(entry)
     _copy(earlier / VOTES, place / VOTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 from tifffile import TiffWriter, imwrite
 
+from metallography import measure
 from metallography.folder import Folder
 from metallography.items import RECORD, Item, list_images, result_names
 from metallography.segmenter import Segmenter
@@ -143,6 +146,52 @@ def test_what_is_done_is_skipped(tmp_path: Path, weights: Path, capsys) -> None:
     assert "tta was False, is True" in error and error.count("\n") == 1
     assert main([*options, "--tta", "--overwrite"]) == 0
     assert "3 image(s) predicted" in capsys.readouterr().out
+
+
+def test_a_second_run_measures_only_what_changed(
+    tmp_path: Path, weights: Path, monkeypatch
+) -> None:
+    images, out = write_images(tmp_path / "imgs", "a.png", "b.png", "c.png"), tmp_path / "o"
+    options = ["--weights", str(weights), "--images", str(images), "--particles", "--out", str(out)]
+    measured, real = list[np.ndarray](), measure.measure_mask
+
+    def counted(mask: np.ndarray, *how: Any) -> Any:
+        measured.append(mask)
+        return real(mask, *how)
+
+    monkeypatch.setattr(measure, "measure_mask", counted)
+    assert main(options) == 0
+    assert len(measured) == 3
+    whole = results(out)
+    measured.clear()
+    assert main(options) == 0
+    assert not measured and results(out) == whole
+    # Corrected, damaged, removed: 20 pixels of class 1, all else class 0.
+    path = out / "classes" / "a.png"
+    mask = np.zeros(np.asarray(Image.open(path)).shape, np.uint8)
+    mask[2:6, 3:8] = 1
+    Image.fromarray(mask).save(path)
+    stored = out / "measured" / "b.npz"
+    stored.write_bytes(stored.read_bytes()[:-40])
+    (out / "measured" / "c.npz").unlink()
+    for now in (3, 0):
+        measured.clear()
+        assert main(options) == 0
+        assert len(measured) == now
+        rows = rows_of(out / "measurements.csv")
+        (row,) = (row for row in rows if row["image"] == "a.png" and row["class"] == "1")
+        assert float(row["area_fraction"]) == 20 / mask.size
+        assert row["particles_whole"] == "1" and float(row["max_area_px2"]) == 20
+        assert float(row["mean_aspect_ratio"]) == 5 / 4
+        others = [row for row in rows if row["image"] != "a.png"]
+        assert {tuple(row.values()) for row in others} <= {
+            tuple(row.values())
+            for row in csv.DictReader(whole["measurements.csv"].decode().splitlines())
+        }
+    for more in (["--min_px", "30"], ["--um_per_px", "0.5"], ["--grain_classes", "1"]):
+        measured.clear()
+        assert main([*options, *more]) == 0
+        assert len(measured) == 3
 
 
 def test_another_scale_measures_and_draws_anew_without_predicting(

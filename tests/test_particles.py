@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from metallography.particles import fill_holes, find_particles
+from metallography import particles
+from metallography.particles import fill_holes, find_particles, measured_key
 from tests.masks import blobs, field
 
 
@@ -130,3 +131,26 @@ def test_against_scikit_image(seed: int) -> None:
     h, w = binary.shape
     cut = [r.bbox[0] == 0 or r.bbox[1] == 0 or r.bbox[2] == h or r.bbox[3] == w for r in expected]
     np.testing.assert_array_equal(particles.border[order], cut)
+
+
+def test_a_key_of_what_was_measured_knows_all_that_decides_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mask = np.zeros((6, 8), np.uint8)
+    moved = mask.copy()
+    moved[2, 3] = 1
+    how = (2, 0.5, 10, (1,), None, None)  # as ``measure_mask`` takes them, after the mask
+    found = [measured_key(mask, *how), measured_key(moved, *how), measured_key(mask.T, *how)]
+    others = [3, None, 11, (), 4, (0,)]
+    for place, value in enumerate(others):
+        found.append(measured_key(mask, *(*how[:place], value, *how[place + 1 :])))
+    for name in ("_code_digest", "cv2", "np"):  # the code, and the libraries by which it measures
+        with monkeypatch.context() as patch:
+            if name == "_code_digest":
+                patch.setattr(particles, name, lambda: "another")
+            else:
+                patch.setattr(getattr(particles, name), "__version__", "another")
+            found.append(measured_key(mask, *how))
+    assert len(set(found)) == len(found) == 3 + 6 + 3
+    assert measured_key(mask.copy(), *how) == found[0]
+    assert measured_key(mask, 2, 0.5, 10, [1], None, None) == found[0]
