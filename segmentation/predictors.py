@@ -25,7 +25,7 @@ from imaging.gray_range import Conversion, EachImage
 from imaging.imagefile import Pixels, read_mask
 from metallography.folder import Folder
 from metallography.items import RECORD, Item, read_truth
-from metallography.particles import Array, MEASURED, Row
+from metallography.particles import MEASURED, Array, Row
 from metallography.provenance import NETWORK_WORDS
 from metallography.ranking import SecondOpinion
 from metallography.segmenter import Bands, Certainty, Segmenter
