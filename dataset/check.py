@@ -22,7 +22,7 @@ from imaging.listing import DRAWN, Listing, by_drawn_names
 from imaging.pages import count_pages
 from imaging.store import Hashing, ImageStore
 from utils.device import size_of
-from utils.files import IMAGE_SUFFIXES, DataError, list_files, list_names, name_key
+from utils.files import IMAGE_SUFFIXES, DataError, left_by_kill, list_files, list_names, name_key
 from utils.log import progress, to_terminal
 from utils.metrics import IGNORED
 
@@ -176,12 +176,19 @@ def turned_images(found: Mapping[Path, int]) -> list[str]:
 def missing_set(root: Path) -> str:
     """The message on a set's folder that is not there: several lines."""
     what = "a file, not a folder" if os.path.isfile(root) else "no such folder"
+    if old := left_by_kill(root):
+        return f"{root}: {what}; {where_left(old)}"
     cure = "give the folder of your set with --data_dir. Its layout:"
     if root.name in ("aluminum", "aluminium"):
         paper = "this is the paper's set (198 images of 376x376, academic use only)"
         ask = "ask its authors for it, or lay out your own:"
         cure = f"{paper}, which may not be redistributed; {ask}"
     return f"{root}: {what}; {cure}\n{LAYOUT}"
+
+
+def where_left(old: Path) -> str:
+    """The cure for a set that is missing, as a kill left it at ``old`` (``left_by_kill``)."""
+    return f"a kill while it was replaced left it in {old}: move that back, or make the set anew"
 
 
 class SetCheck:

@@ -41,7 +41,7 @@ from imaging.gray_range import GrayRange  # noqa: E402
 from imaging.pixel_size import POSSIBLE, is_possible  # noqa: E402
 from utils.commandline import Parser, exit_code  # noqa: E402
 from utils.entries import split_entries  # noqa: E402
-from utils.files import DataError, replace_file, replacing_folder  # noqa: E402
+from utils.files import DataError, recover_folder, replace_file, replacing_folder  # noqa: E402
 from utils.log import to_terminal  # noqa: E402
 from utils.metrics import IGNORED  # noqa: E402
 from utils.tables import csv_text  # noqa: E402
@@ -53,7 +53,8 @@ Lay out images and masks as the program reads them, or look at a set that is lai
     python dataset/prepare.py --images raw/img --masks raw/gt --out dataset/my_set --test 0.3
     python dataset/prepare.py --check dataset/my_set
 
-The set is written beside its place and then renamed, so it is there in full or not at all.
+The set is written beside its place and then renamed, so it is there in full or not at all. What a
+kill left beside it, or instead of it, the same command puts right.
 docs/data.md shows the layout and examples.
 """
 REPORT, SOURCES = "prepare_report.txt", "prepare_sources.csv"
@@ -61,6 +62,8 @@ REPORT, SOURCES = "prepare_report.txt", "prepare_sources.csv"
 
 def prepare(settings: SetSettings) -> list[str]:
     """Make the set, unless it is a dry run; the lines of the report. Raises UserError."""
+    if not settings.dry_run and recover_folder(settings.out):
+        to_terminal(f"{settings.out}: put back, as a kill while it was replaced left it elsewhere")
     _check_folders(settings)
     plan = Plan(settings)
     refuse_unused(settings, [plan.rule], settings.masks)

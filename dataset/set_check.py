@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data import Sample, find_split, parse_name
-from dataset.check import LAYOUT, Problems, SetCheck, size_text
+from dataset.check import LAYOUT, Problems, SetCheck, size_text, where_left
 from dataset.set_file import SetFile, read_set_file
 from imaging.data_bar import Bar, bar_lines
 from imaging.drawing import (
@@ -36,7 +36,7 @@ from imaging.drawing import (
 )
 from imaging.imagefile import Array, Pixels, read_image, read_mask
 from imaging.store import ImageStore
-from utils.files import DataError, list_names
+from utils.files import DataError, left_by_kill, list_names
 from utils.metrics import IGNORED
 from utils.tables import text
 
@@ -86,7 +86,9 @@ def check_set(
     set, or the sheet cannot be written.
     """
     if not os.path.isdir(root):
-        raise DataError(f"{root}: no such folder; correct --check")
+        old = left_by_kill(root)
+        cure = where_left(old) if old else "correct --check"
+        raise DataError(f"{root}: no such folder; {cure}")
     splits = [p.name for p in list_names(root) if os.path.isdir(p / "img")]
     if not splits:
         raise DataError(f"{root}: no folder with img in it; the layout is\n{LAYOUT}")

@@ -120,7 +120,9 @@ def read(request: Request, check: Callable[[Intake], object] = lambda intake: No
         return _intake(request, before, answers.not_taken())
     if folder.exists() and not (folder / RECORD).is_file():
         raise DataError(f"{folder}: not made by segment.py; move it, or give another --out")
-    with TemporaryDirectory(prefix="masks-") as place:
+    request.out.mkdir(parents=True, exist_ok=True)
+    # There, as the next run removes what a kill leaves.
+    with TemporaryDirectory(prefix=f".{SET}-masks-", dir=request.out) as place:
         folders = [
             (as_folder(mask, request.images, request.out, Path(place)), mask) for mask in masks
         ]

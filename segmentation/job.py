@@ -61,7 +61,14 @@ from segmentation.set.record import RECORD, SET
 from segmentation.tables import DOUBT_WORDS
 from stages.labels import in_strokes, label_counts, label_line, labelled_share
 from utils.commandline import UserError
-from utils.files import DataError, list_names, replace_file, writing
+from utils.files import (
+    DataError,
+    list_names,
+    recover_folder,
+    remove_leftovers,
+    replace_file,
+    writing,
+)
 from utils.log import only_progress, to_terminal
 from utils.metrics import IGNORED
 from utils.run_folder import locked
@@ -84,8 +91,10 @@ def run(request: Request) -> Work:
     started = time.monotonic()
     check_out(request.out)
     with locked(request.out, "--out", "segmenting", "--out"):
-        for leftover in request.out.glob(f".{SET}-*"):  # of a process that was killed
+        recover_folder(request.out / SET)
+        for leftover in request.out.glob(f".{SET}[.-]*"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
+        remove_leftovers(request.out)
         intake = read(request, lambda read_in: check(request, read_in, Answers(request.out)))
         answers = Answers(request.out)  # now that what is read is kept: corrections, too
         intake, scales = check(request, intake, answers)

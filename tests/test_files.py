@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,8 +17,10 @@ from utils.files import (
     confined,
     cut_name,
     inside,
+    left_by_kill,
     list_files,
     open_to_append,
+    recover_folder,
     remove_leftovers,
     replace_file,
     replacing,
@@ -239,3 +244,74 @@ def test_a_stop_between_the_two_renames_brings_the_old_folder_back(
     with pytest.raises(KeyboardInterrupt), replacing_folder(tmp_path / "set") as root:
         (root / "new").write_text("y")
     assert os.listdir(tmp_path) == ["set"] and os.listdir(tmp_path / "set") == ["mine"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from utils.files import replacing_folder
+rename, left = os.replace, int(sys.argv[2])
+def stop(source, target):
+    global left
+    rename(source, target)
+    left -= 1
+    if not left:
+        os._exit(9)
+os.replace = stop
+with replacing_folder(Path(sys.argv[1])) as root:
+    (root / "next").write_text("y")
+    if not left:
+        os._exit(9)
+"""
+
+
+def killed(folder: Path, renames: int) -> list[Path]:
+    """A process that dies in ``replacing_folder`` after so many renames; what it left beside."""
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(renames)]) as process:
+        assert process.wait(60) == 9
+    return [path for path in folder.parent.iterdir() if path != folder]
+
+
+def test_a_folder_that_a_kill_left_nowhere_is_found_and_put_back(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "mine").write_text("x")
+    assert left_by_kill(folder) is None and not recover_folder(folder)
+    (left,) = killed(folder, 1)
+    assert not folder.exists() and left_by_kill(folder) == left / "old"
+    assert left_by_kill(tmp_path / "se") is None
+    assert recover_folder(folder) and not recover_folder(folder)
+    assert os.listdir(tmp_path) == ["set"] and os.listdir(folder) == ["mine"]
+    killed(folder, 1)
+    with pytest.raises(RuntimeError), replacing_folder(folder):
+        raise RuntimeError  # what is there before anything is made: as it was
+    assert os.listdir(tmp_path) == ["set"] and os.listdir(folder) == ["mine"]
+
+
+@pytest.mark.parametrize("renames", [0, 2])
+def test_what_a_killed_process_left_beside_a_folder_is_removed_by_the_next(
+    tmp_path: Path, renames: int
+) -> None:
+    """Half a new folder, or the one that was replaced: neither is put in its place."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "mine").write_text("x")
+    assert len(killed(folder, renames)) == 1
+    shutil.rmtree(folder)
+    assert left_by_kill(folder) is None and not recover_folder(folder)
+    own = [f".set.{os.getpid()}.abcdefgh", ".set.1.abcdefghi", ".set-1.abcdefgh", ".set.x.abcdefgh"]
+    for name in own:  # of a process that runs, and of somebody else
+        (tmp_path / name / "new").mkdir(parents=True)
+    with replacing_folder(folder) as root:
+        (root / "last").write_text("z")
+    assert sorted(os.listdir(tmp_path)) == sorted(["set", *own])
+    assert os.listdir(folder) == ["last"]
+
+
+def test_a_folder_that_goes_while_it_is_written_to_is_not_said_to_be_full(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught, replacing(tmp_path / "out" / "a.csv", "--out") as file:
+        shutil.rmtree(file.parent)
+        file.write_text("half")
+    for part in ("a.csv: cannot be written", "removed or moved meanwhile", "same command", "--out"):
+        assert part in str(caught.value)
+    assert "disk space" not in str(caught.value)

@@ -1058,6 +1058,25 @@ def test_the_old_set_survives_a_stop_between_the_renames(tmp_path, stop_at_the_s
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gt", "img", "set"]
 
 
+def test_a_set_that_a_kill_left_nowhere_is_told_of_and_put_back(tmp_path, capsys):
+    """As a kill between the two renames leaves it: the old set and the new one, hidden."""
+    many(tmp_path)
+    assert run(tmp_path) == 0
+    before = files(tmp_path)
+    place = tmp_path / f".set.{2**30}.abcdefgh"  # no system counts processes so far
+    (place / "new").mkdir(parents=True)
+    (tmp_path / "set").rename(place / "old")
+    with pytest.raises(DataError, match=r"set: no such folder; .* left it in .*abcdefgh.*old: "):
+        check_data(tmp_path / "set", num_classes=3, repeats="0")
+    assert program.main(["--check", str(tmp_path / "set")]) == 2
+    assert "abcdefgh" in capsys.readouterr().err
+    assert run(tmp_path, "--dry_run", "--seed", "1") == 0 and not (tmp_path / "set").exists()
+    assert run(tmp_path, "--seed", "1") == 2  # it was replaced with --overwrite, and it is back
+    said = capsys.readouterr()
+    assert "set: put back" in said.out and "is there already" in said.err
+    assert files(tmp_path) == before
+
+
 def test_the_readme_shows_commands_that_the_program_takes(monkeypatch, tmp_path):
     pages = [ROOT / "dataset" / "README.md", ROOT / "docs" / "data.md"]
     text = "".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")

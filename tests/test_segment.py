@@ -371,6 +371,7 @@ def test_an_answer_that_is_the_first_one_is_taken_over_and_equal_to_the_byte(
     assert hashes(out)["classes/é2.png"] != found[1]["classes/é2.png"]
 
 
+@pytest.mark.slow
 def test_an_answer_that_was_taken_over_in_part_is_completed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +413,7 @@ def killed_at_once(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduce", [(2, 1), (1, 2)])
 def test_an_answer_of_images_reduced_otherwise_is_predicted(
     place: Path, monkeypatch: pytest.MonkeyPatch, reduce: tuple[int, int]
@@ -419,6 +421,26 @@ def test_an_answer_of_images_reduced_otherwise_is_predicted(
     asked = forest_alone(monkeypatch, reduce)
     assert run(place) == 0
     assert len(asked) == 2 * IMAGES
+
+
+def test_a_set_that_a_kill_left_nowhere_is_put_back_and_what_it_left_removed(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a kill between the two renames leaves it; ``--crop`` is remembered in the set alone."""
+    masks, out = ("é0_mask.png",), place / "out"
+    read_in(place, "--crop", "0,8,0,0", masks=masks)
+    left = [out / ".set.1.abcdefgh/new", out / ".set-masks-abcdefgh", out / "classes/b"]
+    for folder in left:
+        folder.mkdir(parents=True)
+    (out / "set").rename(out / ".set.1.abcdefgh/old")
+    for path in (out / ".answer.json.12.tmp", out / "classes/b/.a.png.345.tmp"):
+        path.write_text("half")
+    capsys.readouterr()
+    read_in(place, masks=masks)
+    assert "--crop 0,8,0,0, as an earlier run was told" in capsys.readouterr().out
+    assert ids(out / "set/sup_numf/gt/é0.png").shape == (SIDE - 8, SIDE)
+    hidden = {path.name for path in out.rglob(".*")}
+    assert hidden <= {".lock"}, hidden
 
 
 def test_the_first_answer_says_that_nothing_was_checked_until_something_was(

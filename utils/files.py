@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import stat
 import unicodedata
 import zlib
@@ -24,6 +25,7 @@ SYSTEM_NAMES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "@__thumb",
                 "#snapshot", "~snapshot", "@recycle", "@recently-snapshot", "@tmp", "$recycle.bin",
                 "recycler", "recycled", "trash", "network trash folder", "temporary items",
                 "system volume information", "lost+found", "__macosx")  # fmt: skip
+NEW, OLD = "new", "old"  # names of two folders, one of which takes the other's place
 MOST_BYTES = 255  # of a file name, on most file systems
 _FOLLOW_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _roots: list[tuple[Path, Path]] = []  # folders that are written to: as given, and resolved
@@ -45,6 +47,9 @@ def writing(path: str | Path, flag: str = "output_dir") -> Iterator[None]:
         cure = f"free disk space or give an {flag} that may be written to"
         if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
             cure = f"a file stands where a folder is needed, or the reverse; give another {flag}"
+        if error.errno == errno.ENOENT:  # folders that are missing are made
+            cure = "its folder was removed or moved meanwhile, or cannot be made; give the same "
+            cure += f"command again, or another {flag}"
         raise UserError(f"{path}: cannot be written ({reason}); {cure}") from error
 
 
@@ -139,14 +144,19 @@ def replacing(path: str | Path, flag: str = "output_dir", durable: bool = True) 
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """An empty folder that takes the place of ``folder`` when the block ends without an error.
 
-    Else ``folder`` stays as it was. Errors as for ``writing``, which name the flag ``--out``.
+    Else ``folder`` stays as it was. What killed processes left beside it is put back where it is
+    missing (``recover_folder``), and else removed. Errors as for ``writing``, which name ``--out``.
     """
     with writing(folder, "--out"):
         folder.parent.mkdir(parents=True, exist_ok=True)
+        recover_folder(folder)
+        for left in _left_beside(folder):
+            if not _runs(int(left.name.split(".")[-2])):
+                shutil.rmtree(left, ignore_errors=True)
         with TemporaryDirectory(
-            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+            prefix=f".{folder.name}.{os.getpid()}.", dir=folder.parent, ignore_cleanup_errors=True
         ) as place:
-            new, old = Path(place, "new"), Path(place, "old")
+            new, old = Path(place, NEW), Path(place, OLD)
             new.mkdir()
             yield new
             try:
@@ -156,6 +166,42 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             finally:
                 if old.exists() and not folder.exists():  # stopped between the two renames
                     os.replace(old, folder)
+
+
+def left_by_kill(folder: Path) -> Path | None:
+    """Where a ``folder`` is that a kill in ``replacing_folder`` left nowhere; None if it is not.
+
+    That is between the two renames, when the new one is still beside it: an old folder alone was
+    replaced, and whoever removed the new one since wants neither.
+    """
+    for left in [] if os.path.lexists(folder) else _left_beside(folder):
+        if (left / OLD).is_dir() and (left / NEW).is_dir():
+            return left / OLD
+    return None
+
+
+def recover_folder(folder: Path) -> bool:
+    """Put a folder back that a kill in ``replacing_folder`` left nowhere; whether there was one.
+
+    Whose process it was does not matter: the two renames follow one another at once.
+    """
+    if (old := left_by_kill(folder)) is None:
+        return False
+    with writing(folder, "--out"):
+        os.replace(old, folder)
+    shutil.rmtree(old.parent, ignore_errors=True)
+    return True
+
+
+def _left_beside(folder: Path) -> list[Path]:
+    """The temporary folders of ``replacing_folder`` beside a folder, the newest first."""
+    form = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.[a-z0-9_]{{8}}")
+    with suppress(OSError):
+        found = [
+            p for p in folder.parent.iterdir() if form.fullmatch(p.name) and not p.is_symlink()
+        ]
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return []
 
 
 def replace_file(
