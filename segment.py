@@ -7,6 +7,7 @@ answer, change class maps in OUT/classes or give more masks, and give the same c
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,6 +112,8 @@ def request_of(options: argparse.Namespace) -> Request:
         images, masks = demo.given()
         minutes = demo.MINUTES
     problems = Problems()
+    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        problems.append("torchrun: segment.py runs in one process; start it without torchrun")
     reading = reading_of(options, problems)
     problems.refuse()
     default = Path(f"segmented_{DEFAULT_FOLDER.name}") if options.demo else default_out(images)

@@ -31,6 +31,7 @@ from metallography.particles import unit_of
 from metallography.scales import NOT_GIVEN, Given
 from metallography.segmenter import MODEL
 from report.workbook import WORKBOOK
+from segmentation.set.files import Look
 from utils.checkpoint import load, save
 from utils.commandline import UserError
 from utils.files import (
@@ -46,6 +47,7 @@ from utils.metrics import IGNORED
 CORRECTED = "corrected"  # folder of the corrections that are learnt from
 RECORD, ROUNDS = "answer.json", "rounds.json"
 NO_CROP = Crop()
+NO_LOOKS: Mapping[str, Look] = MappingProxyType({})
 SUFFIXES = (".png", ".tif", ".tiff")  # in which programs save a corrected class map
 KINDS = ("classes", "gray", "overlay", "doubt")
 OUTLINES = "outlines"  # folder of the files that other programs read
@@ -62,7 +64,7 @@ class Answers:
         # Class maps that were corrected and are not kept yet, by the name of their image.
         self._new: dict[str, Path] = {}
         self.record: dict[str, Any] = {"by": "", "files": {}, "beside": {}, "outlines": {}}
-        self.record["crop"] = list(NO_CROP)
+        self.record |= {"crop": list(NO_CROP), "looks": {}, "drawn_on": {}}
         with suppress(OSError, ValueError):
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if _is_sound(found):
@@ -187,6 +189,23 @@ class Answers:
                 f"0..{classes - 1}, and {IGNORED} where you do not know: correct it or remove it"
             )
 
+    def check_look(self, name: str, path: Path, image: Path, look: Look) -> None:
+        """DataError for a corrected class map of ``of_image`` drawn on another picture.
+
+        ``look`` is that of ``image`` as it is now. What an earlier version kept or published, and a
+        map that somebody else put in ``OUT/corrected``, tells nothing of its picture.
+        """
+        drawn_on = self.record["looks"].get(name)
+        if path == self.place(name):
+            ids, *drawn_on = self.record["drawn_on"].get(name) or [""]
+            drawn_on = drawn_on if ids == digest(path) else None
+        if drawn_on and not {*drawn_on} & {*look}:
+            found = f"{path}: drawn on another picture than {image} is now"
+            cure = (
+                "delete it, or, if it is right for this one, too, move it to a folder of your own"
+            )
+            raise DataError(f"{found}; {cure} and give --masks that folder as well")
+
     def place(self, name: str) -> Path:
         """Where the corrected class map of an image is kept."""
         return self.out / CORRECTED / f"{name}.png"
@@ -283,6 +302,9 @@ class Answers:
             before = read_mask(place)
             self.check(place, before, ids.shape, ids.shape, IGNORED)
             ids = merged(before, ids)
+        # First: killed in between, what is kept is of a picture that is not known.
+        self.record["drawn_on"][name] = [digest_of(ids), *self.record["looks"].get(name, [])]
+        self._save()
         with replacing(place, "--out") as temporary:
             write_png(temporary, ids)
         self.kept.append(name)
@@ -322,11 +344,13 @@ class Answers:
         by: str,
         classes: Sequence[str] = (),
         crop: Crop = NO_CROP,
+        looks: Mapping[str, Look] = NO_LOOKS,
     ) -> None:
         """Publish a predicted folder; a kill leaves files of both answers, all of them known.
 
         ``classes`` are the names of the classes in its outlines, if it has some, which are those of
-        the images before ``crop``. Corrections that are at fault stay where they are, with a line.
+        the images before ``crop``; ``looks`` are those of the images. Corrections that are at fault
+        stay where they are, with a line.
         """
         names = list(names)
         left = self._take_meanwhile(len(classes))  # the others are kept for the next time
@@ -338,6 +362,8 @@ class Answers:
         self.record["files"] = {
             n: list(dict.fromkeys([*old.get(n, []), d])) for n, d in new.items()
         }
+        seen, before = {n: list(looks[n]) for n in names if n in looks}, self.record["looks"]
+        self.record["looks"] = {n: look for n, look in seen.items() if before.get(n) == look}
         self._save()
         for kind in KINDS:
             for below in (f"{kind}/{name}.png" for name in names):
@@ -353,6 +379,7 @@ class Answers:
                 _copy(work / table, self.out / table)
         self.record |= {"by": by, "files": {name: [value] for name, value in new.items()}}
         self.record |= {"class_names": list(classes), "crop": list(crop)}
+        self.record["looks"] = seen
         self._save()
 
     def publish_summary(self, work: Path) -> None:
@@ -413,10 +440,11 @@ def _is_sound(found: object) -> bool:
     """Whether a record has the shape of those that ``Answers`` writes, as far as it has entries."""
     if not isinstance(found, dict) or "files" not in found:
         return False
-    tables = [found.get(kind, {}) for kind in ("files", "outlines", "beside")]
+    kinds = "files", "outlines", "looks", "drawn_on", "beside"
+    tables = [found.get(kind, {}) for kind in kinds]
     if not all(isinstance(each, dict) for each in tables):
         return False
-    hashes = [*tables[0].values(), *tables[1].values()]
+    hashes = [each for table in tables[:-1] for each in table.values()]
     crop = found.get("crop", list(NO_CROP))
     whole = isinstance(crop, list) and len(crop) == len(NO_CROP)
     sides = whole and all(isinstance(side, int) and side >= 0 for side in crop)

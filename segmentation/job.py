@@ -296,7 +296,7 @@ class Work:
             folder = self.predict_first()
         self.first_look = self.marked(folder)
         own = self.first, [p.name for p in self.pictures], FOREST, folder.segmenter.class_names
-        self.answers.publish(*own, self.intake.crop)
+        self.answers.publish(*own, self.intake.crop, self.intake.looks)
         path = telling.write_page(self.first_look, final=False)
         after = f"after {minutes(self.learning.spent())}"
         to_terminal(f"First answer of all images, by the {FOREST}, {after}: {path}")
@@ -432,8 +432,8 @@ class Work:
         self.rounds.save()
         result = self.marked(folder)
         self.draw_outlines(folder)
-        names, crop = [p.name for p in self.pictures], self.intake.crop
-        self.answers.publish(place, names, self.this.by, predictor.class_names, crop)
+        names, own = [p.name for p in self.pictures], (self.intake.crop, self.intake.looks)
+        self.answers.publish(place, names, self.this.by, predictor.class_names, *own)
         for name in SOMETIMES:
             if not (place / name).exists():  # of an answer before
                 (self.out / name).unlink(missing_ok=True)

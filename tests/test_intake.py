@@ -27,6 +27,7 @@ from imaging.listing import Listing
 from metallography.items import Item
 from metallography.scales import find_scales
 from segmentation import intake as intake_file
+from segmentation.answers import Answers
 from segmentation.intake import Intake, read
 from segmentation.request import Request
 from segmentation.set.record import SetRecord, read_record
@@ -211,6 +212,68 @@ def test_a_correction_of_before_a_crop_is_cut_as_its_image(root: Path) -> None:
     intake = read_in(root, mask, reading=Reading(crop=Crop(bottom=24)))
     (b,) = (read_mask(p.labels) for p in intake.annotated if p.name == "b" and p.labels)
     assert b.shape == (SIDE - 24, SIDE) and (b[:16] == 0).all() and (b[16:] == 1).all()
+
+
+def published(root: Path, intake: Intake, ids: np.ndarray[Any, Any]) -> Answers:
+    """An answer that is the same for all images."""
+    for kind in ("classes", "gray", "overlay", "doubt"):
+        for picture in intake.pictures:
+            save(root / "work" / kind / f"{picture.name}.png", ids)
+    answers, names = Answers(root / "out"), [p.name for p in intake.pictures]
+    answers.publish(root / "work", names, "me", intake.class_names, intake.crop, intake.looks)
+    return Answers(root / "out")
+
+
+ZEROS = np.zeros((SIDE, SIDE), np.uint8)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_correction_is_no_label_of_another_picture_of_its_name(root: Path, kept: bool) -> None:
+    """Neither one that was learnt from already, nor one that no run has seen."""
+    mask = bands(root / "a.png", 0, 1)
+    published(root, read_in(root, mask), ZEROS)
+    save(root / "out/classes/b.png", ZEROS + 1)
+    if kept:
+        assert learnt(read_in(root, mask)) == {"a": [0, 1], "b": [1]}
+    image(root / "images/b.png", seed=7)
+    place = "corrected" if kept else "classes"
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=rf"{place}.b\.png: drawn on another picture than .*b\."
+        ):
+            read_in(root, mask)
+    (root / "mine").mkdir()  # it is right for this one, too: the message says how to say so
+    (root / f"out/{place}/b.png").rename(root / "mine/b.png")
+    assert learnt(read_in(root, mask, root / "mine")) == {"a": [0, 1], "b": [1]}
+
+
+def test_a_correction_stays_when_its_picture_is_saved_anew_or_cut(root: Path) -> None:
+    mask = bands(root / "a.png", 0, 1)
+    published(root, read_in(root, mask), ZEROS)
+    save(root / "out/classes/b.png", ZEROS + 1)
+    path, same = root / "images/b.png", {"a": [0, 1], "b": [1]}
+    assert learnt(read_in(root, mask)) == same
+    pixels = np.asarray(Image.open(path))
+    Image.fromarray(np.dstack([pixels] * 3)).save(path, compress_level=0)  # gray, as RGB
+    assert learnt(read_in(root, mask)) == same
+    assert learnt(read_in(root, mask, reading=Reading(crop=Crop(0, 8, 0, 0)))) == same
+    # A map that somebody puts in the place of a kept one tells nothing of its picture.
+    image(path, seed=7)
+    save(root / "out/corrected/b.png", ZEROS)
+    assert learnt(read_in(root, mask)) == {"a": [0, 1], "b": [0]}
+
+
+def test_a_correction_of_an_earlier_version_is_taken_as_it_is(root: Path) -> None:
+    """That noted of no picture how it looked."""
+    mask, path = bands(root / "a.png", 0, 1), root / "out/answer.json"
+    published(root, read_in(root, mask), ZEROS)
+    known = json.loads(path.read_text())
+    for name in ("looks", "drawn_on"):
+        del known[name]
+    path.write_text(json.dumps(known))
+    save(root / "out/classes/b.png", ZEROS + 1)
+    image(root / "images/b.png", seed=7)
+    assert learnt(read_in(root, mask)) == {"a": [0, 1], "b": [1]}
 
 
 def test_corrected_class_maps_alone_ask_for_the_mask(root: Path) -> None:
@@ -552,13 +615,14 @@ def test_files_are_listed_and_asked_for_their_pages_few_times(
     assert (opened["b.png"], walked[images]) == (1, 1)  # nothing has changed
 
 
-# As a version 5 of before ``SetRecord`` wrote it.
+# As a version 5 of before ``SetRecord`` wrote it, and what came to it since.
 WRITTEN = """{"signature": [[5, {"crop": [0, 8, 0, 0]}, false, "/i", "a", "b"],
 ["/i/x.png", 4724, 3]], "num_classes": 2, "pixels": 5760,
 "palette": "0=0,0,0 1=255,0,0", "crop": [0, 8, 0, 0],
 "gray_range": [149.0, 59952.0], "notes": ["masks: colours"], "warnings": [],
 "pictures": [["s/x", "s__x", true, "s/x.png"]], "class_names": ["a", "b"], "mask_kind": "",
-"images": "/i", "class_colours": ["333333", "ff0000"], "own_colours": [], "our_order": true}"""
+"images": "/i", "class_colours": ["333333", "ff0000"], "own_colours": [], "our_order": true,
+"looks": {"s/x": ["0123456789abcdef"]}}"""
 
 
 def test_a_record_is_read_as_it_was_always_written(tmp_path: Path) -> None:
@@ -579,7 +643,7 @@ def test_a_record_is_read_as_it_was_always_written(tmp_path: Path) -> None:
         ("pixels", None), ("palette", "0=x"), ("class_names", "ab"), ("class_names", [1]),
         ("mask_kind", []), ("crop", "x"), ("crop", [0, 1]), ("crop", [0, 0, 0, -1]),
         ("class_colours", None), ("own_colours", {}), ("our_order", "yes"), ("notes", "n"),
-        ("warnings", [None]), ("our_order", ...),
+        ("warnings", [None]), ("looks", {"a": 3}), ("looks", [1]), ("our_order", ...),
     ],
 )  # fmt: skip
 def test_what_is_damaged_in_a_record_is_not_known_and_the_rest_is(

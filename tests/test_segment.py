@@ -423,6 +423,16 @@ def test_an_answer_of_images_reduced_otherwise_is_predicted(
     assert len(asked) == 2 * IMAGES
 
 
+def test_torchrun_is_refused_in_a_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert run(place) == 2 and not (place / "out").exists()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "without torchrun" in said
+
+
 def test_a_set_that_a_kill_left_nowhere_is_put_back_and_what_it_left_removed(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dataset.set_plan import Source
+from imaging.imagefile import read_bytes, read_image
 from imaging.index import stamp_of
 from imaging.listing import Listing
 from imaging.pages import images_of, page_name
+from metallography.items import digest_of
 
+Look = Sequence[str]  # hashes of a picture: of its pixels, and of its file if it has one page
 Entry = list[Any]  # a file's path, bytes, and time of change in ns, as JSON gives them back
 
 
@@ -73,6 +77,17 @@ class UserFiles:
         if not self.has_pages(source.image):
             return source.below
         return path.with_name(f"{page_name(path.stem, source.page)}{path.suffix}").as_posix()
+
+
+def look_of(image: Path, page: int, pages: int) -> Look:
+    """By what a picture is known again, before a crop: it is the same if one of its hashes is.
+
+    Its pixels, in 8 bits, stay when it is saved anew. Its file stays when decoders, which round in
+    their own ways, become others.
+    """
+    pixels = read_image(image, page=page)  # (H, W), or (H, W, 3)
+    whole = [hashlib.sha256(read_bytes(image)).hexdigest()[:16]] if pages == 1 else []
+    return digest_of(pixels), *whole
 
 
 def _entry(path: Path) -> Entry:

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from filecmp import cmp
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from dataset.mask_values import parse_palette
 from imaging.field import Crop, read_crop
 from segmentation.request import Request
-from segmentation.set.files import Entry, UserFiles
+from segmentation.set.files import Entry, Look, UserFiles
 from utils.files import DataError, name_key
 
 SET, RECORD = "set", "record.json"  # the folder of a set in OUT, and the file in it
-VERSION = 6  # of what is laid out: a set of another one is made anew
+VERSION = 7  # of what is laid out: a set of another one is made anew
 
 
 class Laid(NamedTuple):
@@ -52,6 +52,7 @@ class SetRecord:
     our_order: bool = False  # classes are in an order of values that nobody gave
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    looks: Mapping[str, Look] = field(default_factory=dict)  # of each picture, by its name
 
     def to_json(self) -> str:
         """The text of its file."""
@@ -147,4 +148,5 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
     "our_order": _of(bool),
     "notes": _texts,
     "warnings": _texts,
+    "looks": lambda value: {name: _texts(look) for name, look in _of(dict)(value).items()},
 }
