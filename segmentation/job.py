@@ -432,8 +432,8 @@ class Work:
         self.rounds.save()
         result = self.marked(folder)
         self.draw_outlines(folder)
-        names, own = [p.name for p in self.pictures], (self.intake.crop, self.intake.looks)
-        self.answers.publish(place, names, self.this.by, predictor.class_names, *own)
+        names, seen = [p.name for p in self.pictures], (self.intake.crop, self.intake.looks)
+        self.answers.publish(place, names, self.this.by, predictor.class_names, *seen)
         for name in SOMETIMES:
             if not (place / name).exists():  # of an answer before
                 (self.out / name).unlink(missing_ok=True)
