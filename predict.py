@@ -49,6 +49,7 @@ from metallography.summary import equal_images, later_warnings, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE, VIEWS
 from report.laboratory import Told, page_name, place_of, sample_of, write_laboratory
 from report.page import experiment_of, write_report
+from report.provenance import how_measured
 from report.sheets import predicted_sheet, ranked_sheet
 from report.workbook import WORKBOOK, remove_workbook, write_folder_workbook
 from utils.checkpoint import CheckpointError
@@ -370,7 +371,7 @@ def measure_images(
     ]
     folder.run()
     folder.warned = equal_images(folder) + ([] if options.xlsx else remove_workbook(folder))
-    write_tables(folder)
+    write_tables(folder, how_measured(folder))
     written = write_outlines(folder, options.outlines) + remove_outlines(folder, options.outlines)
     if options.xlsx:
         written += write_folder_workbook(folder)

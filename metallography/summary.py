@@ -20,7 +20,6 @@ from metallography.folder import Folder
 from metallography.items import MEASUREMENTS, SUMMARY, Item, digest_of, equal_lines
 from metallography.measure import class_words, fractions_of, outlying
 from metallography.particles import Row, unit_of
-from metallography.provenance import NETWORK_WORDS, how_measured
 from utils import metrics
 from utils.files import DataError, replace_file
 from utils.log import VERSION, WARNING
@@ -79,14 +78,14 @@ Table = dict[str, Any]
 """``title``, ``head`` (names of the columns), ``rows`` (lists of text), perhaps a ``note``."""
 
 
-def write_tables(folder: Folder, by: str = NETWORK_WORDS) -> None:
+def write_tables(folder: Folder, method: str = "") -> None:
     """Write the CSV files, ``summary.md`` and ``summary.json`` of a folder that was run.
 
-    ``by`` tells who segmented (``provenance.how_measured``). The JSON holds ``head`` (see
-    ``head_rows``), ``images`` (their names), ``values`` (the numbers of phases, sizes and batches,
-    null where unknown), ``about``, ``warnings`` and ``unusable`` (sentences; a line for each file
-    that could not be used), ``method`` (a paragraph) and ``tables``, see ``Table``. UserError if a
-    file cannot be written.
+    ``method`` is a paragraph on how it was measured (``report.provenance``). The JSON holds it,
+    ``head`` (see ``head_rows``), ``images`` (their names), ``values`` (the numbers of phases, sizes
+    and batches, null where unknown), ``about``, ``warnings`` and ``unusable`` (sentences; a line
+    for each file that could not be used) and ``tables``, see ``Table``. UserError if a file cannot
+    be written.
     """
     batches = batch_rows(folder)
     sizes = size_rows(folder) if folder.rows else []
@@ -100,7 +99,7 @@ def write_tables(folder: Folder, by: str = NETWORK_WORDS) -> None:
     for name, rows in files.items():
         replace_file(folder.out / f"{name}.csv", csv_of_rows(rows, ["image"]), "--out")
     tables = [table for part in sections(folder).values() for table in part]
-    about, doubts, method = about_lines(folder), warnings(folder), how_measured(folder, by)
+    about, doubts = about_lines(folder), warnings(folder)
     values = {"phases": phase_rows(folder), "sizes": sizes, "batches": batches}
     found: Row = {"head": dict(head_rows(folder)), "images": [d.item.name for d in folder.done]}
     found |= {"values": {name: [*map(_nulls, rows)] for name, rows in values.items()}}

@@ -28,7 +28,6 @@ from metallography.folder import Folder
 from metallography.items import MEASUREMENTS, Item
 from metallography.measure import fractions_of
 from metallography.particles import Array, unit_of
-from metallography.provenance import NETWORK_WORDS, how_measured
 from metallography.summary import (
     DEFINITIONS,
     Table,
@@ -46,6 +45,7 @@ from metallography.summary import (
 )
 from report.figures import size_picture
 from report.page import REPORT, TABLE_CHARACTERS, Picture, runs_of, write_page
+from report.provenance import NETWORK_WORDS, how_measured
 from utils.files import DataError
 from utils.log import WARNING
 from utils.metrics import IGNORED

@@ -30,6 +30,7 @@ from metallography.items import MEASUREMENTS, SUMMARY, digest_of
 from metallography.particles import unit_of
 from metallography.scales import NOT_GIVEN, Given
 from metallography.segmenter import MODEL
+from metallography.summary import Table
 from report.workbook import WORKBOOK
 from segmentation.set.files import Look
 from utils.checkpoint import load, save
@@ -43,6 +44,7 @@ from utils.files import (
     replacing,
 )
 from utils.metrics import IGNORED
+from utils.tables import percent
 
 CORRECTED = "corrected"  # folder of the corrections that are learnt from
 RECORD, ROUNDS = "answer.json", "rounds.json"
@@ -538,3 +540,37 @@ def pair_digest(image: Path, labels: Path) -> str:
     pixels, ids = read_image(image), read_mask(labels)
     found = hashlib.sha256(f"{ids.shape}".encode() + ids.tobytes() + pixels.tobytes())
     return found.hexdigest()[:16]
+
+
+NEW_LABELS = ("image", "pixels that differ from the last answer", "labelled pixels")
+
+
+def changes(this: Round, before: Round | None) -> list[list[str]]:
+    """Images whose area fractions changed, the most first: a line of cells each."""
+    if before is None:
+        return []
+    rows = []
+    for image, now in this.fractions.items():
+        was = before.fractions.get(image)
+        if was and len(was) == len(now):
+            moved = [abs(a - b) for a, b in zip(was, now, strict=True)]
+            rows.append((max(moved), image, was, now))
+    rows.sort(key=lambda row: (-row[0], row[1]))
+    return [
+        [image, *(f"{percent(a)} → {percent(b)}" for a, b in zip(was, now, strict=True))]
+        for most, image, was, now in rows
+        if most >= 0.0005
+    ]
+
+
+def change_tables(
+    this: Round, before: Round | None, names: Sequence[str], own: Mapping[str, str]
+) -> list[Table]:
+    """What new labels and area fractions changed since the answer before."""
+    corrected = [[own[name], str(n), str(all_)] for name, (n, all_) in this.corrected.items()]
+    moved = [[own[name], *cells] for name, *cells in changes(this, before)]
+    title = "What changed: area fraction before → after, %"
+    new = {"title": "Labels that are new", "head": [*NEW_LABELS], "rows": corrected}
+    other = {"title": title, "head": ["image", *names],
+             "rows": moved or [["none", *("-" for _ in names)]]}  # fmt: skip
+    return [*([new] if corrected else []), *([other] if before is not None else [])]

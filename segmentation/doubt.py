@@ -24,7 +24,9 @@ from imaging.imagefile import Pixels, read_image, read_mask
 from metallography.measure import class_words, outlying
 from metallography.particles import Array, Row
 from metallography.ranking import doubt_of
+from metallography.summary import Table
 from utils.metrics import IGNORED
+from utils.tables import digits
 
 DOUBTFUL = 0.085  # doubt of an image from which on it is marked
 DOUBTFUL_BY_TWIN = 0.04  # the same where a twin network is asked
@@ -231,3 +233,47 @@ def missing_lines(
             found = f"{class_words(title)} is in the annotation"
             lines.append(f"{found} and was found in no other image")
     return lines
+
+
+# Columns of doubt.csv that are shares of 1, as people read them.
+DOUBT_WORDS = {
+    "unsure": "unsure, %",
+    "twin_differs": "twin network differs, %",
+    "differs": "pixel classifier differs, %",
+    "vote_disagreement": "votes that differ, %",
+    "label_here": "label here, %",
+}
+ABOUT_DOUBT = {  # what the columns of doubt.csv mean
+    "unsure": "Unsure: 1 - probability of the likeliest class, mean of the pixels; certainty = "
+    "100 % - unsure.",
+    "doubt": "Doubt: unsure, plus the share of pixels on which the pixel classifier disagrees "
+    "beyond its own error on held-out blocks.",
+    "twin_differs": "Doubt: share of pixels on which a twin network disagrees, one that was "
+    "trained the same way from other random numbers.",
+    "vote_disagreement": "Votes: share of the 8 flips and turns that give another class.",
+    "label_here": f"Label here: share of the image among the {100 * SHARE:.0f} % of all "
+    "pixels that are most doubtful.",
+}
+
+
+def doubt_table(doubts: Sequence[Row], own: Mapping[str, str]) -> Table:
+    """All images without labels, their doubt, and what speaks against each; shares in percent."""
+    head = ["image", "what speaks against it", "doubt", *DOUBT_WORDS.values()]
+    rows = [
+        [
+            own[row["image"]],
+            row["reasons"] or "-",
+            digits(row["doubt"], 2),
+            *(digits(100 * row[name], 1) for name in DOUBT_WORDS),
+        ]
+        for row in doubts
+    ]
+    title = "Images without labels, the most doubtful first"
+    return {"title": title, "head": head, "rows": rows}
+
+
+def doubt_words(doubts: Sequence[Row]) -> str:
+    """What the columns of ``doubt_table`` mean, of those in which anything is known."""
+    known = {n for n in ABOUT_DOUBT if any(not math.isnan(row[n]) for row in doubts)}
+    known -= {"doubt"} if "twin_differs" in known else set()
+    return " ".join(said for name, said in ABOUT_DOUBT.items() if name in known)

@@ -28,6 +28,7 @@ from metallography.scales import Scales, find_scales
 from metallography.segmenter import Segmenter
 from metallography.summary import is_share, words, write_tables
 from metallography.tiling import VIEWS
+from report.provenance import how_measured
 from report.sheets import predicted_sheet
 from report.workbook import WORKBOOK, of_islands, sheets_of, today, write_workbook
 from segmentation import blocks, doubt, telling
@@ -58,7 +59,6 @@ from segmentation.schedule import (
     save_schedule,
 )
 from segmentation.set.record import RECORD, SET
-from segmentation.tables import DOUBT_WORDS
 from stages.labels import in_strokes, label_counts, label_line, labelled_share
 from utils.commandline import UserError
 from utils.files import (
@@ -404,7 +404,7 @@ class Work:
         folder.poor = [*telling.poor_phases(scores, folder.segmenter.class_names)]
         learnt = self.rounds.all[self.this.method - 1] if self.this.method else self.this
         folder.by = telling.method_words(folder, len(learnt.labels), scores, self.labelled)
-        write_tables(folder, folder.by)
+        write_tables(folder, how_measured(folder, folder.by))
 
     def about_answer(self, folder: AnswerFolder) -> list[str]:
         """What the summary of every answer says: scales, and which images were learnt from."""
@@ -496,14 +496,14 @@ class Work:
         )
         if doubtful := doubt.doubtful_lines(rows):
             folder.warned = [*folder.warned, *doubtful]
-            write_tables(folder, folder.by)
+            write_tables(folder, how_measured(folder, folder.by))
         path = folder.out / "doubt.csv"
         replace_file(path, csv_of_rows(rows, ["rank", "image", "reasons"]))
         for line in write_workbook(
             folder.out / WORKBOOK,
             sheets_of(folder, doubt=path),
-            lambda column: DOUBT_WORDS.get(column, words(column)),
-            lambda column: column in DOUBT_WORDS or is_share(column),
+            lambda column: doubt.DOUBT_WORDS.get(column, words(column)),
+            lambda column: column in doubt.DOUBT_WORDS or is_share(column),
             of_islands(folder),
             today(),
         ):

@@ -26,10 +26,10 @@ from imaging.imagefile import Pixels, read_mask
 from metallography.folder import Folder
 from metallography.items import RECORD, Item, read_truth
 from metallography.particles import MEASURED, Array, Row
-from metallography.provenance import NETWORK_WORDS
 from metallography.ranking import SecondOpinion
 from metallography.segmenter import Bands, Certainty, Segmenter
 from metallography.tiling import UNETS, Floats, resized_bands
+from report.provenance import NETWORK_WORDS
 from segmentation import blocks
 from segmentation.answers import KINDS, digest, merged
 from segmentation.doubt import doubt_map

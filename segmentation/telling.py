@@ -19,7 +19,7 @@ from metallography.segmenter import MODEL
 from metallography.summary import Table, later_warnings
 from report.laboratory import Told, own_name, place_of, sample_of, write_laboratory
 from segmentation import doubt
-from segmentation.answers import Round
+from segmentation.answers import Round, change_tables, changes
 from segmentation.blocks import BLOCKS, HeldOut, stored
 from segmentation.intake import Intake, Picture
 from segmentation.predictors import (
@@ -33,7 +33,6 @@ from segmentation.predictors import (
 )
 from segmentation.request import Request
 from segmentation.schedule import Schedule
-from segmentation.tables import change_tables, changes, doubt_table, doubt_words
 from stages.labels import labelled_share
 from utils.metrics import IGNORED, mean_score
 from utils.tables import digits
@@ -511,8 +510,8 @@ def write_page(result: Result, *, final: bool, found: HeldOut | None = None) -> 
         by=by_words(result, own, final),
         how=folder.by,
         said=said,
-        doubts=doubt_table(doubts, own) if doubts else None,
-        doubt_words=doubt_words(doubts),
+        doubts=doubt.doubt_table(doubts, own) if doubts else None,
+        doubt_words=doubt.doubt_words(doubts),
         marks={row["image"]: row["reasons"] for row in doubts if row["reasons"]},
         marked_places=FirstOf(far_away, result.places),
         places=" or ".join([LABEL_HERE, *(["far from any label"] if far_away else [])]),

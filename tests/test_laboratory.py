@@ -16,7 +16,6 @@ from PIL import Image
 from imaging.drawing import palette
 from metallography.folder import Folder
 from metallography.items import list_images
-from metallography.provenance import how_measured
 from metallography.segmenter import Segmenter
 from metallography.summary import sections, write_tables
 from report import laboratory
@@ -34,6 +33,7 @@ from report.laboratory import (
     sample_of,
     write_laboratory,
 )
+from report.provenance import how_measured
 from tests.test_page import Page
 from tests.trained_model import write_weights
 from utils.log import VERSION
@@ -397,7 +397,7 @@ def test_how_it_was_measured_is_a_paragraph_and_the_program_is_named(tmp_path, m
         "a quarter, and are left out of sizes."
     ) in page.text
     assert f"of PSCL {VERSION}" in page.text and "E1382" not in how_measured(folder)
-    write_tables(folder, by="me")
+    write_tables(folder, how_measured(folder, "me"))
     lines = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8").splitlines()
     assert any("phases were segmented by me. ±" in line for line in lines)
 

@@ -13,10 +13,10 @@ import pytest
 from segmentation import blocks, telling
 from segmentation.answers import Round
 from segmentation.blocks import HeldOut
+from segmentation.doubt import doubt_words
 from segmentation.job import Work
 from segmentation.predictors import Watched
 from segmentation.schedule import Schedule
-from segmentation.tables import doubt_words
 from segmentation.telling import (
     PART,
     FirstOf,
