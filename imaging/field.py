@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from imaging.imagefile import (
     read_image,
     read_mask,
 )
+from imaging.listing import Lookup
 from imaging.pages import place_of
 from utils.files import DataError
 
@@ -165,8 +167,8 @@ class FieldRule:
     """Which part of each image of a folder is its field.
 
     ``crop`` is cut off all but images of ``cropped_sizes`` (height, width), from which it is cut
-    already. ``roi`` is a folder of masks, named as the images: where they are 0 is outside. Images
-    of fewer than ``least_side`` pixels a side cannot be used.
+    already. ``roi`` is a folder of masks (PNG), named as the images (``imaging.listing.Lookup``):
+    where they are 0 is outside. Images of fewer than ``least_side`` pixels a side cannot be used.
     """
 
     crop: Crop = Crop()
@@ -230,8 +232,12 @@ class FieldRule:
         return {**found, "roi": [status.st_size, status.st_mtime_ns]}
 
     def _region(self, name: str) -> Path | None:
-        region = self.roi / f"{name}.png" if self.roi else None
+        region = self._regions.find(Path(name), (".png",)) if self._regions else None
         return region if region and region.is_file() else None
+
+    @cached_property
+    def _regions(self) -> Lookup | None:
+        return Lookup(self.roi) if self.roi else None
 
 
 NO_RULE = FieldRule()

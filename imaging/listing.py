@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -147,7 +147,7 @@ class Listing:
                     self.left_out[COPIES if copies else RESULTS].append(path)
                 elif own and place != self.folder and not (is_image(path) or os.path.isdir(path)):
                     continue  # tables and logs beside the results
-                elif path.is_symlink():
+                elif os.path.islink(path):  # pathlib's raises where it may not look
                     self._links.append(path)
                 elif self._take(path):
                     waiting.append(path)
@@ -177,7 +177,11 @@ class Listing:
 
     def _follow(self, link: Path) -> None:
         """Take what a link leads to, unless it belongs to another purpose or leads upwards."""
-        real = Path(os.path.realpath(link))
+        try:
+            real = Path(os.path.realpath(link))
+        except OSError:  # Python 3.11 reads a link, gone since it was listed, without a guard
+            self.left_out[NOWHERE].append(link)
+            return
         if any(real.is_relative_to(apart) for apart in self._apart):
             return
         if os.path.isdir(real) and real != self._real and self._real.is_relative_to(real):
@@ -186,6 +190,48 @@ class Listing:
             self.left_out[RESULTS].append(link)
         elif self._take(link):
             self._walk(link)
+
+
+class Lookup:
+    """Files below a folder that are named as others, such as the masks of images.
+
+    A name counts as it is; else in another Unicode form, or with its suffix in other letter case;
+    else in any letter case, if that makes it the name of just one of ``asked``: all paths that are
+    looked for, without suffixes. What several files could be is none of them. Each folder is listed
+    once, when it is first looked into.
+    """
+
+    def __init__(self, folder: Path, asked: Collection[Path] = ()) -> None:
+        self.folder = folder
+        self._asked = Counter(_any_case(path.as_posix()) for path in {*asked})
+        self._listed: dict[Path, tuple[defaultdict[str, list[str]], ...]] = {}
+
+    def find(self, below: Path, suffixes: Sequence[str]) -> Path | None:
+        """What has a path below the folder and one of the suffixes, the first that is there."""
+        any_case = self._asked[_any_case(below.as_posix())] == 1
+        place = self.folder
+        for part in below.parent.parts:
+            place /= self._name(place, [part], any_case) or part
+        names = [f"{below.name}{suffix}" for suffix in suffixes]
+        found = self._name(place, names, any_case)
+        # What cannot be listed may yet be opened, and some systems tell no letter cases apart.
+        paths = (place / name for name in ([found] if found else names))
+        return next((path for path in paths if path.exists()), None)
+
+    def _name(self, place: Path, names: Sequence[str], any_case: bool) -> str | None:
+        """What the first of ``names`` is called in a folder; None if it is not there."""
+        keys: tuple[Callable[[str], str], ...] = (str, _one_form, _any_case)
+        if place not in self._listed:
+            self._listed[place] = tuple(defaultdict(list) for _ in keys)
+            with suppress(OSError):
+                for name in os.listdir(place):
+                    for key, table in zip(keys, self._listed[place], strict=True):
+                        table[key(name)].append(name)
+        for key, table in zip(keys[: 2 + any_case], self._listed[place], strict=False):
+            found = (table.get(key(name), []) for name in names)
+            if own := next((same for same in found if len(same) == 1), None):
+                return own[0]
+        return None
 
 
 def is_image(path: Path) -> bool:
@@ -305,7 +351,16 @@ def _values(path: Path) -> int:
 
 
 def _stem(path: Path) -> str:
-    return name_key(path.stem).casefold()
+    return _any_case(path.stem)
+
+
+def _one_form(name: str) -> str:
+    stem, suffix = os.path.splitext(name_key(name))
+    return stem + suffix.lower()
+
+
+def _any_case(name: str) -> str:
+    return name_key(name).casefold()
 
 
 def names_of(images: Path) -> list[str]:

@@ -23,6 +23,7 @@ from imaging.listing import (
     DRAWN,
     LABELS,
     Listing,
+    Lookup,
     by_drawn_names,
     in_mask_folders,
     labels_of_twins,
@@ -108,9 +109,10 @@ def list_images(folder: Path, out: Path, masks: Path | None = None) -> Items:
     """Images of a folder and its sub-folders (or one file), in the order of their paths.
 
     A name is the path without its suffix, or with it where two would be alike; each page of a file
-    is an image. A true mask is a .png or TIFF with the image's name, below ``masks``. Files in
-    ``out`` and ``masks`` are not images, nor are those that ``imaging.listing`` leaves out. Raises
-    DataError if there is no such folder, or no image in it.
+    is an image. A true mask is a .png or TIFF with the image's name, below ``masks``, found as
+    ``imaging.listing.Lookup`` does. Files in ``out`` and ``masks`` are not images, nor are those
+    that ``imaging.listing`` leaves out. Raises DataError if there is no such folder, or no image in
+    it.
     """
     cure = f"give a folder with images ({' '.join(IMAGE_SUFFIXES)})"
     if kind := special_kind(folder):
@@ -166,18 +168,20 @@ def _find_truths(pages: Sequence[Page], masks: Path | None, own: bool = False) -
     if masks is None:
         return truths
     first = {page.path: page for page in reversed(pages)}
+    suffixes = TRUTHS[:1] if own else TRUTHS
+    by_page = {page: page.below.with_suffix("") for page in pages}
+    by_file = {page: page.below.with_name(page.path.stem) for page in pages}
+    lookup = Lookup(masks, () if own else {*by_page.values(), *by_file.values()})
     for page in pages:
-        below = masks / page.below
-        suffixes = TRUTHS[:1] if own else TRUTHS
-        by_page = [below.with_suffix(suffix) for suffix in suffixes]
-        by_file = [below.with_name(f"{page.path.stem}{suffix}") for suffix in suffixes]
-        found = next((path for path in by_page if path.exists()), None)
-        whole = next((path for path in by_file if path.exists()), None)
+        found = lookup.find(by_page[page], suffixes)
+        whole = lookup.find(by_file[page], suffixes)
         if found is None and whole and count_pages(whole) > 1:
             truths[page] = whole, page.number
             continue
-        if found is None:
-            found = whole or by_file[0] if first[page.path] == page else by_page[0]
+        if found is None and first[page.path] == page:
+            found = whole or masks / f"{by_file[page]}{suffixes[0]}"
+        elif found is None:
+            found = masks / f"{by_page[page]}{suffixes[0]}"
         if found != page.path:
             truths[page] = found, 1
     return truths
@@ -241,6 +245,12 @@ def field_rule(
     """
     if roi and not roi.is_dir():
         raise UserError(f"--roi: {roi} is no folder; give the folder of the masks")
+    regions = FieldRule(roi=roi)
+    if roi and all(regions.lacks_region(item.name) for item in items):
+        raise UserError(
+            f"--roi: {roi}: no image has a mask in it (such as {items[0].name}.png); name the "
+            "masks as their images, PNGs in the same sub-folders"
+        )
     if given is not None:
         crop, lines = read_crop(given), []
         if any(own) and crop != own and not prepared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -162,6 +163,18 @@ def test_a_region_that_does_not_fit_or_is_empty_is_one_line(tmp_path: Path) -> N
         rule.outside(tmp_path / "x.png", "a", (40, 50))
     with pytest.raises(DataError, match="nothing of it is inside the field"):
         rule.outside(tmp_path / "x.png", "a", (4, 5))
+
+
+def test_a_region_is_found_in_another_unicode_form_and_with_a_suffix_in_capitals(
+    tmp_path: Path,
+) -> None:
+    rule = FieldRule(roi=tmp_path)
+    region = np.ones((40, 50), np.uint8)
+    region[:4] = 0
+    with open(tmp_path / f"{unicodedata.normalize('NFD', 'Prüf')}.PNG", "wb") as file:
+        Image.fromarray(region).save(file, "png")
+    outside = rule.outside(tmp_path / "Prüf.tif", "Prüf", (40, 50))
+    assert np.count_nonzero(outside) == 4 * 50 and not rule.lacks_region("Prüf")
 
 
 def test_what_decides_the_field_is_remembered(tmp_path: Path) -> None:

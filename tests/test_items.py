@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from metallography.items import ClassMap, Decision, Record, Results, decide, noted_of
+from metallography.items import (
+    ClassMap,
+    Decision,
+    Record,
+    Results,
+    decide,
+    list_images,
+    noted_of,
+)
 
 OURS = (ClassMap.PREDICTED, ClassMap.UNKNOWN)
 
@@ -86,3 +95,23 @@ def test_of_a_workbook_that_an_earlier_version_noted_nothing_is_known(tmp_path: 
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     record = Record(path, {"weights": "w"}, overwrite=False)
     assert record.workbook == "" and [*record.done] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("Prüf_1.tif", unicodedata.normalize("NFD", "Prüf_1.png")),
+        (unicodedata.normalize("NFD", "Prüf_1.tif"), "Prüf_1.TIF"),
+        ("p1.PNG", "p1.PNG"),
+        ("P1.tif", "p1.png"),
+    ],
+)
+def test_a_true_mask_is_found_whatever_form_its_name_has(
+    tmp_path: Path, image: str, mask: str
+) -> None:
+    for name in ("img", "gt"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "img" / image).touch()
+    (tmp_path / "gt" / mask).touch()
+    (item,) = list_images(tmp_path / "img", tmp_path / "out", tmp_path / "gt")
+    assert item.truth is not None and item.truth.samefile(tmp_path / "gt" / mask)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import unicodedata
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from imaging.listing import (
     TWICE,
     UPWARDS,
     Listing,
+    Lookup,
     by_drawn_names,
     in_mask_folders,
     is_drawn,
@@ -165,6 +168,42 @@ def test_what_is_no_file_is_named_and_not_opened(tmp_path: Path, monkeypatch) ->
     }
 
 
+def test_a_link_that_vanishes_while_the_folder_is_walked_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "images", "a.png")
+    link(tmp_path / "images" / "exe", tmp_path / "elsewhere")
+    real = os.path.realpath
+
+    def gone(path: str | Path, **how: bool) -> str:
+        if os.path.basename(path) == "exe":  # as os.readlink does
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return str(real(path, **how))
+
+    monkeypatch.setattr(os.path, "realpath", gone)
+    listing = Listing(tmp_path / "images")
+    assert found(listing) == ["a.png"] and reasons(listing) == {NOWHERE: ["exe"]}
+
+
+def test_names_of_a_folder_that_may_not_be_looked_into_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that may be listed and not entered: of each name there is nothing but the name."""
+    make(tmp_path, "a.png", "closed/b.png")
+    own = {name: getattr(os, name) for name in ("stat", "lstat")}
+
+    def refuse(name: str, path: object, **how: object) -> os.stat_result:
+        if os.path.basename(os.path.dirname(str(path))) == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        result: os.stat_result = own[name](path, **how)
+        return result
+
+    for name in own:
+        monkeypatch.setattr(os, name, partial(refuse, name))
+    listing = Listing(tmp_path)
+    assert found(listing) == ["a.png"] and reasons(listing) == {NOWHERE: ["closed/b.png"]}
+
+
 @pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root may list every folder")
 def test_a_sub_folder_that_may_not_be_listed_is_a_line(tmp_path: Path) -> None:
     make(tmp_path, "a.png", "closed/b.png")
@@ -245,3 +284,43 @@ def test_names_are_sorted_as_people_count() -> None:
     assert sorted(names, key=natural_order) == [
         "007", "7", "a/x", "a2/x", "a10/x", "b/1", "s_1", "s_1_9", "s_1_10", "s_2", "s_10",
     ]  # fmt: skip
+
+
+MAC = unicodedata.normalize("NFD", "Prüf_1")  # as macOS writes it: u and a mark of its own
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "own"),
+    [
+        ("a", ["a.png"], "a.png"),
+        ("a", ["a.PNG"], "a.PNG"),
+        ("a", ["a.PNG", "a.png"], "a.png"),  # as it is comes first
+        ("a", ["a.PNG", "a.Png"], None),  # which one nobody can tell
+        ("Prüf_1", [f"{MAC}.png"], f"{MAC}.png"),
+        (MAC, ["Prüf_1.Png"], "Prüf_1.Png"),
+        (f"{MAC}/b", ["Prüf_1/b.png"], "Prüf_1/b.png"),
+        ("a", ["a.tif", "a.PNG"], "a.tif"),
+        ("a", ["a.TIF", "a.PNG"], "a.PNG"),  # .png is the first suffix
+        ("a", ["A.png"], "A.png"),
+        ("c", ["C.png"], None),  # of the two images c and C, which are both asked for
+        ("sub/a", ["SUB/A.png"], "SUB/A.png"),
+        ("sub/a", ["a.png"], None),
+        ("a", ["a.jpg"], None),
+    ],
+)
+def test_a_file_named_as_another_one(
+    tmp_path: Path, asked: str, there: list[str], own: str | None
+) -> None:
+    make(tmp_path, *there)
+    if len({*os.listdir(tmp_path)}) < len({name.partition("/")[0] for name in there}):
+        pytest.skip("this file system knows no letter cases")
+    lookup = Lookup(tmp_path, [Path(name) for name in (asked, "c", "C")])
+    expected = None if own is None else tmp_path / own
+    assert lookup.find(Path(asked), (".png", ".tif")) == expected
+
+
+def test_any_letter_case_counts_only_among_names_that_are_told(tmp_path: Path) -> None:
+    make(tmp_path, "A.png")
+    if (tmp_path / "a.png").exists():
+        pytest.skip("this file system knows no letter cases")
+    assert Lookup(tmp_path).find(Path("a"), (".png",)) is None

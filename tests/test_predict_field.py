@@ -477,6 +477,7 @@ def test_another_magnification_than_the_trainings_is_told_and_resampled(
         (["--threads", "100000"], "--threads: found 100000; give 0 or a number of at least 1 and"),
         (["--crop", "-1,0,0,0"], "--crop '-1,0,0,0': give four numbers"),
         (["--roi", "nowhere"], "--roi: nowhere is no folder"),
+        (["--roi", "tests/golden"], "no image has a mask in it (such as a.png); name the masks as"),
         (["--crop", "a"], "--crop 'a': give four numbers"),
     ],
 )
