@@ -39,7 +39,7 @@ from imaging.pixel_size import is_possible
 from metallography import ranking
 from metallography.export import check_target
 from metallography.folder import Folder
-from metallography.items import Item, Items, field_rule, in_order, list_images, unusable
+from metallography.items import TABLES, Item, Items, field_rule, in_order, list_images, unusable
 from metallography.measure import BOUNDARY_PX, fractions_of, outlying
 from metallography.outlines import remove_outlines, write_outlines
 from metallography.particles import MINIMUM_PX, unit_of
@@ -60,6 +60,7 @@ from utils.files import (
     confined,
     cut_name,
     list_files,
+    refuse_held,
     remove_leftovers,
 )
 from utils.log import WARNING, to_terminal
@@ -263,6 +264,7 @@ def claimed(out: Path) -> Iterator[None]:
         return
     with locked(out, flag="--out", work="predicting", other="--out"):
         remove_leftovers(out)
+        refuse_held(out / name for name in (*TABLES, WORKBOOK, "ranking.csv"))
         yield
 
 

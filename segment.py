@@ -25,13 +25,14 @@ from dataset.mask_values import KINDS, reading_of
 from imaging.listing import names_of
 from metallography.particles import MINIMUM_PX
 from presets import PRESETS
+from segmentation.answers import TABLES
 from segmentation.demo import judged as demo
 from segmentation.demo.micrographs import DEFAULT_FOLDER
 from segmentation.job import run
 from segmentation.request import PRETRAIN, Request
 from utils.commandline import Parser, exit_code
 from utils.entries import split_entries
-from utils.files import MOST_BYTES, cut_name
+from utils.files import MOST_BYTES, cut_name, refuse_held
 
 DESCRIPTION = "From a folder of images and one mask to class maps, measurements and a report."
 AGAIN = "The same command goes on and ends with the same result"
@@ -151,7 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         if options.demo:
             return demo.demo(request_of(options))
-        run(request_of(options))
+        request = request_of(options)
+        refuse_held(request.out / name for name in TABLES)
+        run(request)
         return 0
 
     return exit_code(work, AGAIN, "smaller images, or fewer --threads")

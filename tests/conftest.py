@@ -55,3 +55,31 @@ def stop_at_the_second_rename(monkeypatch: pytest.MonkeyPatch) -> Callable[[], N
         rename(source, target)
 
     return lambda: monkeypatch.setattr(os, "replace", stop)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], list[float]]:
+    """Called with an error of Windows and a number, it has so many of the next renamings refused.
+
+    It returns the waits between tries, which are not waited.
+    """
+    rename, waits, left = os.replace, list[float](), [0]
+
+    def refuse(source: str, target: str) -> None:
+        if left[0] > 0:
+            left[0] -= 1
+            error = PermissionError(13, "Access is denied", str(source))
+            error.winerror = number[0]  # type: ignore[attr-defined, unused-ignore]
+            raise error
+        rename(source, target)
+
+    number = [0]
+
+    def begin(error: int, times: int) -> list[float]:
+        number[0], left[0] = error, times
+        waits.clear()
+        return waits
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr("utils.files.time.sleep", waits.append)
+    return begin

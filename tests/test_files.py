@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,15 @@ from utils.files import (
     list_files,
     open_to_append,
     recover_folder,
+    refuse_held,
     remove_leftovers,
     replace_file,
     replacing,
     replacing_folder,
     special_kind,
 )
+
+Held = Callable[[int, int], list[float]]  # the fixture ``held``
 
 
 def test_text_and_bytes(tmp_path: Path) -> None:
@@ -55,6 +59,54 @@ def test_a_failure_is_one_line_and_harms_nothing(
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         replace_file(tmp_path / "file" / "table.md", "new")
+
+
+@pytest.mark.parametrize("number", [5, 32, 33])  # ERROR_ACCESS_DENIED, _SHARING_, _LOCK_VIOLATION
+def test_a_file_that_is_held_for_a_moment_is_replaced(
+    tmp_path: Path, held: Held, number: int
+) -> None:
+    (tmp_path / "set").mkdir()
+    waits = held(number, 2)
+    replace_file(tmp_path / "a.csv", "new")
+    assert (tmp_path / "a.csv").read_text() == "new" and len(waits) == 2
+    waits = held(number, 2)
+    with replacing_folder(tmp_path / "set") as root:
+        (root / "new").touch()
+    assert os.listdir(tmp_path / "set") == ["new"] and len(waits) == 2
+
+
+def test_a_file_that_stays_open_is_told_with_its_cure(tmp_path: Path, held: Held) -> None:
+    path = tmp_path / "measurements.xlsx"
+    path.write_text("old")
+    waits = held(32, 1000)
+    with pytest.raises(UserError, match=r"xlsx: cannot be replaced .* open in another.*Excel"):
+        replace_file(path, "new", "--out")
+    assert 2 <= sum(waits) <= 3  # seconds
+    assert path.read_text() == "old" and os.listdir(tmp_path) == [path.name]
+
+
+def test_what_a_system_forbids_for_good_is_not_tried_again(tmp_path: Path, held: Held) -> None:
+    waits = held(0, 1)
+    with pytest.raises(UserError, match="give an output_dir that may be written to"):
+        replace_file(tmp_path / "a.csv", "new")
+    assert waits == []
+
+
+def test_an_open_table_is_told_before_the_work(
+    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "measurements.csv"
+    table.write_text("old")
+    paths = [tmp_path / "missing.csv", table]
+    monkeypatch.setattr("utils.files.WINDOWS", False)
+    held(32, 1000)
+    refuse_held(paths)  # no other system holds files
+    monkeypatch.setattr("utils.files.WINDOWS", True)
+    with pytest.raises(UserError, match=r"measurements\.csv: cannot be replaced"):
+        refuse_held(paths)
+    held(5, 1000)  # a network drive that does not rename so
+    refuse_held(paths)
+    assert table.read_text() == "old"
 
 
 def test_the_files_of_a_folder_without_hidden_ones(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,16 @@ def test_a_damaged_state_gives_way_to_the_one_before_and_never_takes_its_place(
 
 def conflicts(folder: RunFolder, **settings: Any) -> list[str]:
     return folder.conflicts(settings, [folder.path / "fine.pt"], differences)
+
+
+def test_a_state_that_a_scanner_holds_for_a_moment_is_saved(
+    tmp_path: Path, held: Callable[[int, int], list[float]]
+) -> None:
+    file = StateFile(tmp_path / "state_sup.pt")
+    file.save(state(1))
+    waits = held(32, 1)
+    file.save(state(2))
+    assert file.load() == state(2) and load(file.previous) == state(1) and len(waits) == 1
 
 
 def test_a_folder_may_be_used_if_it_is_empty_or_holds_the_same_run(tmp_path: Path) -> None:

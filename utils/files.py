@@ -7,9 +7,10 @@ import os
 import re
 import shutil
 import stat
+import time
 import unicodedata
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,11 @@ SYSTEM_NAMES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "@__thumb",
                 "recycler", "recycled", "trash", "network trash folder", "temporary items",
                 "system volume information", "lost+found", "__macosx")  # fmt: skip
 NEW, OLD = "new", "old"  # names of two folders, one of which takes the other's place
+WINDOWS = os.name == "nt"
+# Errors of Windows while another program holds a file: no access, a sharing or a lock violation.
+HELD = (NO_ACCESS := 5, 32, 33)
+# Seconds between tries to rename: scanners, indexers and OneDrive hold new files for a moment.
+WAITS = (0.05, 0.1, 0.2, 0.4, 0.5, 0.5, 0.5)
 MOST_BYTES = 255  # of a file name, on most file systems
 _FOLLOW_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _roots: list[tuple[Path, Path]] = []  # folders that are written to: as given, and resolved
@@ -50,7 +56,45 @@ def writing(path: str | Path, flag: str = "output_dir") -> Iterator[None]:
         if error.errno == errno.ENOENT:  # folders that are missing are made
             cure = "its folder was removed or moved meanwhile, or cannot be made; give the same "
             cure += f"command again, or another {flag}"
+        if is_held(error) and os.path.isfile(path):
+            raise UserError(
+                f"{path}: cannot be replaced ({reason}); is it open in another program, such as "
+                "Excel, or read-only? Close it there and give the same command again"
+            ) from error
         raise UserError(f"{path}: cannot be written ({reason}); {cure}") from error
+
+
+def is_held(error: OSError) -> bool:
+    """Whether Windows refused a file that another program has open; other systems never do."""
+    return isinstance(error, PermissionError) and getattr(error, "winerror", None) in HELD
+
+
+def rename(source: str | Path, target: str | Path) -> None:
+    """``os.replace``, tried again for 2 s while Windows says that a file is held; OSError."""
+    for wait in WAITS:
+        try:
+            return os.replace(source, target)
+        except PermissionError as error:
+            if not is_held(error):
+                raise
+        time.sleep(wait)
+    os.replace(source, target)
+
+
+def refuse_held(paths: Iterable[Path]) -> None:
+    """UserError if a file that is to be replaced later is held now, such as a table in Excel.
+
+    Windows renames a file, to its own name too, only if nobody holds it; elsewhere nothing is held.
+    Other errors are none here: whoever writes the file will see.
+    """
+    for path in paths if WINDOWS else ():
+        try:
+            if path.is_file():
+                rename(path, path)
+        except OSError as error:
+            if is_held(error) and getattr(error, "winerror", None) != NO_ACCESS:
+                with writing(path):
+                    raise
 
 
 @contextmanager
@@ -126,7 +170,7 @@ def replacing(path: str | Path, flag: str = "output_dir", durable: bool = True) 
             if durable:
                 with open(temporary, "rb+") as file:
                     os.fsync(file.fileno())
-            os.replace(temporary, path)
+            rename(temporary, path)
         finally:  # after an interrupt, too
             with suppress(OSError):
                 temporary.unlink()
@@ -161,11 +205,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             yield new
             try:
                 if folder.exists():
-                    os.replace(folder, old)
-                os.replace(new, folder)
+                    rename(folder, old)
+                rename(new, folder)
             finally:
                 if old.exists() and not folder.exists():  # stopped between the two renames
-                    os.replace(old, folder)
+                    rename(old, folder)
 
 
 def left_by_kill(folder: Path) -> Path | None:
@@ -188,7 +232,7 @@ def recover_folder(folder: Path) -> bool:
     if (old := left_by_kill(folder)) is None:
         return False
     with writing(folder, "--out"):
-        os.replace(old, folder)
+        rename(old, folder)
     shutil.rmtree(old.parent, ignore_errors=True)
     return True
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from utils.checkpoint import CheckpointError, is_plain, load, save
 from utils.commandline import UserError
-from utils.files import confined, inside, leads_out, special_kind, writing
+from utils.files import confined, inside, leads_out, rename, special_kind, writing
 
 LOCK_FILE = ".lock"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -144,7 +144,7 @@ class StateFile:
         """Save a state and keep the one before unless that is damaged."""
         if not self._damaged and self.path.exists():
             with writing(self.path):
-                os.replace(self.path, self.previous)
+                rename(self.path, self.previous)
         save(self.path, state)
         self._damaged = False
 
