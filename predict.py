@@ -34,7 +34,7 @@ from dataset.set_file import NAME, scale_by_set, set_of
 from imaging.drawing import class_colours, default_names
 from imaging.field import SMALLEST_SIDE, FieldRule
 from imaging.imagefile import read_header
-from imaging.listing import names_of, some_names
+from imaging.listing import names_of, sample_of, some_names
 from imaging.pixel_size import is_possible
 from metallography import ranking
 from metallography.export import check_target
@@ -47,7 +47,7 @@ from metallography.scales import Scales, find_scales
 from metallography.segmenter import MODEL, Segmenter, check_number, find_weights
 from metallography.summary import equal_images, later_warnings, write_tables
 from metallography.tiling import DEFAULT_OVERLAP, DEFAULT_TILE, VIEWS
-from report.laboratory import Told, page_name, place_of, sample_of, write_laboratory
+from report.laboratory import Told, page_name, place_of, write_laboratory
 from report.page import experiment_of, write_report
 from report.provenance import how_measured
 from report.sheets import predicted_sheet, ranked_sheet

@@ -378,3 +378,9 @@ def names_of(images: Path) -> list[str]:
     if split and first.parent.name:
         names.insert(0, first.parent.name)
     return names
+
+
+def sample_of(images: Path) -> str:
+    """What a folder of images (or one image) is called: its own name, but never ``img`` alone."""
+    *above, own = names_of(images)
+    return "_".join(above if above and own.lower() == "img" else [*above, own])

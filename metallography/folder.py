@@ -154,6 +154,7 @@ class Folder:
         self.diameters: list[list[Array]] = [[] for _ in classes]  # of whole particles
         self.done: list[Done] = []
         self.predicted = self.skipped = 0  # images predicted now, and done already
+        self.corrected = 0  # images whose class maps are somebody's work
         self.aside: list[str] = []  # images whose class maps were moved to ``SET_ASIDE``
         self.bad: list[str] = []  # a line for each file that could not be used
         self.behind: Behind | None = None  # what writes pictures; None: at once
@@ -322,7 +323,7 @@ class Folder:
             mask, written["outdated"] = self._outdated(item, mask), digest
             left = left._replace(complete=all(path.exists() for path in self._files(item)))
         if mask is not None and decide(left) is Decision.SKIP:
-            self.skipped += 1
+            self.skipped, self.corrected = self.skipped + 1, self.corrected + corrected
             return mask
         image = self.read(item, stamp)
         left = left._replace(size_fits=mask is not None and mask.shape == image.shape[:2])
@@ -330,6 +331,7 @@ class Folder:
         if mask is not None and decision is Decision.REFUSE:
             raise self._refusal(item, mask, image)
         new = mask is None or decision is Decision.PREDICT
+        self.corrected += corrected and not new
         if mask is None or new:
             mask = self.predict(item, image)
         elif corrected and self.probabilities and not self._probabilities(item).exists():

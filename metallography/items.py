@@ -246,7 +246,7 @@ def field_rule(
     if roi and not roi.is_dir():
         raise UserError(f"--roi: {roi} is no folder; give the folder of the masks")
     regions = FieldRule(roi=roi)
-    if roi and all(regions.lacks_region(item.name) for item in items):
+    if roi and items and all(regions.lacks_region(item.name) for item in items):
         raise UserError(
             f"--roi: {roi}: no image has a mask in it (such as {items[0].name}.png); name the "
             "masks as their images, PNGs in the same sub-folders"

@@ -200,10 +200,10 @@ def measure_class(
     * of whole particles ``mean_``, ``median_``, ``max_area_u2``; ``mean_``, ``std_``, ``d10_``,
       ``d50_``, ``d90_diameter_u`` (circle of equal area; percentiles by number); ``mean_``,
       ``max_length_u`` and ``mean_aspect_ratio`` (smallest rectangle).
+    * ``area_fraction_counted``, A_A of the next two: that of the particles without the noise, and
+      with their holes of fewer than ``minimum_px`` pixels filled.
     * ``mean_intercept_u`` = A_A / N_L, mean chord through a particle (E1245), and
-      ``mean_free_path_u`` = (1 - A_A) / N_L, mean distance from edge to edge (E1245). A_A and N_L
-      are of the particles without the noise, and with their holes of fewer than ``minimum_px``
-      pixels filled.
+      ``mean_free_path_u`` = (1 - A_A) / N_L, mean distance from edge to edge (E1245).
     * ``grain_intercept_u``, of grains only: line / grains met (E112), see ``grain_intercept``.
     * ``astm_g``: of ``grain_intercept_um``, so only of grains with a scale (E112).
     """
@@ -222,6 +222,7 @@ def measure_class(
         "number": particles.number,
         density_column(um_per_px): particles.number * 1e6 / (field * s * s) if field else math.nan,
         **_sizes(particles.whole(), u, s),
+        "area_fraction_counted": covered / field if field else math.nan,
         # Rows and columns are 2 px of line for each pixel of the field.
         f"mean_intercept_{u}": 2 * covered / met * s if met else math.nan,
         f"mean_free_path_{u}": 2 * (field - covered) / met * s if met else math.nan,
@@ -346,7 +347,7 @@ def ratio_over_fields(above: Sequence[float], below: Sequence[float]) -> Interva
     over, under = found.reshape(-1, 2).T
     n, whole = len(over), float(under.sum())
     if not whole:
-        return Interval(n, math.nan, math.nan, math.nan, math.nan)
+        return Interval(0, math.nan, math.nan, math.nan, math.nan)
     ratio = float(over.sum()) / whole
     off = float(((over - ratio * under) ** 2).sum())
     error = math.sqrt(n / (n - 1) * off) / whole if n > 1 else math.nan
@@ -392,14 +393,13 @@ def _over_lines(rows: Sequence[Row], column: str, factor: float) -> Interval:
     """``mean_over`` of one of ``OF_LINES``; A_A and N_L follow from both of them."""
     kind, u = column.rsplit("_", 1)
     scales = [row.get("um_per_px", 1.0) if u == "um" else 1.0 for row in rows]
-    parts = [row["area_fraction"] * um for row, um in zip(rows, scales, strict=True)]
+    parts = [row["area_fraction_counted"] * um for row, um in zip(rows, scales, strict=True)]
     known = [row for row, part in zip(rows, parts, strict=True) if not math.isnan(part)]
     above, below = [], []
     for row, area in zip(known, areas_of(known), strict=True):
         chord, path = row[f"mean_intercept_{u}"], row[f"mean_free_path_{u}"]
         met = 0.0 if math.isnan(chord) else 1 / (chord + path)  # N_L
-        # Without a particle's end there is none, whose specks are noise, or one that fills it all.
-        covered = chord * met if met else row["area_fraction"] * bool(row["number"])
+        covered = row["area_fraction_counted"]
         above.append(factor * area * (covered if kind == OF_LINES[0] else 1 - covered))
         below.append(area * met)
     return ratio_over_fields(above, below)

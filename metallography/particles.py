@@ -108,7 +108,12 @@ def measured_key(mask: Array, num_classes: int, *terms: object) -> str:
         num_classes,
     ]
     own += [*terms, _code_digest(), cv2.__version__, np.__version__]
-    return hashlib.sha256(json.dumps(own, default=list).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(own, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number or array, or another sequence, for JSON."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else list(value)
 
 
 @cache

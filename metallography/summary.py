@@ -26,9 +26,11 @@ from utils.log import VERSION, WARNING
 from utils.tables import (
     csv_of_rows,
     markdown,
+    nulls,
     percent,
     plain,
     plus_minus,
+    plus_minus_fraction,
     rounded,
     significant,
 )
@@ -64,7 +66,6 @@ FEWER = (
     "In brackets: how many fields tell it, where not all do; a size needs a whole particle of the "
     "class in the field, an intercept a particle, a length a scale."
 )
-NOT_FOUND = "0 (not found)"  # a class of which no pixel is in any field
 AT_LIMIT = 1.1  # times the smallest diameter that counts, up to which a percentile is a bound
 OTHER_SCALE = 1.25  # factor between scales from which on structures look of another size
 
@@ -102,7 +103,7 @@ def write_tables(folder: Folder, method: str = "") -> None:
     about, doubts = about_lines(folder), warnings(folder)
     values = {"phases": phase_rows(folder), "sizes": sizes, "batches": batches}
     found: Row = {"head": dict(head_rows(folder)), "images": [d.item.name for d in folder.done]}
-    found |= {"values": {name: [*map(_nulls, rows)] for name, rows in values.items()}}
+    found |= {"values": {name: [*map(nulls, rows)] for name, rows in values.items()}}
     found |= {"about": about, "method": method, "warnings": doubts, "tables": tables}
     found |= {"unusable": folder.bad}
     contents = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
@@ -154,11 +155,6 @@ def about_csv(folder: Folder) -> str:
     told = [("Note", notes), ("Warning", doubts), ("Definition", [*DEFINITIONS, OVER_FIELDS])]
     rows = [*head_rows(folder), *((what, line) for what, lines in told for line in lines)]
     return csv_of_rows([{"what": what, "words": line} for what, line in rows])
-
-
-def _nulls(row: Row) -> Row:
-    """A row for JSON, which knows no nan."""
-    return {n: None if isinstance(v, float) and math.isnan(v) else v for n, v in row.items()}
 
 
 def phases_csv(folder: Folder) -> str:
@@ -463,7 +459,7 @@ def sizes_note(folder: Folder, rows: Sequence[Sequence[object]]) -> str:
         "particles it has."
     )
     if any(str(cell).startswith("≤") for row in rows for cell in row):
-        smallest = f"{_smallest(folder)} {words(unit_of(folder.unit_scale))}"
+        smallest = smallest_words(folder)
         note += (
             f" ≤: the smallest particles are cut off. Those of fewer than {folder.min_px:g} pixels "
             f"({smallest} across) do not count (option --min_px), and many are hardly larger: with "
@@ -473,12 +469,14 @@ def sizes_note(folder: Folder, rows: Sequence[Sequence[object]]) -> str:
     return note
 
 
-def _smallest(folder: Folder) -> str:
-    """The diameter of the smallest particle that counts; of several scales the range."""
+def smallest_words(folder: Folder) -> str:
+    """The diameter of the smallest particle that counts, with its unit; of several scales, from
+    the finest to the coarsest."""
     known = [um for item in folder.items if (um := folder.scale_of(item)) is not None]
     most = folder.smallest_diameter
     least = most * min(known, default=1.0) / max(known, default=1.0)
-    return " to ".join(dict.fromkeys([significant(least), significant(most)]))
+    ends = " to ".join(dict.fromkeys([significant(least), significant(most)]))
+    return f"{ends} {words(unit_of(folder.unit_scale))}"
 
 
 def _batch_table(folder: Folder, batches: list[Row]) -> Table:
@@ -593,16 +591,6 @@ def interval(found: measure.Interval, fields: int | None = None) -> str:
 def fraction_interval(found: measure.Interval) -> str:
     """``interval`` of an area fraction in percent, see ``plus_minus_fraction``."""
     return plus_minus_fraction(found.mean, found.confidence)
-
-
-def plus_minus_fraction(mean: float, half: float) -> str:
-    """An area fraction in percent; without an interval as that of one image (``percent``).
-
-    Of a class that is in no field no interval says how rare it is elsewhere.
-    """
-    if not mean:
-        return NOT_FOUND
-    return percent(mean / 100) if math.isnan(half) else plus_minus(mean, half)
 
 
 def fewer_note(rows: Sequence[Sequence[object]]) -> str:

@@ -38,6 +38,7 @@ TITLES = {
     "sup": "Supervised training with labels",
 }
 _LOSS_NAMES = {"loss": "total loss", "dice_loss": "Dice loss", "cross_entropy": "cross-entropy"}
+_LOSS_NAMES |= {"dice": "Dice loss, an earlier version's form"}
 _NOT_LOSSES = {"stage", "epoch", "lr", "evaluation"}
 
 _DPI = 100

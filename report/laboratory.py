@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image
 
 from imaging.drawing import OUTSIDE_NAME, as_rgb, bar_length
-from imaging.listing import names_of
 from metallography import measure
 from metallography.folder import Folder
 from metallography.items import MEASUREMENTS, Item
@@ -113,12 +112,6 @@ class View:
     unit: str
     shares: str
     mark: str
-
-
-def sample_of(images: Path) -> str:
-    """What a folder of images (or one image) is called: its own name, but never ``img`` alone."""
-    *above, own = names_of(images)
-    return "_".join(above if above and own.lower() == "img" else [*above, own])
 
 
 def place_of(images: Path) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from metallography.folder import Folder
 from metallography.measure import areas_of
-from metallography.particles import Row, unit_of
+from metallography.particles import Row
+from metallography.summary import smallest_words
 from utils.tables import significant
 
 NETWORK_WORDS = "a trained network (UNet)"
@@ -23,14 +24,14 @@ def how_measured(folder: Folder, by: str = NETWORK_WORDS) -> str:
     said = [
         f"Area fractions were measured on {len(rows)} field{'s' if several else ''} "
         f"{_extent(folder, rows)} by automatic image analysis (ASTM E1245); phases were segmented "
-        f"by {by}.",
+        f"by {by}{_corrected(folder)}.",
         "± is the half-width of the 95 % confidence interval over fields (Student's t, as in ASTM "
         "E562)."
         if several
         else "One field has no confidence interval.",
-        f"Features of fewer than {folder.min_px:g} pixels ({_smallest(folder)} across) were left "
-        "out of counts and sizes; features cut by the frame count one half, at a corner a quarter, "
-        "and are left out of sizes.",
+        f"Features of fewer than {folder.min_px:g} pixels ({smallest_words(folder)} across) were "
+        "left out of counts and sizes; features cut by the frame count one half, at a corner a "
+        "quarter, and are left out of sizes.",
     ]
     if folder.grain_classes:
         said.append(
@@ -48,7 +49,8 @@ def _extent(folder: Folder, rows: list[Row]) -> str:
     if alike and all(row["field_px"] == height * width for row in rows):
         if um is None:
             return f"of {width} × {height} pixels"
-        return f"of {width * um:.4g} × {height * um:.4g} µm ({um:.6g} µm per pixel)"
+        sides = " × ".join(f"{float(f'{side * um:.4g}'):.10g}" for side in (width, height))
+        return f"of {sides} µm ({um:.6g} µm per pixel)"
     together = "with a total area of" if len(rows) > 1 else "with an area of"
     known = {row.get("um_per_px") or 0.0 for row in rows}
     if not all(um is not None and um > 0 for um in known):
@@ -58,8 +60,8 @@ def _extent(folder: Folder, rows: list[Row]) -> str:
     return f"{together} {significant(sum(areas_of(rows)))} µm² ({scale} µm per pixel)"
 
 
-def _smallest(folder: Folder) -> str:
-    """The diameter of the smallest particle that counts; of several scales the largest one."""
-    known = {um for item in folder.items if (um := folder.scale_of(item)) is not None}
-    unit = "µm" if unit_of(folder.unit_scale) == "um" else "px"
-    return f"{'up to ' if len(known) > 1 else ''}{significant(folder.smallest_diameter)} {unit}"
+def _corrected(folder: Folder) -> str:
+    """How many class maps somebody corrected by hand, if any."""
+    if not folder.corrected:
+        return ""
+    return f"; {folder.corrected} of {len(folder.done)} class maps were corrected by hand"

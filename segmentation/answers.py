@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -38,6 +37,7 @@ from utils.commandline import UserError
 from utils.files import (
     IMAGE_SUFFIXES,
     DataError,
+    copy_file,
     inside,
     is_of_system,
     replace_file,
@@ -370,7 +370,7 @@ class Answers:
         for kind in KINDS:
             for below in (f"{kind}/{name}.png" for name in names):
                 if below not in left:
-                    _copy(work / below, self.out / below)
+                    copy_file(work / below, self.out / below)
             for name in old.keys() - set(names):  # its image was taken away
                 path = inside(self.out, f"{kind}/{name}.png")
                 if path is not None:
@@ -378,7 +378,7 @@ class Answers:
         self._publish_outlines(work, names, left)
         for table in TABLES:
             if (work / table).exists():
-                _copy(work / table, self.out / table)
+                copy_file(work / table, self.out / table)
         self.record |= {"by": by, "files": {name: [value] for name, value in new.items()}}
         self.record |= {"class_names": list(classes), "crop": list(crop)}
         self.record["looks"] = seen
@@ -388,7 +388,7 @@ class Answers:
         """Publish the summary of a predicted folder alone, unless another program holds it open."""
         for name in (SUMMARY, "summary.md"):
             with suppress(UserError):
-                _copy(work / name, self.out / name)
+                copy_file(work / name, self.out / name)
 
     def forget(self) -> None:
         """Make nothing of the published class maps: their class ids have come to mean others."""
@@ -409,7 +409,7 @@ class Answers:
         self._save()
         for below in new:
             if f"{OUTLINES}/{below}" not in left:
-                _copy(work / OUTLINES / below, self.outlines / below)
+                copy_file(work / OUTLINES / below, self.outlines / below)
         self.record["outlines"] = {below: [value] for below, value in own.items()}
 
     def publish_model(
@@ -427,7 +427,7 @@ class Answers:
         if network is None:
             model.unlink(missing_ok=True)
         else:
-            _copy(network, model)
+            copy_file(network, model)
             contents = load(model) if names or facts else {}
             settings = contents.get("settings")
             named = {"class_names": list(names)} if names else {}
@@ -465,11 +465,6 @@ def digest(path: Path) -> str:
 
 def _digest_of_bytes(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def _copy(source: Path, target: Path) -> None:
-    with replacing(target, "--out", durable=False) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 @dataclass

@@ -54,7 +54,15 @@ from segmentation.set.record import (
     read_record,
     signature_of,
 )
-from utils.files import MOST_BYTES, DataError, cut_name, inside, replace_file, replacing_folder
+from utils.files import (
+    MOST_BYTES,
+    DataError,
+    cut_name,
+    inside,
+    keep_times,
+    replace_file,
+    replacing_folder,
+)
 from utils.log import only_progress, progress, to_terminal
 from utils.metrics import IGNORED
 
@@ -166,6 +174,7 @@ def _read_all(
     )
     with replacing_folder(request.out / SET) as root:
         record = _write(root, plans, answers, request, files, classes)
+        keep_times(root, request.out / SET)  # so that no answer to them is made anew
         record = replace(record, **look, palette=known, class_names=tuple(names), mask_kind=kind)
         check(_intake(request, record, ()))
         if changed is not None and changed.renumbered:

@@ -35,7 +35,7 @@ from segmentation.answers import KINDS, digest, merged
 from segmentation.doubt import doubt_map
 from stages.forest import MOST_PIXELS, PixelForest, draw_pixels
 from stages.labels import label_counts, labelled_share
-from utils.files import DataError, open_to_append, replace_file, replacing
+from utils.files import DataError, copy_file, open_to_append, replace_file
 from utils.log import progress, read_metrics
 from utils.metrics import IGNORED
 
@@ -359,9 +359,9 @@ def take_over(
         if whole and digest(earlier / files[0]) == entry.get("map"):
             measured = f"{MEASURED}/{name}.npz"
             for file in [*files, *([measured] if (earlier / measured).is_file() else [])]:
-                _copy(earlier / file, place / file)
+                copy_file(earlier / file, place / file)
             kept.append(entry)
-    _copy(earlier / VOTES, place / VOTES)
+    copy_file(earlier / VOTES, place / VOTES)
     lines = [head | {"weights": digest_now}, *kept]
     replace_file(place / RECORD, "".join(f"{json.dumps(line)}\n" for line in lines), "--out")
 
@@ -369,11 +369,6 @@ def take_over(
 def _record_of(folder: Path) -> list[dict[str, Any]]:
     path = folder / RECORD
     return read_metrics(path) if path.is_file() else []
-
-
-def _copy(source: Path, target: Path) -> None:
-    with replacing(target, "--out", durable=False) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 @dataclass

@@ -10,8 +10,8 @@ from pathlib import Path
 from annotation.outlines import SUFFIX
 from config import Config, ConfigError
 from dataset.batches import read_rule
-from dataset.mask_values import Reading
-from imaging.listing import names_of
+from dataset.mask_values import Reading, palette_text
+from imaging.listing import sample_of
 from metallography.particles import MINIMUM_PX, unit_of
 from metallography.scales import read_scales
 from metallography.segmenter import check_number
@@ -100,10 +100,12 @@ class Request:
         given = {name: value for name, value in vars(self).items() if name != "reading"}
         own = {f.name: f.default for f in fields(self) if f.default is not MISSING}
         reading = {f.name: getattr(self.reading, f.name) for f in fields(Reading)}
+        reading["palette"] = palette_text(reading["palette"]) or ()
+        reading["ignore"] = tuple(",".join(map(str, value)) for value in reading["ignore"])
         default = {f.name: f.default for f in fields(Reading) if f.name != "named"}
         masks = ", ".join(map(str, self.masks))
         return [
-            ("Sample", self.sample or "_".join(names_of(self.images))),
+            ("Sample", self.sample or sample_of(self.images)),
             ("Folder", str(self.images)),
             ("Masks", masks),
             ("Options", options_told(given | reading, own | default)),

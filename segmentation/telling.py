@@ -12,12 +12,13 @@ import numpy as np
 from annotation.scribbles import FAR, far_from_labels
 from imaging.field import visible
 from imaging.imagefile import read_mask
+from imaging.listing import sample_of
 from metallography.items import Item
 from metallography.measure import areas_of, class_words, fractions_of, over_fields
 from metallography.particles import Array, Row
 from metallography.segmenter import MODEL
 from metallography.summary import Table, later_warnings
-from report.laboratory import Told, own_name, place_of, sample_of, write_laboratory
+from report.laboratory import Told, own_name, place_of, write_laboratory
 from segmentation import doubt
 from segmentation.answers import Round, change_tables, changes
 from segmentation.blocks import BLOCKS, HeldOut, stored

@@ -164,7 +164,10 @@ def counted(**numbers: tuple[float, int]) -> list[dict[str, Any]]:
     ("others", "words"),
     [
         # 20, 30 and 100 in fields of the annotation's size: a median of 30, over 2.5 * 8 = 20.
-        ({"b": (20, 100), "c": (15, 50), "d": (100, 100)}, "8 particles in the annotation, 30 in"),
+        (
+            {"b": (20, 100), "c": (15, 50), "d": (100, 100)},
+            "8 particles in the annotation (cut by the frame: one half), 30 in",
+        ),
         ({"b": (20, 100), "c": (5, 50), "d": (100, 100)}, ""),
         ({}, ""),
     ],
@@ -178,7 +181,9 @@ def test_many_more_particles_than_in_the_annotation_are_told(
     assert count_lines(few, NAMES, {"a": 1.0}, [1]) == []
     # An image that is labelled in part is neither: of 15 in 50 and 100 in 100 the median is 65.
     part = count_lines(counted(a=(8, 100), **others), NAMES, {"a": 1.0, "b": 0.3}, [1])
-    assert not words or "8 particles in the annotation, 65 in" in part[0]
+    assert (
+        not words or "8 particles in the annotation (cut by the frame: one half), 65 in" in part[0]
+    )
     assert count_lines(counted(a=(8, 100), **others), NAMES, {"a": 0.9}, [1]) == []
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from utils.files import (
     confined,
     cut_name,
     inside,
+    keep_times,
     left_by_kill,
     list_files,
     open_to_append,
@@ -351,13 +354,29 @@ def test_what_a_killed_process_left_beside_a_folder_is_removed_by_the_next(
     assert len(killed(folder, renames)) == 1
     shutil.rmtree(folder)
     assert left_by_kill(folder) is None and not recover_folder(folder)
-    own = [f".set.{os.getpid()}.abcdefgh", ".set.1.abcdefghi", ".set-1.abcdefgh", ".set.x.abcdefgh"]
-    for name in own:  # of a process that runs, and of somebody else
+    host = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:16]
+    own = [f".set.pscl-{host}.{os.getpid()}.abcdefgh", f".set.pscl-{host}.1.abcdefghi"]
+    own += [".set.pscl-elsewhere.1.abcdefgh", ".set.1.abcdefgh", f".set.pscl-{host}.x.abcdefgh"]
+    for name in own:  # of a process that runs, of another machine's, and of somebody else
         (tmp_path / name / "new").mkdir(parents=True)
+    own.append(f".set.pscl-{host}.{2**30}.abcdefgh")  # no system counts processes so far
+    (tmp_path / own[-1] / "mine").mkdir(parents=True)
     with replacing_folder(folder) as root:
         (root / "last").write_text("z")
     assert sorted(os.listdir(tmp_path)) == sorted(["set", *own])
     assert os.listdir(folder) == ["last"]
+
+
+def test_files_that_are_as_they_were_keep_their_times(tmp_path: Path) -> None:
+    for name, contents in (("old/a/x", "1"), ("old/y", "2"), ("new/a/x", "1"), ("new/y", "3"),
+                           ("new/z", "4")):  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(contents)
+        os.utime(path, (1e9, 1e9 if name[0] == "o" else 2e9))
+    keep_times(tmp_path / "new", tmp_path / "old")
+    times = {name: (tmp_path / "new" / name).stat().st_mtime for name in ("a/x", "y", "z")}
+    assert times == {"a/x": 1e9, "y": 2e9, "z": 2e9}
 
 
 def test_a_folder_that_goes_while_it_is_written_to_is_not_said_to_be_full(tmp_path: Path) -> None:

@@ -45,17 +45,17 @@ def test_batches_of_sub_folders_and_of_a_table(
     assert main([*options]) == 0  # by their names: those of an earlier run hold no longer
     assert main([*options, "--batch_from", r"^heat(\d+)/"]) == 0
     rows = rows_of(out / "measurements.csv")
-    assert [r["batch"] for r in rows[::3]] == ["12", "12", "7"]
+    assert [r["batch"] for r in rows[::3]] == ["7", "12", "12"]  # heat7 comes before heat12
     pooled = rows_of(out / "batches.csv")  # numbers in their order
     assert [(r["batch"], r["fields"]) for r in pooled[::3]] == [("7", "1"), ("12", "2")]
-    of_two = [float(r["area_fraction"]) for r in rows[:6] if r["class"] == "1"]
+    of_two = [float(r["area_fraction"]) for r in rows[3:] if r["class"] == "1"]
     assert float(pooled[4]["area_fraction"]) == pytest.approx(np.mean(of_two))
     table = tmp_path / "t.csv"
     table.write_text("file,batch\nb,melt A\nheat12/a_1.png,melt A\nheat7/a_1,melt B\nc,x\n")
     assert main([*options, "--batch_from", str(table)]) == 0
     assert "Warning: --batch_from: 1 row(s) without an image, as c" in capsys.readouterr().out
     rows = rows_of(out / "measurements.csv")
-    assert [r["batch"] for r in rows[::3]] == ["melt A", "melt A", "melt B"]
+    assert [r["batch"] for r in rows[::3]] == ["melt B", "melt A", "melt A"]
     # An image that nothing is known of ends the run before anything is written anew.
     before = (out / "measurements.csv").read_bytes()
     pages = tmp_path / "pages" / "sub"
@@ -918,7 +918,7 @@ def test_names_of_any_bytes_survive(tmp_path, weights, capsys) -> None:
 
 
 def test_html_in_names_is_text_in_the_summary(tmp_path, weights) -> None:
-    options = options_of(tmp_path, weights, "<img src=x onerror=alert(1)>_a.png")
+    options = options_of(tmp_path, weights, "<img src=x onerror=alert(1)>_a.png", "b_a.png")
     (tmp_path / "imgs" / "<script>.png").write_bytes(b"")
     assert main(options) == 1
     summary = (tmp_path / "o" / "summary.md").read_text(encoding="utf-8")

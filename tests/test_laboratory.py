@@ -14,6 +14,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from imaging.drawing import palette
+from imaging.listing import sample_of
 from metallography.folder import Folder
 from metallography.items import list_images
 from metallography.segmenter import Segmenter
@@ -30,7 +31,6 @@ from report.laboratory import (
     own_name,
     phases,
     place_of,
-    sample_of,
     write_laboratory,
 )
 from report.provenance import how_measured

@@ -431,7 +431,14 @@ def test_batches_of_grains_have_their_size() -> None:
     )
 
 
-OF_FIELDS = {"area_fraction", "mean_intercept", "mean_free_path", "grain_intercept", "astm_g"}
+OF_FIELDS = {
+    "area_fraction",
+    "area_fraction_counted",
+    "mean_intercept",
+    "mean_free_path",
+    "grain_intercept",
+    "astm_g",
+}
 
 
 @pytest.mark.parametrize("um_per_px", [None, 0.5])
@@ -631,12 +638,28 @@ def test_free_path_counts_fields_by_area_and_those_without_a_scale_not_at_all() 
     found = mean_over(rows, "mean_intercept_um")
     assert found.mean == pytest.approx((0.1 * 12_500 + 2500) / below) and found.fields == 3
     assert mean_over(rows[:1], "mean_free_path_um").mean == rows[0]["mean_free_path_um"]
-    none = [{"area_fraction": 0.0, "number": 0.0, **dict.fromkeys(OF_LINES_PX, math.nan)}] * 2
+    none = [{"area_fraction_counted": 0.0, **dict.fromkeys(OF_LINES_PX, math.nan)}] * 2
     assert math.isnan(mean_over(none, "mean_intercept_px").mean)
     assert math.isnan(mean_over(none, "mean_free_path_px").mean)
 
 
 OF_LINES_PX = ("mean_intercept_px", "mean_free_path_px")
+
+
+@pytest.mark.parametrize("specks", [0, 1, 10])
+def test_fields_of_noise_alone_change_no_free_path(specks: int) -> None:
+    """Two of three fields have nothing but specks of 9 px in the matrix; of 10 px they count."""
+    bars = np.zeros((60, 60), bool)
+    bars[:, 20:30] = True  # 50 of 60 columns are matrix, met by two ends of each of 60 rows
+    noisy = np.zeros((60, 60), bool)
+    for n in range(specks):
+        noisy[3 : 3 + 3, 5 * n : 5 * n + 3] = True
+    rows = [measure_class(~image)[0] | {"field_px": 3600} for image in (bars, noisy, noisy)]
+    assert rows[1]["area_fraction_counted"] == 1 and math.isnan(rows[1]["mean_free_path_px"])
+    assert rows[0]["area_fraction_counted"] == 50 / 60
+    found = mean_over(rows, "mean_free_path_px")
+    assert found.mean == pytest.approx(rows[0]["mean_free_path_px"]) and found.fields == 1
+    assert mean_over([{**rows[1]}] * 2, "mean_free_path_px").fields == 0
 
 
 def test_the_grain_size_number_of_fields_is_that_of_their_mean_intercept() -> None:

@@ -400,6 +400,7 @@ def test_what_ends_it_early_is_said_and_what_is_done_is_kept(
     left = {str(path.relative_to(tmp_path / "o")) for path in (tmp_path / "o").rglob("*.*")}
     assert left == {
         "predicted.jsonl", "classes/a.png", "gray/a.png", "overlay/a.png", "probabilities/a.npy",
+        "measured/a.npz",
     }  # fmt: skip
     assert main([*words, "--particles", "--probabilities"]) == 0
     assert "1 image(s) predicted, 1 were done already" in capsys.readouterr().out

@@ -1063,7 +1063,7 @@ def test_a_set_that_a_kill_left_nowhere_is_told_of_and_put_back(tmp_path, capsys
     many(tmp_path)
     assert run(tmp_path) == 0
     before = files(tmp_path)
-    place = tmp_path / f".set.{2**30}.abcdefgh"  # no system counts processes so far
+    place = tmp_path / f".set.pscl-x.{2**30}.abcdefgh"  # no system counts processes so far
     (place / "new").mkdir(parents=True)
     (tmp_path / "set").rename(place / "old")
     with pytest.raises(DataError, match=r"set: no such folder; .* left it in .*abcdefgh.*old: "):

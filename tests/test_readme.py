@@ -325,7 +325,7 @@ def test_the_files_and_columns_of_a_prediction_are_written(folder: Path) -> None
     text = TEXTS["docs/metallography.md"]
     assert run(of("predict.py")[0], folder) == 0
     out, *names = listing(text, "steel_simclr/1_0/predicted_steel_test_numf_img/")
-    assert len(names) == 9
+    assert len(names) == 11
     assert [name for name in names if not (folder / out / name).is_file()] == []
     (compare,) = (c for c in of("predict.py") if "--masks" in c)
     assert run(compare, folder) == 0

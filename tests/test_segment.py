@@ -155,7 +155,7 @@ def test_from_a_folder_and_one_mask_to_a_report(
     assert before_images.count("on held-out blocks of the annotated image") == 1
     made = rest.partition('<h2 id="how">')[2]
     assert "Within the annotated image:" in made and "Within the annotated" not in before_images
-    for words in ("Dice by blocks of the annotation learnt from", "The last quarter that was"):
+    for words in ("Dice on held-out blocks, by how much", "The last quarter learnt"):
         assert words in made and page.count(words) == 1 and words in said
     for text in (said, page):  # no network, no file of one, and that is said
         assert ("model.pt is not written" in text) != (out / "model.pt").is_file()
@@ -439,10 +439,10 @@ def test_a_set_that_a_kill_left_nowhere_is_put_back_and_what_it_left_removed(
     """As a kill between the two renames leaves it; ``--crop`` is remembered in the set alone."""
     masks, out = ("é0_mask.png",), place / "out"
     read_in(place, "--crop", "0,8,0,0", masks=masks)
-    left = [out / ".set.1.abcdefgh/new", out / ".set-masks-abcdefgh", out / "classes/b"]
+    left = [out / ".set.pscl-x.1.abcdefgh/new", out / ".set-masks-abcdefgh", out / "classes/b"]
     for folder in left:
         folder.mkdir(parents=True)
-    (out / "set").rename(out / ".set.1.abcdefgh/old")
+    (out / "set").rename(out / ".set.pscl-x.1.abcdefgh/old")
     for path in (out / ".answer.json.12.tmp", out / "classes/b/.a.png.345.tmp"):
         path.write_text("half")
     capsys.readouterr()
@@ -1393,7 +1393,8 @@ def test_data_bars_are_warned_of_by_the_images_alone(
     """They know what was cut off already; the answer's images are cut."""
     monkeypatch.setattr("metallography.folder.find_bars", lambda _: [Bar("bottom", 8)])
     assert run(place) == 0
-    assert "data bar" not in (place / "out" / "summary.md").read_text(encoding="utf-8")
+    told = json.loads((place / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert not [line for line in told["warnings"] if "data bar" in line]
 
 
 def test_another_crop_begins_a_new_round(done: Path, capsys: pytest.CaptureFixture[str]) -> None:

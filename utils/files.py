@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
+import platform
 import re
 import shutil
 import stat
@@ -195,10 +197,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         recover_folder(folder)
         for left in _left_beside(folder):
-            if not _runs(int(left.name.split(".")[-2])):
+            if _is_own(left) and not _runs(int(left.name.split(".")[-2])):
                 shutil.rmtree(left, ignore_errors=True)
         with TemporaryDirectory(
-            prefix=f".{folder.name}.{os.getpid()}.", dir=folder.parent, ignore_cleanup_errors=True
+            prefix=f".{folder.name}.pscl-{_host()}.{os.getpid()}.",
+            dir=folder.parent,
+            ignore_cleanup_errors=True,
         ) as place:
             new, old = Path(place, NEW), Path(place, OLD)
             new.mkdir()
@@ -239,13 +243,26 @@ def recover_folder(folder: Path) -> bool:
 
 def _left_beside(folder: Path) -> list[Path]:
     """The temporary folders of ``replacing_folder`` beside a folder, the newest first."""
-    form = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.[a-z0-9_]{{8}}")
+    form = re.compile(rf"\.{re.escape(folder.name)}\.pscl-[^.]*\.\d+\.[a-z0-9_]{{8}}")
     with suppress(OSError):
         found = [
             p for p in folder.parent.iterdir() if form.fullmatch(p.name) and not p.is_symlink()
         ]
         return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
     return []
+
+
+def _is_own(left: Path) -> bool:
+    """Whether a process of this machine left it: another's may still be at work.
+
+    And whether nothing else lies in it, which nobody but its owner may remove.
+    """
+    return f".pscl-{_host()}." in left.name and set(os.listdir(left)) <= {NEW, OLD}
+
+
+def _host() -> str:
+    """The name of this machine, as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:16]
 
 
 def replace_file(
@@ -255,6 +272,21 @@ def replace_file(
     data = contents if isinstance(contents, bytes) else contents.encode("utf-8", "backslashreplace")
     with replacing(path, flag, durable) as temporary:
         temporary.write_bytes(data)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's contents into a folder of results, atomically; not into the disk at once."""
+    with replacing(target, "--out", durable=False) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def keep_times(new: Path, old: Path) -> None:
+    """Give the files below ``new`` the times of equal ones below ``old``: they are the same."""
+    for path in (p for p in new.rglob("*") if p.is_file()):
+        before = old / path.relative_to(new)
+        if before.is_file() and not before.is_symlink() and filecmp.cmp(path, before, False):
+            status = before.stat()
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def cut_name(name: str, most: int) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from utils.files import DataError, replacing, special_kind
 
 Cells = Sequence[object]
+NOT_FOUND = "0 (not found)"  # a class of which no pixel is in any field
 # Where a cell begins: spreadsheets of other languages separate by semicolons, or by tabs, and know
 # no quotes but at the beginning of a cell, so that a new line within quotes may begin one, too.
 SPLITS = re.compile(r"[;\t\r\n]")
@@ -98,6 +99,21 @@ def plus_minus(value: float, uncertainty: float) -> str:
     """``41.3 ± 2.1``, see ``rounded``; the value alone where there is no uncertainty, or 0."""
     shown, half = rounded(value, uncertainty)
     return shown if "-" in (shown, half) or not uncertainty else f"{shown} ± {half}"
+
+
+def plus_minus_fraction(mean: float, half: float) -> str:
+    """An area fraction in percent; without an interval as that of one image (``percent``).
+
+    Of a class that is in no field no interval says how rare it is elsewhere.
+    """
+    if not mean:
+        return NOT_FOUND
+    return percent(mean / 100) if math.isnan(half) else plus_minus(mean, half)
+
+
+def nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for JSON, which knows no nan."""
+    return {n: None if isinstance(v, float) and math.isnan(v) else v for n, v in row.items()}
 
 
 def markdown(head: Cells, rows: Iterable[Cells], right: bool = False) -> list[str]:
