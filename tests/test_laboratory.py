@@ -402,6 +402,16 @@ def test_how_it_was_measured_is_a_paragraph_and_the_program_is_named(tmp_path, m
     assert any("phases were segmented by me. ±" in line for line in lines)
 
 
+def test_what_was_corrected_by_hand_is_told_where_it_is_pasted(tmp_path, monkeypatch) -> None:
+    folder = predicted(tmp_path, monkeypatch, 2, 4)
+    assert "by hand" not in how_measured(folder)
+    path = tmp_path / "out" / "classes" / "0.png"
+    Image.fromarray(np.full((10, 20), 2, np.uint8)).save(path)
+    again = Folder(folder.segmenter, folder.items, folder.out, um_per_px=0.5)
+    again.run()
+    assert "network (UNet); 1 of 2 class maps were corrected by hand." in how_measured(again)
+
+
 def test_fields_of_which_a_part_counts_are_told_by_their_area(tmp_path, monkeypatch) -> None:
     folder = predicted(tmp_path, monkeypatch, 2, 4)
     for row in folder.rows:

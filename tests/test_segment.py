@@ -1588,3 +1588,15 @@ def test_results_of_folders_img_are_named_by_their_parents(
         (tmp_path / name / "img").mkdir(parents=True)
     assert segment.default_out(Path("one/img")) == Path("segmented_one_img")
     assert segment.default_out(Path("one")) == Path("segmented_one")
+
+
+def test_the_options_that_tables_tell_are_as_on_a_command_line(place: Path) -> None:
+    base = ["--images", "raw", "--masks", "é0_mask.png", "--out", "out"]
+    asked = ["--palette", "0=0 1=255", "--ignore", "128", "--crop", "0,8,0,0", "--minutes", "3"]
+    parser = segment.parser()
+    told = dict(segment.request_of(parser.parse_args([*base, *asked])).head())
+    assert told["Sample"] == told["Folder"] == "raw"
+    again = parser.parse_args([*base, *shlex.split(told["Options"])])
+    assert again == parser.parse_args([*base, *asked])
+    plain = dict(segment.request_of(parser.parse_args(base)).head())["Options"]
+    assert "--palette" not in plain and "--ignore" not in plain
