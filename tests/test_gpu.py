@@ -110,6 +110,7 @@ def test_weights_that_are_not_finite_are_to_be_found(monkeypatch: pytest.MonkeyP
     assert [row["found"] for row in gpu.check_finite(CPU)] == [9]
 
 
+@pytest.mark.slow
 def test_losses_of_two_sizes_are_compared_with_and_without_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -125,6 +125,7 @@ LABELS: dict[str, Any] = {"stages": "sup", "data_size": "5", "fine_batch_size": 
 LABELS |= {"fine_average": 0.9, "class_weight": (1.0, 2.0, 3.0)}
 
 
+@pytest.mark.slow
 def test_a_single_run_with_batches_of_several_images_is_shared(
     tmp_path: Path, images: Path
 ) -> None:
