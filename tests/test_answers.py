@@ -307,7 +307,7 @@ def test_a_kill_while_publishing_leaves_no_false_correction(
 ) -> None:
     import segmentation.answers as module
 
-    real, count = module._copy, iter(range(100))
+    real, count = module.copy_file, iter(range(100))
 
     def stop(source: Path, target: Path) -> None:
         if next(count) == copied:
@@ -315,7 +315,7 @@ def test_a_kill_while_publishing_leaves_no_false_correction(
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_copy", stop)
+        patch.setattr(module, "copy_file", stop)
         with pytest.raises(KeyboardInterrupt):
             Answers(out).publish(work(tmp_path / "two", NEW), ["a", "b/c"], "you")
     assert Answers(out).corrections() == {}
