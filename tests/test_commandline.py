@@ -267,6 +267,7 @@ def test_a_command_that_is_interrupted_while_it_loads_ends_with_a_line(
     assert process.returncode == code
 
 
+@pytest.mark.slow
 def test_who_imports_the_program_keeps_his_own_interrupts(tmp_path: Path) -> None:
     script = tmp_path / "predict.py"  # of the name of a command
     script.write_text(

@@ -65,6 +65,7 @@ def test_an_exported_model_predicts_as_pytorch(tmp_path: Path, capsys, suffix: s
         pytest.param((61, 70), 0, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_the_lines_of_the_page_predict_as_predict_py(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], resize: int
 ) -> None:

@@ -63,6 +63,7 @@ def test_what_waits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names == ["called a synchronizing CUDA operation"] and torch.cuda.mode == "default"
 
 
+@pytest.mark.slow
 def test_the_same_losses_are_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "METHODS", ["simclr"])
     rows = gpu.check_losses(CPU, 16)
@@ -91,6 +92,7 @@ def test_the_rehearsal_goes_through_everything(
     assert [row["other bytes"] for row in found["predicted"]] == [0] * 4 and found["at_once"]
 
 
+@pytest.mark.slow
 def test_the_norm_kernel_is_checked_without_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the interpreter, in a process of its own; here it would be told that nothing is right."""
     pytest.importorskip("triton")
@@ -129,6 +131,7 @@ def test_losses_of_two_sizes_are_compared_with_and_without_graphs(
     assert sizes == [16, 24] * 10
 
 
+@pytest.mark.slow
 def test_losses_with_labels_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["found"] for row in gpu.check_labels(CPU, 16)] == [0, 0, 0]
     calls, with_labels = iter(range(4)), gpu.with_labels

@@ -1236,6 +1236,7 @@ def test_flat_pictures_are_near_nothing():
     assert np.linalg.norm(reduce(smooth(1))) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_as_a_program_from_another_folder(tmp_path):
     write_raw(tmp_path, [png(STRIPES)] * 2)
     script = ROOT / "dataset" / "prepare.py"

@@ -148,6 +148,7 @@ def test_a_single_run_with_batches_of_several_images_is_shared(
 
 
 @pytest.mark.parametrize("stage", ["self", "sup"])
+@pytest.mark.slow
 def test_two_ranks_that_were_stopped_within_an_epoch_end_with_the_same_bytes(
     stage: str, tmp_path: Path, images: Path
 ) -> None:

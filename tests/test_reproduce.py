@@ -449,6 +449,7 @@ def test_other_settings_are_refused_before_anything_is_run(
     assert files(finished.out) == finished.files
 
 
+@pytest.mark.slow
 def test_a_longer_table_goes_on_and_is_none_before(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

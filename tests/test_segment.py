@@ -342,6 +342,7 @@ def forest_alone(patch: pytest.MonkeyPatch, reduce: Sequence[int]) -> list[str]:
     return asked
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_the_first_one_is_taken_over_and_equal_to_the_byte(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1204,6 +1205,7 @@ def test_grains_are_measured_where_they_are_asked_for(
     assert "ASTM G" in (done / "out" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_folder_of_an_older_preset_gets_a_new_round(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -280,6 +280,7 @@ def test_the_cache_changes_no_byte_of_a_run(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_a_run_whose_image_vanished_ends_in_a_line_and_goes_on_when_it_is_back(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, workers: int,
     capsys: pytest.CaptureFixture[str],
