@@ -102,14 +102,15 @@ def write_tables(folder: Folder, method: str = "") -> None:
     tables = [table for part in sections(folder).values() for table in part]
     about, doubts = about_lines(folder), warnings(folder)
     values = {"phases": phase_rows(folder), "sizes": sizes, "batches": batches}
-    found: Row = {"head": dict(head_rows(folder)), "images": [d.item.name for d in folder.done]}
+    head = head_rows(folder)
+    found: Row = {"head": dict(head), "images": [d.item.name for d in folder.done]}
     found |= {"values": {name: [*map(nulls, rows)] for name, rows in values.items()}}
     found |= {"about": about, "method": method, "warnings": doubts, "tables": tables}
     found |= {"unusable": folder.bad}
     contents = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
     replace_file(folder.out / SUMMARY, contents, "--out")
     lines = ["# Prediction and measurements", ""]
-    own = [f"{what}: {said}" for what, said in head_rows(folder)[: 2 + len(folder.head)]]
+    own = [f"{what}: {said}" for what, said in head[: 2 + len(folder.head)]]
     lines += [f"- {plain(line)}" for line in [*own, *about, *DEFINITIONS, *doubts]]
     lines += ["", "## How this was measured", "", plain(method)] if method else []
     for table in tables:

@@ -31,7 +31,7 @@ from metallography.scales import NOT_GIVEN, Given
 from metallography.segmenter import MODEL
 from metallography.summary import Table
 from report.workbook import WORKBOOK
-from segmentation.set.files import Look
+from segmentation.set.files import Fingerprint
 from utils.checkpoint import load, save
 from utils.commandline import UserError
 from utils.files import (
@@ -49,7 +49,7 @@ from utils.tables import percent
 CORRECTED = "corrected"  # folder of the corrections that are learnt from
 RECORD, ROUNDS = "answer.json", "rounds.json"
 NO_CROP = Crop()
-NO_LOOKS: Mapping[str, Look] = MappingProxyType({})
+NO_FINGERPRINTS: Mapping[str, Fingerprint] = MappingProxyType({})
 SUFFIXES = (".png", ".tif", ".tiff")  # in which programs save a corrected class map
 KINDS = ("classes", "gray", "overlay", "doubt")
 OUTLINES = "outlines"  # folder of the files that other programs read
@@ -66,7 +66,7 @@ class Answers:
         # Class maps that were corrected and are not kept yet, by the name of their image.
         self._new: dict[str, Path] = {}
         self.record: dict[str, Any] = {"by": "", "files": {}, "beside": {}, "outlines": {}}
-        self.record |= {"crop": list(NO_CROP), "looks": {}, "drawn_on": {}}
+        self.record |= {"crop": list(NO_CROP), "fingerprints": {}, "drawn_on": {}}
         with suppress(OSError, ValueError):
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if _is_sound(found):
@@ -191,17 +191,18 @@ class Answers:
                 f"0..{classes - 1}, and {IGNORED} where you do not know: correct it or remove it"
             )
 
-    def check_look(self, name: str, path: Path, image: Path, look: Look) -> None:
+    def check_picture(self, name: str, path: Path, image: Path, fingerprint: Fingerprint) -> None:
         """DataError for a corrected class map of ``of_image`` drawn on another picture.
 
-        ``look`` is that of ``image`` as it is now. What an earlier version kept or published, and a
-        map that somebody else put in ``OUT/corrected``, tells nothing of its picture.
+        ``fingerprint`` is that of ``image`` as it is now. What an earlier version kept or
+        published, and a map that somebody else put in ``OUT/corrected``, tells nothing of its
+        picture.
         """
-        drawn_on = self.record["looks"].get(name)
+        drawn_on = self.record["fingerprints"].get(name)
         if path == self.place(name):
             ids, *drawn_on = self.record["drawn_on"].get(name) or [""]
             drawn_on = drawn_on if ids == digest(path) else None
-        if drawn_on and not {*drawn_on} & {*look}:
+        if drawn_on and not {*drawn_on} & {*fingerprint}:
             found = f"{path}: drawn on another picture than {image} is now"
             cure = (
                 "delete it, or, if it is right for this one, too, move it to a folder of your own"
@@ -305,7 +306,7 @@ class Answers:
             self.check(place, before, ids.shape, ids.shape, IGNORED)
             ids = merged(before, ids)
         # First: killed in between, what is kept is of a picture that is not known.
-        self.record["drawn_on"][name] = [digest_of(ids), *self.record["looks"].get(name, [])]
+        self.record["drawn_on"][name] = [digest_of(ids), *self.record["fingerprints"].get(name, [])]
         self._save()
         with replacing(place, "--out") as temporary:
             write_png(temporary, ids)
@@ -346,13 +347,13 @@ class Answers:
         by: str,
         classes: Sequence[str] = (),
         crop: Crop = NO_CROP,
-        looks: Mapping[str, Look] = NO_LOOKS,
+        fingerprints: Mapping[str, Fingerprint] = NO_FINGERPRINTS,
     ) -> None:
         """Publish a predicted folder; a kill leaves files of both answers, all of them known.
 
         ``classes`` are the names of the classes in its outlines, if it has some, which are those of
-        the images before ``crop``; ``looks`` are those of the images. Corrections that are at fault
-        stay where they are, with a line.
+        the images before ``crop``; ``fingerprints`` are those of the images. Corrections that are
+        at fault stay where they are, with a line.
         """
         names = list(names)
         left = self._take_meanwhile(len(classes))  # the others are kept for the next time
@@ -364,8 +365,9 @@ class Answers:
         self.record["files"] = {
             n: list(dict.fromkeys([*old.get(n, []), d])) for n, d in new.items()
         }
-        seen, before = {n: list(looks[n]) for n in names if n in looks}, self.record["looks"]
-        self.record["looks"] = {n: look for n, look in seen.items() if before.get(n) == look}
+        seen = {n: list(fingerprints[n]) for n in names if n in fingerprints}
+        before = self.record["fingerprints"]
+        self.record["fingerprints"] = {n: own for n, own in seen.items() if before.get(n) == own}
         self._save()
         for kind in KINDS:
             for below in (f"{kind}/{name}.png" for name in names):
@@ -381,7 +383,7 @@ class Answers:
                 copy_file(work / table, self.out / table)
         self.record |= {"by": by, "files": {name: [value] for name, value in new.items()}}
         self.record |= {"class_names": list(classes), "crop": list(crop)}
-        self.record["looks"] = seen
+        self.record["fingerprints"] = seen
         self._save()
 
     def publish_summary(self, work: Path) -> None:
@@ -442,7 +444,7 @@ def _is_sound(found: object) -> bool:
     """Whether a record has the shape of those that ``Answers`` writes, as far as it has entries."""
     if not isinstance(found, dict) or "files" not in found:
         return False
-    kinds = "files", "outlines", "looks", "drawn_on", "beside"
+    kinds = "files", "outlines", "fingerprints", "drawn_on", "beside"
     tables = [found.get(kind, {}) for kind in kinds]
     if not all(isinstance(each, dict) for each in tables):
         return False

@@ -42,9 +42,9 @@ from imaging.gray_range import GrayRange
 from imaging.imagefile import Pixels, read_mask
 from imaging.listing import some_names
 from metallography.items import digest_of, equal_lines, result_names
-from segmentation.answers import NO_LOOKS, Answers, merged
+from segmentation.answers import NO_FINGERPRINTS, Answers, merged
 from segmentation.request import Request
-from segmentation.set.files import Look, UserFiles, look_of
+from segmentation.set.files import Fingerprint, UserFiles, fingerprint_of
 from segmentation.set.record import (
     RECORD,
     SET,
@@ -95,7 +95,7 @@ class Intake(NamedTuple):
     warnings: tuple[str, ...] = ()  # what masks may mean otherwise, and what is odd in the files
     class_colours: tuple[str, ...] = ()  # as given, else as in coloured masks; () by default
     holds_ids: bool = False  # every value of the masks is the id of its class
-    looks: Mapping[str, Look] = NO_LOOKS  # of the pictures, by their names
+    fingerprints: Mapping[str, Fingerprint] = NO_FINGERPRINTS  # of the pictures, by their names
 
     @property
     def annotated(self) -> tuple[Picture, ...]:
@@ -262,7 +262,7 @@ def _intake(request: Request, record: SetRecord, more: Iterable[str]) -> Intake:
         (*record.warnings, *more),
         record.class_colours,
         bool(palette) and record.mask_kind != "particles" and holds_ids(palette),
-        record.looks,
+        record.fingerprints,
     )
 
 
@@ -454,7 +454,7 @@ def _write(
     pictures, taken, pixels, shapes = list[Laid](), set[str](), 0, set[tuple[int, ...]]()
     overruled: list[str] = []  # lines on masks that a correction overrules
     equal: defaultdict[str, list[str]] = defaultdict(list)  # images by their pixels
-    annotated, looks = list[str](), dict[str, Look]()
+    annotated, fingerprints = list[str](), dict[str, Fingerprint]()
     with only_progress("Reading"), progress(len(sources), "Reading") as bar:
         for number, (below, source) in enumerate(sorted(sources.items())):
             stem = cut_name(names[below].replace("/", "__"), LONGEST_STEM)
@@ -463,12 +463,12 @@ def _write(
             image = plans[0].image(source)
             equal[digest_of(image)].append(below)
             clear = plans[0].clear(source)
-            look = looks[names[below]] = look_of(source.image, source.page, source.pages)
+            known = fingerprints[names[below]] = fingerprint_of(source)
             labels = _labels(masks[below])
             overruled += _later_ones(masks[below], source.below)
             if found := answers.of_image(names[below]):
                 for path in found:
-                    answers.check_look(names[below], path, source.image, look)
+                    answers.check_picture(names[below], path, source.image, known)
                 own, given = _corrected(found, answers, image.shape[:2], classes, crop), labels
                 labels = own if given is None else merged(given, own)
                 overruled += _overruled(given, answers.place(names[below]), labels)
@@ -496,7 +496,7 @@ def _write(
         gray_range=gray.saved() if isinstance(gray, GrayRange) else None,
         notes=(*notes, *overruled),
         warnings=(*warned, *equal_lines(equal.values(), annotated)),
-        looks=looks,
+        fingerprints=fingerprints,
     )
 
 

@@ -296,7 +296,7 @@ class Work:
             folder = self.predict_first()
         self.first_look = self.marked(folder)
         own = self.first, [p.name for p in self.pictures], FOREST, folder.segmenter.class_names
-        self.answers.publish(*own, self.intake.crop, self.intake.looks)
+        self.answers.publish(*own, self.intake.crop, self.intake.fingerprints)
         path = telling.write_page(self.first_look, final=False)
         after = f"after {minutes(self.learning.spent())}"
         to_terminal(f"First answer of all images, by the {FOREST}, {after}: {path}")
@@ -432,7 +432,7 @@ class Work:
         self.rounds.save()
         result = self.marked(folder)
         self.draw_outlines(folder)
-        names, seen = [p.name for p in self.pictures], (self.intake.crop, self.intake.looks)
+        names, seen = [p.name for p in self.pictures], (self.intake.crop, self.intake.fingerprints)
         self.answers.publish(place, names, self.this.by, predictor.class_names, *seen)
         for name in SOMETIMES:
             if not (place / name).exists():  # of an answer before

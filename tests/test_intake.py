@@ -220,7 +220,9 @@ def published(root: Path, intake: Intake, ids: np.ndarray[Any, Any]) -> Answers:
         for picture in intake.pictures:
             save(root / "work" / kind / f"{picture.name}.png", ids)
     answers, names = Answers(root / "out"), [p.name for p in intake.pictures]
-    answers.publish(root / "work", names, "me", intake.class_names, intake.crop, intake.looks)
+    answers.publish(
+        root / "work", names, "me", intake.class_names, intake.crop, intake.fingerprints
+    )
     return Answers(root / "out")
 
 
@@ -268,7 +270,7 @@ def test_a_correction_of_an_earlier_version_is_taken_as_it_is(root: Path) -> Non
     mask, path = bands(root / "a.png", 0, 1), root / "out/answer.json"
     published(root, read_in(root, mask), ZEROS)
     known = json.loads(path.read_text())
-    for name in ("looks", "drawn_on"):
+    for name in ("fingerprints", "drawn_on"):
         del known[name]
     path.write_text(json.dumps(known))
     save(root / "out/classes/b.png", ZEROS + 1)
@@ -622,7 +624,7 @@ WRITTEN = """{"signature": [[5, {"crop": [0, 8, 0, 0]}, false, "/i", "a", "b"],
 "gray_range": [149.0, 59952.0], "notes": ["masks: colours"], "warnings": [],
 "pictures": [["s/x", "s__x", true, "s/x.png"]], "class_names": ["a", "b"], "mask_kind": "",
 "images": "/i", "class_colours": ["333333", "ff0000"], "own_colours": [], "our_order": true,
-"looks": {"s/x": ["0123456789abcdef"]}}"""
+"fingerprints": {"s/x": ["0123456789abcdef"]}}"""
 
 
 def test_a_record_is_read_as_it_was_always_written(tmp_path: Path) -> None:
@@ -643,7 +645,7 @@ def test_a_record_is_read_as_it_was_always_written(tmp_path: Path) -> None:
         ("pixels", None), ("palette", "0=x"), ("class_names", "ab"), ("class_names", [1]),
         ("mask_kind", []), ("crop", "x"), ("crop", [0, 1]), ("crop", [0, 0, 0, -1]),
         ("class_colours", None), ("own_colours", {}), ("our_order", "yes"), ("notes", "n"),
-        ("warnings", [None]), ("looks", {"a": 3}), ("looks", [1]), ("our_order", ...),
+        ("warnings", [None]), ("fingerprints", {"a": 3}), ("fingerprints", [1]), ("our_order", ...),
     ],
 )  # fmt: skip
 def test_what_is_damaged_in_a_record_is_not_known_and_the_rest_is(

@@ -14,7 +14,8 @@ from imaging.listing import Listing
 from imaging.pages import images_of, page_name
 from metallography.items import digest_of
 
-Look = Sequence[str]  # hashes of a picture: of its pixels, and of its file if it has one page
+# Hashes of a picture: of its pixels, and of its file if it has one page.
+Fingerprint = Sequence[str]
 Entry = list[Any]  # a file's path, bytes, and time of change in ns, as JSON gives them back
 
 
@@ -79,14 +80,15 @@ class UserFiles:
         return path.with_name(f"{page_name(path.stem, source.page)}{path.suffix}").as_posix()
 
 
-def look_of(image: Path, page: int, pages: int) -> Look:
+def fingerprint_of(source: Source) -> Fingerprint:
     """By what a picture is known again, before a crop: it is the same if one of its hashes is.
 
     Its pixels, in 8 bits, stay when it is saved anew. Its file stays when decoders, which round in
     their own ways, become others.
     """
-    pixels = read_image(image, page=page)  # (H, W), or (H, W, 3)
-    whole = [hashlib.sha256(read_bytes(image)).hexdigest()[:16]] if pages == 1 else []
+    pixels = read_image(source.image, page=source.page)  # (H, W), or (H, W, 3)
+    one = source.pages == 1
+    whole = [hashlib.sha256(read_bytes(source.image)).hexdigest()[:16]] if one else []
     return digest_of(pixels), *whole
 
 

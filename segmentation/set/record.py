@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from dataset.mask_values import parse_palette
 from imaging.field import Crop, read_crop
 from segmentation.request import Request
-from segmentation.set.files import Entry, Look, UserFiles
+from segmentation.set.files import Entry, Fingerprint, UserFiles
 from utils.files import DataError, name_key
 
 SET, RECORD = "set", "record.json"  # the folder of a set in OUT, and the file in it
@@ -52,7 +52,8 @@ class SetRecord:
     our_order: bool = False  # classes are in an order of values that nobody gave
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    looks: Mapping[str, Look] = field(default_factory=dict)  # of each picture, by its name
+    # Of each picture, by its name.
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of its file."""
@@ -148,5 +149,5 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
     "our_order": _of(bool),
     "notes": _texts,
     "warnings": _texts,
-    "looks": lambda value: {name: _texts(look) for name, look in _of(dict)(value).items()},
+    "fingerprints": lambda value: {n: _texts(own) for n, own in _of(dict)(value).items()},
 }
